@@ -1,0 +1,39 @@
+# Two commands matter: `make run` starts a mesh here, `make test` proves it. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint types clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## set everything up in .venv
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 install")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test]'
+	@touch $@
+
+REPLICAS ?= 4
+PORT ?= 8000
+run: install  ## a mesh on this machine: REPLICAS=4 PORT=8000 REDIS_URL=… (Ctrl-C stops it)
+	@exec $(BIN)/mesh up --replicas $(REPLICAS) --port $(PORT)
+
+lint: install  ## style and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install  ## strict on mesh
+	$(BIN)/mypy
+
+test: lint types  ## everything that must hold, in under 15 minutes
+	$(BIN)/pytest -q -m "not faults"
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,135 @@
+"""What can go wrong in a mesh, as sentences a user can read.
+
+Every error has a `code` that travels on the wire (a reply's `status`), so that the caller in another process
+raises the same class the worker raised. Facts travel as attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MeshError(Exception):
+    """Something in the mesh did not work."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, detail: str | None = None, **facts: Any) -> None:
+        self.detail = detail or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.facts: dict[str, Any] = facts
+        super().__init__(self.detail)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which a new try makes sense; None where nobody knows."""
+        value = self.facts.get("retry_after")
+        return None if value is None else float(value)
+
+
+class Unavailable(MeshError):
+    """The mesh cannot be reached just now: no Redis, or no lease."""
+
+    code = "unavailable"
+
+
+class Busy(MeshError):
+    """As much work as can be taken is under way; try again a little later."""
+
+    code = "busy"
+
+
+class NoReplica(MeshError):
+    """No live replica has the class or database that was asked for."""
+
+    code = "no-replica"
+
+
+class DeadlineExceeded(MeshError):
+    """The answer did not come before the deadline."""
+
+    code = "deadline"
+
+
+class Incomplete(MeshError):
+    """Not every live database answered."""
+
+    code = "incomplete"
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the databases that did not answer."""
+        return list(self.facts.get("missing", ()))
+
+
+class GivenUp(MeshError):
+    """The request was delivered several times, no replica survived it or finished it, and it was given up."""
+
+    code = "given-up"
+
+
+class Refused(MeshError):
+    """The handler refused the request; `facts` say why."""
+
+    code = "refused"
+
+
+class Cancelled(MeshError):
+    """Nobody waits for the answer any more."""
+
+    code = "cancelled"
+
+
+class LeaseLost(MeshError):
+    """The lease is over or in other hands; this process must stop and start anew."""
+
+    code = "lease-lost"
+
+
+class Conflict(MeshError):
+    """What the handler read has changed before its commit."""
+
+    code = "conflict"
+
+
+class NotAccepted(MeshError):
+    """The request is no longer this replica's to answer: expired, cancelled or claimed by another."""
+
+    code = "not-mine"
+
+
+class SetupError(MeshError):
+    """The mesh cannot work with this server or these credentials."""
+
+    code = "setup"
+
+
+class WrongCredentials(SetupError):
+    """Redis refuses the user or the password."""
+
+
+class ServerTooOld(SetupError):
+    """The server is older than 7.0, which the mesh needs."""
+
+
+class IsolationUnavailable(SetupError):
+    """These credentials may not manage Redis users, so the server cannot enforce isolation.
+
+    Set MESH_ISOLATION=prefix to go on with key prefixes alone.
+    """
+
+
+class NoFreeDatabase(MeshError):
+    """Every database is leased, or holds somebody else's keys."""
+
+    code = "no-free-database"
+
+
+_BY_CODE: dict[str, type[MeshError]] = {
+    cls.code: cls
+    for cls in (Unavailable, Busy, NoReplica, DeadlineExceeded, Incomplete, GivenUp, Refused, Cancelled, LeaseLost)
+}
+
+
+def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
+    """The error that a reply with this status stands for."""
+    return _BY_CODE.get(code, MeshError)(detail, **facts)

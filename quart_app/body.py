@@ -1,0 +1,79 @@
+"""Request bodies: strict JSON in, checked models out, and a clear error for everything else.
+
+Python's parser takes `NaN`, duplicate keys and lone surrogates, and turns deep nesting into RecursionError;
+none of that may reach a handler.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from quart import request
+
+from quart_app.errors import Problem, from_validation
+
+T = TypeVar("T")
+
+#: More digits than any service takes; an integer above it is refused before it is converted.
+MAX_INTEGER_DIGITS = 4000
+
+
+class _Unacceptable(ValueError):
+    """JSON by its grammar, yet not to be taken; carries the status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise _Unacceptable(422, f"an integer of {len(text)} digits is too long")
+    return int(text)
+
+
+def _constant(name: str) -> NoReturn:
+    raise _Unacceptable(400, f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Unacceptable(400, "an object names the same key twice")
+    return found
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that `data` stands for. Raises Problem (400, 422) where it is no acceptable JSON."""
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except _Unacceptable as error:
+        raise Problem(error.status, str(error)) from error
+    except UnicodeDecodeError as error:
+        raise Problem(400, f"the body is not UTF-8 (byte {error.start})") from error
+    except UnicodeEncodeError as error:
+        raise Problem(400, "a string has half a surrogate pair") from error
+    except json.JSONDecodeError as error:
+        raise Problem(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise Problem(400, "the body is nested too deeply") from error
+    return value
+
+
+async def read_json(adapter: TypeAdapter[T]) -> T:
+    """The current request's body as the adapter's type.
+
+    Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type, 422 not valid.
+    """
+    if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
+        raise Problem(415, "send the content as application/json")
+    value = parse_json(await request.get_data(cache=False))
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise from_validation(error) from error

@@ -1,0 +1,137 @@
+"""Every error as `application/problem+json` (RFC 9457). The only module that turns errors into HTTP statuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from quart import Quart, Response
+from werkzeug.exceptions import HTTPException
+
+from mesh import errors as mesh_errors
+
+log = structlog.get_logger(__name__)
+
+TITLES = {
+    400: "Bad request",
+    401: "Not authenticated",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "The request took too long to arrive",
+    409: "Conflict",
+    413: "Too large",
+    415: "Unsupported media type",
+    422: "The content is not valid",
+    429: "Too many requests",
+    500: "Internal error",
+    502: "A provider failed",
+    503: "Not available just now",
+    504: "Not done in time",
+}
+
+STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
+    mesh_errors.NoReplica: 404,
+    mesh_errors.Busy: 503,
+    mesh_errors.Unavailable: 503,
+    mesh_errors.LeaseLost: 503,
+    mesh_errors.Incomplete: 503,
+    mesh_errors.GivenUp: 503,
+    mesh_errors.SetupError: 503,
+    mesh_errors.NoFreeDatabase: 503,
+    mesh_errors.Cancelled: 503,
+    mesh_errors.DeadlineExceeded: 504,
+}
+
+
+class Problem(Exception):
+    """An answer that is an error: raise it anywhere below a route.
+
+    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = list(errors)
+        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+        self.facts = facts
+
+    def response(self) -> Response:
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": TITLES.get(self.status, "Error"),
+            "status": self.status,
+            "detail": self.detail,
+            **self.facts,
+        }
+        if self.errors:
+            body["errors"] = self.errors
+        answer = Response(json.dumps(body), self.status, content_type="application/problem+json")
+        answer.headers.update(self.headers)
+        if self.retry_after is not None:
+            answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+        return answer
+
+
+def from_mesh(error: mesh_errors.MeshError) -> Problem:
+    """A problem for a failure of the mesh; the error's facts stay visible."""
+    status = next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
+    facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
+    retry_after = error.retry_after
+    if retry_after is None and status == 503:
+        retry_after = 1
+    return Problem(error.facts.get("status", status), error.detail, retry_after=retry_after, **facts)
+
+
+def from_validation(error: ValidationError) -> Problem:
+    """A problem that names each wrong place with a JSON pointer (RFC 6901)."""
+    found = [
+        {"pointer": pointer(entry["loc"]), "message": entry["msg"]}
+        for entry in error.errors(include_url=False, include_context=False, include_input=False)[:100]
+    ]
+    return Problem(422, f"{error.error_count()} of the values given are not valid", errors=found)
+
+
+def pointer(path: Sequence[int | str]) -> str:
+    """The JSON pointer of a path."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def install(app: Quart) -> None:
+    """Make every error of an application a problem document."""
+
+    @app.errorhandler(Problem)
+    async def problem(error: Problem) -> Response:
+        return error.response()
+
+    @app.errorhandler(mesh_errors.MeshError)
+    async def mesh_error(error: mesh_errors.MeshError) -> Response:
+        return from_mesh(error).response()
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Response:
+        headers = dict(error.get_headers()) if error.code == 405 else {}
+        allow = {"Allow": headers["Allow"]} if "Allow" in headers else None
+        detail = error.description or TITLES.get(error.code or 500, "Error")
+        return Problem(error.code or 500, detail, headers=allow).response()
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> Response:
+        log.exception("a request failed unexpectedly", exc_info=error)
+        return Problem(500, "This is our fault; the log has the details.").response()
