@@ -126,7 +126,17 @@ class NoFreeDatabase(MeshError):
 
 _BY_CODE: dict[str, type[MeshError]] = {
     cls.code: cls
-    for cls in (Unavailable, Busy, NoReplica, DeadlineExceeded, Incomplete, GivenUp, Refused, Cancelled, LeaseLost)
+    for cls in (
+        Unavailable,
+        Busy,
+        NoReplica,
+        DeadlineExceeded,
+        Incomplete,
+        GivenUp,
+        Refused,
+        Cancelled,
+        LeaseLost,
+    )
 }
 
 

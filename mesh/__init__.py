@@ -1,0 +1,60 @@
+"""Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP."""
+
+from mesh.calls import Answer, Ask
+from mesh.connections import Connections
+from mesh.errors import (
+    Busy,
+    Cancelled,
+    DeadlineExceeded,
+    GivenUp,
+    Incomplete,
+    IsolationUnavailable,
+    LeaseLost,
+    MeshError,
+    NoReplica,
+    Refused,
+    ServerTooOld,
+    SetupError,
+    Unavailable,
+    WrongCredentials,
+)
+from mesh.messages import Address, Body, Class, Database, Request
+from mesh.replica import Replica, join
+from mesh.roster import Member
+from mesh.settings import Isolation, MeshSettings, RedisSettings
+from mesh.transaction import Store, Transaction
+from mesh.worker import Worker
+
+__all__ = [
+    "Address",
+    "Answer",
+    "Ask",
+    "Body",
+    "Busy",
+    "Cancelled",
+    "Class",
+    "Connections",
+    "Database",
+    "DeadlineExceeded",
+    "GivenUp",
+    "Incomplete",
+    "Isolation",
+    "IsolationUnavailable",
+    "LeaseLost",
+    "Member",
+    "MeshError",
+    "MeshSettings",
+    "NoReplica",
+    "RedisSettings",
+    "Refused",
+    "Replica",
+    "Request",
+    "ServerTooOld",
+    "SetupError",
+    "Store",
+    "Transaction",
+    "Unavailable",
+    "Worker",
+    "WrongCredentials",
+    "join",
+]

@@ -1,0 +1,313 @@
+"""Asking: call an address, or gather from every live database.
+
+A question is put on its streams in one atomic step, with the roster of that moment. It is complete when every part
+is: a part that its worker split up says how many answers follow (`forwards`). Whoever must answer is known; once it is
+no longer live, nobody waits for it: a gather goes on without that database, a call fails at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from redis import exceptions as redis_errors
+
+from mesh import keys, roster, streams
+from mesh.connections import PASSING, Link, is_fenced
+from mesh.errors import Busy, DeadlineExceeded, Incomplete, LeaseLost, MeshError, NoReplica, Unavailable
+from mesh.messages import Address, Body, Reply, encode
+from mesh.streams import ReplyReader
+
+log = structlog.get_logger(__name__)
+
+#: A question older than this is checked against the roster.
+LOOK_S = 0.25
+PAUSE_S = 0.1
+#: Requests that may be out at once; a bound for memory, far beyond what one process can serve.
+MOST_OUT = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to be sent."""
+
+    to: Address
+    op: str
+    body: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back for one request: the bodies of all its parts, or the first error."""
+
+    to: str
+    bodies: list[Body] = field(default_factory=list)
+    error: MeshError | None = None
+    #: whoever should have answered is no longer live
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    key: str
+    answer: Answer
+    outstanding: int = 1
+    id: str = ""
+
+    def take(self, reply: Reply) -> None:
+        self.outstanding += reply.forwards - 1
+        failure = reply.failure
+        if failure is None:
+            self.answer.bodies.append(reply.body)
+        elif self.answer.error is None:
+            self.answer.error = failure
+
+
+class _Exchange:
+    """One question and its parts."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts = {part.key: part for part in parts}
+        self.asked_at = time.monotonic()
+        self.submitted = False
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def part(self, key: str) -> _Part:
+        """A part by its key; a gather's parts are first heard of by submission or reply, whichever is faster."""
+        if key not in self.parts:
+            self.parts[key] = _Part(key, Answer(key.rpartition(".")[2]))
+        return self.parts[key]
+
+    @property
+    def open_parts(self) -> list[_Part]:
+        return [part for part in self.parts.values() if part.outstanding > 0]
+
+    def look(self) -> None:
+        if self.submitted and not self.complete.done() and not self.open_parts:
+            self.complete.set_result(None)
+
+    def fail(self, error: MeshError) -> None:
+        if not self.complete.done():
+            self.complete.set_exception(error)
+
+
+class Calls:
+    """All questions of one replica that wait for an answer. `run` listens until cancelled."""
+
+    def __init__(
+        self, link: Link, reader: ReplyReader, replica: str, databases: int, wait_replicas: tuple[int, int]
+    ) -> None:
+        self._link = link
+        self._reader = reader
+        self._replica = replica
+        self._databases = databases
+        self._wait_replicas = wait_replicas
+        self._numbers = itertools.count(1)
+        self._exchanges: dict[str, _Exchange] = {}
+        self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
+        self._closed: MeshError | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for an answer."""
+        return len(self._exchanges)
+
+    async def ask(self, asks: Sequence[Ask], deadline_ms: int) -> list[Answer]:
+        """Send requests, all or none, and wait for all their answers, in order.
+
+        An answer that did not come in time has DeadlineExceeded as its error. Raises NoReplica, Busy, Unavailable
+        where nothing was sent.
+        """
+        parts = [_Part(f"{self._replica}-{next(self._numbers)}", Answer(self._target(ask.to))) for ask in asks]
+        group = [
+            {
+                "to": part.answer.to,
+                "op": ask.op,
+                "key": part.key,
+                "ttl": deadline_ms,
+                "body": encode(ask.body),
+            }
+            for part, ask in zip(parts, asks, strict=True)
+        ]
+        exchange = _Exchange(parts)
+        await self._exchange(exchange, [part.key for part in parts], group, deadline_ms)
+        return [part.answer for part in parts]
+
+    async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
+        """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
+        failure that any of them answered."""
+        key = f"{self._replica}-{next(self._numbers)}"
+        group = [{"to": "*", "op": op, "key": key, "ttl": deadline_ms, "body": encode(body)}]
+        exchange = _Exchange(())
+        await self._exchange(exchange, [key], group, deadline_ms)
+        found: dict[int, Body] = {}
+        missing: list[int] = []
+        for part in exchange.parts.values():
+            number = int(part.answer.to.removeprefix("db"))
+            if isinstance(part.answer.error, DeadlineExceeded):
+                missing.append(number)
+            elif part.answer.error is not None:
+                raise part.answer.error
+            elif not part.answer.gone:
+                found[number] = part.answer.bodies[0]
+        if missing:
+            raise Incomplete(f"databases {sorted(missing)} did not answer in time", missing=sorted(missing))
+        return found
+
+    @staticmethod
+    def _target(to: Address) -> str:
+        return to.stream.removeprefix(keys.REQUESTS)
+
+    async def _exchange(
+        self, exchange: _Exchange, names: Sequence[str], group: list[dict[str, Any]], deadline_ms: int
+    ) -> None:
+        if self._closed is not None:
+            raise self._closed
+        if len(self._exchanges) + len(names) > MOST_OUT:
+            raise Busy("too many requests wait for an answer", retry_after=1)
+        self._exchanges.update(dict.fromkeys(names, exchange))
+        try:
+            async with asyncio.timeout(deadline_ms / 1000):
+                await self._submit(exchange, group)
+                await exchange.complete
+                await self._make_durable()
+        except TimeoutError:
+            self._expire(exchange)
+        except asyncio.CancelledError:
+            self._end(exchange, "cancelled")
+            raise
+        finally:
+            for name in names:
+                self._exchanges.pop(name, None)
+
+    async def _submit(self, exchange: _Exchange, group: list[dict[str, Any]]) -> None:
+        submission = asyncio.ensure_future(self._link.submit(group))
+        try:
+            result = await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            # It may be on its way all the same; whatever comes of it, nobody waits.
+            submission.add_done_callback(lambda done: self._abandon(exchange, done))
+            raise
+        if "error" in result:
+            raise _refusal(result["error"], result["about"])
+        self._note(exchange, result)
+
+    @staticmethod
+    def _note(exchange: _Exchange, result: dict[str, Any]) -> None:
+        for _, id, key in result["ids"] or ():
+            exchange.part(key).id = id
+        exchange.submitted = True
+        exchange.look()
+
+    def _abandon(self, exchange: _Exchange, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled() and done.exception() is None and "error" not in done.result():
+            self._note(exchange, done.result())
+            self._end(exchange, "cancelled")
+
+    def _expire(self, exchange: _Exchange) -> None:
+        for part in exchange.open_parts:
+            part.answer.error = DeadlineExceeded()
+        if not exchange.submitted:
+            raise DeadlineExceeded("Redis did not take the request in time")
+        self._end(exchange, "expired")
+
+    def _end(self, exchange: _Exchange, outcome: str) -> None:
+        """Take what was not answered off its stream; if it has been begun, its worker learns so."""
+        for part in exchange.open_parts:
+            self._end_part(part, outcome)
+
+    def _end_part(self, part: _Part, outcome: str) -> None:
+        if part.id:
+            self._endings.put_nowait((keys.REQUESTS + part.answer.to, part.id, outcome))
+
+    async def _make_durable(self) -> None:
+        copies, timeout_ms = self._wait_replicas
+        if copies:
+            # WAIT covers what its own connection wrote, and all that came before: so write something first.
+            await self._link.shared("HSET", keys.submitted(self._replica), "durable", "1")
+            reached = await self._link.shared("WAIT", copies, timeout_ms)
+            if reached < copies:
+                raise Unavailable(f"done, but only {reached} of {copies} copies of Redis confirmed it")
+
+    async def run(self) -> None:
+        """Listen for replies, watch over who must answer, end what nobody waits for."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen())
+                tasks.create_task(self._watch())
+                tasks.create_task(self._end_abandoned())
+        finally:
+            self.close(Unavailable("this replica has left the mesh"))
+
+    def close(self, error: MeshError) -> None:
+        """Fail whatever waits, and whatever is asked from now on."""
+        self._closed = error
+        for exchange in list(self._exchanges.values()):
+            exchange.fail(error)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                replies = await self._reader.read()
+            except (*PASSING, redis_errors.ResponseError) as error:
+                if is_fenced(error):
+                    raise LeaseLost("the Redis user of this lease is gone") from error
+                log.warning("replies could not be read", error=str(error))
+                await asyncio.sleep(PAUSE_S)
+                continue
+            for reply in replies:
+                self._take(reply)
+
+    def _take(self, reply: Reply) -> None:
+        exchange = self._exchanges.get(reply.key) or self._exchanges.get(reply.key.rpartition(".")[0])
+        if exchange is not None:
+            exchange.part(reply.key).take(reply)
+            exchange.look()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            before = time.monotonic() - LOOK_S
+            old = {id(e): e for e in self._exchanges.values() if e.submitted and e.asked_at < before}
+            if not old:
+                continue
+            live: set[str] = set()
+            for member in await roster.read(self._link, self._databases):
+                live |= {member.cls, f"db{member.database}"}
+            for exchange in old.values():
+                self._drop_gone(exchange, live)
+
+    def _drop_gone(self, exchange: _Exchange, live: set[str]) -> None:
+        for part in exchange.open_parts:
+            # A part that was forwarded waits for another than its first addressee.
+            if part.answer.to in live or part.answer.bodies:
+                continue
+            part.outstanding = 0
+            part.answer.gone = True
+            part.answer.error = NoReplica(f"{part.answer.to} has no live replica any more")
+            if "." in part.key:
+                part.answer.error = None
+            self._end_part(part, "cancelled")
+        exchange.look()
+
+    async def _end_abandoned(self) -> None:
+        while True:
+            ended = [await self._endings.get()]
+            while not self._endings.empty() and len(ended) < 256:
+                ended.append(self._endings.get_nowait())
+            await streams.settle(self._link, ended)
+
+
+def _refusal(code: str, about: str) -> MeshError:
+    if code == NoReplica.code:
+        return NoReplica(f"no live replica has {_spoken(about)}", address=about)
+    return Busy(f"as many requests as may wait for {_spoken(about)} do", retry_after=1, address=about)
+
+
+def _spoken(target: str) -> str:
+    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"

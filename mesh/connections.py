@@ -1,0 +1,412 @@
+"""Redis clients, their time-outs and retries, in one place.
+
+`Connections` makes clients. `Link` is the one connection over which a replica says everything that does not block:
+whatever was asked for during one turn of the event loop leaves in one round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
+from mesh.scripts import Script
+from mesh.settings import RedisSettings
+
+T = TypeVar("T")
+
+#: The network or the server is away for now; the same words may be said again later.
+PASSING = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.TryAgainError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    OSError,
+    asyncio.TimeoutError,
+)
+
+#: The server does not know our user any more, or has taken a right away: the lease is over.
+FENCED = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthenticationWrongNumberOfArgsError,
+    redis_errors.NoPermissionError,
+)
+
+MINIMUM_VERSION = (7, 0)
+
+
+def is_fenced(error: BaseException) -> bool:
+    """Whether an error means that our Redis user is gone (an AuthenticationError is a ConnectionError, too)."""
+    return isinstance(error, FENCED) or str(error).startswith(("WRONGPASS", "NOAUTH", "NOPERM"))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether waiting may help."""
+    return isinstance(error, PASSING) and not is_fenced(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A Redis user."""
+
+    username: str
+    password: str | None = field(repr=False)
+
+
+class Connections:
+    """Makes clients for the one Redis, as one user. Nothing is retried behind our back."""
+
+    def __init__(self, settings: RedisSettings, credentials: Credentials | None = None) -> None:
+        self.settings = settings
+        self._credentials = credentials
+
+    def as_user(self, credentials: Credentials) -> Connections:
+        """The same server as another user."""
+        return type(self)(self.settings, credentials)
+
+    @property
+    def bus(self) -> int:
+        """The number of the bus database."""
+        if self.settings.url is not None:
+            path = urlsplit(self.settings.url.get_secret_value()).path.strip("/")
+            if path:
+                return int(path)
+        return self.settings.db
+
+    def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
+        """A client with one connection (or, `shared`, a small pool that waits for a free one).
+
+        `block_ms` is how long its commands may block; its socket waits a little longer, and never for ever.
+        """
+        settings = self.settings
+        timeout = (settings.timeout_ms + block_ms) / 1000
+        options: dict[str, Any] = {
+            "db": self.bus if db is None else db,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": settings.connect_timeout_ms / 1000,
+            "socket_keepalive": True,
+            "retry": Retry(NoBackoff(), 0),  # what may be repeated is for the caller to know
+            "decode_responses": True,
+            "protocol": 2,
+            "client_name": name,
+            **self._login(),
+        }
+        if not shared:
+            options["max_connections"] = 1
+        if settings.sentinels:
+            return self._sentinel_client(options)
+        if settings.url is not None:
+            client: Redis = Redis.from_url(settings.url.get_secret_value(), **options)
+        else:
+            client = Redis(host=settings.host, port=settings.port, **options)
+        return client
+
+    def _login(self) -> dict[str, Any]:
+        if self._credentials is not None:
+            return {"username": self._credentials.username, "password": self._credentials.password}
+        settings = self.settings
+        if settings.url is not None and urlsplit(settings.url.get_secret_value()).password is not None:
+            return {}
+        if settings.password is None:
+            return {}
+        return {"username": settings.username, "password": settings.password.get_secret_value()}
+
+    def _sentinel_client(self, options: dict[str, Any]) -> Redis:
+        addresses = [address.strip().rpartition(":") for address in self.settings.sentinels.split(",")]
+        sentinel = Sentinel(
+            [(host, int(port)) for host, _, port in addresses],
+            sentinel_kwargs={
+                "socket_timeout": 0.5,
+                "socket_connect_timeout": 0.5,
+                "retry": Retry(NoBackoff(), 0),
+                "protocol": 2,
+            },
+        )
+        client: Redis = sentinel.master_for(self.settings.sentinel_master, redis_class=Redis, **options)
+        return client
+
+
+async def check_server(client: Redis) -> tuple[int, ...]:
+    """The server's version. Raises WrongCredentials, ServerTooOld, or Unavailable."""
+    try:
+        info = await client.info("server")
+    except FENCED as error:
+        if isinstance(error, redis_errors.NoPermissionError):
+            raise SetupError(f"Redis refuses INFO to this user: {error}") from error
+        raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
+    except PASSING as error:
+        if is_fenced(error):
+            raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
+        raise Unavailable(f"Redis cannot be reached: {error}") from error
+    text = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in text.split(".")[:3])
+    if version < MINIMUM_VERSION:
+        raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
+    return version
+
+
+class Batch(Generic[T]):
+    """Collects what is asked during one turn of the loop; `take` hands it over."""
+
+    def __init__(self, bound: int = 20_000) -> None:
+        self._bound = bound
+        self._items: deque[tuple[T, asyncio.Future[Any]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: T) -> asyncio.Future[Any]:
+        if len(self._items) >= self._bound:
+            raise Busy("too much waits to be sent to Redis", retry_after=1)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._items.append((item, future))
+        return future
+
+    def take(self, most: int) -> list[tuple[T, asyncio.Future[Any]]]:
+        return [self._items.popleft() for _ in range(min(most, len(self._items)))]
+
+    def fail(self, error: BaseException) -> None:
+        for _, future in self.take(len(self._items)):
+            if not future.done():
+                future.set_exception(error)
+
+
+#: Most of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
+MOST = 256
+RETRY_S = 0.05
+
+
+class Link:
+    """Everything a replica says to Redis that does not block, over one connection, one trip at a time.
+
+    Reads, submissions and commits asked for while a trip is under way share the next one. A trip that failed on the
+    way is made again: reads change nothing, a commit finds its entry no longer pending if it was already made, and a
+    submission carries its batch number. `trusted` says whether the lease still holds; without it nothing is sent.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        bus: int,
+        database: int,
+        trusted: Callable[[], bool],
+        submit: Callable[[list[Any], int], tuple[Any, ...]],
+        commit: Callable[[list[Any]], tuple[Any, ...]],
+        scripts: Sequence[Script],
+    ) -> None:
+        self._client = client
+        self._bus = bus
+        self._database = database
+        self._trusted = trusted
+        self._submit = submit
+        self._commit = commit
+        self._scripts = scripts
+        self._shared: Batch[tuple[Any, ...]] = Batch()
+        self._own: Batch[tuple[Any, ...]] = Batch()
+        self._submissions: Batch[Any] = Batch()
+        self._commits: Batch[Any] = Batch()
+        self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
+        self._wake = asyncio.Event()
+        self._number = 0
+        self._down_since: float | None = None
+        self._closed: MeshError | None = None
+        self.trips = 0
+
+    def _ask(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
+        if self._closed is not None:
+            raise self._closed
+        future = batch.add(item)
+        self._wake.set()
+        return future
+
+    def shared(self, *command: Any) -> Awaitable[Any]:
+        """Say a command in the bus database."""
+        return self._ask(self._shared, command)
+
+    def own(self, *command: Any) -> Awaitable[Any]:
+        """Say a command in the leased database."""
+        return self._ask(self._own, command)
+
+    def script(self, script: Script, keys: Sequence[str], *args: Any, own: bool = False) -> Awaitable[Any]:
+        """Run a script in the bus database, or the leased one."""
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        return self._ask(self._own if own else self._shared, command)
+
+    def submit(self, group: Any) -> Awaitable[Any]:
+        """Submit a group of requests. Raises Unavailable at once while Redis is known to be away."""
+        if self._down_since is not None:
+            raise Unavailable("Redis cannot be reached just now", retry_after=1)
+        return self._ask(self._submissions, group)
+
+    def commit(self, transaction: Any) -> Awaitable[str]:
+        """Commit a transaction; the outcome's word."""
+        return self._ask(self._commits, transaction)
+
+    @property
+    def down(self) -> bool:
+        """Whether the last trip failed on its way."""
+        return self._down_since is not None
+
+    async def run(self) -> None:
+        """Make trips until cancelled. Raises LeaseLost."""
+        try:
+            while True:
+                await self._wake.wait()
+                await asyncio.sleep(0)  # whatever else this turn of the loop asks for comes along
+                self._wake.clear()
+                while any(self._batches):
+                    await self._trip()
+        except LeaseLost as error:
+            self.close(error)
+            raise
+        finally:
+            self.close(Unavailable("this replica is leaving the mesh"))
+
+    def close(self, error: MeshError) -> None:
+        """Fail whatever waits, and whatever is asked from now on."""
+        if self._closed is None:
+            self._closed = error
+        for batch in self._batches:
+            batch.fail(error)
+
+    async def _trip(self) -> None:
+        reads = self._shared.take(MOST)
+        own = self._own.take(MOST)
+        submissions = self._submissions.take(MOST)
+        commits = self._commits.take(MOST)
+        if submissions:
+            self._number += 1
+        commands = self._commands(reads, own, submissions, commits)
+        try:
+            answers = await self._send(commands)
+        except BaseException as error:
+            failure = error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
+            for _, future in (*reads, *own, *submissions, *commits):
+                if not future.done():
+                    future.set_exception(failure)
+            raise
+        self._hand_out(answers, reads, own, submissions, commits)
+
+    def _commands(
+        self, reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
+    ) -> list[tuple[Any, ...]]:
+        commands = []
+        # Commits first: what they send and answer is on its way while the rest is still read.
+        if commits:
+            commands.append(self._commit([item for item, _ in commits]))
+        if submissions:
+            commands.append(self._submit([item for item, _ in submissions], self._number))
+        commands.extend(item for item, _ in reads)
+        if own:
+            commands.append(("SELECT", self._database))
+            commands.extend(item for item, _ in own)
+            commands.append(("SELECT", self._bus))
+        return commands
+
+    def _hand_out(
+        self, answers: list[Any], reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
+    ) -> None:
+        at = iter(answers)
+        if commits:
+            self._hand_out_each(next(at), commits)
+        if submissions:
+            answer = next(at)
+            self._hand_out_each(json.loads(answer) if isinstance(answer, str) else answer, submissions)
+        for _, future in reads:
+            _resolve(future, next(at))
+        if own:
+            next(at)
+            for _, future in own:
+                _resolve(future, next(at))
+
+    @staticmethod
+    def _hand_out_each(answer: Any, asked: list[Any]) -> None:
+        if isinstance(answer, list) and answer == ["lease-lost"]:
+            answer = LeaseLost()
+        for i, (_, future) in enumerate(asked):
+            _resolve(future, answer[i] if isinstance(answer, list) else answer)
+
+    async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """One round trip, made until it arrives. Raises LeaseLost."""
+        while True:
+            if not self._trusted():
+                raise LeaseLost()
+            try:
+                answers = await self._once(commands)
+            except redis_errors.RedisError as error:
+                if is_fenced(error):
+                    raise LeaseLost("the Redis user of this lease is gone") from error
+                if not is_passing(error):
+                    raise
+            except OSError:
+                pass
+            else:
+                again = self._must_repeat(answers)
+                if not again:
+                    self._down_since = None
+                    return answers
+                if again == "scripts":
+                    await self._load_scripts()
+                    continue
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+            await asyncio.sleep(RETRY_S)
+
+    async def _once(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        self.trips += 1
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    @staticmethod
+    def _must_repeat(answers: list[Any]) -> str:
+        """Why a trip that came back must be made again, or "". Raises LeaseLost."""
+        why = ""
+        for answer in answers:
+            if not isinstance(answer, Exception):
+                continue
+            if is_fenced(answer) or "LEASELOST" in str(answer):
+                raise LeaseLost("the Redis user of this lease is gone") from answer
+            if isinstance(answer, redis_errors.NoScriptError):
+                return "scripts"
+            # Inside a script these come back as plain response errors.
+            if is_passing(answer) or any(word in str(answer) for word in ("READONLY", "LOADING", "MASTERDOWN")):
+                why = "passing"
+        return why
+
+    async def _load_scripts(self) -> None:
+        with contextlib.suppress(*PASSING):
+            for script in self._scripts:
+                await self._client.script_load(script.source)
+
+
+def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    if future.done():
+        return
+    if isinstance(answer, redis_errors.OutOfMemoryError) or (
+        isinstance(answer, redis_errors.ResponseError) and "OOM" in str(answer)[:200]
+    ):
+        future.set_exception(Busy("Redis is out of memory", retry_after=5))
+    elif isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

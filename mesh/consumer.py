@@ -1,0 +1,342 @@
+"""Fetches requests, hands them over, keeps them alive while they are worked on, and settles them.
+
+A replica has two consumers. The one of its class works on many requests at once, in no order. The one of its database
+works in order, one entry's effect before the next one's read; neighbours without an effect run side by side.
+
+    fetch ----> task per request: worker runs the handler, settlement decides, act
+      |              ^      |
+    reclaim ---------+      +---> commit | retry | bury | expire | hand back
+    keep alive: whoever lost its request is cancelled
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from redis import exceptions as redis_errors
+
+from mesh import settlement, streams
+from mesh.connections import PASSING, Link, is_fenced
+from mesh.errors import GivenUp, LeaseLost, MeshError, Refused
+from mesh.messages import NEVER, Request, failure_body
+from mesh.settings import MeshSettings
+from mesh.settlement import Bury, Commit, Expire, Forget, HandBack, Outcome, Rerun, Retry, settle
+from mesh.streams import RequestReader
+from mesh.transaction import Store, Transaction
+from mesh.worker import Handler, Worker
+
+log = structlog.get_logger(__name__)
+
+#: What the commit script says.
+_OUTCOMES = {"done": Outcome.DONE, "conflict": Outcome.CONFLICT, "not-mine": Outcome.NOT_OURS}
+#: Reruns after conflicts before a request counts as crashed; a conflict means that another one got through.
+MOST_RERUNS = 100
+PAUSE_S = 0.1
+
+
+@dataclass(slots=True)
+class Work:
+    """One request in progress."""
+
+    request: Request
+    task: asyncio.Task[None] | None = None
+    #: ended by another, or handed back: whatever becomes of it is not our doing
+    given_away: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What this consumer has done since it started."""
+
+    done: int = 0
+    refused: int = 0
+    conflicts: int = 0
+    crashed: int = 0
+    expired: int = 0
+    buried: int = 0
+    reclaimed: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Member:
+    """Who consumes: what commits and transactions need to know of the replica."""
+
+    replica: str
+    database: int
+    link: Link
+    settings: MeshSettings
+    now_ms: Callable[[], int]
+
+
+class Consumer:
+    """Works off one request stream. `run` does it until cancelled; `stop` lets it end in order."""
+
+    def __init__(self, member: Member, reader: RequestReader, worker: Worker, *, ordered: bool) -> None:
+        self._member = member
+        self._reader = reader
+        self._worker = worker
+        self._ordered = ordered
+        self._store = Store(member.link, member.database)
+        self._works: dict[str, Work] = {}
+        self._room = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._fetch_ended = asyncio.Event()
+        self.counters = Counters()
+
+    @property
+    def in_progress(self) -> int:
+        """Requests being worked on."""
+        return len(self._works)
+
+    async def run(self) -> None:
+        """Consume until stopped. Raises LeaseLost."""
+        async with asyncio.TaskGroup() as tasks:
+            alive = tasks.create_task(self._keep_alive())
+            reclaim = tasks.create_task(self._reclaim(tasks))
+            try:
+                await self._fetch(tasks)
+            finally:
+                self._fetch_ended.set()
+                reclaim.cancel()
+            await self._idle.wait()
+            alive.cancel()
+
+    async def stop(self, wait_s: float) -> None:
+        """Take nothing more, finish what runs, and hand the rest back after `wait_s`."""
+        self._stopping.set()
+        self._room.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._fetch_ended.wait()
+                await self._idle.wait()
+        left = list(self._works.values())
+        for work in left:
+            work.given_away = True
+            if work.task is not None:
+                work.task.cancel()
+        await self._reader.hand_back([work.request.id for work in left], self._member.settings.claim_idle_ms)
+
+    async def _fetch(self, tasks: asyncio.TaskGroup) -> None:
+        if self._ordered:
+            await self._take_over_all()
+        while not self._stopping.is_set():
+            free = self._member.settings.concurrency - len(self._works)
+            if free <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                entries = await self._reader.read(min(free, 64))
+            except (*PASSING, redis_errors.ResponseError) as error:
+                await self._after_mishap(error)
+                continue
+            await self._accept(tasks, entries)
+
+    async def _take_over_all(self) -> None:
+        """The database is ours alone now, and so is whatever its former holder had begun."""
+        await self._reader.open()
+        while taken := await self._reader.reclaim(0, 1000):
+            works = [self._admit(id, fields, deliveries) for id, deliveries, fields in taken]
+            await self._in_order([work for work in works if work is not None])
+
+    async def _after_mishap(self, error: Exception) -> None:
+        if is_fenced(error):
+            raise LeaseLost("the Redis user of this lease is gone") from error
+        log.warning("requests could not be read", stream=self._reader.stream, error=str(error))
+        await asyncio.sleep(PAUSE_S)
+
+    async def _accept(self, tasks: asyncio.TaskGroup, entries: Sequence[tuple[str, streams.Fields | None]]) -> None:
+        works = []
+        for id, fields in entries:
+            if not fields:
+                await self._member.link.shared("XACK", self._reader.stream, "workers", id)
+            elif id not in self._works and (work := self._admit(id, fields)) is not None:
+                works.append(work)
+        if self._ordered:
+            await self._in_order(works)
+        else:
+            for work in works:
+                work.task = tasks.create_task(self._work(work))
+
+    def _admit(self, id: str, fields: streams.Fields, deliveries: int = 1) -> Work | None:
+        request = streams.to_request(self._reader.stream, id, fields, deliveries)
+        if isinstance(request, ValueError):
+            log.error("an entry is no request; it becomes a dead letter", id=id, reason=str(request))
+            request = Request(
+                self._reader.stream,
+                id,
+                "",
+                fields.get("request", ""),
+                "",
+                fields.get("reply_to", ""),
+                0,
+                {},
+                deliveries,
+            )
+        work = Work(request)
+        self._works[id] = work
+        self._idle.clear()
+        return work
+
+    async def _in_order(self, works: list[Work]) -> None:
+        """Work on a database's entries: an effect alone, neighbours without one together."""
+        neighbours: list[Work] = []
+        for work in works:
+            handler = self._worker.handler(work.request.op)
+            if handler is not None and not handler.effect:
+                neighbours.append(work)
+                continue
+            await self._together(neighbours)
+            neighbours = []
+            await self._together([work])
+        await self._together(neighbours)
+
+    async def _together(self, works: list[Work]) -> None:
+        # A task each even when alone, so that a request which nobody waits for can be cancelled by itself.
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                if not work.given_away:
+                    work.task = tasks.create_task(self._work(work))
+
+    async def _work(self, work: Work) -> None:
+        try:
+            await self._settle(work, await self._outcome(work))
+        except asyncio.CancelledError:
+            # This task alone ends; a stop of the whole replica goes on upwards.
+            if not work.given_away:
+                raise
+        finally:
+            self._works.pop(work.request.id, None)
+            if len(self._works) < self._member.settings.concurrency:
+                self._room.set()
+            if not self._works:
+                self._idle.set()
+
+    async def _outcome(self, work: Work) -> tuple[Outcome, Transaction | None, str]:
+        request = work.request
+        most = self._member.settings.max_deliveries
+        if settlement.overdelivered(request.deliveries, most):
+            return Outcome.CRASHED, None, f"{request.deliveries - 1} deliveries, and none was finished"
+        if not request.op:
+            return Outcome.CRASHED, None, "the entry is no request"
+        for _ in range(MOST_RERUNS):
+            if self._left_s(request) <= 0:
+                return Outcome.LATE, None, ""
+            outcome, transaction, reason = await self._attempt(request)
+            if outcome is not Outcome.CONFLICT:
+                return outcome, transaction, reason
+            self.counters.conflicts += 1
+        return Outcome.CRASHED, None, f"{MOST_RERUNS} commits in a row met a conflict"
+
+    async def _attempt(self, request: Request) -> tuple[Outcome, Transaction | None, str]:
+        """Run the handler once and commit."""
+        member = self._member
+        transaction = Transaction(member.database, member.replica, request)
+        handler = self._worker.handler(request.op)
+        try:
+            async with asyncio.timeout(self._left_s(request)):
+                await _run(handler, request, self._store, transaction)
+        except TimeoutError:
+            if self._left_s(request) <= 0:
+                return Outcome.LATE, None, ""
+            return Outcome.CRASHED, None, "TimeoutError in the handler"
+        except LeaseLost:
+            raise
+        except MeshError as error:
+            self.counters.refused += 1
+            transaction.refuse(error)
+        except Exception as error:
+            log.exception("a handler crashed", op=request.op, id=request.id, deliveries=request.deliveries)
+            return Outcome.CRASHED, None, f"{type(error).__name__}: {error}"
+        word = await member.link.commit(transaction.wire())
+        return _OUTCOMES.get(word, Outcome.CRASHED), transaction, word
+
+    def _left_s(self, request: Request) -> float:
+        if request.deadline == NEVER:
+            return 3600.0
+        return (request.deadline - self._member.now_ms()) / 1000
+
+    async def _settle(self, work: Work, found: tuple[Outcome, Transaction | None, str]) -> None:
+        outcome, _, reason = found
+        request = work.request
+        match settle(outcome, request.deliveries, self._member.settings.max_deliveries, reason):
+            case Commit():
+                self.counters.done += 1
+            case Bury(reason):
+                self.counters.buried += 1
+                await self._bury(request, reason)
+            case Expire():
+                self.counters.expired += 1
+                await streams.settle(self._member.link, [(request.stream, request.id, "expired")])
+            case Retry():
+                self.counters.crashed += 1
+                # Ordered work must not be overtaken by its successors.
+                if self._ordered:
+                    await self._again(work)
+            case HandBack():
+                await self._reader.hand_back([request.id], self._member.settings.claim_idle_ms)
+            case Forget():
+                self.counters.lost += 1
+            case Rerun():
+                raise AssertionError("a conflict is run again before it is settled")
+
+    async def _again(self, work: Work) -> None:
+        """Deliver an entry of the database's stream to ourselves once more, in its place."""
+        for id, deliveries, fields in await self._reader.reclaim(0, 1000):
+            if id == work.request.id:
+                request = streams.to_request(self._reader.stream, id, fields, deliveries)
+                if isinstance(request, Request):
+                    work.request = request
+                    await self._settle(work, await self._outcome(work))
+
+    async def _bury(self, request: Request, reason: str) -> None:
+        error = GivenUp(f"the request was given up: {reason}", deliveries=request.deliveries)
+        log.error("dead letter", op=request.op, id=request.id, reason=reason)
+        await self._reader.bury(
+            request.id, request.reply_to, reason, request.deliveries, error.code, failure_body(error)
+        )
+
+    async def _keep_alive(self) -> None:
+        interval_s = self._member.settings.keep_alive_ms / 1000
+        while True:
+            await asyncio.sleep(interval_s)
+            ids = list(self._works)
+            if not ids:
+                continue
+            for id in await self._reader.keep_alive(ids):
+                work = self._works.get(id)
+                if work is not None and work.task is not None:
+                    work.given_away = True
+                    work.task.cancel()
+
+    async def _reclaim(self, tasks: asyncio.TaskGroup) -> None:
+        settings = self._member.settings
+        while not self._ordered:
+            await asyncio.sleep(settings.claim_idle_ms / 4000)
+            room = settings.concurrency - len(self._works)
+            if room <= 0:
+                continue
+            try:
+                taken = await self._reader.reclaim(settings.claim_idle_ms, min(room, 64))
+            except redis_errors.ResponseError:  # no stream, no group: the fetching side opens them
+                continue
+            for id, deliveries, fields in taken:
+                work = self._admit(id, fields, deliveries) if id not in self._works else None
+                if work is not None:
+                    self.counters.reclaimed += 1
+                    work.task = tasks.create_task(self._work(work))
+
+
+async def _run(handler: Handler | None, request: Request, store: Store, transaction: Transaction) -> None:
+    if handler is None:
+        raise Refused(f"no replica here knows the operation {request.op!r}", op=request.op)
+    body = await handler.handle(request, store, transaction)
+    if body is not None:
+        transaction.reply(body)

@@ -1,0 +1,74 @@
+"""Every shared key: its name, type and meaning. No other module spells one.
+
+    mesh:epoch               counter       the last epoch granted
+    mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
+    mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, version, state…
+    mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
+    mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
+    mesh:replies:{replica}   stream, PX    replies to the requests of that replica
+    mesh:submitted:{replica} hash, PX      last batch that replica submitted and its result: a resend changes nothing
+    mesh:dead                stream        requests given up, with reason and deliveries
+    mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
+    shared:{service}:*       any           state that a service shares between replicas
+    events:*                 stream        events from outside
+
+All of them live in the bus database (REDIS_DB). A replica's own data are in database n:
+
+    db{n}:class              string        the class this database was given when it was first leased
+    db{n}:{service}:*        any           a service's data there
+"""
+
+from __future__ import annotations
+
+EPOCH = "mesh:epoch"
+DEAD = "mesh:dead"
+BOOKS = "mesh:books"
+SHARED = "shared:"
+
+LEASES = "mesh:lease:"
+ROWS = "mesh:replica:"
+REQUESTS = "mesh:requests:"
+REPLIES = "mesh:replies:"
+SUBMITTED = "mesh:submitted:"
+EVENTS = "events:"
+
+#: The one consumer group of every request stream.
+GROUP = "workers"
+
+
+def lease(database: int) -> str:
+    return f"{LEASES}{database}"
+
+
+def row(database: int) -> str:
+    return f"{ROWS}{database}"
+
+
+def class_requests(cls: str) -> str:
+    return f"{REQUESTS}{cls}"
+
+
+def database_requests(database: int) -> str:
+    return f"{REQUESTS}db{database}"
+
+
+def replies(replica: str) -> str:
+    return f"{REPLIES}{replica}"
+
+
+def submitted(replica: str) -> str:
+    return f"{SUBMITTED}{replica}"
+
+
+def own(database: int) -> str:
+    """What every key of a database's holder begins with."""
+    return f"db{database}:"
+
+
+def class_of(database: int) -> str:
+    return f"{own(database)}class"
+
+
+def request_streams(classes: str, databases: int) -> list[str]:
+    """Every request stream there can be."""
+    return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(databases)]

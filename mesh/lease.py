@@ -1,0 +1,347 @@
+"""The exclusive right to a database, until a time.
+
+    free --grant--> held --renew--> held --release--> free (the roster row stays as "left" for the rest of its time)
+                     |
+                     +--- not renewed in time: the key expires, whoever comes next is granted a higher epoch,
+                          and the former holder's Redis user is deleted in the same transaction
+
+The holder trusts its lease from before the renewal was sent, and gives up by itself a little before the server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import isolation, keys
+from mesh.connections import FENCED, PASSING, Connections, Credentials, check_server, is_fenced
+from mesh.errors import LeaseLost, MeshError, Unavailable
+from mesh.scripts import GRANT, RELEASE, RENEW, SURVEY
+from mesh.settings import Isolation, MeshSettings
+
+log = structlog.get_logger(__name__)
+
+#: A lease renewed this recently needs no second look to be taken for alive.
+FRESH_MS = 300
+#: The holder's trust ends this part of the ttl before the server's.
+SAFETY = 0.1
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One database as a starting replica finds it."""
+
+    database: int
+    lease: str
+    pttl: int
+    cls: str
+    size: int
+    state: str
+
+    @property
+    def free(self) -> bool:
+        return not self.lease
+
+    def foreign(self, bus: int) -> bool:
+        """Holds keys, and none of them is ours."""
+        return not self.cls and self.size > 0 and self.database != bus
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    database: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    reason: str
+
+
+def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | Wait:
+    """Which database to take.
+
+    One that has a class first: its data live again. An unused one (from 1 up, the bus last) only once every leased
+    one is known to be alive, lest a replica that is restarted takes a new database and leaves its own without a
+    holder. `alive` are the leases seen being renewed.
+    """
+    free = sorted(
+        (row for row in rows if row.free and not row.foreign(bus)),
+        key=lambda r: (r.database == bus, r.database),
+    )
+    for row in free:
+        if row.cls:
+            return Take(row.database)
+    doubtful = [row.database for row in rows if not row.free and row.database not in alive]
+    if doubtful:
+        return Wait(f"database {doubtful[0]} may come free: its holder has not renewed since we look")
+    if free:
+        return Take(free[0].database)
+    foreign = [row.database for row in rows if row.foreign(bus)]
+    if foreign and len(foreign) == sum(row.free for row in rows):
+        return Wait(f"the only free databases ({foreign}) hold somebody else's keys")
+    return Wait(f"all {len(rows)} databases are leased")
+
+
+class Observation:
+    """Tells which leases are alive, by watching them being renewed."""
+
+    def __init__(self, ttl_ms: int) -> None:
+        self._ttl_ms = ttl_ms
+        self._seen: dict[int, Row] = {}
+        self._alive: dict[int, str] = {}
+
+    def update(self, rows: Sequence[Row]) -> set[int]:
+        for row in rows:
+            before = self._seen.get(row.database)
+            renewed = before is not None and before.lease == row.lease and row.pttl > before.pttl
+            fresh = row.pttl > self._ttl_ms - FRESH_MS
+            if row.lease and row.state != "draining" and (renewed or fresh):
+                self._alive[row.database] = row.lease
+            elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._overdue(row):
+                self._alive.pop(row.database, None)
+            self._seen[row.database] = row
+        return set(self._alive)
+
+    def _overdue(self, row: Row) -> bool:
+        return row.pttl < self._ttl_ms // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease as it was granted."""
+
+    database: int
+    cls: str
+    epoch: int
+    replica: str
+    credentials: Credentials | None
+    granted_at: float
+    now_ms: int
+
+    @property
+    def holder(self) -> str:
+        """What stands in the lease."""
+        return f"{self.epoch} {self.replica}"
+
+
+class Applicant:
+    """A replica that has no lease yet; speaks to Redis as the shared user."""
+
+    def __init__(self, settings: MeshSettings, connections: Connections, replica: str, row: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._replica = replica
+        self._row = row
+        #: why there is no lease yet, for /readyz
+        self.waits_for = "starting"
+
+    async def apply(self) -> Grant:
+        """Wait for a lease, for as long as it takes. Raises SetupError where waiting cannot help."""
+        client = self._connections.client(f"applicant-{self._replica}")
+        try:
+            while True:
+                try:
+                    return await self._apply(client)
+                except (Unavailable, *PASSING) as error:
+                    if isinstance(error, FENCED) or is_fenced(error):
+                        raise
+                    self._wait(f"Redis cannot be used: {error}")
+                    await asyncio.sleep(2 * POLL_S)
+        finally:
+            await client.aclose()
+
+    def _wait(self, reason: str) -> None:
+        if reason != self.waits_for:
+            log.info("waiting for a lease", reason=reason)
+        self.waits_for = reason
+
+    async def _apply(self, client: Redis) -> Grant:
+        version = await check_server(client)
+        if self._settings.isolation is Isolation.ACL:
+            await isolation.check_enforceable(client)
+        observation = Observation(self._settings.lease_ttl_ms)
+        while True:
+            rows = await self.survey(client)
+            choice = choose(rows, observation.update(rows), self._connections.bus)
+            if isinstance(choice, Wait):
+                self._wait(choice.reason)
+                await asyncio.sleep(POLL_S)
+                continue
+            grant = await self._take(client, choice.database, version)
+            if grant is not None:
+                return grant
+
+    async def survey(self, client: Redis) -> list[Row]:
+        """Every database at one moment."""
+        bus = self._connections.bus
+        rows = await client.eval(SURVEY.source, 0, str(bus), str(self._settings.databases))
+        return [Row(*row) for row in rows]
+
+    async def _take(self, client: Redis, database: int, version: tuple[int, ...]) -> Grant | None:
+        """Grant ourselves the database; None if another was faster.
+
+        The lease is watched: were it granted meanwhile, the change of the Redis user must not happen either.
+        """
+        credentials = isolation.new_credentials(database)
+        enforced = self._settings.isolation is Isolation.ACL
+        granted_at = time.monotonic()
+        async with client.pipeline(transaction=True) as pipeline:
+            await pipeline.watch(keys.lease(database))
+            if await pipeline.exists(keys.lease(database)):
+                return None
+            pipeline.multi()
+            pipeline.eval(GRANT.source, 4, *self._grant_keys(database), *self._grant_arguments(database))
+            if enforced:
+                rules = isolation.rules(database, self._connections.bus, credentials.password or "", version)
+                pipeline.execute_command("ACL", "DELUSER", credentials.username)
+                pipeline.execute_command("ACL", "SETUSER", credentials.username, *rules)
+            try:
+                answers = await pipeline.execute()
+            except redis_errors.WatchError:
+                return None
+        epoch, cls, now_ms = answers[0]
+        return Grant(
+            database=database,
+            cls=cls,
+            epoch=int(epoch),
+            replica=self._replica,
+            credentials=credentials if enforced else None,
+            granted_at=granted_at,
+            now_ms=int(now_ms),
+        )
+
+    def _grant_keys(self, database: int) -> list[str]:
+        return [keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica)]
+
+    def _grant_arguments(self, database: int) -> list[str]:
+        settings = self._settings
+        at_random = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
+        words: list[Any] = [
+            self._connections.bus,
+            database,
+            self._replica,
+            settings.lease_ttl_ms,
+            settings.classes,
+            settings.class_ or "",
+            at_random,
+            settings.databases,
+        ]
+        for name, value in self._row.items():
+            words += [name, value]
+        return [str(word) for word in words]
+
+
+class Lease:
+    """A lease in our hands. `run` keeps it; `trusted` says whether it still holds."""
+
+    def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
+        self.grant = grant
+        self.state = "ready"
+        self._settings = settings
+        self._row = {
+            **row,
+            "class": grant.cls,
+            "replica": grant.replica,
+            "epoch": str(grant.epoch),
+            "since": str(grant.now_ms),
+        }
+        self._client = connections.client(f"lease-{grant.replica}")
+        self._renewed_at = grant.granted_at
+        # Half of nothing is known about the way; the first renewal corrects it.
+        self._clock_offset_ms = grant.now_ms - time.monotonic() * 1000
+        self._nudge = asyncio.Event()
+        self._lost: MeshError | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether we may still act as the holder."""
+        held_ms = (time.monotonic() - self._renewed_at) * 1000
+        return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
+
+    def now_ms(self) -> int:
+        """Redis's clock, as of the last renewal and our own pace since."""
+        return int(time.monotonic() * 1000 + self._clock_offset_ms)
+
+    def set_state(self, state: str) -> None:
+        """Tell the roster, with the next renewal, which comes at once."""
+        self.state = state
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Renew until cancelled. Raises LeaseLost."""
+        interval_s = self._settings.renew_interval_ms / 1000
+        while True:
+            pause = interval_s
+            try:
+                await self._renew()
+            except PASSING as error:
+                if is_fenced(error):
+                    self._lose(LeaseLost("the Redis user of this lease is gone"), error)
+                pause = min(interval_s, POLL_S)
+            except redis_errors.RedisError as error:
+                if is_fenced(error):
+                    self._lose(LeaseLost("the Redis user of this lease is gone"), error)
+                log.warning("the lease could not be renewed", error=str(error))
+                pause = min(interval_s, POLL_S)
+            if not self.trusted:
+                self._lose(LeaseLost("the lease could not be renewed in time"))
+            self._nudge.clear()
+            try:
+                await asyncio.wait_for(self._nudge.wait(), pause)
+            except TimeoutError:
+                continue
+
+    def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
+        self._lost = error
+        raise error from cause
+
+    async def _renew(self) -> None:
+        grant = self.grant
+        sent_at = time.monotonic()
+        fields = [word for pair in self._row.items() for word in pair]
+        names = (
+            keys.lease(grant.database),
+            keys.row(grant.database),
+            keys.replies(grant.replica),
+            keys.submitted(grant.replica),
+        )
+        # A renewal that hangs is worth less than the next one.
+        async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
+            held, now_ms = await self._client.eval(
+                RENEW.source, 4, *names, grant.holder, str(self._settings.lease_ttl_ms), self.state, *fields
+            )
+        if not held:
+            self._lose(LeaseLost("the lease is in other hands"))
+        self._renewed_at = sent_at
+        self._clock_offset_ms = int(now_ms) - (sent_at + time.monotonic()) * 500
+
+    async def release(self, wait_s: float) -> bool:
+        """Give the database back once no request waits for it, or after `wait_s` anyway."""
+        grant = self.grant
+        names = (
+            keys.lease(grant.database),
+            keys.row(grant.database),
+            keys.database_requests(grant.database),
+            keys.replies(grant.replica),
+            keys.submitted(grant.replica),
+        )
+        until = time.monotonic() + wait_s
+        while self.trusted:
+            force = time.monotonic() >= until
+            released = await self._client.eval(RELEASE.source, 5, *names, grant.holder, "1" if force else "0")
+            if released >= 0:
+                return bool(released)
+            await asyncio.sleep(0.01)
+        return False
+
+    async def close(self) -> None:
+        await self._client.aclose()

@@ -1,0 +1,131 @@
+"""What travels: addresses, requests, replies. The only place that knows their stream fields.
+
+An entry is for people too: plain names, text, one JSON field `body`.
+
+    request   op request from reply_to deadline body
+    reply     request op from status forwards body
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mesh import keys
+from mesh.errors import MeshError, from_wire
+
+#: `status` of a reply that is no failure.
+OK = "ok"
+#: `deadline` of a request that waits for ever, such as a drop.
+NEVER = 0
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """Address: any one replica of this class."""
+
+    name: str
+
+    @property
+    def stream(self) -> str:
+        return keys.class_requests(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Address: the replica that holds this database."""
+
+    number: int
+
+    @property
+    def stream(self) -> str:
+        return keys.database_requests(self.number)
+
+
+Address = Class | Database
+
+
+def encode(body: Mapping[str, Any]) -> str:
+    """A body as readable JSON."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as its handler sees it.
+
+    `id` is the stream id, Redis's clock: two redeliveries of it have the same. `key` names the request to its
+    sender. `deadline` is in ms of Redis's clock, NEVER for none. `deliveries` counts this one.
+    """
+
+    stream: str
+    id: str
+    op: str
+    key: str
+    sender: str
+    reply_to: str
+    deadline: int
+    body: Body
+    deliveries: int = 1
+
+    @property
+    def at_ms(self) -> int:
+        """When it was sent, in ms of Redis's clock."""
+        return int(self.id.partition("-")[0])
+
+    @classmethod
+    def from_entry(cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1) -> Request:
+        """Read an entry. Raises ValueError where it is none of ours."""
+        try:
+            body = json.loads(fields["body"])
+            if not isinstance(body, dict):
+                raise ValueError("the body is not an object")
+            return cls(
+                stream=stream,
+                id=id,
+                op=fields["op"],
+                key=fields.get("request", ""),
+                sender=fields.get("from", ""),
+                reply_to=fields.get("reply_to", ""),
+                deadline=int(fields.get("deadline", NEVER)),
+                body=body,
+                deliveries=deliveries,
+            )
+        except KeyError as error:
+            raise ValueError(f"the entry has no field {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer. `forwards` counts the requests sent on its behalf, each of which answers too."""
+
+    key: str
+    status: str
+    body: Body
+    forwards: int = 0
+
+    @classmethod
+    def from_entry(cls, fields: Mapping[str, str]) -> Reply:
+        return cls(
+            key=fields["request"],
+            status=fields["status"],
+            body=json.loads(fields["body"]),
+            forwards=int(fields.get("forwards", 0)),
+        )
+
+    @property
+    def failure(self) -> MeshError | None:
+        """The error it carries, or None."""
+        if self.status == OK:
+            return None
+        facts = dict(self.body)
+        return from_wire(self.status, str(facts.pop("detail", "")), facts)
+
+
+def failure_body(error: MeshError) -> Body:
+    """What a failed request's reply carries."""
+    return {"detail": error.detail, **error.facts}

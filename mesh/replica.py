@@ -1,0 +1,300 @@
+"""One process's membership in the mesh: opens and closes all that belongs to it.
+
+    applying --grant--> member --drain--> leaving --release--> gone
+                          |
+                          +-- lease lost: everything stops at once, and the process starts anew
+
+Five connections: one that says everything, one that renews the lease, three that block on a stream each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+
+from mesh import keys, roster, scripts, streams
+from mesh.calls import Answer, Ask, Calls
+from mesh.connections import PASSING, Connections, Link
+from mesh.consumer import Consumer
+from mesh.consumer import Member as Consuming
+from mesh.errors import LeaseLost, MeshError
+from mesh.lease import Applicant, Grant, Lease
+from mesh.messages import Address, Body, Class, Database
+from mesh.roster import Member
+from mesh.settings import MeshSettings
+from mesh.streams import BLOCK_MS, ReplyReader, RequestReader
+from mesh.transaction import Store, Transaction
+from mesh.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+SWEEP_S = 5.0
+#: How long requests on the database's stream may hold up its release.
+RELEASE_WAIT_S = 1.0
+
+#: What runs before members talk to each other; loaded once per connection that lost them.
+LINK_SCRIPTS = (
+    scripts.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.SETTLE, scripts.KEEP_ALIVE, scripts.RECLAIM, scripts.BURY,
+    scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+)  # fmt: skip
+
+
+class Replica:
+    """This process as a member. Made by `join`; everything it offers ends with the membership."""
+
+    def __init__(
+        self,
+        grant: Grant,
+        worker: Worker,
+        settings: MeshSettings,
+        connections: Connections,
+        row: Mapping[str, str],
+    ) -> None:
+        self.id = grant.replica
+        self.database = grant.database
+        self.cls = grant.cls
+        self.epoch = grant.epoch
+        self.settings = settings
+        self._grant = grant
+        self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
+        self._lease = Lease(grant, settings, self._connections, row)
+        self._clients: list[Redis] = []
+        self._extra_scripts: list[scripts.Script] = list(LINK_SCRIPTS)
+        self._link = self._make_link()
+        self._streams = keys.request_streams(settings.classes, settings.databases)
+        self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
+        self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
+        redis = settings.redis
+        self._calls = Calls(
+            self._link,
+            ReplyReader(self._client("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
+            self.id,
+            settings.databases,
+            (redis.wait_replicas, redis.wait_timeout_ms),
+        )
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        #: a client for what services share: `shared:*` and `events:*` in the bus database
+        self.shared: Redis = self._client("shared", shared=True)
+
+    # What a member can do
+
+    async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
+        """Ask one address and wait. Answers in parts are merged key by key. Raises MeshError."""
+        (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
+        if answer.error is not None:
+            raise answer.error
+        merged: Body = {}
+        for part in answer.bodies:
+            merged.update(part)
+        return merged
+
+    async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
+        """Send several requests, all or none, and wait for every answer."""
+        return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms)
+
+    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> dict[int, Body]:
+        """Ask every live database at one moment; the answers by database. Raises Incomplete, MeshError."""
+        return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms)
+
+    async def roster(self) -> list[Member]:
+        """Who is live now."""
+        return await roster.read(self._link, self.settings.databases)
+
+    async def books(self) -> dict[str, int]:
+        """The mesh's accounts: accepted is the sum of all the others."""
+        return await streams.books(self._link, self._streams)
+
+    def store(self) -> Store:
+        """The view of our own database that handlers have, for work of the replica's own."""
+        return Store(self._link, self.database)
+
+    def transaction(self) -> Transaction:
+        """A transaction that belongs to no request; see `commit`."""
+        return Transaction(self.database, self.id)
+
+    async def commit(self, transaction: Transaction) -> bool:
+        """Make a transaction true; False where what it expected has changed. Raises LeaseLost."""
+        word = await self._link.commit(transaction.wire())
+        if word not in {"done", "conflict"}:
+            raise MeshError(f"the transaction is not valid: {word}")
+        return word == "done"
+
+    def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
+        """A client with a connection of its own, for a reader that blocks; closed with the membership."""
+        return self._client("reader", block_ms=block_ms)
+
+    def now_ms(self) -> int:
+        """Redis's clock, as well as it is known here."""
+        return self._lease.now_ms()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the lease holds."""
+        return self._lease.trusted
+
+    @property
+    def reachable(self) -> bool:
+        """Whether Redis answered last time."""
+        return not self._link.down
+
+    def statistics(self) -> dict[str, float]:
+        """Counters of this process, for metrics."""
+        found: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
+        for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
+            found[f"{name}_in_progress"] = consumer.in_progress
+            counters = consumer.counters
+            for counter in counters.__slots__:
+                found[f"{name}_{counter}"] = getattr(counters, counter)
+        return found
+
+    # Its life
+
+    def _client(self, name: str, *, block_ms: int = 0, shared: bool = False) -> Redis:
+        client = self._connections.client(f"{name}-{self.id}", block_ms=block_ms, shared=shared)
+        self._clients.append(client)
+        return client
+
+    def _make_link(self) -> Link:
+        bus, grant, settings = self._connections.bus, self._grant, self.settings
+
+        def submit(groups: list[Any], number: int) -> tuple[Any, ...]:
+            script = scripts.SUBMIT
+            return (
+                "EVALSHA", script.sha, 3, keys.BOOKS, keys.submitted(self.id), keys.lease(self.database),
+                grant.holder, number, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
+                scripts.to_json(groups),
+            )  # fmt: skip
+
+        def commit(transactions: list[Any]) -> tuple[Any, ...]:
+            script = scripts.COMMIT
+            return (
+                "EVALSHA", script.sha, 2, keys.lease(self.database), keys.BOOKS,
+                grant.holder, self.database, bus, self.id, scripts.to_json(transactions),
+            )  # fmt: skip
+
+        return Link(
+            self._client("link"),
+            bus=bus,
+            database=self.database,
+            trusted=lambda: self._lease.trusted,
+            submit=submit,
+            commit=commit,
+            scripts=self._extra_scripts,
+        )
+
+    def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
+        reader = RequestReader(
+            self._client("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
+        )
+        member = Consuming(self.id, self.database, self._link, self.settings, self._lease.now_ms)
+        return Consumer(member, reader, worker, ordered=ordered)
+
+    def add_script(self, script: scripts.Script) -> None:
+        """Make a service's script known, so that it is loaded wherever it is missing."""
+        self._extra_scripts.append(script)
+
+    def _start(self, tasks: asyncio.TaskGroup) -> None:
+        loops: dict[str, Callable[[], Any]] = {
+            "lease": self._lease.run,
+            "link": self._link.run,
+            "calls": self._calls.run,
+            "database": self._database_consumer.run,
+            "class": self._class_consumer.run,
+            "sweep": self._sweep,
+        }
+        for name, loop in loops.items():
+            self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await streams.sweep(self._link, self._streams)
+
+    def drain(self) -> None:
+        """Tell the roster that we are about to leave. Work goes on until the membership ends."""
+        self._lease.set_state("draining")
+
+    async def _leave(self) -> None:
+        """Take nothing more, finish what runs, hand the rest back, release."""
+        self.drain()
+        deadline_s = self.settings.deadline_ms / 1000
+        await self._class_consumer.stop(deadline_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self._calls.waiting:
+                    await asyncio.sleep(0.01)
+        self._tasks["lease"].cancel()
+        await asyncio.wait([self._tasks["lease"]])
+        with contextlib.suppress(*PASSING):
+            released = await self._lease.release(RELEASE_WAIT_S)
+            log.info("lease released" if released else "lease not released", database=self.database)
+        await self._database_consumer.stop(0)
+
+    async def _close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        for client in self._clients:
+            with contextlib.suppress(*PASSING):
+                await client.aclose()
+        with contextlib.suppress(*PASSING):
+            await self._lease.close()
+
+
+def identity() -> str:
+    """A name no other replica has."""
+    return f"replica-{secrets.token_hex(4)}"
+
+
+@contextlib.asynccontextmanager
+async def join(
+    worker: Worker,
+    settings: MeshSettings | None = None,
+    *,
+    connections: Connections | None = None,
+    public: str = "",
+    private: str = "",
+    version: str = "",
+    applicant: Callable[[Applicant], None] | None = None,
+) -> AsyncIterator[Replica]:
+    """Become a member: wait for a lease, work off requests, leave in order.
+
+    `public` and `private` (host:port) stand in the roster for others to find. `applicant` is handed what waits for the
+    lease, which can tell why. Raises SetupError where the server or the credentials do not serve, LeaseLost when the
+    membership ends by itself: start anew then.
+    """
+    settings = settings or MeshSettings()
+    connections = connections or Connections(settings.redis)
+    name = identity()
+    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version}
+    applying = Applicant(settings, connections, name, row)
+    if applicant is not None:
+        applicant(applying)
+    grant = await applying.apply()
+    log.info("lease granted", replica=name, database=grant.database, cls=grant.cls, epoch=grant.epoch)
+    replica = Replica(grant, worker, settings, connections, row)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            replica._start(tasks)
+            try:
+                yield replica
+                await replica._leave()
+            finally:
+                await replica._close()
+    except BaseExceptionGroup as group:
+        raise _one_of(group) from group
+
+
+def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that says most: a lost lease, else the first there is."""
+    lost, others = group.split(LeaseLost)
+    found: BaseException | None = lost or others
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found or group

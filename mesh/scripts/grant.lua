@@ -1,0 +1,56 @@
+-- Grants database n: a new epoch, the lease, the class, the roster row. Called inside MULTI, beside the change of
+-- the Redis user, with the lease's key watched.
+-- KEYS: epoch, lease, roster row, reply stream
+-- ARGV: bus, database, replica, lease ttl ms, classes there are, class wanted or "", random number, databases,
+--       then field, value, ... of the row
+-- Returns {epoch, class, now ms}
+local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local classes, wanted, random, databases = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Never below the clock, so that an emptied server cannot repeat an epoch.
+local epoch = math.max(tonumber(redis.call('GET', epoch_key) or '0') + 1, now)
+
+local function rarest()
+  local held = {}
+  for n = 0, databases - 1 do
+    local class = redis.call('HGET', 'mesh:replica:' .. n, 'class')
+    if class then held[class] = (held[class] or 0) + 1 end
+  end
+  local best
+  for class in string.gmatch(classes, '.') do
+    if not best or (held[class] or 0) < (held[best] or 0) then best = class end
+  end
+  return best
+end
+
+redis.call('SELECT', database)
+local class = redis.call('GET', 'db' .. database .. ':class')
+redis.call('SELECT', bus)
+if not class then
+  if wanted ~= '' then
+    class = wanted
+  elseif random > 0 then
+    local at = random % #classes + 1
+    class = string.sub(classes, at, at)
+  else
+    class = rarest()
+  end
+  redis.call('SELECT', database)
+  redis.call('SET', 'db' .. database .. ':class', class)
+  redis.call('SELECT', bus)
+end
+
+local text = string.format('%.0f', epoch)
+redis.call('SET', epoch_key, text)
+redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
+redis.call('DEL', row_key)
+redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
+  'since', string.format('%.0f', now), unpack(ARGV, 9))
+redis.call('PEXPIRE', row_key, ttl)
+-- Replies to a sender that is gone must not bring its stream back, so the stream exists before the first request.
+redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
+redis.call('PEXPIRE', replies_key, 10 * ttl)
+return {text, class, string.format('%.0f', now)}

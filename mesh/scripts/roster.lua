@@ -1,0 +1,14 @@
+#!lua flags=allow-oom,no-writes
+-- Every roster row, at one moment.
+-- ARGV: number of databases
+-- Returns {database, 1 if leased, field, value, ...} for each
+local rows = {}
+for n = 0, tonumber(ARGV[1]) - 1 do
+  local row = redis.call('HGETALL', 'mesh:replica:' .. n)
+  if #row > 0 then
+    table.insert(row, 1, redis.call('EXISTS', 'mesh:lease:' .. n))
+    table.insert(row, 1, n)
+    rows[#rows + 1] = row
+  end
+end
+return rows

@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- Ends requests whose time is over on streams that nobody may be reading.
+-- KEYS: books, stream, ...
+-- ARGV: ms past the deadline before it is ours to end, most entries looked at on one stream
+-- Returns how many were ended
+local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for k = 2, #KEYS do
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
+    local fields, deadline = entry[2], 0
+    for i = 1, #fields, 2 do
+      if fields[i] == 'deadline' then deadline = tonumber(fields[i + 1]) or 0 end
+    end
+    if deadline > 0 and deadline + grace < now then
+      pcall(redis.call, 'XACK', KEYS[k], 'workers', entry[1])
+      redis.call('XDEL', KEYS[k], entry[1])
+      ended = ended + 1
+    end
+  end
+end
+if ended > 0 then redis.call('HINCRBY', books_key, 'expired', ended) end
+return ended
