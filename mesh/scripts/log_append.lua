@@ -1,0 +1,34 @@
+-- Appends one entry: the next number, an id above all others. The newest entry says everything there is to
+-- know of the log, so nothing beside the stream can be lost or disagree with it.
+-- KEYS: log
+-- ARGV: identity the writer follows, number it has read up to, least ms of the id, last ms at which it may
+--       be done (0: any), op, writer, write, body
+-- Returns {now ms, 'done', id, number} or {now ms, 'missing' | 'replaced' | 'rewound' | 'late'}
+-- Not allowed when memory is full: it asks for more.
+local log, identity, read_up_to = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local floor, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])
+local op, writer, write, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+if not newest then return {now, 'missing'} end
+local is = {}
+for i = 1, #newest[2], 2 do is[newest[2][i]] = newest[2][i + 1] end
+if is.log ~= identity then return {now, 'replaced'} end
+local number = tonumber(is.number)
+if number < read_up_to then return {now, 'rewound'} end
+if not_after > 0 and now > not_after then return {now, 'late'} end
+
+-- Never below the newest id, and small enough in its second half to be packed into 64 bits, should the clock
+-- stand still or go back.
+local last_ms, last_seq = string.match(newest[1], '(%d+)-(%d+)')
+local ms, seq = math.max(now, floor), 0
+if ms <= tonumber(last_ms) then
+  ms, seq = tonumber(last_ms), tonumber(last_seq) + 1
+  if seq > 65535 then ms, seq = ms + 1, 0 end
+end
+local next_number = string.format('%.0f', number + 1)
+local id = redis.call('XADD', log, string.format('%.0f-%.0f', ms, seq), 'log', identity,
+  'number', next_number, 'op', op, 'from', writer, 'write', write, 'body', body)
+return {now, 'done', id, next_number}

@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- Forgets what stands in a snapshot, and never more: the snapshot's own entry stays, so that whoever starts
+-- from the snapshot can see that it belongs to this log.
+-- KEYS: log
+-- ARGV: identity, number and id of the snapshot's position
+-- Returns how many entries were forgotten
+local log, identity, number, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local at = redis.call('XRANGE', log, id, id)[1]
+if not at then return 0 end
+local is = {}
+for i = 1, #at[2], 2 do is[at[2][i]] = at[2][i + 1] end
+if is.log ~= identity or is.number ~= number then return 0 end
+return redis.call('XTRIM', log, 'MINID', '=', id)
