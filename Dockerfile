@@ -1,0 +1,38 @@
+# One image for the replicas and the provider simulators. Three stages, so that a change of code
+# rebuilds and transfers the code alone: the dependencies are a layer of their own, below it.
+
+FROM docker.io/library/python:3.13-slim AS dependencies
+RUN python -m venv --without-pip /opt/mesh
+COPY deploy/requirements.txt /tmp/requirements.txt
+# Wheels only: every dependency has one for amd64 and for arm64, so no compiler is ever wanted.
+RUN pip --python /opt/mesh install --no-cache-dir --disable-pip-version-check \
+        --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
+
+FROM dependencies AS code
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action ignore setuptools==80.9.0
+WORKDIR /src
+COPY setup.cfg pyproject.toml ./
+COPY mesh ./mesh
+COPY quart_app ./quart_app
+RUN pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip --python /opt/mesh install --no-cache-dir --disable-pip-version-check --no-deps --no-index \
+        --prefix /opt/code /wheels/*.whl
+
+FROM docker.io/library/python:3.13-slim
+# A user of its own, whose one writable place is /data (a volume); the root file system may be read-only.
+RUN useradd --system --user-group --uid 10001 --home-dir /data --shell /usr/sbin/nologin mesh \
+    && install --directory --owner mesh --group mesh /data
+COPY --chmod=0755 deploy/healthy /usr/local/bin/healthy
+COPY --from=dependencies /opt/mesh /opt/mesh
+COPY --from=code /opt/code /opt/mesh
+ENV PATH=/opt/mesh/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOST=0.0.0.0
+USER 10001:10001
+WORKDIR /data
+EXPOSE 8000 8001
+STOPSIGNAL SIGTERM
+# Healthy means ready: the lease is held, Redis answers, the services have started.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["healthy", "8001", "/readyz"]
+CMD ["python", "-m", "quart_app"]
