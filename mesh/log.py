@@ -177,6 +177,7 @@ class Log:
     def __init__(self, redis: Redis, connect: Callable[[], Redis], key: str, *, writer: str) -> None:
         self._redis = redis
         self._connect = connect
+        self._reader: Redis | None = None
         self._clock_ahead_ms: float | None = None
         self.key = key
         self.writer = writer
@@ -242,12 +243,19 @@ class Log:
 
     @contextlib.asynccontextmanager
     async def follow(self, position: Position) -> AsyncIterator[Tail]:
-        """A reader that stands at `position`, over a connection of its own."""
-        connection = self._connect()
+        """A reader that stands at `position`; one at a time, for its connection is its own."""
+        if self._reader is None:
+            self._reader = self._connect()
         try:
-            yield Tail(self, connection, position)
+            yield Tail(self, self._reader, position)
         finally:
-            await connection.aclose()
+            # Whatever was left on the way (a cancelled read, half an answer) must not meet the next reader.
+            await self._reader.connection_pool.disconnect()
+
+    async def close(self) -> None:
+        """Close the reader's connection."""
+        if self._reader is not None:
+            await self._reader.aclose()
 
     def now_ms(self) -> int | None:
         """The server's clock, as far as it is known here without asking."""

@@ -11,7 +11,13 @@ local op, writer, write, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+if redis.call('EXISTS', log) == 0 then return {now, 'missing'} end
+local info = redis.call('XINFO', 'STREAM', log)
+local newest, last_id
+for i = 1, #info, 2 do
+  if info[i] == 'last-entry' then newest = info[i + 1] end
+  if info[i] == 'last-generated-id' then last_id = info[i + 1] end
+end
 if not newest then return {now, 'missing'} end
 local is = {}
 for i = 1, #newest[2], 2 do is[newest[2][i]] = newest[2][i + 1] end
@@ -20,9 +26,9 @@ local number = tonumber(is.number)
 if number < read_up_to then return {now, 'rewound'} end
 if not_after > 0 and now > not_after then return {now, 'late'} end
 
--- Never below the newest id, and small enough in its second half to be packed into 64 bits, should the clock
+-- Never below the last id there was, and small enough in its second half to be packed into 64 bits, should the clock
 -- stand still or go back.
-local last_ms, last_seq = string.match(newest[1], '(%d+)-(%d+)')
+local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
 local ms, seq = math.max(now, floor), 0
 if ms <= tonumber(last_ms) then
   ms, seq = tonumber(last_ms), tonumber(last_seq) + 1

@@ -26,8 +26,10 @@ async def redis(valkey) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def log(redis: Redis, valkey) -> Log:
-    return Log(redis, valkey.client, KEY, writer="one")
+async def log(redis: Redis, valkey) -> AsyncIterator[Log]:
+    log = Log(redis, valkey.client, KEY, writer="one")
+    yield log
+    await log.close()
 
 
 async def founded(log: Log) -> Position:
