@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- Gives an event up: dead letter, acknowledgement, deletion; all or nothing, and once however many try.
+-- The body is copied here, so that bytes which are no text arrive as they are.
+-- KEYS: stream, dead letters
+-- ARGV: group, id, reason, deliveries, most dead letters kept
+-- Returns 1 buried, 0 it was settled before
+local stream, dead_key = KEYS[1], KEYS[2]
+local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local entry = redis.call('XRANGE', stream, id, id)[1]
+if redis.call('XACK', stream, group, id) == 0 then return 0 end
+if not entry then return 0 end
+local fields, body = entry[2], nil
+if #fields == 2 and fields[1] == 'body' then
+  body = fields[2]
+else
+  local all = {}
+  for i = 1, #fields, 2 do all[fields[i]] = fields[i + 1] end
+  body = cjson.encode(all)
+end
+redis.call('XADD', dead_key, 'MAXLEN', '~', most, '*', 'stream', stream, 'id', id, 'reason', reason,
+  'deliveries', deliveries, 'body', body)
+redis.call('XDEL', stream, id)
+return 1

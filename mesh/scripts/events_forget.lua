@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- Forgets consumers whose processes are gone. One with pending events stays until those are taken over, for
+-- deleting it would drop them.
+-- KEYS: stream
+-- ARGV: group, this consumer, least silence in ms
+-- Returns how many were forgotten
+local stream, group, own, silence, forgotten = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), 0
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  local about = {}
+  for i = 1, #row, 2 do about[row[i]] = row[i + 1] end
+  if about.name ~= own and about.pending == 0 and about.idle >= silence then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, about.name)
+    forgotten = forgotten + 1
+  end
+end
+return forgotten
