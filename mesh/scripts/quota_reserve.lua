@@ -1,0 +1,21 @@
+-- Let one request through, if the provider takes it.
+-- ARGV[4]  the reservation's id; asking again with it answers the same
+-- Answers {granted | probing | closed, now, taken, reopens, caution}.
+local id = ARGV[4]
+
+if redis.call('ZSCORE', held, id) then return answer('granted') end
+
+if reopens() > 0 then
+  if now < reopens() then return answer('closed') end
+  open_window()
+  store()
+  if reopens() > now then return answer('closed') end
+end
+
+-- One at a time: while it is on its way the others wait.
+if caution > 0 and last_send_by() > now then return answer('probing') end
+
+taken = taken + 1
+redis.call('ZADD', held, text(now + hold_ms), id)
+store()
+return answer('granted')

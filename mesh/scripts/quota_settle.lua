@@ -1,0 +1,37 @@
+-- Note what became of a request that was let through.
+-- ARGV[4]  the reservation's id
+-- ARGV[5]  used       the provider took it
+--          unsent     it provably never left: the slot is free again
+--          uncertain  nobody knows; the slot counts as used, and the next window starts with care
+--          refused    the provider blocks: closed for everybody for ARGV[6] ms
+-- Answers {settled, now, taken, reopens, caution}.
+local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
+
+-- Successes prove that the count agrees only when the provider cannot have blocked and opened between them.
+local function note_success(reserved_at)
+  if run == 0 or now >= run_since + block_ms then
+    run, run_since = 1, reserved_at
+  else
+    run = run + 1
+  end
+  if run >= caution then caution, run, run_since = 0, 0, 0 end
+end
+
+-- Absent: settled before, or its window is over.
+local send_by = tonumber(redis.call('ZSCORE', held, id) or nil)
+
+if outcome == 'refused' then
+  redis.call('ZREM', held, id)
+  blocked_until = math.max(blocked_until, now + retry_ms)
+elseif send_by and outcome == 'unsent' then
+  redis.call('ZREM', held, id)
+  taken = math.max(0, taken - 1)
+elseif send_by and outcome == 'uncertain' then
+  redis.call('ZADD', held, text(now), id)
+elseif send_by and outcome == 'used' then
+  redis.call('ZREM', held, id)
+  seen = math.max(seen, now)
+  if caution > 0 then note_success(send_by - hold_ms) end
+end
+store()
+return answer('settled')
