@@ -342,7 +342,7 @@ ROUNDS = st.tuples(
 Life = tuple[str, int, int]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(rounds=st.lists(ROUNDS, min_size=2, max_size=10))
 def test_refusals_are_never_more_than_deaths(rounds: list[tuple[list[Life], int]]) -> None:
     """Rounds of concurrent senders against the strictest provider: without a death it never refuses; each death

@@ -1,0 +1,146 @@
+"""The routes of the addresses: parse, call, present."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+from quart import Blueprint, Response, jsonify, request
+from quart_schema import document_querystring, document_request, document_response, tag
+
+from quart_app.addresses.models import Created, CustomerAddress, NewAddress, PhoneQuery, Updated
+from quart_app.addresses.phone import NotAPhone, Phone, PhoneReader
+from quart_app.addresses.query import phone_of
+from quart_app.addresses.settings import AddressSettings
+from quart_app.addresses.store import Addresses
+from quart_app.body import read_json
+from quart_app.errors import Problem
+from quart_app.service import Context
+
+_FULL = TypeAdapter(CustomerAddress)
+_NEW = TypeAdapter(NewAddress)
+_tagged = tag(["addresses"])
+
+
+class AddressRoutes:
+    """One method per route."""
+
+    def __init__(self, context: Context, settings: AddressSettings) -> None:
+        self._context = context
+        self._reader = PhoneReader(settings.default_region or None)
+        self.blueprint = Blueprint("addresses", __name__, url_prefix=settings.endpoint_prefix)
+        for path, method, view in (
+            ("", "POST", self.create),
+            ("", "GET", self.read),
+            ("", "PUT", self.update),
+            ("", "DELETE", self.delete),
+            ("/<path:phone>", "GET", self.read_at),
+            ("/<path:phone>", "PUT", self.update_at),
+            ("/<path:phone>", "DELETE", self.delete_at),
+        ):
+            self.blueprint.add_url_rule(path, view.__name__, view, methods=[method], strict_slashes=False)
+
+    @_tagged
+    @document_request(CustomerAddress)
+    @document_response(Created, 201)
+    async def create(self) -> tuple[Response, int]:
+        """Keep an address for a phone that has none yet (409 otherwise)."""
+        given = await read_json(_FULL)
+        phone = self._to_write(given.phone)
+        if not await self._addresses.create(phone, given.address):
+            raise Problem(409, "this phone has an address already; PUT replaces it")
+        return jsonify(_shown(Created, phone, given.address)), 201
+
+    @_tagged
+    @document_querystring(PhoneQuery)
+    @document_response(CustomerAddress)
+    async def read(self) -> Response:
+        """The address of a phone."""
+        return await self._read(self._asked())
+
+    @_tagged
+    @document_response(CustomerAddress)
+    async def read_at(self, phone: str) -> Response:
+        """The address of the phone in the path."""
+        return await self._read(self._to_find(phone))
+
+    @_tagged
+    @document_request(CustomerAddress)
+    @document_response(Updated)
+    async def update(self) -> Response:
+        """Replace the address of a phone."""
+        given = await read_json(_FULL)
+        return await self._update(self._to_write(given.phone), given.address)
+
+    @_tagged
+    @document_request(NewAddress)
+    @document_response(Updated)
+    async def update_at(self, phone: str) -> Response:
+        """Replace the address of the phone in the path."""
+        named = self._to_write(phone, pointer="")
+        given = await read_json(_NEW)
+        if given.phone is not None and self._to_write(given.phone) != named:
+            raise _invalid("/phone", "not the phone that the path names")
+        return await self._update(named, given.address)
+
+    @_tagged
+    @document_querystring(PhoneQuery)
+    async def delete(self) -> tuple[str, int]:
+        """Forget the address of a phone."""
+        return await self._delete(self._asked())
+
+    @_tagged
+    async def delete_at(self, phone: str) -> tuple[str, int]:
+        """Forget the address of the phone in the path."""
+        return await self._delete(self._to_find(phone))
+
+    @property
+    def _addresses(self) -> Addresses:
+        return Addresses(self._context.mesh.shared)
+
+    async def _read(self, phone: Phone) -> Response:
+        address = await self._addresses.read(phone)
+        if address is None:
+            raise _unknown()
+        return jsonify({"phone": phone.shown, "address": address})
+
+    async def _update(self, phone: Phone, address: str) -> Response:
+        if not await self._addresses.update(phone, address):
+            raise _unknown()
+        return jsonify(_shown(Updated, phone, address))
+
+    async def _delete(self, phone: Phone) -> tuple[str, int]:
+        if not await self._addresses.delete(phone):
+            raise _unknown()
+        return "", 204
+
+    def _asked(self) -> Phone:
+        try:
+            return self._reader.loosely(phone_of(request.query_string))
+        except NotAPhone as error:
+            raise _invalid("", str(error)) from None
+
+    def _to_find(self, text: str) -> Phone:
+        try:
+            return self._reader.loosely(text)
+        except NotAPhone as error:
+            raise _invalid("", str(error)) from None
+
+    def _to_write(self, text: str, pointer: str = "/phone") -> Phone:
+        try:
+            return self._reader.strictly(text)
+        except NotAPhone as error:
+            raise _invalid(pointer, str(error)) from None
+
+
+def _shown(answer: type[Created] | type[Updated], phone: Phone, address: str) -> dict[str, Any]:
+    return answer(customer_addr=CustomerAddress(phone=phone.shown, address=address)).model_dump()
+
+
+def _unknown() -> Problem:
+    return Problem(404, "there is no address for this phone")
+
+
+def _invalid(pointer: str, message: str) -> Problem:
+    """The message never repeats the number, so that no log can hold it."""
+    return Problem(422, message, errors=[{"pointer": pointer, "message": message}])

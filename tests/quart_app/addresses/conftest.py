@@ -1,0 +1,43 @@
+"""The address routes in an application of their own, over a fake and a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from quart import Quart
+from quart.typing import TestClientProtocol as Client
+from redis.asyncio import Redis
+
+from quart_app import errors
+from quart_app.addresses.routes import AddressRoutes
+from quart_app.addresses.settings import AddressSettings
+
+
+@pytest.fixture(params=["fake", "real"])
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """What a replica calls `shared`, empty."""
+    if request.param == "fake":
+        redis: Redis = FakeAsyncRedis(decode_responses=True)
+    else:
+        redis = Redis.from_url(request.getfixturevalue("server").url, decode_responses=True)
+        await redis.flushall()
+    yield redis
+    await redis.aclose()
+
+
+def client_over(redis: Any, **settings: Any) -> Client:
+    """A client of the address routes over this Redis."""
+    app = Quart(__name__)
+    errors.install(app)
+    context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis))
+    app.register_blueprint(AddressRoutes(context, AddressSettings(**settings)).blueprint)
+    return app.test_client()
+
+
+@pytest.fixture
+def client(shared: Redis) -> Client:
+    return client_over(shared, default_region="RU")
