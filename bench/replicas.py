@@ -1,0 +1,117 @@
+"""Replicas of the application on this machine, for the length of a measurement, on a server of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gmpy2
+
+from bench.environments import ROOT
+from bench.processes import child, until
+from bench.servers import Server, free_port, valkey
+
+READY_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Ready replicas and their server."""
+
+    server: Server
+    ports: Sequence[int]
+    pids: Sequence[int]
+
+    @property
+    def watched(self) -> dict[str, list[int]]:
+        """The processes whose time is a request's cost."""
+        return {"replicas": list(self.pids), "redis": [self.server.pid]}
+
+
+@contextmanager
+def replicas(count: int, *, classes: str = "", durability: str = "off") -> Iterator[Mesh]:
+    """`count` replicas serving /values. `classes` gives each its class; without it the mesh chooses."""
+    with ExitStack() as stack:
+        server = stack.enter_context(valkey(durability))
+        ports = [free_port() for _ in range(count)]
+        started = [
+            stack.enter_context(replica(server, port, classes[n % len(classes)] if classes else ""))
+            for n, port in enumerate(ports)
+        ]
+        mesh = Mesh(server, ports, [process.pid for process in started])
+
+        def all_ready() -> bool:
+            for process in started:
+                if process.poll() is not None:
+                    raise RuntimeError("a replica ended while starting")
+            return all(is_ready(port) for port in ports)
+
+        until(all_ready, READY_TIMEOUT_S, f"{count} replicas are ready", 0.05)
+        yield mesh
+
+
+def replica(server: Server, port: int, cls: str = "") -> Any:
+    """One replica's process."""
+    environ = {
+        "REDIS_URL": server.url,
+        "PORT": str(port),
+        "PRIVATE_PORT": "0",
+        "SERVICES": "values",
+        "LOG_LEVEL": "error",
+        **({"MESH_CLASS": cls} if cls else {}),
+    }
+    return child([sys.executable, "-m", "quart_app"], environ=environ, folder=ROOT)
+
+
+def is_ready(port: int) -> bool:
+    """Whether a replica says that it may be sent requests."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def post(port: int, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """POST /values; the answer. Raises urllib.error.HTTPError."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/values",
+        json.dumps(list(items)).encode(),
+        {"Content-Type": "application/json"},
+        method="POST",
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def get(port: int, prime: int) -> list[dict[str, Any]]:
+    """GET /values/{prime}."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/values/{prime}", timeout=60) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def plant(mesh: Mesh, classes: str, primes: int = 50, results: int = 10, ttl: int = 3600) -> list[int]:
+    """Store `results` values for each of some primes, so that a GET of one finds exactly these; the primes."""
+    planted = []
+    prime = 2**31
+    for _ in range(primes):
+        prime = int(gmpy2.next_prime(prime))
+        planted.append(prime)
+        factor = 2
+        items = []
+        for n in range(results):
+            factor = int(gmpy2.next_prime(factor))
+            items.append({"value": prime * factor, "ttl": ttl, "cls": classes[n % len(classes)]})
+        post(mesh.ports[0], items)
+    found = get(mesh.ports[-1], planted[0])
+    if len(found) != results:
+        raise RuntimeError(f"planted {results} values of {planted[0]}, found {len(found)}")
+    return planted

@@ -1,0 +1,14 @@
+-- GET /values/{prime}, a prime of BENCH_PRIMES drawn each time.
+dofile(os.getenv('BENCH_COMMON'))
+
+local paths = {}
+for prime in os.getenv('BENCH_PRIMES'):gmatch('%d+') do paths[#paths + 1] = '/values/' .. prime end
+
+function init(args)
+  wrk.init(args)
+  math.randomseed(seed)
+end
+
+function request()
+  return wrk.format('GET', paths[math.random(#paths)])
+end
