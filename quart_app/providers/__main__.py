@@ -1,0 +1,81 @@
+"""`python -m quart_app.providers free|paid`: one provider, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Literal
+
+import click
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+from quart_app.providers.launch import FREE_PORT, PAID_PORT
+from quart_app.providers.simulator import Provider, create_app
+from quart_app.providers.window import Window
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """The two message providers, to try the message service with."""
+
+
+_host = click.option("--host", default="127.0.0.1", envvar="PROVIDER_HOST", help="address to listen on")
+_latency = click.option(
+    "--latency-ms", type=click.IntRange(0), default=50, envvar="PROVIDER_LATENCY_MS", help="time a message takes"
+)
+
+
+def _port(default: int) -> Callable[[Any], Any]:
+    return click.option("--port", type=click.IntRange(0, 65535), default=default, help="0: any free one")
+
+
+@main.command()
+@_host
+@_port(FREE_PORT)
+@_latency
+@click.option("--limit", type=click.IntRange(1), default=10, envvar="MESSAGES_FREE_LIMIT", help="requests to a block")
+@click.option(
+    "--block-seconds", type=click.FloatRange(0.05), default=60, envvar="MESSAGES_FREE_BLOCK_SECONDS", help="its length"
+)
+@click.option("--retry-after", type=click.Choice(["seconds", "date"]), default="seconds", help="how a refusal says it")
+def free(
+    host: str, port: int, latency_ms: int, limit: int, block_seconds: float, retry_after: Literal["seconds", "date"]
+) -> None:
+    """Takes LIMIT messages, then refuses for BLOCK_SECONDS."""
+    provider = Provider("free", Window(limit, block_seconds), latency_ms / 1000, retry_after)
+    asyncio.run(_serve(provider, host, port))
+
+
+@main.command()
+@_host
+@_port(PAID_PORT)
+@_latency
+def paid(host: str, port: int, latency_ms: int) -> None:
+    """Takes every message."""
+    asyncio.run(_serve(Provider("paid", latency_s=latency_ms / 1000), host, port))
+
+
+async def _serve(provider: Provider, host: str, port: int) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    listener = socket.create_server((host, port), backlog=1024)
+    click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/messages")
+    await serve(create_app(provider), _config(listener), shutdown_trigger=stopped.wait)
+
+
+def _config(listener: socket.socket) -> Config:
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]  # the server's to close
+    config.loglevel = "WARNING"
+    # Longer than any client keeps an idle connection, so that none is closed under a request.
+    config.keep_alive_timeout = 75
+    config.graceful_timeout = 3
+    return config
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""How to start both providers beside a mesh, and what its replicas must be told."""
+
+from __future__ import annotations
+
+import sys
+
+#: The ports of the task text.
+FREE_PORT = 2197
+PAID_PORT = 2198
+
+
+def commands(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str, list[str]]:
+    """One command line per provider. They take the environment of the replicas, and stop on SIGTERM."""
+    ports = {"free": free_port, "paid": paid_port}
+    return {
+        kind: [sys.executable, "-m", "quart_app.providers", kind, "--port", str(port)] for kind, port in ports.items()
+    }
+
+
+def environment(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str, str]:
+    """What tells a replica where the two are."""
+    return {
+        "MESSAGES_FREE_URL": f"http://127.0.0.1:{free_port}/messages",
+        "MESSAGES_PAID_URL": f"http://127.0.0.1:{paid_port}/messages",
+    }

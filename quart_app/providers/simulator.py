@@ -1,0 +1,100 @@
+"""The two providers of the task, as real HTTP servers.
+
+POST /messages {"message": "..."}   200 {"provider": "free", "response": "..."}
+                                    429 with Retry-After while the free provider blocks
+GET  /calls                         what was asked, latest last: for looking, and for tests
+GET  /health                        204
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from email.utils import formatdate
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, StringConstraints, TypeAdapter
+from quart import Quart, Response, jsonify
+
+from quart_app import errors
+from quart_app.body import read_json
+from quart_app.errors import Problem
+from quart_app.providers.window import Window
+
+#: Calls kept for looking at; older ones are forgotten, their numbers are not.
+CALLS_KEPT = 10_000
+
+
+class Message(BaseModel):
+    """What a provider takes."""
+
+    message: Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as the provider saw it."""
+
+    #: epoch seconds
+    at: float
+    message: str
+    outcome: Literal["taken", "refused"]
+
+
+@dataclass(slots=True)
+class Provider:
+    """One provider: the free one has a window, the paid one takes everything."""
+
+    kind: Literal["free", "paid"]
+    window: Window | None = None
+    latency_s: float = 0.05
+    #: Retry-After can be seconds or a date (RFC 9110); a date rounds up to a whole second, too
+    retry_after: Literal["seconds", "date"] = "seconds"
+    taken: int = 0
+    refused: int = 0
+    calls: deque[Call] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
+
+    def see(self, message: str) -> float | None:
+        """Count a request the moment it is seen. Not None: refused, and for how many seconds."""
+        wait_s = self.window.take(time.monotonic()) if self.window else None
+        self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused"))
+        if wait_s is None:
+            self.taken += 1
+        else:
+            self.refused += 1
+        return wait_s
+
+    def refusal(self, wait_s: float) -> Problem:
+        """What a blocked caller is told."""
+        seconds = max(1, math.ceil(wait_s))
+        when = str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
+        return Problem(429, "the free requests are used up for now", headers={"Retry-After": when})
+
+
+def create_app(provider: Provider) -> Quart:
+    """The HTTP server of one provider."""
+    app = Quart(__name__)
+    errors.install(app)
+
+    @app.post("/messages")
+    async def take() -> Response:
+        message = (await read_json(TypeAdapter(Message))).message
+        wait_s = provider.see(message)
+        if wait_s is not None:
+            raise provider.refusal(wait_s)
+        await asyncio.sleep(provider.latency_s)
+        return jsonify({"provider": provider.kind, "response": f"handled by the {provider.kind} provider: {message}"})
+
+    @app.get("/calls")
+    async def calls() -> Response:
+        seen = [asdict(call) for call in provider.calls]
+        return jsonify({"taken": provider.taken, "refused": provider.refused, "calls": seen})
+
+    @app.get("/health")
+    async def health() -> tuple[str, int]:
+        return "", 204
+
+    return app
