@@ -20,7 +20,7 @@ RUN pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-is
 
 FROM docker.io/library/python:3.13-slim
 # A user of its own, whose one writable place is /data (a volume); the root file system may be read-only.
-RUN useradd --system --user-group --uid 10001 --home-dir /data --shell /usr/sbin/nologin mesh \
+RUN useradd --no-log-init --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin mesh \
     && install --directory --owner mesh --group mesh /data
 COPY --chmod=0755 deploy/healthy /usr/local/bin/healthy
 COPY --from=dependencies /opt/mesh /opt/mesh
@@ -30,7 +30,8 @@ ENV PATH=/opt/mesh/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOST=0.0.0.0
 USER 10001:10001
-WORKDIR /data
+# What a service keeps in files is at data/... below here, so in /data.
+WORKDIR /
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 # Healthy means ready: the lease is held, Redis answers, the services have started.

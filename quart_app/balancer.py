@@ -99,7 +99,7 @@ def _environment(host: str, port: int, upstreams: Iterable[str], home: str) -> d
         "UPSTREAMS_FROM": "listed",
         "UPSTREAMS": " ".join(upstreams),
         "GRACE_PERIOD": f"{GRACE_S:g}s",
-        "LOG_LEVEL": "ERROR",
+        "CADDY_LOG_LEVEL": "ERROR",
         # What it would keep between runs (certificates) has no meaning on loopback.
         "XDG_DATA_HOME": home,
         "XDG_CONFIG_HOME": home,

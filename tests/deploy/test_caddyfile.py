@@ -1,0 +1,102 @@
+"""The Caddyfile, as Caddy itself understands it; journeys/test_caddy.py puts replicas behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quart_app.balancer import CADDYFILE, caddy
+
+LISTED = {"UPSTREAMS_FROM": "listed", "UPSTREAMS": "127.0.0.1:8010 127.0.0.1:8020"}
+
+
+def adapt(path: Path = CADDYFILE, **environment: str) -> dict[str, Any]:
+    """The configuration Caddy would run; raises CalledProcessError where it would refuse."""
+    binary = caddy()
+    if binary is None:
+        pytest.skip("no Caddy here")
+    done = subprocess.run(
+        [binary, "adapt", "--config", path, "--adapter", "caddyfile", "--validate"],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+        capture_output=True,
+        check=True,
+    )
+    config: dict[str, Any] = json.loads(done.stdout)
+    return config
+
+
+def find(config: Any, key: str) -> list[Any]:
+    """Every value of that key, anywhere."""
+    if isinstance(config, list):
+        return [found for each in config for found in find(each, key)]
+    if not isinstance(config, dict):
+        return []
+    here = [config[key]] if key in config else []
+    return here + [found for each in config.values() for found in find(each, key)]
+
+
+def test_in_containers_replicas_are_found_by_name() -> None:
+    """Every address of the name is a replica, asked for anew each second."""
+    (source,) = find(adapt(), "dynamic_upstreams")
+    assert source == {"source": "a", "name": "api", "port": "8000", "refresh": 1_000_000_000}
+
+
+def test_on_one_machine_replicas_are_listed_and_watched() -> None:
+    """The same file; who is not ready gets nothing."""
+    config = adapt(**LISTED)
+    assert find(config, "upstreams") == [[{"dial": "127.0.0.1:8010"}, {"dial": "127.0.0.1:8020"}]]
+    assert [check["uri"] for check in find(config, "active")] == ["/readyz"]
+
+
+@pytest.mark.parametrize("environment", [{}, LISTED], ids=["by-name", "listed"])
+def test_a_connection_is_given_up_before_the_drain_ends_and_an_answer_never_before_its_deadline(
+    environment: dict[str, str],
+) -> None:
+    """Idle connections end within the drain (2 s); the longest deadline is 60 s."""
+    config = adapt(**environment)
+    (transport,) = find(config, "transport")
+    assert transport["keep_alive"]["idle_timeout"] < 2_000_000_000
+    assert transport["response_header_timeout"] > 61_000_000_000
+
+
+def test_nobody_can_reconfigure_it_and_the_private_port_is_not_in_it() -> None:
+    """No admin endpoint; no upstream but the public port."""
+    config = adapt()
+    assert config["admin"] == {"disabled": True}
+    assert "8001" not in json.dumps(config)
+
+
+def test_it_limits_bodies_and_headers() -> None:
+    """Above the application's own limits, below what would hurt."""
+    config = adapt()
+    assert find(config, "max_size") == [16_000_000]
+    assert find(config, "max_header_bytes") == [16_000]
+
+
+def test_a_domain_gets_a_certificate_and_a_port_does_not() -> None:
+    """SITE alone decides."""
+    assert find(adapt(SITE="mesh.example.org"), "listen") == [["0.0.0.0:443"]]
+    assert find(adapt(), "listen") == [["0.0.0.0:80"]]
+
+
+def test_what_its_head_lists_is_what_it_reads() -> None:
+    """Names and defaults."""
+    text = CADDYFILE.read_text()
+    head, _, body = text.partition("\n{\n")
+    listed = dict(re.findall(r"^#   ([A-Z_]+) +(\S+)(?=  )", head, re.MULTILINE))
+    read = dict(re.findall(r"\{\$([A-Z_]+):?([^}]*)\}", body))
+    assert listed | {"UPSTREAMS": ""} == read
+
+
+def test_a_broken_one_does_not_pass(tmp_path: Path) -> None:
+    """The check that passes ours is one that can say no."""
+    broken = tmp_path / "Caddyfile"
+    broken.write_text(CADDYFILE.read_text().replace("lb_policy least_conn", "lb_policy least_con"))
+    with pytest.raises(subprocess.CalledProcessError):
+        adapt(broken)

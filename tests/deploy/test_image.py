@@ -1,0 +1,77 @@
+"""The image: its Dockerfile, the locked dependencies, and what may enter the build."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+HADOLINT = Path(sys.executable).parent / "hadolint"
+
+
+def lint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HADOLINT, "--no-color", dockerfile], capture_output=True, text=True, check=False)
+
+
+def locked() -> dict[str, str]:
+    pins = re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "deploy/requirements.txt").read_text(), re.MULTILINE)
+    return dict(pins)
+
+
+def wanted() -> list[Requirement]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"].splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    """No finding of any level."""
+    found = lint(ROOT / "Dockerfile")
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_a_careless_dockerfile_does_not_pass(tmp_path: Path) -> None:
+    """The linter that passes ours is one that can say no."""
+    careless = tmp_path / "Dockerfile"
+    careless.write_text("FROM python:latest\nRUN cd /tmp && pip install quart\n")
+    assert lint(careless).returncode == 1
+
+
+@pytest.mark.parametrize("requirement", wanted(), ids=lambda requirement: requirement.name)
+def test_every_dependency_is_locked_within_its_range(requirement: Requirement) -> None:
+    """What setup.cfg asks for, the image has; `make lock` renews the list."""
+    version = locked().get(canonicalize_name(requirement.name))
+    assert version is not None, "not in deploy/requirements.txt: make lock"
+    assert requirement.specifier.contains(version), "out of its range: make lock"
+
+
+def test_every_locked_version_carries_hashes() -> None:
+    """pip refuses what does not match, so the image is made of what was looked at."""
+    text = (ROOT / "deploy/requirements.txt").read_text()
+    pins = re.findall(r"^[a-z0-9-]+==.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert len(pins) == len(locked())
+    assert [pin.split()[0] for pin in pins if "--hash=sha256:" not in pin] == []
+
+
+def test_the_lock_names_no_registry() -> None:
+    """Where packages come from is the builder's business."""
+    text = (ROOT / "deploy/requirements.txt").read_text()
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links", text)
+
+
+def test_only_what_the_image_is_made_of_enters_the_build() -> None:
+    """.dockerignore begins with everything and names what the Dockerfile copies, nothing else."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    copies = re.findall(r"^COPY (?!.*--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source for line in copies for source in line.split()[:-1] if not source.startswith("--")}
+    assert rules[0] == "*"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == sources
