@@ -68,6 +68,7 @@ class Member:
 
     replica: str
     database: int
+    cls: str
     link: Link
     settings: MeshSettings
     now_ms: Callable[[], int]
@@ -81,7 +82,7 @@ class Consumer:
         self._reader = reader
         self._worker = worker
         self._ordered = ordered
-        self._store = Store(member.link, member.database)
+        self._store = Store(member.link, member.database, member.cls)
         self._works: dict[str, Work] = {}
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,8 +141,9 @@ class Applicant:
         self._connections = connections
         self._replica = replica
         self._row = row
-        #: why there is no lease yet, for /readyz
-        self.waits_for = "starting"
+        self._waits_for = ""
+        #: told why there is no lease yet
+        self.on_wait: Callable[[str], None] = lambda reason: None
 
     async def apply(self) -> Grant:
         """Wait for a lease, for as long as it takes. Raises SetupError where waiting cannot help."""
@@ -160,9 +161,10 @@ class Applicant:
             await client.aclose()
 
     def _wait(self, reason: str) -> None:
-        if reason != self.waits_for:
+        if reason != self._waits_for:
             log.info("waiting for a lease", reason=reason)
-        self.waits_for = reason
+            self._waits_for = reason
+            self.on_wait(reason)
 
     async def _apply(self, client: Redis) -> Grant:
         version = await check_server(client)

@@ -66,8 +66,7 @@ class Replica:
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row)
         self._clients: list[Redis] = []
-        self._extra_scripts: list[scripts.Script] = list(LINK_SCRIPTS)
-        self._link = self._make_link()
+        self._link = self._make_link([*LINK_SCRIPTS, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
@@ -113,7 +112,7 @@ class Replica:
 
     def store(self) -> Store:
         """The view of our own database that handlers have, for work of the replica's own."""
-        return Store(self._link, self.database)
+        return Store(self._link, self.database, self.cls)
 
     def transaction(self) -> Transaction:
         """A transaction that belongs to no request; see `commit`."""
@@ -161,7 +160,7 @@ class Replica:
         self._clients.append(client)
         return client
 
-    def _make_link(self) -> Link:
+    def _make_link(self, known: list[scripts.Script]) -> Link:
         bus, grant, settings = self._connections.bus, self._grant, self.settings
 
         def submit(groups: list[Any], number: int) -> tuple[Any, ...]:
@@ -186,19 +185,15 @@ class Replica:
             trusted=lambda: self._lease.trusted,
             submit=submit,
             commit=commit,
-            scripts=self._extra_scripts,
+            scripts=known,
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
         reader = RequestReader(
             self._client("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
-        member = Consuming(self.id, self.database, self._link, self.settings, self._lease.now_ms)
+        member = Consuming(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
         return Consumer(member, reader, worker, ordered=ordered)
-
-    def add_script(self, script: scripts.Script) -> None:
-        """Make a service's script known, so that it is loaded wherever it is missing."""
-        self._extra_scripts.append(script)
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
         loops: dict[str, Callable[[], Any]] = {

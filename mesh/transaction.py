@@ -66,8 +66,9 @@ class Reader:
 class Store(Reader):
     """A handler's view of its own database; `shared` is the view of the keys that replicas share."""
 
-    def __init__(self, link: Link, database: int) -> None:
+    def __init__(self, link: Link, database: int, cls: str) -> None:
         super().__init__(link, keys.own(database), own=True)
+        self.cls = cls
         self.shared = Reader(link, keys.SHARED, own=False)
         self.database = database
 

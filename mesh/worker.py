@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.messages import Body, Request
+from mesh.scripts import Script
 from mesh.transaction import Store, Transaction
 
 Handle = Callable[[Request, Store, Transaction], Awaitable[Body | None]]
@@ -33,6 +34,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
+        #: scripts the handlers read with; known to the server before they run
+        self.scripts: list[Script] = []
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
         """Register a handler. What it returns is the reply; a MeshError it raises is the reply's failure."""
@@ -43,10 +46,15 @@ class Worker:
 
         return register
 
+    def uses(self, script: Script) -> None:
+        """Name a script that handlers read with."""
+        self.scripts.append(script)
+
     def include(self, other: Worker) -> None:
         """Take over another table's operations."""
         for handler in other._handlers.values():
             self._add(handler)
+        self.scripts += other.scripts
 
     def _add(self, handler: Handler) -> None:
         if handler.op in self._handlers:

@@ -45,10 +45,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """The value that `data` stands for. Raises Problem (400, 422) where it is no acceptable JSON."""
     try:
-        text = data.decode("utf-8")
+        text = data if isinstance(data, str) else data.decode("utf-8")
         value = json.loads(text, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -72,7 +72,7 @@ async def read_json(adapter: TypeAdapter[T]) -> T:
     """
     if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
         raise Problem(415, "send the content as application/json")
-    value = parse_json(await request.get_data(cache=False))
+    value = parse_json(await request.get_data(cache=False, as_text=False))
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:

@@ -1,0 +1,1 @@
+"""The services: HTTP around the mesh."""

@@ -1,0 +1,150 @@
+"""`python -m quart_app`: one replica, from the environment alone.
+
+Exit status 0 after SIGTERM or SIGINT; 75 when the lease was lost, so that whoever supervises starts it anew; 78 when
+the settings, the credentials or the server do not serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
+
+from mesh import LeaseLost, MeshSettings, Replica, SetupError, join
+from mesh.lease import Applicant
+from quart_app import logs, server
+from quart_app.app import VERSION, App, create_app
+from quart_app.service import Context
+from quart_app.settings import AppSettings
+
+log = structlog.get_logger(__name__)
+
+EXIT_LEASE_LOST = 75
+EXIT_SETUP = 78
+
+
+class Process:
+    """One replica's process.
+
+    starting -> (lease) -> ready -> (signal) -> draining: still serving, not ready -> closed to new requests -> left
+    """
+
+    def __init__(self, settings: AppSettings, mesh_settings: MeshSettings) -> None:
+        self._settings = settings
+        self._mesh_settings = mesh_settings
+        self._signalled = asyncio.Event()
+        self._drain_ms = settings.drain_ms
+        self._close_http = asyncio.Event()
+        self._http_closed = asyncio.Event()
+        self._app: App = create_app(Context(settings, CollectorRegistry()))
+
+    async def run(self) -> None:
+        """Serve until signalled. Raises LeaseLost, SetupError, OSError."""
+        sockets = server.listen(self._settings)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end, self._settings.drain_ms)
+        # Ctrl-C, or the end of the whole mesh: there is no balancer to be waited for.
+        loop.add_signal_handler(signal.SIGINT, self._end, 0)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                http = tasks.create_task(self._serve(sockets))
+                member = tasks.create_task(self._membership(sockets))
+                tasks.create_task(self._drain(http, member))
+        finally:
+            sockets.close()
+
+    def _end(self, drain_ms: int) -> None:
+        self._drain_ms = drain_ms
+        self._signalled.set()
+
+    async def _serve(self, sockets: server.Sockets) -> None:
+        grace_s = self._settings.max_wait_ms / 1000 + 1
+        public = [sockets.public] + ([sockets.common] if sockets.common is not None else [])
+        async with asyncio.TaskGroup() as tasks:
+            for app, listening in ((self._app.public, public), (self._app.private, [sockets.private])):
+                tasks.create_task(server.run(app, listening, self._close_http.wait, grace_s=grace_s))
+        self._http_closed.set()
+
+    async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:
+        await self._signalled.wait()
+        log.info("draining")
+        self._app.reason = "this replica is about to leave"
+        if self._app.context.replica is None:
+            member.cancel()
+        else:
+            self._app.context.replica.drain()
+            await asyncio.sleep(self._drain_ms / 1000)
+        self._close_http.set()
+        await http
+
+    async def _membership(self, sockets: server.Sockets) -> None:
+        membership = join(
+            self._app.worker,
+            self._mesh_settings,
+            public=sockets.address(sockets.public),
+            private=sockets.address(sockets.private),
+            version=VERSION,
+            applicant=self._explain,
+        )
+        async with membership as replica, contextlib.AsyncExitStack() as services:
+            self._app.context.replica = replica
+            await self._open(services, replica)
+            if not self._signalled.is_set():
+                self._app.reason = ""
+                log.info("ready", database=replica.database, cls=replica.cls)
+            await self._http_closed.wait()
+
+    def _explain(self, applicant: Applicant) -> None:
+        applicant.on_wait = lambda why: setattr(self._app, "reason", f"no lease yet: {why}")
+
+    async def _open(self, services: contextlib.AsyncExitStack, replica: Replica) -> None:
+        for service in self._app.services:
+            if service.lifespan is not None:
+                self._app.reason = f"{service.name} is getting ready"
+                await services.enter_async_context(service.lifespan(replica))
+
+
+async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
+    """Run a replica; its exit status."""
+    try:
+        await Process(settings, mesh_settings).run()
+    except BaseExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, LeaseLost):
+            log.error("the lease is lost", error=str(error))
+            return EXIT_LEASE_LOST
+        if isinstance(error, SetupError):
+            log.error("this replica cannot run", error=str(error))
+            return EXIT_SETUP
+        raise
+    except OSError as error:
+        log.error("this replica cannot run", error=str(error))
+        return EXIT_SETUP
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def main() -> int:
+    try:
+        settings, mesh_settings = AppSettings(), MeshSettings()
+    except ValidationError as error:
+        print(f"the environment is not valid: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_SETUP
+    logs.configure(settings)
+    return uvloop.run(run(settings, mesh_settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

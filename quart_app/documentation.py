@@ -1,0 +1,83 @@
+"""One OpenAPI document for all services and both ports, and a page to read it on that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import swagger_ui
+from quart import Blueprint, Quart, Response, jsonify, send_from_directory
+from quart_schema import Info, QuartSchema
+
+ASSETS = Path(swagger_ui.__file__).parent / "static"
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>quart-mesh</title>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<link rel="icon" href="/docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/assets/swagger-ui-bundle.js"></script>
+<script src="/docs/assets/start.js"></script>
+</body>
+</html>
+"""
+
+START = "SwaggerUIBundle({url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null})\n"
+
+DESCRIPTION = (
+    "N identical replicas and one Redis. Every replica answers every route; errors are application/problem+json "
+    "(RFC 9457). Routes tagged `private` are on the private port."
+)
+
+
+async def openapi(blueprints: Sequence[Blueprint], version: str) -> dict[str, Any]:
+    """The document of these routes.
+
+    It is made by an application of its own, so that serving requests pays nothing for documenting them.
+    """
+    app = Quart("documented")
+    schema = QuartSchema(
+        app,
+        openapi_path=None,
+        redoc_ui_path=None,
+        scalar_ui_path=None,
+        swagger_ui_path=None,
+        info=Info(title="quart-mesh", version=version, description=DESCRIPTION),
+    )
+    for blueprint in blueprints:
+        app.register_blueprint(blueprint)
+    async with app.app_context():
+        document: dict[str, Any] = schema.openapi_provider_class(app, schema).schema()
+    return document
+
+
+def routes(blueprints: Sequence[Blueprint], version: str) -> Blueprint:
+    """GET /openapi.json and /docs."""
+    blueprint = Blueprint("documentation", __name__)
+    made: dict[str, Any] = {}
+
+    @blueprint.get("/openapi.json")
+    async def document() -> Response:
+        if not made:
+            made.update(await openapi(blueprints, version))
+        return jsonify(made)
+
+    @blueprint.get("/docs")
+    async def page() -> Response:
+        return Response(PAGE, content_type="text/html; charset=utf-8")
+
+    @blueprint.get("/docs/assets/start.js")
+    async def start() -> Response:
+        return Response(START, content_type="text/javascript; charset=utf-8")
+
+    @blueprint.get("/docs/assets/<path:name>")
+    async def asset(name: str) -> Response:
+        return await send_from_directory(ASSETS, name, cache_timeout=86400)
+
+    return blueprint

@@ -1,0 +1,29 @@
+"""Whether this process lives, and whether it may be sent requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quart import Blueprint, Response, jsonify
+
+from quart_app.errors import Problem
+from quart_app.service import Context
+
+
+def routes(context: Context, reason: Callable[[], str]) -> Blueprint:
+    """GET /health and /readyz. `reason` says why the replica is not ready, or "" when it is."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/health")
+    async def health() -> Response:
+        return jsonify({"status": "alive"})
+
+    @blueprint.get("/readyz")
+    async def readyz() -> Response:
+        why = reason()
+        if why:
+            raise Problem(503, why, retry_after=1)
+        replica = context.mesh
+        return jsonify({"status": "ready", "replica": replica.id, "database": replica.database, "class": replica.cls})
+
+    return blueprint

@@ -1,0 +1,90 @@
+"""What Prometheus is told: HTTP by route, the mesh by its counters and books. Served on the private port only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from quart import Blueprint, Quart, Response, g, request
+
+from mesh import MeshError
+from quart_app.service import Context
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Requests:
+    """Counts and times HTTP requests by route, never by path: a path may name a person."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._count = Counter("http_requests_total", "HTTP requests", ["method", "route", "status"], registry=registry)
+        self._seconds = Histogram(
+            "http_request_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS
+        )
+
+    def install(self, app: Quart) -> None:
+        @app.before_request
+        async def start() -> None:
+            g.started = time.perf_counter()
+
+        @app.after_request
+        async def count(response: Response) -> Response:
+            route = request.url_rule.rule if request.url_rule is not None else "none"
+            self._count.labels(request.method, route, response.status_code).inc()
+            self._seconds.labels(route).observe(time.perf_counter() - g.started)
+            return response
+
+
+class MeshCollector(Collector):
+    """This replica's counters in the mesh, read when they are asked for."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        replica = self._context.replica
+        leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
+        if replica is None:
+            yield leased
+            return
+        leased.add_metric([str(replica.database), replica.cls, replica.id], float(replica.trusted))
+        yield leased
+        for name, value in replica.statistics().items():
+            yield GaugeMetricFamily(f"mesh_{name}", f"{name.replace('_', ' ')} of this replica", value=value)
+
+
+def routes(context: Context) -> Blueprint:
+    """GET /metrics."""
+    blueprint = Blueprint("metrics", __name__)
+    context.metrics.register(MeshCollector(context))
+
+    @blueprint.get("/metrics")
+    async def metrics() -> Response:
+        text = generate_latest(context.metrics) + await _books(context)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
+
+    return blueprint
+
+
+async def _books(context: Context) -> bytes:
+    """The mesh's accounts; the same whichever replica is asked, and left out while Redis is away."""
+    try:
+        books = await context.mesh.books()
+    except MeshError:
+        return b""
+    registry = CollectorRegistry()
+
+    class Books(Collector):
+        def collect(self) -> Iterable[GaugeMetricFamily]:
+            family = GaugeMetricFamily(
+                "mesh_books", "accepted = answered + expired + cancelled + dead + lost + in_flight", labels=["account"]
+            )
+            for account, value in books.items():
+                family.add_metric([account], value)
+            yield family
+
+    registry.register(Books())
+    return generate_latest(registry)

@@ -1,0 +1,93 @@
+"""Sockets and Hypercorn: one process listens on its public and its private port, and drains well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from quart import Quart
+
+from quart_app.settings import AppSettings
+
+#: Connections that may wait to be accepted.
+BACKLOG = 1024
+
+
+@dataclass(slots=True)
+class Sockets:
+    """What a replica listens on."""
+
+    public: socket.socket
+    private: socket.socket
+    #: a socket that several replicas of this machine accept from
+    common: socket.socket | None
+    host: str
+
+    def address(self, listening: socket.socket) -> str:
+        """host:port that others reach it at."""
+        return f"{self.host}:{listening.getsockname()[1]}"
+
+    def close(self) -> None:
+        for listening in (self.public, self.private, self.common):
+            if listening is not None:
+                listening.close()
+
+
+def listen(settings: AppSettings) -> Sockets:
+    """Open the ports. Raises OSError, with the address in its text, where one is taken."""
+    public = _listen(settings.host, settings.port)
+    try:
+        private = _listen(settings.host, settings.private_port)
+    except OSError:
+        public.close()
+        raise
+    common = socket.socket(fileno=settings.listen_fd) if settings.listen_fd >= 0 else None
+    return Sockets(public, private, common, settings.advertise_host or _reachable_at(settings.host))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _reachable_at(host: str) -> str:
+    if host not in {"0.0.0.0", "::"}:
+        return host
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return "127.0.0.1"
+
+
+async def run(
+    app: Quart, sockets: list[socket.socket], stop: Callable[[], Awaitable[object]], *, grace_s: float
+) -> None:
+    """Serve an application until `stop` returns, then finish what is under way within `grace_s`."""
+    config = Config()
+    config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
+    config.backlog = BACKLOG
+    config.graceful_timeout = grace_s
+    config.keep_alive_timeout = 75
+    config.include_server_header = False
+    config.h11_max_incomplete_size = 32 * 1024
+    config.errorlog = None
+    config.accesslog = None
+    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop)))
+    try:
+        await asyncio.shield(serving)
+    finally:
+        serving.cancel()
+
+
+def _trigger(stop: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+    async def trigger() -> None:
+        await stop()
+
+    return trigger

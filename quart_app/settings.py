@@ -1,0 +1,50 @@
+"""The application's settings; the mesh's are in `mesh.settings`, each service's in its own folder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
+
+from mesh.settings import settings_config
+
+SERVICE_NAMES = ("values", "addresses", "messages", "grades", "movements")
+
+
+class AppSettings(BaseSettings):
+    """How one replica listens, drains and logs."""
+
+    model_config = settings_config("")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
+    port: int = Field(8000, ge=0, le=65535, description="the public port; 0: any free one")
+    private_port: int = Field(8001, ge=0, le=65535, description="the port for neighbours and operators")
+    advertise_host: str = Field("", description="the host others reach this replica at; empty: found out")
+    listen_fd: int = Field(-1, description="a listening socket inherited beside the public port; -1: none")
+    services: str = Field(",".join(SERVICE_NAMES), description="which services run, by name")
+    drain_ms: int = Field(
+        0, ge=0, description="served on after SIGTERM while a balancer notices; two of its health intervals"
+    )
+    max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
+    body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
+    max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    @field_validator("services")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        unknown = [name for name in _split(value) if name not in SERVICE_NAMES]
+        if unknown:
+            raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICE_NAMES)}")
+        return value
+
+    @property
+    def service_names(self) -> list[str]:
+        """The services to run, in the order given."""
+        return _split(self.services)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

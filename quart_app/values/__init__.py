@@ -1,0 +1,5 @@
+"""/values: factorise numbers and keep the result, with its time to live, in the database of a replica of a class."""
+
+from quart_app.values.service import create
+
+__all__ = ["create"]

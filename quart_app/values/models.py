@@ -1,0 +1,47 @@
+"""What travels in /values: requests and answers over HTTP, and the bodies of mesh entries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter
+
+from quart_app.values.settings import ValuesSettings
+
+ClassName = Literal["A", "B", "C", "D"]
+ClassesList = RootModel[list[ClassName]]
+
+
+def _from_decimal(value: Any) -> Any:
+    """A decimal string stands for its number; JSON readers that round large integers can send those."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 4000:
+        return int(value)
+    return value
+
+
+Decimal = Annotated[int, BeforeValidator(_from_decimal)]
+
+
+class CalculatedValueEntity(BaseModel):
+    """A value and its prime factors, ascending, with multiplicity."""
+
+    value: int
+    prime_factors: list[int]
+
+
+SetValueResponse = RootModel[list[CalculatedValueEntity]]
+
+
+def create_values_request(settings: ValuesSettings) -> TypeAdapter[list[Any]]:
+    """The request model under these limits; its elements have value, ttl (seconds) and cls."""
+
+    class CreateValueEntity(BaseModel):
+        """A value to be factorised and kept for `ttl` seconds by a replica of class `cls`."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        value: Annotated[Decimal, Field(ge=1, lt=10**settings.max_digits)]
+        ttl: Annotated[Decimal, Field(ge=1, le=settings.max_ttl_s)]
+        cls: ClassName
+
+    return TypeAdapter(Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)])

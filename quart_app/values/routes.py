@@ -1,0 +1,146 @@
+"""The routes of /values: parse, ask, present."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from quart import Blueprint, Response, jsonify, request
+from quart_schema import document_response, tag
+
+from mesh import Answer, Ask, Class, DeadlineExceeded
+from quart_app.body import read_json
+from quart_app.errors import Problem, from_mesh
+from quart_app.service import Context
+from quart_app.values import handlers
+from quart_app.values.factorise import is_prime
+from quart_app.values.models import ClassesList, SetValueResponse, create_values_request
+from quart_app.values.settings import ValuesSettings
+
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
+#: Values up to this size cost microseconds, so many of them travel in one entry; a larger one has its own.
+SMALL = 1 << 64
+
+
+def routes(context: Context, settings: ValuesSettings) -> Blueprint:
+    """GET /classes, POST /values, GET /values/{prime}."""
+    blueprint = Blueprint("values", __name__)
+    create_request = create_values_request(settings)
+
+    @blueprint.get("/classes")
+    @tag(["values"])
+    @document_response(ClassesList)
+    async def classes() -> Response:
+        """The classes that have a live replica."""
+        members = await context.mesh.roster()
+        return jsonify(sorted({member.cls for member in members}))
+
+    @blueprint.post("/values")
+    @tag(["values"])
+    @document_response(SetValueResponse)
+    async def create_values() -> Response:
+        """Factorise values and keep each with a replica of its class for its time to live."""
+        items = await read_json(create_request)
+        factors = await _put(context, settings, items)
+        return jsonify([{"value": item.value, "prime_factors": factors[item.value]} for item in items])
+
+    @blueprint.get("/values/<prime>")
+    @tag(["values"])
+    @document_response(SetValueResponse)
+    async def find_values(prime: str) -> Response:
+        """Every value that has this prime as a factor, ascending; `limit` and `after` page."""
+        number = _number(prime, "the prime")
+        limit = _argument("limit", settings.max_answer)
+        found = await _find(context, number, limit or settings.max_answer + 1, _argument("after", 0) or 0)
+        if limit is None and len(found) > settings.max_answer:
+            raise Problem(422, f"there are more than {settings.max_answer} values; ask for them with ?limit=")
+        response = jsonify([{"value": value, "prime_factors": factors} for value, factors in found])
+        if limit is not None and len(found) == limit:
+            response.headers["Link"] = f'</values/{number}?limit={limit}&after={found[-1][0]}>; rel="next"'
+        return response
+
+    def _number(text: str, name: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits:
+            raise Problem(422, f"{name} is a number of at most {settings.max_digits} digits")
+        number = int(text)
+        if not is_prime(number):
+            raise Problem(422, f"{name} is not a prime")
+        return number
+
+    def _argument(name: str, most: int) -> int | None:
+        text = request.args.get(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits or (most and int(text) > most):
+            raise Problem(422, f"{name} is a number" + (f" up to {most}" if most else ""))
+        number = int(text)
+        if name == "limit" and number < 1:
+            raise Problem(422, "limit is at least 1")
+        return number
+
+    return blueprint
+
+
+def deadline_ms(context: Context) -> int:
+    """How long this request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
+    asked = WAIT.search(request.headers.get("Prefer", ""))
+    if asked is None:
+        return context.mesh.settings.deadline_ms
+    return max(1, min(int(asked[1]) * 1000, context.settings.max_wait_ms))
+
+
+async def _put(context: Context, settings: ValuesSettings, items: Sequence[Any]) -> dict[int, list[int]]:
+    """The factors of every value once all are stored. Of items with the same value the last one counts."""
+    last = {item.value: item for item in items}
+    asks = _entries(last.values(), settings.chunk, {item.cls for item in items})
+    if not asks:
+        return {}
+    answers = await context.mesh.ask(asks, deadline_ms=deadline_ms(context))
+    factors = {value: found for answer in answers for body in answer.bodies for value, found in body["factors"]}
+    missing = [value for value in last if value not in factors]
+    if missing:
+        raise _failure(answers, missing)
+    return factors
+
+
+def _entries(items: Any, chunk: int, classes: set[str]) -> list[Ask]:
+    """Requests to the classes: small values in chunks, a large one alone, so that it holds nobody up."""
+    small: dict[str, list[dict[str, int]]] = {cls: [] for cls in classes}
+    groups: list[tuple[str, list[dict[str, int]]]] = []
+    for item in items:
+        entry = {"value": item.value, "ttl": item.ttl}
+        if item.value < SMALL:
+            small[item.cls].append(entry)
+        else:
+            groups.append((item.cls, [entry]))
+    for cls, entries in small.items():
+        groups += [(cls, entries[i : i + chunk]) for i in range(0, len(entries), chunk)]
+    return [Ask(Class(cls), handlers.PUT, {"items": entries}) for cls, entries in groups]
+
+
+def _failure(answers: Sequence[Answer], missing: list[int]) -> Problem:
+    """The problem that says why these values are missing: whatever is worse than lateness first."""
+    errors = [answer.error for answer in answers if answer.error is not None]
+    worst = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
+    problem = from_mesh(worst or (errors[0] if errors else DeadlineExceeded()))
+    problem.facts["missing"] = missing[:1000]
+    return problem
+
+
+async def _find(context: Context, prime: int, limit: int, after: int) -> list[tuple[int, list[int]]]:
+    """What every live database has, each value once: should two have it, the newer request counts."""
+    body = {"prime": prime, "limit": limit, "after": after}
+    answers = await context.mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms(context))
+    best: dict[int, tuple[tuple[int, int], list[int]]] = {}
+    for answer in answers.values():
+        for value, id, factors in answer["found"]:
+            written = _order(id)
+            if value not in best or best[value][0] < written:
+                best[value] = (written, factors)
+    return [(value, best[value][1]) for value in sorted(best)[:limit]]
+
+
+def _order(id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = id.partition("-")
+    return int(milliseconds), int(sequence)

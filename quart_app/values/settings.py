@@ -1,0 +1,21 @@
+"""The settings of /values."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+from mesh.settings import settings_config
+
+
+class ValuesSettings(BaseSettings):
+    """Limits of what may be asked, and how answers are found."""
+
+    model_config = settings_config("VALUES_")
+
+    max_digits: int = Field(1000, ge=1, le=4000, description="longest value")
+    max_items: int = Field(10_000, ge=1, description="most values in one request")
+    max_ttl_s: int = Field(10 * 365 * 86_400, ge=1, description="longest time to live")
+    max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
+    chunk: int = Field(50, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
+    sweep_ms: int = Field(250, ge=10, description="between two looks for expired records")
