@@ -1,0 +1,334 @@
+"""The prime factors of a number: `factorise(n)`.
+
+Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels in `docs/`):
+
+| what is left | by | because |
+| --- | --- | --- |
+| below 2^64 | FLINT | 0.5 to 12 µs; PARI needs 1 to 100, the libraries in Python 50 to 600 |
+| small primes | FLINT | the first 1000 primes in 6 µs for 30 digits |
+| primes, perfect powers | GMP (gmpy2) | 10 to 100 µs, where FLINT and PARI prove a large prime for 1 to 40 ms |
+| Carmichael numbers and the like | a strong test | the test that tells composite gives a divisor as well |
+| up to 140 bits | PARI | its own mixture of rho and sieve; a quarter to a half of FLINT's time |
+| larger, up to `SIEVE_BITS` | some curves, then PARI's sieve | three quarters of FLINT's time at 40 to 75 digits |
+| larger still | curves (FLINT) | no sieve would end; small factors are found as their size allows |
+
+PARI (`cypari`, wheels for x86_64 and arm64, 7 MB of memory) is under the GPL, this project under the MIT licence. So
+it is an extra: `pip install quart-mesh[pari]`. Without it FLINT does its work, correctly and between 20 and 60
+digits 1.2 to 4 times slower. Whoever passes on an image with the extra inside passes it on under the GPL's terms.
+
+Every result is checked before it leaves: the product is n, and every factor is prime by FLINT's test (a proof below
+2^81; above it BPSW, which is other code than the GMP test that had called it a prime on the way).
+
+Work can be done in steps (`begin`, `advance`), each from one plain value to the next, so that another process can do
+them, curves can stop at a deadline, and whoever waits can see what is known so far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import gmpy2
+from flint import fmpz
+
+from quart_app.values import estimate
+from quart_app.values.curves import curve
+
+#: the first primes, divided out of every number; FLINT takes 6 µs for 1000 of them at 30 digits
+TRIAL_PRIMES = 1000
+#: the last of them, squared: what has no smaller factor and is below is a prime
+TRIAL_SQUARE = 7919**2
+
+_WORD = 1 << 64
+
+#: a look-up is cheaper than any test of primality
+_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(1 << 16)))
+
+#: FLINT's proof costs 4 µs below this bound and a thousand times as much above it
+_PROVEN = 1 << 81
+
+#: up to here PARI splits by its own mixture of methods; below STRAIGHT_BITS its sieve alone is faster on any number
+MIXTURE_BITS = 140
+STRAIGHT_BITS = 90
+
+#: beyond (95 digits: an hour) the sieve is not tried
+SIEVE_BITS = 315
+
+#: PARI's stack may grow to this; 80 digits need a tenth of it
+_PARI_STACK_BYTES = 1 << 30
+_PARI_MIXTURE, _PARI_SIEVE_ALONE = 0, 2 | 4
+
+
+class WrongFactors(ArithmeticError):
+    """A library gave factors that are not the number's prime factors."""
+
+
+class Stage(StrEnum):
+    """What is being done for a number."""
+
+    DIVISION = "division"
+    CURVES = "curves"
+    SIEVE = "sieve"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A divisor still to be split: how often it divides, and how many curves were run on it."""
+
+    value: int
+    times: int = 1
+    curves: int = 0
+
+    @property
+    def bits(self) -> int:
+        return self.value.bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Factoring:
+    """How far a factorisation is: number = product of `powers` and of `composites`, the smallest of them first."""
+
+    number: int
+    #: (prime, exponent); a prime may stand here twice
+    powers: tuple[tuple[int, int], ...] = ()
+    composites: tuple[Composite, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return not self.composites
+
+    def factors(self) -> list[int]:
+        """The prime factors, checked. Raises WrongFactors; ValueError while there are composites left."""
+        if self.composites:
+            raise ValueError("the factorisation is not finished")
+        return checked(self.number, self.powers)
+
+    def known(self) -> list[int]:
+        """The prime factors found so far, ascending."""
+        return _expanded(self.powers)
+
+
+def factorise(number: int) -> list[int]:
+    """The prime factors, ascending, with multiplicity; [] for 1. However long it takes: see `advance` for less.
+
+    Raises ValueError below 1; WrongFactors if a library erred.
+    """
+    if number < _WORD:
+        return _word_factors(number)
+    factoring = begin(number)
+    while not factoring.done:
+        factoring = advance(factoring)
+    return factoring.factors()
+
+
+def begin(number: int) -> Factoring:
+    """The cheap steps: microseconds up to 500 bits. Raises ValueError below 1."""
+    if number < _WORD:
+        return Factoring(number, _word_powers(number))
+    powers: list[tuple[int, int]] = []
+    composites: list[Composite] = []
+    for found, times in fmpz(number).factor(trial_limit=TRIAL_PRIMES):
+        if found < TRIAL_SQUARE:
+            powers.append((int(found), times))
+        else:
+            more, left = _examined(Composite(int(found), times))
+            powers += more
+            composites += left
+    return Factoring(number, tuple(powers), _smallest_first(composites))
+
+
+def stage(factoring: Factoring, seconds_left: float = math.inf, sieve_bits: int = SIEVE_BITS) -> Stage:
+    """What comes next. A sieve that could not end in the time left gives way to curves, which may be lucky."""
+    if factoring.done:
+        return Stage.DONE
+    composite = factoring.composites[0]
+    bits = composite.bits
+    if bits <= MIXTURE_BITS:
+        return Stage.SIEVE
+    if bits > sieve_bits or estimate.sieve_seconds(bits) > 2 * seconds_left:
+        return Stage.CURVES
+    return Stage.CURVES if composite.curves < estimate.curves_worth(bits) else Stage.SIEVE
+
+
+def advance(
+    factoring: Factoring,
+    seconds_left: float = math.inf,
+    slice_s: float = math.inf,
+    sieve_bits: int = SIEVE_BITS,
+) -> Factoring:
+    """Go on for about `slice_s` seconds, but at least one step: one curve, or one sieve to its end."""
+    begun = time.monotonic()
+    spent = 0.0
+    while not factoring.done:
+        following = stage(factoring, seconds_left - spent, sieve_bits)
+        if spent and spent + seconds_of(factoring.composites[0], following) > slice_s:
+            break
+        factoring = _stepped(factoring, following)
+        spent = time.monotonic() - begun
+    return factoring
+
+
+def seconds_of(composite: Composite, following: Stage) -> float:
+    """Expected time of a composite's next step."""
+    if following is Stage.SIEVE:
+        return estimate.sieve_seconds(composite.bits)
+    return estimate.curve_seconds(composite.bits, composite.curves + 1)
+
+
+def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
+    """Expected time to the end; infinite where no sieve will be tried."""
+    if any(composite.bits > sieve_bits for composite in factoring.composites):
+        return math.inf
+    share = 1 + estimate.CURVES_SHARE
+    return share * sum(estimate.sieve_seconds(composite.bits) for composite in factoring.composites)
+
+
+def is_prime(number: int) -> bool:
+    """Whether a number is prime: a proof below 2^81, above it Baillie–PSW and a further Miller–Rabin round."""
+    return bool(fmpz(number).is_prime() if number < _PROVEN else gmpy2.is_prime(number, 25))
+
+
+def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[int]:
+    """The factors, ascending. Raises WrongFactors where they are not the number's prime factors."""
+    powers = list(powers)
+    if math.prod(factor**times for factor, times in powers) != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {powers}")
+    for factor, _ in powers:
+        if factor in _SMALL_PRIMES:
+            continue
+        if not (fmpz(factor).is_prime() if factor < _PROVEN else fmpz(factor).is_probable_prime()):
+            raise WrongFactors(f"{factor}, found for {number}, is not prime")
+    return _expanded(powers)
+
+
+def _expanded(powers: Iterable[tuple[int, int]]) -> list[int]:
+    return [factor for factor, times in sorted(powers) for _ in range(times)]
+
+
+def _word_factors(number: int) -> list[int]:
+    """The factors of a number below 2^64, checked in the same pass: this path serves most requests."""
+    if number < 1:
+        raise ValueError("only numbers from 1 up have prime factors")
+    found = fmpz(number).factor()
+    if len(found) == 1 and found[0][1] == 1 and found[0][0].is_prime():
+        return [number]
+    factors: list[int] = []
+    for prime, times in found:
+        factor = int(prime)
+        if factor not in _SMALL_PRIMES and not prime.is_prime():
+            raise WrongFactors(f"{factor}, found for {number}, is not prime")
+        if times == 1:
+            factors.append(factor)
+        else:
+            factors += [factor] * times
+    factors.sort()
+    if math.prod(factors) != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {factors}")
+    return factors
+
+
+def _word_powers(number: int, times: int = 1) -> tuple[tuple[int, int], ...]:
+    return tuple((int(prime), exponent * times) for prime, exponent in fmpz(number).factor())
+
+
+def _stepped(factoring: Factoring, following: Stage) -> Factoring:
+    """One step on the smallest composite."""
+    composite, *others = factoring.composites
+    if following is Stage.SIEVE:
+        return _with_parts(factoring, others, composite, sieve(composite.value))
+    index = composite.curves + 1
+    divisor = curve(composite.value, index)
+    composite = replace(composite, curves=index)
+    if divisor is None:
+        return replace(factoring, composites=_smallest_first([composite, *others]))
+    return _with_parts(factoring, others, composite, [divisor, composite.value // divisor])
+
+
+def _with_parts(factoring: Factoring, others: list[Composite], composite: Composite, parts: list[int]) -> Factoring:
+    """The factoring with a composite replaced by the parts it was split into."""
+    powers = list(factoring.powers)
+    for part in parts:
+        more, left = _examined(replace(composite, value=part))
+        powers += more
+        others = [*others, *left]
+    return Factoring(factoring.number, tuple(powers), _smallest_first(others))
+
+
+def _smallest_first(composites: list[Composite]) -> tuple[Composite, ...]:
+    return tuple(sorted(composites, key=lambda composite: composite.value))
+
+
+def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
+    """A divisor after the tests that cost microseconds: the powers of primes in it, and what is composite."""
+    value, times = composite.value, composite.times
+    if value < _WORD:
+        return _word_powers(value, times), []
+    if is_prime(value):
+        return [(value, times)], []
+    root, exponent = _root(value)
+    if exponent > 1:
+        return _examined(replace(composite, value=root, times=times * exponent))
+    divisor = _strong_divisor(value)
+    if divisor is None:
+        return [], [composite]
+    left, right = (_examined(replace(composite, value=part)) for part in (divisor, value // divisor))
+    return [*left[0], *right[0]], left[1] + right[1]
+
+
+def _root(value: int) -> tuple[int, int]:
+    """(r, k) with r^k = value and k a prime, or (value, 1). Small primes are divided out, so k cannot be large."""
+    if gmpy2.is_power(value):
+        exponent = 2
+        while exponent < value.bit_length():
+            root, exact = gmpy2.iroot(value, exponent)
+            if exact:
+                return int(root), exponent
+            exponent = int(gmpy2.next_prime(exponent))
+    return value, 1
+
+
+def _strong_divisor(value: int) -> int | None:
+    """A divisor of an odd composite that Fermat's test takes for a prime and the strong test does not.
+
+    A Carmichael number is such for nearly every base: where b^(n-1) = 1, a square root of 1 on the way there that
+    is neither 1 nor -1 splits n. One exponentiation instead of a sieve.
+    """
+    for base in (2, 3):
+        exponent = value - 1
+        twos = gmpy2.bit_scan1(exponent)
+        power = gmpy2.powmod(base, exponent >> twos, value)
+        for _ in range(twos):
+            square = power * power % value
+            if square == 1 and power not in (1, value - 1):
+                return int(gmpy2.gcd(power - 1, value))
+            power = square
+    return None
+
+
+def sieve(composite: int) -> list[int]:
+    """The parts that a sieve splits a composite of more than 64 bits into."""
+    pari = _pari()
+    if pari is None:
+        return [int(prime) for prime, times in fmpz(composite).factor() for _ in range(times)]
+    bits = composite.bit_length()
+    mixture = STRAIGHT_BITS < bits <= MIXTURE_BITS
+    primes, exponents = pari(composite).factorint(_PARI_MIXTURE if mixture else _PARI_SIEVE_ALONE)
+    return [int(prime) for prime, times in zip(primes, exponents, strict=True) for _ in range(times)]
+
+
+@cache
+def _pari() -> Any:
+    """PARI, or None where the extra is not installed. It keeps signal handlers of its own: never in a replica."""
+    try:
+        from cypari import pari
+    except ImportError:
+        return None
+    pari.allocatemem(_PARI_STACK_BYTES >> 4, _PARI_STACK_BYTES, silent=True)
+    pari("default(factor_proven, 0)")
+    return pari
