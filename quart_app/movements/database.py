@@ -1,0 +1,134 @@
+"""The database: connections, transactions, migrations, and what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mesh import Unavailable
+from quart_app.movements.settings import MovementSettings
+
+MIGRATIONS = "quart_app.movements:migrations"
+#: Names the lock under which one process migrates a PostgreSQL database. Any number, as long as it stays.
+MIGRATION_LOCK = 0x6D6F7665
+#: One batch writes at a time; the rest is for reads.
+POOL_SIZE = 5
+
+
+class Database:
+    """One database, PostgreSQL or an SQLite file; the same promises on both."""
+
+    def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
+        self.url = url
+        self._engine = _engine(url, timeout_ms / 1000)
+        self._writer = self._engine.execution_options(writing=True)
+
+    @classmethod
+    def of(cls, settings: MovementSettings) -> Database:
+        return cls(settings.url, timeout_ms=settings.database_timeout_ms)
+
+    @property
+    def dialect(self) -> str:
+        """postgresql or sqlite."""
+        return self._engine.dialect.name
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that reads. Raises Unavailable."""
+        with translated():
+            async with self._engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that writes; committed at the end, undone by an error. Raises Unavailable."""
+        with translated():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only one process has at a time. Ends with the process, however it ends."""
+        async with self.writing() as connection:
+            if self.dialect == "postgresql":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            yield connection
+
+    async def migrate(self) -> None:
+        """Bring the tables up to date; whoever comes first does it. Raises Unavailable."""
+        if self.dialect == "sqlite":
+            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+        async with self.migrating() as connection:
+            await connection.run_sync(_upgrade)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", MIGRATIONS)
+    command.upgrade(config, "head")
+
+
+def _engine(url: URL, timeout_s: float) -> AsyncEngine:
+    """Every wait for the database has a deadline: for a connection, its answer, its locks."""
+    pool: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
+    if url.get_backend_name() == "postgresql":
+        waits = {"timeout": timeout_s, "command_timeout": timeout_s}
+        return create_async_engine(url, connect_args=waits, pool_pre_ping=True, **pool)
+    engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **pool)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    # The driver's own idea of when to begin is switched off: see _begin_sqlite.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    # Readers and the writer do not wait for each other.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # An event is deleted from its stream after the commit, so the commit must survive a power cut.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A writer takes its place in the queue at once. One that began as a reader could not wait for it."""
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise Unavailable for what is the database's fault, and let pass what is the data's."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        if is_fault_of_data(error):
+            raise
+        raise Unavailable(f"the database cannot be used: {_told(error)}", retry_after=1) from error
+
+
+def is_fault_of_data(error: BaseException) -> bool:
+    """Whether the same data would fail again on a healthy database."""
+    if isinstance(error, IntegrityError | DataError):
+        return True
+    # asyncpg's errors come without their class; their SQLSTATE has it: 22 data, 23 constraint.
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state is not None and state[:2] in {"22", "23"}
+
+
+def _told(error: BaseException) -> str:
+    """The driver's sentence, without our statement and its data."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]

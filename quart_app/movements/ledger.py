@@ -1,0 +1,109 @@
+"""The movements as one replica has them: it takes events in while it lives, and tells what they add up to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mesh import Replica, Unavailable
+from mesh.events import Events, pauses
+from quart_app.movements.cache import Cache
+from quart_app.movements.database import Database
+from quart_app.movements.intake import Intake
+from quart_app.movements.metrics import Metrics
+from quart_app.movements.models import Movement, Stock
+from quart_app.movements.settings import MovementSettings
+from quart_app.movements.store import Store
+from quart_app.movements.summary import Step, movement
+
+log = structlog.get_logger(__name__)
+
+GROUP = "movements"
+#: A replica that cannot reach its database for so long gives up, and whoever supervises it sees.
+START_S = 30.0
+#: How old the shared gauges may be.
+GAUGES_S = 2.0
+
+
+class Ledger:
+    """Reads for the routes; events from the stream while `running`."""
+
+    def __init__(self, settings: MovementSettings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._database = Database.of(settings)
+        self._store = Store(self._database)
+        self._cache: Cache[UUID, tuple[Step, ...]] = Cache(
+            self._load, size=settings.movement_cache_size, ttl_s=settings.movement_cache_expiration
+        )
+        self._intake = Intake(self._store, metrics, self._cache.forget)
+
+    async def movement(self, movement_id: UUID, product_id: UUID | None = None) -> Movement | None:
+        """What is known of a movement, or of one product of it; None where that is nothing. Raises Unavailable."""
+        steps = await self._cache.get(movement_id) or ()
+        if product_id is not None:
+            steps = tuple(step for step in steps if step.product_id == product_id)
+        return movement(movement_id, steps) if steps else None
+
+    async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
+        """How many there are; None where none were ever heard of. Raises Unavailable."""
+        return await self._store.stock(warehouse_id, product_id)
+
+    @asynccontextmanager
+    async def running(self, replica: Replica) -> AsyncIterator[None]:
+        """Take events in. Entered once the tables are there. Raises Unavailable where the database stays away."""
+        try:
+            await self._prepare()
+            async with self._events(replica), asyncio.TaskGroup() as tasks:
+                measuring = tasks.create_task(self._measure(replica.shared))
+                yield
+                measuring.cancel()
+        finally:
+            await self._cache.close()
+            await self._database.close()
+
+    def _events(self, replica: Replica) -> Events:
+        return Events(
+            replica.connect,
+            self._settings.movements_stream,
+            GROUP,
+            replica.id,
+            self._intake,
+            batch=self._settings.movements_batch,
+            claim_idle_ms=self._settings.movements_claim_idle_ms,
+            on_buried=lambda entry, reason: self._metrics.dead_letters.inc(),
+        )
+
+    async def _prepare(self) -> None:
+        delays = pauses()
+        until = asyncio.get_running_loop().time() + START_S
+        while True:
+            try:
+                await self._database.migrate()
+                return
+            except Unavailable as error:
+                if asyncio.get_running_loop().time() > until:
+                    raise
+                log.warning("movements wait for their database", error=str(error))
+            await asyncio.sleep(next(delays))
+
+    async def _load(self, movement_id: UUID) -> tuple[Step, ...] | None:
+        self._metrics.loads.inc()
+        return tuple(await self._store.steps(movement_id)) or None
+
+    async def _measure(self, redis: Redis) -> None:
+        """Keep the gauges fresh; what cannot be measured keeps its last value."""
+        while True:
+            try:
+                self._metrics.lag.set(await redis.xlen(self._settings.movements_stream))
+                deficit = await self._store.deficit()
+                self._metrics.deficit.set(deficit.quantity)
+                self._metrics.deficit_products.set(deficit.products)
+            except (Unavailable, RedisError, OSError) as error:
+                log.debug("movements are not measured", error=str(error))
+            await asyncio.sleep(GAUGES_S)

@@ -1,0 +1,95 @@
+"""Movements, and the stock that a trigger keeps in step with them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+#: SQLite has triggers per row only.
+SQLITE = (
+    """
+    CREATE TRIGGER movements_keep_stock AFTER INSERT ON movements BEGIN
+        INSERT INTO warehouses (warehouse_id, product_id, balance, updated_at)
+        VALUES (
+            NEW.warehouse_id, NEW.product_id,
+            CASE NEW.event WHEN 'arrival' THEN NEW.quantity ELSE -NEW.quantity END, NEW.occurred_at
+        )
+        ON CONFLICT (warehouse_id, product_id) DO UPDATE SET
+            balance = balance + excluded.balance,
+            updated_at = max(updated_at, excluded.updated_at);
+    END
+    """,
+)
+
+#: Per statement: one change for each product of a warehouse, however many rows, and always in the same order, so that
+#: two batches never wait for each other in a circle.
+POSTGRESQL = (
+    """
+    CREATE FUNCTION movements_keep_stock() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO warehouses AS kept (warehouse_id, product_id, balance, updated_at)
+        SELECT warehouse_id, product_id,
+            sum(CASE event WHEN 'arrival' THEN quantity ELSE -quantity END)::bigint, max(occurred_at)
+        FROM inserted
+        GROUP BY warehouse_id, product_id
+        ORDER BY warehouse_id, product_id
+        ON CONFLICT (warehouse_id, product_id) DO UPDATE SET
+            balance = kept.balance + excluded.balance,
+            updated_at = greatest(kept.updated_at, excluded.updated_at);
+        RETURN NULL;
+    END
+    $$
+    """,
+    """
+    CREATE TRIGGER movements_keep_stock AFTER INSERT ON movements
+    REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION movements_keep_stock()
+    """,
+)
+
+
+def upgrade() -> None:
+    moment = sa.DateTime(timezone=True)
+    op.create_table(
+        "movements",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("source", sa.String(255), nullable=False),
+        sa.Column("event_id", sa.String(255), nullable=False),
+        sa.Column("sent_at", moment, nullable=False),
+        sa.Column("movement_id", sa.Uuid, nullable=False),
+        sa.Column("warehouse_id", sa.Uuid, nullable=False),
+        sa.Column("product_id", sa.Uuid, nullable=False),
+        sa.Column("event", sa.String(9), nullable=False),
+        sa.Column("quantity", sa.BigInteger, nullable=False),
+        sa.Column("occurred_at", moment, nullable=False),
+        sa.UniqueConstraint("source", "event_id", name="movements_identity"),
+        sa.CheckConstraint("event IN ('arrival', 'departure')", name="movements_event"),
+        sa.CheckConstraint("quantity >= 0", name="movements_quantity"),
+    )
+    op.create_index("movements_by_movement", "movements", ["movement_id", "product_id"])
+    stock = sa.Computed("CASE WHEN balance > 0 THEN balance ELSE 0 END", persisted=True)
+    missing = sa.Computed("CASE WHEN balance < 0 THEN -balance ELSE 0 END", persisted=True)
+    op.create_table(
+        "warehouses",
+        sa.Column("warehouse_id", sa.Uuid, primary_key=True),
+        sa.Column("product_id", sa.Uuid, primary_key=True),
+        sa.Column("balance", sa.BigInteger, nullable=False),
+        sa.Column("quantity", sa.BigInteger, stock, nullable=False),
+        sa.Column("deficit", sa.BigInteger, missing, nullable=False),
+        sa.Column("updated_at", moment, nullable=False),
+    )
+    short = sa.text("deficit > 0")
+    op.create_index("warehouses_in_deficit", "warehouses", ["deficit"], sqlite_where=short, postgresql_where=short)
+    for statement in SQLITE if op.get_context().dialect.name == "sqlite" else POSTGRESQL:
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    op.drop_table("movements")
+    op.drop_table("warehouses")
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION movements_keep_stock()")

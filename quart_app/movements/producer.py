@@ -1,0 +1,164 @@
+"""Fills the stream as warehouses would, to try the service by hand: `python -m quart_app.movements.producer`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import click
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mesh import Connections, RedisSettings
+from quart_app.movements.settings import MovementSettings
+
+Message = dict[str, Any]
+
+#: Messages in one round trip.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Warehouse:
+    """One that sends messages."""
+
+    id: UUID
+    source: str
+
+
+class Warehouses:
+    """A small trade between some warehouses; the same seed makes the same messages."""
+
+    def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
+        self._random = random.Random(seed)
+        self._warehouses = [Warehouse(self._uuid(), f"WH-{3000 + n}") for n in range(warehouses)]
+        self._products = [self._uuid() for _ in range(products)]
+        self._start = datetime.now(UTC).replace(microsecond=0)
+
+    def movement(self) -> tuple[Message, Message]:
+        """A departure and its arrival; they share their id, and now and then some items are lost."""
+        sender, receiver = self._random.sample(self._warehouses, 2)
+        id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
+        departed = self._start - timedelta(seconds=self._random.randrange(86_400))
+        arrived = departed + timedelta(seconds=self._random.randrange(600, 36_000))
+        quantity = self._random.randint(1, 200)
+        received = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
+        return (
+            message(id, sender, movement_id, product_id, "departure", departed, quantity),
+            message(id, receiver, movement_id, product_id, "arrival", arrived, received),
+        )
+
+    def messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
+        """Those of so many movements, some of them twice, in order or in none."""
+        sent = [one for _ in range(movements) for one in self.movement()]
+        sent += [one for one in sent if self._random.random() < duplicates]
+        if shuffle:
+            self._random.shuffle(sent)
+        return sent
+
+    def _uuid(self) -> UUID:
+        return UUID(int=self._random.getrandbits(128), version=4)
+
+
+def message(
+    id: UUID, at: Warehouse, movement_id: UUID, product_id: UUID, event: str, moment: datetime, quantity: int
+) -> Message:
+    """A message as the retailer's warehouses send them."""
+    return {
+        "id": str(id),
+        "source": at.source,
+        "specversion": "1.0",
+        "type": "ru.retail.warehouses.movement",
+        "datacontenttype": "application/json",
+        "dataschema": "ru.retail.warehouses.movement.v1.0",
+        "time": int(moment.timestamp() * 1000),
+        "subject": f"{at.source}:{event.upper()}",
+        "destination": "ru.retail.warehouses",
+        "data": {
+            "movement_id": str(movement_id),
+            "warehouse_id": str(at.id),
+            "timestamp": moment.isoformat().replace("+00:00", "Z"),
+            "event": event,
+            "product_id": str(product_id),
+            "quantity": quantity,
+        },
+    }
+
+
+def sample() -> Sequence[Message]:
+    """One movement, from WH-3322 to WH-3423; both of its messages have the same id."""
+    id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
+    product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
+    sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
+    receiver = Warehouse(UUID("c1d70455-7e14-11e9-812a-70106f431230"), "WH-3423")
+    departed = datetime(2025, 2, 18, 12, 12, 56, tzinfo=UTC)
+    arrived = datetime(2025, 2, 18, 14, 34, 56, tzinfo=UTC)
+    return (
+        message(id, sender, movement_id, product_id, "departure", departed, 100),
+        message(id, receiver, movement_id, product_id, "arrival", arrived, 100),
+    )
+
+
+async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per_second: float = 0) -> None:
+    """Put messages on the stream, at most so many a second; 0: as fast as it goes."""
+    size = BATCH if not per_second else 1
+    for start in range(0, len(messages), size):
+        async with redis.pipeline(transaction=False) as pipe:
+            for one in messages[start : start + size]:
+                pipe.xadd(stream, {"body": json.dumps(one, ensure_ascii=False)})
+            await pipe.execute()
+        if per_second:
+            await asyncio.sleep(1 / per_second)
+
+
+async def run(url: str | None, messages: Sequence[Message], per_second: float) -> None:
+    settings = RedisSettings(url=SecretStr(url)) if url else RedisSettings()
+    redis = Connections(settings).client("movements-producer")
+    try:
+        await publish(redis, MovementSettings().movements_stream, messages, per_second=per_second)
+    finally:
+        await redis.aclose()
+
+
+@click.command(help=__doc__)
+@click.option("--redis", "url", help="redis:// address; without it REDIS_URL, or REDIS_HOST and REDIS_PORT")
+@click.option("--movements", default=100, show_default=True, type=click.IntRange(0, 1_000_000))
+@click.option("--warehouses", default=5, show_default=True, type=click.IntRange(2))
+@click.option("--products", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="part sent twice")
+@click.option("--shuffle", is_flag=True, help="in no order")
+@click.option("--per-second", default=0.0, type=click.FloatRange(0), help="messages a second; without it, all at once")
+@click.option("--seed", type=int, help="the same seed makes the same messages")
+@click.option("--sample", "only_sample", is_flag=True, help="one movement with known ids, and nothing else")
+def main(
+    url: str | None,
+    movements: int,
+    warehouses: int,
+    products: int,
+    duplicates: float,
+    shuffle: bool,
+    per_second: float,
+    seed: int | None,
+    only_sample: bool,
+) -> None:
+    trade = Warehouses(warehouses=warehouses, products=products, seed=seed)
+    messages = sample() if only_sample else trade.messages(movements, duplicates=duplicates, shuffle=shuffle)
+    try:
+        asyncio.run(run(url, messages, per_second))
+    except (RedisError, OSError) as error:
+        raise click.ClickException(f"Redis does not take them: {error}") from error
+    click.echo(f"{len(messages)} messages sent")
+    for data in [one["data"] for one in messages[-1:]]:
+        click.echo(f"try /api/movements/{data['movement_id']}")
+        click.echo(f"and /api/warehouses/{data['warehouse_id']}/products/{data['product_id']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The routes of the movements: parse, ask, present."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from quart import Blueprint, Response, request
+from quart_schema import document_querystring, document_response, tag
+
+from quart_app.errors import Problem
+from quart_app.movements.ledger import Ledger
+from quart_app.movements.models import Movement, MovementQuery, Stock
+
+_ID = TypeAdapter(UUID)
+_tagged = tag(["movements"])
+
+
+class MovementRoutes:
+    """One method per route."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.blueprint = Blueprint("movements", __name__, url_prefix="/api")
+        for path, view in (
+            ("/movements/<movement_id>", self.movement),
+            ("/warehouses/<warehouse_id>/products/<product_id>", self.stock),
+        ):
+            self.blueprint.add_url_rule(path, view.__name__, view, methods=["GET"])
+
+    @_tagged
+    @document_querystring(MovementQuery)
+    @document_response(Movement)
+    async def movement(self, movement_id: str) -> Response:
+        """What became of a movement: who sent and received it, how long it took, how much is missing."""
+        wanted = request.args.get("product_id")
+        product_id = None if wanted is None else _id(wanted, "product_id")
+        found = await self._ledger.movement(_id(movement_id, "movement_id"), product_id)
+        return _shown(found, "nothing has been heard of this movement, or not of this product in it")
+
+    @_tagged
+    @document_response(Stock)
+    async def stock(self, warehouse_id: str, product_id: str) -> Response:
+        """How many items of a product a warehouse has."""
+        found = await self._ledger.stock(_id(warehouse_id, "warehouse_id"), _id(product_id, "product_id"))
+        return _shown(found, "nothing has been heard of this product in this warehouse")
+
+
+def _id(text: str, name: str) -> UUID:
+    try:
+        return _ID.validate_python(text)
+    except ValidationError:
+        raise Problem(422, f"{name} is not a UUID", errors=[{"pointer": f"/{name}", "message": "not a UUID"}]) from None
+
+
+def _shown(found: BaseModel | None, otherwise: str) -> Response:
+    if found is None:
+        raise Problem(404, otherwise)
+    return Response(found.model_dump_json(), content_type="application/json")

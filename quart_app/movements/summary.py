@@ -1,0 +1,68 @@
+"""From the events of a movement to what became of it. Pure, and the same in whatever order they came."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from quart_app.movements.models import Direction, Leg, Movement, Status
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Step:
+    """One event of a movement. Steps are in the order of their moments."""
+
+    occurred_at: datetime
+    warehouse_id: UUID
+    product_id: UUID
+    direction: Direction
+    quantity: int
+
+
+def movement(movement_id: UUID, steps: Sequence[Step]) -> Movement:
+    """The movement that these steps, at least one, are all we know of."""
+    by_product: dict[UUID, list[Step]] = defaultdict(list)
+    for step in steps:
+        by_product[step.product_id].append(step)
+    items = [leg(by_product[product_id]) for product_id in sorted(by_product)]
+    whole = leg(steps).model_copy(update={"status": status_of([item.status for item in items])})
+    return Movement(movement_id=movement_id, items=items, **whole.model_dump())
+
+
+def leg(steps: Sequence[Step]) -> Leg:
+    """What these steps amount to. Several of one direction are added up."""
+    departures = [step for step in steps if step.direction is Direction.DEPARTURE]
+    arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
+    first, last = min(departures, default=None), max(arrivals, default=None)
+    departed = sum(step.quantity for step in departures) if departures else None
+    arrived = sum(step.quantity for step in arrivals) if arrivals else None
+    products = {step.product_id for step in steps}
+    return Leg(
+        sender=first and first.warehouse_id,
+        receiver=last and last.warehouse_id,
+        product_id=products.pop() if len(products) == 1 else None,
+        departure_time=first and first.occurred_at,
+        arrival_time=last and last.occurred_at,
+        elapsed_seconds=(last.occurred_at - first.occurred_at).total_seconds() if first and last else None,
+        departure_quantity=departed,
+        arrival_quantity=arrived,
+        quantity_difference=None if departed is None or arrived is None else arrived - departed,
+        status=_status(bool(departures), bool(arrivals)),
+    )
+
+
+def _status(departed: bool, arrived: bool) -> Status:
+    if departed and arrived:
+        return Status.COMPLETED
+    return Status.IN_TRANSIT if departed else Status.DEPARTURE_MISSING
+
+
+def status_of(parts: Sequence[Status]) -> Status:
+    """Of the whole: completed when every part is; something under way says more than something unannounced."""
+    for status in (Status.IN_TRANSIT, Status.DEPARTURE_MISSING):
+        if status in parts:
+            return status
+    return Status.COMPLETED
