@@ -24,6 +24,9 @@ from quart_app import local, watch
 FOLDER = Path(os.environ.get("MESH_DATA", "data"))
 READY_WAIT_S = 60.0
 COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
+#: What fits a narrow terminal.
+SHORT = ("database", "class", "replica", "public", "private")
+WIDE = 118
 
 
 @click.group()
@@ -72,7 +75,7 @@ async def _up(replicas: int, port: int, redis_url: str | None, data: Path) -> No
 
 def _welcome(console: Console, members: list[Member], port: int, redis: RedisSettings, data: Path) -> None:
     address = f"http://127.0.0.1:{port}"
-    console.print(_table(members))
+    console.print(_table(members, console.width))
     cls = members[0].cls
     url = redis.url.get_secret_value() if redis.url is not None else ""
     console.print(f"[bold]{address}[/bold]   documentation {address}/docs   logs {data / 'logs'}", highlight=False)
@@ -94,15 +97,15 @@ def _welcome(console: Console, members: list[Member], port: int, redis: RedisSet
 def status(redis_url: str | None, data: Path, as_json: bool) -> None:
     """Who holds what."""
     try:
-        members = [
-            member for member in asyncio.run(local.read_roster(redis_settings(redis_url, data))) if member.leased
-        ]
+        found = asyncio.run(local.read_roster(redis_settings(redis_url, data)))
     except (redis_errors.RedisError, OSError) as error:
         raise click.ClickException(f"Redis cannot be asked: {error}") from error
+    members = [member for member in found if member.leased]
     if as_json:
         click.echo(json.dumps([_row(member) for member in members], indent=2))
     else:
-        Console().print(_table(members) if members else "no replica is live")
+        console = Console()
+        console.print(_table(members, console.width) if members else "no replica is live")
 
 
 @main.command(name="watch")
@@ -142,14 +145,15 @@ def _row(member: Member) -> dict[str, Any]:
     }
 
 
-def _table(members: Iterable[Member]) -> Table:
+def _table(members: Iterable[Member], width: int) -> Table:
     table = Table()
     rows = [_row(member) for member in members]
-    for name in COLUMNS:
+    columns = COLUMNS if width >= WIDE else SHORT
+    for name in columns:
         table.add_column(name, justify="right" if name in {"database", "pid", "epoch"} else "left", no_wrap=True)
     for row in rows:
         cells = {**row, "since": row["since"][11:19] + "Z"}
-        table.add_row(*(str(cells[name]) for name in COLUMNS))
+        table.add_row(*(str(cells[name]) for name in columns))
     return table
 
 
