@@ -20,7 +20,6 @@ the work that waits (XLEN is the lag). MAXLEN instead would delete unread ones. 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -37,7 +37,7 @@ from mesh.errors import Unavailable
 from mesh.keys import DEAD
 from mesh.scripts import FOLDER, Script
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 BURY = Script.read(FOLDER / "events_bury.lua")
 KEEP_ALIVE = Script.read(FOLDER / "events_keep_alive.lua")
@@ -262,9 +262,9 @@ class Events:
                 delays = pauses()
                 await self._consume()
             except UNREACHABLE as error:
-                log.warning("events of %s: %s: %s; trying again", self.stream, type(error).__name__, error)
+                log.warning("events wait for Redis", stream=self.stream, error=told(error))
             except Exception:
-                log.exception("events of %s: unexpected; trying again", self.stream)
+                log.exception("events met the unexpected; beginning again", stream=self.stream)
             await self._stopped_within(next(delays))
 
     async def _consume(self) -> None:
@@ -345,8 +345,8 @@ class Events:
                 async with asyncio.timeout(self._handle_timeout_s):
                     return await self._handler(entries)
             except (Unavailable, TimeoutError) as error:
-                level = logging.DEBUG if attempt else logging.WARNING
-                log.log(level, "events of %s wait: %s", self.stream, error or "the handler took too long")
+                say = log.debug if attempt else log.warning
+                say("events wait for their handler", stream=self.stream, error=told(error))
             if await self._stopped_within(delay):
                 break
         return None
@@ -359,15 +359,15 @@ class Events:
             await self._handle(entries[middle:])
             return
         entry = entries[0]
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("event %s of %s, delivery %d: %s", entry.id, self.stream, entry.deliveries, reason)
+        reason = told(error)
+        log.warning("event failed", stream=self.stream, id=entry.id, deliveries=entry.deliveries, error=reason)
         if entry.deliveries >= self._max_deliveries:
             await self._bury(entry, reason)
 
     async def _bury(self, entry: Entry, reason: str) -> None:
         printable = reason.encode("utf-8", "backslashreplace").decode()
         if await self._group.bury(entry, printable):
-            log.warning("event %s of %s is a dead letter: %s", entry.id, self.stream, printable)
+            log.warning("event is a dead letter", stream=self.stream, id=entry.id, reason=printable)
             self._on_buried(entry, printable)
 
     @asynccontextmanager
@@ -387,7 +387,7 @@ class Events:
                 await self._group.keep_alive(ids)
             except UNREACHABLE as error:
                 # At worst another handles them too, which is harmless; the work itself finds out about Redis.
-                log.info("events of %s are not kept alive: %s", self.stream, error)
+                log.info("events are not kept alive", stream=self.stream, error=told(error))
 
     async def _hand_back(self) -> None:
         try:
@@ -395,13 +395,18 @@ class Events:
                 mine = await self._group.pending(self._batch, mine=True)
                 await self._group.hand_back(mine, 10 * self._claim_idle_ms)
         except UNREACHABLE as error:
-            log.info("events of %s are left to be taken over: %s", self.stream, error)
+            log.info("events are left to be taken over", stream=self.stream, error=told(error))
 
 
 def shorter_than_timeout(block_ms: int, redis: Redis) -> int:
     """A BLOCK that ends well before the client's own time-out, or every quiet read would look broken."""
     timeout: float | None = redis.get_connection_kwargs().get("socket_timeout")
     return block_ms if timeout is None else max(1, min(block_ms, int(timeout * 500)))
+
+
+def told(error: BaseException) -> str:
+    """An error in one line; the clients' own `repr` leave the text out."""
+    return f"{type(error).__name__}: {error}"
 
 
 def entries_in(answer: Any) -> list[Any]:

