@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -49,6 +49,8 @@ FENCED = (
 )
 
 MINIMUM_VERSION = (7, 0)
+#: Connections of the client that services share; more than this many commands at once wait for one.
+SHARED_CONNECTIONS = 16
 
 
 def is_fenced(error: BaseException) -> bool:
@@ -107,15 +109,15 @@ class Connections:
             "client_name": name,
             **self._login(),
         }
-        if not shared:
-            options["max_connections"] = 1
         if settings.sentinels:
-            return self._sentinel_client(options)
+            return self._sentinel_client({**options, "max_connections": SHARED_CONNECTIONS if shared else 1})
+        # A pool that waits: the plain one raises when its connections are all in use.
+        pool_options = {**options, "max_connections": SHARED_CONNECTIONS if shared else 1, "timeout": timeout}
         if settings.url is not None:
-            client: Redis = Redis.from_url(settings.url.get_secret_value(), **options)
+            pool = BlockingConnectionPool.from_url(settings.url.get_secret_value(), **pool_options)
         else:
-            client = Redis(host=settings.host, port=settings.port, **options)
-        return client
+            pool = BlockingConnectionPool(host=settings.host, port=settings.port, **pool_options)
+        return Redis.from_pool(pool)
 
     def _login(self) -> dict[str, Any]:
         if self._credentials is not None:
@@ -161,6 +163,12 @@ async def check_server(client: Redis) -> tuple[int, ...]:
     return version
 
 
+def _fail(asked: Sequence[tuple[Any, asyncio.Future[Any]]], error: BaseException) -> None:
+    for _, future in asked:
+        if not future.done():
+            future.set_exception(error)
+
+
 class Batch(Generic[T]):
     """Collects what is asked during one turn of the loop; `take` hands it over."""
 
@@ -182,9 +190,7 @@ class Batch(Generic[T]):
         return [self._items.popleft() for _ in range(min(most, len(self._items)))]
 
     def fail(self, error: BaseException) -> None:
-        for _, future in self.take(len(self._items)):
-            if not future.done():
-                future.set_exception(error)
+        _fail(self.take(len(self._items)), error)
 
 
 #: Most of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
@@ -196,8 +202,8 @@ class Link:
     """Everything a replica says to Redis that does not block, over one connection, one trip at a time.
 
     Reads, submissions and commits asked for while a trip is under way share the next one. A trip that failed on the
-    way is made again: reads change nothing, a commit finds its entry no longer pending if it was already made, and a
-    submission carries its batch number. `trusted` says whether the lease still holds; without it nothing is sent.
+    way is made again: reads change nothing, and what was submitted and committed carries the trip's number, by which
+    the server knows what it has done already. `trusted` says whether the lease still holds; without it nothing is sent.
     """
 
     def __init__(
@@ -208,7 +214,7 @@ class Link:
         database: int,
         trusted: Callable[[], bool],
         submit: Callable[[list[Any], int], tuple[Any, ...]],
-        commit: Callable[[list[Any]], tuple[Any, ...]],
+        commit: Callable[[list[Any], int], tuple[Any, ...]],
         scripts: Sequence[Script],
     ) -> None:
         self._client = client
@@ -291,18 +297,19 @@ class Link:
         own = self._own.take(MOST)
         submissions = self._submissions.take(MOST)
         commits = self._commits.take(MOST)
-        if submissions:
-            self._number += 1
+        self._number += 1
         commands = self._commands(reads, own, submissions, commits)
+        asked = (*reads, *own, *submissions, *commits)
         try:
             answers = await self._send(commands)
+        except redis_errors.RedisError as error:
+            # A command that cannot even be said is its speaker's fault; the next trip is none the worse for it.
+            _fail(asked, error)
         except BaseException as error:
-            failure = error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
-            for _, future in (*reads, *own, *submissions, *commits):
-                if not future.done():
-                    future.set_exception(failure)
+            _fail(asked, error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed"))
             raise
-        self._hand_out(answers, reads, own, submissions, commits)
+        else:
+            self._hand_out(answers, reads, own, submissions, commits)
 
     def _commands(
         self, reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
@@ -310,7 +317,7 @@ class Link:
         commands = []
         # Commits first: what they send and answer is on its way while the rest is still read.
         if commits:
-            commands.append(self._commit([item for item, _ in commits]))
+            commands.append(self._commit([item for item, _ in commits], self._number))
         if submissions:
             commands.append(self._submit([item for item, _ in submissions], self._number))
         commands.extend(item for item, _ in reads)

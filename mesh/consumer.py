@@ -203,7 +203,9 @@ class Consumer:
         # A task each even when alone, so that a request which nobody waits for can be cancelled by itself.
         async with asyncio.TaskGroup() as tasks:
             for work in works:
-                if not work.given_away:
+                if work.given_away:
+                    self._forget(work)
+                else:
                     work.task = tasks.create_task(self._work(work))
 
     async def _work(self, work: Work) -> None:
@@ -214,11 +216,14 @@ class Consumer:
             if not work.given_away:
                 raise
         finally:
-            self._works.pop(work.request.id, None)
-            if len(self._works) < self._member.settings.concurrency:
-                self._room.set()
-            if not self._works:
-                self._idle.set()
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        self._works.pop(work.request.id, None)
+        if len(self._works) < self._member.settings.concurrency:
+            self._room.set()
+        if not self._works:
+            self._idle.set()
 
     async def _outcome(self, work: Work) -> tuple[Outcome, Transaction | None, str]:
         request = work.request
@@ -313,9 +318,10 @@ class Consumer:
                 continue
             for id in await self._reader.keep_alive(ids):
                 work = self._works.get(id)
-                if work is not None and work.task is not None:
+                if work is not None:
                     work.given_away = True
-                    work.task.cancel()
+                    if work.task is not None:
+                        work.task.cancel()
 
     async def _reclaim(self, tasks: asyncio.TaskGroup) -> None:
         settings = self._member.settings

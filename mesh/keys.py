@@ -6,7 +6,7 @@
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
-    mesh:submitted:{replica} hash, PX      last batch that replica submitted and its result: a resend changes nothing
+    mesh:submitted:{replica} hash, PX      last batches that replica submitted and committed, and what came of them
     mesh:dead                stream        requests given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
     shared:{service}:*       any           state that a service shares between replicas

@@ -256,6 +256,7 @@ class Lease:
             "epoch": str(grant.epoch),
             "since": str(grant.now_ms),
         }
+        self._bus = connections.bus
         self._client = connections.client(f"lease-{grant.replica}")
         self._renewed_at = grant.granted_at
         # Half of nothing is known about the way; the first renewal corrects it.
@@ -283,6 +284,8 @@ class Lease:
         interval_s = self._settings.renew_interval_ms / 1000
         while True:
             pause = interval_s
+            # Whoever slept through the lease must not wake it up again.
+            self._check_trust()
             try:
                 await self._renew()
             except PASSING as error:
@@ -294,13 +297,16 @@ class Lease:
                     self._lose(LeaseLost("the Redis user of this lease is gone"), error)
                 log.warning("the lease could not be renewed", error=str(error))
                 pause = min(interval_s, POLL_S)
-            if not self.trusted:
-                self._lose(LeaseLost("the lease could not be renewed in time"))
+            self._check_trust()
             self._nudge.clear()
             try:
                 await asyncio.wait_for(self._nudge.wait(), pause)
             except TimeoutError:
                 continue
+
+    def _check_trust(self) -> None:
+        if not self.trusted:
+            self._lose(LeaseLost("the lease could not be renewed in time"))
 
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         self._lost = error
@@ -316,13 +322,17 @@ class Lease:
             keys.replies(grant.replica),
             keys.submitted(grant.replica),
         )
+        words = (
+            grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
+            str(self._bus), str(grant.database), grant.cls,
+        )  # fmt: skip
         # A renewal that hangs is worth less than the next one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            held, now_ms = await self._client.eval(
-                RENEW.source, 4, *names, grant.holder, str(self._settings.lease_ttl_ms), self.state, *fields
-            )
-        if not held:
-            self._lose(LeaseLost("the lease is in other hands"))
+            outcome, now_ms = await self._client.eval(RENEW.source, 4, *names, *words, *fields)
+        if outcome == 0:
+            self._lose(LeaseLost("the lease is over or in other hands"))
+        if outcome == 2:
+            log.error("the lease was gone and is put back: the server was emptied, or restarted without its data")
         self._renewed_at = sent_at
         self._clock_offset_ms = int(now_ms) - (sent_at + time.monotonic()) * 500
 

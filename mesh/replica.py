@@ -171,11 +171,11 @@ class Replica:
                 scripts.to_json(groups),
             )  # fmt: skip
 
-        def commit(transactions: list[Any]) -> tuple[Any, ...]:
+        def commit(transactions: list[Any], number: int) -> tuple[Any, ...]:
             script = scripts.COMMIT
             return (
-                "EVALSHA", script.sha, 2, keys.lease(self.database), keys.BOOKS,
-                grant.holder, self.database, bus, self.id, scripts.to_json(transactions),
+                "EVALSHA", script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id),
+                grant.holder, self.database, bus, self.id, number, scripts.to_json(transactions),
             )  # fmt: skip
 
         return Link(

@@ -40,6 +40,7 @@ class Process:
         self._mesh_settings = mesh_settings
         self._signalled = asyncio.Event()
         self._drain_ms = settings.drain_ms
+        self._opened = asyncio.Event()
         self._close_http = asyncio.Event()
         self._http_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
@@ -65,10 +66,12 @@ class Process:
 
     async def _serve(self, sockets: server.Sockets) -> None:
         grace_s = self._settings.max_wait_ms / 1000 + 1
-        public = [sockets.public] + ([sockets.common] if sockets.common is not None else [])
+        public, private, stop = self._app.public, self._app.private, self._close_http.wait
         async with asyncio.TaskGroup() as tasks:
-            for app, listening in ((self._app.public, public), (self._app.private, [sockets.private])):
-                tasks.create_task(server.run(app, listening, self._close_http.wait, grace_s=grace_s))
+            tasks.create_task(server.run(private, [sockets.private], stop, grace_s=grace_s))
+            if self._settings.listen_when_ready:
+                await self._opened.wait()
+            tasks.create_task(server.run(public, [sockets.public], stop, grace_s=grace_s, common=sockets.common))
         self._http_closed.set()
 
     async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:
@@ -81,6 +84,7 @@ class Process:
             self._app.context.replica.drain()
             await asyncio.sleep(self._drain_ms / 1000)
         self._close_http.set()
+        self._opened.set()
         await http
 
     async def _membership(self, sockets: server.Sockets) -> None:
@@ -97,6 +101,7 @@ class Process:
             await self._open(services, replica)
             if not self._signalled.is_set():
                 self._app.reason = ""
+                self._opened.set()
                 log.info("ready", database=replica.database, cls=replica.cls)
             await self._http_closed.wait()
 

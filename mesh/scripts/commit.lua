@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Makes transactions true. Of each: effect, sends, reply, acknowledgement and books, all or nothing.
--- KEYS: lease, books
--- ARGV: holder, database, bus, consumer, JSON list of transactions:
+-- KEYS: lease, books, submitted
+-- ARGV: holder, database, bus, consumer, batch number, JSON list of transactions:
 --   entry   {stream, id} or nothing (a transaction of the replica's own)
 --   expect  list of {1 own | 0 shared, key, field or "", value or false}
 --   writes  list of {1 own | 0 shared, verb, key, ...}
@@ -9,10 +9,13 @@
 --   reply   {stream, key, op, status, forwards, body} or nothing
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
-local lease_key, books_key = KEYS[1], KEYS[2]
-local holder, database, bus, consumer = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local transactions = cjson.decode(ARGV[5])
+local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
+local holder, database, bus, consumer, batch = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local transactions = cjson.decode(ARGV[6])
 if redis.call('GET', lease_key) ~= holder then return {'lease-lost'} end
+-- The same batch again: its answer was lost on the way, not its effect.
+local before = redis.call('HMGET', submitted_key, 'commit', 'outcomes')
+if before[1] == batch then return cjson.decode(before[2]) end
 
 local at = bus
 local function go(own)
@@ -91,4 +94,5 @@ for i, t in ipairs(transactions) do
   end
 end
 go(0)
+redis.call('HSET', submitted_key, 'commit', batch, 'outcomes', cjson.encode(outcomes))
 return outcomes
