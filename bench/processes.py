@@ -30,8 +30,10 @@ def child(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
     listen: bool = False,
+    patience_s: float = 3.0,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, for the length of a `with`. `listen` opens its stdout to be read.
+    """A process in a group of its own, for the length of a `with`. `listen` opens its stdout to be read;
+    `patience_s` is how long it may take to end.
 
     Raises ChildFailed on leaving when it had failed by itself.
     """
@@ -50,12 +52,12 @@ def child(
             yield process
         finally:
             failed = process.poll()
-            end(process)
+            end(process, patience_s)
         if failed:
             raise ChildFailed(f"{' '.join(map(str, argv))} ended with {failed}: {tail(Path(log.name))}")
 
 
-def end(process: subprocess.Popen[str], patience_s: float = 3.0) -> None:
+def end(process: subprocess.Popen[str], patience_s: float) -> None:
     """SIGTERM to the group, SIGKILL to what is left of it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

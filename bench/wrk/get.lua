@@ -5,7 +5,6 @@ local paths = {}
 for prime in os.getenv('BENCH_PRIMES'):gmatch('%d+') do paths[#paths + 1] = '/values/' .. prime end
 
 function init(args)
-  wrk.init(args)
   math.randomseed(seed)
 end
 

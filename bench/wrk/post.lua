@@ -6,7 +6,6 @@ local classes = {}
 for class in os.getenv('BENCH_CLASSES'):gmatch('%a') do classes[#classes + 1] = class end
 
 function init(args)
-  wrk.init(args)
   math.randomseed(seed)
   wrk.method = 'POST'
   wrk.headers['Content-Type'] = 'application/json'

@@ -1,0 +1,117 @@
+"""Batches: POST of 1000 new 64-bit numbers over two replicas, beside the engine alone in as many processes.
+
+Then 100 000 numbers in one run, of short life: does memory stay where it was?
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.environments import ROOT
+from bench.load_http import load, posting
+from bench.processes import child, resident_bytes
+from bench.record import Ratio, Record, Settings
+from bench.replicas import Mesh, replicas
+from bench.report import table
+from bench.spread import Spread, interleaved, per_round
+
+ITEMS = 1000
+PROCESSES = 2
+WARM_UP_S = 1.0
+#: Requests open at once on each replica.
+CONNECTIONS = 4
+RUN = 100_000
+SHORT_TTL_S = 1
+
+
+def engine(settings: Settings) -> float:
+    """Numbers a second of the engine alone, in two processes at once."""
+    argv = [sys.executable, "-m", "bench.engine", str(settings.seconds)]
+    with ExitStack() as stack:
+        started = [stack.enter_context(child(argv, folder=ROOT, listen=True)) for _ in range(PROCESSES)]
+        return sum(float(process.stdout.read()) for process in started if process.stdout)
+
+
+def mesh(settings: Settings) -> float:
+    """Numbers a second through POST /values."""
+    with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
+        environ = posting(ITEMS, "AB")
+        load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
+        found = load("post.lua", there.ports, environ, seconds=settings.seconds, connections=CONNECTIONS)
+        return ITEMS * found.calls / found.seconds
+
+
+def long_run(settings: Settings) -> dict[str, float]:
+    """Memory in MB at the beginning, half-way and at the end of a run of 100 000 numbers that live for a second."""
+    with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
+        sent = 0
+        memory = {}
+        environ = posting(ITEMS, "AB", ttl=SHORT_TTL_S)
+        for name, goal in (("beginning", RUN // 10), ("half-way", RUN // 2), ("end", RUN)):
+            while sent < goal:
+                sent += ITEMS * load("post.lua", there.ports, environ, seconds=1, connections=2).calls
+            memory |= {f"{name}, {what}": value for what, value in resident(there).items()}
+        memory["numbers"] = sent
+        # What has expired goes without being asked for.
+        time.sleep(SHORT_TTL_S + 3)
+        memory["keys left"] = left(there)
+        return memory
+
+
+def resident(there: Mesh) -> dict[str, float]:
+    """Memory in MB of the largest replica and of Redis's data."""
+    used = there.server.redis().info("memory")["used_memory"]
+    return {"replica": max(map(resident_bytes, there.pids)) / 1e6, "redis": used / 1e6}
+
+
+def left(there: Mesh) -> int:
+    """Keys of /values that are still there in any database."""
+    count = 0
+    for space in there.server.redis().info("keyspace"):
+        with there.server.redis() as client:
+            client.select(int(space[2:]))
+            count += sum(1 for _ in client.scan_iter("*values:*", count=5000))
+    return count
+
+
+def measure(settings: Settings) -> Record:
+    """Engine and mesh in turn, then the long run."""
+    series: dict[str, list[float]] = {}
+    for number, (name, run) in interleaved((("engine", engine), ("mesh", mesh)), settings.rounds):
+        series.setdefault(name, []).append(run(settings))
+        print(f"  round {number + 1} {name}: {series[name][-1]:,.0f} numbers/s", file=sys.stderr)
+    measured = {name: Spread.of(values) for name, values in series.items()}
+    return Record("batch", settings, measured, ratios(series), facts=long_run(settings))
+
+
+def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
+    return {"numbers a second, mesh / engine alone": Ratio.of(per_round(series["mesh"], series["engine"]), goal=0.5)}
+
+
+def present(record: Record, plots: Path) -> str:
+    """The section of the note."""
+    labels = {
+        "engine": f"the engine alone, {PROCESSES} processes",
+        "mesh": f"POST /values, {ITEMS} numbers each, {PROCESSES} replicas",
+    }
+    rows = [[labels[name], spread.text()] for name, spread in record.measured.items()]
+    facts = record.facts
+    stages = ("beginning", "half-way", "end")
+    memory = [[what, *(f"{facts[f'{stage}, {what}']:.1f} MB" for stage in stages)] for what in ("replica", "redis")]
+    run = (
+        f"{facts['numbers']:,.0f} numbers that live for {SHORT_TTL_S} s, in one run; keys of /values left after it: "
+        f"{facts['keys left']:.0f}."
+    )
+    return "\n\n".join(
+        [
+            table(["", "numbers/s"], rows),
+            record.ratio_table(),
+            run,
+            table(["memory", *(f"at the {stage}" if stage != "half-way" else stage for stage in stages)], memory),
+            record.circumstances(),
+        ]
+    )

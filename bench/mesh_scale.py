@@ -1,0 +1,160 @@
+"""Scale of the mesh: what a POST and a GET cost in processor time with 1, 2, 4, 8 and 16 replicas, and the model of it.
+
+On one machine more replicas are no more processors, so cost is measured, not speed; from the cost follows what one
+machine for each replica would do.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.load_http import Outcome, getting, load, posting
+from bench.plot import lines
+from bench.processes import cpu_seconds
+from bench.record import Ratio, Record, Settings
+from bench.replicas import Mesh, plant, replicas
+from bench.report import table
+from bench.spread import Spread, interleaved, per_round
+
+COUNTS = (1, 2, 4, 8, 16)
+CLASSES = "ABCD"
+WARM_UP_S = 1.0
+IDLE_S = 2.0
+LOADS = ("post", "get")
+
+
+def idle(mesh: Mesh) -> float:
+    """Processor time of one replica that has nothing to do, in ms a second."""
+    before, begun = cpu_seconds(mesh.pids), time.perf_counter()
+    time.sleep(IDLE_S)
+    return 1000 * (cpu_seconds(mesh.pids) - before) / (time.perf_counter() - begun) / len(mesh.pids)
+
+
+def turn(count: int, settings: Settings) -> dict[str, float]:
+    """Costs with so many replicas."""
+    classes = CLASSES[: min(count, len(CLASSES))]
+    with replicas(count, classes=classes, durability=settings.durability) as mesh:
+        found = {"idle": idle(mesh)}
+        primes = plant(mesh, classes)
+        for name, script, environ in (
+            ("post", "post.lua", posting(1, classes)),
+            ("get", "get.lua", getting(primes)),
+        ):
+            load(script, mesh.ports, environ, seconds=WARM_UP_S)
+            done = load(script, mesh.ports, environ, seconds=settings.seconds, watched=mesh.watched)
+            found |= {f"{name}_{what}": cost for what, cost in costs(done, found["idle"], count).items()}
+        return found
+
+
+def costs(done: Outcome, idle_ms: float, count: int) -> dict[str, float]:
+    """A request's cost, without what the replicas would have spent anyway."""
+    spent_idle = idle_ms * count / done.rate
+    return {
+        "replicas": max(0.0, done.cpu_ms["replicas"] - spent_idle),
+        "redis": done.cpu_ms["redis"],
+        "rate": done.rate,
+    }
+
+
+def measure(settings: Settings) -> Record:
+    """All counts, round by round."""
+    counts = settings.levels or COUNTS
+    series: dict[str, list[float]] = {}
+    for number, count in interleaved(counts, settings.rounds):
+        for what, value in turn(count, settings).items():
+            series.setdefault(f"{count}|{what}", []).append(value)
+        print(f"  round {number + 1} {count} replicas", file=sys.stderr)
+    measured = {name: Spread.of(values) for name, values in series.items()}
+    facts = {"counts": list(counts), "model": model(counts, measured)}
+    return Record("mesh_scale", settings, measured, ratios(series, counts), facts=facts)
+
+
+def ratios(series: dict[str, list[float]], counts: Sequence[int]) -> dict[str, Ratio]:
+    """A request with the most replicas beside one with the fewest."""
+    few, many = counts[0], counts[-1]
+    return {
+        f"processor time of a {verb.upper()}, {many} replicas / {few}": Ratio.of(
+            per_round(both(series, many, verb), both(series, few, verb)), more_is_better=False
+        )
+        for verb in LOADS
+    }
+
+
+def both(series: dict[str, list[float]], count: int, verb: str) -> list[float]:
+    """Replicas' and Redis's cost together."""
+    return [a + b for a, b in zip(series[f"{count}|{verb}_replicas"], series[f"{count}|{verb}_redis"], strict=True)]
+
+
+def model(counts: Sequence[int], measured: dict[str, Spread]) -> dict[str, tuple[float, float]]:
+    """For each load and part: cost in ms with n replicas = a + b·n, by least squares over the medians."""
+    return {
+        f"{verb}_{part}": line(counts, [measured[f"{count}|{verb}_{part}"].median for count in counts])
+        for verb in LOADS
+        for part in ("replicas", "redis")
+    }
+
+
+def line(places: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The straight line a + b·x closest to the points."""
+    count = len(places)
+    across, up = sum(places) / count, sum(values) / count
+    width = sum((x - across) ** 2 for x in places)
+    slope = sum((x - across) * (y - up) for x, y in zip(places, values, strict=True)) / width if width else 0.0
+    return up - slope * across, slope
+
+
+def on_machines(facts: dict[str, tuple[float, float]], verb: str, count: int) -> tuple[float, str]:
+    """Requests a second if every replica and Redis had a core of its own, and who is the limit."""
+    replicas_ms, redis_ms = (a + b * count for a, b in (facts[f"{verb}_replicas"], facts[f"{verb}_redis"]))
+    limits = {"replicas": 1000 * count / max(replicas_ms, 1e-6), "Redis": 1000 / max(redis_ms, 1e-6)}
+    who = min(limits, key=limits.__getitem__)
+    return limits[who], who
+
+
+def present(record: Record, plots: Path) -> str:
+    """The section of the note."""
+    counts = record.facts["counts"]
+    names = [f"{verb}_{part}" for verb in LOADS for part in ("replicas", "redis")]
+    rows = [
+        [str(count), *(record.measured[f"{count}|{name}"].text(3) for name in names), idle_text(record, count)]
+        for count in counts
+    ]
+    header = ["replicas", "POST, app ms", "POST, Redis ms", "GET, app ms", "GET, Redis ms", "idle, ms/s a replica"]
+    path = plots / "mesh_scale.svg"
+    curves = {f"{name.replace('_', ', ')}": [record.measured[f"{n}|{name}"] for n in counts] for name in names}
+    lines(path, curves, counts, "replicas", "processor time a request, ms", from_zero=True)
+    return "\n\n".join(
+        [
+            table(header, rows),
+            f"![cost of a request over the number of replicas]({plots.name}/{path.name})",
+            "The model, from the medians (ms of processor time a request with n replicas):",
+            table(["", "app", "Redis"], model_rows(record)),
+            machines_text(record),
+            record.ratio_table(),
+            record.circumstances(),
+        ]
+    )
+
+
+def idle_text(record: Record, count: int) -> str:
+    return record.measured[f"{count}|idle"].text(1)
+
+
+def model_rows(record: Record) -> list[list[str]]:
+    found = record.facts["model"]
+    return [
+        [verb.upper(), *("{:.3f} + {:.4f}·n".format(*found[f"{verb}_{part}"]) for part in ("replicas", "redis"))]
+        for verb in LOADS
+    ]
+
+
+def machines_text(record: Record) -> str:
+    """What sixteen machines would do."""
+    told = []
+    for verb in LOADS:
+        rate, who = on_machines(record.facts["model"], verb, 16)
+        told.append(f"{rate:,.0f} {verb.upper()} a second (the limit: {who})")
+    return f"With sixteen machines of one core each and Redis on its own core: {' or '.join(told)}."
