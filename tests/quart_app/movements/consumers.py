@@ -1,0 +1,118 @@
+"""Consumers in processes of their own, which end themselves with kill -9 between a commit and its acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from multiprocessing.context import ForkServerProcess
+
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy import make_url
+
+from mesh.events import Entry, Events
+from quart_app.movements.database import Database
+from quart_app.movements.intake import Intake
+from quart_app.movements.metrics import Metrics
+from quart_app.movements.store import Store
+
+STREAM, GROUP = "events:movements", "movements"
+NEVER = 0
+
+
+def consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
+    """One consumer, until it is ended; by itself after so many commits."""
+    asyncio.run(_consume(redis_url, database_url, name, batch, die_after))
+
+
+async def _consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
+    database = Database(make_url(database_url))
+    intake = Intake(Store(database), Metrics(CollectorRegistry()), changed=lambda movement_id: None)
+    commits = count(1)
+
+    async def handle(entries: Sequence[Entry]) -> Mapping[str, str]:
+        refused = await intake(entries)
+        if next(commits) == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return refused
+
+    def connect() -> Redis:
+        return Redis.from_url(redis_url, decode_responses=True, socket_timeout=3, retry=Retry(NoBackoff(), 0))
+
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with Events(connect, STREAM, GROUP, name, handle, batch=batch, block_ms=200, claim_idle_ms=500):
+        await ended.wait()
+    await database.close()
+
+
+class Consumers:
+    """Keeps some consumers alive, until so many of them have been killed and the work is done."""
+
+    def __init__(self, redis_url: str, database_url: str, *, size: int, batch: int, kills: int, seed: int) -> None:
+        self._addresses = (redis_url, database_url)
+        self._batch, self._kills = batch, kills
+        self._random = random.Random(seed)
+        self._context = multiprocessing.get_context("forkserver")
+        # Forked from a process that has it all imported: fifty starts cost what one does.
+        self._context.set_forkserver_preload([__name__])
+        self._names = (f"consumer-{n}" for n in count())
+        self.killed = 0
+        self._planned = 0
+        self._running = [self._start() for _ in range(size)]
+
+    def _start(self) -> ForkServerProcess:
+        die_after = NEVER
+        if self._planned < self._kills:
+            self._planned += 1
+            die_after = self._random.randint(2, 8)
+        process = self._context.Process(
+            target=consume, args=(*self._addresses, next(self._names), self._batch, die_after), daemon=True
+        )
+        process.start()
+        return process
+
+    def replace_the_dead(self) -> None:
+        """Start another for each that was killed."""
+        for place, process in enumerate(self._running):
+            if process.is_alive():
+                continue
+            assert process.exitcode == -signal.SIGKILL, f"it ended by itself: {process.exitcode}"
+            self.killed += 1
+            self._running[place] = self._start()
+
+    def run_until(self, done: Callable[[], bool], within_s: float) -> None:
+        """Until all kills were made and the work is done."""
+        until = time.monotonic() + within_s
+        while self.killed < self._kills or not done():
+            assert time.monotonic() < until, f"not done in {within_s} s after {self.killed} kills"
+            self.replace_the_dead()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.join(5)
+            process.kill()
+            process.join(5)
+
+
+@contextmanager
+def consumers(
+    redis_url: str, database_url: str, *, size: int, batch: int, kills: int, seed: int
+) -> Iterator[Consumers]:
+    running = Consumers(redis_url, database_url, size=size, batch=batch, kills=kills, seed=seed)
+    try:
+        yield running
+    finally:
+        running.stop()

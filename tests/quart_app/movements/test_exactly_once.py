@@ -1,0 +1,113 @@
+"""Row 27 of the fault matrix: killed between the commit and the acknowledgement, nothing is missing or twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import make_url, select
+
+from quart_app.movements.database import Database
+from quart_app.movements.producer import Warehouses
+from quart_app.movements.tables import movements, warehouses
+from tests.conftest import Server
+from tests.quart_app.movements.consumers import GROUP, STREAM, consumers
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent, and how often its consumers are killed."""
+
+    movements: int
+    poison: int
+    batch: int
+    kills: int
+    within_s: float
+
+
+SMALL = Load(movements=3000, poison=5, batch=100, kills=8, within_s=60)
+FULL = Load(movements=50_000, poison=50, batch=500, kills=50, within_s=240)
+
+
+def send(client: redis.Redis, messages: Sequence[Message], poison: int) -> None:
+    """Put them on the stream, with messages between them that cannot be read."""
+    spoilt = {len(messages) * n // poison for n in range(poison)}
+    pipe = client.pipeline(transaction=False)
+    for place, message in enumerate(messages):
+        pipe.xadd(STREAM, {"body": json.dumps(message)})
+        if place in spoilt:
+            pipe.xadd(STREAM, {"body": f'{{"poison": {place}'})
+        if place % 2000 == 0:
+            pipe.execute()
+    pipe.execute()
+
+
+def all_settled(client: redis.Redis) -> bool:
+    return client.xlen(STREAM) == 0 and client.xpending(STREAM, GROUP)["pending"] == 0
+
+
+def identity_and_content(message: Message) -> tuple[str, ...]:
+    data = message["data"]
+    names = ("movement_id", "warehouse_id", "product_id", "event", "quantity")
+    return (message["source"], message["id"], *(str(data[name]) for name in names))
+
+
+async def stored(database: Database) -> Counter[tuple[str, ...]]:
+    """Every row of movements, as its message would be."""
+    columns = movements.c
+    wanted = (columns.source, columns.event_id, columns.movement_id, columns.warehouse_id, columns.product_id)
+    async with database.reading() as connection:
+        rows = await connection.execute(select(*wanted, columns.event, columns.quantity))
+        return Counter(tuple(str(value) for value in row) for row in rows)
+
+
+async def stock(database: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
+    columns = warehouses.c
+    async with database.reading() as connection:
+        rows = await connection.execute(
+            select(columns.warehouse_id, columns.product_id, columns.balance, columns.quantity, columns.deficit)
+        )
+        return {(str(row[0]), str(row[1])): (row[2], row[3], row[4]) for row in rows}
+
+
+def expected_stock(messages: Sequence[Message]) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """What the tables must say, added up here."""
+    balance: Counter[tuple[str, str]] = Counter()
+    for message in {(one["source"], one["id"]): one for one in messages}.values():
+        data = message["data"]
+        sign = 1 if data["event"] == "arrival" else -1
+        balance[data["warehouse_id"], data["product_id"]] += sign * data["quantity"]
+    return {key: (value, max(value, 0), max(-value, 0)) for key, value in balance.items()}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "load", [pytest.param(SMALL, id="small"), pytest.param(FULL, id="full", marks=pytest.mark.faults)]
+)
+async def test_killed_between_commit_and_acknowledgement(server: Server, database_url: str, load: Load) -> None:
+    """Events come twice and in no order, consumers are killed at the worst moment: both tables are exact, and what
+    cannot be read is a dead letter, all of it and nothing else."""
+    messages = Warehouses(seed=27).messages(load.movements, duplicates=0.5, shuffle=True)
+    assert len({(one["source"], one["id"]) for one in messages}) == 2 * load.movements
+    database = Database(make_url(database_url))
+    await database.migrate()
+    with server.redis() as client:
+        send(client, messages, load.poison)
+        client.xgroup_create(STREAM, GROUP, id="0")
+        with consumers(server.url, database_url, size=4, batch=load.batch, kills=load.kills, seed=27) as running:
+            running.run_until(lambda: all_settled(client), load.within_s)
+        assert running.killed == load.kills
+        letters = [fields for _, fields in client.xrange("mesh:dead")]
+    assert await stored(database) == Counter(dict.fromkeys(map(identity_and_content, messages), 1))
+    assert await stock(database) == expected_stock(messages)
+    assert len(letters) == load.poison
+    assert all(letter["body"].startswith('{"poison"') for letter in letters)
+    assert all("not JSON" in letter["reason"] for letter in letters)
+    await database.close()
