@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types bench bench-check clean
+.PHONY: help install run test lint types bench bench-check containers lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +41,14 @@ bench: install  ## each claim about speed beside its peers; CLAIMS="request_repl
 bench-check: install  ## measure again, compare ratios with the recorded ones, fail beyond their spread
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
+
+containers:  ## build the image, bring the compose stack up and prove it: needs docker compose, or CONTAINER_CHECK
+	tests/containers/check.sh
+
+lock: install  ## renew the versions that the image is made of
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --python-version 3.13 --universal --upgrade --generate-hashes \
+		--custom-compile-command "make lock" --output-file deploy/requirements.txt setup.cfg
 
 clean:  ## remove what was built here
 	rm -rf $(VENV) .venv-bench-* data .pytest_cache .mypy_cache .ruff_cache .hypothesis
