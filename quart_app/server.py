@@ -12,6 +12,7 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from quart import Quart
 
+from quart_app.closing import last_call
 from quart_app.settings import AppSettings
 
 #: Connections that may wait to be accepted.
@@ -40,9 +41,9 @@ class Sockets:
 
 def listen(settings: AppSettings) -> Sockets:
     """Open the ports. Raises OSError, with the address in its text, where one is taken."""
-    public = _listen(settings.host, settings.port)
+    public = _open(settings.host, settings.port, listening=not settings.listen_when_ready)
     try:
-        private = _listen(settings.host, settings.private_port)
+        private = _open(settings.host, settings.private_port)
     except OSError:
         public.close()
         raise
@@ -50,12 +51,26 @@ def listen(settings: AppSettings) -> Sockets:
     return Sockets(public, private, common, settings.advertise_host or _reachable_at(settings.host))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
+    """A socket at this address. One that does not listen yet refuses whoever connects."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if listening:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return _bind(family, host, port)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def _reachable_at(host: str) -> str:
@@ -67,11 +82,20 @@ def _reachable_at(host: str) -> str:
 
 
 async def run(
-    app: Quart, sockets: list[socket.socket], stop: Callable[[], Awaitable[object]], *, grace_s: float
+    app: Quart,
+    sockets: list[socket.socket],
+    stop: Callable[[], Awaitable[object]],
+    *,
+    grace_s: float,
+    common: socket.socket | None = None,
 ) -> None:
-    """Serve an application until `stop` returns, then finish what is under way within `grace_s`."""
+    """Serve an application until `stop` returns, then finish what is under way within `grace_s`.
+
+    `common` is one more socket, from which others accept, too.
+    """
     config = Config()
-    config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
+    all_sockets = sockets if common is None else [*sockets, common]
+    config.bind = [f"fd://{listening.dup().detach()}" for listening in all_sockets]
     config.backlog = BACKLOG
     config.graceful_timeout = grace_s
     config.keep_alive_timeout = 75
@@ -79,15 +103,16 @@ async def run(
     config.h11_max_incomplete_size = 32 * 1024
     config.errorlog = None
     config.accesslog = None
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop)))
+    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop, sockets)))
     try:
         await asyncio.shield(serving)
     finally:
         serving.cancel()
 
 
-def _trigger(stop: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+def _trigger(stop: Callable[[], Awaitable[object]], sockets: list[socket.socket]) -> Callable[[], Awaitable[None]]:
     async def trigger() -> None:
         await stop()
+        await last_call(sockets)
 
     return trigger

@@ -22,6 +22,9 @@ class AppSettings(BaseSettings):
     private_port: int = Field(8001, ge=0, le=65535, description="the port for neighbours and operators")
     advertise_host: str = Field("", description="the host others reach this replica at; empty: found out")
     listen_fd: int = Field(-1, description="a listening socket inherited beside the public port; -1: none")
+    listen_when_ready: bool = Field(
+        False, description="open the public port no earlier than ready, for a balancer that asks nothing but the port"
+    )
     services: str = Field(",".join(SERVICE_NAMES), description="which services run, by name")
     drain_ms: int = Field(
         0, ge=0, description="served on after SIGTERM while a balancer notices; two of its health intervals"

@@ -1,0 +1,166 @@
+"""What the compose stack must do, shown on a running one: `make containers`.
+
+COMPOSE is the command that speaks to it. Three replicas are up when this begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from tests.journeys.load import PATIENCE_S, History, load, send
+
+BASE = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
+#: Longest time for a scaled stack to be what was asked for.
+SETTLED_S = 90.0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+async def compose(command: str) -> str:
+    """Run a compose command; what it printed. Raises CalledProcessError, with what it complained of."""
+
+    def run() -> str:
+        done = subprocess.run(
+            f"{os.environ['COMPOSE']} {command}", shell=True, capture_output=True, text=True, timeout=240, check=False
+        )
+        if done.returncode:
+            sys.stderr.write(done.stderr)
+            done.check_returncode()
+        return done.stdout
+
+    return await asyncio.to_thread(run)
+
+
+async def identity(index: int) -> dict[str, str]:
+    """Which replica, database and class a container is, as its own /readyz says."""
+    script = "import urllib.request as u;print(u.urlopen('http://127.0.0.1:8001/readyz').read().decode())"
+    found: dict[str, str] = json.loads(await compose(f'exec -T --index {index} api python -c "{script}"'))
+    return found
+
+
+async def ready(client: httpx.AsyncClient) -> set[str]:
+    """The replicas that the balancer leads to."""
+    answers = [await client.get("/readyz") for _ in range(30)]
+    return {answer.json()["replica"] for answer in answers if answer.status_code == 200}
+
+
+async def until_ready(client: httpx.AsyncClient, count: int) -> None:
+    until = time.monotonic() + SETTLED_S
+    while len(found := await ready(client)) != count:
+        assert time.monotonic() < until, f"{len(found)} replicas after {SETTLED_S} s, not {count}"
+        await asyncio.sleep(0.2)
+
+
+async def examples(client: httpx.AsyncClient) -> None:
+    """The examples of the task text, to the letter."""
+    items = [{"value": 144, "ttl": 300, "cls": "A"}, {"value": 120, "ttl": 600, "cls": "C"}]
+    assert (await client.get("/classes")).json() == ["A", "B", "C"]
+    posted = await client.post("/values", json=items)
+    both = [
+        {"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]},
+        {"value": 120, "prime_factors": [2, 2, 2, 3, 5]},
+    ]
+    assert (posted.status_code, posted.json()) == (200, both)
+    for _ in range(9):
+        assert (await client.get("/values/5")).json() == both[1:]
+    missing = await client.post("/values", json=[{"value": 7, "ttl": 300, "cls": "D"}])
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def privacy(client: httpx.AsyncClient) -> None:
+    """What is on the private port alone cannot be reached through the balancer."""
+    assert (await client.get("/metrics")).status_code == 404
+
+
+async def spread(client: httpx.AsyncClient) -> None:
+    """All three replicas get requests."""
+    assert len(await ready(client)) == 3
+
+
+async def scaling(client: httpx.AsyncClient) -> None:
+    """3 -> 5 -> 2 under load: not one request fails."""
+    classes = sorted({(await identity(index))["class"] for index in (1, 2)})
+    async with load(BASE, classes) as history:
+        for count in (5, 2):
+            await compose(f"up --detach --no-build --no-recreate --scale api={count}")
+            await until_ready(client, count)
+    say(f"  scaled 3 -> 5 -> 2: {history.says()}")
+    assert history.failed("GET") == history.failed("POST") == []
+    assert min(len(history.succeeded(method)) for method in ("GET", "POST")) > 100
+
+
+async def killing(client: httpx.AsyncClient) -> None:
+    """SIGKILL: no GET fails; a POST only if it was in flight on the dead replica, and repeating it is safe."""
+    await compose("up --detach --no-build --no-recreate --scale api=3")
+    await until_ready(client, 3)
+    classes = sorted({(await identity(index))["class"] for index in (1, 2)} - {(await identity(3))["class"]})
+    async with load(BASE, classes) as history:
+        await asyncio.sleep(2)
+        await compose("kill --signal KILL --index 3 api")
+        await until_ready(client, 2)
+        await asyncio.sleep(2)
+    say(f"  killed one of 3: {history.says()}")
+    assert history.failed("GET") == []
+    await in_flight_only(client, history)
+
+
+async def in_flight_only(client: httpx.AsyncClient, history: History) -> None:
+    failed = history.failed("POST")
+    assert len(failed) <= 4, "more than there were clients"
+    assert [sample for sample in failed if sample.status != 502] == []
+    for sample in failed:
+        assert (await send(client, "POST", "/values", sample.body)).ok
+
+
+async def durability(client: httpx.AsyncClient) -> None:
+    """What was acknowledged is there after `down` (without -v) and `up`, in the databases of the same classes."""
+    before = (await client.get("/classes")).json()
+    address = {"phone": "+79111234567", "address": "Nevsky prospekt 1, Saint Petersburg"}
+    item = {"value": 9_699_690, "ttl": 86_400, "cls": before[0]}
+    assert (await client.post("/values", json=[item])).status_code == 200
+    assert (await client.post("/addr_by_phone", json=address)).status_code == 201
+    await compose("down --timeout 30")
+    await compose("up --detach --no-build --wait --wait-timeout 150")
+    await until_ready(client, 3)
+    found = (await client.get("/values/19")).json()
+    assert {"value": 9_699_690, "prime_factors": [2, 3, 5, 7, 11, 13, 17, 19]} in found
+    assert (await client.get("/addr_by_phone", params={"phone": "+79111234567"})).json()["address"] == address[
+        "address"
+    ]
+    assert set(before) <= set((await client.get("/classes")).json())
+
+
+STEPS: tuple[Callable[[httpx.AsyncClient], Awaitable[None]], ...] = (
+    examples,
+    spread,
+    privacy,
+    scaling,
+    killing,
+    durability,
+)
+
+
+async def main() -> None:
+    # A connection per request: each is balanced anew.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=BASE, timeout=PATIENCE_S, limits=limits) as client:
+        await until_ready(client, 3)
+        for step in STEPS:
+            began = time.monotonic()
+            await step(client)
+            say(f"{step.__name__}: {(step.__doc__ or '').splitlines()[0]} ({time.monotonic() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
