@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -18,7 +18,8 @@ DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg",
 class MovementSettings(BaseSettings):
     """Where movements come from and where they are kept."""
 
-    model_config = settings_config("")
+    # An error must not repeat an address that has a password in it.
+    model_config = SettingsConfigDict(**settings_config(""), hide_input_in_errors=True)
 
     database_url: SecretStr | None = Field(
         None, description="postgresql://… or sqlite:///…; without it the file at MOVEMENTS_DB_PATH"
@@ -63,6 +64,6 @@ def _async_url(text: str) -> URL:
     driver = DRIVERS.get(url.drivername.partition("+")[0])
     if driver is None:
         raise ValueError(f"DATABASE_URL names {url.drivername}; there are postgresql and sqlite")
-    if driver == DRIVERS["sqlite"] and not url.database:
+    if driver == DRIVERS["sqlite"] and url.database in {None, "", ":memory:"}:
         raise ValueError("DATABASE_URL must name a file: a database in memory is not shared")
     return url.set(drivername=driver)

@@ -1,0 +1,158 @@
+"""Connections, migrations, and what errors mean, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect, make_url, text
+
+from mesh import Unavailable
+from quart_app.movements import database as module
+from quart_app.movements.database import Database
+from quart_app.movements.tables import metadata
+
+INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
+
+
+async def names(database: Database) -> set[str]:
+    async with database.reading() as connection:
+        return set(await connection.run_sync(lambda it: inspect(it).get_table_names()))
+
+
+async def test_replicas_that_start_together_migrate_once(database_url: str) -> None:
+    """Whoever comes first does it, the others wait and find it done: real processes, one database."""
+    script = (
+        "import asyncio, sys; from sqlalchemy import make_url; from quart_app.movements.database import Database\n"
+        "asyncio.run(Database(make_url(sys.argv[1]), timeout_ms=20000).migrate())"
+    )
+    command = (sys.executable, "-c", script, database_url)
+    started = [await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE) for _ in range(4)]
+    async with asyncio.timeout(60):
+        said = [await process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    database = Database(make_url(database_url))
+    assert await names(database) == {"alembic_version", "movements", "warehouses"}
+    async with database.reading() as connection:
+        assert len((await connection.execute(text("SELECT * FROM alembic_version"))).all()) == 1
+    await database.close()
+
+
+async def test_a_migration_that_fails_leaves_nothing_half_done(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is one transaction, on SQLite too; the next start does it from the beginning."""
+    upgrade = module._upgrade
+
+    def killed_at_the_end(connection: Connection) -> None:
+        upgrade(connection)
+        raise RuntimeError("killed")
+
+    database = Database(make_url(database_url))
+    monkeypatch.setattr(module, "_upgrade", killed_at_the_end)
+    with pytest.raises(RuntimeError, match="killed"):
+        await database.migrate()
+    assert await names(database) == set()
+    monkeypatch.setattr(module, "_upgrade", upgrade)
+    await database.migrate()
+    assert "movements" in await names(database)
+    await database.close()
+
+
+async def test_the_tables_are_what_the_migrations_make(database: Database) -> None:
+    """The code's tables and the migrated ones never part."""
+
+    def difference(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return list(compare_metadata(context, metadata))
+
+    async with database.reading() as connection:
+        assert await connection.run_sync(difference) == []
+
+
+async def test_migrations_can_be_undone(database: Database) -> None:
+    """Down to nothing, and up again."""
+
+    def downgrade(connection: Connection) -> None:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", module.MIGRATIONS)
+        command.downgrade(config, "base")
+
+    async with database.migrating() as connection:
+        await connection.run_sync(downgrade)
+    assert await names(database) == {"alembic_version"}
+    await database.migrate()
+    assert "warehouses" in await names(database)
+
+
+async def test_alembic_works_from_the_command_line(database_url: str) -> None:
+    """For operators, with the same settings and under the same lock."""
+    for word in ("upgrade head", "current"):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "alembic", "-c", str(INI), *word.split()],
+            env={**os.environ, "DATABASE_URL": database_url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "0001 (head)" in done.stdout
+
+
+async def test_readers_do_not_wait_for_the_writer(database: Database) -> None:
+    """They see what is committed, at once."""
+    async with database.writing() as writer:
+        await writer.execute(
+            text(
+                "INSERT INTO warehouses (warehouse_id, product_id, balance, updated_at) "
+                "VALUES ('00000000000000000000000000000001', '00000000000000000000000000000001', 1, CURRENT_TIMESTAMP)"
+            )
+        )
+        async with asyncio.timeout(2), database.reading() as reader:
+            assert (await reader.execute(text("SELECT count(*) FROM warehouses"))).scalar_one() == 0
+    async with database.reading() as reader:
+        assert (await reader.execute(text("SELECT count(*) FROM warehouses"))).scalar_one() == 1
+
+
+async def test_a_lock_is_not_waited_for_for_ever(database: Database, database_url: str) -> None:
+    """After the time-out the database is unavailable, and events wait outside it."""
+    other = Database(make_url(database_url), timeout_ms=300)
+    async with database.migrating():
+        with pytest.raises(Unavailable, match="the database cannot be used"):
+            await other.migrate()
+    await other.migrate()
+    await other.close()
+
+
+async def test_sqlite_loses_nothing_that_was_committed(tmp_path: Path) -> None:
+    """An event leaves its stream after the commit, so the commit must have reached the disk; and all processes of
+    the machine share the file, so readers must not lock out the writer."""
+    database = Database(make_url(f"sqlite+aiosqlite:///{tmp_path / 'deep' / 'down' / 'movements.db'}"))
+    await database.migrate()
+    async with database.writing() as connection:
+        found = [
+            (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+            for name in ("journal_mode", "synchronous", "busy_timeout")
+        ]
+    assert found == ["wal", 2, 5000]
+    await database.close()
+
+
+async def test_the_password_is_in_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Errors travel into logs and answers."""
+    away = Database(make_url("postgresql+asyncpg://mesh:secret-word@127.0.0.1:9/none"), timeout_ms=500)
+    with pytest.raises(Unavailable) as caught:
+        await away.migrate()
+    assert "secret-word" not in str(caught.value) + repr(away.url) + caplog.text
+    await away.close()

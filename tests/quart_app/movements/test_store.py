@@ -1,0 +1,221 @@
+"""What is kept: each event once, and the stock that follows from them in whatever order they came."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, make_url, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from mesh import Unavailable
+from quart_app.movements.database import Database
+from quart_app.movements.models import Direction, Event, EventData
+from quart_app.movements.producer import Warehouses, sample
+from quart_app.movements.store import Deficit, Store
+from quart_app.movements.tables import movements, warehouses
+
+NOON = datetime(2025, 2, 18, 12, tzinfo=UTC)
+MOVEMENT, OTHER = UUID(int=1), UUID(int=2)
+NORTH, SOUTH = UUID(int=11), UUID(int=12)
+BOLTS, NUTS = UUID(int=21), UUID(int=22)
+
+
+def event(id: str = "1", source: str = "WH-1", **data: Any) -> Event:
+    """An arrival of ten bolts in the north, unless told otherwise."""
+    usual = {
+        "movement_id": MOVEMENT,
+        "warehouse_id": NORTH,
+        "timestamp": NOON.isoformat(),
+        "event": "arrival",
+        "product_id": BOLTS,
+        "quantity": 10,
+    }
+    return Event(id=id, source=source, time=0, data=EventData.model_validate({**usual, **data}))
+
+
+async def rows(database: Database) -> int:
+    async with database.reading() as connection:
+        return len((await connection.execute(select(movements.c.id))).all())
+
+
+async def stock(database: Database) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
+    """balance, quantity, deficit and moment of each product in each warehouse"""
+    columns = warehouses.c
+    async with database.reading() as connection:
+        found = await connection.execute(select(*columns))
+        return {
+            (row.warehouse_id, row.product_id): (row.balance, row.quantity, row.deficit, row.updated_at)
+            for row in found
+        }
+
+
+def added_up(events: Sequence[Event]) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
+    """What the stock must be, from the events alone."""
+    balance: Counter[tuple[UUID, UUID]] = Counter()
+    latest: dict[tuple[UUID, UUID], datetime] = {}
+    for data in (one.data for one in events):
+        key = data.warehouse_id, data.product_id
+        balance[key] += data.quantity if data.event is Direction.ARRIVAL else -data.quantity
+        latest[key] = max(latest.get(key, data.timestamp), data.timestamp)
+    return {key: (value, max(value, 0), max(-value, 0), latest[key]) for key, value in balance.items()}
+
+
+async def test_both_sample_messages_count_though_they_share_their_id(store: Store, database: Database) -> None:
+    """Identity is source and id: one movement's two messages are two events."""
+    departure, arrival = (Event.model_validate(message) for message in sample())
+    assert departure.id == arrival.id
+    stored = await store.add([departure, arrival])
+    assert (len(stored.new), stored.duplicates) == (2, 0)
+    assert len(await store.steps(departure.data.movement_id)) == 2
+    assert await stock(database) == added_up([departure, arrival])
+
+
+async def test_an_event_is_stored_once_however_often_it_comes(store: Store, database: Database) -> None:
+    """In one batch or in several; the stock does not move again."""
+    assert (await store.add([event(), event()])).duplicates == 1
+    stored = await store.add([event(), event("2")])
+    assert ([one.id for one in stored.new], stored.duplicates, stored.taken) == (["2"], 1, set())
+    assert await rows(database) == 2
+    assert (await stock(database))[NORTH, BOLTS][:2] == (20, 20)
+
+
+async def test_an_event_sent_again_later_is_the_same_event(store: Store) -> None:
+    """When it was sent says nothing about what happened."""
+    await store.add([event()])
+    again = event().model_copy(update={"time": 5})
+    assert (await store.add([again])).duplicates == 1
+
+
+@pytest.mark.parametrize("change", [{"quantity": 11}, {"product_id": NUTS}, {"event": "departure"}])
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_an_identity_cannot_stand_for_two_contents(
+    store: Store, database: Database, change: dict[str, Any], in_one_batch: bool
+) -> None:
+    """The first is kept and the second told, for dropping it silently would lose it."""
+    first, second = event(), event(**change)
+    if in_one_batch:
+        stored = await store.add([first, second])
+    else:
+        await store.add([first])
+        stored = await store.add([event("2"), second])
+    assert stored.taken == {1}
+    assert (await stock(database))[NORTH, BOLTS][0] in {10, 20}
+
+
+async def test_nothing_to_add_is_no_error(store: Store) -> None:
+    """A batch of which nothing could be read."""
+    assert (await store.add([])).new == []
+
+
+async def test_departures_before_arrivals_leave_a_deficit(store: Store, database: Database) -> None:
+    """Stock never shows below 0, and what is missing is kept beside it until it arrives."""
+    await store.add([event("1", event="departure", quantity=30)])
+    found = await store.stock(NORTH, BOLTS)
+    assert found is not None and found.quantity == 0
+    assert await store.deficit() == Deficit(products=1, quantity=30)
+    await store.add([event("2", quantity=50)])
+    found = await store.stock(NORTH, BOLTS)
+    assert found is not None and found.quantity == 20
+    assert await store.deficit() == Deficit(products=0, quantity=0)
+
+
+async def test_a_product_never_heard_of_is_none(store: Store) -> None:
+    """Which is not the same as none left."""
+    await store.add([event()])
+    assert await store.stock(NORTH, NUTS) is None
+    assert await store.stock(SOUTH, BOLTS) is None
+    assert await store.steps(OTHER) == []
+    await store.add([event("2", event="departure")])
+    found = await store.stock(NORTH, BOLTS)
+    assert found is not None and found.quantity == 0
+
+
+async def test_moments_come_back_as_they_were(store: Store) -> None:
+    """In UTC, to the microsecond, from whatever offset."""
+    moment = datetime.fromisoformat("2025-02-18T17:34:56.123456+03:00")
+    await store.add([event(timestamp=moment.isoformat())])
+    (step,) = await store.steps(MOVEMENT)
+    assert step.occurred_at == moment
+    assert step.occurred_at.utcoffset() == timedelta(0)
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all(store: Store, database: Database) -> None:
+    """One row that the tables refuse leaves none of its neighbours, and no stock."""
+    bad = event("2")
+    bad = bad.model_copy(update={"data": bad.data.model_copy(update={"quantity": -1})})
+    with pytest.raises((IntegrityError, DBAPIError)):
+        await store.add([event("1"), bad])
+    assert await rows(database) == 0
+    assert await stock(database) == {}
+
+
+EVENTS = st.lists(
+    st.builds(
+        event,
+        id=st.integers(0, 30).map(str),
+        source=st.sampled_from(["WH-1", "WH-2"]),
+        warehouse_id=st.sampled_from([NORTH, SOUTH]),
+        product_id=st.sampled_from([BOLTS, NUTS]),
+        event=st.sampled_from(["arrival", "departure"]),
+        quantity=st.integers(0, 2**31 - 1),
+        timestamp=st.integers(0, 10**6).map(lambda s: (NOON + timedelta(seconds=s)).isoformat()),
+    ),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda one: one.key,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=EVENTS, random=st.randoms(use_true_random=False), cut=st.integers(1, 5))
+async def test_stock_does_not_depend_on_order(
+    store: Store, database: Database, events: list[Event], random: random.Random, cut: int
+) -> None:
+    """Shuffled, in batches of any size, some twice: the same stock, never below 0 on the way."""
+    async with database.writing() as connection:
+        await connection.execute(delete(movements))
+        await connection.execute(delete(warehouses))
+    sent = events + random.sample(events, len(events) // 2)
+    random.shuffle(sent)
+    for start in range(0, len(sent), cut):
+        await store.add(sent[start : start + cut])
+        assert all(quantity >= 0 for _, quantity, _, _ in (await stock(database)).values())
+    assert await stock(database) == added_up(events)
+
+
+async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
+    database: Database, database_url: str
+) -> None:
+    """Overlapping batches in different orders, at the same time: each row once, and nobody waits in a circle."""
+    events = [Event.model_validate(one) for one in Warehouses(warehouses=3, products=3, seed=1).messages(300)]
+    replicas = [Database(make_url(database_url), timeout_ms=20_000) for _ in range(4)]
+
+    async def replay(replica: Database, seed: int) -> int:
+        mine = random.Random(seed).sample(events, len(events))
+        stored = [await Store(replica).add(mine[start : start + 50]) for start in range(0, len(mine), 50)]
+        return sum(len(one.new) for one in stored)
+
+    new = await asyncio.gather(*(replay(replica, seed) for seed, replica in enumerate(replicas)))
+    assert sum(new) == await rows(database) == 600
+    assert await stock(database) == added_up(events)
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_a_database_that_is_away_is_unavailable_and_not_an_error_of_the_event() -> None:
+    """So that events wait for it and none is buried."""
+    away = Database(make_url("postgresql+asyncpg://mesh@127.0.0.1:9/none"), timeout_ms=500)
+    with pytest.raises(Unavailable, match="the database cannot be used"):
+        await Store(away).add([event()])
+    with pytest.raises(Unavailable):
+        await Store(away).stock(NORTH, BOLTS)
+    await away.close()
