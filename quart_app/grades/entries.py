@@ -1,0 +1,104 @@
+"""What the entries of the grades' log mean.
+
+    founded   {"continues": ["<log>", …]}                     the log begins; logs that it takes up
+    set       {"user_id": "alice", "spp": 5}                  these fields, at the entry's own id
+    carry     {"of": "<log>", "records": [                    what a survivor of another log still knew
+                {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}
+
+Every replica reads every entry in the same way, so one that cannot be read is passed over by all of them
+alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from mesh.log import FOUNDED, Entry, pack_id, unpack_id
+from quart_app.grades.models import FIELDS, Amount, GradeUpdate, UserId
+from quart_app.grades.storage import FIELD_AT, Changes
+
+SET = "set"
+CARRY = "carry"
+#: Records in one entry: a few dozen kilobytes.
+CARRIED_AT_ONCE = 200
+
+
+class UnreadableEntry(ValueError):
+    """An entry whose content is not known here."""
+
+
+class Founding(BaseModel):
+    continues: tuple[str, ...] = ()
+
+
+class CarriedRecord(BaseModel):
+    user_id: UserId
+    set: dict[str, tuple[Amount, str]]
+
+
+class Carried(BaseModel):
+    of: str
+    records: list[CarriedRecord]
+
+
+_UPDATE = TypeAdapter(GradeUpdate)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an entry changes."""
+
+    changes: Sequence[tuple[str, Changes]] = ()
+    continues: tuple[str, ...] = ()
+
+
+def set_body(update: GradeUpdate) -> dict[str, Any]:
+    """The body of an entry for a change."""
+    return {"user_id": update.user_id, **update.changes()}
+
+
+def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
+    """Bodies of entries that carry records over from a log, each of a bounded size."""
+    batch: list[dict[str, Any]] = []
+    for user_id, changes in records:
+        fields = {FIELDS[at]: [value, unpack_id(stamp)] for at, (value, stamp) in changes.items()}
+        batch.append({"user_id": user_id, "set": fields})
+        if len(batch) == CARRIED_AT_ONCE:
+            yield {"of": of, "records": batch}
+            batch = []
+    if batch:
+        yield {"of": of, "records": batch}
+
+
+def effect(entry: Entry) -> Effect:
+    """What an entry changes. Raises UnreadableEntry."""
+    try:
+        match entry.op:
+            case "set":
+                return _set(entry)
+            case "carry":
+                return _carry(Carried.model_validate(entry.content()))
+            case op if op == FOUNDED:
+                return Effect(continues=Founding.model_validate(entry.content()).continues)
+    except (ValueError, KeyError) as error:
+        raise UnreadableEntry(f"entry {entry.position.number}: {error}") from error
+    raise UnreadableEntry(f"entry {entry.position.number} has the unknown operation {entry.op!r}")
+
+
+def _set(entry: Entry) -> Effect:
+    update = _UPDATE.validate_python(entry.content(), strict=True)
+    stamp = entry.position.stamp
+    changes = {FIELD_AT[name]: (value, stamp) for name, value in update.changes().items()}
+    return Effect([(update.user_id, changes)])
+
+
+def _carry(carried: Carried) -> Effect:
+    changes = [
+        (record.user_id, {FIELD_AT[name]: (value, pack_id(at)) for name, (value, at) in record.set.items()})
+        for record in carried.records
+    ]
+    return Effect(changes, (carried.of,))

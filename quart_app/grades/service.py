@@ -1,0 +1,42 @@
+"""The grades service: every replica holds all grades in memory and follows one log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+
+from mesh import Replica
+from mesh.log import Log
+from quart_app.grades.metrics import Metrics
+from quart_app.grades.replication import Replication
+from quart_app.grades.routes import GradesRoutes
+from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
+from quart_app.grades.sources import Source, peers
+from quart_app.service import Context, Service
+
+log = structlog.get_logger(__name__)
+
+#: A stream: every change of a grade, in the order that all replicas apply them.
+LOG_KEY = "shared:grades:log"
+
+
+def create(context: Context) -> Service:
+    """The service, its settings taken from the environment."""
+    settings = GradesSettings()
+    if settings.password.get_secret_value() == TRIAL_PASSWORD:
+        log.warning("GRADES_PASSWORD is not set; the well-known one for trying is in force")
+    replication = Replication(settings, Metrics(context.metrics))
+    routes = GradesRoutes(replication, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(replica: Replica) -> AsyncIterator[None]:
+        async def others() -> list[Source]:
+            return await peers(replica.roster, replica.id, settings)
+
+        grades_log = Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id)
+        async with replication.following(grades_log, others):
+            yield
+
+    return Service("grades", public=[routes.public], private=[routes.private], lifespan=lifespan)
