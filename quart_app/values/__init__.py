@@ -1,5 +1,17 @@
 """/values: factorise numbers and keep the result, with its time to live, in the database of a replica of a class."""
 
-from quart_app.values.service import create
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quart_app.service import Context, Service
 
 __all__ = ["create"]
+
+
+def create(context: Context) -> Service:
+    """The service. Imported here, not above: the worker processes import this package for the engine alone."""
+    from quart_app.values import service
+
+    return service.create(context)

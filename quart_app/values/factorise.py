@@ -44,7 +44,8 @@ TRIAL_PRIMES = 1000
 #: the last of them, squared: what has no smaller factor and is below is a prime
 TRIAL_SQUARE = 7919**2
 
-_WORD = 1 << 64
+WORD_BITS = 64
+_WORD = 1 << WORD_BITS
 
 #: a look-up is cheaper than any test of primality
 _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(1 << 16)))
@@ -129,6 +130,8 @@ def factorise(number: int) -> list[int]:
 
 def begin(number: int) -> Factoring:
     """The cheap steps: microseconds up to 500 bits. Raises ValueError below 1."""
+    if number < 1:
+        raise ValueError("only numbers from 1 up have prime factors")
     if number < _WORD:
         return Factoring(number, _word_powers(number))
     powers: list[tuple[int, int]] = []
@@ -274,11 +277,11 @@ def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Com
     root, exponent = _root(value)
     if exponent > 1:
         return _examined(replace(composite, value=root, times=times * exponent))
-    divisor = _strong_divisor(value)
-    if divisor is None:
+    parts = _strong_parts(value)
+    if len(parts) == 1:
         return [], [composite]
-    left, right = (_examined(replace(composite, value=part)) for part in (divisor, value // divisor))
-    return [*left[0], *right[0]], left[1] + right[1]
+    examined = [_examined(replace(composite, value=part)) for part in parts]
+    return [power for powers, _ in examined for power in powers], [one for _, left in examined for one in left]
 
 
 def _root(value: int) -> tuple[int, int]:
@@ -293,22 +296,38 @@ def _root(value: int) -> tuple[int, int]:
     return value, 1
 
 
-def _strong_divisor(value: int) -> int | None:
-    """A divisor of an odd composite that Fermat's test takes for a prime and the strong test does not.
+def _strong_parts(value: int) -> list[int]:
+    """The parts of an odd composite that Fermat's test takes for a prime and the strong test does not.
 
     A Carmichael number is such for nearly every base: where b^(n-1) = 1, a square root of 1 on the way there that
-    is neither 1 nor -1 splits n. One exponentiation instead of a sieve.
+    is neither 1 nor -1 splits n. A few exponentiations instead of a sieve; one where Fermat's test fails at once.
     """
-    for base in (2, 3):
-        exponent = value - 1
-        twos = gmpy2.bit_scan1(exponent)
-        power = gmpy2.powmod(base, exponent >> twos, value)
-        for _ in range(twos):
-            square = power * power % value
-            if square == 1 and power not in (1, value - 1):
-                return int(gmpy2.gcd(power - 1, value))
-            power = square
+    parts = [value]
+    for base in (2, 3, 5, 7, 11, 13, 17):
+        root = _root_of_one(base, value)
+        if root is None:
+            break
+        parts = [int(part) for whole in parts for d in [gmpy2.gcd(whole, root - 1)] for part in (d, whole // d)]
+        parts = [part for part in parts if part > 1]
+    return parts
+
+
+def _root_of_one(base: int, value: int) -> int | None:
+    """The last number but 1 in the repeated squares that Fermat's test takes to 1; None where they do not end there."""
+    exponent = value - 1
+    twos = gmpy2.bit_scan1(exponent)
+    power = gmpy2.powmod(base, exponent >> twos, value)
+    for _ in range(twos):
+        square = power * power % value
+        if square == 1:
+            return int(power)
+        power = square
     return None
+
+
+def load() -> None:
+    """Load what takes milliseconds to load, so that no number waits for it."""
+    _pari()
 
 
 def sieve(composite: int) -> list[int]:

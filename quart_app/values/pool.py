@@ -1,0 +1,363 @@
+"""Factorisation off the event loop: in processes that can be killed, one computation for all who ask for a number.
+
+    factorise(n) ── cheap ──> here, in microseconds
+          │ not cheap
+    Computation(n) ── slice by slice ──> Lane "brisk": what ends within half a second
+                                         Lane "hard":  the rest, of which only so many are taken
+
+A computation goes on in slices, each a call into a worker process with a plain value in and a plain value out. So
+what is known so far is always here, hopeless numbers take turns, and a process that dies loses one slice. A slice
+that is a sieve lasts as long as the sieve; whoever no longer wants it kills the process.
+
+The processes are pebble's, which restarts the ones that were killed. They are forked from a server that was started
+afresh (no sockets or connections of ours in them), lazily, and run at low priority: the scheduler gives them what the
+event loop leaves. The two lanes are two sets of processes, so that a number of a few milliseconds never waits
+behind one of a few minutes. A worker outlives neither its replica nor its deadline, even if the replica is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from mesh.errors import Busy, DeadlineExceeded, Unavailable
+from quart_app.values import factorise as engine
+from quart_app.values import process
+from quart_app.values.factorise import Factoring, Stage
+
+T = TypeVar("T")
+
+#: up to this size the cheap steps take less than half a millisecond and are done on the event loop
+INLINE_BITS = 512
+#: the event loop is let go after this much work on it
+BREATH_S = 0.002
+
+#: what is expected to end within this goes to the brisk lane
+BRISK_S = 0.5
+#: one step is tried again when its process dies under it; a number that kills two is given up
+ATTEMPTS = 2
+
+#: pebble looks for cancelled work every tenth of a second; after this its process is gone for certain
+_PEBBLE_CYCLE_S = 0.25
+_KILL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a computation is. Times are seconds; `estimate_s` is None where only luck can end it."""
+
+    number: int
+    stage: str
+    elapsed_s: float
+    estimate_s: float | None
+    waiting: int
+    factors: list[int]
+    unfactored: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class Computation:
+    """One number, and all who wait for it."""
+
+    number: int
+    factoring: Factoring | None
+    begun_s: float
+    deadline_s: float
+    answer: asyncio.Future[list[int]]
+    stage: str = "waiting"
+    waiting: int = 0
+    hard: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def progress(self, now_s: float, sieve_bits: int) -> Progress:
+        known = self.factoring
+        estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
+        return Progress(
+            number=self.number,
+            stage=self.stage,
+            elapsed_s=round(now_s - self.begun_s, 3),
+            estimate_s=None if math.isinf(estimate) else round(estimate, 3),
+            waiting=self.waiting,
+            factors=known.known() if known else [],
+            unfactored=[composite.value for composite in known.composites] if known else [self.number],
+        )
+
+
+class FactorPool:
+    """Factors of numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
+
+    `processes` for the hard ones, by default one for each core; `hard_limit` hard numbers at once and `brisk_limit`
+    others, Busy beyond; numbers with a composite of more than `sieve_bits` get curves until their deadline.
+    """
+
+    def __init__(
+        self,
+        *,
+        processes: int | None = None,
+        hard_limit: int | None = None,
+        brisk_limit: int = 256,
+        sieve_bits: int = engine.SIEVE_BITS,
+    ) -> None:
+        count = processes or cores()
+        self.hard_limit = 4 * count if hard_limit is None else hard_limit
+        self.brisk_limit = brisk_limit
+        self.sieve_bits = sieve_bits
+        self._brisk = Lane(min(count, 2), niceness=5)
+        self._hard = Lane(count, niceness=15)
+        self._computations: dict[int, Computation] = {}
+        self._breath_s = 0.0
+        self._tasks: asyncio.TaskGroup
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for computation in list(self._computations.values()):
+            self._drop(computation)
+        await self._tasks.__aexit__(None, None, None)
+        await asyncio.gather(self._brisk.stop(), self._hard.stop())
+
+    async def factorise(self, number: int, timeout_s: float) -> list[int]:
+        """The prime factors, ascending, with multiplicity.
+
+        Raises ValueError below 1; Busy; DeadlineExceeded with the facts `factors` (primes found) and `unfactored`;
+        Unavailable when the number's process dies again and again. The computation ends with its last waiter.
+        """
+        await self._breathe()
+        if number.bit_length() <= engine.WORD_BITS:
+            return engine.factorise(number)
+        factoring = engine.begin(number) if number.bit_length() <= INLINE_BITS else None
+        if factoring is not None and factoring.done:
+            return factoring.factors()
+        computation = self._computation(number, factoring)
+        return await self._wait(computation, timeout_s)
+
+    def progress(self, number: int) -> Progress | None:
+        """How far a number's computation is; None when there is none."""
+        computation = self._computations.get(number)
+        return None if computation is None else computation.progress(time.monotonic(), self.sieve_bits)
+
+    def state(self) -> list[Progress]:
+        """All computations, the oldest first."""
+        now_s = time.monotonic()
+        return [computation.progress(now_s, self.sieve_bits) for computation in self._computations.values()]
+
+    async def _breathe(self) -> None:
+        """Let the event loop go round when many cheap numbers come in one piece."""
+        if time.monotonic() - self._breath_s > BREATH_S:
+            await asyncio.sleep(0)
+            self._breath_s = time.monotonic()
+
+    def _computation(self, number: int, factoring: Factoring | None) -> Computation:
+        """The number's computation, a new one where there is none. Raises Busy."""
+        found = self._computations.get(number)
+        if found is not None:
+            return found
+        if len(self._computations) >= self.brisk_limit + self.hard_limit:
+            raise Busy("as many numbers as can be taken are being factorised", retry_after=1)
+        now_s = time.monotonic()
+        answer = asyncio.get_running_loop().create_future()
+        computation = Computation(number, factoring, now_s, now_s, answer)
+        if factoring is not None:
+            self._admit(computation)
+        self._computations[number] = computation
+        computation.task = self._tasks.create_task(self._run(computation))
+        return computation
+
+    async def _wait(self, computation: Computation, timeout_s: float) -> list[int]:
+        computation.waiting += 1
+        computation.deadline_s = max(computation.deadline_s, time.monotonic() + timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(computation.answer)
+        except TimeoutError:
+            raise self._late(computation) from None
+        finally:
+            computation.waiting -= 1
+            if not computation.waiting:
+                self._drop(computation)
+
+    def _late(self, computation: Computation) -> DeadlineExceeded:
+        known = computation.progress(time.monotonic(), self.sieve_bits)
+        digits = ", ".join(str(len(str(composite))) for composite in known.unfactored)
+        return DeadlineExceeded(
+            f"not factorised in time: what is left has {digits} digits",
+            factors=known.factors,
+            unfactored=known.unfactored,
+            stage=known.stage,
+            elapsed_s=known.elapsed_s,
+            estimate_s=known.estimate_s,
+        )
+
+    def _drop(self, computation: Computation) -> None:
+        """Forget a computation; what still runs for it is killed."""
+        if self._computations.get(computation.number) is computation:
+            del self._computations[computation.number]
+        if computation.task is not None:
+            computation.task.cancel()
+
+    def _admit(self, computation: Computation) -> None:
+        """Count a computation that turns out to be hard. Raises Busy."""
+        assert computation.factoring is not None
+        if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
+            return
+        others = [other for other in self._computations.values() if other.hard]
+        if len(others) >= self.hard_limit:
+            raise Busy("as many hard numbers as can be taken are being factorised", retry_after=self._patience(others))
+        computation.hard = True
+
+    def _patience(self, others: list[Computation]) -> float:
+        """Seconds until one of these is expected to end."""
+        now_s = time.monotonic()
+        ends = [
+            min(other.deadline_s, other.begun_s + (known.estimate_s or math.inf)) - now_s
+            for other in others
+            for known in [other.progress(now_s, self.sieve_bits)]
+        ]
+        return min(max(min(ends, default=1.0), 1.0), 60.0)
+
+    async def _run(self, computation: Computation) -> None:
+        """Compute, and tell the waiters how it went. Never raises but for cancellation: the task group goes on."""
+        answer = computation.answer
+        try:
+            factors = await self._compute(computation)
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        except Exception as error:
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # it has been seen, should the last waiter have left just now
+        else:
+            if not answer.done():
+                answer.set_result(factors)
+        if self._computations.get(computation.number) is computation:
+            del self._computations[computation.number]
+
+    async def _compute(self, computation: Computation) -> list[int]:
+        while True:
+            factoring = computation.factoring
+            if factoring is None:
+                lane, computation.stage = self._brisk, Stage.DIVISION
+            else:
+                self._admit(computation)
+                lane = self._hard if computation.hard else self._brisk
+            computation.factoring, factors = await self._step(lane, computation)
+            if factors is not None:
+                computation.stage = Stage.DONE
+                return factors
+
+    async def _step(self, lane: Lane, computation: Computation) -> process.Slice:
+        """One slice; again in another process when its process died. Raises Unavailable."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(ProcessExpired, concurrent.futures.BrokenExecutor):
+                found: process.Slice = await lane.run(partial(self._slice, computation))
+                return found
+        raise Unavailable("the processes that tried to factorise the number died", number=computation.number)
+
+    def _slice(self, computation: Computation) -> tuple[Any, ...]:
+        """The next slice's call, made when a process is free: by then less time is left."""
+        seconds_left = computation.deadline_s - time.monotonic()
+        factoring = computation.factoring
+        if factoring is None:
+            return process.begin, computation.number, seconds_left
+        computation.stage = engine.stage(factoring, seconds_left, self.sieve_bits)
+        return process.advance, factoring, seconds_left, self.sieve_bits
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class Lane:
+    """Some processes of one priority, and at most as many calls in them; the others wait for their turn."""
+
+    def __init__(self, processes: int, *, niceness: int) -> None:
+        self._processes = processes
+        self._niceness = niceness
+        self._slots = asyncio.Semaphore(processes)
+        self._starting = asyncio.Lock()
+        self._pool: ProcessPool | None = None
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def run(self, call: Callable[[], tuple[Any, ...]]) -> Any:
+        """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
+
+        Raises what the function raises; ProcessExpired when the process died.
+        """
+        await self._slots.acquire()
+        future: concurrent.futures.Future[Any] | None = None
+        try:
+            pool = await self._running()
+            function, *arguments = call()
+            future = pool.schedule(function, args=arguments)
+            return await asyncio.wrap_future(future)
+        finally:
+            self._release(future)
+
+    async def stop(self) -> None:
+        """Kill what runs and end the processes."""
+        for release in self._releases:
+            release.cancel()
+        if self._pool is not None:
+            await asyncio.to_thread(_stop, self._pool)
+            self._pool = None
+
+    async def _running(self) -> ProcessPool:
+        """The pool; started on first use, and anew where pebble has given up on it."""
+        async with self._starting:
+            if self._pool is None or not self._pool.active:
+                broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
+                await asyncio.to_thread(_start, self._pool)
+                if broken is not None:
+                    await asyncio.to_thread(_stop, broken)
+            return self._pool
+
+    def _release(self, future: concurrent.futures.Future[Any] | None) -> None:
+        """Give the place back once the process is free again, which for a cancelled call means killed."""
+        if future is None or not future.cancelled():
+            self._slots.release()
+            return
+        task = asyncio.get_running_loop().create_task(self._release_when_gone(future))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
+        """Pebble settles a cancelled call when it sees its process; that is killed within the next cycle."""
+        end_s = time.monotonic() + _KILL_S
+        try:
+            while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
+                await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
+            await asyncio.sleep(_PEBBLE_CYCLE_S)
+        finally:
+            self._slots.release()
+
+
+def _new_pool(processes: int, niceness: int) -> ProcessPool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([process.__name__, "cypari"])
+    return ProcessPool(processes, initializer=process.prepare, initargs=(niceness,), context=context)
+
+
+def _start(pool: ProcessPool) -> None:
+    """Start the processes. This waits for the fork server's imports: not on the event loop."""
+    _ = pool.active
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()

@@ -1,0 +1,339 @@
+"""The pool: shared, bounded, killable, and back by itself. Real processes throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import gmpy2
+import psutil
+import pytest
+
+from mesh.errors import Busy, DeadlineExceeded, Unavailable
+from quart_app.values import pool as pools
+from quart_app.values.factorise import Stage, WrongFactors
+from quart_app.values.pool import FactorPool, Progress
+
+
+def prime(digits: int, number: int = 0) -> int:
+    """A fixed prime of this many digits; another one for each number."""
+    return int(gmpy2.next_prime(10 ** (digits - 1) * (2 + number)))
+
+
+#: a third of a minute or more for the sieve; hopeless within the tests
+EIGHTY_DIGITS = prime(40) * prime(40, 1)
+MEDIUM = prime(13) * prime(13, 1)
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "forkserver" in " ".join(process.cmdline()) and process.parent().pid != os.getpid():  # type: ignore[union-attr]
+                found.append(process)
+        except (psutil.NoSuchProcess, AttributeError):
+            continue
+    return found
+
+
+def busy() -> list[psutil.Process]:
+    """Workers that compute now."""
+    found = []
+    for process in workers():
+        try:
+            if process.status() == psutil.STATUS_RUNNING:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+async def until(condition: Callable[[], object], wait_s: float = 20) -> None:
+    end = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+async def freed_within(seconds: float) -> None:
+    """No process computes any more; looked at several times, for one moment's look may miss it."""
+    end = time.monotonic() + seconds
+    quiet = 0
+    while quiet < 5:
+        quiet = 0 if busy() else quiet + 1
+        assert time.monotonic() < end + 0.1, f"still computing after {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[FactorPool]:
+    async with FactorPool(processes=1, hard_limit=2) as made:
+        yield made
+
+
+async def test_small_numbers_need_no_process(pool: FactorPool) -> None:
+    """What costs microseconds is done at once, and no process is started for it."""
+    assert await pool.factorise(144, 1) == [2, 2, 2, 2, 3, 3]
+    assert await pool.factorise(1, 1) == []
+    assert await pool.factorise(2**127 - 1, 1) == [2**127 - 1]
+    assert workers() == []
+
+
+async def test_many_small_numbers_let_the_event_loop_go_round(pool: FactorPool) -> None:
+    """A batch never holds the loop for long."""
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - begun)
+
+    watching = asyncio.create_task(watch())
+    semiprimes = [int(gmpy2.next_prime(2**31 + i * 1000)) * int(gmpy2.next_prime(2**32 + i * 999)) for i in range(400)]
+    for number in semiprimes:
+        await pool.factorise(number, 1)
+    watching.cancel()
+    assert 0 < longest < 0.05
+
+
+async def test_numbers_below_one_are_refused(pool: FactorPool) -> None:
+    """As the engine refuses them."""
+    with pytest.raises(ValueError, match="from 1 up"):
+        await pool.factorise(0, 1)
+
+
+async def test_a_medium_number_is_done_in_a_process(pool: FactorPool) -> None:
+    """Right, and not on the event loop."""
+    assert await pool.factorise(MEDIUM, 30) == [prime(13), prime(13, 1)]
+    assert workers()
+    assert pool.state() == []
+
+
+async def test_a_number_too_long_for_the_loop_is_begun_in_a_process(pool: FactorPool) -> None:
+    """A prime of 400 digits takes milliseconds: too long for the loop."""
+    number = int(gmpy2.next_prime(10**400))
+    assert await pool.factorise(2 * number, 30) == [2, number]
+
+
+async def test_who_asks_for_the_same_number_shares_one_computation(pool: FactorPool) -> None:
+    """Eight waiters, one computation."""
+    asked = [asyncio.create_task(pool.factorise(prime(25) * prime(25, 1), 60)) for _ in range(8)]
+    await until(lambda: pool.state() and pool.state()[0].waiting == 8)
+    assert len(pool.state()) == 1
+    assert await asyncio.gather(*asked) == [[prime(25), prime(25, 1)]] * 8
+
+
+async def test_the_last_waiter_takes_the_computation_along(pool: FactorPool) -> None:
+    """One of two leaves: it goes on. The other leaves: the core is free within a second."""
+    first, second = (asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60)) for _ in range(2))
+    await until(busy)
+    first.cancel()
+    await asyncio.sleep(0.3)
+    assert pool.state()[0].waiting == 1
+    assert busy()
+    second.cancel()
+    await freed_within(1)
+    assert pool.state() == []
+
+
+async def test_a_sieve_is_killed_within_a_second(pool: FactorPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a library computes for minutes without looking at anything."""
+    monkeypatch.setattr(pools.engine.estimate, "SIEVE", ((64, 1e-9), (1000, 1e-8)))
+    asked = asyncio.create_task(pool.factorise(prime(29) * prime(29, 1), 60))
+    await until(lambda: busy() and pool.state()[0].stage == Stage.SIEVE)
+    asked.cancel()
+    await freed_within(1)
+
+
+async def test_the_pool_serves_on_after_a_kill(pool: FactorPool) -> None:
+    """Killed processes come back by themselves."""
+    for _ in range(3):
+        asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
+        await until(busy)
+        asked.cancel()
+    begun = time.monotonic()
+    assert await pool.factorise(prime(24) * prime(24, 1), 60) == [prime(24), prime(24, 1)]
+    assert time.monotonic() - begun < 10
+
+
+async def test_the_deadline_holds_and_what_is_known_is_told(pool: FactorPool) -> None:
+    """A hopeless number: its small factors, what is left, and a free core."""
+    number = 2**5 * prime(9) * prime(55) * prime(65)
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="119 digits") as raised:
+        await pool.factorise(number, 5)
+    assert time.monotonic() - begun < 6
+    assert raised.value.facts["factors"] == [2] * 5 + [prime(9)]
+    assert raised.value.facts["unfactored"] == [prime(55) * prime(65)]
+    assert raised.value.facts["stage"] == Stage.CURVES
+    await freed_within(1)
+
+
+async def test_beyond_the_bound_hard_numbers_are_refused_at_once(pool: FactorPool) -> None:
+    """Busy, with a time to try again; easy numbers are still taken."""
+    asked = [asyncio.create_task(pool.factorise(EIGHTY_DIGITS * 2**i, 60)) for i in range(2)]
+    await until(lambda: len(pool.state()) == 2)
+    begun = time.monotonic()
+    with pytest.raises(Busy) as raised:
+        await pool.factorise(EIGHTY_DIGITS * 3, 60)
+    assert time.monotonic() - begun < 0.1
+    assert 1 <= (raised.value.retry_after or 0) <= 60
+    assert await pool.factorise(MEDIUM, 30) == [prime(13), prime(13, 1)]
+    for task in asked:
+        task.cancel()
+
+
+async def test_a_hard_number_does_not_hold_up_a_medium_one(pool: FactorPool) -> None:
+    """They have processes of their own."""
+    await pool.factorise(MEDIUM, 30)
+    asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
+    await until(busy)
+    begun = time.monotonic()
+    for i in range(1, 20):
+        await pool.factorise(prime(13) * prime(13, i + 1), 30)
+    assert time.monotonic() - begun < 2
+    asked.cancel()
+
+
+async def test_hopeless_numbers_take_turns(pool: FactorPool) -> None:
+    """One process, two of them: both get on."""
+    numbers = [prime(60, i) * prime(61, i) for i in range(2)]
+    asked = [asyncio.create_task(pool.factorise(number, 60)) for number in numbers]
+
+    def curves_run() -> list[int]:
+        computations = list(pool._computations.values())
+        return [one.factoring.composites[0].curves for one in computations if one.factoring is not None]
+
+    await until(lambda: len(found := curves_run()) == 2 and all(found))
+    for task in asked:
+        task.cancel()
+
+
+async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
+    """For a job that somebody looks at."""
+    assert pool.progress(EIGHTY_DIGITS) is None
+    asked = asyncio.create_task(pool.factorise(6 * EIGHTY_DIGITS, 60))
+    await until(busy)
+    found = pool.progress(6 * EIGHTY_DIGITS)
+    assert isinstance(found, Progress)
+    assert found.stage == Stage.CURVES
+    assert found.factors == [2, 3]
+    assert found.unfactored == [EIGHTY_DIGITS]
+    assert found.elapsed_s > 0
+    assert found.estimate_s is not None
+    assert found.estimate_s > 60
+    asked.cancel()
+
+
+async def test_a_killed_process_costs_a_slice_not_the_number(pool: FactorPool) -> None:
+    """The out-of-memory killer may take a worker; the number is gone on with in the next one."""
+    asked = asyncio.create_task(pool.factorise(prime(27) * prime(27, 1), 60))
+    await until(busy)
+    busy()[0].send_signal(signal.SIGKILL)
+    assert await asked == [prime(27), prime(27, 1)]
+
+
+async def test_a_number_that_kills_its_processes_is_given_up(pool: FactorPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice is enough."""
+    monkeypatch.setattr(pools.process, "advance", os._exit)
+    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (os._exit, 3))
+    with pytest.raises(Unavailable, match="died"):
+        await pool.factorise(MEDIUM, 60)
+    monkeypatch.undo()
+    assert await pool.factorise(MEDIUM, 60) == [prime(13), prime(13, 1)]
+
+
+async def test_idle_processes_that_are_killed_come_back(pool: FactorPool) -> None:
+    """Even all of them at once, which pebble alone does not survive."""
+    await pool.factorise(MEDIUM, 30)
+    killed = workers()
+    for process in killed:
+        process.kill()
+    await until(lambda: not any(process.is_running() and process.status() != "zombie" for process in killed))
+    await asyncio.sleep(0.3)  # pebble's own look
+    assert await pool.factorise(prime(13) * prime(13, 5), 30) == [prime(13), prime(13, 5)]
+
+
+async def test_an_error_of_the_engine_reaches_every_waiter(pool: FactorPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong result is an error, and the pool lives on."""
+
+    async def wrong(*_: object) -> None:
+        raise WrongFactors("no")
+
+    monkeypatch.setattr(pools.Lane, "run", wrong)
+    found = await asyncio.gather(*(pool.factorise(MEDIUM, 5) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [WrongFactors] * 3
+    monkeypatch.undo()
+    assert await pool.factorise(MEDIUM, 30)
+
+
+async def test_workers_yield_to_the_event_loop(pool: FactorPool) -> None:
+    """Lower priority than the replica, the hard ones the lowest."""
+    await pool.factorise(MEDIUM, 30)
+    assert {process.nice() for process in workers()} == {5}
+    asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
+    await until(lambda: any(process.nice() == 15 for process in busy()))
+    asked.cancel()
+
+
+async def test_workers_hold_none_of_our_sockets(pool: FactorPool) -> None:
+    """A worker that outlived its replica would otherwise hold its port and its connections."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    async with server:
+        await pool.factorise(MEDIUM, 30)
+        port = server.sockets[0].getsockname()[1]
+        for process in workers():
+            assert not [c for c in process.net_connections() if c.laddr and c.laddr.port == port]
+
+
+async def test_leaving_kills_what_runs() -> None:
+    """Nothing is left of a pool that ended, however much was under way."""
+    async with FactorPool(processes=1) as pool:
+        asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
+        await until(busy)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 2
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert busy() == []
+
+
+CHILD = """
+import asyncio, sys
+from quart_app.values.pool import FactorPool
+
+async def main():
+    async with FactorPool(processes=1) as pool:
+        print("up", flush=True)
+        await pool.factorise(int(sys.argv[1]), 300)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_a_worker_does_not_outlive_its_replica(tmp_path: object) -> None:
+    """kill -9 of the replica ends its sieves, too."""
+    script = f"{tmp_path}/child.py"
+    with open(script, "w") as file:  # noqa: ASYNC230 - a test's few bytes
+        file.write(CHILD)
+    import sys
+
+    child = await asyncio.create_subprocess_exec(sys.executable, script, str(EIGHTY_DIGITS))
+    root = psutil.Process(child.pid)
+    below: list[psutil.Process] = []
+
+    def computing() -> bool:
+        below[:] = root.children(recursive=True)
+        return any(one.cpu_times().user > 0.3 and one.nice() == 15 for one in below)
+
+    await until(computing)
+    child.kill()
+    await child.wait()
+    await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in below), 3)
