@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 install")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once, about a minute)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test]'
 	@touch $@
 
 REPLICAS ?= 4
@@ -35,11 +35,11 @@ test: lint types  ## everything that must hold, in under 15 minutes
 	$(BIN)/pytest -q -m "not faults"
 
 bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
 	$(BIN)/python -m bench $(or $(CLAIMS),all)
 
 bench-check: install  ## measure again, compare ratios with the recorded ones, fail beyond their spread
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
 
 containers:  ## build the image, bring the compose stack up and prove it: needs docker compose, or CONTAINER_CHECK
