@@ -7,6 +7,7 @@ stdout when a level begins and one when it has ended; the bench reads the proces
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -20,8 +21,8 @@ REDIS_URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 NATS_URL = os.environ.get("BENCH_NATS_URL", "nats://127.0.0.1:4222")
 LEVELS = [int(level) for level in os.environ.get("BENCH_LEVELS", "1,16,128").split(",")]
 SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
-#: No answer within this time is a failure of the contender.
-CALL_TIMEOUT_S = 20.0
+#: A contender that has not ended a level this long after its time hangs.
+PATIENCE_S = 30.0
 #: The worker may still be starting when the first call is made.
 START_TIMEOUT_S = 40.0
 WARM_UP_S = 0.3
@@ -50,17 +51,17 @@ class Load:
     """Numbers the calls and keeps their latencies."""
 
     def __init__(self, call: Call) -> None:
-        self._call = call
-        self._next = 0
+        self.call = call
+        self.asked = 0
         self.latencies: list[float] = []
         self.failures = 0
 
-    async def one(self, timeout: float) -> None:
-        """One call, its answer checked. Raises what the contender raises."""
-        self._next += 1
-        number = self._next
+    async def one(self) -> None:
+        """One call, its answer checked. Raises what the contender raises, who has a time-out of its own."""
+        self.asked += 1
+        number = self.asked
         begun = time.perf_counter()
-        answer = await asyncio.wait_for(self._call(number), timeout)
+        answer = await self.call(number)
         if answer != number:
             raise ValueError(f"asked {number}, answered {answer!r}")
         self.latencies.append(time.perf_counter() - begun)
@@ -69,7 +70,7 @@ class Load:
         """One call after the other; a failure is counted, and told once."""
         while time.perf_counter() < end:
             try:
-                await self.one(CALL_TIMEOUT_S)
+                await self.one()
             except Exception as error:
                 if not self.failures:
                     say(event="failure", error=f"{type(error).__name__}: {error}"[:300])
@@ -80,7 +81,8 @@ class Load:
         """So many loops of calls for so long; the seconds until the last has its answer."""
         self.latencies, self.failures = [], 0
         begun = time.perf_counter()
-        await asyncio.gather(*(self.until(begun + seconds) for _ in range(in_flight)))
+        loops = asyncio.gather(*(self.until(begun + seconds) for _ in range(in_flight)))
+        await asyncio.wait_for(loops, seconds + PATIENCE_S)
         return time.perf_counter() - begun
 
 
@@ -89,7 +91,7 @@ async def wait_for_worker(load: Load) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            return await load.one(2.0)
+            return await asyncio.wait_for(load.one(), 2.0)
         except Exception:
             if time.monotonic() > end:
                 raise
@@ -98,19 +100,20 @@ async def wait_for_worker(load: Load) -> None:
 
 async def drive(call_at: Callable[[int], Call]) -> None:
     """All levels, one after the other; `call_at(in_flight)` gives the call as it is best made at a level."""
-    numbering = Load(call_at(1))
-    await wait_for_worker(numbering)
+    load = Load(call_at(1))
+    await wait_for_worker(load)
     for in_flight in LEVELS:
-        numbering._call = call_at(in_flight)
-        await numbering.run(in_flight, WARM_UP_S)
+        load.call = call_at(in_flight)
+        await load.run(in_flight, WARM_UP_S)
         say(event="begin", in_flight=in_flight)
-        elapsed = await numbering.run(in_flight, SECONDS)
-        say(**summary(in_flight, numbering.latencies, elapsed, numbering.failures))
-    say(event="done", calls=numbering._next)
+        elapsed = await load.run(in_flight, SECONDS)
+        say(**summary(in_flight, load.latencies, elapsed, load.failures))
+    say(event="done", calls=load.asked)
 
 
 def run(main: Awaitable[None]) -> None:
-    """Run on uvloop where the environment has it, as the mesh does."""
+    """Run on uvloop where the environment has it, as the mesh does, without collecting what was imported."""
+    gc.freeze()
     try:
         from uvloop import run as run_on_loop
     except ImportError:

@@ -1,8 +1,8 @@
 -- GET /values/{prime}, a prime of BENCH_PRIMES drawn each time.
 dofile(os.getenv('BENCH_COMMON'))
 
-local paths = {}
-for prime in os.getenv('BENCH_PRIMES'):gmatch('%d+') do paths[#paths + 1] = '/values/' .. prime end
+local paths, suffix = {}, os.getenv('BENCH_SUFFIX') or ''
+for prime in os.getenv('BENCH_PRIMES'):gmatch('%d+') do paths[#paths + 1] = '/values/' .. prime .. suffix end
 
 function init(args)
   math.randomseed(seed)
