@@ -5,7 +5,8 @@
 --                seen_ms           when the last of them was known to have been seen by the provider
 --                blocked_until_ms  the provider itself said so; 0 when it said nothing
 --                caution           successes still wanted, one request at a time, before many may go at once
---                run, run_since_ms how many of those there were, and when the first of them was let through
+--                run, run_since_ms how many of those there were, and when the first of them was let through;
+--                                  -1: they came too slowly to prove anything in this window
 -- KEYS[2]  zset  requests let through without a known outcome, by the ms until which they may leave
 -- ARGV[1]  limit     requests the provider takes before it blocks
 -- ARGV[2]  block_ms  how long it blocks

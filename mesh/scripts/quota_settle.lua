@@ -5,15 +5,15 @@
 --          uncertain  nobody knows; the slot counts as used, and the next window starts with care
 --          refused    the provider blocks: closed for everybody for ARGV[6] ms
 -- Answers {settled, now, taken, reopens, caution}.
+local TOO_SLOW = -1
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- Successes prove that the count agrees only when the provider cannot have blocked and opened between them.
+-- The window's first successes prove that the count agrees, one more of them than there are doubts, if the provider
+-- cannot have blocked and opened between them. Later ones prove nothing: a count that was behind may be far from full.
 local function note_success(reserved_at)
-  if run == 0 or now >= run_since + block_ms then
-    run, run_since = 1, reserved_at
-  else
-    run = run + 1
-  end
+  if run == 0 then run_since = reserved_at end
+  if run >= 0 then run = run + 1 end
+  if run > 1 and now >= run_since + block_ms then run = TOO_SLOW end
   if run >= caution then caution, run, run_since = 0, 0, 0 end
 end
 

@@ -22,14 +22,14 @@ def main() -> None:
     """The two message providers, to try the message service with."""
 
 
-_host = click.option("--host", default="127.0.0.1", envvar="PROVIDER_HOST", help="address to listen on")
+_host = click.option("--host", default="127.0.0.1", envvar="HOST", help="address to listen on")
 _latency = click.option(
     "--latency-ms", type=click.IntRange(0), default=50, envvar="PROVIDER_LATENCY_MS", help="time a message takes"
 )
 
 
 def _port(default: int) -> Callable[[Any], Any]:
-    return click.option("--port", type=click.IntRange(0, 65535), default=default, help="0: any free one")
+    return click.option("--port", type=click.IntRange(0, 65535), default=default, envvar="PORT", help="0: any free one")
 
 
 @main.command()
@@ -63,7 +63,7 @@ async def _serve(provider: Provider, host: str, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     listener = socket.create_server((host, port), backlog=1024)
-    click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/messages")
+    click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/")
     await serve(create_app(provider), _config(listener), shutdown_trigger=stopped.wait)
 
 

@@ -20,6 +20,6 @@ def commands(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str
 def environment(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str, str]:
     """What tells a replica where the two are."""
     return {
-        "MESSAGES_FREE_URL": f"http://127.0.0.1:{free_port}/messages",
-        "MESSAGES_PAID_URL": f"http://127.0.0.1:{paid_port}/messages",
+        "FREE_PROVIDER_URL": f"http://127.0.0.1:{free_port}/",
+        "PAID_PROVIDER_URL": f"http://127.0.0.1:{paid_port}/",
     }

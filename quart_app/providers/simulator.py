@@ -1,9 +1,9 @@
 """The two providers of the task, as real HTTP servers.
 
-POST /messages {"message": "..."}   200 {"provider": "free", "response": "..."}
-                                    429 with Retry-After while the free provider blocks
-GET  /calls                         what was asked, latest last: for looking, and for tests
-GET  /health                        204
+POST /       {"message": "..."}   200 {"provider": "free", "response": "..."}
+                                  429 with Retry-After while the free provider blocks
+GET  /calls                       what was asked, latest last: for looking, and for tests
+GET  /health                      204
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def create_app(provider: Provider) -> Quart:
     app = Quart(__name__)
     errors.install(app)
 
-    @app.post("/messages")
+    @app.post("/")
     async def take() -> Response:
         message = (await read_json(TypeAdapter(Message))).message
         wait_s = provider.see(message)

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from fakeredis import FakeAsyncRedis
 from fakeredis.commands_mixins import server_mixin
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -221,14 +221,15 @@ async def test_a_dead_sender_costs_one_slot_and_the_next_window_has_all(bench: B
 
 async def test_successes_far_apart_prove_nothing(bench: Bench) -> None:
     """Between them the provider may have blocked and opened again, so the doubt stays."""
-    quota = await bench.open(limit=4, hold_ms=20)
+    quota = await bench.open(limit=5, hold_ms=20)
     await granted(quota)
-    for _ in range(3):
+    for _ in range(4):
         await quota.used(await granted(quota))
     await bench.advance(20 + BLOCK_MS)
     await quota.used(await granted(quota))
     await bench.advance(BLOCK_MS)
-    await quota.used(await granted(quota))
+    for _ in range(2):
+        await quota.used(await granted(quota))
     await granted(quota)
     assert isinstance(await quota.reserve(), Probing)
 
@@ -340,9 +341,21 @@ ROUNDS = st.tuples(
     st.lists(LIVES, min_size=1, max_size=5), st.sampled_from([0, 0, HOLD_MS, BLOCK_MS, BLOCK_MS + HOLD_MS])
 )
 Life = tuple[str, int, int]
+ALONE: list[Life] = [("answers", 0, 0)]
+#: A doubt, two successes far apart, and then two close together that prove nothing.
+SLOW: list[tuple[list[Life], int]] = [
+    (ALONE, 0),
+    ([("dies unsent", 0, 0)], HOLD_MS),
+    (ALONE, BLOCK_MS),
+    (ALONE, BLOCK_MS),
+    (ALONE, 0),
+    (ALONE, BLOCK_MS),
+    (ALONE * 3, 0),
+]
 
 
 @settings(max_examples=250, deadline=None)
+@example(rounds=SLOW)
 @given(rounds=st.lists(ROUNDS, min_size=2, max_size=10))
 def test_refusals_are_never_more_than_deaths(rounds: list[tuple[list[Life], int]]) -> None:
     """Rounds of concurrent senders against the strictest provider: without a death it never refuses; each death

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +36,12 @@ def client_over(redis: Any, **settings: Any) -> Client:
     context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis))
     app.register_blueprint(AddressRoutes(context, AddressSettings(**settings)).blueprint)
     return app.test_client()
+
+
+@pytest.fixture
+def make_client() -> Callable[..., Client]:
+    """`make_client(redis, **settings)`"""
+    return client_over
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from tests.quart_app.addresses.conftest import client_over
+Make = Callable[..., Client]
 
 ROOT = "/addr_by_phone"
 HOME = {"phone": "8 (911) 123-45-67", "address": "  Nevsky 1, Saint Petersburg  "}
@@ -126,24 +127,24 @@ async def test_what_is_no_json_is_refused(client: Client, content: bytes, status
         assert response.status_code == status
 
 
-async def test_without_a_region_a_national_number_is_refused(shared: Redis) -> None:
+async def test_without_a_region_a_national_number_is_refused(shared: Redis, make_client: Make) -> None:
     """Not guessed: the error asks for the country."""
-    status, problem = await answer(client_over(shared).post(ROOT, json=HOME))
+    status, problem = await answer(make_client(shared).post(ROOT, json=HOME))
     assert status == 422
     assert "country" in problem["errors"][0]["message"]
 
 
-async def test_the_prefix_is_the_operator_s(shared: Redis) -> None:
+async def test_the_prefix_is_the_operator_s(shared: Redis, make_client: Make) -> None:
     """ENDPOINT_PREFIX, with or without slashes."""
-    client = client_over(shared, endpoint_prefix="where/is/", default_region="ru")
+    client = make_client(shared, endpoint_prefix="where/is/", default_region="ru")
     assert (await answer(client.post("/where/is", json=HOME)))[0] == 201
     assert (await answer(client.get("/where/is/89111234567")))[0] == 200
 
 
-async def test_redis_away_is_503(caplog: pytest.LogCaptureFixture) -> None:
+async def test_redis_away_is_503(caplog: pytest.LogCaptureFixture, make_client: Make) -> None:
     """For every route, never 404; and no log has the phone."""
     caplog.set_level(logging.DEBUG)
-    client = client_over(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), default_region="RU")
+    client = make_client(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), default_region="RU")
     for sent in (
         client.post(ROOT, json=HOME),
         client.put(ROOT, json=HOME),

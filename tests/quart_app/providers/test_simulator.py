@@ -23,7 +23,7 @@ def free(**changes: object) -> Provider:
 async def test_a_blocked_provider_says_until_when() -> None:
     """429 with Retry-After in whole seconds, rounded up."""
     client = create_app(free()).test_client()
-    answers = [await client.post("/messages", json={"message": f"m{n}"}) for n in range(3)]
+    answers = [await client.post("/", json={"message": f"m{n}"}) for n in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert (await answers[0].get_json())["provider"] == "free"
     assert answers[2].headers["Retry-After"] == "30"
@@ -32,7 +32,7 @@ async def test_a_blocked_provider_says_until_when() -> None:
 async def test_a_blocked_provider_can_say_it_as_a_date() -> None:
     """RFC 9110 allows both."""
     client = create_app(free(retry_after="date")).test_client()
-    answers = [await client.post("/messages", json={"message": f"m{n}"}) for n in range(3)]
+    answers = [await client.post("/", json={"message": f"m{n}"}) for n in range(3)]
     until = parsedate_to_datetime(answers[2].headers["Retry-After"]).timestamp()
     assert 28 <= until - time.time() <= 31
 
@@ -41,7 +41,7 @@ async def test_the_limit_holds_for_concurrent_requests() -> None:
     """A request counts when it is seen, not when it is done."""
     provider = Provider("free", Window(limit=5, block_s=30), latency_s=0.05)
     client = create_app(provider).test_client()
-    answers = await asyncio.gather(*(client.post("/messages", json={"message": f"m{n}"}) for n in range(20)))
+    answers = await asyncio.gather(*(client.post("/", json={"message": f"m{n}"}) for n in range(20)))
     assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 15
     assert (provider.taken, provider.refused) == (5, 15)
 
@@ -50,8 +50,8 @@ async def test_calls_show_what_was_seen() -> None:
     """In order, with what became of each; a message that is not valid is not seen."""
     client = create_app(free()).test_client()
     for n in range(3):
-        await client.post("/messages", json={"message": f"m{n}"})
-    assert (await client.post("/messages", json={"message": ""})).status_code == 422
+        await client.post("/", json={"message": f"m{n}"})
+    assert (await client.post("/", json={"message": ""})).status_code == 422
     shown = await (await client.get("/calls")).get_json()
     assert (shown["taken"], shown["refused"]) == (2, 1)
     assert [(call["message"], call["outcome"]) for call in shown["calls"]] == [
@@ -64,7 +64,7 @@ async def test_calls_show_what_was_seen() -> None:
 async def test_the_paid_provider_takes_everything() -> None:
     """It has no window."""
     client = create_app(Provider("paid", latency_s=0)).test_client()
-    answers = [await client.post("/messages", json={"message": "m"}) for _ in range(30)]
+    answers = [await client.post("/", json={"message": "m"}) for _ in range(30)]
     assert {answer.status_code for answer in answers} == {200}
 
 
@@ -93,6 +93,6 @@ async def test_a_provider_runs_as_a_process_until_it_is_told_to_stop(kind: str) 
 def test_the_replicas_are_told_where_the_providers_are() -> None:
     """Commands and environment name the same ports."""
     told = environment(free_port=1234, paid_port=5678)
-    assert told["MESSAGES_FREE_URL"] == "http://127.0.0.1:1234/messages"
-    assert told["MESSAGES_PAID_URL"] == "http://127.0.0.1:5678/messages"
+    assert told["FREE_PROVIDER_URL"] == "http://127.0.0.1:1234/"
+    assert told["PAID_PROVIDER_URL"] == "http://127.0.0.1:5678/"
     assert commands(1234, 5678)["free"][-1] == "1234"

@@ -1,0 +1,3 @@
+from quart_app.messages.service import create
+
+__all__ = ["create"]

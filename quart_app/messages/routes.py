@@ -1,0 +1,230 @@
+"""The routes of the messages: parse, call, present."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+from quart import Blueprint, Response, jsonify, request
+from quart_schema import document_request, document_response, tag
+
+from mesh.errors import Unavailable
+from quart_app.body import read_json
+from quart_app.errors import Problem
+from quart_app.messages.desk import Desk
+from quart_app.messages.models import (
+    AccessChange,
+    Credentials,
+    Delivered,
+    Login,
+    NewMessage,
+    Profile,
+    ProfileChange,
+    QuotaShown,
+)
+from quart_app.messages.origin import is_foreign
+from quart_app.messages.passwords import Passwords
+from quart_app.messages.sessions import NotLoggedIn, Session, Sessions
+from quart_app.messages.settings import MessageSettings
+from quart_app.messages.users import EmailTaken, User, Users
+
+_CREDENTIALS = TypeAdapter(Credentials)
+_LOGIN = TypeAdapter(Login)
+_PROFILE_CHANGE = TypeAdapter(ProfileChange)
+_ACCESS_CHANGE = TypeAdapter(AccessChange)
+_MESSAGE = TypeAdapter(NewMessage)
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_tagged = tag(["messages"])
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """All that the routes need while the replica is a member."""
+
+    users: Users
+    sessions: Sessions
+    passwords: Passwords
+    desk: Desk
+
+
+class MessageRoutes:
+    """One method per route. `office` raises Unavailable while there is none."""
+
+    def __init__(self, settings: MessageSettings, office: Callable[[], Office]) -> None:
+        self._settings = settings
+        self._office = office
+        # A browser keeps a cookie of this name only for this host, over TLS, and for all paths.
+        self._cookie = "__Host-session" if settings.cookie_secure else "session"
+        self.blueprint = Blueprint("messages", __name__)
+        self.blueprint.before_request(self._refuse_foreign)
+        for path, method, view in (
+            ("/auth/register", "POST", self.register),
+            ("/auth/login", "POST", self.login),
+            ("/auth/logout", "POST", self.logout),
+            ("/users/me", "GET", self.me),
+            ("/users/me", "PATCH", self.change_me),
+            ("/users/<user_id>", "PATCH", self.change_access),
+            ("/messages", "POST", self.send),
+            ("/quota", "GET", self.quota),
+        ):
+            self.blueprint.add_url_rule(path, view.__name__, view, methods=[method])
+
+    @_tagged
+    @document_request(Credentials)
+    @document_response(Profile, 201)
+    async def register(self) -> tuple[Response, int]:
+        """Make a user. 409: the email belongs to one."""
+        office = self._office()
+        given = await read_json(_CREDENTIALS)
+        if await office.users.find_by_email(given.email) is not None:
+            raise _taken()
+        user = await _unless_taken(office.users.register(given.email, await office.passwords.hash(given.password)))
+        return _shown(user), 201
+
+    @_tagged
+    @document_request(Login)
+    async def login(self) -> tuple[Response, int]:
+        """Begin a session, kept in a cookie. 401: wrong; 429: wrong too often, wait."""
+        office = self._office()
+        given = await read_json(_LOGIN)
+        email = given.email.strip().lower()
+        wait_s = await office.sessions.count_attempt(email)
+        if wait_s is not None:
+            raise Problem(429, "too many logins with this email; wait", retry_after=wait_s)
+        user = await office.users.find_by_email(email)
+        if not await office.passwords.matches(user.password if user else None, given.password):
+            raise Problem(401, "no user has this email and this password")
+        if user is None or not user.is_active:
+            raise Problem(401, "no user has this email and this password")
+        await office.sessions.forget_attempts(email)
+        if office.passwords.is_outdated(user.password):
+            await office.users.renew_hash(user, await office.passwords.hash(given.password))
+        return self._with_cookie(Response(""), await office.sessions.begin(user)), 204
+
+    @_tagged
+    async def logout(self) -> tuple[Response, int]:
+        """End the session, wherever its cookie is kept."""
+        await self._office().sessions.end(await self._session())
+        answer = Response("")
+        answer.delete_cookie(
+            self._cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
+        )
+        return answer, 204
+
+    @_tagged
+    @document_response(Profile)
+    async def me(self) -> Response:
+        """Who is logged in."""
+        return _shown((await self._session()).user)
+
+    @_tagged
+    @document_request(ProfileChange)
+    @document_response(Profile)
+    async def change_me(self) -> Response:
+        """Change one's own email or password. A new password ends all other sessions."""
+        office, session = self._office(), await self._session()
+        given = await read_json(_PROFILE_CHANGE)
+        hashed = await office.passwords.hash(given.password) if given.password is not None else None
+        user = await _unless_taken(office.users.change_profile(session.user, email=given.email, password=hashed))
+        answer = _shown(user)
+        return self._with_cookie(answer, await office.sessions.begin(user)) if hashed else answer
+
+    @_tagged
+    @document_request(AccessChange)
+    @document_response(Profile)
+    async def change_access(self, user_id: str) -> Response:
+        """Grant or take away paid access, or the account; for administrators."""
+        office, session = self._office(), await self._session()
+        if not session.user.is_admin:
+            raise Problem(403, "this is for administrators")
+        given = await read_json(_ACCESS_CHANGE)
+        user = await office.users.change_access(user_id, given.model_dump(exclude_none=True))
+        if user is None:
+            raise Problem(404, "there is no such user")
+        return _shown(user)
+
+    @_tagged
+    @document_request(NewMessage)
+    @document_response(Delivered)
+    async def send(self) -> Response:
+        """Have a message handled: by the free provider while it is open, by the paid one otherwise.
+
+        With the header Idempotency-Key the same message can be sent again safely: it is answered again, not
+        handled again. 403: free is closed, and paid is not for this user; Retry-After says until when.
+        """
+        office, session = self._office(), await self._session()
+        key = _key()
+        given = await read_json(_MESSAGE)
+        if given.max_wait_ms > self._settings.max_wait_ms:
+            message = f"at most {self._settings.max_wait_ms}"
+            raise Problem(422, message, errors=[{"pointer": "/max_wait_ms", "message": message}])
+        receipt = await office.desk.handle(session.user.id, given, key)
+        allowance = QuotaShown.of(await office.desk.dispatcher.quota.look())
+        return jsonify(
+            {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
+            | {"quota": allowance.model_dump()}
+        )
+
+    @_tagged
+    @document_response(QuotaShown)
+    async def quota(self) -> Response:
+        """What is left of the free provider's allowance, one for all replicas."""
+        office = self._office()
+        await self._session()
+        return jsonify(QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump())
+
+    async def _refuse_foreign(self) -> None:
+        if is_foreign(request.method, request.headers, self._settings.origins):
+            raise Problem(403, "another site may not send this")
+
+    async def _session(self) -> Session:
+        try:
+            return await self._office().sessions.check(request.cookies.get(self._cookie))
+        except NotLoggedIn as error:
+            raise Problem(401, str(error)) from None
+
+    def _with_cookie(self, answer: Response, token: str) -> Response:
+        answer.set_cookie(
+            self._cookie,
+            token,
+            max_age=self._settings.session_s,
+            path="/",
+            secure=self._settings.cookie_secure,
+            httponly=True,
+            samesite="Strict",
+        )
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+
+async def _unless_taken(change: Awaitable[User]) -> User:
+    try:
+        return await change
+    except EmailTaken:
+        raise _taken() from None
+
+
+def _taken() -> Problem:
+    return Problem(409, "a user has this email already")
+
+
+def _shown(user: User) -> Response:
+    answer = jsonify(user.profile.model_dump())
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _key() -> str | None:
+    keys = request.headers.getlist("Idempotency-Key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise Problem(422, "Idempotency-Key: one value of 1 to 255 visible ASCII characters")
+    return str(keys[0])
+
+
+def no_office() -> Office:
+    """What there is before the replica is a member, and after."""
+    raise Unavailable("this replica is not ready for messages")

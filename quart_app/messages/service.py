@@ -1,0 +1,79 @@
+"""The message service: its life with the replica's membership."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mesh import Replica
+from mesh.quota import Quota
+from quart_app.messages.claims import Claims
+from quart_app.messages.desk import Desk
+from quart_app.messages.dispatch import Dispatcher
+from quart_app.messages.gateway import Gateway
+from quart_app.messages.metrics import MessageMetrics
+from quart_app.messages.passwords import Passwords
+from quart_app.messages.routes import MessageRoutes, Office, no_office
+from quart_app.messages.sessions import Sessions, load_keys
+from quart_app.messages.settings import MessageSettings
+from quart_app.messages.users import EmailTaken, Users
+from quart_app.service import Context, Service
+
+#: The free provider's allowance: `shared:messages:free:allowance` and `…:held`.
+QUOTA = "shared:messages:free"
+
+
+class Messages:
+    """The service of one process; it has an office while the process is a member."""
+
+    def __init__(self, settings: MessageSettings, metrics: MessageMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._office: Office | None = None
+        self.routes = MessageRoutes(settings, lambda: self._office or no_office())
+
+    @asynccontextmanager
+    async def lifespan(self, replica: Replica) -> AsyncIterator[None]:
+        """Open for messages; leaving waits for those under way."""
+        redis, settings = replica.shared, self._settings
+        sessions = Sessions(redis, await load_keys(redis, settings), settings)
+        office = Office(Users(redis), sessions, Passwords(settings.hash_concurrency), self._desk(replica))
+        try:
+            await self._make_admin(office)
+            async with office.desk.dispatcher.open():
+                self._office = office
+                yield
+        finally:
+            self._office = None
+            office.passwords.close()
+
+    def _desk(self, replica: Replica) -> Desk:
+        redis, settings = replica.shared, self._settings
+        quota = Quota(
+            redis, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms
+        )
+        free, paid = Gateway(settings.free_url, settings), Gateway(settings.paid_url, settings)
+        dispatcher = Dispatcher(quota, free, paid, self._metrics, settings)
+        claims = Claims(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
+        return Desk(Users(redis), claims, dispatcher)
+
+    async def _make_admin(self, office: Office) -> None:
+        """The administrator of the settings, made once; of an existing user only the right is made sure."""
+        email, password = self._settings.admin_email.strip().lower(), self._settings.admin_password
+        if not email or password is None:
+            return
+        user = await office.users.find_by_email(email)
+        if user is None:
+            hashed = await office.passwords.hash(password.get_secret_value())
+            try:
+                await office.users.register(email, hashed, is_admin=True)
+            except EmailTaken:
+                return
+        elif not user.is_admin:
+            await office.users.make_admin(user)
+
+
+def create(context: Context) -> Service:
+    """The service, its settings taken from the environment."""
+    messages = Messages(MessageSettings(), MessageMetrics(context.metrics))
+    return Service("messages", public=[messages.routes.blueprint], lifespan=messages.lifespan)

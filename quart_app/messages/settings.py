@@ -1,0 +1,78 @@
+"""What the message service takes from the environment. A default states its trade."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings
+
+from mesh.settings import settings_config
+from quart_app.providers.launch import environment
+
+_LOCAL = environment()
+#: Shorter keys can be guessed (RFC 7518, 3.2).
+SHORTEST_SECRET = 32
+
+
+class MessageSettings(BaseSettings):
+    """All names begin with MESSAGES_, but for the two addresses; the secrets can be files."""
+
+    model_config = settings_config("MESSAGES_")
+
+    free_url: str = Field(
+        _LOCAL["FREE_PROVIDER_URL"],
+        validation_alias="FREE_PROVIDER_URL",
+        description="where the free provider takes messages",
+    )
+    paid_url: str = Field(
+        _LOCAL["PAID_PROVIDER_URL"],
+        validation_alias="PAID_PROVIDER_URL",
+        description="where the paid provider takes messages",
+    )
+    free_limit: int = Field(10, ge=1, description="requests the free provider takes before it blocks")
+    free_block_seconds: float = Field(60, gt=0, description="how long it blocks")
+
+    connect_timeout_ms: int = Field(500, ge=10, description="longest wait for a provider to be reached")
+    provider_timeout_ms: int = Field(5_000, ge=10, description="longest wait for a provider's answer")
+    hold_ms: int = Field(2_000, ge=100, description="a reserved request leaves within this or not at all")
+    connect_tries: int = Field(
+        3, ge=1, le=10, description="tries to reach a provider; what may have left is not repeated"
+    )
+    probe_wait_ms: int = Field(5_000, ge=0, description="longest wait for another's probe before paying")
+    max_wait_ms: int = Field(30_000, ge=0, description="the longest max_wait_ms that may be asked for")
+    max_in_flight: int = Field(512, ge=1, description="messages one replica works on at once; beyond it: 503")
+    keep_answers_s: int = Field(86_400, ge=60, description="how long an Idempotency-Key is remembered")
+
+    jwt_secret: SecretStr | None = Field(None, description="signs sessions; without it one is made and kept in Redis")
+    jwt_previous_secret: SecretStr | None = Field(None, description="still accepted while the secret is being changed")
+    jwt_issuer: str = "quart-mesh"
+    jwt_audience: str = "quart-mesh-messages"
+    session_s: int = Field(3_600, ge=60, description="how long a login lasts")
+    cookie_secure: bool = Field(True, description="false only to try the service by hand over plain HTTP")
+    allowed_origins: str = Field("", description="other origins that browsers may send from, separated by commas")
+    login_tries: int = Field(10, ge=1, description="failed logins of one email before it must wait")
+    login_wait_s: int = Field(300, ge=1, description="the time those failures are remembered")
+    hash_concurrency: int = Field(2, ge=1, description="passwords hashed at once; each takes 19 MiB and a core")
+
+    admin_email: str = Field("", description="an administrator made at the first start; empty: none")
+    admin_password: SecretStr | None = None
+
+    @field_validator("jwt_secret", "jwt_previous_secret")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
+            raise ValueError(f"a secret of at least {SHORTEST_SECRET} bytes is needed")
+        return secret
+
+    @property
+    def free_block_ms(self) -> int:
+        return max(1, round(self.free_block_seconds * 1000))
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset(each.strip() for each in self.allowed_origins.split(",") if each.strip())
+
+    @property
+    def work_ms(self) -> int:
+        """The longest a message takes beyond the wait it asks for: a probe, then both providers at their slowest."""
+        reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
+        return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 5_000
