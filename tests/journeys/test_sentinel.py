@@ -1,0 +1,189 @@
+"""A Redis that fails over: a master, two copies, three sentinels, and a mesh that is told the sentinels alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from mesh import Member
+from mesh.settings import RedisSettings
+from quart_app import local
+from tests.conftest import PROFILE, eventually
+from tests.journeys.load import History, load
+
+NAME = "mesh"
+BACK_WITHIN_S = 5.0
+FOLDER = Path(__file__).parents[2]
+
+
+@dataclass
+class Cluster:
+    """Servers and sentinels, each a process of its own."""
+
+    servers: dict[int, subprocess.Popen[bytes]]
+    sentinels: list[int]
+
+    @property
+    def settings(self) -> RedisSettings:
+        addresses = ",".join(f"127.0.0.1:{port}" for port in self.sentinels)
+        return RedisSettings(sentinels=addresses, sentinel_master=NAME)
+
+    def master(self) -> int:
+        """The master's port, as the sentinels have it."""
+        for port in self.sentinels:
+            with contextlib.suppress(redis.RedisError), redis.Redis(port=port, decode_responses=True) as client:
+                return int(client.sentinel_get_master_addr_by_name(NAME)[1])  # type: ignore[index]
+        raise AssertionError("no sentinel answers")
+
+    def kill_master(self) -> int:
+        """kill -9; its port."""
+        port = self.master()
+        self.servers[port].kill()
+        self.servers[port].wait()
+        return port
+
+    def copies(self) -> int:
+        """Copies that the master counts as connected."""
+        with contextlib.suppress(redis.RedisError), redis.Redis(port=self.master(), decode_responses=True) as client:
+            return int(client.info("replication")["connected_slaves"])  # type: ignore[index]
+        return 0
+
+    def watched(self) -> bool:
+        """Whether every sentinel knows the copies and the other sentinels: before, nobody could be elected."""
+        for port in self.sentinels:
+            with redis.Redis(port=port, decode_responses=True) as client:
+                state = client.sentinel_master(NAME)
+                if (state["num-slaves"], state["num-other-sentinels"]) != (2, 2):  # type: ignore[index]
+                    return False
+        return True
+
+
+def start(folder: Path, port: int, *words: str, lines: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    home = folder / str(port)
+    home.mkdir()
+    config = home / "config"
+    config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines, ""]))
+    with (home / "log").open("wb") as log:
+        return subprocess.Popen([local.find_server(), config, *words], stdout=log, stderr=log)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """One master, two copies, three sentinels that call a server dead after half a second."""
+    ports = local.free_ports(6)
+    master, sentinels = ports[0], ports[3:]
+    keep = ("appendonly yes", 'save ""', "repl-diskless-sync-delay 0", "databases 16")
+    servers = {master: start(tmp_path, master, lines=keep)}
+    for port in ports[1:3]:
+        servers[port] = start(tmp_path, port, lines=(*keep, f"replicaof 127.0.0.1 {master}"))
+    watch = (
+        f"sentinel monitor {NAME} 127.0.0.1 {master} 2",
+        f"sentinel down-after-milliseconds {NAME} 500",
+        f"sentinel failover-timeout {NAME} 5000",
+    )
+    watchers = [start(tmp_path, port, "--sentinel", lines=watch) for port in sentinels]
+    yield Cluster(servers, sentinels)
+    for process in (*watchers, *servers.values()):
+        process.kill()
+        process.wait()
+
+
+@contextlib.asynccontextmanager
+async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str) -> AsyncIterator[list[str]]:
+    """Replicas that are started anew when they end, as any orchestrator would; their public addresses."""
+    logs = folder / "logs"
+    logs.mkdir()
+    ports = local.free_ports(2 * count)
+    environment = {
+        **os.environ, **PROFILE, "SERVICES": "values", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
+        "REDIS_SENTINELS": cluster.settings.sentinels, "REDIS_SENTINEL_MASTER": NAME, **settings,
+    }  # fmt: skip
+    replicas = local.Replicas(list(zip(ports[::2], ports[1::2], strict=True)), environment, logs, [])
+    keeping = asyncio.create_task(replicas.run())
+    try:
+        yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
+    finally:
+        await replicas.stop(15)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def members(cluster: Cluster) -> list[Member]:
+    with contextlib.suppress(redis.RedisError, OSError):
+        return [each for each in await local.read_roster(cluster.settings) if each.state == "ready" and each.leased]
+    return []
+
+
+async def all_ready(cluster: Cluster, count: int) -> list[Member]:
+    async def ready() -> list[Member]:
+        found = await members(cluster)
+        return found if len(found) == count else []
+
+    found: list[Member] = await eventually(ready, 40)
+    return found
+
+
+async def settled(cluster: Cluster) -> None:
+    async def whole() -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return cluster.copies() == 2 and cluster.watched()
+        return False
+
+    await eventually(whole, 30)
+
+
+def outage_s(history: History, since: float) -> float:
+    """From the kill to the first POST, begun after it, that was done."""
+    ends = [each.began + each.took_s for each in history.succeeded("POST") if each.began > since + 0.1]
+    return min(ends) - since
+
+
+async def everything_at(base: str) -> set[int]:
+    """Every even value that is there."""
+    found: set[int] = set()
+    after = ""
+    async with httpx.AsyncClient(base_url=base, timeout=30) as client:
+        while page := (await client.get(f"/values/2?limit=1000{after}")).json():
+            found |= {each["value"] for each in page}
+            after = f"&after={page[-1]['value']}"
+    return found
+
+
+@pytest.mark.slow
+async def test_a_master_killed_under_load_is_replaced_and_nothing_acknowledged_is_lost(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Back within five seconds, under new epochs; with WAIT, every 200 is still there."""
+    await settled(cluster)
+    async with supervised(cluster, 2, tmp_path, REDIS_WAIT_REPLICAS="1") as (base, _):
+        before = await all_ready(cluster, 2)
+        classes = [each.cls for each in before]
+        async with load(base, classes, clients=6) as history:
+            await asyncio.sleep(2)
+            killed_at = time.monotonic()
+            dead = cluster.kill_master()
+
+            async def serves_again() -> bool:
+                return any(each.began > killed_at + 0.1 for each in history.succeeded("POST"))
+
+            await eventually(serves_again, 30)
+            await asyncio.sleep(1)
+        after = await all_ready(cluster, 2)
+        acknowledged = {each.body[0]["value"] for each in history.succeeded("POST")}
+        kept = await everything_at(base)
+    assert cluster.master() != dead
+    assert min(each.epoch for each in after) > max(each.epoch for each in before)
+    assert sorted(each.database for each in after) == sorted(each.database for each in before)
+    assert len(acknowledged) > 20
+    assert acknowledged - kept == set()
+    assert outage_s(history, killed_at) < BACK_WITHIN_S, history.says()
