@@ -53,6 +53,17 @@ def test_every_dependency_is_locked_within_its_range(requirement: Requirement) -
     assert requirement.specifier.contains(version), "out of its range: make lock"
 
 
+@pytest.mark.parametrize("package", ["mesh", "quart_app"])
+def test_every_file_of_a_package_is_in_its_wheel(package: str) -> None:
+    """A script that only the checkout has is missing in the image, where it is wanted first at the start."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    patterns = setup["options.package_data"][package].split()
+    shipped = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert files - shipped == set()
+
+
 def test_every_locked_version_carries_hashes() -> None:
     """pip refuses what does not match, so the image is made of what was looked at."""
     text = (ROOT / "deploy/requirements.txt").read_text()
