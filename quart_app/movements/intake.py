@@ -31,7 +31,7 @@ def read_event(fields: Mapping[str, str]) -> Event:
     except Problem as error:
         raise Unreadable(error.detail) from error
     except ValidationError as error:
-        found = (f"{pointer(each['loc'])}: {each['msg']}" for each in error.errors(include_url=False))
+        found = (f"{pointer(each['loc']) or 'the event'}: {each['msg']}" for each in error.errors(include_url=False))
         raise Unreadable("; ".join(found)[:MAX_REASON]) from error
 
 

@@ -44,18 +44,18 @@ class MovementSettings(BaseSettings):
     @classmethod
     def _known(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _async_url(value.get_secret_value())
+            async_url(value.get_secret_value())
         return value
 
     @property
     def url(self) -> URL:
         """The database's address, with the driver we use."""
         if self.database_url is not None:
-            return _async_url(self.database_url.get_secret_value())
+            return async_url(self.database_url.get_secret_value())
         return URL.create(DRIVERS["sqlite"], database=str(self.movements_db_path))
 
 
-def _async_url(text: str) -> URL:
+def async_url(text: str) -> URL:
     """Raises ValueError, without the password, where the address is none of ours."""
     try:
         url = make_url(text)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
-from sqlalchemy import make_url
 
 from quart_app.movements.database import Database
+from quart_app.movements.settings import async_url
 from quart_app.movements.store import Store
 from tests import postgres
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +27,16 @@ def postgres_server() -> Iterator[str]:
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of one test."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'movements.db'}"
-    address = request.getfixturevalue("postgres_server")
-    name = f"test_{next(_numbers)}"
-    connection = await asyncpg.connect(address)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return address.replace("postgresql:", "postgresql+asyncpg:").replace("/postgres", f"/{name}")
+        return f"sqlite:///{tmp_path / 'movements.db'}"
+    address: str = request.getfixturevalue("postgres_server")
+    await postgres.empty(address)
+    return address
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A database with its tables."""
-    database = Database(make_url(database_url))
+    database = Database(async_url(database_url))
     await database.migrate()
     yield database
     await database.close()

@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from sqlalchemy import make_url
 
 from mesh.events import Entry, Events
 from quart_app.movements.database import Database
 from quart_app.movements.intake import Intake
 from quart_app.movements.metrics import Metrics
+from quart_app.movements.settings import async_url
 from quart_app.movements.store import Store
 
 STREAM, GROUP = "events:movements", "movements"
@@ -35,7 +35,7 @@ def consume(redis_url: str, database_url: str, name: str, batch: int, die_after:
 
 
 async def _consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
-    database = Database(make_url(database_url))
+    database = Database(async_url(database_url))
     intake = Intake(Store(database), Metrics(CollectorRegistry()), changed=lambda movement_id: None)
     commits = count(1)
 
@@ -55,6 +55,13 @@ async def _consume(redis_url: str, database_url: str, name: str, batch: int, die
     await database.close()
 
 
+def forked() -> ForkServerContext:
+    """Processes forked from one that has it all imported: fifty starts cost what one does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 class Consumers:
     """Keeps some consumers alive, until so many of them have been killed and the work is done."""
 
@@ -62,9 +69,6 @@ class Consumers:
         self._addresses = (redis_url, database_url)
         self._batch, self._kills = batch, kills
         self._random = random.Random(seed)
-        self._context = multiprocessing.get_context("forkserver")
-        # Forked from a process that has it all imported: fifty starts cost what one does.
-        self._context.set_forkserver_preload([__name__])
         self._names = (f"consumer-{n}" for n in count())
         self.killed = 0
         self._planned = 0
@@ -75,7 +79,7 @@ class Consumers:
         if self._planned < self._kills:
             self._planned += 1
             die_after = self._random.randint(2, 8)
-        process = self._context.Process(
+        process = forked().Process(
             target=consume, args=(*self._addresses, next(self._names), self._batch, die_after), daemon=True
         )
         process.start()

@@ -19,9 +19,16 @@ from sqlalchemy import Connection, inspect, make_url, text
 from mesh import Unavailable
 from quart_app.movements import database as module
 from quart_app.movements.database import Database
+from quart_app.movements.settings import async_url
 from quart_app.movements.tables import metadata
+from tests.quart_app.movements.consumers import forked
 
 INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
+
+
+def migrate(url: str) -> None:
+    """What a replica does when it starts, in a process of its own."""
+    asyncio.run(Database(async_url(url), timeout_ms=20_000).migrate())
 
 
 async def names(database: Database) -> set[str]:
@@ -31,16 +38,13 @@ async def names(database: Database) -> set[str]:
 
 async def test_replicas_that_start_together_migrate_once(database_url: str) -> None:
     """Whoever comes first does it, the others wait and find it done: real processes, one database."""
-    script = (
-        "import asyncio, sys; from sqlalchemy import make_url; from quart_app.movements.database import Database\n"
-        "asyncio.run(Database(make_url(sys.argv[1]), timeout_ms=20000).migrate())"
-    )
-    command = (sys.executable, "-c", script, database_url)
-    started = [await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE) for _ in range(4)]
-    async with asyncio.timeout(60):
-        said = [await process.communicate() for process in started]
-    assert [process.returncode for process in started] == [0] * 4, said
-    database = Database(make_url(database_url))
+    started = [forked().Process(target=migrate, args=(database_url,)) for _ in range(4)]
+    for process in started:
+        process.start()
+    for process in started:
+        await asyncio.to_thread(process.join, 60)
+    assert [process.exitcode for process in started] == [0] * 4
+    database = Database(async_url(database_url))
     assert await names(database) == {"alembic_version", "movements", "warehouses"}
     async with database.reading() as connection:
         assert len((await connection.execute(text("SELECT * FROM alembic_version"))).all()) == 1
@@ -57,7 +61,7 @@ async def test_a_migration_that_fails_leaves_nothing_half_done(
         upgrade(connection)
         raise RuntimeError("killed")
 
-    database = Database(make_url(database_url))
+    database = Database(async_url(database_url))
     monkeypatch.setattr(module, "_upgrade", killed_at_the_end)
     with pytest.raises(RuntimeError, match="killed"):
         await database.migrate()
@@ -96,18 +100,19 @@ async def test_migrations_can_be_undone(database: Database) -> None:
 
 async def test_alembic_works_from_the_command_line(database_url: str) -> None:
     """For operators, with the same settings and under the same lock."""
-    for word in ("upgrade head", "current"):
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "alembic", "-c", str(INI), *word.split()],
-            env={**os.environ, "DATABASE_URL": database_url},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    assert "0001 (head)" in done.stdout
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"],
+        env={**os.environ, "DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    database = Database(async_url(database_url))
+    assert "movements" in await names(database)
+    await database.close()
 
 
 async def test_readers_do_not_wait_for_the_writer(database: Database) -> None:
@@ -127,7 +132,7 @@ async def test_readers_do_not_wait_for_the_writer(database: Database) -> None:
 
 async def test_a_lock_is_not_waited_for_for_ever(database: Database, database_url: str) -> None:
     """After the time-out the database is unavailable, and events wait outside it."""
-    other = Database(make_url(database_url), timeout_ms=300)
+    other = Database(async_url(database_url), timeout_ms=300)
     async with database.migrating():
         with pytest.raises(Unavailable, match="the database cannot be used"):
             await other.migrate()

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
 from quart_app.movements.database import Database
 from quart_app.movements.producer import Warehouses
+from quart_app.movements.settings import async_url
 from quart_app.movements.tables import movements, warehouses
 from tests.conftest import Server
 from tests.quart_app.movements.consumers import GROUP, STREAM, consumers
@@ -96,7 +97,7 @@ async def test_killed_between_commit_and_acknowledgement(server: Server, databas
     cannot be read is a dead letter, all of it and nothing else."""
     messages = Warehouses(seed=27).messages(load.movements, duplicates=0.5, shuffle=True)
     assert len({(one["source"], one["id"]) for one in messages}) == 2 * load.movements
-    database = Database(make_url(database_url))
+    database = Database(async_url(database_url))
     await database.migrate()
     with server.redis() as client:
         send(client, messages, load.poison)

@@ -20,6 +20,7 @@ from mesh import Unavailable
 from quart_app.movements.database import Database
 from quart_app.movements.models import Direction, Event, EventData
 from quart_app.movements.producer import Warehouses, sample
+from quart_app.movements.settings import async_url
 from quart_app.movements.store import Deficit, Store
 from quart_app.movements.tables import movements, warehouses
 
@@ -197,7 +198,7 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
 ) -> None:
     """Overlapping batches in different orders, at the same time: each row once, and nobody waits in a circle."""
     events = [Event.model_validate(one) for one in Warehouses(warehouses=3, products=3, seed=1).messages(300)]
-    replicas = [Database(make_url(database_url), timeout_ms=20_000) for _ in range(4)]
+    replicas = [Database(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
     async def replay(replica: Database, seed: int) -> int:
         mine = random.Random(seed).sample(events, len(events))

@@ -1,0 +1,47 @@
+"""The producer's messages are what the service reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from click.testing import CliRunner
+
+from quart_app.movements.intake import read_event
+from quart_app.movements.producer import Warehouses, main, sample
+from tests.conftest import Server
+
+STREAM = "events:movements"
+
+
+def sent_to(server: Server, *options: str) -> list[dict[str, str]]:
+    """What stands on the stream after a run."""
+    done = CliRunner().invoke(main, ["--redis", server.url, *options])
+    assert done.exit_code == 0, done.output
+    with server.redis() as client:
+        return [fields for _, fields in client.xrange(STREAM)]
+
+
+def test_it_fills_the_stream(server: Server) -> None:
+    """Two readable events for each movement, some twice; the same seed makes the same ids."""
+    events = [
+        read_event(fields) for fields in sent_to(server, "--movements", "600", "--duplicates", "0.1", "--seed", "1")
+    ]
+    counted = Counter(event.key for event in events)
+    assert len(counted) == 1200
+    assert 1200 < len(events) < 1500
+    assert len({event.data.movement_id for event in events}) == 600
+    again = Warehouses(seed=1).messages(600, duplicates=0.1)
+    assert [(one["source"], one["id"]) for one in again] == [event.key for event in events]
+
+
+def test_the_sample_is_one_movement(server: Server) -> None:
+    """With the ids that the documentation names."""
+    assert [json.loads(fields["body"]) for fields in sent_to(server, "--sample")] == list(sample())
+
+
+def test_without_redis_it_says_so() -> None:
+    """A sentence, and a status."""
+    done = CliRunner().invoke(main, ["--redis", "redis://127.0.0.1:9/0", "--sample"])
+    assert done.exit_code == 1
+    assert "Redis does not take them" in done.output

@@ -1,0 +1,180 @@
+"""The routes, over a real database and without a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from quart import Quart
+
+from quart_app import errors
+from quart_app.documentation import openapi
+from quart_app.movements.database import Database
+from quart_app.movements.ledger import Ledger
+from quart_app.movements.metrics import Metrics
+from quart_app.movements.models import Event
+from quart_app.movements.producer import sample
+from quart_app.movements.routes import MovementRoutes
+from quart_app.movements.settings import MovementSettings
+from quart_app.movements.store import Store
+
+DEPARTURE, ARRIVAL = (Event.model_validate(message) for message in sample())
+MOVEMENT, PRODUCT = ARRIVAL.data.movement_id, ARRIVAL.data.product_id
+RECEIVER = ARRIVAL.data.warehouse_id
+NOBODY = UUID(int=7)
+
+
+class Served:
+    """The routes of a ledger with its own settings."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.ledger = Ledger(MovementSettings(database_url=SecretStr(url), **settings), Metrics(self.registry))
+        self.routes = MovementRoutes(self.ledger)
+        app = Quart("movements")
+        errors.install(app)
+        app.register_blueprint(self.routes.blueprint)
+        self.client = app.test_client()
+
+    @property
+    def loads(self) -> float | None:
+        return self.registry.get_sample_value("movements_loads_counter_total")
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        response = await self.client.get(path)
+        return response.status_code, await response.get_json(force=True)
+
+    async def close(self) -> None:
+        await self.ledger._cache.close()
+        await self.ledger._database.close()
+
+
+@pytest.fixture
+async def served(database: Database, database_url: str) -> AsyncIterator[Served]:
+    served = Served(database_url)
+    yield served
+    await served.close()
+
+
+async def test_a_movement_is_told(served: Served, store: Store) -> None:
+    """All of it, as the interface says."""
+    await store.add([DEPARTURE, ARRIVAL])
+    leg = {
+        "sender": str(DEPARTURE.data.warehouse_id),
+        "receiver": str(RECEIVER),
+        "product_id": str(PRODUCT),
+        "departure_time": "2025-02-18T12:12:56Z",
+        "arrival_time": "2025-02-18T14:34:56Z",
+        "elapsed_seconds": 8520.0,
+        "departure_quantity": 100,
+        "arrival_quantity": 100,
+        "quantity_difference": 0,
+        "status": "completed",
+    }
+    expected = {"movement_id": str(MOVEMENT), **leg, "items": [leg]}
+    assert await served.get(f"/api/movements/{MOVEMENT}") == (200, expected)
+    assert await served.get(f"/api/movements/{MOVEMENT}?product_id={PRODUCT}") == (200, expected)
+    assert await served.get(f"/api/movements/{str(MOVEMENT).upper()}") == (200, expected)
+
+
+async def test_stock_is_told(served: Served, store: Store) -> None:
+    """With the moment of the latest movement counted."""
+    await store.add([ARRIVAL])
+    assert await served.get(f"/api/warehouses/{RECEIVER}/products/{PRODUCT}") == (
+        200,
+        {
+            "warehouse_id": str(RECEIVER),
+            "product_id": str(PRODUCT),
+            "quantity": 100,
+            "updated_at": "2025-02-18T14:34:56Z",
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/movements/{NOBODY}",
+        f"/api/movements/{MOVEMENT}?product_id={NOBODY}",
+        f"/api/warehouses/{RECEIVER}/products/{NOBODY}",
+        f"/api/warehouses/{NOBODY}/products/{PRODUCT}",
+    ],
+)
+async def test_what_was_never_heard_of_is_404(served: Served, store: Store, path: str) -> None:
+    """And says so."""
+    await store.add([DEPARTURE, ARRIVAL])
+    status, answer = await served.get(path)
+    assert (status, answer["status"]) == (404, 404)
+    assert "nothing has been heard" in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/api/movements/M-1", "movement_id"),
+        ("/api/movements/%00", "movement_id"),
+        (f"/api/movements/{MOVEMENT}x", "movement_id"),
+        (f"/api/movements/{MOVEMENT}?product_id=", "product_id"),
+        (f"/api/movements/{MOVEMENT}?product_id=bolts", "product_id"),
+        (f"/api/warehouses/north/products/{PRODUCT}", "warehouse_id"),
+        (f"/api/warehouses/{RECEIVER}/products/1;DROP", "product_id"),
+    ],
+)
+async def test_what_is_no_id_is_422(served: Served, path: str, name: str) -> None:
+    """With the place that is wrong."""
+    status, answer = await served.get(path)
+    assert status == 422
+    assert answer["errors"] == [{"pointer": f"/{name}", "message": "not a UUID"}]
+
+
+async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: Store) -> None:
+    """One load for those who ask at once, and none for those who ask soon after."""
+    await store.add([DEPARTURE, ARRIVAL])
+    answers = await asyncio.gather(*(served.get(f"/api/movements/{MOVEMENT}") for _ in range(50)))
+    assert {status for status, _ in answers} == {200}
+    await served.get(f"/api/movements/{MOVEMENT}?product_id={PRODUCT}")
+    assert served.loads == 1
+
+
+async def test_404_is_not_kept(served: Served, store: Store) -> None:
+    """The next one who asks may be luckier."""
+    assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 404
+    await store.add([DEPARTURE])
+    assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 200
+
+
+async def test_a_kept_movement_is_read_again_when_its_time_is_over(database_url: str, database: Database) -> None:
+    """Another replica's writes show after `MOVEMENT_CACHE_EXPIRATION` at the latest."""
+    served, store = Served(database_url, movement_cache_expiration=0.05), Store(database)
+    await store.add([DEPARTURE])
+    assert (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] == "in_transit"
+    await store.add([ARRIVAL])
+    async with asyncio.timeout(5):
+        while (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] != "completed":
+            await asyncio.sleep(0.01)
+    await served.close()
+
+
+async def test_without_its_database_it_is_503() -> None:
+    """Try again soon; nothing about the database's address, and never 404."""
+    served = Served("postgresql://mesh:secret-word@127.0.0.1:9/none", database_timeout_ms=500)
+    for path in (f"/api/movements/{MOVEMENT}", f"/api/warehouses/{RECEIVER}/products/{PRODUCT}"):
+        response = await served.client.get(path)
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+        assert "secret-word" not in (await response.get_data()).decode()
+    await served.close()
+
+
+async def test_the_routes_are_documented(served: Served) -> None:
+    """Parameters and answers, for /docs."""
+    paths = (await openapi([served.routes.blueprint], "1"))["paths"]
+    movement = paths["/api/movements/{movement_id}"]["get"]
+    assert [one["name"] for one in movement["parameters"]] == ["movement_id", "product_id"]
+    (answer,) = movement["responses"].values()
+    assert "quantity_difference" in answer["content"]["application/json"]["schema"]["properties"]
+    assert "/api/warehouses/{warehouse_id}/products/{product_id}" in paths
