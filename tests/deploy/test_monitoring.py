@@ -1,0 +1,116 @@
+"""The alerting rules and the dashboard: they load, and they ask for metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import promql_parser
+import pytest
+import yaml
+
+from tests.conftest import Replicas
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus/mesh.rules.yml"
+DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/mesh.json").read_text())
+GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+#: What Prometheus itself adds to a scrape.
+OF_PROMETHEUS = {"up"}
+
+
+def rules() -> Iterator[dict[str, Any]]:
+    for group in GROUPS:
+        yield from group["rules"]
+
+
+def expressions() -> list[str]:
+    asked = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    return [rule["expr"] for rule in rules()] + asked
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Names of the metrics that an expression selects."""
+    without_strings = re.sub(r'"[^"]*"', '""', expression)
+    return set(re.findall(r"\b([a-z_:][a-z0-9_:]*)\{", without_strings)) | set(
+        re.findall(r"\b(mesh:[a-z0-9_:]+)", without_strings)
+    )
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_expression_is_valid(expression: str) -> None:
+    """Parsed by a full parser of the query language."""
+    promql_parser.parse(expression)
+
+
+def test_a_broken_expression_does_not_pass() -> None:
+    """The parser that passes ours is one that can say no."""
+    with pytest.raises(ValueError):
+        promql_parser.parse("sum(rate(http_requests_total[5m])")
+
+
+def test_every_alert_says_how_bad_it_is_and_what_it_means() -> None:
+    """Somebody reads it at night."""
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len({alert["alert"] for alert in alerts}) == len(alerts)
+    for alert in alerts:
+        assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+        assert set(alert["annotations"]) == {"summary", "description"}
+
+
+async def test_rules_and_dashboard_ask_for_metrics_that_a_replica_has(replicas: Replicas, tmp_path: Path) -> None:
+    """A renamed metric would leave a panel empty and an alert silent for ever."""
+    (process,) = await replicas(1, {"SERVICES": "values,addresses,messages,grades,movements", **files_in(tmp_path)})
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(process.private + "/metrics")).text
+    declared = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    offered = declared | {f"{name}_bucket" for name in declared} | OF_PROMETHEUS
+    offered |= {rule["record"] for rule in rules() if "record" in rule}
+    asked = {name for expression in expressions() for name in metrics_in(expression)}
+    assert "http_requests_total" in asked
+    assert asked - offered == set()
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    return {"MOVEMENTS_DB_PATH": str(folder / "movements.db"), "GRADES_SNAPSHOT_DIR": str(folder / "grades")}
+
+
+def test_the_dashboard_fits_together() -> None:
+    """Unique ids, inside the grid of 24 columns, nothing upon another, each panel with its data source."""
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    for panel in PANELS:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "mesh.rules.yml"), ("test", "rules", "mesh.tests.yml")],
+)
+def test_prometheus_itself_takes_them(arguments: tuple[str, ...]) -> None:
+    """Its own tool loads the configuration and the rules, and the alerts fire in their unit tests."""
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
