@@ -9,20 +9,62 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 USER = "mesh"
-MISSING = "PostgreSQL's server programs (initdb, pg_ctl) are not installed"
 
 
 def programs() -> Path | None:
     """The folder of the server's programs; Debian keeps them off the PATH."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    return folders[-1].parent if folders else None
+    found_here = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return found_here[-1].parent if found_here else None
+
+
+@dataclass
+class Cluster:
+    """A server under test, which trusts whoever comes from this machine."""
+
+    binaries: Path
+    folder: Path
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
+
+    def create(self) -> None:
+        self._run("initdb", "-D", "data", "-A", "trust", "-U", USER, "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        # A process that is killed loses nothing that was written, so fsync would only cost time here.
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """End it at once, as a crash would."""
+        self._run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *options: str) -> None:
+        words = [*_unprivileged(), str(self.binaries / program), *options]
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stderr or done.stdout}")
 
 
 def _unprivileged() -> list[str]:
@@ -33,23 +75,23 @@ def _unprivileged() -> list[str]:
 
 
 @contextmanager
-def cluster(binaries: Path) -> Iterator[str]:
-    """Runs a server; the address of its database `postgres`, without a password on the loopback address."""
+def cluster() -> Iterator[Cluster]:
+    """Runs a server. Skips the test where its programs are missing."""
+    binaries = programs()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
         if os.geteuid() == 0:
-            shutil.chown(folder, "nobody", "nogroup")
+            shutil.chown(name, "nobody", "nogroup")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        _run(folder, binaries / "initdb", "-D", "data", "-A", "trust", "-U", USER, "-E", "UTF8", "--no-sync")
-        # Durability against power cuts is PostgreSQL's own; here processes are killed, which fsync does not change.
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
-        _run(folder, binaries / "pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
+            made = Cluster(binaries, Path(name), probe.getsockname()[1])
+        made.create()
+        made.start()
         try:
-            yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
+            yield made
         finally:
-            _run(folder, binaries / "pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+            made.stop()
 
 
 async def empty(address: str) -> None:
@@ -61,16 +103,3 @@ async def empty(address: str) -> None:
     )
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await connection.close()
-
-
-def _run(folder: Path, *command: str | Path) -> None:
-    words = [*_unprivileged(), *map(str, command)]
-    done = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, timeout=60, check=False, env=_environment()
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr or done.stdout}")
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C.UTF-8", "PGDATABASE": "postgres"}

@@ -16,11 +16,8 @@ from tests import postgres
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The address of a PostgreSQL of this run."""
-    binaries = postgres.programs()
-    if binaries is None:
-        pytest.skip(postgres.MISSING)
-    with postgres.cluster(binaries) as address:
-        yield address
+    with postgres.cluster() as cluster:
+        yield cluster.address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,0 +1,239 @@
+"""Movements over real HTTP: warehouses send, any replica stores, every replica tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from quart_app.movements.producer import Message, Warehouses, sample
+from tests import postgres
+from tests.conftest import Process, Replicas, eventually
+
+STREAM, DEAD = "events:movements", "mesh:dead"
+DEPARTURE, ARRIVAL = (message["data"] for message in sample())
+MOVEMENT = f"/api/movements/{ARRIVAL['movement_id']}"
+STOCK = f"/api/warehouses/{ARRIVAL['warehouse_id']}/products/{ARRIVAL['product_id']}"
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Replicas that share one SQLite file and notice deaths soon."""
+    return {
+        "SERVICES": "movements",
+        "MOVEMENTS_DB_PATH": str(tmp_path / "shared" / "movements.db"),
+        "MOVEMENTS_CLAIM_IDLE_MS": "1000",
+        "MOVEMENTS_BATCH": "50",
+        "MOVEMENT_CACHE_EXPIRATION": "0.5",
+    }
+
+
+def trade(seed: int) -> Warehouses:
+    """Few warehouses and products, so that their stocks change often."""
+    return Warehouses(warehouses=3, products=5, seed=seed)
+
+
+def send(replicas: Replicas, messages: Sequence[Message | str]) -> None:
+    """Put messages on the stream, as the retailer does; text goes as it is."""
+    with replicas.server.redis() as client:
+        pipe = client.pipeline(transaction=False)
+        for message in messages:
+            pipe.xadd(STREAM, {"body": message if isinstance(message, str) else json.dumps(message)})
+        pipe.execute()
+
+
+def dead_letters(replicas: Replicas) -> list[dict[str, str]]:
+    with replicas.server.redis() as client:
+        return [fields for _, fields in client.xrange(DEAD)]
+
+
+async def get(replicas: Replicas, replica: Process, path: str) -> tuple[int, Any]:
+    answer = await replicas.client.get(replica.public + path)
+    return answer.status_code, answer.json()
+
+
+async def told(replicas: Replicas, replica: Process, path: str, **wanted: Any) -> Any:
+    """What a replica tells, once these members of it are as wanted."""
+
+    async def as_wanted() -> Any:
+        status, answer = await get(replicas, replica, path)
+        return status == 200 and wanted.items() <= answer.items() and answer
+
+    return await eventually(as_wanted, 20)
+
+
+async def metrics(replicas: Replicas, replica: Process) -> dict[str, float]:
+    text = (await replicas.client.get(replica.private + "/metrics")).text
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("movements_")
+    }
+
+
+async def all_settled(replicas: Replicas, wait_s: float = 40) -> None:
+    """Wait until nothing is left on the stream."""
+
+    async def settled() -> bool:
+        with replicas.server.redis() as client:
+            return bool(client.exists(STREAM)) and client.xlen(STREAM) == 0
+
+    await eventually(settled, wait_s)
+
+
+def stock_of(messages: Sequence[Message]) -> dict[str, int]:
+    """Where each product's stock is told, and how much it must be."""
+    found: dict[str, int] = {}
+    for message in {(one["source"], one["id"]): one for one in messages}.values():
+        data = message["data"]
+        path = f"/api/warehouses/{data['warehouse_id']}/products/{data['product_id']}"
+        found[path] = found.get(path, 0) + (data["quantity"] if data["event"] == "arrival" else -data["quantity"])
+    return found
+
+
+async def assert_exact(replicas: Replicas, replica: Process, messages: Sequence[Message]) -> None:
+    """Every stock, and of the movements a part, is what these messages, each counted once, make it."""
+    for path, balance in stock_of(messages).items():
+        status, answer = await get(replicas, replica, path)
+        assert (status, answer["quantity"]) == (200, max(balance, 0)), path
+    expected: dict[str, dict[str, int]] = {}
+    for data in (message["data"] for message in messages):
+        expected.setdefault(data["movement_id"], {})[data["event"]] = data["quantity"]
+    for movement_id, quantities in list(expected.items())[:: len(expected) // 50]:
+        status, answer = await get(replicas, replica, f"/api/movements/{movement_id}")
+        assert status == 200
+        assert answer["departure_quantity"] == quantities.get("departure")
+        assert answer["arrival_quantity"] == quantities.get("arrival")
+
+
+async def test_what_any_replica_stores_every_replica_tells(replicas: Replicas, environment: dict[str, str]) -> None:
+    """The two sample messages share an id, and both count. A 404 of before is forgotten."""
+    both = await replicas(2, environment)
+    for replica in both:
+        assert (await get(replicas, replica, MOVEMENT))[0] == 404
+        assert (await get(replicas, replica, STOCK))[0] == 404
+    send(replicas, sample()[:1])
+    for replica in both:
+        await told(replicas, replica, MOVEMENT, status="in_transit", departure_quantity=100, arrival_quantity=None)
+    send(replicas, sample()[1:])
+    for replica in both:
+        found = await told(replicas, replica, MOVEMENT, status="completed")
+        assert found["elapsed_seconds"] == 8520
+        assert found["quantity_difference"] == 0
+        assert (found["sender"], found["receiver"]) == (DEPARTURE["warehouse_id"], ARRIVAL["warehouse_id"])
+        assert [item["product_id"] for item in found["items"]] == [ARRIVAL["product_id"]]
+        assert (await get(replicas, replica, f"{MOVEMENT}?product_id={ARRIVAL['product_id']}"))[1] == found
+        assert await get(replicas, replica, STOCK) == (
+            200,
+            {
+                "warehouse_id": ARRIVAL["warehouse_id"],
+                "product_id": ARRIVAL["product_id"],
+                "quantity": 100,
+                "updated_at": "2025-02-18T14:34:56Z",
+            },
+        )
+        assert (await get(replicas, replica, f"{MOVEMENT}?product_id={NOBODY}"))[0] == 404
+        assert (await get(replicas, replica, "/api/movements/M-1"))[0] == 422
+        assert (await get(replicas, replica, f"/api/warehouses/1/products/{NOBODY}"))[0] == 422
+
+
+async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environment: dict[str, str]) -> None:
+    """Each row is counted by the one replica that inserted it; lag and deficit are the same at all."""
+    both = await replicas(2, environment)
+    messages = trade(seed=3).messages(1000, duplicates=0.2, shuffle=True)
+    only_departures = [message for message in sample() if message["data"]["event"] == "departure"]
+    send(replicas, [*messages, *only_departures])
+    await all_settled(replicas)
+    found = [await metrics(replicas, replica) for replica in both]
+    stored = [one["movements_stored_counter_total"] for one in found]
+    assert sum(stored) == 2001
+    assert all(stored), "one replica did it all"
+    assert sum(one["movements_duplicates_counter_total"] for one in found) == len(messages) - 2000
+    deficit = sum(-balance for balance in stock_of([*messages, *only_departures]).values() if balance < 0)
+
+    async def measured() -> bool:
+        now = [await metrics(replicas, replica) for replica in both]
+        return all((one["movements_lag"], one["movements_deficit"]) == (0, deficit) for one in now)
+
+    await eventually(measured, 10)
+    await assert_exact(replicas, both[0], messages)
+
+
+async def test_a_poison_message_ends_as_a_dead_letter_with_its_reason(
+    replicas: Replicas, environment: dict[str, str]
+) -> None:
+    """And holds nobody up."""
+    both = await replicas(2, environment)
+    spoilt = json.dumps({**sample()[0], "time": "soon"})
+    send(replicas, ["no json", spoilt, *sample()])
+    await told(replicas, both[0], MOVEMENT, status="completed")
+    await all_settled(replicas)
+    letters = {letter["body"]: letter for letter in dead_letters(replicas)}
+    assert letters.keys() == {"no json", spoilt}
+    assert letters["no json"]["reason"] == "the body is not JSON: Expecting value at character 0"
+    assert letters[spoilt]["reason"].startswith("/time: ")
+    assert {letter["stream"] for letter in letters.values()} == {STREAM}
+    found = [await metrics(replicas, replica) for replica in both]
+    assert sum(one["movements_dead_letters_counter_total"] for one in found) == 2
+
+
+async def test_replicas_that_come_and_go_lose_and_double_nothing(
+    replicas: Replicas, environment: dict[str, str]
+) -> None:
+    """One is killed, one leaves in order and one joins, all while events flow."""
+    first, second, third = await replicas(3, environment)
+    messages = trade(seed=4).messages(1200, duplicates=0.3, shuffle=True)
+    for place, start in enumerate(range(0, len(messages), 300)):
+        send(replicas, messages[start : start + 300])
+        await asyncio.sleep(0.1)
+        if place == 2:
+            first.kill()
+        if place == 4:
+            second.send(signal.SIGTERM)
+    await replicas(1, environment)
+    assert await second.ended() == 0
+    await all_settled(replicas)
+    await assert_exact(replicas, third, messages)
+    assert dead_letters(replicas) == []
+
+
+async def test_restarting_everything_loses_nothing(replicas: Replicas, environment: dict[str, str]) -> None:
+    """Replicas and Redis are killed in the middle of the work; what was on the stream is stored afterwards."""
+    both = await replicas(2, environment)
+    messages = trade(seed=5).messages(1000, duplicates=0.3, shuffle=True)
+    send(replicas, messages)
+    for replica in both:
+        replica.kill()
+    replicas.server.kill()
+    replicas.server.start()
+    (replica, _) = await replicas(2, environment)
+    await all_settled(replicas)
+    await assert_exact(replicas, replica, messages)
+
+
+async def test_postgresql_goes_and_comes_back(replicas: Replicas, environment: dict[str, str]) -> None:
+    """Meanwhile reading is 503, events wait, and none is buried; the rest of the replica lives on."""
+    with postgres.cluster() as cluster:
+        both = await replicas(2, {**environment, "DATABASE_URL": cluster.address, "DATABASE_TIMEOUT_MS": "3000"})
+        send(replicas, sample())
+        await told(replicas, both[1], MOVEMENT, status="completed")
+        cluster.stop()
+        messages = trade(seed=6).messages(300, shuffle=True)
+        send(replicas, [*messages, "no json"])
+        for replica in both:
+            answer = await replicas.client.get(replica.public + STOCK)
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+            assert await replicas.status(replica, "/readyz") == 200
+        cluster.start()
+        await all_settled(replicas)
+        for replica in both:
+            await assert_exact(replicas, replica, messages)
+        assert [letter["body"] for letter in dead_letters(replicas)] == ["no json"]
