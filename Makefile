@@ -42,7 +42,7 @@ bench-check: install  ## measure again, compare ratios with the recorded ones, f
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
 
-containers:  ## build the image, bring the compose stack up and prove it: needs docker compose, or CONTAINER_CHECK
+containers: install  ## build the image, bring the compose stack up and prove it: needs docker compose, or CONTAINER_CHECK
 	tests/containers/check.sh
 
 lock: install  ## renew the versions that the image is made of

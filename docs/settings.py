@@ -48,7 +48,7 @@ def settings_classes() -> Iterator[type[BaseSettings]]:
 
 def settings_modules() -> Iterator[Any]:
     for package in map(importlib.import_module, PACKAGES):
-        for found in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}."), key=lambda m: m.name):
+        for found in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}.", _refuse), key=lambda m: m.name):
             if found.name.endswith(".settings"):
                 yield importlib.import_module(found.name)
 

@@ -20,6 +20,7 @@ from mesh import LeaseLost, MeshSettings, Replica, SetupError, join
 from mesh.lease import Applicant
 from quart_app import logs, server
 from quart_app.app import VERSION, App, create_app
+from quart_app.closing import last_call
 from quart_app.service import Context
 from quart_app.settings import AppSettings
 
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 EXIT_LEASE_LOST = 75
 EXIT_SETUP = 78
+
+#: The part of the drain, on top of it, that who has connected may take to say what for.
+SETTLE = 0.25
 
 
 class Process:
@@ -66,12 +70,17 @@ class Process:
 
     async def _serve(self, sockets: server.Sockets) -> None:
         grace_s = self._settings.max_wait_ms / 1000 + 1
-        public, private, stop = self._app.public, self._app.private, self._close_http.wait
+        public, private = self._app.public, self._app.private
+
+        async def last_guests() -> None:
+            await self._close_http.wait()
+            await last_call([sockets.public], self._drain_ms / 1000 * SETTLE)
+
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.run(private, [sockets.private], stop, grace_s=grace_s))
+            tasks.create_task(server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s))
             if self._settings.listen_when_ready:
                 await self._opened.wait()
-            tasks.create_task(server.run(public, [sockets.public], stop, grace_s=grace_s, common=sockets.common))
+            tasks.create_task(server.run(public, [sockets.public], last_guests, grace_s=grace_s, common=sockets.common))
         self._http_closed.set()
 
     async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:

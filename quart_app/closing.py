@@ -18,9 +18,6 @@ import struct
 import sys
 from collections.abc import Iterable
 
-#: From the last SYN let in to its request being read: a handshake and a turn of the event loop, generously.
-SETTLE_S = 0.1
-
 SO_ATTACH_FILTER = 26
 #: Byte 13 of a TCP header holds the flags; SYN is 2. Drop what has it, keep the rest (four classic BPF instructions).
 _LOAD_FLAGS = (0x30, 0, 0, 13)
@@ -45,7 +42,10 @@ def refuse_new(listening: socket.socket) -> bool:
     return False
 
 
-async def last_call(listening: Iterable[socket.socket]) -> None:
-    """Refuse newcomers, and return when whoever had connected has been taken in: now the sockets may be closed."""
-    if [each for each in listening if refuse_new(each)]:
-        await asyncio.sleep(SETTLE_S)
+async def last_call(listening: Iterable[socket.socket], settle_s: float) -> None:
+    """Refuse newcomers, and return when whoever had connected has been heard: now the sockets may be closed.
+
+    `settle_s` is the longest time from a connection to its request. Nothing happens where it is 0.
+    """
+    if settle_s > 0 and [each for each in listening if refuse_new(each)]:
+        await asyncio.sleep(settle_s)

@@ -12,7 +12,6 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from quart import Quart
 
-from quart_app.closing import last_call
 from quart_app.settings import AppSettings
 
 #: Connections that may wait to be accepted.
@@ -103,16 +102,15 @@ async def run(
     config.h11_max_incomplete_size = 32 * 1024
     config.errorlog = None
     config.accesslog = None
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop, sockets)))
+    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop)))
     try:
         await asyncio.shield(serving)
     finally:
         serving.cancel()
 
 
-def _trigger(stop: Callable[[], Awaitable[object]], sockets: list[socket.socket]) -> Callable[[], Awaitable[None]]:
+def _trigger(stop: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
     async def trigger() -> None:
         await stop()
-        await last_call(sockets)
 
     return trigger

@@ -158,7 +158,11 @@ async def main() -> None:
         await until_ready(client, 3)
         for step in STEPS:
             began = time.monotonic()
-            await step(client)
+            try:
+                await step(client)
+            except BaseException:
+                say(await compose("logs --no-color --tail 40 caddy api"))
+                raise
             say(f"{step.__name__}: {(step.__doc__ or '').splitlines()[0]} ({time.monotonic() - began:.0f} s)")
 
 

@@ -62,8 +62,11 @@ def test_who_was_held_off_is_refused_once_the_socket_is_closed(listening: socket
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
-async def test_the_last_call_does_not_wait_where_there_is_nothing_to_close() -> None:
-    """No socket of our own, no pause."""
-    started = time.monotonic()
-    await last_call([])
-    assert time.monotonic() - started < 0.05
+async def test_the_last_call_waits_for_what_the_guests_have_to_say(listening: socket.socket) -> None:
+    """A connection without its request yet is not closed; where nothing is to be refused, nobody waits."""
+    began = time.monotonic()
+    await last_call([listening], 0.2)
+    assert time.monotonic() - began >= 0.2
+    await last_call([], 5)
+    await last_call([listening], 0)
+    assert time.monotonic() - began < 2
