@@ -8,15 +8,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import click
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Connections, RedisSettings
+from quart_app.cli import FOLDER, redis_settings
 from quart_app.movements.settings import MovementSettings
 
 Message = dict[str, Any]
@@ -118,8 +119,8 @@ async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per
             await asyncio.sleep(1 / per_second)
 
 
-async def run(url: str | None, messages: Sequence[Message], per_second: float) -> None:
-    settings = RedisSettings(url=SecretStr(url)) if url else RedisSettings()
+async def run(settings: RedisSettings, messages: Sequence[Message], per_second: float) -> None:
+    """Send the messages to one Redis."""
     redis = Connections(settings).client("movements-producer")
     try:
         await publish(redis, MovementSettings().movements_stream, messages, per_second=per_second)
@@ -128,17 +129,19 @@ async def run(url: str | None, messages: Sequence[Message], per_second: float) -
 
 
 @click.command(help=__doc__)
-@click.option("--redis", "url", help="redis:// address; without it REDIS_URL, or REDIS_HOST and REDIS_PORT")
-@click.option("--movements", default=100, show_default=True, type=click.IntRange(0, 1_000_000))
+@click.option("--redis-url", default=None, envvar="REDIS_URL", help="without it, that of the mesh running here")
+@click.option("--data", default=FOLDER, type=click.Path(path_type=Path), help="the folder of that mesh")
+@click.option("--movements", default=100, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--warehouses", default=5, show_default=True, type=click.IntRange(2))
 @click.option("--products", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="part sent twice")
 @click.option("--shuffle", is_flag=True, help="in no order")
 @click.option("--per-second", default=0.0, type=click.FloatRange(0), help="messages a second; without it, all at once")
-@click.option("--seed", type=int, help="the same seed makes the same messages")
+@click.option("--seed", type=int, help="the same seed makes the same movements")
 @click.option("--sample", "only_sample", is_flag=True, help="one movement with known ids, and nothing else")
 def main(
-    url: str | None,
+    redis_url: str | None,
+    data: Path,
     movements: int,
     warehouses: int,
     products: int,
@@ -151,13 +154,13 @@ def main(
     trade = Warehouses(warehouses=warehouses, products=products, seed=seed)
     messages = sample() if only_sample else trade.messages(movements, duplicates=duplicates, shuffle=shuffle)
     try:
-        asyncio.run(run(url, messages, per_second))
+        asyncio.run(run(redis_settings(redis_url, data), messages, per_second))
     except (RedisError, OSError) as error:
         raise click.ClickException(f"Redis does not take them: {error}") from error
-    click.echo(f"{len(messages)} messages sent")
-    for data in [one["data"] for one in messages[-1:]]:
-        click.echo(f"try /api/movements/{data['movement_id']}")
-        click.echo(f"and /api/warehouses/{data['warehouse_id']}/products/{data['product_id']}")
+    last = messages[-1]["data"]
+    click.echo(f"{len(messages)} messages sent; look at")
+    click.echo(f"  /api/movements/{last['movement_id']}")
+    click.echo(f"  /api/warehouses/{last['warehouse_id']}/products/{last['product_id']}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ STREAM = "events:movements"
 
 def sent_to(server: Server, *options: str) -> list[dict[str, str]]:
     """What stands on the stream after a run."""
-    done = CliRunner().invoke(main, ["--redis", server.url, *options])
+    done = CliRunner().invoke(main, ["--redis-url", server.url, *options])
     assert done.exit_code == 0, done.output
     with server.redis() as client:
         return [fields for _, fields in client.xrange(STREAM)]
@@ -42,6 +42,6 @@ def test_the_sample_is_one_movement(server: Server) -> None:
 
 def test_without_redis_it_says_so() -> None:
     """A sentence, and a status."""
-    done = CliRunner().invoke(main, ["--redis", "redis://127.0.0.1:9/0", "--sample"])
+    done = CliRunner().invoke(main, ["--redis-url", "redis://127.0.0.1:9/0", "--sample"])
     assert done.exit_code == 1
     assert "Redis does not take them" in done.output
