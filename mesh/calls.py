@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 #: A question older than this is checked against the roster.
 LOOK_S = 0.25
 PAUSE_S = 0.1
+#: Address of every live database at once.
+EVERY = "*"
 #: Requests that may be out at once; a bound for memory, far beyond what one process can serve.
 MOST_OUT = 50_000
 
@@ -75,6 +77,7 @@ class _Exchange:
         self.parts = {part.key: part for part in parts}
         self.asked_at = time.monotonic()
         self.submitted = False
+        self.abandoned = False
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def part(self, key: str) -> _Part:
@@ -91,7 +94,7 @@ class _Exchange:
         if self.submitted and not self.complete.done() and not self.open_parts:
             self.complete.set_result(None)
 
-    def fail(self, error: MeshError) -> None:
+    def fail(self, error: BaseException) -> None:
         if not self.complete.done():
             self.complete.set_exception(error)
 
@@ -124,16 +127,9 @@ class Calls:
         where nothing was sent.
         """
         parts = [_Part(f"{self._replica}-{next(self._numbers)}", Answer(self._target(ask.to))) for ask in asks]
-        group = [
-            {
-                "to": part.answer.to,
-                "op": ask.op,
-                "key": part.key,
-                "ttl": deadline_ms,
-                "body": encode(ask.body),
-            }
-            for part, ask in zip(parts, asks, strict=True)
-        ]
+        group: list[str | int] = [len(asks)]
+        for part, ask in zip(parts, asks, strict=True):
+            group += (part.answer.to, ask.op, part.key, deadline_ms, encode(ask.body))
         exchange = _Exchange(parts)
         await self._exchange(exchange, [part.key for part in parts], group, deadline_ms)
         return [part.answer for part in parts]
@@ -142,7 +138,7 @@ class Calls:
         """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
         failure that any of them answered."""
         key = f"{self._replica}-{next(self._numbers)}"
-        group = [{"to": "*", "op": op, "key": key, "ttl": deadline_ms, "body": encode(body)}]
+        group: list[str | int] = [1, EVERY, op, key, deadline_ms, encode(body)]
         exchange = _Exchange(())
         await self._exchange(exchange, [key], group, deadline_ms)
         found: dict[int, Body] = {}
@@ -164,57 +160,62 @@ class Calls:
         return to.stream.removeprefix(keys.REQUESTS)
 
     async def _exchange(
-        self, exchange: _Exchange, names: Sequence[str], group: list[dict[str, Any]], deadline_ms: int
+        self, exchange: _Exchange, names: Sequence[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed
         if len(self._exchanges) + len(names) > MOST_OUT:
             raise Busy("too many requests wait for an answer", retry_after=1)
         self._exchanges.update(dict.fromkeys(names, exchange))
+        alarm = asyncio.get_running_loop().call_later(deadline_ms / 1000, self._expire, exchange)
         try:
-            async with asyncio.timeout(deadline_ms / 1000):
-                await self._submit(exchange, group)
-                await exchange.complete
+            submission = self._link.submit(group)
+            submission.add_done_callback(lambda done: self._submitted(exchange, done))
+            await exchange.complete
+            if self._wait_replicas[0]:
                 await self._make_durable()
-        except TimeoutError:
-            self._expire(exchange)
         except asyncio.CancelledError:
-            self._end(exchange, "cancelled")
+            self._abandon(exchange)
             raise
         finally:
+            alarm.cancel()
             for name in names:
                 self._exchanges.pop(name, None)
 
-    async def _submit(self, exchange: _Exchange, group: list[dict[str, Any]]) -> None:
-        submission = asyncio.ensure_future(self._link.submit(group))
-        try:
-            result = await asyncio.shield(submission)
-        except asyncio.CancelledError:
-            # It may be on its way all the same; whatever comes of it, nobody waits.
-            submission.add_done_callback(lambda done: self._abandon(exchange, done))
-            raise
+    def _submitted(self, exchange: _Exchange, done: asyncio.Future[Any]) -> None:
+        """Note what came of a submission, even if nobody waits for it any more."""
+        error = done.exception()
+        if error is not None:
+            exchange.fail(error)
+            return
+        result = done.result()
         if "error" in result:
-            raise _refusal(result["error"], result["about"])
-        self._note(exchange, result)
-
-    @staticmethod
-    def _note(exchange: _Exchange, result: dict[str, Any]) -> None:
+            exchange.fail(_refusal(result["error"], result["about"]))
+            return
         for _, id, key in result["ids"] or ():
             exchange.part(key).id = id
         exchange.submitted = True
+        if exchange.abandoned:
+            self._end(exchange, "cancelled")
         exchange.look()
 
-    def _abandon(self, exchange: _Exchange, done: asyncio.Future[Any]) -> None:
-        if not done.cancelled() and done.exception() is None and "error" not in done.result():
-            self._note(exchange, done.result())
+    def _abandon(self, exchange: _Exchange) -> None:
+        """Nobody waits; what is still on its way to Redis is ended once it is there."""
+        exchange.abandoned = True
+        if exchange.submitted:
             self._end(exchange, "cancelled")
 
     def _expire(self, exchange: _Exchange) -> None:
+        if exchange.complete.done():
+            return
+        if not exchange.submitted:
+            exchange.abandoned = True
+            exchange.fail(DeadlineExceeded("Redis did not take the request in time"))
+            return
         for part in exchange.open_parts:
             part.answer.error = DeadlineExceeded()
-        if not exchange.submitted:
-            raise DeadlineExceeded("Redis did not take the request in time")
         self._end(exchange, "expired")
+        exchange.complete.set_result(None)
 
     def _end(self, exchange: _Exchange, outcome: str) -> None:
         """Take what was not answered off its stream; if it has been begun, its worker learns so."""

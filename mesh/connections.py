@@ -11,13 +11,14 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+import hiredis
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -26,7 +27,7 @@ from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Un
 from mesh.scripts import Script
 from mesh.settings import RedisSettings
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 #: The network or the server is away for now; the same words may be said again later.
 PASSING = (
@@ -69,6 +70,13 @@ class Credentials:
 
     username: str
     password: str | None = field(repr=False)
+
+
+class QuickConnection(Connection):
+    """Packs commands in C, as redis-py's own connections do only where they block."""
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
 
 
 class Connections:
@@ -117,6 +125,8 @@ class Connections:
             pool = BlockingConnectionPool.from_url(settings.url.get_secret_value(), **pool_options)
         else:
             pool = BlockingConnectionPool(host=settings.host, port=settings.port, **pool_options)
+        if pool.connection_class is Connection:
+            pool.connection_class = QuickConnection
         return Redis.from_pool(pool)
 
     def _login(self) -> dict[str, Any]:
@@ -186,15 +196,27 @@ class Batch(Generic[T]):
         self._items.append((item, future))
         return future
 
-    def take(self, most: int) -> list[tuple[T, asyncio.Future[Any]]]:
-        return [self._items.popleft() for _ in range(min(most, len(self._items)))]
+    def take(self, most_words: int) -> list[tuple[T, asyncio.Future[Any]]]:
+        """The oldest items, up to this many words together, yet one at least."""
+        taken: list[tuple[T, asyncio.Future[Any]]] = []
+        while self._items:
+            most_words -= len(self._items[0][0])
+            if most_words < 0 and taken:
+                break
+            taken.append(self._items.popleft())
+        return taken
+
+    def take_all(self) -> list[tuple[T, asyncio.Future[Any]]]:
+        """Whatever waits."""
+        taken, self._items = list(self._items), deque()
+        return taken
 
     def fail(self, error: BaseException) -> None:
-        _fail(self.take(len(self._items)), error)
+        _fail(self.take_all(), error)
 
 
-#: Most of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
-MOST = 256
+#: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
+MOST_WORDS = 20_000
 RETRY_S = 0.05
 
 
@@ -255,7 +277,7 @@ class Link:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         return self._ask(self._own if own else self._shared, command)
 
-    def submit(self, group: Any) -> Awaitable[Any]:
+    def submit(self, group: Any) -> asyncio.Future[Any]:
         """Submit a group of requests. Raises Unavailable at once while Redis is known to be away."""
         if self._down_since is not None:
             raise Unavailable("Redis cannot be reached just now", retry_after=1)
@@ -293,10 +315,10 @@ class Link:
             batch.fail(error)
 
     async def _trip(self) -> None:
-        reads = self._shared.take(MOST)
-        own = self._own.take(MOST)
-        submissions = self._submissions.take(MOST)
-        commits = self._commits.take(MOST)
+        reads = self._shared.take(MOST_WORDS)
+        own = self._own.take(MOST_WORDS)
+        submissions = self._submissions.take(MOST_WORDS)
+        commits = self._commits.take(MOST_WORDS)
         self._number += 1
         commands = self._commands(reads, own, submissions, commits)
         asked = (*reads, *own, *submissions, *commits)

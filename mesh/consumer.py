@@ -46,6 +46,8 @@ class Work:
     task: asyncio.Task[None] | None = None
     #: ended by another, or handed back: whatever becomes of it is not our doing
     given_away: bool = False
+    #: its deadline passed while it was worked on
+    late: bool = False
 
 
 @dataclass(slots=True)
@@ -119,10 +121,14 @@ class Consumer:
                 await self._idle.wait()
         left = list(self._works.values())
         for work in left:
-            work.given_away = True
-            if work.task is not None:
-                work.task.cancel()
+            self._give_away(work)
         await self._reader.hand_back([work.request.id for work in left], self._member.settings.claim_idle_ms)
+
+    @staticmethod
+    def _give_away(work: Work) -> None:
+        work.given_away = True
+        if work.task is not None:
+            work.task.cancel()
 
     async def _fetch(self, tasks: asyncio.TaskGroup) -> None:
         if self._ordered:
@@ -215,6 +221,8 @@ class Consumer:
             # This task alone ends; a stop of the whole replica goes on upwards.
             if not work.given_away:
                 raise
+            if work.late:
+                await self._settle(work, (Outcome.LATE, None, ""))
         finally:
             self._forget(work)
 
@@ -231,7 +239,7 @@ class Consumer:
         if settlement.overdelivered(request.deliveries, most):
             return Outcome.CRASHED, None, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
-            return Outcome.CRASHED, None, "the entry is no request"
+            return Outcome.UNREADABLE, None, "the entry is no request"
         for _ in range(MOST_RERUNS):
             if self._left_s(request) <= 0:
                 return Outcome.LATE, None, ""
@@ -247,12 +255,7 @@ class Consumer:
         transaction = Transaction(member.database, member.replica, request)
         handler = self._worker.handler(request.op)
         try:
-            async with asyncio.timeout(self._left_s(request)):
-                await _run(handler, request, self._store, transaction)
-        except TimeoutError:
-            if self._left_s(request) <= 0:
-                return Outcome.LATE, None, ""
-            return Outcome.CRASHED, None, "TimeoutError in the handler"
+            await _run(handler, request, self._store, transaction)
         except LeaseLost:
             raise
         except MeshError as error:
@@ -316,12 +319,13 @@ class Consumer:
             ids = list(self._works)
             if not ids:
                 continue
-            for id in await self._reader.keep_alive(ids):
+            lost = set(await self._reader.keep_alive(ids))
+            for id in ids:
                 work = self._works.get(id)
-                if work is not None:
-                    work.given_away = True
-                    if work.task is not None:
-                        work.task.cancel()
+                if work is not None and not work.given_away:
+                    work.late = self._left_s(work.request) <= 0
+                    if work.late or id in lost:
+                        self._give_away(work)
 
     async def _reclaim(self, tasks: asyncio.TaskGroup) -> None:
         settings = self._member.settings

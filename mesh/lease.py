@@ -11,6 +11,7 @@ The holder trusts its lease from before the renewal was sent, and gives up by it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -299,10 +300,10 @@ class Lease:
                 pause = min(interval_s, POLL_S)
             self._check_trust()
             self._nudge.clear()
-            try:
-                await asyncio.wait_for(self._nudge.wait(), pause)
-            except TimeoutError:
-                continue
+            # Not wait_for: Python 3.11's forgets a cancellation that comes together with the nudge.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._nudge.wait()
 
     def _check_trust(self) -> None:
         if not self.trusted:

@@ -49,9 +49,12 @@ class Database:
 Address = Class | Database
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def encode(body: Mapping[str, Any]) -> str:
     """A body as readable JSON."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -168,14 +169,14 @@ class Replica:
             return (
                 "EVALSHA", script.sha, 3, keys.BOOKS, keys.submitted(self.id), keys.lease(self.database),
                 grant.holder, number, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
-                scripts.to_json(groups),
+                *itertools.chain.from_iterable(groups),
             )  # fmt: skip
 
         def commit(transactions: list[Any], number: int) -> tuple[Any, ...]:
             script = scripts.COMMIT
             return (
                 "EVALSHA", script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id),
-                grant.holder, self.database, bus, self.id, number, scripts.to_json(transactions),
+                grant.holder, self.database, bus, self.id, number, *itertools.chain.from_iterable(transactions),
             )  # fmt: skip
 
         return Link(

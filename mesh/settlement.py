@@ -4,6 +4,7 @@
     done, refused                     Commit                 Commit
     conflict (its reads changed)      Rerun                  Rerun
     crashed (unforeseen exception)    Retry                  Bury
+    unreadable (the entry is none)    Bury                   Bury
     late (deadline passed)            Expire                 Expire
     interrupted (drain, not started)  HandBack               HandBack
     not ours any more                 Forget                 Forget
@@ -21,6 +22,7 @@ class Outcome(Enum):
     DONE = auto()
     CONFLICT = auto()
     CRASHED = auto()
+    UNREADABLE = auto()
     LATE = auto()
     INTERRUPTED = auto()
     NOT_OURS = auto()
@@ -80,6 +82,8 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Rerun()
         case Outcome.CRASHED:
             return Bury(reason) if deliveries >= most else Retry()
+        case Outcome.UNREADABLE:
+            return Bury(reason)
         case Outcome.LATE:
             return Expire()
         case Outcome.INTERRUPTED:

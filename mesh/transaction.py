@@ -88,11 +88,11 @@ class Writer:
 
     def expect(self, key: str, value: str | None, field: Text = "") -> None:
         """Commit only if the key (or hash field) still has the value that was read; None: is absent."""
-        self._expects.append((self._side, self._prefix + key, str(field), False if value is None else value))
+        self._expects.append((self._side, self._prefix + key, str(field), int(value is not None), value or ""))
 
     def write(self, verb: str, key: str, *args: Text) -> None:
         """Any writing command whose one key comes first."""
-        self._writes.append((self._side, verb, self._prefix + key, *map(str, args)))
+        self._writes.append((self._side, len(args) + 2, verb, self._prefix + key, *args))
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         self.write("SET", key, value, *options)
@@ -167,7 +167,7 @@ class Transaction(Writer):
         sender: str | None = None,
     ) -> None:
         target = to.stream.removeprefix(keys.REQUESTS)
-        self.sends.append((target, op, key, reply_to, str(deadline), encode(body), sender or self._replica))
+        self.sends.append((target, op, key, reply_to, deadline, encode(body), sender or self._replica))
 
     def reply(self, body: Body) -> None:
         """Answer the request."""
@@ -180,20 +180,18 @@ class Transaction(Writer):
         self._forwards = 0
         self._answer = (error.code, failure_body(error))
 
-    def wire(self) -> dict[str, Any]:
-        """What the commit script reads."""
-        message: dict[str, Any] = {"expect": self.expects, "writes": self.writes, "sends": self.sends}
+    def wire(self) -> list[Text]:
+        """The words that the commit script reads."""
         request = self._request
+        stream, id, reply_to, key, op = "", "", "", "", ""
         if request is not None:
-            message["entry"] = (request.stream, request.id)
-            if request.reply_to:
-                status, body = self._answer or (OK, {})
-                message["reply"] = (
-                    request.reply_to,
-                    request.key,
-                    request.op,
-                    status,
-                    str(self._forwards),
-                    encode(body),
-                )
-        return message
+            stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
+        status, body = self._answer or (OK, {})
+        words: list[Text] = [
+            0, stream, id, reply_to, key, op, status, self._forwards, encode(body) if reply_to else "",
+            len(self.expects), len(self.writes), len(self.sends),
+        ]  # fmt: skip
+        for part in (*self.expects, *self.writes, *self.sends):
+            words.extend(part)
+        words[0] = len(words)
+        return words

@@ -7,11 +7,9 @@ access rules check every one of them as it is called.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 FOLDER = Path(__file__).parent
 
@@ -29,11 +27,6 @@ class Script:
     @classmethod
     def read(cls, path: Path) -> Script:
         return cls(path.read_text("utf-8"))
-
-
-def to_json(value: Any) -> str:
-    """What a script's cjson reads."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 SURVEY = Script.read(FOLDER / "survey.lua")

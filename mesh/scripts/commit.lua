@@ -1,17 +1,18 @@
 #!lua flags=allow-oom
 -- Makes transactions true. Of each: effect, sends, reply, acknowledgement and books, all or nothing.
 -- KEYS: lease, books, submitted
--- ARGV: holder, database, bus, consumer, batch number, JSON list of transactions:
---   entry   {stream, id} or nothing (a transaction of the replica's own)
---   expect  list of {1 own | 0 shared, key, field or "", value or false}
---   writes  list of {1 own | 0 shared, verb, key, ...}
---   sends   list of {to, op, key, reply_to, deadline, body, from}
---   reply   {stream, key, op, status, forwards, body} or nothing
+-- ARGV: holder, database, bus, consumer, batch number, then each transaction:
+--   words in it with this one
+--   stream, id            the request; empty: a transaction of the replica's own
+--   reply stream, key, op, status, forwards, body    the reply; no stream: nobody waits
+--   number of expectations, of writes, of sends, and then these:
+--   expectation   1 own | 0 shared, key, field or "", 1 has this value | 0 is absent, value
+--   write         1 own | 0 shared, words of the command, verb, key, ...
+--   send          to, op, key, reply stream, deadline, body, from
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, database, bus, consumer, batch = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local transactions = cjson.decode(ARGV[6])
 if redis.call('GET', lease_key) ~= holder then return {'lease-lost'} end
 -- The same batch again: its answer was lost on the way, not its effect.
 local before = redis.call('HMGET', submitted_key, 'commit', 'outcomes')
@@ -19,24 +20,29 @@ if before[1] == batch then return cjson.decode(before[2]) end
 
 local at = bus
 local function go(own)
-  local to = own == 1 and database or bus
+  local to = own == '1' and database or bus
   if at ~= to then
     redis.call('SELECT', to)
     at = to
   end
 end
 
-local function is_mine(entry)
-  local pending = redis.pcall('XPENDING', entry[1], 'workers', entry[2], entry[2], 1, consumer)
+local function is_mine(stream, id)
+  local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   return not pending.err and #pending > 0
 end
 
-local function unchanged(expect)
-  for _, e in ipairs(expect) do
-    go(e[1])
+local EXPECTATION, SEND = 5, 7
+local function unchanged(first, count)
+  for i = first, first + (count - 1) * EXPECTATION, EXPECTATION do
+    go(ARGV[i])
     local value
-    if e[3] == '' then value = redis.call('GET', e[2]) else value = redis.call('HGET', e[2], e[3]) end
-    if value ~= e[4] then return false end
+    if ARGV[i + 2] == '' then
+      value = redis.call('GET', ARGV[i + 1])
+    else
+      value = redis.call('HGET', ARGV[i + 1], ARGV[i + 2])
+    end
+    if value ~= (ARGV[i + 3] == '1' and ARGV[i + 4]) then return false end
   end
   return true
 end
@@ -45,54 +51,75 @@ end
 local TYPES = {SET = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
   HINCRBY = 'hash', ZADD = 'zset', ZREM = 'zset', SADD = 'set', SREM = 'set', RPUSH = 'list', LPUSH = 'list',
   LTRIM = 'list', XADD = 'stream'}
-local function wrong_write(writes)
-  for _, w in ipairs(writes) do
-    local wanted = TYPES[w[2]]
-    if not wanted then return w[2] .. ' is not a verb of transactions' end
+local function wrong_write(first, count)
+  local i = first
+  for _ = 1, count do
+    local verb, key = ARGV[i + 2], ARGV[i + 3]
+    local wanted = TYPES[verb]
+    if not wanted then return verb .. ' is not a verb of transactions' end
     if wanted ~= '' then
-      go(w[1])
-      local found = redis.call('TYPE', w[3]).ok
-      if found ~= 'none' and found ~= wanted then return w[3] .. ' holds a ' .. found .. ', not a ' .. wanted end
+      go(ARGV[i])
+      local found = redis.call('TYPE', key).ok
+      if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
     end
+    i = i + 2 + tonumber(ARGV[i + 1])
   end
 end
 
-local function apply(t)
-  for _, w in ipairs(t.writes) do
-    go(w[1])
-    redis.call(unpack(w, 2))
+local function write(first, count)
+  local i = first
+  for _ = 1, count do
+    go(ARGV[i])
+    local last = i + 1 + tonumber(ARGV[i + 1])
+    redis.call(unpack(ARGV, i + 2, last))
+    i = last + 1
   end
-  go(0)
-  for _, s in ipairs(t.sends) do
-    redis.call('XADD', 'mesh:requests:' .. s[1], '*', 'op', s[2], 'request', s[3], 'from', s[7], 'reply_to', s[4],
-      'deadline', s[5], 'body', s[6])
+  return i
+end
+
+local function send(first, count)
+  for i = first, first + (count - 1) * SEND, SEND do
+    redis.call('XADD', 'mesh:requests:' .. ARGV[i], '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
+      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5])
   end
-  if #t.sends > 0 then redis.call('HINCRBY', books_key, 'accepted', #t.sends) end
-  local r = t.reply
-  if r then
-    redis.call('XADD', r[1], 'NOMKSTREAM', '*', 'request', r[2], 'op', r[3], 'from', consumer, 'status', r[4],
-      'forwards', r[5], 'body', r[6])
+  if count > 0 then redis.call('HINCRBY', books_key, 'accepted', count) end
+end
+
+local answered = 0
+local function settle(t)
+  local stream, id, replies = ARGV[t + 1], ARGV[t + 2], ARGV[t + 3]
+  if replies ~= '' then
+    redis.call('XADD', replies, 'NOMKSTREAM', '*', 'request', ARGV[t + 4], 'op', ARGV[t + 5], 'from', consumer,
+      'status', ARGV[t + 6], 'forwards', ARGV[t + 7], 'body', ARGV[t + 8])
   end
-  if t.entry then
-    redis.call('XACK', t.entry[1], 'workers', t.entry[2])
-    redis.call('XDEL', t.entry[1], t.entry[2])
-    redis.call('HINCRBY', books_key, 'answered', 1)
+  if stream ~= '' then
+    redis.call('XACK', stream, 'workers', id)
+    redis.call('XDEL', stream, id)
+    answered = answered + 1
   end
 end
 
-local outcomes = {}
-for i, t in ipairs(transactions) do
-  go(0)
-  if t.entry and not is_mine(t.entry) then
-    outcomes[i] = 'not-mine'
-  elseif not unchanged(t.expect) then
-    outcomes[i] = 'conflict'
-  else
-    local wrong = wrong_write(t.writes)
-    if not wrong then apply(t) end
-    outcomes[i] = wrong or 'done'
-  end
+local function commit(t)
+  local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
+  local first_write = t + 12 + expects * EXPECTATION
+  if ARGV[t + 1] ~= '' and not is_mine(ARGV[t + 1], ARGV[t + 2]) then return 'not-mine' end
+  if not unchanged(t + 12, expects) then return 'conflict' end
+  local wrong = wrong_write(first_write, writes)
+  if wrong then return wrong end
+  local first_send = write(first_write, writes)
+  go('0')
+  send(first_send, sends)
+  settle(t)
+  return 'done'
 end
-go(0)
+
+local outcomes, t = {}, 6
+while t <= #ARGV do
+  go('0')
+  outcomes[#outcomes + 1] = commit(t)
+  t = t + tonumber(ARGV[t])
+end
+go('0')
+if answered > 0 then redis.call('HINCRBY', books_key, 'answered', answered) end
 redis.call('HSET', submitted_key, 'commit', batch, 'outcomes', cjson.encode(outcomes))
 return outcomes

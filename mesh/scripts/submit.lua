@@ -1,12 +1,13 @@
 -- Puts requests on their streams: each group of them all or not at all, with the roster and the bounds of this moment.
 -- Not allowed when memory is full: that is how new work is refused while old work is finished.
 -- KEYS: books, submitted, lease
--- ARGV: holder, batch number, databases, bound of a stream, sender, reply stream, JSON groups
---   group: list of {to = class, "db<n>" or "*" (every live database), op, key, ttl (ms, 0: never), body}
--- Returns one item per group, as JSON: {"ids": [[stream, id, key], ...], "deadlines": [...]} or {"error": code, "about": what}
+-- ARGV: holder, batch number, databases, bound of a stream, sender, reply stream, then for each group the number of its
+--       requests and of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
+-- Returns one item per group, as JSON: {"ids": [[to, id, key], ...]} or {"error": code, "about": what}
 local books_key, submitted_key, lease_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, batch, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local sender, reply_to, groups = ARGV[5], ARGV[6], cjson.decode(ARGV[7])
+local sender, reply_to = ARGV[5], ARGV[6]
+local WORDS = 5
 
 if redis.call('GET', lease_key) ~= holder then return redis.error_reply('LEASELOST the lease is over') end
 local before = redis.call('HMGET', submitted_key, 'batch', 'result')
@@ -28,14 +29,15 @@ local function room(to)
   return waiting[to] <= bound
 end
 
-local function refused(group)
-  for _, ask in ipairs(group) do
-    if ask.to ~= '*' then
-      if not live[ask.to] then return 'no-replica', ask.to end
-      if not room(ask.to) then return 'busy', ask.to end
+local function refused(first, last)
+  for at = first, last, WORDS do
+    local to = ARGV[at]
+    if to ~= '*' then
+      if not live[to] then return 'no-replica', to end
+      if not room(to) then return 'busy', to end
     else
-      for _, to in ipairs(all) do
-        if not room(to) then return 'busy', to end
+      for _, each in ipairs(all) do
+        if not room(each) then return 'busy', each end
       end
     end
   end
@@ -44,31 +46,38 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local accepted = 0
-local function put(ask, to)
-  local deadline = ask.ttl == 0 and '0' or string.format('%.0f', now + ask.ttl)
-  local key = ask.to == '*' and ask.key .. '.' .. to or ask.key
-  local id = redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ask.op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadline, 'body', ask.body)
+local function put(at, to, key)
+  local ttl = tonumber(ARGV[at + 3])
+  local deadline = ttl == 0 and '0' or string.format('%.0f', now + ttl)
+  local id = redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadline, 'body', ARGV[at + 4])
   accepted = accepted + 1
   return {to, id, key}
 end
 
-local results = {}
-for i, group in ipairs(groups) do
-  local code, about = refused(group)
-  if code then
-    results[i] = {error = code, about = about}
-  else
-    local ids = {}
-    for _, ask in ipairs(group) do
-      if ask.to ~= '*' then
-        ids[#ids + 1] = put(ask, ask.to)
-      else
-        for _, to in ipairs(all) do ids[#ids + 1] = put(ask, to) end
-      end
+local function put_all(first, last)
+  local ids = {}
+  for at = first, last, WORDS do
+    local to, key = ARGV[at], ARGV[at + 2]
+    if to ~= '*' then
+      ids[#ids + 1] = put(at, to, key)
+    else
+      for _, each in ipairs(all) do ids[#ids + 1] = put(at, each, key .. '.' .. each) end
     end
-    results[i] = {ids = ids}
   end
+  return ids
+end
+
+local results, at = {}, 7
+while at <= #ARGV do
+  local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
+  local code, about = refused(first, last)
+  if code then
+    results[#results + 1] = {error = code, about = about}
+  else
+    results[#results + 1] = {ids = put_all(first, last)}
+  end
+  at = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
 local result = cjson.encode(results)
