@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh import Body, Database, Request, Store, Transaction, Worker
+from quart_app.values import computing
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record
 
-Factorise = Callable[[int, Request], Awaitable[list[int]]]
+#: (value, request, place of its record) -> factors; None where its record has been written meanwhile
+Factorise = Callable[[int, Request, str | None], Awaitable[list[int] | None]]
 
 PUT = "values.put"
 DROP = "values.drop"
@@ -46,14 +48,13 @@ def handlers(factorise: Factorise) -> Worker:
 
     @worker.handles(PUT)
     async def put(request: Request, store: Store, transaction: Transaction) -> Body:
-        asked = [(item["value"], item["ttl"]) for item in request.body["items"]]
-        places = await records.places(store, [value for value, _ in asked])
-        items = [Item(value, ttl, place) for (value, ttl), place in zip(asked, places, strict=True)]
-        here, elsewhere = await _sort(items, store)
+        factors = None
+        while factors is None:
+            here, elsewhere = await _sort(await _items(request, store), store)
+            factors = await _factors(here, request, store, factorise)
         for database, group in elsewhere.items():
             body = {"items": [{"value": item.value, "ttl": item.ttl} for item in group]}
             transaction.forward(Database(database), body)
-        factors = await _factors(here, request, store, factorise)
         for item in here:
             _write(item, factors[item.value], request, store, transaction)
         return {"factors": [[item.value, factors[item.value]] for item in here]}
@@ -76,6 +77,13 @@ def handlers(factorise: Factorise) -> Worker:
     return worker
 
 
+async def _items(request: Request, store: Store) -> list[Item]:
+    """The items of a put, each with the place its record is said to be in now."""
+    asked = [(item["value"], item["ttl"]) for item in request.body["items"]]
+    places = await records.places(store, [value for value, _ in asked])
+    return [Item(value, ttl, place) for (value, ttl), place in zip(asked, places, strict=True)]
+
+
 async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[int, list[Item]]]:
     """Which items are ours to write, and which belong to a live holder of our class."""
     here: list[Item] = []
@@ -95,8 +103,13 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[int, 
     return here, elsewhere
 
 
-async def _factors(items: list[Item], request: Request, store: Store, factorise: Factorise) -> dict[int, list[int]]:
-    """The factors of each value: from our own record where there is one, else computed."""
+async def _factors(
+    items: list[Item], request: Request, store: Store, factorise: Factorise
+) -> dict[int, list[int]] | None:
+    """The factors of each value: from our own record where there is one, else computed.
+
+    None where another has written one of the records meanwhile: then look again at where they are.
+    """
     ours = [item.value for item in items if (where := item.where) is not None and where.database == store.database]
     known = {
         value: record.factors
@@ -105,7 +118,10 @@ async def _factors(items: list[Item], request: Request, store: Store, factorise:
     }
     for item in items:
         if item.value not in known:
-            known[item.value] = await factorise(item.value, request)
+            factors = await factorise(item.value, request, item.place)
+            if factors is None:
+                return None
+            known[item.value] = factors
     return known
 
 
@@ -113,6 +129,7 @@ def _write(item: Item, factors: list[int], request: Request, store: Store, trans
     records.expect_place(transaction, item.value, item.place)
     record = Record(request.id, request.at_ms + item.ttl * 1000, factors)
     records.put(transaction, item.value, record, Place(store.database, store.cls, request.id))
+    computing.release(transaction, store.cls, item.value)
     where = item.where
     if where is not None and where.database != store.database:
         transaction.send(Database(where.database), DROP, {"value": item.value, "id": where.id})

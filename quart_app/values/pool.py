@@ -26,7 +26,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -51,6 +51,10 @@ ATTEMPTS = 2
 #: pebble looks for cancelled work every tenth of a second; after this its process is gone for certain
 _PEBBLE_CYCLE_S = 0.25
 _KILL_S = 5.0
+
+
+#: the cheap steps, remembered for a moment: whoever asks for an estimate asks for the factors next
+_begun = lru_cache(maxsize=64)(engine.begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +122,16 @@ class FactorPool:
         self._computations: dict[int, Computation] = {}
         self._breath_s = 0.0
         self._tasks: asyncio.TaskGroup
+        self._opened = asyncio.Event()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         self._tasks = await asyncio.TaskGroup().__aenter__()
+        self._opened.set()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closed = True
         for computation in list(self._computations.values()):
             self._drop(computation)
         await self._tasks.__aexit__(None, None, None)
@@ -138,11 +146,31 @@ class FactorPool:
         await self._breathe()
         if number.bit_length() <= engine.WORD_BITS:
             return engine.factorise(number)
-        factoring = engine.begin(number) if number.bit_length() <= INLINE_BITS else None
+        factoring = _begun(number) if number.bit_length() <= INLINE_BITS else None
         if factoring is not None and factoring.done:
             return factoring.factors()
+        begun_s = time.monotonic()
+        await self._ready(timeout_s)
         computation = self._computation(number, factoring)
-        return await self._wait(computation, timeout_s)
+        return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
+
+    async def _ready(self, timeout_s: float) -> None:
+        """Wait until the pool is open. Once it has ended, whoever calls is cancelled: a request that a leaving replica
+        cannot finish stays pending, and another replica of the class takes it over."""
+        if not self._opened.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._opened.wait()
+            except TimeoutError:
+                raise DeadlineExceeded("this replica was not ready in time") from None
+        if self._closed:
+            raise asyncio.CancelledError("the pool has ended")
+
+    def expected_s(self, number: int) -> float:
+        """Seconds that a number is expected to take: infinite where nobody knows."""
+        if number.bit_length() > INLINE_BITS:
+            return math.inf
+        return engine.seconds(_begun(number), self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
         """How far a number's computation is; None when there is none."""

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from mesh import Replica, Request
+from mesh import Replica
 from quart_app.service import Context, Service
 from quart_app.values import sweep
-from quart_app.values.factorise import factorise
+from quart_app.values.computing import Computing
 from quart_app.values.handlers import handlers
+from quart_app.values.pool import FactorPool
 from quart_app.values.routes import routes
 from quart_app.values.settings import ValuesSettings
 
@@ -19,14 +20,16 @@ def create(context: Context) -> Service:
     """The service."""
     settings = ValuesSettings()
 
-    async def compute(value: int, request: Request) -> list[int]:
-        if value < 1 << 64:
-            return factorise(value)
-        return await asyncio.to_thread(factorise, value)
+    pool = FactorPool(
+        processes=settings.processes,
+        hard_limit=settings.hard_limit,
+        brisk_limit=settings.brisk_limit,
+        sieve_bits=settings.sieve_bits,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(replica: Replica) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as tasks:
+        async with pool, asyncio.TaskGroup() as tasks:
             sweeping = tasks.create_task(sweep.run(replica, settings.sweep_ms))
             yield
             sweeping.cancel()
@@ -34,6 +37,6 @@ def create(context: Context) -> Service:
     return Service(
         "values",
         public=[routes(context, settings)],
-        worker=handlers(compute),
+        worker=handlers(Computing(lambda: context.mesh, pool)),
         lifespan=lifespan,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
@@ -18,4 +20,19 @@ class ValuesSettings(BaseSettings):
     max_ttl_s: int = Field(10 * 365 * 86_400, ge=1, description="longest time to live")
     max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
     chunk: int = Field(50, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
+    processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
+    hard_limit: int | None = Field(
+        None, ge=1, description="hard numbers under way at once, beyond which 503; unset: four for each process"
+    )
+    brisk_limit: int = Field(256, ge=1, description="other numbers that are not done at once")
+    sieve_digits: int = Field(
+        95,
+        ge=20,
+        description="beyond it a number without small factors is hopeless: curves until the deadline, then 504",
+    )
     sweep_ms: int = Field(250, ge=10, description="between two looks for expired records")
+
+    @property
+    def sieve_bits(self) -> int:
+        """`sieve_digits` in bits."""
+        return math.ceil(self.sieve_digits * math.log2(10))

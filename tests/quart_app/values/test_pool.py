@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -323,7 +324,6 @@ async def test_a_worker_does_not_outlive_its_replica(tmp_path: object) -> None:
     script = f"{tmp_path}/child.py"
     with open(script, "w") as file:  # noqa: ASYNC230 - a test's few bytes
         file.write(CHILD)
-    import sys
 
     child = await asyncio.create_subprocess_exec(sys.executable, script, str(EIGHTY_DIGITS))
     root = psutil.Process(child.pid)
@@ -337,3 +337,22 @@ async def test_a_worker_does_not_outlive_its_replica(tmp_path: object) -> None:
     child.kill()
     await child.wait()
     await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in below), 3)
+
+
+async def test_a_pool_that_ended_cancels_its_callers() -> None:
+    """A request that a leaving replica cannot finish is another's to do, not an error."""
+    async with FactorPool(processes=1) as pool:
+        pass
+    with pytest.raises(asyncio.CancelledError):
+        await pool.factorise(MEDIUM, 5)
+
+
+async def test_who_comes_before_the_pool_is_open_waits() -> None:
+    """Requests arrive as soon as the lease is held, a moment before the services are ready."""
+    pool = FactorPool(processes=1)
+    early = asyncio.create_task(pool.factorise(MEDIUM, 30))
+    late = asyncio.create_task(pool.factorise(MEDIUM, 0.01))
+    with pytest.raises(DeadlineExceeded, match="not ready"):
+        await late
+    async with pool:
+        assert await early == [prime(13), prime(13, 1)]
