@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import SecretStr
 from redis import exceptions as redis_errors
 from rich.console import Console
 from rich.table import Table
 
 from mesh import Member, RedisSettings
 from quart_app import local, watch
+from quart_app.running import FOLDER, redis_settings
 
-FOLDER = Path(os.environ.get("MESH_DATA", "data"))
 READY_WAIT_S = 60.0
 COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
 #: What fits a narrow terminal.
@@ -120,15 +118,6 @@ def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | 
             asyncio.run(watch.run(redis_settings(redis_url, data), Console(soft_wrap=True), cls, op))
         except (redis_errors.RedisError, OSError) as error:
             raise click.ClickException(f"Redis cannot be read: {error}") from error
-
-
-def redis_settings(redis_url: str | None, data: Path) -> RedisSettings:
-    """Which Redis is meant: the one given, that of the mesh running here, or what the environment says."""
-    if redis_url:
-        return RedisSettings(url=SecretStr(redis_url))
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return RedisSettings(url=SecretStr(json.loads(local.state_file(data).read_text())["redis_url"]))
-    return RedisSettings()
 
 
 def _row(member: Member) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from redis import exceptions as redis_errors
 
 from mesh import Connections, Member, MeshSettings, RedisSettings, roster
 from mesh.scripts import ROSTER
+from quart_app import running
 from quart_app.__main__ import EXIT_SETUP
 from quart_app.balancer import BalancerError, balancer, caddy
 
@@ -228,11 +228,6 @@ async def read_roster(settings: RedisSettings) -> list[Member]:
         await client.aclose()
 
 
-def state_file(folder: Path) -> Path:
-    """Where a running mesh says how to reach it."""
-    return folder / "mesh.json"
-
-
 @contextlib.asynccontextmanager
 async def mesh(
     *, replicas: int, port: int, redis_url: str | None, folder: Path, host: str = "127.0.0.1"
@@ -241,8 +236,7 @@ async def mesh(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
         url = redis_url if redis_url is not None else await stack.enter_async_context(server(folder))
-        state_file(folder).write_text(json.dumps({"redis_url": url, "port": port, "pid": os.getpid()}))
-        stack.callback(state_file(folder).unlink, missing_ok=True)
+        stack.enter_context(running.announced(folder, redis_url=url, port=port))
         ports = free_ports(2 * replicas)
         pairs = list(zip(ports[::2], ports[1::2], strict=True))
         fds, env = await _one_address(stack, host, port, [public for public, _ in pairs])
