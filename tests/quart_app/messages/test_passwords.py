@@ -1,0 +1,70 @@
+"""Hashing is bounded, off the event loop, and takes as long for nobody as for somebody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from argon2 import PasswordHasher
+
+from mesh.errors import Busy
+from quart_app.messages.passwords import WAITING_PER_THREAD, Passwords
+
+
+@pytest.fixture
+def passwords() -> Iterator[Passwords]:
+    made = Passwords(concurrency=1)
+    yield made
+    made.close()
+
+
+async def test_a_password_matches_its_own_hash_only(passwords: Passwords) -> None:
+    """Salted, so that the same password has two hashes."""
+    one, two = await passwords.hash("correct horse"), await passwords.hash("correct horse")
+    assert one != two and one.startswith("$argon2id$")
+    assert await passwords.matches(one, "correct horse")
+    assert not await passwords.matches(one, "correct house")
+    assert not await passwords.matches("not a hash", "correct horse")
+
+
+async def test_nobody_takes_as_long_as_somebody(passwords: Passwords) -> None:
+    """Time does not tell which emails are registered; not even the word that is hashed for nobody opens."""
+    known = await passwords.hash("correct horse")
+
+    async def seconds(hashed: str | None) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            assert not await passwords.matches(hashed, "nobody has this password")
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert await seconds(None) > 0.3 * await seconds(known)
+
+
+async def test_more_than_can_wait_are_told_so(passwords: Passwords) -> None:
+    """A bounded queue: 503 with Retry-After, not minutes of waiting."""
+    answers = await asyncio.gather(
+        *(passwords.hash("correct horse") for _ in range(2 * WAITING_PER_THREAD + 4)), return_exceptions=True
+    )
+    refused = [each for each in answers if isinstance(each, Busy)]
+    assert len(refused) == len(answers) - WAITING_PER_THREAD - 1
+    assert refused[0].retry_after == 1
+    await passwords.hash("and afterwards it works again")
+
+
+async def test_the_event_loop_goes_on_meanwhile(passwords: Passwords) -> None:
+    """Leases are renewed on this loop."""
+    work = asyncio.gather(*(passwords.hash("correct horse") for _ in range(8)))
+    longest, last = 0.0, time.perf_counter()
+    while not work.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    assert longest < 0.1
+
+
+def test_a_hash_of_other_costs_is_outdated(passwords: Passwords) -> None:
+    """It is made anew at the next login."""
+    assert passwords.is_outdated(PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash("correct horse"))

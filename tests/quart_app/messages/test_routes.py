@@ -1,0 +1,341 @@
+"""The routes of one replica, with real providers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from quart.typing import TestClientProtocol as Client
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+if TYPE_CHECKING:
+    from tests.quart_app.messages.conftest import Providers, Running, Start
+
+ANN = {"email": "Ann@Example.com", "password": "correct horse"}
+
+
+async def answer(sent: Any) -> tuple[int, Any]:
+    response = await sent
+    return response.status_code, await response.get_json(silent=True)
+
+
+# users and sessions
+
+
+async def test_a_user_registers_logs_in_and_out(running: Running) -> None:
+    """The cookie is the session; out is out."""
+    client = running.client()
+    status, made = await answer(client.post("/auth/register", json=ANN))
+    assert status == 201
+    assert made == {
+        "id": made["id"],
+        "email": "ann@example.com",
+        "paid_access": False,
+        "is_active": True,
+        "is_admin": False,
+    }
+    assert (await answer(client.get("/users/me")))[0] == 401
+    assert (await answer(client.post("/auth/login", json=ANN)))[0] == 204
+    assert await answer(client.get("/users/me")) == (200, made)
+    assert (await answer(client.post("/auth/logout")))[0] == 204
+    assert (await answer(client.get("/users/me")))[0] == 401
+    assert (await answer(client.post("/auth/logout")))[0] == 401
+
+
+async def test_the_cookie_is_kept_from_scripts_from_others_and_from_plain_http(shared: Redis, start: Start) -> None:
+    """HttpOnly, Secure, SameSite, for this host only; and no cache keeps it."""
+    async with start(shared, cookie_secure=True) as running:
+        client = running.client()
+        await client.post("/auth/register", json=ANN)
+        response = await client.post("/auth/login", json=ANN)
+        name, _, rest = response.headers["Set-Cookie"].partition("=")
+        attributes = {each.strip().lower() for each in rest.split(";")[1:]}
+        assert name == "__Host-session"
+        assert {"httponly", "secure", "samesite=strict", "path=/", "max-age=3600"} <= attributes
+        assert not any(each.startswith("domain") for each in attributes)
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_an_email_registers_once(running: Running) -> None:
+    """In whatever capitals."""
+    assert (await answer(running.client().post("/auth/register", json=ANN)))[0] == 201
+    again = ANN | {"email": "ANN@example.com"}
+    assert (await answer(running.client().post("/auth/register", json=again)))[0] == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"email": "no email", "password": "correct horse"}, "/email"),
+        ({"email": "a@example.com", "password": "short"}, "/password"),
+        ({"email": "a@example.com", "password": "x" * 257}, "/password"),
+        ({"email": "a@example.com", "password": "correct horse", "paid_access": True}, "/paid_access"),
+        ({"email": "a@example.com", "password": "correct horse", "is_admin": True}, "/is_admin"),
+        ({"email": "a@example.com", "password": 12345678}, "/password"),
+        ({"password": "correct horse"}, "/email"),
+    ],
+)
+async def test_what_is_not_valid_is_named(running: Running, body: Any, pointer: str) -> None:
+    """And nobody grants themselves anything."""
+    status, problem = await answer(running.client().post("/auth/register", json=body))
+    assert (status, problem["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_a_wrong_login_does_not_say_what_is_wrong(running: Running) -> None:
+    """The same answer for a wrong password, an unknown email, and what is no email at all."""
+    await running.client().post("/auth/register", json=ANN)
+    for wrong in ({"password": "wrong horse"}, {"email": "bob@example.com"}, {"email": "no email"}):
+        status, problem = await answer(running.client().post("/auth/login", json=ANN | wrong))
+        assert (status, problem["detail"]) == (401, "no user has this email and this password")
+
+
+async def test_guessing_is_slowed_down(shared: Redis, start: Start) -> None:
+    """429 with Retry-After, even with the right password; a success in time starts anew."""
+    async with start(shared, login_tries=3) as running:
+        client = running.client()
+        await client.post("/auth/register", json=ANN)
+        wrong = ANN | {"password": "wrong horse"}
+        tries = [wrong, wrong, ANN, wrong, wrong, wrong, ANN]
+        answers = [await client.post("/auth/login", json=each) for each in tries]
+        assert [each.status_code for each in answers] == [401, 401, 204, 401, 401, 401, 429]
+        assert int(answers[-1].headers["Retry-After"]) > 0
+
+
+async def test_users_change_themselves_and_nothing_more(running: Running, shared: Redis) -> None:
+    """Email and password; another's email is a conflict, any other field an error."""
+    client = await running.user("a@example.com")
+    await running.user("b@example.com")
+    assert (await answer(client.patch("/users/me", json={"email": "c@example.com"})))[1]["email"] == "c@example.com"
+    assert (await answer(client.patch("/users/me", json={"email": "B@example.com"})))[0] == 409
+    for wrong in ({}, {"paid_access": True}, {"is_admin": True}, {"email": None}, {"email": "x"}):
+        assert (await answer(client.patch("/users/me", json=wrong)))[0] == 422
+    assert (await answer(client.get("/users/me")))[1]["paid_access"] is False
+
+
+async def test_a_new_password_ends_the_other_sessions(running: Running) -> None:
+    """The one that changed it goes on."""
+    client, body = await running.user("a@example.com"), {"email": "a@example.com", "password": "correct horse"}
+    other = running.client()
+    await other.post("/auth/login", json=body)
+    assert (await answer(client.patch("/users/me", json={"password": "battery staple"})))[0] == 200
+    assert (await answer(client.get("/users/me")))[0] == 200
+    assert (await answer(other.get("/users/me")))[0] == 401
+    assert (await answer(other.post("/auth/login", json=body)))[0] == 401
+    assert (await answer(other.post("/auth/login", json=body | {"password": "battery staple"})))[0] == 204
+
+
+async def test_only_administrators_change_others(running: Running, shared: Redis) -> None:
+    """401, 403, 404, 422, then 200; an account that is closed is out at once."""
+    ann = await running.user("ann@example.com")
+    ann_id = (await answer(ann.get("/users/me")))[1]["id"]
+    change = {"paid_access": True}
+    assert (await answer(running.client().patch(f"/users/{ann_id}", json=change)))[0] == 401
+    assert (await answer(ann.patch(f"/users/{ann_id}", json=change)))[0] == 403
+    admin = await running.user("admin@example.com", shared, is_admin=True)
+    assert (await answer(admin.patch("/users/nobody", json=change)))[0] == 404
+    for wrong in ({}, {"paid_access": "yes"}, {"paid_access": None}, {"is_admin": True}):
+        assert (await answer(admin.patch(f"/users/{ann_id}", json=wrong)))[0] == 422
+    status, changed = await answer(admin.patch(f"/users/{ann_id}", json=change))
+    assert (status, changed["paid_access"], changed["is_active"]) == (200, True, True)
+    assert (await answer(admin.patch(f"/users/{ann_id}", json={"is_active": False})))[0] == 200
+    assert (await answer(ann.get("/users/me")))[0] == 401
+    login = {"email": "ann@example.com", "password": "correct horse"}
+    assert (await answer(ann.post("/auth/login", json=login)))[0] == 401
+
+
+async def test_the_first_administrator_comes_from_the_settings(shared: Redis, start: Start) -> None:
+    """Made once, however many replicas start; a restart changes no password."""
+    settings = {"admin_email": "Root@example.com", "admin_password": "from a file"}
+    login = {"email": "root@example.com", "password": "from a file"}
+    async with AsyncExitStack() as stack:
+        running = (await asyncio.gather(*(stack.enter_async_context(start(shared, **settings)) for _ in range(3))))[0]
+        client = running.client()
+        assert (await answer(client.post("/auth/login", json=login)))[0] == 204
+        assert (await answer(client.get("/users/me")))[1]["is_admin"] is True
+        await client.patch("/users/me", json={"password": "battery staple"})
+    async with start(shared, **settings) as running:
+        client = running.client()
+        assert (await answer(client.post("/auth/login", json=login)))[0] == 401
+        assert (await answer(client.post("/auth/login", json=login | {"password": "battery staple"})))[0] == 204
+
+
+async def test_other_sites_are_refused(running: Running) -> None:
+    """Before anything is read."""
+    client = await running.user("a@example.com")
+    response = await client.post("/messages", json={"message": "m"}, headers={"Origin": "https://evil.example"})
+    assert response.status_code == 403
+
+
+# messages
+
+
+async def send(client: Client, message: str, key: str | None = None, **more: Any) -> tuple[int, Any, Any]:
+    headers = {"Idempotency-Key": key} if key is not None else {}
+    response = await client.post("/messages", json={"message": message, **more}, headers=headers)
+    return response.status_code, await response.get_json(silent=True), response.headers
+
+
+async def test_free_then_paid_then_free(running: Running, shared: Redis, providers: Providers) -> None:
+    """The whole course of a window, with the allowance shown on the way."""
+    client = await running.user("a@example.com", shared, paid_access=True)
+    shown = [(await send(client, f"m{n}"))[1] for n in range(3)]
+    assert [each["provider"] for each in shown] == ["free", "free", "paid"]
+    assert [each["quota"]["remaining"] for each in shown] == [1, 0, 0]
+    assert shown[0]["response"] == "handled by the free provider: m0"
+    assert shown[0]["quota"]["blocked_until"] is None
+    assert shown[2]["quota"]["blocked_until"].endswith("Z")
+    assert 0 < shown[2]["quota"]["retry_after"] <= 1
+    again = await send(client, "m3", max_wait_ms=2_000)
+    assert again[1]["provider"] == "free"
+    assert (providers.free.refused, providers.messages) == (0, ["m0", "m1", "m2", "m3"])
+    assert running.metric("messages_delivered_total", provider="paid", reason="closed") == 1
+    assert running.metric("paid_avoidable_total") == 0
+
+
+async def test_paid_access_is_the_store_s_word_at_that_moment(
+    running: Running, shared: Redis, providers: Providers
+) -> None:
+    """Never the token's: granted and taken away while logged in."""
+    client = await running.user("a@example.com")
+    user_id = (await answer(client.get("/users/me")))[1]["id"]
+    for n in range(2):
+        assert (await send(client, f"m{n}"))[0] == 200
+    status, problem, headers = await send(client, "m2")
+    assert (status, problem["status"]) == (403, 403)
+    assert int(headers["Retry-After"]) >= 1
+    await shared.hset(f"shared:messages:user:{user_id}", "paid_access", "1")
+    assert (await send(client, "m3"))[1]["provider"] == "paid"
+    await shared.hset(f"shared:messages:user:{user_id}", "paid_access", "0")
+    assert (await send(client, "m4"))[0] == 403
+    assert providers.messages == ["m0", "m1", "m3"]
+
+
+async def test_messages_are_for_users(running: Running, providers: Providers) -> None:
+    """401, for the quota too."""
+    assert (await send(running.client(), "m"))[0] == 401
+    assert (await answer(running.client().get("/quota")))[0] == 401
+    assert providers.messages == []
+
+
+async def test_the_quota_is_shown(running: Running) -> None:
+    """Limit, remaining, and when it opens."""
+    client = await running.user("a@example.com")
+    shown = {"limit": 2, "remaining": 2, "blocked_until": None, "retry_after": None}
+    assert await answer(client.get("/quota")) == (200, shown)
+    for n in range(2):
+        await send(client, f"m{n}")
+    closed = (await answer(client.get("/quota")))[1]
+    assert (closed["remaining"], closed["blocked_until"] is not None) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"message": ""}, "/message"),
+        ({"message": "x" * 10_001}, "/message"),
+        ({"message": 1}, "/message"),
+        ({}, "/message"),
+        ({"message": "m", "max_wait_ms": -1}, "/max_wait_ms"),
+        ({"message": "m", "max_wait_ms": 30_001}, "/max_wait_ms"),
+        ({"message": "m", "max_wait_ms": 1.5}, "/max_wait_ms"),
+        ({"message": "m", "paid": True}, "/paid"),
+    ],
+)
+async def test_a_message_that_is_not_valid_goes_nowhere(
+    running: Running, providers: Providers, body: Any, pointer: str
+) -> None:
+    """422 with the place."""
+    client = await running.user("a@example.com")
+    status, problem = await answer(client.post("/messages", json=body))
+    assert (status, problem["errors"][0]["pointer"]) == (422, pointer)
+    assert providers.messages == []
+
+
+@pytest.mark.parametrize("key", ["", " ", "x" * 256, "a b", "ключ".encode().decode("latin-1")])
+async def test_a_key_that_is_none_is_refused(running: Running, key: str) -> None:
+    """Rather than silently handled without one."""
+    client = await running.user("a@example.com")
+    assert (await send(client, "m", key))[0] == 422
+
+
+async def test_a_key_reaches_a_provider_once(running: Running, shared: Redis, providers: Providers) -> None:
+    """At the same time or later, the same answer; another body is a conflict; another user's key is another."""
+    client = await running.user("a@example.com", shared, paid_access=True)
+    answers = await asyncio.gather(*(send(client, "m", "k1") for _ in range(10)))
+    answers.append(await send(client, "m", "k1"))
+    assert {(status, body["id"], body["provider"]) for status, body, _ in answers} == {
+        (200, answers[0][1]["id"], "free")
+    }
+    assert (await send(client, "other", "k1"))[0] == 409
+    assert (await send(await running.user("b@example.com"), "m", "k1"))[1]["provider"] == "free"
+    assert providers.messages == ["m", "m"]
+
+
+async def test_a_paid_key_is_paid_once(running: Running, shared: Redis, providers: Providers) -> None:
+    """Even after free has opened again."""
+    client = await running.user("a@example.com", shared, paid_access=True)
+    for n in range(2):
+        await send(client, f"m{n}")
+    first = await send(client, "paid for", "k1")
+    assert first[1]["provider"] == "paid"
+    assert (await send(client, "wait", max_wait_ms=5_000))[1]["provider"] == "free"
+    assert (await send(client, "paid for", "k1"))[1]["id"] == first[1]["id"]
+    assert providers.messages.count("paid for") == 1
+
+
+async def test_a_key_that_reached_nobody_is_free_again(running: Running, shared: Redis, providers: Providers) -> None:
+    """403 and unreachable providers are not remembered: the same request may be sent again."""
+    client = await running.user("a@example.com")
+    for n in range(2):
+        await send(client, f"m{n}")
+    assert (await send(client, "m", "k1"))[0] == 403
+    assert (await send(client, "m", "k1", max_wait_ms=5_000))[1]["provider"] == "free"
+
+
+async def test_providers_that_nobody_is(shared: Redis, start: Start) -> None:
+    """502, at once, and the allowance is untouched."""
+    async with start(shared, free_url="http://127.0.0.1:1/", paid_url="http://127.0.0.1:1/") as running:
+        client = await running.user("a@example.com", shared, paid_access=True)
+        assert (await send(client, "m", "k1"))[0] == 502
+        assert (await answer(client.get("/quota")))[1]["remaining"] == 2
+
+
+async def test_whoever_asks_again_while_it_is_handled_waits(shared: Redis, start: Start, providers: Providers) -> None:
+    """Across replicas: the second one answers with what the first one got."""
+    providers.free.latency_s = 0.5
+    urls = {"free_url": providers.free_url, "paid_url": providers.paid_url}
+    async with start(shared, **urls) as one, start(shared, **urls) as two:
+        client = await one.user("a@example.com")
+        other = two.client()
+        await other.post("/auth/login", json={"email": "a@example.com", "password": "correct horse"})
+        first = asyncio.create_task(send(client, "m", "k1"))
+        await asyncio.sleep(0.1)
+        second = await send(other, "m", "k1")
+        assert second[1]["id"] == (await first)[1]["id"]
+        assert providers.messages == ["m"]
+
+
+async def test_redis_away_is_503(start: Start) -> None:
+    """For every route, never 401 or 404 and never a paid message."""
+    away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    from fakeredis import FakeAsyncRedis
+
+    redis = FakeAsyncRedis(decode_responses=True)
+    async with start(redis) as running:
+        client = await running.user("a@example.com")
+        redis.connection_pool = away.connection_pool
+        for sent in (
+            client.get("/users/me"),
+            client.get("/quota"),
+            client.post("/messages", json={"message": "m"}),
+            client.post("/auth/login", json=ANN),
+            client.post("/auth/register", json=ANN),
+            client.post("/auth/logout"),
+        ):
+            response = await sent
+            assert response.status_code == 503
+            assert response.headers["Retry-After"]

@@ -1,0 +1,156 @@
+"""Sessions: what is believed, what is not, and by whose clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jwt
+import pytest
+from redis.asyncio import Redis
+
+from quart_app.messages.sessions import ALGORITHM, Keys, NotLoggedIn, Sessions, key_id, load_keys
+from quart_app.messages.settings import MessageSettings
+from quart_app.messages.users import User, Users
+
+SECRET, OLDER, OTHER = "s" * 40, "o" * 40, "x" * 40
+SETTINGS = MessageSettings()
+
+
+def sessions(redis: Redis, keys: Keys | None = None, **settings: Any) -> Sessions:
+    return Sessions(redis, keys or Keys(SECRET), MessageSettings(**settings))
+
+
+@pytest.fixture
+async def user(shared: Redis) -> User:
+    return await Users(shared).register("a@example.com", "hash")
+
+
+async def test_a_session_holds_until_it_is_ended(shared: Redis, user: User) -> None:
+    """Logged out means logged out, on every replica, whoever kept the cookie."""
+    token = await sessions(shared).begin(user)
+    session = await sessions(shared).check(token)
+    assert session.user == user
+    await sessions(shared).end(session)
+    with pytest.raises(NotLoggedIn):
+        await sessions(shared).check(token)
+    assert 0 < await shared.ttl(f"shared:messages:revoked:{session.id}") <= SETTINGS.session_s + 1
+
+
+async def test_a_key_being_changed_is_still_believed(shared: Redis, user: User) -> None:
+    """Two keys during rotation, then one."""
+    old = await sessions(shared, Keys(OLDER)).begin(user)
+    await sessions(shared, Keys(SECRET, OLDER)).check(old)
+    with pytest.raises(NotLoggedIn):
+        await sessions(shared, Keys(SECRET)).check(old)
+
+
+async def test_the_clock_is_the_store_s(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica whose clock is off by an hour ends no session and prolongs none."""
+    token = await sessions(shared, session_s=60).begin(user)
+    away = time.time() + 3600
+    monkeypatch.setattr(jwt.api_jwt, "datetime", _Fixed(away))
+    await sessions(shared).check(token)
+
+
+class _Fixed:
+    """A clock that is wrong."""
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+
+    def now(self, tz: Any = None) -> Any:
+        from datetime import datetime
+
+        return datetime.fromtimestamp(self._now, tz)
+
+
+async def claims_of(redis: Redis, user: User) -> dict[str, Any]:
+    token = await sessions(redis).begin(user)
+    options: Any = {"verify_signature": False}
+    return jwt.decode(token, options=options)
+
+
+def signed(claims: dict[str, Any], secret: str = SECRET, algorithm: str = ALGORITHM, kid: str | None = None) -> str:
+    return jwt.encode(claims, secret, algorithm, headers={"kid": kid or key_id(secret)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp": 1},
+        {"iat": 4_000_000_000},
+        {"exp": None},
+        {"iat": None},
+        {"jti": None},
+        {"sub": None},
+        {"iss": "another"},
+        {"aud": "another"},
+        {"sub": "nobody"},
+        {"generation": 2},
+        {"generation": None},
+    ],
+)
+async def test_a_token_of_ours_that_does_not_fit_is_refused(shared: Redis, user: User, change: dict[str, Any]) -> None:
+    """Every claim is required, and each is compared."""
+    claims = await claims_of(shared, user) | change
+    with pytest.raises(NotLoggedIn):
+        await sessions(shared).check(signed({name: value for name, value in claims.items() if value is not None}))
+
+
+async def test_a_token_of_others_is_refused(shared: Redis, user: User) -> None:
+    """Another key, another algorithm, none at all, or no token."""
+    claims = await claims_of(shared, user)
+    await sessions(shared).check(signed(claims))
+    forged = [
+        signed(claims, OTHER),
+        signed(claims, OTHER, kid=key_id(SECRET)),
+        signed(claims, SECRET * 2, "HS512", kid=key_id(SECRET)),
+        jwt.encode(claims, None, "none", headers={"kid": key_id(SECRET)}),
+        jwt.encode(claims, SECRET, ALGORITHM),
+        signed(claims)[:-2],
+        "a.b.c",
+        "",
+        None,
+    ]
+    for token in forged:
+        with pytest.raises(NotLoggedIn):
+            await sessions(shared).check(token)
+
+
+async def test_a_session_ends_with_its_user_s_rights_to_have_one(shared: Redis, user: User) -> None:
+    """An account that was closed, or whose password was changed, has no sessions from before."""
+    users, token = Users(shared), await sessions(shared).begin(user)
+    await users.change_access(user.id, {"is_active": False})
+    with pytest.raises(NotLoggedIn):
+        await sessions(shared).check(token)
+    await users.change_access(user.id, {"is_active": True})
+    await sessions(shared).check(token)
+    await users.change_profile(user, password="other hash")
+    with pytest.raises(NotLoggedIn):
+        await sessions(shared).check(token)
+
+
+async def test_failed_logins_are_counted_for_all_replicas(shared: Redis) -> None:
+    """After so many the next must wait; a success forgets them."""
+    several = [sessions(shared, login_tries=3, login_wait_s=60) for _ in range(2)]
+    assert [await several[n % 2].count_attempt("a@example.com") for n in range(3)] == [None] * 3
+    wait_s = await several[0].count_attempt("a@example.com")
+    assert wait_s is not None and 0 < wait_s <= 60
+    assert await several[0].count_attempt("b@example.com") is None
+    await several[1].forget_attempts("a@example.com")
+    assert await several[0].count_attempt("a@example.com") is None
+
+
+async def test_replicas_without_a_secret_share_one_they_made(shared: Redis) -> None:
+    """Whoever comes first makes it; nothing is written in the code."""
+    first, second = await load_keys(shared, SETTINGS), await load_keys(shared, SETTINGS)
+    assert first == second and len(first.current) >= 32
+    given = MessageSettings(jwt_secret=SECRET, jwt_previous_secret=OLDER)  # type: ignore[arg-type]
+    assert await load_keys(shared, given) == Keys(SECRET, OLDER)
+
+
+def test_a_short_secret_stops_the_start() -> None:
+    """It could be guessed."""
+    with pytest.raises(ValueError, match="32 bytes"):
+        MessageSettings(jwt_secret="short")  # type: ignore[arg-type]
