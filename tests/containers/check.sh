@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the image, brings the compose stack up and runs journey.py against it; `make containers`.
+# check.sh [STEP ...]: builds the image, brings the compose stack up and runs journey.py against it; `make containers`.
 # With an engine: docker compose. Without one: CONTAINER_CHECK names a command that is called with the project's
 # folder, the compose file and a command, and runs the latter where the stack can be reached, with COMPOSE set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export REPLICAS=3
-journey="cd $PWD && .venv/bin/python -m tests.containers.journey"
+journey="cd $PWD && .venv/bin/python -m tests.containers.journey $*"
 
 if [[ -n ${CONTAINER_CHECK:-} ]]; then
     exec $CONTAINER_CHECK "$PWD" compose.yaml "$journey"
