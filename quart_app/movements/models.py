@@ -109,10 +109,15 @@ class Leg(BaseModel):
     status: Status
 
 
-class Movement(Leg):
-    """A movement as a whole, and each of its products."""
+class Named(BaseModel):
+    """Which movement; before all else."""
 
     movement_id: UUID
+
+
+class Movement(Leg, Named):
+    """A movement as a whole, and each of its products."""
+
     items: list[Leg] = Field(description="one for each product, by product id")
 
 

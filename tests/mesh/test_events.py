@@ -361,6 +361,32 @@ async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redi
     assert handler.seen[0][0].deliveries == 2
 
 
+async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any, redis: Redis) -> None:
+    """It slept through the idle time; saying then that it is alive must not take the events from who has them."""
+    ids = await publish(redis, "a", "b")
+    sleeper, heir = (Group(connect(), STREAM, GROUP, name) for name in ("sleeper", "heir"))
+    await sleeper.open()
+    await sleeper.read(10, 100)
+    await heir.claim(ids[:1], 0, 2)
+    await sleeper.keep_alive(ids)
+    owners = {row["message_id"]: row["consumer"] for row in await redis.xpending_range(STREAM, GROUP, "-", "+", 10)}
+    assert owners == {ids[0]: "heir", ids[1]: "sleeper"}
+    await sleeper.redis.aclose()
+    await heir.redis.aclose()
+
+
+async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
+    """Whoever tries, however often; and one that was handled meanwhile is not buried at all."""
+    await publish(redis, "a", "b")
+    group = Group(connect(), STREAM, GROUP, "digger")
+    await group.open()
+    bad, good = await group.read(10, 100)
+    await group.finish([good.id])
+    assert [await group.bury(one, "bad") for one in (bad, bad, good)] == [True, False, False]
+    assert [letter["body"] for letter in await dead_letters(redis)] == ["a"]
+    await group.redis.aclose()
+
+
 async def test_consumers_of_the_dead_are_forgotten(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
