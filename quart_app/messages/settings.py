@@ -75,4 +75,4 @@ class MessageSettings(BaseSettings):
     def work_ms(self) -> int:
         """The longest a message takes beyond the wait it asks for: a probe, then both providers at their slowest."""
         reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
-        return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 5_000
+        return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 2_000

@@ -1,3 +1,3 @@
-from quart_app.providers.launch import commands, environment
+from quart_app.providers.launch import commands, environment, running
 
-__all__ = ["commands", "environment"]
+__all__ = ["commands", "environment", "running"]

@@ -72,8 +72,8 @@ class Providers:
 
 @pytest.fixture
 async def providers() -> AsyncIterator[Providers]:
-    """The free one takes two messages and blocks for a second."""
-    free, paid = Provider("free", Window(2, 1.0), latency_s=0.01), Provider("paid", latency_s=0.01)
+    """The free one takes two messages and blocks for half a second."""
+    free, paid = Provider("free", Window(2, 0.5), latency_s=0.01), Provider("paid", latency_s=0.01)
     async with listening(create_app(free)) as free_url, listening(create_app(paid)) as paid_url:
         yield Providers(free, paid, free_url, paid_url)
 
@@ -112,7 +112,7 @@ def start() -> Start:
     @asynccontextmanager
     async def start_one(redis: Redis, **settings: Any) -> AsyncIterator[Running]:
         renamed = {"free_url": "FREE_PROVIDER_URL", "paid_url": "PAID_PROVIDER_URL"}
-        chosen = {"cookie_secure": False, "free_limit": 2, "free_block_seconds": 1.0} | settings
+        chosen = {"cookie_secure": False, "free_limit": 2, "free_block_seconds": 0.5} | settings
         registry = CollectorRegistry()
         service = Messages(
             MessageSettings(**{renamed.get(name, name): value for name, value in chosen.items()}),

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 import pytest
 
-from quart_app.providers import commands, environment
+from quart_app.providers import commands
 from quart_app.providers.simulator import Provider, create_app
 from quart_app.providers.window import Window
 
@@ -88,11 +88,3 @@ async def test_a_provider_runs_as_a_process_until_it_is_told_to_stop(kind: str) 
         if process.returncode is None:
             process.kill()
             await process.wait()
-
-
-def test_the_replicas_are_told_where_the_providers_are() -> None:
-    """Commands and environment name the same ports."""
-    told = environment(free_port=1234, paid_port=5678)
-    assert told["FREE_PROVIDER_URL"] == "http://127.0.0.1:1234/"
-    assert told["PAID_PROVIDER_URL"] == "http://127.0.0.1:5678/"
-    assert commands(1234, 5678)["free"][-1] == "1234"
