@@ -1,0 +1,219 @@
+"""The promises, held against a history and what lies in Redis once all has settled."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import redis
+
+from mesh import keys
+from mesh.scripts import BOOKS
+from quart_app.values.store import Record, _members
+from tests.faults.history import History, Sample
+from tests.faults.linearizability import Kind, Operation, Undecided, linearizable
+from tests.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
+
+DATABASES = 16
+CLASSES = "ABCD"
+STREAMS = keys.request_streams(CLASSES, DATABASES)
+#: What may lie in the bus database beside a replica's own data there.
+BUS_KEYS = ("mesh:", "shared:", "events:", "db0:")
+
+
+class Broken(AssertionError):
+    """A promise was not kept."""
+
+
+class TooLate(Broken):
+    """It was kept, but not in time."""
+
+
+@dataclass
+class Findings:
+    """What is wrong, by kind, as sentences."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.doubled or self.unanswered or self.other)
+
+    def says(self) -> str:
+        kinds = {
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "unanswered": self.unanswered,
+            "other": self.other,
+        }
+        return "\n".join(f"{kind} ({len(found)}): {found[:5]}" for kind, found in kinds.items() if found)
+
+
+class Data:
+    """What lies in Redis, read as the administrator."""
+
+    def __init__(self, connect: Callable[[int], redis.Redis]) -> None:
+        self.effects: Counter[str] = Counter()
+        self.records: dict[int, list[tuple[int, Record]]] = defaultdict(list)
+        self.places: dict[int, str] = {}
+        self.strange: list[str] = []
+        for database in range(DATABASES):
+            with connect(database) as client:
+                self._read(client, database)
+
+    def _read(self, client: redis.Redis, database: int) -> None:
+        allowed = BUS_KEYS if database == 0 else (keys.own(database),)
+        for key in client.scan_iter(count=1000):
+            if not key.startswith(allowed):
+                self.strange.append(f"{key} in database {database}")
+            if key.startswith("shared:values:where:"):
+                self.places[int(key.rpartition(":")[2])] = client.get(key) or ""
+        own = keys.own(database)
+        for id, count in client.hgetall(f"{own}tally:effects").items():
+            self.effects[id] += int(count)
+        index = set(client.zrange(f"{own}values:index", 0, -1))
+        for value, text in client.hgetall(f"{own}values:records").items():
+            record = Record.parse(text)
+            self.records[int(value)].append((database, record))
+            index -= set(_members(int(value), record.factors))
+        self.strange += [f"index entry {member} without a record in database {database}" for member in index]
+
+
+def books(client: redis.Redis) -> dict[str, int]:
+    """The accounts; they balance when accepted is the sum of the rest."""
+    found = client.eval(BOOKS.source, 1 + len(STREAMS), keys.BOOKS, *STREAMS)
+    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
+    return dict(zip(names, map(int, found), strict=True))
+
+
+def pending(client: redis.Redis) -> int:
+    """Entries that some consumer still has."""
+    count = 0
+    for stream in STREAMS:
+        if client.exists(stream):
+            count += sum(group["pending"] for group in client.xinfo_groups(stream))
+    return count
+
+
+def examine(history: History, data: Data, patience_s: float, lost_until: float = -math.inf) -> Findings:
+    """Every promise. What was confirmed before `lost_until` may be gone: the fault took it."""
+    findings = Findings()
+    findings.unanswered += [
+        f"{sample.path}: {sample.status or sample.error} after {sample.took_s:.2f} s"
+        for sample in history.samples
+        if sample.status == 0 or sample.took_s > patience_s
+    ]
+    _effects(history, data, findings, lost_until)
+    _lists(history, findings)
+    _one_record(data, findings)
+    _brief(history, findings, lost_until)
+    if lost_until == -math.inf:
+        _registers(history, data, findings)
+    findings.other += data.strange
+    unexpected = Counter(sample.status for sample in history.samples if sample.status == 500)
+    if unexpected:
+        findings.other.append(f"{unexpected.total()} answers with status 500")
+    return findings
+
+
+def _effects(history: History, data: Data, findings: Findings, lost_until: float) -> None:
+    """A confirmed request has one effect; any other has one or none; nothing has an effect unasked."""
+    for sample in history.of("/tally"):
+        count = data.effects[sample.asked["id"]]
+        if count > 1:
+            findings.doubled.append(f"{sample.asked['id']} ({sample.status}) took effect {count} times")
+        elif count == 0 and sample.ok and sample.returned > lost_until:
+            findings.lost.append(f"{sample.asked['id']} was confirmed and has no effect")
+
+
+def _lists(history: History, findings: Findings) -> None:
+    """A GET shows each value once, ascending, with its factors."""
+    for sample in history.of("/values/"):
+        if not sample.ok:
+            continue
+        values = [item["value"] for item in sample.answer]
+        if values != sorted(set(values)):
+            findings.doubled.append(f"a GET shows {values}")
+        findings.other += [
+            f"{item['value']} is not the product of {item['prime_factors']}"
+            for item in sample.answer
+            if math.prod(item["prime_factors"]) != item["value"]
+        ]
+
+
+def _one_record(data: Data, findings: Findings) -> None:
+    """A value has one record in the whole mesh, where it is said to be."""
+    for value, found in data.records.items():
+        if len(found) > 1:
+            findings.doubled.append(f"{value} lies in databases {[database for database, _ in found]}")
+        place = data.places.get(value, "")
+        if place and not any(place.startswith(f"{database} ") for database, _ in found):
+            findings.lost.append(f"{value} is said to be at {place!r} and is not")
+
+
+def _brief(history: History, findings: Findings, lost_until: float) -> None:
+    """A record is shown from its confirmation to its expiry, and not a moment longer."""
+    shows = [
+        (sample, {item["value"] for item in sample.answer})
+        for sample in history.of(f"/values/{BRIEF_PRIME}")
+        if sample.ok
+    ]
+    for put in _puts(history):
+        (value, ttl), *others = written(put).items()
+        if others or value % BRIEF_PRIME or not put.ok:
+            continue
+        for get, values in shows:
+            if get.called > put.returned + ttl and value in values:
+                findings.other.append(f"{value} was shown {get.called - put.returned - ttl:.3f} s after its expiry")
+            alive = put.returned < get.called and get.returned < put.called + ttl
+            if alive and value not in values and put.returned > lost_until and not history.in_doubt(get):
+                findings.lost.append(f"{value} was not shown {get.called - put.returned:.3f} s after its answer")
+
+
+def _puts(history: History) -> Iterable[Sample]:
+    return (sample for sample in history.samples if sample.path == "/values")
+
+
+def _registers(history: History, data: Data, findings: Findings) -> None:
+    """Per value, some order of the operations explains every answer and every look."""
+    for value in VALUES:
+        operations = [*_writes(history, value), *_reads(history, value), *_looks(history, value), _last(data, value)]
+        try:
+            fine = linearizable(operations)
+        except Undecided as error:
+            findings.other.append(f"the history of {value} cannot be decided: {error}")
+            continue
+        if not fine:
+            findings.lost.append(f"no order explains the history of {value} ({len(operations)} operations)")
+
+
+def _writes(history: History, value: int) -> Iterable[Operation]:
+    for sample in _puts(history):
+        tag = written(sample).get(value)
+        if tag is not None:
+            yield Operation(Kind.PUT, tag, sample.called, sample.settled)
+
+
+def _reads(history: History, value: int) -> Iterable[Operation]:
+    for sample in history.of(f"/values/{PRIME}"):
+        if not sample.ok:
+            continue
+        there = any(item["value"] == value for item in sample.answer)
+        if there or not history.in_doubt(sample):
+            yield Operation(Kind.SEEN, 0 if there else None, sample.called, sample.returned)
+
+
+def _looks(history: History, value: int) -> Iterable[Operation]:
+    for look in history.looks:
+        yield Operation(Kind.PEEK, look.tags[value], look.called, look.returned)
+
+
+def _last(data: Data, value: int) -> Operation:
+    """What is there in the end, after everything."""
+    found = data.records.get(value, [])
+    tag = tag_of(str(found[0][1])) if found else None
+    return Operation(Kind.PEEK, tag, 1e15, 2e15)

@@ -1,0 +1,100 @@
+"""Whether a history of one register could have happened one operation at a time (Wing and Gong, with Lowe's memory).
+
+Every write is told from every other by its tag. An operation takes effect at one moment between its call and its
+return; one without a return (its client got no clear answer) took effect at any later moment, or never.
+
+    put   the tag becomes the state
+    seen  there was a state, whichever (None: there was none)
+    peek  the state was this tag
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+#: Configurations looked at before the search is given up; a correct history needs about one per operation.
+MOST = 300_000
+
+
+class Kind(Enum):
+    PUT = "put"
+    SEEN = "seen"
+    PEEK = "peek"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call on one register. `returned` is infinite for one whose outcome nobody knows."""
+
+    kind: Kind
+    tag: int | None
+    called: float
+    returned: float = math.inf
+
+    @property
+    def certain(self) -> bool:
+        return self.returned < math.inf
+
+    def after(self, state: int | None) -> tuple[bool, int | None]:
+        """Whether it could happen in this state, and the state it leaves."""
+        if self.kind is Kind.PUT:
+            return True, self.tag
+        if self.kind is Kind.PEEK:
+            return state == self.tag, state
+        return (state is None) == (self.tag is None), state
+
+
+class Undecided(Exception):
+    """The history is too entangled to be decided in time."""
+
+
+def linearizable(history: Iterable[Operation]) -> bool:
+    """Whether some order explains every certain operation. Raises Undecided."""
+    operations = sorted(_relevant(list(history)), key=lambda operation: operation.called)
+    certain = sum(1 << i for i, operation in enumerate(operations) if operation.certain)
+    stack: list[tuple[int, int | None]] = [(0, None)]
+    known = set(stack)
+    while stack:
+        done, state = stack.pop()
+        if done & certain == certain:
+            return True
+        for configuration in _next(operations, done, state):
+            if configuration not in known:
+                known.add(configuration)
+                stack.append(configuration)
+        if len(known) > MOST:
+            raise Undecided(f"{len(operations)} operations")
+    return False
+
+
+def _relevant(history: list[Operation]) -> list[Operation]:
+    """Without the writes of unknown outcome that explain nothing: another was certain before, and no peek met them."""
+    met = {operation.tag for operation in history if operation.kind is Kind.PEEK}
+    puts = [operation for operation in history if operation.kind is Kind.PUT]
+    first = min((put.returned for put in puts if put.certain), default=math.inf)
+    return [
+        operation
+        for operation in history
+        if operation.certain or operation.tag in met or (operation.kind is Kind.PUT and operation.called < first)
+    ]
+
+
+def _next(operations: Sequence[Operation], done: int, state: int | None) -> list[tuple[int, int | None]]:
+    """What may come next: whatever was called before anything left over had returned. The likeliest is last."""
+    horizon = math.inf
+    may: list[tuple[float, int]] = []
+    at = (~done & (done + 1)).bit_length() - 1
+    while at < len(operations) and operations[at].called <= horizon:
+        if not done >> at & 1:
+            may.append((operations[at].returned, at))
+            horizon = min(horizon, operations[at].returned)
+        at += 1
+    found = []
+    for _, i in sorted(may, reverse=True):
+        possible, then = operations[i].after(state)
+        if possible and operations[i].called <= horizon:
+            found.append((done | 1 << i, then))
+    return found

@@ -1,0 +1,36 @@
+"""`python -m tests.faults.replica`: one replica of the fault matrix.
+
+It is `python -m quart_app` with the tally service, and with what the environment says:
+
+    FAULTS_MUTATION   the safety mechanism to be taken out
+    FAULTS_CLOCK_S    how far off this process's wall clock is, in seconds
+    FAULTS_JOURNAL    the file that handlers note their begins in
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+def shift_clock(by_s: float) -> None:
+    """Let this process's wall clock be off; how fast it goes is not changed."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + by_s
+    time.time_ns = lambda: now_ns() + int(by_s * 1e9)
+
+
+def main() -> int:
+    shift_clock(float(os.environ.get("FAULTS_CLOCK_S", "0")))
+    from quart_app import __main__, app, settings
+    from tests.faults import mutations
+
+    settings.SERVICE_NAMES = (*settings.SERVICE_NAMES, "tally")
+    app.SERVICES["tally"] = "tests.faults.tally"
+    mutations.apply(os.environ.get("FAULTS_MUTATION", ""))
+    return __main__.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

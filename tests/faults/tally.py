@@ -1,0 +1,145 @@
+"""A service for the fault matrix alone: it counts how often each request took effect.
+
+    POST /tally       {"id", "cls" or "database", "hold_ms", "poison", "wait_ms"}   one effect in the worker's database
+    POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
+    GET  /tally/loop  the longest this replica's event loop was held, in ms, since it was asked last (private)
+
+    tally:effects     hash    request id -> how often it took effect; in the leased database
+
+Every begin of a handler is a line of the journal, a file: who began what, the how-manieth delivery, how late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from quart import Blueprint, Response, jsonify, request
+
+from mesh import Class, Database, Replica, Request, Store, Transaction, Worker
+from mesh.messages import NEVER
+from quart_app.service import Context, Service
+
+ADD = "tally.add"
+EFFECTS = "tally:effects"
+BEAT_S = 0.005
+
+
+def create(context: Context) -> Service:
+    """The service."""
+    watch = LoopWatch()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Replica) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            beating = tasks.create_task(watch.run())
+            yield
+            beating.cancel()
+
+    return Service("tally", [_public(context)], [_private(watch)], _worker(), lifespan)
+
+
+def _worker() -> Worker:
+    worker = Worker()
+
+    @worker.handles(ADD)
+    async def add(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        body = request.body
+        _journal(request, store)
+        if body["poison"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        before = await store.hget(EFFECTS, body["id"])
+        # Whoever takes the request over does not hold it again.
+        if request.deliveries == 1 or body["always"]:
+            await asyncio.sleep(body["hold_ms"] / 1000)
+        transaction.write("HINCRBY", EFFECTS, body["id"], 1)
+        return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
+
+    return worker
+
+
+def _journal(request: Request, store: Store) -> None:
+    """One line, in one write, at once: whatever happens to this process next."""
+    late_ms = 0 if request.deadline == NEVER else time.time() * 1000 - request.deadline
+    line = {
+        "id": request.body["id"],
+        "pid": os.getpid(),
+        "database": store.database,
+        "deliveries": request.deliveries,
+        "late_ms": late_ms,
+    }
+    journal = os.open(Path(os.environ["FAULTS_JOURNAL"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(journal, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(journal)
+
+
+def _public(context: Context) -> Blueprint:
+    blueprint = Blueprint("tally", __name__)
+
+    @blueprint.post("/tally")
+    async def add() -> Response:
+        asked = await request.get_json()
+        to = Database(asked["database"]) if "database" in asked else Class(asked["cls"])
+        body = {
+            "id": asked["id"],
+            "hold_ms": asked.get("hold_ms", 0),
+            "poison": asked.get("poison", False),
+            "always": asked.get("always", False),
+        }
+        return jsonify(await context.mesh.call(to, ADD, body, deadline_ms=asked.get("wait_ms")))
+
+    @blueprint.post("/tally/own")
+    async def add_own() -> Response:
+        asked = await request.get_json()
+        transaction = context.mesh.transaction()
+        transaction.write("HINCRBY", EFFECTS, asked["id"], 1)
+        return jsonify({"done": await context.mesh.commit(transaction)})
+
+    return blueprint
+
+
+def _private(watch: LoopWatch) -> Blueprint:
+    blueprint = Blueprint("tally_private", __name__)
+
+    @blueprint.get("/tally/loop")
+    async def loop() -> Response:
+        return jsonify({"held_ms": watch.take()})
+
+    return blueprint
+
+
+class LoopWatch:
+    """Measures how long the event loop was held by work, not by a starved machine.
+
+    The kernel says how long a thread was ready to run and had no processor; that is taken off.
+    """
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+
+    async def run(self) -> None:
+        schedule = Path(f"/proc/self/task/{os.getpid()}/schedstat")
+        before, starved = time.monotonic(), _starved_s(schedule)
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now, starved_now = time.monotonic(), _starved_s(schedule)
+            self._longest_s = max(self._longest_s, now - before - BEAT_S - (starved_now - starved))
+            before, starved = now, starved_now
+
+    def take(self) -> float:
+        """The longest hold since the last look, in ms."""
+        longest, self._longest_s = self._longest_s, 0.0
+        return longest * 1000
+
+
+def _starved_s(schedule: Path) -> float:
+    return int(schedule.read_text().split()[1]) / 1e9

@@ -1,0 +1,172 @@
+"""Rows 5 to 9, 15 and 29: processes that sleep, start together, or have the wrong time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from tests.faults.checkers import Broken
+from tests.faults.matrix import Faults, row
+from tests.faults.scenario import C, L, Mesh
+
+EXIT_LEASE_LOST = 75
+
+
+@row(5, "SIGSTOP for L/2", selection=True)
+async def test_row_05_a_short_sleep_costs_nobody_a_lease(faults: Faults) -> None:
+    """No lease changes hands."""
+    mesh = await faults.mesh()
+    before = await mesh.epochs()
+    async with mesh.load():
+        for member in faults.chance.sample(mesh.members, 2):
+            with member.paused():
+                await asyncio.sleep(L / 2)
+            faults.took(await mesh.recovered(2))
+    if await mesh.epochs() != before:
+        raise Broken(f"leases changed hands: {before} became {await mesh.epochs()}")
+    await faults.check(mesh)
+
+
+@row(6, "SIGSTOP for 2 L, then SIGCONT", selection=True)
+async def test_row_06_a_sleeper_is_shut_out(faults: Faults) -> None:
+    """None of the sleeper's writes or reads succeed; it exits; re-leased within 2 s."""
+    mesh = await faults.mesh(5, MESH_DATABASES="4")
+    sleeper = faults.chance.choice(await mesh.ready_members())
+    held, pid = await mesh.holder_of(sleeper), sleeper.pid
+    async with mesh.load(to=_other(mesh, sleeper)):
+        asked = mesh.tally_anywhere(database=held.database, hold_ms=60_000, wait_ms=4 * L * 1000)
+        await mesh.begun(asked)
+        with sleeper.paused():
+            began = time.monotonic()
+            faults.took(await mesh.within(L + 2, lambda: _taken(mesh, held), "re-leased") - L)
+            await _no_connection_of(mesh, held.replica)
+            await asyncio.sleep(max(0, began + 2 * L - time.monotonic()))
+        await mesh.within(2, lambda: sleeper.ended(pid), "the sleeper has exited")
+        await mesh.recovered(2 * L)
+    await mesh.within(1, lambda: _true(sleeper.exits == [EXIT_LEASE_LOST]), "it said why")
+    await faults.check(mesh)
+
+
+@row(6, "a write on its way while the lease passes to another (without ACL)", selection=True)
+async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> None:
+    """None of the sleeper's writes succeed, though nothing but the commit itself checks the lease."""
+    mesh = await faults.mesh(5, MESH_DATABASES="4", MESH_ISOLATION="prefix")
+    sleeper = faults.chance.choice(await mesh.ready_members())
+    held = await mesh.holder_of(sleeper)
+    async with mesh.load(to=_other(mesh, sleeper)):
+        sleeper.wire.black_hole()
+        asked = asyncio.create_task(mesh.post(sleeper, "/tally/own", {"id": "late"}))
+        faults.took(await mesh.within(L + 2, lambda: _taken(mesh, held), "re-leased") - L)
+        sleeper.wire.restore()
+        await mesh.recovered(2 * L)
+        await asked
+    if mesh.effects("late"):
+        raise Broken("a former holder has written")
+    mesh.history.samples.remove(asked.result())
+    await faults.check(mesh)
+
+
+def _other(mesh: Mesh, sleeper: object) -> str:
+    """Any replica but this one: what waits at a sleeper, nobody can answer."""
+    return next(member.public for member in mesh.members if member is not sleeper and member.was_ready)
+
+
+async def _taken(mesh: Mesh, held: object) -> bool:
+    return (await mesh.epochs()).get(held.database, 0) > held.epoch
+
+
+async def _no_connection_of(mesh: Mesh, replica: str) -> None:
+    """The server has cut the former holder off: not even what it had sent before is answered."""
+    clients = await mesh.admin.client_list()
+    left = [
+        client["name"] for client in clients if client["name"].endswith(replica) and "applicant" not in client["name"]
+    ]
+    if left:
+        raise Broken(f"the former holder is still connected: {left}")
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@row(7, "SIGSTOP between compute and commit, taken over, SIGCONT", selection=True)
+async def test_row_07_work_taken_over_has_one_effect(faults: Faults) -> None:
+    """One effect. The lease is long here, so that nothing but the ownership of the entry is in the way."""
+    mesh = await faults.mesh(MESH_LEASE_TTL_MS="10000")
+    asked = mesh.tally(mesh.members[2], cls="A", hold_ms=1000)
+    worker = await mesh.begun(asked)
+    with worker.paused():
+        faults.took(await mesh.within(C + 1, lambda: _true(mesh.effects(asked.get_name()) == 1), "taken over"))
+    await mesh.recovered(2)
+    async with mesh.load():
+        await asyncio.sleep(1.5)
+    await asked
+    if not asked.result().ok:
+        raise Broken(f"the client was told {asked.result()}")
+    await faults.check(mesh)
+
+
+@row(8, "SIGSTOP all for 2 L, then SIGCONT")
+async def test_row_08_all_sleep_and_all_come_back(faults: Faults) -> None:
+    """N distinct databases within L + 2 s."""
+    mesh = await faults.mesh()
+    async with mesh.load():
+        await asyncio.sleep(1)
+    pids = [member.pid for member in mesh.members]
+    for member in mesh.members:
+        member.send(signal.SIGSTOP)
+    await asyncio.sleep(2 * L)
+    for member in mesh.members:
+        member.send(signal.SIGCONT)
+
+    async def all_anew() -> bool:
+        new = all(member.popen is not None and member.pid not in pids for member in mesh.members)
+        return new and await mesh.all_ready()
+
+    faults.took(await mesh.within(L + 2, all_anew, "all hold databases"))
+    async with mesh.load():
+        await asyncio.sleep(1)
+    await faults.check(mesh)
+
+
+@row(9, "16 replicas start at once")
+async def test_row_09_sixteen_start_together(faults: Faults) -> None:
+    """16 distinct databases within 5 s of the last process being up."""
+    mesh = await faults.mesh(16, classes="")
+    faults.took(mesh.leased_s)
+    if len(await mesh.epochs()) != 16:
+        raise Broken(f"leased are {await mesh.epochs()}")
+    await mesh.within(5, mesh.all_ready, "all hold databases", time.monotonic() - mesh.leased_s)
+    async with mesh.load():
+        await asyncio.sleep(2)
+    await faults.check(mesh)
+
+
+@row(15, "SIGSTOP Redis for 5 s")
+async def test_row_15_a_sleeping_server(faults: Faults) -> None:
+    """Back within 2 s after SIGCONT."""
+    mesh = await faults.mesh()
+    async with mesh.load():
+        await asyncio.sleep(1)
+        mesh.server.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(5)
+        mesh.server.process.send_signal(signal.SIGCONT)
+        faults.took(await mesh.recovered(2))
+    await faults.check(mesh)
+
+
+@row(29, "a replica's clock is off by 60 s")
+async def test_row_29_a_wrong_clock_changes_nothing(faults: Faults) -> None:
+    """No lease changes hands, no expiry differs."""
+    mesh = await faults.mesh(2)
+    await mesh.add(1, FAULTS_CLOCK_S="60", MESH_CLASS="A")
+    await mesh.add(1, FAULTS_CLOCK_S="-60", MESH_CLASS="B")
+    faults.took(await mesh.within(20, mesh.all_ready, "the two with wrong clocks are ready"))
+    before = await mesh.epochs()
+    for member in mesh.members[2:]:
+        async with mesh.load(to=member.public):
+            await asyncio.sleep(2.5)
+    if await mesh.epochs() != before:
+        raise Broken("leases changed hands")
+    await faults.check(mesh)

@@ -1,0 +1,146 @@
+"""A TCP proxy between one replica and Redis, which loses, delays and breaks on demand.
+
+pass        what comes goes on
+cut         every connection is reset, and so is each new one until `restore`
+black hole  nothing goes on, nobody is told; `restore` lets through what was held, late
+swallow     replies vanish after the command took effect, then the connection is reset
+trickle     every read is delayed by up to so much, and goes on byte by byte
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from dataclasses import dataclass, field
+
+#: SO_LINGER on, for no time: closing sends a reset.
+_RESET = struct.pack("ii", 1, 0)
+CHUNK = 65536
+
+
+@dataclass(eq=False)
+class _Connection:
+    down: asyncio.StreamWriter
+    up: asyncio.StreamWriter
+    pumps: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def reset(self) -> None:
+        for writer in (self.down, self.up):
+            sock = writer.get_extra_info("socket")
+            if sock is not None and sock.fileno() >= 0:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+
+
+class Wire:
+    """One replica's way to Redis. `port` is where the replica connects."""
+
+    def __init__(self, upstream: int, chance: random.Random) -> None:
+        self._upstream = upstream
+        self._chance = chance
+        self._connections: set[_Connection] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._refusing = False
+        self._delay_s = 0.0
+        self._swallow = 0.0
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        #: replies lost so far
+        self.swallowed = 0
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._flowing.set()
+        self._reset_all()
+
+    # Faults
+
+    def cut(self) -> None:
+        """Reset every connection, and each that comes, until `restore`."""
+        self._refusing = True
+        self._reset_all()
+
+    def black_hole(self) -> None:
+        """Let nothing through and tell nobody, until `restore`."""
+        self._flowing.clear()
+
+    def swallow(self, share: float) -> None:
+        """Lose this share of the replies, and the connection with each, until `restore`."""
+        self._swallow = share
+
+    def trickle(self, delay_s: float) -> None:
+        """Delay by up to this long, each way, and pass on byte by byte, until `restore`."""
+        self._delay_s = delay_s
+
+    def restore(self) -> None:
+        """Work as a wire should."""
+        self._refusing = False
+        self._delay_s = 0.0
+        self._swallow = 0.0
+        self._flowing.set()
+
+    def _reset_all(self) -> None:
+        for connection in list(self._connections):
+            connection.reset()
+
+    # Passing on
+
+    async def _serve(self, reader: asyncio.StreamReader, down: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up = await asyncio.open_connection("127.0.0.1", self._upstream)
+        except OSError:
+            down.transport.abort()
+            return
+        connection = _Connection(down, up)
+        self._connections.add(connection)
+        for writer in (down, up):
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._refusing:
+            connection.reset()
+        connection.pumps = [
+            asyncio.create_task(self._pump(reader, up, connection, replies=False)),
+            asyncio.create_task(self._pump(up_reader, down, connection, replies=True)),
+        ]
+        try:
+            # Whichever side ends, both do; the last bytes of the side that closed are passed on first.
+            await asyncio.wait(connection.pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in connection.pumps:
+                pump.cancel()
+            self._connections.discard(connection)
+            for writer in (down, up):
+                writer.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: _Connection, *, replies: bool
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK):
+                await self._flowing.wait()
+                if replies and self._chance.random() < self._swallow:
+                    self.swallowed += 1
+                    connection.reset()
+                    return
+                await self._pass_on(data, writer)
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        if not self._delay_s:
+            writer.write(data)
+            await writer.drain()
+            return
+        await asyncio.sleep(self._chance.uniform(0, self._delay_s))
+        for at in range(len(data)):
+            writer.write(data[at : at + 1])
+            if at % 256 == 255:
+                await asyncio.sleep(0)
+        await writer.drain()
