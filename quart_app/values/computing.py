@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
@@ -40,6 +41,9 @@ LOOK_S = 0.05
 MARGIN_S = 0.25
 #: results kept for requests that are run again after a conflict
 MOST_FINISHED = 256
+
+#: what others see of a computation
+SHOWN = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
 #: Renew (ARGV 2 > 0) or give up a claim, if it is still ours. KEYS: claim. ARGV: owner, ms.
 TEND = Script(
@@ -93,6 +97,14 @@ class Computing:
             return await self._compute(value, request)
         return await self._alone(value, request, place)
 
+    def progress(self, value: int) -> dict[str, Any] | None:
+        """How the factorisation of a value is going; None where it is not under way here."""
+        known = self._pool.progress(value)
+        if known is None:
+            return None
+        shown = asdict(known)
+        return {"value": shown.pop("number"), **{name: shown[name] for name in SHOWN}}
+
     async def _alone(self, value: int, request: Request, place: str | None) -> list[int] | None:
         replica = self._replica()
         claim = Claim(SHARED + claim_key(replica.cls, value), f"{replica.id} {request.id}")
@@ -111,7 +123,9 @@ class Computing:
 
     async def _compute(self, value: int, request: Request) -> list[int]:
         try:
-            factors = await self._pool.factorise(value, max(self._left_s(request), 0.001))
+            factors = await self._pool.factorise(
+                value, max(self._left_s(request), 0.001), patient="job" in request.body
+            )
         except DeadlineExceeded as error:
             error.facts["value"] = value
             raise

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mesh import Body, Database, Request, Store, Transaction, Worker
+from mesh import Address, Body, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
 from quart_app.values import computing
 from quart_app.values import store as records
+from quart_app.values.jobs import PUT, SMALL, Errand, Errands, Gone
 from quart_app.values.store import Place, Record
 
 #: (value, request, place of its record) -> factors; None where its record has been written meanwhile
 Factorise = Callable[[int, Request, str | None], Awaitable[list[int] | None]]
 
-PUT = "values.put"
 DROP = "values.drop"
 FIND = "values.find"
 
@@ -41,23 +41,48 @@ class Item:
         return None if self.place is None else Place.parse(self.place)
 
 
-def handlers(factorise: Factorise) -> Worker:
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a put will do: write these here, with these factors, and let these holders do the rest."""
+
+    here: list[Item]
+    factors: dict[int, list[int]]
+    elsewhere: dict[Address, list[Item]]
+
+
+def handlers(factorise: Factorise, errands: Errands) -> Worker:
     """The operations of /values."""
     worker = Worker()
     worker.uses(records.FIND)
 
     @worker.handles(PUT)
-    async def put(request: Request, store: Store, transaction: Transaction) -> Body:
-        factors = None
-        while factors is None:
-            here, elsewhere = await _sort(await _items(request, store), store)
-            factors = await _factors(here, request, store, factorise)
-        for database, group in elsewhere.items():
-            body = {"items": [{"value": item.value, "ttl": item.ttl} for item in group]}
-            transaction.forward(Database(database), body)
-        for item in here:
-            _write(item, factors[item.value], request, store, transaction)
-        return {"factors": [[item.value, factors[item.value]] for item in here]}
+    async def put(request: Request, store: Store, transaction: Transaction) -> Body | None:
+        try:
+            errand = await errands.of(request)
+            if errand is not None:
+                await run(errand, request, store, transaction)
+                return None
+        except Gone:
+            return None
+        decision = await _decide(request, store, factorise)
+        for address, items in decision.elsewhere.items():
+            transaction.forward(address, {"items": _plain(items)})
+        _write(decision, request, store, transaction)
+        return {"factors": [[item.value, decision.factors[item.value]] for item in decision.here]}
+
+    async def run(errand: Errand, request: Request, store: Store, transaction: Transaction) -> None:
+        """A put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
+        try:
+            decision = await errand.attended(errand.patiently(lambda: _decide(request, store, factorise)))
+        except LeaseLost:
+            raise
+        except MeshError as error:
+            errand.failed(transaction, error)
+            return
+        for address, items in decision.elsewhere.items():
+            transaction.send(address, PUT, errand.part(_plain(items)), deadline=request.deadline)
+        _write(decision, request, store, transaction)
+        errand.found(transaction, decision.factors)
 
     @worker.handles(DROP)
     async def drop(request: Request, store: Store, transaction: Transaction) -> None:
@@ -77,6 +102,23 @@ def handlers(factorise: Factorise) -> Worker:
     return worker
 
 
+def _plain(items: list[Item]) -> list[dict[str, int]]:
+    return [{"value": item.value, "ttl": item.ttl} for item in items]
+
+
+async def _decide(request: Request, store: Store, factorise: Factorise) -> Decision:
+    """Find out where the records are, and the factors of those that are ours to write.
+
+    While a hard one is computed others may write its record: then look again.
+    """
+    while True:
+        here, elsewhere = await _sort(await _items(request, store), store)
+        here, elsewhere[Class(store.cls)] = await _hard_ones_apart(here, request, store)
+        factors = await _factors(here, request, store, factorise)
+        if factors is not None:
+            return Decision(here, factors, {address: items for address, items in elsewhere.items() if items})
+
+
 async def _items(request: Request, store: Store) -> list[Item]:
     """The items of a put, each with the place its record is said to be in now."""
     asked = [(item["value"], item["ttl"]) for item in request.body["items"]]
@@ -84,10 +126,21 @@ async def _items(request: Request, store: Store) -> list[Item]:
     return [Item(value, ttl, place) for (value, ttl), place in zip(asked, places, strict=True)]
 
 
-async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[int, list[Item]]]:
+async def _hard_ones_apart(items: list[Item], request: Request, store: Store) -> tuple[list[Item], list[Item]]:
+    """What to do here, and what to give back to the class: a database's stream is worked in order, so a hard number,
+    forwarded to a holder whose record ended meanwhile, would hold up every GET behind it."""
+    large = [item for item in items if item.value >= SMALL]
+    if not large or request.stream != Database(store.database).stream:
+        return items, []
+    known = await records.records(store, [item.value for item in large])
+    apart = {item.value for item, record in zip(large, known, strict=True) if record is None}
+    return [item for item in items if item.value not in apart], [item for item in items if item.value in apart]
+
+
+async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
     """Which items are ours to write, and which belong to a live holder of our class."""
     here: list[Item] = []
-    elsewhere: dict[int, list[Item]] = {}
+    elsewhere: dict[Address, list[Item]] = {}
     held: dict[int, bool] = {}
     for item in items:
         where = item.where
@@ -97,7 +150,7 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[int, 
         if where.database not in held:
             held[where.database] = await store.is_held(where.database)
         if held[where.database]:
-            elsewhere.setdefault(where.database, []).append(item)
+            elsewhere.setdefault(Database(where.database), []).append(item)
         else:
             here.append(item)
     return here, elsewhere
@@ -125,7 +178,12 @@ async def _factors(
     return known
 
 
-def _write(item: Item, factors: list[int], request: Request, store: Store, transaction: Transaction) -> None:
+def _write(decision: Decision, request: Request, store: Store, transaction: Transaction) -> None:
+    for item in decision.here:
+        _write_item(item, decision.factors[item.value], request, store, transaction)
+
+
+def _write_item(item: Item, factors: list[int], request: Request, store: Store, transaction: Transaction) -> None:
     records.expect_place(transaction, item.value, item.place)
     record = Record(request.id, request.at_ms + item.ttl * 1000, factors)
     records.put(transaction, item.value, record, Place(store.database, store.cls, request.id))

@@ -4,6 +4,7 @@
           │ not cheap
     Computation(n) ── slice by slice ──> Lane "brisk": what ends within half a second
                                          Lane "hard":  the rest, of which only so many are taken
+                                         Lane "patient": the same for jobs, which nobody sits and waits for
 
 A computation goes on in slices, each a call into a worker process with a plain value in and a plain value out. So
 what is known so far is always here, hopeless numbers take turns, and a process that dies loses one slice. A slice
@@ -11,8 +12,9 @@ that is a sieve lasts as long as the sieve; whoever no longer wants it kills the
 
 The processes are pebble's, which restarts the ones that were killed. They are forked from a server that was started
 afresh (no sockets or connections of ours in them), lazily, and run at low priority: the scheduler gives them what the
-event loop leaves. The two lanes are two sets of processes, so that a number of a few milliseconds never waits
-behind one of a few minutes. A worker outlives neither its replica nor its deadline, even if the replica is killed.
+event loop leaves. The lanes are sets of processes, so that a number of a few milliseconds never waits behind one of
+a few minutes, nor that behind a job of an hour. A worker outlives neither its replica nor its deadline, even if the
+replica is killed.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Computation:
     begun_s: float
     deadline_s: float
     answer: asyncio.Future[list[int]]
+    patient: bool
     stage: str = "waiting"
     waiting: int = 0
     hard: bool = False
@@ -102,7 +105,8 @@ class FactorPool:
     """Factors of numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
     `processes` for the hard ones, by default one for each core; `hard_limit` hard numbers at once and `brisk_limit`
-    others, Busy beyond; numbers with a composite of more than `sieve_bits` get curves until their deadline.
+    others, Busy beyond (jobs are counted by themselves); numbers with a composite of more than `sieve_bits` get curves
+    until their deadline.
     """
 
     def __init__(
@@ -118,7 +122,8 @@ class FactorPool:
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
         self._brisk = Lane(min(count, 2), niceness=5)
-        self._hard = Lane(count, niceness=15)
+        self._hard = Lane(count, niceness=10)
+        self._patient = Lane(count, niceness=19)
         self._computations: dict[int, Computation] = {}
         self._breath_s = 0.0
         self._tasks: asyncio.TaskGroup
@@ -135,10 +140,10 @@ class FactorPool:
         for computation in list(self._computations.values()):
             self._drop(computation)
         await self._tasks.__aexit__(None, None, None)
-        await asyncio.gather(self._brisk.stop(), self._hard.stop())
+        await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop())
 
-    async def factorise(self, number: int, timeout_s: float) -> list[int]:
-        """The prime factors, ascending, with multiplicity.
+    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
+        """The prime factors, ascending, with multiplicity. `patient`: nobody sits and waits for them.
 
         Raises ValueError below 1; Busy; DeadlineExceeded with the facts `factors` (primes found) and `unfactored`;
         Unavailable when the number's process dies again and again. The computation ends with its last waiter.
@@ -151,7 +156,7 @@ class FactorPool:
             return factoring.factors()
         begun_s = time.monotonic()
         await self._ready(timeout_s)
-        computation = self._computation(number, factoring)
+        computation = self._computation(number, factoring, patient)
         return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
 
     async def _ready(self, timeout_s: float) -> None:
@@ -188,7 +193,7 @@ class FactorPool:
             await asyncio.sleep(0)
             self._breath_s = time.monotonic()
 
-    def _computation(self, number: int, factoring: Factoring | None) -> Computation:
+    def _computation(self, number: int, factoring: Factoring | None, patient: bool) -> Computation:
         """The number's computation, a new one where there is none. Raises Busy."""
         found = self._computations.get(number)
         if found is not None:
@@ -197,7 +202,7 @@ class FactorPool:
             raise Busy("as many numbers as can be taken are being factorised", retry_after=1)
         now_s = time.monotonic()
         answer = asyncio.get_running_loop().create_future()
-        computation = Computation(number, factoring, now_s, now_s, answer)
+        computation = Computation(number, factoring, now_s, now_s, answer, patient)
         if factoring is not None:
             self._admit(computation)
         self._computations[number] = computation
@@ -241,7 +246,7 @@ class FactorPool:
         assert computation.factoring is not None
         if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
             return
-        others = [other for other in self._computations.values() if other.hard]
+        others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
         if len(others) >= self.hard_limit:
             raise Busy("as many hard numbers as can be taken are being factorised", retry_after=self._patience(others))
         computation.hard = True
@@ -276,16 +281,19 @@ class FactorPool:
 
     async def _compute(self, computation: Computation) -> list[int]:
         while True:
-            factoring = computation.factoring
-            if factoring is None:
-                lane, computation.stage = self._brisk, Stage.DIVISION
+            if computation.factoring is None:
+                computation.stage = Stage.DIVISION
             else:
                 self._admit(computation)
-                lane = self._hard if computation.hard else self._brisk
-            computation.factoring, factors = await self._step(lane, computation)
+            computation.factoring, factors = await self._step(self._lane(computation), computation)
             if factors is not None:
                 computation.stage = Stage.DONE
                 return factors
+
+    def _lane(self, computation: Computation) -> Lane:
+        if not computation.hard:
+            return self._brisk
+        return self._patient if computation.patient else self._hard
 
     async def _step(self, lane: Lane, computation: Computation) -> process.Slice:
         """One slice; again in another process when its process died. Raises Unavailable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,24 +10,27 @@ from typing import Any
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_response, tag
 
-from mesh import Answer, Ask, Class, DeadlineExceeded
+from mesh import Answer, Ask, Class, DeadlineExceeded, NoReplica
 from quart_app.body import read_json
 from quart_app.errors import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
 from quart_app.values.factorise import is_prime
+from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
 from quart_app.values.models import ClassesList, SetValueResponse, create_values_request
 from quart_app.values.settings import ValuesSettings
 
+RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
-#: Values up to this size cost microseconds, so many of them travel in one entry; a larger one has its own.
-SMALL = 1 << 64
+#: between two looks at a job that a client waits for
+JOB_LOOK_S = 0.1
 
 
 def routes(context: Context, settings: ValuesSettings) -> Blueprint:
-    """GET /classes, POST /values, GET /values/{prime}."""
+    """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
     blueprint = Blueprint("values", __name__)
     create_request = create_values_request(settings)
+    jobs = Jobs(settings)
 
     @blueprint.get("/classes")
     @tag(["values"])
@@ -42,6 +46,8 @@ def routes(context: Context, settings: ValuesSettings) -> Blueprint:
     async def create_values() -> Response:
         """Factorise values and keep each with a replica of its class for its time to live."""
         items = await read_json(create_request)
+        if items and RESPOND_ASYNC.search(request.headers.get("Prefer", "")):
+            return await begin(items)
         factors = await _put(context, settings, items)
         return jsonify([{"value": item.value, "prime_factors": factors[item.value]} for item in items])
 
@@ -59,6 +65,50 @@ def routes(context: Context, settings: ValuesSettings) -> Blueprint:
         if limit is not None and len(found) == limit:
             response.headers["Link"] = f'</values/{number}?limit={limit}&after={found[-1][0]}>; rel="next"'
         return response
+
+    async def begin(items: Sequence[Any]) -> Response:
+        """202, or 200 with the result where it is there within `Prefer: wait`."""
+        replica = context.mesh
+        live = {member.cls for member in await replica.roster()}
+        missing = sorted({item.cls for item in items} - live)
+        if missing:
+            raise NoReplica(f"no live replica has class {missing[0]}")
+        id = await jobs.begin(replica, [Wanted(item.value, item.ttl, item.cls) for item in items])
+        job = await _wait(id) if WAIT.search(request.headers.get("Prefer", "")) else None
+        if job is not None and job.state(replica.now_ms()) == "done":
+            return jsonify(job.view(replica.now_ms())["result"])
+        response = jsonify({"id": id, "state": "waiting"})
+        response.status_code = 202
+        response.headers["Location"] = f"/jobs/{id}"
+        response.headers["Preference-Applied"] = "respond-async"
+        return response
+
+    async def _wait(id: str) -> Job | None:
+        replica = context.mesh
+        end_ms = replica.now_ms() + deadline_ms(context)
+        while True:
+            job = await jobs.get(replica, id)
+            if job is None or job.state(replica.now_ms()) in {"done", "failed"} or replica.now_ms() >= end_ms:
+                return job
+            await asyncio.sleep(JOB_LOOK_S)
+
+    @blueprint.get("/jobs/<id>")
+    @tag(["values"])
+    async def show_job(id: str) -> Response:
+        """How a job is: waiting, running, done (with its result) or failed (with what is known)."""
+        replica = context.mesh
+        job = await jobs.get(replica, id)
+        if job is None:
+            raise Problem(404, "there is no such job, or no longer")
+        return jsonify(job.view(replica.now_ms()))
+
+    @blueprint.delete("/jobs/<id>")
+    @tag(["values"])
+    async def end_job(id: str) -> Response:
+        """End a job; what it has stored before stays."""
+        if not await jobs.end(context.mesh, id):
+            raise Problem(404, "there is no such job, or no longer")
+        return Response(status=204)
 
     def _number(text: str, name: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits:
@@ -116,7 +166,7 @@ def _entries(items: Any, chunk: int, classes: set[str]) -> list[Ask]:
             groups.append((item.cls, [entry]))
     for cls, entries in small.items():
         groups += [(cls, entries[i : i + chunk]) for i in range(0, len(entries), chunk)]
-    return [Ask(Class(cls), handlers.PUT, {"items": entries}) for cls, entries in groups]
+    return [Ask(Class(cls), PUT, {"items": entries}) for cls, entries in groups]
 
 
 def _failure(answers: Sequence[Answer], missing: list[int]) -> Problem:

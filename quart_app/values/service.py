@@ -11,6 +11,7 @@ from quart_app.service import Context, Service
 from quart_app.values import sweep
 from quart_app.values.computing import Computing
 from quart_app.values.handlers import handlers
+from quart_app.values.jobs import Errands
 from quart_app.values.pool import FactorPool
 from quart_app.values.routes import routes
 from quart_app.values.settings import ValuesSettings
@@ -27,6 +28,8 @@ def create(context: Context) -> Service:
         sieve_bits=settings.sieve_bits,
     )
 
+    computing = Computing(lambda: context.mesh, pool)
+
     @contextlib.asynccontextmanager
     async def lifespan(replica: Replica) -> AsyncIterator[None]:
         async with pool, asyncio.TaskGroup() as tasks:
@@ -37,6 +40,6 @@ def create(context: Context) -> Service:
     return Service(
         "values",
         public=[routes(context, settings)],
-        worker=handlers(Computing(lambda: context.mesh, pool)),
+        worker=handlers(computing, Errands(lambda: context.mesh, settings.chunk, computing.progress)),
         lifespan=lifespan,
     )

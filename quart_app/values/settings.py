@@ -30,6 +30,9 @@ class ValuesSettings(BaseSettings):
         ge=20,
         description="beyond it a number without small factors is hopeless: curves until the deadline, then 504",
     )
+    job_s: int = Field(3600, ge=1, description="longest time that a job computes")
+    job_kept_s: int = Field(3600, ge=1, description="how much longer its result can be asked for")
+    max_jobs: int = Field(64, ge=1, description="jobs kept at once; each may take one place in its classes' queues")
     sweep_ms: int = Field(250, ge=10, description="between two looks for expired records")
 
     @property

@@ -196,3 +196,155 @@ async def test_the_claim_of_a_dead_replica_holds_nobody_up(replicas: Replicas) -
     assert answer.status_code == 200, answer.text
     assert answer.json() == [{"value": value, "prime_factors": [prime(29, 30), prime(29, 31)]}]
     await asyncio.wait(asked)
+
+
+async def begin(client: httpx.AsyncClient, process: Process, items: list[dict[str, Any]], prefer: str = "") -> Any:
+    """POST as a job."""
+    headers = {"Prefer": f"respond-async{prefer}"}
+    return await client.post(f"{process.public}/values", json=items, headers=headers)
+
+
+async def look(client: httpx.AsyncClient, process: Process, location: str) -> dict[str, Any]:
+    answer = await client.get(process.public + location)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def ended(client: httpx.AsyncClient, process: Process, location: str, wait_s: float = 40) -> dict[str, Any]:
+    """The job once it is done or has failed."""
+
+    async def over() -> Any:
+        found = await look(client, process, location)
+        return found if found["state"] in {"done", "failed"} else None
+
+    return dict(await eventually(over, wait_s))
+
+
+async def test_a_job_is_begun_here_and_seen_everywhere(replicas: Replicas) -> None:
+    """202 at once; its result at any replica, in the order asked for; the records are there for GET."""
+    made = await replicas(2, ONE_CLASS)
+    client = replicas.client
+    hard = semiprime(50)
+    items = [*item(144), *item(hard), *item(2**127 - 1), *item(120), *item(hard + 2), *item(144)]
+    answer = await begin(client, made[0], items)
+    assert answer.status_code == 202
+    assert answer.headers["Preference-Applied"] == "respond-async"
+    location = answer.headers["Location"]
+    assert location == f"/jobs/{answer.json()['id']}"
+    found = await ended(client, made[1], location)
+    assert found["state"] == "done"
+    assert [one["value"] for one in found["result"]] == [one["value"] for one in items]
+    assert found["result"][0]["prime_factors"] == [2, 2, 2, 2, 3, 3]
+    assert found["result"][1]["prime_factors"] == [prime(25), prime(25, 1)]
+    listed = (await client.get(f"{made[1].public}/values/5")).json()
+    assert 120 in [one["value"] for one in listed]
+    # Nothing is computed again for who asks now.
+    again = await post(client, made[1], hard, wait_s=1)
+    assert again.json()[0]["prime_factors"] == [prime(25), prime(25, 1)]
+
+
+async def test_a_job_that_is_done_in_time_is_answered_at_once(replicas: Replicas) -> None:
+    """`respond-async, wait=10`: 200 with the result, 202 only for what takes longer."""
+    (made,) = await replicas(1, ONE_CLASS)
+    quick = await begin(replicas.client, made, item(144), ", wait=10")
+    assert quick.status_code == 200
+    assert quick.json() == [{"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}]
+    long = await begin(replicas.client, made, item(semiprime(90)), ", wait=1")
+    assert long.status_code == 202
+    assert (await replicas.client.delete(made.public + long.headers["Location"])).status_code == 204
+
+
+async def test_a_job_tells_stage_time_and_estimate(replicas: Replicas) -> None:
+    """What it works on now, for how long, and how long it is expected to take."""
+    made = await replicas(2, ONE_CLASS)
+    location = (await begin(replicas.client, made[0], item(6 * semiprime(80)))).headers["Location"]
+
+    async def working() -> Any:
+        found = await look(replicas.client, made[1], location)
+        return found if any(work["stage"] == "curves" for work in found.get("working_on", ())) else None
+
+    found = await eventually(working, 20)
+    assert found["state"] == "running"
+    (work,) = found["working_on"]
+    assert work["factors"] == [2, 3]
+    assert work["estimate_s"] > 30
+    assert 0 < work["elapsed_s"] <= found["elapsed_s"] + 1
+    await replicas.client.delete(made[0].public + location)
+
+
+@pytest.mark.slow
+async def test_ending_a_job_frees_the_core(replicas: Replicas) -> None:
+    """DELETE at any replica: 204, the work stops within a second, and the job is gone; the job behind it goes on."""
+    made = await replicas(2, ONE_CLASS)
+    client = replicas.client
+    location = (await begin(client, made[0], item(semiprime(80)))).headers["Location"]
+    await eventually(lambda: computing(made), 20)
+    for process in made:  # one of them is not the one that computes
+        answer = await client.delete(process.public + location)
+        assert answer.status_code == (204 if process is made[0] else 404)
+    begun = time.monotonic()
+    await eventually(lambda: idle(made), 5)
+    assert time.monotonic() - begun < 1.3
+    assert (await client.get(made[0].public + location)).status_code == 404
+    assert (await client.get(made[0].public + "/jobs/unknown")).status_code == 404
+    location = (await begin(client, made[1], item(semiprime(40)))).headers["Location"]
+    assert (await ended(client, made[0], location))["state"] == "done"
+
+
+@pytest.mark.slow
+async def test_a_job_survives_the_replica_that_computes_it(replicas: Replicas) -> None:
+    """kill -9: another of the class goes on, and what was found before is not done again."""
+    made = await replicas(2, ONE_CLASS)
+    client = replicas.client
+    items = [*item(semiprime(56, 5)), *item(semiprime(58, 70)), *item(144)]
+    location = (await begin(client, made[0], items)).headers["Location"]
+
+    async def second() -> bool:
+        return bool((await look(client, made[0], location))["values_done"])
+
+    await eventually(second, 40)
+
+    async def who() -> Process | None:
+        shares = {each.pid: await burn([each], 0.2) for each in made}
+        return next((each for each in made if shares[each.pid] > 0.4), None)
+
+    owner = await eventually(who, 20)
+    survivor = next(each for each in made if each is not owner)
+    owner.kill()
+    found = await ended(client, survivor, location, 60)
+    assert found["state"] == "done", found
+    expected = [[prime(28, 5), prime(28, 6)], [prime(29, 70), prime(29, 71)], [2, 2, 2, 2, 3, 3]]
+    assert [one["prime_factors"] for one in found["result"]] == expected
+
+
+async def test_a_job_has_its_time(replicas: Replicas) -> None:
+    """A hopeless value fails with what is known; the other values' results are there; and then the job is forgotten."""
+    (made,) = await replicas(1, {**ONE_CLASS, "VALUES_JOB_S": "4", "VALUES_JOB_KEPT_S": "2"})
+    hopeless = 2 * prime(8) * semiprime(130)
+    location = (await begin(replicas.client, made, [*item(144), *item(hopeless)])).headers["Location"]
+    found = await ended(replicas.client, made, location)
+    assert found["state"] == "failed"
+    assert found["result"] == [{"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}]
+    (error,) = found["errors"]
+    assert error["value"] == hopeless
+    assert error["factors"] == [2, prime(8)]
+    assert error["unfactored"] == [semiprime(130)]
+
+    async def forgotten() -> bool:
+        return (await replicas.client.get(made.public + location)).status_code == 404
+
+    await eventually(forgotten, 10)
+    assert await idle([made])
+
+
+async def test_what_cannot_be_begun_is_refused(replicas: Replicas) -> None:
+    """A class nobody has: 404, and no job. More jobs than are kept: 503. A value that is none: 422."""
+    (made,) = await replicas(1, {**ONE_CLASS, "VALUES_MAX_JOBS": "1"})
+    assert (await begin(replicas.client, made, item(144, cls="B"))).status_code == 404
+    assert (await begin(replicas.client, made, item(0))).status_code == 422
+    first = await begin(replicas.client, made, item(semiprime(80)))
+    refused = await begin(replicas.client, made, item(144))
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    await replicas.client.delete(made.public + first.headers["Location"])
+    assert (await begin(replicas.client, made, item(144))).status_code == 202

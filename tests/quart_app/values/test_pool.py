@@ -279,7 +279,7 @@ async def test_workers_yield_to_the_event_loop(pool: FactorPool) -> None:
     await pool.factorise(MEDIUM, 30)
     assert {process.nice() for process in workers()} == {5}
     asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
-    await until(lambda: any(process.nice() == 15 for process in busy()))
+    await until(lambda: any(process.nice() == 10 for process in busy()))
     asked.cancel()
 
 
@@ -331,7 +331,7 @@ async def test_a_worker_does_not_outlive_its_replica(tmp_path: object) -> None:
 
     def computing() -> bool:
         below[:] = root.children(recursive=True)
-        return any(one.cpu_times().user > 0.3 and one.nice() == 15 for one in below)
+        return any(one.cpu_times().user > 0.3 and one.nice() == 10 for one in below)
 
     await until(computing)
     child.kill()
@@ -356,3 +356,14 @@ async def test_who_comes_before_the_pool_is_open_waits() -> None:
         await late
     async with pool:
         assert await early == [prime(13), prime(13, 1)]
+
+
+async def test_a_job_does_not_hold_up_who_sits_and_waits(pool: FactorPool) -> None:
+    """Jobs have processes and a bound of their own."""
+    jobs = [asyncio.create_task(pool.factorise(EIGHTY_DIGITS * 2**i, 60, patient=True)) for i in range(2)]
+    await until(busy)
+    with pytest.raises(Busy):
+        await pool.factorise(EIGHTY_DIGITS * 3, 60, patient=True)
+    assert await pool.factorise(prime(29) * prime(29, 1), 60) == [prime(29), prime(29, 1)]
+    for job in jobs:
+        job.cancel()
