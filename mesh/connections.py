@@ -79,6 +79,31 @@ class QuickConnection(Connection):
         return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
 
 
+class _HeedsCancellation:
+    """Mixed into redis-py's connections, so that a cancellation which comes while they send is not forgotten.
+
+    They send within `asyncio.wait_for`, and that of Python 3.11 drops a cancellation which comes together with the
+    end of what it waits for. The task goes on, and whoever cancelled it waits for ever.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        task = asyncio.current_task()
+        before = 0 if task is None else task.cancelling()
+        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        if task is not None and task.cancelling() > before:
+            # The answer is on its way; nobody must take it for that of another command.
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise asyncio.CancelledError
+
+
+def heeding_cancellation(client: Redis) -> Redis:
+    """The client, with connections that do not forget a cancellation."""
+    pool = client.connection_pool
+    made = pool.connection_class
+    pool.connection_class = type(f"Heeding{made.__name__}", (_HeedsCancellation, made), {})
+    return client
+
+
 class Connections:
     """Makes clients for the one Redis, as one user. Nothing is retried behind our back."""
 
@@ -127,7 +152,7 @@ class Connections:
             pool = BlockingConnectionPool(host=settings.host, port=settings.port, **pool_options)
         if pool.connection_class is Connection:
             pool.connection_class = QuickConnection
-        return Redis.from_pool(pool)
+        return heeding_cancellation(Redis.from_pool(pool))
 
     def _login(self) -> dict[str, Any]:
         if self._credentials is not None:
@@ -151,7 +176,7 @@ class Connections:
             },
         )
         client: Redis = sentinel.master_for(self.settings.sentinel_master, redis_class=Redis, **options)
-        return client
+        return heeding_cancellation(client)
 
 
 async def check_server(client: Redis) -> tuple[int, ...]:

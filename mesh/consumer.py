@@ -22,7 +22,7 @@ from redis import exceptions as redis_errors
 from mesh import settlement, streams
 from mesh.connections import PASSING, Link, is_fenced
 from mesh.errors import GivenUp, LeaseLost, MeshError, Refused
-from mesh.messages import NEVER, Request, failure_body
+from mesh.messages import NEVER, Request, failure_body, reply_stream
 from mesh.settings import MeshSettings
 from mesh.settlement import Bury, Commit, Expire, Forget, HandBack, Outcome, Rerun, Retry, settle
 from mesh.streams import RequestReader
@@ -182,7 +182,7 @@ class Consumer:
                 "",
                 fields.get("request", ""),
                 "",
-                fields.get("reply_to", ""),
+                reply_stream(fields),
                 0,
                 {},
                 deliveries,

@@ -57,6 +57,12 @@ def encode(body: Mapping[str, Any]) -> str:
     return _ENCODER.encode(body)
 
 
+def reply_stream(fields: Mapping[str, str]) -> str:
+    """Where the answer to an entry goes, "" for nowhere: a stream of replies, whoever wrote the entry."""
+    named = fields.get("reply_to", "")
+    return named if named.startswith(keys.REPLIES) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request as its handler sees it.
@@ -87,6 +93,8 @@ class Request:
             body = json.loads(fields["body"])
             if not isinstance(body, dict):
                 raise ValueError("the body is not an object")
+            if fields.get("reply_to", "") != reply_stream(fields):
+                raise ValueError("it wants its reply where no replies go")
             return cls(
                 stream=stream,
                 id=id,

@@ -99,7 +99,7 @@ class RequestReader:
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:
         """Make a dead letter of an entry that is ours."""
-        names = [keys.BOOKS, keys.DEAD, self.stream, reply_to]
+        names = [keys.BOOKS, keys.DEAD, self.stream, *([reply_to] if reply_to else [])]
         words = (id, self._consumer, reason, deliveries, status, encode(body), DEAD_KEPT)
         return bool(await self._link.script(BURY, names, *words))
 

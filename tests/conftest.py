@@ -1,15 +1,16 @@
 """Fixtures: a real server, a fake one, members in this process, replicas in processes of their own.
 
-    server     a Redis or Valkey for one test, on a port of its own, with its data in the test's folder
-    backend    the same suite over the real server and over fakeredis
-    mesh_of    `await mesh_of(n)` members in this process
-    replicas   `await replicas(n)` processes of `python -m quart_app`, spoken to over HTTP
+server     a Redis or Valkey for one test, on a port of its own, with its data in the test's folder
+backend    the same suite over the real server and over fakeredis: `await backend.join(worker)`
+mesh_of    `await mesh_of(n)` members in this process
+replicas   `await replicas(n)` processes of `python -m quart_app`, spoken to over HTTP
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fakeredis
 import httpx
 import pytest
 import redis
 import redis.asyncio
 
-from mesh import Connections, Member, MeshSettings, RedisSettings, Replica, Worker, join
+from mesh import Connections, Isolation, Member, MeshSettings, RedisSettings, Replica, Worker, join
+from mesh.connections import heeding_cancellation
 from quart_app import local
 
 #: The profile of the fault matrix: short enough to wait for.
@@ -138,6 +141,69 @@ async def mesh_of(server: Server) -> AsyncIterator[Members]:
     """`await mesh_of(n, worker)`: members in this process, on the real server."""
     members = Members(mesh_settings(server.settings))
     yield members
+    await members.close()
+
+
+class FakeClient(fakeredis.FakeAsyncRedis):
+    """fakeredis with what it lacks: INFO, and scripts whose first line names flags (`#!lua flags=...`)."""
+
+    async def info(self, section: str | None = None) -> dict[str, str]:
+        return {"redis_version": "7.0.0"}
+
+    async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
+        return await super().eval(self._plain(script), numkeys, *words)
+
+    async def script_load(self, script: str) -> str:
+        # Known by the hash of its whole text, as on a real server.
+        sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        self.get_connection_kwargs()["server"].script_cache[sha.encode()] = self._plain(script).encode()
+        return sha
+
+    @staticmethod
+    def _plain(script: str) -> str:
+        return script.partition("\n")[2] if script.startswith("#!lua") else script
+
+
+class FakeConnections(Connections):
+    """Clients of a server that is only an object in this process."""
+
+    def __init__(self, settings: RedisSettings, server: fakeredis.FakeServer | None = None) -> None:
+        super().__init__(settings)
+        self.server = server or fakeredis.FakeServer(version=(7,))
+
+    def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> FakeClient:
+        client = FakeClient(server=self.server, db=self.bus if db is None else db, decode_responses=True)
+        heeding_cancellation(client)
+        return client
+
+
+@dataclass
+class Backend:
+    """A Redis, real or fake, with members of a mesh on it."""
+
+    members: Members
+    connections: Connections
+
+    async def join(self, worker: Worker | None = None, **settings: Any) -> Replica:
+        """One more member."""
+        return await self.members.join(worker, **settings)
+
+    def redis(self, db: int = 0) -> redis.asyncio.Redis:
+        """A client as the administrator."""
+        return self.connections.client("test", db=db)
+
+
+@pytest.fixture(params=["fake", "real"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    """Members in this process, over fakeredis (which enforces no access rules) and over the real server."""
+    if request.param == "fake":
+        settings = mesh_settings(RedisSettings(), isolation=Isolation.PREFIX)
+        connections: Connections = FakeConnections(settings.redis)
+    else:
+        settings = mesh_settings(request.getfixturevalue("server").settings)
+        connections = Connections(settings.redis)
+    members = Members(settings, connections)
+    yield Backend(members, connections)
     await members.close()
 
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Gives a request up: dead letter, an answer to whoever waits, acknowledgement, books; all or nothing.
--- KEYS: books, dead letters, request stream, reply stream or ""
+-- KEYS: books, dead letters, request stream, reply stream if there is one
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
 -- Returns 1 buried, 0 not ours
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -17,7 +17,7 @@ for i = 1, #fields, 2 do
 end
 redis.call('XADD', dead_key, 'MAXLEN', '~', ARGV[7], '*', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
-if replies_key ~= '' then
+if replies_key then
   redis.call('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', ARGV[5],
     'forwards', '0', 'body', ARGV[6])
 end

@@ -1,0 +1,515 @@
+"""What a mesh promises to those who use it: one suite, over fakeredis and over a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from mesh import (
+    Ask,
+    Body,
+    Busy,
+    Class,
+    Database,
+    DeadlineExceeded,
+    GivenUp,
+    Incomplete,
+    LeaseLost,
+    NoReplica,
+    Refused,
+    Replica,
+    Request,
+    Store,
+    Transaction,
+    Worker,
+    join,
+    keys,
+)
+from tests.conftest import Backend, eventually
+
+
+class Counting:
+    """A worker with one operation of each kind, and what its handlers saw."""
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.seen: list[Request] = []
+        self.cancelled = 0
+        self.gate = asyncio.Event()
+        self.crashes = 0
+        handles = self.worker.handles
+        handles("count.add")(self.add)
+        handles("count.read", effect=False)(self.read)
+        handles("count.refuse")(self.refuse)
+        handles("count.crash")(self.crash)
+        handles("count.wait")(self.wait)
+        handles("count.forward")(self.forward)
+        handles("count.tell")(self.tell)
+
+    async def add(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        """Read, expect what was read, write one more: the pattern of every effect."""
+        self.seen.append(request)
+        name = request.body.get("name", "count:n")
+        before = await store.get(name)
+        await asyncio.sleep(0)
+        transaction.expect(name, before)
+        transaction.set(name, int(before or 0) + 1)
+        return {"n": int(before or 0) + 1, "database": store.database}
+
+    async def read(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        self.seen.append(request)
+        return {"n": int(await store.get("count:n") or 0)}
+
+    async def refuse(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.set("count:n", 1000)
+        transaction.send(Database(store.database), "count.add", {})
+        raise Refused("not today", because="rain")
+
+    async def crash(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        self.seen.append(request)
+        transaction.set("count:n", 1000)
+        if self.crashes > 0:
+            self.crashes -= 1
+            raise RuntimeError("a defect")
+        return {"deliveries": request.deliveries}
+
+    async def wait(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        self.seen.append(request)
+        transaction.incrby("count:n", 1)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return {"database": store.database}
+
+    async def forward(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        """Answer for ourselves and let every database that is named answer the rest."""
+        others = [n for n in request.body.get("to", []) if n != store.database]
+        for n in others:
+            transaction.forward(Database(n), {"to": []})
+        return {f"db{store.database}": True}
+
+    async def tell(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.send(Database(request.body["to"]), "count.add", {})
+        return {}
+
+    async def n(self, replica: Replica) -> int:
+        return int(await replica.store().get("count:n") or 0)
+
+
+@pytest.fixture
+def counting() -> Counting:
+    return Counting()
+
+
+async def balanced(replica: Replica) -> dict[str, int]:
+    """The books; fails unless they balance."""
+    books = await replica.books()
+    assert books["accepted"] == sum(value for name, value in books.items() if name != "accepted"), books
+    return books
+
+
+async def test_a_call_to_a_class_is_answered_by_a_replica_of_that_class(backend: Backend, counting: Counting) -> None:
+    """An address that is a class means any one replica of it."""
+    one, two = [await backend.join(counting.worker) for _ in range(2)]
+    assert (one.cls, two.cls) == ("A", "B")
+    answer = await one.call(Class("B"), "count.add", {})
+    assert answer == {"n": 1, "database": two.database}
+    assert await counting.n(two) == 1 and await counting.n(one) == 0
+
+
+async def test_a_call_to_a_database_is_answered_by_its_holder(backend: Backend, counting: Counting) -> None:
+    """An address that is a database means the replica that holds it, the caller's own included."""
+    one, two = [await backend.join(counting.worker) for _ in range(2)]
+    for replica in (one, two):
+        answer = await one.call(Database(replica.database), "count.add", {})
+        assert answer["database"] == replica.database
+
+
+async def test_a_gather_has_the_answer_of_every_live_database(backend: Backend, counting: Counting) -> None:
+    """One request to each, one answer from each, by database."""
+    members = [await backend.join(counting.worker) for _ in range(3)]
+    await members[0].call(Database(members[2].database), "count.add", {})
+    answers = await members[1].gather("count.read", {})
+    assert answers == {1: {"n": 0}, 2: {"n": 0}, 3: {"n": 1}}
+
+
+async def test_what_a_handler_sees_of_its_request(backend: Backend, counting: Counting) -> None:
+    """Operation, body, sender, Redis's own time, the deadline on the same clock."""
+    one = await backend.join(counting.worker)
+    client = backend.redis()
+    seconds, microseconds = await client.time()
+    await one.call(Class("A"), "count.add", {"text": "ü\u2028\"'\n", "big": 10**300}, deadline_ms=3000)
+    (request,) = counting.seen
+    assert (request.op, request.sender, request.deliveries) == ("count.add", one.id, 1)
+    assert request.body == {"text": "ü\u2028\"'\n", "big": 10**300}
+    assert abs(request.at_ms - (seconds * 1000 + microseconds // 1000)) < 2000
+    assert abs(request.deadline - request.at_ms - 3000) <= 5
+    await client.aclose()
+
+
+async def test_a_class_without_a_live_replica_is_refused_and_nothing_is_sent(
+    backend: Backend, counting: Counting
+) -> None:
+    """A request of several parts is sent whole or not at all."""
+    one = await backend.join(counting.worker)
+    with pytest.raises(NoReplica) as caught:
+        await one.ask([Ask(Class("A"), "count.add", {}), Ask(Class("D"), "count.add", {})])
+    assert caught.value.facts["address"] == "D"
+    with pytest.raises(NoReplica):
+        await one.call(Database(9), "count.add", {})
+    assert (await balanced(one))["accepted"] == 0
+    assert not counting.seen
+
+
+async def test_an_operation_nobody_knows_is_refused(backend: Backend, counting: Counting) -> None:
+    """It is an answer, not a time-out: the caller and the worker may be of different releases."""
+    one = await backend.join(counting.worker)
+    with pytest.raises(Refused, match="no replica here knows the operation"):
+        await one.call(Class("A"), "count.unheard", {})
+
+
+async def test_a_refusal_travels_with_its_facts_and_takes_the_effect_back(backend: Backend, counting: Counting) -> None:
+    """A handler that raises a MeshError has no effect at all: no write, no send."""
+    one = await backend.join(counting.worker)
+    with pytest.raises(Refused, match="not today") as caught:
+        await one.call(Class("A"), "count.refuse", {})
+    assert caught.value.facts == {"because": "rain"}
+    assert await counting.n(one) == 0
+    assert await balanced(one) == {
+        "accepted": 1, "answered": 1, "expired": 0, "cancelled": 0, "dead": 0, "lost": 0, "in_flight": 0,
+    }  # fmt: skip
+
+
+async def test_an_answer_in_parts_is_complete_when_every_part_is(backend: Backend, counting: Counting) -> None:
+    """A worker may answer some of a request and forward the rest; the caller waits for all of it."""
+    members = [await backend.join(counting.worker) for _ in range(3)]
+    answer = await members[0].call(Class("A"), "count.forward", {"to": [1, 2, 3]})
+    assert answer == {"db1": True, "db2": True, "db3": True}
+
+
+async def test_what_a_transaction_sends_is_worked_off(backend: Backend, counting: Counting) -> None:
+    """The outbox: a send becomes an entry with the commit, and has its effect where it was sent to."""
+    one, two = [await backend.join(counting.worker) for _ in range(2)]
+    await one.call(Class("A"), "count.tell", {"to": two.database})
+
+    async def told() -> bool:
+        return await counting.n(two) == 1
+
+    await eventually(told)
+    assert (await balanced(one))["accepted"] == 2
+
+
+async def test_concurrent_effects_on_one_key_are_all_counted(backend: Backend, counting: Counting) -> None:
+    """What a handler read and named as expected is unchanged at its commit, or the handler runs again."""
+    one = await backend.join(counting.worker)
+    answers = await asyncio.gather(*(one.call(Class("A"), "count.add", {}) for _ in range(50)))
+    assert sorted(answer["n"] for answer in answers) == list(range(1, 51))
+    assert len(counting.seen) > 50, "nothing ran beside anything else, so this shows nothing"
+    assert await counting.n(one) == 50
+
+
+async def test_a_databases_stream_is_worked_in_order(backend: Backend, counting: Counting) -> None:
+    """One entry's effect is there before the next one is read: no reruns, and each sees the one before."""
+    one = await backend.join(counting.worker)
+    to = Database(one.database)
+    answers = await asyncio.gather(*(one.call(to, "count.add", {}) for _ in range(30)))
+    assert [answer["n"] for answer in answers] == list(range(1, 31))
+    assert len(counting.seen) == 30
+
+
+async def test_a_handler_that_crashes_is_tried_again_and_its_writes_are_not_there(
+    backend: Backend, counting: Counting
+) -> None:
+    """An unforeseen exception leaves the request pending; after the claim idle time it is delivered once more."""
+    one = await backend.join(counting.worker, claim_idle_ms=200)
+    counting.crashes = 1
+    call = asyncio.ensure_future(one.call(Class("A"), "count.crash", {}))
+
+    async def crashed() -> bool:
+        return counting.crashes == 0
+
+    await eventually(crashed)
+    assert await counting.n(one) == 0
+    assert await call == {"deliveries": 2}
+    assert await counting.n(one) == 1000
+
+
+@pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])
+async def test_a_request_that_always_crashes_becomes_a_dead_letter_with_an_answer(
+    backend: Backend, counting: Counting, to: Class | Database
+) -> None:
+    """At most so many deliveries; then the reason is kept for people and the waiter gets an error."""
+    one = await backend.join(counting.worker, claim_idle_ms=200)
+    counting.crashes = 1000
+    with pytest.raises(GivenUp, match="RuntimeError: a defect"):
+        await one.call(to, "count.crash", {"for": "the dead"})
+    assert [request.deliveries for request in counting.seen] == [1, 2, 3]
+    client = backend.redis()
+    ((_, letter),) = await client.xrange(keys.DEAD)
+    assert letter["op"] == "count.crash" and letter["body"] == '{"for":"the dead"}'
+    assert letter["reason"] == "RuntimeError: a defect" and letter["deliveries"] == "3"
+    assert (await balanced(one))["dead"] == 1
+    await client.aclose()
+
+
+async def test_an_entry_that_is_no_request_becomes_a_dead_letter_and_holds_nobody_up(
+    backend: Backend, counting: Counting
+) -> None:
+    """Whatever somebody puts on a stream by hand, the requests behind it are worked off."""
+    one = await backend.join(counting.worker)
+    client = backend.redis()
+    for stream in (Class("A").stream, Database(1).stream):
+        await client.xadd(stream, {"hello": "world"})
+        await client.xadd(stream, {"op": "count.add", "body": "[1"})
+    assert (await one.call(Class("A"), "count.add", {}))["n"] == 1
+    assert (await one.call(Database(1), "count.add", {}))["n"] == 2
+
+    async def buried() -> bool:
+        return await client.xlen(keys.DEAD) == 4
+
+    await eventually(buried)
+    await client.aclose()
+
+
+async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(backend: Backend, counting: Counting) -> None:
+    """Work in progress past its deadline stops; it has no effect, and the books say that it expired."""
+    one = await backend.join(counting.worker)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await one.call(Class("A"), "count.wait", {}, deadline_ms=400)
+    assert 0.3 < time.monotonic() - started < 1.4
+
+    async def over() -> bool:
+        return counting.cancelled == 1 and (await balanced(one))["expired"] == 1
+
+    await eventually(over, 3)
+    assert await counting.n(one) == 0
+
+
+async def test_work_past_its_deadline_is_not_begun(backend: Backend, counting: Counting) -> None:
+    """A worker that finds a request whose time is over ends it, unseen by the handler."""
+    one = await backend.join(counting.worker, concurrency=1)
+    busy = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}, deadline_ms=1500))
+
+    async def begun() -> bool:
+        return len(counting.seen) == 1
+
+    await eventually(begun)
+    with pytest.raises(DeadlineExceeded):
+        await one.call(Class("A"), "count.add", {}, deadline_ms=200)
+    counting.gate.set()
+    await busy
+
+    async def ended() -> bool:
+        return (await balanced(one))["in_flight"] == 0
+
+    await eventually(ended, 3)
+    assert [request.op for request in counting.seen] == ["count.wait"]
+    assert (await balanced(one))["expired"] == 1
+
+
+async def test_work_nobody_waits_for_any_more_is_cancelled(backend: Backend, counting: Counting) -> None:
+    """A caller that is cancelled takes its request off the stream; whoever works on it learns so."""
+    one = await backend.join(counting.worker)
+    call = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}))
+
+    async def begun() -> bool:
+        return len(counting.seen) == 1
+
+    await eventually(begun)
+    call.cancel()
+
+    async def cancelled() -> bool:
+        return counting.cancelled == 1 and (await balanced(one))["cancelled"] == 1
+
+    await eventually(cancelled, 3)
+    assert await counting.n(one) == 0
+
+
+async def test_a_gather_that_is_not_complete_names_who_is_missing(backend: Backend, counting: Counting) -> None:
+    """Never a part of the truth as if it were the whole."""
+    fast = Counting()
+    fast.gate.set()
+    one = await backend.join(fast.worker)
+    two = await backend.join(counting.worker)
+    with pytest.raises(Incomplete) as caught:
+        await one.gather("count.wait", {}, deadline_ms=400)
+    assert caught.value.missing == [two.database]
+
+
+async def test_more_than_may_wait_is_refused_at_once(backend: Backend, counting: Counting) -> None:
+    """Every queue has a bound; beyond it a request is refused before it is accepted."""
+    one = await backend.join(counting.worker, stream_bound=3)
+    calls = [asyncio.ensure_future(one.call(Class("A"), "count.wait", {})) for _ in range(3)]
+
+    async def waiting() -> bool:
+        return len(counting.seen) == 3
+
+    await eventually(waiting)
+    with pytest.raises(Busy) as caught:
+        await one.call(Class("A"), "count.add", {})
+    assert caught.value.retry_after is not None
+    counting.gate.set()
+    assert len(await asyncio.gather(*calls)) == 3
+    assert (await balanced(one))["accepted"] == 3
+
+
+async def test_what_was_answered_leaves_nothing_behind(backend: Backend, counting: Counting) -> None:
+    """Acknowledged and deleted: a request stream holds what waits, and nothing else."""
+    one = await backend.join(counting.worker)
+    await asyncio.gather(*(one.call(Class("A"), "count.add", {}) for _ in range(20)))
+    client = backend.redis()
+    assert await client.xlen(Class("A").stream) == 0
+    assert (await client.xpending(Class("A").stream, keys.GROUP))["pending"] == 0
+    await client.aclose()
+
+
+async def test_a_replicas_data_are_in_its_database_under_its_prefix(backend: Backend, counting: Counting) -> None:
+    """db{n}:… in database n; nothing of it in the bus."""
+    one, two = [await backend.join(counting.worker) for _ in range(2)]
+    await one.call(Database(two.database), "count.add", {})
+    client = backend.redis(db=two.database)
+    assert sorted(await client.keys()) == ["db2:class", "db2:count:n"]
+    assert not [key for key in await backend.redis().keys() if key.startswith("db")]
+    await client.aclose()
+
+
+async def test_a_database_keeps_its_class_and_its_data(backend: Backend, counting: Counting) -> None:
+    """Whoever leases it later takes the class up, whatever class it was told to have."""
+    worker = counting.worker
+    async with _joined(backend, worker) as one:
+        database, cls = one.database, one.cls
+        await one.call(Class(cls), "count.add", {})
+    async with _joined(backend, worker, class_="D") as again:
+        assert (again.database, again.cls) == (database, cls)
+        assert again.epoch > one.epoch
+        assert await counting.n(again) == 1
+
+
+async def test_the_first_class_is_the_rarest_live_one_unless_it_is_set(backend: Backend) -> None:
+    """Four replicas show all four classes; MESH_CLASS says otherwise."""
+    members = [await backend.join() for _ in range(5)]
+    assert [member.cls for member in members] == ["A", "B", "C", "D", "A"]
+    assert (await backend.join(class_="C")).cls == "C"
+    assert [row.cls for row in await members[0].roster()] == ["A", "B", "C", "D", "A", "C"]
+
+
+async def test_work_of_a_replica_that_is_gone_is_taken_over(backend: Backend, counting: Counting) -> None:
+    """What nobody kept alive for the claim idle time is claimed, with its deliveries counted on."""
+    one = await backend.join(counting.worker, claim_idle_ms=400, class_="A")
+    await one.call(Class("A"), "count.read", {})
+    client = backend.redis()
+    # A consumer that reads and is never heard of again is what kill -9 leaves behind.
+    async with Paused(one):
+        call = asyncio.ensure_future(one.call(Class("A"), "count.add", {}))
+        taken: list[Any] = []
+
+        async def take() -> bool:
+            taken[:] = await client.xreadgroup(keys.GROUP, "replica-dead", {Class("A").stream: ">"}, count=1)
+            return bool(taken)
+
+        await eventually(take)
+    assert (await call)["n"] == 1
+    assert counting.seen[1].deliveries == 2
+    await client.aclose()
+
+
+async def test_work_claimed_by_another_has_no_effect_here(backend: Backend, counting: Counting) -> None:
+    """The commit takes only what is still pending for its own consumer. This is what makes an effect happen once."""
+    one = await backend.join(counting.worker, claim_idle_ms=60_000)
+    call = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}, deadline_ms=1000))
+
+    async def begun() -> bool:
+        return len(counting.seen) == 1
+
+    await eventually(begun)
+    client = backend.redis()
+    await client.xclaim(Class("A").stream, keys.GROUP, "replica-other", 0, [counting.seen[0].id])
+    counting.gate.set()
+    with pytest.raises(DeadlineExceeded):
+        await call
+    assert await counting.n(one) == 0
+    await client.aclose()
+
+
+async def test_a_lease_in_other_hands_stops_the_replica(backend: Backend, counting: Counting) -> None:
+    """Every commit and every submission looks at the lease; the membership ends with LeaseLost."""
+    client = backend.redis()
+    with pytest.raises(LeaseLost):
+        async with _joined(backend, counting.worker) as one:
+            await client.set(keys.lease(one.database), f"{one.epoch + 1} replica-other", px=60_000)
+            transaction = one.transaction()
+            transaction.set("count:n", 1)
+            with pytest.raises(LeaseLost):
+                await one.commit(transaction)
+            assert not await backend.redis(db=one.database).get(f"{keys.own(one.database)}count:n")
+            await asyncio.sleep(5)
+    await client.aclose()
+
+
+async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, counting: Counting) -> None:
+    """Drain: what it cannot finish in time another takes over at once, and the caller gets its answer."""
+    slow = Counting()
+    async with _joined(backend, slow.worker, class_="A", deadline_ms=600) as leaving:
+        caller = await backend.join(counting.worker, class_="A", claim_idle_ms=60_000)
+        counting.gate.set()
+        async with Paused(caller):
+            call = asyncio.ensure_future(caller.call(Class("A"), "count.wait", {}, deadline_ms=5000))
+
+            async def begun() -> bool:
+                return len(slow.seen) == 1
+
+            await eventually(begun)
+    assert leaving.database != caller.database
+    # Handed back as if idle for its own claim idle time; this caller's reclaim is told to be as quick.
+    client = backend.redis()
+    pending = await client.xpending_range(Class("A").stream, keys.GROUP, "-", "+", 10)
+    assert [entry["message_id"] for entry in pending] == [slow.seen[0].id]
+    assert pending[0]["time_since_delivered"] >= 2000
+    assert slow.cancelled == 1
+    call.cancel()
+    await client.aclose()
+
+
+async def test_released_and_granted_again_at_once(backend: Backend) -> None:
+    """An orderly end frees the database now, not when the lease would have run out."""
+    async with _joined(backend) as one:
+        first = one.database
+    started = time.monotonic()
+    again = await backend.join()
+    assert again.database == first
+    assert time.monotonic() - started < 1
+
+
+def _joined(backend: Backend, worker: Worker | None = None, **settings: Any) -> Any:
+    """A membership that the test itself ends."""
+    chosen = backend.members.settings.model_copy(update=settings)
+    return join(worker or Worker(), chosen, connections=backend.connections)
+
+
+class Paused:
+    """A replica that reads no requests of its class meanwhile."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._reader = replica._class_consumer._reader
+
+    async def __aenter__(self) -> None:
+        self._read = self._reader.read
+        idle = asyncio.Event()
+
+        async def nothing(count: int) -> list[Any]:
+            idle.set()
+            await asyncio.sleep(0.01)
+            return []
+
+        self._reader.read = nothing  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            await idle.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reader.read = self._read  # type: ignore[method-assign]
