@@ -47,7 +47,7 @@ class App:
 def create_app(context: Context) -> App:
     """The applications with the services that the settings name."""
     services = [_service(name, context) for name in context.settings.service_names]
-    app = App(context, services, Quart("public"), Quart("private"))
+    app = App(context, services, Quart("public", static_folder=None), Quart("private", static_folder=None))
     for service in services:
         app.worker.include(service.worker)
     requests = metrics.Requests(context.metrics)

@@ -41,7 +41,7 @@ async def openapi(blueprints: Sequence[Blueprint], version: str) -> dict[str, An
 
     It is made by an application of its own, so that serving requests pays nothing for documenting them.
     """
-    app = Quart("documented")
+    app = Quart("documented", static_folder=None)
     schema = QuartSchema(
         app,
         openapi_path=None,

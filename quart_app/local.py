@@ -3,6 +3,7 @@
 Mesh
   +-- Server      Redis or Valkey: given by REDIS_URL, or found on PATH, or from the wheel; its data in a folder
   +-- Balancer    Caddy; where there is none, the replicas accept from one socket
+  +-- Providers   the two that the message service speaks to
   +-- Replicas    `python -m quart_app` N times, each with ports of its own
 """
 
@@ -32,6 +33,8 @@ from mesh.scripts import ROSTER
 from quart_app import running
 from quart_app.__main__ import EXIT_SETUP
 from quart_app.balancer import BalancerError, balancer, caddy
+from quart_app.providers import launch
+from quart_app.settings import AppSettings
 
 SERVERS = ("valkey-server", "redis-server")
 VERSION = re.compile(r"v=(\d+)\.(\d+)")
@@ -239,12 +242,16 @@ async def mesh(
         stack.enter_context(running.announced(folder, redis_url=url, port=port))
         ports = free_ports(2 * replicas)
         pairs = list(zip(ports[::2], ports[1::2], strict=True))
-        fds, env = await _one_address(stack, host, port, [public for public, _ in pairs])
-        children = Replicas(pairs, {**_environment(url), **env}, folder / "logs", fds)
+        told = await stack.enter_async_context(launch.running(spawn, folder / "logs")) if _messages() else {}
+        front = await stack.enter_async_context(contextlib.AsyncExitStack())
+        fds, env = await _one_address(front, host, port, [public for public, _ in pairs])
+        children = Replicas(pairs, {**_environment(url, folder), **told, **env}, folder / "logs", fds)
         keeping = asyncio.create_task(children.run())
         try:
             yield children, RedisSettings(url=SecretStr(url)), keeping
         finally:
+            # Requests under way get their answers first.
+            await front.aclose()
             await children.stop(MeshSettings().deadline_ms / 1000 + 10)
             keeping.cancel()
             await asyncio.wait([keeping])
@@ -272,8 +279,20 @@ async def _one_address(
     return [], {"DRAIN_MS": os.environ.get("DRAIN_MS", "2000")}
 
 
-def _environment(url: str) -> dict[str, str]:
-    return {"LOG_FORMAT": "console", **os.environ, "REDIS_URL": url, "HOST": "127.0.0.1"}
+def _messages() -> bool:
+    return "messages" in AppSettings().service_names
+
+
+def _environment(url: str, folder: Path) -> dict[str, str]:
+    """What a replica is told: data beside the server's, unless the environment says otherwise."""
+    defaults = {
+        "LOG_FORMAT": "console",
+        "MOVEMENTS_DB_PATH": str(folder / "movements.db"),
+        "GRADES_SNAPSHOT_DIR": str(folder / "grades"),
+        # Plain HTTP on this machine alone: a browser would keep a secure cookie to itself.
+        "MESSAGES_COOKIE_SECURE": "false",
+    }
+    return {**defaults, **os.environ, "REDIS_URL": url, "HOST": "127.0.0.1"}
 
 
 async def all_ready(
