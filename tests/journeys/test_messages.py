@@ -1,0 +1,363 @@
+"""Messages over real HTTP: replicas and both providers in processes of their own.
+
+The providers are the judges: `GET /calls` of each tells what it saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from quart_app.providers import commands
+
+if TYPE_CHECKING:
+    from tests.conftest import Process, Replicas, Server
+
+ADMIN = {"email": "admin@example.com", "password": "from the settings"}
+ANN = {"email": "ann@example.com", "password": "correct horse"}
+ENV = {
+    "SERVICES": "messages",
+    "MESSAGES_COOKIE_SECURE": "false",
+    "MESSAGES_ADMIN_EMAIL": ADMIN["email"],
+    "MESSAGES_ADMIN_PASSWORD": ADMIN["password"],
+}
+
+
+#: A message is given up sooner, so that what a dead replica left is told sooner.
+QUICK = {"MESSAGES_PROVIDER_TIMEOUT_MS": "2000", "MESSAGES_PROBE_WAIT_MS": "2000", "MESSAGES_CONNECT_TRIES": "1"}
+
+
+@dataclass
+class Judge:
+    """A provider in a process of its own."""
+
+    url: str
+
+    async def calls(self) -> dict[str, Any]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            found: dict[str, Any] = (await client.get(self.url + "calls")).json()
+            return found
+
+
+@dataclass
+class Providers:
+    """Both, and what the replicas must be told."""
+
+    free: Judge
+    paid: Judge
+    env: dict[str, str] = field(default_factory=dict)
+
+    async def taken(self) -> Counter[str]:
+        """How often each message was taken, by whichever."""
+        calls = (await self.free.calls())["calls"] + (await self.paid.calls())["calls"]
+        return Counter(call["message"] for call in calls if call["outcome"] == "taken")
+
+
+@contextlib.asynccontextmanager
+async def provider(kind: str, *options: str) -> AsyncIterator[Judge]:
+    command = [*commands(free_port=0, paid_port=0)[kind], *options]
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        line = await asyncio.wait_for(child.stdout.readline(), 30)
+        yield Judge(line.decode().split()[-1])
+    finally:
+        child.kill()
+        await child.wait()
+
+
+@contextlib.asynccontextmanager
+async def providers(limit: int, block_s: float, latency_ms: int = 20) -> AsyncIterator[Providers]:
+    """The free one takes `limit` and blocks for `block_s`."""
+    latency = ("--latency-ms", str(latency_ms))
+    free_options = (*latency, "--limit", str(limit), "--block-seconds", str(block_s))
+    async with provider("free", *free_options) as free, provider("paid", *latency) as paid:
+        env = ENV | {
+            "FREE_PROVIDER_URL": free.url,
+            "PAID_PROVIDER_URL": paid.url,
+            "MESSAGES_FREE_LIMIT": str(limit),
+            "MESSAGES_FREE_BLOCK_SECONDS": str(block_s),
+        }
+        yield Providers(free, paid, env)
+
+
+class Visitor:
+    """Somebody with a cookie. Any replica will do for each step."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.cookie = ""
+
+    async def __call__(
+        self, method: str, at: Process, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        sent = {"Cookie": self.cookie, **(headers or {})}
+        answer = await self._client.request(method, at.public + path, json=body, headers=sent)
+        if "Set-Cookie" in answer.headers:
+            self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        self._client.cookies.clear()
+        return answer
+
+    async def log_in(self, at: Process, who: dict[str, str]) -> None:
+        assert (await self("POST", at, "/auth/login", who)).status_code == 204
+
+    async def send(self, at: Process, message: str, key: str | None = None, **more: Any) -> httpx.Response:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return await self("POST", at, "/messages", {"message": message, **more}, headers)
+
+
+async def paying_visitor(replicas: Replicas, at: Process) -> Visitor:
+    """A user whom the administrator has given paid access."""
+    admin, ann = Visitor(replicas.client), Visitor(replicas.client)
+    await admin.log_in(at, ADMIN)
+    made = (await ann("POST", at, "/auth/register", ANN)).json()
+    assert (await admin("PATCH", at, f"/users/{made['id']}", {"paid_access": True})).status_code == 200
+    await ann.log_in(at, ANN)
+    return ann
+
+
+async def metric(replicas: Replicas, name: str) -> float:
+    """The sum of one counter over all live replicas."""
+    total = 0.0
+    for process in replicas.processes:
+        if process.popen.poll() is None:
+            text = (await replicas.client.get(process.private + "/metrics")).text
+            total += sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+    return total
+
+
+async def test_a_user_s_life_over_two_replicas(replicas: Replicas) -> None:
+    """Every route, each time at the replica that did not do the step before."""
+    async with providers(limit=2, block_s=60) as both:
+        one, two = await replicas(2, both.env)
+        ann, admin = Visitor(replicas.client), Visitor(replicas.client)
+
+        made = await ann("POST", one, "/auth/register", ANN)
+        assert made.status_code == 201
+        assert (await ann("POST", two, "/auth/register", ANN)).status_code == 409
+        assert (await ann("GET", two, "/users/me")).status_code == 401
+        await ann.log_in(two, ANN)
+        assert (await ann("GET", one, "/users/me")).json() == made.json()
+        assert (await ann("PATCH", two, "/users/me", {"email": "ann@example.org"})).status_code == 200
+        assert (await ann("GET", one, "/users/me")).json()["email"] == "ann@example.org"
+
+        assert [(await ann.send(at, "m")).json()["provider"] for at in (one, two)] == ["free", "free"]
+        closed = await ann.send(one, "m")
+        assert closed.status_code == 403
+        assert 0 < int(closed.headers["Retry-After"]) <= 60
+        shown = [(await ann("GET", at, "/quota")).json() for at in (one, two)]
+        assert [(each["limit"], each["remaining"]) for each in shown] == [(2, 0), (2, 0)]
+        assert shown[0]["blocked_until"] == shown[1]["blocked_until"]
+
+        granted = f"/users/{made.json()['id']}"
+        assert (await ann("PATCH", one, granted, {"paid_access": True})).status_code == 403
+        await admin.log_in(one, ADMIN)
+        assert (await admin("PATCH", two, granted, {"paid_access": True})).status_code == 200
+        first = await ann.send(one, "paid for", "key-1")
+        again = await ann.send(two, "paid for", "key-1")
+        assert first.json()["provider"] == again.json()["provider"] == "paid"
+        assert first.json()["id"] == again.json()["id"]
+        assert (await ann.send(two, "something else", "key-1")).status_code == 409
+        assert await both.taken() == {"m": 2, "paid for": 1}
+
+        assert (await ann("POST", two, "/auth/logout")).status_code == 204
+        assert (await ann("GET", one, "/users/me")).status_code == 401
+
+
+async def test_restarting_everything_loses_nothing(replicas: Replicas, server: Server) -> None:
+    """Users, sessions, answers and the window: all of it is there after kill -9 of the replica and of Redis."""
+    async with providers(limit=2, block_s=60) as both:
+        (process,) = await replicas(1, both.env)
+        ann = await paying_visitor(replicas, process)
+        sent = [(await ann.send(process, f"m{n}", f"key-{n}")).json() for n in range(3)]
+        assert [each["provider"] for each in sent] == ["free", "free", "paid"]
+        process.kill()
+        server.kill()
+        server.start()
+        (process,) = await replicas(1, both.env)
+        again = [(await ann.send(process, f"m{n}", f"key-{n}")).json() for n in range(3)]
+        assert [each["id"] for each in again] == [each["id"] for each in sent]
+        assert (await ann.send(process, "m3")).json()["provider"] == "paid"
+        assert (await both.free.calls())["refused"] == 0
+        await ann.log_in(process, ANN)
+
+
+async def test_who_sent_and_died_is_not_replaced(replicas: Replicas) -> None:
+    """kill -9 while the provider works: the key is answered honestly, and reaches no provider again."""
+    async with providers(limit=5, block_s=60, latency_ms=1_500) as both:
+        slow = both.env | {
+            "MESSAGES_PROVIDER_TIMEOUT_MS": "1900",
+            "MESSAGES_PROBE_WAIT_MS": "0",
+            "MESSAGES_CONNECT_TRIES": "1",
+        }
+        one, two = await replicas(2, slow)
+        ann = await paying_visitor(replicas, two)
+        sending = asyncio.create_task(ann.send(one, "m", "key-1"))
+        while not (await both.taken())["m"]:
+            await asyncio.sleep(0.02)
+        one.kill()
+        with pytest.raises(httpx.TransportError):
+            await sending
+        again = await ann.send(two, "m", "key-1")
+        assert again.status_code == 502
+        assert "not known" in again.json()["detail"]
+        assert (await ann.send(two, "m", "key-1")).status_code == 502
+        assert await both.taken() == {"m": 1}
+
+
+@dataclass
+class Race:
+    """Many messages at once, each with a key of its own, at random replicas."""
+
+    ann: Visitor
+    keys: list[str]
+    answers: dict[str, httpx.Response] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+
+    async def run(self, processes: list[Process], seed: int) -> None:
+        chooser = random.Random(seed)
+        todo = [key for key in self.keys if key not in self.answers]
+        await asyncio.gather(*(self._send(chooser.choice(processes), key) for key in todo))
+
+    async def _send(self, process: Process, key: str) -> None:
+        try:
+            answer = await self.ann.send(process, f"message of {key}", key)
+        except httpx.TransportError:
+            self.lost.add(key)
+            return
+        if answer.status_code == 503:
+            self.lost.add(key)
+        else:
+            self.answers[key] = answer
+
+    def providers(self) -> Counter[str]:
+        return Counter(answer.json()["provider"] for answer in self.answers.values() if answer.status_code == 200)
+
+
+def check_windows(calls: dict[str, Any], limit: int, block_s: float) -> None:
+    """Every window full but the last one, and never a request while it was closed."""
+    assert calls["refused"] == 0
+    times = [call["at"] for call in calls["calls"]]
+    for last in range(limit - 1, len(times) - 1, limit):
+        assert times[last + 1] - times[last] >= block_s - 0.005
+
+
+def check_paid_while_closed(
+    free: dict[str, Any], paid: dict[str, Any], limit: int, block_s: float, slack_s: float
+) -> None:
+    """Each paid message went out while the free provider was used up, or all of it was on its way."""
+    taken = [call["at"] for call in free["calls"] if call["outcome"] == "taken"]
+    windows = [taken[first : first + limit] for first in range(0, len(taken), limit)]
+    closed = [(window[0], window[-1] + block_s + slack_s) for window in windows if len(window) == limit]
+    for call in paid["calls"]:
+        assert any(begin <= call["at"] <= end for begin, end in closed), (call["at"], closed)
+
+
+async def open_again(ann: Visitor, at: Process, wait_s: float) -> None:
+    """Until the quota says that free messages are taken."""
+    until = time.monotonic() + wait_s
+    while (await ann("GET", at, "/quota")).json()["remaining"] == 0:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+
+
+async def race_for_the_quota(replicas: Replicas, count: int, limit: int, messages: int, block_s: float) -> None:
+    """The free provider sees exactly its limit in each window and refuses nobody; paid only while it is closed."""
+    async with providers(limit, block_s) as both:
+        processes = await replicas(count, both.env)
+        race = Race(await paying_visitor(replicas, processes[0]), [f"key-{n}" for n in range(messages)])
+        await race.run(processes, seed=28)
+        assert {answer.status_code for answer in race.answers.values()} == {200}
+        assert not race.lost
+        free, paid = await both.free.calls(), await both.paid.calls()
+        assert race.providers() == {"free": free["taken"], "paid": paid["taken"]}
+        check_windows(free, limit, block_s)
+        check_paid_while_closed(free, paid, limit, block_s, slack_s=1.0)
+        assert await metric(replicas, "paid_avoidable_total") == 0
+
+        await open_again(race.ann, processes[-1], 3 * block_s)
+        assert (await race.ann.send(processes[-1], "after the block")).json()["provider"] == "free"
+
+        first = {key: answer.json()["id"] for key, answer in race.answers.items()}
+        race.answers.clear()
+        await race.run(processes, seed=29)
+        assert {key: answer.json()["id"] for key, answer in race.answers.items()} == first
+        assert set((await both.taken()).values()) == {1}
+
+
+async def race_with_kills(
+    replicas: Replicas, count: int, kills: int, limit: int, messages: int, block_s: float
+) -> None:
+    """Replicas killed in the middle cost one slot each at most; no key is handled twice; the count heals."""
+    async with providers(limit, block_s, latency_ms=150) as both:
+        quick = both.env | QUICK
+        processes = await replicas(count, quick)
+        race = Race(await paying_visitor(replicas, processes[-1]), [f"key-{n}" for n in range(messages)])
+        racing = asyncio.create_task(race.run(processes, seed=28))
+        while not (await both.free.calls())["taken"]:
+            await asyncio.sleep(0.01)
+        for process in processes[:kills]:
+            process.kill()
+        await racing
+        assert race.lost
+        living = processes[kills:]
+
+        for seed in range(30, 60):
+            await race.run(living, seed)
+            if len(race.answers) == messages:
+                break
+        assert len(race.answers) == messages
+        unknown = [key for key, answer in race.answers.items() if answer.status_code == 502]
+        assert {answer.status_code for answer in race.answers.values()} <= {200, 502}
+        taken = await both.taken()
+        assert set(taken.values()) == {1}
+        assert sum(taken.values()) >= messages - len(unknown)
+        assert (await both.free.calls())["refused"] <= kills
+
+        await heals(race.ann, living, both, limit, block_s)
+
+
+async def heals(ann: Visitor, living: list[Process], both: Providers, limit: int, block_s: float) -> None:
+    """Two windows after the last death every window is whole again."""
+    for window in range(3):
+        await open_again(ann, living[0], 4 * block_s + 5)
+        before = await both.free.calls()
+        used = await asyncio.gather(*(ann.send(living[n % len(living)], f"w{window}-{n}") for n in range(2 * limit)))
+        after = await both.free.calls()
+    assert after["refused"] == before["refused"]
+    assert after["taken"] - before["taken"] == limit
+    assert Counter(answer.json()["provider"] for answer in used) == {"free": limit, "paid": limit}
+
+
+async def test_replicas_race_for_the_quota(replicas: Replicas) -> None:
+    """A small row 28."""
+    await race_for_the_quota(replicas, count=3, limit=5, messages=60, block_s=1.5)
+
+
+@pytest.mark.slow
+async def test_killed_replicas_cost_one_slot_each(replicas: Replicas) -> None:
+    """A small row 28, with a kill -9 in the middle."""
+    await race_with_kills(replicas, count=3, kills=1, limit=5, messages=40, block_s=1.5)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+async def test_row_28_16_replicas_race_for_the_quota(replicas: Replicas) -> None:
+    """16 replicas, limit 10, 500 messages at once: 10 in each window, none refused, paid only while free is closed."""
+    await race_for_the_quota(replicas, count=16, limit=10, messages=500, block_s=4)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+async def test_row_28_with_replicas_killed_in_the_middle(replicas: Replicas) -> None:
+    """4 of 16 killed: at most one slot each, whole windows afterwards, and no key at a provider twice."""
+    await race_with_kills(replicas, count=16, kills=4, limit=10, messages=500, block_s=4)
