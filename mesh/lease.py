@@ -260,6 +260,8 @@ class Lease:
         self._bus = connections.bus
         self._client = connections.client(f"lease-{grant.replica}")
         self._renewed_at = grant.granted_at
+        #: the end of the lease as the server last told it, in ms of its clock
+        self._known_until_ms = grant.now_ms + settings.lease_ttl_ms
         # Half of nothing is known about the way; the first renewal corrects it.
         self._clock_offset_ms = grant.now_ms - time.monotonic() * 1000
         self._nudge = asyncio.Event()
@@ -325,7 +327,7 @@ class Lease:
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
-            str(self._bus), str(grant.database), grant.cls,
+            str(self._bus), str(grant.database), grant.cls, str(self._known_until_ms),
         )  # fmt: skip
         # A renewal that hangs is worth less than the next one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
@@ -335,6 +337,7 @@ class Lease:
         if outcome == 2:
             log.error("the lease was gone and is put back: the server was emptied, or restarted without its data")
         self._renewed_at = sent_at
+        self._known_until_ms = int(now_ms) + self._settings.lease_ttl_ms
         self._clock_offset_ms = int(now_ms) - (sent_at + time.monotonic()) * 500
 
     async def release(self, wait_s: float) -> bool:
