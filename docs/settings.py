@@ -48,9 +48,14 @@ def settings_classes() -> Iterator[type[BaseSettings]]:
 
 def settings_modules() -> Iterator[Any]:
     for package in map(importlib.import_module, PACKAGES):
-        for found in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}.", _refuse), key=lambda m: m.name):
-            if found.name.endswith(".settings"):
-                yield importlib.import_module(found.name)
+        found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=refuse)
+        for name in sorted(each.name for each in found if each.name.endswith(".settings")):
+            yield importlib.import_module(name)
+
+
+def refuse(name: str) -> None:
+    """A package that cannot be imported would be missing without a word."""
+    raise ImportError(f"{name} cannot be imported")
 
 
 def rows(settings: type[BaseSettings]) -> Iterator[Row]:
@@ -116,23 +121,11 @@ def comments_of(settings: type[BaseSettings]) -> dict[str, str]:
     return found
 
 
-def caddy_rows() -> Iterator[Row]:
-    """What the head of the Caddyfile lists."""
-    for line in (ROOT / "Caddyfile").read_text().splitlines():
-        if match := re.fullmatch(r"#   ([A-Z_]+) +(?:(\S+) +)?(\S+ .*|host:port.*)", line):
-            yield match[1], f"`{match[2]}`" if match[2] else "", match[3]
-
-
-def compose_rows() -> Iterator[Row]:
-    """What compose.yaml takes from outside, each with the comment of its line or of the line above."""
-    seen = set()
-    for line in (ROOT / "compose.yaml").read_text().splitlines():
-        if line.lstrip().startswith("#"):
-            continue
-        for name, value in re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", line):
-            if name not in seen:
-                seen.add(name)
-                yield name, f"`{value}`", f"in `{line.split('${')[0].strip(' -:') or 'ports'}`"
+def head_rows(name: str) -> Iterator[Row]:
+    """What the comment at the head of a file lists: name, default (- is none), meaning."""
+    for line in (ROOT / name).read_text().splitlines():
+        if match := re.fullmatch(r"#   ([A-Z_]+) +(\S+)  +(\S.*)", line):
+            yield match[1], "" if match[2] == "-" else f"`{match[2]}`", match[3]
 
 
 def table(lines: Iterator[Row]) -> str:
@@ -147,8 +140,10 @@ def page() -> str:
         parts.append(
             f"## {settings.__name__}\n\n{said}\n\nRead in `{settings.__module__}`.\n\n{table(rows(settings))}\n"
         )
-    parts.append(f"## Caddyfile\n\nRead by Caddy, not by the replicas.\n\n{table(caddy_rows())}\n")
-    parts.append(f"## compose.yaml\n\nRead by `docker compose`, also from a file `.env`.\n\n{table(compose_rows())}\n")
+    parts.append(f"## Caddyfile\n\nRead by Caddy, not by the replicas.\n\n{table(head_rows('Caddyfile'))}\n")
+    parts.append(
+        f"## compose.yaml\n\nRead by `docker compose`, also from a file `.env`.\n\n{table(head_rows('compose.yaml'))}\n"
+    )
     return "\n".join(parts)
 
 

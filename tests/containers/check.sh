@@ -14,7 +14,7 @@ if ! docker info > /dev/null 2>&1; then
     echo "no container engine here: start one, or name a stand-in in CONTAINER_CHECK" >&2
     exit 2
 fi
-export PORT=${PORT:-18000} HTTPS_PORT=${HTTPS_PORT:-18443}
+export HTTP_PORT=${HTTP_PORT:-18000} HTTPS_PORT=${HTTPS_PORT:-18443}
 export COMPOSE="docker compose --project-name mesh-check --file $PWD/compose.yaml"
 trap '$COMPOSE down --volumes --timeout 5' EXIT
 $COMPOSE up --detach --build --wait --wait-timeout 150

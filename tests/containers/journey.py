@@ -17,7 +17,7 @@ import httpx
 
 from tests.journeys.load import PATIENCE_S, History, load, send
 
-BASE = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
+BASE = f"http://127.0.0.1:{os.environ.get('HTTP_PORT', '8000')}"
 #: Longest time for a scaled stack to be what was asked for.
 SETTLED_S = 90.0
 

@@ -83,3 +83,10 @@ def test_the_password_is_a_secret_and_nowhere_in_the_environment() -> None:
     assert [name for name in named if name.startswith("REDIS_PASSWORD")] == []
     password = (ROOT / "deploy/secrets/redis_password").read_text()
     assert password and password not in TEXT
+
+
+def test_what_its_head_lists_is_what_it_reads() -> None:
+    """Names and defaults."""
+    head, _, body = TEXT.partition("\nname: mesh\n")
+    listed = dict(re.findall(r"^#   ([A-Z_]+) +(\S+)(?=  )", head, re.MULTILINE))
+    assert listed == dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", body))
