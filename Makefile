@@ -34,7 +34,7 @@ types: install  ## strict on mesh
 test: lint types  ## everything that must hold, in under 15 minutes
 	$(BIN)/pytest -q -m "not faults"
 
-bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup"
+bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup factorise"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
 	$(BIN)/python -m bench $(or $(CLAIMS),all)
 

@@ -12,7 +12,7 @@ from bench import record, report
 from bench.record import Record, Settings
 
 #: A module each, with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
-CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup")
+CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup", "factorise")
 
 
 def module(claim: str) -> ModuleType:

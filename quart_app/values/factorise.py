@@ -223,13 +223,12 @@ def _word_factors(number: int) -> list[int]:
         return [number]
     factors: list[int] = []
     for prime, times in found:
-        factor = int(prime)
-        if factor not in _SMALL_PRIMES and not prime.is_prime():
-            raise WrongFactors(f"{factor}, found for {number}, is not prime")
+        if not prime.is_prime():
+            raise WrongFactors(f"{prime}, found for {number}, is not prime")
         if times == 1:
-            factors.append(factor)
+            factors.append(int(prime))
         else:
-            factors += [factor] * times
+            factors += [int(prime)] * times
     factors.sort()
     if math.prod(factors) != number:
         raise WrongFactors(f"the factors found for {number} have another product: {factors}")

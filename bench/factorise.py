@@ -1,0 +1,238 @@
+"""Factorisation: our engine beside sympy, primefac, FLINT and PARI, one thread each, on numbers of many kinds.
+
+Every contender has a process; all get the same numbers, one after the other, each round new ones and in another order
+of contenders. CPU time counts, so that whoever else uses the machine disturbs little. Every answer is checked. A
+contender that takes too long on a kind is stopped, and is not asked for that kind again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gmpy2
+
+from bench.environments import PEERS, ROOT, environment, version
+from bench.record import Ratio, Record, Settings
+from bench.report import table
+from bench.spread import Spread, interleaved
+from quart_app.values import estimate
+
+OURS = "ours"
+PEER_NAMES = {"flint": "python-flint", "pari": "cypari", "sympy": "sympy", "primefac": "primefac"}
+CONTENDERS = (OURS, *PEER_NAMES)
+#: never slower than this times the best of the others; below 2^64 not slower
+GOAL, GOAL_WORD = 1.2, 1.0
+#: a contender is stopped after this many times what the best one took, and not before LEAST_S
+PATIENCE, LEAST_S = 20.0, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of numbers: how many a round, how to make one, how often each list is gone through."""
+
+    name: str
+    count: int
+    make: Callable[[random.Random], int]
+    passes: int = 1
+    rounds: int = 100
+    goal: float = GOAL
+    #: measured with --full alone
+    long: bool = False
+
+
+def prime(chance: random.Random, digits: int) -> int:
+    return int(gmpy2.next_prime(chance.randrange(10 ** (digits - 1), 10**digits)))
+
+
+def semiprime(digits: int) -> Callable[[random.Random], int]:
+    """Two primes of half the digits each, their product of just so many."""
+
+    def make(chance: random.Random) -> int:
+        while True:
+            found = prime(chance, (digits + 1) // 2) * prime(chance, (digits + 1) // 2)
+            if len(str(found)) == digits:
+                return found
+
+    return make
+
+
+def with_factor(small: int, digits: int) -> Callable[[random.Random], int]:
+    """A prime of `small` digits times one of the rest."""
+    return lambda chance: prime(chance, small) * prime(chance, digits - small)
+
+
+def carmichael(chance: random.Random) -> int:
+    """(6k + 1)(12k + 1)(18k + 1), all three prime, of 12 to 45 digits."""
+    size = chance.choice((2, 4, 6, 8, 12))
+    while True:
+        k = chance.randrange(10**size, 10 ** (size + 1))
+        if all(gmpy2.is_prime(m * k + 1) for m in (6, 12, 18)):
+            return (6 * k + 1) * (12 * k + 1) * (18 * k + 1)
+
+
+#: 2^k - 1 whose last composite has up to 50 digits
+MERSENNE = (31, 61, 64, 67, 73, 89, 97, 101, 107, 109, 113, 120, 127, 131, 137, 149, 151, 157, 160, 180, 200)
+
+KINDS = (
+    Kind("random, 32 bits", 2000, lambda chance: chance.randrange(1, 1 << 32), 9, goal=GOAL_WORD),
+    Kind("random, 64 bits", 1000, lambda chance: chance.randrange(1 << 63, 1 << 64), 5, goal=GOAL_WORD),
+    Kind("primes, 64 bits", 1000, lambda chance: int(gmpy2.next_prime(chance.getrandbits(63))), 5, goal=GOAL_WORD),
+    Kind("random, 100 bits", 150, lambda chance: chance.getrandbits(100) | 1 << 99, 2),
+    Kind("two primes, 12 digits", 500, semiprime(12), 5, goal=GOAL_WORD),
+    Kind("two primes, 20 digits", 80, semiprime(20), 2),
+    Kind("two primes, 24 digits", 60, semiprime(24), 2),
+    Kind("two primes, 30 digits", 40, semiprime(30)),
+    Kind("two primes, 40 digits", 10, semiprime(40)),
+    Kind("two primes, 50 digits", 4, semiprime(50)),
+    Kind("two primes, 60 digits", 1, semiprime(60), rounds=5),
+    Kind("two primes, 70 digits", 1, semiprime(70), rounds=2),
+    Kind("15-digit factor, 60 digits", 12, with_factor(15, 60), rounds=3),
+    Kind("15-digit factor, 100 digits", 20, with_factor(15, 100), rounds=5),
+    Kind("15-digit factor, 200 digits", 10, with_factor(15, 200), rounds=3),
+    Kind("20-digit factor, 100 digits", 10, with_factor(20, 100), rounds=3),
+    Kind("25-digit factor, 100 digits", 4, with_factor(25, 100), rounds=2, long=True),
+    Kind("primes, 100 digits", 30, lambda chance: prime(chance, 100), 2),
+    Kind("powers of primes", 100, lambda chance: prime(chance, chance.randrange(3, 40)) ** chance.randrange(2, 8), 2),
+    Kind("Carmichael numbers", 40, carmichael, 2),
+    Kind("factorials to 1000!", 30, lambda chance: math.factorial(chance.randrange(10, 1000)), 2),
+    Kind("2^k - 1, k to 200", 12, lambda chance: 2 ** chance.choice(MERSENNE) - 1),
+)
+
+
+@dataclass(slots=True)
+class Contender:
+    """A library in a process that goes on from kind to kind."""
+
+    name: str
+    process: subprocess.Popen[str] | None = None
+    #: kinds it was too slow for
+    given_up: set[str] = field(default_factory=set)
+
+    def _start(self) -> subprocess.Popen[str]:
+        python = Path(sys.executable) if self.name == OURS else environment("factors")
+        argv = [python, PEERS / "with_factors.py", self.name]
+        process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def seconds(self, numbers: list[int], passes: int, limit_s: float) -> float | None:
+        """The CPU seconds of the quickest pass; None where it took longer than the limit. Checks the factors."""
+        self.process = self.process or self._start()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"numbers": [str(number) for number in numbers], "passes": passes}) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], limit_s)[0]:
+            self.end()
+            return None
+        answer = json.loads(self.process.stdout.readline())
+        for number, factors in zip(numbers, answer["factors"], strict=True):
+            if math.prod(factors) != number or not all(map(gmpy2.is_prime, factors)):
+                raise ArithmeticError(f"{self.name}: {factors} for {number}")
+        return float(min(answer["seconds"]))
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def measure(settings: Settings) -> Record:
+    """Milliseconds a number, of every kind, by every contender; and the ratios."""
+    contenders = [Contender(name) for name in CONTENDERS]
+    measured: dict[str, Spread] = {}
+    ratios: dict[str, Ratio] = {}
+    try:
+        for kind in KINDS:
+            if (kind.long and not settings.full) or (settings.only and kind.name not in settings.only):
+                continue
+            rows = of_kind(kind, contenders, min(settings.rounds, kind.rounds))
+            for name, values in rows.items():
+                measured[f"{kind.name} | {name}"] = Spread.of(values)
+            ratios[kind.name] = ratio(kind, rows)
+            print(f"  {kind.name}: {ratios[kind.name].spread.text(2)}", file=sys.stderr)
+    finally:
+        for contender in contenders:
+            contender.end()
+    versions = {name: version("factors", distribution) for name, distribution in PEER_NAMES.items()}
+    return Record("factorise", settings, measured, ratios, {"versions": versions})
+
+
+def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a number in each round, by contender; only of those that were quick enough."""
+    rows: dict[str, list[float]] = {}
+    numbers: dict[int, list[int]] = {}
+    best_s = math.inf
+    for number, contender in interleaved(contenders, rounds):
+        if number not in numbers:
+            chance = random.Random(f"{kind.name} {number}")
+            numbers[number] = [kind.make(chance) for _ in range(kind.count)]
+        if kind.name in contender.given_up:
+            continue
+        # Of the first contender of all nobody knows yet how long it should take.
+        limit_s = 600.0 if math.isinf(best_s) else max(LEAST_S, PATIENCE * best_s)
+        begun = time.monotonic()
+        seconds = contender.seconds(numbers[number], kind.passes, limit_s)
+        if seconds is None:
+            contender.given_up.add(kind.name)
+            rows.pop(contender.name, None)
+            continue
+        best_s = min(best_s, time.monotonic() - begun)
+        rows.setdefault(contender.name, []).append(1000 * seconds / kind.count)
+    return rows
+
+
+def ratio(kind: Kind, rows: dict[str, list[float]]) -> Ratio:
+    """Our time over the best of the others, round by round: whoever was best over all rounds."""
+    best = min((values for name, values in rows.items() if name != OURS), key=sum)
+    return Ratio.of([a / b for a, b in zip(rows[OURS], best, strict=True)], goal=kind.goal, more_is_better=False)
+
+
+def present(found: Record, plots: Path) -> str:
+    """The table, and the estimates beside what was measured."""
+    labels = {OURS: "ours", **{name: f"{name} {found.facts['versions'][name]}" for name in PEER_NAMES}}
+    header = ["ms a number", *labels.values(), "ours / best other", "goal", "reached"]
+    rows = []
+    for name, against in found.ratios.items():
+        cells = [found.measured.get(f"{name} | {contender}") for contender in CONTENDERS]
+        rows.append(
+            [
+                name,
+                *(cell.text(digits(cell.median)) if cell else "too slow" for cell in cells),
+                against.spread.text(2),
+                f"≤ {against.goal:g}",
+                "yes" if against.met else "not yet",
+            ]
+        )
+    return "\n\n".join([table(header, rows), estimates(found), f"{found.circumstances()} CPU time of one thread."])
+
+
+def estimates(found: Record) -> str:
+    """What `estimate.py` expects of the sieve, beside what was measured."""
+    rows = []
+    for size in (20, 24, 30, 40, 50, 60, 70):
+        measured = found.measured.get(f"two primes, {size} digits | {OURS}")
+        if measured:
+            expected_ms = 1000 * estimate.sieve_seconds(int(size * math.log2(10)))
+            rows.append([str(size), f"{expected_ms:,.2f}", measured.text(2)])
+    return table(["digits", "expected ms", "measured ms"], rows) if rows else ""
+
+
+def digits(milliseconds: float) -> int:
+    """Places behind the point that say something."""
+    return max(0, 3 - math.ceil(math.log10(milliseconds))) if milliseconds > 0 else 0
+
+
+if __name__ == "__main__":
+    print(present(measure(Settings()), Path()))

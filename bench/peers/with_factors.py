@@ -1,0 +1,79 @@
+"""Factors numbers with one library, as a line of JSON asks, in one thread; tells the CPU time that each pass took.
+
+python with_factors.py LIBRARY    LIBRARY: ours, flint, pari, sympy, primefac
+
+Each adapter gives the same: a list of ints, ascending, with multiplicity.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+Factorise = Callable[[int], list[int]]
+
+
+def ours() -> Factorise:
+    from quart_app.values.factorise import factorise, load
+
+    load()
+    return factorise
+
+
+def flint() -> Factorise:
+    from flint import fmpz
+
+    return lambda number: sorted([int(prime) for prime, times in fmpz(number).factor() for _ in range(times)])
+
+
+def pari() -> Factorise:
+    from cypari import pari as library
+
+    library.allocatemem(1 << 26, 1 << 30, silent=True)
+
+    def factorise(number: int) -> list[int]:
+        primes, times = library(number).factor()
+        return [int(prime) for prime, count in zip(primes, times, strict=True) for _ in range(int(count))]
+
+    return factorise
+
+
+def sympy() -> Factorise:
+    from sympy import factorint
+
+    return lambda number: sorted([int(prime) for prime, times in factorint(number).items() for _ in range(times)])
+
+
+def primefac() -> Factorise:
+    from primefac import primefac as library
+
+    return lambda number: sorted(map(int, library(number)))
+
+
+ADAPTERS = {adapter.__name__: adapter for adapter in (ours, flint, pari, sympy, primefac)}
+
+
+def passes(factorise: Factorise, numbers: list[int], count: int) -> tuple[list[float], list[list[int]]]:
+    """CPU seconds of each pass over the numbers, and the factors found."""
+    seconds = []
+    for _ in range(count):
+        begun = time.thread_time()
+        found = [factorise(number) for number in numbers]
+        seconds.append(time.thread_time() - begun)
+    return seconds, found
+
+
+def main() -> None:
+    factorise = ADAPTERS[sys.argv[1]]()
+    factorise(2**31 - 1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        seconds, found = passes(factorise, [int(number) for number in asked["numbers"]], asked["passes"])
+        print(json.dumps({"seconds": seconds, "factors": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
