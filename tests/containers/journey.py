@@ -27,19 +27,27 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def compose(command: str) -> str:
-    """Run a compose command; what it printed. Raises CalledProcessError, with what it complained of."""
+async def shell(command: str) -> str:
+    """Run a command; what it printed. Raises CalledProcessError, with what it complained of."""
 
     def run() -> str:
-        done = subprocess.run(
-            f"{os.environ['COMPOSE']} {command}", shell=True, capture_output=True, text=True, timeout=240, check=False
-        )
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=240, check=False)
         if done.returncode:
             sys.stderr.write(done.stderr)
             done.check_returncode()
         return done.stdout
 
     return await asyncio.to_thread(run)
+
+
+async def compose(command: str) -> str:
+    """Run a compose command."""
+    return await shell(f"{os.environ['COMPOSE']} {command}")
+
+
+async def container(index: int) -> str:
+    """The id of a replica's container: compose speaks to services, the engine to containers."""
+    return (await compose(f"exec -T --index {index} api cat /etc/hostname")).strip()
 
 
 async def identity(index: int) -> dict[str, str]:
@@ -107,12 +115,26 @@ async def killing(client: httpx.AsyncClient) -> None:
     classes = sorted({(await identity(index))["class"] for index in (1, 2)} - {(await identity(3))["class"]})
     async with load(BASE, classes) as history:
         await asyncio.sleep(2)
-        await compose("kill --signal KILL --index 3 api")
+        await shell(f"docker kill {await container(3)}")
         await until_ready(client, 2)
         await asyncio.sleep(2)
     say(f"  killed one of 3: {history.says()}")
     assert history.failed("GET") == []
     await in_flight_only(client, history)
+
+
+async def replacing(client: httpx.AsyncClient) -> None:
+    """One replica after the other is stopped, removed and made anew, under load: not one request fails."""
+    await compose("up --detach --no-build --no-recreate --scale api=3")
+    await until_ready(client, 3)
+    async with load(BASE, [(await identity(1))["class"]]) as history:
+        for index in (3, 2):
+            name = await container(index)
+            await shell(f"docker stop {name} && docker rm {name}")
+            await compose("up --detach --no-build --no-recreate --wait api")
+            await until_ready(client, 3)
+    say(f"  replaced two of 3: {history.says()}")
+    assert history.failed("GET") == history.failed("POST") == [], history.failed("POST")
 
 
 async def in_flight_only(client: httpx.AsyncClient, history: History) -> None:
@@ -147,6 +169,7 @@ STEPS: tuple[Callable[[httpx.AsyncClient], Awaitable[None]], ...] = (
     privacy,
     scaling,
     killing,
+    replacing,
     durability,
 )
 
