@@ -24,6 +24,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
+from mesh.line import Line
 from mesh.scripts import Script
 from mesh.settings import RedisSettings
 
@@ -129,11 +130,21 @@ class Connections:
 
         `block_ms` is how long its commands may block; its socket waits a little longer, and never for ever.
         """
+        timeout_s = (self.settings.timeout_ms + block_ms) / 1000
+        connections = SHARED_CONNECTIONS if shared else 1
+        return self._open(name, self.bus if db is None else db, connections, timeout_s, socket_timeout_s=timeout_s)
+
+    def line(self, name: str, *, block_ms: int = 0) -> Line:
+        """One connection to the bus database, for what is said all the time."""
+        timeout_s = (self.settings.timeout_ms + block_ms) / 1000
+        return Line(self._open(name, self.bus, 1, timeout_s, socket_timeout_s=None), timeout_s)
+
+    def _open(self, name: str, db: int, connections: int, timeout_s: float, *, socket_timeout_s: float | None) -> Redis:
         settings = self.settings
-        timeout = (settings.timeout_ms + block_ms) / 1000
         options: dict[str, Any] = {
-            "db": self.bus if db is None else db,
-            "socket_timeout": timeout,
+            "db": db,
+            "max_connections": connections,
+            "socket_timeout": socket_timeout_s,
             "socket_connect_timeout": settings.connect_timeout_ms / 1000,
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),  # what may be repeated is for the caller to know
@@ -143,9 +154,9 @@ class Connections:
             **self._login(),
         }
         if settings.sentinels:
-            return self._sentinel_client({**options, "max_connections": SHARED_CONNECTIONS if shared else 1})
+            return self._sentinel_client(options)
         # A pool that waits: the plain one raises when its connections are all in use.
-        pool_options = {**options, "max_connections": SHARED_CONNECTIONS if shared else 1, "timeout": timeout}
+        pool_options = {**options, "timeout": timeout_s}
         if settings.url is not None:
             pool = BlockingConnectionPool.from_url(settings.url.get_secret_value(), **pool_options)
         else:
@@ -255,7 +266,7 @@ class Link:
 
     def __init__(
         self,
-        client: Redis,
+        line: Line,
         *,
         bus: int,
         database: int,
@@ -264,7 +275,7 @@ class Link:
         commit: Callable[[list[Any], int], tuple[Any, ...]],
         scripts: Sequence[Script],
     ) -> None:
-        self._client = client
+        self._line = line
         self._bus = bus
         self._database = database
         self._trusted = trusted
@@ -425,11 +436,7 @@ class Link:
 
     async def _once(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         self.trips += 1
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
+        return await self._line.say(commands)
 
     @staticmethod
     def _must_repeat(answers: list[Any]) -> str:
@@ -449,8 +456,7 @@ class Link:
 
     async def _load_scripts(self) -> None:
         with contextlib.suppress(*PASSING):
-            for script in self._scripts:
-                await self._client.script_load(script.source)
+            await self._line.say([("SCRIPT", "LOAD", script.source) for script in self._scripts])
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any) -> None:

@@ -27,6 +27,7 @@ from mesh.consumer import Consumer
 from mesh.consumer import Member as Consuming
 from mesh.errors import LeaseLost, MeshError
 from mesh.lease import Applicant, Grant, Lease
+from mesh.line import Line
 from mesh.messages import Address, Body, Class, Database
 from mesh.roster import Member
 from mesh.settings import MeshSettings
@@ -67,7 +68,7 @@ class Replica:
         self._grant = grant
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row)
-        self._clients: list[Redis] = []
+        self._clients: list[Redis | Line] = []
         self._link = self._make_link([*LINK_SCRIPTS, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
@@ -75,7 +76,7 @@ class Replica:
         redis = settings.redis
         self._calls = Calls(
             self._link,
-            ReplyReader(self._client("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
+            ReplyReader(self._line("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
             self.id,
             settings.databases,
             (redis.wait_replicas, redis.wait_timeout_ms),
@@ -162,6 +163,11 @@ class Replica:
         self._clients.append(client)
         return client
 
+    def _line(self, name: str, *, block_ms: int = 0) -> Line:
+        line = self._connections.line(f"{name}-{self.id}", block_ms=block_ms)
+        self._clients.append(line)
+        return line
+
     def _make_link(self, known: list[scripts.Script]) -> Link:
         bus, grant, settings = self._connections.bus, self._grant, self.settings
 
@@ -181,7 +187,7 @@ class Replica:
             )  # fmt: skip
 
         return Link(
-            self._client("link"),
+            self._line("link"),
             bus=bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
@@ -192,7 +198,7 @@ class Replica:
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
         reader = RequestReader(
-            self._client("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
+            self._line("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
         member = Consuming(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
         return Consumer(member, reader, worker, ordered=ordered)

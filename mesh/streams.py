@@ -10,12 +10,13 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from mesh import keys
 from mesh.connections import Link
+from mesh.line import Line
 from mesh.messages import Body, Reply, Request, encode
 from mesh.scripts import BOOKS, BURY, KEEP_ALIVE, OPEN, RECLAIM, SETTLE, SWEEP
 
@@ -41,9 +42,9 @@ async def _not_too_fast(started: float) -> None:
 class RequestReader:
     """Reads one request stream as one consumer of its group."""
 
-    def __init__(self, client: Redis, link: Link, stream: str, consumer: str, all_streams: Sequence[str]) -> None:
+    def __init__(self, line: Line, link: Link, stream: str, consumer: str, all_streams: Sequence[str]) -> None:
         self.stream = stream
-        self._client = client
+        self._line = line
         self._link = link
         self._consumer = consumer
         self._all = [stream, *(other for other in all_streams if other != stream)]
@@ -64,7 +65,7 @@ class RequestReader:
         # Until the answer is here, the entries may be ours without our knowing.
         self._recover_from = recovering or "0"
         try:
-            answer = await self._client.execute_command(
+            answer = await self._line.ask(
                 "XREADGROUP", "GROUP", keys.GROUP, self._consumer, "COUNT", count, "BLOCK", BLOCK_MS,
                 "STREAMS", self.stream, after,
             )  # fmt: skip
@@ -74,7 +75,7 @@ class RequestReader:
             await self.open()
             await _not_too_fast(started)
             return []
-        entries: list[tuple[str, Fields | None]] = answer[0][1] if answer else []
+        entries = _entries(answer)
         self._recover_from = entries[-1][0] if recovering and entries else ""
         if not entries and not recovering:
             await _not_too_fast(started)
@@ -124,8 +125,8 @@ async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
 class ReplyReader:
     """Reads the one stream of replies to this replica."""
 
-    def __init__(self, client: Redis, stream: str) -> None:
-        self._client = client
+    def __init__(self, line: Line, stream: str) -> None:
+        self._line = line
         self._stream = stream
         self._last = "0"
         self._kept: list[str] = []
@@ -133,19 +134,24 @@ class ReplyReader:
     async def read(self) -> list[Reply]:
         """Replies since the last read, after up to BLOCK_MS. What was read long ago is removed on the way."""
         started = time.monotonic()
-        pipeline = self._client.pipeline(transaction=False)
         if len(self._kept) > 2 * REPLIES_KEPT:
-            pipeline.execute_command("XTRIM", self._stream, "MINID", self._kept[-REPLIES_KEPT])
+            await self._line.ask("XTRIM", self._stream, "MINID", self._kept[-REPLIES_KEPT])
             del self._kept[:-REPLIES_KEPT]
-        pipeline.execute_command("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
-        answers = await pipeline.execute()
-        entries: list[tuple[str, Fields]] = answers[-1][0][1] if answers[-1] else []
+        answer = await self._line.ask("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
+        entries = _entries(answer)
         if not entries:
             await _not_too_fast(started)
             return []
         self._last = entries[-1][0]
         self._kept.extend(id for id, _ in entries)
-        return [Reply.from_entry(fields) for _, fields in entries if "request" in fields]
+        return [Reply.from_entry(fields) for _, fields in entries if fields and "request" in fields]
+
+
+def _entries(answer: Any) -> list[tuple[str, Fields | None]]:
+    """The entries of the one stream that was read. Fields are None where an entry was deleted meanwhile."""
+    if not answer:
+        return []
+    return [(id, flat and dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in answer[0][1]]
 
 
 def to_request(stream: str, id: str, fields: Fields, deliveries: int = 1) -> Request | ValueError:

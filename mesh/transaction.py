@@ -47,8 +47,8 @@ class Reader:
         return values
 
     async def hgetall(self, key: str) -> dict[str, str]:
-        value: dict[str, str] = await self._say("HGETALL", self.prefix + key)
-        return value
+        flat = await self._say("HGETALL", self.prefix + key)
+        return dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
         """At most `count` members by score; bounds as Redis writes them (`-inf`, `(5`)."""

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import redis.asyncio
 
 from mesh import Connections, Isolation, Member, MeshSettings, RedisSettings, Replica, Worker, join
 from mesh.connections import heeding_cancellation
+from mesh.line import Line
 from quart_app import local
 
 #: The profile of the fault matrix: short enough to wait for.
@@ -164,6 +165,26 @@ class FakeClient(fakeredis.FakeAsyncRedis):
         return script.partition("\n")[2] if script.startswith("#!lua") else script
 
 
+class FakeLine(Line):
+    """A line to fakeredis, whose answers come back as a real server sends them."""
+
+    def __init__(self, client: FakeClient) -> None:
+        super().__init__(client, timeout_s=5)
+        self._fake = client
+        client.response_callbacks.clear()
+
+    async def say(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [await self._say(command) for command in commands]
+
+    async def _say(self, command: tuple[Any, ...]) -> Any:
+        if command[:2] == ("SCRIPT", "LOAD"):
+            return await self._fake.script_load(command[2])
+        try:
+            return await self._fake.execute_command(*command)
+        except redis.exceptions.ResponseError as error:
+            return error
+
+
 class FakeConnections(Connections):
     """Clients of a server that is only an object in this process."""
 
@@ -175,6 +196,10 @@ class FakeConnections(Connections):
         client = FakeClient(server=self.server, db=self.bus if db is None else db, decode_responses=True)
         heeding_cancellation(client)
         return client
+
+    def line(self, name: str, *, block_ms: int = 0) -> FakeLine:
+        client = FakeClient(server=self.server, db=self.bus, decode_responses=True, protocol=2)
+        return FakeLine(heeding_cancellation(client))
 
 
 @dataclass
