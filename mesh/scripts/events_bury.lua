@@ -7,7 +7,7 @@
 local stream, dead_key = KEYS[1], KEYS[2]
 local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local entry = redis.call('XRANGE', stream, id, id)[1]
-if redis.call('XACK', stream, group, id) == 0 then return 0 end
+redis.call('XACK', stream, group, id)
 if not entry then return 0 end
 local fields, body = entry[2], nil
 if #fields == 2 and fields[1] == 'body' then

@@ -72,7 +72,6 @@ class Cache(Generic[K, V]):
         current = self._loading.get(key) is done
         if current:
             del self._loading[key]
-        # Asking for the exception also says that somebody has seen it, should every waiter be gone.
         if done.cancelled() or done.exception() is not None or not current:
             return
         value = done.result()

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh import Unavailable
-from quart_app.movements.settings import MovementSettings
+from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
 MIGRATIONS = "quart_app.movements:migrations"
 #: Names the lock under which one process migrates a PostgreSQL database. Any number, as long as it stays.
@@ -81,11 +81,13 @@ def _upgrade(connection: Connection) -> None:
 
 def _engine(url: URL, timeout_s: float) -> AsyncEngine:
     """Every wait for the database has a deadline: for a connection, its answer, its locks."""
-    pool: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
+    # A batch is one statement: split in two, its second half would wait for rows while holding the first half's stocks.
+    options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
         waits = {"timeout": timeout_s, "command_timeout": timeout_s}
-        return create_async_engine(url, connect_args=waits, pool_pre_ping=True, **pool)
-    engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **pool)
+        return create_async_engine(url, connect_args=waits, pool_pre_ping=True, **options)
+    engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -480,6 +480,23 @@ async def test_a_group_that_vanishes_is_made_again(
     assert len(opened) <= 4
 
 
+async def test_redis_that_is_away_is_asked_now_and_then(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With growing pauses, and leaving is as quick as ever."""
+    opened: list[float] = []
+    opening = Group.open
+
+    async def counted(self: Group) -> None:
+        opened.append(time.monotonic())
+        await opening(self)
+
+    monkeypatch.setattr(Group, "open", counted)
+    async with consume(lambda: Redis.from_url("redis://127.0.0.1:9", retry=Retry(NoBackoff(), 0)), handler):
+        await until(lambda: len(opened) == 4)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.5
+    assert opened[3] - opened[0] > 0.3
+
+
 async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handler) -> None:
     """A client whose time-out is shorter than the BLOCK asked for still waits in peace."""
 

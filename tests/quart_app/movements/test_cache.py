@@ -65,6 +65,7 @@ async def test_what_is_not_found_is_not_kept(source: Source) -> None:
     """It may come at any moment."""
     cache = source.cache()
     assert await cache.get("z") is None
+    assert len(cache) == 0
     source.values["z"] = 26
     assert await cache.get("z") == 26
     assert len(cache) == 1

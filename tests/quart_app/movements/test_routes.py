@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart import Quart
 
+from mesh.events import Entry
 from quart_app import errors
 from quart_app.documentation import openapi
 from quart_app.movements.database import Database
@@ -157,6 +159,16 @@ async def test_a_kept_movement_is_read_again_when_its_time_is_over(database_url:
     async with asyncio.timeout(5):
         while (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] != "completed":
             await asyncio.sleep(0.01)
+    await served.close()
+
+
+async def test_the_replica_that_stores_forgets_what_it_kept(database_url: str, database: Database) -> None:
+    """Its own answers are never behind its own writes."""
+    served = Served(database_url, movement_cache_expiration=3600)
+    departure, arrival = (Entry(f"{n}-0", {"body": json.dumps(one)}) for n, one in enumerate(sample()))
+    for entry, status in ((departure, "in_transit"), (arrival, "completed")):
+        await served.ledger._intake([entry])
+        assert (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] == status
     await served.close()
 
 

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, make_url, select
+from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mesh import Unavailable
 from quart_app.movements.database import Database
 from quart_app.movements.models import Direction, Event, EventData
 from quart_app.movements.producer import Warehouses, sample
-from quart_app.movements.settings import async_url
+from quart_app.movements.settings import MOST_ROWS, async_url
 from quart_app.movements.store import Deficit, Store
 from quart_app.movements.tables import movements, warehouses
 
@@ -207,6 +208,38 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
 
     new = await asyncio.gather(*(replay(replica, seed) for seed, replica in enumerate(replicas)))
     assert sum(new) == await rows(database) == 600
+    assert await stock(database) == added_up(events)
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_the_largest_batch_is_one_statement(store: Store, database: Database) -> None:
+    """In two, the second would wait for rows while it holds the stocks of the first: a circle."""
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        statements.append(statement.split()[0])
+
+    listen(database._engine.sync_engine, "before_cursor_execute", note)
+    events = [event(str(n)) for n in range(MOST_ROWS)]
+    assert len((await store.add(events)).new) == MOST_ROWS
+    assert statements.count("INSERT") == 1
+    assert (await store.add(events)).duplicates == MOST_ROWS
+
+
+async def test_replicas_that_change_the_same_stocks_do_not_wait_in_a_circle(
+    database: Database, database_url: str
+) -> None:
+    """Each has other events, of the same few products, at the same time."""
+    trade = Warehouses(warehouses=3, products=4, seed=2)
+    events = [Event.model_validate(one) for one in trade.messages(600, shuffle=True)]
+    replicas = [Database(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
+
+    async def add(replica: Database, mine: list[Event]) -> None:
+        for start in range(0, len(mine), 15):
+            await Store(replica).add(mine[start : start + 15])
+
+    await asyncio.gather(*(add(replica, events[place::4]) for place, replica in enumerate(replicas)))
     assert await stock(database) == added_up(events)
     for replica in replicas:
         await replica.close()
