@@ -254,6 +254,8 @@ class Batch(Generic[T]):
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
 MOST_WORDS = 20_000
 RETRY_S = 0.05
+#: Answers of scripts after which the trip is made again, for as long as the lease is trusted.
+SAID_AGAIN = ("READONLY", "LOADING", "MASTERDOWN", "LEASEGONE")
 
 
 class Link:
@@ -450,7 +452,7 @@ class Link:
             if isinstance(answer, redis_errors.NoScriptError):
                 return "scripts"
             # Inside a script these come back as plain response errors.
-            if is_passing(answer) or any(word in str(answer) for word in ("READONLY", "LOADING", "MASTERDOWN")):
+            if is_passing(answer) or any(word in str(answer) for word in SAID_AGAIN):
                 why = "passing"
         return why
 

@@ -13,7 +13,10 @@
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, database, bus, consumer, batch = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-if redis.call('GET', lease_key) ~= holder then return {'lease-lost'} end
+local held = redis.call('GET', lease_key)
+-- Gone is not yet lost: of an emptied server, the next renewal puts the lease back, or says that it is over.
+if not held then return redis.error_reply('LEASEGONE there is no lease just now') end
+if held ~= holder then return {'lease-lost'} end
 -- The same batch again: its answer was lost on the way, not its effect.
 local before = redis.call('HMGET', submitted_key, 'commit', 'outcomes')
 if before[1] == batch then return cjson.decode(before[2]) end

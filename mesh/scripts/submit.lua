@@ -9,7 +9,10 @@ local holder, batch, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), ton
 local sender, reply_to = ARGV[5], ARGV[6]
 local WORDS = 5
 
-if redis.call('GET', lease_key) ~= holder then return redis.error_reply('LEASELOST the lease is over') end
+local held = redis.call('GET', lease_key)
+-- Gone is not yet lost: of an emptied server, the next renewal puts the lease back, or says that it is over.
+if not held then return redis.error_reply('LEASEGONE there is no lease just now') end
+if held ~= holder then return redis.error_reply('LEASELOST the lease is over') end
 local before = redis.call('HMGET', submitted_key, 'batch', 'result')
 if before[1] == batch then return before[2] end
 
