@@ -16,14 +16,39 @@ if held ~= holder then return redis.error_reply('LEASELOST the lease is over') e
 local before = redis.call('HMGET', submitted_key, 'batch', 'result')
 if before[1] == batch then return before[2] end
 
-local live, all = {}, {}
-for n = 0, databases - 1 do
-  local class = redis.call('HGET', 'mesh:replica:' .. n, 'class')
-  if class then
-    live[class] = true
-    live['db' .. n] = true
-    all[#all + 1] = 'db' .. n
+-- The roster is read as far as it is asked for: each row once, and a class to its first member.
+local classes = {}
+local function class_of(n)
+  if classes[n] == nil then classes[n] = redis.call('HGET', 'mesh:replica:' .. n, 'class') end
+  return classes[n]
+end
+
+local live = {}
+local function is_live(to)
+  if live[to] == nil then
+    live[to] = false
+    local n = tonumber(string.match(to, '^db(%d+)$'))
+    if n then live[to] = class_of(n) ~= false end
+    -- Database 0 is leased last, so it is looked at last.
+    for k = 1, n and 0 or databases do
+      if class_of(k % databases) == to then
+        live[to] = true
+        break
+      end
+    end
   end
+  return live[to]
+end
+
+local everybody
+local function all()
+  if not everybody then
+    everybody = {}
+    for n = 0, databases - 1 do
+      if class_of(n) then everybody[#everybody + 1] = 'db' .. n end
+    end
+  end
+  return everybody
 end
 
 local waiting = {}
@@ -36,10 +61,10 @@ local function refused(first, last)
   for at = first, last, WORDS do
     local to = ARGV[at]
     if to ~= '*' then
-      if not live[to] then return 'no-replica', to end
+      if not is_live(to) then return 'no-replica', to end
       if not room(to) then return 'busy', to end
     else
-      for _, each in ipairs(all) do
+      for _, each in ipairs(all()) do
         if not room(each) then return 'busy', each end
       end
     end
@@ -65,7 +90,7 @@ local function put_all(first, last)
     if to ~= '*' then
       ids[#ids + 1] = put(at, to, key)
     else
-      for _, each in ipairs(all) do ids[#ids + 1] = put(at, each, key .. '.' .. each) end
+      for _, each in ipairs(all()) do ids[#ids + 1] = put(at, each, key .. '.' .. each) end
     end
   end
   return ids
