@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 
@@ -157,7 +158,17 @@ def main() -> int:
         print(f"the environment is not valid: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)
-    return uvloop.run(run(settings, mesh_settings))
+    status = uvloop.run(run(settings, mesh_settings))
+    if status == EXIT_LEASE_LOST:
+        _end_at_once(status)
+    return status
+
+
+def _end_at_once(status: int) -> None:
+    """End without taking the interpreter apart, which takes longer than is left before the next holder may come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
