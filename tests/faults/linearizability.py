@@ -71,15 +71,17 @@ def linearizable(history: Iterable[Operation]) -> bool:
 
 
 def _relevant(history: list[Operation]) -> list[Operation]:
-    """Without the writes of unknown outcome that explain nothing: another was certain before, and no peek met them."""
+    """Without the writes of unknown outcome that explain nothing.
+
+    One that no peek met can only explain that there was a state at all. For that the earliest will do, and none is
+    needed once a certain write has returned.
+    """
     met = {operation.tag for operation in history if operation.kind is Kind.PEEK}
-    puts = [operation for operation in history if operation.kind is Kind.PUT]
-    first = min((put.returned for put in puts if put.certain), default=math.inf)
-    return [
-        operation
-        for operation in history
-        if operation.certain or operation.tag in met or (operation.kind is Kind.PUT and operation.called < first)
-    ]
+    unmet = [operation for operation in history if not operation.certain and operation.tag not in met]
+    first = min((one.returned for one in history if one.kind is Kind.PUT and one.certain), default=math.inf)
+    earliest = min(unmet, key=lambda operation: operation.called, default=None)
+    kept = [operation for operation in history if operation.certain or operation.tag in met]
+    return [*kept, earliest] if earliest is not None and earliest.called < first else kept
 
 
 def _next(operations: Sequence[Operation], done: int, state: int | None) -> list[tuple[int, int | None]]:

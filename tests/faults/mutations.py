@@ -59,7 +59,7 @@ def _keep_users() -> None:
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(
-        scripts.COMMIT, "if redis.call('GET', lease_key) ~= holder then return {'lease-lost'} end", ""
+        scripts.COMMIT, "if held ~= holder then return {'lease-lost'} end", ""
     ),
     "pending-ownership": script(scripts.COMMIT, "if t.entry and not is_mine(t.entry) then", "if false then"),
     "expected-value": script(scripts.COMMIT, "elseif not unchanged(t.expect) then", "elseif false then"),

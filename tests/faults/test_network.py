@@ -1,0 +1,76 @@
+"""Rows 11 to 14: the way between replicas and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.faults.checkers import Broken
+from tests.faults.matrix import Faults, row
+from tests.faults.scenario import L
+
+
+@row(11, "connections to Redis reset for 1 s; for 2 L")
+async def test_row_11_connections_are_reset(faults: Faults) -> None:
+    """Back within 2 s; within L + 2 s."""
+    mesh = await faults.mesh()
+    before = await mesh.epochs()
+    async with mesh.load():
+        for away_s, bound_s in ((1, 2), (2 * L, L + 2)):
+            for member in mesh.members:
+                member.wire.cut()
+            await asyncio.sleep(away_s)
+            for member in mesh.members:
+                member.wire.restore()
+            faults.took(await mesh.recovered(bound_s))
+            if away_s == 1 and await mesh.epochs() != before:
+                raise Broken("a second without Redis cost somebody the lease")
+    await faults.check(mesh)
+
+
+@row(12, "Redis unreachable without a reset (black hole) for 2 L")
+async def test_row_12_a_replica_in_a_black_hole_stops_by_itself(faults: Faults) -> None:
+    """The replica stops by itself before L."""
+    mesh = await faults.mesh()
+    victim, *others = faults.chance.sample(mesh.members, 4)
+    pid = victim.pid
+    async with mesh.load(to=others[0].public):
+        began = time.monotonic()
+        victim.wire.black_hole()
+        faults.took(await mesh.within(L, lambda: victim.ended(pid), "it has stopped by itself", began))
+        await asyncio.sleep(max(0, began + 2 * L - time.monotonic()))
+        victim.wire.restore()
+        await mesh.recovered(L + 2)
+    await faults.check(mesh)
+
+
+@row(13, "replies of Redis swallowed after the command took effect", selection=True)
+async def test_row_13_lost_replies_double_nothing(faults: Faults) -> None:
+    """One effect per request."""
+    mesh = await faults.mesh()
+    async with mesh.load(clients=12):
+        for member in mesh.members:
+            member.wire.swallow(0.08)
+        await asyncio.sleep(5)
+        for member in mesh.members:
+            member.wire.restore()
+        faults.took(await mesh.recovered(L + 2))
+    faults.note(f"{sum(member.wire.swallowed for member in mesh.members)} replies lost")
+    await faults.check(mesh)
+
+
+@row(14, "200 ms jitter, bytes one at a time")
+async def test_row_14_a_slow_and_crumbling_wire(faults: Faults) -> None:
+    """No wrong answer."""
+    mesh = await faults.mesh(classes="ABCD")
+    before = await mesh.epochs()
+    async with mesh.load(clients=16):
+        for member in mesh.members:
+            member.wire.trickle(0.2)
+        await asyncio.sleep(8)
+        for member in mesh.members:
+            member.wire.restore()
+        faults.took(await mesh.recovered(2))
+    if await mesh.epochs() != before:
+        raise Broken("slowness cost somebody the lease")
+    await faults.check(mesh)

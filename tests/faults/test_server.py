@@ -1,0 +1,149 @@
+"""Rows 16 to 21: a Redis that dies, forgets, loads, fills up or takes no writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+
+from redis import exceptions as redis_errors
+
+from mesh import keys
+from quart_app import local
+from tests.faults.checkers import Broken
+from tests.faults.matrix import Faults, row
+from tests.faults.scenario import L, Mesh
+
+#: What makes loading last: microseconds per key, and events served this often meanwhile.
+SLOW = ("--key-load-delay", "150", "--loading-process-events-interval-bytes", "1024")
+
+
+@row(16, "kill -9 Redis with appendfsync always, restart", selection=True)
+async def test_row_16_a_killed_server_comes_back_with_everything(faults: Faults) -> None:
+    """Granted again within L + 3 s; nothing confirmed is lost."""
+    mesh = await faults.mesh(options=("--appendfsync", "always"))
+    before = await mesh.epochs()
+    async with mesh.load():
+        await asyncio.sleep(1)
+        mesh.server.kill()
+        await asyncio.sleep(faults.chance.uniform(0, 1))
+        await asyncio.to_thread(mesh.server.start)
+        faults.took(await mesh.recovered(L + 3))
+    _all_higher(before, await mesh.epochs())
+    await faults.check(mesh)
+
+
+def _all_higher(before: dict[int, int], after: dict[int, int]) -> None:
+    if min(after.values()) <= max(before.values()):
+        raise Broken(f"an epoch was used again: {before}, then {after}")
+
+
+@row(17, "Redis restarts empty")
+async def test_row_17_an_empty_server_is_noticed(faults: Faults) -> None:
+    """Told loudly, no epoch used again."""
+    mesh = await faults.mesh()
+    before = await mesh.epochs()
+    async with mesh.load():
+        await asyncio.sleep(1)
+        mesh.server.kill()
+        shutil.rmtree(mesh.server.folder)
+        mesh.server.folder.mkdir()
+        await asyncio.to_thread(mesh.server.start)
+        began = time.monotonic()
+        faults.took(await mesh.recovered(L + 3, began))
+    _all_higher(before, await mesh.epochs())
+    if any("[error" not in member.log.read_text() for member in mesh.members):
+        raise Broken("somebody has lost the lease and kept quiet")
+    await faults.check(mesh, lost_until=began + L + 3)
+
+
+@row(18, "Redis answers -LOADING for 5 s")
+async def test_row_18_a_loading_server_means_503_only(faults: Faults) -> None:
+    """503 only; back within 2 s. The server is killed, and loads slowly."""
+    mesh = await faults.mesh(options=("--aof-use-rdb-preamble", "no", "--appendfsync", "always"))
+    with mesh.connect() as client, client.pipeline(transaction=False) as pipeline:
+        for _ in range(20_000):
+            pipeline.incr("shared:ballast")
+        pipeline.execute()
+    async with mesh.load() as history:
+        await asyncio.sleep(1)
+        mesh.server.kill()
+        mesh.server.options += SLOW
+        loading_s = await asyncio.to_thread(_loaded, mesh)
+        faults.note(f"loading for {loading_s:.1f} s")
+        faults.took(await mesh.recovered(2))
+    wrong = {sample.status for sample in history.samples} - {200, 503}
+    if wrong:
+        raise Broken(f"answers had the statuses {wrong} too: {history.says()}")
+    await faults.check(mesh)
+
+
+def _loaded(mesh: Mesh) -> float:
+    """Start the server; how long it said that it was loading."""
+    began = time.monotonic()
+    mesh.server.start()
+    return time.monotonic() - began
+
+
+@row(19, "FLUSHALL, DEL of a stream, XGROUP DESTROY under load", selection=True)
+async def test_row_19_vanished_streams_are_made_anew(faults: Faults) -> None:
+    """Consumers are back within 1 s."""
+    mesh = await faults.mesh()
+    databases = list(await mesh.epochs())
+    async with mesh.load():
+        for harm in faults.chance.sample(("flush", "delete", "destroy"), 3):
+            await asyncio.sleep(0.5)
+            streams = [keys.class_requests("A"), keys.database_requests(databases[0])]
+            if harm == "flush":
+                await mesh.admin.flushall()
+            for stream in streams if harm == "delete" else ():
+                await mesh.admin.delete(stream)
+            for stream in streams if harm == "destroy" else ():
+                with contextlib.suppress(redis_errors.ResponseError):
+                    await mesh.admin.xgroup_destroy(stream, keys.GROUP)
+            harmed = time.monotonic()
+            faults.took(await mesh.recovered(1, harmed))
+    ended = time.monotonic()
+    async with mesh.load():
+        await asyncio.sleep(1)
+    await faults.check(mesh, lost_until=ended)
+
+
+@row(20, "maxmemory reached")
+async def test_row_20_a_full_server_finishes_what_it_has(faults: Faults) -> None:
+    """503 for new work, draining works, no restart needed."""
+    mesh = await faults.mesh()
+    before, pids = await mesh.epochs(), [member.pid for member in mesh.members]
+    async with mesh.load():
+        begun = [mesh.tally_anywhere(cls=cls, hold_ms=1500) for cls in "AB"]
+        for task in begun:
+            await mesh.begun(task)
+        await mesh.admin.config_set("maxmemory", "1mb")
+        full = time.monotonic()
+        refused = [await mesh.post(member, "/tally", {"id": "new", "cls": "A"}) for member in mesh.members]
+        await asyncio.wait(begun)
+        await asyncio.sleep(L)
+        await mesh.admin.config_set("maxmemory", "0")
+        faults.took(await mesh.recovered(1))
+    faults.note(f"full for {time.monotonic() - full:.1f} s")
+    if any(sample.status != 503 for sample in refused):
+        raise Broken(f"new work was answered {[sample.status for sample in refused]}")
+    if not all(task.result().ok for task in begun):
+        raise Broken(f"work in progress was answered {[task.result().status for task in begun]}")
+    if await mesh.epochs() != before or [member.pid for member in mesh.members] != pids:
+        raise Broken("somebody had to start anew")
+    await faults.check(mesh)
+
+
+@row(21, "-READONLY for a while (REPLICAOF)")
+async def test_row_21_a_server_without_writes(faults: Faults) -> None:
+    """Back within 2 s, after a moment and after more than a lease."""
+    mesh = await faults.mesh()
+    async with mesh.load():
+        for away_s in (L / 2, 2 * L):
+            await mesh.admin.replicaof("127.0.0.1", local.free_port())
+            await asyncio.sleep(away_s)
+            await mesh.admin.replicaof("NO", "ONE")
+            faults.took(await mesh.recovered(2))
+    await faults.check(mesh)
