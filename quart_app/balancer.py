@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from quart_app.children import die_with_parent
+
 CADDYFILE = Path(__file__).resolve().parent.parent / "Caddyfile"
 
 #: Longest time from its start until it listens.
@@ -65,6 +67,7 @@ async def balancer(
                 stderr=log,
                 # Ctrl-C is for us: we end it once the requests under way have their answers.
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )  # fmt: skip
         try:
             await _listening(process, host, port, home)

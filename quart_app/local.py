@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
@@ -33,6 +32,7 @@ from mesh.scripts import ROSTER
 from quart_app import running
 from quart_app.__main__ import EXIT_SETUP
 from quart_app.balancer import BalancerError, balancer, caddy
+from quart_app.children import die_with_parent
 from quart_app.providers import launch
 from quart_app.settings import AppSettings
 
@@ -41,7 +41,6 @@ VERSION = re.compile(r"v=(\d+)\.(\d+)")
 #: A child that ends sooner than this is started anew with growing pauses.
 STABLE_S = 10.0
 LONGEST_PAUSE_S = 5.0
-PR_SET_PDEATHSIG = 1
 
 
 class LocalError(Exception):
@@ -85,12 +84,6 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _die_with_parent() -> None:
-    """Linux: a child gets SIGTERM when its parent is gone, however it went."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def spawn(
     command: Sequence[str], log: IO[bytes], env: dict[str, str] | None = None, fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
@@ -103,7 +96,7 @@ def spawn(
         env=env,
         pass_fds=fds,
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509  (no threads here)
+        preexec_fn=die_with_parent,  # noqa: PLW1509  (no threads here)
     )
 
 
@@ -184,9 +177,13 @@ class Replicas:
 
     async def run(self) -> None:
         """Keep every replica alive. Raises LocalError where starting anew cannot help."""
-        async with asyncio.TaskGroup() as tasks:
-            for number, (public, private) in enumerate(self._ports, 1):
-                tasks.create_task(self._keep(number, {"PORT": str(public), "PRIVATE_PORT": str(private)}))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number, (public, private) in enumerate(self._ports, 1):
+                    tasks.create_task(self._keep(number, {"PORT": str(public), "PRIVATE_PORT": str(private)}))
+        except ExceptionGroup as group:
+            # All of them fail for the same reason, and one sentence says it.
+            raise group.exceptions[0] from group
 
     async def _keep(self, number: int, ports: dict[str, str]) -> None:
         pause_s = 0.0

@@ -1,0 +1,247 @@
+"""Processes are killed at random under load: every request has its effect once, and the books balance meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh import Class, MeshError, Replica, Worker, join, keys
+from mesh.scripts import BOOKS
+from tests.conftest import PROFILE, Process, Replicas, Server, eventually, mesh_settings
+
+DEADLINE_S = 5.0
+ACCOUNTS = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
+STREAMS = keys.request_streams("ABCD", 16)
+
+
+async def balance(server: Server, stop: asyncio.Event) -> list[dict[str, int]]:
+    """The books as the administrator reads them, again and again; fails at the first sample that does not balance."""
+    samples = []
+    with server.redis() as admin:
+        while not stop.is_set():
+            values = await asyncio.to_thread(admin.eval, BOOKS.source, 1 + len(STREAMS), keys.BOOKS, *STREAMS)
+            books = dict(zip(ACCOUNTS, map(int, values), strict=True))
+            assert books["accepted"] == sum(books[name] for name in ACCOUNTS[1:]), books
+            assert books["lost"] == 0, books
+            samples.append(books)
+            await asyncio.sleep(0.05)
+    return samples
+
+
+@contextlib.asynccontextmanager
+async def balanced(server: Server) -> AsyncIterator[None]:
+    """While the block lasts the books balance."""
+    stop = asyncio.Event()
+    sampling = asyncio.create_task(balance(server, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        samples = await sampling
+    assert len(samples) > 10
+
+
+class Mortals:
+    """Worker processes; whoever is killed is started anew."""
+
+    def __init__(self, spawn: Callable[[], subprocess.Popen[bytes]], count: int) -> None:
+        self._spawn = spawn
+        self.living = [spawn() for _ in range(count)]
+        self.killed = 0
+
+    async def kill_at_random(self, until: float, pause_s: float) -> None:
+        while time.monotonic() < until:
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            victim = random.randrange(len(self.living))
+            self.living[victim].kill()
+            await asyncio.to_thread(self.living[victim].wait)
+            self.living[victim] = self._spawn()
+            self.killed += 1
+
+    def end(self) -> None:
+        for process in self.living:
+            process.kill()
+            process.wait()
+
+
+@dataclass
+class Outcomes:
+    """What came of every request, and the slowest answer."""
+
+    acknowledged: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    noted: set[str] = field(default_factory=set)
+    slowest_s: float = 0.0
+
+
+async def _call(replica: Replica, id: str, outcomes: Outcomes) -> None:
+    """One request of the mixed load."""
+    began = time.monotonic()
+    try:
+        if random.random() < 0.7:
+            await replica.call(Class("A"), "count.add", {"id": id})
+        else:
+            members = [member.database for member in await replica.roster() if member.database != replica.database]
+            to = random.choice(members) if members else 1
+            answer = await replica.call(Class("A"), "count.pass", {"id": id, "to": to})
+            if "noted" in answer:
+                outcomes.noted.add(id)
+        outcomes.acknowledged.add(id)
+    except MeshError:
+        # Whether it was done or not is not known; that it was not done twice can be.
+        outcomes.unknown.add(id)
+    outcomes.slowest_s = max(outcomes.slowest_s, time.monotonic() - began)
+
+
+async def _load(replica: Replica, name: str, until: float, outcomes: Outcomes) -> None:
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        await _call(replica, f"{name}-{number}", outcomes)
+        if number % 20 == 0:
+            with contextlib.suppress(MeshError):
+                await replica.gather("count.read", {})
+
+
+def _marks(server: Server, key: str) -> Counter[str]:
+    """Effects by request, over every database."""
+    found: Counter[str] = Counter()
+    for number in range(16):
+        with server.redis(db=number) as admin:
+            for id, times in admin.hgetall(f"db{number}:{key}").items():
+                found[id] += int(times)
+    return found
+
+
+async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
+    env = {**os.environ, **PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
+
+    def spawn() -> subprocess.Popen[bytes]:
+        with (folder / "workers.log").open("ab") as log:
+            script = Path(__file__).with_name("counter.py")
+            return subprocess.Popen([sys.executable, str(script)], stdout=log, stderr=log, env=env)
+
+    mortals = Mortals(spawn, 3)
+    outcomes = Outcomes()
+    try:
+        async with join(Worker(), mesh_settings(server.settings, class_="B")) as caller, balanced(server):
+
+            async def all_live() -> bool:
+                return sum(member.cls == "A" for member in await caller.roster()) == 3
+
+            await eventually(all_live, 30)
+            until = time.monotonic() + seconds
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(mortals.kill_at_random(until, 1.5))
+                for client in range(24):
+                    tasks.create_task(_load(caller, f"c{client}", until, outcomes))
+
+            async def settled() -> bool:
+                return (await caller.books())["in_flight"] == 0
+
+            await eventually(settled, 20)
+            books = await caller.books()
+        _judge(outcomes, _marks(server, "count:effects"), _marks(server, "count:notes"))
+        assert mortals.killed >= seconds / 3
+        assert len(outcomes.acknowledged) > 100 * seconds, "hardly any load"
+        assert len(outcomes.noted) > 10 * seconds, "hardly any forwards"
+        assert books["dead"] <= len(outcomes.unknown), books
+    finally:
+        mortals.end()
+
+
+def _judge(outcomes: Outcomes, effects: Counter[str], notes: Counter[str]) -> None:
+    lost = [id for id in outcomes.acknowledged if effects[id] == 0]
+    twice = [id for id, times in effects.items() if times > 1]
+    assert not lost, f"acknowledged and without effect: {lost[:10]}"
+    assert not twice, f"with more than one effect: {twice[:10]}"
+    assert not [id for id, times in notes.items() if times > 1]
+    assert not [id for id in outcomes.noted if notes[id] != 1], "what a transaction sends is worked off once"
+    assert outcomes.slowest_s < DEADLINE_S + 1, f"answered after {outcomes.slowest_s:.1f} s"
+
+
+@pytest.mark.slow
+async def test_every_effect_happens_once_while_workers_are_killed(server: Server, tmp_path: Path) -> None:
+    """kill -9 at random under calls, forwards, sends and gathers: nothing lost, nothing twice, all answered in time."""
+    await _exactly_once(server, tmp_path, 10)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+async def test_every_effect_happens_once_through_minutes_of_killing(server: Server, tmp_path: Path) -> None:
+    """The same for as long as it takes rare moments to be met."""
+    await _exactly_once(server, tmp_path, 180)
+
+
+class Posts:
+    """Values posted over HTTP, and which of them were acknowledged."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self.acknowledged: set[int] = set()
+        self.statuses: Counter[int] = Counter()
+        self.slowest_s = 0.0
+
+    async def run(self, number: int, until: float) -> None:
+        value = 3 * 10**6 * number
+        while time.monotonic() < until:
+            value += 3
+            await self._post(value, random.choice(self._living()))
+
+    def _living(self) -> list[Process]:
+        return [process for process in self._replicas.processes if process.popen.poll() is None]
+
+    async def _post(self, value: int, process: Process) -> None:
+        began = time.monotonic()
+        item: dict[str, Any] = {"value": value, "ttl": 600, "cls": random.choice("AB")}
+        status = 0
+        with contextlib.suppress(httpx.TransportError):
+            status = (await self._replicas.client.post(f"{process.public}/values", json=[item])).status_code
+        self.statuses[status] += 1
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+        if status == 200:
+            self.acknowledged.add(value)
+        elif status == 0:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_no_acknowledged_value_is_lost_while_replicas_are_killed(replicas: Replicas) -> None:
+    """Over HTTP, with replicas that are killed and replaced: what had a 200 is there in the end, once."""
+    processes = [*await replicas(2, {"MESH_CLASS": "A"}), *await replicas(2, {"MESH_CLASS": "B"})]
+    posts = Posts(replicas)
+    until = time.monotonic() + 10
+    async with balanced(replicas.server):
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1, 9):
+                tasks.create_task(posts.run(number, until))
+            while time.monotonic() < until - 2:
+                await asyncio.sleep(random.uniform(2, 3))
+                victim = random.choice([p for p in replicas.processes if p.popen.poll() is None])
+                victim.kill()
+                replicas.spawn()
+        living = [process for process in replicas.processes if process.popen.poll() is None]
+        assert len(living) == len(processes)
+        for process in living:
+            await replicas.ready(process)
+        for process in living:
+            answer = (await replicas.client.get(f"{process.public}/values/3")).json()
+            shown = [element["value"] for element in answer]
+            assert len(set(shown)) == len(shown)
+            assert not posts.acknowledged - set(shown), "acknowledged values are missing"
+    assert len(posts.acknowledged) > 100, posts.statuses
+    assert set(posts.statuses) <= {0, 200, 404, 503, 504}, posts.statuses
+    assert posts.slowest_s < DEADLINE_S + 1
