@@ -139,7 +139,11 @@ class Dispatcher:
                         return await self._pay(order, reason)
                 case Refuse(ms):
                     raise Undelivered(
-                        403, "the free provider is closed", reason="no-paid-access", final=False, retry_after_ms=ms
+                        403,
+                        "the free provider is closed, and the paid one is not for this user",
+                        reason="no-paid-access",
+                        final=False,
+                        retry_after_ms=ms,
                     )
 
     # asking

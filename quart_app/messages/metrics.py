@@ -18,10 +18,10 @@ class MessageMetrics:
         )
         self.in_flight = Gauge("messages_in_flight", "messages being worked on", registry=registry)
         self._outcomes = Counter(
-            "provider_requests", "requests to a provider", ["provider", "outcome"], registry=registry
+            "messages_provider_requests", "requests to a provider", ["provider", "outcome"], registry=registry
         )
         self._seconds = Histogram(
-            "provider_seconds", "time until a provider's outcome was known", ["provider"], registry=registry
+            "messages_provider_seconds", "time until a provider's outcome was known", ["provider"], registry=registry
         )
 
     def note(self, provider: str, outcome: Outcome, seconds: float) -> None:

@@ -32,8 +32,22 @@ ENV = {
 }
 
 
+#: Sixteen processes on few cores may be held up for long; these rows are about the count, not about time-outs.
+PATIENT = {
+    "MESH_LEASE_TTL_MS": "60000",
+    "REDIS_TIMEOUT_MS": "15000",
+    "BODY_TIMEOUT_MS": "60000",
+    "MESSAGES_CONNECT_TIMEOUT_MS": "5000",
+    "MESSAGES_PROVIDER_TIMEOUT_MS": "60000",
+    "MESSAGES_PROBE_WAIT_MS": "60000",
+}
 #: A message is given up sooner, so that what a dead replica left is told sooner.
-QUICK = {"MESSAGES_PROVIDER_TIMEOUT_MS": "2000", "MESSAGES_PROBE_WAIT_MS": "2000", "MESSAGES_CONNECT_TRIES": "1"}
+QUICK = {
+    "MESSAGES_PROVIDER_TIMEOUT_MS": "2000",
+    "MESSAGES_PROBE_WAIT_MS": "2000",
+    "MESSAGES_CONNECT_TIMEOUT_MS": "500",
+    "MESSAGES_CONNECT_TRIES": "1",
+}
 
 
 @dataclass
@@ -101,7 +115,7 @@ class Visitor:
         self, method: str, at: Process, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> httpx.Response:
         sent = {"Cookie": self.cookie, **(headers or {})}
-        answer = await self._client.request(method, at.public + path, json=body, headers=sent)
+        answer = await self._client.request(method, at.public + path, json=body, headers=sent, timeout=120)
         if "Set-Cookie" in answer.headers:
             self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
         self._client.cookies.clear()
@@ -221,7 +235,8 @@ class Race:
     ann: Visitor
     keys: list[str]
     answers: dict[str, httpx.Response] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
+    #: without an answer that says what became of it, and why
+    lost: dict[str, str] = field(default_factory=dict)
 
     async def run(self, processes: list[Process], seed: int) -> None:
         chooser = random.Random(seed)
@@ -231,11 +246,11 @@ class Race:
     async def _send(self, process: Process, key: str) -> None:
         try:
             answer = await self.ann.send(process, f"message of {key}", key)
-        except httpx.TransportError:
-            self.lost.add(key)
+        except httpx.TransportError as error:
+            self.lost[key] = repr(error)
             return
         if answer.status_code == 503:
-            self.lost.add(key)
+            self.lost[key] = answer.text
         else:
             self.answers[key] = answer
 
@@ -270,10 +285,18 @@ async def open_again(ann: Visitor, at: Process, wait_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
+async def many(replicas: Replicas, count: int, env: dict[str, str]) -> list[Process]:
+    """This many replicas, however long they take to start together."""
+    processes = [replicas.spawn(env) for _ in range(count)]
+    for process in processes:
+        await replicas.ready(process, 120)
+    return processes
+
+
 async def race_for_the_quota(replicas: Replicas, count: int, limit: int, messages: int, block_s: float) -> None:
     """The free provider sees exactly its limit in each window and refuses nobody; paid only while it is closed."""
     async with providers(limit, block_s) as both:
-        processes = await replicas(count, both.env)
+        processes = await many(replicas, count, both.env | PATIENT)
         race = Race(await paying_visitor(replicas, processes[0]), [f"key-{n}" for n in range(messages)])
         await race.run(processes, seed=28)
         assert {answer.status_code for answer in race.answers.values()} == {200}
@@ -299,8 +322,8 @@ async def race_with_kills(
 ) -> None:
     """Replicas killed in the middle cost one slot each at most; no key is handled twice; the count heals."""
     async with providers(limit, block_s, latency_ms=150) as both:
-        quick = both.env | QUICK
-        processes = await replicas(count, quick)
+        quick = both.env | PATIENT | QUICK
+        processes = await many(replicas, count, quick)
         race = Race(await paying_visitor(replicas, processes[-1]), [f"key-{n}" for n in range(messages)])
         racing = asyncio.create_task(race.run(processes, seed=28))
         while not (await both.free.calls())["taken"]:
