@@ -75,7 +75,7 @@ class Process:
 
         async def last_guests() -> None:
             await self._close_http.wait()
-            await last_call([sockets.public], self._drain_ms / 1000 * SETTLE)
+            await last_call(sockets.public, self._drain_ms / 1000 * SETTLE)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s))
