@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -38,7 +38,8 @@ from quart_app.values import factorise as engine
 from quart_app.values import process
 from quart_app.values.factorise import Factoring, Stage
 
-T = TypeVar("T")
+#: makes a function and its arguments, at the moment when a process is free for them
+Call = Callable[[], tuple[Any, ...]]
 
 #: up to this size the cheap steps take less than half a millisecond and are done on the event loop
 INLINE_BITS = 512
@@ -171,6 +172,17 @@ class FactorPool:
         if self._closed:
             raise asyncio.CancelledError("the pool has ended")
 
+    async def is_prime(self, number: int, timeout_s: float) -> bool:
+        """Whether a number is prime; of a long one found out in a process. Raises DeadlineExceeded, Unavailable."""
+        if number.bit_length() <= INLINE_BITS:
+            return engine.is_prime(number)
+        await self._ready(timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return bool(await self._again(self._brisk, lambda: (engine.is_prime, number)))
+        except TimeoutError:
+            raise DeadlineExceeded("not known in time whether the number is prime") from None
+
     def expected_s(self, number: int) -> float:
         """Seconds that a number is expected to take: infinite where nobody knows."""
         if number.bit_length() > INLINE_BITS:
@@ -285,7 +297,8 @@ class FactorPool:
                 computation.stage = Stage.DIVISION
             else:
                 self._admit(computation)
-            computation.factoring, factors = await self._step(self._lane(computation), computation)
+            found: process.Slice = await self._again(self._lane(computation), partial(self._slice, computation))
+            computation.factoring, factors = found
             if factors is not None:
                 computation.stage = Stage.DONE
                 return factors
@@ -295,13 +308,12 @@ class FactorPool:
             return self._brisk
         return self._patient if computation.patient else self._hard
 
-    async def _step(self, lane: Lane, computation: Computation) -> process.Slice:
-        """One slice; again in another process when its process died. Raises Unavailable."""
+    async def _again(self, lane: Lane, call: Call) -> Any:
+        """What the call gives; made again in another process when its process died. Raises Unavailable."""
         for _ in range(ATTEMPTS):
             with contextlib.suppress(ProcessExpired, concurrent.futures.BrokenExecutor):
-                found: process.Slice = await lane.run(partial(self._slice, computation))
-                return found
-        raise Unavailable("the processes that tried to factorise the number died", number=computation.number)
+                return await lane.run(call)
+        raise Unavailable("the processes that tried to factorise the number died")
 
     def _slice(self, computation: Computation) -> tuple[Any, ...]:
         """The next slice's call, made when a process is free: by then less time is left."""
@@ -330,7 +342,7 @@ class Lane:
         self._pool: ProcessPool | None = None
         self._releases: set[asyncio.Task[None]] = set()
 
-    async def run(self, call: Callable[[], tuple[Any, ...]]) -> Any:
+    async def run(self, call: Call) -> Any:
         """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
 
         Raises what the function raises; ProcessExpired when the process died.

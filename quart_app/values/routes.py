@@ -15,9 +15,9 @@ from quart_app.body import read_json
 from quart_app.errors import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
-from quart_app.values.factorise import is_prime
 from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
 from quart_app.values.models import ClassesList, SetValueResponse, create_values_request
+from quart_app.values.pool import FactorPool
 from quart_app.values.settings import ValuesSettings
 
 RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
@@ -26,7 +26,7 @@ WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
 JOB_LOOK_S = 0.1
 
 
-def routes(context: Context, settings: ValuesSettings) -> Blueprint:
+def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blueprint:
     """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
     blueprint = Blueprint("values", __name__)
     create_request = create_values_request(settings)
@@ -56,7 +56,7 @@ def routes(context: Context, settings: ValuesSettings) -> Blueprint:
     @document_response(SetValueResponse)
     async def find_values(prime: str) -> Response:
         """Every value that has this prime as a factor, ascending; `limit` and `after` page."""
-        number = _number(prime, "the prime")
+        number = await _prime(prime)
         limit = _argument("limit", settings.max_answer)
         found = await _find(context, number, limit or settings.max_answer + 1, _argument("after", 0) or 0)
         if limit is None and len(found) > settings.max_answer:
@@ -110,12 +110,12 @@ def routes(context: Context, settings: ValuesSettings) -> Blueprint:
             raise Problem(404, "there is no such job, or no longer")
         return Response(status=204)
 
-    def _number(text: str, name: str) -> int:
+    async def _prime(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits:
-            raise Problem(422, f"{name} is a number of at most {settings.max_digits} digits")
+            raise Problem(422, f"the prime is a number of at most {settings.max_digits} digits")
         number = int(text)
-        if not is_prime(number):
-            raise Problem(422, f"{name} is not a prime")
+        if not await pool.is_prime(number, deadline_ms(context) / 1000):
+            raise Problem(422, "the prime is not a prime")
         return number
 
     def _argument(name: str, most: int) -> int | None:

@@ -39,7 +39,7 @@ def create(context: Context) -> Service:
 
     return Service(
         "values",
-        public=[routes(context, settings)],
+        public=[routes(context, settings, pool)],
         worker=handlers(computing, Errands(lambda: context.mesh, settings.chunk, computing.progress)),
         lifespan=lifespan,
     )
