@@ -85,12 +85,19 @@ class _HeedsCancellation:
 
     They send within `asyncio.wait_for`, and that of Python 3.11 drops a cancellation which comes together with the
     end of what it waits for. The task goes on, and whoever cancelled it waits for ever.
+
+    A connection that was reset since it was last used is a ConnectionError here: uvloop calls it a RuntimeError, which
+    nobody would take for a network that is away.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         task = asyncio.current_task()
         before = 0 if task is None else task.cancelling()
-        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        except RuntimeError as error:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise redis_errors.ConnectionError("the connection to Redis was reset") from error
         if task is not None and task.cancelling() > before:
             # The answer is on its way; nobody must take it for that of another command.
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
