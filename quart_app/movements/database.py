@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from mesh import Unavailable
+from mesh import SetupError, Unavailable
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
 MIGRATIONS = "quart_app.movements:migrations"
@@ -28,7 +28,8 @@ class Database:
 
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
         self.url = url
-        self._engine = _engine(url, timeout_ms / 1000)
+        self._timeout_s = timeout_ms / 1000
+        self._engine = _engine(url, self._timeout_s, command_timeout_s=self._timeout_s)
         self._writer = self._engine.execution_options(writing=True)
 
     @classmethod
@@ -56,21 +57,42 @@ class Database:
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only one process has at a time. Ends with the process, however it ends."""
-        async with self.writing() as connection:
-            if self.dialect == "postgresql":
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-            yield connection
+        """A transaction that only one process has at a time, and whose statements may take long.
+
+        It ends with the process, however that ends. Raises Unavailable, also while another has it.
+        """
+        engine = _engine(self.url, self._timeout_s, command_timeout_s=None)
+        try:
+            with translated():
+                async with engine.execution_options(writing=True).begin() as connection:
+                    if self.dialect == "postgresql":
+                        await _lock(connection)
+                    yield connection
+        finally:
+            await engine.dispose()
 
     async def migrate(self) -> None:
-        """Bring the tables up to date; whoever comes first does it. Raises Unavailable."""
+        """Bring the tables up to date; whoever comes first does it. Raises Unavailable, SetupError."""
         if self.dialect == "sqlite":
-            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(str(self.url.database)).parent)
         async with self.migrating() as connection:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"no folder for the database can be made: {error}") from error
+
+
+async def _lock(connection: AsyncConnection) -> None:
+    locked = await connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    if not locked.scalar_one():
+        raise Unavailable("another replica brings the database up to date")
 
 
 def _upgrade(connection: Connection) -> None:
@@ -79,13 +101,13 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _engine(url: URL, timeout_s: float) -> AsyncEngine:
-    """Every wait for the database has a deadline: for a connection, its answer, its locks."""
+def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> AsyncEngine:
+    """Every wait for the database has a deadline: for a connection, an SQLite lock, PostgreSQL's answer."""
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
     # A batch is one statement: split in two, its second half would wait for rows while holding the first half's stocks.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
-        waits = {"timeout": timeout_s, "command_timeout": timeout_s}
+        waits = {"timeout": timeout_s, "command_timeout": command_timeout_s}
         return create_async_engine(url, connect_args=waits, pool_pre_ping=True, **options)
     engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)

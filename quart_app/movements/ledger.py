@@ -58,7 +58,7 @@ class Ledger:
     async def running(self, replica: Replica) -> AsyncIterator[None]:
         """Take events in. Entered once the tables are there. Raises Unavailable where the database stays away."""
         try:
-            await self._prepare()
+            await self.prepare()
             async with self._events(replica), asyncio.TaskGroup() as tasks:
                 measuring = tasks.create_task(self._measure(replica.shared))
                 yield
@@ -79,7 +79,8 @@ class Ledger:
             on_buried=lambda entry, reason: self._metrics.dead_letters.inc(),
         )
 
-    async def _prepare(self) -> None:
+    async def prepare(self) -> None:
+        """Bring the tables up to date. Raises Unavailable where the database stays away."""
         delays = pauses()
         until = asyncio.get_running_loop().time() + START_S
         while True:

@@ -14,13 +14,18 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from sqlalchemy import Connection, inspect, make_url, text
 
 from mesh import Unavailable
 from quart_app.movements import database as module
 from quart_app.movements.database import Database
-from quart_app.movements.settings import async_url
+from quart_app.movements.ledger import Ledger
+from quart_app.movements.metrics import Metrics
+from quart_app.movements.settings import MovementSettings, async_url
 from quart_app.movements.tables import metadata
+from tests import postgres
 from tests.quart_app.movements.consumers import forked
 
 INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
@@ -28,7 +33,8 @@ INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
 
 def migrate(url: str) -> None:
     """What a replica does when it starts, in a process of its own."""
-    asyncio.run(Database(async_url(url), timeout_ms=20_000).migrate())
+    settings = MovementSettings(database_url=SecretStr(url))
+    asyncio.run(Ledger(settings, Metrics(CollectorRegistry())).prepare())
 
 
 async def names(database: Database) -> set[str]:
@@ -134,10 +140,22 @@ async def test_a_lock_is_not_waited_for_for_ever(database: Database, database_ur
     """After the time-out the database is unavailable, and events wait outside it."""
     other = Database(async_url(database_url), timeout_ms=300)
     async with database.migrating():
-        with pytest.raises(Unavailable, match="the database cannot be used"):
+        with pytest.raises(Unavailable, match="database"):
             await other.migrate()
     await other.migrate()
     await other.close()
+
+
+async def test_a_long_migration_is_not_cut_short(postgres_server: str) -> None:
+    """The time-out is for what a request waits for; to build an index on a grown table takes longer."""
+    await postgres.empty(postgres_server)
+    database = Database(async_url(postgres_server), timeout_ms=200)
+    async with database.migrating() as connection:
+        await connection.execute(text("SELECT pg_sleep(0.5)"))
+    with pytest.raises(Unavailable):
+        async with database.reading() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.5)"))
+    await database.close()
 
 
 async def test_sqlite_loses_nothing_that_was_committed(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""A ledger's life beside a member of a real mesh, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from mesh import SetupError, Unavailable
+from quart_app.movements import ledger as module
+from quart_app.movements.ledger import Ledger
+from quart_app.movements.metrics import Metrics
+from quart_app.movements.models import Event
+from quart_app.movements.producer import sample
+from quart_app.movements.settings import MovementSettings
+from tests.conftest import Members, Server, eventually
+
+MOVEMENT = Event.model_validate(sample()[0]).data.movement_id
+
+
+async def test_it_takes_events_in_with_the_rights_of_a_member(
+    mesh_of: Members, server: Server, database_url: str
+) -> None:
+    """What the server's access rules let a replica do is enough; the gauges follow; leaving is quick."""
+    registry = CollectorRegistry()
+    ledger = Ledger(MovementSettings(database_url=SecretStr(database_url)), Metrics(registry))
+    (replica,) = await mesh_of(1)
+    with server.redis() as client:
+        for message in (sample()[0], "no event"):
+            client.xadd("events:movements", {"body": json.dumps(message)})
+        async with ledger.running(replica):
+
+            async def known() -> bool:
+                return await ledger.movement(MOVEMENT) is not None
+
+            async def measured() -> bool:
+                names = ("movements_deficit", "movements_deficit_products", "movements_lag")
+                return [registry.get_sample_value(name) for name in names] == [100, 1, 0]
+
+            await eventually(known)
+            await eventually(measured)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 1
+        assert client.xlen("events:movements") == 0
+        assert [letter["body"] for _, letter in client.xrange("mesh:dead")] == ['"no event"']
+    assert registry.get_sample_value("movements_dead_letters_counter_total") == 1
+
+
+async def test_a_database_that_stays_away_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while whoever supervises the replica hears of it."""
+    monkeypatch.setattr(module, "START_S", 0.2)
+    settings = MovementSettings(database_url=SecretStr("postgresql://mesh@127.0.0.1:9/none"), database_timeout_ms=200)
+    ledger = Ledger(settings, Metrics(CollectorRegistry()))
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable, match="the database cannot be used"):
+            await ledger.prepare()
+
+
+async def test_a_file_that_cannot_be_made_ends_the_start_at_once(tmp_path: Path) -> None:
+    """Waiting does not help there; a sentence says why."""
+    (tmp_path / "file").write_text("in the way")
+    ledger = Ledger(MovementSettings(movements_db_path=tmp_path / "file" / "m.db"), Metrics(CollectorRegistry()))
+    async with asyncio.timeout(1):
+        with pytest.raises(SetupError, match="no folder for the database can be made"):
+            await ledger.prepare()
