@@ -6,7 +6,7 @@ all of it or none. Each has two sides: the replica's own database, and (`.shared
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
@@ -77,10 +77,59 @@ class Store(Reader):
         return bool(await self._link.shared("EXISTS", keys.lease(database)))
 
 
+#: Longest command that may grow: Lua hands over some 8000 words at once.
+MOST_WORDS = 4000
+
+
+class Writes:
+    """Writing commands, as few as say the same: what is written to one key by one verb in a row becomes one command.
+
+    Commands on different keys do not touch each other, so "in a row" is meant for each key by itself.
+    """
+
+    def __init__(self) -> None:
+        self._commands: list[list[Text]] = []
+        self._latest: dict[tuple[int, str], list[Text]] = {}
+        self._kept: dict[tuple[int, str], int] = {}
+
+    def add(self, side: int, verb: str, key: str, args: Iterable[Text]) -> None:
+        """One command more. A command is its side, its number of words, and these."""
+        command = [side, 0, verb, key, *args]
+        self._commands.append(command)
+        self._latest[side, key] = command
+
+    def grow(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
+        """The same for a verb that takes any number of fields or members, and no options."""
+        latest = self._latest.get((side, key))
+        if latest and latest[2] == verb and len(latest) + len(args) <= MOST_WORDS:
+            latest.extend(args)
+        else:
+            self.add(side, verb, key, args)
+
+    def keep_until(self, side: int, key: str, at_ms: int) -> None:
+        """Let a key live at least until then; the latest of all that is said of it counts."""
+        self._kept[side, key] = max(at_ms, self._kept.get((side, key), 0))
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._commands.clear()
+        self._latest.clear()
+        self._kept.clear()
+
+    def commands(self) -> list[list[Text]]:
+        """All of it; lifetimes come last, when their keys are there."""
+        commands = list(self._commands)
+        for (side, key), at_ms in self._kept.items():
+            commands += [[side, 0, "PEXPIREAT", key, at_ms, condition] for condition in ("NX", "GT")]
+        for command in commands:
+            command[1] = len(command) - 2
+        return commands
+
+
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix."""
 
-    def __init__(self, prefix: str, own: int, expects: list[Any], writes: list[Any]) -> None:
+    def __init__(self, prefix: str, own: int, expects: list[Any], writes: Writes) -> None:
         self._prefix = prefix
         self._side = own
         self._expects = expects
@@ -92,7 +141,10 @@ class Writer:
 
     def write(self, verb: str, key: str, *args: Text) -> None:
         """Any writing command whose one key comes first."""
-        self._writes.append((self._side, len(args) + 2, verb, self._prefix + key, *args))
+        self._writes.add(self._side, verb, self._prefix + key, args)
+
+    def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
+        self._writes.grow(self._side, verb, self._prefix + key, args)
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         self.write("SET", key, value, *options)
@@ -101,24 +153,23 @@ class Writer:
         self.write("DEL", key)
 
     def hset(self, key: str, fields: Mapping[str, Text]) -> None:
-        self.write("HSET", key, *(word for pair in fields.items() for word in pair))
+        self._grow("HSET", key, [word for pair in fields.items() for word in pair])
 
     def hdel(self, key: str, *fields: Text) -> None:
-        self.write("HDEL", key, *fields)
+        self._grow("HDEL", key, fields)
 
     def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
-        self.write("ZADD", key, *(word for member, score in scores.items() for word in (score, member)))
+        self._grow("ZADD", key, [word for member, score in scores.items() for word in (score, member)])
 
     def zrem(self, key: str, *members: Text) -> None:
-        self.write("ZREM", key, *members)
+        self._grow("ZREM", key, members)
 
     def incrby(self, key: str, by: int) -> None:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until then: its expiry moves later, never earlier."""
-        self.write("PEXPIREAT", key, at_ms, "NX")
-        self.write("PEXPIREAT", key, at_ms, "GT")
+        """Let a key live at least until then, once all is written: its expiry moves later, never earlier."""
+        self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 
 class Transaction(Writer):
@@ -128,7 +179,7 @@ class Transaction(Writer):
         self._request = request
         self._replica = replica
         self.expects: list[Any] = []
-        self.writes: list[Any] = []
+        self.writes = Writes()
         self.sends: list[Any] = []
         self._forwards = 0
         self._answer: tuple[str, Body] | None = None
@@ -187,11 +238,12 @@ class Transaction(Writer):
         if request is not None:
             stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
         status, body = self._answer or (OK, {})
+        writes = self.writes.commands()
         words: list[Text] = [
             0, stream, id, reply_to, key, op, status, self._forwards, encode(body) if reply_to else "",
-            len(self.expects), len(self.writes), len(self.sends),
+            len(self.expects), len(writes), len(self.sends),
         ]  # fmt: skip
-        for part in (*self.expects, *self.writes, *self.sends):
+        for part in (*self.expects, *writes, *self.sends):
             words.extend(part)
         words[0] = len(words)
         return words
