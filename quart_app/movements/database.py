@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, event, text
@@ -15,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from mesh import SetupError, Unavailable
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
+
+log = structlog.get_logger(__name__)
 
 MIGRATIONS = "quart_app.movements:migrations"
 #: Names the lock under which one process migrates a PostgreSQL database. Any number, as long as it stays.
@@ -140,7 +143,9 @@ def translated() -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         if is_fault_of_data(error):
             raise
-        raise Unavailable(f"the database cannot be used: {_told(error)}", retry_after=1) from error
+        # Where the database is and what it says is for the log; the error may travel to a stranger.
+        log.warning("the database cannot be used", error=_told(error))
+        raise Unavailable("the database cannot be used just now", retry_after=1) from error
 
 
 def is_fault_of_data(error: BaseException) -> bool:
