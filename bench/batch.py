@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.environments import ROOT
-from bench.load_http import load, posting
+from bench.load_http import load, posting, try_load
 from bench.processes import child, resident_bytes
 from bench.record import Ratio, Record, Settings
 from bench.replicas import Mesh, replicas
@@ -40,7 +40,7 @@ def mesh(settings: Settings) -> float:
     """Numbers a second through POST /values."""
     with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
         environ = posting(ITEMS, "AB")
-        load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
+        try_load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
         found = load("post.lua", there.ports, environ, seconds=settings.seconds, connections=CONNECTIONS)
         return ITEMS * found.calls / found.seconds
 
@@ -53,7 +53,7 @@ def long_run(settings: Settings) -> dict[str, float]:
         environ = posting(ITEMS, "AB", ttl=SHORT_TTL_S)
         for name, goal in (("beginning", RUN // 10), ("half-way", RUN // 2), ("end", RUN)):
             while sent < goal:
-                sent += ITEMS * load("post.lua", there.ports, environ, seconds=1, connections=2).calls
+                sent += ITEMS * try_load("post.lua", there.ports, environ, seconds=2, connections=2).calls
             memory |= {f"{name}, {what}": value for what, value in resident(there).items()}
         memory["numbers"] = sent
         # What has expired goes without being asked for.

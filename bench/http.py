@@ -107,12 +107,21 @@ def figures(found: Outcome) -> dict[str, float]:
 
 
 def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    """How much of the bare route's rate is left."""
-    goals = (("post", "POST, mesh / bare", 0.6), ("get", "GET, mesh / bare", 0.4))
+    """How much of the bare route's rate is left, and how many times its processor time the application takes."""
+    goals = (
+        ("POST, rate, mesh / bare", "post", "rate", 0.6),
+        ("GET, rate, mesh / bare", "get", "rate", 0.4),
+        ("POST, processor time of the application, mesh / bare", "post", "cpu_ms_replicas", None),
+        ("GET, processor time of all four replicas, mesh / bare", "get", "cpu_ms_replicas", None),
+    )
     return {
-        title: Ratio.of(per_round(series[f"{verb}|mesh|rate"], series[f"{verb}|bare|rate"]), goal=goal)
-        for verb, title, goal in goals
-        if f"{verb}|mesh|rate" in series and f"{verb}|bare|rate" in series
+        title: Ratio.of(
+            per_round(series[f"{verb}|mesh|{what}"], series[f"{verb}|bare|{what}"]),
+            goal=goal,
+            more_is_better=what == "rate",
+        )
+        for title, verb, what, goal in goals
+        if f"{verb}|mesh|{what}" in series and f"{verb}|bare|{what}" in series
     }
 
 

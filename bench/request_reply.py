@@ -232,8 +232,8 @@ def found_ratios(series: Mapping[str, list[float]]) -> Iterator[tuple[str, Ratio
     """The goals, round by round, as far as their two sides were measured."""
     for title, ours, theirs, goal in goals(series):
         if ours in series and theirs:
-            latency = ours.endswith("_ms")
-            yield title, Ratio.of(per_round(series[ours], theirs), goal=goal, more_is_better=not latency)
+            less = ours.endswith("_ms")
+            yield title, Ratio.of(per_round(series[ours], theirs), goal=goal, more_is_better=not less)
 
 
 def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[float], float | None]]:
@@ -243,6 +243,10 @@ def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[fl
     yield "rate at 128 in flight, mesh / best Redis peer", "mesh|128|rate", best, 20
     yield "median latency at 1 in flight, mesh / best Redis peer", "mesh|1|median_ms", soonest, 0.2
     yield "rate at 128 in flight, mesh / NATS, nothing stored", "mesh|128|rate", series.get("nats|128|rate", []), 0.6
+    cheapest = best_redis_peer(series, "128|cpu_ms", min)
+    yield "processor time a call at 128, mesh / best Redis peer", "mesh|128|cpu_ms", cheapest, None
+    nats_cpu = series.get("nats|128|cpu_ms", [])
+    yield "processor time a call at 128, mesh / NATS, nothing stored", "mesh|128|cpu_ms", nats_cpu, None
     stored = series.get("nats_store|128|rate", [])
     yield "rate at 128 in flight, mesh / NATS, stored in Redis", "mesh|128|rate", stored, None
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.load_http import Outcome, getting, load, posting
+from bench.load_http import Outcome, getting, load, posting, try_load
 from bench.plot import lines
 from bench.record import Ratio, Record, Settings
 from bench.replicas import Mesh, plant, replicas
@@ -31,8 +31,10 @@ def fill(mesh: Mesh, size: int) -> float:
     items = min(ITEMS, size)
     sent = 0
     while sent < size:
-        seconds = 1 if size - sent < 50_000 else 5
-        sent += items * load("post.lua", mesh.ports, posting(items, "AB", TTL_S), seconds=seconds, connections=2).calls
+        seconds = 2 if size - sent < 50_000 else 5
+        sent += (
+            items * try_load("post.lua", mesh.ports, posting(items, "AB", TTL_S), seconds=seconds, connections=2).calls
+        )
     stored = sum(1 for _ in client.scan_iter("shared:values:where:*", count=10_000))
     used = client.info("memory")["used_memory"]
     return float(used - before) / stored

@@ -41,8 +41,8 @@ def test_ratios_take_what_was_measured() -> None:
     """With only one side there is no ratio, with both there is one per verb."""
     series = {"post|mesh|rate": [60.0, 50.0], "post|bare|rate": [100.0, 100.0], "get|mesh|rate": [1.0, 1.0]}
     found = http.ratios(series)
-    assert list(found) == ["POST, mesh / bare"]
-    assert found["POST, mesh / bare"].spread == Spread.of([0.6, 0.5])
+    assert list(found) == ["POST, rate, mesh / bare"]
+    assert found["POST, rate, mesh / bare"].spread == Spread.of([0.6, 0.5])
 
 
 def test_the_section_shows_what_there_is(tmp_path: object) -> None:

@@ -1,0 +1,131 @@
+"""A million grades: memory, backup while serving, restore, and how long the event loop was held meanwhile.
+
+    python -m bench.grades [records]
+
+Everything runs in one process, giver and taker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+from collections.abc import AsyncIterator
+
+from mesh.log import Position
+from quart_app.grades import backup
+from quart_app.grades.backup import Header, Reader
+from quart_app.grades.replication import stream
+from quart_app.grades.storage import Storage
+
+POSITION = Position("0" * 16, 1_000_000, "1763700001000-0")
+
+
+def resident_mb() -> float:
+    """Memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
+class Watch:
+    """The longest time the event loop was held, and the most memory, while it runs."""
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        self.held_ms = 0.0
+        self.peak_mb = resident_mb()
+        self.changes = 0
+        self._storage = storage
+
+    async def __aenter__(self) -> Watch:
+        self._task = asyncio.create_task(self._run())
+        self._began = time.perf_counter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.held_ms = max(self.held_ms, (time.perf_counter() - before) * 1000 - 1)
+            self.peak_mb = max(self.peak_mb, resident_mb())
+            if self._storage is not None:
+                self.changes += 1
+                self._storage.merge(f"user-{self.changes * 7919 % 1_000_000:07d}", {1: (self.changes, 1 << 62)})
+
+
+def filled(records: int) -> Storage:
+    """Every user with four fields set, each by an entry of its own."""
+    storage, first = Storage(), 1763700000000 << 16
+    for number in range(records):
+        changes = {at: (number % 5000, first + 4 * number + at) for at in range(4)}
+        storage.merge(f"user-{number:07d}", changes)
+    return storage
+
+
+async def give(storage: Storage, folder: asyncio.Queue[bytes]) -> None:
+    """Make a backup, and hand it on through a small queue: a slow taker slows the giver."""
+    state = storage.snapshot()
+    header = backup.describe(state, POSITION, (), 1763700001000)
+    async for chunk in stream(header, state):
+        await folder.put(chunk)
+    await folder.put(b"")
+
+
+async def taken(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await queue.get():
+        yield chunk
+
+
+async def restore(chunks: AsyncIterator[bytes], records: int) -> tuple[Header, Storage]:
+    reader = Reader(records)
+    async for chunk in chunks:
+        await asyncio.to_thread(reader.feed, chunk)
+    return await asyncio.to_thread(reader.result)
+
+
+async def measure(records: int) -> bool:
+    """Print the figures; whether the promises hold."""
+    base = resident_mb()
+    storage = filled(records)
+    gc.collect()
+    full = resident_mb() - base
+    print(f"{records:,} records in memory: {full:.0f} MB, {full * 1e6 / records:.0f} bytes each")
+
+    before = resident_mb()
+    sizes = 0
+    async with Watch(storage) as making:
+        state = storage.snapshot()
+        header = backup.describe(state, POSITION, (), 1763700001000)
+        async for chunk in stream(header, state):
+            sizes += len(chunk)
+    del state
+    print(
+        f"backup: {making.seconds:.1f} s, {sizes / 1e6:.1f} MB, at most {making.peak_mb - before:.0f} MB more memory, "
+        f"event loop held at most {making.held_ms:.0f} ms, {making.changes} changes beside it"
+    )
+
+    storage = filled(records)
+    gc.collect()
+    before = resident_mb()
+    queue: asyncio.Queue[bytes] = asyncio.Queue(4)
+    async with Watch() as taking:
+        giving = asyncio.create_task(give(storage, queue))
+        _, again = await restore(taken(queue), records)
+        await giving
+    print(
+        f"backup and restore together: {taking.seconds:.1f} s, at most {taking.peak_mb - before:.0f} MB more memory "
+        f"({full:.0f} MB of it the restored records), event loop held at most {taking.held_ms:.0f} ms"
+    )
+    same = again.digest == storage.digest
+    print(f"digests equal: {same}")
+    return same and max(making.held_ms, taking.held_ms) < 100
+
+
+if __name__ == "__main__":
+    records = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    sys.exit(0 if asyncio.run(measure(records)) else 1)
