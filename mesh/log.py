@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from mesh.errors import MeshError
 from mesh.scripts import FOLDER, Script
@@ -92,9 +92,12 @@ _REFUSALS: dict[str, type[MeshError]] = {"missing": NoLog, "replaced": Replaced,
 
 
 def pack_id(stream_id: str) -> int:
-    """A stream id of a log as one integer below 2**63, in the same order."""
+    """A stream id of a log as one integer below 2**63, in the same order. Raises ValueError."""
     ms, _, sequence = stream_id.partition("-")
-    return int(ms) << SEQUENCE_BITS | int(sequence)
+    high, low = int(ms), int(sequence)
+    if not (0 <= high < 1 << 63 - SEQUENCE_BITS and 0 <= low < 1 << SEQUENCE_BITS):
+        raise ValueError(f"{stream_id[:50]} is not the id of a log's entry")
+    return high << SEQUENCE_BITS | low
 
 
 def unpack_id(stamp: int) -> str:
@@ -249,8 +252,10 @@ class Log:
         try:
             yield Tail(self, self._reader, position)
         finally:
-            # Whatever was left on the way (a cancelled read, half an answer) must not meet the next reader.
-            await self._reader.connection_pool.disconnect()
+            # Whatever was left on the way (a cancelled read, half an answer) must not meet the next reader. An
+            # error of closing must not take the place of the one, or of the cancellation, that we leave with.
+            with contextlib.suppress(RedisError, OSError):
+                await self._reader.connection_pool.disconnect()
 
     async def close(self) -> None:
         """Close the reader's connection."""

@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from mesh.log import Position, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, USER_ID_MAX
 from quart_app.grades.storage import RECORD, Frozen, N, Storage
@@ -55,6 +57,8 @@ class BadBackup(Exception):
 @dataclass(frozen=True, slots=True)
 class Header:
     """What state a backup holds."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     log: str
     number: int
@@ -196,21 +200,19 @@ class Reader:
         return 1
 
     def _read_header(self, line: bytes) -> Header:
-        content = _read_comment(line)
         try:
-            header = Header(**{**content, "continues": tuple(content["continues"])})
-            at_least_zero = min(header.count, header.number) >= 0
-            known = header.format == FORMAT and at_least_zero and pack_id(header.id) < 2**63
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            header = _HEADER.validate_json(_uncomment(line), strict=True)
+            known = header.format == FORMAT and pack_id(header.id) < 2**63
+        except ValueError as error:
             raise BadBackup("the first line is not that of a backup") from error
-        if not known:
-            raise BadBackup(f"the format {header.format!r} is not known here")
+        if not known or min(header.count, header.number) < 0:
+            raise BadBackup("the first line is not that of a backup known here")
         if header.count > self._max_records:
             raise BadBackup(f"{header.count} records are more than the {self._max_records} allowed")
         return header
 
     def _read_footer(self, line: bytes) -> None:
-        if _read_comment(line) != {"count": self._records, "sha256": self._sha.hexdigest()}:
+        if line != _comment({"count": self._records, "sha256": self._sha.hexdigest()}).encode().rstrip():
             raise BadBackup("count or checksum are not those of the content")
         self._ended = True
 
@@ -229,11 +231,10 @@ class Reader:
             raise BadBackup(f"record {self._records} cannot be read: {error}") from error
 
 
-def _read_comment(line: bytes) -> dict[str, Any]:
-    try:
-        mark, content = line[:2], json.loads(line[2:])
-    except ValueError as error:
-        raise BadBackup("a line of data about the backup cannot be read") from error
-    if mark != b"# " or not isinstance(content, dict):
-        raise BadBackup("a line of data about the backup is missing")
-    return content
+def _uncomment(line: bytes) -> bytes:
+    if not line.startswith(b"# "):
+        raise BadBackup("a line about the backup itself is missing")
+    return line[2:]
+
+
+_HEADER = TypeAdapter(Header)

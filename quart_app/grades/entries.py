@@ -81,10 +81,10 @@ def effect(entry: Entry) -> Effect:
             case "set":
                 return _set(entry)
             case "carry":
-                return _carry(Carried.model_validate(entry.content()))
+                return _carry(entry)
             case op if op == FOUNDED:
                 return Effect(continues=Founding.model_validate(entry.content()).continues)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise UnreadableEntry(f"entry {entry.position.number}: {error}") from error
     raise UnreadableEntry(f"entry {entry.position.number} has the unknown operation {entry.op!r}")
 
@@ -96,9 +96,13 @@ def _set(entry: Entry) -> Effect:
     return Effect([(update.user_id, changes)])
 
 
-def _carry(carried: Carried) -> Effect:
+def _carry(entry: Entry) -> Effect:
+    carried = Carried.model_validate(entry.content())
     changes = [
         (record.user_id, {FIELD_AT[name]: (value, pack_id(at)) for name, (value, at) in record.set.items()})
         for record in carried.records
     ]
+    newest = max((stamp for _, fields in changes for _, stamp in fields.values()), default=0)
+    if newest > entry.position.stamp:
+        raise ValueError("it carries a field from the future, which would win against changes yet to come")
     return Effect(changes, (carried.of,))

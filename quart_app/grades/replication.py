@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import secrets
 import time
@@ -52,6 +53,8 @@ APPLY_S = 0.01
 NEIGHBOURS_S = 2.0
 #: Longest time for the snapshot that a leaving replica writes when the log cannot vouch for what it knows.
 FAREWELL_S = 30
+#: Shards compared in one step of a thread.
+SHARDS_PER_STEP = 64
 #: Ancestors a log remembers.
 LINEAGE_MAX = 32
 
@@ -116,6 +119,7 @@ class Replication:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._waiting: dict[str, Waiting] = {}
         self._reachable = False
+        self._ending = False
         self._ready = asyncio.Event()
         self.state = State.CLOSED
         self.explanation = "the grades are not open yet"
@@ -159,7 +163,7 @@ class Replication:
     @contextlib.asynccontextmanager
     async def following(self, grades_log: Log, peers: Roster) -> AsyncIterator[None]:
         """Follow a log; entered once the state is restored and the log's end was reached."""
-        self._log, self._peers = grades_log, peers
+        self._log, self._peers, self._ending = grades_log, peers, False
         self._move(State.RESTORING, "the grades are being restored")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -168,6 +172,7 @@ class Replication:
                     await self._ready.wait()
                     yield
                 finally:
+                    self._ending = True
                     following.cancel()
                     self._cancel_snapshot()
         finally:
@@ -176,7 +181,8 @@ class Replication:
             await grades_log.close()
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
+        # Not `while True`: an error on the way out of a client library may take the place of our cancellation.
+        while not self._ending:
             try:
                 await self._restore()
                 await self._follow(tasks)
@@ -283,7 +289,7 @@ class Replication:
             except FAILURES as error:
                 refused = isinstance(error, BadBackup)
                 self._metrics.restores.labels(source.kind, "refused" if refused else "unavailable").inc()
-                say = log.error if refused else log.info
+                say = log.error if refused else log.debug
                 say("no state from here", source=source.name, reason=str(error) or type(error).__name__)
                 continue
             self._metrics.restores.labels(source.kind, "done").inc()
@@ -378,8 +384,9 @@ class Replication:
 
     async def _carry(self, before: Held, held: Held, last: Position) -> Position:
         of, ours, theirs = before.position, before.storage.snapshot(), held.storage.snapshot()
-        lacking = difference(ours, theirs)
-        while (found := await asyncio.to_thread(next, lacking, None)) is not None:
+        shards = difference(ours, theirs)
+        while step := await asyncio.to_thread(lambda: list(itertools.islice(shards, SHARDS_PER_STEP))):
+            found = itertools.chain.from_iterable(step)
             for body in entries.carry_bodies(of.log, found):
                 write = secrets.token_hex(8)
                 last = await self._the_log.append(

@@ -1,0 +1,27 @@
+"""Nodes around a real server, with waits short enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh import log as mesh_log
+from quart_app.grades import replication
+from tests.conftest import Server
+from tests.quart_app.grades.nodes import Nodes
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_log, "BLOCK_MS", 30)
+    monkeypatch.setattr(replication, "RETRY_S", 0.02)
+    monkeypatch.setattr(replication, "NEIGHBOURS_S", 0.0)
+
+
+@pytest.fixture
+async def nodes(server: Server, tmp_path: Path) -> AsyncIterator[Nodes]:
+    made = Nodes(server.port, tmp_path)
+    yield made
+    await made.close()

@@ -1,0 +1,569 @@
+"""What becomes of a replica's grades: restoring, following, gaps, lost logs, snapshots; on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from mesh import Unavailable
+from mesh.log import Log
+from mesh.snapshots import Snapshots
+from quart_app.grades import backup
+from quart_app.grades import replication as module
+from quart_app.grades.models import GradeUpdate, UserGrade
+from quart_app.grades.replication import MOVES, State, stream
+from tests.conftest import Server
+from tests.quart_app.grades.nodes import LOG_KEY, Node, Nodes, eventually, verified
+
+
+async def fill(node: Node, count: int, **fields: int) -> None:
+    """Set one field of so many users."""
+    chosen = fields or {"spp": 1}
+    await asyncio.gather(*(node.set(f"user-{number}", **chosen) for number in range(count)))
+
+
+async def trimmed(nodes: Nodes) -> None:
+    """Wait until the log no longer begins at its beginning."""
+    log = Log(nodes.redis, nodes.client, nodes.key, writer="test")
+
+    async def is_trimmed() -> bool:
+        view = await log.view()
+        return view is not None and not view.whole
+
+    async with asyncio.timeout(10):
+        while not await is_trimmed():
+            await asyncio.sleep(0.01)
+
+
+# Start and change
+
+
+async def test_two_fresh_nodes_without_a_peer_start(nodes: Nodes) -> None:
+    """No master: whoever is first founds the log, both follow it."""
+    one, two = await nodes.up("one", "two")
+    await one.set("alice", spp=1)
+    await two.set("alice", return_fee=2)
+    await nodes.agree()
+    for node in nodes:
+        assert node.replication.get("alice") == UserGrade(user_id="alice", spp=1, return_fee=2)
+
+
+async def test_the_answer_to_a_change_is_the_merged_record(nodes: Nodes) -> None:
+    """Absent = unchanged, 0 = set to 0, whoever set the other fields."""
+    one, two = await nodes.up("one", "two")
+    await one.set("alice", spp=5, shipping_fee=6)
+    answer = await two.set("alice", spp=0, postpaid_limit=9)
+    assert answer == UserGrade(user_id="alice", postpaid_limit=9, spp=0, shipping_fee=6)
+    assert await one.set("alice") == answer
+
+
+async def test_changes_at_one_moment_come_out_the_same_everywhere(nodes: Nodes) -> None:
+    """Four nodes fight over one field: the log's order decides, for all of them."""
+    four = await nodes.up("a", "b", "c", "d")
+    await asyncio.gather(*(node.set("alice", spp=n) for n in range(25) for node in four))
+    await nodes.agree()
+
+
+async def test_an_own_entry_is_applied_once(nodes: Nodes) -> None:
+    """Own entries are recognised when they come back, and nothing was applied before."""
+    (one,) = await nodes.up("one")
+    await fill(one, 10)
+    assert one.replication._metrics.applied._value.get() == 10
+    assert not one.replication._waiting
+
+
+async def test_a_new_node_takes_a_peers_backup_and_reads_on(nodes: Nodes) -> None:
+    """Whoever is ready is asked; what happened since is read from the log."""
+    (one,) = await nodes.up("one")
+    await fill(one, 30)
+    (two,) = await nodes.up("two")
+    await one.set("late", spp=3)
+    await nodes.agree()
+    assert two.restores("peer", "done") == 1
+    assert two.replication._metrics.applied._value.get() == 1
+
+
+async def test_without_a_peer_the_stream_is_read_from_its_start(nodes: Nodes) -> None:
+    """All replicas restarted: as long as nothing was trimmed, the stream holds everything."""
+    nodes.settings["snapshot_every"] = 1000
+    (one,) = await nodes.up("one")
+    await fill(one, 30)
+    digest = one.digest()
+    await one.kill()
+    await one.start()
+    assert one.digest() == digest and not one.snapshots()
+
+
+async def test_without_a_peer_a_trimmed_log_needs_the_snapshot_on_disk(nodes: Nodes) -> None:
+    """All replicas restarted after trimming: the newest snapshot, and the stream behind it."""
+    (one,) = await nodes.up("one")
+    await fill(one, 12)
+    await trimmed_after_snapshots(one, nodes)
+    digest = one.digest()
+    await one.kill()
+    await one.start()
+    assert one.digest() == digest
+    assert one.restores("disk", "done") == 1
+
+
+async def trimmed_after_snapshots(node: Node, nodes: Nodes) -> None:
+    """Two snapshots are written; only then the log may be trimmed behind the older one."""
+    for number in range(40):
+        await node.set(f"more-{number}", spp=number)
+        await asyncio.sleep(0.005)
+    await trimmed(nodes)
+
+
+# Sources that are bad
+
+
+def foreign(data: bytes) -> bytes:
+    """The same records, said to belong to another log; whole and well-formed in itself."""
+    header, storage = verified(data).result()
+    return b"".join(backup.write(replace(header, log="f" * 16), storage.snapshot()))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda data: data[: len(data) // 2], id="truncated"),
+        pytest.param(lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], id="a bit flipped"),
+        pytest.param(lambda data: b"<html>not a backup</html>", id="something else"),
+        pytest.param(foreign, id="of another log"),
+    ],
+)
+async def test_a_bad_backup_is_refused_and_the_next_peer_used(nodes: Nodes, spoil) -> None:
+    """Row 26 of the fault matrix: nothing of it gets in, and the replica starts all the same."""
+    bad, good = await nodes.up("bad", "good")
+    await fill(good, 20)
+    await trimmed_after_snapshots(good, nodes)
+    bad.spoil = spoil
+    (new,) = await nodes.up("new")
+    await nodes.agree()
+    assert new.restores("peer", "refused") == 1
+    assert new.restores("peer", "done") == 1
+
+
+async def test_a_bad_snapshot_is_refused_and_the_one_before_used(nodes: Nodes) -> None:
+    """Row 26: the log is trimmed behind the older of two snapshots, so the newest can be done without."""
+    (one,) = await nodes.up("one")
+    await trimmed_after_snapshots(one, nodes)
+    digest = one.digest()
+    await eventually(lambda: not one.replication._snapshot_task or one.replication._snapshot_task.done(), "written")
+    await one.kill()
+    newest = one.snapshots()[-1]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
+    await one.start()
+    assert one.digest() == digest
+    assert one.restores("disk", "refused") >= 1
+
+
+async def test_a_snapshot_whose_writer_was_killed_does_not_count(nodes: Nodes) -> None:
+    """Row 26: killed while writing, it has no name yet."""
+    (one,) = await nodes.up("one")
+    await trimmed_after_snapshots(one, nodes)
+    digest = one.digest()
+    await one.kill()
+    part = one.disk / ".0123456789abcdef.part"
+    part.write_bytes(one.snapshots()[-1].read_bytes()[:100])
+    await one.start()
+    assert one.digest() == digest
+    assert one.restores("disk", "refused") == 0
+
+
+async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> None:
+    """Trimmed log, no peer, no snapshot: never ready with a part of the truth; ready as soon as a peer is."""
+    one, two = await nodes.up("one", "two")
+    await trimmed_after_snapshots(one, nodes)
+    await one.kill()
+    await two.kill()
+    disk = one.disk.rename(one.disk.with_name("aside"))
+    for path in two.snapshots():
+        path.unlink()
+    await two.start(ready=False)
+    await eventually(lambda: "no state of the log" in two.replication.explanation, "it says why")
+    with pytest.raises(Unavailable, match="no state of the log"):
+        two.replication.get("more-1")
+    with pytest.raises(Unavailable):
+        await two.set("more-1", spp=1)
+    disk.rename(one.disk)
+    await one.start()
+    await two.start()
+    await nodes.agree()
+
+
+# Gaps
+
+
+async def test_one_who_fell_behind_the_trimmed_end_restores(nodes: Nodes) -> None:
+    """Row 25 of the fault matrix: the gap is noticed and healed, and the digests are equal."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 5)
+    await nodes.agree()
+    await two.pause()
+    behind, restored = two.replication._held.position.number, two.restores("peer", "done")
+    await trimmed_after_snapshots(one, nodes)
+    await two.start()
+    await nodes.agree()
+    assert two.number() >= behind + 40
+    assert two.restores("peer", "done") == restored + 1
+
+
+async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
+    """From the gap to the swap the answer is 503, never a record that may be stale or half."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 5)
+    await nodes.agree()
+    await two.pause()
+    await trimmed_after_snapshots(one, nodes)
+    release = asyncio.Event()
+    peers = two._peers
+
+    async def held_up():
+        await release.wait()
+        return await peers()
+
+    two._peers = held_up
+    await two.start(ready=False)
+    await eventually(lambda: two.replication.state is State.RESTORING and two.replication._held is None, "restoring")
+    with pytest.raises(Unavailable):
+        two.replication.get("user-1")
+    with pytest.raises(Unavailable):
+        two.replication.describe()
+    release.set()
+    await two.start()
+    await nodes.agree()
+
+
+async def test_without_gap_detection_the_digests_would_differ(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken out, the mechanism is missed: this is what the check of numbers protects from."""
+    monkeypatch.setattr("mesh.log.check_numbers", lambda *_: None)
+    monkeypatch.setattr("mesh.log.check_continuity", lambda view, entries, position: list(entries))
+    one, two = await nodes.up("one", "two")
+    await fill(one, 5)
+    await nodes.agree()
+    await two.pause()
+    await trimmed_after_snapshots(one, nodes)
+    await two.start()
+    await eventually(lambda: two.number() == one.number(), "it has come as far")
+    assert two.digest() != one.digest()
+
+
+async def test_an_entry_nobody_can_read_is_passed_over_by_all_alike(nodes: Nodes) -> None:
+    """A poison entry neither stops nor splits the replicas; it is counted."""
+    one, two = await nodes.up("one", "two")
+    log = Log(nodes.redis, nodes.client, nodes.key, writer="stranger")
+    at = one.replication._held.position
+    for op, body in (
+        ("set", {"user_id": ""}), ("set", {"user_id": "a", "spp": None}), ("set", []), ("dance", {}),
+        ("carry", {"of": "x", "records": [{"user_id": "a", "set": {"nope": [1, "1-0"]}}]}),
+        ("carry", {"of": "x", "records": [{"user_id": "a", "set": {"spp": [1, "never"]}}]}),
+        ("carry", {"of": "x", "records": [{"user_id": "a", "set": {"spp": [1, f"{2**70}-0"]}}]}),
+        ("set", {"user_id": "a", "spp": 2**63}), ("set", "[" * 5),
+    ):  # fmt: skip
+        await log.append(op, body, reader_at=at, write="x")
+    await one.set("alice", spp=1)
+    await nodes.agree()
+    assert two.replication._metrics.unreadable._value.get() == 9
+    assert two.replication.describe()[0].count == 1
+
+
+# A lost log
+
+
+async def test_when_the_log_is_deleted_nobody_forgets(nodes: Nodes) -> None:
+    """FLUSHALL or DEL under running replicas: a survivor founds the successor, and all go on with everything."""
+    three = await nodes.up("one", "two", "three")
+    await fill(three[0], 20)
+    digest = await nodes.agree()
+    old = three[0].replication.describe()[0].log
+    await nodes.redis.flushall()
+    await eventually(lambda: all(node.is_ready and node.replication._held.position.log != old for node in three), "new")
+    assert await nodes.agree() == digest
+    assert all(old in node.replication.describe()[0].continues for node in three)
+    await three[1].set("user-1", spp=77)
+    await nodes.agree()
+    assert three[2].replication.get("user-1").spp == 77
+
+
+async def test_what_only_one_survivor_knew_reaches_all(nodes: Nodes) -> None:
+    """The founder may know less than another survivor; the other carries its knowledge over."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 6)
+    await nodes.agree()
+    await two.pause()
+    await one.set("user-1", spp=50)
+    await one.set("only-one-knows", spp=51)
+    digest = one.digest()
+    await one.pause()
+    await nodes.redis.flushall()
+    await two.start()
+    await two.set("new", spp=1)
+    await one.start()
+    await nodes.agree()
+    assert two.replication.get("only-one-knows").spp == 51
+    assert two.replication.get("user-1").spp == 50
+    assert one.replication.get("new").spp == 1
+    assert one.digest() != digest
+
+
+async def test_a_newer_change_wins_against_what_is_carried_over(nodes: Nodes) -> None:
+    """Carried fields keep their own stamps: what was set in the new log stays."""
+    one, two = await nodes.up("one", "two")
+    await one.set("alice", spp=1)
+    await nodes.agree()
+    await two.pause()
+    await one.set("alice", spp=2, return_fee=2)
+    await one.pause()
+    await nodes.redis.flushall()
+    await two.start()
+    await two.set("alice", spp=3)
+    await one.start()
+    await nodes.agree()
+    assert two.replication.get("alice") == UserGrade(user_id="alice", spp=3, return_fee=2)
+
+
+async def test_leaving_without_a_log_writes_down_what_is_known(nodes: Nodes) -> None:
+    """The server is emptied and every replica ends (it lost its lease): what they knew is on their disks."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 3)
+    digest = await nodes.agree()
+    await nodes.redis.flushall()
+    await asyncio.gather(one.leave(), two.leave())
+    await asyncio.gather(one.start(), two.start())
+    assert await nodes.agree() == digest
+
+
+async def test_a_log_founded_by_one_who_knew_nothing_takes_up_the_old_one(nodes: Nodes) -> None:
+    """A brand new replica may be first after the loss; those who knew carry everything over."""
+    (one,) = await nodes.up("one")
+    await fill(one, 7)
+    await nodes.redis.flushall()
+    await one.leave()
+    (new,) = await nodes.up("new")
+    await new.set("user-1", spp=9)
+    await one.start()
+    await nodes.agree()
+    assert new.replication.get("user-1").spp == 9
+    assert new.replication.get("user-2").spp == 1
+    assert new.replication.describe()[0].count == 7
+
+
+async def test_an_empty_log_just_founded_gives_way_to_one_that_knows(nodes: Nodes) -> None:
+    """Nothing was written to it yet, so the survivor's state becomes the beginning instead of a million entries."""
+    (one,) = await nodes.up("one")
+    await fill(one, 7)
+    digest = one.digest()
+    await one.pause()
+    await nodes.redis.flushall()
+    (new,) = await nodes.up("new")
+    await one.start()
+    await eventually(lambda: new.is_ready and new.replication._held.storage.count == 7, "it has taken over")
+    assert await nodes.agree() == digest
+    assert one.replication._metrics.carried._value.get() == 0
+
+
+async def test_a_strangers_snapshot_is_never_mixed_in(nodes: Nodes) -> None:
+    """A disk that belonged to another mesh: its file is refused and left alone."""
+    (one,) = await nodes.up("one")
+    await fill(one, 3)
+    await one.pause()
+    header, state = module.Replication._describe(one.replication, one.replication._held)
+    await Snapshots(nodes.folder / "two", "csv.gz").save(header.position, stream(header, state))
+    await one.kill()
+    await nodes.redis.flushall()
+    (three,) = await nodes.up("three")
+    await three.set("bob", spp=1)
+    (two,) = await nodes.up("two")
+    await nodes.agree()
+    assert two.replication.describe()[0].count == 1
+    assert two.restores("disk", "refused") == 1
+    assert len(two.snapshots()) == 1
+
+
+async def test_a_log_that_went_back_loses_nothing_that_is_in_memory(nodes: Nodes) -> None:
+    """The server comes back without its last second: those who had read it bring it in again."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 4)
+    await nodes.agree()
+    copy = await nodes.redis.execute_command("DUMP", LOG_KEY, NEVER_DECODE=True)
+    await one.set("user-1", spp=11)
+    await one.set("lost", spp=12)
+    await nodes.agree()
+    async with nodes.redis.pipeline(transaction=True) as pipe:
+        pipe.delete(LOG_KEY)
+        pipe.execute_command("RESTORE", LOG_KEY, 0, copy)
+        await pipe.execute()
+    await eventually(lambda: not one.is_ready or not two.is_ready, "noticed")
+    await eventually(lambda: one.is_ready and two.is_ready, "healed")
+    await two.set("after", spp=1)
+    await nodes.agree()
+    for node in nodes:
+        assert node.replication.get("user-1").spp == 11
+        assert node.replication.get("lost").spp == 12
+
+
+async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
+    """The log begins with a state that died with its founder, disk and all: another survivor founds it again."""
+    one, two = await nodes.up("one", "two")
+    await fill(one, 5)
+    digest = await nodes.agree()
+    await two.pause()
+    await nodes.redis.flushall()
+    await eventually(lambda: one.is_ready and one.replication._held.position.number == 2, "founded")
+    await one.kill()
+    for path in one.snapshots():
+        path.unlink()
+    await two.start()
+    assert await nodes.agree() == digest
+    await one.start()
+    assert await nodes.agree() == digest
+
+
+# The server is away, replies are lost
+
+
+async def test_with_the_stream_down_reads_go_on_and_changes_are_refused(nodes: Nodes, server: Server) -> None:
+    """503 for a change, at once; grades are served from memory; it goes on by itself when the server is back."""
+    (one,) = await nodes.up("one")
+    await one.set("alice", spp=1)
+    server.kill()
+    await eventually(lambda: not one.replication._reachable, "noticed")
+    with pytest.raises(Unavailable, match="nothing was changed"):
+        await asyncio.wait_for(one.set("alice", spp=2), 0.1)
+    assert one.replication.get("alice").spp == 1
+    server.start()
+    await eventually(lambda: one.replication._reachable, "back")
+    assert (await one.set("alice", return_fee=3)).spp == 1
+
+
+async def test_a_lost_reply_is_made_up_for_by_the_log(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke after the append took effect: the entry comes back through the log, and is the answer."""
+    (one,) = await nodes.up("one")
+    append = Log.append
+
+    async def cut_off(self, *args, **kwargs):
+        await append(self, *args, **kwargs)
+        raise RedisConnectionError("the connection broke")
+
+    monkeypatch.setattr(Log, "append", cut_off)
+    assert (await one.set("alice", spp=2)).spp == 2
+    assert one.number() == 2
+
+
+async def test_an_append_that_never_arrived_is_refused_in_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said to have happened that did not; the wait has an end and leaves nothing behind."""
+    nodes.settings["set_timeout_ms"] = 200
+    (one,) = await nodes.up("one")
+
+    async def lost(self, *args, **kwargs):
+        raise RedisConnectionError("the connection broke")
+
+    monkeypatch.setattr(Log, "append", lost)
+    with pytest.raises(Unavailable, match="did not confirm"):
+        await one.set("alice", spp=2)
+    assert one.replication.get("alice") is None
+    assert not one.replication._waiting
+
+
+async def test_changes_under_way_are_bounded(nodes: Nodes) -> None:
+    """More than the bound at once are refused at once; those within it are done."""
+    nodes.settings["set_in_flight"] = 5
+    (one,) = await nodes.up("one")
+    answers = await asyncio.gather(*(one.set("alice", spp=n) for n in range(20)), return_exceptions=True)
+    assert sum(isinstance(answer, UserGrade) for answer in answers) == 5
+    assert sum(isinstance(answer, Unavailable) for answer in answers) == 15
+
+
+async def test_full_memory_refuses_changes_and_nothing_else(nodes: Nodes) -> None:
+    """maxmemory reached: 503, nothing changed, reads go on; no restart needed afterwards."""
+    (one,) = await nodes.up("one")
+    await one.set("alice", spp=1)
+    await nodes.redis.config_set("maxmemory", "1")
+    with pytest.raises(Unavailable, match="nothing was changed"):
+        await one.set("alice", spp=2)
+    assert one.replication.get("alice").spp == 1
+    await nodes.redis.config_set("maxmemory", "0")
+    assert (await one.set("alice", spp=3)).spp == 3
+
+
+# Backups and snapshots
+
+
+async def test_a_backup_is_of_one_moment_while_changes_go_on(nodes: Nodes) -> None:
+    """Copy on write: what is set after the first byte is not in it, and setting does not wait for it."""
+    (one,) = await nodes.up("one")
+    await fill(one, 100)
+    header, state = one.replication.describe()
+    chunks = []
+    for number, chunk in enumerate(backup.write(header, state)):
+        chunks.append(chunk)
+        await one.set(f"user-{number % 100}", spp=999)
+        await one.set(f"new-{number}", spp=999)
+    found, storage = verified(b"".join(chunks)).result()
+    assert len(chunks) > 100
+    assert found.digest == header.digest == storage.digest
+    assert {storage.get(f"user-{n}").spp for n in range(100)} == {1}
+
+
+async def test_nothing_is_trimmed_when_the_disk_refuses(nodes: Nodes) -> None:
+    """No durable snapshot, no trimming: the log grows rather than lose the only copy."""
+    (nodes.folder / "one").write_text("a file where the folder should be")
+    (one,) = await nodes.up("one")
+    for number in range(30):
+        await one.set(f"user-{number}", spp=1)
+    failed = one.replication._metrics.snapshots.labels("failed")._value
+    await eventually(lambda: failed.get() > 0, "it was tried")
+    assert await nodes.redis.xlen(LOG_KEY) == 31
+    assert one.is_ready
+
+
+async def test_of_neighbours_on_one_disk_one_writes(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas of one machine share the folder and do not all write the same."""
+    monkeypatch.setattr(module, "NEIGHBOURS_S", 0.2)
+    for node in await nodes.up("a", "b", "c", "d"):
+        await node.kill()
+        node.disk = nodes.folder / "shared"
+        node.replication = node._new()
+        await node.start()
+    await fill(nodes[0], 8)
+    await nodes.agree()
+    idle = [node.replication for node in nodes]
+    await eventually(lambda: all(r._snapshot_task is not None and r._snapshot_task.done() for r in idle), "looked")
+    written = sum(node.replication._metrics.snapshots.labels("done")._value.get() for node in nodes)
+    assert 1 <= written <= 3
+    assert all(node.replication._snapshot_from >= 5 for node in nodes)
+
+
+async def test_a_leaving_replica_writes_nothing_when_the_log_vouches(nodes: Nodes) -> None:
+    """An ordinary stop is quick: everything is in the log."""
+    nodes.settings["snapshot_every"] = 1000
+    (one,) = await nodes.up("one")
+    await fill(one, 10)
+    await one.leave()
+    assert one.snapshots() == []
+
+
+# The life
+
+
+def test_only_the_drawn_moves_exist() -> None:
+    """Closed -> restoring <-> ready, and closed from both."""
+    assert {(a.value, b.value) for a, to in MOVES.items() for b in to} == {
+        ("closed", "restoring"), ("restoring", "ready"), ("restoring", "closed"),
+        ("ready", "restoring"), ("ready", "closed"),
+    }  # fmt: skip
+
+
+async def test_before_it_is_opened_it_says_so(nodes: Nodes) -> None:
+    """503 with the reason, not a 404 for everybody."""
+    node = Node(nodes, "one")
+    with pytest.raises(Unavailable, match="not open yet"):
+        node.replication.get("alice")
+    with pytest.raises(Unavailable):
+        await node.replication.set(GradeUpdate(user_id="a"))
