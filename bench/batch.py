@@ -5,6 +5,7 @@ Then 100 000 numbers in one run, of short life: does memory stay where it was?
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -28,21 +29,29 @@ RUN = 100_000
 SHORT_TTL_S = 1
 
 
-def engine(settings: Settings) -> float:
-    """Numbers a second of the engine alone, in two processes at once."""
+def engine(settings: Settings) -> tuple[float, float]:
+    """The engine alone in two processes at once: numbers a second, and processor time of one in us."""
     argv = [sys.executable, "-m", "bench.engine", str(settings.seconds)]
     with ExitStack() as stack:
         started = [stack.enter_context(child(argv, folder=ROOT, listen=True)) for _ in range(PROCESSES)]
-        return sum(float(process.stdout.read()) for process in started if process.stdout)
+        told = [tuple(map(float, process.stdout.read().split())) for process in started if process.stdout]
+        return sum(rate for rate, _ in told), statistics.mean(cost for _, cost in told)
 
 
-def mesh(settings: Settings) -> float:
-    """Numbers a second through POST /values."""
+def mesh(settings: Settings) -> tuple[float, float]:
+    """The same through POST /values, with the time of Redis."""
     with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
         environ = posting(ITEMS, "AB")
         try_load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
-        found = load("post.lua", there.ports, environ, seconds=settings.seconds, connections=CONNECTIONS)
-        return ITEMS * found.calls / found.seconds
+        found = load(
+            "post.lua",
+            there.ports,
+            environ,
+            seconds=settings.seconds,
+            connections=CONNECTIONS,
+            watched=there.watched,
+        )
+        return ITEMS * found.rate, 1000 * sum(found.cpu_ms.values()) / ITEMS
 
 
 def long_run(settings: Settings) -> dict[str, float]:
@@ -82,14 +91,21 @@ def measure(settings: Settings) -> Record:
     """Engine and mesh in turn, then the long run."""
     series: dict[str, list[float]] = {}
     for number, (name, run) in interleaved((("engine", engine), ("mesh", mesh)), settings.rounds):
-        series.setdefault(name, []).append(run(settings))
-        print(f"  round {number + 1} {name}: {series[name][-1]:,.0f} numbers/s", file=sys.stderr)
+        rate, cost = run(settings)
+        series.setdefault(name, []).append(rate)
+        series.setdefault(f"{name}|cpu_us", []).append(cost)
+        print(f"  round {number + 1} {name}: {rate:,.0f} numbers/s", file=sys.stderr)
     measured = {name: Spread.of(values) for name, values in series.items()}
     return Record("batch", settings, measured, ratios(series), facts=long_run(settings))
 
 
 def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    return {"numbers a second, mesh / engine alone": Ratio.of(per_round(series["mesh"], series["engine"]), goal=0.5)}
+    return {
+        "numbers a second, mesh / engine alone": Ratio.of(per_round(series["mesh"], series["engine"]), goal=0.5),
+        "processor time of a number, mesh with Redis / engine alone": Ratio.of(
+            per_round(series["mesh|cpu_us"], series["engine|cpu_us"]), goal=2, more_is_better=False
+        ),
+    }
 
 
 def present(record: Record, plots: Path) -> str:
@@ -98,7 +114,10 @@ def present(record: Record, plots: Path) -> str:
         "engine": f"the engine alone, {PROCESSES} processes",
         "mesh": f"POST /values, {ITEMS} numbers each, {PROCESSES} replicas",
     }
-    rows = [[labels[name], spread.text()] for name, spread in record.measured.items()]
+    rows = [
+        [label, record.measured[name].text(), record.measured[f"{name}|cpu_us"].text(1)]
+        for name, label in labels.items()
+    ]
     facts = record.facts
     stages = ("beginning", "half-way", "end")
     memory = [[what, *(f"{facts[f'{stage}, {what}']:.1f} MB" for stage in stages)] for what in ("replica", "redis")]
@@ -108,7 +127,7 @@ def present(record: Record, plots: Path) -> str:
     )
     return "\n\n".join(
         [
-            table(["", "numbers/s"], rows),
+            table(["", "numbers/s", "CPU us a number"], rows),
             record.ratio_table(),
             run,
             table(["memory", *(f"at the {stage}" if stage != "half-way" else stage for stage in stages)], memory),
