@@ -124,7 +124,7 @@ class FactorPool:
         self.sieve_bits = sieve_bits
         self._brisk = Lane(min(count, 2), niceness=5)
         self._hard = Lane(count, niceness=10)
-        self._patient = Lane(count, niceness=19)
+        self._patient = Lane(count, niceness=15)
         self._computations: dict[int, Computation] = {}
         self._breath_s = 0.0
         self._tasks: asyncio.TaskGroup

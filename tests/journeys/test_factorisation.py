@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import statistics
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import pytest
 from tests.conftest import Process, Replicas, eventually
 
 ONE_CLASS = {"MESH_CLASS": "A"}
+HARD_NICENESS = 10
 
 
 def prime(digits: int, number: int = 0) -> int:
@@ -59,19 +61,30 @@ def cpu_s(processes: Iterable[psutil.Process]) -> float:
     return total
 
 
-async def burn(processes: Iterable[Process], seconds: float = 0.4) -> float:
-    """The cores that the replicas' worker processes use, over a little while."""
-    before = cpu_s(below(processes))
-    await asyncio.sleep(seconds)
-    return (cpu_s(below(processes)) - before) / seconds
+def sieving(process: Process) -> bool:
+    """Whether a worker of this replica computes something hard: runnable, and of the priority of hard ones."""
+    for worker in below([process]):
+        try:
+            if worker.nice() >= HARD_NICENESS and worker.status() == psutil.STATUS_RUNNING:
+                return True
+        except psutil.NoSuchProcess:
+            continue
+    return False
 
 
-async def computing(processes: Iterable[Process]) -> bool:
-    return await burn(processes, 0.2) > 0.4
+async def computing(processes: Iterable[Process]) -> Process | None:
+    """The replica that computes something hard."""
+    return next(filter(sieving, processes), None)
 
 
 async def idle(processes: Iterable[Process]) -> bool:
-    return await burn(processes, 0.2) < 0.05
+    """None does; looked at several times, for between two slices a worker is idle, too."""
+    processes = list(processes)
+    for _ in range(8):
+        if any(map(sieving, processes)):
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 @pytest.mark.slow
@@ -112,8 +125,8 @@ async def test_a_client_that_hangs_up_frees_the_core(replicas: Replicas) -> None
         await asyncio.wait([asked])
     begun = time.monotonic()
     await eventually(lambda: idle(made), 5)
-    # The look itself takes a fifth of a second.
-    assert time.monotonic() - begun < 1.3
+    # A second, and what the look itself takes on a machine that does much else.
+    assert time.monotonic() - begun < 2
     assert (await post(replicas.client, made[1], semiprime(30))).status_code == 200
 
 
@@ -121,14 +134,14 @@ async def test_a_client_that_hangs_up_frees_the_core(replicas: Replicas) -> None
 async def test_a_hopeless_number_is_answered_in_time_with_what_is_known(replicas: Replicas) -> None:
     """504 by the deadline, its small factors in the answer, and the core free."""
     (made,) = await replicas(1, ONE_CLASS)
-    value = 2**3 * prime(9) * semiprime(130)
+    value = 2**3 * prime(7) * semiprime(130)
     begun = time.monotonic()
     answer = await post(replicas.client, made, value, wait_s=5)
     assert time.monotonic() - begun < 6
     assert answer.status_code == 504
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem = answer.json()
-    assert problem["factors"] == [2, 2, 2, prime(9)]
+    assert problem["factors"] == [2, 2, 2, prime(7)]
     assert problem["unfactored"] == [semiprime(130)]
     assert problem["missing"] == [value]
     await eventually(lambda: idle([made]), 2)
@@ -185,17 +198,28 @@ async def test_the_claim_of_a_dead_replica_holds_nobody_up(replicas: Replicas) -
     value = semiprime(58, 30)
     asked = [asyncio.create_task(post(replicas.client, each, value)) for each in made]
 
-    async def who() -> Process | None:
-        shares = {each.pid: await burn([each], 0.2) for each in made}
-        return next((each for each in made if shares[each.pid] > 0.4), None)
-
-    owner = await eventually(who, 20)
+    owner = await eventually(lambda: computing(made), 20)
     survivor = next(each for each in made if each is not owner)
     owner.kill()
     answer = await asked[made.index(survivor)]
     assert answer.status_code == 200, answer.text
     assert answer.json() == [{"value": value, "prime_factors": [prime(29, 30), prime(29, 31)]}]
     await asyncio.wait(asked)
+
+
+@pytest.mark.slow
+async def test_a_replica_that_leaves_hands_its_hard_numbers_over(replicas: Replicas) -> None:
+    """SIGTERM in the middle of a computation: another of the class goes on, and the client sees nothing of it."""
+    made = await replicas(2, ONE_CLASS)
+    value = semiprime(58, 40)
+    # Asked at both, so that one of the clients waits at the replica that does not compute.
+    asked = [asyncio.create_task(post(replicas.client, each, value)) for each in made]
+    owner = await eventually(lambda: computing(made), 20)
+    owner.send(signal.SIGTERM)
+    for answer in await asyncio.gather(*asked):
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == [{"value": value, "prime_factors": [prime(29, 40), prime(29, 41)]}]
+    assert await owner.ended(30) == 0
 
 
 async def begin(client: httpx.AsyncClient, process: Process, items: list[dict[str, Any]], prefer: str = "") -> Any:
@@ -284,7 +308,7 @@ async def test_ending_a_job_frees_the_core(replicas: Replicas) -> None:
         assert answer.status_code == (204 if process is made[0] else 404)
     begun = time.monotonic()
     await eventually(lambda: idle(made), 5)
-    assert time.monotonic() - begun < 1.3
+    assert time.monotonic() - begun < 2
     assert (await client.get(made[0].public + location)).status_code == 404
     assert (await client.get(made[0].public + "/jobs/unknown")).status_code == 404
     location = (await begin(client, made[1], item(semiprime(40)))).headers["Location"]
@@ -296,7 +320,7 @@ async def test_a_job_survives_the_replica_that_computes_it(replicas: Replicas) -
     """kill -9: another of the class goes on, and what was found before is not done again."""
     made = await replicas(2, ONE_CLASS)
     client = replicas.client
-    items = [*item(semiprime(56, 5)), *item(semiprime(58, 70)), *item(144)]
+    items = [*item(semiprime(52, 5)), *item(semiprime(58, 70)), *item(144)]
     location = (await begin(client, made[0], items)).headers["Location"]
 
     async def second() -> bool:
@@ -304,30 +328,26 @@ async def test_a_job_survives_the_replica_that_computes_it(replicas: Replicas) -
 
     await eventually(second, 40)
 
-    async def who() -> Process | None:
-        shares = {each.pid: await burn([each], 0.2) for each in made}
-        return next((each for each in made if shares[each.pid] > 0.4), None)
-
-    owner = await eventually(who, 20)
+    owner = await eventually(lambda: computing(made), 20)
     survivor = next(each for each in made if each is not owner)
     owner.kill()
-    found = await ended(client, survivor, location, 60)
+    found = await ended(client, survivor, location, 80)
     assert found["state"] == "done", found
-    expected = [[prime(28, 5), prime(28, 6)], [prime(29, 70), prime(29, 71)], [2, 2, 2, 2, 3, 3]]
+    expected = [[prime(26, 5), prime(26, 6)], [prime(29, 70), prime(29, 71)], [2, 2, 2, 2, 3, 3]]
     assert [one["prime_factors"] for one in found["result"]] == expected
 
 
 async def test_a_job_has_its_time(replicas: Replicas) -> None:
     """A hopeless value fails with what is known; the other values' results are there; and then the job is forgotten."""
-    (made,) = await replicas(1, {**ONE_CLASS, "VALUES_JOB_S": "4", "VALUES_JOB_KEPT_S": "2"})
-    hopeless = 2 * prime(8) * semiprime(130)
+    (made,) = await replicas(1, {**ONE_CLASS, "VALUES_JOB_S": "8", "VALUES_JOB_KEPT_S": "2"})
+    hopeless = 2 * prime(6) * semiprime(130)
     location = (await begin(replicas.client, made, [*item(144), *item(hopeless)])).headers["Location"]
     found = await ended(replicas.client, made, location)
     assert found["state"] == "failed"
     assert found["result"] == [{"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}]
     (error,) = found["errors"]
     assert error["value"] == hopeless
-    assert error["factors"] == [2, prime(8)]
+    assert error["factors"] == [2, prime(6)]
     assert error["unfactored"] == [semiprime(130)]
 
     async def forgotten() -> bool:
