@@ -1,0 +1,185 @@
+"""The routes by themselves: parsing, authentication, errors; one node, no other process."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator
+
+import pytest
+from quart import Quart
+
+from quart_app import errors
+from quart_app.grades.backup import Reader
+from quart_app.grades.replication import State
+from quart_app.grades.routes import GradesRoutes
+from tests.quart_app.grades.nodes import Node, Nodes
+
+AUTH = {"Authorization": "Basic " + b64encode(b"grades:grades").decode()}
+
+
+class Site:
+    """Both ports of one replica."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        routes = GradesRoutes(node.replication, node.settings)
+        self.public = self._app("public", routes.public).test_client()
+        self.private = self._app("private", routes.private).test_client()
+
+    @staticmethod
+    def _app(name: str, blueprint) -> Quart:
+        app = Quart(name)
+        errors.install(app)
+        app.register_blueprint(blueprint)
+        return app
+
+
+@pytest.fixture
+async def site(nodes: Nodes) -> AsyncIterator[Site]:
+    (node,) = await nodes.up("one")
+    yield Site(node)
+
+
+async def test_set_answers_the_merged_record(site: Site) -> None:
+    """The five fields, after the change."""
+    await site.private.post("/set", json={"user_id": "alice", "spp": 5}, headers=AUTH)
+    answer = await site.private.post("/set", json={"user_id": "alice", "return_fee": 2}, headers=AUTH)
+    assert answer.status_code == 200
+    assert await answer.get_json() == {
+        "user_id": "alice", "postpaid_limit": 0, "spp": 5, "shipping_fee": 0, "return_fee": 2,
+    }  # fmt: skip
+    shown = await site.public.get("/get?user_id=alice")
+    assert await shown.get_json() == await answer.get_json()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None, "", "Basic", "Basic !!!", "Bearer grades", "Basic " + b64encode(b"grades:wrong").decode(),
+        "Basic " + b64encode(b"wrong:grades").decode(), "Basic " + b64encode(b"grades").decode(),
+        "Basic " + b64encode("grädes:\ud7ff".encode()).decode(), "Basic " + b64encode(b"\xff\xfe:\xff").decode(),
+        "Digest username=grades",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("method", "path"), [("POST", "/set"), ("GET", "/backup"), ("HEAD", "/backup")])
+async def test_without_the_right_user_and_password_nothing_opens(
+    site: Site, header: str | None, method: str, path: str
+) -> None:
+    """401 with a challenge, whatever is sent instead, and before the body is looked at."""
+    headers = {} if header is None else {"Authorization": header}
+    answer = await site.private.open(path, method=method, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith('Basic realm="grades"')
+    assert site.node.replication.get("alice") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400), (b"{", 400), (b'{"user_id":"a","user_id":"b"}', 400), (b"[]", 422), (b"{}", 422), (b"null", 422),
+        (b'{"user_id":""}', 422), (b'{"user_id":7}', 422), (b'{"user_id":null}', 422), (b'{"user_id":"a\\nb"}', 422),
+        (b'{"user_id":"a","spp":null}', 422), (b'{"user_id":"a","spp":"5"}', 422), (b'{"user_id":"a","spp":1.0}', 422),
+        (b'{"user_id":"a","spp":true}', 422), (b'{"user_id":"a","spp":9223372036854775808}', 422),
+        (b'{"user_id":"a","spp":-9223372036854775809}', 422), (b'{"user_id":"a","ssp":5}', 422),
+        (b'{"user_id":"a","spp":NaN}', 400), (b'{"user_id":"\\ud800"}', 400), (b"\xff", 400),
+        (json.dumps({"user_id": "x" * 256}).encode(), 422),
+    ],
+)  # fmt: skip
+async def test_what_is_no_change_is_refused_and_changes_nothing(site: Site, body: bytes, status: int) -> None:
+    """400 what is not JSON, 422 what is not valid (null above all), with the place of the fault."""
+    headers = {**AUTH, "Content-Type": "application/json"}
+    answer = await site.private.post("/set", data=body, headers=headers)
+    assert answer.status_code == status
+    assert answer.content_type == "application/problem+json"
+    assert site.node.number() == 1
+
+
+async def test_null_is_named(site: Site) -> None:
+    """null is neither unchanged nor 0; the answer points at it."""
+    answer = await site.private.post("/set", json={"user_id": "a", "spp": None}, headers=AUTH)
+    assert (await answer.get_json())["errors"][0]["pointer"] == "/spp"
+
+
+@pytest.mark.parametrize("query", ["", "?user_id=", "?user=alice", "?user_id=a&user_id=b"])
+async def test_get_needs_one_user_id(site: Site, query: str) -> None:
+    """400 when it is missing, empty, or not one."""
+    assert (await site.public.get("/get" + query)).status_code == 400
+
+
+@pytest.mark.parametrize("user_id", ["alice", "a b", "a+b", "a/b?c=d&e", "Алиса", "#", "💰", "' OR 1=1", "%00"])
+async def test_any_user_id_goes_round(site: Site, user_id: str) -> None:
+    """What was set under a name is found under it, urlencoded."""
+    answer = await site.private.post("/set", json={"user_id": user_id, "spp": 1}, headers=AUTH)
+    assert answer.status_code == 200
+    shown = await site.public.get("/get", query_string={"user_id": user_id})
+    assert (await shown.get_json())["user_id"] == user_id
+
+
+async def test_an_unknown_user_is_404(site: Site) -> None:
+    """Also one whose name could never be set."""
+    for user_id in ("bob", "x" * 3000, "\n"):
+        assert (await site.public.get("/get", query_string={"user_id": user_id})).status_code == 404
+
+
+async def test_the_ports_do_not_mix(site: Site) -> None:
+    """get is public only, set and backup are private only."""
+    assert (await site.public.post("/set", json={"user_id": "a"}, headers=AUTH)).status_code == 404
+    assert (await site.public.get("/backup", headers=AUTH)).status_code == 404
+    assert (await site.private.get("/get?user_id=a", headers=AUTH)).status_code == 404
+
+
+async def test_a_backup_names_log_position_and_time(site: Site) -> None:
+    """In the headers, in the filename and inside."""
+    await site.node.set("alice", spp=5)
+    answer = await site.private.get("/backup", headers=AUTH)
+    data = await answer.get_data()
+    assert answer.status_code == 200 and answer.content_type == "application/gzip"
+    about = json.loads(gzip.decompress(data).split(b"\n")[0][2:])
+    assert answer.headers["Log-Identity"] == about["log"]
+    assert answer.headers["Log-Position"] == str(about["number"]) == "2"
+    assert answer.headers["Log-Entry"] == about["id"]
+    assert answer.headers["Backup-Time"] == about["time"]
+    assert answer.headers["Backup-Digest"] == about["digest"] == site.node.digest()
+    assert f"-{about['log']}-2.csv.gz" in answer.headers["Content-Disposition"]
+    reader = Reader(10)
+    reader.feed(data)
+    assert reader.result()[1].get("alice").spp == 5
+
+
+async def test_head_of_a_backup_says_where_a_replica_stands(site: Site) -> None:
+    """The headers alone, without the work."""
+    answer = await site.private.head("/backup", headers=AUTH)
+    assert answer.headers["Backup-Digest"] == site.node.digest()
+    assert await answer.get_data() == b""
+
+
+async def test_more_backups_at_once_than_allowed_are_refused(nodes: Nodes) -> None:
+    """503 with Retry-After: the asker goes to the next peer. The place is free again afterwards."""
+    nodes.settings["backups_at_once"] = 1
+    (node,) = await nodes.up("one")
+    await node.set("alice", spp=1)
+    site = Site(node)
+    async with site.private.request("/backup", headers=AUTH) as first:
+        await first.send_complete()
+        while not await first.receive():
+            pass
+        refused = await site.private.get("/backup", headers=AUTH)
+        assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+        await first.disconnect()
+    answer = await site.private.get("/backup", headers=AUTH)
+    assert answer.status_code == 200
+
+
+async def test_while_restoring_everything_is_503(site: Site) -> None:
+    """Neither 404 for a user that may be there, nor a backup of half a state, nor a change."""
+    site.node.replication._move(State.RESTORING, "the grades are being restored")
+    for answer in (
+        await site.public.get("/get?user_id=alice"),
+        await site.private.post("/set", json={"user_id": "alice"}, headers=AUTH),
+        await site.private.get("/backup", headers=AUTH),
+        await site.private.head("/backup", headers=AUTH),
+    ):
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
