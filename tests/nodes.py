@@ -1,0 +1,50 @@
+"""Whole replicas in the test's own process: membership, services and routes, spoken to without sockets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from quart.typing import TestClientProtocol
+
+from mesh import MeshSettings, Replica, join
+from quart_app.app import App, create_app
+from quart_app.service import Context
+from quart_app.settings import AppSettings
+
+
+@dataclass
+class Node:
+    """One replica: `public` and `private` are clients of its two applications."""
+
+    app: App
+    replica: Replica
+
+    @property
+    def public(self) -> TestClientProtocol:
+        return self.app.public.test_client()
+
+    @property
+    def private(self) -> TestClientProtocol:
+        return self.app.private.test_client()
+
+
+def applications(**settings: Any) -> App:
+    """The applications of a replica that has no lease yet."""
+    return create_app(Context(AppSettings(**{"services": "values", **settings}), CollectorRegistry()))
+
+
+@contextlib.asynccontextmanager
+async def node(mesh_settings: MeshSettings, **settings: Any) -> AsyncIterator[Node]:
+    """A replica that is ready, while the block lasts."""
+    app = applications(**settings)
+    async with join(app.worker, mesh_settings) as replica, contextlib.AsyncExitStack() as services:
+        app.context.replica = replica
+        for service in app.services:
+            if service.lifespan is not None:
+                await services.enter_async_context(service.lifespan(replica))
+        app.reason = ""
+        yield Node(app, replica)
