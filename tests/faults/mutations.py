@@ -58,9 +58,7 @@ def _keep_users() -> None:
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
-    "lease-check": script(
-        scripts.COMMIT, "if held ~= holder then return {'lease-lost'} end", ""
-    ),
+    "lease-check": script(scripts.COMMIT, "if held ~= holder then return {'lease-lost'} end", ""),
     "pending-ownership": script(scripts.COMMIT, "if t.entry and not is_mine(t.entry) then", "if false then"),
     "expected-value": script(scripts.COMMIT, "elseif not unchanged(t.expect) then", "elseif false then"),
     "batch-number": script(scripts.SUBMIT, "if before[1] == batch then return before[2] end", ""),
@@ -70,7 +68,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
-    "keep-alive": function(consumer.Consumer, "_keep_alive", "if not ids:", "if ids:"),
     "overdelivered": function(
         consumer.Consumer, "_outcome", "if settlement.overdelivered(request.deliveries, most):", "if False:"
     ),

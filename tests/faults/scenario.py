@@ -126,7 +126,8 @@ class Mesh:
         self.history = History()
         self.members: list[Member] = []
         self.address = ""
-        self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=400))
+        self.balancer_pid = 0
+        self.client = _client()
         self.admin = redis.asyncio.Redis(
             port=server.port, decode_responses=True, socket_timeout=1, socket_connect_timeout=1
         )
@@ -318,6 +319,11 @@ class Mesh:
             findings.other.append(f"the books do not balance: {found}")
         return findings
 
+    async def hang_up(self) -> None:
+        """Close the connections of the test's own."""
+        await self.client.aclose()
+        self.client = _client()
+
     async def _settle(self) -> float | None:
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:
@@ -336,6 +342,10 @@ class Mesh:
             await member.wire.close()
         await self.client.aclose()
         await self.admin.aclose()
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=400))
 
 
 class Watch:
@@ -385,7 +395,8 @@ async def open_mesh(
         await mesh.within(START_S, mesh.all_alive, "every process is up")
         mesh.leased_s = await mesh.within(START_S, mesh.all_ready, "the mesh is ready")
         port = local.free_port()
-        async with balancer(port, [member.public.removeprefix("http://") for member in mesh.members]):
+        async with balancer(port, [member.public.removeprefix("http://") for member in mesh.members]) as process:
+            mesh.balancer_pid = process.pid
             mesh.address = f"http://127.0.0.1:{port}"
             await mesh.within(10, lambda: _reaches(mesh), "Caddy reaches the replicas")
             yield mesh

@@ -67,7 +67,7 @@ def _worker() -> Worker:
 
 def _journal(request: Request, store: Store) -> None:
     """One line, in one write, at once: whatever happens to this process next."""
-    late_ms = 0 if request.deadline == NEVER else time.time() * 1000 - request.deadline
+    late_ms = 0 if request.deadline == NEVER else time.clock_gettime(time.CLOCK_REALTIME) * 1000 - request.deadline
     line = {
         "id": request.body["id"],
         "pid": os.getpid(),

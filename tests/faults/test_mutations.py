@@ -1,0 +1,40 @@
+"""Each safety mechanism taken out: the row that stands for it must fail, and say why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import test_crashes, test_network, test_overload, test_pauses
+from tests.faults.checkers import Broken
+from tests.faults.matrix import ROWS
+from tests.faults.mutations import MUTATIONS
+
+#: mutation -> the row it breaks, and what the row says then
+BREAKS = {
+    "lease-check": (test_pauses.test_row_06_a_write_that_arrives_late_is_refused, "a former holder has written"),
+    "user-deletion": (test_pauses.test_row_06_a_sleeper_is_shut_out, "still connected"),
+    "pending-ownership": (test_pauses.test_row_07_work_taken_over_has_one_effect, "took effect 2 times"),
+    "deadline": (test_overload.test_row_23_nothing_expired_is_begun, "begun after its deadline"),
+    "expected-value": (test_network.test_row_14_a_slow_and_crumbling_wire, "lies in databases|no order explains"),
+    "own-pending-read": (test_network.test_row_13_lost_replies_double_nothing, "in flight|not within|not [0-9]"),
+    "batch-number": (test_network.test_row_13_lost_replies_double_nothing, "took effect [2-9] times"),
+    "drop-message": (test_pauses.test_row_05_a_short_sleep_costs_nobody_a_lease, "lies in databases"),
+    "overdelivered": (test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter, "[4-9] deliveries|not within"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mutation", sorted(BREAKS))
+async def test_a_row_fails_without_its_mechanism(mutation: str, tmp_path: Path) -> None:
+    """A check that cannot fail is worth nothing."""
+    test, says = BREAKS[mutation]
+    with pytest.raises(Broken, match=says):
+        await ROWS[test.__name__].run(tmp_path, mutation)
+
+
+def test_every_mechanism_has_its_row() -> None:
+    """No mutation is without a row that it breaks."""
+    assert BREAKS.keys() == MUTATIONS.keys()

@@ -1,0 +1,167 @@
+"""Rows 23, 24 and 31: more than can be done, clients that do not wait, one number that takes a second."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import socket
+import struct
+import time
+from urllib.parse import urlsplit
+
+import gmpy2
+import psutil
+
+from mesh import keys
+from tests.faults.checkers import Broken, TooLate
+from tests.faults.flood import Gun, share
+from tests.faults.matrix import Faults, row
+from tests.faults.scenario import D, Member, Mesh
+
+#: Each takes this long and no processor: the capacity is known, and the same on any machine.
+HOLD_MS = 100
+CONCURRENCY = 2
+
+
+@row(23, "three times the load the mesh can take, 30 s")
+async def test_row_23_overload_leaves_the_goodput_alone(faults: Faults) -> None:
+    """Goodput at least 90 % of the peak; refusals within 100 ms; nothing expired is begun."""
+    mesh = await faults.mesh(classes="A", MESH_CONCURRENCY=str(CONCURRENCY))
+    bodies = ({"id": f"flood-{number}", "cls": "A", "hold_ms": HOLD_MS, "always": True} for number in itertools.count())
+    gun = Gun([member.public for member in mesh.members], "/tally", bodies)
+    capacity = len(mesh.members) * CONCURRENCY * 1000 / HOLD_MS
+    peak = _goodput(await gun.clients(int(capacity / 5), 6), 1, 6)
+    shots = await gun.rate(3 * peak, 30)
+    # The queue fills at first; the peak and the goodput are of the steady state after that.
+    goodput = _goodput(shots, D, 30)
+    gun.close()
+    refused = [shot.took_s for shot in shots if shot.status == 503]
+    faults.note(f"peak {peak:.0f}/s, goodput {goodput:.0f}/s, refusals {share(refused, 0.99) * 1000:.0f} ms (p99)")
+    if goodput < 0.9 * peak:
+        raise Broken(f"the goodput is {goodput:.1f}/s, the peak {peak:.1f}/s")
+    if not refused:
+        raise Broken("nothing was refused")
+    if max(shot.took_s for shot in shots) > D + 1:
+        raise Broken("an answer came later than a second after its deadline")
+    if share(refused, 0.99) > 0.1:
+        raise TooLate(f"refusals take {share(refused, 0.99) * 1000:.0f} ms")
+    await faults.check(mesh)
+
+
+def _goodput(shots: list, skip_s: float, until_s: float) -> float:
+    """Answers per second that were what was asked for."""
+    began = min(shot.called for shot in shots)
+    done = [shot for shot in shots if shot.status == 200]
+    return sum(began + skip_s <= shot.called + shot.took_s <= began + until_s for shot in done) / (until_s - skip_s)
+
+
+@row(23, "a request whose time passes while its worker is busy", selection=True)
+async def test_row_23_nothing_expired_is_begun(faults: Faults) -> None:
+    """Nothing expired is begun, even where the sender is dead and cannot take it off the stream."""
+    mesh = await faults.mesh(2, classes="AB", MESH_CONCURRENCY="1")
+    asker = mesh.members[1]
+    busy = mesh.tally(mesh.members[0], cls="A", hold_ms=2600)
+    await mesh.begun(busy)
+    late = mesh.tally(asker, cls="A", wait_ms=1000)
+    await mesh.within(1, lambda: _waits(mesh, 2), "the second request waits")
+    asker.kill()
+    await asyncio.wait([busy, late])
+    mesh.history.samples.remove(late.result())
+    faults.took(await mesh.recovered(8))
+    if mesh.begins(late.get_name()):
+        raise Broken(f"begun after its deadline: {mesh.begins(late.get_name())}")
+    await faults.check(mesh)
+
+
+async def _waits(mesh: Mesh, count: int) -> bool:
+    return await mesh.admin.xlen(keys.class_requests("A")) >= count
+
+
+@row(24, "1000 clients that hang up")
+async def test_row_24_clients_hang_up(faults: Faults) -> None:
+    """No wrong answer, no connection left."""
+    mesh = await faults.mesh()
+    async with mesh.load():
+        for _ in range(20):
+            chosen = [(faults.chance.choice(mesh.members), faults.chance.random()) for _ in range(50)]
+            await asyncio.gather(*(_hang_up(mesh, member, random.Random(seed)) for member, seed in chosen))
+        faults.took(await mesh.recovered(2))
+    await mesh.hang_up()
+    await mesh.within(3, lambda: _no_connection(mesh), "no connection is left")
+    with mesh.connect() as client:
+        faults.note(f"{client.hget(keys.BOOKS, 'cancelled') or 0} cancelled")
+    await faults.check(mesh)
+
+
+async def _hang_up(mesh: Mesh, member: Member, chance: random.Random) -> None:
+    """Ask, in whole or in part, and be gone: politely, or with a reset."""
+    url = urlsplit(member.public)
+    _, writer = await asyncio.open_connection(url.hostname, url.port)
+    body = json.dumps({"id": f"gone-{chance.random()}", "cls": "A", "hold_ms": 300}).encode()
+    head = f"POST /tally HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    whole = head.encode() + body
+    writer.write(whole[: chance.choice((len(whole), len(whole), len(whole) - 5, len(head), 20))])
+    await asyncio.sleep(chance.choice((0, 0.01, 0.1)))
+    if chance.random() < 0.5:
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    writer.close()
+
+
+async def _no_connection(mesh: Mesh) -> bool:
+    """Whether nobody is connected to any public port but the balancer, which looks after them."""
+    watching = {one.laddr.port for one in psutil.Process(mesh.balancer_pid).net_connections("tcp")}
+    left = []
+    for member in mesh.members:
+        port = urlsplit(member.public).port
+        found = psutil.Process(member.pid).net_connections("tcp")
+        here = [one for one in found if one.laddr.port == port and one.status != psutil.CONN_LISTEN]
+        left += [one for one in here if one.raddr.port not in watching]
+    return not left
+
+
+@row(31, "a hard number while small ones come in")
+async def test_row_31_a_hard_number_holds_nobody_up(faults: Faults) -> None:
+    """The small ones' 99th percentile at most doubles; leases keep being renewed."""
+    mesh = await faults.mesh(classes="ABCD")
+    before = await mesh.epochs()
+    bodies = (
+        [{"value": faults.chance.randrange(2, 1 << 40), "ttl": 60, "cls": "ABCD"[number % 4]}]
+        for number in itertools.count()
+    )
+    gun = Gun([member.public for member in mesh.members], "/values", bodies)
+    await gun.rate(40, 2)
+    usual = [shot.took_s for shot in await gun.rate(40, 8)]
+    hard = asyncio.create_task(_hard(mesh, faults.chance))
+    await asyncio.sleep(0.5)
+    while_hard = [shot.took_s for shot in await gun.rate(40, 8)]
+    done_s = await hard
+    gun.close()
+    then, now = share(usual, 0.99), share(while_hard, 0.99)
+    faults.note(f"p99 {then * 1000:.0f} ms, then {now * 1000:.0f} ms; the hard ones took {done_s:.1f} s")
+    if await mesh.epochs() != before:
+        raise Broken("a lease was not renewed")
+    if any(shot.status != 200 for shot in gun.shots):
+        raise Broken("a small number was not answered")
+    if now > 2 * then:
+        raise TooLate(f"the 99th percentile went from {then * 1000:.0f} to {now * 1000:.0f} ms")
+    mesh.patience_s = 61
+    await faults.check(mesh)
+
+
+async def _hard(mesh: Mesh, chance: random.Random) -> float:
+    """Semiprimes of 58 digits, one after the other, for as long as the small ones come in."""
+    began = time.monotonic()
+    while time.monotonic() - began < 8:
+        value = 1
+        for _ in range(2):
+            value *= int(gmpy2.next_prime(chance.randrange(10**28, 10**29)))
+        items = [{"value": value, "ttl": 60, "cls": "A"}]
+        headers = {"Prefer": "wait=60"}
+        response = await mesh.client.post(f"{mesh.members[0].public}/values", json=items, headers=headers, timeout=62)
+        if response.status_code != 200:
+            raise Broken(f"the hard number was answered {response.status_code} {response.text}")
+    return time.monotonic() - began
