@@ -57,12 +57,39 @@ local function room(to)
   return waiting[to] <= bound
 end
 
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- How long the request that will be begun next has waited on its stream, in ms.
+local delays = {}
+local function delay(to)
+  if delays[to] == nil then
+    delays[to] = 0
+    local stream = 'mesh:requests:' .. to
+    local groups = redis.pcall('XINFO', 'GROUPS', stream)
+    local group, last = not groups.err and groups[1] or {}, nil
+    for i = 1, #group, 2 do
+      if group[i] == 'last-delivered-id' then last = group[i + 1] end
+    end
+    local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+    if next then delays[to] = now - tonumber(string.match(next[1], '^%d+')) end
+  end
+  return delays[to]
+end
+
+-- A queue may not grow older than half of what a request has: in one as old as the deadline everything is begun just
+-- before it ends, and nothing is done in time. A database's stream is as old as its holder is away, so it has none.
+local function timely(at)
+  local to, ttl = ARGV[at], tonumber(ARGV[at + 3])
+  return ttl == 0 or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' or delay(to) <= ttl / 2
+end
+
 local function refused(first, last)
   for at = first, last, WORDS do
     local to = ARGV[at]
     if to ~= '*' then
       if not is_live(to) then return 'no-replica', to end
-      if not room(to) then return 'busy', to end
+      if not room(to) or not timely(at) then return 'busy', to end
     else
       for _, each in ipairs(all()) do
         if not room(each) then return 'busy', each end
@@ -71,8 +98,6 @@ local function refused(first, last)
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local accepted = 0
 local function put(at, to, key)
   local ttl = tonumber(ARGV[at + 3])
