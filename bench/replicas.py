@@ -17,7 +17,7 @@ from bench.environments import ROOT
 from bench.processes import child, until
 from bench.servers import Server, free_port, valkey
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
