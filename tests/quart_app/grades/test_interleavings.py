@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesh import Unavailable
+from quart_app.grades.models import UserGrade
 from tests.conftest import Server
 from tests.quart_app.grades.nodes import Node, Nodes
 
@@ -36,7 +38,7 @@ class History:
     async def change(self, changes: list[tuple[Node, str, set[str]]]) -> None:
         """Make changes at one moment; all of them are acknowledged."""
         wanted = [(node, user, {name: next(self._values) for name in names}) for node, user, names in changes]
-        answers = await asyncio.gather(*(node.set(user, **fields) for node, user, fields in wanted))
+        answers = await asyncio.gather(*(acknowledged(node, user, fields) for node, user, fields in wanted))
         written: dict[tuple[str, str], set[int]] = defaultdict(set)
         for _, user, fields in wanted:
             for name, value in fields.items():
@@ -50,6 +52,16 @@ class History:
         for (user, name), values in self.allowed.items():
             grade = node.replication.get(user)
             assert grade is not None and getattr(grade, name) in values, (user, name, grade, values)
+
+
+async def acknowledged(node: Node, user: str, fields: dict[str, int]) -> UserGrade:
+    """Set until it is acknowledged: a log that was just lost refuses changes for a moment."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                return await node.set(user, **fields)
+            except Unavailable:
+                await asyncio.sleep(0.02)
 
 
 async def play(nodes: Nodes, steps: list[tuple[str, object]]) -> None:
