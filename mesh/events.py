@@ -36,6 +36,7 @@ from redis.exceptions import RedisError, ResponseError
 from mesh.errors import Unavailable
 from mesh.keys import DEAD
 from mesh.scripts import FOLDER, Script
+from mesh.streams import DEAD_KEPT
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +44,6 @@ BURY = Script.read(FOLDER / "events_bury.lua")
 KEEP_ALIVE = Script.read(FOLDER / "events_keep_alive.lua")
 FORGET = Script.read(FOLDER / "events_forget.lua")
 
-#: Dead letters kept; the oldest go first, for a flood of bad events must not fill the server.
-MOST_DEAD_LETTERS = 100_000
 #: A consumer that has been silent this long belongs to a process that is gone.
 SILENCE_MS = 60_000
 #: How much longer than its BLOCK a read may take before the connection counts as broken.
@@ -167,7 +166,7 @@ class Group:
 
     async def bury(self, entry: Entry, reason: str) -> bool:
         """Make it a dead letter. False where it was settled before."""
-        about: list[str | int] = [self.group, entry.id, reason, entry.deliveries, MOST_DEAD_LETTERS]
+        about: list[str | int] = [self.group, entry.id, reason, entry.deliveries, DEAD_KEPT]
         async with self._line:
             return bool(await self._bury(keys=[self.stream, DEAD], args=about))
 
