@@ -165,12 +165,21 @@ class Connections:
         # A pool that waits: the plain one raises when its connections are all in use.
         pool_options = {**options, "timeout": timeout_s}
         if settings.url is not None:
-            pool = BlockingConnectionPool.from_url(settings.url.get_secret_value(), **pool_options)
+            pool = BlockingConnectionPool.from_url(self._address(settings.url.get_secret_value()), **pool_options)
         else:
             pool = BlockingConnectionPool(host=settings.host, port=settings.port, **pool_options)
         if pool.connection_class is Connection:
             pool.connection_class = QuickConnection
         return heeding_cancellation(Redis.from_pool(pool))
+
+    def _address(self, url: str) -> str:
+        """The address without what we say ourselves: redis-py lets it win, and the shared user with it."""
+        parts = urlsplit(url)
+        if self._credentials is not None:
+            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        if parts.scheme in {"redis", "rediss"}:
+            parts = parts._replace(path="")
+        return parts.geturl()
 
     def _login(self) -> dict[str, Any]:
         if self._credentials is not None:

@@ -119,7 +119,10 @@ async def test_a_real_connection_is_refused_anothers_database_on_every_way(
 
 async def test_no_connection_is_left_as_the_shared_user_after_the_lease(replicas: Replicas) -> None:
     """From the grant on a replica is the user of its epoch and nobody else, whatever it is busy with."""
-    processes = await replicas(2)
+    with replicas.server.redis() as admin:
+        admin.execute_command("ACL", "SETUSER", "everybody", "on", ">secret", "~*", "&*", "+@all")
+    url = f"redis://everybody:secret@127.0.0.1:{replicas.server.port}/0"
+    processes = await replicas(2, {"REDIS_URL": url})
     await replicas.client.post(f"{processes[0].public}/values", json=[{"value": 6, "ttl": 60, "cls": "B"}])
     await replicas.client.get(f"{processes[1].public}/values/3")
     holders = {f"mesh-db{member.database}": member.replica for member in await replicas.roster()}

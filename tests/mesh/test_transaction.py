@@ -1,101 +1,209 @@
-"""What a handler wants to become true, as it is said to the server."""
+"""A transaction's words, bare; and that the script takes all of them or none."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
-from mesh.transaction import MOST_WORDS, Transaction
+from mesh import Class, Database, MeshError, Refused, Request, Transaction
+from mesh.messages import NEVER
+from tests.conftest import Backend
 
 
-def commands(transaction: Transaction) -> list[list[object]]:
-    """The writes that leave, without side and length."""
-    return [command[2:] for command in transaction.writes.commands()]
+def request(**fields: Any) -> Request:
+    chosen: dict[str, Any] = {
+        "stream": "mesh:requests:A", "id": "1700000000000-0", "op": "x.do", "key": "k-1", "sender": "replica-1",
+        "reply_to": "mesh:replies:replica-1", "deadline": 1700000005000, "body": {"n": 1}, **fields,
+    }  # fmt: skip
+    return Request(**chosen)
 
 
-def test_fields_of_one_hash_leave_as_one_command() -> None:
-    """A thousand records are one HSET, whatever else is written between them."""
-    transaction = Transaction(3, "me")
-    transaction.hset("h", {"a": 1})
-    transaction.zadd("z", {"m": 5})
-    transaction.hset("h", {"b": 2})
-    transaction.zadd("z", {"n": 6})
-    assert commands(transaction) == [["HSET", "db3:h", "a", 1, "b", 2], ["ZADD", "db3:z", 5, "m", 6, "n"]]
+@dataclass
+class Read:
+    """A transaction's words, read as the script reads them."""
+
+    entry: tuple[Any, ...]
+    reply: tuple[Any, ...]
+    expects: list[tuple[Any, ...]]
+    writes: list[tuple[Any, ...]]
+    sends: list[tuple[Any, ...]]
 
 
-def test_another_verb_on_the_key_keeps_its_place() -> None:
-    """What is removed and written again is there in the end, and the other way round."""
-    transaction = Transaction(3, "me")
-    transaction.hset("h", {"a": 1})
-    transaction.hdel("h", "a")
-    transaction.hset("h", {"a": 2})
-    assert [command[0] for command in commands(transaction)] == ["HSET", "HDEL", "HSET"]
+def read(transaction: Transaction) -> Read:
+    """Decode; fails unless the first word is the number of words."""
+    words = transaction.wire()
+    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, *rest = words
+    assert length == len(words)
+    at = iter(rest)
+
+    def take(count: int) -> tuple[Any, ...]:
+        return tuple(itertools.islice(at, count))
+
+    found = Read((stream, id), (reply_to, key, op, status, forwards, body), [], [], [])
+    found.expects = [take(5) for _ in range(int(expects))]
+    for _ in range(int(writes)):
+        side, count = take(2)
+        found.writes.append((side, *take(count)))
+    found.sends = [take(7) for _ in range(int(sends))]
+    assert not list(at)
+    return found
 
 
-def test_a_command_with_options_is_left_alone() -> None:
-    """Only what is known to take any number of members grows."""
-    transaction = Transaction(3, "me")
-    transaction.write("ZADD", "z", "GT", 1, "m")
-    transaction.write("ZADD", "z", "GT", 2, "m")
-    assert len(commands(transaction)) == 2
+def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
+    """1 is the leased database, 0 the bus; nobody writes a key without a prefix."""
+    transaction = Transaction(3, "replica-2")
+    transaction.set("x:a", 5)
+    transaction.shared.set("x:b", "6", "PX", 70)
+    transaction.expect("x:a", None)
+    transaction.shared.expect("x:h", "v", field=7)
+    found = read(transaction)
+    assert found.expects == [(1, "db3:x:a", "", 0, ""), (0, "shared:x:h", "7", 1, "v")]
+    assert found.writes == [(1, "SET", "db3:x:a", 5), (0, "SET", "shared:x:b", "6", "PX", 70)]
+    assert (found.sends, found.entry, found.reply[0]) == ([], ("", ""), "")
 
 
-def test_a_key_of_the_same_name_on_the_other_side_is_another_key() -> None:
-    """Own and shared keys do not mix."""
-    transaction = Transaction(3, "me")
-    transaction.hset("h", {"a": 1})
-    transaction.shared.hset("h", {"b": 2})
-    assert commands(transaction) == [["HSET", "db3:h", "a", 1], ["HSET", "shared:h", "b", 2]]
-
-
-def test_of_all_lifetimes_of_a_key_the_longest_counts() -> None:
-    """One pair of commands, after the writes: the key must be there."""
-    transaction = Transaction(3, "me")
-    transaction.keep_until("h", 500)
-    transaction.hset("h", {"a": 1})
-    transaction.keep_until("h", 900)
-    transaction.keep_until("h", 700)
-    assert commands(transaction) == [
-        ["HSET", "db3:h", "a", 1],
-        ["PEXPIREAT", "db3:h", 900, "NX"],
-        ["PEXPIREAT", "db3:h", 900, "GT"],
+def test_every_writing_verb_puts_its_key_first() -> None:
+    """As the script checks the key's type before it writes anything; lifetimes come last."""
+    transaction = Transaction(3, "replica-2")
+    transaction.keep_until("k", 99)
+    transaction.delete("k")
+    transaction.hset("k", {"f": 1, "g": "2"})
+    transaction.hdel("k", "f", 2)
+    transaction.zadd("k", {"m": 1})
+    transaction.zrem("k", "m")
+    transaction.incrby("k", -2)
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("DEL", "db3:k"),
+        ("HSET", "db3:k", "f", 1, "g", "2"),
+        ("HDEL", "db3:k", "f", 2),
+        ("ZADD", "db3:k", 1, "m"),
+        ("ZREM", "db3:k", "m"),
+        ("INCRBY", "db3:k", -2),
+        ("PEXPIREAT", "db3:k", 99, "NX"),
+        ("PEXPIREAT", "db3:k", 99, "GT"),
     ]
 
 
-def test_no_command_grows_beyond_what_lua_hands_over() -> None:
-    """Very many fields are several commands, and none is lost."""
-    transaction = Transaction(3, "me")
-    for number in range(MOST_WORDS):
-        transaction.hset("h", {str(number): number})
-    found = commands(transaction)
-    assert len(found) == 3
-    assert max(map(len, found)) <= MOST_WORDS
-    assert sum(len(command) - 2 for command in found) == 2 * MOST_WORDS
-
-
-def test_a_refusal_forgets_every_effect() -> None:
-    """Lifetimes too."""
-    from mesh import Refused
-
-    transaction = Transaction(3, "me")
+def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:
+    """Fewer commands that say the same; what stands between two of them on that key keeps them apart."""
+    transaction = Transaction(3, "replica-2")
     transaction.hset("h", {"a": 1})
-    transaction.keep_until("h", 500)
-    transaction.refuse(Refused("no"))
+    transaction.zadd("z", {"m": 1})
     transaction.hset("h", {"b": 2})
-    assert commands(transaction) == [["HSET", "db3:h", "b", 2]]
+    transaction.hdel("h", "a")
+    transaction.hset("h", {"a": 3})
+    for at_ms in (5, 9, 7):
+        transaction.keep_until("h", at_ms)
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("HSET", "db3:h", "a", 1, "b", 2),
+        ("ZADD", "db3:z", 1, "m"),
+        ("HDEL", "db3:h", "a"),
+        ("HSET", "db3:h", "a", 3),
+        ("PEXPIREAT", "db3:h", 9, "NX"),
+        ("PEXPIREAT", "db3:h", 9, "GT"),
+    ]
 
 
-@pytest.mark.parametrize("count", [1, 3000])
-async def test_it_becomes_true_as_it_was_said(backend, count: int) -> None:
-    """On a server: every field, every member, and a life as long as the longest."""
-    replica = await backend.join()
-    transaction = replica.transaction()
-    for number in range(count):
-        transaction.hset("h", {str(number): number})
-        transaction.zadd("z", {str(number): number})
-        transaction.keep_until("h", replica.now_ms() + 60_000 + number)
-    assert await replica.commit(transaction)
-    redis = backend.redis(replica.database)
-    prefix = f"db{replica.database}:"
-    assert await redis.hlen(prefix + "h") == await redis.zcard(prefix + "z") == count
-    assert await redis.pttl(prefix + "h") > 50_000
-    await redis.aclose()
+def test_the_reply_goes_where_the_request_says() -> None:
+    """With the request's key, and the number of answers still to come."""
+    transaction = Transaction(3, "replica-2", request())
+    transaction.forward(Database(5), {"part": 2})
+    transaction.forward(Class("B"))
+    transaction.reply({"done": True})
+    found = read(transaction)
+    assert found.entry == ("mesh:requests:A", "1700000000000-0")
+    assert found.reply == ("mesh:replies:replica-1", "k-1", "x.do", "ok", 2, '{"done":true}')
+    forwarded = ("x.do", "k-1", "mesh:replies:replica-1", 1700000005000)
+    assert found.sends == [
+        ("db5", *forwarded, '{"part":2}', "replica-1"),
+        ("B", *forwarded, '{"n":1}', "replica-1"),
+    ]
+
+
+def test_a_send_is_waited_for_by_nobody() -> None:
+    """It is the replica's own, and lasts until somebody gets to it."""
+    transaction = Transaction(3, "replica-2", request(reply_to=""))
+    transaction.send(Database(5), "x.tell", {})
+    found = read(transaction)
+    assert found.sends == [("db5", "x.tell", "", "", NEVER, "{}", "replica-2")]
+    assert (found.reply[0], found.reply[-1]) == ("", "")
+
+
+def test_a_refusal_is_all_that_is_left() -> None:
+    """No write, no send, no forward, no expectation survives it."""
+    transaction = Transaction(3, "replica-2", request())
+    transaction.set("x", 1)
+    transaction.keep_until("x", 9)
+    transaction.shared.set("y", 1)
+    transaction.expect("x", None)
+    transaction.forward(Class("B"))
+    transaction.refuse(Refused("no", why="so"))
+    found = read(transaction)
+    assert (found.expects, found.writes, found.sends) == ([], [], [])
+    assert found.reply[3:] == ("refused", 0, '{"detail":"no","why":"so"}')
+
+
+def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
+    """There is nobody to answer."""
+    with pytest.raises(ValueError):
+        Transaction(3, "replica-2").forward(Class("A"))
+
+
+async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Backend) -> None:
+    """An expectation that does not hold: no write of either side, no send."""
+    one = await backend.join()
+    client = backend.redis()
+    await client.set("shared:x", "theirs")
+    transaction = one.transaction()
+    transaction.set("a", 1)
+    transaction.shared.set("b", 1)
+    transaction.send(Database(9), "x.tell", {})
+    transaction.shared.expect("x", "mine")
+    assert await one.commit(transaction) is False
+    assert await one.store().get("a") is None and await one.store().shared.get("b") is None
+    assert await client.xlen("mesh:requests:db9") == 0
+
+    transaction.expects.clear()
+    transaction.shared.expect("x", "theirs")
+    transaction.expect("h", None, field="f")
+    assert await one.commit(transaction) is True
+    assert await one.store().get("a") == "1" and await one.store().shared.get("b") == "1"
+    assert await client.xlen("mesh:requests:db9") == 1, "a database that nobody holds keeps it"
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "complaint"),
+    [("INCRBY", ("1",), "holds a hash, not a string"), ("FLUSHALL", (), "not a verb of transactions")],
+)
+async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
+    backend: Backend, verb: str, words: tuple[str, ...], complaint: str
+) -> None:
+    """A script cannot be rolled back, so types and verbs are looked at first."""
+    one = await backend.join()
+    transaction = one.transaction()
+    transaction.hset("h", {"f": 1})
+    assert await one.commit(transaction)
+    transaction = one.transaction()
+    transaction.set("first", 1)
+    transaction.write(verb, "h", *words)
+    with pytest.raises(MeshError, match=complaint):
+        await one.commit(transaction)
+    assert await one.store().get("first") is None
+
+
+async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Backend) -> None:
+    """Its expiry moves later, never earlier."""
+    one = await backend.join()
+    now = one.now_ms()
+    for at_ms in (now + 50_000, now + 90_000, now + 20_000):
+        transaction = one.transaction()
+        transaction.hset("h", {str(at_ms): 1})
+        transaction.keep_until("h", at_ms)
+        assert await one.commit(transaction)
+    client = backend.redis(db=one.database)
+    assert abs(await client.pexpiretime(f"db{one.database}:h") - (now + 90_000)) <= 1
+    await client.aclose()

@@ -1,0 +1,41 @@
+"""The table of operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh import Body, Request, Store, Transaction, Worker
+
+
+async def handle(request: Request, store: Store, transaction: Transaction) -> Body:
+    return {}
+
+
+def test_an_operation_has_one_handler() -> None:
+    """Two would mean that one of them never runs."""
+    worker = Worker()
+    assert worker.handles("a.put")(handle) is handle
+    with pytest.raises(ValueError, match=r"a\.put has a handler already"):
+        worker.handles("a.put")(handle)
+
+
+def test_a_handler_has_an_effect_unless_it_says_otherwise() -> None:
+    """Only what says so runs beside its neighbours on a database's stream."""
+    worker = Worker()
+    worker.handles("a.put")(handle)
+    worker.handles("a.find", effect=False)(handle)
+    put, find = worker.handler("a.put"), worker.handler("a.find")
+    assert put is not None and put.effect
+    assert find is not None and not find.effect
+    assert worker.handler("a.drop") is None
+
+
+def test_a_worker_takes_over_anothers_table_once() -> None:
+    """How an application puts its services together."""
+    one, other = Worker(), Worker()
+    one.handles("a.put")(handle)
+    other.handles("b.put")(handle)
+    one.include(other)
+    assert one.operations == ["a.put", "b.put"]
+    with pytest.raises(ValueError):
+        one.include(other)
