@@ -44,7 +44,7 @@ async def test_it_takes_events_in_with_the_rights_of_a_member(
             await eventually(known)
             await eventually(measured)
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 3
         assert client.xlen("events:movements") == 0
         assert [letter["body"] for _, letter in client.xrange("mesh:dead")] == ['"no event"']
     assert registry.get_sample_value("movements_dead_letters_counter_total") == 1
