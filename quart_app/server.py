@@ -8,8 +8,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from quart import Quart
 
 from quart_app.settings import AppSettings
@@ -78,6 +81,29 @@ def _reachable_at(host: str) -> str:
     with contextlib.suppress(OSError):
         return socket.gethostbyname(socket.gethostname())
     return "127.0.0.1"
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection, closed as soon as its client is gone.
+
+    Hypercorn 0.18 keeps a descriptor for the whole keep-alive time after the client has closed: it waits for the task
+    that would have ended an idle connection.
+    """
+
+    _client_gone = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._client_gone = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._client_gone and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+
+# The one name by which Hypercorn makes them.
+vars(hypercorn_run)["TCPServer"] = _Connection
 
 
 async def run(
