@@ -91,12 +91,12 @@ class Problem(Exception):
 
 def from_mesh(error: mesh_errors.MeshError) -> Problem:
     """A problem for a failure of the mesh; the error's facts stay visible."""
-    status = next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
+    status = error.facts.get("status") or next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
     retry_after = error.retry_after
     if retry_after is None and status == 503:
         retry_after = 1
-    return Problem(error.facts.get("status", status), error.detail, retry_after=retry_after, **facts)
+    return Problem(status, error.detail, retry_after=retry_after, **facts)
 
 
 def from_validation(error: ValidationError) -> Problem:

@@ -1,0 +1,120 @@
+"""Strict JSON: whatever arrives, a model or a clear error, never a 500."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, Field, TypeAdapter
+from quart import Quart, Response, jsonify
+
+from quart_app import errors
+from quart_app.body import MAX_INTEGER_DIGITS, parse_json, read_json
+from quart_app.errors import Problem
+
+
+class Item(BaseModel):
+    value: Annotated[int, Field(ge=1)]
+    name: str = ""
+
+
+@pytest.fixture
+def app() -> Quart:
+    app = Quart(__name__)
+    errors.install(app)
+    app.config["MAX_CONTENT_LENGTH"] = 200_000
+    app.config["BODY_TIMEOUT"] = 0.2
+    adapter = TypeAdapter(list[Item])
+
+    @app.post("/")
+    async def echo() -> Response:
+        return jsonify([item.model_dump() for item in await read_json(adapter)])
+
+    return app
+
+
+def item(text: str) -> bytes:
+    return f'[{{"value": {text}}}]'.encode()
+
+
+#: (body, status, what the detail says)
+HOSTILE = {
+    "empty": (b"", 400, "not JSON"),
+    "no JSON": (b"value=1", 400, "not JSON"),
+    "cut off": (b'[{"value": 1', 400, "not JSON"),
+    "two values": (b"[] []", 400, "not JSON"),
+    "a trailing comma": (b"[1,]", 400, "not JSON"),
+    "NaN": (item("NaN"), 400, "NaN is not JSON"),
+    "Infinity": (item("-Infinity"), 400, "-Infinity is not JSON"),
+    "duplicate keys": (b'[{"value": 1, "value": 2}]', 400, "the same key twice"),
+    "100 000 brackets": (b"[" * 100_000, 400, "nested too deeply"),
+    "100 000 objects": (b'{"a":' * 30_000, 400, "nested too deeply"),
+    "invalid UTF-8": (b'[{"name": "\xff"}]', 400, "not UTF-8"),
+    "UTF-16": ('[{"value": 1}]'.encode("utf-16"), 400, "not UTF-8"),
+    "half a surrogate pair": (b'[{"value": 1, "name": "\\ud800"}]', 400, "surrogate"),
+    "too many digits": (item("9" * (MAX_INTEGER_DIGITS + 1)), 422, "digits"),
+    "a huge body": (b"[" + b" " * 300_000 + b"]", 413, ""),
+    "true": (item("true"), 422, "not valid"),
+    "a fraction": (item("1.5"), 422, "not valid"),
+    "a whole fraction": (item("1.0"), 422, "not valid"),
+    "an exponent": (item("1e3"), 422, "not valid"),
+    "negative": (item("-7"), 422, "not valid"),
+    "zero": (item("0"), 422, "not valid"),
+    "null": (item("null"), 422, "not valid"),
+    "an object": (b"{}", 422, "not valid"),
+    "a string": (b'"x"', 422, "not valid"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_body_is_a_clear_error(app: Quart, name: str) -> None:
+    """A problem document that says what is wrong; the next request is none the worse."""
+    body, status, says = HOSTILE[name]
+    client = app.test_client()
+    response = await client.post("/", data=body, headers={"Content-Type": "application/json"})
+    problem = json.loads(await response.get_data())
+    assert (response.status_code, response.content_type) == (status, "application/problem+json"), problem
+    assert says in problem["detail"] and problem["status"] == status
+    after = await client.post("/", data=item("5"), headers={"Content-Type": "application/json"})
+    assert after.status_code == 200
+
+
+async def test_every_wrong_place_is_named_with_a_json_pointer(app: Quart) -> None:
+    """RFC 6901, so that a program can find it."""
+    body = b'[{"value": 1}, {"value": "x", "name": 5}]'
+    response = await app.test_client().post("/", data=body, headers={"Content-Type": "application/json"})
+    found = {error["pointer"]: error["message"] for error in (await response.get_json())["errors"]}
+    assert set(found) == {"/1/value", "/1/name"} and all(found.values())
+
+
+@pytest.mark.parametrize("sent", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
+async def test_another_content_type_is_refused(app: Quart, sent: str) -> None:
+    """What is not said to be JSON is not read as JSON."""
+    response = await app.test_client().post("/", data=b"[]", headers={"Content-Type": sent})
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize("sent", ["application/json", "application/json; charset=utf-8", "application/problem+json"])
+async def test_json_by_any_of_its_names_is_read(app: Quart, sent: str) -> None:
+    """With parameters, and the +json family."""
+    response = await app.test_client().post("/", data=item("7"), headers={"Content-Type": sent})
+    assert (response.status_code, await response.get_json()) == (200, [{"value": 7, "name": ""}])
+
+
+async def test_a_body_that_stalls_is_given_up(app: Quart) -> None:
+    """408 after the time-out, not a connection held for a minute."""
+    async with app.test_client().request(
+        "/", method="POST", headers={"Content-Type": "application/json", "Content-Length": "100"}
+    ) as connection:
+        await connection.send(b"[")
+        await connection.receive()
+        response = await connection.as_response()
+    assert response.status_code == 408
+
+
+def test_large_numbers_stay_exact() -> None:
+    """At any size that is allowed."""
+    assert parse_json("[%s]" % ("9" * MAX_INTEGER_DIGITS)) == [10**MAX_INTEGER_DIGITS - 1]
+    with pytest.raises(Problem):
+        parse_json("-" + "9" * MAX_INTEGER_DIGITS)

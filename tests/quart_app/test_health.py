@@ -1,0 +1,73 @@
+"""Whether a process lives, whether it may be sent requests, and why not."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.conftest import Server, eventually, mesh_settings
+from tests.nodes import applications, node
+
+
+async def test_a_replica_without_a_lease_lives_and_is_not_ready() -> None:
+    """On both ports; with the reason, and a time to ask again."""
+    app = applications()
+    for client in (app.public.test_client(), app.private.test_client()):
+        assert (await client.get("/health")).status_code == 200
+        ready = await client.get("/readyz")
+        assert (ready.status_code, (await ready.get_json())["detail"]) == (503, "starting")
+        assert ready.headers["Retry-After"] == "1"
+    app.reason = ""
+    assert "holds no lease" in (await (await app.public.test_client().get("/readyz")).get_json())["detail"]
+
+
+async def test_a_route_that_needs_the_mesh_is_503_while_there_is_none() -> None:
+    """Never a 500, never a 404."""
+    client = applications().public.test_client()
+    for path in ("/classes", "/values/7"):
+        response = await client.get(path)
+        assert response.status_code == 503 and response.headers["Retry-After"]
+
+
+async def test_a_ready_replica_says_who_it_is(server: Server) -> None:
+    """Its database and class, as in the roster."""
+    async with node(mesh_settings(server.settings)) as one:
+        answer = await (await one.public.get("/readyz")).get_json()
+        assert answer == {"status": "ready", "replica": one.replica.id, "database": 1, "class": "A"}
+
+
+@pytest.mark.timeout(30)
+async def test_a_replica_that_does_not_reach_redis_is_not_ready_and_lives(server: Server) -> None:
+    """/health asks nobody; a supervisor must not kill what only waits."""
+    async with node(mesh_settings(server.settings, lease_ttl_ms=20_000)) as one:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+
+        async def not_ready() -> bool:
+            return (await one.public.get("/readyz")).status_code == 503
+
+        await eventually(not_ready)
+        assert (await one.public.get("/health")).status_code == 200
+        server.process.send_signal(signal.SIGCONT)
+
+        async def ready() -> bool:
+            return (await one.public.get("/readyz")).status_code == 200
+
+        await eventually(ready)
+
+
+async def test_requests_carry_an_id_through(server: Server) -> None:
+    """The caller's, where it has the form of one; else one of our own."""
+    client = applications().public.test_client()
+    assert (await client.get("/health", headers={"X-Request-ID": "abc-1"})).headers["X-Request-ID"] == "abc-1"
+    for hostile in ("x" * 200, "a b", ""):
+        given = (await client.get("/health", headers={"X-Request-ID": hostile})).headers["X-Request-ID"]
+        assert given != hostile and len(given) == 16
+
+
+async def test_who_is_about_to_leave_closes_connections() -> None:
+    """So that a client's next request goes elsewhere."""
+    app = applications()
+    app.reason = "this replica is about to leave"
+    assert (await app.public.test_client().get("/health")).headers["Connection"] == "close"

@@ -1,0 +1,56 @@
+"""What Prometheus is told: on the private port only, by route, with books that balance."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import Server, mesh_settings
+from tests.nodes import Node, applications, node
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def samples(one: Node) -> Samples:
+    response = await one.private.get("/metrics")
+    assert response.status_code == 200
+    text = await response.get_data(as_text=True)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+async def test_metrics_are_private() -> None:
+    """Nobody from outside reads them."""
+    app = applications()
+    assert (await app.public.test_client().get("/metrics")).status_code == 404
+    assert (await app.private.test_client().get("/metrics")).status_code == 200, "without a lease, too"
+
+
+async def test_requests_are_counted_by_route_and_never_by_path(server: Server) -> None:
+    """A path may name a person, and there are as many paths as callers like."""
+    async with node(mesh_settings(server.settings)) as one:
+        for prime in (2, 3, 5):
+            assert (await one.public.get(f"/values/{prime}")).status_code == 200
+        await one.public.get("/nowhere/at/all")
+        found = await samples(one)
+        assert value(found, "http_requests_total", method="GET", route="/values/<prime>", status="200") == 3
+        assert value(found, "http_requests_total", method="GET", route="none", status="404") == 1
+        assert value(found, "http_request_seconds_count", route="/values/<prime>") == 3
+
+
+async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
+    """accepted is the sum of all the others."""
+    async with node(mesh_settings(server.settings)) as one:
+        body = [{"value": 10, "ttl": 60, "cls": "A"}]
+        assert (await one.public.post("/values", json=body)).status_code == 200
+        found = await samples(one)
+        accounts = {dict(labels)["account"]: v for (name, labels), v in found.items() if name == "mesh_books"}
+        assert accounts.pop("accepted") == sum(accounts.values()) == 1
+        labels = {"database": "1", "class": "A", "replica": one.replica.id}
+        assert value(found, "mesh_leased", **labels) == 1

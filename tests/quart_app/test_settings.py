@@ -1,0 +1,53 @@
+"""The application's settings, and the page that lists them all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from quart_app.settings import AppSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_services_run_in_the_order_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks do not matter."""
+    monkeypatch.setenv("SERVICES", " grades , values,")
+    assert AppSettings().service_names == ["grades", "values"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SERVICES", "values,vaules", "no such service: vaules"),
+        ("PORT", "65536", "less than or equal to 65535"),
+        ("MAX_BODY_BYTES", "0", "greater than or equal"),
+        ("LOG_FORMAT", "xml", "json"),
+    ],
+)
+def test_a_replica_does_not_start_with_settings_that_do_not_fit(name: str, value: str, says: str) -> None:
+    """Exit status 78 and a sentence, at once: nothing to be retried."""
+    env = {"PATH": "", name: value}
+    command = [sys.executable, "-m", "quart_app"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert "the environment is not valid" in done.stderr and says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt service is no service."""
+    monkeypatch.setenv("SERVICES", "everything")
+    with pytest.raises(ValidationError):
+        AppSettings()
+
+
+def test_the_page_of_settings_is_current() -> None:
+    """It is made from the classes that read them."""
+    command = [sys.executable, "docs/settings.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
