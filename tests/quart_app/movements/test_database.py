@@ -139,7 +139,7 @@ async def test_readers_do_not_wait_for_the_writer(database: Database) -> None:
 
 async def test_a_lock_is_not_waited_for_for_ever(database: Database, database_url: str) -> None:
     """After the time-out the database is unavailable, and events wait outside it."""
-    other = Database(async_url(database_url), timeout_ms=300)
+    other = Database(async_url(database_url), timeout_ms=1000)
     async with database.migrating():
         with pytest.raises(Unavailable, match="database"):
             await other.migrate()
@@ -150,12 +150,12 @@ async def test_a_lock_is_not_waited_for_for_ever(database: Database, database_ur
 async def test_a_long_migration_is_not_cut_short(postgres_server: str) -> None:
     """The time-out is for what a request waits for; to build an index on a grown table takes longer."""
     await postgres.empty(postgres_server)
-    database = Database(async_url(postgres_server), timeout_ms=200)
+    database = Database(async_url(postgres_server), timeout_ms=1000)
     async with database.migrating() as connection:
-        await connection.execute(text("SELECT pg_sleep(0.5)"))
+        await connection.execute(text("SELECT pg_sleep(1.5)"))
     with pytest.raises(Unavailable):
         async with database.reading() as connection:
-            await connection.execute(text("SELECT pg_sleep(0.5)"))
+            await connection.execute(text("SELECT pg_sleep(1.5)"))
     await database.close()
 
 
