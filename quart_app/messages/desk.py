@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from mesh.errors import MeshError
-from quart_app.errors import Problem
+from quart_app.errors import Problem, from_mesh
 from quart_app.messages.claims import Claim, Claims, Done, InFlight, Lost, Mine, OtherBody
 from quart_app.messages.dispatch import Delivery, Dispatcher, NotAdmitted, Order, Undelivered
 from quart_app.messages.models import NewMessage
@@ -93,8 +93,8 @@ class Desk:
         try:
             delivery = await self.dispatcher.deliver(order)
         except (Undelivered, MeshError) as error:
-            if claim is not None and isinstance(error, Undelivered) and error.final:
-                await self._finish(claim, {"status": error.status, "detail": error.detail})
+            if claim is not None and order.arrived:
+                await self._finish(claim, _as_answer(error))
             elif claim is not None:
                 await self._give_back(claim)
             raise
@@ -117,6 +117,11 @@ class Desk:
             await self.claims.give_back(claim)
         except MeshError as error:
             log.warning("an unused key could not be given back", error=str(error))
+
+
+def _as_answer(error: Undelivered | MeshError) -> dict[str, Any]:
+    problem = error if isinstance(error, Undelivered) else from_mesh(error)
+    return {"status": problem.status, "detail": problem.detail}
 
 
 def _again(message_id: str, answer: dict[str, Any]) -> Receipt:

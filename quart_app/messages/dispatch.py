@@ -42,14 +42,11 @@ class Delivery:
 
 
 class Undelivered(Problem):
-    """The message was not handled. `final`: it may be at a provider, so the same key must not send it again."""
+    """The message was not handled, and why."""
 
-    def __init__(
-        self, status: int, detail: str, *, reason: str, final: bool, retry_after_ms: int | None = None
-    ) -> None:
+    def __init__(self, status: int, detail: str, *, reason: str, retry_after_ms: int | None = None) -> None:
         super().__init__(status, detail, retry_after=None if retry_after_ms is None else retry_after_ms / 1000)
         self.reason = reason
-        self.final = final
 
 
 class NotAdmitted(Problem):
@@ -68,7 +65,10 @@ class Order:
     #: to be true before anything leaves; false means that somebody else has taken the message over
     begin_sending: Callable[[], Awaitable[bool]]
     wait_until: float = 0.0
+    #: the free provider has closed the door to it
     refused: bool = False
+    #: a provider has it, or may have it: the same key must not send it again
+    arrived: bool = False
     second_thoughts: int = SECOND_THOUGHTS
 
     @property
@@ -142,7 +142,6 @@ class Dispatcher:
                         403,
                         "the free provider is closed, and the paid one is not for this user",
                         reason="no-paid-access",
-                        final=False,
                         retry_after_ms=ms,
                     )
 
@@ -172,7 +171,7 @@ class Dispatcher:
                 await self._closing.wait()
         except TimeoutError:
             return
-        raise Undelivered(503, "this replica is about to leave", reason="leaving", final=False, retry_after_ms=PROBE_MS)
+        raise Undelivered(503, "this replica is about to leave", reason="leaving", retry_after_ms=PROBE_MS)
 
     # free
 
@@ -196,20 +195,20 @@ class Dispatcher:
             case Unsent(detail):
                 await self._settle(self.quota.unsent, reservation)
                 # This process was held up, not the provider: its turn is over, it may have another.
-                return None if detail == TOO_LATE else await self._instead(order, "unreachable", detail, final=False)
+                return None if detail == TOO_LATE else await self._instead(order, "unreachable", detail)
             case Failed(detail):
                 await self._settle(self.quota.uncertain, reservation)
-                return await self._instead(order, "failed", detail, final=True)
+                return await self._instead(order, "failed", detail)
             case Unknown(detail):
                 await self._settle(self.quota.uncertain, reservation)
                 raise _unknown("free", detail)
         raise AssertionError("every outcome has its case")
 
-    async def _instead(self, order: Order, reason: Reason, detail: str, *, final: bool) -> Delivery:
+    async def _instead(self, order: Order, reason: Reason, detail: str) -> Delivery:
         """The free provider is out of order, and provably has not handled the message."""
         if await order.has_paid_access():
             return await self._pay(order, reason)
-        raise Undelivered(502, f"the free provider cannot be used ({detail})", reason=reason, final=final)
+        raise Undelivered(502, f"the free provider cannot be used ({detail})", reason=reason)
 
     async def _settle(self, note: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
         for tries in range(1, SETTLE_TRIES + 1):
@@ -245,13 +244,12 @@ class Dispatcher:
                     503,
                     "both providers are closed",
                     reason="paid-blocked",
-                    final=False,
                     retry_after_ms=retry_ms or PROBE_MS,
                 )
             case Unsent(detail):
-                raise Undelivered(502, f"no provider can be reached ({detail})", reason="unreachable", final=False)
+                raise Undelivered(502, f"no provider can be reached ({detail})", reason="unreachable")
             case Failed(detail):
-                raise Undelivered(502, f"the paid provider failed ({detail})", reason="failed", final=True)
+                raise Undelivered(502, f"the paid provider failed ({detail})", reason="failed")
             case Unknown(detail):
                 raise _unknown("paid", detail)
         raise AssertionError("every outcome has its case")
@@ -264,7 +262,6 @@ class Dispatcher:
                 503,
                 "this message was taken over; ask again with its key",
                 reason="taken-over",
-                final=False,
                 retry_after_ms=PROBE_MS,
             )
 
@@ -274,6 +271,7 @@ class Dispatcher:
         began = time.perf_counter()
         outcome = await gateway.send(order.id, order.message, may_leave)
         self.metrics.note(name, outcome, time.perf_counter() - began)
+        order.arrived = order.arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
     def _delivered(self, provider: Literal["free", "paid"], reason: str, response: str) -> Delivery:
@@ -291,7 +289,7 @@ class Dispatcher:
             if not result.done():
                 result.set_result(delivery)
         except TimeoutError:
-            self._fail(result, Undelivered(504, "not done in time", reason="deadline", final=False))
+            self._fail(result, Undelivered(504, "not done in time", reason="deadline"))
         except Exception as error:
             self._fail(result, error)
         finally:
@@ -312,5 +310,4 @@ def _unknown(provider: str, detail: str) -> Undelivered:
         502,
         f"the {provider} provider did not answer ({detail}); whether it has the message is not known",
         reason="unknown",
-        final=True,
     )

@@ -114,4 +114,4 @@ class Delivered(BaseModel):
     id: str
     provider: Literal["free", "paid"]
     response: str
-    quota: QuotaShown
+    quota: QuotaShown | None = Field(description="null when it could not be read just then")

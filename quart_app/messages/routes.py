@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_request, document_response, tag
 
-from mesh.errors import Unavailable
+from mesh.errors import MeshError, Unavailable
 from quart_app.body import read_json
 from quart_app.errors import Problem
 from quart_app.messages.desk import Desk
@@ -161,11 +162,8 @@ class MessageRoutes:
             message = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, message, errors=[{"pointer": "/max_wait_ms", "message": message}])
         receipt = await office.desk.handle(session.user.id, given, key)
-        allowance = QuotaShown.of(await office.desk.dispatcher.quota.look())
-        return jsonify(
-            {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
-            | {"quota": allowance.model_dump()}
-        )
+        shown = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
+        return jsonify(shown | {"quota": await _quota_if_it_can_be_read(office)})
 
     @_tagged
     @document_response(QuotaShown)
@@ -204,6 +202,14 @@ async def _unless_taken(change: Awaitable[User]) -> User:
         return await change
     except EmailTaken:
         raise _taken() from None
+
+
+async def _quota_if_it_can_be_read(office: Office) -> dict[str, Any] | None:
+    """The message is handled, and maybe paid: nothing may turn that into an error any more."""
+    try:
+        return QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump()
+    except MeshError:
+        return None
 
 
 def _taken() -> Problem:

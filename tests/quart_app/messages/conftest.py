@@ -54,6 +54,15 @@ async def listening(app: Quart) -> AsyncIterator[str]:
         await serving
 
 
+Listening = Callable[[Quart], AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture(name="listening")
+def listening_fixture() -> Listening:
+    """`async with listening(app) as url`"""
+    return listening
+
+
 @dataclass
 class Providers:
     """Both providers, and where they are."""

@@ -60,8 +60,14 @@ class Scene:
         async def begin_sending() -> bool:
             return mine
 
-        order = Order("id", message, wait_ms, has_paid_access, begin_sending)
+        self.order = Order("id", message, wait_ms, has_paid_access, begin_sending)
+        order = self.order
         return await self.dispatcher.run(lambda: self.dispatcher.deliver(order), wait_ms)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the last message is, or may be, at a provider."""
+        return self.order.arrived
 
     async def use_up(self) -> None:
         for _ in range(LIMIT):
@@ -94,7 +100,8 @@ async def test_closed_without_paid_access_says_until_when() -> None:
         await it.use_up()
         with pytest.raises(Undelivered) as refused:
             await it.send(paid=False)
-        assert (refused.value.status, refused.value.final) == (403, False)
+        assert refused.value.status == 403
+        assert not it.arrived
         assert refused.value.retry_after is not None and 0 < refused.value.retry_after <= BLOCK_MS / 1000
         assert it.free.sent == it.paid.sent == []
 
@@ -178,13 +185,13 @@ async def test_free_out_of_order_is_replaced_by_paid(outcome: Outcome, slots_lef
         assert it.metric("paid_avoidable_total") == 0
 
 
-@pytest.mark.parametrize(("outcome", "final"), [(Unsent("refused"), False), (Failed("500"), True)])
-async def test_free_out_of_order_without_paid_access(outcome: Outcome, final: bool) -> None:
-    """502; final only if the message was seen."""
+@pytest.mark.parametrize(("outcome", "arrived"), [(Unsent("refused"), False), (Failed("500"), True)])
+async def test_free_out_of_order_without_paid_access(outcome: Outcome, arrived: bool) -> None:
+    """502; to be remembered only if the message was seen."""
     async with scene(Scripted(outcome)) as it:
         with pytest.raises(Undelivered) as failed:
             await it.send(paid=False)
-        assert (failed.value.status, failed.value.final) == (502, final)
+        assert (failed.value.status, it.arrived) == (502, arrived)
 
 
 async def test_what_may_be_at_free_is_not_sent_to_paid() -> None:
@@ -192,13 +199,13 @@ async def test_what_may_be_at_free_is_not_sent_to_paid() -> None:
     async with scene(Scripted(Unknown("timeout"))) as it:
         with pytest.raises(Undelivered) as failed:
             await it.send()
-        assert (failed.value.status, failed.value.final) == (502, True)
+        assert (failed.value.status, it.arrived) == (502, True)
         assert it.paid.sent == []
         assert (await it.quota.look()).remaining == LIMIT - 1
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "final"),
+    ("outcome", "status", "arrived"),
     [
         (Blocked(3_000), 503, False),
         (Unsent("refused"), 502, False),
@@ -206,14 +213,22 @@ async def test_what_may_be_at_free_is_not_sent_to_paid() -> None:
         (Unknown("timeout"), 502, True),
     ],
 )
-async def test_paid_out_of_order(outcome: Outcome, status: int, final: bool) -> None:
-    """Final wherever the message may have been taken: a key must never pay twice."""
+async def test_paid_out_of_order(outcome: Outcome, status: int, arrived: bool) -> None:
+    """To be remembered wherever the message may have been taken: a key must never pay twice."""
     async with scene(paid=Scripted(outcome)) as it:
         await it.use_up()
         with pytest.raises(Undelivered) as failed:
             await it.send()
-        assert (failed.value.status, failed.value.final) == (status, final)
+        assert (failed.value.status, it.arrived) == (status, arrived)
         assert it.paid.sent == ["m"]
+
+
+async def test_what_free_has_seen_stays_seen_though_paid_is_away() -> None:
+    """The last outcome is "unreachable", and yet the same key must not reach free again."""
+    async with scene(Scripted(Failed("500")), Scripted(Unsent("refused"))) as it:
+        with pytest.raises(Undelivered):
+            await it.send()
+        assert it.arrived
 
 
 async def test_who_was_held_up_asks_again() -> None:

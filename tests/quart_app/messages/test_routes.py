@@ -6,13 +6,18 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from quart import Quart, request
 from quart.typing import TestClientProtocol as Client
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from mesh.errors import Unavailable
+from mesh.quota import Quota
+
 if TYPE_CHECKING:
-    from tests.quart_app.messages.conftest import Providers, Running, Start
+    from tests.quart_app.messages.conftest import Listening, Providers, Running, Start
 
 ANN = {"email": "Ann@Example.com", "password": "correct horse"}
 
@@ -310,6 +315,38 @@ async def test_whoever_asks_again_while_it_is_handled_waits(shared: Redis, start
         second = await send(other, "m", "k1")
         assert second[1]["id"] == (await first)[1]["id"]
         assert providers.messages == ["m"]
+
+
+async def test_what_a_provider_has_seen_is_not_sent_to_it_again(
+    shared: Redis, start: Start, listening: Listening
+) -> None:
+    """Free answers with an error, paid is away: the key is answered again, and free asked once."""
+    seen: list[str] = []
+    broken = Quart(__name__)
+
+    @broken.post("/")
+    async def take() -> tuple[str, int]:
+        seen.append((await request.get_json())["message"])
+        return "", 500
+
+    async with listening(broken) as url, start(shared, free_url=url, paid_url="http://127.0.0.1:1/") as running:
+        client = await running.user("a@example.com", shared, paid_access=True)
+        answers = [(await send(client, "m", "k1"))[0] for _ in range(3)]
+    assert (answers, seen) == ([502] * 3, ["m"])
+
+
+async def test_a_handled_message_is_no_error_though_the_quota_cannot_be_read(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been paid for."""
+
+    async def away(_: Quota) -> Any:
+        raise Unavailable
+
+    client = await running.user("a@example.com")
+    monkeypatch.setattr(Quota, "look", away)
+    status, body, _ = await send(client, "m")
+    assert (status, body["provider"], body["quota"]) == (200, "free", None)
 
 
 async def test_redis_away_is_503(start: Start) -> None:
