@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import csv
 import gzip
+import itertools
 import json
 import re
 import signal
@@ -62,6 +63,20 @@ class Mesh:
             return response.status_code == 200 and fields.items() <= response.json().items()
 
         await eventually(shown, 10, lambda: f"{user_id}: {fields}")
+
+    async def trim(self, *processes: Process) -> None:
+        """Make changes until snapshots were written and the log was trimmed behind the older one."""
+        numbers = itertools.count()
+
+        async def trimmed() -> bool:
+            for _ in range(10):
+                number = next(numbers)
+                at = processes[number % len(processes)]
+                assert (await self.set(at, user_id=f"user-{number % 60}", spp=number)).status_code == 200
+            with self.replicas.server.redis() as redis:
+                return int(redis.xrange("shared:grades:log", count=1)[0][1]["number"]) > 10
+
+        await eventually(trimmed, 30)
 
     async def agree(self, *processes: Process) -> str:
         """Wait until all have the same digest, and that digest."""
@@ -130,8 +145,7 @@ async def test_restarting_everything_loses_nothing(mesh: Mesh) -> None:
     mesh.replicas.server.options = ["--appendfsync", "always"]
     mesh.replicas.server.start()
     processes = await mesh.start(1, 2)
-    for number in range(130):  # more than two snapshots' worth, so the log is trimmed
-        assert (await mesh.set(processes[number % 2], user_id=f"user-{number % 60}", spp=number)).status_code == 200
+    await mesh.trim(*processes)
     digest = await mesh.agree(*processes)
     for process in processes:
         process.kill()
@@ -168,14 +182,7 @@ async def test_row_25_one_who_falls_behind_the_trimmed_end_heals(mesh: Mesh) -> 
     await mesh.set(one, user_id="alice", spp=1)
     await mesh.agree(one, two, three)
     three.send(signal.SIGSTOP)
-    for number in range(200):
-        await mesh.set((one, two)[number % 2], user_id=f"user-{number % 70}", spp=number)
-    with mesh.replicas.server.redis() as redis:
-
-        async def trimmed() -> bool:
-            return int(redis.xrange("shared:grades:log", count=1)[0][1]["number"]) > 10
-
-        await eventually(trimmed, 20)
+    await mesh.trim(one, two)
     three.send(signal.SIGCONT)
     # It slept through its lease, too: then it ends, and starts anew without anything but its own disk and its peers.
     with contextlib.suppress(TimeoutError):
@@ -191,14 +198,8 @@ async def test_row_25_one_who_falls_behind_the_trimmed_end_heals(mesh: Mesh) -> 
 async def test_row_26_a_bad_snapshot_is_refused_and_the_next_source_used(mesh: Mesh, spoil: str) -> None:
     """Truncated, a bit flipped, its writer killed: the older snapshot and the log behind it are enough."""
     (one,) = await mesh.start(1)
-    for number in range(130):
-        await mesh.set(one, user_id=f"user-{number % 60}", spp=number)
+    await mesh.trim(one)
     disk = mesh.disk(1)
-
-    async def written() -> bool:
-        return len(list(disk.glob("*.csv.gz"))) >= 2
-
-    await eventually(written, 20)
     digest = await mesh.agree(one)
     one.kill()
     newest = max(disk.glob("*.csv.gz"), key=lambda path: path.name)
