@@ -176,7 +176,7 @@ class Replica:
             return (
                 "EVALSHA", script.sha, 3, keys.BOOKS, keys.submitted(self.id), keys.lease(self.database),
                 grant.holder, number, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
-                *itertools.chain.from_iterable(groups),
+                settings.concurrency, *itertools.chain.from_iterable(groups),
             )  # fmt: skip
 
         def commit(transactions: list[Any], number: int) -> tuple[Any, ...]:

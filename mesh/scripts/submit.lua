@@ -1,12 +1,12 @@
 -- Puts requests on their streams: each group of them all or not at all, with the roster and the bounds of this moment.
 -- Not allowed when memory is full: that is how new work is refused while old work is finished.
 -- KEYS: books, submitted, lease
--- ARGV: holder, batch number, databases, bound of a stream, sender, reply stream, then for each group the number of its
---       requests and of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
+-- ARGV: holder, batch number, databases, bound of a stream, sender, reply stream, requests a replica works on at once,
+--       then for each group the number of its requests and of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
 -- Returns one item per group, as JSON: {"ids": [[to, id, key], ...]} or {"error": code, "about": what}
 local books_key, submitted_key, lease_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, batch, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local sender, reply_to = ARGV[5], ARGV[6]
+local sender, reply_to, concurrency = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local WORDS = 5
 
 local held = redis.call('GET', lease_key)
@@ -60,28 +60,37 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- How long the request that will be begun next has waited on its stream, in ms.
-local delays = {}
-local function delay(to)
-  if delays[to] == nil then
-    delays[to] = 0
-    local stream = 'mesh:requests:' .. to
-    local groups = redis.pcall('XINFO', 'GROUPS', stream)
-    local group, last = not groups.err and groups[1] or {}, nil
-    for i = 1, #group, 2 do
-      if group[i] == 'last-delivered-id' then last = group[i + 1] end
-    end
-    local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-    if next then delays[to] = now - tonumber(string.match(next[1], '^%d+')) end
+-- Whether those who have a class are working on about as much as they take.
+local function busy(class, pending)
+  local members = 0
+  for n = 0, databases - 1 do
+    if class_of(n) == class then members = members + 1 end
   end
-  return delays[to]
+  return pending >= members * concurrency / 2
 end
 
--- A queue may not grow older than half of what a request has: in one as old as the deadline everything is begun just
--- before it ends, and nothing is done in time. A database's stream is as old as its holder is away, so it has none.
+-- How long the request that will be begun next has waited for a worker, in ms; 0 while workers are free, or away.
+local delays = {}
+local function delay(class)
+  if delays[class] == nil then
+    delays[class] = 0
+    local stream = 'mesh:requests:' .. class
+    local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
+    local flat = not groups.err and groups[1] or {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    local last = group['last-delivered-id']
+    local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+    if next and busy(class, group.pending) then delays[class] = now - tonumber(string.match(next[1], '^%d+')) end
+  end
+  return delays[class]
+end
+
+-- A class's queue may not grow older than a tenth of what a request has. Who comes last into a queue that grows waits
+-- several times its age; in one that takes a whole deadline everything is begun just before its time is over, and
+-- nothing is done. A database's stream is worked on by one alone, and bounded by its length.
 local function timely(at)
   local to, ttl = ARGV[at], tonumber(ARGV[at + 3])
-  return ttl == 0 or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' or delay(to) <= ttl / 2
+  return ttl == 0 or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' or delay(to) <= ttl / 10
 end
 
 local function refused(first, last)
@@ -121,7 +130,7 @@ local function put_all(first, last)
   return ids
 end
 
-local results, at = {}, 7
+local results, at = {}, 8
 while at <= #ARGV do
   local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
   local code, about = refused(first, last)
