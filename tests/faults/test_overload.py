@@ -21,8 +21,8 @@ from tests.faults.matrix import Faults, row
 from tests.faults.scenario import D, Member, Mesh
 
 #: Each takes this long and no processor: the capacity is known, and the same on any machine.
-HOLD_MS = 100
-CONCURRENCY = 2
+HOLD_MS = 800
+CONCURRENCY = 4
 
 
 @row(23, "three times the load the mesh can take, 30 s")
@@ -32,7 +32,7 @@ async def test_row_23_overload_leaves_the_goodput_alone(faults: Faults) -> None:
     bodies = ({"id": f"flood-{number}", "cls": "A", "hold_ms": HOLD_MS, "always": True} for number in itertools.count())
     gun = Gun([member.public for member in mesh.members], "/tally", bodies)
     capacity = len(mesh.members) * CONCURRENCY * 1000 / HOLD_MS
-    peak = _goodput(await gun.clients(int(capacity / 5), 6), 1, 6)
+    peak = _goodput(await gun.clients(int(capacity * 0.8), 10), 2, 10)
     shots = await gun.rate(3 * peak, 30)
     # The queue fills at first; the peak and the goodput are of the steady state after that.
     goodput = _goodput(shots, D, 30)
