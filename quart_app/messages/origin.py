@@ -20,4 +20,11 @@ def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
     origin = headers.get("Origin")
     if origin is None:
         return headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
-    return origin not in allowed and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+    return origin not in allowed and _host(origin) != headers.get("Host", "").lower()
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None

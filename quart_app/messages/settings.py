@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, field_validator
 from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
 from quart_app.providers.launch import environment
 
 _LOCAL = environment()
+_ADDRESS = TypeAdapter(AnyHttpUrl)
 #: Shorter keys can be guessed (RFC 7518, 3.2).
 SHORTEST_SECRET = 32
 
@@ -62,6 +63,12 @@ class MessageSettings(BaseSettings):
         if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
             raise ValueError(f"a secret of at least {SHORTEST_SECRET} bytes is needed")
         return secret
+
+    @field_validator("free_url", "paid_url")
+    @classmethod
+    def _an_address(cls, url: str) -> str:
+        _ADDRESS.validate_python(url)
+        return url
 
     @property
     def free_block_ms(self) -> int:

@@ -219,6 +219,7 @@ async def test_restarting_everything_loses_nothing(replicas: Replicas, server: S
         await ann.log_in(process, ANN)
 
 
+@pytest.mark.slow
 async def test_who_sent_and_died_is_not_replaced(replicas: Replicas) -> None:
     """kill -9 while the provider works: the key is answered honestly, and reaches no provider again."""
     async with providers(limit=5, block_s=60, latency_ms=1_500) as both:

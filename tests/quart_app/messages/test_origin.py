@@ -21,6 +21,8 @@ from quart_app.messages.origin import is_foreign
         ("POST", {"Host": "api.example", "Origin": "https://api.example:444"}, True),
         ("PATCH", {"Host": "api.example", "Origin": "null"}, True),
         ("DELETE", {"Host": "api.example", "Origin": ""}, True),
+        ("POST", {"Origin": "null"}, True),
+        ("POST", {"Host": "api.example", "Origin": "http://["}, True),
         ("POST", {"Host": "api.example", "Sec-Fetch-Site": "cross-site"}, True),
         ("POST", {"Host": "api.example", "Sec-Fetch-Site": "same-origin"}, False),
         ("GET", {"Host": "api.example", "Origin": "https://evil.example"}, False),

@@ -1,0 +1,41 @@
+"""The settings are checked when the process starts, not when somebody sends a message."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from quart_app.messages.settings import MessageSettings
+from quart_app.providers import environment
+
+
+def test_the_providers_of_a_local_mesh_are_the_default() -> None:
+    """And the bound of a message's work covers both at their slowest."""
+    settings = MessageSettings()
+    assert {"FREE_PROVIDER_URL": settings.free_url, "PAID_PROVIDER_URL": settings.paid_url} == environment()
+    assert settings.work_ms > settings.probe_wait_ms + 2 * settings.provider_timeout_ms
+
+
+@pytest.mark.parametrize("url", ["", "nowhere", "ftp://x/", "http://", "http://[", "http://x:99999/"])
+def test_what_is_no_address_stops_the_start(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo is found before the first message."""
+    monkeypatch.setenv("PAID_PROVIDER_URL", url or " ")
+    with pytest.raises(ValidationError):
+        MessageSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FREE_LIMIT", "0"),
+        ("FREE_BLOCK_SECONDS", "0"),
+        ("HOLD_MS", "1"),
+        ("CONNECT_TRIES", "0"),
+        ("JWT_SECRET", "short"),
+    ],
+)
+def test_numbers_that_cannot_work_stop_the_start(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name of the setting."""
+    monkeypatch.setenv(f"MESSAGES_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        MessageSettings()
