@@ -144,7 +144,8 @@ class Writer:
         self._writes.add(self._side, verb, self._prefix + key, args)
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
-        self._writes.grow(self._side, verb, self._prefix + key, args)
+        if args:
+            self._writes.grow(self._side, verb, self._prefix + key, args)
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         self.write("SET", key, value, *options)

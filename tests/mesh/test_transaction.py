@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, Database, MeshError, Refused, Request, Transaction
+from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
 from mesh.messages import NEVER
 from tests.conftest import Backend
 
@@ -105,6 +105,16 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
         ("PEXPIREAT", "db3:h", 9, "NX"),
         ("PEXPIREAT", "db3:h", 9, "GT"),
     ]
+
+
+def test_nothing_to_write_is_no_command() -> None:
+    """Redis takes no HSET without a field; a value without prime factors has no member for the index."""
+    transaction = Transaction(3, "replica-2")
+    transaction.hset("h", {})
+    transaction.zadd("z", {})
+    transaction.hdel("h")
+    transaction.zrem("z")
+    assert read(transaction).writes == []
 
 
 def test_the_reply_goes_where_the_request_says() -> None:
@@ -207,3 +217,31 @@ async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Ba
     client = backend.redis(db=one.database)
     assert abs(await client.pexpiretime(f"db{one.database}:h") - (now + 90_000)) <= 1
     await client.aclose()
+
+
+async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_are_none_the_worse(
+    backend: Backend,
+) -> None:
+    """A handler's mistake must end neither the replica nor the other commits of the same round trip."""
+    worker = Worker()
+
+    @worker.handles("x.wrong")
+    async def wrong(request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.set("a", 1, "NO", "SUCH", "OPTION")
+        return {}
+
+    @worker.handles("x.right")
+    async def right(request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.incrby(f"n:{request.body['n']}", 1)
+        return {}
+
+    one = await backend.join(worker, claim_idle_ms=200)
+    asks = [Ask(Class("A"), "x.wrong" if n % 5 == 0 else "x.right", {"n": n}) for n in range(25)]
+    answers = await one.ask(asks)
+    assert [n for n, answer in enumerate(answers) if answer.error is not None] == [0, 5, 10, 15, 20]
+    assert all(isinstance(answer.error, GivenUp) for answer in answers[::5])
+    assert "SET db1:a" in str(answers[0].error)
+    for n in range(25):
+        assert await one.store().get(f"n:{n}") == (None if n % 5 == 0 else "1")
+    books = await one.books()
+    assert (books["accepted"], books["answered"], books["dead"], books["in_flight"]) == (25, 20, 5, 0)

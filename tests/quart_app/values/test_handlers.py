@@ -1,0 +1,168 @@
+"""The rules of /values, worker side, over both backends; factorisation is counted, not done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mesh import Ask, Body, Class, Database, Replica, Request
+from quart_app.values import store as records
+from quart_app.values.handlers import DROP, FIND, PUT, handlers
+from quart_app.values.store import Place
+from tests.conftest import Backend, eventually
+
+
+class NoErrands:
+    """No put belongs to a job."""
+
+    async def of(self, request: Request) -> None:
+        return None
+
+
+class Valued:
+    """A mesh with the operations of /values, and how often what was factorised."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.factorised: list[int] = []
+        errands: Any = NoErrands()
+        self.worker = handlers(self._factorise, errands)
+
+    async def _factorise(self, value: int, request: Request, place: str | None = None) -> list[int]:
+        self.factorised.append(value)
+        await asyncio.sleep(0)
+        return [2] * (value.bit_length() - 1) if value & (value - 1) == 0 else [value]
+
+    async def join(self, cls: str) -> Replica:
+        return await self._backend.join(self.worker, class_=cls)
+
+    async def put(self, replica: Replica, cls: str, *values: int, ttl: int = 60) -> list[int]:
+        """The values that the answer has."""
+        body = {"items": [{"value": value, "ttl": ttl} for value in values]}
+        (answer,) = await replica.ask([_ask(cls, body)])
+        assert answer.error is None
+        return sorted(value for part in answer.bodies for value, _ in part["factors"])
+
+    async def holders(self, replica: Replica, prime: int = 2) -> dict[int, list[int]]:
+        """Values by database."""
+        answers = await replica.gather(FIND, {"prime": prime, "limit": 100})
+        return {n: [value for value, _, _ in answer["found"]] for n, answer in answers.items() if answer["found"]}
+
+
+def _ask(cls: str, body: Body) -> Ask:
+    return Ask(Class(cls), PUT, body)
+
+
+@pytest.fixture
+def valued(backend: Backend) -> Valued:
+    return Valued(backend)
+
+
+async def test_a_new_value_is_factorised_and_written_by_one_replica_of_its_class(valued: Valued) -> None:
+    """With the place that says where it is."""
+    one, two = await valued.join("A"), await valued.join("B")
+    assert await valued.put(one, "B", 8, 16) == [8, 16]
+    assert valued.factorised == [8, 16]
+    assert await valued.holders(one) == {two.database: [8, 16]}
+    place = Place.parse(await one.store().shared.get("values:where:8") or "")
+    assert (place.database, place.cls) == (two.database, "B")
+
+
+async def test_the_same_class_again_refreshes_without_factorising(valued: Valued) -> None:
+    """Whichever replica of the class gets it: who is not the holder forwards it there."""
+    one, two = await valued.join("A"), await valued.join("A")
+    await valued.put(one, "A", 8, ttl=60)
+    (before,) = await valued.holders(one)
+    holder = one if before == one.database else two
+    for ttl in (100, 200, 300, 400, 500, 600):
+        assert await valued.put(two, "A", 8, ttl=ttl) == [8]
+    assert valued.factorised == [8]
+    assert await valued.holders(one) == {before: [8]}
+    (record,) = await records.records(holder.store(), [8])
+    assert record is not None and abs(record.expiry - (one.now_ms() + 600_000)) < 3000
+
+
+async def test_another_class_is_a_full_overwrite(valued: Valued) -> None:
+    """Factorised anew there, and dropped by the former holder: at most one record in the whole mesh."""
+    one, two = await valued.join("A"), await valued.join("B")
+    await valued.put(one, "A", 8, ttl=600)
+    await valued.put(one, "B", 8, ttl=60)
+    assert valued.factorised == [8, 8]
+    assert await valued.holders(one) == {two.database: [8]}
+    await valued.put(one, "A", 8)
+    assert await valued.holders(one) == {one.database: [8]}
+
+
+async def test_two_classes_at_once_leave_one_record(valued: Valued) -> None:
+    """Every write expects the place it has read, so one of two racing writers is run again."""
+    one, two = await valued.join("A"), await valued.join("B")
+    for value in (2**n for n in range(1, 16)):
+        await asyncio.gather(valued.put(one, "A", value), valued.put(two, "B", value))
+
+    async def settled() -> bool:
+        return (await one.books())["in_flight"] == 0
+
+    await eventually(settled)
+    held = await valued.holders(one)
+    assert sorted(value for values in held.values() for value in values) == [2**n for n in range(1, 16)]
+
+
+async def test_a_drop_leaves_what_was_written_again(valued: Valued) -> None:
+    """It names the write it means; one that comes late does no harm."""
+    one = await valued.join("A")
+    await valued.put(one, "A", 8)
+    (old,) = await records.records(one.store(), [8])
+    assert old is not None
+    await valued.put(one, "A", 8)
+    await one.call(Database(one.database), DROP, {"value": 8, "id": old.id})
+    await one.call(Database(one.database), DROP, {"value": 9, "id": "1-0"})
+    assert await valued.holders(one) == {one.database: [8]}
+    (new,) = await records.records(one.store(), [8])
+    assert new is not None
+    await one.call(Database(one.database), DROP, {"value": 8, "id": new.id})
+    assert await valued.holders(one) == {}
+
+
+async def test_a_record_whose_holder_is_gone_is_written_anew_and_dropped_when_it_returns(
+    valued: Valued, backend: Backend
+) -> None:
+    """The drop waits in the stream of the database that nobody holds."""
+    one = await valued.join("A")
+    other = await valued.join("A")
+    bus = backend.redis()
+    # As left by a replica that was killed: its place, and the record in a database without a holder.
+    await bus.set("shared:values:where:8", "9 A 1-0", px=60_000)
+    for _ in range(4):
+        assert await valued.put(one, "A", 8) == [8]
+    (database,) = await valued.holders(one)
+    assert database in (one.database, other.database)
+    ((_, entry),) = await bus.xrange("mesh:requests:db9")
+    assert (entry["op"], entry["body"], entry["deadline"]) == (DROP, '{"value":8,"id":"1-0"}', "0")
+    await bus.aclose()
+
+
+async def test_one_has_no_prime_factors_and_is_kept_all_the_same(valued: Valued) -> None:
+    """In no index, with a place and a time."""
+    one = await valued.join("A")
+    assert await valued.put(one, "A", 1) == [1]
+    (record,) = await records.records(one.store(), [1])
+    assert record is not None and record.factors == []
+    assert await valued.holders(one) == {}
+
+
+async def test_a_put_that_comes_after_its_own_ttl_leaves_nothing(valued: Valued, backend: Backend) -> None:
+    """Its time counts from when it was sent, on whatever replica and delivery."""
+    one = await valued.join("A")
+    client = backend.redis()
+    id = await client.xadd("mesh:requests:A", {"op": PUT, "body": '{"items":[{"value":8,"ttl":1}]}'}, id="1000-0")
+
+    async def done() -> bool:
+        return await client.xlen("mesh:requests:A") == 0
+
+    await eventually(done)
+    assert id == "1000-0" and valued.factorised == [8]
+    assert await valued.holders(one) == {}
+    assert await client.exists("shared:values:where:8") == 0
+    await client.aclose()

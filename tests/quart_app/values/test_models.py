@@ -1,0 +1,66 @@
+"""What a request to /values may be, and what it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from quart_app.values.models import create_values_request
+from quart_app.values.settings import ValuesSettings
+
+ADAPTER = create_values_request(ValuesSettings(max_digits=30, max_items=3, max_ttl_s=1000))
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"value": 144, "ttl": 300, "cls": "A", **fields}
+
+
+def read(items: Any) -> list[tuple[int, int, str]]:
+    return [(element.value, element.ttl, element.cls) for element in ADAPTER.validate_python(items, strict=True)]
+
+
+def test_the_tasks_example_is_read() -> None:
+    """In its order; nothing at all is a request, too."""
+    assert read([item(), item(value=120, ttl=600, cls="C")]) == [(144, 300, "A"), (120, 600, "C")]
+    assert read([]) == []
+
+
+def test_a_decimal_string_stands_for_its_number() -> None:
+    """For readers of JSON that round large integers."""
+    assert read([item(value=str(10**29))]) == [(10**29, 300, "A")]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": 0}, {"value": -7}, {"value": 1.5}, {"value": 1.0}, {"value": True}, {"value": None}, {"value": [7]},
+        {"value": 10**30}, {"value": "9" * 31}, {"value": "-7"}, {"value": "1e3"}, {"value": " 7"}, {"value": ""},
+        {"value": "٣"}, {"value": "9" * 5000}, {"ttl": 0}, {"ttl": -1}, {"ttl": 1001}, {"ttl": 1.5}, {"ttl": False},
+        {"cls": "E"}, {"cls": "a"}, {"cls": ""}, {"cls": "AB"}, {"cls": None}, {"cls": 1}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_item_is_refused(wrong: dict[str, Any]) -> None:
+    """Numbers are exact, classes are four, and nothing is ignored silently."""
+    with pytest.raises(ValidationError):
+        read([item(**wrong)])
+
+
+@pytest.mark.parametrize("missing", ["value", "ttl", "cls"])
+def test_all_three_fields_are_needed(missing: str) -> None:
+    """There are no defaults."""
+    with pytest.raises(ValidationError):
+        read([{name: value for name, value in item().items() if name != missing}])
+
+
+@pytest.mark.parametrize("wrong", [{}, "x", 7, None, [[]], [None], [item()] * 4])
+def test_what_is_no_list_of_items_is_refused(wrong: Any) -> None:
+    """Nor is a list of too many."""
+    with pytest.raises(ValidationError):
+        read(wrong)
+
+
+def test_the_limits_are_the_settings() -> None:
+    """The longest value, the longest time, the most items."""
+    assert read([item(value=10**30 - 1, ttl=1000)] * 3) == [(10**30 - 1, 1000, "A")] * 3

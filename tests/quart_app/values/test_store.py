@@ -1,0 +1,110 @@
+"""Records, their index and their place: bare, and over a Redis."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh import Replica, Worker
+from quart_app.values import store as records
+from quart_app.values.store import Place, Record, ordered
+from tests.conftest import Backend
+
+naturals = st.integers(0, 10**300)
+
+
+@given(naturals, naturals)
+def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> None:
+    """At any size: the index is a lexical one."""
+    assert (ordered(one) < ordered(other)) == (one < other)
+
+
+@given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
+def test_a_record_is_read_as_it_was_written(factors: list[int], expiry: int) -> None:
+    """And as text that a person can read."""
+    record = Record("1700000000000-1", expiry, factors)
+    assert Record.parse(str(record)) == record
+
+
+def test_a_place_is_read_as_it_was_written() -> None:
+    """Database, class and the request that wrote it."""
+    assert str(Place(3, "C", "17-0")) == "3 C 17-0"
+    assert Place.parse("3 C 17-0") == Place(3, "C", "17-0")
+
+
+async def reading(backend: Backend) -> Replica:
+    worker = Worker()
+    worker.uses(records.FIND)
+    return await backend.join(worker)
+
+
+async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
+    transaction = replica.transaction()
+    for value, expiry, factors in values:
+        record = Record(f"{value}-0", expiry, factors)
+        records.put(transaction, value, record, Place(replica.database, replica.cls, record.id))
+    assert await replica.commit(transaction)
+
+
+async def found(replica: Replica, prime: int, moment: int, most: int = 100, after: int = 0) -> list[int]:
+    return [value for value, _ in await records.find(replica.store(), prime, moment, most, after)]
+
+
+async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> None:
+    """A prime that begins like another is another; a value is found by each of its primes, once."""
+    one = await reading(backend)
+    now = one.now_ms()
+    late = now + 60_000
+    await write(
+        one, (12, late, [2, 2, 3]), (2, late, [2]), (100, late, [2, 2, 5, 5]), (46, late, [2, 23]), (1, late, []),
+        (10**40 * 2, late, [2] * 41 + [5] * 40),
+    )  # fmt: skip
+    assert await found(one, 2, now) == [2, 12, 46, 100, 10**40 * 2]
+    assert await found(one, 23, now) == [46]
+    assert await found(one, 3, now) == [12]
+    assert await found(one, 7, now) == []
+    assert await found(one, 2, now, most=2) == [2, 12]
+    assert await found(one, 2, now, most=2, after=12) == [46, 100]
+    assert await found(one, 2, now, most=9, after=50) == [100, 10**40 * 2], "after need not be there"
+
+
+async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:
+    """The moment is the request's own: expiry at that very millisecond is over."""
+    one = await reading(backend)
+    now = one.now_ms()
+    await write(one, *[(2 * n, now + (50_000 if n % 2 else 90_000), [2, n]) for n in (3, 4, 5, 6, 7)])
+    assert await found(one, 2, now + 49_999) == [6, 8, 10, 12, 14]
+    assert await found(one, 2, now + 50_000) == [8, 12]
+    assert await found(one, 2, now + 50_000, most=2) == [8, 12]
+
+
+async def test_everything_expires_with_the_last_record(backend: Backend) -> None:
+    """So that nothing is left even in a database that nobody holds."""
+    one = await reading(backend)
+    now = one.now_ms()
+    await write(one, (6, now + 90_000, [2, 3]), (10, now + 30_000, [2, 5]))
+    own, bus = backend.redis(db=one.database), backend.redis()
+    for name in (records.RECORDS, records.INDEX, records.EXPIRY):
+        assert await own.pexpiretime(f"db{one.database}:{name}") == now + 90_000
+    assert await bus.pexpiretime("shared:values:where:10") == now + 30_000
+    assert await bus.get("shared:values:where:10") == f"{one.database} {one.cls} 10-0"
+    await own.aclose()
+    await bus.aclose()
+
+
+async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> None:
+    """One that was written again meanwhile stays, with its index."""
+    one = await reading(backend)
+    now = one.now_ms()
+    await write(one, (6, now + 90_000, [2, 3]), (10, now + 90_000, [2, 5]))
+    (seen,) = await records.records(one.store(), [6])
+    assert seen is not None
+    await write(one, (6, now + 95_000, [2, 3]))
+    for record, committed, left in ((seen, False, [6, 10]), ((await records.records(one.store(), [6]))[0], True, [10])):
+        transaction = one.transaction()
+        assert record is not None
+        records.remove(transaction, 6, record)
+        assert await one.commit(transaction) is committed
+        assert await found(one, 2, now) == left
+    assert await found(one, 3, now) == []
+    assert await records.expired(one.store(), now + 100_000, 9) == [10]
