@@ -112,6 +112,8 @@ class Replication:
         #: where everything carried over will have been applied; None until it was carried
         self._settled_at: int | None = None
         self._stuck: tuple[str, float] | None = None
+        #: states that the present log holds already, as its beginning or carried over
+        self._inherited: set[Position] = set()
         #: snapshots whose content went into the present log; removed once that is in a snapshot, too
         self._carried_files: set[Path] = set()
         #: the entry from which on the next snapshot is counted
@@ -242,6 +244,7 @@ class Replication:
         if position is None:
             return False
         log.warning("the grades' log was founded", log=position.log, continues=continues)
+        self._inherited = {base.position} if base else set()
         self._before = None
         self._adopt(Held(base.storage if base else Storage(), position, continues), 0)
         if base is not None:
@@ -374,12 +377,15 @@ class Replication:
         last = held.position
         if self._before is not None:
             last = await self._carry(self._before, held, last)
+            self._inherited.add(self._before.position)
             self._before = None
         for snapshot in await self._stray_snapshots():
-            stray = await self._first_good([File(snapshot.path)], self._must_be_kin)
-            if stray is not None:
+            if snapshot.position not in self._inherited:
+                stray = await self._first_good([File(snapshot.path)], self._must_be_kin)
+                if stray is None:
+                    continue
                 last = await self._carry(stray, held, last)
-                self._carried_files.add(snapshot.path)
+            self._carried_files.add(snapshot.path)
         return last.number
 
     async def _carry(self, before: Held, held: Held, last: Position) -> Position:

@@ -10,12 +10,17 @@ import itertools
 import json
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from bench.grades import filled
+from mesh.log import Position
+from quart_app.grades import backup
 from tests.conftest import Process, Replicas, eventually
 
 AUTH = ("keeper", "a long password")
@@ -243,7 +248,49 @@ async def test_kills_and_restarts_under_load_end_in_equal_digests(mesh: Mesh) ->
     await asyncio.gather(*writers)
     await mesh.agree(*processes)
     assert len(acknowledged) > 200
-    backup = await mesh.client.get(f"{processes[2].private}/backup", auth=AUTH)
-    rows = list(csv.reader(gzip.decompress(backup.content).decode().splitlines()[2:-1]))
+    given = await mesh.client.get(f"{processes[2].private}/backup", auth=AUTH)
+    rows = list(csv.reader(gzip.decompress(given.content).decode().splitlines()[2:-1]))
     shown = {row[0]: int(row[2]) for row in rows}
     assert acknowledged.items() <= shown.items()
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_million_records_are_restored_from_a_peer_that_goes_on_serving(mesh: Mesh) -> None:
+    """Memory is bounded on both sides, and the giver answers as ever while it gives."""
+    records = 1_000_000
+    storage = filled(records)
+    header = backup.describe(storage.snapshot(), Position("0" * 16, 9, "1763700001000-0"), (), 1763700001000)
+    mesh.disk(1).mkdir()
+    path = mesh.disk(1) / f"{header.log}-{header.number:012d}-{header.id}.csv.gz"
+    path.write_bytes(b"".join(backup.write(header, storage.snapshot())))
+    digest = storage.digest
+    del storage
+    giver = mesh.replicas.spawn(mesh.env(1))
+    await mesh.replicas.ready(giver, 120)
+    before_mb = resident_mb(giver)
+    taker = mesh.replicas.spawn(mesh.env(2))
+    latencies, giver_mb, taker_mb = [], 0.0, 0.0
+    async with asyncio.timeout(120):
+        while await mesh.replicas.status(taker, "/readyz") != 200:
+            began = time.perf_counter()
+            assert (await mesh.set(giver, user_id="user-0000007", spp=len(latencies))).status_code == 200
+            assert (await mesh.get(giver, "user-0000008")).status_code == 200
+            latencies.append(time.perf_counter() - began)
+            giver_mb, taker_mb = max(giver_mb, resident_mb(giver)), max(taker_mb, resident_mb(taker))
+            await asyncio.sleep(0.01)
+    assert await mesh.agree(giver, taker) != digest
+    await mesh.shows(taker, "user-0000007", spp=len(latencies) - 1)
+    figures = (
+        f"giver {before_mb:.0f} MB, {giver_mb:.0f} MB while giving; taker at most {taker_mb:.0f} MB; "
+        f"a set and a get beside it: median {1000 * sorted(latencies)[len(latencies) // 2]:.0f} ms, "
+        f"slowest {1000 * max(latencies):.0f} ms of {len(latencies)}"
+    )
+    (mesh.disk(0).parent / "figures.txt").write_text(figures)
+    assert giver_mb - before_mb < 60, figures
+    assert taker_mb < before_mb + 60, figures
+
+
+def resident_mb(process: Process) -> float:
+    return psutil.Process(process.pid).memory_info().rss / 1e6
