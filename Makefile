@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types bench bench-check containers lock clean
+.PHONY: help install run test faults lint types bench bench-check containers lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,10 @@ types: install  ## strict on mesh
 	$(BIN)/mypy
 
 test: lint types  ## everything that must hold, in under 15 minutes
-	$(BIN)/pytest -q -m "not faults"
+	$(BIN)/pytest -q -m "not faults or selection"
+
+faults: install  ## every row of the fault matrix, in under ten minutes: ROW=row_06 FAULTS_SEED=…
+	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))
 
 bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup factorise"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
