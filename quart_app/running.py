@@ -36,6 +36,6 @@ def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
     """Which Redis is meant: the one given, that of the mesh running here, or what the environment says."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return RedisSettings(url=SecretStr(json.loads(_file(folder).read_text())["redis_url"]))
     return RedisSettings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter
 
 from quart_app.values.settings import ValuesSettings
 
@@ -20,6 +20,18 @@ def _from_decimal(value: Any) -> Any:
 
 
 Decimal = Annotated[int, BeforeValidator(_from_decimal)]
+
+
+def _no_longer_than(digits: int) -> AfterValidator:
+    """A bound for large numbers; pydantic's own (`lt`) raises TypeError when it is to name one of 1000 digits."""
+    bound = 10**digits
+
+    def check(value: int) -> int:
+        if value >= bound:
+            raise ValueError(f"at most {digits} digits are allowed")
+        return value
+
+    return AfterValidator(check)
 
 
 class CalculatedValueEntity(BaseModel):
@@ -40,7 +52,7 @@ def create_values_request(settings: ValuesSettings) -> TypeAdapter[list[Any]]:
 
         model_config = ConfigDict(extra="forbid")
 
-        value: Annotated[Decimal, Field(ge=1, lt=10**settings.max_digits)]
+        value: Annotated[Decimal, Field(ge=1), _no_longer_than(settings.max_digits)]
         ttl: Annotated[Decimal, Field(ge=1, le=settings.max_ttl_s)]
         cls: ClassName
 

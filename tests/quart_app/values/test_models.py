@@ -61,6 +61,18 @@ def test_what_is_no_list_of_items_is_refused(wrong: Any) -> None:
         read(wrong)
 
 
+@pytest.mark.parametrize("digits", [1000, 4000])
+def test_a_number_beyond_a_large_limit_is_refused_as_any_other(digits: int) -> None:
+    """A wrong number is never an error of ours, however long it is."""
+    adapter = create_values_request(ValuesSettings(max_digits=digits))
+    for value in (10**digits, -(10**digits)):
+        with pytest.raises(ValidationError):
+            adapter.validate_python([item(value=value)], strict=True)
+    with pytest.raises(ValidationError):
+        adapter.validate_python([item(ttl=10**digits)], strict=True)
+    assert adapter.validate_python([item(value=10**digits - 1)], strict=True)
+
+
 def test_the_limits_are_the_settings() -> None:
     """The longest value, the longest time, the most items."""
     assert read([item(value=10**30 - 1, ttl=1000)] * 3) == [(10**30 - 1, 1000, "A")] * 3

@@ -1,0 +1,148 @@
+"""/values over its routes, with whole replicas in this process: what is asked, what is refused, what is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Server, mesh_settings
+from tests.nodes import Node, node
+
+
+@pytest.fixture
+async def nodes(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Node]]:
+    """Two replicas, of the classes A and B."""
+    monkeypatch.setenv("VALUES_PROCESSES", "1")
+    async with contextlib.AsyncExitStack() as stack:
+        settings = mesh_settings(server.settings)
+        yield [await stack.enter_async_context(node(settings)) for _ in range(2)]
+
+
+async def post(one: Node, items: Any, **headers: str) -> tuple[int, Any]:
+    response = await one.public.post("/values", json=items, headers=headers)
+    return response.status_code, json.loads(await response.get_data())
+
+
+async def get(one: Node, path: str) -> tuple[int, Any]:
+    response = await one.public.get(path)
+    return response.status_code, json.loads(await response.get_data())
+
+
+def item(value: Any, cls: str = "A", ttl: int = 300) -> dict[str, Any]:
+    return {"value": value, "ttl": ttl, "cls": cls}
+
+
+async def test_answers_come_in_the_requests_order_one_element_per_item(nodes: list[Node]) -> None:
+    """Whatever their class and size; nothing asked, nothing answered; 1 has no prime factors."""
+    one, two = nodes
+    values = [15, 1, 2**64 + 13, 15, 4]
+    status, answer = await post(one, [item(v, "AB"[n % 2]) for n, v in enumerate(values)])
+    assert status == 200
+    assert [element["value"] for element in answer] == values
+    assert [element["prime_factors"] for element in answer if element["value"] in (1, 4, 15)] == [
+        [3, 5], [], [3, 5], [2, 2],
+    ]  # fmt: skip
+    assert await post(two, []) == (200, [])
+
+
+async def test_of_items_with_the_same_value_the_last_one_counts(nodes: list[Node]) -> None:
+    """As if they had come one after the other."""
+    one, two = nodes
+    assert (await post(one, [item(21, "A"), item(21, "B")]))[0] == 200
+    assert await two.replica.store().hget("values:records", 21) is not None
+    assert await one.replica.store().hget("values:records", 21) is None
+
+
+async def test_numbers_are_exact_at_any_size(nodes: list[Node]) -> None:
+    """As integers and as decimal strings; in the answer as integers."""
+    big = 3 * (2**127 - 1)
+    for given in (big, str(big)):
+        status, answer = await post(nodes[0], [item(given)])
+        assert (status, answer) == (200, [{"value": big, "prime_factors": [3, 2**127 - 1]}])
+    assert (await get(nodes[1], f"/values/{2**127 - 1}"))[1] == answer
+
+
+async def test_a_class_without_a_live_replica_is_404_and_nothing_is_done(nodes: list[Node]) -> None:
+    """Also of the items whose class is there."""
+    before = await nodes[0].replica.books()
+    status, problem = await post(nodes[0], [item(33, "A"), item(55, "D")])
+    assert status == 404 and problem["address"] == "D"
+    assert await get(nodes[0], "/values/11") == (200, [])
+    assert (await nodes[0].replica.books())["accepted"] - before["accepted"] == 2, "only the GET's two"
+
+
+@pytest.mark.parametrize(
+    ("items", "pointer"),
+    [
+        ([item(1, "E")], "/0/cls"),
+        ([item(6), item(0)], "/1/value"),
+        ([item(6, ttl=0)], "/0/ttl"),
+        ([item("9" * 1001)], "/0/value"),
+        ([{"value": 6, "ttl": 1}], "/0/cls"),
+        ({"value": 6}, ""),
+    ],
+)
+async def test_what_is_not_valid_is_422_and_says_where(nodes: list[Node], items: Any, pointer: str) -> None:
+    """With a JSON pointer."""
+    status, problem = await post(nodes[0], items)
+    assert status == 422 and [error["pointer"] for error in problem["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    "prime", ["1", "0", "4", "10", "-7", "7.0", "x", "0x7", "٣", "9" * 1001, "%20", str(7 * 10**300)]
+)
+async def test_what_is_no_prime_is_422(nodes: list[Node], prime: str) -> None:
+    """Composite, huge, or no number at all."""
+    status, problem = await get(nodes[0], f"/values/{prime}")
+    assert status == 422 and "prime" in problem["detail"]
+
+
+async def test_values_are_shown_ascending_each_once_and_in_pages(nodes: list[Node]) -> None:
+    """From every database; a page that is full says where the next one is."""
+    one, two = nodes
+    values = [7 * n for n in (10, 2, 33, 4, 15)]
+    await post(one, [item(v, "AB"[n % 2]) for n, v in enumerate(values)])
+    status, answer = await get(two, "/values/7")
+    assert (status, [element["value"] for element in answer]) == (200, sorted(values))
+
+    path, pages = "/values/7?limit=2", []
+    while path:
+        response = await two.public.get(path)
+        pages.append([element["value"] for element in await response.get_json()])
+        link = response.headers.get("Link")
+        assert link is None or link.endswith('; rel="next"')
+        path = link[1 : link.index(">")] if link else ""
+    assert pages == [sorted(values)[:2], sorted(values)[2:4], sorted(values)[4:]]
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=999999999", "after=-1", "after=x"]
+)
+async def test_pages_that_cannot_be_are_422(nodes: list[Node], query: str) -> None:
+    """Never a 500, never an answer to something else."""
+    assert (await get(nodes[0], f"/values/7?{query}"))[0] == 422
+
+
+async def test_classes_are_those_with_a_live_replica(nodes: list[Node]) -> None:
+    """Sorted, each once."""
+    assert await get(nodes[1], "/classes") == (200, ["A", "B"])
+
+
+@pytest.mark.parametrize("prefer", ["wait=1", "handling=strict, wait=1", "wait = 1; x=y"])
+async def test_prefer_wait_sets_the_deadline(nodes: list[Node], prefer: str) -> None:
+    """A number that cannot be done in that time is a 504 then, and names what is missing."""
+    hard = (10**70 + 33) * (10**75 + 129)
+    status, problem = await post(nodes[0], [item(hard), item(6)], Prefer=prefer)
+    assert status == 504 and problem["missing"] == [hard]
+    assert (await get(nodes[0], "/values/3"))[1] == [{"value": 6, "prime_factors": [2, 3]}]
+
+
+async def test_other_methods_are_405(nodes: list[Node]) -> None:
+    """With what is allowed."""
+    for path, allowed in (("/values", "POST"), ("/classes", "GET"), ("/values/7", "GET")):
+        response = await nodes[0].public.delete(path)
+        assert response.status_code == 405 and allowed in response.headers["Allow"]
