@@ -99,3 +99,30 @@ async def test_a_replica_that_ends_in_order_frees_its_database_at_once(replicas:
     assert await replicas.roster() == []
     with replicas.server.redis() as admin:
         assert admin.keys("mesh:lease:*") == []
+
+
+async def test_a_replica_without_redis_lives_says_why_it_waits_and_becomes_ready(replicas: Replicas) -> None:
+    """In whatever order the two are started."""
+    replicas.server.kill()
+    early = replicas.spawn()
+    await all_up(replicas, [early])
+
+    async def says_why() -> bool:
+        answer = await replicas.client.get(f"{early.private}/readyz")
+        return answer.status_code == 503 and "Redis cannot be reached" in answer.json()["detail"]
+
+    await eventually(says_why)
+    assert (await replicas.client.get(f"{early.public}/classes")).status_code == 503
+    replicas.server.start()
+    await replicas.ready(early, 10)
+
+
+async def test_a_replica_with_a_wrong_password_ends_at_once_and_does_not_say_it(replicas: Replicas) -> None:
+    """Exit status 78: whoever supervises need not try again."""
+    url = f"redis://default:wrong-password@127.0.0.1:{replicas.server.port}/0"
+    with replicas.server.redis() as admin:
+        admin.config_set("requirepass", "right-password")
+    process = replicas.spawn({"REDIS_URL": url})
+    assert await process.ended(30) == 78
+    assert "refuses the user or the password" in process.log.read_text()
+    assert "wrong-password" not in process.log.read_text()
