@@ -10,24 +10,40 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from mesh import Connections
 from mesh import log as module
 from mesh.log import Entry, Gap, Late, Log, NoLog, Position, Replaced, Unreadable, pack_id, unpack_id
 from mesh.snapshots import Snapshot, Snapshots
+from tests.conftest import Server
 
 KEY = "shared:test:log"
 
 
+class Clients:
+    """Clients of the server under test, made as the mesh makes them."""
+
+    def __init__(self, server: Server) -> None:
+        self._connections = Connections(server.settings)
+
+    def client(self) -> Redis:
+        return self._connections.client("log-test", block_ms=1000, shared=True)
+
+
 @pytest.fixture
-async def redis(valkey) -> AsyncIterator[Redis]:
-    client = valkey.client()
-    await client.flushall()
+def clients(server: Server) -> Clients:
+    return Clients(server)
+
+
+@pytest.fixture
+async def redis(clients) -> AsyncIterator[Redis]:
+    client = clients.client()
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-async def log(redis: Redis, valkey) -> AsyncIterator[Log]:
-    log = Log(redis, valkey.client, KEY, writer="one")
+async def log(redis: Redis, clients) -> AsyncIterator[Log]:
+    log = Log(redis, clients.client, KEY, writer="one")
     yield log
     await log.close()
 
@@ -105,10 +121,10 @@ async def test_only_a_log_without_entries_may_be_founded_again(log: Log) -> None
 # appending
 
 
-async def test_numbers_have_no_gaps_whoever_appends(log: Log, valkey) -> None:
+async def test_numbers_have_no_gaps_whoever_appends(log: Log, clients) -> None:
     """Concurrent writers get consecutive numbers, and ids in the same order."""
     at = await founded(log)
-    writers = [Log(log._redis, valkey.client, KEY, writer=f"w{n}") for n in range(4)]
+    writers = [Log(log._redis, clients.client, KEY, writer=f"w{n}") for n in range(4)]
     await asyncio.gather(*(appended(writer, at, 50) for writer in writers))
     entries = await read_all(log, Position.start(at.log))
     assert [entry.position.number for entry in entries] == list(range(1, 202))
@@ -148,6 +164,7 @@ async def test_an_append_to_a_log_that_went_back_is_refused(log: Log, redis: Red
 async def test_an_append_that_arrives_late_changes_nothing(log: Log, redis: Redis) -> None:
     """The server's clock decides: what arrives after its sender gave up is not done."""
     at = await founded(log)
+    await log.view()  # from here on the server's clock is known
     await redis.execute_command("CLIENT", "PAUSE", 150, "WRITE")
     with pytest.raises(Late):
         await log.append("set", {}, reader_at=at, write="w", within_ms=20)
@@ -255,10 +272,10 @@ async def test_another_log_with_the_right_numbers_is_still_another(log: Log, red
 async def test_a_log_that_went_back_and_grew_again_is_not_continued(log: Log, redis: Redis) -> None:
     """Numbers that were given twice (a server restored from an older copy) do not pass for each other."""
     _, positions = await behind(log)
-    copy = await redis.dump(KEY)
+    copy = await redis.execute_command("DUMP", KEY, NEVER_DECODE=True)
     (lost,) = await appended(log, positions[-1], 1)
     await redis.delete(KEY)
-    await redis.restore(KEY, 0, copy)
+    await redis.execute_command("RESTORE", KEY, 0, copy)
     await asyncio.sleep(0.002)  # the clock moves on before a restarted server takes anything
     await appended(log, positions[-1], 3)
     assert await log.holds(positions[-1])
