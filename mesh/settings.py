@@ -21,6 +21,8 @@ def settings_config(prefix: str) -> SettingsConfigDict:
         secrets_dir=SECRETS_DIR if Path(SECRETS_DIR).is_dir() else None,
         env_ignore_empty=True,
         extra="ignore",
+        # An error must not repeat an address that has a password in it.
+        hide_input_in_errors=True,
         frozen=True,
     )
 

@@ -1,7 +1,7 @@
 """`python -m quart_app`: one replica, from the environment alone.
 
-Exit status 0 after SIGTERM or SIGINT; 75 when the lease was lost, so that whoever supervises starts it anew; 78 when
-the settings, the credentials or the server do not serve.
+Exit status 0 after SIGTERM or SIGINT; 75 when the lease was lost, or anything else happened that a new start can mend:
+whoever supervises starts it anew; 78 when the settings, the credentials or the server do not serve.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from mesh import LeaseLost, MeshSettings, Replica, SetupError, join
+from mesh import MeshError, MeshSettings, Replica, SetupError, join
 from mesh.lease import Applicant
 from quart_app import logs, server
 from quart_app.app import VERSION, App, create_app
@@ -27,7 +27,7 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-EXIT_LEASE_LOST = 75
+EXIT_AGAIN = 75
 EXIT_SETUP = 78
 
 #: The part of the drain, on top of it, that who has connected may take to say what for.
@@ -129,23 +129,20 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     """Run a replica; its exit status."""
     try:
         await Process(settings, mesh_settings).run()
-    except BaseExceptionGroup as group:
-        error = _first(group)
-        if isinstance(error, LeaseLost):
-            log.error("the lease is lost", error=str(error))
-            return EXIT_LEASE_LOST
-        if isinstance(error, SetupError):
-            log.error("this replica cannot run", error=str(error))
-            return EXIT_SETUP
+    except Exception as raised:
+        match error := _first(raised):
+            case SetupError() | OSError() | ValidationError():
+                log.error("this replica cannot run", error=str(error))
+                return EXIT_SETUP
+            case MeshError():
+                log.error("this replica must start anew", error=str(error))
+                return EXIT_AGAIN
         raise
-    except OSError as error:
-        log.error("this replica cannot run", error=str(error))
-        return EXIT_SETUP
     return 0
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = group
+def _first(raised: BaseException) -> BaseException:
+    found = raised
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found
@@ -159,7 +156,7 @@ def main() -> int:
         return EXIT_SETUP
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))
-    if status == EXIT_LEASE_LOST:
+    if status == EXIT_AGAIN:
         _end_at_once(status)
     return status
 

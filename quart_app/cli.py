@@ -40,7 +40,7 @@ def main() -> None:
 def up(replicas: int, port: int, redis_url: str | None, data: Path) -> None:
     """Start a mesh on this machine; Ctrl-C drains and stops it."""
     try:
-        asyncio.run(_up(replicas, port, redis_url or None, data))
+        asyncio.run(_up(replicas, port or local.free_port(), redis_url or None, data))
     except local.LocalError as error:
         raise click.ClickException(str(error)) from error
 

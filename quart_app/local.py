@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import random
 import re
 import shutil
 import signal
@@ -43,6 +44,10 @@ STABLE_S = 10.0
 LONGEST_PAUSE_S = 5.0
 
 
+#: Ports that no outgoing connection is given by default, on Linux, macOS and Windows.
+LISTENING = (12_000, 32_000)
+
+
 class LocalError(Exception):
     """Why a mesh cannot run here, as a sentence for whoever typed the command."""
 
@@ -69,19 +74,23 @@ def _version(path: str) -> tuple[int, int]:
 
 def free_port(wanted: int = 0) -> int:
     """The wanted port if it is free on the loopback address, else any free one."""
-    for port in (wanted, 0):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise LocalError("no free port on 127.0.0.1")
+    if wanted:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", wanted)):
+            return wanted
+    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Different free ports of the loopback address."""
+    """Different free ports of the loopback address, from below the range that outgoing connections are given."""
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
+        found: list[int] = []
+        for port in random.sample(range(*LISTENING), 20 * count):
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise LocalError(f"no {count} free ports on 127.0.0.1")
 
 
 def spawn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -20,8 +20,7 @@ MOST_ROWS = 3000
 class MovementSettings(BaseSettings):
     """Where movements come from and where they are kept."""
 
-    # An error must not repeat an address that has a password in it.
-    model_config = SettingsConfigDict(**settings_config(""), hide_input_in_errors=True)
+    model_config = settings_config("")
 
     database_url: SecretStr | None = Field(
         None, description="postgresql://… or sqlite:///…; without it the file at MOVEMENTS_DB_PATH"
