@@ -92,8 +92,10 @@ async def privacy(client: httpx.AsyncClient) -> None:
 
 
 async def spread(client: httpx.AsyncClient) -> None:
-    """All three replicas get requests."""
-    assert len(await ready(client)) == 3
+    """All three replicas get requests, and `mesh status` in any of them knows them all."""
+    status = json.loads(await compose("exec -T --index 2 api mesh status --json"))
+    assert {row["replica"] for row in status} == await ready(client)
+    assert len({row["database"] for row in status}) == 3
 
 
 async def scaling(client: httpx.AsyncClient) -> None:
