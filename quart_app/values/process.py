@@ -8,6 +8,8 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
+from typing import Any
 
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring
@@ -30,7 +32,21 @@ def prepare(niceness: int) -> None:
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     os.nice(niceness)
-    # Its parent is the fork server, which ends with the replica. Linux alone has this; the alarm holds everywhere.
+    _die_with_the_replica()
+
+
+def _die_with_the_replica() -> None:
+    """A killed replica can tell its workers nothing, and one within library code looks at nothing.
+
+    The fork server, parent of the workers, ends when nobody holds the other end of its pipe; it hands that to every
+    worker, so each has to let it go. The system then kills them with their parent. That is Linux's way; elsewhere the
+    alarm ends them.
+    """
+    server: Any = vars(forkserver)["_forkserver"]
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    if alive is not None:
+        server._forkserver_alive_fd = None
+        os.close(alive)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
