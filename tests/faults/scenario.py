@@ -125,6 +125,8 @@ class Mesh:
         self.env = {**PROFILE, **env, "FAULTS_JOURNAL": str(folder / "journal")}
         self.history = History()
         self.members: list[Member] = []
+        #: whether replicas reach the server over wires, which this process has to keep moving
+        self.wired = True
         self.address = ""
         self.balancer_pid = 0
         self.client = _client()
@@ -156,7 +158,7 @@ class Mesh:
         public, private = local.free_ports(2)
         own = {
             **self.env,
-            "REDIS_URL": f"redis://127.0.0.1:{wire.port}/0",
+            "REDIS_URL": f"redis://127.0.0.1:{wire.port if self.wired else self.server.port}/0",
             "PORT": str(public),
             "PRIVATE_PORT": str(private),
             **env,
@@ -384,11 +386,19 @@ class Watch:
 
 @contextlib.asynccontextmanager
 async def open_mesh(
-    folder: Path, chance: random.Random, count: int, env: dict[str, str], classes: str, options: Iterable[str]
+    folder: Path,
+    chance: random.Random,
+    count: int,
+    env: dict[str, str],
+    classes: str,
+    options: Iterable[str] = (),
+    *,
+    wired: bool = True,
 ) -> AsyncIterator[Mesh]:
     """A mesh of this many replicas behind Caddy, all ready. `classes` are given to them in turn."""
     server = _server(folder, list(options))
     mesh = Mesh(server, folder, chance, env)
+    mesh.wired = wired
     try:
         for number in range(count):
             await mesh.add(1, **({"MESH_CLASS": classes[number % len(classes)]} if classes else {}))

@@ -55,13 +55,13 @@ async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> No
     sleeper = faults.chance.choice(await mesh.ready_members())
     held = await mesh.holder_of(sleeper)
     async with mesh.load(to=_other(mesh, sleeper)):
-        sleeper.wire.black_hole()
-        asked = asyncio.create_task(mesh.post(sleeper, "/tally/own", {"id": "late"}))
+        sleeper.wire.black_hole_at(b"written-late")
+        asked = asyncio.create_task(mesh.post(sleeper, "/tally/own", {"id": "written-late"}))
         faults.took(await mesh.within(L + 2, lambda: _taken(mesh, held), "re-leased") - L)
         sleeper.wire.restore()
         await mesh.recovered(2 * L)
         await asked
-    if mesh.effects("late"):
+    if mesh.effects("written-late"):
         raise Broken("a former holder has written")
     mesh.history.samples.remove(asked.result())
     await faults.check(mesh)

@@ -48,6 +48,7 @@ class Wire:
         self._refusing = False
         self._delay_s = 0.0
         self._swallow = 0.0
+        self._word = b""
         self._server: asyncio.Server | None = None
         self.port = 0
         #: replies lost so far
@@ -74,6 +75,10 @@ class Wire:
         """Let nothing through and tell nobody, until `restore`."""
         self._flowing.clear()
 
+    def black_hole_at(self, word: bytes) -> None:
+        """Become a black hole as soon as a command with this word in it comes along; it is the first to be held."""
+        self._word = word
+
     def swallow(self, share: float) -> None:
         """Lose this share of the replies, and the connection with each, until `restore`."""
         self._swallow = share
@@ -87,6 +92,7 @@ class Wire:
         self._refusing = False
         self._delay_s = 0.0
         self._swallow = 0.0
+        self._word = b""
         self._flowing.set()
 
     def _reset_all(self) -> None:
@@ -126,6 +132,8 @@ class Wire:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
+                if self._word and self._word in data and not replies:
+                    self._flowing.clear()
                 await self._flowing.wait()
                 if replies and self._chance.random() < self._swallow:
                     self.swallowed += 1

@@ -1,0 +1,318 @@
+"""Row 30 of the fault matrix: bytes that nobody should send, sent to a running mesh.
+
+No answer is a 500 and each comes in time; the event loop is never held longer than 100 ms; the process grows by at most
+50 MB; and afterwards everything works as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gmpy2
+import httpx
+import psutil
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from tests.faults.matrix import SEED
+from tests.faults.scenario import Member, Mesh, open_mesh
+
+#: Where to, and what is written there; whatever is not a whole request ends with the end of the stream.
+Bytes = tuple[str, bytes]
+
+STALL_S = 8.0
+HELD_MS = 100.0
+GROWTH = 50 << 20
+#: Answers to bytes that are no HTTP at all may be an end without an answer.
+SILENCE = 0
+
+
+def post(body: bytes | str, path: str = "/values", kind: str = "application/json", head: str = "") -> bytes:
+    """A POST with this body, whatever it is."""
+    data = body.encode() if isinstance(body, str) else body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{head}"
+        f"Content-Length: {len(data)}\r\n\r\n"
+    ).encode() + data
+
+
+def get(path: str | bytes, head: str = "") -> bytes:
+    """A GET of this path, whatever it is."""
+    raw = path.encode() if isinstance(path, str) else path
+    return b"GET " + raw + f" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode()
+
+
+def item(value: object = 6, ttl: object = 5, cls: object = "A") -> str:
+    return json.dumps([{"value": value, "ttl": ttl, "cls": cls}])
+
+
+LONG_PRIME = int(gmpy2.next_prime(gmpy2.mpz(10) ** 999))
+
+BODIES: dict[str, bytes | str] = {
+    "nothing": "",
+    "a letter": "x",
+    "half an object": '[{"value":',
+    "a byte order mark": b"\xef\xbb\xbf[]",
+    "UTF-16": "[]".encode("utf-16"),
+    "bad UTF-8": b'[{"value": 6, "ttl": 5, "cls": "\xff\xfe"}]',
+    "half a surrogate pair": '[{"value": 6, "ttl": 5, "cls": "\\ud800"}]',
+    "a null byte": '[{"value": 6, "ttl": 5, "cls": "A\\u0000"}]',
+    "NaN": '[{"value": NaN, "ttl": 5, "cls": "A"}]',
+    "infinity": '[{"value": 6, "ttl": -Infinity, "cls": "A"}]',
+    "a key twice": '[{"value": 6, "value": 7, "ttl": 5, "cls": "A"}]',
+    "an unknown key": '[{"value": 6, "ttl": 5, "cls": "A", "__proto__": {}}]',
+    "true for a number": item(True),
+    "a float": item(6.0),
+    "an exponent": '[{"value": 1e3, "ttl": 5, "cls": "A"}]',
+    "a huge exponent": '[{"value": 1e999999999, "ttl": 5, "cls": "A"}]',
+    "zero": item(0),
+    "less than nothing": item(-1),
+    "minus zero": '[{"value": -0, "ttl": 5, "cls": "A"}]',
+    "no time to live": item(6, 0),
+    "for ever": item(6, 1 << 70),
+    "no class": item(6, 5, None),
+    "another class": item(6, 5, "E"),
+    "a class of a megabyte": item(6, 5, "A" * (1 << 20)),
+    "4299 digits": f'[{{"value": {"9" * 4299}, "ttl": 5, "cls": "A"}}]',
+    "4301 digits": f'[{{"value": {"9" * 4301}, "ttl": 5, "cls": "A"}}]',
+    "a million digits": f'[{{"value": {"9" * 1_000_000}, "ttl": 5, "cls": "A"}}]',
+    "a million digits as text": item("9" * 1_000_000),
+    "digits of another script": item("\u0661\u0662\u0663"),
+    "superscript digits": item("\u00b2"),
+    "a 1000-digit prime": item(LONG_PRIME),
+    "1000 digits": item(int("9" * 1000)),
+    "100000 deep lists": "[" * 100_000 + "]" * 100_000,
+    "100000 deep objects": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "an object for a list": "{}",
+    "a string for a list": '"[]"',
+    "ten million spaces": " " * 1_900_000,
+    "ten thousand items": json.dumps([{"value": 2**61 - i, "ttl": 1, "cls": "A"} for i in range(10_000)]),
+    "ten thousand bad items": json.dumps([{"value": -i, "ttl": "x", "cls": 7} for i in range(10_000)]),
+    "ten thousand of one": json.dumps([{"value": 6, "ttl": 1, "cls": "B"}] * 10_000),
+    "a hundred thousand nothings": "[" + ",".join(["{}"] * 100_000) + "]",
+    "a hundred thousand keys": json.dumps([{f"k{i}": i for i in range(100_000)}]),
+    "more than may be sent": " " * (3 << 20),
+}
+
+PATHS = {
+    "a path of 60 KB": "/" + "a" * 60_000,
+    "dots": "/values/../../etc/passwd",
+    "percent dots": "/values/%2e%2e%2f%2e%2e%2fetc",
+    "a null byte": "/values/%00",
+    "bad UTF-8": "/values/%ff%fe",
+    "raw bytes": b"/values/\xff\xfe",
+    "a bad percent": "/values/%zz",
+    "not a number": "/values/x",
+    "less than nothing": "/values/-3",
+    "a plus": "/values/+3",
+    "not a prime": "/values/4",
+    "one": "/values/1",
+    "nothing": "/values/0",
+    "digits of another script": "/values/%D9%A3",
+    "a 1000-digit prime": f"/values/{LONG_PRIME}",
+    "a number of 1001 digits": f"/values/1{'0' * 1000}",
+    "a number of 20000 digits": "/values/" + "7" * 20_000,
+    "a limit of nothing": "/values/3?limit=0",
+    "a limit of many": "/values/3?limit=" + "9" * 300,
+    "a limit of words": "/values/3?limit=x&after=y",
+    "a thousand limits": "/values/3?" + "limit=1&" * 1000,
+    "after all": "/values/3?after=" + "9" * 999,
+    "another method": "/nowhere",
+    "a URL for a path": "http://x/values/3",
+    "no path": "*",
+    "slashes": "//values//3",
+}
+
+HEADS = {
+    "a wait of words": "Prefer: wait=x\r\n",
+    "a wait of nothing": "Prefer: wait=0\r\n",
+    "a wait for ever": "Prefer: wait=" + "9" * 400 + "\r\n",
+    "a request id of a page": "X-Request-ID: " + "a" * 8000 + "\r\n",
+    "a request id with a line in it": "X-Request-ID: a%0d%0aSet-Cookie: b\r\n",
+    "a header of 30 KB": "X: " + "a" * 30_000 + "\r\n",
+    "a hundred kilobytes of headers": "".join(f"X{i}: {'a' * 100}\r\n" for i in range(1000)),
+    "a header that is none": "nonsense\r\n",
+    "a null in a header": "X: \x00\r\n",
+    "an upgrade": "Upgrade: websocket\r\nConnection: Upgrade\r\n",
+    "an upgrade to HTTP/2": "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade\r\n",
+    "an expectation": "Expect: 200-maybe\r\n",
+    "compressed": "Content-Encoding: gzip\r\n",
+    "two lengths": "Content-Length: 2\r\n",
+    "a length and chunks": "Transfer-Encoding: chunked\r\n",
+    "a range": "Range: bytes=0-\r\n",
+}
+
+WIRES = {
+    "nothing at all": b"",
+    "a line of noise": bytes(range(256)) + b"\r\n\r\n",
+    "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(160),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+    "HTTP/0.9": b"GET /\r\n",
+    "no version": b"GET / \r\n\r\n",
+    "version nine": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "no host": b"GET /classes HTTP/1.1\r\n\r\n",
+    "a bad length": b"POST /values HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a length of words": b"POST /values HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+    "a huge length": b"POST /values HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999\r\n\r\n[]",
+    "less than its length": post("[        ")[:-8],
+    "bad chunks": b"POST /values HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a huge chunk": b"POST /values HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n[",
+    "a thousand requests at once": get("/health").replace(b"Connection: close\r\n", b"") * 1000,
+}
+
+
+def corpus() -> dict[str, bytes]:
+    """Everything, by name."""
+    kinds = (
+        "text/plain",
+        "application/xml",
+        "multipart/form-data; boundary=x",
+        "application/json; charset=utf-7",
+        "",
+        "/",
+    )
+    return {
+        **{f"body: {name}": post(body) for name, body in BODIES.items()},
+        **{f"path: {name}": get(path) for name, path in PATHS.items()},
+        **{f"head: {name}": post(item(), head=head) for name, head in HEADS.items()},
+        **{f"head of a GET: {name}": get("/values/3", head) for name, head in HEADS.items()},
+        **{f"type: {kind}": post(item(), kind=kind) for kind in kinds},
+        **{
+            f"method: {word}": get("/values").replace(b"GET", word.encode(), 1)
+            for word in ("TRACE", "PUT", "get", "X" * 99)
+        },
+        **{f"wire: {name}": data for name, data in WIRES.items()},
+    }
+
+
+async def exchange(member: Member, data: bytes, *, end: bool) -> tuple[int, float]:
+    """Write these bytes, and then perhaps the end; the status of the first answer, and the seconds until the end."""
+    url, began = urlsplit(member.public), time.monotonic()
+    answer = b""
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        try:
+            with contextlib.suppress(OSError):
+                writer.write(data)
+                await writer.drain()
+                if end:
+                    writer.write_eof()
+            async with asyncio.timeout(STALL_S):
+                while piece := await reader.read(1 << 16):
+                    answer += piece
+        finally:
+            writer.transport.abort()
+    status = int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else SILENCE
+    return status, time.monotonic() - began
+
+
+def peak(pid: int) -> int:
+    """The most memory a process has had since `forget`, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
+
+
+def forget(pid: int) -> int:
+    """Let the peak begin anew; what the process has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return psutil.Process(pid).memory_info().rss
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    async with open_mesh(tmp_path / "mesh", random.Random(SEED), 2, {}, "AB", wired=False) as mesh:
+        yield mesh
+
+
+async def held_ms(mesh: Mesh, member: Member) -> float:
+    """How long the event loop was held at most since the last look."""
+    return (await mesh.client.get(f"{member.private}/tally/loop")).json()["held_ms"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_hostile_bytes_are_answered_and_forgotten(mesh: Mesh) -> None:
+    """No 500, no stall, no held loop, no growth, and everything works afterwards."""
+    target = mesh.members[0]
+    async with mesh.load(clients=2):
+        await asyncio.sleep(1)
+    before, wrong, held = forget(target.pid), [], {}
+    await held_ms(mesh, target)
+    for name, data in corpus().items():
+        try:
+            status, took_s = await exchange(target, data, end=name.startswith("wire"))
+        except TimeoutError:
+            status, took_s = -1, STALL_S
+        held[name] = await held_ms(mesh, target)
+        if status == 500 or status < 0 or (status == SILENCE and not name.startswith(("wire", "head", "path"))):
+            wrong.append((name, status, round(took_s, 2)))
+    assert not wrong
+    grown = peak(target.pid) - before
+    assert grown <= GROWTH, f"the process grew by {grown >> 20} MB"
+    slow = {name: round(ms) for name, ms in held.items() if ms > HELD_MS}
+    assert not slow, f"the event loop was held (ms): {slow}"
+    assert await mesh.serves()
+    findings = await mesh.check()
+    assert not findings, findings.says()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_bodies_that_never_end_hold_nobody_up(mesh: Mesh) -> None:
+    """Two hundred clients that send a byte now and then: whoever asks meanwhile is answered as ever."""
+    url = urlsplit(mesh.members[0].public)
+    slow = [await asyncio.open_connection(url.hostname, url.port) for _ in range(200)]
+    for _, writer in slow:
+        writer.write(post(" " * 1000)[:-1000])
+    async with mesh.load(clients=4, to=mesh.members[0].public):
+        for _ in range(10):
+            for _, writer in slow:
+                writer.write(b" ")
+            await asyncio.sleep(0.2)
+    for _, writer in slow:
+        writer.transport.abort()
+    assert all(sample.ok and sample.took_s < 2 for sample in mesh.history.samples), mesh.history.says()
+    findings = await mesh.check()
+    assert not findings, findings.says()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_answers_are_what_the_document_says(mesh: Mesh) -> None:
+    """Whatever is made up from /openapi.json: no 500, and no answer that the document does not describe."""
+    async with httpx.AsyncClient() as client:
+        document = (await client.get(f"{mesh.address}/openapi.json")).json()
+    document["paths"] = {path: of for path, of in document["paths"].items() if not path.startswith("/tally")}
+    await asyncio.to_thread(_try_all, document, mesh.members[0].public)
+
+
+def _try_all(document: dict[str, Any], base: str) -> None:
+    """A few dozen made-up calls of each operation."""
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=base)
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(
+            max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck), database=None,
+        )  # fmt: skip
+        @given(case=operation.as_strategy())
+        def one(case: Any) -> None:
+            response = case.call(timeout=10)
+            case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
+
+        one()
