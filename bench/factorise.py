@@ -31,8 +31,8 @@ PEER_NAMES = {"flint": "python-flint", "pari": "cypari", "sympy": "sympy", "prim
 CONTENDERS = (OURS, *PEER_NAMES)
 #: never slower than this times the best of the others; below 2^64 not slower
 GOAL, GOAL_WORD = 1.2, 1.0
-#: a contender is stopped after this many times what the best one took, and not before LEAST_S
-PATIENCE, LEAST_S = 20.0, 5.0
+#: a contender is stopped after this many times what the best one took, and neither before LEAST_S nor MOST_S behind it
+PATIENCE, LEAST_S, MOST_S = 20.0, 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, l
         if kind.name in contender.given_up:
             continue
         # Of the first contender of all nobody knows yet how long it should take.
-        limit_s = 600.0 if math.isinf(best_s) else max(LEAST_S, PATIENCE * best_s)
+        limit_s = 600.0 if math.isinf(best_s) else max(LEAST_S, min(PATIENCE * best_s, 2 * best_s + MOST_S))
         begun = time.monotonic()
         seconds = contender.seconds(numbers[number], kind.passes, limit_s)
         if seconds is None:
