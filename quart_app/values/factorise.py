@@ -1,6 +1,6 @@
 """The prime factors of a number: `factorise(n)`.
 
-Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels in `docs/`):
+Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels are in `docs/factorisation.md`):
 
 | what is left | by | because |
 | --- | --- | --- |
