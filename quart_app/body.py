@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: More digits than any service takes; an integer above it is refused before it is converted.
 MAX_INTEGER_DIGITS = 4000
+#: More keys than any object of ours has; each unknown one would be an error of its own.
+MAX_KEYS = 1000
 
 
 class _Unacceptable(ValueError):
@@ -39,6 +41,8 @@ def _constant(name: str) -> NoReturn:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise _Unacceptable(400, "an object names the same key twice")
