@@ -7,7 +7,7 @@ import time
 
 from tests.faults.checkers import Broken
 from tests.faults.matrix import Faults, row
-from tests.faults.scenario import L
+from tests.faults.scenario import D, L
 
 
 @row(11, "connections to Redis reset for 1 s; for 2 L")
@@ -70,7 +70,7 @@ async def test_row_14_a_slow_and_crumbling_wire(faults: Faults) -> None:
         await asyncio.sleep(8)
         for member in mesh.members:
             member.wire.restore()
-        faults.took(await mesh.recovered(2))
+        faults.took(await mesh.recovered(D + L))
     if await mesh.epochs() != before:
         raise Broken("slowness cost somebody the lease")
     await faults.check(mesh)
