@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import tempfile
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 
 from bench import record, report
@@ -52,7 +54,8 @@ def run(claim: str, settings: Settings) -> Record:
     """Measure one claim and tell it."""
     print(f"{claim}:", file=sys.stderr)
     found: Record = module(claim).measure(settings)
-    print(module(claim).present(found, report.PLOTS))
+    with tempfile.TemporaryDirectory(prefix="bench-plots-") as folder:
+        print(module(claim).present(found, Path(folder)))
     return found
 
 

@@ -162,6 +162,7 @@ def machines_text(record: Record) -> str:
         f"With sixteen machines of one core each and Redis on its own core: {' or '.join(told)}. A GET asks every "
         "replica, so its cost grows with them by design. A POST does not; what grows here is that the same "
         f"{CONNECTIONS} connections, spread over more replicas, leave less to share a round trip. With as many "
-        f"connections for each replica the trips should be shared again (not measured), and the limit of POST be nearer to {full:,.0f} a "
+        f"connections for each replica the trips should be shared again (not measured), and the "
+        f"limit of POST be nearer to {full:,.0f} a "
         "second, Redis's time with one replica."
     )
