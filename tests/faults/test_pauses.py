@@ -13,7 +13,7 @@ from tests.faults.scenario import C, L, Mesh
 EXIT_LEASE_LOST = 75
 
 
-@row(5, "SIGSTOP for L/2", selection=True)
+@row(5, "SIGSTOP for L/2")
 async def test_row_05_a_short_sleep_costs_nobody_a_lease(faults: Faults) -> None:
     """No lease changes hands."""
     mesh = await faults.mesh()

@@ -19,7 +19,7 @@ from tests.faults.scenario import L, Mesh
 SLOW = ("--key-load-delay", "150", "--loading-process-events-interval-bytes", "1024")
 
 
-@row(16, "kill -9 Redis with appendfsync always, restart", selection=True)
+@row(16, "kill -9 Redis with appendfsync always, restart")
 async def test_row_16_a_killed_server_comes_back_with_everything(faults: Faults) -> None:
     """Granted again within L + 3 s; nothing confirmed is lost."""
     mesh = await faults.mesh(options=("--appendfsync", "always"))
