@@ -1,6 +1,7 @@
 """The prime factors of a number: `factorise(n)`.
 
-Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels are in `docs/factorisation.md`):
+Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels:
+`docs/factorisation.md`):
 
 | what is left | by | because |
 | --- | --- | --- |
