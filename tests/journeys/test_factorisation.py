@@ -128,7 +128,7 @@ async def test_a_client_that_hangs_up_frees_the_core(replicas: Replicas) -> None
     begun = time.monotonic()
     await eventually(lambda: idle(made), 5)
     # A second, and what the look itself takes on a machine that does much else.
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 1
     assert (await post(replicas.client, made[1], semiprime(30))).status_code == 200
 
 
@@ -310,7 +310,7 @@ async def test_ending_a_job_frees_the_core(replicas: Replicas) -> None:
         assert answer.status_code == (204 if process is made[0] else 404)
     begun = time.monotonic()
     await eventually(lambda: idle(made), 5)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 1
     assert (await client.get(made[0].public + location)).status_code == 404
     assert (await client.get(made[0].public + "/jobs/unknown")).status_code == 404
     location = (await begin(client, made[1], item(semiprime(40)))).headers["Location"]
