@@ -35,6 +35,10 @@ EXIT_SETUP = 78
 SETTLE = 0.25
 
 
+#: For answers to leave after the lease was lost; less than is left before the next holder may come.
+LAST_WORDS_S = 0.05
+
+
 class Process:
     """One replica's process.
 
@@ -104,6 +108,15 @@ class Process:
         await http
 
     async def _membership(self, sockets: server.Sockets) -> None:
+        try:
+            await self._be_member(sockets)
+        except Exception:
+            # Whoever waits has been told so by the mesh; let the 503 leave before the server is cancelled.
+            self._app.reason = "this replica has lost its lease"
+            await asyncio.sleep(LAST_WORDS_S)
+            raise
+
+    async def _be_member(self, sockets: server.Sockets) -> None:
         membership = join(
             self._app.worker,
             self._mesh_settings,
