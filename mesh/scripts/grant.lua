@@ -49,7 +49,8 @@ redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 9))
-redis.call('PEXPIRE', row_key, ttl)
+-- The row outlives its lease a little: a gather waits for the successor rather than do without the database.
+redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 -- Replies to a sender that is gone must not bring its stream back, so the stream exists before the first request.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)

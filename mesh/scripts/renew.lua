@@ -25,7 +25,8 @@ elseif found ~= holder then
 end
 redis.call('PEXPIRE', lease_key, ttl)
 redis.call('HSET', row_key, 'state', state, unpack(ARGV, 9))
-redis.call('PEXPIRE', row_key, ttl)
+-- The row outlives its lease a little: a gather waits for the successor rather than do without the database.
+redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end

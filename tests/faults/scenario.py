@@ -285,7 +285,7 @@ class Mesh:
             asks.append(self.post(member, "/tally", {**asked, "id": asked["id"] + "c", "cls": holder.cls}))
         answers = await asyncio.gather(*asks)
         # A connection of the test's own to a process that was killed says nothing of the mesh.
-        self.history.samples = [sample for sample in self.history.samples if sample.status or sample not in answers]
+        self.history.samples[:] = [sample for sample in self.history.samples if sample.status or sample not in answers]
         return all(sample.ok for sample in answers)
 
     async def recovered(self, bound_s: float, since: float | None = None) -> float:
