@@ -30,8 +30,6 @@ from mesh.settings import Isolation, MeshSettings
 
 log = structlog.get_logger(__name__)
 
-#: A lease renewed this recently needs no second look to be taken for alive.
-FRESH_MS = 300
 #: The holder's trust ends this part of the ttl before the server's.
 SAFETY = 0.1
 POLL_S = 0.1
@@ -82,7 +80,7 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | Wait:
         if row.cls:
             return Take(row.database)
     doubtful = [row.database for row in rows if not row.free and row.database not in alive]
-    if doubtful:
+    if free and doubtful:
         return Wait(f"database {doubtful[0]} may come free: its holder has not renewed since we look")
     if free:
         return Take(free[0].database)
@@ -93,7 +91,10 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | Wait:
 
 
 class Observation:
-    """Tells which leases are alive, by watching them being renewed."""
+    """Tells which leases are alive: those that were renewed, or granted, since we look.
+
+    How much is left of a lease says nothing: a replica can be killed and started anew before a tenth of it is gone.
+    """
 
     def __init__(self, ttl_ms: int) -> None:
         self._ttl_ms = ttl_ms
@@ -103,9 +104,9 @@ class Observation:
     def update(self, rows: Sequence[Row]) -> set[int]:
         for row in rows:
             before = self._seen.get(row.database)
+            granted = before is not None and before.lease != row.lease
             renewed = before is not None and before.lease == row.lease and row.pttl > before.pttl
-            fresh = row.pttl > self._ttl_ms - FRESH_MS
-            if row.lease and row.state != "draining" and (renewed or fresh):
+            if row.lease and row.state != "draining" and (renewed or granted):
                 self._alive[row.database] = row.lease
             elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._overdue(row):
                 self._alive.pop(row.database, None)

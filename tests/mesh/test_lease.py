@@ -19,7 +19,7 @@ from mesh import (
     WrongCredentials,
     join,
 )
-from mesh.lease import FRESH_MS, Applicant, Observation, Row, Take, Wait, choose
+from mesh.lease import Applicant, Observation, Row, Take, Wait, choose
 from quart_app import local
 from tests.conftest import FakeClient, FakeConnections, Members, Server, eventually, mesh_settings
 
@@ -78,21 +78,21 @@ def test_when_none_is_taken_the_reason_is_told(rows: list[Row], alive: set[int],
 
 
 def test_a_lease_is_known_to_be_alive_once_it_was_seen_renewed() -> None:
-    """A ttl that went up, or one that is nearly whole; a dead holder's only goes down."""
+    """A ttl that went up; a dead holder's only goes down, however much is left of it when we first look."""
     observation = Observation(TTL_MS)
-    assert observation.update([held(1, pttl=1000), held(2, pttl=TTL_MS - FRESH_MS + 1)]) == {2}
-    assert observation.update([held(1, pttl=900), held(2, pttl=2000)]) == {2}
-    assert observation.update([held(1, pttl=2400), held(2, pttl=1900)]) == {1, 2}
+    assert observation.update([held(1, pttl=1000), held(2)]) == set()
+    assert observation.update([held(1, pttl=900), held(2, pttl=TTL_MS - 100)]) == set()
+    assert observation.update([held(1, pttl=2400), held(2, pttl=TTL_MS)]) == {1, 2}
     assert observation.update([held(1, pttl=2300), held(2, pttl=1400)]) == {1}, "not renewed for half its ttl"
 
 
-def test_a_lease_in_new_hands_or_about_to_be_given_up_is_not_known_to_be_alive() -> None:
-    """What was seen of the former holder says nothing of the next."""
+def test_a_lease_granted_since_we_look_is_alive_and_one_about_to_be_given_up_is_not() -> None:
+    """Whoever was granted it lived a moment ago; whoever drains is about to leave."""
     observation = Observation(TTL_MS)
+    assert observation.update([unused(1)]) == set()
     assert observation.update([held(1)]) == {1}
-    assert observation.update([replace(held(1, pttl=2000), lease="999 replica-new")]) == set()
-    assert observation.update([held(1)]) == {1}
-    assert observation.update([held(1, state="draining")]) == set()
+    assert observation.update([replace(held(1, pttl=2000), lease="999 replica-new")]) == {1}
+    assert observation.update([replace(held(1, state="draining"), lease="999 replica-new")]) == set()
 
 
 async def reason_to_wait(settings: MeshSettings) -> str:
