@@ -114,7 +114,8 @@ class Observation:
         return set(self._alive)
 
     def _overdue(self, row: Row) -> bool:
-        return row.pttl < self._ttl_ms // 2
+        # Six renewals fit in a lease; whoever missed one may have died while we look.
+        return row.pttl < self._ttl_ms * 3 // 4
 
 
 @dataclass(frozen=True, slots=True)
