@@ -85,18 +85,6 @@ class LeaseLost(MeshError):
     code = "lease-lost"
 
 
-class Conflict(MeshError):
-    """What the handler read has changed before its commit."""
-
-    code = "conflict"
-
-
-class NotAccepted(MeshError):
-    """The request is no longer this replica's to answer: expired, cancelled or claimed by another."""
-
-    code = "not-mine"
-
-
 class SetupError(MeshError):
     """The mesh cannot work with this server or these credentials."""
 
@@ -116,12 +104,6 @@ class IsolationUnavailable(SetupError):
 
     Set MESH_ISOLATION=prefix to go on with key prefixes alone.
     """
-
-
-class NoFreeDatabase(MeshError):
-    """Every database is leased, or holds somebody else's keys."""
-
-    code = "no-free-database"
 
 
 _BY_CODE: dict[str, type[MeshError]] = {

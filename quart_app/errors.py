@@ -42,7 +42,6 @@ STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
     mesh_errors.Incomplete: 503,
     mesh_errors.GivenUp: 503,
     mesh_errors.SetupError: 503,
-    mesh_errors.NoFreeDatabase: 503,
     mesh_errors.Cancelled: 503,
     mesh_errors.DeadlineExceeded: 504,
 }
