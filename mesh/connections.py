@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
@@ -307,7 +306,7 @@ class Link:
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         self._wake = asyncio.Event()
         self._number = 0
-        self._down_since: float | None = None
+        self._down = False
         self._closed: MeshError | None = None
         self.trips = 0
 
@@ -333,7 +332,7 @@ class Link:
 
     def submit(self, group: Any) -> asyncio.Future[Any]:
         """Submit a group of requests. Raises Unavailable at once while Redis is known to be away."""
-        if self._down_since is not None:
+        if self._down:
             raise Unavailable("Redis cannot be reached just now", retry_after=1)
         return self._ask(self._submissions, group)
 
@@ -344,7 +343,7 @@ class Link:
     @property
     def down(self) -> bool:
         """Whether the last trip failed on its way."""
-        return self._down_since is not None
+        return self._down
 
     async def run(self) -> None:
         """Make trips until cancelled. Raises LeaseLost."""
@@ -443,13 +442,12 @@ class Link:
             else:
                 again = self._must_repeat(answers)
                 if not again:
-                    self._down_since = None
+                    self._down = False
                     return answers
                 if again == "scripts":
                     await self._load_scripts()
                     continue
-            if self._down_since is None:
-                self._down_since = time.monotonic()
+            self._down = True
             await asyncio.sleep(RETRY_S)
 
     async def _once(self, commands: list[tuple[Any, ...]]) -> list[Any]:
