@@ -8,7 +8,7 @@ import time
 
 from tests.faults.checkers import Broken
 from tests.faults.matrix import Faults, row
-from tests.faults.scenario import C, L, Mesh
+from tests.faults.scenario import C, L, Member, Mesh
 
 EXIT_LEASE_LOST = 75
 
@@ -34,8 +34,9 @@ async def test_row_06_a_sleeper_is_shut_out(faults: Faults) -> None:
     mesh = await faults.mesh(5, MESH_DATABASES="4")
     sleeper = faults.chance.choice(await mesh.ready_members())
     held, pid = await mesh.holder_of(sleeper), sleeper.pid
-    async with mesh.load(to=_other(mesh, sleeper)):
-        asked = mesh.tally_anywhere(database=held.database, hold_ms=60_000, wait_ms=4 * L * 1000)
+    other = _other(mesh, sleeper)
+    async with mesh.load(to=other.public):
+        asked = mesh.tally(other, database=held.database, hold_ms=60_000, wait_ms=4 * L * 1000)
         await mesh.begun(asked)
         with sleeper.paused():
             began = time.monotonic()
@@ -54,7 +55,7 @@ async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> No
     mesh = await faults.mesh(5, MESH_DATABASES="4", MESH_ISOLATION="prefix")
     sleeper = faults.chance.choice(await mesh.ready_members())
     held = await mesh.holder_of(sleeper)
-    async with mesh.load(to=_other(mesh, sleeper)):
+    async with mesh.load(to=_other(mesh, sleeper).public):
         sleeper.wire.black_hole_at(b"written-late")
         asked = asyncio.create_task(mesh.post(sleeper, "/tally/own", {"id": "written-late"}))
         faults.took(await mesh.within(L + 2, lambda: _taken(mesh, held), "re-leased") - L)
@@ -67,9 +68,9 @@ async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> No
     await faults.check(mesh)
 
 
-def _other(mesh: Mesh, sleeper: object) -> str:
+def _other(mesh: Mesh, sleeper: Member) -> Member:
     """Any replica but this one: what waits at a sleeper, nobody can answer."""
-    return next(member.public for member in mesh.members if member is not sleeper and member.was_ready)
+    return next(member for member in mesh.members if member is not sleeper and member.was_ready)
 
 
 async def _taken(mesh: Mesh, held: object) -> bool:
