@@ -84,7 +84,7 @@ async def killed(processes: list[psutil.Process], within_s: float = 2) -> None:
 async def freed(processes: list[psutil.Process], within_s: float = 2) -> None:
     """Their cores are free: killed, or done with a slice that ended by itself at that very moment."""
     assert processes
-    await until(lambda: not any(lives(process) and process in busy() for process in processes), within_s)
+    await until(lambda: not set(processes).intersection(busy()), within_s)
 
 
 @pytest.fixture
