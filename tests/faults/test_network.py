@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.faults.checkers import Broken
+from tests.faults.checkers import Broken, TooLate
 from tests.faults.matrix import Faults, row
 from tests.faults.scenario import D, L
 
@@ -56,6 +56,25 @@ async def test_row_13_lost_replies_double_nothing(faults: Faults) -> None:
             member.wire.restore()
         faults.took(await mesh.recovered(L + 2))
     faults.note(f"{sum(member.wire.swallowed for member in mesh.members)} replies lost")
+    await faults.check(mesh)
+
+
+@row(13, "the reply that delivers a request swallowed", selection=True)
+async def test_row_13_a_delivery_that_was_lost_is_looked_for(faults: Faults) -> None:
+    """Its holder does it: nobody else reads the stream of a database, and no `>` shows it to the holder again."""
+    mesh = await faults.mesh(2, classes="AB")
+    worker, asker = mesh.members
+    held = await mesh.holder_of(worker)
+    id = f"undelivered-{faults.chance.randrange(1 << 48):012x}"
+    worker.wire.lose(id.encode())
+    asked = await mesh.post(asker, "/tally", {"id": id, "database": held.database})
+    faults.took(asked.took_s)
+    if worker.wire.swallowed != 1:
+        raise Broken(f"{worker.wire.swallowed} replies were lost")
+    if not asked.ok:
+        raise Broken(f"the delivered request was never looked for: {asked.status} {asked.answer}")
+    if asked.took_s > 1:
+        raise TooLate(f"the delivered request was looked for after {asked.took_s:.2f} s")
     await faults.check(mesh)
 
 

@@ -4,6 +4,7 @@ pass        what comes goes on
 cut         every connection is reset, and so is each new one until `restore`
 black hole  nothing goes on, nobody is told; `restore` lets through what was held, late
 swallow     replies vanish after the command took effect, then the connection is reset
+lose        one reply vanishes so: the first with a certain word in it
 trickle     every read is delayed by up to so much, and goes on byte by byte
 """
 
@@ -49,6 +50,7 @@ class Wire:
         self._delay_s = 0.0
         self._swallow = 0.0
         self._word = b""
+        self._lost_word = b""
         self._server: asyncio.Server | None = None
         self.port = 0
         #: replies lost so far
@@ -83,6 +85,10 @@ class Wire:
         """Lose this share of the replies, and the connection with each, until `restore`."""
         self._swallow = share
 
+    def lose(self, word: bytes) -> None:
+        """Lose the one reply that brings this word, and its connection with it."""
+        self._lost_word = word
+
     def trickle(self, delay_s: float) -> None:
         """Delay by up to this long, each way, and pass on byte by byte, until `restore`."""
         self._delay_s = delay_s
@@ -92,7 +98,7 @@ class Wire:
         self._refusing = False
         self._delay_s = 0.0
         self._swallow = 0.0
-        self._word = b""
+        self._word = self._lost_word = b""
         self._flowing.set()
 
     def _reset_all(self) -> None:
@@ -135,11 +141,17 @@ class Wire:
                 if self._word and self._word in data and not replies:
                     self._flowing.clear()
                 await self._flowing.wait()
-                if replies and self._chance.random() < self._swallow:
+                if replies and self._is_to_be_lost(data):
                     self.swallowed += 1
                     connection.reset()
                     return
                 await self._pass_on(data, writer)
+
+    def _is_to_be_lost(self, reply: bytes) -> bool:
+        if self._lost_word and self._lost_word in reply:
+            self._lost_word = b""
+            return True
+        return self._chance.random() < self._swallow
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         if not self._delay_s:
