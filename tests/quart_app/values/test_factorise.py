@@ -133,18 +133,34 @@ def test_a_wrong_product_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
             return bool(self._number.is_prime())
 
     monkeypatch.setattr(engine, "fmpz", Lossy)
-    for number in (2 * 3 * 1_000_003, 2 * 3 * 7**40):
+    for number in (1_000_003, 2 * 3 * 1_000_003, 2**60 * 5, 2 * 3 * 7**40):
         with pytest.raises(WrongFactors, match="another product"):
             factorise(number)
 
 
-def test_a_composite_factor_fails_loudly() -> None:
+def test_a_composite_factor_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that calls a composite a prime is found out."""
     n = prime(12) * prime(12)
     with pytest.raises(WrongFactors, match="is not prime"):
         Factoring(n * 2, ((2, 1), (n, 1))).factors()
     with pytest.raises(WrongFactors, match="is not prime"):
-        Factoring(n**2, ((prime(50) * 0 + n, 2),)).factors()
+        Factoring(n**2, ((n, 2),)).factors()
+    whole = engine.fmpz
+
+    class Lazy:
+        def __init__(self, number: int) -> None:
+            self._number = whole(number)
+
+        def factor(self, **_: int) -> list[tuple[object, int]]:
+            return [(self._number, 1)]
+
+        def is_prime(self) -> bool:
+            return bool(self._number.is_prime())
+
+    monkeypatch.setattr(engine, "fmpz", Lazy)
+    for number in (15, 1_000_003 * 1_000_033, (1 << 63) + 1):
+        with pytest.raises(WrongFactors, match="is not prime"):
+            factorise(number)
 
 
 def test_an_unfinished_factorisation_has_no_factors_but_says_what_is_known() -> None:
