@@ -32,11 +32,13 @@ from functools import lru_cache, partial
 from typing import Any, Self
 
 from pebble import ProcessExpired, ProcessPool
+from prometheus_client import CollectorRegistry
 
 from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import factorise as engine
 from quart_app.values import process
 from quart_app.values.factorise import Factoring, Stage
+from quart_app.values.metrics import FactorMetrics, LaneMetrics, Outcome
 
 #: makes a function and its arguments, at the moment when a process is free for them
 Call = Callable[[], tuple[Any, ...]]
@@ -107,7 +109,7 @@ class FactorPool:
 
     `processes` for the hard ones, by default one for each core; `hard_limit` hard numbers at once and `brisk_limit`
     others, Busy beyond (jobs are counted by themselves); numbers with a composite of more than `sieve_bits` get curves
-    until their deadline.
+    until their deadline. `metrics` are told what becomes of them.
     """
 
     def __init__(
@@ -117,14 +119,16 @@ class FactorPool:
         hard_limit: int | None = None,
         brisk_limit: int = 256,
         sieve_bits: int = engine.SIEVE_BITS,
+        metrics: FactorMetrics | None = None,
     ) -> None:
         count = processes or cores()
         self.hard_limit = 4 * count if hard_limit is None else hard_limit
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
-        self._brisk = Lane(min(count, 2), niceness=5)
-        self._hard = Lane(count, niceness=10)
-        self._patient = Lane(count, niceness=15)
+        self._metrics = metrics or FactorMetrics(CollectorRegistry())
+        self._brisk = Lane(min(count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
+        self._hard = Lane(count, niceness=10, metrics=self._metrics.lane("hard"))
+        self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
         self._computations: dict[int, Computation] = {}
         self._breath_s = 0.0
         self._tasks: asyncio.TaskGroup
@@ -211,6 +215,7 @@ class FactorPool:
         if found is not None:
             return found
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
+            self._metrics.ended(Outcome.REFUSED)
             raise Busy("as many numbers as can be taken are being factorised", retry_after=1)
         now_s = time.monotonic()
         answer = asyncio.get_running_loop().create_future()
@@ -250,7 +255,9 @@ class FactorPool:
         """Forget a computation; what still runs for it is killed."""
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
-        if computation.task is not None:
+        if computation.task is not None and not computation.task.done():
+            late = time.monotonic() >= computation.deadline_s
+            self._metrics.ended(Outcome.LATE if late else Outcome.CANCELLED)
             computation.task.cancel()
 
     def _admit(self, computation: Computation) -> None:
@@ -260,6 +267,7 @@ class FactorPool:
             return
         others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
         if len(others) >= self.hard_limit:
+            self._metrics.ended(Outcome.REFUSED)
             raise Busy("as many hard numbers as can be taken are being factorised", retry_after=self._patience(others))
         computation.hard = True
 
@@ -282,10 +290,13 @@ class FactorPool:
             answer.cancel()
             raise
         except Exception as error:
+            if not isinstance(error, Busy):
+                self._metrics.ended(Outcome.FAILED)
             if not answer.done():
                 answer.set_exception(error)
                 answer.exception()  # it has been seen, should the last waiter have left just now
         else:
+            self._metrics.ended(Outcome.DONE)
             if not answer.done():
                 answer.set_result(factors)
         if self._computations.get(computation.number) is computation:
@@ -334,7 +345,8 @@ def cores() -> int:
 class Lane:
     """Some processes of one priority, and at most as many calls in them; the others wait for their turn."""
 
-    def __init__(self, processes: int, *, niceness: int) -> None:
+    def __init__(self, processes: int, *, niceness: int, metrics: LaneMetrics) -> None:
+        self._metrics = metrics
         self._processes = processes
         self._niceness = niceness
         self._slots = asyncio.Semaphore(processes)
@@ -347,14 +359,21 @@ class Lane:
 
         Raises what the function raises; ProcessExpired when the process died.
         """
-        await self._slots.acquire()
+        with self._metrics.waiting.track_inprogress():
+            await self._slots.acquire()
         future: concurrent.futures.Future[Any] | None = None
+        begun_s = time.monotonic()
         try:
-            pool = await self._running()
-            function, *arguments = call()
-            future = pool.schedule(function, args=arguments)
-            return await asyncio.wrap_future(future)
+            with self._metrics.in_flight.track_inprogress():
+                pool = await self._running()
+                function, *arguments = call()
+                future = pool.schedule(function, args=arguments)
+                return await asyncio.wrap_future(future)
+        except (ProcessExpired, concurrent.futures.BrokenExecutor):
+            self._metrics.died.inc()
+            raise
         finally:
+            self._metrics.seconds.inc(time.monotonic() - begun_s)
             self._release(future)
 
     async def stop(self) -> None:
@@ -380,6 +399,7 @@ class Lane:
         if future is None or not future.cancelled():
             self._slots.release()
             return
+        self._metrics.killed.inc()
         task = asyncio.get_running_loop().create_task(self._release_when_gone(future))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)

@@ -12,6 +12,7 @@ from quart_app.values import sweep
 from quart_app.values.computing import Computing
 from quart_app.values.handlers import handlers
 from quart_app.values.jobs import Errands
+from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pool import FactorPool
 from quart_app.values.routes import routes
 from quart_app.values.settings import ValuesSettings
@@ -26,6 +27,7 @@ def create(context: Context) -> Service:
         hard_limit=settings.hard_limit,
         brisk_limit=settings.brisk_limit,
         sieve_bits=settings.sieve_bits,
+        metrics=FactorMetrics(context.metrics),
     )
 
     computing = Computing(lambda: context.mesh, pool)

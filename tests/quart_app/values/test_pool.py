@@ -325,10 +325,13 @@ async def test_leaving_kills_what_runs() -> None:
 
 CHILD = """
 import asyncio, math
+from prometheus_client import CollectorRegistry
+from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pool import Lane
 
 if __name__ == "__main__":
-    asyncio.run(Lane(1, niceness=10).run(lambda: (math.factorial, 10**7)))
+    lane = Lane(1, niceness=10, metrics=FactorMetrics(CollectorRegistry()).lane("hard"))
+    asyncio.run(lane.run(lambda: (math.factorial, 10**7)))
 """
 
 

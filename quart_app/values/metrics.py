@@ -1,0 +1,70 @@
+"""What Prometheus is told about factorisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class Outcome(StrEnum):
+    """How a computation ended, of numbers that are not done at once."""
+
+    DONE = "done"
+    FAILED = "failed"
+    #: the deadline of its last waiter came first
+    LATE = "late"
+    #: the last waiter left before its deadline
+    CANCELLED = "cancelled"
+    #: there was no place for it
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneMetrics:
+    """One lane's own."""
+
+    in_flight: Gauge
+    waiting: Gauge
+    seconds: Counter
+    killed: Counter
+    died: Counter
+
+
+class FactorMetrics:
+    """The figures of one replica's pool."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = Counter(
+            "values_factorisations", "computations that ended, by how they did", ["outcome"], registry=registry
+        )
+        self._in_flight = Gauge(
+            "values_factorisation_in_flight", "processes that compute now", ["lane"], registry=registry
+        )
+        self._waiting = Gauge(
+            "values_factorisation_waiting", "computations that wait for a process", ["lane"], registry=registry
+        )
+        self._seconds = Counter(
+            "values_factorisation_seconds", "time that processes were computing", ["lane"], registry=registry
+        )
+        self._lost = Counter(
+            "values_factorisation_processes_lost",
+            "processes killed because nobody waited any more, or that died by themselves",
+            ["lane", "reason"],
+            registry=registry,
+        )
+        for outcome in Outcome:  # so that there is a 0 to rise from
+            self._ended.labels(outcome)
+
+    def ended(self, outcome: Outcome) -> None:
+        self._ended.labels(outcome).inc()
+
+    def lane(self, name: str) -> LaneMetrics:
+        return LaneMetrics(
+            self._in_flight.labels(name),
+            self._waiting.labels(name),
+            self._seconds.labels(name),
+            self._lost.labels(name, "killed"),
+            self._lost.labels(name, "died"),
+        )
