@@ -76,6 +76,33 @@ class Order:
         return max(0.0, (self.wait_until - time.monotonic()) * 1000)
 
 
+class Turn:
+    """From asking for a slot until the request that got it has left: one message of a replica at a time.
+
+    So whoever is killed takes at most one slot along that no request had used. And those who wait for a probe are
+    no crowd: one asks for all.
+    """
+
+    def __init__(self, line: asyncio.Lock) -> None:
+        self._line = line
+        self._mine = False
+
+    async def take(self, until: float) -> bool:
+        """Wait for it until then, by the loop's clock. False: it did not come."""
+        try:
+            async with asyncio.timeout_at(until):
+                self._mine = await self._line.acquire()
+        except TimeoutError:
+            return False
+        return True
+
+    def pass_on(self) -> None:
+        """To the next one; once is enough."""
+        if self._mine:
+            self._mine = False
+            self._line.release()
+
+
 @dataclass(slots=True)
 class Dispatcher:
     """All messages of one replica."""
@@ -88,8 +115,10 @@ class Dispatcher:
     _tasks: asyncio.TaskGroup | None = None
     _in_flight: int = 0
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
-    #: one asks the allowance for all, so that those who wait for a probe are no crowd
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: of those who ask the allowance
+    _line: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: whether the free provider could be reached the last time; if not, nobody waits for others to try
+    _free_in_reach: bool = True
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -125,11 +154,14 @@ class Dispatcher:
         """Handle one message. Raises Undelivered, MeshError."""
         order.wait_until = time.monotonic() + order.max_wait_ms / 1000
         while True:
-            verdict = await self._ask()
+            verdict, turn = await self._ask()
             paid_access = not isinstance(verdict, Granted) and await order.has_paid_access()
             match next_step(verdict, order.wait_left_ms, paid_access=paid_access, refused=order.refused):
                 case SendFree(reservation):
-                    delivery = await self._try_free(order, reservation)
+                    try:
+                        delivery = await self._try_free(order, reservation, turn.pass_on)
+                    finally:
+                        turn.pass_on()
                     if delivery is not None:
                         return delivery
                 case Wait(ms):
@@ -147,22 +179,22 @@ class Dispatcher:
 
     # asking
 
-    async def _ask(self) -> Verdict:
-        """The allowance's word. While another request probes for all, wait for what comes of it."""
-        until = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000
-        try:
-            async with asyncio.timeout_at(until):
-                await self._turn.acquire()
-        except TimeoutError:
-            return Probing(await self.quota.look())
+    async def _ask(self) -> tuple[Verdict, Turn]:
+        """The allowance's word, with the turn where it is yes. While another request probes for all, wait for what
+        comes of it."""
+        until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._line)
+        if not await turn.take(until):
+            return Probing(await self.quota.look()), turn
+        verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()
             while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < until:
                 await self._sleep(ASK_AGAIN_S)
                 verdict = await self.quota.reserve()
-            return verdict
+            return verdict, turn
         finally:
-            self._turn.release()
+            if not isinstance(verdict, Granted) or not self._free_in_reach:
+                turn.pass_on()
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, but not when the replica leaves."""
@@ -175,14 +207,16 @@ class Dispatcher:
 
     # free
 
-    async def _try_free(self, order: Order, reservation: Reservation) -> Delivery | None:
+    async def _try_free(self, order: Order, reservation: Reservation, has_left: Callable[[], None]) -> Delivery | None:
         """None: it is not there, and the allowance must be asked again. Raises Undelivered, MeshError."""
         try:
             await self._begin_sending(order)
         except (MeshError, Undelivered):
             await self._settle(self.quota.unsent, reservation)
             raise
-        match await self._send("free", self.free, order, reservation.may_send):
+        outcome = await self._send("free", self.free, order, reservation.may_send, has_left)
+        self._free_in_reach = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
+        match outcome:
             case Answered(response):
                 await self._settle(self.quota.used, reservation)
                 return self._delivered("free", "open", response)
@@ -226,6 +260,8 @@ class Dispatcher:
         """Whether free opened since it was asked; then it is asked again. The last look before paying."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
+            # Money is spent on this moment's word, so it stays on record: by Redis's clock.
+            log.info("a message is paid for", message_id=order.id, reason=reason, looked_ms=allowance.now_ms)
             return False
         if isinstance(verdict, Closed) and order.second_thoughts > 0:
             order.second_thoughts -= 1
@@ -266,10 +302,15 @@ class Dispatcher:
             )
 
     async def _send(
-        self, name: str, gateway: Gateway, order: Order, may_leave: Callable[[], bool] = lambda: True
+        self,
+        name: str,
+        gateway: Gateway,
+        order: Order,
+        may_leave: Callable[[], bool] = lambda: True,
+        has_left: Callable[[], None] = lambda: None,
     ) -> Outcome:
         began = time.perf_counter()
-        outcome = await gateway.send(order.id, order.message, may_leave)
+        outcome = await gateway.send(order.id, order.message, may_leave, has_left)
         self.metrics.note(name, outcome, time.perf_counter() - began)
         order.arrived = order.arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome

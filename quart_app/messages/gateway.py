@@ -74,6 +74,7 @@ class _Departure:
     """Watches one request: whether it has begun to leave, and that it leaves in time or not at all."""
 
     may_leave: Callable[[], bool]
+    has_left: Callable[[], None]
     left: bool = False
 
     async def trace(self, event: str, _: dict[str, Any]) -> None:
@@ -81,6 +82,8 @@ class _Departure:
             if not self.may_leave():
                 raise _TooLate
             self.left = True
+        elif event.endswith("send_request_body.complete"):
+            self.has_left()
 
 
 class Gateway:
@@ -101,18 +104,31 @@ class Gateway:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def send(self, message_id: str, message: str, may_leave: Callable[[], bool] = lambda: True) -> Outcome:
-        """Send one message; what could not leave is tried a few times more, while `may_leave` says so."""
-        outcome = await self._send_once(message_id, message, may_leave)
+    async def send(
+        self,
+        message_id: str,
+        message: str,
+        may_leave: Callable[[], bool] = lambda: True,
+        has_left: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Send one message; what could not leave is tried a few times more, while `may_leave` says so.
+
+        `has_left` is called when the whole request is on its way, whoever dies then, or when it could not leave at
+        the first try: others need not wait for the next ones.
+        """
+        outcome = await self._send_once(message_id, message, may_leave, has_left)
+        has_left()
         for tries in range(1, self._tries):
             if not isinstance(outcome, Unsent) or not may_leave():
                 break
             await asyncio.sleep(random.uniform(0.5, 1) * 0.05 * 2**tries)
-            outcome = await self._send_once(message_id, message, may_leave)
+            outcome = await self._send_once(message_id, message, may_leave, has_left)
         return outcome
 
-    async def _send_once(self, message_id: str, message: str, may_leave: Callable[[], bool]) -> Outcome:
-        departure = _Departure(may_leave)
+    async def _send_once(
+        self, message_id: str, message: str, may_leave: Callable[[], bool], has_left: Callable[[], None]
+    ) -> Outcome:
+        departure = _Departure(may_leave, has_left)
         request = self._client.build_request(
             "POST",
             self._url,

@@ -17,7 +17,7 @@ from email.utils import formatdate
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, StringConstraints, TypeAdapter
-from quart import Quart, Response, jsonify
+from quart import Quart, Response, jsonify, request
 
 from quart_app import errors
 from quart_app.body import read_json
@@ -42,6 +42,8 @@ class Call:
     at: float
     message: str
     outcome: Literal["taken", "refused"]
+    #: its Idempotency-Key
+    id: str = ""
 
 
 @dataclass(slots=True)
@@ -57,10 +59,10 @@ class Provider:
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
 
-    def see(self, message: str) -> float | None:
+    def see(self, message: str, id: str = "") -> float | None:
         """Count a request the moment it is seen. Not None: refused, and for how many seconds."""
         wait_s = self.window.take(time.monotonic()) if self.window else None
-        self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused"))
+        self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused", id))
         if wait_s is None:
             self.taken += 1
         else:
@@ -82,7 +84,7 @@ def create_app(provider: Provider) -> Quart:
     @app.post("/")
     async def take() -> Response:
         message = (await read_json(TypeAdapter(Message))).message
-        wait_s = provider.see(message)
+        wait_s = provider.see(message, request.headers.get("Idempotency-Key", ""))
         if wait_s is not None:
             raise provider.refusal(wait_s)
         await asyncio.sleep(provider.latency_s)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry
 
@@ -25,14 +27,32 @@ LIMIT, BLOCK_MS = 2, 80
 class Scripted:
     """A provider that answers what the test says, then the last of it for ever."""
 
-    def __init__(self, *outcomes: Outcome, latency_s: float = 0.0) -> None:
+    def __init__(self, *outcomes: Outcome, latency_s: float = 0.0, reach_s: float = 0.0) -> None:
         self._outcomes = list(outcomes) or [Answered("done")]
-        self._latency_s = latency_s
+        self._latency_s, self._reach_s = latency_s, reach_s
         self.sent: list[str] = []
+        #: reserved and not on their way yet, and the most there ever were
+        self.leaving = self.most_leaving = 0
+        #: on their way and not answered yet
+        self.unanswered = self.most_unanswered = 0
 
-    async def send(self, message_id: str, message: str, may_leave: Callable[[], bool] = lambda: True) -> Outcome:
+    async def send(
+        self,
+        message_id: str,
+        message: str,
+        may_leave: Callable[[], bool] = lambda: True,
+        has_left: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         self.sent.append(message)
+        self.leaving += 1
+        self.most_leaving = max(self.most_leaving, self.leaving)
+        await asyncio.sleep(self._reach_s)
+        self.leaving -= 1
+        has_left()
+        self.unanswered += 1
+        self.most_unanswered = max(self.most_unanswered, self.unanswered)
         await asyncio.sleep(self._latency_s)
+        self.unanswered -= 1
         return self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
 
     async def close(self) -> None:
@@ -245,6 +265,38 @@ async def test_who_was_taken_over_sends_nothing() -> None:
             await it.send(mine=False)
         assert it.free.sent == it.paid.sent == []
         assert (await it.quota.look()).remaining == LIMIT
+
+
+async def test_one_slot_at_most_waits_for_its_request_to_leave() -> None:
+    """So one is all that a killed replica takes along; and the answers are waited for together."""
+    free = Scripted(reach_s=0.02, latency_s=0.2)
+    async with scene(free) as it:
+        it.quota = it.dispatcher.quota = Quota(FakeAsyncRedis(), "shared:q", limit=6, block_ms=BLOCK_MS)
+        await it.send("tells that free is open")
+        await asyncio.gather(*(it.send(f"m{n}") for n in range(5)))
+    assert (free.most_leaving, free.most_unanswered) == (1, 5)
+
+
+async def test_nobody_waits_in_line_for_a_provider_that_is_away() -> None:
+    """One message finds out; the others need not wait until it has tried long enough, each in turn."""
+    async with scene(Scripted(Unsent("timeout"), reach_s=0.2)) as it:
+        await it.send("finds out")
+        await it.quota.redis.hset("shared:q:allowance", "caution", 0)
+        began = asyncio.get_running_loop().time()
+        used = await asyncio.gather(*(it.send(f"m{n}") for n in range(LIMIT)))
+        assert asyncio.get_running_loop().time() - began < 0.35
+        assert [each.provider for each in used] == ["paid"] * LIMIT
+
+
+async def test_a_payment_is_on_record_with_the_moment_of_the_last_look() -> None:
+    """By Redis's clock, so that it can be held against what the allowance was then."""
+    async with scene() as it:
+        await it.use_up()
+        with structlog.testing.capture_logs() as said:
+            await it.send()
+        (paid,) = [each for each in said if each["event"] == "a message is paid for"]
+        assert (paid["message_id"], paid["reason"]) == ("id", "closed")
+        assert abs(paid["looked_ms"] / 1000 - time.time()) < 5
 
 
 async def test_who_hangs_up_leaves_no_slot_behind() -> None:

@@ -222,3 +222,28 @@ def test_retry_after_in_both_its_forms(said: str, meant: int | None) -> None:
 def test_no_retry_after_is_no_number() -> None:
     """Then the usual block is assumed, elsewhere."""
     assert retry_after_ms(httpx.Headers()) is None
+
+
+async def test_it_says_when_the_whole_request_is_on_its_way() -> None:
+    """Before the answer: what is on its way arrives, whatever becomes of the sender."""
+    said: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        said.append("seen")
+        await asyncio.sleep(0.1)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"response":"x"}')
+        await writer.drain()
+        said.append("answered")
+
+    async with serving(handler) as url, gateway(url) as sender:
+        await sender.send("m1", "hello", has_left=lambda: said.append("left"))
+    assert said.index("left") < said.index("answered")
+
+
+async def test_it_says_when_the_first_try_was_in_vain() -> None:
+    """Others need not wait for the ones that follow."""
+    began, said = time.monotonic(), list[float]()
+    async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
+        await sender.send("m1", "hello", has_left=lambda: said.append(time.monotonic() - began))
+    assert said[0] < 0.1 < time.monotonic() - began

@@ -1,0 +1,178 @@
+"""What became of a shared allowance, from what its Redis was told (MONITOR): the replicas are not asked.
+
+Every script runs at one moment, and its writes follow it in the server's record. From these come, by the server's
+own clock and to its millisecond, the slots granted, those nobody answered for, and when the allowance was closed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.conftest import Server
+
+ALLOWANCE, HELD = "shared:messages:free:allowance", "shared:messages:free:held"
+LINE = re.compile(r"\+(\d+)\.(\d{3})\d* \[\d+ (\S+)\] (.*)")
+WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
+NEVER = 1 << 62
+
+
+@dataclass
+class Window:
+    """From one opening of the allowance to the next."""
+
+    opened_ms: int
+    #: reservation -> what became of it; "" for one nobody answered for
+    slots: dict[str, str] = field(default_factory=dict)
+    #: the provider refused in spite of the count
+    refused: bool = False
+
+    @property
+    def used(self) -> int:
+        """Slots taken from the allowance; what provably never left gave its own back."""
+        return sum(outcome != "unsent" for outcome in self.slots.values())
+
+    @property
+    def unanswered(self) -> int:
+        return sum(outcome == "" for outcome in self.slots.values())
+
+
+@dataclass
+class Spell:
+    """The allowance was closed from the first of these moments until right before the second."""
+
+    begin_ms: int
+    end_ms: int
+
+
+class History:
+    """Replays the scripts' writes."""
+
+    def __init__(self, limit: int, block_ms: int) -> None:
+        self._limit, self._block_ms = limit, block_ms
+        self._held: dict[str, int] = {}
+        self._hold_ms = 0
+        self.windows: list[Window] = []
+        self.spells: list[Spell] = []
+        self._open = True
+
+    def read(self, text: str) -> History:
+        """The whole record, once it is there."""
+        for at_ms, script, writes in _scripts(text):
+            self._step(at_ms, script, writes)
+        return self
+
+    def closed_at(self, ms: int) -> bool:
+        """Whether nothing could be reserved at that moment."""
+        found = bisect.bisect_right(self.spells, ms, key=lambda spell: spell.begin_ms)
+        return found > 0 and ms < self.spells[found - 1].end_ms
+
+    def window_of(self, ms: float) -> int:
+        """The number of the window in which that moment lies."""
+        return bisect.bisect_right(self.windows, ms, key=lambda window: window.opened_ms) - 1
+
+    def _step(self, at_ms: int, script: list[str], writes: list[list[str]]) -> None:
+        # EVALSHA, hash, 2, both keys, limit, block, hold, then what is each script's own
+        self._hold_ms, own = int(script[7]), script[8:]
+        if len(own) == 3 and own[1] == "refused":
+            at_ms = self._refused(at_ms, own, writes)
+        granted = [write for write in writes if write[:2] == ["ZADD", HELD] and len(own) == 1]
+        if granted:
+            at_ms = int(granted[0][2]) - self._hold_ms
+        if not self.windows or any(write[:2] == ["ZREMRANGEBYSCORE", HELD] for write in writes):
+            self.windows.append(Window(at_ms))
+            self._held = {id: send_by for id, send_by in self._held.items() if send_by > at_ms}
+        for write in writes:
+            self._note(at_ms, own, write)
+
+    def _refused(self, at_ms: int, own: list[str], writes: list[list[str]]) -> int:
+        self.windows[-1].refused = True
+        stored = [write for write in writes if write[:2] == ["HSET", ALLOWANCE]]
+        return min(at_ms, int(stored[0][stored[0].index("blocked_until_ms") + 1]) - int(own[2]))
+
+    def _note(self, at_ms: int, own: list[str], write: list[str]) -> None:
+        match write:
+            case ["ZADD", key, send_by, id] if key == HELD:
+                self._held[id] = int(send_by)
+                self.windows[-1].slots[id] = own[1] if len(own) == 3 else ""
+            case ["ZREM", key, id] if key == HELD:
+                self._held.pop(id, None)
+                if id in self.windows[-1].slots:
+                    self.windows[-1].slots[id] = own[1]
+            case ["HSET", key, *fields] if key == ALLOWANCE:
+                stored = dict(zip(fields[::2], map(int, fields[1::2]), strict=True))
+                self._stored(at_ms, stored["taken"], stored["seen_ms"], stored["blocked_until_ms"])
+
+    def _stored(self, at_ms: int, taken: int, seen_ms: int, blocked_until_ms: int) -> None:
+        opens = self._open
+        self._open = taken < self._limit and not blocked_until_ms
+        if opens and not self._open:
+            self.spells.append(Spell(at_ms, NEVER))
+        if not self._open:
+            last = max([seen_ms, *self._held.values()])
+            self.spells[-1].end_ms = blocked_until_ms or last + self._block_ms
+        elif not opens:
+            self.spells[-1].end_ms = min(self.spells[-1].end_ms, at_ms)
+
+
+def _scripts(text: str) -> Iterator[tuple[int, list[str], list[list[str]]]]:
+    """Each script that was told about the allowance, with when it ran and what it did."""
+    script: list[str] = []
+    at_ms, writes = 0, []
+    for line in text.split("\r\n"):
+        found = LINE.match(line)
+        if found is None:
+            continue
+        words = WORD.findall(found[4])
+        if found[3] == "lua":
+            writes.append([words[0].upper(), *words[1:]])
+            continue
+        if script:
+            yield at_ms, script, writes
+        ours = words[0].upper() in ("EVALSHA", "EVAL") and words[3:4] == [ALLOWANCE]
+        script, writes, at_ms = words if ours else [], [], int(found[1] + found[2])
+    if script:
+        yield at_ms, script, writes
+
+
+class Record:
+    """The server's record, as it grows."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def history(self, server: Server, limit: int, block_ms: int) -> History:
+        """All that was told until now."""
+        mark = f"mark-{time.monotonic_ns()}"
+        with server.redis() as redis:
+            redis.echo(mark)
+        until = time.monotonic() + 30
+        while mark.encode() not in b"".join(self._parts[-3:]):
+            assert time.monotonic() < until, "the server's record does not come"
+            time.sleep(0.01)
+        return History(limit, block_ms).read(b"".join(self._parts).decode("utf-8", "replace"))
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while part := self._connection.recv(1 << 16):
+                self._parts.append(part)
+
+
+@contextlib.contextmanager
+def recorded(server: Server) -> Iterator[Record]:
+    """The record of a server from now on."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=None) as connection:
+        connection.sendall(b"MONITOR\r\n")
+        yield Record(connection)
+        connection.shutdown(socket.SHUT_RDWR)
