@@ -273,8 +273,11 @@ class Events:
             await self._settle(await self._read())
 
     async def _stopped_within(self, seconds: float) -> bool:
+        """Wait; whether the end came first."""
+        # Not wait_for: Python 3.11's forgets a cancellation that comes together with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
         return self._stopping.is_set()
 
     # Where events come from: the stream, our own pending ones, those of the dead.
