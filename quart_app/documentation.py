@@ -9,6 +9,7 @@ from typing import Any
 import swagger_ui
 from quart import Blueprint, Quart, Response, jsonify, send_from_directory
 from quart_schema import Info, QuartSchema
+from werkzeug.exceptions import NotFound
 
 ASSETS = Path(swagger_ui.__file__).parent / "static"
 
@@ -61,6 +62,8 @@ def routes(blueprints: Sequence[Blueprint], version: str) -> Blueprint:
     """GET /openapi.json and /docs."""
     blueprint = Blueprint("documentation", __name__)
     made: dict[str, Any] = {}
+    #: no file system is asked for a name that a stranger has made up
+    present = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
     async def document() -> Response:
@@ -78,6 +81,8 @@ def routes(blueprints: Sequence[Blueprint], version: str) -> Blueprint:
 
     @blueprint.get("/docs/assets/<path:name>")
     async def asset(name: str) -> Response:
+        if name not in present:
+            raise NotFound
         return await send_from_directory(ASSETS, name, cache_timeout=86400)
 
     return blueprint

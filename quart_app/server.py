@@ -7,14 +7,22 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+import h11
+from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 from hypercorn.events import Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import Quart
+from quart.utils import encode_headers
+from werkzeug.exceptions import BadRequest, HTTPException
 
+from quart_app.errors import Problem
 from quart_app.settings import AppSettings
 
 #: Connections that may wait to be accepted.
@@ -102,8 +110,27 @@ class _Connection(TCPServer):
             await super().protocol_send(event)
 
 
-# The one name by which Hypercorn makes them.
+class _Http1(H11Protocol):
+    """HTTP/1.1 and nothing else: whoever asks for another protocol is answered in this one, as RFC 9110 allows.
+
+    Hypercorn would switch to HTTP/2 for an unencrypted `Upgrade: h2c`, though the client asked for the connection to be
+    closed after the answer, and would keep one open after it has refused a WebSocket.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        plain = h11.Request(
+            method=request.method, target=request.target, headers=headers, http_version=request.http_version
+        )
+        await super()._create_stream(plain)
+
+
+# The one name by which Hypercorn makes each.
 vars(hypercorn_run)["TCPServer"] = _Connection
+vars(hypercorn_protocol)["H11Protocol"] = _Http1
 
 
 async def run(
@@ -116,7 +143,8 @@ async def run(
 ) -> None:
     """Serve an application until `stop` returns, then finish what is under way within `grace_s`.
 
-    `common` is one more socket, from which others accept, too.
+    Whoever is not answered by then, or when this is cancelled, is told 503. `common` is one more socket, from which
+    others accept, too.
     """
     config = Config()
     all_sockets = sockets if common is None else [*sockets, common]
@@ -128,11 +156,56 @@ async def run(
     config.h11_max_incomplete_size = 32 * 1024
     config.errorlog = None
     config.accesslog = None
-    serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=_trigger(stop)))
+    serving = asyncio.ensure_future(serve(_to_the_last(app), config, shutdown_trigger=_trigger(stop)))
     try:
         await asyncio.shield(serving)
     finally:
         serving.cancel()
+
+
+def _to_the_last(app: Quart) -> Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Awaitable[None]]:
+    """The application, and an answer for whom it has none, where Hypercorn would say 500 as for a mistake of ours.
+
+    Who still waits when the application is cancelled hears 503; what it can make no request of is a bad request.
+    """
+
+    async def answering(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        begun = scope["type"] != "http"
+
+        async def noting(message: ASGISendEvent) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            if scope["type"] == "http" and not _is_readable(scope["path"]):
+                raise BadRequest("the request names no path")
+            await app(scope, receive, noting)
+        except HTTPException as error:
+            await _tell(send, Problem(error.code or 400, error.description or ""))
+        except asyncio.CancelledError:
+            if not begun:
+                await _tell(send, Problem(503, "this replica has ended", retry_after=1))
+            raise
+
+    return answering
+
+
+def _is_readable(path: str) -> bool:
+    """Whether there is a path, or an address with one. What is wrong with the host alone, Quart says."""
+    if path.startswith("/"):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(path and urlsplit(path))
+    return False
+
+
+async def _tell(send: ASGISendCallable, problem: Problem) -> None:
+    problem.headers["Connection"] = "close"
+    answer = problem.response()
+    headers = encode_headers(answer.headers)
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": await answer.get_data(as_text=False), "more_body": False})
 
 
 def _trigger(stop: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:

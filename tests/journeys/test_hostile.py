@@ -138,6 +138,9 @@ PATHS = {
     "another method": "/nowhere",
     "a URL for a path": "http://x/values/3",
     "no path": "*",
+    "a question mark": "?",
+    "half an address": "http://[",
+    "an asset of 3000 letters": "/docs/assets/" + "a" * 3000,
     "slashes": "//values//3",
 }
 
@@ -152,6 +155,10 @@ HEADS = {
     "a header that is none": "nonsense\r\n",
     "a null in a header": "X: \x00\r\n",
     "an upgrade": "Upgrade: websocket\r\nConnection: Upgrade\r\n",
+    "an upgrade with its key": (
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    ),
     "an upgrade to HTTP/2": "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade\r\n",
     "an expectation": "Expect: 200-maybe\r\n",
     "compressed": "Content-Encoding: gzip\r\n",
@@ -168,6 +175,8 @@ WIRES = {
     "HTTP/0.9": b"GET /\r\n",
     "no version": b"GET / \r\n\r\n",
     "version nine": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "a host that none can have": b"GET /health HTTP/1.1\r\nHost: " + b"a" * 70 + b".x\r\n\r\n",
+    "a host of dots": b"GET /health HTTP/1.1\r\nHost: ....\r\n\r\n",
     "no host": b"GET /classes HTTP/1.1\r\n\r\n",
     "a bad length": b"POST /values HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     "a length of words": b"POST /values HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",

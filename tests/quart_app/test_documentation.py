@@ -57,9 +57,14 @@ async def test_the_page_names_no_other_host() -> None:
 
 
 async def test_no_asset_outside_the_folder_is_served() -> None:
-    """Paths that climb are not found."""
+    """Paths that climb are not found, nor are names that no file system takes."""
     client = applications().public.test_client()
-    for path in ("/docs/assets/../__init__.py", "/docs/assets/%2e%2e/__init__.py", "/docs/assets//etc/passwd"):
+    for path in (
+        "/docs/assets/../__init__.py",
+        "/docs/assets/%2e%2e/__init__.py",
+        "/docs/assets//etc/passwd",
+        "/docs/assets/" + "a" * 300,
+    ):
         assert (await client.get(path, follow_redirects=True)).status_code in (400, 404)
 
 

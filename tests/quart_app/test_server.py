@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -11,6 +13,18 @@ from quart import Quart
 
 from quart_app import server
 from quart_app.settings import AppSettings
+
+
+@contextlib.asynccontextmanager
+async def served(app: Quart) -> AsyncIterator[str]:
+    """The address that an application is served at while the block lasts."""
+    sockets = server.listen(settings())
+    stop = asyncio.Event()
+    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1))
+    yield sockets.address(sockets.public)
+    stop.set()
+    await running
+    sockets.close()
 
 
 def settings(**chosen: object) -> AppSettings:
@@ -83,7 +97,7 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
 
 
 async def test_no_request_holds_it_up_beyond_its_grace() -> None:
-    """One that never ends is ended."""
+    """One that never ends is ended, and its client hears that it may come again: nothing went wrong."""
     app = Quart("test")
     begun = asyncio.Event()
 
@@ -104,5 +118,59 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
         stop.set()
         async with asyncio.timeout(5):
             await serving
-        asking.cancel()
+            answer = await asking
+    assert (answer.status_code, answer.json()["status"], answer.headers["Retry-After"]) == (503, 503, "1")
     sockets.close()
+
+
+H2C = "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+WEBSOCKET = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+HANDSHAKE = f"{WEBSOCKET}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.parametrize("head", [H2C, WEBSOCKET, HANDSHAKE], ids=["h2c", "websocket", "websocket handshake"])
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(head: str) -> None:
+    """An upgrade is an offer; it is not taken, and the connection ends when the client wants it to."""
+    app = Quart("test")
+
+    @app.get("/")
+    async def here() -> str:
+        return "here"
+
+    async with served(app) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET / HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+        writer.write(f"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode())
+        async with asyncio.timeout(5):
+            answers = await reader.read()
+        writer.close()
+    assert answers.count(b"HTTP/1.1 200") == answers.count(b"\r\n\r\nhere") == 2
+
+
+async def test_http_2_is_not_spoken() -> None:
+    """Its first words are a bad request of HTTP/1.1, answered and done with."""
+    async with served(Quart("test")) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        async with asyncio.timeout(5):
+            answers = await reader.read()
+        writer.close()
+    assert answers.startswith(b"HTTP/1.1 404") and b"HTTP/1.1 400" in answers
+
+
+@pytest.mark.parametrize(
+    ("target", "host"), [("?", "x"), ("http://[", "x"), ("/", "a" * 70 + ".x"), ("/", "....")], ids=repr
+)
+async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> None:
+    """Quart raises where it can make no request of it, and Hypercorn would call that our mistake."""
+    async with served(Quart("test")) as address:
+        listening, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(listening, int(port))
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
