@@ -6,7 +6,7 @@ all of it or none. Each has two sides: the replica's own database, and (`.shared
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
@@ -81,6 +81,37 @@ class Store(Reader):
 MOST_WORDS = 4000
 
 
+class Expectations:
+    """What must still be as it was read: names and values, by the hash they are in, and the keys by themselves.
+
+    A value goes with a mark before it, so that no value is mistaken for none.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int, str], list[Text]] = {}
+
+    def add(self, side: int, hash: str, name: str, value: str | None) -> None:
+        """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
+        pair = (name, "" if value is None else f"={value}")
+        group = self._groups.get((side, hash))
+        if group is None:
+            self._groups[side, hash] = [*pair]
+        else:
+            group.extend(pair)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._groups.clear()
+
+    def groups(self) -> list[list[Text]]:
+        """All of it: side, hash, number of pairs, and these."""
+        return [
+            [side, hash, len(part) // 2, *part]
+            for (side, hash), pairs in self._groups.items()
+            for part in _parts(pairs)
+        ]
+
+
 class Writes:
     """Writing commands, as few as say the same: what is written to one key by one verb in a row becomes one command.
 
@@ -100,11 +131,12 @@ class Writes:
 
     def grow(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
         """The same for a verb that takes any number of fields or members, and no options."""
-        latest = self._latest.get((side, key))
-        if latest and latest[2] == verb and len(latest) + len(args) <= MOST_WORDS:
-            latest.extend(args)
-        else:
-            self.add(side, verb, key, args)
+        for part in _parts(args):
+            latest = self._latest.get((side, key))
+            if latest and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
+                latest.extend(part)
+            else:
+                self.add(side, verb, key, part)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
         """Let a key live at least until then; the latest of all that is said of it counts."""
@@ -126,10 +158,15 @@ class Writes:
         return commands
 
 
+def _parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """Pairs stay pairs: the bound is even."""
+    return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))
+
+
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix."""
 
-    def __init__(self, prefix: str, own: int, expects: list[Any], writes: Writes) -> None:
+    def __init__(self, prefix: str, own: int, expects: Expectations, writes: Writes) -> None:
         self._prefix = prefix
         self._side = own
         self._expects = expects
@@ -137,7 +174,9 @@ class Writer:
 
     def expect(self, key: str, value: str | None, field: Text = "") -> None:
         """Commit only if the key (or hash field) still has the value that was read; None: is absent."""
-        self._expects.append((self._side, self._prefix + key, str(field), int(value is not None), value or ""))
+        key = self._prefix + key
+        hash, name = (key, str(field)) if field != "" else ("", key)
+        self._expects.add(self._side, hash, name, value)
 
     def write(self, verb: str, key: str, *args: Text) -> None:
         """Any writing command whose one key comes first."""
@@ -149,6 +188,11 @@ class Writer:
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         self.write("SET", key, value, *options)
+
+    def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
+        """One value for many keys, which end at that moment."""
+        for part in _parts([self._prefix + key for key in names]):
+            self._writes.add(self._side, "SETALL", str(at_ms), [value, *part])
 
     def delete(self, key: str) -> None:
         self.write("DEL", key)
@@ -179,7 +223,7 @@ class Transaction(Writer):
     def __init__(self, database: int, replica: str, request: Request | None = None) -> None:
         self._request = request
         self._replica = replica
-        self.expects: list[Any] = []
+        self.expects = Expectations()
         self.writes = Writes()
         self.sends: list[Any] = []
         self._forwards = 0
@@ -239,12 +283,12 @@ class Transaction(Writer):
         if request is not None:
             stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
         status, body = self._answer or (OK, {})
-        writes = self.writes.commands()
+        expects, writes = self.expects.groups(), self.writes.commands()
         words: list[Text] = [
             0, stream, id, reply_to, key, op, status, self._forwards, encode(body) if reply_to else "",
-            len(self.expects), len(writes), len(self.sends),
+            len(expects), len(writes), len(self.sends),
         ]  # fmt: skip
-        for part in (*self.expects, *writes, *self.sends):
+        for part in (*expects, *writes, *self.sends):
             words.extend(part)
         words[0] = len(words)
         return words

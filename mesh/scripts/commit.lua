@@ -5,9 +5,10 @@
 --   words in it with this one
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: nobody waits
---   number of expectations, of writes, of sends, and then these:
---   expectation   1 own | 0 shared, key, field or "", 1 has this value | 0 is absent, value
---   write         1 own | 0 shared, words of the command, verb, key, ...
+--   number of groups of expectations, of writes, of sends, and then these:
+--   expectations  1 own | 0 shared, hash or "", number of them, and of each: field or key, "=" and its value | "" for none
+--   write         1 own | 0 shared, words of the command, verb, key, ...; a verb beside Redis's own:
+--                 SETALL, ms, value, key, ...    SET each of these keys until then
 --   send          to, op, key, reply stream, deadline, body, from
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
@@ -35,23 +36,33 @@ local function is_mine(stream, id)
   return not pending.err and #pending > 0
 end
 
-local EXPECTATION, SEND = 5, 7
-local function unchanged(first, count)
-  for i = first, first + (count - 1) * EXPECTATION, EXPECTATION do
+local function differs(value, wanted)
+  if wanted == '' then return value ~= false end
+  return not value or '=' .. value ~= wanted
+end
+
+-- Where the groups of expectations end; nothing, if one of them no longer holds.
+local function unchanged(first, groups)
+  local i = first
+  for _ = 1, groups do
+    local hash, count, names, values = ARGV[i + 1], tonumber(ARGV[i + 2]), {}, nil
+    for k = 1, count do names[k] = ARGV[i + 1 + 2 * k] end
     go(ARGV[i])
-    local value
-    if ARGV[i + 2] == '' then
-      value = redis.call('GET', ARGV[i + 1])
+    if hash == '' then
+      values = redis.call('MGET', unpack(names))
     else
-      value = redis.call('HGET', ARGV[i + 1], ARGV[i + 2])
+      values = redis.call('HMGET', hash, unpack(names))
     end
-    if value ~= (ARGV[i + 3] == '1' and ARGV[i + 4]) then return false end
+    for k = 1, count do
+      if differs(values[k], ARGV[i + 2 + 2 * k]) then return nil end
+    end
+    i = i + 3 + 2 * count
   end
-  return true
+  return i
 end
 
 -- A script cannot be rolled back, so what could fail half-way is found out first.
-local TYPES = {SET = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
+local TYPES = {SET = '', SETALL = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
   HINCRBY = 'hash', ZADD = 'zset', ZREM = 'zset', SADD = 'set', SREM = 'set', RPUSH = 'list', LPUSH = 'list',
   LTRIM = 'list', XADD = 'stream'}
 local function wrong_write(first, count)
@@ -71,12 +82,20 @@ end
 
 -- What fails all the same (its handler's mistake: words a verb does not take) ends its own transaction, which is not
 -- acknowledged, and none of its neighbours.
+local function run(first, last)
+  if ARGV[first] ~= 'SETALL' then return redis.pcall(unpack(ARGV, first, last)) end
+  for k = first + 3, last do
+    local result = redis.pcall('SET', ARGV[k], ARGV[first + 2], 'PXAT', ARGV[first + 1])
+    if result.err then return result end
+  end
+end
+
 local function write(first, count)
   local i = first
   for _ = 1, count do
     go(ARGV[i])
     local last = i + 1 + tonumber(ARGV[i + 1])
-    local result = redis.pcall(unpack(ARGV, i + 2, last))
+    local result = run(i + 2, last)
     if type(result) == 'table' and result.err then
       return i, ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
     end
@@ -85,6 +104,7 @@ local function write(first, count)
   return i
 end
 
+local SEND = 7
 local function send(first, count)
   for i = first, first + (count - 1) * SEND, SEND do
     redis.call('XADD', 'mesh:requests:' .. ARGV[i], '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
@@ -109,9 +129,9 @@ end
 
 local function commit(t)
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
-  local first_write = t + 12 + expects * EXPECTATION
   if ARGV[t + 1] ~= '' and not is_mine(ARGV[t + 1], ARGV[t + 2]) then return 'not-mine' end
-  if not unchanged(t + 12, expects) then return 'conflict' end
+  local first_write = unchanged(t + 12, expects)
+  if not first_write then return 'conflict' end
   local wrong = wrong_write(first_write, writes)
   if wrong then return wrong end
   local first_send, failed = write(first_write, writes)

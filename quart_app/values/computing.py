@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,13 +83,15 @@ class Computing:
         self._pool = pool
         self._finished: OrderedDict[tuple[str, int], list[int]] = OrderedDict()
 
-    async def __call__(self, value: int, request: Request, place: str | None) -> list[int] | None:
-        """The value's factors; None where another has meanwhile written its record, so that it is to be read again.
+    async def small(self, values: Sequence[int]) -> list[list[int]]:
+        """The factors of values that fit in a machine word, here and now."""
+        return await self._pool.factorise_words(values)
+
+    async def large(self, value: int, request: Request, place: str | None) -> list[int] | None:
+        """A value's factors; None where another has meanwhile written its record, so that it is to be read again.
 
         `place` is where the record was said to be. Raises Busy, DeadlineExceeded, Unavailable.
         """
-        if value.bit_length() <= engine.WORD_BITS:
-            return await self._pool.factorise(value, 1.0)
         finished = self._finished.get((request.id, value))
         if finished is not None:
             return finished

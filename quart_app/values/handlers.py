@@ -12,8 +12,9 @@ Every write expects the place it has read, so of two racing writers one is run a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from mesh import Address, Body, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
 from quart_app.values import computing
@@ -21,15 +22,22 @@ from quart_app.values import store as records
 from quart_app.values.jobs import PUT, SMALL, Errand, Errands, Gone
 from quart_app.values.store import Place, Record
 
-#: (value, request, place of its record) -> factors; None where its record has been written meanwhile
-Factorise = Callable[[int, Request, str | None], Awaitable[list[int] | None]]
+
+class Factorise(Protocol):
+    """Where factors come from."""
+
+    async def small(self, values: Sequence[int]) -> list[list[int]]:
+        """Of values that cost microseconds."""
+
+    async def large(self, value: int, request: Request, place: str | None) -> list[int] | None:
+        """Of any other; None where the record, said to be at this place, has been written meanwhile."""
+
 
 DROP = "values.drop"
 FIND = "values.find"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One value of a put; `place` is where its record was said to be."""
 
     value: int
@@ -43,9 +51,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a put will do: write these here, with these factors, and let these holders do the rest."""
+    """What a put will do: write these here, with these factors, and let these holders do the rest.
+
+    `before` are the records that are here now.
+    """
 
     here: list[Item]
+    before: dict[int, Record]
     factors: dict[int, list[int]]
     elsewhere: dict[Address, list[Item]]
 
@@ -91,6 +103,7 @@ def handlers(factorise: Factorise, errands: Errands) -> Worker:
         # One that has been written again since is not the one to drop.
         if record is not None and record.id == request.body["id"]:
             records.remove(transaction, value, record)
+            records.unschedule(transaction, [value])
 
     @worker.handles(FIND, effect=False)
     async def find(request: Request, store: Store, transaction: Transaction) -> Body:
@@ -114,9 +127,10 @@ async def _decide(request: Request, store: Store, factorise: Factorise) -> Decis
     while True:
         here, elsewhere = await _sort(await _items(request, store), store)
         here, elsewhere[Class(store.cls)] = await _hard_ones_apart(here, request, store)
-        factors = await _factors(here, request, store, factorise)
+        before = await _before(here, store)
+        factors = await _factors(here, before, request, factorise)
         if factors is not None:
-            return Decision(here, factors, {address: items for address, items in elsewhere.items() if items})
+            return Decision(here, before, factors, {address: items for address, items in elsewhere.items() if items})
 
 
 async def _items(request: Request, store: Store) -> list[Item]:
@@ -156,22 +170,26 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Addre
     return here, elsewhere
 
 
+async def _before(items: list[Item], store: Store) -> dict[int, Record]:
+    """Our own records of these values."""
+    ours = [item.value for item in items if (where := item.where) is not None and where.database == store.database]
+    found = await records.records(store, ours)
+    return {value: record for value, record in zip(ours, found, strict=True) if record is not None}
+
+
 async def _factors(
-    items: list[Item], request: Request, store: Store, factorise: Factorise
+    items: list[Item], before: dict[int, Record], request: Request, factorise: Factorise
 ) -> dict[int, list[int]] | None:
     """The factors of each value: from our own record where there is one, else computed.
 
     None where another has written one of the records meanwhile: then look again at where they are.
     """
-    ours = [item.value for item in items if (where := item.where) is not None and where.database == store.database]
-    known = {
-        value: record.factors
-        for value, record in zip(ours, await records.records(store, ours), strict=True)
-        if record is not None
-    }
+    known = {value: record.factors for value, record in before.items()}
+    small = [item.value for item in items if item.value < SMALL and item.value not in known]
+    known |= zip(small, await factorise.small(small), strict=True)
     for item in items:
         if item.value not in known:
-            factors = await factorise(item.value, request, item.place)
+            factors = await factorise.large(item.value, request, item.place)
             if factors is None:
                 return None
             known[item.value] = factors
@@ -179,15 +197,15 @@ async def _factors(
 
 
 def _write(decision: Decision, request: Request, store: Store, transaction: Transaction) -> None:
+    """Write what is to be here; whoever else had it drops it."""
+    written = {
+        item.value: Record(request.id, request.at_ms + item.ttl * 1000, decision.factors[item.value])
+        for item in decision.here
+    }
+    records.put(transaction, Place(store.database, store.cls, request.id), written, decision.before)
     for item in decision.here:
-        _write_item(item, decision.factors[item.value], request, store, transaction)
-
-
-def _write_item(item: Item, factors: list[int], request: Request, store: Store, transaction: Transaction) -> None:
-    records.expect_place(transaction, item.value, item.place)
-    record = Record(request.id, request.at_ms + item.ttl * 1000, factors)
-    records.put(transaction, item.value, record, Place(store.database, store.cls, request.id))
-    computing.release(transaction, store.cls, item.value)
-    where = item.where
-    if where is not None and where.database != store.database:
-        transaction.send(Database(where.database), DROP, {"value": item.value, "id": where.id})
+        records.expect_place(transaction, item.value, item.place)
+        computing.release(transaction, store.cls, item.value)
+        where = item.where
+        if where is not None and where.database != store.database:
+            transaction.send(Database(where.database), DROP, {"value": item.value, "id": where.id})

@@ -19,7 +19,8 @@ def _from_decimal(value: Any) -> Any:
     return value
 
 
-Decimal = Annotated[int, BeforeValidator(_from_decimal)]
+#: Comes last in an annotation: a bound that stands before it is checked by pydantic's core, one behind it by Python.
+Decimal = BeforeValidator(_from_decimal)
 
 
 def _no_longer_than(digits: int) -> AfterValidator:
@@ -52,8 +53,8 @@ def create_values_request(settings: ValuesSettings) -> TypeAdapter[list[Any]]:
 
         model_config = ConfigDict(extra="forbid")
 
-        value: Annotated[Decimal, Field(ge=1), _no_longer_than(settings.max_digits)]
-        ttl: Annotated[Decimal, Field(ge=1, le=settings.max_ttl_s)]
+        value: Annotated[int, Field(ge=1), _no_longer_than(settings.max_digits), Decimal]
+        ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s), Decimal]
         cls: ClassName
 
     return TypeAdapter(Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)])

@@ -26,7 +26,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Self
@@ -47,6 +47,8 @@ Call = Callable[[], tuple[Any, ...]]
 INLINE_BITS = 512
 #: the event loop is let go after this much work on it
 BREATH_S = 0.002
+#: of word-size numbers so many are done before the clock is looked at: half a millisecond of them
+WORDS_A_BREATH = 32
 
 #: what is expected to end within this goes to the brisk lane
 BRISK_S = 0.5
@@ -163,6 +165,14 @@ class FactorPool:
         await self._ready(timeout_s)
         computation = self._computation(number, factoring, patient)
         return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
+
+    async def factorise_words(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The prime factors of numbers below 2^64, as `factorise` gives them: all of them here and now."""
+        found: list[list[int]] = []
+        for first in range(0, len(numbers), WORDS_A_BREATH):
+            await self._breathe()
+            found += map(engine.factorise, numbers[first : first + WORDS_A_BREATH])
+        return found
 
     async def _ready(self, timeout_s: float) -> None:
         """Wait until the pool is open. Once it has ended, whoever calls is cancelled: a request that a leaving replica

@@ -5,7 +5,8 @@ In the database of its holder, under db{n}:
     values:records   hash   value -> "<request id> <expiry ms> <factor> <factor> ..."
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length in
                             four digits, so that lexical order is numerical order; all scores 0
-    values:expiry    zset   value by expiry in ms
+    values:expiry    zset   "<value> <value> ..." by expiry in ms: when to look whether these are over. A record's
+                            first such moment is its expiry or before it; the sweep puts it down anew if it lives on
 
 Shared:
 
@@ -17,9 +18,10 @@ removes what expires before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from mesh import Store, Transaction
 from mesh.scripts import Script
@@ -73,7 +75,8 @@ def ordered(number: int) -> str:
 
 
 def _members(value: int, factors: Iterable[int]) -> list[str]:
-    return [f"{ordered(prime)}:{ordered(value)}" for prime in sorted(set(factors))]
+    end = f":{ordered(value)}"
+    return [ordered(prime) + end for prime in set(factors)]
 
 
 async def places(store: Store, values: list[int]) -> list[str | None]:
@@ -87,14 +90,32 @@ async def records(store: Store, values: list[int]) -> list[Record | None]:
     return [None if text is None else Record.parse(text) for text in found]
 
 
-def put(transaction: Transaction, value: int, record: Record, place: Place) -> None:
-    """Write a record, whatever was here of that value before, and say where it is."""
-    transaction.hset(RECORDS, {str(value): str(record)})
-    transaction.zadd(INDEX, dict.fromkeys(_members(value, record.factors), 0))
-    transaction.zadd(EXPIRY, {str(value): record.expiry})
+def put(
+    transaction: Transaction,
+    place: Place,
+    records: Mapping[int, Record],
+    before: Mapping[int, Record] = MappingProxyType({}),
+) -> None:
+    """Write records of one request, and say where they are; `before` are those of them that are here now."""
+    if not records:
+        return
+    ends: dict[int, list[int]] = {}
+    for value, record in records.items():
+        ends.setdefault(record.expiry, []).append(value)
+    transaction.hset(RECORDS, {str(value): str(record) for value, record in records.items()})
+    members = [member for value, record in records.items() for member in _members(value, record.factors)]
+    transaction.zadd(INDEX, dict.fromkeys(members, 0))
+    for expiry, values in ends.items():
+        schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
+        transaction.shared.set_until([f"{WHERE}{value}" for value in values], str(place), expiry)
     for key in (RECORDS, INDEX, EXPIRY):
-        transaction.keep_until(key, record.expiry)
-    transaction.shared.set(f"{WHERE}{value}", str(place), "PXAT", record.expiry)
+        transaction.keep_until(key, max(ends))
+
+
+def schedule(transaction: Transaction, expiry: int, values: Sequence[int]) -> None:
+    """Have the sweep look at these values then."""
+    if values:
+        transaction.zadd(EXPIRY, {" ".join(map(str, values)): expiry})
 
 
 def expect_place(transaction: Transaction, value: int, place: str | None) -> None:
@@ -106,14 +127,18 @@ def remove(transaction: Transaction, value: int, record: Record) -> None:
     """Remove our record of a value, if it is still this one."""
     transaction.expect(RECORDS, str(record), str(value))
     transaction.hdel(RECORDS, value)
-    transaction.zrem(EXPIRY, value)
-    if record.factors:
-        transaction.zrem(INDEX, *_members(value, record.factors))
+    transaction.zrem(INDEX, *_members(value, record.factors))
 
 
-async def expired(store: Store, moment_ms: int, most: int) -> list[int]:
-    """Values whose time is over, the longest first."""
-    return [int(value) for value in await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)]
+async def due(store: Store, moment_ms: int, most: int) -> list[list[int]]:
+    """Values to look at, in the groups they were put down in, the longest due first."""
+    groups = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
+    return [[int(value) for value in group.split()] for group in groups]
+
+
+def unschedule(transaction: Transaction, values: Sequence[int]) -> None:
+    """The sweep has looked at these values, or need not."""
+    transaction.zrem(EXPIRY, " ".join(map(str, values)))
 
 
 async def find(store: Store, prime: int, moment_ms: int, most: int, after: int) -> list[tuple[int, Record]]:

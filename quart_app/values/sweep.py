@@ -6,39 +6,54 @@ import asyncio
 
 import structlog
 
-from mesh import MeshError, Replica
+from mesh import MeshError, Replica, Store, Transaction
 from quart_app.values import store as records
 
 log = structlog.get_logger(__name__)
 
-#: Records removed by one commit; more of them would hold the server.
+#: Records looked at by one commit, or a group of them beyond; more would hold the server.
 MOST = 100
+#: A record is removed this long after its time, when its place has ended by Redis's own clock: nobody refreshes it.
+LATER_MS = 100
 
 
 async def run(replica: Replica, interval_ms: int) -> None:
     """Sweep until cancelled."""
     while True:
         try:
-            removed = await sweep(replica)
+            looked_at = await sweep(replica)
         except MeshError as error:
             log.warning("the sweep could not go on", error=str(error))
-            removed = 0
-        if removed < MOST:
+            looked_at = 0
+        if looked_at < MOST:
             await asyncio.sleep(interval_ms / 1000)
 
 
 async def sweep(replica: Replica) -> int:
-    """Remove up to MOST expired records; returns how many were found."""
+    """Look at about MOST records that are due, and remove those that are over; returns how many were looked at."""
     store = replica.store()
-    now_ms = replica.now_ms()
-    values = await records.expired(store, now_ms, MOST)
+    moment_ms = replica.now_ms() - LATER_MS
     transaction = replica.transaction()
-    for value, record in zip(values, await records.records(store, values), strict=True):
-        if record is None:
-            transaction.expect(records.RECORDS, None, value)
-            transaction.zrem(records.EXPIRY, value)
-        elif record.expiry <= now_ms:
-            records.remove(transaction, value, record)
+    looked_at = 0
+    for group in await records.due(store, moment_ms, MOST):
+        await _look(group, moment_ms, store, transaction)
+        looked_at += len(group)
+        if looked_at >= MOST:
+            break
     # A conflict means that one of them was written again meanwhile; the next sweep sees it.
     await replica.commit(transaction)
-    return len(values)
+    return looked_at
+
+
+async def _look(group: list[int], moment_ms: int, store: Store, transaction: Transaction) -> None:
+    records.unschedule(transaction, group)
+    living: dict[int, list[int]] = {}
+    for value, record in zip(group, await records.records(store, group), strict=True):
+        if record is None:
+            transaction.expect(records.RECORDS, None, value)
+        elif record.expiry <= moment_ms:
+            records.remove(transaction, value, record)
+        else:
+            living.setdefault(record.expiry, []).append(value)
+    for expiry, values in living.items():
+        records.schedule(transaction, expiry, values)

@@ -10,6 +10,7 @@ import pytest
 
 from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
 from mesh.messages import NEVER
+from mesh.transaction import MOST_WORDS
 from tests.conftest import Backend
 
 
@@ -43,7 +44,9 @@ def read(transaction: Transaction) -> Read:
         return tuple(itertools.islice(at, count))
 
     found = Read((stream, id), (reply_to, key, op, status, forwards, body), [], [], [])
-    found.expects = [take(5) for _ in range(int(expects))]
+    for _ in range(int(expects)):
+        side, hash, count = take(3)
+        found.expects.append((side, hash, *take(2 * count)))
     for _ in range(int(writes)):
         side, count = take(2)
         found.writes.append((side, *take(count)))
@@ -60,7 +63,7 @@ def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
     transaction.expect("x:a", None)
     transaction.shared.expect("x:h", "v", field=7)
     found = read(transaction)
-    assert found.expects == [(1, "db3:x:a", "", 0, ""), (0, "shared:x:h", "7", 1, "v")]
+    assert found.expects == [(1, "", "db3:x:a", ""), (0, "shared:x:h", "7", "=v")]
     assert found.writes == [(1, "SET", "db3:x:a", 5), (0, "SET", "shared:x:b", "6", "PX", 70)]
     assert (found.sends, found.entry, found.reply[0]) == ([], ("", ""), "")
 
@@ -105,6 +108,28 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
         ("PEXPIREAT", "db3:h", 9, "NX"),
         ("PEXPIREAT", "db3:h", 9, "GT"),
     ]
+
+
+def test_one_value_for_many_keys_is_one_command() -> None:
+    """They end together, too."""
+    transaction = Transaction(3, "replica-2")
+    transaction.shared.set_until(["a", "b"], "v", 99)
+    transaction.shared.set_until([], "v", 99)
+    assert read(transaction).writes == [(0, "SETALL", "99", "v", "shared:a", "shared:b")]
+
+
+def test_more_words_than_lua_hands_over_become_several_commands() -> None:
+    """Pairs stay together, of writes as of expectations."""
+    transaction = Transaction(3, "replica-2")
+    transaction.hset("h", {f"f{n}": n for n in range(MOST_WORDS)})
+    for n in range(MOST_WORDS):
+        transaction.expect("h", f"{n}", field=f"f{n}")
+    found = read(transaction)
+    for parts in ([write[3:] for write in found.writes], [group[2:] for group in found.expects]):
+        assert [len(part) for part in parts] == [MOST_WORDS, MOST_WORDS]
+        assert all(
+            str(word).removeprefix("=") == part[i - 1][1:] for part in parts for i, word in enumerate(part) if i % 2
+        )
 
 
 def test_nothing_to_write_is_no_command() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import gmpy2
@@ -35,9 +36,10 @@ class Pool:
     def progress(self, number: int) -> None:
         return None
 
+    async def factorise_words(self, numbers: Sequence[int]) -> list[list[int]]:
+        return [factorise(number) for number in numbers]
+
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
-        if number.bit_length() <= 64:
-            return factorise(number)
         self.computed.append(number)
         self.patient.append(patient)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,9 +29,12 @@ class Valued:
         self._backend = backend
         self.factorised: list[int] = []
         errands: Any = NoErrands()
-        self.worker = handlers(self._factorise, errands)
+        self.worker = handlers(self, errands)
 
-    async def _factorise(self, value: int, request: Request, place: str | None = None) -> list[int]:
+    async def small(self, values: Sequence[int]) -> list[list[int]]:
+        return [await self.large(value) for value in values]
+
+    async def large(self, value: int, request: Request | None = None, place: str | None = None) -> list[int]:
         self.factorised.append(value)
         await asyncio.sleep(0)
         return [2] * (value.bit_length() - 1) if value & (value - 1) == 0 else [value]

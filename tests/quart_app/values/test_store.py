@@ -42,7 +42,7 @@ async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
     transaction = replica.transaction()
     for value, expiry, factors in values:
         record = Record(f"{value}-0", expiry, factors)
-        records.put(transaction, value, record, Place(replica.database, replica.cls, record.id))
+        records.put(transaction, Place(replica.database, replica.cls, record.id), {value: record})
     assert await replica.commit(transaction)
 
 
@@ -107,4 +107,3 @@ async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> 
         assert await one.commit(transaction) is committed
         assert await found(one, 2, now) == left
     assert await found(one, 3, now) == []
-    assert await records.expired(one.store(), now + 100_000, 9) == [10]

@@ -11,9 +11,8 @@ from tests.conftest import Backend, eventually
 
 async def write(replica: Replica, expiries: dict[int, int]) -> None:
     transaction = replica.transaction()
-    for value, expiry in expiries.items():
-        place = Place(replica.database, replica.cls, "1-0")
-        records.put(transaction, value, Record("1-0", expiry, [2, value // 2]), place)
+    written = {value: Record("1-0", expiry, [2, value // 2]) for value, expiry in expiries.items()}
+    records.put(transaction, Place(replica.database, replica.cls, "1-0"), written)
     assert await replica.commit(transaction)
 
 
@@ -36,7 +35,7 @@ async def test_a_sweep_removes_what_is_over_and_nothing_else(backend: Backend) -
 
     await eventually(swept)
     assert sorted(map(int, await one.store().hgetall(records.RECORDS))) == [2 * n for n in range(20, 30)]
-    assert await one.store().zcard(records.EXPIRY) == 10
+    assert await one.store().zcard(records.EXPIRY) == 1, "they were written together, and end together"
     assert await one.store().zcard(records.INDEX) == 20
 
 
@@ -63,10 +62,11 @@ async def test_a_sweep_has_a_bound(backend: Backend) -> None:
     # Their time is over, and the keys live on through one that is not.
     await write(one, {2: now + 99_000})
     transaction = one.transaction()
+    over = now - sweep.LATER_MS - 1
     for n in range(1000, 1000 + sweep.MOST + 10):
-        record = Record("1-0", now - 1, [2, n])
+        record = Record("1-0", over, [2, n])
         transaction.hset(records.RECORDS, {str(2 * n): str(record)})
-        transaction.zadd(records.EXPIRY, {str(2 * n): now - 1})
+        transaction.zadd(records.EXPIRY, {str(2 * n): over})
     assert await one.commit(transaction)
     assert [await sweep.sweep(one) for _ in range(3)] == [sweep.MOST, 10, 0]
     assert list(await one.store().hgetall(records.RECORDS)) == ["2"]
@@ -76,6 +76,46 @@ async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
     """Whatever left it, the sweep does not meet it for ever."""
     one = await backend.join(Worker())
     transaction = one.transaction()
-    transaction.zadd(records.EXPIRY, {"14": one.now_ms() - 5})
+    transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.LATER_MS - 5})
     assert await one.commit(transaction)
     assert [await sweep.sweep(one), await sweep.sweep(one)] == [1, 0]
+
+
+async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(backend: Backend) -> None:
+    """A group of values is due when the first of them may be; who lives on is put down anew."""
+    one = await backend.join(Worker())
+    now = one.now_ms()
+    await write(one, {2 * n: now + 100 for n in range(10, 20)})
+    (first, *_) = await records.records(one.store(), [20])
+    assert first is not None
+    refreshed = {20: Record("2-0", now + 90_000, first.factors)}
+    transaction = one.transaction()
+    records.put(transaction, Place(one.database, one.cls, "2-0"), refreshed, before={20: first})
+    assert await one.commit(transaction)
+    assert await one.store().zcard(records.EXPIRY) == 1, "what is looked at early enough needs no second entry"
+
+    async def swept() -> bool:
+        return await sweep.sweep(one) == 10
+
+    await eventually(swept)
+    assert list(await one.store().hgetall(records.RECORDS)) == ["20"]
+    assert await records.due(one.store(), now + 90_000, 9) == [[20]]
+
+
+async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
+    """It is looked at when the shorter time is over, not when the former one was to be."""
+    one = await backend.join(Worker())
+    now = one.now_ms()
+    await write(one, {2 * n: now + 90_000 for n in range(10, 12)})
+    (first,) = await records.records(one.store(), [20])
+    assert first is not None
+    transaction = one.transaction()
+    shorter = {20: Record("2-0", now + 100, first.factors)}
+    records.put(transaction, Place(one.database, one.cls, "2-0"), shorter, before={20: first})
+    assert await one.commit(transaction)
+
+    async def gone() -> bool:
+        await sweep.sweep(one)
+        return list(await one.store().hgetall(records.RECORDS)) == ["22"]
+
+    await eventually(gone)
