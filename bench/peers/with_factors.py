@@ -42,7 +42,10 @@ def pari() -> Factorise:
 
 def sympy() -> Factorise:
     from sympy import factorint
+    from sympy.ntheory.factor_ import factor_cache
 
+    # It remembers what it has factored, and would answer every pass but the first from memory.
+    factor_cache.maxsize = 1
     return lambda number: sorted([int(prime) for prime, times in factorint(number).items() for _ in range(times)])
 
 
