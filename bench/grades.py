@@ -29,29 +29,39 @@ def resident_mb() -> float:
 
 
 class Watch:
-    """The longest time the event loop was held, and the most memory, while it runs."""
+    """The longest time the event loop was held, and the most memory, while it runs.
+
+    By the clock (`waited_ms`), which counts what other processes took, too; and by what this process computed
+    between two rounds of its loop (`held_ms`), whichever of its threads did, which is what can be promised.
+    """
 
     def __init__(self, storage: Storage | None = None) -> None:
-        self.held_ms = 0.0
+        self.held_ms = self.waited_ms = 0.0
         self.peak_mb = resident_mb()
         self.changes = 0
         self._storage = storage
 
     async def __aenter__(self) -> Watch:
         self._task = asyncio.create_task(self._run())
+        await asyncio.sleep(0)
         self._began = time.perf_counter()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._began
+        await asyncio.sleep(0.002)  # the round that is under way counts, too
         self._task.cancel()
         await asyncio.wait([self._task])
 
+    def held(self) -> str:
+        return f"event loop held at most {self.held_ms:.0f} ms (by the clock {self.waited_ms:.0f} ms)"
+
     async def _run(self) -> None:
         while True:
-            before = time.perf_counter()
+            before, computed = time.perf_counter(), time.process_time()
             await asyncio.sleep(0.001)
-            self.held_ms = max(self.held_ms, (time.perf_counter() - before) * 1000 - 1)
+            self.waited_ms = max(self.waited_ms, (time.perf_counter() - before) * 1000 - 1)
+            self.held_ms = max(self.held_ms, (time.process_time() - computed) * 1000)
             self.peak_mb = max(self.peak_mb, resident_mb())
             if self._storage is not None:
                 self.changes += 1
@@ -103,10 +113,9 @@ async def measure(records: int) -> bool:
         header = backup.describe(state, POSITION, (), 1763700001000)
         async for chunk in stream(header, state):
             sizes += len(chunk)
-    del state
     print(
         f"backup: {making.seconds:.1f} s, {sizes / 1e6:.1f} MB, at most {making.peak_mb - before:.0f} MB more memory, "
-        f"event loop held at most {making.held_ms:.0f} ms, {making.changes} changes beside it"
+        f"{making.held()}, {making.changes} changes beside it"
     )
 
     storage = filled(records)
@@ -119,11 +128,14 @@ async def measure(records: int) -> bool:
         await giving
     print(
         f"backup and restore together: {taking.seconds:.1f} s, at most {taking.peak_mb - before:.0f} MB more memory "
-        f"({full:.0f} MB of it the restored records), event loop held at most {taking.held_ms:.0f} ms"
+        f"({full:.0f} MB of it the restored records), {taking.held()}"
     )
     same = again.digest == storage.digest
     print(f"digests equal: {same}")
-    return same and max(making.held_ms, taking.held_ms) < 100
+    async with Watch() as leaving:
+        await asyncio.to_thread(again.forget)
+    print(f"letting go of a state: {leaving.seconds:.2f} s, {leaving.held()}")
+    return same and max(making.held_ms, taking.held_ms, leaving.held_ms) < 100
 
 
 if __name__ == "__main__":

@@ -170,6 +170,10 @@ class Reader:
             raise BadBackup("the digest of the records is not the promised one")
         return self.header, self._storage
 
+    def give_up(self) -> None:
+        """Let go of what was read so far; for a thread, as it may be much."""
+        self._storage.forget()
+
     def _take(self, plain: bytes) -> None:
         *lines, self._rest = (self._rest + plain).split(b"\n")
         if len(self._rest) > max(LINE_MAX, HEADER_MAX):

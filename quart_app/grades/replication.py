@@ -23,7 +23,7 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -376,15 +376,18 @@ class Replication:
         """Append what earlier states have beyond this one; the number of the last entry that took."""
         last = held.position
         if self._before is not None:
-            last = await self._carry(self._before, held, last)
-            self._inherited.add(self._before.position)
+            before = self._before
+            last = await self._carry(before, held, last)
+            self._inherited.add(before.position)
             self._before = None
+            await asyncio.to_thread(before.storage.forget)
         for snapshot in await self._stray_snapshots():
             if snapshot.position not in self._inherited:
                 stray = await self._first_good([File(snapshot.path)], self._must_be_kin)
                 if stray is None:
                     continue
                 last = await self._carry(stray, held, last)
+                await asyncio.to_thread(stray.storage.forget)
             self._carried_files.add(snapshot.path)
         return last.number
 
@@ -518,12 +521,15 @@ class Replication:
         metrics.watch("sets_waiting", "changes on their way through the log", lambda: len(self._waiting))
 
 
-async def stream(header: Header, state: Frozen) -> AsyncIterator[bytes]:
-    """A backup of a state, made in steps beside the event loop."""
+async def stream(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
+    """A backup of a state, made in steps beside the event loop. It uses the state up."""
     chunks = backup.write(header, state)
-    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-        if chunk:
-            yield chunk
+    try:
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            if chunk:
+                yield chunk
+    finally:
+        await asyncio.to_thread(state.forget)
 
 
 def _unconfirmed(position: Position | None) -> Unavailable:
@@ -542,6 +548,7 @@ def _join(first: Held, second: Held) -> Held:
     for shard in older.storage.snapshot().shards:
         for user_id, record in shard.items():
             newer.storage.add(user_id, record)
+    older.storage.forget()
     return Held(newer.storage, newer.position, _union(older.lineage, newer.continues))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import wraps
 from typing import Any
 
@@ -84,8 +85,9 @@ class GradesRoutes:
         # Counted from its first step on: a response that is never begun would never be ended either.
         self._backups += 1
         try:
-            async for chunk in stream(header, state):
-                yield chunk
+            async with aclosing(stream(header, state)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             self._backups -= 1
 

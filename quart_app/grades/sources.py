@@ -93,13 +93,17 @@ async def load(
     """
     reader = Reader(settings.backup_max_records)
     accepted = False
-    async with asyncio.timeout(settings.backup_timeout_s), source.open() as chunks:
-        async for chunk in chunks:
-            await asyncio.to_thread(reader.feed, chunk)
-            if reader.header is not None and not accepted:
-                await accept(reader.header)
-                accepted = True
-    return await asyncio.to_thread(reader.result)
+    try:
+        async with asyncio.timeout(settings.backup_timeout_s), source.open() as chunks:
+            async for chunk in chunks:
+                await asyncio.to_thread(reader.feed, chunk)
+                if reader.header is not None and not accepted:
+                    await accept(reader.header)
+                    accepted = True
+        return await asyncio.to_thread(reader.result)
+    except BaseException:
+        await asyncio.to_thread(reader.give_up)
+        raise
 
 
 #: What a source may fail with; the next one is asked then.

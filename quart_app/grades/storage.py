@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from quart_app.grades.models import FIELDS, UserGrade
@@ -67,12 +67,16 @@ def _hashed(user_id: str, record: bytes) -> int:
 class Frozen:
     """All records as they were at one moment."""
 
-    shards: Sequence[Shard]
+    shards: list[Shard]
     count: int
     digest: str
 
     def record(self, user_id: str) -> bytes | None:
         return self.shards[_shard_of(user_id)].get(user_id)
+
+    def forget(self) -> None:
+        """Let go of everything, in steps: see `Storage.forget`."""
+        _forget(self.shards)
 
 
 class Storage:
@@ -131,7 +135,12 @@ class Storage:
     def snapshot(self) -> Frozen:
         """The records of this moment; they stay as they are, whatever is merged later."""
         self._own = bytearray(SHARDS)
-        return Frozen(tuple(self._shards), self.count, self.digest)
+        return Frozen(list(self._shards), self.count, self.digest)
+
+    def forget(self) -> None:
+        """Let go of everything; for a thread, since freeing a million records in one step would hold the event
+        loop for a tenth of a second. Of no use afterwards."""
+        _forget(self._shards)
 
 
 def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
@@ -145,6 +154,11 @@ def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]
                 if changes or other is None:
                     found.append((user_id, changes))
         yield found
+
+
+def _forget(shards: list[Shard]) -> None:
+    while shards:
+        shards.pop()
 
 
 def _shard_of(user_id: str) -> int:
