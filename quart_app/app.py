@@ -57,7 +57,7 @@ def create_app(context: Context) -> App:
     def reason() -> str:
         return why_not_ready(app)
 
-    docs = documentation.routes([*public, *private, health.routes(context, reason)], VERSION)
+    docs = documentation.routes([*public, health.routes(context, reason)], VERSION, private)
     _put_together(app, app.public, [*public, docs], requests, reason)
     _put_together(app, app.private, [*private, metrics.routes(context)], requests, reason)
     return app

@@ -8,7 +8,7 @@ from typing import Any
 
 import swagger_ui
 from quart import Blueprint, Quart, Response, jsonify, send_from_directory
-from quart_schema import Info, QuartSchema
+from quart_schema import Info, QuartSchema, tag_blueprint
 from werkzeug.exceptions import NotFound
 
 ASSETS = Path(swagger_ui.__file__).parent / "static"
@@ -37,8 +37,30 @@ DESCRIPTION = (
 )
 
 
-async def openapi(blueprints: Sequence[Blueprint], version: str) -> dict[str, Any]:
-    """The document of these routes.
+#: What every answer that is no success looks like.
+PROBLEM = {
+    "type": "object",
+    "description": "What went wrong (RFC 9457); some problems have further members.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "message"],
+                "properties": {"pointer": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> dict[str, Any]:
+    """The document of these routes, the private ones tagged so.
 
     It is made by an application of its own, so that serving requests pays nothing for documenting them.
     """
@@ -51,14 +73,27 @@ async def openapi(blueprints: Sequence[Blueprint], version: str) -> dict[str, An
         swagger_ui_path=None,
         info=Info(title="quart-mesh", version=version, description=DESCRIPTION),
     )
-    for blueprint in blueprints:
+    for blueprint in private:
+        tag_blueprint(blueprint, ["private"])
+    for blueprint in (*public, *private):
         app.register_blueprint(blueprint)
     async with app.app_context():
         document: dict[str, Any] = schema.openapi_provider_class(app, schema).schema()
+    _describe_problems(document)
     return document
 
 
-def routes(blueprints: Sequence[Blueprint], version: str) -> Blueprint:
+def _describe_problems(document: dict[str, Any]) -> None:
+    """Whatever is no success is a problem; a success that says nothing is one all the same."""
+    document["components"]["schemas"]["Problem"] = PROBLEM
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            responses = operation["responses"] or {"2XX": {"description": "Done."}}
+            operation["responses"] = {**responses, "default": {"description": "A problem.", "content": content}}
+
+
+def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
     """GET /openapi.json and /docs."""
     blueprint = Blueprint("documentation", __name__)
     made: dict[str, Any] = {}
@@ -68,7 +103,7 @@ def routes(blueprints: Sequence[Blueprint], version: str) -> Blueprint:
     @blueprint.get("/openapi.json")
     async def document() -> Response:
         if not made:
-            made.update(await openapi(blueprints, version))
+            made.update(await openapi(public, version, private))
         return jsonify(made)
 
     @blueprint.get("/docs")

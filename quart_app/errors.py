@@ -98,13 +98,20 @@ def from_mesh(error: mesh_errors.MeshError) -> Problem:
     return Problem(status, error.detail, retry_after=retry_after, **facts)
 
 
-def from_validation(error: ValidationError) -> Problem:
-    """A problem that names each wrong place with a JSON pointer (RFC 6901)."""
+def from_validation(error: ValidationError, first: int = 0) -> Problem:
+    """A problem that names each wrong place with a JSON pointer (RFC 6901).
+
+    Where a part of a list was checked, `first` is the place of the part's first item.
+    """
     found = [
-        {"pointer": pointer(entry["loc"]), "message": entry["msg"]}
+        {"pointer": pointer(_moved(entry["loc"], first)), "message": entry["msg"]}
         for entry in error.errors(include_url=False, include_context=False, include_input=False)[:100]
     ]
     return Problem(422, f"{error.error_count()} of the values given are not valid", errors=found)
+
+
+def _moved(path: Sequence[int | str], first: int) -> Sequence[int | str]:
+    return (path[0] + first, *path[1:]) if first and path and isinstance(path[0], int) else path
 
 
 def pointer(path: Sequence[int | str]) -> str:

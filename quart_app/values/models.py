@@ -45,8 +45,27 @@ class CalculatedValueEntity(BaseModel):
 SetValueResponse = RootModel[list[CalculatedValueEntity]]
 
 
+class Page(BaseModel):
+    """Which part of an answer."""
+
+    limit: int | None = Field(None, ge=1, description="at most so many values; the header Link names the next page")
+    after: int | None = Field(None, ge=0, description="values above this one")
+
+
+class JobBegun(BaseModel):
+    """Nobody waits for it; the header Location says where to look."""
+
+    id: str
+    state: Literal["waiting"]
+
+
 def create_values_request(settings: ValuesSettings) -> TypeAdapter[list[Any]]:
-    """The request model under these limits; its elements have value, ttl (seconds) and cls."""
+    """Reads a request under these limits; its elements have value, ttl (seconds) and cls."""
+    return TypeAdapter(values_request(settings))
+
+
+def values_request(settings: ValuesSettings) -> Any:
+    """The type of a request under these limits."""
 
     class CreateValueEntity(BaseModel):
         """A value to be factorised and kept for `ttl` seconds by a replica of class `cls`."""
@@ -57,4 +76,4 @@ def create_values_request(settings: ValuesSettings) -> TypeAdapter[list[Any]]:
         ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s), Decimal]
         cls: ClassName
 
-    return TypeAdapter(Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)])
+    return Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)]

@@ -47,8 +47,8 @@ Call = Callable[[], tuple[Any, ...]]
 INLINE_BITS = 512
 #: the event loop is let go after this much work on it
 BREATH_S = 0.002
-#: of word-size numbers so many are done before the clock is looked at: half a millisecond of them
-WORDS_A_BREATH = 32
+#: so many word-size numbers are done in one piece: a millisecond of them, and a moment
+WORDS_A_TURN, FEW_WORDS = 64, 4
 
 #: what is expected to end within this goes to the brisk lane
 BRISK_S = 0.5
@@ -133,6 +133,7 @@ class FactorPool:
         self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
         self._computations: dict[int, Computation] = {}
         self._breath_s = 0.0
+        self._turn = asyncio.Lock()
         self._tasks: asyncio.TaskGroup
         self._opened = asyncio.Event()
         self._closed = False
@@ -167,11 +168,17 @@ class FactorPool:
         return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
 
     async def factorise_words(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The prime factors of numbers below 2^64, as `factorise` gives them: all of them here and now."""
+        """The prime factors of numbers below 2^64, as `factorise` gives them: all of them here and now.
+
+        Long lists take turns, a piece of one in each round of the event loop; a short one waits for none of them.
+        """
+        if len(numbers) <= FEW_WORDS:
+            return list(map(engine.factorise, numbers))
         found: list[list[int]] = []
-        for first in range(0, len(numbers), WORDS_A_BREATH):
-            await self._breathe()
-            found += map(engine.factorise, numbers[first : first + WORDS_A_BREATH])
+        for first in range(0, len(numbers), WORDS_A_TURN):
+            async with self._turn:
+                await asyncio.sleep(0)
+                found += map(engine.factorise, numbers[first : first + WORDS_A_TURN])
         return found
 
     async def _ready(self, timeout_s: float) -> None:

@@ -7,16 +7,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import RootModel, TypeAdapter
 from quart import Blueprint, Response, jsonify, request
-from quart_schema import document_response, tag
+from quart_schema import document_querystring, document_request, document_response, tag
 
 from mesh import Answer, Ask, Class, DeadlineExceeded, NoReplica
-from quart_app.body import read_json
+from quart_app.body import read_items
 from quart_app.errors import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
 from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
-from quart_app.values.models import ClassesList, SetValueResponse, create_values_request
+from quart_app.values.models import ClassesList, JobBegun, Page, SetValueResponse, values_request
 from quart_app.values.pool import FactorPool
 from quart_app.values.settings import ValuesSettings
 
@@ -29,7 +30,8 @@ JOB_LOOK_S = 0.1
 def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blueprint:
     """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
     blueprint = Blueprint("values", __name__)
-    create_request = create_values_request(settings)
+    values = values_request(settings)
+    create_request = TypeAdapter(values)
     jobs = Jobs(settings)
 
     @blueprint.get("/classes")
@@ -42,10 +44,12 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
 
     @blueprint.post("/values")
     @tag(["values"])
+    @document_request(RootModel[values])  # type: ignore[valid-type]
     @document_response(SetValueResponse)
+    @document_response(JobBegun, 202)
     async def create_values() -> Response:
         """Factorise values and keep each with a replica of its class for its time to live."""
-        items = await read_json(create_request)
+        items = await read_items(create_request, settings.max_items)
         if items and RESPOND_ASYNC.search(request.headers.get("Prefer", "")):
             return await begin(items)
         factors = await _put(context, settings, items)
@@ -53,6 +57,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
 
     @blueprint.get("/values/<prime>")
     @tag(["values"])
+    @document_querystring(Page)
     @document_response(SetValueResponse)
     async def find_values(prime: str) -> Response:
         """Every value that has this prime as a factor, ascending; `limit` and `after` page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Quart, Response, jsonify
 
 from quart_app import errors
-from quart_app.body import MAX_INTEGER_DIGITS, parse_json, read_json
+from quart_app.body import MAX_INTEGER_DIGITS, SLICE, parse_json, read_items, read_json
 from quart_app.errors import Problem
 
 
@@ -31,7 +32,14 @@ def app() -> Quart:
     async def echo() -> Response:
         return jsonify([item.model_dump() for item in await read_json(adapter)])
 
+    @app.post("/items")
+    async def count() -> Response:
+        return jsonify(len(await read_items(adapter, MOST)))
+
     return app
+
+
+MOST = 4000
 
 
 def item(text: str) -> bytes:
@@ -118,3 +126,38 @@ def test_large_numbers_stay_exact() -> None:
     assert parse_json("[%s]" % ("9" * MAX_INTEGER_DIGITS)) == [10**MAX_INTEGER_DIGITS - 1]
     with pytest.raises(Problem):
         parse_json("-" + "9" * MAX_INTEGER_DIGITS)
+
+
+async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
+    """Parsed beside it, checked in slices."""
+    turns = 0
+
+    async def watch() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
+    watching.cancel()
+    assert await found.get_json() == MOST
+    assert turns > MOST / SLICE
+
+
+async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> None:
+    """By their places in the whole list, and not all of thousands."""
+    items = [{"value": 1 if n < 700 else "x"} for n in range(MOST)]
+    found = await app.test_client().post("/items", json=items)
+    assert found.status_code == 422
+    errors = (await found.get_json())["errors"]
+    assert [error["pointer"] for error in errors] == [f"/{n}/value" for n in range(700, 700 + len(errors))]
+    assert 1 <= len(errors) <= 100
+
+
+@pytest.mark.parametrize(("body", "says"), [([{}] * (MOST + 1), "at most 4000 items"), ({"value": 1}, "not valid")])
+async def test_what_is_no_list_or_too_long_is_refused(app: Quart, body: object, says: str) -> None:
+    """Too long: before anything in it is looked at."""
+    found = await app.test_client().post("/items", json=body)
+    assert found.status_code == 422
+    assert says in (await found.get_json())["detail"]

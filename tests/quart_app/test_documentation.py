@@ -38,6 +38,17 @@ async def test_the_answers_have_the_schemas_of_the_task() -> None:
         assert "prime_factors" in str(paths[path][method]) or "CalculatedValueEntity" in str(paths[path][method])
 
 
+async def test_what_is_no_success_is_a_problem() -> None:
+    """Every operation says what its success and its errors look like; those of the private port are tagged so."""
+    found = await document(",".join(SERVICE_NAMES))
+    operations = [operation for methods in found["paths"].values() for operation in methods.values()]
+    for operation in operations:
+        assert "application/problem+json" in operation["responses"]["default"]["content"]
+        assert any(str(status).startswith("2") for status in operation["responses"])
+    private = [path for path, methods in found["paths"].items() for one in methods.values() if "private" in one["tags"]]
+    assert sorted(private) == ["/backup", "/set"]
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js"])
 async def test_the_page_and_its_parts_come_from_here(path: str) -> None:
     """Nothing is fetched from anywhere else."""
