@@ -41,7 +41,7 @@ local function differs(value, wanted)
   return not value or '=' .. value ~= wanted
 end
 
--- Where the groups of expectations end; nothing, if one of them no longer holds.
+-- Where the groups of expectations end; nothing, and why, if one of them does not hold.
 local function unchanged(first, groups)
   local i = first
   for _ = 1, groups do
@@ -51,10 +51,11 @@ local function unchanged(first, groups)
     if hash == '' then
       values = redis.call('MGET', unpack(names))
     else
-      values = redis.call('HMGET', hash, unpack(names))
+      values = redis.pcall('HMGET', hash, unpack(names))
     end
+    if values.err then return nil, hash .. ' is expected to be a hash: ' .. values.err end
     for k = 1, count do
-      if differs(values[k], ARGV[i + 2 + 2 * k]) then return nil end
+      if differs(values[k], ARGV[i + 2 + 2 * k]) then return nil, 'conflict' end
     end
     i = i + 3 + 2 * count
   end
@@ -130,8 +131,8 @@ end
 local function commit(t)
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
   if ARGV[t + 1] ~= '' and not is_mine(ARGV[t + 1], ARGV[t + 2]) then return 'not-mine' end
-  local first_write = unchanged(t + 12, expects)
-  if not first_write then return 'conflict' end
+  local first_write, otherwise = unchanged(t + 12, expects)
+  if not first_write then return otherwise end
   local wrong = wrong_write(first_write, writes)
   if wrong then return wrong end
   local first_send, failed = write(first_write, writes)

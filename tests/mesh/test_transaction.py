@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -228,6 +229,20 @@ async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
     with pytest.raises(MeshError, match=complaint):
         await one.commit(transaction)
     assert await one.store().get("first") is None
+
+
+async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alone(backend: Backend) -> None:
+    """A field expected of a key that is no hash: not a conflict, which would be run again for ever."""
+    one = await backend.join()
+    transaction = one.transaction()
+    transaction.set("text", 1)
+    assert await one.commit(transaction)
+    wrong, right = one.transaction(), one.transaction()
+    wrong.expect("text", "1", field="f")
+    right.set("right", 1)
+    said = await asyncio.gather(one.commit(wrong), one.commit(right), return_exceptions=True)
+    assert isinstance(said[0], MeshError) and "expected to be a hash" in said[0].detail
+    assert said[1] is True and await one.store().get("right") == "1"
 
 
 async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Backend) -> None:
