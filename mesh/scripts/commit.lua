@@ -51,9 +51,10 @@ local function unchanged(first, groups)
     if hash == '' then
       values = redis.call('MGET', unpack(names))
     else
-      values = redis.pcall('HMGET', hash, unpack(names))
+      local found = redis.call('TYPE', hash).ok
+      if found ~= 'none' and found ~= 'hash' then return nil, hash .. ' holds a ' .. found .. ', not a hash' end
+      values = redis.call('HMGET', hash, unpack(names))
     end
-    if values.err then return nil, hash .. ' is expected to be a hash: ' .. values.err end
     for k = 1, count do
       if differs(values[k], ARGV[i + 2 + 2 * k]) then return nil, 'conflict' end
     end

@@ -241,7 +241,7 @@ async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alo
     wrong.expect("text", "1", field="f")
     right.set("right", 1)
     said = await asyncio.gather(one.commit(wrong), one.commit(right), return_exceptions=True)
-    assert isinstance(said[0], MeshError) and "expected to be a hash" in said[0].detail
+    assert isinstance(said[0], MeshError) and "holds a string, not a hash" in said[0].detail
     assert said[1] is True and await one.store().get("right") == "1"
 
 
