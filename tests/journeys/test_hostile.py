@@ -14,17 +14,11 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import gmpy2
-import httpx
 import psutil
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from tests.faults.matrix import SEED
 from tests.faults.scenario import Member, Mesh, open_mesh
@@ -296,32 +290,3 @@ async def test_bodies_that_never_end_hold_nobody_up(mesh: Mesh) -> None:
     assert all(sample.ok and sample.took_s < 2 for sample in mesh.history.samples), mesh.history.says()
     findings = await mesh.check()
     assert not findings, findings.says()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-async def test_answers_are_what_the_document_says(mesh: Mesh) -> None:
-    """Whatever is made up from /openapi.json: no 500, and no answer that the document does not describe."""
-    async with httpx.AsyncClient() as client:
-        document = (await client.get(f"{mesh.address}/openapi.json")).json()
-    document["paths"] = {path: of for path, of in document["paths"].items() if not path.startswith("/tally")}
-    await asyncio.to_thread(_try_all, document, mesh.members[0].public)
-
-
-def _try_all(document: dict[str, Any], base: str) -> None:
-    """A few dozen made-up calls of each operation."""
-    schema = schemathesis.openapi.from_dict(document)
-    schema.config.update(base_url=base)
-    for found in schema.get_all_operations():
-        operation = found.ok()
-
-        @settings(
-            max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck), database=None,
-        )  # fmt: skip
-        @given(case=operation.as_strategy())
-        def one(case: Any) -> None:
-            response = case.call(timeout=10)
-            case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
-
-        one()
