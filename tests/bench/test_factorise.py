@@ -1,0 +1,87 @@
+"""The bench of factorisation: numbers of the kinds it names, fair limits, and cells that say why they are empty."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from bench import factorise
+from bench.factorise import GOAL_WORD, KINDS, OURS, Contender, Kind
+from bench.record import Record, Settings
+from bench.spread import Spread
+
+WORD = 1 << 64
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_makes_what_its_name_says(kind: Kind) -> None:
+    """The goal of numbers in a machine word holds for those, and for no others; sizes are as named."""
+    chance = random.Random(kind.name)
+    numbers = [kind.make(chance) for _ in range(20)]
+    assert all(number < WORD for number in numbers) == (kind.goal == GOAL_WORD)
+    if kind.name.startswith("two primes"):
+        assert {len(str(number)) for number in numbers} == {int(kind.name.split()[2])}
+    if "cofactor" in kind.name:
+        small, large = (int(part.split("-")[0]) for part in kind.name.split(", "))
+        assert {len(str(number)) for number in numbers} <= {small + large - 1, small + large}
+
+
+def test_ours_is_asked_for_every_kind_and_so_are_two_others_at_least() -> None:
+    """A ratio needs both sides."""
+    assert all(OURS in kind.by and len(kind.by) >= 3 for kind in KINDS)
+
+
+def test_the_ratio_is_to_the_best_of_the_others() -> None:
+    """Whoever was best over all rounds, round by round; whoever was stopped has no row."""
+    rows = {OURS: [3.0, 4.0, 8.0], "flint": [9.0, 9.0, 9.0], "pari": [3.0, 2.0, 8.0]}
+    found = factorise.ratio(KINDS[0], rows)
+    assert found.spread == Spread.of([1.0, 2.0, 1.0])
+    assert found.goal == GOAL_WORD
+    assert found.met
+
+
+def test_a_contender_is_asked_for_all_passes_and_its_answers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick wrong answer is no answer."""
+    contender = Contender(OURS)
+    try:
+        seconds = contender.seconds([2**61 - 1, 91], 3, 30)
+        assert seconds is not None
+        assert 0 < seconds < 1
+        monkeypatch.setattr(factorise.gmpy2, "is_prime", lambda factor: factor != 13)
+        with pytest.raises(ArithmeticError, match="for 91"):
+            contender.seconds([91], 1, 30)
+    finally:
+        contender.end()
+
+
+def test_who_takes_too_long_is_stopped_and_can_be_asked_again() -> None:
+    """Its process is gone, and the next question starts another."""
+    contender = Contender(OURS)
+    try:
+        assert contender.seconds([4], 1, 30) is not None
+        running = contender.process
+        assert running is not None
+        assert contender.seconds([factorise.semiprime(80)(random.Random(1))], 1, 0.1) is None
+        assert running.poll() is not None
+        assert contender.seconds([4], 1, 30) is not None
+    finally:
+        contender.end()
+
+
+def test_an_empty_cell_says_why() -> None:
+    """Not asked is not too slow."""
+    kind = next(kind for kind in KINDS if "sympy" not in kind.by)
+    measured = {f"{kind.name} | {OURS}": Spread.of([0.5])}
+    ratios = {kind.name: factorise.ratio(kind, {OURS: [0.5], "pari": [0.5]})}
+    found = Record("factorise", Settings(), measured, ratios, {"versions": dict.fromkeys(factorise.PEER_NAMES, "1")})
+    row = next(line for line in factorise.present(found, Path()).splitlines() if line.startswith(f"| {kind.name}"))
+    assert [cell.strip() for cell in row.split("|")[2:7]] == ["0.500", "too slow", "too slow", "not asked", "not asked"]
+
+
+def test_digits_say_as_much_as_the_figure() -> None:
+    """Three of them, wherever the point is."""
+    assert [factorise.digits(10.0**power) for power in (-3, -1, 0, 2, 4)] == [6, 4, 3, 1, 0]
+    assert math.isclose(float(f"{0.00152:.{factorise.digits(0.00152)}f}"), 0.00152)
