@@ -31,7 +31,10 @@ local function go(own)
   end
 end
 
+-- What is settled is acknowledged at the end, all of a stream at once; until then this says that it is nobody's.
+local settled, ids_of = {}, {}
 local function is_mine(stream, id)
+  if settled[stream .. ' ' .. id] then return false end
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   return not pending.err and #pending > 0
 end
@@ -123,8 +126,9 @@ local function settle(t)
       'status', ARGV[t + 6], 'forwards', ARGV[t + 7], 'body', ARGV[t + 8])
   end
   if stream ~= '' then
-    redis.call('XACK', stream, 'workers', id)
-    redis.call('XDEL', stream, id)
+    settled[stream .. ' ' .. id] = true
+    ids_of[stream] = ids_of[stream] or {}
+    table.insert(ids_of[stream], id)
     answered = answered + 1
   end
 end
@@ -151,6 +155,10 @@ while t <= #ARGV do
   t = t + tonumber(ARGV[t])
 end
 go('0')
+for stream, ids in pairs(ids_of) do
+  redis.call('XACK', stream, 'workers', unpack(ids))
+  redis.call('XDEL', stream, unpack(ids))
+end
 if answered > 0 then redis.call('HINCRBY', books_key, 'answered', answered) end
 redis.call('HSET', submitted_key, 'commit', batch, 'outcomes', cjson.encode(outcomes))
 return outcomes
