@@ -121,11 +121,12 @@ class _Http1(H11Protocol):
         """Stay."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-        plain = h11.Request(
-            method=request.method, target=request.target, headers=headers, http_version=request.http_version
-        )
-        await super()._create_stream(plain)
+        if any(name == b"upgrade" for name, _ in request.headers):
+            headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+            request = h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        await super()._create_stream(request)
 
 
 # The one name by which Hypercorn makes each.
