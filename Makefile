@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test faults lint types bench bench-check containers lock clean
+.PHONY: help install run test faults faults-services lint types bench bench-check containers lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,11 @@ types: install  ## strict on mesh
 test: lint types  ## everything that must hold, in under 15 minutes
 	$(BIN)/pytest -q -m "not faults or selection"
 
-faults: install  ## every row of the fault matrix, in under ten minutes: ROW=row_06 FAULTS_SEED=…
+faults: install  ## every row of the fault matrix but 25 to 28, in under ten minutes: ROW=row_06 FAULTS_SEED=…
 	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))
+
+faults-services: install  ## rows 25 to 28, those of grades, movements and messages, in about six minutes: ROW=row_28
+	$(BIN)/pytest -q tests/journeys tests/quart_app -m faults -k $(or $(ROW),row_2)
 
 bench: install  ## each claim about speed beside its peers; CLAIMS="request_reply http batch store_scale mesh_scale startup factorise"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
