@@ -78,6 +78,22 @@ async def test_row_13_a_delivery_that_was_lost_is_looked_for(faults: Faults) -> 
     await faults.check(mesh)
 
 
+@row(13, "the reply to a submission swallowed", selection=True)
+async def test_row_13_a_submission_that_was_answered_in_vain_is_one(faults: Faults) -> None:
+    """It is sent again, for nobody can know that it had arrived; the second one changes nothing."""
+    mesh = await faults.mesh(2, classes="AB")
+    asker = faults.chance.choice(mesh.members)
+    id = f"submitted-{faults.chance.randrange(1 << 48):012x}"
+    asker.wire.lose(id.encode())
+    asked = await mesh.post(asker, "/tally", {"id": id, "cls": faults.chance.choice("AB")})
+    faults.took(asked.took_s)
+    if asker.wire.swallowed != 1:
+        raise Broken(f"{asker.wire.swallowed} replies were lost")
+    if not asked.ok:
+        raise Broken(f"the client was told {asked.status} {asked.answer}")
+    await faults.check(mesh)
+
+
 @row(14, "200 ms jitter, bytes one at a time")
 async def test_row_14_a_slow_and_crumbling_wire(faults: Faults) -> None:
     """No wrong answer."""

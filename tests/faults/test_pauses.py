@@ -108,6 +108,21 @@ async def test_row_07_work_taken_over_has_one_effect(faults: Faults) -> None:
     await faults.check(mesh)
 
 
+@row(7, "a commit on its way while its request is taken over", selection=True)
+async def test_row_07_a_commit_that_arrives_late_is_refused(faults: Faults) -> None:
+    """One effect, though the worker could not hear in time that its request is another's."""
+    mesh = await faults.mesh(3, classes="AAB", MESH_LEASE_TTL_MS="10000")
+    asked = mesh.tally(mesh.members[2], cls="A", hold_ms=1000)
+    worker = await mesh.begun(asked)
+    worker.wire.black_hole_at(b"HINCRBY")
+    faults.took(await mesh.within(C + 2, lambda: _true(asked.done()), "taken over"))
+    worker.wire.restore()
+    await mesh.recovered(L)
+    if not asked.result().ok:
+        raise Broken(f"the client was told {asked.result()}")
+    await faults.check(mesh)
+
+
 @row(8, "SIGSTOP all for 2 L, then SIGCONT")
 async def test_row_08_all_sleep_and_all_come_back(faults: Faults) -> None:
     """N distinct databases within L + 2 s."""

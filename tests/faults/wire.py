@@ -4,7 +4,7 @@ pass        what comes goes on
 cut         every connection is reset, and so is each new one until `restore`
 black hole  nothing goes on, nobody is told; `restore` lets through what was held, late
 swallow     replies vanish after the command took effect, then the connection is reset
-lose        one reply vanishes so: the first with a certain word in it
+lose        one reply vanishes so: the first that brings a certain word, or answers a command with it
 trickle     every read is delayed by up to so much, and goes on byte by byte
 """
 
@@ -27,6 +27,8 @@ class _Connection:
     down: asyncio.StreamWriter
     up: asyncio.StreamWriter
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
+    #: the next reply is to be lost
+    doomed: bool = False
 
     def reset(self) -> None:
         for writer in (self.down, self.up):
@@ -86,7 +88,7 @@ class Wire:
         self._swallow = share
 
     def lose(self, word: bytes) -> None:
-        """Lose the one reply that brings this word, and its connection with it."""
+        """Lose the one reply that brings this word or answers a command with it, and its connection, too."""
         self._lost_word = word
 
     def trickle(self, delay_s: float) -> None:
@@ -141,17 +143,17 @@ class Wire:
                 if self._word and self._word in data and not replies:
                     self._flowing.clear()
                 await self._flowing.wait()
-                if replies and self._is_to_be_lost(data):
+                self._look_for_lost_word(data, connection)
+                if replies and (connection.doomed or self._chance.random() < self._swallow):
                     self.swallowed += 1
                     connection.reset()
                     return
                 await self._pass_on(data, writer)
 
-    def _is_to_be_lost(self, reply: bytes) -> bool:
-        if self._lost_word and self._lost_word in reply:
+    def _look_for_lost_word(self, data: bytes, connection: _Connection) -> None:
+        if self._lost_word and self._lost_word in data:
             self._lost_word = b""
-            return True
-        return self._chance.random() < self._swallow
+            connection.doomed = True
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         if not self._delay_s:
