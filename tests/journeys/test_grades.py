@@ -130,12 +130,14 @@ async def test_a_third_replica_starts_from_a_backup_and_shows_everything(mesh: M
 
 
 async def test_a_backup_over_http_is_whole_and_says_what_it_is(mesh: Mesh) -> None:
-    """With user and password only; csv.gz that any tool reads; time, log and position in it."""
-    one, _ = await mesh.start(1, 2)
+    """Any replica's, with what another was told; with user and password only; csv.gz that any tool reads; time, log
+    and position in it."""
+    one, two = await mesh.start(1, 2)
     await mesh.set(one, user_id="alice", spp=5)
-    assert (await mesh.client.get(f"{one.private}/backup")).status_code == 401
-    assert (await mesh.client.get(f"{one.public}/backup", auth=AUTH)).status_code == 404
-    answer = await mesh.client.get(f"{one.private}/backup", auth=AUTH)
+    await mesh.shows(two, "alice", spp=5)
+    assert (await mesh.client.get(f"{two.private}/backup")).status_code == 401
+    assert (await mesh.client.get(f"{two.public}/backup", auth=AUTH)).status_code == 404
+    answer = await mesh.client.get(f"{two.private}/backup", auth=AUTH)
     assert answer.status_code == 200 and answer.headers["Content-Type"] == "application/gzip"
     lines = gzip.decompress(answer.content).decode().splitlines()
     about = json.loads(lines[0][2:])
