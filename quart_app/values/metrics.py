@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,6 +33,16 @@ class LaneMetrics:
     seconds: Counter
     killed: Counter
     died: Counter
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """While a process computes."""
+        begun_s = time.monotonic()
+        with self.in_flight.track_inprogress():
+            try:
+                yield
+            finally:
+                self.seconds.inc(time.monotonic() - begun_s)
 
 
 class FactorMetrics:

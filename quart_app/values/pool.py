@@ -379,18 +379,16 @@ class Lane:
         with self._metrics.waiting.track_inprogress():
             await self._slots.acquire()
         future: concurrent.futures.Future[Any] | None = None
-        begun_s = time.monotonic()
         try:
-            with self._metrics.in_flight.track_inprogress():
-                pool = await self._running()
-                function, *arguments = call()
+            pool = await self._running()
+            function, *arguments = call()
+            with self._metrics.computing():
                 future = pool.schedule(function, args=arguments)
                 return await asyncio.wrap_future(future)
         except (ProcessExpired, concurrent.futures.BrokenExecutor):
             self._metrics.died.inc()
             raise
         finally:
-            self._metrics.seconds.inc(time.monotonic() - begun_s)
             self._release(future)
 
     async def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 
 import gmpy2
@@ -72,8 +73,11 @@ async def test_what_is_done_is_counted_with_its_seconds(pool: FactorPool, figure
     assert figures("_in_flight", lane="brisk") == 0
 
 
-async def test_what_runs_and_what_waits_is_seen_by_lane(pool: FactorPool, figures: Figures) -> None:
+async def test_what_runs_and_what_waits_is_seen_by_lane(
+    pool: FactorPool, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what is no longer wanted is counted as killed, once."""
+    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (time.sleep, 60))
     asked = [asyncio.create_task(pool.factorise(HARD * 2**i, 60)) for i in range(2)]
     await figures.until(lambda: bool(figures("_in_flight", lane="hard") and figures("_waiting", lane="hard")))
     assert figures("_in_flight", lane="brisk") == figures("_in_flight", lane="patient") == 0
