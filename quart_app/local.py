@@ -46,6 +46,7 @@ LONGEST_PAUSE_S = 5.0
 
 #: Ports that no outgoing connection is given by default, on Linux, macOS and Windows.
 LISTENING = (12_000, 32_000)
+_named: set[int] = set()
 
 
 class LocalError(Exception):
@@ -81,14 +82,18 @@ def free_port(wanted: int = 0) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different free ports of the loopback address, from below the range that outgoing connections are given."""
+    """Different free ports of the loopback address, from below the range that outgoing connections are given.
+
+    None is named twice: who was told a port may not have bound it yet.
+    """
     with contextlib.ExitStack() as stack:
         found: list[int] = []
-        for port in random.sample(range(*LISTENING), 20 * count):
+        for port in random.sample([port for port in range(*LISTENING) if port not in _named], 20 * count):
             with contextlib.suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 found.append(port)
             if len(found) == count:
+                _named.update(found)
                 return found
     raise LocalError(f"no {count} free ports on 127.0.0.1")
 
