@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quart import Blueprint, Response, jsonify
+from quart_schema import tag
 
 from quart_app.errors import Problem
 from quart_app.service import Context
@@ -15,11 +16,15 @@ def routes(context: Context, reason: Callable[[], str]) -> Blueprint:
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health")
+    @tag(["health"])
     async def health() -> Response:
+        """Whether this process lives."""
         return jsonify({"status": "alive"})
 
     @blueprint.get("/readyz")
+    @tag(["health"])
     async def readyz() -> Response:
+        """Whether this replica may be sent requests; if not, 503 says why."""
         why = reason()
         if why:
             raise Problem(503, why, retry_after=1)
