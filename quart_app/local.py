@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -46,7 +47,8 @@ LONGEST_PAUSE_S = 5.0
 
 #: Ports that no outgoing connection is given by default, on Linux, macOS and Windows.
 LISTENING = (12_000, 32_000)
-_named: set[int] = set()
+#: Ports named a while ago are bound by now, or free again.
+_named: deque[int] = deque(maxlen=1000)
 
 
 class LocalError(Exception):
@@ -84,16 +86,18 @@ def free_port(wanted: int = 0) -> int:
 def free_ports(count: int) -> list[int]:
     """Different free ports of the loopback address, from below the range that outgoing connections are given.
 
-    None is named twice: who was told a port may not have bound it yet.
+    None is named twice in a while: who was told a port may not have bound it yet.
     """
     with contextlib.ExitStack() as stack:
         found: list[int] = []
-        for port in random.sample([port for port in range(*LISTENING) if port not in _named], 20 * count):
+        for port in random.sample(range(*LISTENING), 20 * count):
+            if port in _named:
+                continue
             with contextlib.suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 found.append(port)
             if len(found) == count:
-                _named.update(found)
+                _named.extend(found)
                 return found
     raise LocalError(f"no {count} free ports on 127.0.0.1")
 
