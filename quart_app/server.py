@@ -15,7 +15,7 @@ from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import Quart
@@ -27,6 +27,8 @@ from quart_app.settings import AppSettings
 
 #: Connections that may wait to be accepted.
 BACKLOG = 1024
+#: Whoever is refused while it still sends may go on for as long.
+LINGER_S = 1.0
 
 
 @dataclass(slots=True)
@@ -92,13 +94,15 @@ def _reachable_at(host: str) -> str:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's connection, closed as soon as its client is gone.
+    """Hypercorn's connection, closed as soon as its client is gone, and no sooner than its client can read the answer.
 
     Hypercorn 0.18 keeps a descriptor for the whole keep-alive time after the client has closed: it waits for the task
-    that would have ended an idle connection.
+    that would have ended an idle connection. And it closes at once where it has refused a request that is still on its
+    way: what arrives then is answered with a reset, which takes the refusal along.
     """
 
     _client_gone = False
+    _lingering = False
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -106,8 +110,24 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if not (self._client_gone and isinstance(event, Updated)):
+        if self._client_gone and isinstance(event, Updated):
+            return
+        if isinstance(event, Closed) and not self._client_gone and self._is_still_sent_to():
+            self._linger()
+        else:
             await super().protocol_send(event)
+
+    def _is_still_sent_to(self) -> bool:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        return isinstance(connection, h11.Connection) and connection.their_state in {h11.SEND_BODY, h11.ERROR}
+
+    def _linger(self) -> None:
+        """Say that this was all, and read on, for the waste-paper basket, until the client has understood."""
+        if not self._lingering:
+            self._lingering = True
+            with contextlib.suppress(OSError, RuntimeError):
+                self.writer.write_eof()
+            self.loop.call_later(LINGER_S, self.writer.close)
 
 
 class _Http1(H11Protocol):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from quart import Quart
+from quart import Quart, request
 
 from quart_app import server
 from quart_app.settings import AppSettings
@@ -174,3 +175,50 @@ async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> N
         writer.close()
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"application/problem+json" in answer
+
+
+async def test_who_is_refused_while_it_still_sends_can_read_why() -> None:
+    """What arrives after a refusal is read, not answered with a reset that takes the refusal along."""
+    app = Quart("refusing")
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+
+    @app.post("/")
+    async def take() -> str:
+        await request.get_data()
+        return ""
+
+    def send_all_and_read(host: str, port: int) -> bytes:
+        with socket.create_connection((host, port), timeout=5) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+            for _ in range(9):
+                client.sendall(b" " * 1_000_000)
+            return client.recv(100)
+
+    async with served(app) as address:
+        host, _, port = address.rpartition(":")
+        for _ in range(5):
+            assert (await asyncio.to_thread(send_all_and_read, host, int(port))).startswith(b"HTTP/1.1 413")
+
+
+async def test_who_never_stops_sending_is_left_in_the_end() -> None:
+    """Lingering has an end, too."""
+    app = Quart("refusing")
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+
+    @app.post("/")
+    async def take() -> str:
+        await request.get_data()
+        return ""
+
+    async with served(app) as address:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+        begun = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < begun + 10 * server.LINGER_S:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        assert server.LINGER_S / 2 < time.monotonic() - begun < 5 * server.LINGER_S
+        writer.transport.abort()
