@@ -31,8 +31,11 @@ lint: install  ## style and import rules
 types: install  ## strict on mesh
 	$(BIN)/mypy
 
+# What measures time or starts whole meshes has the machine for itself, after all the rest.
+UNITS := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app
 test: lint types  ## everything that must hold, in under 15 minutes
-	$(BIN)/pytest -q -m "not faults or selection"
+	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(UNITS)
+	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(UNITS))
 
 faults: install  ## every row of the fault matrix but 25 to 28, in under ten minutes: ROW=row_06 FAULTS_SEED=…
 	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))

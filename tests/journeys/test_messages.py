@@ -51,9 +51,10 @@ QUICK = {
     "MESSAGES_PROBE_WAIT_MS": "10000",
     "MESSAGES_CONNECT_TIMEOUT_MS": "500",
     "MESSAGES_CONNECT_TRIES": "1",
+    "LOG_FORMAT": "json",
 }
 #: Neither so late that a test waits for long, nor so soon that who lives and waits for a core counts as dead.
-UNHURRIED = QUICK | {"MESSAGES_PROVIDER_TIMEOUT_MS": "8000", "MESSAGES_CONNECT_TIMEOUT_MS": "5000"}
+UNHURRIED = PATIENT | QUICK | {"MESSAGES_PROVIDER_TIMEOUT_MS": "8000", "MESSAGES_CONNECT_TIMEOUT_MS": "5000"}
 
 
 @dataclass
@@ -415,7 +416,7 @@ async def race_with_kills(
     """Replicas killed in the middle cost one slot each at most, all of them together one refusal; the count heals."""
     async with providers(limit, block_s, latency_ms=400) as both:
         with recorded(replicas.server) as record:
-            processes = await many(replicas, count, both.env | PATIENT | pace)
+            processes = await many(replicas, count, both.env | pace)
             race = Race(await paying_visitor(replicas, processes[-1]), [f"key-{n}" for n in range(messages)])
             await kill_in_the_middle(replicas, race, processes, kills, limit)
             living = processes[kills:]

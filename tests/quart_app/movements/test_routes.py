@@ -187,6 +187,6 @@ async def test_the_routes_are_documented(served: Served) -> None:
     paths = (await openapi([served.routes.blueprint], "1"))["paths"]
     movement = paths["/api/movements/{movement_id}"]["get"]
     assert [one["name"] for one in movement["parameters"]] == ["movement_id", "product_id"]
-    answer = movement["responses"]["200"]
+    answer = movement["responses"][200]
     assert "quantity_difference" in answer["content"]["application/json"]["schema"]["properties"]
     assert "/api/warehouses/{warehouse_id}/products/{product_id}" in paths
