@@ -11,7 +11,8 @@ harmless (a unique key), so each event has its effect exactly once. For effects 
                              that one is tried again later, and is a dead letter after `max_deliveries`
         Unavailable          (a database is down) tried again for ever, kept alive meanwhile, nothing buried
         the consumer dies    nobody keeps it alive, so another takes it over, in smaller and smaller company:
-                             an event that kills its process takes no other with it to the dead letters
+                             an event that kills its process takes no other with it to the dead letters. Nor is
+                             one buried whose effect is there: its consumers had another reason to die
 
 Done events are deleted, not only acknowledged: their effect is the record, and the stream stays as short as
 the work that waits (XLEN is the lag). MAXLEN instead would delete unread ones. Hence one group per stream.
@@ -76,6 +77,15 @@ class Pending:
 #: Makes the effects of events durable, all of these or none, and returns those it refuses with the reason. It
 #: may see an event again. Raises Unavailable where trying later helps.
 Handle = Callable[[Sequence[Entry]], Awaitable[Mapping[str, str]]]
+
+
+#: Whether an event's effect is there already. Raises Unavailable where trying later helps.
+IsDone = Callable[[Entry], Awaitable[bool]]
+
+
+async def not_known(entry: Entry) -> bool:
+    """Nobody can say."""
+    return False
 
 
 def together(deliveries: int, batch: int) -> int:
@@ -197,7 +207,7 @@ class Events:
     `connect` opens a client for this consumer alone, for its read blocks; `consumer` is unique among all that
     live. `handle` gets up to `batch` events, and `handle_timeout_ms` for them. A dead consumer's events are
     taken over after `claim_idle_ms`. Leaving waits up to `drain_ms` for the batch in hand. `on_buried` hears
-    of each dead letter.
+    of each dead letter. `is_done` is asked once before an event is buried because its consumers died.
     """
 
     def __init__(
@@ -215,9 +225,10 @@ class Events:
         handle_timeout_ms: int = 60_000,
         drain_ms: int = 2000,
         on_buried: Callable[[Entry, str], None] = lambda entry, reason: None,
+        is_done: IsDone = not_known,
     ) -> None:
         self.stream, self.group, self.consumer = stream, group, consumer
-        self._connect, self._handler, self._on_buried = connect, handle, on_buried
+        self._connect, self._handler, self._on_buried, self._is_done = connect, handle, on_buried, is_done
         self._batch, self._max_deliveries = batch, max_deliveries
         self._block_ms, self._claim_idle_ms = block_ms, claim_idle_ms
         self._handle_timeout_s, self._drain_s = handle_timeout_ms / 1000, drain_ms / 1000
@@ -318,7 +329,16 @@ class Events:
             await self._settle(entries)
             return
         for entry in entries:
-            await self._bury(entry, f"{self._max_deliveries} consumers had it and none of them finished it")
+            await self._give_up(entry)
+
+    async def _give_up(self, entry: Entry) -> None:
+        """Its consumers died, one after the other. It is asked about once, lest even this kill the next one."""
+        if entry.deliveries == self._max_deliveries + 1:
+            async with asyncio.timeout(self._handle_timeout_s):
+                if await self._is_done(entry):
+                    await self._group.finish([entry.id])
+                    return
+        await self._bury(entry, f"{self._max_deliveries} consumers had it and none of them finished it")
 
     # What becomes of them.
 

@@ -77,3 +77,10 @@ class Intake:
             source, id = events[place].key
             refused[ids[place]] = f"another event of source {source!r} with id {id!r} was stored before"
         return refused
+
+    async def is_done(self, entry: Entry) -> bool:
+        """Whether an event is in the tables. Raises Unavailable while the database is down."""
+        try:
+            return await self._store.has(read_event(entry.fields))
+        except Unreadable:
+            return False

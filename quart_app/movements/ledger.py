@@ -77,6 +77,7 @@ class Ledger:
             batch=self._settings.movements_batch,
             claim_idle_ms=self._settings.movements_claim_idle_ms,
             on_buried=lambda entry, reason: self._metrics.dead_letters.inc(),
+            is_done=self._intake.is_done,
         )
 
     async def prepare(self) -> None:

@@ -73,6 +73,12 @@ class Store:
                 stored.taken.add(place)
         return stored
 
+    async def has(self, event: Event) -> bool:
+        """Whether this very event is stored."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(_contents([event.key]))
+            return any(_content(row) == _content_of(event) for row in found)
+
     async def steps(self, movement_id: UUID) -> list[Step]:
         """What is known of a movement; empty where it has never been heard of."""
         columns = movements.c

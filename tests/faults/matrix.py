@@ -50,12 +50,22 @@ class Faults:
         self._meshes = 0
         self._stack = contextlib.AsyncExitStack()
 
-    async def mesh(self, count: int = 4, *, classes: str = "AABB", options: tuple[str, ...] = (), **env: str) -> Mesh:
-        """A mesh that is ready, behind Caddy; gone when the row ends."""
+    async def mesh(
+        self,
+        count: int = 4,
+        *,
+        classes: str = "AABB",
+        options: tuple[str, ...] = (),
+        wired: bool = True,
+        **env: str,
+    ) -> Mesh:
+        """A mesh that is ready, behind Caddy; gone when the row ends. `wired`: its ways to Redis can be cut."""
         self._meshes += 1
         folder = self._folder / f"mesh-{self._meshes}"
         chosen = {"FAULTS_MUTATION": self._mutation, **env}
-        return await self._stack.enter_async_context(open_mesh(folder, self.chance, count, chosen, classes, options))
+        return await self._stack.enter_async_context(
+            open_mesh(folder, self.chance, count, chosen, classes, options, wired=wired)
+        )
 
     def took(self, seconds: float) -> None:
         """A time to recover, for the table."""

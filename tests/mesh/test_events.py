@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import time
@@ -333,9 +334,19 @@ async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis)
 
     bodies = [str(n) for n in range(200)]
     await publish(redis, *bodies)
+    deaths = await settled_by_the_dying(redis, died, lambda: consume(connect, die_at_77, max_deliveries=3))
+    assert deaths == 3
+    assert sorted(set(done), key=int) == [body for body in bodies if body != "77"]
+    (letter,) = await dead_letters(redis)
+    assert letter["body"] == "77"
+    assert letter["reason"] == "3 consumers had it and none of them finished it"
+
+
+async def settled_by_the_dying(redis: Redis, died: asyncio.Event, begin: Callable[[], Events]) -> int:
+    """One consumer after the other, each until it dies or all is settled; how many died."""
     deaths = 0
     while not await all_settled(redis):
-        events = await consume(connect, die_at_77, max_deliveries=3).__aenter__()
+        events = await begin().__aenter__()
         settled = asyncio.create_task(until(lambda: all_settled(redis)))
         dead = asyncio.create_task(died.wait())
         await asyncio.wait({settled, dead}, return_when=asyncio.FIRST_COMPLETED)
@@ -344,11 +355,43 @@ async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis)
         settled.cancel()
         dead.cancel()
         await crash(events)
-    assert deaths == 3
-    assert sorted(set(done), key=int) == [body for body in bodies if body != "77"]
-    (letter,) = await dead_letters(redis)
-    assert letter["body"] == "77"
-    assert letter["reason"] == "3 consumers had it and none of them finished it"
+    return deaths
+
+
+async def test_an_event_whose_effect_is_there_is_no_dead_letter(connect: Any, redis: Redis) -> None:
+    """All who had it died before the acknowledgement, and of something else: it is done, and they are asked no more."""
+    done: list[str] = []
+    died = asyncio.Event()
+
+    async def die_after_7(entries: Sequence[Entry]) -> Mapping[str, str]:
+        done.extend(entry.fields["body"] for entry in entries)
+        if any(entry.fields["body"] == "7" for entry in entries):
+            died.set()
+            await asyncio.Event().wait()
+        return {}
+
+    async def is_done(entry: Entry) -> bool:
+        return entry.fields["body"] in done
+
+    await publish(redis, *(str(n) for n in range(20)))
+    begin = functools.partial(consume, connect, die_after_7, max_deliveries=3, is_done=is_done)
+    assert await settled_by_the_dying(redis, died, begin) == 3
+    assert {*done} == {str(n) for n in range(20)}
+    assert await dead_letters(redis) == []
+
+
+async def test_who_dies_of_being_asked_about_an_event_is_the_last(connect: Any, redis: Redis) -> None:
+    """It is asked about once; after that it is a dead letter without a further look."""
+    died = asyncio.Event()
+
+    async def die(*_: object) -> Any:
+        died.set()
+        await asyncio.Event().wait()
+
+    await publish(redis, "7")
+    begin = functools.partial(consume, connect, die, max_deliveries=3, is_done=die)
+    assert await settled_by_the_dying(redis, died, begin) == 4
+    assert len(await dead_letters(redis)) == 1
 
 
 async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redis: Redis, handler: Handler) -> None:

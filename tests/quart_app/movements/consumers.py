@@ -50,7 +50,8 @@ async def _consume(redis_url: str, database_url: str, name: str, batch: int, die
 
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with Events(connect, STREAM, GROUP, name, handle, batch=batch, block_ms=200, claim_idle_ms=500):
+    options = {"batch": batch, "block_ms": 200, "claim_idle_ms": 500}
+    async with Events(connect, STREAM, GROUP, name, handle, **options, is_done=intake.is_done):
         await ended.wait()
     await database.close()
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,8 +18,11 @@ import gmpy2
 import psutil
 import pytest
 
-from tests.faults.matrix import SEED
-from tests.faults.scenario import Member, Mesh, open_mesh
+from tests.faults.checkers import Broken
+from tests.faults.matrix import Faults, row
+from tests.faults.scenario import Member, Mesh
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 #: Where to, and what is written there; whatever is not a whole request ends with the end of the stream.
 Bytes = tuple[str, bytes]
@@ -233,22 +234,15 @@ def forget(pid: int) -> int:
     return psutil.Process(pid).memory_info().rss
 
 
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    async with open_mesh(tmp_path / "mesh", random.Random(SEED), 2, {}, "AB", wired=False) as mesh:
-        yield mesh
-
-
 async def held_ms(mesh: Mesh, member: Member) -> float:
     """How long the event loop was held at most since the last look."""
     return (await mesh.client.get(f"{member.private}/tally/loop")).json()["held_ms"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-async def test_hostile_bytes_are_answered_and_forgotten(mesh: Mesh) -> None:
+@row(30, "the HTTP corpus: hostile heads, paths, methods and bodies", selection=True)
+async def test_row_30_hostile_bytes_are_answered_and_forgotten(faults: Faults) -> None:
     """No 500, no stall, no held loop, no growth, and everything works afterwards."""
+    mesh = await faults.mesh(2, classes="AB", wired=False)
     target = mesh.members[0]
     async with mesh.load(clients=2):
         await asyncio.sleep(1)
@@ -262,20 +256,24 @@ async def test_hostile_bytes_are_answered_and_forgotten(mesh: Mesh) -> None:
         held[name] = await held_ms(mesh, target)
         if status == 500 or status < 0 or (status == SILENCE and not name.startswith(("wire", "head", "path"))):
             wrong.append((name, status, round(took_s, 2)))
-    assert not wrong
     grown = peak(target.pid) - before
-    assert grown <= GROWTH, f"the process grew by {grown >> 20} MB"
+    faults.note(f"{len(held)} kinds; loop held {max(held.values()):.0f} ms at most; {grown >> 20} MB more at the peak")
+    if wrong:
+        raise Broken(f"answered with 500, late, or not at all: {wrong}")
+    if grown > GROWTH:
+        raise Broken(f"the process grew by {grown >> 20} MB")
     slow = {name: round(ms) for name, ms in held.items() if ms > HELD_MS}
-    assert not slow, f"the event loop was held (ms): {slow}"
-    assert await mesh.serves()
-    findings = await mesh.check()
-    assert not findings, findings.says()
+    if slow:
+        raise Broken(f"the event loop was held (ms): {slow}")
+    if not await mesh.serves():
+        raise Broken("it serves no more")
+    await faults.check(mesh)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-async def test_bodies_that_never_end_hold_nobody_up(mesh: Mesh) -> None:
-    """Two hundred clients that send a byte now and then: whoever asks meanwhile is answered as ever."""
+@row(30, "two hundred bodies that never end", selection=True)
+async def test_row_30_bodies_that_never_end_hold_nobody_up(faults: Faults) -> None:
+    """A byte now and then from each: whoever asks meanwhile is answered as ever."""
+    mesh = await faults.mesh(2, classes="AB", wired=False)
     url = urlsplit(mesh.members[0].public)
     slow = [await asyncio.open_connection(url.hostname, url.port) for _ in range(200)]
     for _, writer in slow:
@@ -287,6 +285,6 @@ async def test_bodies_that_never_end_hold_nobody_up(mesh: Mesh) -> None:
             await asyncio.sleep(0.2)
     for _, writer in slow:
         writer.transport.abort()
-    assert all(sample.ok and sample.took_s < 2 for sample in mesh.history.samples), mesh.history.says()
-    findings = await mesh.check()
-    assert not findings, findings.says()
+    if not all(sample.ok and sample.took_s < 2 for sample in mesh.history.samples):
+        raise Broken(mesh.history.says())
+    await faults.check(mesh)
