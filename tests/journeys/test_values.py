@@ -203,11 +203,11 @@ async def test_no_get_shows_a_value_twice_misses_an_acknowledged_one_or_shows_an
 
 
 async def _write(replicas: Replicas, processes: list[Process], history: History, number: int, until: float) -> None:
-    """Put values of our own, all multiples of 3, one request after the other."""
+    """Put values of our own, all multiples of 3, one request after the other; a third of them early enough to expire."""
     chosen = random.Random(number)
     own = [3 * (1000 * number + n) for n in range(1, 40)]
-    while time.time() < until:
-        values = chosen.sample(own, chosen.randrange(1, 4))
+    while (now := time.time()) < until:
+        values = chosen.sample(own if now < until - 4.5 else own[:26], chosen.randrange(1, 4))
         items = [{"value": v, "ttl": chosen.randrange(1, 4), "cls": chosen.choice("ABCD")} for v in values]
         began = time.time()
         puts = [Put(began, item["ttl"]) for item in items]
