@@ -203,7 +203,7 @@ async def test_no_get_shows_a_value_twice_misses_an_acknowledged_one_or_shows_an
 
 
 async def _write(replicas: Replicas, processes: list[Process], history: History, number: int, until: float) -> None:
-    """Put values of our own, all multiples of 3, one request after the other; a third of them early enough to expire."""
+    """Put values of our own, all multiples of 3, one after the other; a third of them early enough to expire."""
     chosen = random.Random(number)
     own = [3 * (1000 * number + n) for n in range(1, 40)]
     while (now := time.time()) < until:
