@@ -39,6 +39,11 @@ local function is_mine(stream, id)
   return not pending.err and #pending > 0
 end
 
+local function wrong_type(key, wanted)
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
+end
+
 local function differs(value, wanted)
   if wanted == '' then return value ~= false end
   return not value or '=' .. value ~= wanted
@@ -54,8 +59,8 @@ local function unchanged(first, groups)
     if hash == '' then
       values = redis.call('MGET', unpack(names))
     else
-      local found = redis.call('TYPE', hash).ok
-      if found ~= 'none' and found ~= 'hash' then return nil, hash .. ' holds a ' .. found .. ', not a hash' end
+      local wrong = wrong_type(hash, 'hash')
+      if wrong then return nil, wrong end
       values = redis.call('HMGET', hash, unpack(names))
     end
     for k = 1, count do
@@ -78,15 +83,13 @@ local function wrong_write(first, count)
     if not wanted then return verb .. ' is not a verb of transactions' end
     if wanted ~= '' then
       go(ARGV[i])
-      local found = redis.call('TYPE', key).ok
-      if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
+      local wrong = wrong_type(key, wanted)
+      if wrong then return wrong end
     end
     i = i + 2 + tonumber(ARGV[i + 1])
   end
 end
 
--- What fails all the same (its handler's mistake: words a verb does not take) ends its own transaction, which is not
--- acknowledged, and none of its neighbours.
 local function run(first, last)
   if ARGV[first] ~= 'SETALL' then return redis.pcall(unpack(ARGV, first, last)) end
   for k = first + 3, last do
@@ -95,6 +98,8 @@ local function run(first, last)
   end
 end
 
+-- What fails all the same (its handler's mistake: words a verb does not take) ends its own transaction, which is not
+-- acknowledged, and none of its neighbours.
 local function write(first, count)
   local i = first
   for _ = 1, count do

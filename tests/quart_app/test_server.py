@@ -177,8 +177,9 @@ async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> N
     assert b"application/problem+json" in answer
 
 
-async def test_who_is_refused_while_it_still_sends_can_read_why() -> None:
-    """What arrives after a refusal is read, not answered with a reset that takes the refusal along."""
+@pytest.fixture
+def refusing() -> Quart:
+    """An application that takes no more than a thousand bytes."""
     app = Quart("refusing")
     app.config["MAX_CONTENT_LENGTH"] = 1000
 
@@ -186,6 +187,12 @@ async def test_who_is_refused_while_it_still_sends_can_read_why() -> None:
     async def take() -> str:
         await request.get_data()
         return ""
+
+    return app
+
+
+async def test_who_is_refused_while_it_still_sends_can_read_why(refusing: Quart) -> None:
+    """What arrives after a refusal is read, not answered with a reset that takes the refusal along."""
 
     def send_all_and_read(host: str, port: int) -> bytes:
         with socket.create_connection((host, port), timeout=5) as client:
@@ -194,23 +201,15 @@ async def test_who_is_refused_while_it_still_sends_can_read_why() -> None:
                 client.sendall(b" " * 1_000_000)
             return client.recv(100)
 
-    async with served(app) as address:
+    async with served(refusing) as address:
         host, _, port = address.rpartition(":")
         for _ in range(5):
             assert (await asyncio.to_thread(send_all_and_read, host, int(port))).startswith(b"HTTP/1.1 413")
 
 
-async def test_who_never_stops_sending_is_left_in_the_end() -> None:
+async def test_who_never_stops_sending_is_left_in_the_end(refusing: Quart) -> None:
     """Lingering has an end, too."""
-    app = Quart("refusing")
-    app.config["MAX_CONTENT_LENGTH"] = 1000
-
-    @app.post("/")
-    async def take() -> str:
-        await request.get_data()
-        return ""
-
-    async with served(app) as address:
+    async with served(refusing) as address:
         host, _, port = address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
