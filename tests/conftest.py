@@ -338,3 +338,22 @@ async def eventually(
             raise AssertionError(f"not within {wait_s} s: {condition.__name__}\n{explain()}")
         await asyncio.sleep(0.02)
     return found
+
+
+@dataclass
+class Turns:
+    """How often the event loop went round while this was entered."""
+
+    count: int = 0
+
+    async def _watch(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Turns:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()

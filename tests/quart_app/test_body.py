@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from quart import Quart, Response, jsonify
 from quart_app import errors
 from quart_app.body import MAX_INTEGER_DIGITS, SLICE, parse_json, read_items, read_json
 from quart_app.errors import Problem
+from tests.conftest import Turns
 
 
 class Item(BaseModel):
@@ -130,19 +130,10 @@ def test_large_numbers_stay_exact() -> None:
 
 async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
     """Parsed beside it, checked in slices."""
-    turns = 0
-
-    async def watch() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    watching = asyncio.create_task(watch())
-    found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
-    watching.cancel()
+    async with Turns() as turns:
+        found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
     assert await found.get_json() == MOST
-    assert turns > MOST / SLICE
+    assert turns.count > MOST / SLICE
 
 
 async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> None:

@@ -20,6 +20,7 @@ from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import pool as pools
 from quart_app.values.factorise import Stage, WrongFactors
 from quart_app.values.pool import FactorPool, Progress
+from tests.conftest import Turns
 
 
 def prime(digits: int, number: int = 0) -> int:
@@ -103,20 +104,11 @@ async def test_small_numbers_need_no_process(pool: FactorPool) -> None:
 
 async def test_many_small_numbers_let_the_event_loop_go_round(pool: FactorPool) -> None:
     """A batch never holds the loop for long."""
-    turns = 0
-
-    async def watch() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     semiprimes = [int(gmpy2.next_prime(2**31 + i * 1000)) * int(gmpy2.next_prime(2**32 + i * 999)) for i in range(400)]
-    watching = asyncio.create_task(watch())
-    for number in semiprimes:
-        await pool.factorise(number, 1)
-    watching.cancel()
-    assert turns > 10
+    async with Turns() as turns:
+        for number in semiprimes:
+            await pool.factorise(number, 1)
+    assert turns.count > 10
 
 
 async def test_numbers_below_one_are_refused(pool: FactorPool) -> None:
