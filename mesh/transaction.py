@@ -82,34 +82,38 @@ MOST_WORDS = 4000
 
 
 class Expectations:
-    """What must still be as it was read: names and values, by the hash they are in, and the keys by themselves.
+    """What must still be as it was read, by the hash it is in, and the keys by themselves.
 
-    A value goes with a mark before it, so that no value is mistaken for none.
+    What must be absent goes by itself, without values: no value is mistaken for none.
     """
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[int, str], list[Text]] = {}
+        self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
+        self._absent: dict[tuple[int, str], list[str]] = {}
 
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
         """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
-        pair = (name, "" if value is None else f"={value}")
-        group = self._groups.get((side, hash))
-        if group is None:
-            self._groups[side, hash] = [*pair]
-        else:
-            group.extend(pair)
+        if value is None:
+            self._absent.setdefault((side, hash), []).append(name)
+            return
+        names, values = self._present.setdefault((side, hash), ([], []))
+        names.append(name)
+        values.append(value)
 
     def clear(self) -> None:
         """Forget all of it."""
-        self._groups.clear()
+        self._present.clear()
+        self._absent.clear()
 
     def groups(self) -> list[list[Text]]:
-        """All of it: side, hash, number of pairs, and these."""
-        return [
-            [side, hash, len(part) // 2, *part]
-            for (side, hash), pairs in self._groups.items()
-            for part in _parts(pairs)
+        """All of it: side, hash, number of names, number of values, the names, the values."""
+        groups: list[list[Text]] = [
+            [side, hash, len(part), 0, *part] for (side, hash), names in self._absent.items() for part in _parts(names)
         ]
+        for (side, hash), (names, values) in self._present.items():
+            for some, theirs in zip(_parts(names), _parts(values), strict=True):
+                groups.append([side, hash, len(some), len(theirs), *some, *theirs])
+        return groups
 
 
 class Writes:
@@ -182,6 +186,11 @@ class Writer:
         """Any writing command whose one key comes first."""
         self._writes.add(self._side, verb, self._prefix + key, args)
 
+    def expect_each(self, values: Mapping[str, str | None]) -> None:
+        """The same of many keys."""
+        for key, value in values.items():
+            self._expects.add(self._side, "", self._prefix + key, value)
+
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
         if args:
             self._writes.grow(self._side, verb, self._prefix + key, args)
@@ -205,6 +214,11 @@ class Writer:
 
     def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
         self._grow("ZADD", key, [word for member, score in scores.items() for word in (score, member)])
+
+    def zadd_all(self, key: str, members: Sequence[str], score: Text) -> None:
+        """Many members of one score."""
+        for part in _parts(members):
+            self._writes.add(self._side, "ZADDALL", self._prefix + key, [score, *part])
 
     def zrem(self, key: str, *members: Text) -> None:
         self._grow("ZREM", key, members)

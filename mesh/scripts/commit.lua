@@ -6,9 +6,11 @@
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: nobody waits
 --   number of groups of expectations, of writes, of sends, and then these:
---   expectations  1 own | 0 shared, hash or "", number of them, and of each: field or key, "=" and its value | "" for none
---   write         1 own | 0 shared, words of the command, verb, key, ...; a verb beside Redis's own:
---                 SETALL, ms, value, key, ...    SET each of these keys until then
+--   expectations  1 own | 0 shared, hash or "", number of names, of values: as many, or 0 where all are to be absent;
+--                 the names (fields or keys), the values
+--   write         1 own | 0 shared, words of the command, verb, key, ...; verbs beside Redis's own:
+--                 SETALL, ms, value, key, ...           SET each of these keys until then
+--                 ZADDALL, key, score, member, ...      ZADD each of these members with that score
 --   send          to, op, key, reply stream, deadline, body, from
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
@@ -44,29 +46,25 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
-local function differs(value, wanted)
-  if wanted == '' then return value ~= false end
-  return not value or '=' .. value ~= wanted
-end
-
 -- Where the groups of expectations end; nothing, and why, if one of them does not hold.
 local function unchanged(first, groups)
   local i = first
   for _ = 1, groups do
-    local hash, count, names, values = ARGV[i + 1], tonumber(ARGV[i + 2]), {}, nil
-    for k = 1, count do names[k] = ARGV[i + 1 + 2 * k] end
+    local hash, names, values, found = ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), nil
+    local last = i + 3 + names
     go(ARGV[i])
     if hash == '' then
-      values = redis.call('MGET', unpack(names))
+      found = redis.call('MGET', unpack(ARGV, i + 4, last))
     else
       local wrong = wrong_type(hash, 'hash')
       if wrong then return nil, wrong end
-      values = redis.call('HMGET', hash, unpack(names))
+      found = redis.call('HMGET', hash, unpack(ARGV, i + 4, last))
     end
-    for k = 1, count do
-      if differs(values[k], ARGV[i + 2 + 2 * k]) then return nil, 'conflict' end
+    for k = 1, names do
+      local wanted = values > 0 and ARGV[last + k]
+      if found[k] ~= wanted then return nil, 'conflict' end
     end
-    i = i + 3 + 2 * count
+    i = last + values + 1
   end
   return i
 end
@@ -74,7 +72,7 @@ end
 -- A script cannot be rolled back, so what could fail half-way is found out first.
 local TYPES = {SET = '', SETALL = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
   HINCRBY = 'hash', ZADD = 'zset', ZREM = 'zset', SADD = 'set', SREM = 'set', RPUSH = 'list', LPUSH = 'list',
-  LTRIM = 'list', XADD = 'stream'}
+  LTRIM = 'list', XADD = 'stream', ZADDALL = 'zset'}
 local function wrong_write(first, count)
   local i = first
   for _ = 1, count do
@@ -90,12 +88,32 @@ local function wrong_write(first, count)
   end
 end
 
-local function run(first, last)
-  if ARGV[first] ~= 'SETALL' then return redis.pcall(unpack(ARGV, first, last)) end
+local function set_all(first, last)
   for k = first + 3, last do
     local result = redis.pcall('SET', ARGV[k], ARGV[first + 2], 'PXAT', ARGV[first + 1])
     if result.err then return result end
   end
+end
+
+local HANDED_OVER = 2000
+local function zadd_all(first, last)
+  local score = ARGV[first + 2]
+  for begin = first + 3, last, HANDED_OVER do
+    local words, n = {}, 0
+    for k = begin, math.min(begin + HANDED_OVER - 1, last) do
+      words[n + 1], words[n + 2] = score, ARGV[k]
+      n = n + 2
+    end
+    local result = redis.pcall('ZADD', ARGV[first + 1], unpack(words))
+    if type(result) == 'table' then return result end
+  end
+end
+
+local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all}
+local function run(first, last)
+  local own = OWN_VERBS[ARGV[first]]
+  if own then return own(first, last) end
+  return redis.pcall(unpack(ARGV, first, last))
 end
 
 -- What fails all the same (its handler's mistake: words a verb does not take) ends its own transaction, which is not

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from redis import exceptions as redis_errors
 from mesh import DeadlineExceeded, Replica, Request, Transaction
 from mesh.messages import NEVER
 from mesh.scripts import Script
-from quart_app.values import factorise as engine
+from quart_app.values.jobs import SMALL
 from quart_app.values.pool import FactorPool
 from quart_app.values.store import WHERE
 
@@ -61,10 +61,11 @@ def claim_key(cls: str, value: int) -> str:
     return f"{CLAIM}{cls}:{value}"
 
 
-def release(transaction: Transaction, cls: str, value: int) -> None:
-    """Let the claim end with the commit that writes the record."""
-    if value.bit_length() > engine.WORD_BITS:
-        transaction.shared.delete(claim_key(cls, value))
+def release(transaction: Transaction, cls: str, values: Iterable[int]) -> None:
+    """Let the claims end with the commit that writes the records."""
+    for value in values:
+        if value >= SMALL:
+            transaction.shared.delete(claim_key(cls, value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,14 +198,13 @@ async def _factors(
 
 def _write(decision: Decision, request: Request, store: Store, transaction: Transaction) -> None:
     """Write what is to be here; whoever else had it drops it."""
-    written = {
-        item.value: Record(request.id, request.at_ms + item.ttl * 1000, decision.factors[item.value])
-        for item in decision.here
-    }
-    records.put(transaction, Place(store.database, store.cls, request.id), written, decision.before)
-    for item in decision.here:
-        records.expect_place(transaction, item.value, item.place)
-        computing.release(transaction, store.cls, item.value)
+    at_ms, here = request.at_ms, decision.here
+    expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
+    place = Place(store.database, store.cls, request.id)
+    records.put(transaction, place, expiries, decision.factors, decision.before)
+    records.expect_places(transaction, {item.value: item.place for item in here})
+    computing.release(transaction, store.cls, expiries)
+    for item in here:
         where = item.where
         if where is not None and where.database != store.database:
             transaction.send(Database(where.database), DROP, {"value": item.value, "id": where.id})

@@ -68,15 +68,21 @@ class Record:
         return " ".join([self.id, str(self.expiry), *map(str, self.factors)])
 
 
+#: What stands before a number of so many digits, up to the longest there is. A table: a batch looks here five times a
+#: number.
+_LENGTHS = [f"{length:04d}" for length in range(4001)]
+
+
 def ordered(number: int) -> str:
     """A number as text whose lexical order is the numerical one."""
     text = str(number)
-    return f"{len(text):04d}{text}"
+    return _LENGTHS[len(text)] + text
 
 
-def _members(value: int, factors: Iterable[int]) -> list[str]:
-    end = f":{ordered(value)}"
-    return [ordered(prime) + end for prime in set(factors)]
+def members(value: str, factors: Iterable[str]) -> list[str]:
+    """A value's members of the index."""
+    end = f":{_LENGTHS[len(value)]}{value}"
+    return [_LENGTHS[len(prime)] + prime + end for prime in set(factors)]
 
 
 async def places(store: Store, values: list[int]) -> list[str | None]:
@@ -93,23 +99,30 @@ async def records(store: Store, values: list[int]) -> list[Record | None]:
 def put(
     transaction: Transaction,
     place: Place,
-    records: Mapping[int, Record],
+    expiries: Mapping[int, int],
+    factors: Mapping[int, Sequence[int]],
     before: Mapping[int, Record] = MappingProxyType({}),
 ) -> None:
-    """Write records of one request, and say where they are; `before` are those of them that are here now."""
-    if not records:
+    """Write records of one request, with their expiries and factors, and say where they are; `before` are those of
+    them that are here now."""
+    if not expiries:
         return
     ends: dict[int, list[int]] = {}
-    for value, record in records.items():
-        ends.setdefault(record.expiry, []).append(value)
-    transaction.hset(RECORDS, {str(value): str(record) for value, record in records.items()})
-    members = [member for value, record in records.items() for member in _members(value, record.factors)]
-    transaction.zadd(INDEX, dict.fromkeys(members, 0))
+    for value, expiry in expiries.items():
+        ends.setdefault(expiry, []).append(value)
     for expiry, values in ends.items():
+        _put(transaction, place, expiry, {str(value): list(map(str, factors[value])) for value in values})
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
-        transaction.shared.set_until([f"{WHERE}{value}" for value in values], str(place), expiry)
     for key in (RECORDS, INDEX, EXPIRY):
         transaction.keep_until(key, max(ends))
+
+
+def _put(transaction: Transaction, place: Place, expiry: int, texts: Mapping[str, list[str]]) -> None:
+    """Write what ends together: values and their factors, as text already, since all of it is text in the end."""
+    start = f"{place.id} {expiry}"
+    transaction.hset(RECORDS, {value: " ".join([start, *factors]) for value, factors in texts.items()})
+    transaction.zadd_all(INDEX, [member for value, factors in texts.items() for member in members(value, factors)], 0)
+    transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
 
 
 def schedule(transaction: Transaction, expiry: int, values: Sequence[int]) -> None:
@@ -118,16 +131,16 @@ def schedule(transaction: Transaction, expiry: int, values: Sequence[int]) -> No
         transaction.zadd(EXPIRY, {" ".join(map(str, values)): expiry})
 
 
-def expect_place(transaction: Transaction, value: int, place: str | None) -> None:
-    """Commit only if the value's record is still where it was when we looked."""
-    transaction.shared.expect(f"{WHERE}{value}", place)
+def expect_places(transaction: Transaction, places: Mapping[int, str | None]) -> None:
+    """Commit only if the values' records are still where they were when we looked."""
+    transaction.shared.expect_each({f"{WHERE}{value}": place for value, place in places.items()})
 
 
 def remove(transaction: Transaction, value: int, record: Record) -> None:
     """Remove our record of a value, if it is still this one."""
     transaction.expect(RECORDS, str(record), str(value))
     transaction.hdel(RECORDS, value)
-    transaction.zrem(INDEX, *_members(value, record.factors))
+    transaction.zrem(INDEX, *members(str(value), map(str, record.factors)))
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[int]]:

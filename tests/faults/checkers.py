@@ -12,7 +12,7 @@ import redis
 
 from mesh import keys
 from mesh.scripts import BOOKS
-from quart_app.values.store import Record, _members
+from quart_app.values.store import Record, members
 from tests.faults.history import History, Sample
 from tests.faults.linearizability import Kind, Operation, Undecided, linearizable
 from tests.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
@@ -80,7 +80,7 @@ class Data:
         for value, text in client.hgetall(f"{own}values:records").items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
-            index -= set(_members(int(value), record.factors))
+            index -= set(members(value, map(str, record.factors)))
         self.strange += [f"index entry {member} without a record in database {database}" for member in index]
 
 

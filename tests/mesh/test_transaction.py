@@ -46,8 +46,8 @@ def read(transaction: Transaction) -> Read:
 
     found = Read((stream, id), (reply_to, key, op, status, forwards, body), [], [], [])
     for _ in range(int(expects)):
-        side, hash, count = take(3)
-        found.expects.append((side, hash, *take(2 * count)))
+        side, hash, names, values = take(4)
+        found.expects.append((side, hash, take(names), take(values)))
     for _ in range(int(writes)):
         side, count = take(2)
         found.writes.append((side, *take(count)))
@@ -64,7 +64,7 @@ def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
     transaction.expect("x:a", None)
     transaction.shared.expect("x:h", "v", field=7)
     found = read(transaction)
-    assert found.expects == [(1, "", "db3:x:a", ""), (0, "shared:x:h", "7", "=v")]
+    assert found.expects == [(1, "", ("db3:x:a",), ()), (0, "shared:x:h", ("7",), ("v",))]
     assert found.writes == [(1, "SET", "db3:x:a", 5), (0, "SET", "shared:x:b", "6", "PX", 70)]
     assert (found.sends, found.entry, found.reply[0]) == ([], ("", ""), "")
 
@@ -120,17 +120,22 @@ def test_one_value_for_many_keys_is_one_command() -> None:
 
 
 def test_more_words_than_lua_hands_over_become_several_commands() -> None:
-    """Pairs stay together, of writes as of expectations."""
+    """Pairs stay together, and a name with its value."""
     transaction = Transaction(3, "replica-2")
     transaction.hset("h", {f"f{n}": n for n in range(MOST_WORDS)})
     for n in range(MOST_WORDS):
         transaction.expect("h", f"{n}", field=f"f{n}")
+        transaction.expect("h", None, field=f"g{n}")
+        transaction.expect("h", None, field=f"i{n}")
     found = read(transaction)
-    for parts in ([write[3:] for write in found.writes], [group[2:] for group in found.expects]):
-        assert [len(part) for part in parts] == [MOST_WORDS, MOST_WORDS]
-        assert all(
-            str(word).removeprefix("=") == part[i - 1][1:] for part in parts for i, word in enumerate(part) if i % 2
-        )
+    written = [write[3:] for write in found.writes]
+    absent, present = found.expects[:2], found.expects[2:]
+    assert [len(words) for words in written] == [MOST_WORDS, MOST_WORDS]
+    assert [(len(names), len(values)) for _, _, names, values in absent] == [(MOST_WORDS, 0)] * 2
+    assert [(len(names), len(values)) for _, _, names, values in present] == [(MOST_WORDS, MOST_WORDS)]
+    pairs = [pair for words in written for pair in zip(words[::2], words[1::2], strict=True)]
+    pairs += [pair for _, _, names, values in present for pair in zip(names, values, strict=True)]
+    assert all(name == f"f{value}" for name, value in pairs)
 
 
 def test_nothing_to_write_is_no_command() -> None:
@@ -186,6 +191,59 @@ def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
     """There is nobody to answer."""
     with pytest.raises(ValueError):
         Transaction(3, "replica-2").forward(Class("A"))
+
+
+def test_many_members_of_one_score_are_one_command() -> None:
+    """The score is said once."""
+    transaction = Transaction(3, "replica-2")
+    transaction.zadd_all("z", ["a", "b"], 7)
+    transaction.zadd_all("z", [], 7)
+    assert read(transaction).writes == [(1, "ZADDALL", "db3:z", 7, "a", "b")]
+
+
+async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
+    """More than Lua hands over at once, too; a key of another type refuses the transaction before it writes."""
+    one = await backend.join()
+    for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
+        transaction = one.transaction()
+        transaction.zadd_all(f"z{count}", [f"m{n}" for n in range(count)], 7)
+        assert await one.commit(transaction)
+        assert await one.store().zcard(f"z{count}") == count
+    assert await one.store().zrangebyscore("z1", 7, 7, 9) == ["m0"]
+    transaction = one.transaction()
+    transaction.set("text", 1)
+    assert await one.commit(transaction)
+    transaction = one.transaction()
+    transaction.zadd_all("z1", ["m1"], 7)
+    transaction.zadd_all("text", ["m"], 7)
+    with pytest.raises(MeshError, match="holds a string, not a zset"):
+        await one.commit(transaction)
+    assert await one.store().zcard("z1") == 1
+
+
+@pytest.mark.parametrize("field", ["", "f"])
+async def test_each_of_many_expectations_counts(backend: Backend, field: str) -> None:
+    """Absent or of a value, keys or fields: any one that does not hold refuses the transaction."""
+    one = await backend.join()
+    there = {f"k{n}": f"v{n}" for n in range(5)}
+    transaction = one.transaction()
+    for name, value in there.items():
+        if field:
+            transaction.shared.hset("h", {name: value})
+        else:
+            transaction.shared.set(name, value)
+    assert await one.commit(transaction)
+    right: dict[str, str | None] = {**there, **{f"gone{n}": None for n in range(5)}}
+    wrong = [{**right, name: value} for name in right for value in ("other", "", None) if right[name] != value]
+    for values, committed in [(right, True), *((values, False) for values in wrong)]:
+        transaction = one.transaction()
+        if field:
+            for name, wanted in values.items():
+                transaction.shared.expect("h", wanted, field=name)
+        else:
+            transaction.shared.expect_each(values)
+        transaction.set("mark", 1)
+        assert await one.commit(transaction) is committed, values
 
 
 async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Backend) -> None:

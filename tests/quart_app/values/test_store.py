@@ -41,8 +41,8 @@ async def reading(backend: Backend) -> Replica:
 async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
     transaction = replica.transaction()
     for value, expiry, factors in values:
-        record = Record(f"{value}-0", expiry, factors)
-        records.put(transaction, Place(replica.database, replica.cls, record.id), {value: record})
+        place = Place(replica.database, replica.cls, f"{value}-0")
+        records.put(transaction, place, {value: expiry}, {value: factors})
     assert await replica.commit(transaction)
 
 

@@ -11,8 +11,8 @@ from tests.conftest import Backend, eventually
 
 async def write(replica: Replica, expiries: dict[int, int]) -> None:
     transaction = replica.transaction()
-    written = {value: Record("1-0", expiry, [2, value // 2]) for value, expiry in expiries.items()}
-    records.put(transaction, Place(replica.database, replica.cls, "1-0"), written)
+    factors = {value: [2, value // 2] for value in expiries}
+    records.put(transaction, Place(replica.database, replica.cls, "1-0"), expiries, factors)
     assert await replica.commit(transaction)
 
 
@@ -88,9 +88,9 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
     await write(one, {2 * n: now + 100 for n in range(10, 20)})
     (first, *_) = await records.records(one.store(), [20])
     assert first is not None
-    refreshed = {20: Record("2-0", now + 90_000, first.factors)}
     transaction = one.transaction()
-    records.put(transaction, Place(one.database, one.cls, "2-0"), refreshed, before={20: first})
+    place, factors = Place(one.database, one.cls, "2-0"), {20: first.factors}
+    records.put(transaction, place, {20: now + 90_000}, factors, before={20: first})
     assert await one.commit(transaction)
     assert await one.store().zcard(records.EXPIRY) == 1, "what is looked at early enough needs no second entry"
 
@@ -110,8 +110,8 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
     (first,) = await records.records(one.store(), [20])
     assert first is not None
     transaction = one.transaction()
-    shorter = {20: Record("2-0", now + 100, first.factors)}
-    records.put(transaction, Place(one.database, one.cls, "2-0"), shorter, before={20: first})
+    place, factors = Place(one.database, one.cls, "2-0"), {20: first.factors}
+    records.put(transaction, place, {20: now + 100}, factors, before={20: first})
     assert await one.commit(transaction)
 
     async def gone() -> bool:
