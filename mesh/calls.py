@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh import keys, roster, streams
+from mesh.alarms import Alarms
 from mesh.connections import PASSING, Link, is_fenced
 from mesh.errors import Busy, DeadlineExceeded, Incomplete, LeaseLost, MeshError, NoReplica, Unavailable
 from mesh.messages import Address, Body, Reply, encode
@@ -71,14 +72,38 @@ class _Part:
 
 
 class _Exchange:
-    """One question and its parts."""
+    """One question and its parts. The link tells it what came of its submission, even if nobody waits any more."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
+    def __init__(self, parts: Sequence[_Part], end: Callable[[_Exchange, str], None]) -> None:
         self.parts = {part.key: part for part in parts}
         self.asked_at = time.monotonic()
         self.submitted = False
         self.abandoned = False
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = end
+        self._told = False
+
+    def done(self) -> bool:
+        """Whether it is known what came of the submission."""
+        return self._told
+
+    def set_result(self, result: Any) -> None:
+        """What the submission script said."""
+        self._told = True
+        if "error" in result:
+            self.fail(_refusal(result["error"], result["about"]))
+            return
+        for _, id, key in result["ids"] or ():
+            self.part(key).id = id
+        self.submitted = True
+        if self.abandoned:
+            self._end(self, "cancelled")
+        self.look()
+
+    def set_exception(self, error: BaseException) -> None:
+        """The submission did not reach the script."""
+        self._told = True
+        self.fail(error)
 
     def part(self, key: str) -> _Part:
         """A part by its key; a gather's parts are first heard of by submission or reply, whichever is faster."""
@@ -91,8 +116,12 @@ class _Exchange:
         return [part for part in self.parts.values() if part.outstanding > 0]
 
     def look(self) -> None:
-        if self.submitted and not self.complete.done() and not self.open_parts:
-            self.complete.set_result(None)
+        if not self.submitted or self.complete.done():
+            return
+        for part in self.parts.values():
+            if part.outstanding > 0:
+                return
+        self.complete.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         if not self.complete.done():
@@ -113,6 +142,7 @@ class Calls:
         self._numbers = itertools.count(1)
         self._exchanges: dict[str, _Exchange] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
+        self._alarms = Alarms(self._expire)
         self._closed: MeshError | None = None
 
     @property
@@ -130,7 +160,7 @@ class Calls:
         group: list[str | int] = [len(asks)]
         for part, ask in zip(parts, asks, strict=True):
             group += (part.answer.to, ask.op, part.key, deadline_ms, encode(ask.body))
-        exchange = _Exchange(parts)
+        exchange = _Exchange(parts, self._end)
         await self._exchange(exchange, [part.key for part in parts], group, deadline_ms)
         return [part.answer for part in parts]
 
@@ -139,7 +169,7 @@ class Calls:
         failure that any of them answered."""
         key = f"{self._replica}-{next(self._numbers)}"
         group: list[str | int] = [1, EVERY, op, key, deadline_ms, encode(body)]
-        exchange = _Exchange(())
+        exchange = _Exchange((), self._end)
         await self._exchange(exchange, [key], group, deadline_ms)
         found: dict[int, Body] = {}
         missing: list[int] = []
@@ -167,10 +197,9 @@ class Calls:
         if len(self._exchanges) + len(names) > MOST_OUT:
             raise Busy("too many requests wait for an answer", retry_after=1)
         self._exchanges.update(dict.fromkeys(names, exchange))
-        alarm = asyncio.get_running_loop().call_later(deadline_ms / 1000, self._expire, exchange)
+        alarm = self._alarms.add(exchange, deadline_ms / 1000)
         try:
-            submission = self._link.submit(group)
-            submission.add_done_callback(lambda done: self._submitted(exchange, done))
+            self._link.submit(group, exchange)
             await exchange.complete
             if self._wait_replicas[0]:
                 await self._make_durable()
@@ -178,26 +207,9 @@ class Calls:
             self._abandon(exchange)
             raise
         finally:
-            alarm.cancel()
+            alarm.discard(exchange)
             for name in names:
                 self._exchanges.pop(name, None)
-
-    def _submitted(self, exchange: _Exchange, done: asyncio.Future[Any]) -> None:
-        """Note what came of a submission, even if nobody waits for it any more."""
-        error = done.exception()
-        if error is not None:
-            exchange.fail(error)
-            return
-        result = done.result()
-        if "error" in result:
-            exchange.fail(_refusal(result["error"], result["about"]))
-            return
-        for _, id, key in result["ids"] or ():
-            exchange.part(key).id = id
-        exchange.submitted = True
-        if exchange.abandoned:
-            self._end(exchange, "cancelled")
-        exchange.look()
 
     def _abandon(self, exchange: _Exchange) -> None:
         """Nobody waits; what is still on its way to Redis is ended once it is there."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import hiredis
@@ -23,7 +23,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
-from mesh.line import Line
+from mesh.line import Line, pack
 from mesh.scripts import Script
 from mesh.settings import RedisSettings
 
@@ -224,10 +224,20 @@ async def check_server(client: Redis) -> tuple[int, ...]:
     return version
 
 
-def _fail(asked: Sequence[tuple[Any, asyncio.Future[Any]]], error: BaseException) -> None:
-    for _, future in asked:
-        if not future.done():
-            future.set_exception(error)
+class Waiter(Protocol):
+    """Who is told what came of it, once: a future, or whoever needs none."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
+    for _, waiter in asked:
+        if not waiter.done():
+            waiter.set_exception(error)
 
 
 class Batch(Generic[T]):
@@ -235,35 +245,32 @@ class Batch(Generic[T]):
 
     def __init__(self, bound: int = 20_000) -> None:
         self._bound = bound
-        self._items: deque[tuple[T, asyncio.Future[Any]]] = deque()
+        self._items: list[tuple[T, Waiter]] = []
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, item: T) -> asyncio.Future[Any]:
+    def add(self, item: T, waiter: Waiter) -> None:
+        """Raises Busy beyond the bound."""
         if len(self._items) >= self._bound:
             raise Busy("too much waits to be sent to Redis", retry_after=1)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._items.append((item, future))
-        return future
+        self._items.append((item, waiter))
 
-    def take(self, most_words: int) -> list[tuple[T, asyncio.Future[Any]]]:
+    def take(self, most_words: int) -> list[tuple[T, Waiter]]:
         """The oldest items, up to this many words together, yet one at least."""
-        taken: list[tuple[T, asyncio.Future[Any]]] = []
-        while self._items:
-            most_words -= len(self._items[0][0])
-            if most_words < 0 and taken:
-                break
-            taken.append(self._items.popleft())
+        words = itertools.accumulate(len(item) for item, _ in self._items)
+        count = max(1, sum(1 for _ in itertools.takewhile(most_words.__ge__, words)))
+        taken, self._items = self._items[:count], self._items[count:]
         return taken
 
-    def take_all(self) -> list[tuple[T, asyncio.Future[Any]]]:
-        """Whatever waits."""
-        taken, self._items = list(self._items), deque()
-        return taken
+    def put_back(self, taken: list[tuple[T, Waiter]]) -> None:
+        """What was taken comes first again."""
+        self._items = taken + self._items
 
     def fail(self, error: BaseException) -> None:
-        _fail(self.take_all(), error)
+        """Nothing that waits will be sent."""
+        failed, self._items = self._items, []
+        _fail(failed, error)
 
 
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
@@ -311,11 +318,15 @@ class Link:
         self.trips = 0
 
     def _ask(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(batch, item, future)
+        return future
+
+    def _put(self, batch: Batch[Any], item: Any, waiter: Waiter) -> None:
         if self._closed is not None:
             raise self._closed
-        future = batch.add(item)
+        batch.add(item, waiter)
         self._wake.set()
-        return future
 
     def shared(self, *command: Any) -> Awaitable[Any]:
         """Say a command in the bus database."""
@@ -330,11 +341,11 @@ class Link:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         return self._ask(self._own if own else self._shared, command)
 
-    def submit(self, group: Any) -> asyncio.Future[Any]:
+    def submit(self, group: Any, waiter: Waiter) -> None:
         """Submit a group of requests. Raises Unavailable at once while Redis is known to be away."""
         if self._down:
             raise Unavailable("Redis cannot be reached just now", retry_after=1)
-        return self._ask(self._submissions, group)
+        self._put(self._submissions, group, waiter)
 
     def commit(self, transaction: Any) -> Awaitable[str]:
         """Commit a transaction; the outcome's word."""
@@ -368,23 +379,33 @@ class Link:
             batch.fail(error)
 
     async def _trip(self) -> None:
-        reads = self._shared.take(MOST_WORDS)
-        own = self._own.take(MOST_WORDS)
-        submissions = self._submissions.take(MOST_WORDS)
-        commits = self._commits.take(MOST_WORDS)
+        taken = [batch.take(MOST_WORDS) for batch in self._batches]
         self._number += 1
-        commands = self._commands(reads, own, submissions, commits)
-        asked = (*reads, *own, *submissions, *commits)
         try:
-            answers = await self._send(commands)
+            answers = await self._send(self._commands(*taken))
+        except redis_errors.DataError:
+            self._sort_out(taken)
         except redis_errors.RedisError as error:
-            # A command that cannot even be said is its speaker's fault; the next trip is none the worse for it.
-            _fail(asked, error)
+            _fail(itertools.chain(*taken), error)
         except BaseException as error:
-            _fail(asked, error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed"))
+            gone = error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
+            _fail(itertools.chain(*taken), gone)
             raise
         else:
-            self._hand_out(answers, reads, own, submissions, commits)
+            self._hand_out(answers, *taken)
+
+    def _sort_out(self, taken: Sequence[list[tuple[Any, Waiter]]]) -> None:
+        """What cannot even be said is its speaker's fault; whatever was to go with it goes with the next trip."""
+        for batch, asked in zip(self._batches, taken, strict=True):
+            sayable = []
+            for item, waiter in asked:
+                try:
+                    pack([tuple(item)])
+                except redis_errors.DataError as error:
+                    _fail([(item, waiter)], error)
+                else:
+                    sayable.append((item, waiter))
+            batch.put_back(sayable)
 
     def _commands(
         self, reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
@@ -411,19 +432,19 @@ class Link:
         if submissions:
             answer = next(at)
             self._hand_out_each(json.loads(answer) if isinstance(answer, str) else answer, submissions)
-        for _, future in reads:
-            _resolve(future, next(at))
+        for _, waiter in reads:
+            _resolve(waiter, next(at))
         if own:
             next(at)
-            for _, future in own:
-                _resolve(future, next(at))
+            for _, waiter in own:
+                _resolve(waiter, next(at))
 
     @staticmethod
     def _hand_out_each(answer: Any, asked: list[Any]) -> None:
         if isinstance(answer, list) and answer == ["lease-lost"]:
             answer = LeaseLost()
-        for i, (_, future) in enumerate(asked):
-            _resolve(future, answer[i] if isinstance(answer, list) else answer)
+        for i, (_, waiter) in enumerate(asked):
+            _resolve(waiter, answer[i] if isinstance(answer, list) else answer)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """One round trip, made until it arrives. Raises LeaseLost."""
@@ -475,14 +496,14 @@ class Link:
             await self._line.say([("SCRIPT", "LOAD", script.source) for script in self._scripts])
 
 
-def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
-    if future.done():
+def _resolve(waiter: Waiter, answer: Any) -> None:
+    if waiter.done():
         return
     if isinstance(answer, redis_errors.OutOfMemoryError) or (
         isinstance(answer, redis_errors.ResponseError) and "OOM" in str(answer)[:200]
     ):
-        future.set_exception(Busy("Redis is out of memory", retry_after=5))
+        waiter.set_exception(Busy("Redis is out of memory", retry_after=5))
     elif isinstance(answer, BaseException):
-        future.set_exception(answer)
+        waiter.set_exception(answer)
     else:
-        future.set_result(answer)
+        waiter.set_result(answer)

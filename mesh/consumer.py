@@ -264,7 +264,10 @@ class Consumer:
         except Exception as error:
             log.exception("a handler crashed", op=request.op, id=request.id, deliveries=request.deliveries)
             return Outcome.CRASHED, None, f"{type(error).__name__}: {error}"
-        word = await member.link.commit(transaction.wire())
+        try:
+            word = await member.link.commit(transaction.wire())
+        except redis_errors.DataError as error:
+            return Outcome.CRASHED, None, str(error)
         return _OUTCOMES.get(word, Outcome.CRASHED), transaction, word
 
     def _left_s(self, request: Request) -> float:

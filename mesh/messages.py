@@ -8,10 +8,11 @@ An entry is for people too: plain names, text, one JSON field `body`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from mesh import keys
 from mesh.errors import MeshError, from_wire
@@ -49,12 +50,21 @@ class Database:
 Address = Class | Database
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ENCODER = msgspec.json.Encoder()
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def encode(body: Mapping[str, Any]) -> str:
     """A body as readable JSON."""
-    return _ENCODER.encode(body)
+    return _ENCODER.encode(body).decode()
+
+
+def decode(text: str) -> Any:
+    """What JSON stands for. Raises ValueError where it is none."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def reply_stream(fields: Mapping[str, str]) -> str:
@@ -63,8 +73,7 @@ def reply_stream(fields: Mapping[str, str]) -> str:
     return named if named.startswith(keys.REPLIES) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request as its handler sees it.
 
     `id` is the stream id, Redis's clock: two redeliveries of it have the same. `key` names the request to its
@@ -90,28 +99,27 @@ class Request:
     def from_entry(cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1) -> Request:
         """Read an entry. Raises ValueError where it is none of ours."""
         try:
-            body = json.loads(fields["body"])
+            body = decode(fields["body"])
             if not isinstance(body, dict):
                 raise ValueError("the body is not an object")
             if fields.get("reply_to", "") != reply_stream(fields):
                 raise ValueError("it wants its reply where no replies go")
             return cls(
-                stream=stream,
-                id=id,
-                op=fields["op"],
-                key=fields.get("request", ""),
-                sender=fields.get("from", ""),
-                reply_to=fields.get("reply_to", ""),
-                deadline=int(fields.get("deadline", NEVER)),
-                body=body,
-                deliveries=deliveries,
+                stream,
+                id,
+                fields["op"],
+                fields.get("request", ""),
+                fields.get("from", ""),
+                fields.get("reply_to", ""),
+                int(fields.get("deadline", NEVER)),
+                body,
+                deliveries,
             )
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One answer. `forwards` counts the requests sent on its behalf, each of which answers too."""
 
     key: str
@@ -121,12 +129,7 @@ class Reply:
 
     @classmethod
     def from_entry(cls, fields: Mapping[str, str]) -> Reply:
-        return cls(
-            key=fields["request"],
-            status=fields["status"],
-            body=json.loads(fields["body"]),
-            forwards=int(fields.get("forwards", 0)),
-        )
+        return cls(fields["request"], fields["status"], decode(fields["body"]), int(fields.get("forwards", 0)))
 
     @property
     def failure(self) -> MeshError | None:

@@ -29,7 +29,7 @@ import redis.asyncio
 
 from mesh import Connections, Isolation, Member, MeshSettings, RedisSettings, Replica, Worker, join
 from mesh.connections import heeding_cancellation
-from mesh.line import Line
+from mesh.line import Line, pack
 from quart_app import local
 
 #: The profile of the fault matrix: short enough to wait for.
@@ -174,6 +174,7 @@ class FakeLine(Line):
         client.response_callbacks.clear()
 
     async def say(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pack(commands)
         return [await self._say(command) for command in commands]
 
     async def _say(self, command: tuple[Any, ...]) -> Any:

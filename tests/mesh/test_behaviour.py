@@ -45,6 +45,7 @@ class Counting:
         handles("count.read", effect=False)(self.read)
         handles("count.refuse")(self.refuse)
         handles("count.crash")(self.crash)
+        handles("count.unsayable")(self.unsayable)
         handles("count.wait")(self.wait)
         handles("count.forward")(self.forward)
         handles("count.tell")(self.tell)
@@ -75,6 +76,10 @@ class Counting:
             self.crashes -= 1
             raise RuntimeError("a defect")
         return {"deliveries": request.deliveries}
+
+    async def unsayable(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.set("count:n", None)  # type: ignore[arg-type]
+        return {}
 
     async def wait(self, request: Request, store: Store, transaction: Transaction) -> Body:
         self.seen.append(request)
@@ -255,6 +260,19 @@ async def test_a_request_that_always_crashes_becomes_a_dead_letter_with_an_answe
     assert letter["reason"] == "RuntimeError: a defect" and letter["deliveries"] == "3"
     assert (await balanced(one))["dead"] == 1
     await client.aclose()
+
+
+async def test_what_cannot_be_said_to_redis_fails_its_own_request_and_none_beside_it(
+    backend: Backend, counting: Counting
+) -> None:
+    """A handler that writes what is no text and no number has crashed; its neighbours of the same trip have not."""
+    one = await backend.join(counting.worker, claim_idle_ms=200)
+    beside = [one.call(Class("A"), "count.add", {"name": f"count:{n}"}) for n in range(20)]
+    wrong, *right = await asyncio.gather(one.call(Class("A"), "count.unsayable", {}), *beside, return_exceptions=True)
+    assert isinstance(wrong, GivenUp) and "cannot be said" in str(wrong)
+    assert [answer["n"] for answer in right if isinstance(answer, dict)] == [1] * 20
+    assert {request.deliveries for request in counting.seen} == {1}
+    assert (await balanced(one))["dead"] == 1
 
 
 async def test_an_entry_that_is_no_request_becomes_a_dead_letter_and_holds_nobody_up(

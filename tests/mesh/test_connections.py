@@ -14,13 +14,20 @@ from mesh.connections import Batch, Credentials, heeding_cancellation, is_fenced
 from tests.conftest import Server
 
 
+def _waiter() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
 async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     """What was asked first leaves first; the rest waits for the next trip; what is too long travels alone."""
     batch: Batch[str] = Batch()
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
-        batch.add(words)
+        batch.add(words, _waiter())
     assert [item for item, _ in batch.take(5)] == ["aa", "bb"]
     assert len(batch) == 3
+    (taken,) = batch.take(2)
+    assert taken[0] == "cc"
+    batch.put_back([taken])
     assert [item for item, _ in batch.take(2)] == ["cc"]
     assert [item for item, _ in batch.take(2)] == ["ddddddddd"]
     assert [item for item, _ in batch.take(2)] == ["e"]
@@ -29,17 +36,19 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
 async def test_a_batch_has_a_bound() -> None:
     """Beyond it: Busy, at once, and what waits is none the worse."""
     batch: Batch[str] = Batch(bound=2)
-    batch.add("one")
-    batch.add("two")
+    batch.add("one", _waiter())
+    batch.add("two", _waiter())
     with pytest.raises(Busy):
-        batch.add("three")
+        batch.add("three", _waiter())
     assert len(batch) == 2
 
 
 async def test_what_waits_in_a_batch_fails_together() -> None:
     """Except what its asker has given up already."""
     batch: Batch[str] = Batch()
-    waiting, given_up = batch.add("one"), batch.add("two")
+    waiting, given_up = _waiter(), _waiter()
+    batch.add("one", waiting)
+    batch.add("two", given_up)
     given_up.cancel()
     batch.fail(Busy("closed"))
     with pytest.raises(Busy):

@@ -34,6 +34,38 @@ async def test_an_error_is_the_answer_of_its_command_alone(line: Line) -> None:
     assert (set_, got) == ("OK", "text")
 
 
+async def test_what_is_no_text_is_read_all_the_same(line: Line, server) -> None:
+    """Somebody else may have written it; the answers around it are none the worse."""
+    server.redis().set("bytes", b"a\xff\xfeb")
+    assert await line.say([("GET", "bytes"), ("ECHO", "after")]) == ["a\ufffd\ufffdb", "after"]
+
+
+async def test_what_cannot_be_said_is_refused_before_anything_is_sent(line: Line) -> None:
+    """And the connection stays as it was."""
+    for word in (None, [1], "\ud800"):
+        with pytest.raises(redis_errors.DataError, match="cannot be said"):
+            await line.say([("INCR", "n"), ("SET", "key", word)])
+    assert await line.ask("INCR", "n") == 1
+
+
+async def test_long_answers_and_many_come_whole(line: Line) -> None:
+    """However many pieces they arrive in."""
+    text = "ü" * 300_000
+    await line.ask("SET", "long", text)
+    answers = await line.say([("GET", "long"), ("ECHO", "short")] * 10)
+    assert answers == [text, "short"] * 10
+
+
+async def test_each_trip_has_the_whole_time(server) -> None:
+    """The timer that serves them all is not the first one's."""
+    line = Connections(server.settings.model_copy(update={"timeout_ms": 600})).line("test")
+    try:
+        for _ in range(4):
+            assert await line.ask("BLPOP", "empty", "0.25") is None
+    finally:
+        await line.aclose()
+
+
 async def test_asking_one_command_raises_its_error(line: Line) -> None:
     """Whoever asks one thing wants the answer or the error."""
     assert await line.ask("SET", "key", "text") == "OK"

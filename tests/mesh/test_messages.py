@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
 from mesh import Class, Database, errors
-from mesh.messages import NEVER, OK, Reply, Request, encode, failure_body, reply_stream
+from mesh.messages import NEVER, OK, Reply, Request, decode, encode, failure_body, reply_stream
 
 ENTRY = {
     "op": "values.put",
@@ -43,6 +44,8 @@ def test_a_request_needs_an_operation_and_a_body_and_nothing_else() -> None:
         {"body": "[1"},
         {"body": "[1]"},
         {"body": "7"},
+        {"body": '{"a":NaN}'},
+        {"body": '{"a":' * 100_000},
         {"deadline": "soon"},
         {"reply_to": "shared:somebodys:key"},
         {"reply_to": "mesh:lease:1"},
@@ -71,6 +74,14 @@ def test_a_body_is_json_a_person_can_read() -> None:
     body = {"text": "grüße", "n": 10**400, "list": [1, None, True]}
     assert encode(body).startswith('{"text":"grüße","n":1000')
     assert json.loads(encode(body)) == body
+
+
+def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
+    """Libraries have lost the first digit of a number just above 64 bits, or made a fraction of it."""
+    chance = random.Random(64)
+    numbers = [1 << 63, 1 << 64, (1 << 64) + 10**18 + 1, 19933688932870350000, 2 * 10**19, -(1 << 63) - 1]
+    numbers += [chance.getrandbits(bits) for bits in range(60, 400) for _ in range(20)]
+    assert decode(encode({"numbers": numbers})) == {"numbers": numbers}
 
 
 def test_a_failure_is_the_same_error_at_both_ends() -> None:
