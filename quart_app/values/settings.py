@@ -19,7 +19,7 @@ class ValuesSettings(BaseSettings):
     max_items: int = Field(10_000, ge=1, description="most values in one request")
     max_ttl_s: int = Field(10 * 365 * 86_400, ge=1, description="longest time to live")
     max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
-    chunk: int = Field(50, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
+    chunk: int = Field(125, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
     processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
     hard_limit: int | None = Field(
         None, ge=1, description="hard numbers under way at once, beyond which 503; unset: four for each process"
