@@ -79,10 +79,13 @@ def ordered(number: int) -> str:
     return _LENGTHS[len(text)] + text
 
 
-def members(value: str, factors: Iterable[str]) -> list[str]:
-    """A value's members of the index."""
-    end = f":{_LENGTHS[len(value)]}{value}"
-    return [_LENGTHS[len(prime)] + prime + end for prime in set(factors)]
+def members(texts: Mapping[str, Iterable[str]]) -> list[str]:
+    """The members of the index that stand for these values and their factors."""
+    return [
+        f"{_LENGTHS[len(prime)]}{prime}:{_LENGTHS[len(value)]}{value}"
+        for value, factors in texts.items()
+        for prime in set(factors)
+    ]
 
 
 async def places(store: Store, values: list[int]) -> list[str | None]:
@@ -111,7 +114,7 @@ def put(
     for value, expiry in expiries.items():
         ends.setdefault(expiry, []).append(value)
     for expiry, values in ends.items():
-        _put(transaction, place, expiry, {str(value): list(map(str, factors[value])) for value in values})
+        _put(transaction, place, expiry, {str(value): [str(prime) for prime in factors[value]] for value in values})
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
     for key in (RECORDS, INDEX, EXPIRY):
         transaction.keep_until(key, max(ends))
@@ -121,7 +124,7 @@ def _put(transaction: Transaction, place: Place, expiry: int, texts: Mapping[str
     """Write what ends together: values and their factors, as text already, since all of it is text in the end."""
     start = f"{place.id} {expiry}"
     transaction.hset(RECORDS, {value: " ".join([start, *factors]) for value, factors in texts.items()})
-    transaction.zadd_all(INDEX, [member for value, factors in texts.items() for member in members(value, factors)], 0)
+    transaction.zadd_all(INDEX, members(texts), 0)
     transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
 
 
@@ -140,7 +143,7 @@ def remove(transaction: Transaction, value: int, record: Record) -> None:
     """Remove our record of a value, if it is still this one."""
     transaction.expect(RECORDS, str(record), str(value))
     transaction.hdel(RECORDS, value)
-    transaction.zrem(INDEX, *members(str(value), map(str, record.factors)))
+    transaction.zrem(INDEX, *members({str(value): map(str, record.factors)}))
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[int]]:

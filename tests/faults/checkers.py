@@ -80,7 +80,7 @@ class Data:
         for value, text in client.hgetall(f"{own}values:records").items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
-            index -= set(members(value, map(str, record.factors)))
+            index -= set(members({value: map(str, record.factors)}))
         self.strange += [f"index entry {member} without a record in database {database}" for member in index]
 
 
