@@ -1,0 +1,71 @@
+"""Quart as it is used here: every request is followed, from its id to its line in the log."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from quart import Quart, Request, Response
+from quart.json.provider import DefaultJSONProvider
+from quart.typing import ResponseTypes
+
+from quart_app import errors
+from quart_app.metrics import Requests
+from quart_app.settings import AppSettings
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class _Json(DefaultJSONProvider):
+    """Writes answers by one encoder, instead of making one for each; the keys in the order that they were given."""
+
+    sort_keys = False
+
+    def __init__(self, app: Quart) -> None:
+        super().__init__(app)
+        self._encode = json.JSONEncoder(separators=(",", ":"), default=self.default).encode
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        text = self._encode(self._prepare_response_obj(args, kwargs))
+        return Response(f"{text}\n", content_type=self.mimetype)
+
+
+class Application(Quart):
+    """The routes of one port. `leaving` says whether clients had better open their next connection elsewhere."""
+
+    json_provider_class = _Json
+
+    def __init__(self, name: str, settings: AppSettings, requests: Requests, leaving: Callable[[], bool]) -> None:
+        super().__init__(name, static_folder=None)
+        self._requests = requests
+        self._leaving = leaving
+        self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+        self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
+        self.config["RESPONSE_TIMEOUT"] = None
+        errors.install(self)
+
+    async def handle_request(self, request: Request) -> ResponseTypes:
+        """Answer, errors included: the request's id in and out, `Connection: close` when leaving, metrics, a log line.
+
+        It stands around Quart's own method: hooks have to find request, answer and route by themselves, each time anew.
+        """
+        begun = time.perf_counter()
+        given = request.headers.get("X-Request-ID", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        response = await super().handle_request(request)
+        response.headers["X-Request-ID"] = request_id
+        if self._leaving():
+            response.headers["Connection"] = "close"
+        route = "none" if request.url_rule is None else request.url_rule.rule
+        self._requests.count(request.method, route, response.status_code, time.perf_counter() - begun)
+        say = log.warning if response.status_code >= 500 else log.debug
+        say("request", method=request.method, route=route, status=response.status_code)
+        return response
