@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import RootModel, TypeAdapter
@@ -50,7 +50,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
     async def create_values() -> Response:
         """Factorise values and keep each with a replica of its class for its time to live."""
         items = await read_items(create_request, settings.max_items)
-        if items and RESPOND_ASYNC.search(request.headers.get("Prefer", "")):
+        if items and RESPOND_ASYNC.search(_preferences()):
             return await begin(items)
         factors = await _put(context, settings, items)
         return jsonify([{"value": item.value, "prime_factors": factors[item.value]} for item in items])
@@ -62,8 +62,10 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
     async def find_values(prime: str) -> Response:
         """Every value that has this prime as a factor, ascending; `limit` and `after` page."""
         number = await _prime(prime)
-        limit = _argument("limit", settings.max_answer)
-        found = await _find(context, number, limit or settings.max_answer + 1, _argument("after", 0) or 0)
+        arguments = request.args.to_dict()
+        limit = _argument(arguments, "limit", settings.max_answer)
+        after = _argument(arguments, "after", 0) or 0
+        found = await _find(context, number, limit or settings.max_answer + 1, after)
         if limit is None and len(found) > settings.max_answer:
             raise Problem(422, f"there are more than {settings.max_answer} values; ask for them with ?limit=")
         response = jsonify([{"value": value, "prime_factors": factors} for value, factors in found])
@@ -79,7 +81,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         if missing:
             raise NoReplica(f"no live replica has class {missing[0]}")
         id = await jobs.begin(replica, [Wanted(item.value, item.ttl, item.cls) for item in items])
-        job = await _wait(id) if WAIT.search(request.headers.get("Prefer", "")) else None
+        job = await _wait(id) if WAIT.search(_preferences()) else None
         if job is not None and job.state(replica.now_ms()) == "done":
             return jsonify(job.view(replica.now_ms())["result"])
         response = jsonify({"id": id, "state": "waiting"})
@@ -123,8 +125,8 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
             raise Problem(422, "the prime is not a prime")
         return number
 
-    def _argument(name: str, most: int) -> int | None:
-        text = request.args.get(name)
+    def _argument(arguments: Mapping[str, str], name: str, most: int) -> int | None:
+        text = arguments.get(name)
         if text is None:
             return None
         if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits or (most and int(text) > most):
@@ -137,9 +139,14 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
     return blueprint
 
 
+def _preferences() -> str:
+    """What the client prefers (RFC 7240), of all the headers that say so."""
+    return ",".join(request.headers.getlist("Prefer"))
+
+
 def deadline_ms(context: Context) -> int:
     """How long this request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
-    asked = WAIT.search(request.headers.get("Prefer", ""))
+    asked = WAIT.search(_preferences())
     if asked is None:
         return context.mesh.settings.deadline_ms
     return max(1, min(int(asked[1]) * 1000, context.settings.max_wait_ms))
@@ -187,12 +194,11 @@ async def _find(context: Context, prime: int, limit: int, after: int) -> list[tu
     """What every live database has, each value once: should two have it, the newer request counts."""
     body = {"prime": prime, "limit": limit, "after": after}
     answers = await context.mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms(context))
-    best: dict[int, tuple[tuple[int, int], list[int]]] = {}
+    best: dict[int, tuple[str, list[int]]] = {}
     for answer in answers.values():
         for value, id, factors in answer["found"]:
-            written = _order(id)
-            if value not in best or best[value][0] < written:
-                best[value] = (written, factors)
+            if value not in best or _order(best[value][0]) < _order(id):
+                best[value] = (id, factors)
     return [(value, best[value][1]) for value in sorted(best)[:limit]]
 
 
