@@ -196,7 +196,8 @@ class Calls:
             raise self._closed
         if len(self._exchanges) + len(names) > MOST_OUT:
             raise Busy("too many requests wait for an answer", retry_after=1)
-        self._exchanges.update(dict.fromkeys(names, exchange))
+        for name in names:
+            self._exchanges[name] = exchange
         alarm = self._alarms.add(exchange, deadline_ms / 1000)
         try:
             self._link.submit(group, exchange)

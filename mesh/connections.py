@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,6 +23,7 @@ from redis.backoff import NoBackoff
 
 from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
 from mesh.line import Line, pack
+from mesh.messages import decode
 from mesh.scripts import Script
 from mesh.settings import RedisSettings
 
@@ -361,7 +361,6 @@ class Link:
         try:
             while True:
                 await self._wake.wait()
-                await asyncio.sleep(0)  # whatever else this turn of the loop asks for comes along
                 self._wake.clear()
                 while any(self._batches):
                     await self._trip()
@@ -431,7 +430,7 @@ class Link:
             self._hand_out_each(next(at), commits)
         if submissions:
             answer = next(at)
-            self._hand_out_each(json.loads(answer) if isinstance(answer, str) else answer, submissions)
+            self._hand_out_each(decode(answer) if isinstance(answer, str) else answer, submissions)
         for _, waiter in reads:
             _resolve(waiter, next(at))
         if own:

@@ -107,12 +107,16 @@ local function refused(first, last)
   end
 end
 
+local deadlines = {['0'] = '0'}
+local function deadline_of(ttl)
+  if not deadlines[ttl] then deadlines[ttl] = string.format('%.0f', now + ttl) end
+  return deadlines[ttl]
+end
+
 local accepted = 0
 local function put(at, to, key)
-  local ttl = tonumber(ARGV[at + 3])
-  local deadline = ttl == 0 and '0' or string.format('%.0f', now + ttl)
   local id = redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadline, 'body', ARGV[at + 4])
+    'reply_to', reply_to, 'deadline', deadline_of(ARGV[at + 3]), 'body', ARGV[at + 4])
   accepted = accepted + 1
   return {to, id, key}
 end
