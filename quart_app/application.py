@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import structlog
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Quart, Request, Response
+from quart.asgi import ASGIHTTPConnection
 from quart.json.provider import DefaultJSONProvider
 from quart.typing import ResponseTypes
 
@@ -21,6 +24,37 @@ from quart_app.settings import AppSettings
 log = structlog.get_logger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class _Exchange(ASGIHTTPConnection):
+    """A request and its answer in the server's own task, beside a task that listens: a client that goes ends both.
+
+    Quart's own class starts a task for the answer, too, and leaves it behind when the server ends the exchange.
+    """
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request = self._create_request_from_scope(send)
+        answering = cast("asyncio.Task[None]", asyncio.current_task())
+        listening = asyncio.ensure_future(self.handle_messages(request, receive))
+        ended = gone = False
+
+        def hang_up(_: asyncio.Task[None]) -> None:
+            nonlocal gone
+            if not ended:
+                gone = True
+                answering.cancel()
+
+        listening.add_done_callback(hang_up)
+        try:
+            await self.handle_request(request, send)
+            ended = True
+            await asyncio.sleep(0)  # Hypercorn has said that this is over: to hear it is cheaper than to be cancelled.
+        except asyncio.CancelledError:
+            if not gone or answering.uncancel():
+                raise
+        finally:
+            ended = True
+            listening.cancel()
 
 
 class _Json(DefaultJSONProvider):
@@ -40,6 +74,7 @@ class _Json(DefaultJSONProvider):
 class Application(Quart):
     """The routes of one port. `leaving` says whether clients had better open their next connection elsewhere."""
 
+    asgi_http_class = _Exchange
     json_provider_class = _Json
 
     def __init__(self, name: str, settings: AppSettings, requests: Requests, leaving: Callable[[], bool]) -> None:
