@@ -10,7 +10,9 @@ while count < most do
   local members = redis.call('ZRANGEBYLEX', index_key, from, to, 'LIMIT', 0, math.min(most - count, 1000))
   if #members == 0 then break end
   local values = {}
-  for i, member in ipairs(members) do values[i] = string.match(member, ':%d%d%d%d(%d+)$') end
+  for i, member in ipairs(members) do
+    values[i] = string.match(member, ':[a-y](%d+)$') or string.match(member, ':z%d%d%d%d(%d+)$')
+  end
   local records = redis.call('HMGET', records_key, unpack(values))
   for i, record in ipairs(records) do
     -- A record past its time, which the sweep has not reached, is not there.

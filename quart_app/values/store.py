@@ -3,8 +3,8 @@
 In the database of its holder, under db{n}:
 
     values:records   hash   value -> "<request id> <expiry ms> <factor> <factor> ..."
-    values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length in
-                            four digits, so that lexical order is numerical order; all scores 0
+    values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
+                            as a letter (b17:c136), so that lexical order is numerical order; all scores 0
     values:expiry    zset   "<value> <value> ..." by expiry in ms: when to look whether these are over. A record's
                             first such moment is its expiry or before it; the sweep puts it down anew if it lives on
 
@@ -68,9 +68,9 @@ class Record:
         return " ".join([self.id, str(self.expiry), *map(str, self.factors)])
 
 
-#: What stands before a number of so many digits, up to the longest there is. A table: a batch looks here five times a
-#: number.
-_LENGTHS = [f"{length:04d}" for length in range(4001)]
+#: What stands before a number of so many digits, up to the longest there is: a to y for 1 to 25, then z0026 and so on.
+#: A letter, since most of what is stored is index; a table, since a batch looks here five times a number.
+_LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
 def ordered(number: int) -> str:

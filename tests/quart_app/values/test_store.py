@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,14 @@ naturals = st.integers(0, 10**300)
 def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> None:
     """At any size: the index is a lexical one."""
     assert (ordered(one) < ordered(other)) == (one < other)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(7, "a7"), (10**24, f"y{10**24}"), (10**25, f"z0026{10**25}"), (10**3999, f"z4000{10**3999}")]
+)
+def test_a_number_stands_after_its_length(number: int, text: str) -> None:
+    """As a letter where one does; the longest value there may be has a place, too."""
+    assert ordered(number) == text
 
 
 @given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
@@ -57,15 +66,19 @@ async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> 
     late = now + 60_000
     await write(
         one, (12, late, [2, 2, 3]), (2, late, [2]), (100, late, [2, 2, 5, 5]), (46, late, [2, 23]), (1, late, []),
-        (10**40 * 2, late, [2] * 41 + [5] * 40),
+        (10**40 * 2, late, [2] * 41 + [5] * 40), (10**24 * 2, late, [2] * 25 + [5] * 24),
+        (10**25 * 2, late, [2] * 26 + [5] * 25),
     )  # fmt: skip
-    assert await found(one, 2, now) == [2, 12, 46, 100, 10**40 * 2]
+    assert await found(one, 2, now) == [2, 12, 46, 100, 10**24 * 2, 10**25 * 2, 10**40 * 2]
     assert await found(one, 23, now) == [46]
     assert await found(one, 3, now) == [12]
     assert await found(one, 7, now) == []
     assert await found(one, 2, now, most=2) == [2, 12]
     assert await found(one, 2, now, most=2, after=12) == [46, 100]
-    assert await found(one, 2, now, most=9, after=50) == [100, 10**40 * 2], "after need not be there"
+    assert await found(one, 2, now, most=9, after=50) == [100, 10**24 * 2, 10**25 * 2, 10**40 * 2], (
+        "after need not be there"
+    )
+    assert await found(one, 2, now, most=1, after=10**24 * 2) == [10**25 * 2]
 
 
 async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:
