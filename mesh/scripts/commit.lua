@@ -24,6 +24,8 @@ if held ~= holder then return {'lease-lost'} end
 local before = redis.call('HMGET', submitted_key, 'commit', 'outcomes')
 if before[1] == batch then return cjson.decode(before[2]) end
 
+-- Going from one database to another costs as much as a command, so what belongs to the bus is done for all transactions
+-- together: whose their requests are before the first of them, replies and acknowledgements after the last.
 local at = bus
 local function go(own)
   local to = own == '1' and database or bus
@@ -33,12 +35,16 @@ local function go(own)
   end
 end
 
--- What is settled is acknowledged at the end, all of a stream at once; until then this says that it is nobody's.
-local settled, ids_of = {}, {}
 local function is_mine(stream, id)
-  if settled[stream .. ' ' .. id] then return false end
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   return not pending.err and #pending > 0
+end
+
+local transactions, mine, begin = {}, {}, 6
+while begin <= #ARGV do
+  transactions[#transactions + 1] = begin
+  mine[begin] = ARGV[begin + 1] ~= '' and is_mine(ARGV[begin + 1], ARGV[begin + 2])
+  begin = begin + tonumber(ARGV[begin])
 end
 
 local function wrong_type(key, wanted)
@@ -134,54 +140,64 @@ end
 
 local SEND = 7
 local function send(first, count)
+  if count == 0 then return end
+  go('0')
   for i = first, first + (count - 1) * SEND, SEND do
     redis.call('XADD', 'mesh:requests:' .. ARGV[i], '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
       'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5])
   end
-  if count > 0 then redis.call('HINCRBY', books_key, 'accepted', count) end
+  redis.call('HINCRBY', books_key, 'accepted', count)
 end
 
-local answered = 0
-local function settle(t)
-  local stream, id, replies = ARGV[t + 1], ARGV[t + 2], ARGV[t + 3]
-  if replies ~= '' then
-    redis.call('XADD', replies, 'NOMKSTREAM', '*', 'request', ARGV[t + 4], 'op', ARGV[t + 5], 'from', consumer,
-      'status', ARGV[t + 6], 'forwards', ARGV[t + 7], 'body', ARGV[t + 8])
-  end
-  if stream ~= '' then
-    settled[stream .. ' ' .. id] = true
-    ids_of[stream] = ids_of[stream] or {}
-    table.insert(ids_of[stream], id)
-    answered = answered + 1
-  end
-end
-
+local settled = {}
 local function commit(t)
+  local stream, id = ARGV[t + 1], ARGV[t + 2]
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
-  if ARGV[t + 1] ~= '' and not is_mine(ARGV[t + 1], ARGV[t + 2]) then return 'not-mine' end
+  if stream ~= '' and (not mine[t] or settled[stream .. ' ' .. id]) then return 'not-mine' end
   local first_write, otherwise = unchanged(t + 12, expects)
   if not first_write then return otherwise end
   local wrong = wrong_write(first_write, writes)
   if wrong then return wrong end
   local first_send, failed = write(first_write, writes)
   if failed then return failed end
-  go('0')
   send(first_send, sends)
-  settle(t)
+  settled[stream .. ' ' .. id] = true
   return 'done'
 end
 
-local outcomes, t = {}, 6
-while t <= #ARGV do
-  go('0')
-  outcomes[#outcomes + 1] = commit(t)
-  t = t + tonumber(ARGV[t])
+local function reply(t)
+  if ARGV[t + 3] ~= '' then
+    redis.call('XADD', ARGV[t + 3], 'NOMKSTREAM', '*', 'request', ARGV[t + 4], 'op', ARGV[t + 5], 'from', consumer,
+      'status', ARGV[t + 6], 'forwards', ARGV[t + 7], 'body', ARGV[t + 8])
+  end
+end
+
+-- All of a stream at once.
+local function acknowledge(done)
+  local ids_of, answered = {}, 0
+  for _, t in ipairs(done) do
+    local stream = ARGV[t + 1]
+    if stream ~= '' then
+      ids_of[stream] = ids_of[stream] or {}
+      table.insert(ids_of[stream], ARGV[t + 2])
+      answered = answered + 1
+    end
+  end
+  for stream, ids in pairs(ids_of) do
+    redis.call('XACK', stream, 'workers', unpack(ids))
+    redis.call('XDEL', stream, unpack(ids))
+  end
+  if answered > 0 then redis.call('HINCRBY', books_key, 'answered', answered) end
+end
+
+local outcomes, done = {}, {}
+for _, t in ipairs(transactions) do
+  local outcome = commit(t)
+  outcomes[#outcomes + 1] = outcome
+  if outcome == 'done' then done[#done + 1] = t end
 end
 go('0')
-for stream, ids in pairs(ids_of) do
-  redis.call('XACK', stream, 'workers', unpack(ids))
-  redis.call('XDEL', stream, unpack(ids))
-end
-if answered > 0 then redis.call('HINCRBY', books_key, 'answered', answered) end
+for _, t in ipairs(done) do reply(t) end
+acknowledge(done)
 redis.call('HSET', submitted_key, 'commit', batch, 'outcomes', cjson.encode(outcomes))
 return outcomes

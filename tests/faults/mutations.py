@@ -59,7 +59,7 @@ def _keep_users() -> None:
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "if held ~= holder then return {'lease-lost'} end", ""),
-    "pending-ownership": script(scripts.COMMIT, "not is_mine(ARGV[t + 1], ARGV[t + 2])", "false"),
+    "pending-ownership": script(scripts.COMMIT, "(not mine[t] or settled[stream .. ' ' .. id])", "false"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "batch-number": script(scripts.SUBMIT, "if before[1] == batch then return before[2] end", ""),
     "user-deletion": _keep_users,
