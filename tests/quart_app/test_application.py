@@ -13,7 +13,7 @@ import httpx
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
-from quart import Response, jsonify
+from quart import Response, jsonify, session
 from structlog.testing import capture_logs
 
 from quart_app import server
@@ -159,3 +159,21 @@ async def test_an_end_from_outside_is_not_taken_for_a_client_that_has_gone(follo
         answer = await asking
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert followed.cancelled.is_set()
+
+
+@pytest.mark.parametrize("host", ["x", "X.example:8000", "127.0.0.1:80", "[::1]:80"])
+async def test_every_host_has_the_same_routes(followed: Followed, host: str) -> None:
+    """A balancer, a probe and a browser call the same replica by different names."""
+    response = await followed.app.test_client().get("/people/ada", headers={"Host": host})
+    assert response.status_code == 200
+
+
+async def test_nothing_is_kept_in_sessions_of_quarts(followed: Followed) -> None:
+    """They are one and empty for all: what somebody wrote there would be everybody's."""
+
+    @followed.app.get("/keep")
+    async def keep() -> str:
+        session["name"] = "ada"
+        return ""
+
+    assert (await followed.app.test_client().get("/keep")).status_code == 500
