@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-from pydantic import RootModel, TypeAdapter
+from pydantic import RootModel
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
@@ -18,7 +17,7 @@ from quart_app.errors import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
 from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
-from quart_app.values.models import ClassesList, JobBegun, Page, SetValueResponse, values_request
+from quart_app.values.models import ClassesList, JobBegun, Page, SetValueResponse, create_values_request, values_request
 from quart_app.values.pool import FactorPool
 from quart_app.values.settings import ValuesSettings
 
@@ -27,14 +26,12 @@ WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
 #: between two looks at a job that a client waits for
 JOB_LOOK_S = 0.1
 
-_ENCODER = msgspec.json.Encoder()
-
 
 def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blueprint:
     """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
     blueprint = Blueprint("values", __name__)
     values = values_request(settings)
-    create_request = TypeAdapter(values)
+    create_request = create_values_request(settings)
     jobs = Jobs(settings)
 
     @blueprint.get("/classes")
@@ -56,7 +53,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         if items and RESPOND_ASYNC.search(_preferences()):
             return await begin(items)
         factors = await _put(context, settings, items)
-        return _answer((item.value, factors[item.value]) for item in items)
+        return jsonify([{"value": item.value, "prime_factors": factors[item.value]} for item in items])
 
     @blueprint.get("/values/<prime>")
     @tag(["values"])
@@ -71,7 +68,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         found = await _find(context, number, limit or settings.max_answer + 1, after)
         if limit is None and len(found) > settings.max_answer:
             raise Problem(422, f"there are more than {settings.max_answer} values; ask for them with ?limit=")
-        response = _answer(found)
+        response = jsonify([{"value": value, "prime_factors": factors} for value, factors in found])
         if limit is not None and len(found) == limit:
             response.headers["Link"] = f'</values/{number}?limit={limit}&after={found[-1][0]}>; rel="next"'
         return response
@@ -140,12 +137,6 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         return number
 
     return blueprint
-
-
-def _answer(found: Iterable[tuple[int, list[int]]]) -> Response:
-    """Values and their factors. There may be many thousands, so this is written by the quickest encoder there is."""
-    content = _ENCODER.encode([{"value": value, "prime_factors": factors} for value, factors in found])
-    return Response(content + b"\n", content_type="application/json")
 
 
 def _preferences() -> str:

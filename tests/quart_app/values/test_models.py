@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from quart_app.values.models import create_values_request
+from quart_app.values.models import PlainItem, create_values_request
 from quart_app.values.settings import ValuesSettings
 
 ADAPTER = create_values_request(ValuesSettings(max_digits=30, max_items=3, max_ttl_s=1000))
@@ -76,3 +76,23 @@ def test_a_number_beyond_a_large_limit_is_refused_as_any_other(digits: int) -> N
 def test_the_limits_are_the_settings() -> None:
     """The longest value, the longest time, the most items."""
     assert read([item(value=10**30 - 1, ttl=1000)] * 3) == [(10**30 - 1, 1000, "A")] * 3
+
+
+def test_plain_items_of_machine_words_are_read_the_quick_way() -> None:
+    """One that is not plain, and all of its request are read the thorough way, to the same end."""
+    for value in (1, 2**63, 2**64 - 1, 2**64, 10**30 - 1):
+        for ttl in (1, 1000):
+            for other in (item(), item(value="5"), item(ttl="7")):
+                quick = value < 2**64 and other == item()
+                found = ADAPTER.validate_python([item(value=value, ttl=ttl), other], strict=True)
+                assert (found[0].value, found[0].ttl, found[0].cls) == (value, ttl, "A")
+                assert (int(other["value"]), int(other["ttl"])) == (found[1].value, found[1].ttl)
+                assert [type(element) is PlainItem for element in found] == [quick, quick]
+
+
+def test_a_limit_below_a_machine_word_counts() -> None:
+    """The quick way has the same limits."""
+    adapter = create_values_request(ValuesSettings(max_digits=5))
+    assert [element.value for element in adapter.validate_python([item(value=99_999)])] == [99_999]
+    with pytest.raises(ValidationError):
+        adapter.validate_python([item(value=100_000)])
