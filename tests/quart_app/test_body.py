@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Quart, Response, jsonify
 
-from quart_app import errors
-from quart_app.body import MAX_INTEGER_DIGITS, SLICE, parse_json, read_items, read_json
+from quart_app import body, errors
+from quart_app.body import MAX_INTEGER_DIGITS, MAX_KEYS, SLICE, parse_json, read_items, read_json
 from quart_app.errors import Problem
 from tests.conftest import Turns
 
@@ -126,6 +129,82 @@ def test_large_numbers_stay_exact() -> None:
     assert parse_json("[%s]" % ("9" * MAX_INTEGER_DIGITS)) == [10**MAX_INTEGER_DIGITS - 1]
     with pytest.raises(Problem):
         parse_json("-" + "9" * MAX_INTEGER_DIGITS)
+
+
+def outcome(parse: Callable[[bytes], object], text: bytes) -> str:
+    """What a parser makes of a text, or how it refuses it. As text, since 1, 1.0 and True are equal."""
+    try:
+        return repr(parse(text))
+    except Problem as problem:
+        return f"{problem.status} {problem.detail}"
+
+
+class Pairs(list[tuple[str, object]]):
+    """An object as it is written."""
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+#: Objects are lists of pairs, in which a key may stand twice.
+VALUES = st.recursive(
+    SCALARS,
+    lambda some: (
+        st.lists(some, max_size=4) | st.lists(st.tuples(st.sampled_from(["a", "b", 'q"', "ü"]), some)).map(Pairs)
+    ),
+    max_leaves=12,
+)
+
+
+def written(value: object, *, plain: bool) -> str:
+    """JSON; `plain`: what is no ASCII stands for itself."""
+    if isinstance(value, Pairs):
+        return "{" + ", ".join(f"{written(k, plain=plain)}: {written(v, plain=plain)}" for k, v in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(written(item, plain=plain) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=not plain)
+
+
+@given(
+    VALUES, st.booleans(), st.integers(0, 60), st.sampled_from(["", "", "", ",", '"', "0", "}", "\\", "NaN", "\x01"])
+)
+def test_both_parsers_say_the_same(value: object, plain: bool, place: int, added: str) -> None:
+    """Whichever is asked: of what is JSON, of what names a key twice, and of what something slipped into."""
+    text = written(value, plain=plain)
+    sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass")
+    assert outcome(parse_json, sent) == outcome(body._parsed_carefully, sent)
+
+
+def keys(count: int) -> str:
+    """An object of so many keys."""
+    return "{" + ",".join(f'"k{n}":"v"' for n in range(count)) + "}"
+
+
+LARGE = {
+    "many empty objects": ["{}"] * 3000,
+    "objects within objects": ['{"a":"b","c":{}}'] * 600,
+    "as many keys as may be": [keys(MAX_KEYS)],
+    "a key too many": [keys(MAX_KEYS + 1)],
+    "a key too many, deep within": ["1", '{"a":' + keys(MAX_KEYS + 1) + "}"],
+    "many numbers": ["7"] * 5000,
+    "a digit too many": ["9" * (MAX_INTEGER_DIGITS + 1)],
+    "a sign too many": ["-" + "9" * MAX_INTEGER_DIGITS],
+    "a long fraction": ["0." + "9" * MAX_INTEGER_DIGITS],
+    "a number too large for a fraction": ["1e400"],
+    "nothing, negative": ["-0"],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_both_parsers_say_the_same_of_what_is_large(name: str) -> None:
+    """Many keys, long numbers."""
+    text = f"[{','.join(LARGE[name])}]".encode()
+    assert outcome(parse_json, text) == outcome(body._parsed_carefully, text)
+
+
+def test_the_quick_parser_takes_what_is_plain() -> None:
+    """What nearly every client sends, in a batch as alone; else it would be there for nothing."""
+    items = [{"value": (1 << 70) + n, "ttl": 300, "cls": "A"} for n in range(1000)]
+    for value in (items, items[:1], {"a": [1, {"b": "ü"}]}):
+        assert body._parsed_quickly(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
 async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
