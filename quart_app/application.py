@@ -6,7 +6,6 @@ Where Quart lets an application name another class, it names one here that does 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
 
+import msgspec
 import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Quart, Request, Response
@@ -93,17 +93,17 @@ class _NoSessions(SessionInterface):
 
 
 class _Json(DefaultJSONProvider):
-    """Writes answers by one encoder, instead of making one for each; the keys in the order that they were given."""
+    """Writes answers by the quickest encoder there is; the keys in the order that they were given."""
 
     sort_keys = False
 
     def __init__(self, app: Quart) -> None:
         super().__init__(app)
-        self._encode = json.JSONEncoder(separators=(",", ":"), default=self.default).encode
+        self._encode = msgspec.json.Encoder(enc_hook=self.default).encode
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        text = self._encode(self._prepare_response_obj(args, kwargs))
-        return Response(f"{text}\n", content_type=self.mimetype)
+        content = self._encode(self._prepare_response_obj(args, kwargs))
+        return Response(content + b"\n", content_type=self.mimetype)
 
 
 class Application(Quart):

@@ -126,6 +126,17 @@ async def test_methods_that_somebody_made_up_are_counted_together(followed: Foll
     assert followed.counted("other", "none", 405) == 2
 
 
+async def test_numbers_leave_exact_and_never_as_what_is_no_json(followed: Followed) -> None:
+    """At any size; what is no number is null, not NaN."""
+
+    @followed.app.get("/numbers")
+    async def numbers() -> Response:
+        return jsonify([10**1000 + 1, -(2**64), float("nan")])
+
+    response = await followed.app.test_client().get("/numbers")
+    assert await response.get_data() == f"[{10**1000 + 1},{-(2**64)},null]\n".encode()
+
+
 async def test_answers_are_plain_json_in_the_order_given(followed: Followed) -> None:
     """Compact, with what Quart can write beyond JSON's own types."""
     response = await followed.app.test_client().get("/people/ada", headers={"X-Request-ID": "x"})
