@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import swagger_ui
 from quart import Blueprint, Quart, Response, jsonify, send_from_directory
 from quart_schema import Info, QuartSchema, tag_blueprint
 from werkzeug.exceptions import NotFound
 
-ASSETS = Path(swagger_ui.__file__).parent / "static"
+#: found, not imported: its templates and parsers would be loaded for nothing
+ASSETS = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
