@@ -113,19 +113,18 @@ def put(
     ends: dict[int, list[int]] = {}
     for value, expiry in expiries.items():
         ends.setdefault(expiry, []).append(value)
+    written: dict[str, list[str]] = {}
     for expiry, values in ends.items():
-        _put(transaction, place, expiry, {str(value): [str(prime) for prime in factors[value]] for value in values})
+        # Text at once, since all of it is text in the end.
+        texts = {str(value): [str(prime) for prime in factors[value]] for value in values}
+        start = f"{place.id} {expiry}"
+        transaction.hset(RECORDS, {value: " ".join([start, *primes]) for value, primes in texts.items()})
+        transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
+        written |= texts
+    transaction.zadd_all(INDEX, members(written), 0)
     for key in (RECORDS, INDEX, EXPIRY):
         transaction.keep_until(key, max(ends))
-
-
-def _put(transaction: Transaction, place: Place, expiry: int, texts: Mapping[str, list[str]]) -> None:
-    """Write what ends together: values and their factors, as text already, since all of it is text in the end."""
-    start = f"{place.id} {expiry}"
-    transaction.hset(RECORDS, {value: " ".join([start, *factors]) for value, factors in texts.items()})
-    transaction.zadd_all(INDEX, members(texts), 0)
-    transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
 
 
 def schedule(transaction: Transaction, expiry: int, values: Sequence[int]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import Replica, Worker
+from mesh import Replica, Transaction, Worker
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
 from tests.conftest import Backend
@@ -79,6 +81,15 @@ async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> 
         "after need not be there"
     )
     assert await found(one, 2, now, most=1, after=10**24 * 2) == [10**25 * 2]
+
+
+def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
+    """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
+    transaction = Transaction(3, "replica-2")
+    expiries, factors = {2 * n: 1000 + n for n in range(1, 50)}, {2 * n: [2, n] for n in range(1, 50)}
+    records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
+    verbs = Counter(str(command[2]) for command in transaction.writes.commands())
+    assert verbs == {"HSET": 1, "ZADDALL": 1, "ZADD": 1, "SETALL": 49, "PEXPIREAT": 6}
 
 
 async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:
