@@ -14,8 +14,9 @@ from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: Records looked at by one commit, or a group of them beyond; more would hold the server.
-MOST = 200
+#: Records looked at by one commit, or a group of them beyond; more would hold the server, and with less a busy replica
+#: removes more slowly than it writes: a sweep is three trips, of many milliseconds then.
+MOST = 1000
 #: A record is removed this long after its time, when its place has ended by Redis's own clock: nobody refreshes it.
 LATER_MS = 100
 
