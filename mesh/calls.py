@@ -276,6 +276,8 @@ class Calls:
                 continue
             for reply in replies:
                 self._take(reply)
+            # Whoever has been answered goes first; then the next read is sent.
+            await asyncio.sleep(0)
 
     def _take(self, reply: Reply) -> None:
         exchange = self._exchanges.get(reply.key) or self._exchanges.get(reply.key.rpartition(".")[0])

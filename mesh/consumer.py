@@ -171,6 +171,9 @@ class Consumer:
         else:
             for work in works:
                 work.task = tasks.create_task(self._work(work))
+            # What has been begun goes first, and what it asks of Redis; then the next read is sent.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _admit(self, id: str, fields: streams.Fields, deliveries: int = 1) -> Work | None:
         request = streams.to_request(self._reader.stream, id, fields, deliveries)
