@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from redis import exceptions as redis_errors
@@ -35,8 +35,7 @@ EVERY = "*"
 MOST_OUT = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One request to be sent."""
 
     to: Address

@@ -89,7 +89,7 @@ class RequestReader:
     async def reclaim(self, idle_ms: int, most: int) -> list[tuple[str, int, Fields]]:
         """Take over what nobody kept alive: id, deliveries, fields."""
         taken = await self._link.script(RECLAIM, [self.stream], self._consumer, idle_ms, most)
-        return [(id, int(deliveries), dict(zip(flat[::2], flat[1::2], strict=True))) for id, deliveries, *flat in taken]
+        return [(id, int(deliveries), _fields(flat)) for id, deliveries, *flat in taken]
 
     async def hand_back(self, ids: Sequence[str], idle_ms: int) -> None:
         """Let others claim these at once, by making them look idle."""
@@ -151,7 +151,12 @@ def _entries(answer: Any) -> list[tuple[str, Fields | None]]:
     """The entries of the one stream that was read. Fields are None where an entry was deleted meanwhile."""
     if not answer:
         return []
-    return [(id, flat and dict(zip(flat[::2], flat[1::2], strict=True))) for id, flat in answer[0][1]]
+    return [(id, flat and _fields(flat)) for id, flat in answer[0][1]]
+
+
+def _fields(flat: Sequence[str]) -> Fields:
+    words = iter(flat)
+    return dict(zip(words, words, strict=True))
 
 
 def to_request(stream: str, id: str, fields: Fields, deliveries: int = 1) -> Request | ValueError:
