@@ -156,7 +156,7 @@ class Writes:
         """All of it; lifetimes come last, when their keys are there."""
         commands = list(self._commands)
         for (side, key), at_ms in self._kept.items():
-            commands += [[side, 0, "PEXPIREAT", key, at_ms, condition] for condition in ("NX", "GT")]
+            commands.append([side, 0, "KEEP", key, at_ms])
         for command in commands:
             command[1] = len(command) - 2
         return commands

@@ -11,6 +11,7 @@
 --   write         1 own | 0 shared, words of the command, verb, key, ...; verbs beside Redis's own:
 --                 SETALL, ms, value, key, ...           SET each of these keys until then
 --                 ZADDALL, key, score, member, ...      ZADD each of these members with that score
+--                 KEEP, key, ms                         let it live at least until then, when all is written
 --   send          to, op, key, reply stream, deadline, body, from
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
@@ -27,13 +28,14 @@ if before[1] == batch then return cjson.decode(before[2]) end
 -- Going from one database to another costs as much as a command, so what belongs to the bus is done for all transactions
 -- together: whose their requests are before the first of them, replies and acknowledgements after the last.
 local at = bus
-local function go(own)
-  local to = own == '1' and database or bus
-  if at ~= to then
-    redis.call('SELECT', to)
-    at = to
+local function go_to(number)
+  if at ~= number then
+    redis.call('SELECT', number)
+    at = number
   end
 end
+
+local function go(own) go_to(own == '1' and database or bus) end
 
 local function is_mine(stream, id)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
@@ -78,7 +80,7 @@ end
 -- A script cannot be rolled back, so what could fail half-way is found out first.
 local TYPES = {SET = '', SETALL = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
   HINCRBY = 'hash', ZADD = 'zset', ZREM = 'zset', SADD = 'set', SREM = 'set', RPUSH = 'list', LPUSH = 'list',
-  LTRIM = 'list', XADD = 'stream', ZADDALL = 'zset'}
+  LTRIM = 'list', XADD = 'stream', ZADDALL = 'zset', KEEP = ''}
 local function wrong_write(first, count)
   local i = first
   for _ = 1, count do
@@ -115,7 +117,16 @@ local function zadd_all(first, last)
   end
 end
 
-local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all}
+-- By database and key: the latest of what the whole batch says of it, since many of its requests speak of the same keys.
+local kept = {}
+local function keep(first)
+  local key, ms = ARGV[first + 1], ARGV[first + 2]
+  kept[at] = kept[at] or {}
+  local before = kept[at][key]
+  if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
+end
+
+local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all, KEEP = keep}
 local function run(first, last)
   local own = OWN_VERBS[ARGV[first]]
   if own then return own(first, last) end
@@ -195,6 +206,13 @@ for _, t in ipairs(transactions) do
   local outcome = commit(t)
   outcomes[#outcomes + 1] = outcome
   if outcome == 'done' then done[#done + 1] = t end
+end
+for number, lifetimes in pairs(kept) do
+  go_to(number)
+  for key, ms in pairs(lifetimes) do
+    redis.call('PEXPIREAT', key, ms, 'NX')
+    redis.call('PEXPIREAT', key, ms, 'GT')
+  end
 end
 go('0')
 for _, t in ipairs(done) do reply(t) end

@@ -86,8 +86,7 @@ def test_every_writing_verb_puts_its_key_first() -> None:
         ("ZADD", "db3:k", 1, "m"),
         ("ZREM", "db3:k", "m"),
         ("INCRBY", "db3:k", -2),
-        ("PEXPIREAT", "db3:k", 99, "NX"),
-        ("PEXPIREAT", "db3:k", 99, "GT"),
+        ("KEEP", "db3:k", 99),
     ]
 
 
@@ -106,8 +105,7 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
         ("ZADD", "db3:z", 1, "m"),
         ("HDEL", "db3:h", "a"),
         ("HSET", "db3:h", "a", 3),
-        ("PEXPIREAT", "db3:h", 9, "NX"),
-        ("PEXPIREAT", "db3:h", 9, "GT"),
+        ("KEEP", "db3:h", 9),
     ]
 
 
@@ -315,6 +313,29 @@ async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Ba
     client = backend.redis(db=one.database)
     assert abs(await client.pexpiretime(f"db{one.database}:h") - (now + 90_000)) <= 1
     await client.aclose()
+
+
+async def test_commits_of_one_trip_keep_a_key_as_long_as_the_longest_of_them(backend: Backend) -> None:
+    """On each side by itself, whatever their order; and never shorter than it lives already."""
+    one = await backend.join()
+    now = one.now_ms()
+    client, own = backend.redis(), backend.redis(db=one.database)
+    await own.set(f"db{one.database}:old", 1, pxat=now + 99_000)
+    transactions = []
+    for own_ms, shared_ms in ((50_000, 10_000), (90_000, 80_000), (20_000, 95_000), (9_000, 70_000)):
+        transaction = one.transaction()
+        for key in ("new", "old"):
+            transaction.incrby(key, 1)
+            transaction.keep_until(key, now + own_ms)
+        transaction.shared.incrby("n", 1)
+        transaction.shared.keep_until("n", now + shared_ms)
+        transactions.append(transaction)
+    assert await asyncio.gather(*map(one.commit, transactions)) == [True] * 4
+    assert await own.pexpiretime(f"db{one.database}:new") == now + 90_000
+    assert await own.pexpiretime(f"db{one.database}:old") == now + 99_000
+    assert await client.pexpiretime("shared:n") == now + 95_000
+    await client.aclose()
+    await own.aclose()
 
 
 async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_are_none_the_worse(
