@@ -1,7 +1,7 @@
 """Factorisation: our engine beside sympy, primefac, FLINT and PARI, one thread each, on numbers of many kinds.
 
-The whole takes half an hour of a quiet core, and the largest factors half of that. `--only "two primes, 40 digits"` measures one kind (more, with a
-semicolon between them).
+The whole takes half an hour of a quiet core, half of it for the largest factors. `--only "two primes, 40 digits"`
+measures one kind (more, with a semicolon between them).
 
 Every contender has a process; all get the same numbers, one after the other, each round new ones and in another order
 of contenders. CPU time counts, so that whoever else uses the machine disturbs little. Every answer is checked. A
