@@ -107,9 +107,7 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
         @rule(at=replica_numbers)
         def expire(self, at: int) -> None:
             """Once its time is over a value is not there, and the dictionary forgets it."""
-            ends = [entry.latest for entry in self.expected.values() if entry.latest < time.time() + 2 * SHORT]
-            if ends:
-                mesh.run(self._wait_until(max(ends) + MARGIN_S))
+            if mesh.run(self._short_ones_over()):
                 mesh.run(self._find(at))
 
         def teardown(self) -> None:
@@ -172,6 +170,13 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
                 after = page[-1][0]
             assert found == expected
 
+        async def _short_ones_over(self) -> bool:
+            """Wait until whatever lives for a short time has ended; whether there was any."""
+            ends = [entry.latest for entry in self.expected.values() if entry.latest < time.time() + 2 * SHORT]
+            if ends:
+                await self._wait_until(max(ends) + MARGIN_S)
+            return bool(ends)
+
         @staticmethod
         async def _wait_until(moment: float) -> None:
             await asyncio.sleep(max(0.0, moment - time.time()))
@@ -180,6 +185,8 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
             """At most one record of a value in the whole mesh, where its place says, with a holder of its class."""
             await self._find(0)
             await self._drops_done()
+            # Places are looked at one by one, and none must end meanwhile.
+            await self._short_ones_over()
             live = dict(await self._settled())
             with mesh.server.redis() as bus:
                 for value in self.expected:
