@@ -115,12 +115,8 @@ class _Exchange:
         return [part for part in self.parts.values() if part.outstanding > 0]
 
     def look(self) -> None:
-        if not self.submitted or self.complete.done():
-            return
-        for part in self.parts.values():
-            if part.outstanding > 0:
-                return
-        self.complete.set_result(None)
+        if self.submitted and not self.complete.done() and not self.open_parts:
+            self.complete.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         if not self.complete.done():

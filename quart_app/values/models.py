@@ -74,7 +74,9 @@ class ItemsReader:
     pydantic; else by pydantic, which takes all that is right and says what is wrong."""
 
     def __init__(self, settings: ValuesSettings) -> None:
-        self._any: TypeAdapter[list[Any]] = TypeAdapter(values_request(settings))
+        #: what a request may be, as pydantic describes it
+        self.type = values_request(settings)
+        self._any: TypeAdapter[list[Any]] = TypeAdapter(self.type)
         self._below = min(SMALL, 10**settings.max_digits)
         self._settings = settings
 
@@ -92,11 +94,6 @@ class ItemsReader:
             and max((item.value for item in items), default=0) < self._below
             and max((item.ttl for item in items), default=0) <= self._settings.max_ttl_s
         )
-
-
-def create_values_request(settings: ValuesSettings) -> ItemsReader:
-    """Reads a request under these limits."""
-    return ItemsReader(settings)
 
 
 def values_request(settings: ValuesSettings) -> Any:

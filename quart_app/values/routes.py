@@ -17,7 +17,7 @@ from quart_app.errors import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
 from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
-from quart_app.values.models import ClassesList, JobBegun, Page, SetValueResponse, create_values_request, values_request
+from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, SetValueResponse
 from quart_app.values.pool import FactorPool
 from quart_app.values.settings import ValuesSettings
 
@@ -30,8 +30,8 @@ JOB_LOOK_S = 0.1
 def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blueprint:
     """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
     blueprint = Blueprint("values", __name__)
-    values = values_request(settings)
-    create_request = create_values_request(settings)
+    create_request = ItemsReader(settings)
+    values = create_request.type
     jobs = Jobs(settings)
 
     @blueprint.get("/classes")

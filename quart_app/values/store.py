@@ -65,7 +65,12 @@ class Record:
         return cls(id, int(expiry), [int(factor) for factor in factors])
 
     def __str__(self) -> str:
-        return " ".join([self.id, str(self.expiry), *map(str, self.factors)])
+        return _text(self.id, self.expiry, map(str, self.factors))
+
+
+def _text(id: str, expiry: int, factors: Iterable[str]) -> str:
+    """A record as it is kept."""
+    return " ".join([id, str(expiry), *factors])
 
 
 #: What stands before a number of so many digits, up to the longest there is: a to y for 1 to 25, then z0026 and so on.
@@ -117,8 +122,7 @@ def put(
     for expiry, values in ends.items():
         # Text at once, since all of it is text in the end.
         texts = {str(value): [str(prime) for prime in factors[value]] for value in values}
-        start = f"{place.id} {expiry}"
-        transaction.hset(RECORDS, {value: " ".join([start, *primes]) for value, primes in texts.items()})
+        transaction.hset(RECORDS, {value: _text(place.id, expiry, primes) for value, primes in texts.items()})
         transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
         written |= texts

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from quart_app.values.models import PlainItem, create_values_request
+from quart_app.values.models import ItemsReader, PlainItem
 from quart_app.values.settings import ValuesSettings
 
-ADAPTER = create_values_request(ValuesSettings(max_digits=30, max_items=3, max_ttl_s=1000))
+ADAPTER = ItemsReader(ValuesSettings(max_digits=30, max_items=3, max_ttl_s=1000))
 
 
 def item(**fields: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_what_is_no_list_of_items_is_refused(wrong: Any) -> None:
 @pytest.mark.parametrize("digits", [1000, 4000])
 def test_a_number_beyond_a_large_limit_is_refused_as_any_other(digits: int) -> None:
     """A wrong number is never an error of ours, however long it is."""
-    adapter = create_values_request(ValuesSettings(max_digits=digits))
+    adapter = ItemsReader(ValuesSettings(max_digits=digits))
     for value in (10**digits, -(10**digits)):
         with pytest.raises(ValidationError):
             adapter.validate_python([item(value=value)], strict=True)
@@ -92,7 +92,7 @@ def test_plain_items_of_machine_words_are_read_the_quick_way() -> None:
 
 def test_a_limit_below_a_machine_word_counts() -> None:
     """The quick way has the same limits."""
-    adapter = create_values_request(ValuesSettings(max_digits=5))
+    adapter = ItemsReader(ValuesSettings(max_digits=5))
     assert [element.value for element in adapter.validate_python([item(value=99_999)])] == [99_999]
     with pytest.raises(ValidationError):
         adapter.validate_python([item(value=100_000)])
