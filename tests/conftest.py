@@ -64,13 +64,13 @@ class Server:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         with self.redis() as client:
             until = time.monotonic() + 20
-            while True:
+            # Not just anybody's answer: the port was free a moment ago, and another's server may be quicker to take it.
+            while self.process.poll() is None and time.monotonic() < until:
                 with contextlib.suppress(redis.RedisError):
-                    if client.ping():
+                    if client.info("server")["process_id"] == self.process.pid:
                         return
-                if time.monotonic() > until:
-                    raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
                 time.sleep(0.01)
+        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
 
     def kill(self) -> None:
         """End it as a power failure would."""

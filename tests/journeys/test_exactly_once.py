@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -55,23 +55,30 @@ async def balanced(server: Server) -> AsyncIterator[None]:
 
 
 class Mortals:
-    """Worker processes; whoever is killed is started anew."""
+    """Worker processes; whoever is killed, or ends by itself, is started anew. None is left behind."""
 
     def __init__(self, spawn: Callable[[], subprocess.Popen[bytes]], count: int) -> None:
         self._spawn = spawn
         self.living = [spawn() for _ in range(count)]
         self.killed = 0
 
+    def __enter__(self) -> Self:
+        return self
+
     async def kill_at_random(self, until: float, pause_s: float) -> None:
         while time.monotonic() < until:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            victim = random.randrange(len(self.living))
-            self.living[victim].kill()
-            await asyncio.to_thread(self.living[victim].wait)
-            self.living[victim] = self._spawn()
+            victim = random.choice(self.living)
+            victim.kill()
+            await asyncio.to_thread(victim.wait)
             self.killed += 1
+            self.revive()
 
-    def end(self) -> None:
+    def revive(self) -> None:
+        """Replace whoever ended: one whose lease passed while the machine stood still, say."""
+        self.living = [self._spawn() if process.poll() is not None else process for process in self.living]
+
+    def __exit__(self, *_: object) -> None:
         for process in self.living:
             process.kill()
             process.wait()
@@ -134,15 +141,16 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
             script = Path(__file__).with_name("counter.py")
             return subprocess.Popen([sys.executable, str(script)], stdout=log, stderr=log, env=env)
 
-    mortals = Mortals(spawn, 3)
     outcomes = Outcomes()
-    try:
-        async with join(Worker(), mesh_settings(server.settings, class_="B")) as caller, balanced(server):
+    # The caller comes first, so that no database has a class yet that it would have to take up.
+    async with join(Worker(), mesh_settings(server.settings, class_="B")) as caller, balanced(server):
+        with Mortals(spawn, 3) as mortals:
 
             async def all_live() -> bool:
+                mortals.revive()
                 return sum(member.cls == "A" for member in await caller.roster()) == 3
 
-            await eventually(all_live, 30)
+            await eventually(all_live, 30, lambda: (folder / "workers.log").read_text()[-4000:])
             until = time.monotonic() + seconds
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(mortals.kill_at_random(until, 1.5))
@@ -154,13 +162,11 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
 
             await eventually(settled, 20)
             books = await caller.books()
-        _judge(outcomes, _marks(server, "count:effects"), _marks(server, "count:notes"))
-        assert mortals.killed >= seconds / 3
-        assert len(outcomes.acknowledged) > 100 * seconds, "hardly any load"
-        assert len(outcomes.noted) > 10 * seconds, "hardly any forwards"
-        assert books["dead"] <= len(outcomes.unknown), books
-    finally:
-        mortals.end()
+    _judge(outcomes, _marks(server, "count:effects"), _marks(server, "count:notes"))
+    assert mortals.killed >= seconds / 3
+    assert len(outcomes.acknowledged) > 100 * seconds, "hardly any load"
+    assert len(outcomes.noted) > 10 * seconds, "hardly any forwards"
+    assert books["dead"] <= len(outcomes.unknown), books
 
 
 def _judge(outcomes: Outcomes, effects: Counter[str], notes: Counter[str]) -> None:
