@@ -13,7 +13,10 @@ from typing import Any
 
 from bench.report import table
 from bench.spread import Spread, worsened
+from quart_app.local import wheel_server
 
+#: What the wheel's server takes its memory from where jemalloc is missing.
+LIBC = "libc's malloc"
 RECORDED = Path(__file__).resolve().parent / "recorded.json"
 
 
@@ -85,8 +88,8 @@ class Record:
         rounds, seconds, here = self.settings.rounds, self.settings.seconds, self.machine
         return (
             f"{rounds} rounds of {seconds:g} s; median (lowest–highest). {here['cores']} cores of "
-            f"{here['architecture']}, Python {here['python']}, AOF {self.settings.durability}, load before the run "
-            f"{here['load_before']:g}, {here['date']}."
+            f"{here['architecture']}, Python {here['python']}, Valkey with {here.get('allocator', LIBC)}, "
+            f"AOF {self.settings.durability}, load before the run {here['load_before']:g}, {here['date']}."
         )
 
     def ratio_table(self) -> str:
@@ -119,6 +122,7 @@ def this_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
+        "allocator": "jemalloc" if "LD_PRELOAD" in wheel_server().environ else LIBC,
         "load_before": round(os.getloadavg()[0], 1),
     }
 

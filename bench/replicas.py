@@ -15,7 +15,8 @@ import gmpy2
 
 from bench.environments import ROOT
 from bench.processes import child, until
-from bench.servers import Server, free_port, valkey
+from bench.servers import Server, valkey
+from quart_app.local import free_port
 
 READY_TIMEOUT_S = 180.0
 

