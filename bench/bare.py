@@ -1,8 +1,9 @@
-"""A bare Quart application on the same Hypercorn settings: parses what POST /values takes and returns what it returns.
+"""A bare Quart application on Hypercorn as it comes, but for our settings.
 
     python -m bench.bare PORT
 
-It knows no mesh, checks nothing and stores nothing: what HTTP itself costs here.
+It parses what POST /values takes and returns what it returns, knows no mesh, checks nothing and stores nothing: what
+HTTP itself costs here.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import socket
 import sys
 
 import uvloop
+from hypercorn.asyncio import serve
 from quart import Quart, Response, jsonify, request
 
-from quart_app import server
+from quart_app.server import BACKLOG, configuration
 
 TEN = [{"value": 2147483659 * n, "prime_factors": [n, 2147483659]} for n in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)]
 
@@ -38,10 +40,10 @@ def create_app() -> Quart:
     return app
 
 
-async def serve(port: int) -> None:
-    listening = socket.create_server(("127.0.0.1", port), backlog=server.BACKLOG)
-    await server.run(create_app(), [listening], asyncio.Event().wait, grace_s=1)
+async def listen(port: int) -> None:
+    listening = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+    await serve(create_app(), configuration([listening], grace_s=1), shutdown_trigger=asyncio.Event().wait)
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    uvloop.run(listen(int(sys.argv[1])))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,9 +16,9 @@ from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, H11SendableEvent, Scope
 from quart import Quart
 from quart.utils import encode_headers
 from werkzeug.exceptions import BadRequest, HTTPException
@@ -27,6 +28,8 @@ from quart_app.settings import AppSettings
 
 #: Connections that may wait to be accepted.
 BACKLOG = 1024
+#: How long a connection stays open without a request.
+KEEP_ALIVE_S = 75
 #: Whoever is refused while it still sends may go on for as long.
 LINGER_S = 1.0
 
@@ -98,11 +101,18 @@ class _Connection(TCPServer):
 
     Hypercorn 0.18 keeps a descriptor for the whole keep-alive time after the client has closed: it waits for the task
     that would have ended an idle connection. And it closes at once where it has refused a request that is still on its
-    way: what arrives then is answered with a reset, which takes the refusal along.
+    way: what arrives then is answered with a reset, which takes the refusal along. It also makes two tasks for every
+    request to see that the connection does not idle for too long; here one does it for all of them.
     """
 
     _client_gone = False
     _lingering = False
+    #: since when no request is under way, by the loop's clock
+    _idle_since = math.inf
+
+    async def run(self) -> None:
+        self._idle_since = self.loop.time()
+        await super().run()
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -110,12 +120,26 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if self._client_gone and isinstance(event, Updated):
-            return
-        if isinstance(event, Closed) and not self._client_gone and self._is_still_sent_to():
+        if isinstance(event, Updated):
+            self._idle_since = self.loop.time() if event.idle else math.inf
+        elif isinstance(event, Closed) and not self._client_gone and self._is_still_sent_to():
             self._linger()
         else:
             await super().protocol_send(event)
+
+    async def _idle_timeout(self) -> None:
+        """Close the connection when it has been idle for long, or the server stops; one with a request under way is
+        closed after its answer."""
+        while not self.context.terminated.is_set():
+            now = self.loop.time()
+            left_s = min(self._idle_since, now) + self.config.keep_alive_timeout - now
+            if left_s <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self.context.terminated.wait()
+        if self._idle_since < math.inf:
+            await asyncio.shield(self._initiate_server_close())
 
     def _is_still_sent_to(self) -> bool:
         connection = getattr(self.protocol.protocol, "connection", None)
@@ -137,6 +161,24 @@ class _Http1(H11Protocol):
     closed after the answer, and would keep one open after it has refused a WebSocket.
     """
 
+    #: the head of an answer whose body is about to follow
+    _head = b""
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """Let a head go together with its body, where that is known to be whole: nobody is woken for half an answer,
+        and no balancer has begun to pass one on when the process dies in between."""
+        try:
+            data = self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
+            self._head = data
+        elif data or self._head:
+            head, self._head = self._head, b""
+            await self.send(RawData(head + data))
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay."""
 
@@ -149,9 +191,18 @@ class _Http1(H11Protocol):
         await super()._create_stream(request)
 
 
-# The one name by which Hypercorn makes each.
-vars(hypercorn_run)["TCPServer"] = _Connection
-vars(hypercorn_protocol)["H11Protocol"] = _Http1
+def configuration(sockets: Sequence[socket.socket], grace_s: float) -> Config:
+    """Hypercorn's settings."""
+    config = Config()
+    config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
+    config.backlog = BACKLOG
+    config.graceful_timeout = grace_s
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.include_server_header = False
+    config.h11_max_incomplete_size = 32 * 1024
+    config.errorlog = None
+    config.accesslog = None
+    return config
 
 
 async def run(
@@ -167,16 +218,10 @@ async def run(
     Whoever is not answered by then, or when this is cancelled, is told 503. `common` is one more socket, from which
     others accept, too.
     """
-    config = Config()
-    all_sockets = sockets if common is None else [*sockets, common]
-    config.bind = [f"fd://{listening.dup().detach()}" for listening in all_sockets]
-    config.backlog = BACKLOG
-    config.graceful_timeout = grace_s
-    config.keep_alive_timeout = 75
-    config.include_server_header = False
-    config.h11_max_incomplete_size = 32 * 1024
-    config.errorlog = None
-    config.accesslog = None
+    # The one name by which Hypercorn makes each.
+    vars(hypercorn_run)["TCPServer"] = _Connection
+    vars(hypercorn_protocol)["H11Protocol"] = _Http1
+    config = configuration(sockets if common is None else [*sockets, common], grace_s)
     serving = asyncio.ensure_future(serve(_to_the_last(app), config, shutdown_trigger=_trigger(stop)))
     try:
         await asyncio.shield(serving)

@@ -124,6 +124,96 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
     sockets.close()
 
 
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is handed to a connection, piece by piece."""
+    pieces: list[bytes] = []
+    really = asyncio.StreamWriter.write
+
+    def write(writer: asyncio.StreamWriter, data: bytes) -> None:
+        pieces.append(data)
+        really(writer, data)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", write)
+    return pieces
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_leaves_in_one_piece(method: str, writes: list[bytes]) -> None:
+    """A process that dies between head and body would leave half an answer with a balancer that has passed it on."""
+    app = Quart("test")
+    app.get("/")(lambda: "here")
+    async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+        for _ in range(2):
+            answer = await client.request(method, "/")
+            assert (answer.status_code, answer.headers["content-length"]) == (200, "4")
+    answers = [piece for piece in writes if piece.startswith(b"HTTP/1.1")]
+    assert len(answers) == 2
+    assert all(piece.endswith(b"\r\n\r\nhere" if method == "GET" else b"\r\n\r\n") for piece in answers)
+    assert not [piece for piece in writes if piece == b"here"]
+
+
+async def test_the_head_of_a_stream_does_not_wait_for_it() -> None:
+    """Of what has no length yet the head goes at once, and each part when it is there."""
+    app = Quart("test")
+    go_on = asyncio.Event()
+
+    @app.get("/")
+    async def slowly() -> tuple[AsyncIterator[bytes], int]:
+        async def parts() -> AsyncIterator[bytes]:
+            for part in (b"first", b"second"):
+                await go_on.wait()
+                go_on.clear()
+                yield part
+
+        return parts(), 200
+
+    async with served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(5):
+        async with client.stream("GET", f"http://{address}/") as answer:
+            parts = answer.aiter_raw()
+            for part in (b"first", b"second"):
+                go_on.set()
+                assert await anext(parts) == part
+
+
+async def test_an_idle_connection_is_closed_and_a_slow_request_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idleness counts from the end of the latest request."""
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.2)
+    app = Quart("test")
+
+    @app.get("/")
+    async def slow() -> str:
+        await asyncio.sleep(0.5)
+        return "here"
+
+    async with served(app) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await reader.readuntil(b"here")).startswith(b"HTTP/1.1 200")
+                await asyncio.sleep(0.1)
+            begun = time.monotonic()
+            assert await reader.read() == b""
+        assert time.monotonic() - begun < 1
+        writer.close()
+
+
+async def test_idle_connections_do_not_hold_up_the_end() -> None:
+    """They are closed when the server stops, whether they have had a request or not."""
+    app = Quart("test")
+    app.get("/")(lambda: "here")
+    async with served(app) as address:
+        host, _, port = address.rpartition(":")
+        (never, _), (once, writer) = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await once.readuntil(b"here")
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 0.9, "the grace was waited for"
+    assert await never.read() == await once.read() == b""
+
+
 H2C = "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade, HTTP2-Settings\r\n"
 WEBSOCKET = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
 HANDSHAKE = f"{WEBSOCKET}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
