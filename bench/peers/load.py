@@ -113,7 +113,9 @@ async def drive(call_at: Callable[[int], Call]) -> None:
 
 def run(main: Awaitable[None]) -> None:
     """Run on uvloop where the environment has it, as the mesh does, without collecting what was imported."""
+    # As the mesh's own process does.
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         from uvloop import run as run_on_loop
     except ImportError:
