@@ -46,6 +46,7 @@ class Counting:
         handles("count.refuse")(self.refuse)
         handles("count.crash")(self.crash)
         handles("count.unsayable")(self.unsayable)
+        handles("count.many")(self.many)
         handles("count.wait")(self.wait)
         handles("count.forward")(self.forward)
         handles("count.tell")(self.tell)
@@ -79,6 +80,11 @@ class Counting:
 
     async def unsayable(self, request: Request, store: Store, transaction: Transaction) -> Body:
         transaction.set("count:n", None)  # type: ignore[arg-type]
+        return {}
+
+    async def many(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        body = request.body
+        transaction.set_until([f"count:{n}" for n in range(body["keys"])], body["value"], body["until"])
         return {}
 
     async def wait(self, request: Request, store: Store, transaction: Transaction) -> Body:
@@ -207,6 +213,21 @@ async def test_what_a_transaction_sends_is_worked_off(backend: Backend, counting
 
     await eventually(told)
     assert (await balanced(one))["accepted"] == 2
+
+
+@pytest.mark.parametrize("count", [1, 2000, 4001], ids=str)
+async def test_many_keys_are_set_until_one_moment(backend: Backend, counting: Counting, count: int) -> None:
+    """In one command where the server has it, one by one where it has not, as the fake one; and over what was there."""
+    replica = await backend.join(counting.worker)
+    for value in ("before", "now"):
+        until = replica.now_ms() + 60_000
+        await replica.call(Database(replica.database), "count.many", {"keys": count, "value": value, "until": until})
+    client = backend.redis(db=replica.database)
+    names = [f"db{replica.database}:count:{n}" for n in range(count)]
+    assert await client.mget(names) == ["now"] * count
+    assert {await client.pexpiretime(name) for name in (names[0], names[count // 2], names[-1])} == {until}
+    assert len(await client.keys("*count:*")) == count
+    await client.aclose()
 
 
 async def test_concurrent_effects_on_one_key_are_all_counted(backend: Backend, counting: Counting) -> None:
