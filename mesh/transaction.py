@@ -119,7 +119,8 @@ class Expectations:
 class Writes:
     """Writing commands, as few as say the same: what is written to one key by one verb in a row becomes one command.
 
-    Commands on different keys do not touch each other, so "in a row" is meant for each key by itself.
+    Commands on different keys do not touch each other, so "in a row" is meant for each key by itself, or for both keys
+    of a verb that has two.
     """
 
     def __init__(self) -> None:
@@ -127,20 +128,22 @@ class Writes:
         self._latest: dict[tuple[int, str], list[Text]] = {}
         self._kept: dict[tuple[int, str], int] = {}
 
-    def add(self, side: int, verb: str, key: str, args: Iterable[Text]) -> None:
+    def add(self, side: int, verb: str, keys: Sequence[str], args: Iterable[Text]) -> None:
         """One command more. A command is its side, its number of words, and these."""
-        command = [side, 0, verb, key, *args]
+        command = [side, 0, verb, *keys, *args]
         self._commands.append(command)
-        self._latest[side, key] = command
+        for key in keys:
+            self._latest[side, key] = command
 
-    def grow(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
+    def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
         """The same for a verb that takes any number of fields or members, and no options."""
         for part in _parts(args):
-            latest = self._latest.get((side, key))
-            if latest and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
+            latest = self._latest.get((side, keys[0]))
+            undisturbed = latest and all(self._latest.get((side, key)) is latest for key in keys)
+            if latest and undisturbed and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
                 latest.extend(part)
             else:
-                self.add(side, verb, key, part)
+                self.add(side, verb, keys, part)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
         """Let a key live at least until then; the latest of all that is said of it counts."""
@@ -184,7 +187,7 @@ class Writer:
 
     def write(self, verb: str, key: str, *args: Text) -> None:
         """Any writing command whose one key comes first."""
-        self._writes.add(self._side, verb, self._prefix + key, args)
+        self._writes.add(self._side, verb, (self._prefix + key,), args)
 
     def expect_each(self, values: Mapping[str, str | None]) -> None:
         """The same of many keys."""
@@ -193,7 +196,7 @@ class Writer:
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
         if args:
-            self._writes.grow(self._side, verb, self._prefix + key, args)
+            self._writes.grow(self._side, verb, (self._prefix + key,), args)
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         self.write("SET", key, value, *options)
@@ -201,7 +204,7 @@ class Writer:
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
         """One value for many keys, which end at that moment."""
         for part in _parts([self._prefix + key for key in names]):
-            self._writes.add(self._side, "SETALL", str(at_ms), [value, *part])
+            self._writes.add(self._side, "SETALL", (str(at_ms),), [value, *part])
 
     def delete(self, key: str) -> None:
         self.write("DEL", key)
@@ -218,7 +221,19 @@ class Writer:
     def zadd_all(self, key: str, members: Sequence[str], score: Text) -> None:
         """Many members of one score."""
         for part in _parts(members):
-            self._writes.add(self._side, "ZADDALL", self._prefix + key, [score, *part])
+            self._writes.add(self._side, "ZADDALL", (self._prefix + key,), [score, *part])
+
+    def pair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
+        """Names and texts in turn, for names that mostly have one text: the first becomes a field of the hash, which is
+        cheap, any other a member "name:text" of the zset, with score 0."""
+        self._pairs("PAIRALL", hash, zset, pairs)
+
+    def unpair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
+        """Take such pairs away, wherever they are."""
+        self._pairs("UNPAIRALL", hash, zset, pairs)
+
+    def _pairs(self, verb: str, hash: str, zset: str, pairs: Sequence[str]) -> None:
+        self._writes.grow(self._side, verb, (self._prefix + hash, self._prefix + zset), pairs)
 
     def zrem(self, key: str, *members: Text) -> None:
         self._grow("ZREM", key, members)

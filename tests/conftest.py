@@ -147,6 +147,11 @@ async def mesh_of(server: Server) -> AsyncIterator[Members]:
     await members.close()
 
 
+def without_flags(script: str) -> str:
+    """A script as fakeredis can read it."""
+    return script.partition("\n")[2] if script.startswith("#!lua") else script
+
+
 class FakeClient(fakeredis.FakeAsyncRedis):
     """fakeredis with what it lacks: INFO, and scripts whose first line names flags (`#!lua flags=...`)."""
 
@@ -154,17 +159,13 @@ class FakeClient(fakeredis.FakeAsyncRedis):
         return {"redis_version": "7.0.0"}
 
     async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
-        return await super().eval(self._plain(script), numkeys, *words)
+        return await super().eval(without_flags(script), numkeys, *words)
 
     async def script_load(self, script: str) -> str:
         # Known by the hash of its whole text, as on a real server.
         sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        self.get_connection_kwargs()["server"].script_cache[sha.encode()] = self._plain(script).encode()
+        self.get_connection_kwargs()["server"].script_cache[sha.encode()] = without_flags(script).encode()
         return sha
-
-    @staticmethod
-    def _plain(script: str) -> str:
-        return script.partition("\n")[2] if script.startswith("#!lua") else script
 
 
 class FakeLine(Line):

@@ -11,6 +11,9 @@
 --   write         1 own | 0 shared, words of the command, verb, key, ...; verbs beside Redis's own:
 --                 SETALL, ms, value, key, ...           SET each of these keys until then
 --                 ZADDALL, key, score, member, ...      ZADD each of these members with that score
+--                 PAIRALL, hash, zset, name, text, ...  a name's first text as a field of the hash, others as members
+--                                                       "name:text" of the zset
+--                 UNPAIRALL, hash, zset, name, text, .. no such pair any more, in either
 --                 KEEP, key, ms                         let it live at least until then, when all is written
 --   send          to, op, key, reply stream, deadline, body, from
 -- Returns one word per transaction: done, not-mine, conflict, or what is wrong with its writes; or lease-lost for all
@@ -78,18 +81,20 @@ local function unchanged(first, groups)
 end
 
 -- A script cannot be rolled back, so what could fail half-way is found out first.
-local TYPES = {SET = '', SETALL = '', DEL = '', UNLINK = '', PEXPIREAT = '', PERSIST = '', INCRBY = 'string', HSET = 'hash', HDEL = 'hash',
-  HINCRBY = 'hash', ZADD = 'zset', ZREM = 'zset', SADD = 'set', SREM = 'set', RPUSH = 'list', LPUSH = 'list',
-  LTRIM = 'list', XADD = 'stream', ZADDALL = 'zset', KEEP = ''}
+-- By verb: what the keys that it begins with must hold, if anything.
+local ANY, STRING, HASH, ZSET, SET, LIST, STREAM = {}, {'string'}, {'hash'}, {'zset'}, {'set'}, {'list'}, {'stream'}
+local TYPES = {SET = ANY, SETALL = ANY, DEL = ANY, UNLINK = ANY, PEXPIREAT = ANY, PERSIST = ANY, KEEP = ANY,
+  INCRBY = STRING, HSET = HASH, HDEL = HASH, HINCRBY = HASH, ZADD = ZSET, ZREM = ZSET, ZADDALL = ZSET, SADD = SET,
+  SREM = SET, RPUSH = LIST, LPUSH = LIST, LTRIM = LIST, XADD = STREAM, PAIRALL = {'hash', 'zset'},
+  UNPAIRALL = {'hash', 'zset'}}
 local function wrong_write(first, count)
   local i = first
   for _ = 1, count do
-    local verb, key = ARGV[i + 2], ARGV[i + 3]
-    local wanted = TYPES[verb]
-    if not wanted then return verb .. ' is not a verb of transactions' end
-    if wanted ~= '' then
+    local verb = ARGV[i + 2]
+    if not TYPES[verb] then return verb .. ' is not a verb of transactions' end
+    for k, wanted in ipairs(TYPES[verb]) do
       go(ARGV[i])
-      local wrong = wrong_type(key, wanted)
+      local wrong = wrong_type(ARGV[i + 2 + k], wanted)
       if wrong then return wrong end
     end
     i = i + 2 + tonumber(ARGV[i + 1])
@@ -144,6 +149,49 @@ local function zadd_all(first, last)
   end
 end
 
+-- What the hash has under the names of some pairs, and the names.
+local function texts_of(hash, first, last)
+  local names = {}
+  for k = first, last, 2 do names[#names + 1] = ARGV[k] end
+  return redis.call('HMGET', hash, unpack(names)), names
+end
+
+-- A field costs a third of what a member does, and of most names there is one text only.
+local function pair_all(first, last)
+  local hash, zset = ARGV[first + 1], ARGV[first + 2]
+  for begin = first + 3, last, HANDED_OVER do
+    local before, names = texts_of(hash, begin, math.min(begin + HANDED_OVER - 1, last))
+    local now, fields, n, members, m = {}, {}, 0, {}, 0
+    for i, name in ipairs(names) do
+      local text, other = ARGV[begin + 2 * i - 1], before[i] or now[name]
+      if not other then
+        now[name] = text
+        fields[n + 1], fields[n + 2] = name, text
+        n = n + 2
+      elseif other ~= text then
+        members[m + 1], members[m + 2] = '0', name .. ':' .. text
+        m = m + 2
+      end
+    end
+    if n > 0 then redis.call('HSET', hash, unpack(fields)) end
+    if m > 0 then redis.call('ZADD', zset, unpack(members)) end
+  end
+end
+
+local function unpair_all(first, last)
+  local hash, zset = ARGV[first + 1], ARGV[first + 2]
+  for begin = first + 3, last, HANDED_OVER do
+    local before, names = texts_of(hash, begin, math.min(begin + HANDED_OVER - 1, last))
+    local members = {}
+    for i, name in ipairs(names) do
+      local text = ARGV[begin + 2 * i - 1]
+      if before[i] == text then redis.call('HDEL', hash, name) end
+      members[i] = name .. ':' .. text
+    end
+    redis.call('ZREM', zset, unpack(members))
+  end
+end
+
 -- By database and key: the latest of what the whole batch says of it, since many of its requests speak of the same keys.
 local kept = {}
 local function keep(first)
@@ -153,7 +201,8 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
-local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all, KEEP = keep}
+local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all, PAIRALL = pair_all, UNPAIRALL = unpair_all,
+  KEEP = keep}
 local function run(first, last)
   local own = OWN_VERBS[ARGV[first]]
   if own then return own(first, last) end

@@ -102,7 +102,7 @@ def handlers(factorise: Factorise, errands: Errands) -> Worker:
         (record,) = await records.records(store, [value])
         # One that has been written again since is not the one to drop.
         if record is not None and record.id == request.body["id"]:
-            records.remove(transaction, value, record)
+            records.remove(transaction, {value: record})
             records.unschedule(transaction, [value])
 
     @worker.handles(FIND, effect=False)

@@ -5,6 +5,8 @@ In the database of its holder, under db{n}:
     values:records   hash   value -> "<request id> <expiry ms> <factor> <factor> ..."
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
                             as a letter (b17:c136), so that lexical order is numerical order; all scores 0
+    values:alone    hash    prime -> value, in the same letters, for primes of six digits and more: the first value that
+                            has it, which mostly is the only one, and so has no member in the index
     values:expiry    zset   "<value> <value> ..." by expiry in ms: when to look whether these are over. A record's
                             first such moment is its expiry or before it; the sweep puts it down anew if it lives on
 
@@ -22,12 +24,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from mesh import Store, Transaction
 from mesh.scripts import Script
 
 RECORDS = "values:records"
 INDEX = "values:index"
+ALONE = "values:alone"
 EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
@@ -84,13 +88,34 @@ def ordered(number: int) -> str:
     return _LENGTHS[len(text)] + text
 
 
-def members(texts: Mapping[str, Iterable[str]]) -> list[str]:
-    """The members of the index that stand for these values and their factors."""
-    return [
-        f"{_LENGTHS[len(prime)]}{prime}:{_LENGTHS[len(value)]}{value}"
-        for value, factors in texts.items()
-        for prime in set(factors)
-    ]
+#: Primes of so many digits and more mostly have one value only.
+RARE_DIGITS = 6
+
+
+class Postings(NamedTuple):
+    """What stands for values in the index: members for common primes; for rare ones prime and value in turn."""
+
+    common: list[str]
+    rare: list[str]
+
+    def members(self) -> set[str]:
+        """All of them as members, wherever they are kept."""
+        return {*self.common, *map(":".join, zip(self.rare[::2], self.rare[1::2], strict=True))}
+
+
+def postings(texts: Mapping[str, Iterable[str]]) -> Postings:
+    """One for every value and prime factor of it."""
+    found = Postings([], [])
+    common, rare = found
+    for value, factors in texts.items():
+        name = _LENGTHS[len(value)] + value
+        for prime in set(factors):
+            digits = len(prime)
+            if digits < RARE_DIGITS:
+                common.append(f"{_LENGTHS[digits]}{prime}:{name}")
+            else:
+                rare += (_LENGTHS[digits] + prime, name)
+    return found
 
 
 async def places(store: Store, values: list[int]) -> list[str | None]:
@@ -126,8 +151,10 @@ def put(
         transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
         written |= texts
-    transaction.zadd_all(INDEX, members(written), 0)
-    for key in (RECORDS, INDEX, EXPIRY):
+    common, rare = postings(written)
+    transaction.zadd_all(INDEX, common, 0)
+    transaction.pair_all(ALONE, INDEX, rare)
+    for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(ends))
 
 
@@ -142,11 +169,14 @@ def expect_places(transaction: Transaction, places: Mapping[int, str | None]) ->
     transaction.shared.expect_each({f"{WHERE}{value}": place for value, place in places.items()})
 
 
-def remove(transaction: Transaction, value: int, record: Record) -> None:
-    """Remove our record of a value, if it is still this one."""
-    transaction.expect(RECORDS, str(record), str(value))
-    transaction.hdel(RECORDS, value)
-    transaction.zrem(INDEX, *members({str(value): map(str, record.factors)}))
+def remove(transaction: Transaction, over: Mapping[int, Record]) -> None:
+    """Remove our records of these values, if they are still these."""
+    for value, record in over.items():
+        transaction.expect(RECORDS, str(record), str(value))
+    transaction.hdel(RECORDS, *over)
+    common, rare = postings({str(value): map(str, record.factors) for value, record in over.items()})
+    transaction.zrem(INDEX, *common)
+    transaction.unpair_all(ALONE, INDEX, rare)
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[int]]:
@@ -162,6 +192,7 @@ def unschedule(transaction: Transaction, values: Sequence[int]) -> None:
 
 async def find(store: Store, prime: int, moment_ms: int, most: int, after: int) -> list[tuple[int, Record]]:
     """Our values that have this prime as a factor, above `after`, ascending, as of a moment."""
-    start = f"({ordered(prime)}:{ordered(after)}" if after else f"[{ordered(prime)}:"
-    flat = await store.script(FIND, [INDEX, RECORDS], start, f"({ordered(prime)};", moment_ms, most)
+    name = ordered(prime)
+    start = f"({name}:{ordered(after)}" if after else f"[{name}:"
+    flat = await store.script(FIND, [INDEX, ALONE, RECORDS], name, start, moment_ms, most)
     return [(int(value), Record.parse(text)) for value, text in zip(flat[::2], flat[1::2], strict=True)]

@@ -57,13 +57,15 @@ def _about(most: int, groups: list[list[int]]) -> list[list[int]]:
 def _look(group: list[int], found: Mapping[int, Record | None], moment_ms: int, transaction: Transaction) -> None:
     records.unschedule(transaction, group)
     living: dict[int, list[int]] = {}
+    over: dict[int, Record] = {}
     for value in group:
         record = found[value]
         if record is None:
             transaction.expect(records.RECORDS, None, value)
         elif record.expiry <= moment_ms:
-            records.remove(transaction, value, record)
+            over[value] = record
         else:
             living.setdefault(record.expiry, []).append(value)
+    records.remove(transaction, over)
     for expiry, values in living.items():
         records.schedule(transaction, expiry, values)

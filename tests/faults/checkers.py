@@ -12,7 +12,7 @@ import redis
 
 from mesh import keys
 from mesh.scripts import BOOKS
-from quart_app.values.store import Record, members
+from quart_app.values.store import Record, postings
 from tests.faults.history import History, Sample
 from tests.faults.linearizability import Kind, Operation, Undecided, linearizable
 from tests.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
@@ -76,11 +76,14 @@ class Data:
         own = keys.own(database)
         for id, count in client.hgetall(f"{own}tally:effects").items():
             self.effects[id] += int(count)
-        index = set(client.zrange(f"{own}values:index", 0, -1))
+        index = {
+            *client.zrange(f"{own}values:index", 0, -1),
+            *map(":".join, client.hgetall(f"{own}values:alone").items()),
+        }
         for value, text in client.hgetall(f"{own}values:records").items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
-            index -= set(members({value: map(str, record.factors)}))
+            index -= postings({value: map(str, record.factors)}).members()
         self.strange += [f"index entry {member} without a record in database {database}" for member in index]
 
 

@@ -109,6 +109,25 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
     ]
 
 
+def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
+    """Its pairs may be in either of them, and so keep their order with what else is said of both."""
+    transaction = Transaction(3, "replica-2")
+    transaction.pair_all("h", "z", ["a", "1"])
+    transaction.pair_all("h", "z", ["b", "2"])
+    transaction.zrem("z", "c:3")
+    transaction.pair_all("h", "z", ["c", "3"])
+    transaction.unpair_all("h", "z", ["a", "1"])
+    transaction.unpair_all("h", "y", ["b", "2"])
+    transaction.unpair_all("h", "y", [])
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("PAIRALL", "db3:h", "db3:z", "a", "1", "b", "2"),
+        ("ZREM", "db3:z", "c:3"),
+        ("PAIRALL", "db3:h", "db3:z", "c", "3"),
+        ("UNPAIRALL", "db3:h", "db3:z", "a", "1"),
+        ("UNPAIRALL", "db3:h", "db3:y", "b", "2"),
+    ]
+
+
 def test_one_value_for_many_keys_is_one_command() -> None:
     """They end together, too."""
     transaction = Transaction(3, "replica-2")

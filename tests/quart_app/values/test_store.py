@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
+import fakeredis
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh import Replica, Transaction, Worker
+from mesh.scripts import COMMIT
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
-from tests.conftest import Backend
+from tests.conftest import Backend, without_flags
 
 naturals = st.integers(0, 10**300)
 
@@ -83,13 +86,95 @@ async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> 
     assert await found(one, 2, now, most=1, after=10**24 * 2) == [10**25 * 2]
 
 
+#: Values that share primes, rare ones too, and their prime factors.
+SHARING = {
+    math.prod(factors): factors
+    for factors in ([2, 100003], [3, 100003], [100003] * 2, [2, 3, 100003], [100003, 10**24 + 7], [2, 10**24 + 7],
+                    [3, 99991], [2, 3], [100003] * 6, [10**24 + 7] * 2, [100003])
+}  # fmt: skip
+
+
+class Memory:
+    """A Redis as far as the commit and the search need one: for many small histories, one after the other."""
+
+    def __init__(self) -> None:
+        self.fake = fakeredis.FakeRedis(decode_responses=True)
+        self.fake.set("lease", "me")
+        self.values: dict[int, Record] = {}
+        self.batch = 0
+
+    def commit(self, transaction: Transaction) -> None:
+        self.batch += 1
+        words = ("lease", "books", "submitted", "me", 0, 0, "replica-2", self.batch, *transaction.wire())
+        outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
+        assert outcomes == ["done"]
+
+    def put(self, values: dict[int, Record]) -> None:
+        transaction = Transaction(0, "replica-2")
+        factors = {value: record.factors for value, record in values.items()}
+        expiries = {value: record.expiry for value, record in values.items()}
+        before = {value: self.values[value] for value in values if value in self.values}
+        records.put(transaction, Place(0, "A", "1-0"), expiries, factors, before)
+        self.commit(transaction)
+        self.values |= values
+
+    def remove(self, value: int) -> None:
+        transaction = Transaction(0, "replica-2")
+        records.remove(transaction, {value: self.values.pop(value)})
+        self.commit(transaction)
+
+    def found(self, prime: int, moment: int, most: int, after: int = 0) -> list[int]:
+        names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
+        start = f"({ordered(prime)}:{ordered(after)}" if after else f"[{ordered(prime)}:"
+        flat = self.fake.eval(without_flags(records.FIND.source), 3, *names, ordered(prime), start, moment, most)
+        return [int(value) for value in flat[::2]]
+
+    def members(self) -> set[str]:
+        """What the index says, wherever it is kept."""
+        alone = self.fake.hgetall(f"db0:{records.ALONE}")
+        return {*self.fake.zrange(f"db0:{records.INDEX}", 0, -1), *map(":".join, alone.items())}
+
+    def pages(self, prime: int, moment: int, most: int) -> list[int]:
+        """All there is, by pages."""
+        all_of_them: list[int] = []
+        while page := self.found(prime, moment, most, all_of_them[-1] if all_of_them else 0):
+            all_of_them += page
+            assert len(page) <= most
+            assert len(all_of_them) <= len(self.values), "a page begins after the one before"
+        return all_of_them
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.booleans(), st.sets(st.sampled_from(list(SHARING)), min_size=1, max_size=4)), max_size=12),
+    st.integers(1, 3),
+)
+def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
+    history: list[tuple[bool, set[int]]], most: int
+) -> None:
+    """Rare primes, too, which several values share, in any order of writing, refreshing and removing."""
+    memory, early, late = Memory(), 2**50, 2**51
+    for remove, values in history:
+        if not remove:
+            memory.put({value: Record("1-0", late if value % 3 else early, SHARING[value]) for value in values})
+        for value in values & memory.values.keys() if remove else ():
+            memory.remove(value)
+    for prime in {prime for factors in SHARING.values() for prime in factors}:
+        for moment in (early - 1, early):
+            living = [value for value, record in memory.values.items() if record.expiry > moment]
+            expected = sorted(value for value in living if prime in SHARING[value])
+            assert memory.pages(prime, moment, most) == memory.found(prime, moment, 1000) == expected
+    texts = {str(value): map(str, record.factors) for value, record in memory.values.items()}
+    assert memory.members() == records.postings(texts).members()
+
+
 def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
     """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
     transaction = Transaction(3, "replica-2")
-    expiries, factors = {2 * n: 1000 + n for n in range(1, 50)}, {2 * n: [2, n] for n in range(1, 50)}
+    expiries, factors = {2 * n: 1000 + n for n in range(1, 50)}, {2 * n: [2, n, 1000003] for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
     verbs = Counter(str(command[2]) for command in transaction.writes.commands())
-    assert verbs == {"HSET": 1, "ZADDALL": 1, "ZADD": 1, "SETALL": 49, "KEEP": 3}
+    assert verbs == {"HSET": 1, "ZADDALL": 1, "PAIRALL": 1, "ZADD": 1, "SETALL": 49, "KEEP": 4}
 
 
 async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:
@@ -106,9 +191,10 @@ async def test_everything_expires_with_the_last_record(backend: Backend) -> None
     """So that nothing is left even in a database that nobody holds."""
     one = await reading(backend)
     now = one.now_ms()
-    await write(one, (6, now + 90_000, [2, 3]), (10, now + 30_000, [2, 5]))
+    await write(one, (6, now + 90_000, [2, 3]), (10, now + 30_000, [2, 5]), (2000006, now + 30_000, [2, 1000003]))
+    await write(one, (3000009, now + 90_000, [3, 1000003]))
     own, bus = backend.redis(db=one.database), backend.redis()
-    for name in (records.RECORDS, records.INDEX, records.EXPIRY):
+    for name in (records.RECORDS, records.INDEX, records.ALONE, records.EXPIRY):
         assert await own.pexpiretime(f"db{one.database}:{name}") == now + 90_000
     assert await bus.pexpiretime("shared:values:where:10") == now + 30_000
     assert await bus.get("shared:values:where:10") == f"{one.database} {one.cls} 10-0"
@@ -127,7 +213,7 @@ async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> 
     for record, committed, left in ((seen, False, [6, 10]), ((await records.records(one.store(), [6]))[0], True, [10])):
         transaction = one.transaction()
         assert record is not None
-        records.remove(transaction, 6, record)
+        records.remove(transaction, {6: record})
         assert await one.commit(transaction) is committed
         assert await found(one, 2, now) == left
     assert await found(one, 3, now) == []
