@@ -94,11 +94,15 @@ class Expectations:
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
         """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
         if value is None:
-            self._absent.setdefault((side, hash), []).append(name)
+            self.add_absent(side, hash, [name])
             return
         names, values = self._present.setdefault((side, hash), ([], []))
         names.append(name)
         values.append(value)
+
+    def add_absent(self, side: int, hash: str, names: Iterable[str]) -> None:
+        """All of these are absent."""
+        self._absent.setdefault((side, hash), []).extend(names)
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -191,8 +195,11 @@ class Writer:
 
     def expect_each(self, values: Mapping[str, str | None]) -> None:
         """The same of many keys."""
+        prefix = self._prefix
+        self._expects.add_absent(self._side, "", [prefix + key for key, value in values.items() if value is None])
         for key, value in values.items():
-            self._expects.add(self._side, "", self._prefix + key, value)
+            if value is not None:
+                self._expects.add(self._side, "", prefix + key, value)
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
         if args:

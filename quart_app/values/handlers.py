@@ -38,15 +38,12 @@ FIND = "values.find"
 
 
 class Item(NamedTuple):
-    """One value of a put; `place` is where its record was said to be."""
+    """One value of a put; `place` is where its record was said to be, as text to be expected at the commit, too."""
 
     value: int
     ttl: int
     place: str | None
-
-    @property
-    def where(self) -> Place | None:
-        return None if self.place is None else Place.parse(self.place)
+    where: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,10 @@ async def _items(request: Request, store: Store) -> list[Item]:
     """The items of a put, each with the place its record is said to be in now."""
     asked = [(item["value"], item["ttl"]) for item in request.body["items"]]
     places = await records.places(store, [value for value, _ in asked])
-    return [Item(value, ttl, place) for (value, ttl), place in zip(asked, places, strict=True)]
+    return [
+        Item(value, ttl, place, None if place is None else Place.parse(place))
+        for (value, ttl), place in zip(asked, places, strict=True)
+    ]
 
 
 async def _hard_ones_apart(items: list[Item], request: Request, store: Store) -> tuple[list[Item], list[Item]]:
@@ -172,7 +172,7 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Addre
 
 async def _before(items: list[Item], store: Store) -> dict[int, Record]:
     """Our own records of these values."""
-    ours = [item.value for item in items if (where := item.where) is not None and where.database == store.database]
+    ours = [item.value for item in items if item.where is not None and item.where.database == store.database]
     found = await records.records(store, ours)
     return {value: record for value, record in zip(ours, found, strict=True) if record is not None}
 
