@@ -69,7 +69,7 @@ class Server:
             # Not just anybody's answer: the port was free a moment ago, and another's server may be quicker to take it.
             while self.process.poll() is None and time.monotonic() < until:
                 with contextlib.suppress(redis.RedisError):
-                    if client.info("server")["process_id"] == self.process.pid:
+                    if client.ping() and client.info("server")["process_id"] == self.process.pid:
                         return
                 time.sleep(0.01)
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
