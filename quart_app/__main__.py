@@ -129,6 +129,8 @@ class Process:
             self._app.context.replica = replica
             await self._open(services, replica)
             if not self._signalled.is_set():
+                # Whoever hears that we are ready may connect at once; Hypercorn accepts in a moment.
+                sockets.public.listen(server.BACKLOG)
                 self._app.reason = ""
                 self._opened.set()
                 log.info("ready", database=replica.database, cls=replica.cls)
