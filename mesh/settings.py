@@ -20,7 +20,9 @@ def settings_config(prefix: str) -> SettingsConfigDict:
         env_prefix=prefix,
         secrets_dir=SECRETS_DIR if Path(SECRETS_DIR).is_dir() else None,
         env_ignore_empty=True,
-        extra="ignore",
+        # By the name of the field, too; what is no field is a mistake of whoever says it.
+        populate_by_name=True,
+        extra="forbid",
         # An error must not repeat an address that has a password in it.
         hide_input_in_errors=True,
         frozen=True,

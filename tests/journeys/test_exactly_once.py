@@ -142,7 +142,7 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
             return subprocess.Popen([sys.executable, str(script)], stdout=log, stderr=log, env=env)
 
     outcomes = Outcomes()
-    # The caller comes first, so that no database has a class yet that it would have to take up.
+    # The caller comes first and has a class of its own.
     async with join(Worker(), mesh_settings(server.settings, class_="B")) as caller, balanced(server):
         with Mortals(spawn, 3) as mortals:
 

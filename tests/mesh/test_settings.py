@@ -63,3 +63,10 @@ def test_times_that_follow_from_others_keep_their_proportions() -> None:
     for idle_ms in (200, 2000, 60_000):
         assert 4 * MeshSettings(claim_idle_ms=idle_ms).keep_alive_ms <= idle_ms
     assert MeshSettings(claim_idle_ms=60_000).keep_alive_ms <= 500, "so that who is not waited for stops soon"
+
+
+def test_a_setting_may_be_given_by_the_name_of_its_field_and_no_other() -> None:
+    """Whoever embeds a replica is not to find out later that a setting was passed over."""
+    assert MeshSettings(class_="B").class_ == "B"
+    with pytest.raises(ValidationError, match="clas"):
+        MeshSettings(clas="B")  # type: ignore[call-arg]
