@@ -112,8 +112,7 @@ async def drive(call_at: Callable[[int], Call]) -> None:
 
 
 def run(main: Awaitable[None]) -> None:
-    """Run on uvloop where the environment has it, as the mesh does, without collecting what was imported."""
-    # As the mesh's own process does.
+    """Run on uvloop where the environment has it, and collect garbage as seldom as the mesh's own process does."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:

@@ -80,13 +80,14 @@ local function unchanged(first, groups)
   return i
 end
 
--- A script cannot be rolled back, so what could fail half-way is found out first.
--- By verb: what the keys that it begins with must hold, if anything.
+-- A script cannot be rolled back, so what could fail half-way is found out first. By verb: what the keys that it begins
+-- with must hold, if anything.
 local ANY, STRING, HASH, ZSET, SET, LIST, STREAM = {}, {'string'}, {'hash'}, {'zset'}, {'set'}, {'list'}, {'stream'}
+local PAIRS = {'hash', 'zset'}
 local TYPES = {SET = ANY, SETALL = ANY, DEL = ANY, UNLINK = ANY, PEXPIREAT = ANY, PERSIST = ANY, KEEP = ANY,
   INCRBY = STRING, HSET = HASH, HDEL = HASH, HINCRBY = HASH, ZADD = ZSET, ZREM = ZSET, ZADDALL = ZSET, SADD = SET,
-  SREM = SET, RPUSH = LIST, LPUSH = LIST, LTRIM = LIST, XADD = STREAM, PAIRALL = {'hash', 'zset'},
-  UNPAIRALL = {'hash', 'zset'}}
+  SREM = SET, RPUSH = LIST, LPUSH = LIST, LTRIM = LIST, XADD = STREAM, PAIRALL = PAIRS,
+  UNPAIRALL = PAIRS}
 local function wrong_write(first, count)
   local i = first
   for _ = 1, count do
@@ -182,12 +183,13 @@ local function unpair_all(first, last)
   local hash, zset = ARGV[first + 1], ARGV[first + 2]
   for begin = first + 3, last, HANDED_OVER do
     local before, names = texts_of(hash, begin, math.min(begin + HANDED_OVER - 1, last))
-    local members = {}
+    local fields, members = {}, {}
     for i, name in ipairs(names) do
       local text = ARGV[begin + 2 * i - 1]
-      if before[i] == text then redis.call('HDEL', hash, name) end
+      if before[i] == text then fields[#fields + 1] = name end
       members[i] = name .. ':' .. text
     end
+    if #fields > 0 then redis.call('HDEL', hash, unpack(fields)) end
     redis.call('ZREM', zset, unpack(members))
   end
 end
@@ -201,8 +203,7 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
-local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all, PAIRALL = pair_all, UNPAIRALL = unpair_all,
-  KEEP = keep}
+local OWN_VERBS = {SETALL = set_all, ZADDALL = zadd_all, PAIRALL = pair_all, UNPAIRALL = unpair_all, KEEP = keep}
 local function run(first, last)
   local own = OWN_VERBS[ARGV[first]]
   if own then return own(first, last) end

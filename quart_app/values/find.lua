@@ -1,16 +1,16 @@
 #!lua flags=allow-oom,no-writes
 -- The values that have a prime as a factor, ascending; costs what the answer costs.
 -- KEYS: index, alone, records
--- ARGV: prime as the index has it, first member wanted, moment in ms, most values
+-- ARGV: prime and the value that those wanted are above (or "") as the index has them, moment in ms, most values
 -- Returns {value, record, ...}
 local index_key, alone_key, records_key = KEYS[1], KEYS[2], KEYS[3]
-local prime, from, moment, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local beyond = '(' .. prime .. ';'
+local prime, after, moment, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local from, beyond = (after == '' and '[' or '(') .. prime .. ':' .. after, '(' .. prime .. ';'
 
 -- The value that is not in the index, until it has its place among those that are. (Whatever the server's collation: a
 -- letter decides, and where it is the same there are only digits, as many in both.)
 local alone = redis.call('HGET', alone_key, prime)
-if alone and alone <= string.sub(from, #prime + 3) then alone = false end
+if alone and alone <= after then alone = false end
 local function put_in_place(texts, complete)
   for i, text in ipairs(texts) do
     if text >= alone then

@@ -192,7 +192,6 @@ def unschedule(transaction: Transaction, values: Sequence[int]) -> None:
 
 async def find(store: Store, prime: int, moment_ms: int, most: int, after: int) -> list[tuple[int, Record]]:
     """Our values that have this prime as a factor, above `after`, ascending, as of a moment."""
-    name = ordered(prime)
-    start = f"({name}:{ordered(after)}" if after else f"[{name}:"
-    flat = await store.script(FIND, [INDEX, ALONE, RECORDS], name, start, moment_ms, most)
+    above = ordered(after) if after else ""
+    flat = await store.script(FIND, [INDEX, ALONE, RECORDS], ordered(prime), above, moment_ms, most)
     return [(int(value), Record.parse(text)) for value, text in zip(flat[::2], flat[1::2], strict=True)]

@@ -125,8 +125,8 @@ class Memory:
 
     def found(self, prime: int, moment: int, most: int, after: int = 0) -> list[int]:
         names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
-        start = f"({ordered(prime)}:{ordered(after)}" if after else f"[{ordered(prime)}:"
-        flat = self.fake.eval(without_flags(records.FIND.source), 3, *names, ordered(prime), start, moment, most)
+        words = (*names, ordered(prime), ordered(after) if after else "", moment, most)
+        flat = self.fake.eval(without_flags(records.FIND.source), 3, *words)
         return [int(value) for value in flat[::2]]
 
     def members(self) -> set[str]:
