@@ -14,6 +14,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from sqlalchemy import Connection, inspect, make_url, text
@@ -56,6 +57,32 @@ async def test_replicas_that_start_together_migrate_once(database_url: str) -> N
     async with database.reading() as connection:
         assert len((await connection.execute(text("SELECT * FROM alembic_version"))).all()) == 1
     await database.close()
+
+
+def test_the_latest_revision_is_the_one_that_alembic_goes_to() -> None:
+    """It is told by a file's name, so that a replica on migrated tables need not load Alembic."""
+    config = Config()
+    config.set_main_option("script_location", module.MIGRATIONS)
+    assert ScriptDirectory.from_config(config).get_heads() == [module.LATEST]
+
+
+async def test_a_replica_on_migrated_tables_does_not_load_alembic(database: Database, database_url: str) -> None:
+    """Most starts find the tables as they should be, and Alembic is a tenth of what a replica loads."""
+    code = (
+        "import asyncio, sys; from quart_app.movements.database import Database; "
+        "from quart_app.movements.settings import MovementSettings; "
+        "asyncio.run(Database.of(MovementSettings()).migrate()); print('alembic' in sys.modules)"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code],
+        env={**os.environ, "DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "False\n"
 
 
 async def test_a_migration_that_fails_leaves_nothing_half_done(
