@@ -206,7 +206,7 @@ class Connections:
 
 
 async def check_server(client: Redis) -> tuple[int, ...]:
-    """The server's version. Raises WrongCredentials, ServerTooOld, or Unavailable."""
+    """The server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
     try:
         info = await client.info("server")
     except FENCED as error:
@@ -217,6 +217,10 @@ async def check_server(client: Redis) -> tuple[int, ...]:
         if is_fenced(error):
             raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
         raise Unavailable(f"Redis cannot be reached: {error}") from error
+    except redis_errors.ResponseError as error:
+        if str(error).startswith("BUSY "):  # with a script that does not end
+            raise Unavailable(f"Redis cannot be used: {error}") from error
+        raise SetupError(f"Redis refuses a connection: {error}") from error
     text = str(info.get("redis_version", "0"))
     version = tuple(int(part) for part in text.split(".")[:3])
     if version < MINIMUM_VERSION:

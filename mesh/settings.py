@@ -6,9 +6,12 @@ import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
 
 #: A folder of files named like the settings in lower case (`redis_password`), as containers mount secrets.
 SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
@@ -29,12 +32,54 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     )
 
 
+def explain(error: ValidationError) -> str:
+    """Which settings do not fit, by the names they have in the environment, and why."""
+    prefixes = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in BaseSettings.__subclasses__()}
+    prefix = prefixes.get(error.title, "")
+    wrong = []
+    for one in error.errors():
+        name = ".".join(map(str, one["loc"]))
+        # A field with a name of its own in the environment is told by it.
+        wrong.append(f"{name if name.isupper() else prefix + name.upper()}: {one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(wrong)
+
+
+def _check_address(url: str) -> None:
+    """Raises ValueError for what is no address of a server, or says what is ours to say."""
+    if not url.startswith(("redis://", "rediss://")):
+        raise ValueError("the address begins with redis:// or rediss://")
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError("the address ends with the number of a database, or nothing")
+    try:
+        port = parts.port
+    except ValueError:
+        # Its sentence repeats what stands there, which is the password where the host was forgotten.
+        port = 0
+    if port == 0:
+        raise ValueError("the port of the address is a number from 1 to 65535")
+    # redis-py lets what an address says win, and most of what it could say is for us to say.
+    for option in parse_qs(parts.query, keep_blank_values=True):
+        if not option.startswith("ssl_"):
+            raise ValueError(f"an address has options for TLS (ssl_ca_certs and others), none like {option}")
+    try:
+        pool = ConnectionPool.from_url(url)
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, RedisError) as error:
+        raise ValueError(f"redis-py cannot use the address: {error}") from error
+
+
 class RedisSettings(BaseSettings):
     """Where the one Redis is, and who we are before we have a lease."""
 
     model_config = settings_config("REDIS_")
 
-    url: SecretStr | None = Field(None, description="redis:// or rediss:// address; overrides host to db")
+    url: SecretStr | None = Field(
+        None,
+        description="redis://user:password@host:port/database, or rediss:// for TLS (?ssl_ca_certs=… and its like); "
+        "overrides host to db",
+    )
     host: str = "localhost"
     port: int = Field(6379, ge=1, le=65535)
     username: str = "default"
@@ -46,6 +91,22 @@ class RedisSettings(BaseSettings):
     timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; well below the lease")
     wait_replicas: int = Field(0, ge=0, description="copies a commit waits for (WAIT) before it counts; 0: none")
     wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for those copies")
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_address(value.get_secret_value())
+        return value
+
+    @field_validator("sentinels")
+    @classmethod
+    def _hosts_and_ports(cls, value: str) -> str:
+        for address in value.split(",") if value else ():
+            host, _, port = address.strip().rpartition(":")
+            if not host or not (port.isascii() and port.isdigit()):
+                raise ValueError("sentinels are host:port, separated by commas")
+        return value
 
 
 class Isolation(StrEnum):
@@ -84,11 +145,18 @@ class MeshSettings(BaseSettings):
         "rarest", description="how a first class is chosen where MESH_CLASS does not say"
     )
 
+    @field_validator("classes")
+    @classmethod
+    def _letters(cls, value: str) -> str:
+        if not value or set(value) - set("ABCD") or len(set(value)) < len(value):
+            raise ValueError("the classes are some of A, B, C and D, each named once")
+        return value
+
     @field_validator("class_")
     @classmethod
-    def _one_of_the_classes(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 1 or not value.isalpha() or not value.isupper()):
-            raise ValueError("a class is one capital letter, A to D")
+    def _one_of_the_classes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value not in set(info.data.get("classes", "ABCD")):
+            raise ValueError("the class is none of the classes there are")
         return value
 
     @property

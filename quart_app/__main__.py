@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from mesh import MeshError, MeshSettings, Replica, SetupError, join
 from mesh.lease import Applicant
+from mesh.settings import explain
 from quart_app import logs, server
 from quart_app.app import VERSION, App, create_app
 from quart_app.closing import last_call
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 EXIT_AGAIN = 75
 EXIT_SETUP = 78
+NOT_VALID = "the environment is not valid"
 
 #: The part of the drain, on top of it, that who has connected may take to say what for.
 SETTLE = 0.25
@@ -152,8 +154,11 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
         await Process(settings, mesh_settings).run()
     except Exception as raised:
         match error := _first(raised):
-            case SetupError() | OSError() | ValidationError():
+            case SetupError() | OSError():
                 log.error("this replica cannot run", error=str(error))
+                return EXIT_SETUP
+            case ValidationError():
+                log.error("this replica cannot run", error=f"{NOT_VALID}: {explain(error)}")
                 return EXIT_SETUP
             case MeshError():
                 log.error("this replica must start anew", error=str(error))
@@ -173,7 +178,7 @@ def main() -> int:
     try:
         settings, mesh_settings = AppSettings(), MeshSettings()
     except ValidationError as error:
-        print(f"the environment is not valid: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{NOT_VALID}: {explain(error)}", file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))

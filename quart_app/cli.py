@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 from redis import exceptions as redis_errors
 from rich.console import Console
 from rich.table import Table
 
 from mesh import Member, RedisSettings
+from mesh.settings import explain
 from quart_app import local, watch
 from quart_app.running import FOLDER, redis_settings
 
@@ -27,7 +29,17 @@ SHORT = ("database", "class", "replica", "public", "private")
 WIDE = 118
 
 
-@click.group()
+class Commands(click.Group):
+    """Says in a sentence which setting is not valid."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValidationError as error:
+            raise click.ClickException(f"the settings are not valid: {explain(error)}") from error
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """A mesh of identical replicas on one Redis."""
 

@@ -271,7 +271,12 @@ async def read_roster(settings: RedisSettings) -> list[Member]:
 async def mesh(
     *, replicas: int, port: int, redis_url: str | None, folder: Path, host: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[Replicas, RedisSettings, asyncio.Task[None]]]:
-    """A mesh of this many replicas behind one address. Leaving it drains and stops everything."""
+    """A mesh of this many replicas behind one address. Leaving it drains and stops everything.
+
+    Raises ValidationError, before anything is started, where an address or the environment is not valid.
+    """
+    given = None if redis_url is None else RedisSettings(url=SecretStr(redis_url))
+    patience_s = MeshSettings().deadline_ms / 1000 + 10
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
         url = redis_url if redis_url is not None else await stack.enter_async_context(server(folder))
@@ -284,11 +289,11 @@ async def mesh(
         children = Replicas(pairs, {**_environment(url, folder), **told, **env}, folder / "logs", fds)
         keeping = asyncio.create_task(children.run())
         try:
-            yield children, RedisSettings(url=SecretStr(url)), keeping
+            yield children, given or RedisSettings(url=SecretStr(url)), keeping
         finally:
             # Requests under way get their answers first.
             await front.aclose()
-            await children.stop(MeshSettings().deadline_ms / 1000 + 10)
+            await children.stop(patience_s)
             keeping.cancel()
             await asyncio.wait([keeping])
 

@@ -140,6 +140,14 @@ async def test_a_wrong_password_ends_it_at_once(server: Server) -> None:
         assert "wrong-password" not in str(caught.value)
 
 
+async def test_a_database_that_the_server_does_not_have_ends_it_at_once(server: Server) -> None:
+    """As a sentence, not as a crash that a supervisor repeats."""
+    settings = mesh_settings(RedisSettings(host="127.0.0.1", port=server.port, db=99))
+    with pytest.raises(SetupError, match="out of range"):
+        async with join(Worker(), settings):
+            pass
+
+
 async def test_a_server_that_is_too_old_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version it has and the one it needs."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from mesh import Isolation, MeshSettings, RedisSettings
+from mesh.settings import explain
 
 
 def test_the_names_of_the_task_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +42,9 @@ def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
         ("MESH_CLASS", "AB"),
         ("MESH_CLASS", "a"),
         ("MESH_CLASS", "1"),
+        ("MESH_CLASS", "E"),
+        ("MESH_CLASSES", "ABE"),
+        ("MESH_CLASSES", "ABA"),
         ("MESH_ISOLATION", "none"),
         ("MESH_CLASS_POLICY", "best"),
         ("MESH_LEASE_TTL_MS", "0"),
@@ -54,6 +58,75 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         MeshSettings()
+
+
+def test_a_class_is_one_of_those_there_are() -> None:
+    """No request could reach another."""
+    assert MeshSettings(classes="BC", class_="C").class_ == "C"
+    with pytest.raises(ValidationError, match="none of the classes"):
+        MeshSettings(classes="BC", class_="A")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://user:p%40ss@redis:7000/3",
+        "redis://[::1]:7000",
+        "rediss://redis/2?ssl_cert_reqs=none&ssl_ca_certs=/ca.pem",
+    ],
+)
+def test_an_address_names_server_user_and_database(url: str) -> None:
+    """And what TLS needs."""
+    assert RedisSettings(url=SecretStr(url)).url is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("localhost:6379", "begins with"),
+        ("redis:6379", "begins with"),
+        ("unix:///run/redis.sock", "begins with"),
+        ("redis://redis/first", "number of a database"),
+        ("redis://redis:0", "the port"),
+        ("redis://redis:70000", "the port"),
+        ("redis://user:secret-word", "the port"),
+        ("redis://redis/0?db=3", "like db"),
+        ("redis://redis?decode_responses=false", "like decode_responses"),
+        ("redis://redis?ssl_cert_reqs=none", "cannot use"),
+        ("rediss://redis?ssl_nothing=1", "cannot use"),
+        ("rediss://redis?ssl_cert_reqs=perhaps", "cannot use"),
+    ],
+)
+def test_an_address_that_would_fail_later_is_refused_at_once(url: str, why: str) -> None:
+    """redis-py would let options win over what the mesh relies on; and no error repeats a password."""
+    with pytest.raises(ValidationError, match=why) as caught:
+        RedisSettings(url=SecretStr(url))
+    assert "secret-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sentinels", ["one", "one:", ":26379", "one:26379,", "one:26379,two:port"])
+def test_sentinels_are_hosts_with_ports(sentinels: str) -> None:
+    """What is none is refused before anybody is asked."""
+    assert RedisSettings(sentinels="one:26379, two:26380").sentinels
+    with pytest.raises(ValidationError, match="host:port"):
+        RedisSettings(sentinels=sentinels)
+
+
+def test_what_is_wrong_is_told_by_the_names_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, in one line, of every class of settings."""
+    monkeypatch.setenv("MESH_CLASS", "E")
+    monkeypatch.setenv("MESH_DATABASES", "17")
+    with pytest.raises(ValidationError) as caught:
+        MeshSettings()
+    assert explain(caught.value).split("; ") == [
+        "MESH_DATABASES: Input should be less than or equal to 16",
+        "MESH_CLASS: the class is none of the classes there are",
+    ]
+    monkeypatch.setenv("REDIS_URL", "redis:8000")
+    with pytest.raises(ValidationError) as caught:
+        RedisSettings()
+    assert explain(caught.value) == "REDIS_URL: the address begins with redis:// or rediss://"
 
 
 def test_times_that_follow_from_others_keep_their_proportions() -> None:

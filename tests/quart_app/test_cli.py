@@ -52,6 +52,17 @@ async def test_status_is_a_table_for_people_and_a_list_for_programs(server: Serv
     assert json.loads((await in_thread("status", "--json", "--redis-url", server.url)).output) == []
 
 
+@pytest.mark.parametrize("command", ["up", "status", "watch"])
+def test_an_address_that_is_none_is_a_sentence(command: str, tmp_path: Path) -> None:
+    """With the name that the setting has in the environment; nothing is started."""
+    result = invoke(command, "--redis-url", "localhost:6379", "--data", str(tmp_path / "data"))
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert (
+        result.output == "Error: the settings are not valid: REDIS_URL: the address begins with redis:// or rediss://\n"
+    )
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["watch"]])
 def test_no_redis_is_a_sentence(command: list[str]) -> None:
     """Not a traceback."""
