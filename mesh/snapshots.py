@@ -51,11 +51,15 @@ class Snapshots:
         found = await asyncio.to_thread(self._list)
         return [snapshot for snapshot in found if log is None or snapshot.position.log == log]
 
+    async def check(self) -> None:
+        """Raises OSError where none could be written."""
+        await asyncio.to_thread(self._try)
+
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
         """Write one; it is durable when this returns. Interrupted or failed, it leaves nothing that
         counts."""
         await asyncio.to_thread(self._prepare)
-        part = self.folder / f".{secrets.token_hex(8)}.part"
+        part = self._part()
         try:
             with await asyncio.to_thread(open, part, "xb") as file:
                 async for chunk in content:
@@ -84,6 +88,15 @@ class Snapshots:
         if name is None:
             return None
         return Snapshot(Position(name["log"], int(name["number"]), name["id"]), path)
+
+    def _part(self) -> Path:
+        return self.folder / f".{secrets.token_hex(8)}.part"
+
+    def _try(self) -> None:
+        self._prepare()
+        part = self._part()
+        part.touch(exist_ok=False)
+        part.unlink()
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,7 @@ class Replication:
         """Follow a log; entered once the state is restored and the log's end was reached."""
         self._log, self._peers, self._ending = grades_log, peers, False
         self._move(State.RESTORING, "the grades are being restored")
+        await self._check_disk()
         try:
             async with asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(self._run(tasks), name="grades-follow")
@@ -181,6 +182,14 @@ class Replication:
             self._move(State.CLOSED, "the grades are closed")
             await self._farewell()
             await grades_log.close()
+
+    async def _check_disk(self) -> None:
+        """Say at once what the first snapshot would meet; without a disk there are still the peers."""
+        try:
+            await self._snapshots.check()
+        except OSError as error:
+            self._metrics.snapshots.labels("failed").inc()
+            log.error("no snapshot can be written", folder=str(self._snapshots.folder), reason=str(error))
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
         # Not `while True`: an error on the way out of a client library may take the place of our cancellation.

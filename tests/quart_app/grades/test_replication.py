@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
 
 from mesh import Unavailable
 from mesh.log import Log
@@ -204,6 +205,18 @@ async def test_one_who_fell_behind_the_trimmed_end_restores(nodes: Nodes) -> Non
     await nodes.agree()
     assert two.number() >= behind + 40
     assert two.restores("peer", "done") == restored + 1
+
+
+async def test_a_disk_that_takes_no_snapshot_is_told_of_at_the_start(nodes: Nodes) -> None:
+    """Not when the first is due, perhaps a day later; what can be done without a disk is done."""
+    (nodes.folder / "one").write_text("a file where the folder is to be")
+    with capture_logs() as said:
+        one, two = await nodes.up("one", "two")
+    (told,) = [line for line in said if line["event"] == "no snapshot can be written"]
+    assert told["folder"] == str(one.disk) and told["log_level"] == "error"
+    assert not list(two.disk.iterdir()), "the try leaves nothing behind"
+    await fill(two, 3)
+    await nodes.agree()
 
 
 async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
