@@ -24,12 +24,17 @@ FROM docker.io/library/python:3.13-slim
 # A user of its own, whose one writable place is /data (a volume); the root file system may be read-only.
 RUN useradd --no-log-init --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin mesh \
     && install --directory --owner mesh --group mesh /data
+# The replicas' allocator (quart_app/allocator.py says why), whichever release of it the base's distribution has.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends libjemalloc2 && rm -rf /var/lib/apt/lists/*
 COPY --chmod=0755 deploy/healthy /usr/local/bin/healthy
 COPY --from=dependencies /opt/mesh /opt/mesh
 COPY --from=code /opt/code /opt/mesh
 ENV PATH=/opt/mesh/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    LD_PRELOAD=libjemalloc.so.2 \
+    PYTHONMALLOC=malloc \
     HOST=0.0.0.0
 USER 10001:10001
 # What a service keeps in files is at data/... below here, so in /data.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from quart_app import allocator
+
 
 class ChildFailed(RuntimeError):
     """A process of the measurement ended before its time; carries the end of its log."""
@@ -33,7 +35,7 @@ def child(
     patience_s: float = 3.0,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process in a group of its own, for the length of a `with`. `listen` opens its stdout to be read;
-    `patience_s` is how long it may take to end.
+    `patience_s` is how long it may take to end. Whoever is Python has the same allocator, ours or a peer.
 
     Raises ChildFailed on leaving when it had failed by itself.
     """
@@ -43,7 +45,7 @@ def child(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if listen else log,
             stderr=log,
-            env={**os.environ, **(environ or {})},
+            env={**os.environ, **allocator.of_python(), **(environ or {})},
             cwd=folder,
             text=True,
             start_new_session=True,

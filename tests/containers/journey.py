@@ -98,6 +98,12 @@ async def spread(client: httpx.AsyncClient) -> None:
     assert len({row["database"] for row in status}) == 3
 
 
+async def memory(client: httpx.AsyncClient) -> None:
+    """A replica's objects are in jemalloc's memory: the library is there, and it is asked."""
+    assert "libjemalloc" in await compose("exec -T --index 1 api cat /proc/1/maps")
+    assert "PYTHONMALLOC=malloc" in (await compose("exec -T --index 1 api cat /proc/1/environ")).split("\0")
+
+
 async def scaling(client: httpx.AsyncClient) -> None:
     """3 -> 5 -> 2 under load: not one request fails."""
     classes = sorted({(await identity(index))["class"] for index in (1, 2)})
@@ -169,6 +175,7 @@ STEPS: tuple[Callable[[httpx.AsyncClient], Awaitable[None]], ...] = (
     examples,
     spread,
     privacy,
+    memory,
     scaling,
     killing,
     replacing,

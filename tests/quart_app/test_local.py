@@ -47,18 +47,6 @@ def test_a_server_on_path_that_is_too_old_is_passed_over(tmp_path: Path, monkeyp
         local.find_server()
 
 
-@pytest.mark.parametrize(
-    ("found", "environ"),
-    [("libjemalloc.so.2", {"LD_PRELOAD": "libjemalloc.so.2"}), (None, {"GLIBC_TUNABLES": local.KEPT_AT_HAND})],
-)
-def test_the_wheels_server_is_given_an_allocator(
-    found: str | None, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Valkey's own choice where the machine has it."""
-    monkeypatch.setattr("ctypes.util.find_library", {"jemalloc": found}.get)
-    assert local.wheel_server().environ == environ
-
-
 def test_a_server_on_path_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever built it chose its allocator."""
     there = tmp_path / "valkey-server"
