@@ -26,7 +26,9 @@ RUN useradd --no-log-init --user-group --uid 10001 --no-create-home --home-dir /
     && install --directory --owner mesh --group mesh /data
 # The replicas' allocator (quart_app/allocator.py says why), whichever release of it the base's distribution has.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends libjemalloc2 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends libjemalloc2 \
+    && rm -rf /var/lib/apt/lists/*
 COPY --chmod=0755 deploy/healthy /usr/local/bin/healthy
 COPY --from=dependencies /opt/mesh /opt/mesh
 COPY --from=code /opt/code /opt/mesh
