@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import platform
 
 #: How many free pieces of each size the C library keeps at hand; 16 unless told.
 KEPT_AT_HAND = "glibc.malloc.tcache_count=4000"
 
 
 def jemalloc() -> str:
-    """The name it is loaded by, or ""."""
-    return ctypes.util.find_library("jemalloc") or ""
+    """The name it is loaded by, or "": where there is none, or no LD_PRELOAD, which is Linux's."""
+    found = ctypes.util.find_library("jemalloc") if platform.system() == "Linux" else None
+    return found or ""
 
 
 def of_server() -> dict[str, str]:

@@ -42,6 +42,14 @@ def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], pytho
     assert {name: replica[name] for name in ("LD_PRELOAD", "PYTHONMALLOC") if name in replica} == python
 
 
+@pytest.mark.parametrize("found", ["/opt/homebrew/lib/libjemalloc.dylib"], indirect=True)
+@pytest.mark.usefixtures("found")
+def test_where_nothing_can_be_preloaded_python_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library the other half would choose the C library's."""
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert allocator.of_python() == {}
+
+
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONMALLOC"])
 @pytest.mark.parametrize("found", [NAME], indirect=True)
 @pytest.mark.usefixtures("found")
