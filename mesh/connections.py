@@ -125,11 +125,7 @@ class Connections:
     @property
     def bus(self) -> int:
         """The number of the bus database."""
-        if self.settings.url is not None:
-            path = urlsplit(self.settings.url.get_secret_value()).path.strip("/")
-            if path:
-                return int(path)
-        return self.settings.db
+        return self.settings.bus
 
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
         """A client with one connection (or, `shared`, a small pool that waits for a free one).
@@ -176,9 +172,7 @@ class Connections:
         parts = urlsplit(url)
         if self._credentials is not None:
             parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-        if parts.scheme in {"redis", "rediss"}:
-            parts = parts._replace(path="")
-        return parts.geturl()
+        return parts._replace(path="").geturl()
 
     def _login(self) -> dict[str, Any]:
         if self._credentials is not None:
@@ -191,9 +185,8 @@ class Connections:
         return {"username": settings.username, "password": settings.password.get_secret_value()}
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
-        addresses = [address.strip().rpartition(":") for address in self.settings.sentinels.split(",")]
         sentinel = Sentinel(
-            [(host, int(port)) for host, _, port in addresses],
+            self.settings.sentinel_addresses,
             sentinel_kwargs={
                 "socket_timeout": 0.5,
                 "socket_connect_timeout": 0.5,

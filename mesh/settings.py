@@ -44,14 +44,37 @@ def explain(error: ValidationError) -> str:
     return "; ".join(wrong)
 
 
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _database_of(url: str) -> int | None:
+    """The database that an address ends with, if it does. Raises ValueError where that is no number."""
+    path = urlsplit(url).path.strip("/")
+    number = _number(path)
+    if path and number is None:
+        raise ValueError("the address ends with the number of a database, or nothing")
+    return number
+
+
+def _sentinels(text: str) -> list[tuple[str, int]]:
+    """Hosts and ports. Raises ValueError where they are none."""
+    found = []
+    for address in text.split(",") if text else ():
+        host, _, port = address.strip().rpartition(":")
+        number = _number(port)
+        if not host or number is None:
+            raise ValueError("sentinels are host:port, separated by commas")
+        found.append((host, number))
+    return found
+
+
 def _check_address(url: str) -> None:
     """Raises ValueError for what is no address of a server, or says what is ours to say."""
     if not url.startswith(("redis://", "rediss://")):
         raise ValueError("the address begins with redis:// or rediss://")
+    _database_of(url)
     parts = urlsplit(url)
-    database = parts.path.strip("/")
-    if database and not (database.isascii() and database.isdigit()):
-        raise ValueError("the address ends with the number of a database, or nothing")
     try:
         port = parts.port
     except ValueError:
@@ -102,11 +125,19 @@ class RedisSettings(BaseSettings):
     @field_validator("sentinels")
     @classmethod
     def _hosts_and_ports(cls, value: str) -> str:
-        for address in value.split(",") if value else ():
-            host, _, port = address.strip().rpartition(":")
-            if not host or not (port.isascii() and port.isdigit()):
-                raise ValueError("sentinels are host:port, separated by commas")
+        _sentinels(value)
         return value
+
+    @property
+    def bus(self) -> int:
+        """The number of the bus database."""
+        named = None if self.url is None else _database_of(self.url.get_secret_value())
+        return self.db if named is None else named
+
+    @property
+    def sentinel_addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each sentinel."""
+        return _sentinels(self.sentinels)
 
 
 class Isolation(StrEnum):

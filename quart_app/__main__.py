@@ -31,7 +31,6 @@ log = structlog.get_logger(__name__)
 
 EXIT_AGAIN = 75
 EXIT_SETUP = 78
-NOT_VALID = "the environment is not valid"
 
 #: The part of the drain, on top of it, that who has connected may take to say what for.
 SETTLE = 0.25
@@ -154,11 +153,8 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
         await Process(settings, mesh_settings).run()
     except Exception as raised:
         match error := _first(raised):
-            case SetupError() | OSError():
-                log.error("this replica cannot run", error=str(error))
-                return EXIT_SETUP
-            case ValidationError():
-                log.error("this replica cannot run", error=f"{NOT_VALID}: {explain(error)}")
+            case SetupError() | OSError() | ValidationError():
+                log.error("this replica cannot run", error=_sentence(error))
                 return EXIT_SETUP
             case MeshError():
                 log.error("this replica must start anew", error=str(error))
@@ -174,11 +170,15 @@ def _first(raised: BaseException) -> BaseException:
     return found
 
 
+def _sentence(error: Exception) -> str:
+    return f"the environment is not valid: {explain(error)}" if isinstance(error, ValidationError) else str(error)
+
+
 def main() -> int:
     try:
         settings, mesh_settings = AppSettings(), MeshSettings()
     except ValidationError as error:
-        print(f"{NOT_VALID}: {explain(error)}", file=sys.stderr)  # noqa: T201
+        print(_sentence(error), file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))

@@ -5,7 +5,7 @@ In the database of its holder, under db{n}:
     values:records   hash   value -> "<request id> <expiry ms> <factor> <factor> ..."
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
                             as a letter (b17:c136), so that lexical order is numerical order; all scores 0
-    values:alone    hash    prime -> value, in the same letters, for primes of six digits and more: the first value that
+    values:alone     hash   prime -> value, in the same letters, for primes of six digits and more: the first value that
                             has it, which mostly is the only one, and so has no member in the index
     values:expiry    zset   "<value> <value> ..." by expiry in ms: when to look whether these are over. A record's
                             first such moment is its expiry or before it; the sweep puts it down anew if it lives on
