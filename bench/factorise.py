@@ -3,16 +3,17 @@
 The whole takes half an hour of a quiet core, half of it for the largest factors. `--only "two primes, 40 digits"`
 measures one kind (more, with a semicolon between them).
 
-Every contender has a process; all get the same numbers, one after the other, each round new ones and in another order
-of contenders. CPU time counts, so that whoever else uses the machine disturbs little. Every answer is checked. A
-contender that takes too long on a kind is stopped, and is not asked for that kind again; where a library is known to
-be that slow it is not asked at all.
+Every contender has a process on the same processor; all get the same numbers, a few passes each in turn, each turn in
+another order of contenders and each round new numbers. CPU time counts, and for every few numbers the quickest pass, so
+that whoever else uses the machine disturbs little. Every answer is checked. A contender that takes too long on a kind is
+stopped, and is not asked for that kind again; where a library is known to be that slow it is not asked at all.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import select
 import subprocess
@@ -39,6 +40,8 @@ SIEVES = (OURS, "flint", "pari")
 CURVES = (OURS, "flint")
 #: never slower than this times the best of the others; below 2^64 not slower
 GOAL, GOAL_WORD = 1.2, 1.0
+#: a comparison to one part in a hundred takes many passes, each of milliseconds
+WORD_PASSES, WORD_TURNS = 3, 5
 #: a contender is stopped after this many times what the best one took, and neither before LEAST_S nor MOST_S behind it
 PATIENCE, LEAST_S, MOST_S = 20.0, 4.0, 30.0
 #: and the first of all, of whom nobody knows how long it should take, after this
@@ -47,12 +50,13 @@ FIRST_S = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of numbers: how many a round, how to make one, how often each list is gone through."""
+    """A kind of numbers: how many a round, how to make one, how often they are gone through in a turn, and turns."""
 
     name: str
     count: int
     make: Callable[[random.Random], int]
     passes: int = 1
+    turns: int = 1
     rounds: int = 100
     goal: float = GOAL
     #: who is asked
@@ -115,16 +119,22 @@ SMALL = [p for p in range(2, 100) if gmpy2.is_prime(p)]
 #: 2^k - 1 whose last composite has up to 50 digits
 MERSENNE = (31, 61, 64, 67, 73, 89, 97, 101, 107, 109, 113, 120, 127, 131, 137, 149, 151, 157, 160, 180, 200)
 
+
+def below_a_word(name: str, count: int, make: Callable[[random.Random], int]) -> Kind:
+    """A kind that takes microseconds a number."""
+    return Kind(name, count, make, WORD_PASSES, WORD_TURNS, goal=GOAL_WORD)
+
+
 KINDS = (
-    Kind("random, 32 bits", 2000, lambda chance: chance.randrange(1, 1 << 32), 9, goal=GOAL_WORD),
-    Kind("random, 64 bits", 1000, lambda chance: chance.randrange(1 << 63, 1 << 64), 5, goal=GOAL_WORD),
-    Kind("primes, 64 bits", 1000, lambda chance: int(gmpy2.next_prime(chance.getrandbits(63))), 5, goal=GOAL_WORD),
-    Kind("two primes, 12 digits", 500, semiprime(12), 5, goal=GOAL_WORD),
-    Kind("two primes, 18 digits", 200, semiprime(18), 3, goal=GOAL_WORD),
-    Kind("two primes, 19 digits", 100, within_a_word(semiprime(19)), 3, goal=GOAL_WORD),
-    Kind("powers of primes, below 2^64", 1000, within_a_word(power(9)), 9, goal=GOAL_WORD),
-    Kind("products of small primes, below 2^64", 1000, smooth, 9, goal=GOAL_WORD),
-    Kind("Carmichael numbers, below 2^64", 300, within_a_word(carmichael(2, 3, 4, 5)), 5, goal=GOAL_WORD),
+    below_a_word("random, 32 bits", 2000, lambda chance: chance.randrange(1, 1 << 32)),
+    below_a_word("random, 64 bits", 1000, lambda chance: chance.randrange(1 << 63, 1 << 64)),
+    below_a_word("primes, 64 bits", 1000, lambda chance: int(gmpy2.next_prime(chance.getrandbits(63)))),
+    below_a_word("two primes, 12 digits", 500, semiprime(12)),
+    below_a_word("two primes, 18 digits", 200, semiprime(18)),
+    below_a_word("two primes, 19 digits", 100, within_a_word(semiprime(19))),
+    below_a_word("powers of primes, below 2^64", 1000, within_a_word(power(9))),
+    below_a_word("products of small primes, below 2^64", 1000, smooth),
+    below_a_word("Carmichael numbers, below 2^64", 300, within_a_word(carmichael(2, 3, 4, 5))),
     Kind("random, 100 bits", 150, lambda chance: chance.getrandbits(100) | 1 << 99, 2),
     Kind("two primes, 20 digits", 80, semiprime(20), 2),
     Kind("two primes, 24 digits", 60, semiprime(24), 2),
@@ -160,12 +170,15 @@ class Contender:
         python = Path(sys.executable) if self.name == OURS else environment("factors")
         argv = [python, PEERS / "with_factors.py", self.name]
         process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # Processors of a machine that others use differ by the minute, so all have the same one, one after the other.
+        os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
 
-    def seconds(self, numbers: list[int], passes: int, limit_s: float) -> float | None:
-        """The CPU seconds of the quickest pass; None where it took longer than the limit. Checks the factors."""
+    def seconds(self, numbers: list[int], passes: int, limit_s: float) -> list[float] | None:
+        """The CPU seconds of each block of numbers when it was quickest; None where all took longer than the limit.
+        Checks the factors."""
         self.process = self.process or self._start()
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -178,7 +191,7 @@ class Contender:
         for number, factors in zip(numbers, answer["factors"], strict=True):
             if math.prod(factors) != number or not all(map(gmpy2.is_prime, factors)):
                 raise ArithmeticError(f"{self.name}: {factors} for {number}")
-        return float(min(answer["seconds"]))
+        return list(answer["seconds"])
 
     def end(self) -> None:
         if self.process is not None:
@@ -215,25 +228,31 @@ def measure(settings: Settings) -> Record:
 
 def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a number in each round, by contender; only of those that were quick enough."""
-    rows: dict[str, list[float]] = {}
-    numbers: dict[int, list[int]] = {}
+    quickest: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
     best_s = math.inf
-    for number, contender in interleaved(contenders, rounds):
-        if number not in numbers:
+    numbers: list[int] = []
+    made_for = -1
+    for turn, contender in interleaved(contenders, rounds * kind.turns):
+        number = turn // kind.turns
+        if number != made_for:
             chance = random.Random(f"{kind.name} {number}")
-            numbers[number] = [kind.make(chance) for _ in range(kind.count)]
+            numbers, made_for = [kind.make(chance) for _ in range(kind.count)], number
         if kind.name in contender.given_up:
             continue
         limit_s = FIRST_S if math.isinf(best_s) else max(LEAST_S, min(PATIENCE * best_s, 2 * best_s + MOST_S))
         begun = time.monotonic()
-        seconds = contender.seconds(numbers[number], kind.passes, limit_s)
-        if seconds is None:
+        blocks = contender.seconds(numbers, kind.passes, limit_s)
+        if blocks is None:
             contender.given_up.add(kind.name)
-            rows.pop(contender.name, None)
+            del quickest[contender.name]
             continue
         best_s = min(best_s, time.monotonic() - begun)
-        rows.setdefault(contender.name, []).append(1000 * seconds / kind.count)
-    return rows
+        of_rounds = quickest[contender.name]
+        if number == len(of_rounds):
+            of_rounds.append(blocks)
+        else:
+            of_rounds[number] = list(map(min, of_rounds[number], blocks))
+    return {name: [1000 * sum(blocks) / kind.count for blocks in of_rounds] for name, of_rounds in quickest.items()}
 
 
 def ratio(kind: Kind, rows: dict[str, list[float]]) -> Ratio | None:

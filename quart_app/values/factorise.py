@@ -49,10 +49,13 @@ WORD_BITS = 64
 _WORD = 1 << WORD_BITS
 #: from here on FLINT's integers leave the word, and what it does to a prime costs twice the test that tells it
 _TEST_FIRST = 1 << 62
+#: what a signed word cannot hold goes to FLINT by way of text, which takes 0.4 µs; without the top bit 0.1
+_SIGNED = 1 << 63
+_TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
-#: a look-up is cheaper than any test of primality
-_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(1 << 16)))
+#: a look-up is cheaper than any test of primality, as long as the set is so small that it stays in the cache
+_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(1 << 8)))
 
 #: FLINT's proof costs 4 µs below this bound and a thousand times as much above it
 _PROVEN = 1 << 81
@@ -129,20 +132,24 @@ def factorise(number: int) -> list[int]:
     if number < 1:
         raise ValueError(_TOO_SMALL)
     # This path serves most requests: found and checked in one pass, of which FLINT's search is nine tenths at 64 bits.
-    whole = fmpz(number)
-    if number >= _TEST_FIRST and number & 1 and whole.is_prime():
+    whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
+    if number < _TEST_FIRST:
+        found = whole.factor()
+        if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
+            return [number]
+    elif number & 1 and whole.is_prime():
         return [number]
-    found = whole.factor()
-    if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
-        return [number]
+    else:
+        found = whole.factor()
     factors: list[int] = []
     for prime, times in found:
-        if not prime.is_prime():
-            raise WrongFactors(f"{prime}, found for {number}, is not prime")
+        factor = int(prime)
+        if factor not in _SMALL_PRIMES and not prime.is_prime():
+            raise WrongFactors(f"{factor}, found for {number}, is not prime")
         if times == 1:
-            factors.append(int(prime))
+            factors.append(factor)
         else:
-            factors += [int(prime)] * times
+            factors += [factor] * times
     factors.sort()
     if math.prod(factors) != number:
         raise WrongFactors(f"the factors found for {number} have another product: {factors}")

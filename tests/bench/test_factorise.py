@@ -50,7 +50,8 @@ def test_a_contender_is_asked_for_all_passes_and_its_answers_are_checked(monkeyp
     try:
         seconds = contender.seconds([2**61 - 1, 91], 3, 30)
         assert seconds is not None
-        assert 0 < seconds < 1
+        assert len(seconds) == 1
+        assert 0 < seconds[0] < 1
         monkeypatch.setattr(factorise.gmpy2, "is_prime", lambda factor: factor != 13)
         with pytest.raises(ArithmeticError, match="for 91"):
             contender.seconds([91], 1, 30)
@@ -70,6 +71,36 @@ def test_who_takes_too_long_is_stopped_and_can_be_asked_again() -> None:
         assert contender.seconds([4], 1, 30) is not None
     finally:
         contender.end()
+
+
+class _Scripted:
+    """A contender whose turns take what is written down; None where it is stopped."""
+
+    def __init__(self, name: str, turns: list[list[float] | None]) -> None:
+        self.name = name
+        self.given_up: set[str] = set()
+        self._turns = iter(turns)
+        self.asked: list[list[int]] = []
+
+    def seconds(self, numbers: list[int], passes: int, limit_s: float) -> list[float] | None:
+        assert (passes, limit_s > 0) == (7, True)
+        self.asked.append(numbers)
+        return next(self._turns)
+
+
+def test_of_every_block_the_quickest_turn_counts() -> None:
+    """Turns of one round have the same numbers, rounds have others; whoever was stopped once has no row."""
+    kind = Kind("some", 2, lambda chance: chance.randrange(10**9), passes=7, turns=3)
+    turns = [[0.004, 0.001], [0.001, 0.002], [0.003, 0.002], [0.008, 0.001], [0.009, 0.001], [0.005, 0.002]]
+    steady = _Scripted("steady", turns)
+    slow = _Scripted("slow", [[0.004, 0.004], None])
+    rows = factorise.of_kind(kind, [steady, slow], 2)  # type: ignore[list-item]
+    assert rows == {"steady": [1.0, 3.0]}
+    first, second = steady.asked[:3], steady.asked[3:]
+    assert first == [first[0]] * 3
+    assert second == [second[0]] * 3
+    assert first[0] != second[0]
+    assert len(slow.asked) == 2
 
 
 def test_an_empty_cell_says_why() -> None:

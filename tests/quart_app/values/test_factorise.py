@@ -132,8 +132,12 @@ def test_a_wrong_product_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
         def is_prime(self) -> bool:
             return bool(self._number.is_prime())
 
+        def __add__(self, other: int) -> Lossy:
+            return Lossy(int(self._number) + other)
+
     monkeypatch.setattr(engine, "fmpz", Lossy)
-    for number in (1_000_003, 2 * 3 * 1_000_003, 2**60 * 5, 2 * 3 * 7**40):
+    monkeypatch.setattr(engine, "_TOP_BIT", Lossy(1 << 63))
+    for number in (1_000_003, 2 * 3 * 1_000_003, 2**60 * 5, 2**60 * 15, 2 * 3 * 7**40):
         with pytest.raises(WrongFactors, match="another product"):
             factorise(number)
 
@@ -157,7 +161,11 @@ def test_a_composite_factor_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> Non
         def is_prime(self) -> bool:
             return bool(self._number.is_prime())
 
+        def __add__(self, other: int) -> Lazy:
+            return Lazy(int(self._number) + other)
+
     monkeypatch.setattr(engine, "fmpz", Lazy)
+    monkeypatch.setattr(engine, "_TOP_BIT", Lazy(1 << 63))
     for number in (15, 1_000_003 * 1_000_033, (1 << 63) + 1):
         with pytest.raises(WrongFactors, match="is not prime"):
             factorise(number)
