@@ -5,8 +5,8 @@ measures one kind (more, with a semicolon between them).
 
 Every contender has a process on the same processor; all get the same numbers, a few passes each in turn, each turn in
 another order of contenders and each round new numbers. CPU time counts, and for every few numbers the quickest pass, so
-that whoever else uses the machine disturbs little. Every answer is checked. A contender that takes too long on a kind is
-stopped, and is not asked for that kind again; where a library is known to be that slow it is not asked at all.
+that whoever else uses the machine disturbs little. Every answer is checked. A contender that takes too long on a kind
+is stopped, and is not asked for that kind again; where a library is known to be that slow it is not asked at all.
 """
 
 from __future__ import annotations
