@@ -41,7 +41,7 @@ CURVES = (OURS, "flint")
 #: never slower than this times the best of the others; below 2^64 not slower
 GOAL, GOAL_WORD = 1.2, 1.0
 #: a comparison to one part in a hundred takes many passes, each of milliseconds
-WORD_PASSES, WORD_TURNS = 3, 5
+WORD_PASSES, WORD_TURNS = 5, 5
 #: a contender is stopped after this many times what the best one took, and neither before LEAST_S nor MOST_S behind it
 PATIENCE, LEAST_S, MOST_S = 20.0, 4.0, 30.0
 #: and the first of all, of whom nobody knows how long it should take, after this

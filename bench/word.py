@@ -1,0 +1,54 @@
+"""Ours beside FLINT on numbers below 2^64, in one process, every few numbers in turn.
+
+    python -m bench.word
+
+Both sides search by FLINT there, so they lie closer together than two processes of the same library do. What this
+resolves itself is shown by FLINT beside itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+
+from bench.factorise import GOAL_WORD, KINDS, Kind
+from bench.peers.with_factors import BLOCK, Factorise, flint, ours
+from bench.report import table
+from bench.spread import Spread, interleaved, per_round
+
+ROUNDS, PASSES = 20, 15
+
+
+def seconds(sides: list[Factorise], numbers: list[int]) -> list[float]:
+    """CPU seconds of each side, every block's quickest pass."""
+    spent = [0.0] * len(sides)
+    for first in range(0, len(numbers), BLOCK):
+        block = numbers[first : first + BLOCK]
+        quickest = [math.inf] * len(sides)
+        for _, side in interleaved(range(len(sides)), PASSES):
+            begun = time.thread_time()
+            for number in block:
+                sides[side](number)
+            quickest[side] = min(quickest[side], time.thread_time() - begun)
+        spent = [sum(pair) for pair in zip(spent, quickest, strict=True)]
+    return spent
+
+
+def compared(kind: Kind) -> list[str]:
+    """A kind's line: ours, and FLINT once more, as a share of FLINT's time."""
+    chance = random.Random(kind.name)
+    rounds = [seconds([ours(), flint(), flint()], [kind.make(chance) for _ in range(200)]) for _ in range(ROUNDS)]
+    mine, once, again = zip(*rounds, strict=True)
+    return [kind.name, *(Spread.of(per_round(side, once)).text(3) for side in (mine, again))]
+
+
+def main() -> None:
+    gc.disable()
+    rows = [compared(kind) for kind in KINDS if kind.goal == GOAL_WORD]
+    print(table(["share of FLINT's time", "ours", "FLINT beside itself"], rows))
+
+
+if __name__ == "__main__":
+    main()
