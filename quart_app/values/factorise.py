@@ -54,8 +54,9 @@ _SIGNED = 1 << 63
 _TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
-#: a look-up is cheaper than any test of primality, as long as the set is so small that it stays in the cache
-_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(1 << 8)))
+#: below this a look-up tells a prime, cheaper than any test as long as the set is so small that it stays in the cache
+_LOOKED_UP = 1 << 8
+_SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP)))
 
 #: FLINT's proof costs 4 µs below this bound and a thousand times as much above it
 _PROVEN = 1 << 81
@@ -145,7 +146,7 @@ def factorise(number: int) -> list[int]:
     factors: list[int] = []
     for prime, times in found:
         factor = int(prime)
-        if factor not in _SMALL_PRIMES and not prime.is_prime():
+        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP else prime.is_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
         if times == 1:
             factors.append(factor)
