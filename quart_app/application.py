@@ -22,7 +22,9 @@ from quart.json.provider import DefaultJSONProvider
 from quart.routing import QuartMap
 from quart.sessions import NullSession, SessionInterface
 from quart.typing import ResponseTypes
+from quart.utils import encode_headers
 from quart.wrappers import BaseRequestWebsocket
+from quart.wrappers.response import DataBody
 from werkzeug.routing import MapAdapter
 
 from quart_app import errors
@@ -63,6 +65,16 @@ class _Exchange(ASGIHTTPConnection):
         finally:
             ended = True
             listening.cancel()
+
+    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+        """In two messages where the whole body is there; Quart says the end of it with a third."""
+        body = response.response
+        if not isinstance(body, DataBody):
+            await super()._send_response(send, response)
+            return
+        headers = encode_headers(response.headers)
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 
 class _Request(Request):

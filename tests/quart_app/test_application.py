@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
@@ -39,6 +40,7 @@ class Followed:
         self.app.get("/refused")(self._refused)
         self.app.get("/broken")(self._broken)
         self.app.get("/never")(self._never)
+        self.app.get("/bits")(self._bits)
 
     async def _person(self, name: str) -> Response:
         return jsonify({"z": name, "id": structlog.contextvars.get_contextvars()["request_id"], "a": Decimal("1.5")})
@@ -57,6 +59,13 @@ class Followed:
             self.cancelled.set()
             raise
         return Response("")
+
+    async def _bits(self) -> AsyncIterator[bytes]:
+        async def bits() -> AsyncIterator[bytes]:
+            yield b"one "
+            yield b"two"
+
+        return bits()
 
     def counted(self, method: str, route: str, status: int) -> float | None:
         labels = {"method": method, "route": route, "status": str(status)}
@@ -188,3 +197,31 @@ async def test_nothing_is_kept_in_sessions_of_quarts(followed: Followed) -> None
         return ""
 
     assert (await followed.app.test_client().get("/keep")).status_code == 500
+
+
+async def _said(app: Application, path: str) -> list[dict[str, Any]]:
+    """What the application tells the server for a GET."""
+    asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        for message in asked:
+            return message
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode()}
+    scope |= {"root_path": "", "query_string": b"", "headers": [(b"host", b"here")], "http_version": "1.1"}
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    return said
+
+
+async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) -> None:
+    """Head and body; one that comes bit by bit has an end of its own."""
+    head, body = await _said(followed.app, "/people/Ann")
+    assert (head["status"], body["more_body"]) == (200, False)
+    assert dict(head["headers"])[b"content-length"] == str(len(body["body"])).encode()
+    head, *bits = await _said(followed.app, "/bits")
+    assert [(bit["body"], bit["more_body"]) for bit in bits] == [(b"one ", True), (b"two", True), (b"", False)]
