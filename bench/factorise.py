@@ -228,31 +228,29 @@ def measure(settings: Settings) -> Record:
 
 def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a number in each round, by contender; only of those that were quick enough."""
-    quickest: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
+    chances = [random.Random(f"{kind.name} {number}") for number in range(rounds)]
+    numbers = [[kind.make(chance) for _ in range(kind.count)] for chance in chances]
+    turns: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
     best_s = math.inf
-    numbers: list[int] = []
-    made_for = -1
     for turn, contender in interleaved(contenders, rounds * kind.turns):
-        number = turn // kind.turns
-        if number != made_for:
-            chance = random.Random(f"{kind.name} {number}")
-            numbers, made_for = [kind.make(chance) for _ in range(kind.count)], number
         if kind.name in contender.given_up:
             continue
         limit_s = FIRST_S if math.isinf(best_s) else max(LEAST_S, min(PATIENCE * best_s, 2 * best_s + MOST_S))
         begun = time.monotonic()
-        blocks = contender.seconds(numbers, kind.passes, limit_s)
+        blocks = contender.seconds(numbers[turn // kind.turns], kind.passes, limit_s)
         if blocks is None:
             contender.given_up.add(kind.name)
-            del quickest[contender.name]
+            del turns[contender.name]
             continue
         best_s = min(best_s, time.monotonic() - begun)
-        of_rounds = quickest[contender.name]
-        if number == len(of_rounds):
-            of_rounds.append(blocks)
-        else:
-            of_rounds[number] = list(map(min, of_rounds[number], blocks))
-    return {name: [1000 * sum(blocks) / kind.count for blocks in of_rounds] for name, of_rounds in quickest.items()}
+        turns[contender.name].append(blocks)
+    return {name: of_rounds(kind, taken) for name, taken in turns.items()}
+
+
+def of_rounds(kind: Kind, turns: list[list[float]]) -> list[float]:
+    """Milliseconds a number in each round: of its turns the quickest counts, block by block."""
+    rounds = [turns[first : first + kind.turns] for first in range(0, len(turns), kind.turns)]
+    return [1000 * sum(map(min, zip(*taken, strict=True))) / kind.count for taken in rounds]
 
 
 def ratio(kind: Kind, rows: dict[str, list[float]]) -> Ratio | None:

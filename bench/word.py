@@ -9,12 +9,11 @@ resolves itself is shown by FLINT beside itself.
 from __future__ import annotations
 
 import gc
-import math
 import random
-import time
+from operator import add
 
 from bench.factorise import GOAL_WORD, KINDS, Kind
-from bench.peers.with_factors import BLOCK, Factorise, flint, ours
+from bench.peers.with_factors import BLOCK, Factorise, flint, ours, quickest
 from bench.report import table
 from bench.spread import Spread, interleaved, per_round
 
@@ -26,13 +25,10 @@ def seconds(sides: list[Factorise], numbers: list[int]) -> list[float]:
     spent = [0.0] * len(sides)
     for first in range(0, len(numbers), BLOCK):
         block = numbers[first : first + BLOCK]
-        quickest = [math.inf] * len(sides)
+        passes: list[list[float]] = [[] for _ in sides]
         for _, side in interleaved(range(len(sides)), PASSES):
-            begun = time.thread_time()
-            for number in block:
-                sides[side](number)
-            quickest[side] = min(quickest[side], time.thread_time() - begun)
-        spent = [sum(pair) for pair in zip(spent, quickest, strict=True)]
+            passes[side] += quickest(sides[side], block, 1)[0]
+        spent = list(map(add, spent, map(min, passes)))
     return spent
 
 
