@@ -20,6 +20,7 @@ from redis import exceptions as redis_errors
 from mesh import keys, roster, streams
 from mesh.alarms import Alarms
 from mesh.connections import PASSING, Link, is_fenced
+from mesh.copies import Copies
 from mesh.errors import Busy, DeadlineExceeded, Incomplete, LeaseLost, MeshError, NoReplica, Unavailable
 from mesh.messages import Address, Body, Reply, encode
 from mesh.streams import ReplyReader
@@ -127,13 +128,13 @@ class Calls:
     """All questions of one replica that wait for an answer. `run` listens until cancelled."""
 
     def __init__(
-        self, link: Link, reader: ReplyReader, replica: str, databases: int, wait_replicas: tuple[int, int]
+        self, link: Link, reader: ReplyReader, replica: str, databases: int, copies: Copies | None = None
     ) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica
         self._databases = databases
-        self._wait_replicas = wait_replicas
+        self._copies = copies
         self._numbers = itertools.count(1)
         self._exchanges: dict[str, _Exchange] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
@@ -197,8 +198,8 @@ class Calls:
         try:
             self._link.submit(group, exchange)
             await exchange.complete
-            if self._wait_replicas[0]:
-                await self._make_durable()
+            if self._copies is not None:
+                await self._copies.confirm()
         except asyncio.CancelledError:
             self._abandon(exchange)
             raise
@@ -233,15 +234,6 @@ class Calls:
     def _end_part(self, part: _Part, outcome: str) -> None:
         if part.id:
             self._endings.put_nowait((keys.REQUESTS + part.answer.to, part.id, outcome))
-
-    async def _make_durable(self) -> None:
-        copies, timeout_ms = self._wait_replicas
-        if copies:
-            # WAIT covers what its own connection wrote, and all that came before: so write something first.
-            await self._link.shared("HSET", keys.submitted(self._replica), "durable", "1")
-            reached = await self._link.shared("WAIT", copies, timeout_ms)
-            if reached < copies:
-                raise Unavailable(f"done, but only {reached} of {copies} copies of Redis confirmed it")
 
     async def run(self) -> None:
         """Listen for replies, watch over who must answer, end what nobody waits for."""

@@ -4,7 +4,8 @@
                           |
                           +-- lease lost: everything stops at once, and the process starts anew
 
-Five connections: one that says everything, one that renews the lease, three that block on a stream each.
+Five connections: one that says everything, one that renews the lease, three that block on a stream each; with copies
+of Redis to wait for, a sixth that does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mesh.calls import Answer, Ask, Calls
 from mesh.connections import PASSING, Connections, Link
 from mesh.consumer import Consumer
 from mesh.consumer import Member as Consuming
+from mesh.copies import Copies
 from mesh.errors import LeaseLost, MeshError
 from mesh.lease import Applicant, Grant, Lease
 from mesh.line import Line
@@ -73,13 +75,13 @@ class Replica:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
-        redis = settings.redis
+        self._copies = self._make_copies()
         self._calls = Calls(
             self._link,
             ReplyReader(self._line("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
             self.id,
             settings.databases,
-            (redis.wait_replicas, redis.wait_timeout_ms),
+            self._copies,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
@@ -203,6 +205,18 @@ class Replica:
         member = Consuming(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
         return Consumer(member, reader, worker, ordered=ordered)
 
+    def _make_copies(self) -> Copies | None:
+        redis = self.settings.redis
+        if not redis.wait_replicas:
+            return None
+        return Copies(
+            self._line("copies", block_ms=redis.wait_timeout_ms),
+            keys.submitted(self.id),
+            keep_ms=10 * self.settings.lease_ttl_ms,  # as long as every renewal does
+            copies=redis.wait_replicas,
+            timeout_ms=redis.wait_timeout_ms,
+        )
+
     def _start(self, tasks: asyncio.TaskGroup) -> None:
         loops: dict[str, Callable[[], Any]] = {
             "lease": self._lease.run,
@@ -212,6 +226,8 @@ class Replica:
             "class": self._class_consumer.run,
             "sweep": self._sweep,
         }
+        if self._copies is not None:
+            loops["copies"] = self._copies.run
         for name, loop in loops.items():
             self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
 
