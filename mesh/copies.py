@@ -25,6 +25,7 @@ class Copies:
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
+        self._lost = False
         self._asked = asyncio.Event()
         #: of the next round: why what was written is not confirmed, or ""
         self._next = self._round()
@@ -61,11 +62,17 @@ class Copies:
     async def _ask(self) -> str:
         """Why what was written is not confirmed, or "".
 
-        Not asked again where the connection fails: the next server may be another, which never had what was written.
+        Nothing is asked again where the connection fails, and a new one speaks for nobody who asked before it was
+        there: it may be to another server, which never had what was written.
         """
         try:
+            if self._lost:
+                await self._line.say([("PING",)])
+                self._lost = False
+                return "the connection to Redis was lost before a copy confirmed it"
             wrote, reached = await self._line.say(self._commands)
         except (redis_errors.RedisError, OSError) as error:
+            self._lost = True
             return f"no copy of Redis could be asked to confirm it: {error}"
         if wrote != 1 or not isinstance(reached, int):
             return f"Redis cannot say whether copies have it: {wrote}, {reached}"
