@@ -130,6 +130,14 @@ class Replica:
             raise MeshError(f"the transaction is not valid: {word}")
         return word == "done"
 
+    async def confirm(self) -> None:
+        """Wait until as many copies of Redis as `REDIS_WAIT_REPLICAS` asks for have all that is written by now.
+
+        Answers of calls are confirmed already. Raises Unavailable.
+        """
+        if self._copies is not None:
+            await self._copies.confirm()
+
     def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
         """A client with a connection of its own, for a reader that blocks; closed with the membership."""
         return self._client("reader", block_ms=block_ms)

@@ -82,6 +82,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
             raise NoReplica(f"no live replica has class {missing[0]}")
         id = await jobs.begin(replica, [Wanted(item.value, item.ttl, item.cls) for item in items])
         job = await _wait(id) if WAIT.search(_preferences()) else None
+        await replica.confirm()
         if job is not None and job.state(replica.now_ms()) == "done":
             return jsonify(job.view(replica.now_ms())["result"])
         response = jsonify({"id": id, "state": "waiting"})
@@ -107,6 +108,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         job = await jobs.get(replica, id)
         if job is None:
             raise Problem(404, "there is no such job, or no longer")
+        await replica.confirm()
         return jsonify(job.view(replica.now_ms()))
 
     @blueprint.delete("/jobs/<id>")
@@ -115,6 +117,7 @@ def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blue
         """End a job; what it has stored before stays."""
         if not await jobs.end(context.mesh, id):
             raise Problem(404, "there is no such job, or no longer")
+        await context.mesh.confirm()
         return Response(status=204)
 
     async def _prime(text: str) -> int:

@@ -224,7 +224,13 @@ async def test_nothing_is_acknowledged_that_no_copy_has(make_server: Callable[..
     async def is_safe() -> bool:
         return (await post(30)).ok
 
+    async def begin_job() -> httpx.Response:
+        item = {"value": 42, "ttl": 60, "cls": "A"}
+        asynchronously = {"Prefer": "respond-async"}
+        return await replicas.client.post(replica.public + "/values", json=[item], headers=asynchronously)
+
     await eventually(is_safe, 20)
+    job = replica.public + (await begin_job()).headers["Location"]
     assert copy.process is not None
     copy.process.send_signal(signal.SIGSTOP)
     # Several rounds, and longer than Redis may take for an answer: nothing must be said again to a new connection.
@@ -237,5 +243,9 @@ async def test_nothing_is_acknowledged_that_no_copy_has(make_server: Callable[..
         assert max(each.took_s for each in told) < 2 * WAIT_MS / 1000 + 1
         assert {each.status for each in others} == {200}
         assert max(each.took_s for each in others) < WAIT_MS / 1000
+    answers = [await begin_job(), await replicas.client.get(job), await replicas.client.delete(job)]
+    assert [answer.status_code for answer in answers] == [503] * 3
     copy.process.send_signal(signal.SIGCONT)
     await eventually(is_safe, 20)
+    answers = [await begin_job(), await replicas.client.get(job)]
+    assert [answer.status_code for answer in answers] == [202, 404]
