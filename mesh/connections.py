@@ -18,7 +18,7 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
@@ -77,6 +77,10 @@ class QuickConnection(Connection):
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
         return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
+
+
+class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master that the sentinels name; whoever finds none free waits."""
 
 
 class _HeedsCancellation:
@@ -155,14 +159,14 @@ class Connections:
             "client_name": name,
             **self._login(),
         }
+        # Pools that wait: plain ones raise when their connections are all in use.
+        options["timeout"] = timeout_s
         if settings.sentinels:
             return self._sentinel_client(options)
-        # A pool that waits: the plain one raises when its connections are all in use.
-        pool_options = {**options, "timeout": timeout_s}
         if settings.url is not None:
-            pool = BlockingConnectionPool.from_url(self._address(settings.url.get_secret_value()), **pool_options)
+            pool = BlockingConnectionPool.from_url(self._address(settings.url.get_secret_value()), **options)
         else:
-            pool = BlockingConnectionPool(host=settings.host, port=settings.port, **pool_options)
+            pool = BlockingConnectionPool(host=settings.host, port=settings.port, **options)
         if pool.connection_class is Connection:
             pool.connection_class = QuickConnection
         return heeding_cancellation(Redis.from_pool(pool))
@@ -194,7 +198,9 @@ class Connections:
                 "protocol": 2,
             },
         )
-        client: Redis = sentinel.master_for(self.settings.sentinel_master, redis_class=Redis, **options)
+        client: Redis = sentinel.master_for(
+            self.settings.sentinel_master, redis_class=Redis, connection_pool_class=_WaitingSentinelPool, **options
+        )
         return heeding_cancellation(client)
 
 

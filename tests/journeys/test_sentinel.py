@@ -16,7 +16,8 @@ import httpx
 import pytest
 import redis
 
-from mesh import Member
+from mesh import Connections, Member
+from mesh.connections import SHARED_CONNECTIONS
 from mesh.settings import RedisSettings
 from quart_app import local
 from tests.conftest import PROFILE, Replicas, Server, eventually
@@ -168,6 +169,15 @@ async def everything_at(base: str) -> set[int]:
             found |= {each["value"] for each in page}
             after = f"&after={page[-1]['value']}"
     return found
+
+
+async def test_more_commands_at_once_than_connections_wait_for_one(cluster: Cluster) -> None:
+    """As they do without sentinels; redis-py's own pool of this kind refuses them."""
+    await settled(cluster)
+    client = Connections(cluster.settings).client("shared", shared=True)
+    answers = await asyncio.gather(*(client.incr("n") for _ in range(5 * SHARED_CONNECTIONS)))
+    assert sorted(answers) == list(range(1, 5 * SHARED_CONNECTIONS + 1))
+    await client.aclose()
 
 
 @pytest.mark.slow
