@@ -19,8 +19,8 @@ class Copies:
     def __init__(self, line: Line, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
         self._line = line
         self._commands = (
-            # WAIT speaks for what its own connection wrote, and all that came before. One that wrote nothing, as a new
-            # one, is content with copies that are connected: so each WAIT comes with something that is written.
+            # WAIT speaks for what its own connection wrote, and all that came before. From one that wrote nothing, as a
+            # new one, Valkey is content with copies that are connected: so each comes with something that is written.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )

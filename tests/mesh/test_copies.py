@@ -137,12 +137,12 @@ def cut(server: Server) -> None:
 async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
     make_server: Callable[..., Server], server: Server
 ) -> None:
-    """WAIT alone would be: a connection that has written nothing waits for nothing."""
+    """WAIT alone would be, on Valkey: a connection that has written nothing waits for nothing."""
     copy = make_server("--replicaof", "127.0.0.1", str(server.port))
     assert copy.process is not None
-    ours, bare = (Connections(server.settings).line(name, block_ms=300) for name in ("ours", "bare"))
-    await bare.ask("SET", KEY, "1")
-    async with running(ours) as copies:
+    line = Connections(server.settings).line("copies", block_ms=300)
+    server.redis().set(KEY, "1")
+    async with running(line) as copies:
 
         async def confirmed() -> bool:
             return await why_not(copies) == ""
@@ -153,10 +153,6 @@ async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
         assert "could be asked" in await why_not(copies), "nobody knows whether it is the same server"
         assert "was lost" in await why_not(copies)
         assert "only 0 of 1" in await why_not(copies)
-        with pytest.raises(redis_errors.ConnectionError):
-            await bare.ask("PING")
-        assert await bare.ask("WAIT", 1, 300) == 1
         copy.process.send_signal(signal.SIGCONT)
         await eventually(confirmed, 20)
-    await ours.aclose()
-    await bare.aclose()
+    await line.aclose()
