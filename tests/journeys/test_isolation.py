@@ -42,7 +42,8 @@ def refused(client: redis.Redis, *words: str) -> bool:
         return True
     except redis.exceptions.ResponseError as error:
         # Within Lua and EXEC the refusal comes in other words; DEBUG is not allowed to anybody.
-        return any(word in str(error).lower() for word in ("permission", "discarded", "not allowed"))
+        words = ("permission", "discarded", "not allowed", "the user executing the script can't")
+        return any(each in str(error).lower() for each in words)
     return False
 
 
