@@ -8,6 +8,7 @@ import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import h11
@@ -96,6 +97,19 @@ def _reachable_at(host: str) -> str:
     return "127.0.0.1"
 
 
+class _Settings(Config):
+    """Hypercorn's settings, and the connections that are open under them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections: set[_Connection] = set()
+
+    def end(self) -> None:
+        """Cancel what is still under way."""
+        for connection in self.connections:
+            connection.end()
+
+
 class _Connection(TCPServer):
     """Hypercorn's connection, closed as soon as its client is gone, and no sooner than its client can read the answer.
 
@@ -103,8 +117,14 @@ class _Connection(TCPServer):
     that would have ended an idle connection. And it closes at once where it has refused a request that is still on its
     way: what arrives then is answered with a reset, which takes the refusal along. It also makes two tasks for every
     request to see that the connection does not idle for too long; here one does it for all of them.
+
+    And it ends what is left after the grace only once asyncio says that the server is closed, which from Python 3.12 on
+    is when no connection is left (https://github.com/pgjones/hypercorn/issues/308; uvloop says so at once).
     """
 
+    config: _Settings
+    _task: asyncio.Task[None]
+    _ended = False
     _client_gone = False
     _lingering = False
     #: since when no request is under way, by the loop's clock
@@ -112,7 +132,20 @@ class _Connection(TCPServer):
 
     async def run(self) -> None:
         self._idle_since = self.loop.time()
-        await super().run()
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        self.config.connections.add(self)
+        try:
+            await super().run()
+        except asyncio.CancelledError:
+            if not self._ended or self._task.uncancel():
+                raise
+        finally:
+            self.config.connections.discard(self)
+
+    def end(self) -> None:
+        """Whoever is not answered by now is told so."""
+        self._ended = True
+        self._task.cancel()
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -191,12 +224,13 @@ class _Http1(H11Protocol):
         await super()._create_stream(request)
 
 
-def configuration(sockets: Sequence[socket.socket], grace_s: float) -> Config:
+def configuration(sockets: Sequence[socket.socket], grace_s: float) -> _Settings:
     """Hypercorn's settings."""
-    config = Config()
+    config = _Settings()
     config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
     config.backlog = BACKLOG
-    config.graceful_timeout = grace_s
+    # Ours ends first: it does so whatever Hypercorn waits for.
+    config.graceful_timeout = grace_s + 1
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
     config.h11_max_incomplete_size = 32 * 1024
@@ -222,7 +256,7 @@ async def run(
     vars(hypercorn_run)["TCPServer"] = _Connection
     vars(hypercorn_protocol)["H11Protocol"] = _Http1
     config = configuration(sockets if common is None else [*sockets, common], grace_s)
-    serving = asyncio.ensure_future(serve(_to_the_last(app), config, shutdown_trigger=_trigger(stop)))
+    serving = asyncio.ensure_future(serve(_to_the_last(app), config, shutdown_trigger=_trigger(stop, grace_s, config)))
     try:
         await asyncio.shield(serving)
     finally:
@@ -274,8 +308,9 @@ async def _tell(send: ASGISendCallable, problem: Problem) -> None:
     await send({"type": "http.response.body", "body": await answer.get_data(as_text=False), "more_body": False})
 
 
-def _trigger(stop: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+def _trigger(stop: Callable[[], Awaitable[object]], grace_s: float, config: _Settings) -> Callable[[], Awaitable[None]]:
     async def trigger() -> None:
         await stop()
+        asyncio.get_running_loop().call_later(grace_s, config.end)
 
     return trigger

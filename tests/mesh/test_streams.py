@@ -38,7 +38,8 @@ async def test_after_a_read_that_was_cancelled_the_next_one_begins_with_what_may
     await asyncio.sleep(0)
     interrupted.cancel()
     await asyncio.wait([interrupted])
-    found: list[str] = []
+    # fakeredis may have answered before anybody could interrupt it.
+    found = [] if interrupted.cancelled() else ids(interrupted.result())
     async with asyncio.timeout(5):
         while len(found) < 2:
             found += ids(await reading.read(10))
