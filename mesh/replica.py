@@ -219,8 +219,9 @@ class Replica:
             return None
         return Copies(
             self._line("copies", block_ms=redis.wait_timeout_ms),
-            keys.submitted(self.id),
-            keep_ms=10 * self.settings.lease_ttl_ms,  # as long as every renewal does
+            # There from the grant on, and kept for as long by every renewal.
+            keys.replies(self.id),
+            keep_ms=10 * self.settings.lease_ttl_ms,
             copies=redis.wait_replicas,
             timeout_ms=redis.wait_timeout_ms,
         )

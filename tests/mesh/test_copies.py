@@ -14,7 +14,7 @@ from redis import exceptions as redis_errors
 from mesh import Connections
 from mesh.copies import Copies
 from mesh.errors import Unavailable
-from tests.conftest import Server, eventually
+from tests.conftest import Members, Server, eventually, mesh_settings
 
 KEY = "written"
 
@@ -156,3 +156,22 @@ async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
         copy.process.send_signal(signal.SIGCONT)
         await eventually(confirmed, 20)
     await line.aclose()
+
+
+async def test_a_member_that_has_asked_for_nothing_yet_is_confirmed(
+    make_server: Callable[..., Server], server: Server
+) -> None:
+    """What another wrote is shown by it, perhaps."""
+    make_server("--replicaof", "127.0.0.1", str(server.port))
+    members = Members(mesh_settings(server.settings.model_copy(update={"wait_replicas": 1})))
+    member = await members.join()
+
+    async def confirmed() -> bool:
+        try:
+            await member.confirm()
+        except Unavailable:
+            return False
+        return True
+
+    await eventually(confirmed, 20)
+    await members.close()
