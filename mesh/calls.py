@@ -127,9 +127,7 @@ class _Exchange:
 class Calls:
     """All questions of one replica that wait for an answer. `run` listens until cancelled."""
 
-    def __init__(
-        self, link: Link, reader: ReplyReader, replica: str, databases: int, copies: Copies | None = None
-    ) -> None:
+    def __init__(self, link: Link, reader: ReplyReader, replica: str, databases: int, copies: Copies | None) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica

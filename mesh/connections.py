@@ -150,6 +150,7 @@ class Connections:
         options: dict[str, Any] = {
             "db": db,
             "max_connections": connections,
+            "timeout": timeout_s,  # of the wait for a free one, in pools that wait: plain ones raise
             "socket_timeout": socket_timeout_s,
             "socket_connect_timeout": settings.connect_timeout_ms / 1000,
             "socket_keepalive": True,
@@ -159,8 +160,6 @@ class Connections:
             "client_name": name,
             **self._login(),
         }
-        # Pools that wait: plain ones raise when their connections are all in use.
-        options["timeout"] = timeout_s
         if settings.sentinels:
             return self._sentinel_client(options)
         if settings.url is not None:

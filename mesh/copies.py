@@ -67,7 +67,7 @@ class Copies:
         """
         try:
             if self._lost:
-                await self._line.say([("PING",)])
+                await self._line.ask("PING")
                 self._lost = False
                 return "the connection to Redis was lost before a copy confirmed it"
             wrote, reached = await self._line.say(self._commands)

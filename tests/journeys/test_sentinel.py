@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -224,9 +225,11 @@ async def test_nothing_is_acknowledged_that_no_copy_has(make_server: Callable[..
     copy = make_server("--replicaof", "127.0.0.1", str(replicas.server.port))
     (replica,) = await replicas(1, {"REDIS_WAIT_REPLICAS": "1", "REDIS_WAIT_TIMEOUT_MS": str(WAIT_MS)})
 
+    def items(value: int) -> list[dict[str, Any]]:
+        return [{"value": value, "ttl": 60, "cls": "A"}]
+
     async def post(value: int) -> Sample:
-        item = {"value": value, "ttl": 60, "cls": "A"}
-        return await send(replicas.client, "POST", replica.public + "/values", [item])
+        return await send(replicas.client, "POST", replica.public + "/values", items(value))
 
     async def classes() -> Sample:
         return await send(replicas.client, "GET", replica.public + "/classes")
@@ -235,9 +238,8 @@ async def test_nothing_is_acknowledged_that_no_copy_has(make_server: Callable[..
         return (await post(30)).ok
 
     async def begin_job() -> httpx.Response:
-        item = {"value": 42, "ttl": 60, "cls": "A"}
         asynchronously = {"Prefer": "respond-async"}
-        return await replicas.client.post(replica.public + "/values", json=[item], headers=asynchronously)
+        return await replicas.client.post(replica.public + "/values", json=items(42), headers=asynchronously)
 
     await eventually(is_safe, 20)
     job = replica.public + (await begin_job()).headers["Location"]

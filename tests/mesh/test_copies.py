@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from redis import exceptions as redis_errors
 
-from mesh import Connections
+from mesh import Connections, Replica
 from mesh.copies import Copies
 from mesh.errors import Unavailable
+from mesh.line import Line
 from tests.conftest import Members, Server, eventually, mesh_settings
 
 KEY = "written"
 
 
-class Scripted:
+class Scripted(Line):
     """A line that is told what the server says, round by round."""
 
     def __init__(self) -> None:
@@ -35,21 +36,30 @@ class Scripted:
 
 
 @asynccontextmanager
-async def running(line: Any, *, timeout_ms: int = 300) -> AsyncIterator[Copies]:
-    copies = Copies(line, KEY, keep_ms=60_000, copies=1, timeout_ms=timeout_ms)
+async def running(line: Line) -> AsyncIterator[Copies]:
+    copies = Copies(line, KEY, keep_ms=60_000, copies=1, timeout_ms=300)
     task = asyncio.create_task(copies.run())
     yield copies
     task.cancel()
     await asyncio.wait([task])
 
 
-async def why_not(copies: Copies) -> str:
+async def why_not(copies: Copies | Replica) -> str:
     """What is said to somebody who wants to know, or ""."""
     try:
         await copies.confirm()
     except Unavailable as error:
         return str(error)
     return ""
+
+
+def confirmed_by(copies: Copies | Replica) -> Callable[[], Awaitable[bool]]:
+    """A condition to wait for."""
+
+    async def confirmed() -> bool:
+        return await why_not(copies) == ""
+
+    return confirmed
 
 
 async def asked(copies: Copies, count: int) -> list[asyncio.Task[str]]:
@@ -143,10 +153,7 @@ async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
     line = Connections(server.settings).line("copies", block_ms=300)
     server.redis().set(KEY, "1")
     async with running(line) as copies:
-
-        async def confirmed() -> bool:
-            return await why_not(copies) == ""
-
+        confirmed = confirmed_by(copies)
         await eventually(confirmed, 20)
         copy.process.send_signal(signal.SIGSTOP)
         cut(server)
@@ -164,14 +171,5 @@ async def test_a_member_that_has_asked_for_nothing_yet_is_confirmed(
     """What another wrote is shown by it, perhaps."""
     make_server("--replicaof", "127.0.0.1", str(server.port))
     members = Members(mesh_settings(server.settings.model_copy(update={"wait_replicas": 1})))
-    member = await members.join()
-
-    async def confirmed() -> bool:
-        try:
-            await member.confirm()
-        except Unavailable:
-            return False
-        return True
-
-    await eventually(confirmed, 20)
+    await eventually(confirmed_by(await members.join()), 20)
     await members.close()
