@@ -22,7 +22,7 @@ from mesh.alarms import Alarms
 from mesh.connections import PASSING, Link, is_fenced
 from mesh.copies import Copies
 from mesh.errors import Busy, DeadlineExceeded, Incomplete, LeaseLost, MeshError, NoReplica, Unavailable
-from mesh.messages import Address, Body, Reply, encode
+from mesh.messages import OK, Address, Body, Reply, encode
 from mesh.streams import ReplyReader
 
 log = structlog.get_logger(__name__)
@@ -49,37 +49,38 @@ class Answer:
     """What came back for one request: the bodies of all its parts, or the first error."""
 
     to: str
+    #: the request's name to its sender
+    key: str
     bodies: list[Body] = field(default_factory=list)
     error: MeshError | None = None
     #: whoever should have answered is no longer live
     gone: bool = False
-
-
-@dataclass(slots=True)
-class _Part:
-    key: str
-    answer: Answer
+    #: replies that are still to come
     outstanding: int = 1
+    #: of its entry, once it is known
     id: str = ""
 
     def take(self, reply: Reply) -> None:
+        """One of its replies."""
         self.outstanding += reply.forwards - 1
-        failure = reply.failure
-        if failure is None:
-            self.answer.bodies.append(reply.body)
-        elif self.answer.error is None:
-            self.answer.error = failure
+        if reply.status == OK:
+            self.bodies.append(reply.body)
+        elif self.error is None:
+            self.error = reply.failure
 
 
 class _Exchange:
-    """One question and its parts. The link tells it what came of its submission, even if nobody waits any more."""
+    """One question and its answers. The link tells it what came of its submission, even if nobody waits any more."""
 
-    def __init__(self, parts: Sequence[_Part], end: Callable[[_Exchange, str], None]) -> None:
-        self.parts = {part.key: part for part in parts}
+    __slots__ = ("_end", "_name", "_told", "abandoned", "answers", "asked_at", "complete", "submitted")
+
+    def __init__(self, name: str, answers: dict[str, Answer], end: Callable[[_Exchange, str], None]) -> None:
+        self.answers = answers
         self.asked_at = time.monotonic()
         self.submitted = False
         self.abandoned = False
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._name = name
         self._end = end
         self._told = False
 
@@ -93,8 +94,13 @@ class _Exchange:
         if "error" in result:
             self.fail(_refusal(result["error"], result["about"]))
             return
-        for _, id, key in result["ids"] or ():
-            self.part(key).id = id
+        ids = result["ids"]
+        if ids and isinstance(ids[0], dict):
+            for to, id in ids[0].items():
+                self.answer(f"{self._name}.{to}").id = id
+        else:
+            for answer, id in zip(self.answers.values(), ids, strict=True):
+                answer.id = id
         self.submitted = True
         if self.abandoned:
             self._end(self, "cancelled")
@@ -105,19 +111,24 @@ class _Exchange:
         self._told = True
         self.fail(error)
 
-    def part(self, key: str) -> _Part:
-        """A part by its key; a gather's parts are first heard of by submission or reply, whichever is faster."""
-        if key not in self.parts:
-            self.parts[key] = _Part(key, Answer(key.rpartition(".")[2]))
-        return self.parts[key]
+    def answer(self, key: str) -> Answer:
+        """An answer by its key; a gather's are first heard of by submission or reply, whichever is faster."""
+        answer = self.answers.get(key)
+        if answer is None:
+            answer = self.answers[key] = Answer(key.rpartition(".")[2], key)
+        return answer
 
     @property
-    def open_parts(self) -> list[_Part]:
-        return [part for part in self.parts.values() if part.outstanding > 0]
+    def open_answers(self) -> list[Answer]:
+        return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
     def look(self) -> None:
-        if self.submitted and not self.complete.done() and not self.open_parts:
-            self.complete.set_result(None)
+        if not self.submitted or self.complete.done():
+            return
+        for answer in self.answers.values():
+            if answer.outstanding > 0:
+                return
+        self.complete.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         if not self.complete.done():
@@ -150,38 +161,38 @@ class Calls:
         An answer that did not come in time has DeadlineExceeded as its error. Raises NoReplica, Busy, Unavailable
         where nothing was sent.
         """
-        parts = [_Part(f"{self._replica}-{next(self._numbers)}", Answer(self._target(ask.to))) for ask in asks]
+        answers: dict[str, Answer] = {}
         group: list[str | int] = [len(asks)]
-        for part, ask in zip(parts, asks, strict=True):
-            group += (part.answer.to, ask.op, part.key, deadline_ms, encode(ask.body))
-        exchange = _Exchange(parts, self._end)
-        await self._exchange(exchange, [part.key for part in parts], group, deadline_ms)
-        return [part.answer for part in parts]
+        for to, op, body in asks:
+            key = self._name()
+            answers[key] = Answer(to.target, key)
+            group += (to.target, op, key, deadline_ms, encode(body))
+        await self._exchange(_Exchange("", answers, self._end), tuple(answers), group, deadline_ms)
+        return list(answers.values())
 
     async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
         """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
         failure that any of them answered."""
-        key = f"{self._replica}-{next(self._numbers)}"
+        key = self._name()
         group: list[str | int] = [1, EVERY, op, key, deadline_ms, encode(body)]
-        exchange = _Exchange((), self._end)
+        exchange = _Exchange(key, {}, self._end)
         await self._exchange(exchange, [key], group, deadline_ms)
         found: dict[int, Body] = {}
         missing: list[int] = []
-        for part in exchange.parts.values():
-            number = int(part.answer.to.removeprefix("db"))
-            if isinstance(part.answer.error, DeadlineExceeded):
+        for answer in exchange.answers.values():
+            number = int(answer.to.removeprefix("db"))
+            if isinstance(answer.error, DeadlineExceeded):
                 missing.append(number)
-            elif part.answer.error is not None:
-                raise part.answer.error
-            elif not part.answer.gone:
-                found[number] = part.answer.bodies[0]
+            elif answer.error is not None:
+                raise answer.error
+            elif not answer.gone:
+                found[number] = answer.bodies[0]
         if missing:
             raise Incomplete(f"databases {sorted(missing)} did not answer in time", missing=sorted(missing))
         return found
 
-    @staticmethod
-    def _target(to: Address) -> str:
-        return to.stream.removeprefix(keys.REQUESTS)
+    def _name(self) -> str:
+        return f"{self._replica}-{next(self._numbers)}"
 
     async def _exchange(
         self, exchange: _Exchange, names: Sequence[str], group: Sequence[str | int], deadline_ms: int
@@ -219,19 +230,19 @@ class Calls:
             exchange.abandoned = True
             exchange.fail(DeadlineExceeded("Redis did not take the request in time"))
             return
-        for part in exchange.open_parts:
-            part.answer.error = DeadlineExceeded()
+        for answer in exchange.open_answers:
+            answer.error = DeadlineExceeded()
         self._end(exchange, "expired")
         exchange.complete.set_result(None)
 
     def _end(self, exchange: _Exchange, outcome: str) -> None:
         """Take what was not answered off its stream; if it has been begun, its worker learns so."""
-        for part in exchange.open_parts:
-            self._end_part(part, outcome)
+        for answer in exchange.open_answers:
+            self._end_one(answer, outcome)
 
-    def _end_part(self, part: _Part, outcome: str) -> None:
-        if part.id:
-            self._endings.put_nowait((keys.REQUESTS + part.answer.to, part.id, outcome))
+    def _end_one(self, answer: Answer, outcome: str) -> None:
+        if answer.id:
+            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome))
 
     async def run(self) -> None:
         """Listen for replies, watch over who must answer, end what nobody waits for."""
@@ -261,13 +272,14 @@ class Calls:
                 continue
             for reply in replies:
                 self._take(reply)
-            # Whoever has been answered goes first; then the next read is sent.
+            # Whoever has been answered goes first, and what is asked next; then the next read is sent.
+            await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply) -> None:
         exchange = self._exchanges.get(reply.key) or self._exchanges.get(reply.key.rpartition(".")[0])
         if exchange is not None:
-            exchange.part(reply.key).take(reply)
+            exchange.answer(reply.key).take(reply)
             exchange.look()
 
     async def _watch(self) -> None:
@@ -284,16 +296,16 @@ class Calls:
                 self._drop_gone(exchange, live)
 
     def _drop_gone(self, exchange: _Exchange, live: set[str]) -> None:
-        for part in exchange.open_parts:
-            # A part that was forwarded waits for another than its first addressee.
-            if part.answer.to in live or part.answer.bodies:
+        for answer in exchange.open_answers:
+            # What was forwarded waits for another than its first addressee.
+            if answer.to in live or answer.bodies:
                 continue
-            part.outstanding = 0
-            part.answer.gone = True
-            part.answer.error = NoReplica(f"{part.answer.to} has no live replica any more")
-            if "." in part.key:
-                part.answer.error = None
-            self._end_part(part, "cancelled")
+            answer.outstanding = 0
+            answer.gone = True
+            # A gather goes on without.
+            if "." not in answer.key:
+                answer.error = NoReplica(f"{answer.to} has no live replica any more")
+            self._end_one(answer, "cancelled")
         exchange.look()
 
     async def _end_abandoned(self) -> None:

@@ -248,6 +248,7 @@ class Batch(Generic[T]):
     def __init__(self, bound: int = 20_000) -> None:
         self._bound = bound
         self._items: list[tuple[T, Waiter]] = []
+        self._words = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -257,21 +258,27 @@ class Batch(Generic[T]):
         if len(self._items) >= self._bound:
             raise Busy("too much waits to be sent to Redis", retry_after=1)
         self._items.append((item, waiter))
+        self._words += len(item)
 
     def take(self, most_words: int) -> list[tuple[T, Waiter]]:
         """The oldest items, up to this many words together, yet one at least."""
-        words = itertools.accumulate(len(item) for item, _ in self._items)
-        count = max(1, sum(1 for _ in itertools.takewhile(most_words.__ge__, words)))
-        taken, self._items = self._items[:count], self._items[count:]
+        taken, left = self._items, []
+        if self._words > most_words:
+            words = itertools.accumulate(len(item) for item, _ in taken)
+            count = max(1, sum(1 for _ in itertools.takewhile(most_words.__ge__, words)))
+            taken, left = taken[:count], taken[count:]
+        self._items = left
+        self._words = sum(len(item) for item, _ in left)
         return taken
 
     def put_back(self, taken: list[tuple[T, Waiter]]) -> None:
         """What was taken comes first again."""
         self._items = taken + self._items
+        self._words += sum(len(item) for item, _ in taken)
 
     def fail(self, error: BaseException) -> None:
         """Nothing that waits will be sent."""
-        failed, self._items = self._items, []
+        failed, self._items, self._words = self._items, [], 0
         _fail(failed, error)
 
 
@@ -288,6 +295,7 @@ class Link:
     Reads, submissions and commits asked for while a trip is under way share the next one. A trip that failed on the
     way is made again: reads change nothing, and what was submitted and committed carries the trip's number, by which
     the server knows what it has done already. `trusted` says whether the lease still holds; without it nothing is sent.
+    `submit` and `commit` are the words that run these scripts, before the trip's number and what goes with it.
     """
 
     def __init__(
@@ -297,8 +305,8 @@ class Link:
         bus: int,
         database: int,
         trusted: Callable[[], bool],
-        submit: Callable[[list[Any], int], tuple[Any, ...]],
-        commit: Callable[[list[Any], int], tuple[Any, ...]],
+        submit: tuple[Any, ...],
+        commit: tuple[Any, ...],
         scripts: Sequence[Script],
     ) -> None:
         self._line = line
@@ -364,8 +372,9 @@ class Link:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while any(self._batches):
-                    await self._trip()
+                await self._trip()
+                if any(self._batches):
+                    self._wake.set()
         except LeaseLost as error:
             self.close(error)
             raise
@@ -414,9 +423,9 @@ class Link:
         commands = []
         # Commits first: what they send and answer is on its way while the rest is still read.
         if commits:
-            commands.append(self._commit([item for item, _ in commits], self._number))
+            commands.append(self._numbered(self._commit, commits))
         if submissions:
-            commands.append(self._submit([item for item, _ in submissions], self._number))
+            commands.append(self._numbered(self._submit, submissions))
         commands.extend(item for item, _ in reads)
         if own:
             commands.append(("SELECT", self._database))
@@ -424,15 +433,16 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
+    def _numbered(self, script: tuple[Any, ...], items: list[tuple[Any, Waiter]]) -> tuple[Any, ...]:
+        return (*script, self._number, *itertools.chain.from_iterable([item for item, _ in items]))
+
     def _hand_out(
         self, answers: list[Any], reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
     ) -> None:
         at = iter(answers)
-        if commits:
-            self._hand_out_each(next(at), commits)
-        if submissions:
-            answer = next(at)
-            self._hand_out_each(decode(answer) if isinstance(answer, str) else answer, submissions)
+        for asked in (commits, submissions):
+            if asked:
+                self._hand_out_each(next(at), asked)
         for _, waiter in reads:
             _resolve(waiter, next(at))
         if own:
@@ -442,18 +452,21 @@ class Link:
 
     @staticmethod
     def _hand_out_each(answer: Any, asked: list[Any]) -> None:
-        if isinstance(answer, list) and answer == ["lease-lost"]:
-            answer = LeaseLost()
-        for i, (_, waiter) in enumerate(asked):
-            _resolve(waiter, answer[i] if isinstance(answer, list) else answer)
+        if isinstance(answer, str):
+            for (_, waiter), each in zip(asked, decode(answer), strict=True):
+                _resolve(waiter, each)
+        else:
+            for _, waiter in asked:
+                _resolve(waiter, answer)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """One round trip, made until it arrives. Raises LeaseLost."""
         while True:
             if not self._trusted():
                 raise LeaseLost()
+            self.trips += 1
             try:
-                answers = await self._once(commands)
+                answers = await self._line.say(commands)
             except redis_errors.RedisError as error:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
@@ -471,10 +484,6 @@ class Link:
                     continue
             self._down = True
             await asyncio.sleep(RETRY_S)
-
-    async def _once(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        self.trips += 1
-        return await self._line.say(commands)
 
     @staticmethod
     def _must_repeat(answers: list[Any]) -> str:
@@ -500,11 +509,11 @@ class Link:
 def _resolve(waiter: Waiter, answer: Any) -> None:
     if waiter.done():
         return
-    if isinstance(answer, redis_errors.OutOfMemoryError) or (
+    if not isinstance(answer, BaseException):
+        waiter.set_result(answer)
+    elif isinstance(answer, redis_errors.OutOfMemoryError) or (
         isinstance(answer, redis_errors.ResponseError) and "OOM" in str(answer)[:200]
     ):
         waiter.set_exception(Busy("Redis is out of memory", retry_after=5))
-    elif isinstance(answer, BaseException):
-        waiter.set_exception(answer)
     else:
-        waiter.set_result(answer)
+        waiter.set_exception(answer)

@@ -49,6 +49,7 @@ def rules(database: int, bus: int, password: str, version: tuple[int, ...]) -> l
         f"{keys.REQUESTS}*",
         f"{keys.REPLIES}*",
         f"{keys.SUBMITTED}*",
+        f"{keys.COMMITTED}*",
         keys.DEAD,
         keys.BOOKS,
         keys.lease(database),

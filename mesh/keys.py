@@ -6,7 +6,8 @@
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
-    mesh:submitted:{replica} hash, PX      last batches that replica submitted and committed, and what came of them
+    mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
+    mesh:committed:{replica} string, PX    the same of the last batch that it committed
     mesh:dead                stream        requests given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
     shared:{service}:*       any           state that a service shares between replicas
@@ -30,6 +31,7 @@ ROWS = "mesh:replica:"
 REQUESTS = "mesh:requests:"
 REPLIES = "mesh:replies:"
 SUBMITTED = "mesh:submitted:"
+COMMITTED = "mesh:committed:"
 EVENTS = "events:"
 
 #: The one consumer group of every request stream.
@@ -58,6 +60,10 @@ def replies(replica: str) -> str:
 
 def submitted(replica: str) -> str:
     return f"{SUBMITTED}{replica}"
+
+
+def committed(replica: str) -> str:
+    return f"{COMMITTED}{replica}"
 
 
 def own(database: int) -> str:

@@ -325,7 +325,6 @@ class Lease:
             keys.lease(grant.database),
             keys.row(grant.database),
             keys.replies(grant.replica),
-            keys.submitted(grant.replica),
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
@@ -333,7 +332,7 @@ class Lease:
         )  # fmt: skip
         # A renewal that hangs is worth less than the next one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms = await self._client.eval(RENEW.source, 4, *names, *words, *fields)
+            outcome, now_ms = await self._client.eval(RENEW.source, len(names), *names, *words, *fields)
         if outcome == 0:
             self._lose(LeaseLost("the lease is over or in other hands"))
         if outcome == 2:
@@ -351,11 +350,12 @@ class Lease:
             keys.database_requests(grant.database),
             keys.replies(grant.replica),
             keys.submitted(grant.replica),
+            keys.committed(grant.replica),
         )
         until = time.monotonic() + wait_s
         while self.trusted:
             force = time.monotonic() >= until
-            released = await self._client.eval(RELEASE.source, 5, *names, grant.holder, "1" if force else "0")
+            released = await self._client.eval(RELEASE.source, len(names), *names, grant.holder, "1" if force else "0")
             if released >= 0:
                 return bool(released)
             await asyncio.sleep(0.01)

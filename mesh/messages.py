@@ -32,6 +32,11 @@ class Class:
     name: str
 
     @property
+    def target(self) -> str:
+        """How scripts and the roster call it: the end of its stream's name."""
+        return self.name
+
+    @property
     def stream(self) -> str:
         return keys.class_requests(self.name)
 
@@ -41,6 +46,11 @@ class Database:
     """Address: the replica that holds this database."""
 
     number: int
+
+    @property
+    def target(self) -> str:
+        """The same."""
+        return f"db{self.number}"
 
     @property
     def stream(self) -> str:

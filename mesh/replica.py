@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -91,7 +90,7 @@ class Replica:
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
         """Ask one address and wait. Answers in parts are merged key by key. Raises MeshError."""
-        (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
+        (answer,) = await self._calls.ask((Ask(to, op, body),), deadline_ms or self.settings.deadline_ms)
         if answer.error is not None:
             raise answer.error
         merged: Body = {}
@@ -179,26 +178,20 @@ class Replica:
         return line
 
     def _make_link(self, known: list[scripts.Script]) -> Link:
-        bus, grant, settings = self._connections.bus, self._grant, self.settings
-
-        def submit(groups: list[Any], number: int) -> tuple[Any, ...]:
-            script = scripts.SUBMIT
-            return (
-                "EVALSHA", script.sha, 3, keys.BOOKS, keys.submitted(self.id), keys.lease(self.database),
-                grant.holder, number, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
-                settings.concurrency, *itertools.chain.from_iterable(groups),
-            )  # fmt: skip
-
-        def commit(transactions: list[Any], number: int) -> tuple[Any, ...]:
-            script = scripts.COMMIT
-            return (
-                "EVALSHA", script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id),
-                grant.holder, self.database, bus, self.id, number, *itertools.chain.from_iterable(transactions),
-            )  # fmt: skip
-
+        grant, settings = self._grant, self.settings
+        # Nothing is said again once the lease is over.
+        common = (grant.holder, 10 * settings.lease_ttl_ms)
+        submit = (
+            "EVALSHA", scripts.SUBMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
+            settings.databases, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
+        )  # fmt: skip
+        commit = (
+            "EVALSHA", scripts.COMMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
+            self.database, self._connections.bus, self.id,
+        )  # fmt: skip
         return Link(
             self._line("link"),
-            bus=bus,
+            bus=self._connections.bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
             submit=submit,

@@ -156,7 +156,7 @@ def _entries(answer: Any) -> list[tuple[str, Fields | None]]:
 
 def _fields(flat: Sequence[str]) -> Fields:
     words = iter(flat)
-    return dict(zip(words, words, strict=True))
+    return dict(zip(words, words))  # noqa: B905 - one iterator, twice
 
 
 def to_request(stream: str, id: str, fields: Fields, deliveries: int = 1) -> Request | ValueError:

@@ -120,6 +120,21 @@ class Expectations:
         return groups
 
 
+#: The verbs a transaction may write with, and what types the keys that they begin with must be of, where it matters: a
+#: script cannot be rolled back, so it looks before it writes. Those in small letters are told of in commit.lua.
+VERBS: dict[str, str] = {
+    **dict.fromkeys(("SET", "DEL", "UNLINK", "PEXPIREAT", "PERSIST", "set-all", "keep"), ""),
+    "INCRBY": "string",
+    **dict.fromkeys(("HSET", "HDEL", "HINCRBY"), "hash"),
+    **dict.fromkeys(("ZADD", "ZREM", "zadd-all"), "zset"),
+    **dict.fromkeys(("SADD", "SREM"), "set"),
+    **dict.fromkeys(("RPUSH", "LPUSH", "LTRIM"), "list"),
+    "XADD": "stream",
+    **dict.fromkeys(("pair-all", "unpair-all"), "hash zset"),
+}
+_HOW = {(side, verb): f"{side} {types}".strip() for side in (0, 1) for verb, types in VERBS.items()}
+
+
 class Writes:
     """Writing commands, as few as say the same: what is written to one key by one verb in a row becomes one command.
 
@@ -133,8 +148,14 @@ class Writes:
         self._kept: dict[tuple[int, str], int] = {}
 
     def add(self, side: int, verb: str, keys: Sequence[str], args: Iterable[Text]) -> None:
-        """One command more. A command is its side, its number of words, and these."""
-        command = [side, 0, verb, *keys, *args]
+        """One command more. A command is its side and the types of its keys, its number of words, and these.
+
+        Raises ValueError for a verb that is not one of VERBS.
+        """
+        how = _HOW.get((side, verb))
+        if how is None:
+            raise ValueError(f"{verb} is not a verb of transactions")
+        command = [how, 0, verb, *keys, *args]
         self._commands.append(command)
         for key in keys:
             self._latest[side, key] = command
@@ -163,7 +184,7 @@ class Writes:
         """All of it; lifetimes come last, when their keys are there."""
         commands = list(self._commands)
         for (side, key), at_ms in self._kept.items():
-            commands.append([side, 0, "KEEP", key, at_ms])
+            commands.append([_HOW[side, "keep"], 0, "keep", key, at_ms])
         for command in commands:
             command[1] = len(command) - 2
         return commands
@@ -211,7 +232,7 @@ class Writer:
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
         """One value for many keys, which end at that moment."""
         for part in _parts([self._prefix + key for key in names]):
-            self._writes.add(self._side, "SETALL", (str(at_ms),), [value, *part])
+            self._writes.add(self._side, "set-all", (str(at_ms),), [value, *part])
 
     def delete(self, key: str) -> None:
         self.write("DEL", key)
@@ -228,16 +249,16 @@ class Writer:
     def zadd_all(self, key: str, members: Sequence[str], score: Text) -> None:
         """Many members of one score."""
         for part in _parts(members):
-            self._writes.add(self._side, "ZADDALL", (self._prefix + key,), [score, *part])
+            self._writes.add(self._side, "zadd-all", (self._prefix + key,), [score, *part])
 
     def pair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
         """Names and texts in turn, for names that mostly have one text: the first becomes a field of the hash, which is
         cheap, any other a member "name:text" of the zset, with score 0."""
-        self._pairs("PAIRALL", hash, zset, pairs)
+        self._pairs("pair-all", hash, zset, pairs)
 
     def unpair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
         """Take such pairs away, wherever they are."""
-        self._pairs("UNPAIRALL", hash, zset, pairs)
+        self._pairs("unpair-all", hash, zset, pairs)
 
     def _pairs(self, verb: str, hash: str, zset: str, pairs: Sequence[str]) -> None:
         self._writes.grow(self._side, verb, (self._prefix + hash, self._prefix + zset), pairs)
@@ -298,8 +319,7 @@ class Transaction(Writer):
         deadline: int,
         sender: str | None = None,
     ) -> None:
-        target = to.stream.removeprefix(keys.REQUESTS)
-        self.sends.append((target, op, key, reply_to, deadline, encode(body), sender or self._replica))
+        self.sends.append((to.target, op, key, reply_to, deadline, encode(body), sender or self._replica))
 
     def reply(self, body: Body) -> None:
         """Answer the request."""
@@ -317,7 +337,7 @@ class Transaction(Writer):
         request = self._request
         stream, id, reply_to, key, op = "", "", "", "", ""
         if request is not None:
-            stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
+            stream, id, op, key, _, reply_to, *_ = request
         status, body = self._answer or (OK, {})
         expects, writes = self.expects.groups(), self.writes.commands()
         words: list[Text] = [

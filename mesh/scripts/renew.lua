@@ -3,11 +3,11 @@
 -- Where the server was emptied the lease is put back: that we can still speak as this epoch's user proves that nobody
 -- was granted the database since. Without such users there is no proof, and the lease is lost. It is lost, too, where it
 -- may have ended by itself: a renewal can lie in a buffer until its sender is long dead, and must not wake up its lease.
--- KEYS: lease, roster row, reply stream, submitted
+-- KEYS: lease, roster row, reply stream
 -- ARGV: holder ("<epoch> <replica>"), lease ttl ms, state, 1 if the server enforces isolation, bus, database, class,
 --       the moment (ms) until which the holder knows of its lease, then field, value, ... to put the row together anew
 -- Returns {1 renewed | 2 put back | 0 lost, now ms}
-local lease_key, row_key, replies_key, submitted_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
@@ -31,5 +31,4 @@ if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, 10 * ttl)
-redis.call('PEXPIRE', submitted_key, 10 * ttl)
 return {outcome, now}

@@ -1,20 +1,21 @@
 -- Puts requests on their streams: each group of them all or not at all, with the roster and the bounds of this moment.
 -- Not allowed when memory is full: that is how new work is refused while old work is finished.
--- KEYS: books, submitted, lease
--- ARGV: holder, batch number, databases, bound of a stream, sender, reply stream, requests a replica works on at once,
---       then for each group the number of its requests and of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
--- Returns one item per group, as JSON: {"ids": [[to, id, key], ...]} or {"error": code, "about": what}
-local books_key, submitted_key, lease_key = KEYS[1], KEYS[2], KEYS[3]
-local holder, batch, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local sender, reply_to, concurrency = ARGV[5], ARGV[6], tonumber(ARGV[7])
+-- KEYS: lease, books, submitted
+-- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
+--       requests a replica works on at once, number of the batch, then for each group the number of its requests and
+--       of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
+-- Returns one item per group, as JSON: {"ids": [id, ...]}, with {"db<n>": id, ...} where every live database was asked,
+--       or {"error": code, "about": what}
+local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
+local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
 local WORDS = 5
 
-local held = redis.call('GET', lease_key)
+local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
 -- Gone is not yet lost: of an emptied server, the next renewal puts the lease back, or says that it is over.
 if not held then return redis.error_reply('LEASEGONE there is no lease just now') end
 if held ~= holder then return redis.error_reply('LEASELOST the lease is over') end
-local before = redis.call('HMGET', submitted_key, 'batch', 'result')
-if before[1] == batch then return before[2] end
+if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
 -- The roster is read as far as it is asked for: each row once, and a class to its first member.
 local classes = {}
@@ -118,7 +119,7 @@ local function put(at, to, key)
   local id = redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadline_of(ARGV[at + 3]), 'body', ARGV[at + 4])
   accepted = accepted + 1
-  return {to, id, key}
+  return id
 end
 
 local function put_all(first, last)
@@ -128,13 +129,15 @@ local function put_all(first, last)
     if to ~= '*' then
       ids[#ids + 1] = put(at, to, key)
     else
-      for _, each in ipairs(all()) do ids[#ids + 1] = put(at, each, key .. '.' .. each) end
+      local of_each = {}
+      for _, each in ipairs(all()) do of_each[each] = put(at, each, key .. '.' .. each) end
+      ids[#ids + 1] = of_each
     end
   end
   return ids
 end
 
-local results, at = {}, 8
+local results, at = {}, 9
 while at <= #ARGV do
   local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
   local code, about = refused(first, last)
@@ -147,5 +150,5 @@ while at <= #ARGV do
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
 local result = cjson.encode(results)
-redis.call('HSET', submitted_key, 'batch', batch, 'result', result)
+redis.call('SET', submitted_key, batch .. result, 'PX', remembered_ms)
 return result

@@ -58,10 +58,10 @@ def _keep_users() -> None:
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
-    "lease-check": script(scripts.COMMIT, "if held ~= holder then return {'lease-lost'} end", ""),
-    "pending-ownership": script(scripts.COMMIT, "(not mine[t] or settled[stream .. ' ' .. id])", "false"),
+    "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
+    "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
-    "batch-number": script(scripts.SUBMIT, "if before[1] == batch then return before[2] end", ""),
+    "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "user-deletion": _keep_users,
     "deadline": function(consumer.Consumer, "_outcome", "if self._left_s(request) <= 0:", "if False:"),
     "own-pending-read": function(

@@ -17,11 +17,13 @@ def test_the_names_are_those_of_the_table() -> None:
     table = keys.__doc__ or ""
     for name in (
         keys.EPOCH, keys.DEAD, keys.BOOKS, "mesh:lease:{n}", "mesh:replica:{n}", "mesh:requests:{A..D}",
-        "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}", "db{n}:class",
+        "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
+        "mesh:committed:{replica}", "db{n}:class",
     ):  # fmt: skip
         assert name in table
     assert keys.lease(3) == "mesh:lease:3" and keys.row(3) == "mesh:replica:3"
     assert keys.replies("r") == "mesh:replies:r" and keys.submitted("r") == "mesh:submitted:r"
+    assert keys.committed("r") == "mesh:committed:r"
     assert keys.class_of(3) == "db3:class"
 
 
@@ -50,7 +52,7 @@ def test_a_holders_user_may_touch_its_own_keys_and_only_read_others_leases() -> 
         return any(fnmatchcase(key, pattern) for pattern in patterns)
 
     own = "db3:class db3:values:records shared:x:y events:movements mesh:lease:3 mesh:replica:3"
-    common = "mesh:requests:A mesh:books mesh:dead mesh:replies:r mesh:submitted:r"
+    common = "mesh:requests:A mesh:books mesh:dead mesh:replies:r mesh:submitted:r mesh:committed:r"
     for key in f"{own} {common}".split():
         assert may(writable, key), key
     for key in ("mesh:lease:4", "mesh:lease:33", "mesh:replica:4"):

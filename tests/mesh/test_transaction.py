@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -32,6 +32,8 @@ class Read:
     expects: list[tuple[Any, ...]]
     writes: list[tuple[Any, ...]]
     sends: list[tuple[Any, ...]]
+    #: of each write, what the keys that it begins with must hold
+    types: list[list[str]] = field(default_factory=list)
 
 
 def read(transaction: Transaction) -> Read:
@@ -49,8 +51,10 @@ def read(transaction: Transaction) -> Read:
         side, hash, names, values = take(4)
         found.expects.append((side, hash, take(names), take(values)))
     for _ in range(int(writes)):
-        side, count = take(2)
-        found.writes.append((side, *take(count)))
+        how, count = take(2)
+        side, *types = str(how).split()
+        found.types.append(types)
+        found.writes.append((int(side), *take(count)))
     found.sends = [take(7) for _ in range(int(sends))]
     assert not list(at)
     return found
@@ -86,8 +90,21 @@ def test_every_writing_verb_puts_its_key_first() -> None:
         ("ZADD", "db3:k", 1, "m"),
         ("ZREM", "db3:k", "m"),
         ("INCRBY", "db3:k", -2),
-        ("KEEP", "db3:k", 99),
+        ("keep", "db3:k", 99),
     ]
+
+
+def test_a_write_says_what_its_keys_must_hold() -> None:
+    """Where it matters to its verb, in the order of its keys. A verb that is no transaction's is refused at once."""
+    transaction = Transaction(3, "replica-2")
+    transaction.set("k", 1)
+    transaction.incrby("k", 1)
+    transaction.shared.pair_all("h", "z", ["a", "1"])
+    transaction.keep_until("k", 9)
+    for verb in ("FLUSHALL", "set", "EVAL"):
+        with pytest.raises(ValueError, match=f"{verb} is not a verb of transactions"):
+            transaction.write(verb, "k")
+    assert read(transaction).types == [[], ["string"], ["hash", "zset"], []]
 
 
 def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:
@@ -105,7 +122,7 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
         ("ZADD", "db3:z", 1, "m"),
         ("HDEL", "db3:h", "a"),
         ("HSET", "db3:h", "a", 3),
-        ("KEEP", "db3:h", 9),
+        ("keep", "db3:h", 9),
     ]
 
 
@@ -120,11 +137,11 @@ def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
     transaction.unpair_all("h", "y", ["b", "2"])
     transaction.unpair_all("h", "y", [])
     assert [write[1:] for write in read(transaction).writes] == [
-        ("PAIRALL", "db3:h", "db3:z", "a", "1", "b", "2"),
+        ("pair-all", "db3:h", "db3:z", "a", "1", "b", "2"),
         ("ZREM", "db3:z", "c:3"),
-        ("PAIRALL", "db3:h", "db3:z", "c", "3"),
-        ("UNPAIRALL", "db3:h", "db3:z", "a", "1"),
-        ("UNPAIRALL", "db3:h", "db3:y", "b", "2"),
+        ("pair-all", "db3:h", "db3:z", "c", "3"),
+        ("unpair-all", "db3:h", "db3:z", "a", "1"),
+        ("unpair-all", "db3:h", "db3:y", "b", "2"),
     ]
 
 
@@ -133,7 +150,7 @@ def test_one_value_for_many_keys_is_one_command() -> None:
     transaction = Transaction(3, "replica-2")
     transaction.shared.set_until(["a", "b"], "v", 99)
     transaction.shared.set_until([], "v", 99)
-    assert read(transaction).writes == [(0, "SETALL", "99", "v", "shared:a", "shared:b")]
+    assert read(transaction).writes == [(0, "set-all", "99", "v", "shared:a", "shared:b")]
 
 
 def test_more_words_than_lua_hands_over_become_several_commands() -> None:
@@ -215,7 +232,7 @@ def test_many_members_of_one_score_are_one_command() -> None:
     transaction = Transaction(3, "replica-2")
     transaction.zadd_all("z", ["a", "b"], 7)
     transaction.zadd_all("z", [], 7)
-    assert read(transaction).writes == [(1, "ZADDALL", "db3:z", 7, "a", "b")]
+    assert read(transaction).writes == [(1, "zadd-all", "db3:z", 7, "a", "b")]
 
 
 async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
@@ -288,12 +305,12 @@ async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Back
 
 @pytest.mark.parametrize(
     ("verb", "words", "complaint"),
-    [("INCRBY", ("1",), "holds a hash, not a string"), ("FLUSHALL", (), "not a verb of transactions")],
+    [("INCRBY", ("1",), "holds a hash, not a string"), ("ZADD", ("1", "m"), "holds a hash, not a zset")],
 )
 async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
     backend: Backend, verb: str, words: tuple[str, ...], complaint: str
 ) -> None:
-    """A script cannot be rolled back, so types and verbs are looked at first."""
+    """A script cannot be rolled back, so types are looked at first."""
     one = await backend.join()
     transaction = one.transaction()
     transaction.hset("h", {"f": 1})

@@ -105,9 +105,9 @@ class Memory:
 
     def commit(self, transaction: Transaction) -> None:
         self.batch += 1
-        words = ("lease", "books", "submitted", "me", 0, 0, "replica-2", self.batch, *transaction.wire())
+        words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, *transaction.wire())
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
-        assert outcomes == ["done"]
+        assert outcomes == '["done"]'
 
     def put(self, values: dict[int, Record]) -> None:
         transaction = Transaction(0, "replica-2")
@@ -174,7 +174,7 @@ def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
     expiries, factors = {2 * n: 1000 + n for n in range(1, 50)}, {2 * n: [2, n, 1000003] for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
     verbs = Counter(str(command[2]) for command in transaction.writes.commands())
-    assert verbs == {"HSET": 1, "ZADDALL": 1, "PAIRALL": 1, "ZADD": 1, "SETALL": 49, "KEEP": 4}
+    assert verbs == {"HSET": 1, "zadd-all": 1, "pair-all": 1, "ZADD": 1, "set-all": 49, "keep": 4}
 
 
 async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:
