@@ -91,15 +91,14 @@ class _Exchange:
     def set_result(self, result: Any) -> None:
         """What the submission script said."""
         self._told = True
-        if "error" in result:
+        if isinstance(result, dict) and result:
             self.fail(_refusal(result["error"], result["about"]))
             return
-        ids = result["ids"]
-        if ids and isinstance(ids[0], dict):
-            for to, id in ids[0].items():
+        if self._name:
+            for to, id in result[0].items():
                 self.answer(f"{self._name}.{to}").id = id
         else:
-            for answer, id in zip(self.answers.values(), ids, strict=True):
+            for answer, id in zip(self.answers.values(), result, strict=True):
                 answer.id = id
         self.submitted = True
         if self.abandoned:

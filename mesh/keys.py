@@ -21,6 +21,8 @@ All of them live in the bus database (REDIS_DB). A replica's own data are in dat
 
 from __future__ import annotations
 
+from functools import cache
+
 EPOCH = "mesh:epoch"
 DEAD = "mesh:dead"
 BOOKS = "mesh:books"
@@ -66,6 +68,7 @@ def committed(replica: str) -> str:
     return f"{COMMITTED}{replica}"
 
 
+@cache
 def own(database: int) -> str:
     """What every key of a database's holder begins with."""
     return f"db{database}:"

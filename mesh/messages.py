@@ -108,22 +108,17 @@ class Request(NamedTuple):
     @classmethod
     def from_entry(cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1) -> Request:
         """Read an entry. Raises ValueError where it is none of ours."""
+        get = fields.get
+        reply_to = get("reply_to", "")
+        if reply_to and not reply_stream(fields):
+            raise ValueError("it wants its reply where no replies go")
         try:
             body = decode(fields["body"])
             if not isinstance(body, dict):
                 raise ValueError("the body is not an object")
-            if fields.get("reply_to", "") != reply_stream(fields):
-                raise ValueError("it wants its reply where no replies go")
+            deadline = int(get("deadline", NEVER))
             return cls(
-                stream,
-                id,
-                fields["op"],
-                fields.get("request", ""),
-                fields.get("from", ""),
-                fields.get("reply_to", ""),
-                int(fields.get("deadline", NEVER)),
-                body,
-                deliveries,
+                stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries
             )
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error

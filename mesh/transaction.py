@@ -111,6 +111,8 @@ class Expectations:
 
     def groups(self) -> list[list[Text]]:
         """All of it: side, hash, number of names, number of values, the names, the values."""
+        if not self._absent and not self._present:
+            return []
         groups: list[list[Text]] = [
             [side, hash, len(part), 0, *part] for (side, hash), names in self._absent.items() for part in _parts(names)
         ]
@@ -286,7 +288,14 @@ class Transaction(Writer):
         self._forwards = 0
         self._answer: tuple[str, Body] | None = None
         super().__init__(keys.own(database), 1, self.expects, self.writes)
-        self.shared = Writer(keys.SHARED, 0, self.expects, self.writes)
+        self._shared: Writer | None = None
+
+    @property
+    def shared(self) -> Writer:
+        """The side of the keys that replicas share."""
+        if self._shared is None:
+            self._shared = Writer(keys.SHARED, 0, self.expects, self.writes)
+        return self._shared
 
     def send(self, to: Address, op: str, body: Body, *, deadline: int = NEVER) -> None:
         """Send a request nobody waits for; the holder of the database gets to it however late it comes."""
@@ -334,10 +343,9 @@ class Transaction(Writer):
 
     def wire(self) -> list[Text]:
         """The words that the commit script reads."""
-        request = self._request
         stream, id, reply_to, key, op = "", "", "", "", ""
-        if request is not None:
-            stream, id, op, key, _, reply_to, *_ = request
+        if self._request is not None:
+            stream, id, op, key, _, reply_to, *_ = self._request
         status, body = self._answer or (OK, {})
         expects, writes = self.expects.groups(), self.writes.commands()
         words: list[Text] = [

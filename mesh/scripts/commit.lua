@@ -17,7 +17,7 @@
 --                 unpair-all, hash, zset, name, text, ... no such pair any more, in either
 --                 keep, key, ms                           let it live at least until then, when all is written
 --   send          to, op, key, reply stream, deadline, body, from
--- Returns a JSON list, one word per transaction: done, not-mine, conflict, or what is wrong with its writes
+-- Returns one word per transaction, as a JSON list: done, not-mine, conflict, or what is wrong with its writes
 -- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -274,9 +274,14 @@ local function commit(t)
 end
 
 local function reply(t)
-  if ARGV[t + 3] ~= '' then
-    redis.call('XADD', ARGV[t + 3], 'NOMKSTREAM', '*', 'request', ARGV[t + 4], 'op', ARGV[t + 5], 'from', consumer,
-      'status', ARGV[t + 6], 'forwards', ARGV[t + 7], 'body', ARGV[t + 8])
+  local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
+  if stream == '' then return end
+  if forwards == '0' then
+    redis.call('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
+      'body', body)
+  else
+    redis.call('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
+      'forwards', forwards, 'body', body)
   end
 end
 

@@ -4,7 +4,7 @@
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, then for each group the number of its requests and
 --       of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
--- Returns one item per group, as JSON: {"ids": [id, ...]}, with {"db<n>": id, ...} where every live database was asked,
+-- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} where every live database was asked,
 --       or {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -52,46 +52,36 @@ local function all()
   return everybody
 end
 
-local waiting = {}
-local function room(to)
-  waiting[to] = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
-  return waiting[to] <= bound
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Whether those who have a class are working on about as much as they take.
-local function busy(class, pending)
-  local members = 0
+-- How long the request that will be begun next has waited for a worker, in ms; 0 while workers are free, or away: while
+-- those who have the class are not working on about as much as they take.
+local function delay_of(class)
+  local stream = 'mesh:requests:' .. class
+  local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
+  local flat = not groups.err and groups[1] or {}
+  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+  local last, members = group['last-delivered-id'], 0
+  local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+  if not next then return 0 end
   for n = 0, databases - 1 do
     if class_of(n) == class then members = members + 1 end
   end
-  return pending >= members * concurrency / 2
-end
-
--- How long the request that will be begun next has waited for a worker, in ms; 0 while workers are free, or away.
-local delays = {}
-local function delay(class)
-  if delays[class] == nil then
-    delays[class] = 0
-    local stream = 'mesh:requests:' .. class
-    local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
-    local flat = not groups.err and groups[1] or {}
-    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-    local last = group['last-delivered-id']
-    local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-    if next and busy(class, group.pending) then delays[class] = now - tonumber(string.match(next[1], '^%d+')) end
-  end
-  return delays[class]
+  if group.pending < members * concurrency / 2 then return 0 end
+  return now - tonumber(string.match(next[1], '^%d+'))
 end
 
 -- A class's queue may not grow older than a tenth of what a request has. Who comes last into a queue that grows waits
 -- several times its age; in one that takes a whole deadline everything is begun just before its time is over, and
 -- nothing is done. A database's stream is worked on by one alone, and bounded by its length.
-local function timely(at)
-  local to, ttl = ARGV[at], tonumber(ARGV[at + 3])
-  return ttl == 0 or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' or delay(to) <= ttl / 10
+local waiting, delays = {}, {}
+local function is_full(to, ttl)
+  waiting[to] = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
+  if waiting[to] > bound then return true end
+  if ttl == '0' or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' then return false end
+  delays[to] = delays[to] or delay_of(to)
+  return delays[to] > ttl / 10
 end
 
 local function refused(first, last)
@@ -99,53 +89,41 @@ local function refused(first, last)
     local to = ARGV[at]
     if to ~= '*' then
       if not is_live(to) then return 'no-replica', to end
-      if not room(to) or not timely(at) then return 'busy', to end
+      if is_full(to, ARGV[at + 3]) then return 'busy', to end
     else
       for _, each in ipairs(all()) do
-        if not room(each) then return 'busy', each end
+        if is_full(each, '0') then return 'busy', each end
       end
     end
   end
 end
 
 local deadlines = {['0'] = '0'}
-local function deadline_of(ttl)
-  if not deadlines[ttl] then deadlines[ttl] = string.format('%.0f', now + ttl) end
-  return deadlines[ttl]
-end
-
-local accepted = 0
 local function put(at, to, key)
-  local id = redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadline_of(ARGV[at + 3]), 'body', ARGV[at + 4])
-  accepted = accepted + 1
-  return id
+  local ttl = ARGV[at + 3]
+  deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
+  return redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4])
 end
 
-local function put_all(first, last)
-  local ids = {}
-  for at = first, last, WORDS do
-    local to, key = ARGV[at], ARGV[at + 2]
-    if to ~= '*' then
-      ids[#ids + 1] = put(at, to, key)
-    else
-      local of_each = {}
-      for _, each in ipairs(all()) do of_each[each] = put(at, each, key .. '.' .. each) end
-      ids[#ids + 1] = of_each
-    end
-  end
-  return ids
-end
-
-local results, at = {}, 9
+local results, accepted, at = {}, 0, 9
 while at <= #ARGV do
   local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
   local code, about = refused(first, last)
-  if code then
-    results[#results + 1] = {error = code, about = about}
-  else
-    results[#results + 1] = {ids = put_all(first, last)}
+  local ids = {}
+  for i = first, code and 0 or last, WORDS do
+    local to, key, id = ARGV[i], ARGV[i + 2], nil
+    if to ~= '*' then
+      id = put(i, to, key)
+      accepted = accepted + 1
+    else
+      id = {}
+      for _, each in ipairs(all()) do id[each] = put(i, each, key .. '.' .. each) end
+      accepted = accepted + #all()
+    end
+    ids[#ids + 1] = id
   end
+  results[#results + 1] = code and {error = code, about = about} or ids
   at = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end

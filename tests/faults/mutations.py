@@ -63,7 +63,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "user-deletion": _keep_users,
-    "deadline": function(consumer.Consumer, "_outcome", "if self._left_s(request) <= 0:", "if False:"),
+    "deadline": function(consumer.Consumer, "_outcome", "if self._is_late(request):", "if False:"),
     "own-pending-read": function(
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),

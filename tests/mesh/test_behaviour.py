@@ -20,6 +20,7 @@ from mesh import (
     GivenUp,
     Incomplete,
     LeaseLost,
+    MeshError,
     NoReplica,
     Refused,
     Replica,
@@ -508,6 +509,31 @@ async def test_a_lease_in_other_hands_stops_the_replica(backend: Backend, counti
             assert not await backend.redis(db=one.database).get(f"{keys.own(one.database)}count:n")
             await asyncio.sleep(5)
     await client.aclose()
+
+
+async def test_a_membership_that_ends_by_itself_ends_the_work_under_way(backend: Backend, counting: Counting) -> None:
+    """One request finds out that the lease is lost; the others are cancelled, and none is left when the end is told."""
+    worker = Worker()
+    worker.include(counting.worker)
+
+    @worker.handles("lease.lost")
+    async def lost(request: Request, store: Store, transaction: Transaction) -> Body:
+        raise LeaseLost()
+
+    with pytest.raises(LeaseLost):
+        async with _joined(backend, worker) as one:
+            waiting = asyncio.ensure_future(one.call(Class(one.cls), "count.wait", {}))
+
+            async def begun() -> bool:
+                return len(counting.seen) == 1
+
+            await eventually(begun)
+            with pytest.raises(MeshError):
+                await one.call(Class(one.cls), "lease.lost", {})
+            await asyncio.sleep(5)
+    assert counting.cancelled == 1
+    with pytest.raises(MeshError):
+        await waiting
 
 
 async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, counting: Counting) -> None:
