@@ -357,9 +357,9 @@ class Link:
             raise Unavailable("Redis cannot be reached just now", retry_after=1)
         self._put(self._submissions, group, waiter)
 
-    def commit(self, transaction: Any) -> Awaitable[str]:
-        """Commit a transaction; the outcome's word."""
-        return self._ask(self._commits, transaction)
+    def commit(self, transaction: Any, waiter: Waiter) -> None:
+        """Commit a transaction; the waiter is told the outcome's word."""
+        self._put(self._commits, transaction, waiter)
 
     @property
     def down(self) -> bool:

@@ -3,10 +3,16 @@
 A replica has two consumers. The one of its class works on many requests at once, in no order. The one of its database
 works in order, one entry's effect before the next one's read; neighbours without an effect run side by side.
 
-    fetch ----> task per request: worker runs the handler, settlement decides, act
-      |              ^      |
-    reclaim ---------+      +---> commit | retry | bury | expire | hand back
+    fetch ----> task per request: the worker runs the handler ----> commit ----> done
+      |              ^      |                                         |
+    reclaim ---------+      |   a conflict: the handler runs again    |
+                     ^      |   anything else                         |
+                     +------|-----------------------------------------+
+                            +---> settlement decides: retry | bury | expire | hand back | forget
     keep alive: whoever lost its request is cancelled
+
+No task waits for a commit: the link tells the request itself what came of it, and most are over then. Where something
+is left to do, a task is begun anew.
 """
 
 from __future__ import annotations
@@ -33,21 +39,45 @@ log = structlog.get_logger(__name__)
 
 #: What the commit script says.
 _OUTCOMES = {"done": Outcome.DONE, "conflict": Outcome.CONFLICT, "not-mine": Outcome.NOT_OURS}
-#: Reruns after conflicts before a request counts as crashed; a conflict means that another one got through.
-MOST_RERUNS = 100
+#: Conflicts before a request counts as crashed; each means that another one got through.
+MOST_CONFLICTS = 100
 PAUSE_S = 0.1
 
 
-@dataclass(slots=True)
-class Work:
-    """One request in progress."""
+#: What came of a request, and why.
+Found = tuple[Outcome, str]
 
-    request: Request
-    task: asyncio.Task[None] | None = None
-    #: ended by another, or handed back: whatever becomes of it is not our doing
-    given_away: bool = False
-    #: its deadline passed while it was worked on
-    late: bool = False
+
+class Work:
+    """One request in progress. The link tells it what came of its commit."""
+
+    __slots__ = ("_consumer", "committing", "conflicts", "ended", "given_away", "late", "request", "task")
+
+    def __init__(self, request: Request, consumer: Consumer) -> None:
+        self.request = request
+        self.task: asyncio.Task[None] | None = None
+        #: its transaction is on its way, and its task has ended
+        self.committing = False
+        self.conflicts = 0
+        #: ended by another, or handed back: whatever becomes of it is not our doing
+        self.given_away = False
+        #: its deadline passed while it was worked on
+        self.late = False
+        #: whoever waits for the end of it
+        self.ended: asyncio.Future[None] | None = None
+        self._consumer = consumer
+
+    def done(self) -> bool:
+        """Nobody else tells it anything."""
+        return False
+
+    def set_result(self, word: str) -> None:
+        """What the commit script said."""
+        self._consumer.committed(self, word)
+
+    def set_exception(self, error: BaseException) -> None:
+        """The commit was not made."""
+        self._consumer.not_committed(self, error)
 
 
 @dataclass(slots=True)
@@ -118,19 +148,16 @@ class Consumer:
         finally:
             await self._end_all()
 
-    def _begin(self, work: Work) -> None:
-        """Work on a request in a task of its own, whose parent is the consumer.
+    def _begin(self, work: Work, found: Found | None = None) -> None:
+        """Work on a request, or settle it where it is known what came of it, in a task whose parent is the consumer.
 
         A group's task costs a worker a tenth more for each request: two calls more, and another turn of the loop.
         """
-        work.task = asyncio.get_running_loop().create_task(self._work_alone(work))
+        work.task = asyncio.get_running_loop().create_task(self._work(work, found))
 
-    async def _work_alone(self, work: Work) -> None:
-        try:
-            await self._work(work)
-        except Exception as error:
-            self._failure = error
-            self._failed.set()
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._failed.set()
 
     async def _raise_failure(self) -> None:
         """A child that fails ends its parent, and so all the others."""
@@ -139,10 +166,10 @@ class Consumer:
             raise self._failure
 
     async def _end_all(self) -> None:
-        tasks = [work.task for work in self._works.values() if work.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        works = list(self._works.values())
+        for work in works:
+            self._give_away(work)
+        await asyncio.gather(*(work.task for work in works if work.task is not None), return_exceptions=True)
 
     async def stop(self, wait_s: float) -> None:
         """Take nothing more, finish what runs, and hand the rest back after `wait_s`."""
@@ -225,7 +252,7 @@ class Consumer:
             )
         if not self._works:
             self._idle.clear()
-        work = self._works[id] = Work(request)
+        work = self._works[id] = Work(request, self)
         return work
 
     async def _in_order(self, works: list[Work]) -> None:
@@ -243,24 +270,57 @@ class Consumer:
 
     async def _together(self, works: list[Work]) -> None:
         # A task each even when alone, so that a request which nobody waits for can be cancelled by itself.
-        async with asyncio.TaskGroup() as tasks:
-            for work in works:
-                if work.given_away:
-                    self._forget(work)
-                else:
-                    work.task = tasks.create_task(self._work(work))
+        for work in works:
+            work.ended = asyncio.get_running_loop().create_future()
+            if work.given_away:
+                self._forget(work)
+            else:
+                self._begin(work)
+        for work in works:
+            if work.ended is not None:
+                await work.ended
 
-    async def _work(self, work: Work) -> None:
+    async def _work(self, work: Work, found: Found | None) -> None:
         try:
-            await self._settle(work, await self._outcome(work))
-        except asyncio.CancelledError:
-            # This task alone ends; a stop of the whole replica goes on upwards.
-            if not work.given_away:
-                raise
-            if work.late:
-                await self._settle(work, (Outcome.LATE, ""))
+            try:
+                found = found or await self._attempt(work)
+            except asyncio.CancelledError:
+                if not work.late:
+                    raise
+                found = Outcome.LATE, ""
+            if found is not None:
+                await self._settle(work, *found)
+        except Exception as error:
+            self._fail(error)
         finally:
+            if not work.committing:
+                self._forget(work)
+
+    def committed(self, work: Work, word: str) -> None:
+        """What came of a commit; what is not done then goes on in a task anew."""
+        work.committing = False
+        outcome = _OUTCOMES.get(word, Outcome.CRASHED)
+        if outcome is Outcome.DONE:
+            self.counters.done += 1
             self._forget(work)
+        elif work.given_away:
+            self._forget(work)
+        elif outcome is Outcome.CONFLICT:
+            self.counters.conflicts += 1
+            work.conflicts += 1
+            self._begin(work)
+        else:
+            self._begin(work, (outcome, word))
+
+    def not_committed(self, work: Work, error: BaseException) -> None:
+        """The commit could not be said, or the link has ended and with it the membership."""
+        work.committing = False
+        if isinstance(error, redis_errors.DataError) and not work.given_away:
+            self._begin(work, (Outcome.CRASHED, str(error)))
+            return
+        if isinstance(error, LeaseLost | redis_errors.RedisError):
+            self._fail(error)
+        self._forget(work)
 
     def _forget(self, work: Work) -> None:
         self._works.pop(work.request.id, None)
@@ -269,26 +329,20 @@ class Consumer:
             self._room.set()
         if not self._works:
             self._idle.set()
+        if work.ended is not None and not work.ended.done():
+            work.ended.set_result(None)
 
-    async def _outcome(self, work: Work) -> tuple[Outcome, str]:
-        request = work.request
-        most = self._member.settings.max_deliveries
-        if settlement.overdelivered(request.deliveries, most):
+    async def _attempt(self, work: Work) -> Found | None:
+        """Run the handler and have its transaction committed, of which the work will hear; or say why not."""
+        member, request = self._member, work.request
+        if settlement.overdelivered(request.deliveries, member.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.UNREADABLE, "the entry is no request"
-        for _ in range(MOST_RERUNS):
-            if self._is_late(request):
-                return Outcome.LATE, ""
-            found = await self._attempt(request)
-            if found[0] is not Outcome.CONFLICT:
-                return found
-            self.counters.conflicts += 1
-        return Outcome.CRASHED, f"{MOST_RERUNS} commits in a row met a conflict"
-
-    async def _attempt(self, request: Request) -> tuple[Outcome, str]:
-        """Run the handler once and commit."""
-        member = self._member
+        if work.conflicts == MOST_CONFLICTS:
+            return Outcome.CRASHED, f"{MOST_CONFLICTS} commits in a row met a conflict"
+        if self._is_late(request):
+            return Outcome.LATE, ""
         transaction = Transaction(member.database, member.replica, request)
         handler = self._worker.handler(request.op)
         try:
@@ -305,21 +359,16 @@ class Consumer:
         except Exception as error:
             log.exception("a handler crashed", op=request.op, id=request.id, deliveries=request.deliveries)
             return Outcome.CRASHED, f"{type(error).__name__}: {error}"
-        try:
-            word = await member.link.commit(transaction.wire())
-        except redis_errors.DataError as error:
-            return Outcome.CRASHED, str(error)
-        return _OUTCOMES.get(word, Outcome.CRASHED), word
+        member.link.commit(transaction.wire(), work)
+        work.committing = True
+        return None
 
     def _is_late(self, request: Request) -> bool:
         return request.deadline != NEVER and request.deadline <= self._member.now_ms()
 
-    async def _settle(self, work: Work, found: tuple[Outcome, str]) -> None:
-        outcome, reason = found
+    async def _settle(self, work: Work, outcome: Outcome, reason: str) -> None:
         request = work.request
         match settle(outcome, request.deliveries, self._member.settings.max_deliveries, reason):
-            case Commit():
-                self.counters.done += 1
             case Bury(reason):
                 self.counters.buried += 1
                 await self._bury(request, reason)
@@ -335,8 +384,8 @@ class Consumer:
                 await self._reader.hand_back([request.id], self._member.settings.claim_idle_ms)
             case Forget():
                 self.counters.lost += 1
-            case Rerun():
-                raise AssertionError("a conflict is run again before it is settled")
+            case Commit() | Rerun():
+                raise AssertionError("a commit is heard of, and a conflict run again, before anything is settled")
 
     async def _again(self, work: Work) -> None:
         """Deliver an entry of the database's stream to ourselves once more, in its place."""
@@ -345,7 +394,9 @@ class Consumer:
                 request = streams.to_request(self._reader.stream, id, fields, deliveries)
                 if isinstance(request, Request):
                     work.request = request
-                    await self._settle(work, await self._outcome(work))
+                    found = await self._attempt(work)
+                    if found is not None:
+                        await self._settle(work, *found)
 
     async def _bury(self, request: Request, reason: str) -> None:
         error = GivenUp(f"the request was given up: {reason}", deliveries=request.deliveries)

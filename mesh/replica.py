@@ -124,7 +124,9 @@ class Replica:
 
     async def commit(self, transaction: Transaction) -> bool:
         """Make a transaction true; False where what it expected has changed. Raises LeaseLost."""
-        word = await self._link.commit(transaction.wire())
+        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._link.commit(transaction.wire(), outcome)
+        word = await outcome
         if word not in {"done", "conflict"}:
             raise MeshError(f"the transaction is not valid: {word}")
         return word == "done"

@@ -63,13 +63,13 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "user-deletion": _keep_users,
-    "deadline": function(consumer.Consumer, "_outcome", "if self._is_late(request):", "if False:"),
+    "deadline": function(consumer.Consumer, "_attempt", "if self._is_late(request):", "if False:"),
     "own-pending-read": function(
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "overdelivered": function(
-        consumer.Consumer, "_outcome", "if settlement.overdelivered(request.deliveries, most):", "if False:"
+        consumer.Consumer, "_attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("
     ),
 }
 
