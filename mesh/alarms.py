@@ -22,6 +22,7 @@ class Alarms(Generic[T]):
 
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
+        self._loop = asyncio.get_running_loop()
         self._ends: dict[int, set[T]] = {}
 
     @property
@@ -31,12 +32,11 @@ class Alarms(Generic[T]):
 
     def add(self, item: T, seconds: float) -> set[T]:
         """Have an item expire then; taken out of the set that is returned, it does not."""
-        loop = asyncio.get_running_loop()
-        step = math.ceil((loop.time() + seconds) / STEP_S)
+        step = math.ceil((self._loop.time() + seconds) / STEP_S)
         items = self._ends.get(step)
         if items is None:
             items = self._ends[step] = set()
-            loop.call_at(step * STEP_S, self._end, step)
+            self._loop.call_at(step * STEP_S, self._end, step)
         items.add(item)
         return items
 

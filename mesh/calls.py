@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -163,11 +163,11 @@ class Calls:
         answers: dict[str, Answer] = {}
         group: list[str | int] = [len(asks)]
         for to, op, body in asks:
-            key = self._name()
-            answers[key] = Answer(to.target, key)
-            group += (to.target, op, key, deadline_ms, encode(body))
-        await self._exchange(_Exchange("", answers, self._end), tuple(answers), group, deadline_ms)
-        return list(answers.values())
+            key, target = self._name(), to.target
+            answers[key] = Answer(target, key)
+            group += (target, op, key, deadline_ms, encode(body))
+        await self._exchange(_Exchange("", answers, self._end), answers, group, deadline_ms)
+        return [*answers.values()]
 
     async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
         """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
@@ -194,7 +194,7 @@ class Calls:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _exchange(
-        self, exchange: _Exchange, names: Sequence[str], group: Sequence[str | int], deadline_ms: int
+        self, exchange: _Exchange, names: Collection[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed

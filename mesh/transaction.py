@@ -347,12 +347,13 @@ class Transaction(Writer):
         if self._request is not None:
             stream, id, op, key, _, reply_to, *_ = self._request
         status, body = self._answer or (OK, {})
-        expects, writes = self.expects.groups(), self.writes.commands()
+        expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
             0, stream, id, reply_to, key, op, status, self._forwards, encode(body) if reply_to else "",
-            len(expects), len(writes), len(self.sends),
+            len(expects), len(writes), len(sends),
         ]  # fmt: skip
-        for part in (*expects, *writes, *self.sends):
-            words.extend(part)
+        for parts in (expects, writes, sends):
+            for part in parts:
+                words += part
         words[0] = len(words)
         return words
