@@ -262,13 +262,13 @@ class Batch(Generic[T]):
 
     def take(self, most_words: int) -> list[tuple[T, Waiter]]:
         """The oldest items, up to this many words together, yet one at least."""
-        taken, left = self._items, []
-        if self._words > most_words:
+        taken, self._items = self._items, []
+        before, self._words = self._words, 0
+        if before > most_words:
             words = itertools.accumulate(len(item) for item, _ in taken)
             count = max(1, sum(1 for _ in itertools.takewhile(most_words.__ge__, words)))
-            taken, left = taken[:count], taken[count:]
-        self._items = left
-        self._words = sum(len(item) for item, _ in left)
+            self.put_back(taken[count:])
+            taken = taken[:count]
         return taken
 
     def put_back(self, taken: list[tuple[T, Waiter]]) -> None:

@@ -393,7 +393,7 @@ class Consumer:
             if id == work.request.id:
                 request = streams.to_request(self._reader.stream, id, fields, deliveries)
                 if isinstance(request, Request):
-                    work.request = request
+                    work.request, work.conflicts = request, 0
                     found = await self._attempt(work)
                     if found is not None:
                         await self._settle(work, *found)

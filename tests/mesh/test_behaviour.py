@@ -49,6 +49,8 @@ class Counting:
         handles("count.refuse")(self.refuse)
         handles("count.crash")(self.crash)
         handles("count.unsayable")(self.unsayable)
+        handles("count.never")(self.never)
+        handles("count.wrong")(self.wrong)
         handles("count.many")(self.many)
         handles("count.wait")(self.wait)
         handles("count.forward")(self.forward)
@@ -83,6 +85,17 @@ class Counting:
 
     async def unsayable(self, request: Request, store: Store, transaction: Transaction) -> Body:
         transaction.set("count:n", None)  # type: ignore[arg-type]
+        return {}
+
+    async def never(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        """Expect what is not so, for ever."""
+        self.seen.append(request)
+        transaction.expect("count:n", "never")
+        return {}
+
+    async def wrong(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        self.seen.append(request)
+        transaction.set("count:n", 1, "PX", "soon")
         return {}
 
     async def many(self, request: Request, store: Store, transaction: Transaction) -> Body:
@@ -301,6 +314,22 @@ async def test_a_request_that_always_crashes_becomes_a_dead_letter_with_an_answe
     assert letter["reason"] == "RuntimeError: a defect" and letter["deliveries"] == "3"
     assert (await balanced(one))["dead"] == 1
     await client.aclose()
+
+
+@pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])
+@pytest.mark.parametrize(("op", "runs", "why"), [("count.never", 300, "conflict"), ("count.wrong", 3, "count:n: ")])
+async def test_a_commit_that_never_comes_true_becomes_a_dead_letter_with_an_answer(
+    backend: Backend, counting: Counting, to: Class | Database, op: str, runs: int, why: str
+) -> None:
+    """After a conflict the handler runs again at once, a hundred times a delivery; after a write that Redis does not
+    take, once a delivery. Whoever comes next to the same stream is answered."""
+    one = await backend.join(counting.worker, claim_idle_ms=100)
+    with pytest.raises(GivenUp, match=why):
+        await one.call(to, op, {})
+    assert len(counting.seen) == runs
+    assert [request.deliveries for request in counting.seen] == sorted([1, 2, 3] * (runs // 3))
+    assert (await one.call(to, "count.add", {"name": "count:other"}))["n"] == 1
+    assert (await balanced(one))["dead"] == 1
 
 
 async def test_what_cannot_be_said_to_redis_fails_its_own_request_and_none_beside_it(
