@@ -275,11 +275,7 @@ end
 
 local function reply(t)
   local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
-  if stream == '' then return end
-  if forwards == '0' then
-    redis.call('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-      'body', body)
-  else
+  if stream ~= '' then
     redis.call('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
       'forwards', forwards, 'body', body)
   end
