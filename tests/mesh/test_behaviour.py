@@ -272,6 +272,38 @@ async def test_concurrent_effects_on_one_key_are_all_counted(backend: Backend, c
     assert await counting.n(one) == 50
 
 
+@pytest.mark.parametrize("order", [[0, 21], [21, 0], [9, 3, 20, 4]], ids=str)
+async def test_requests_end_in_any_order(backend: Backend, order: list[int]) -> None:
+    """One trip commits some of those under way, whichever: with many between them, and the later ones first."""
+    worker = Worker()
+    gates = [asyncio.Event() for _ in range(22)]
+    begun: list[int] = []
+
+    @worker.handles("gate.pass")
+    async def passing(request: Request, store: Store, transaction: Transaction) -> Body:
+        begun.append(request.body["n"])
+        await gates[request.body["n"]].wait()
+        transaction.incrby("count:n", 1)
+        return {"n": request.body["n"]}
+
+    one = await backend.join(worker)
+    calls = [asyncio.ensure_future(one.call(Class("A"), "gate.pass", {"n": n})) for n in range(len(gates))]
+
+    async def all_begun() -> bool:
+        return len(begun) == len(gates)
+
+    await eventually(all_begun)
+    for n in order:
+        gates[n].set()
+    assert [await calls[n] for n in order] == [{"n": n} for n in order]
+    assert await one.store().get("count:n") == str(len(order))
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*calls)
+    assert await one.store().get("count:n") == str(len(gates))
+    assert (await balanced(one))["answered"] == len(gates)
+
+
 async def test_a_databases_stream_is_worked_in_order(backend: Backend, counting: Counting) -> None:
     """One entry's effect is there before the next one is read: no reruns, and each sees the one before."""
     one = await backend.join(counting.worker)
