@@ -300,6 +300,7 @@ async def test_requests_end_in_any_order(backend: Backend, order: list[int]) -> 
     for gate in gates:
         gate.set()
     await asyncio.gather(*calls)
+    assert len(begun) == len(gates), "none is taken for another's, and begun again when nobody kept it alive"
     assert await one.store().get("count:n") == str(len(gates))
     assert (await balanced(one))["answered"] == len(gates)
 
