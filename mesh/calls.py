@@ -80,6 +80,7 @@ class _Exchange:
         self.submitted = False
         self.abandoned = False
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: a gather's, with which the names of its parts begin; "" where each request has its own
         self._name = name
         self._end = end
         self._told = False
@@ -91,6 +92,7 @@ class _Exchange:
     def set_result(self, result: Any) -> None:
         """What the submission script said."""
         self._told = True
+        # An empty list is an empty object in Lua's JSON.
         if isinstance(result, dict) and result:
             self.fail(_refusal(result["error"], result["about"]))
             return

@@ -43,7 +43,6 @@ _OUTCOMES = {"done": Outcome.DONE, "conflict": Outcome.CONFLICT, "not-mine": Out
 MOST_CONFLICTS = 100
 PAUSE_S = 0.1
 
-
 #: What came of a request, and why.
 Found = tuple[Outcome, str]
 

@@ -90,7 +90,7 @@ class Replica:
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
         """Ask one address and wait. Answers in parts are merged key by key. Raises MeshError."""
-        (answer,) = await self._calls.ask((Ask(to, op, body),), deadline_ms or self.settings.deadline_ms)
+        (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         if answer.error is not None:
             raise answer.error
         merged: Body = {}
