@@ -372,9 +372,8 @@ class Link:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                await self._trip()
-                if any(self._batches):
-                    self._wake.set()
+                while any(self._batches):
+                    await self._trip()
         except LeaseLost as error:
             self.close(error)
             raise

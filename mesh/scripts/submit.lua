@@ -98,32 +98,39 @@ local function refused(first, last)
   end
 end
 
-local deadlines = {['0'] = '0'}
+local deadlines, accepted = {['0'] = '0'}, 0
 local function put(at, to, key)
   local ttl = ARGV[at + 3]
   deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
+  accepted = accepted + 1
   return redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4])
 end
 
-local results, accepted, at = {}, 0, 9
+local function put_everywhere(at, key)
+  local ids = {}
+  for _, each in ipairs(all()) do ids[each] = put(at, each, key .. '.' .. each) end
+  return ids
+end
+
+local function put_all(first, last)
+  local ids = {}
+  for at = first, last, WORDS do
+    local to, key = ARGV[at], ARGV[at + 2]
+    ids[#ids + 1] = to == '*' and put_everywhere(at, key) or put(at, to, key)
+  end
+  return ids
+end
+
+local results, at = {}, 9
 while at <= #ARGV do
   local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
   local code, about = refused(first, last)
-  local ids = {}
-  for i = first, code and 0 or last, WORDS do
-    local to, key, id = ARGV[i], ARGV[i + 2], nil
-    if to ~= '*' then
-      id = put(i, to, key)
-      accepted = accepted + 1
-    else
-      id = {}
-      for _, each in ipairs(all()) do id[each] = put(i, each, key .. '.' .. each) end
-      accepted = accepted + #all()
-    end
-    ids[#ids + 1] = id
+  if code then
+    results[#results + 1] = {error = code, about = about}
+  else
+    results[#results + 1] = put_all(first, last)
   end
-  results[#results + 1] = code and {error = code, about = about} or ids
   at = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
