@@ -2,7 +2,7 @@
 
 A file under its final name is whole and durable: it was written beside it, forced to the disk (fsync), renamed,
 and the folder was forced to the disk, in this order. Whatever a killed writer left behind never has a final name.
-Several replicas may share one folder.
+Several replicas may share one folder, and take turns there.
 
     {log}-{number}-{stream id}.{suffix}
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,8 @@ from mesh.log import Position
 KEPT = 2
 #: A part file that nobody wrote to for so long belongs to a process that is gone.
 STALE_PART_S = 3600
+#: Between two looks whether the neighbour that writes has done.
+TURN_S = 0.1
 
 _NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
 
@@ -54,6 +57,18 @@ class Snapshots:
     async def check(self) -> None:
         """Raises OSError where none could be written."""
         await asyncio.to_thread(self._try)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One at a time of all processes that share the folder, so that the next one sees what this one wrote.
+        A turn ends with its process at the latest. Where the disk knows no locks, or refuses, none waits."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._prepare)
+                file = stack.enter_context(await asyncio.to_thread(open, self.folder / ".turn", "ab"))
+                while not await asyncio.to_thread(_lock, file):
+                    await asyncio.sleep(TURN_S)
+            yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
         """Write one; it is durable when this returns. Interrupted or failed, it leaves nothing that
@@ -115,6 +130,15 @@ class Snapshots:
         finally:
             os.close(folder)
         return Snapshot(position, path)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the file, until it is closed, is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _force(file: BinaryIO) -> None:

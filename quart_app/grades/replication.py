@@ -48,9 +48,6 @@ log = structlog.get_logger(__name__)
 RETRY_S = 0.25
 #: Longest time the event loop is held by applying entries.
 APPLY_S = 0.01
-#: Neighbours on one disk come to write a snapshot within this time of each other, and find that one is
-#: enough.
-NEIGHBOURS_S = 2.0
 #: Longest time for the snapshot that a leaving replica writes when the log cannot vouch for what it knows.
 FAREWELL_S = 30
 #: Shards compared in one step of a thread.
@@ -436,14 +433,14 @@ class Replication:
         """Have a new snapshot, ours or that of a neighbour on the same disk, and trim the log behind an old
         one."""
         try:
-            await asyncio.sleep(NEIGHBOURS_S * random.random())  # so that of many neighbours one writes
-            position = self._current().position
-            known = await self._snapshots.durable(position.log)
-            newest = max((snapshot.position.number for snapshot in known), default=0)
-            if position.number - newest < self._settings.snapshot_every:
-                self._snapshot_from = newest
-            else:
-                await self._save_snapshot()
+            async with self._snapshots.turn():
+                position = self._current().position
+                known = await self._snapshots.durable(position.log)
+                newest = max((snapshot.position.number for snapshot in known), default=0)
+                if position.number - newest < self._settings.snapshot_every:
+                    self._snapshot_from = newest
+                else:
+                    await self._save_snapshot()
         except (RedisError, MeshError, OSError) as error:
             log.warning("no snapshot now", reason=str(error))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -395,3 +397,44 @@ async def test_the_newest_snapshots_of_each_log_are_kept(tmp_path: Path) -> None
     kept = await snapshots.prune("a" * 16)
     assert [snapshot.position.number for snapshot in kept] == [5, 4]
     assert [snapshot.position.log[0] for snapshot in await snapshots.durable()] == ["b", "a", "a"]
+
+
+async def test_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
+    """Each has a view of the folder of its own, as processes do; who comes second sees what the first wrote."""
+    position = Position("a" * 16, 3, "7-1")
+    found = []
+
+    async def write() -> None:
+        snapshots = Snapshots(tmp_path, "bin")
+        async with snapshots.turn():
+            found.append(len(await snapshots.durable()))
+            if not found[-1]:
+                await snapshots.save(position, content(b"x"))
+
+    await asyncio.gather(*(write() for _ in range(4)))
+    assert found == [0, 1, 1, 1]
+
+
+async def test_a_turn_ends_with_its_process(tmp_path: Path) -> None:
+    """Whoever is killed while it writes keeps none waiting."""
+    program = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
+    command = (sys.executable, "-c", program, str(tmp_path / ".turn"))
+    killed = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+    assert killed.stdout is not None
+    await killed.stdout.readline()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5), Snapshots(tmp_path, "bin").turn():
+            raise AssertionError("it is another's turn")
+    killed.kill()
+    await killed.wait()
+    async with asyncio.timeout(10), Snapshots(tmp_path, "bin").turn():
+        pass
+
+
+async def test_where_there_can_be_no_turns_none_waits(tmp_path: Path) -> None:
+    """What is wrong with the disk is said by who writes."""
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    snapshots = Snapshots(tmp_path / "folder", "bin")
+    async with asyncio.timeout(10), snapshots.turn():
+        with pytest.raises(OSError):
+            await snapshots.save(Position("a" * 16, 3, "7-1"), content(b"x"))

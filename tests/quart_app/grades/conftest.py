@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh import log as mesh_log
+from mesh import snapshots
 from quart_app.grades import replication
 from tests.conftest import Server
 from tests.quart_app.grades.nodes import Nodes
@@ -17,7 +18,7 @@ from tests.quart_app.grades.nodes import Nodes
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_log, "BLOCK_MS", 30)
     monkeypatch.setattr(replication, "RETRY_S", 0.02)
-    monkeypatch.setattr(replication, "NEIGHBOURS_S", 0.0)
+    monkeypatch.setattr(snapshots, "TURN_S", 0.01)
 
 
 @pytest.fixture
