@@ -129,6 +129,11 @@ def test_liveness_never_depends_on_redis() -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
+def test_no_service_is_taken_for_a_setting() -> None:
+    """Whoever has a service `redis` with an address of its own would get REDIS_PORT=tcp://10.0.0.1:6379."""
+    assert pod_of(one("Deployment", "mesh"))["enableServiceLinks"] is False
+
+
 def test_selectors_meet_their_pods() -> None:
     """A service, budget or policy that selects nothing protects nothing, silently."""
     labels = {
