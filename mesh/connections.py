@@ -12,11 +12,12 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import hiredis
+from pydantic import SecretStr
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -115,6 +116,11 @@ def heeding_cancellation(client: Redis) -> Redis:
     return client
 
 
+def _login(username: str, password: SecretStr | None) -> dict[str, Any]:
+    """What redis-py is told of us; without a password nothing is said."""
+    return {} if password is None else {"username": username, "password": password.get_secret_value()}
+
+
 class Connections:
     """Makes clients for the one Redis, as one user. Nothing is retried behind our back."""
 
@@ -148,6 +154,7 @@ class Connections:
     def _open(self, name: str, db: int, connections: int, timeout_s: float, *, socket_timeout_s: float | None) -> Redis:
         settings = self.settings
         options: dict[str, Any] = {
+            **self._server(),
             "db": db,
             "max_connections": connections,
             "timeout": timeout_s,  # of the wait for a free one, in pools that wait: plain ones raise
@@ -158,47 +165,41 @@ class Connections:
             "decode_responses": True,
             "protocol": 2,
             "client_name": name,
-            **self._login(),
         }
         if settings.sentinels:
             return self._sentinel_client(options)
-        if settings.url is not None:
-            pool = BlockingConnectionPool.from_url(self._address(settings.url.get_secret_value()), **options)
-        else:
-            pool = BlockingConnectionPool(host=settings.host, port=settings.port, **options)
-        if pool.connection_class is Connection:
-            pool.connection_class = QuickConnection
-        return heeding_cancellation(Redis.from_pool(pool))
+        options.setdefault("connection_class", QuickConnection)
+        return heeding_cancellation(Redis.from_pool(BlockingConnectionPool(**options)))
 
-    def _address(self, url: str) -> str:
-        """The address without what we say ourselves: redis-py lets it win, and the shared user with it."""
-        parts = urlsplit(url)
-        if self._credentials is not None:
-            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-        return parts._replace(path="").geturl()
-
-    def _login(self) -> dict[str, Any]:
-        if self._credentials is not None:
-            return {"username": self._credentials.username, "password": self._credentials.password}
+    def _server(self) -> dict[str, Any]:
+        """Where the server is and who we are there, in redis-py's words. The address goes before the other settings,
+        the user of an epoch before both."""
         settings = self.settings
-        if settings.url is not None and urlsplit(settings.url.get_secret_value()).password is not None:
-            return {}
-        if settings.password is None:
-            return {}
-        return {"username": settings.username, "password": settings.password.get_secret_value()}
+        named: dict[str, Any] = {"host": settings.host, "port": settings.port}
+        if settings.url is not None:
+            named = dict(parse_url(settings.url.get_secret_value()))
+        if self._credentials is not None:
+            return named | {"username": self._credentials.username, "password": self._credentials.password}
+        return named if "password" in named else _login(settings.username, settings.password) | named
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
+        settings = self.settings
+        # Whoever speaks TLS with the servers does with the sentinels.
+        options["ssl"] = options.pop("connection_class", None) is SSLConnection
+        tls = {name: value for name, value in options.items() if name.startswith("ssl")}
         sentinel = Sentinel(
-            self.settings.sentinel_addresses,
+            settings.sentinel_addresses,
             sentinel_kwargs={
                 "socket_timeout": 0.5,
                 "socket_connect_timeout": 0.5,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
+                **_login(settings.sentinel_username, settings.sentinel_password),
+                **tls,
             },
         )
         client: Redis = sentinel.master_for(
-            self.settings.sentinel_master, redis_class=Redis, connection_pool_class=_WaitingSentinelPool, **options
+            settings.sentinel_master, redis_class=Redis, connection_pool_class=_WaitingSentinelPool, **options
         )
         return heeding_cancellation(client)
 

@@ -101,7 +101,7 @@ class RedisSettings(BaseSettings):
     url: SecretStr | None = Field(
         None,
         description="redis://user:password@host:port/database, or rediss:// for TLS (?ssl_ca_certs=… and its like); "
-        "overrides host to db",
+        "overrides host to db; with sentinels its host and port say nothing, and TLS is for them, too",
     )
     host: str = "localhost"
     port: int = Field(6379, ge=1, le=65535)
@@ -110,6 +110,8 @@ class RedisSettings(BaseSettings):
     db: int = Field(0, ge=0, description="the database of the shared keys")
     sentinels: str = Field("", description="host:port,host:port: ask these for the master instead")
     sentinel_master: str = Field("mymaster", description="the name the sentinels know it by")
+    sentinel_username: str = "default"
+    sentinel_password: SecretStr | None = Field(None, description="where the sentinels ask for one")
     connect_timeout_ms: int = Field(1000, ge=50)
     timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; well below the lease")
     wait_replicas: int = Field(0, ge=0, description="copies a commit waits for (WAIT) before it counts; 0: none")

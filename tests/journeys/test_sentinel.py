@@ -1,4 +1,7 @@
-"""A Redis that fails over: a master, two copies, three sentinels, and a mesh that is told the sentinels alone."""
+"""A Redis that fails over: a master, two copies, three sentinels, and a mesh that is told the sentinels alone.
+
+And sentinels that do not answer just anybody.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from pydantic import SecretStr
 
 from mesh import Connections, Member
 from mesh.connections import SHARED_CONNECTIONS
 from mesh.settings import RedisSettings
 from quart_app import local
+from tests import tls
 from tests.conftest import PROFILE, Replicas, Server, eventually
 from tests.journeys.load import History, Sample, load, send
 
@@ -179,6 +184,73 @@ async def test_more_commands_at_once_than_connections_wait_for_one(cluster: Clus
     answers = await asyncio.gather(*(client.incr("n") for _ in range(5 * SHARED_CONNECTIONS)))
     assert sorted(answers) == list(range(1, 5 * SHARED_CONNECTIONS + 1))
     await client.aclose()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """A master and one sentinel, each with a password; the sentinel sends everybody to the port it is given."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def make(master: int, sentinel: int, named: int) -> Cluster:
+        running.append(start(tmp_path, master, lines=('save ""', "requirepass of-the-server")))
+        watch = (f"sentinel monitor {NAME} 127.0.0.1 {named} 1", f"sentinel down-after-milliseconds {NAME} 3600000")
+        login = (f"sentinel auth-pass {NAME} of-the-server", "requirepass of-the-sentinel")
+        running.append(start(tmp_path, sentinel, "--sentinel", lines=(*watch, *login)))
+        return Cluster({}, [sentinel])
+
+    yield make
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+async def who_answers(settings: RedisSettings) -> list[str]:
+    """User and database, once there is an answer."""
+    client = Connections(settings).client("t")
+
+    async def answer() -> list[str]:
+        with contextlib.suppress(redis.ConnectionError):
+            return [await client.execute_command("ACL", "WHOAMI"), str((await client.client_info())["db"])]
+        return []
+
+    try:
+        found: list[str] = await eventually(answer, 10)
+        return found
+    finally:
+        await client.aclose()
+
+
+async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[..., Cluster]) -> None:
+    """Beside that of the servers, which may stand in the address; who has it not is told why nobody answers."""
+    master, sentinel = local.free_ports(2)
+    cluster = guarded(master, sentinel, master)
+    told = cluster.settings.model_copy(update={"sentinel_password": SecretStr("of-the-sentinel")})
+    assert await who_answers(told.model_copy(update={"password": SecretStr("of-the-server")})) == ["default", "0"]
+    named = SecretStr("redis://:of-the-server@nowhere:1/3")
+    assert await who_answers(told.model_copy(update={"url": named})) == ["default", "3"]
+    for wrong in (None, SecretStr("another")):
+        client = Connections(told.model_copy(update={"sentinel_password": wrong})).client("t")
+        with pytest.raises(redis.ConnectionError, match=r"No master found.*Authentication"):
+            await client.ping()
+        await client.aclose()
+
+
+@tls.needed
+async def test_sentinels_and_servers_behind_tls(guarded: Callable[..., Cluster], tmp_path: Path) -> None:
+    """The address says so, for both; without its certificate nobody is trusted."""
+    certificate = await tls.certificate(tmp_path)
+    master, sentinel = local.free_ports(2)
+    async with tls.before(master, certificate) as server, tls.before(sentinel, certificate) as asked:
+        guarded(master, sentinel, server)
+        address = f"rediss://:of-the-server@nowhere/2?ssl_ca_certs={certificate.path}"
+        told = Cluster({}, [asked]).settings.model_copy(
+            update={"url": SecretStr(address), "sentinel_password": SecretStr("of-the-sentinel")}
+        )
+        assert await who_answers(told) == ["default", "2"]
+        client = Connections(told.model_copy(update={"url": SecretStr(address.partition("?")[0])})).client("t")
+        with pytest.raises(redis.ConnectionError, match="No master found"):
+            await client.ping()
+        await client.aclose()
 
 
 @pytest.mark.slow

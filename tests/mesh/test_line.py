@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import ssl
-import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from redis import exceptions as redis_errors
 from mesh import Connections, RedisSettings
 from mesh.connections import Credentials, is_fenced
 from mesh.line import Line
+from tests import tls
 
 
 @pytest.fixture
@@ -24,32 +21,6 @@ async def line(server) -> AsyncIterator[Line]:
     found = Connections(server.settings).line("test")
     yield found
     await found.aclose()
-
-
-@asynccontextmanager
-async def behind_tls(port: int, folder: Path) -> AsyncIterator[str]:
-    """The address at which a port of this machine is reached by TLS."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    await asyncio.to_thread(
-        subprocess.run, [*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, here = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pass_on(reader, here), pass_on(there, writer), return_exceptions=True)
-
-    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context) as proxy:
-        yield f"rediss://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0?ssl_ca_certs={certificate}"
 
 
 async def test_several_commands_are_one_round_trip_answered_in_order(line: Line) -> None:
@@ -97,10 +68,12 @@ async def test_each_trip_has_the_whole_time(server) -> None:
         await line.aclose()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+@tls.needed
 async def test_a_line_takes_over_an_encrypted_connection(server, tmp_path: Path) -> None:
     """Long answers, and the next connection after a cancelled question, as without."""
-    async with behind_tls(server.settings.port, tmp_path) as url:
+    certificate = await tls.certificate(tmp_path)
+    async with tls.before(server.settings.port, certificate) as port:
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate.path}"
         line = Connections(RedisSettings(url=url)).line("test")
         try:
             assert await line.say([("SET", "long", "x" * 300_000), ("STRLEN", "long")]) == ["OK", 300_000]
