@@ -1,13 +1,14 @@
 """Request bodies: strict JSON in, checked models out, and a clear error for everything else.
 
-Python's parser takes `NaN`, duplicate keys and lone surrogates, and turns deep nesting into RecursionError;
-none of that may reach a handler. With hooks that refuse all this it takes several times as long as msgspec's, so that
+Python's parser takes `NaN`, duplicate keys and lone surrogates, and turns deep nesting into RecursionError or, from
+3.14 on, takes most of it; none of that may reach a handler. With hooks that refuse all this it takes several times as long as msgspec's, so that
 one is asked first, and its answer counts where it is sure to be the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -25,6 +26,9 @@ T_co = TypeVar("T_co", covariant=True)
 MAX_INTEGER_DIGITS = 4000
 #: More keys than any object of ours has; each unknown one would be an error of its own.
 MAX_KEYS = 1000
+#: Lists and objects within each other, several times as many as any of ours. How many the parsers bear depends on
+#: Python's version.
+MAX_DEPTH = 32
 #: A longer body is parsed beside the event loop, which gets its turn meanwhile.
 LONG = 1 << 17
 #: Items of a list that are checked in one go.
@@ -93,13 +97,15 @@ def _parsed_quickly(text: bytes) -> Any:
     quotes = text.count(b'"')
     if _quick_encoder.encode(value).count(b'"') != quotes:
         return None
-    return value if quotes <= 2 * MAX_KEYS or _is_flat(value, text) else None
+    is_small = quotes <= 2 * MAX_KEYS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH
+    return value if is_small or _is_flat(value, text) else None
 
 
 def _is_flat(value: Any, text: bytes) -> bool:
-    """Whether this is a list of objects without any in them, none of which has too many keys."""
+    """Whether this is a list of objects with nothing nested in them, none of which has too many keys."""
     return (
         isinstance(value, list)
+        and text.count(b"[") == 1
         and text.count(b"{") == len(value)
         and all(type(item) is dict and len(item) <= MAX_KEYS for item in value)
     )
@@ -109,6 +115,8 @@ def _parsed_carefully(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         value = _decoder.decode(text)
+        if _is_deep(value):
+            raise RecursionError
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Unacceptable as error:
@@ -122,6 +130,14 @@ def _parsed_carefully(data: bytes | str) -> Any:
     except RecursionError as error:
         raise Problem(400, "the body is nested too deeply") from error
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (item.values() if type(item) is dict else item for item in level if type(item) in (dict, list))
+        level = list(itertools.chain.from_iterable(inner))
+    return any(type(item) in (dict, list) for item in level)
 
 
 async def read_json(adapter: Checker[T]) -> T:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Quart, Response, jsonify
 
 from quart_app import body, errors
-from quart_app.body import MAX_INTEGER_DIGITS, MAX_KEYS, SLICE, parse_json, read_items, read_json
+from quart_app.body import MAX_DEPTH, MAX_INTEGER_DIGITS, MAX_KEYS, SLICE, parse_json, read_items, read_json
 from quart_app.errors import Problem
 from tests.conftest import Turns
 
@@ -59,8 +59,13 @@ HOSTILE = {
     "NaN": (item("NaN"), 400, "NaN is not JSON"),
     "Infinity": (item("-Infinity"), 400, "-Infinity is not JSON"),
     "duplicate keys": (b'[{"value": 1, "value": 2}]', 400, "the same key twice"),
-    "100 000 brackets": (b"[" * 100_000, 400, "nested too deeply"),
-    "100 000 objects": (b'{"a":' * 30_000, 400, "nested too deeply"),
+    "100 000 brackets": (b"[" * 100_000 + b"]" * 100_000, 400, "nested too deeply"),
+    "30 000 objects": (b'{"a":' * 30_000 + b"1" + b"}" * 30_000, 400, "nested too deeply"),
+    "100 000 brackets, cut off": (b"[" * 100_000, 400, "the body is n"),
+    "30 000 objects, cut off": (b'{"a":' * 30_000, 400, "the body is n"),
+    "a bracket too many": (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), 400, "nested too deeply"),
+    "an object too many": (b"[" * MAX_DEPTH + b'[{"\\u00e4": {}}]' + b"]" * MAX_DEPTH, 400, "nested too deeply"),
+    "no bracket too many": (b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, 422, "not valid"),
     "invalid UTF-8": (b'[{"name": "\xff"}]', 400, "not UTF-8"),
     "UTF-16": ('[{"value": 1}]'.encode("utf-16"), 400, "not UTF-8"),
     "half a surrogate pair": (b'[{"value": 1, "name": "\\ud800"}]', 400, "surrogate"),

@@ -263,10 +263,10 @@ async def test_a_number_that_kills_its_processes_is_given_up(pool: FactorPool, m
 async def test_idle_processes_that_are_killed_come_back(pool: FactorPool) -> None:
     """Even all of them at once, which pebble alone does not survive."""
     await pool.factorise(MEDIUM, 30)
-    killed = workers()
-    for process in killed:
+    victims = workers()
+    for process in victims:
         process.kill()
-    await until(lambda: not any(process.is_running() and process.status() != "zombie" for process in killed))
+    await until(lambda: not any(lives(process) for process in victims))
     await asyncio.sleep(0.3)  # pebble's own look
     assert await pool.factorise(prime(13) * prime(13, 5), 30) == sorted([prime(13), prime(13, 5)])
 
