@@ -117,7 +117,8 @@ async def dead_letters(redis: Redis) -> list[dict[str, str]]:
 async def crash(events: Events) -> None:
     """End a consumer as kill -9 would: nothing is handed back."""
     events._task.cancel()
-    await asyncio.wait({events._task})
+    _, alive = await asyncio.wait({events._task}, timeout=10)
+    assert not alive, "a cancellation was forgotten"
     await events._redis.aclose()
 
 
