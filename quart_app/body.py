@@ -1,8 +1,8 @@
 """Request bodies: strict JSON in, checked models out, and a clear error for everything else.
 
 Python's parser takes `NaN`, duplicate keys and lone surrogates, and turns deep nesting into RecursionError or, from
-3.14 on, takes most of it; none of that may reach a handler. With hooks that refuse all this it takes several times as long as msgspec's, so that
-one is asked first, and its answer counts where it is sure to be the same.
+3.14 on, takes most of it; none of that may reach a handler. With hooks that refuse all this it takes several times as
+long as msgspec's, so that one is asked first, and its answer counts where it is sure to be the same.
 """
 
 from __future__ import annotations
