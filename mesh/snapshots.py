@@ -64,10 +64,9 @@ class Snapshots:
         A turn ends with its process at the latest. Where the disk knows no locks, or refuses, none waits."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._prepare)
-                file = stack.enter_context(await asyncio.to_thread(open, self.folder / ".turn", "ab"))
-                while not await asyncio.to_thread(_lock, file):
+                while (lock := await asyncio.to_thread(self._lock)) is None:
                     await asyncio.sleep(TURN_S)
+                stack.enter_context(lock)
             yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
@@ -120,6 +119,19 @@ class Snapshots:
                 if time.time() - part.stat().st_mtime > STALE_PART_S:
                     part.unlink()
 
+    def _lock(self) -> BinaryIO | None:
+        """The folder, as long as this stays open; None while it is another's."""
+        self._prepare()
+        lock = (self.folder / ".turn").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return lock
+
     def _publish(self, part: Path, position: Position) -> Snapshot:
         name = f"{position.log}-{position.number:012d}-{position.id}.{self.suffix}"
         path = self.folder / name
@@ -130,15 +142,6 @@ class Snapshots:
         finally:
             os.close(folder)
         return Snapshot(position, path)
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Whether the file, until it is closed, is ours now."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _force(file: BinaryIO) -> None:
