@@ -84,6 +84,14 @@ class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the master that the sentinels name; whoever finds none free waits."""
 
 
+class _Asked(Redis):
+    """A sentinel. redis-py's errors name each that they asked, by all its options; host and port are enough."""
+
+    def __repr__(self) -> str:
+        options = self.connection_pool.connection_kwargs
+        return f"{options['host']}:{options['port']}"
+
+
 class _HeedsCancellation:
     """Mixed into redis-py's connections, so that a cancellation which comes while they send is not forgotten.
 
@@ -187,17 +195,16 @@ class Connections:
         # Whoever speaks TLS with the servers does with the sentinels.
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
         tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-        sentinel = Sentinel(
-            settings.sentinel_addresses,
-            sentinel_kwargs={
-                "socket_timeout": 0.5,
-                "socket_connect_timeout": 0.5,
-                "retry": Retry(NoBackoff(), 0),
-                "protocol": 2,
-                **_login(settings.sentinel_username, settings.sentinel_password),
-                **tls,
-            },
-        )
+        asked = {
+            "socket_timeout": 0.5,
+            "socket_connect_timeout": 0.5,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            **_login(settings.sentinel_username, settings.sentinel_password),
+            **tls,
+        }
+        sentinel = Sentinel([])
+        sentinel.sentinels = [_Asked(host=host, port=port, **asked) for host, port in settings.sentinel_addresses]
         client: Redis = sentinel.master_for(
             settings.sentinel_master, redis_class=Redis, connection_pool_class=_WaitingSentinelPool, **options
         )

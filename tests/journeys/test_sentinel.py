@@ -230,7 +230,9 @@ async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[.
     assert await who_answers(told.model_copy(update={"url": named})) == ["default", "3"]
     for wrong in (None, SecretStr("another")):
         client = Connections(told.model_copy(update={"sentinel_password": wrong})).client("t")
-        with pytest.raises(redis.ConnectionError, match=r"No master found.*Authentication"):
+        with pytest.raises(
+            redis.ConnectionError, match=rf"No master found for 'mesh' : 127.0.0.1:{sentinel} - .{{0,20}}Authentication"
+        ):
             await client.ping()
         await client.aclose()
 
