@@ -121,7 +121,7 @@ class Snapshots:
 
     def _lock(self) -> BinaryIO | None:
         """The folder, as long as this stays open; None while it is another's."""
-        self._prepare()
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".turn").open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

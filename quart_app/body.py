@@ -8,8 +8,8 @@ long as msgspec's, so that one is asked first, and its answer counts where it is
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
+import re
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
@@ -68,6 +68,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_BRACKET = re.compile(r"[\[\]{}]")
+#: A string, to the end of the text where it has none of its own; it takes what it has read, and never looks back.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+
 #: Made once: `json.loads` makes one for each call that wants more than its defaults.
 _decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
 
@@ -114,9 +118,9 @@ def _is_flat(value: Any, text: bytes) -> bool:
 def _parsed_carefully(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
+        if _is_deep(text):
+            raise _Unacceptable(400, "the body is nested too deeply")
         value = _decoder.decode(text)
-        if _is_deep(value):
-            raise RecursionError
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Unacceptable as error:
@@ -127,17 +131,16 @@ def _parsed_carefully(data: bytes | str) -> Any:
         raise Problem(400, "a string has half a surrogate pair") from error
     except json.JSONDecodeError as error:
         raise Problem(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
-    except RecursionError as error:
-        raise Problem(400, "the body is nested too deeply") from error
     return value
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner = (item.values() if type(item) is dict else item for item in level if type(item) in (dict, list))
-        level = list(itertools.chain.from_iterable(inner))
-    return any(type(item) in (dict, list) for item in level)
+def _is_deep(text: str) -> bool:
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 async def read_json(adapter: Checker[T]) -> T:
