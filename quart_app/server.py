@@ -15,7 +15,7 @@ import h11
 from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve
-from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
@@ -31,8 +31,9 @@ from quart_app.settings import AppSettings
 BACKLOG = 1024
 #: How long a connection stays open without a request.
 KEEP_ALIVE_S = 75
-#: Whoever is refused while it still sends may go on for as long.
+#: How long and how much a client may go on sending after an early answer before its connection is cut.
 LINGER_S = 1.0
+LINGER_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
@@ -148,7 +149,16 @@ class _Connection(TCPServer):
         self._task.cancel()
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        """Hand what the client sends to the protocol until the client stops; while lingering, discard it."""
+        discarded = 0
+        with contextlib.suppress(OSError):
+            while not self.reader.at_eof() and discarded < LINGER_BYTES:
+                data = await self.reader.read(MAX_RECV)
+                if self._lingering:
+                    discarded += len(data)
+                else:
+                    await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
         self._client_gone = True
         await self.idle_task.stop()
 
@@ -179,12 +189,20 @@ class _Connection(TCPServer):
         return isinstance(connection, h11.Connection) and connection.their_state in {h11.SEND_BODY, h11.ERROR}
 
     def _linger(self) -> None:
-        """Say that this was all, and read on, for the waste-paper basket, until the client has understood."""
+        """Half-close the connection and discard input (lingering close)."""
         if not self._lingering:
             self._lingering = True
             with contextlib.suppress(OSError, RuntimeError):
                 self.writer.write_eof()
             self.loop.call_later(LINGER_S, self.writer.close)
+
+
+#: Why bytes are no request, by the status that h11 suggests.
+UNREADABLE = {
+    400: "the request is not valid HTTP/1.1",
+    431: "the head of the request is longer than 32 KB",
+    501: "Transfer-Encoding can only be chunked",
+}
 
 
 class _Http1(H11Protocol):
@@ -200,6 +218,8 @@ class _Http1(H11Protocol):
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """Let a head go together with its body, where that is known to be whole: nobody is woken for half an answer,
         and no balancer has begun to pass one on when the process dies in between."""
+        if isinstance(event, h11.Response) and self.connection.their_state is h11.SEND_BODY:
+            event = _closing(event)
         try:
             data = self.connection.send(event) or b""
         except h11.LocalProtocolError:
@@ -216,12 +236,47 @@ class _Http1(H11Protocol):
         """Stay."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if any(name == b"upgrade" for name, _ in request.headers):
+        """Hand the request to the application, or refuse one whose end two headers disagree about.
+
+        RFC 9112 (6.3) allows to process a request with both headers, but the connection must be closed afterwards in
+        any case, and a proxy that reads the other header than we do lets a second request hide in the first.
+        """
+        names = {name for name, _ in request.headers}
+        if b"transfer-encoding" in names and (b"content-length" in names or request.http_version < b"1.1"):
+            problem = Problem(400, "Transfer-Encoding cannot stand beside Content-Length or in HTTP/1.0")
+            await self._refuse(problem, request.method)
+            return
+        if b"upgrade" in names:
             headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
             request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Answer bytes that are no HTTP/1.1 request with a problem document; Hypercorn's answer has no body."""
+        await self._refuse(Problem(status_code, UNREADABLE.get(status_code, UNREADABLE[400])))
+
+    async def _refuse(self, problem: Problem, method: bytes = b"") -> None:
+        """Answer without asking the application, and close the connection."""
+        problem.headers["Connection"] = "close"
+        answer = problem.response()
+        headers = [*encode_headers(answer.headers), *self.config.response_headers("h11")]
+        await self._send_h11_event(h11.Response(status_code=answer.status_code, headers=headers))
+        if method != b"HEAD":
+            await self._send_h11_event(h11.Data(data=await answer.get_data(as_text=False)))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+
+def _closing(response: h11.Response) -> h11.Response:
+    """The response with `Connection: close`.
+
+    An answer that leaves before its request has been read completely must say that the connection ends with it.
+    Otherwise a balancer puts the connection back into its pool, and the next request on it fails.
+    """
+    headers = [(name, value) for name, value in response.headers if name != b"connection"]
+    return h11.Response(status_code=response.status_code, headers=[*headers, (b"connection", b"close")])
 
 
 def configuration(sockets: Sequence[socket.socket], grace_s: float) -> _Settings:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -154,6 +155,56 @@ async def test_a_body_too_large_is_told_so(replicas: Replicas, size: int) -> Non
         writer.close()
     assert said.split()[1] == "413"
     assert "content-type: application/problem+json" in said
+
+
+#: (method, path, content type, length, status) of requests that are answered while their body is still on its way
+EARLY = [
+    ("POST", "/addr_by_phone", "application/json", 3 << 20, 413),
+    ("POST", "/messages", "application/json", 20, 401),
+    ("POST", "/nowhere", "application/json", 20, 404),
+    ("PUT", "/values", "application/json", 200_000, 405),
+    ("POST", "/values", "text/plain", 20, 415),
+]
+PAIRS, PEOPLE = 1000, 8
+LATE_S = 0.01
+
+
+async def answered_early(base_url: httpx.URL, method: str, path: str, kind: str, length: int) -> int:
+    """The status of a request whose body follows its head after `LATE_S`."""
+    reader, writer = await asyncio.open_connection(base_url.host, base_url.port)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    try:
+        writer.write(head.encode())
+        await asyncio.sleep(LATE_S)
+        writer.write(b" " * length)
+        async with asyncio.timeout(15):
+            return int((await reader.readline()).split()[1])
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_an_answer_before_the_body_costs_the_next_request_nothing(replicas: Replicas) -> None:
+    """Row 34: Caddy keeps connections to replicas, and none of those that it keeps may be about to close."""
+    processes = await replicas(1, {"SERVICES": "values,addresses,messages"})
+    found: Counter[tuple[str, int, int]] = Counter()
+    async with behind(processes) as client:
+        classes = (await client.get("/classes")).json()
+
+        async def person(number: int) -> None:
+            for pair in range(number, PAIRS, PEOPLE):
+                method, path, kind, length, expected = EARLY[pair % len(EARLY)]
+                status = await answered_early(client.base_url, method, path, kind, length)
+                found[f"{method} {path}", expected, status] += 1
+                posted = await client.post("/values", json=[{"value": 2 + pair, "ttl": 60, "cls": classes[0]}])
+                found["POST after it", 200, posted.status_code] += 1
+
+        async with asyncio.TaskGroup() as people:
+            for number in range(PEOPLE):
+                people.create_task(person(number))
+    assert not {kind: count for kind, count in found.items() if kind[1] != kind[2]}
+    assert found.total() == 2 * PAIRS
 
 
 async def test_without_a_replica_it_answers_with_a_problem() -> None:

@@ -311,3 +311,110 @@ async def test_who_never_stops_sending_is_left_in_the_end(refusing: Quart) -> No
                 await asyncio.sleep(0.05)
         assert server.LINGER_S / 2 < time.monotonic() - begun < 5 * server.LINGER_S
         writer.transport.abort()
+
+
+async def raw(address: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Everything that a server answers to these bytes until it closes the connection."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(5):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        answers = await reader.read()
+    writer.close()
+    return answers.lower()
+
+
+#: (how the body is announced, what of it has arrived before the answer)
+UNREAD = {
+    "a length": (b"Content-Length: 100\r\n", b""),
+    "half of a length": (b"Content-Length: 100\r\n", b" " * 50),
+    "chunks": (b"Transfer-Encoding: chunked\r\n", b"1\r\n \r\n"),
+    "an expectation": (b"Content-Length: 100\r\nExpect: 100-continue\r\n", b""),
+    "too long a length": (b"Content-Length: 9000000\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+async def test_an_answer_before_the_whole_body_says_that_the_connection_closes(refusing: Quart, kind: str) -> None:
+    """A balancer reuses a connection unless it is told not to, and the next request on it would be lost."""
+    announced, arrived = UNREAD[kind]
+    refusing.post("/early")(lambda: ("no", 401))
+    async with served(refusing) as address:
+        answer = await raw(address, b"POST /early HTTP/1.1\r\nHost: x\r\n" + announced + b"\r\n" + arrived)
+    head = answer[answer.index(b"http/1.1 401") :].partition(b"\r\n\r\n")[0]
+    assert head.count(b"\r\nconnection: close") == 1
+
+
+async def test_an_answer_after_the_whole_body_keeps_the_connection(refusing: Quart) -> None:
+    """Closing is for answers that came early, even where the route never looked at the body."""
+    refusing.post("/early")(lambda: ("no", 401))
+    request = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n[1]"
+    async with served(refusing) as address:
+        answers = await raw(address, request, request.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    assert answers.count(b"http/1.1 401") == 2
+    assert answers.count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
+@pytest.mark.parametrize(
+    ("version", "headers"),
+    [
+        (b"1.1", b"Content-Length: 5\r\nTransfer-Encoding: chunked"),
+        (b"1.1", b"Transfer-Encoding: chunked\r\nContent-Length: 0"),
+        (b"1.1", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\nExpect: 100-continue"),
+        (b"1.0", b"Transfer-Encoding: chunked"),
+    ],
+    ids=["length first", "chunks first", "expectation", "HTTP/1.0"],
+)
+async def test_two_ways_to_tell_the_end_of_a_body_are_refused(
+    refusing: Quart, method: bytes, version: bytes, headers: bytes
+) -> None:
+    """RFC 9112, 6.3: the connection closes, so a request hidden in the body of another is never answered."""
+    hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = b"%b / HTTP/%b\r\nHost: x\r\n%b\r\n\r\n" % (method, version, headers)
+    async with served(refusing) as address:
+        answers = await raw(address, head + hidden)
+    assert answers.startswith(b"http/1.1 400")
+    assert answers.count(b"http/1.1") == 1
+    assert b"connection: close" in answers
+    assert (b"application/problem+json" in answers) and (b"transfer-encoding cannot" in answers) == (method != b"HEAD")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "says"),
+    [
+        (b"nonsense\r\n\r\n", 400, b"not valid http/1.1"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, b"not valid http/1.1"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000, 431, b"longer than 32 kb"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, b"can only be chunked"),
+    ],
+)
+async def test_bytes_that_are_no_request_are_answered_with_a_problem(
+    refusing: Quart, sent: bytes, status: int, says: bytes
+) -> None:
+    """The application is never asked; the answer looks like the application's all the same."""
+    async with served(refusing) as address:
+        answer = await raw(address, sent)
+    assert answer.startswith(b"http/1.1 %d" % status)
+    assert b"application/problem+json" in answer and says in answer
+
+
+async def test_input_after_an_early_answer_is_discarded_and_not_collected(refusing: Quart) -> None:
+    """Tiny chunks would pile up in the parser, which takes one of them at a time."""
+    chunks = b"1\r\n \r\n" * 10_000
+    async with served(refusing) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        sent = 0
+        with pytest.raises(ConnectionError):
+            while sent < 4 * server.LINGER_BYTES:
+                writer.write(chunks)
+                await writer.drain()
+                sent += len(chunks)
+        writer.transport.abort()
+    assert sent < 2 * server.LINGER_BYTES
