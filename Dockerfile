@@ -24,7 +24,7 @@ FROM docker.io/library/python:3.13-slim
 # A user of its own, whose one writable place is /data (a volume); the root file system may be read-only.
 RUN useradd --no-log-init --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin mesh \
     && install --directory --owner mesh --group mesh /data
-# The replicas' allocator (quart_app/allocator.py says why), whichever release of it the base's distribution has.
+# The replicas' allocator (quart_app/local/allocator.py says why), whichever release of it the base's distribution has.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends libjemalloc2 \

@@ -16,7 +16,7 @@ import uvloop
 from hypercorn.asyncio import serve
 from quart import Quart, Response, jsonify, request
 
-from quart_app.server import BACKLOG, configuration
+from quart_app.http.server import BACKLOG, configuration
 
 TEN = [{"value": 2147483659 * n, "prime_factors": [n, 2147483659]} for n in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)]
 

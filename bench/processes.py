@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from quart_app import allocator
+from quart_app.local import allocator
 
 
 class ChildFailed(RuntimeError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.report import table
 from bench.spread import Spread, worsened
-from quart_app import allocator
+from quart_app.local import allocator
 
 #: What is recorded where jemalloc is missing.
 LIBC = "libc's malloc"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import redis
 
 from bench.processes import child, until
-from quart_app.local import free_port, wheel_server
+from quart_app.local.supervisor import free_port, wheel_server
 
 #: How Redis keeps its data: not at all, written every second, written before every answer.
 DURABILITY = {

@@ -23,7 +23,7 @@ from bench.replicas import is_ready
 from bench.report import table
 from bench.servers import valkey
 from bench.spread import Spread, interleaved, per_round
-from quart_app.local import free_port
+from quart_app.local.supervisor import free_port
 
 REPLICAS = 4
 #: `mesh up` says this when everything is ready.
@@ -38,7 +38,7 @@ STAGES = {
     "+ the mesh": "import uvloop, mesh",
     "+ Quart, Hypercorn": "import uvloop, mesh, quart, hypercorn.asyncio",
     "a replica, all services": (
-        "import quart_app.__main__ as main; from mesh import MeshSettings; from quart_app.settings import AppSettings; "
+        "import quart_app.process as main; from mesh import MeshSettings; from quart_app.settings import AppSettings; "
         "main.Process(AppSettings(), MeshSettings())"
     ),
 }

@@ -1,7 +1,5 @@
 """Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP."""
 
-from mesh.calls import Answer, Ask
-from mesh.connections import Connections
 from mesh.errors import (
     Busy,
     Cancelled,
@@ -18,12 +16,14 @@ from mesh.errors import (
     Unavailable,
     WrongCredentials,
 )
-from mesh.messages import Address, Body, Class, Database, Request
 from mesh.replica import Replica, join
+from mesh.requests.calls import Answer, Ask
+from mesh.requests.protocol import Address, Body, Class, Database, Request
+from mesh.requests.transaction import Store, Transaction
+from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import Isolation, MeshSettings, RedisSettings
-from mesh.transaction import Store, Transaction
-from mesh.worker import Worker
+from mesh.wire.clients import Connections
 
 __all__ = [
     "Address",

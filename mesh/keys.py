@@ -39,6 +39,9 @@ EVENTS = "events:"
 #: The one consumer group of every request stream.
 GROUP = "workers"
 
+#: Dead letters that are kept; adding one beyond the bound drops the oldest.
+DEAD_KEPT = 10_000
+
 
 def lease(database: int) -> str:
     return f"{LEASES}{database}"

@@ -20,21 +20,23 @@ from typing import Any
 import structlog
 from redis.asyncio import Redis
 
-from mesh import keys, roster, scripts, streams
-from mesh.calls import Answer, Ask, Calls
-from mesh.connections import PASSING, Connections, Link
-from mesh.consumer import Consumer
-from mesh.consumer import Member as Consuming
-from mesh.copies import Copies
+from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError
-from mesh.lease import Applicant, Grant, Lease
-from mesh.line import Line
-from mesh.messages import Address, Body, Class, Database
+from mesh.lease.lease import Applicant, Grant, Lease
+from mesh.requests import scripts, streams
+from mesh.requests.calls import Answer, Ask, Calls
+from mesh.requests.consumer import Consumer
+from mesh.requests.consumer import Member as Consuming
+from mesh.requests.protocol import Address, Body, Class, Database
+from mesh.requests.streams import BLOCK_MS, ReplyReader, RequestReader
+from mesh.requests.transaction import Store, Transaction
+from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import MeshSettings
-from mesh.streams import BLOCK_MS, ReplyReader, RequestReader
-from mesh.transaction import Store, Transaction
-from mesh.worker import Worker
+from mesh.wire.clients import PASSING, Connections, Link
+from mesh.wire.connection import Line
+from mesh.wire.durability import Copies
+from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +47,7 @@ RELEASE_WAIT_S = 0.5
 
 #: What runs before members talk to each other; loaded once per connection that lost them.
 LINK_SCRIPTS = (
-    scripts.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.SETTLE, scripts.KEEP_ALIVE, scripts.RECLAIM, scripts.BURY,
+    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, scripts.KEEP_ALIVE, scripts.RECLAIM, scripts.BURY,
     scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
@@ -179,7 +181,7 @@ class Replica:
         self._clients.append(line)
         return line
 
-    def _make_link(self, known: list[scripts.Script]) -> Link:
+    def _make_link(self, known: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
         # Nothing is said again once the lease is over.
         common = (grant.holder, 10 * settings.lease_ttl_ms)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.connections import Link
-from mesh.scripts import ROSTER
+from mesh.wire.clients import Link
+from mesh.wire.script import Script
+
+ROSTER = Script.beside(__file__, "roster.lua")
 
 
 @dataclass(frozen=True, slots=True)

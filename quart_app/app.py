@@ -10,8 +10,8 @@ from importlib.metadata import version as package_version
 from quart import Blueprint, Quart
 
 from mesh import Worker
-from quart_app import documentation, health, metrics
-from quart_app.application import Application
+from quart_app.http import health, metrics, openapi
+from quart_app.http.application import Application
 from quart_app.service import Context, Service
 
 #: The one line of each service; its package is imported only where it runs.
@@ -57,7 +57,7 @@ def create_app(context: Context) -> App:
     def reason() -> str:
         return why_not_ready(app)
 
-    docs = documentation.routes([*public, health.routes(context, reason)], VERSION, private)
+    docs = openapi.routes([*public, health.routes(context, reason)], VERSION, private)
     _register(app.public, [health.routes(context, reason), *public, docs])
     _register(app.private, [health.routes(context, reason), *private, metrics.routes(context)])
     return app

@@ -28,9 +28,9 @@ import redis
 import redis.asyncio
 
 from mesh import Connections, Isolation, Member, MeshSettings, RedisSettings, Replica, Worker, join
-from mesh.connections import heeding_cancellation
-from mesh.line import Line, pack
-from quart_app import local
+from mesh.wire.clients import heeding_cancellation
+from mesh.wire.connection import Line, pack
+from quart_app.local import supervisor
 
 #: The profile of the fault matrix: short enough to wait for.
 PROFILE = {"MESH_LEASE_TTL_MS": "3000", "MESH_DEADLINE_MS": "5000", "MESH_CLAIM_IDLE_MS": "2000"}
@@ -56,7 +56,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, with what an earlier run left in its folder."""
-        program = local.find_server()
+        program = supervisor.find_server()
         command = [
             program.path, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--databases", "16", "--appendonly", "yes", "--save", "", *self.options,
@@ -96,7 +96,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     def make(*options: str) -> Server:
         folder = tmp_path / f"redis-{len(made)}"
         folder.mkdir()
-        server = Server(local.free_port(), folder, list(options))
+        server = Server(supervisor.free_port(), folder, list(options))
         made.append(server)
         server.start()
         return server
@@ -262,7 +262,7 @@ class Process:
 
     async def ended(self, wait_s: float = 10) -> int:
         """Its exit status, once it has ended by itself."""
-        if not await local.ended(self.popen, wait_s):
+        if not await supervisor.ended(self.popen, wait_s):
             raise TimeoutError(f"process {self.pid} is still running:\n{self.log.read_text()[-3000:]}")
         return self.popen.returncode
 
@@ -278,7 +278,7 @@ class Replicas:
 
     def spawn(self, env: dict[str, str] | None = None) -> Process:
         """Start one more, without waiting for anything."""
-        public, private = local.free_ports(2)
+        public, private = supervisor.free_ports(2)
         log = self.folder / f"replica-{len(self.processes)}.log"
         own = {
             **os.environ, **PROFILE, "REDIS_URL": self.server.url, "SERVICES": "values", "HOST": "127.0.0.1",
@@ -316,7 +316,7 @@ class Replicas:
 
     async def roster(self) -> list[Member]:
         """Who holds a database now."""
-        return [member for member in await local.read_roster(self.server.settings) if member.leased]
+        return [member for member in await supervisor.read_roster(self.server.settings) if member.leased]
 
     async def close(self) -> None:
         for process in self.processes:

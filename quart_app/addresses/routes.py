@@ -13,8 +13,8 @@ from quart_app.addresses.phone import NotAPhone, Phone, PhoneReader
 from quart_app.addresses.query import phone_of
 from quart_app.addresses.settings import AddressSettings
 from quart_app.addresses.store import Addresses
-from quart_app.body import read_json
-from quart_app.errors import Problem
+from quart_app.http.body import read_json
+from quart_app.http.problems import Problem
 from quart_app.service import Context
 
 _FULL = TypeAdapter(CustomerAddress)

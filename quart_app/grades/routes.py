@@ -12,13 +12,13 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
-from quart_app.body import read_json
-from quart_app.errors import Problem
 from quart_app.grades.backup import MEDIA_TYPE, Header
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import Replication, stream
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.storage import Frozen
+from quart_app.http.body import read_json
+from quart_app.http.problems import Problem
 
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])

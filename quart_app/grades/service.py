@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from mesh import Replica
-from mesh.log import Log
+from mesh.journal.journal import Log
 from quart_app.grades.metrics import Metrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes

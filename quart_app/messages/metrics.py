@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from quart_app.messages.gateway import Outcome
+from quart_app.messages.provider import Outcome
 
 
 class MessageMetrics:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mesh.quota import Allowance
+from mesh.quota.quota import Allowance
 
 
 def _email(text: str) -> str:

@@ -12,9 +12,10 @@ from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_request, document_response, tag
 
 from mesh.errors import MeshError, Unavailable
-from quart_app.body import read_json
-from quart_app.errors import Problem
-from quart_app.messages.desk import Desk
+from quart_app.http.body import read_json
+from quart_app.http.problems import Problem
+from quart_app.messages.csrf import is_foreign
+from quart_app.messages.intake import Desk
 from quart_app.messages.models import (
     AccessChange,
     Credentials,
@@ -25,7 +26,6 @@ from quart_app.messages.models import (
     ProfileChange,
     QuotaShown,
 )
-from quart_app.messages.origin import is_foreign
 from quart_app.messages.passwords import Passwords
 from quart_app.messages.sessions import NotLoggedIn, Session, Sessions
 from quart_app.messages.settings import MessageSettings

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mesh import Replica
-from mesh.quota import Quota
-from quart_app.messages.claims import Claims
-from quart_app.messages.desk import Desk
-from quart_app.messages.dispatch import Dispatcher
-from quart_app.messages.gateway import Gateway
+from mesh.quota.quota import Quota
+from quart_app.messages.delivery import Dispatcher
+from quart_app.messages.idempotency import Claims
+from quart_app.messages.intake import Desk
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.passwords import Passwords
+from quart_app.messages.provider import Gateway
 from quart_app.messages.routes import MessageRoutes, Office, no_office
 from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings

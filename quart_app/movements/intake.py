@@ -7,9 +7,9 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from mesh.events import Entry
-from quart_app.body import parse_json
-from quart_app.errors import Problem, pointer
+from mesh.events.consumer import Entry
+from quart_app.http.body import parse_json
+from quart_app.http.problems import Problem, pointer
 from quart_app.movements.metrics import Metrics
 from quart_app.movements.models import Event
 from quart_app.movements.store import Store

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Replica, Unavailable
-from mesh.events import Events, pauses
+from mesh.events.consumer import Events, pauses
 from quart_app.movements.cache import Cache
 from quart_app.movements.database import Database
 from quart_app.movements.intake import Intake

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Connections, RedisSettings
+from quart_app.local.discovery import FOLDER, redis_settings
 from quart_app.movements.settings import MovementSettings
-from quart_app.running import FOLDER, redis_settings
 
 Message = dict[str, Any]
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_response, tag
 
-from quart_app.errors import Problem
+from quart_app.http.problems import Problem
 from quart_app.movements.ledger import Ledger
 from quart_app.movements.models import Movement, MovementQuery, Stock
 

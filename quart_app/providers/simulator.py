@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, StringConstraints, TypeAdapter
 from quart import Quart, Response, jsonify, request
 
-from quart_app import errors
-from quart_app.body import read_json
-from quart_app.errors import Problem
+from quart_app.http import problems
+from quart_app.http.body import read_json
+from quart_app.http.problems import Problem
 from quart_app.providers.window import Window
 
 #: Calls kept for looking at; older ones are forgotten, their numbers are not.
@@ -79,7 +79,7 @@ class Provider:
 def create_app(provider: Provider) -> Quart:
     """The HTTP server of one provider."""
     app = Quart(__name__)
-    errors.install(app)
+    problems.install(app)
 
     @app.post("/")
     async def take() -> Response:

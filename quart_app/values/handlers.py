@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mesh import Address, Body, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
-from quart_app.values import computing
+from quart_app.values import claims
 from quart_app.values import store as records
 from quart_app.values.jobs import PUT, SMALL, Errand, Errands, Gone
 from quart_app.values.store import Place, Record
@@ -203,7 +203,7 @@ def _write(decision: Decision, request: Request, store: Store, transaction: Tran
     place = Place(store.database, store.cls, request.id)
     records.put(transaction, place, expiries, decision.factors, decision.before)
     records.expect_places(transaction, {item.value: item.place for item in here})
-    computing.release(transaction, store.cls, expiries)
+    claims.release(transaction, store.cls, expiries)
     for item in here:
         where = item.where
         if where is not None and where.database != store.database:

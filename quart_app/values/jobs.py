@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError, Replica, Request, Transaction
-from mesh.scripts import Script
+from mesh.wire.script import Script
 from quart_app.values.settings import ValuesSettings
 
 T = TypeVar("T")

@@ -35,8 +35,8 @@ from pebble import ProcessExpired, ProcessPool
 from prometheus_client import CollectorRegistry
 
 from mesh.errors import Busy, DeadlineExceeded, Unavailable
+from quart_app.values import child
 from quart_app.values import factorise as engine
-from quart_app.values import process
 from quart_app.values.factorise import Factoring, Stage
 from quart_app.values.metrics import FactorMetrics, LaneMetrics, Outcome
 
@@ -325,7 +325,7 @@ class FactorPool:
                 computation.stage = Stage.DIVISION
             else:
                 self._admit(computation)
-            found: process.Slice = await self._again(self._lane(computation), partial(self._slice, computation))
+            found: child.Slice = await self._again(self._lane(computation), partial(self._slice, computation))
             computation.factoring, factors = found
             if factors is not None:
                 computation.stage = Stage.DONE
@@ -348,9 +348,9 @@ class FactorPool:
         seconds_left = computation.deadline_s - time.monotonic()
         factoring = computation.factoring
         if factoring is None:
-            return process.begin, computation.number, seconds_left
+            return child.begin, computation.number, seconds_left
         computation.stage = engine.stage(factoring, seconds_left, self.sieve_bits)
-        return process.advance, factoring, seconds_left, self.sieve_bits
+        return child.advance, factoring, seconds_left, self.sieve_bits
 
 
 def cores() -> int:
@@ -432,8 +432,8 @@ class Lane:
 
 def _new_pool(processes: int, niceness: int) -> ProcessPool:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([process.__name__, "cypari"])
-    return ProcessPool(processes, initializer=process.prepare, initargs=(niceness,), context=context)
+    context.set_forkserver_preload([child.__name__, "cypari"])
+    return ProcessPool(processes, initializer=child.prepare, initargs=(niceness,), context=context)
 
 
 def _start(pool: ProcessPool) -> None:

@@ -12,8 +12,8 @@ from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
 from mesh import Answer, Ask, Class, DeadlineExceeded, NoReplica
-from quart_app.body import read_items
-from quart_app.errors import Problem, from_mesh
+from quart_app.http.body import read_items
+from quart_app.http.problems import Problem, from_mesh
 from quart_app.service import Context
 from quart_app.values import handlers
 from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from mesh import Replica
 from quart_app.service import Context, Service
 from quart_app.values import sweep
-from quart_app.values.computing import Computing
+from quart_app.values.claims import Computing
 from quart_app.values.handlers import handlers
 from quart_app.values.jobs import Errands
 from quart_app.values.metrics import FactorMetrics

@@ -22,12 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh import Store, Transaction
-from mesh.scripts import Script
+from mesh.wire.script import Script
 
 RECORDS = "values:records"
 INDEX = "values:index"
@@ -35,7 +34,7 @@ ALONE = "values:alone"
 EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
-FIND = Script.read(Path(__file__).parent / "find.lua")
+FIND = Script.beside(__file__, "find.lua")
 
 
 @dataclass(frozen=True, slots=True)

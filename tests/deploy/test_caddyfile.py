@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quart_app.balancer import CADDYFILE, caddy
+from quart_app.local.caddy import CADDYFILE, caddy
 
 LISTED = {"UPSTREAMS_FROM": "listed", "UPSTREAMS": "127.0.0.1:8010 127.0.0.1:8020"}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import redis
 
 from mesh import keys
-from mesh.scripts import BOOKS
+from mesh.requests.scripts import BOOKS
 from quart_app.values.store import Record, postings
 from tests.faults.history import History, Sample
 from tests.faults.linearizability import Kind, Operation, Undecided, linearizable

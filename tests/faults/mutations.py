@@ -14,8 +14,8 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
-from mesh import consumer, scripts, streams
-from mesh.scripts import Script
+from mesh.requests import consumer, scripts, streams
+from mesh.wire.script import Script
 from quart_app.values import handlers
 
 

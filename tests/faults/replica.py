@@ -23,13 +23,13 @@ def shift_clock(by_s: float) -> None:
 
 def main() -> int:
     shift_clock(float(os.environ.get("FAULTS_CLOCK_S", "0")))
-    from quart_app import __main__, app, settings
+    from quart_app import app, process, settings
     from tests.faults import mutations
 
     settings.SERVICE_NAMES = (*settings.SERVICE_NAMES, "tally")
     app.SERVICES["tally"] = "tests.faults.tally"
     mutations.apply(os.environ.get("FAULTS_MUTATION", ""))
-    return __main__.main()
+    return process.main()
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ import redis
 import redis.asyncio
 
 from mesh import roster as mesh_roster
+from mesh.roster import ROSTER
 from mesh.roster import Member as Holder
-from mesh.scripts import ROSTER
-from quart_app import local
-from quart_app.balancer import balancer
+from quart_app.local import supervisor
+from quart_app.local.caddy import balancer
 from tests.conftest import Server
 from tests.faults import checkers
 from tests.faults.checkers import Broken, Data, TooLate
@@ -74,7 +74,9 @@ class Member:
 
     def start(self) -> None:
         with self.log.open("ab") as out:
-            self.popen = local.spawn([sys.executable, "-m", "tests.faults.replica"], out, {**os.environ, **self.env})
+            self.popen = supervisor.spawn(
+                [sys.executable, "-m", "tests.faults.replica"], out, {**os.environ, **self.env}
+            )
 
     async def supervise(self) -> None:
         """Start it anew whenever it ends, as any orchestrator does."""
@@ -155,7 +157,7 @@ class Mesh:
     async def _member(self, env: dict[str, str]) -> Member:
         wire = Wire(self.server.port, self.chance)
         await wire.open()
-        public, private = local.free_ports(2)
+        public, private = supervisor.free_ports(2)
         own = {
             **self.env,
             "REDIS_URL": f"redis://127.0.0.1:{wire.port if self.wired else self.server.port}/0",
@@ -407,7 +409,7 @@ async def open_mesh(
             await mesh.add(1, **({"MESH_CLASS": classes[number % len(classes)]} if classes else {}))
         await mesh.within(START_S, mesh.all_alive, "every process is up")
         mesh.leased_s = await mesh.within(START_S, mesh.all_ready, "the mesh is ready")
-        port = local.free_port()
+        port = supervisor.free_port()
         async with balancer(port, [member.public.removeprefix("http://") for member in mesh.members]) as process:
             mesh.balancer_pid = process.pid
             mesh.address = f"http://127.0.0.1:{port}"
@@ -420,7 +422,7 @@ async def open_mesh(
 
 def _server(folder: Path, options: list[str]) -> Server:
     (folder / "redis").mkdir(parents=True)
-    server = Server(local.free_port(), folder / "redis", options)
+    server = Server(supervisor.free_port(), folder / "redis", options)
     server.start()
     return server
 

@@ -24,7 +24,7 @@ from typing import Any
 from quart import Blueprint, Response, jsonify, request
 
 from mesh import Class, Database, Replica, Request, Store, Transaction, Worker
-from mesh.messages import NEVER
+from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
 
 ADD = "tally.add"

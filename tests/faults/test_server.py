@@ -10,7 +10,7 @@ import time
 from redis import exceptions as redis_errors
 
 from mesh import keys
-from quart_app import local
+from quart_app.local import supervisor
 from tests.faults.checkers import Broken
 from tests.faults.matrix import Faults, row
 from tests.faults.scenario import L, Mesh
@@ -142,7 +142,7 @@ async def test_row_21_a_server_without_writes(faults: Faults) -> None:
     mesh = await faults.mesh()
     async with mesh.load():
         for away_s in (L / 2, 2 * L):
-            await mesh.admin.replicaof("127.0.0.1", local.free_port())
+            await mesh.admin.replicaof("127.0.0.1", supervisor.free_port())
             await asyncio.sleep(away_s)
             await mesh.admin.replicaof("NO", "ONE")
             faults.took(await mesh.recovered(2))

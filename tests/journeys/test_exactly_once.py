@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from mesh import Class, MeshError, Replica, Worker, join, keys
-from mesh.scripts import BOOKS
+from mesh.requests.scripts import BOOKS
 from tests.conftest import PROFILE, Process, Replicas, Server, eventually, mesh_settings
 
 DEADLINE_S = 5.0

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bench.grades import filled
-from mesh.log import Position
+from mesh.journal.journal import Position
 from quart_app.grades import backup
 from tests.conftest import Process, Replicas, eventually
 

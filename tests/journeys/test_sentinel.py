@@ -22,9 +22,9 @@ import redis
 from pydantic import SecretStr
 
 from mesh import Connections, Member
-from mesh.connections import SHARED_CONNECTIONS
 from mesh.settings import RedisSettings
-from quart_app import local
+from mesh.wire.clients import SHARED_CONNECTIONS
+from quart_app.local import supervisor
 from tests import tls
 from tests.conftest import PROFILE, Replicas, Server, eventually
 from tests.journeys.load import History, Sample, load, send
@@ -92,13 +92,13 @@ def start(folder: Path, port: int, *words: str, lines: tuple[str, ...] = ()) -> 
     config = home / "config"
     config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines, ""]))
     with (home / "log").open("wb") as log:
-        return subprocess.Popen([local.find_server().path, config, *words], stdout=log, stderr=log)
+        return subprocess.Popen([supervisor.find_server().path, config, *words], stdout=log, stderr=log)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """One master, two copies, three sentinels that call a server dead after half a second."""
-    ports = local.free_ports(6)
+    ports = supervisor.free_ports(6)
     master, sentinels = ports[0], ports[3:]
     keep = ("appendonly yes", 'save ""', "repl-diskless-sync-delay 0", "databases 16")
     servers = {master: start(tmp_path, master, lines=keep)}
@@ -121,12 +121,12 @@ async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str
     """Replicas that are started anew when they end, as any orchestrator would; their public addresses."""
     logs = folder / "logs"
     logs.mkdir()
-    ports = local.free_ports(2 * count)
+    ports = supervisor.free_ports(2 * count)
     environment = {
         **os.environ, **PROFILE, "SERVICES": "values", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
         "REDIS_SENTINELS": cluster.settings.sentinels, "REDIS_SENTINEL_MASTER": NAME, **settings,
     }  # fmt: skip
-    replicas = local.Replicas(list(zip(ports[::2], ports[1::2], strict=True)), environment, logs, [])
+    replicas = supervisor.Replicas(list(zip(ports[::2], ports[1::2], strict=True)), environment, logs, [])
     keeping = asyncio.create_task(replicas.run())
     try:
         yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
@@ -138,7 +138,9 @@ async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str
 
 async def members(cluster: Cluster) -> list[Member]:
     with contextlib.suppress(redis.RedisError, OSError):
-        return [each for each in await local.read_roster(cluster.settings) if each.state == "ready" and each.leased]
+        return [
+            each for each in await supervisor.read_roster(cluster.settings) if each.state == "ready" and each.leased
+        ]
     return []
 
 
@@ -222,7 +224,7 @@ async def who_answers(settings: RedisSettings) -> list[str]:
 
 async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[..., Cluster]) -> None:
     """Beside that of the servers, which may stand in the address; who has it not is told why nobody answers."""
-    master, sentinel = local.free_ports(2)
+    master, sentinel = supervisor.free_ports(2)
     cluster = guarded(master, sentinel, master)
     told = cluster.settings.model_copy(update={"sentinel_password": SecretStr("of-the-sentinel")})
     assert await who_answers(told.model_copy(update={"password": SecretStr("of-the-server")})) == ["default", "0"]
@@ -241,7 +243,7 @@ async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[.
 async def test_sentinels_and_servers_behind_tls(guarded: Callable[..., Cluster], tmp_path: Path) -> None:
     """The address says so, for both; without its certificate nobody is trusted."""
     certificate = await tls.certificate(tmp_path)
-    master, sentinel = local.free_ports(2)
+    master, sentinel = supervisor.free_ports(2)
     async with tls.before(master, certificate) as server, tls.before(sentinel, certificate) as asked:
         guarded(master, sentinel, server)
         address = f"rediss://:of-the-server@nowhere/2?ssl_ca_certs={certificate.path}"

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from quart_app import local
+from quart_app.local import supervisor
 from tests.conftest import Server, eventually
 
 START_S = 60.0
@@ -28,11 +28,11 @@ class Up:
     """One run of `mesh up`."""
 
     def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
-        self.port = local.free_port()
+        self.port = supervisor.free_port()
         self.folder = folder
         self.log = folder.parent / f"up-{self.port}.log"
         command = [
-            sys.executable, "-m", "quart_app.cli", "up", "--replicas", "2", "--port", str(self.port),
+            sys.executable, "-m", "quart_app.local.cli", "up", "--replicas", "2", "--port", str(self.port),
             "--data", str(folder), *options,
         ]  # fmt: skip
         own = {**os.environ, "SERVICES": "values", "DRAIN_MS": "0", "COLUMNS": "200", **(env or {})}
@@ -61,7 +61,7 @@ class Up:
 
     def status(self) -> list[dict[str, Any]]:
         """`mesh status --json`."""
-        command = [sys.executable, "-m", "quart_app.cli", "status", "--json", "--data", str(self.folder)]
+        command = [sys.executable, "-m", "quart_app.local.cli", "status", "--json", "--data", str(self.folder)]
         env = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=env)
         found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -70,7 +70,7 @@ class Up:
     async def interrupt(self) -> int:
         """Ctrl-C; its exit status."""
         self.process.send_signal(signal.SIGINT)
-        assert await local.ended(self.process, 30), self.said()
+        assert await supervisor.ended(self.process, 30), self.said()
         return self.process.returncode
 
     def kill(self) -> None:
@@ -172,7 +172,7 @@ async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[U
 async def failed(up: Up) -> AsyncIterator[str]:
     """What a run says that cannot work; it ends by itself, with a sentence and no traceback."""
     try:
-        assert await local.ended(up.process, 30), up.said()
+        assert await supervisor.ended(up.process, 30), up.said()
         assert up.process.returncode == 1
         assert "Traceback" not in up.said()
         yield up.said()
@@ -183,7 +183,7 @@ async def failed(up: Up) -> AsyncIterator[str]:
 
 async def test_a_second_mesh_on_the_same_data_is_refused(tmp_path: Path, started: list[Up], server: Server) -> None:
     """Two servers must never write the same files."""
-    with local.data_folder(tmp_path / "data"):
+    with supervisor.data_folder(tmp_path / "data"):
         up = Up(tmp_path / "data")
         async with failed(up) as said:
             assert "a mesh is already running" in said

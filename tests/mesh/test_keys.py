@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import mesh
-from mesh import isolation, keys
+from mesh import keys
+from mesh.lease import acl
 
 PACKAGE = Path(mesh.__file__).parent
 
@@ -44,7 +45,7 @@ def test_no_other_python_module_spells_a_key() -> None:
 
 def test_a_holders_user_may_touch_its_own_keys_and_only_read_others_leases() -> None:
     """The patterns, one by one."""
-    rules = isolation.rules(3, 0, "p", (7, 2))
+    rules = acl.rules(3, 0, "p", (7, 2))
     writable = [rule[1:] for rule in rules if rule.startswith("~")]
     readable = writable + [rule[3:] for rule in rules if rule.startswith("%R~")]
 
@@ -63,16 +64,16 @@ def test_a_holders_user_may_touch_its_own_keys_and_only_read_others_leases() -> 
 
 def test_the_rules_start_from_nothing_and_select_two_databases() -> None:
     """-@all first; later rules only add, and `reset` forgets what an earlier epoch was allowed."""
-    rules = isolation.rules(3, 0, "p", (7, 0))
+    rules = acl.rules(3, 0, "p", (7, 0))
     assert rules[0] == "reset" and rules.index("-@all") < min(i for i, r in enumerate(rules) if r.startswith("+"))
     assert [rule for rule in rules if rule.startswith("+select")] == ["+select|0", "+select|3"]
     assert "+client|setinfo" not in rules, "7.0 does not know it"
-    assert "+client|setinfo" in isolation.rules(3, 0, "p", (7, 2))
-    assert "+select|0" in isolation.rules(0, 0, "p", (7, 0))
+    assert "+client|setinfo" in acl.rules(3, 0, "p", (7, 2))
+    assert "+select|0" in acl.rules(0, 0, "p", (7, 0))
 
 
 def test_every_epoch_has_a_password_of_its_own() -> None:
     """And nobody sees it by accident."""
-    one, two = isolation.new_credentials(3), isolation.new_credentials(3)
+    one, two = acl.new_credentials(3), acl.new_credentials(3)
     assert one.username == two.username and one.password != two.password
     assert str(one.password) not in repr(one)

@@ -12,9 +12,9 @@ from quart import Quart
 from quart.typing import TestClientProtocol as Client
 from redis.asyncio import Redis
 
-from quart_app import errors
 from quart_app.addresses.routes import AddressRoutes
 from quart_app.addresses.settings import AddressSettings
+from quart_app.http import problems
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -32,7 +32,7 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 def client_over(redis: Any, **settings: Any) -> Client:
     """A client of the address routes over this Redis."""
     app = Quart(__name__)
-    errors.install(app)
+    problems.install(app)
     context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis))
     app.register_blueprint(AddressRoutes(context, AddressSettings(**settings)).blueprint)
     return app.test_client()

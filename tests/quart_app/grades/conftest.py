@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh import log as mesh_log
-from mesh import snapshots
+from mesh.journal import journal as mesh_log
+from mesh.journal import snapshots
 from quart_app.grades import replication
 from tests.conftest import Server
 from tests.quart_app.grades.nodes import Nodes

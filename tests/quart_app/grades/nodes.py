@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mesh import Connections, RedisSettings, Unavailable
-from mesh.log import Log
+from mesh.journal.journal import Log
 from quart_app.grades.backup import Reader
 from quart_app.grades.metrics import Metrics
 from quart_app.grades.models import GradeUpdate, UserGrade

@@ -11,8 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from mesh import Unavailable
-from mesh.log import Log
-from mesh.snapshots import Snapshots
+from mesh.journal.journal import Log
+from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
 from quart_app.grades import replication as module
 from quart_app.grades.models import GradeUpdate, UserGrade
@@ -247,8 +247,8 @@ async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
 
 async def test_without_gap_detection_the_digests_would_differ(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Taken out, the mechanism is missed: this is what the check of numbers protects from."""
-    monkeypatch.setattr("mesh.log.check_numbers", lambda *_: None)
-    monkeypatch.setattr("mesh.log.check_continuity", lambda view, entries, position: list(entries))
+    monkeypatch.setattr("mesh.journal.journal.check_numbers", lambda *_: None)
+    monkeypatch.setattr("mesh.journal.journal.check_continuity", lambda view, entries, position: list(entries))
     one, two = await nodes.up("one", "two")
     await fill(one, 5)
     await nodes.agree()

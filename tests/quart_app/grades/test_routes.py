@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 from quart import Quart
 
-from quart_app import errors
 from quart_app.grades.backup import Reader
 from quart_app.grades.replication import State
 from quart_app.grades.routes import GradesRoutes
+from quart_app.http import problems
 from tests.quart_app.grades.nodes import Node, Nodes
 
 AUTH = {"Authorization": "Basic " + b64encode(b"grades:grades").decode()}
@@ -31,7 +31,7 @@ class Site:
     @staticmethod
     def _app(name: str, blueprint) -> Quart:
         app = Quart(name)
-        errors.install(app)
+        problems.install(app)
         app.register_blueprint(blueprint)
         return app
 

@@ -20,7 +20,7 @@ from quart import Quart
 from quart.typing import TestClientProtocol as Client
 from redis.asyncio import Redis
 
-from quart_app import errors
+from quart_app.http import problems
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.service import Messages
 from quart_app.messages.settings import MessageSettings
@@ -128,7 +128,7 @@ def start() -> Start:
             MessageMetrics(registry),
         )
         app = Quart(__name__)
-        errors.install(app)
+        problems.install(app)
         app.register_blueprint(service.routes.blueprint)
         replica: Any = SimpleNamespace(shared=redis)
         async with service.lifespan(replica):

@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mesh.errors import Unavailable
-from mesh.quota import Quota
+from mesh.quota.quota import Quota
 
 if TYPE_CHECKING:
     from tests.quart_app.messages.conftest import Listening, Providers, Running, Start

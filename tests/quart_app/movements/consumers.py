@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from mesh.events import Entry, Events
+from mesh.events.consumer import Entry, Events
 from quart_app.movements.database import Database
 from quart_app.movements.intake import Intake
 from quart_app.movements.metrics import Metrics

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from mesh.events import Entry
+from mesh.events.consumer import Entry
 from quart_app.movements.intake import MAX_REASON, Intake, Unreadable, read_event
 from quart_app.movements.metrics import Metrics
 from quart_app.movements.models import Direction, Event

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart import Quart
 
-from mesh.events import Entry
-from quart_app import errors
-from quart_app.documentation import openapi
+from mesh.events.consumer import Entry
+from quart_app.http import problems
+from quart_app.http.openapi import openapi
 from quart_app.movements.database import Database
 from quart_app.movements.ledger import Ledger
 from quart_app.movements.metrics import Metrics
@@ -39,7 +39,7 @@ class Served:
         self.ledger = Ledger(MovementSettings(database_url=SecretStr(url), **settings), Metrics(self.registry))
         self.routes = MovementRoutes(self.ledger)
         app = Quart("movements")
-        errors.install(app)
+        problems.install(app)
         app.register_blueprint(self.routes.blueprint)
         self.client = app.test_client()
 

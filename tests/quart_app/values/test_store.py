@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh import Replica, Transaction, Worker
-from mesh.scripts import COMMIT
+from mesh.requests.scripts import COMMIT
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
 from tests.conftest import Backend, without_flags

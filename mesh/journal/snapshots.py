@@ -1,0 +1,149 @@
+"""Snapshots of a replicated log's state, on disk.
+
+A file under its final name is whole and durable: it was written beside it, forced to the disk (fsync), renamed,
+and the folder was forced to the disk, in this order. Whatever a killed writer left behind never has a final name.
+Several replicas may share one folder, and take turns there.
+
+    {log}-{number}-{stream id}.{suffix}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mesh.journal.journal import Position
+
+#: Snapshots of one log that are kept. The log is trimmed behind the oldest of them, so that a newest one
+#: that went bad on the disk can be done without.
+KEPT = 2
+#: A part file that nobody wrote to for so long belongs to a process that is gone.
+STALE_PART_S = 3600
+#: Between two looks whether the neighbour that writes has done.
+TURN_S = 0.1
+
+_NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A durable file that holds the state at a position. Only `Snapshots` makes them."""
+
+    position: Position
+    path: Path
+
+
+class Snapshots:
+    """The snapshots in one folder. Raises OSError where the disk refuses."""
+
+    def __init__(self, folder: Path, suffix: str) -> None:
+        self.folder = folder
+        self.suffix = suffix
+
+    async def durable(self, log: str | None = None) -> list[Snapshot]:
+        """Those there are, of one log or of all, the newest first."""
+        found = await asyncio.to_thread(self._list)
+        return [snapshot for snapshot in found if log is None or snapshot.position.log == log]
+
+    async def check(self) -> None:
+        """Raises OSError where none could be written."""
+        await asyncio.to_thread(self._try)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One at a time of all processes that share the folder, so that the next one sees what this one wrote.
+        A turn ends with its process at the latest. Where the disk knows no locks, or refuses, none waits."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                while (lock := await asyncio.to_thread(self._lock)) is None:
+                    await asyncio.sleep(TURN_S)
+                stack.enter_context(lock)
+            yield
+
+    async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
+        """Write one; it is durable when this returns. Interrupted or failed, it leaves nothing that
+        counts."""
+        await asyncio.to_thread(self._prepare)
+        part = self._part()
+        try:
+            with await asyncio.to_thread(open, part, "xb") as file:
+                async for chunk in content:
+                    await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(_force, file)
+            return await asyncio.to_thread(self._publish, part, position)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def prune(self, log: str, keep: int = KEPT) -> list[Snapshot]:
+        """Remove a log's snapshots but the newest `keep`; those that stay, the newest first."""
+        found = await self.durable(log)
+        for snapshot in found[keep:]:
+            snapshot.path.unlink(missing_ok=True)
+        return found[:keep]
+
+    def _list(self) -> list[Snapshot]:
+        if not self.folder.is_dir():
+            return []
+        found = [self._snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
+        return sorted(filter(None, found), key=lambda snapshot: snapshot.position.stamp, reverse=True)
+
+    @staticmethod
+    def _snapshot(path: Path) -> Snapshot | None:
+        name = _NAME.match(path.name)
+        if name is None:
+            return None
+        return Snapshot(Position(name["log"], int(name["number"]), name["id"]), path)
+
+    def _part(self) -> Path:
+        return self.folder / f".{secrets.token_hex(8)}.part"
+
+    def _try(self) -> None:
+        self._prepare()
+        part = self._part()
+        part.touch(exist_ok=False)
+        part.unlink()
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob(".*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > STALE_PART_S:
+                    part.unlink()
+
+    def _lock(self) -> BinaryIO | None:
+        """The folder, as long as this stays open; None while it is another's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / ".turn").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return lock
+
+    def _publish(self, part: Path, position: Position) -> Snapshot:
+        name = f"{position.log}-{position.number:012d}-{position.id}.{self.suffix}"
+        path = self.folder / name
+        os.replace(part, path)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return Snapshot(position, path)
+
+
+def _force(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

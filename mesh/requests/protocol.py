@@ -1,0 +1,132 @@
+"""What travels: addresses, requests, replies. The only place that knows their stream fields.
+
+An entry is for people too: plain names, text, one JSON field `body`.
+
+    request   op request from reply_to deadline body
+    reply     request op from status forwards body
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mesh import keys
+from mesh.errors import MeshError, from_wire
+from mesh.wire.codec import decode
+
+#: `status` of a reply that is no failure.
+OK = "ok"
+#: `deadline` of a request that waits for ever, such as a drop.
+NEVER = 0
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """Address: any one replica of this class."""
+
+    name: str
+
+    @property
+    def target(self) -> str:
+        """How scripts and the roster call it: the end of its stream's name."""
+        return self.name
+
+    @property
+    def stream(self) -> str:
+        return keys.class_requests(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Address: the replica that holds this database."""
+
+    number: int
+
+    @property
+    def target(self) -> str:
+        """The same."""
+        return f"db{self.number}"
+
+    @property
+    def stream(self) -> str:
+        return keys.database_requests(self.number)
+
+
+Address = Class | Database
+
+
+def reply_stream(fields: Mapping[str, str]) -> str:
+    """Where the answer to an entry goes, "" for nowhere: a stream of replies, whoever wrote the entry."""
+    named = fields.get("reply_to", "")
+    return named if named.startswith(keys.REPLIES) else ""
+
+
+class Request(NamedTuple):
+    """One request as its handler sees it.
+
+    `id` is the stream id, Redis's clock: two redeliveries of it have the same. `key` names the request to its
+    sender. `deadline` is in ms of Redis's clock, NEVER for none. `deliveries` counts this one.
+    """
+
+    stream: str
+    id: str
+    op: str
+    key: str
+    sender: str
+    reply_to: str
+    deadline: int
+    body: Body
+    deliveries: int = 1
+
+    @property
+    def at_ms(self) -> int:
+        """When it was sent, in ms of Redis's clock."""
+        return int(self.id.partition("-")[0])
+
+    @classmethod
+    def from_entry(cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1) -> Request:
+        """Read an entry. Raises ValueError where it is none of ours."""
+        get = fields.get
+        reply_to = get("reply_to", "")
+        if reply_to and not reply_stream(fields):
+            raise ValueError("it wants its reply where no replies go")
+        try:
+            body = decode(fields["body"])
+            if not isinstance(body, dict):
+                raise ValueError("the body is not an object")
+            deadline = int(get("deadline", NEVER))
+            return cls(
+                stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries
+            )
+        except KeyError as error:
+            raise ValueError(f"the entry has no field {error}") from error
+
+
+class Reply(NamedTuple):
+    """One answer. `forwards` counts the requests sent on its behalf, each of which answers too."""
+
+    key: str
+    status: str
+    body: Body
+    forwards: int = 0
+
+    @classmethod
+    def from_entry(cls, fields: Mapping[str, str]) -> Reply:
+        return cls(fields["request"], fields["status"], decode(fields["body"]), int(fields.get("forwards", 0)))
+
+    @property
+    def failure(self) -> MeshError | None:
+        """The error it carries, or None."""
+        if self.status == OK:
+            return None
+        facts = dict(self.body)
+        return from_wire(self.status, str(facts.pop("detail", "")), facts)
+
+
+def failure_body(error: MeshError) -> Body:
+    """What a failed request's reply carries."""
+    return {"detail": error.detail, **error.facts}

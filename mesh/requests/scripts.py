@@ -1,0 +1,15 @@
+"""The atomic actions on requests: one Lua file each."""
+
+from __future__ import annotations
+
+from mesh.wire.script import Script
+
+SUBMIT = Script.beside(__file__, "submit.lua")
+COMMIT = Script.beside(__file__, "commit.lua")
+END = Script.beside(__file__, "end.lua")
+KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
+RECLAIM = Script.beside(__file__, "reclaim.lua")
+BURY = Script.beside(__file__, "bury.lua")
+SWEEP = Script.beside(__file__, "sweep.lua")
+OPEN = Script.beside(__file__, "open.lua")
+BOOKS = Script.beside(__file__, "books.lua")

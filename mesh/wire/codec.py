@@ -1,0 +1,24 @@
+"""JSON as text: bodies of requests and replies, and the answers of scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def encode(body: Mapping[str, Any]) -> str:
+    """Return a body as readable JSON."""
+    return _ENCODER.encode(body).decode()
+
+
+def decode(text: str) -> Any:
+    """Return the value that a JSON text stands for. Raises ValueError where the text is not valid JSON."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -1,0 +1,30 @@
+"""A Lua script, named by the hash of its source, so that two releases can run on one server at the same time.
+
+Each script is a file beside the Python module that runs it. KEYS holds the keys that belong to the script itself. The
+writes of a commit bring further keys, in two databases; the server checks each of them against the access rules of the
+Redis user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Script:
+    """One Lua script, by its source."""
+
+    source: str
+
+    @cached_property
+    def sha(self) -> str:
+        """The SHA-1 of the source: the name that EVALSHA takes."""
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    @classmethod
+    def beside(cls, module: str, name: str) -> Script:
+        """Read the file `name` in the folder of a module; pass the module's `__file__`."""
+        return cls(Path(module).with_name(name).read_text("utf-8"))

@@ -1,0 +1,94 @@
+"""`mesh watch`: requests and replies as they happen, one readable line each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mesh import Connections, RedisSettings, keys, roster
+from mesh.roster import ROSTER
+
+CLASSES = "ABCD"
+DATABASES = 16
+BLOCK_MS = 500
+LONGEST_BODY = 200
+
+
+class Watcher:
+    """Follows every stream from now on. Entries of a mesh that is faster than the terminal may be missed."""
+
+    def __init__(self, cls: str | None, op: str | None) -> None:
+        self._cls = cls
+        self._op = op
+        self._last: dict[str, str] = {}
+
+    def follow(self, streams: list[str], now: str) -> None:
+        """Follow these, each from where we are or from `now`."""
+        self._last = {stream: self._last.get(stream, now) for stream in streams}
+
+    async def read(self, client: Any) -> list[Text]:
+        """Lines for what came since the last read."""
+        words = [*self._last, *self._last.values()]
+        answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *words)
+        entries = [(id, stream, fields) for stream, found in answer or () for id, fields in found]
+        for id, stream, _ in entries:
+            self._last[stream] = id
+        return [
+            line(id, stream, fields)
+            for id, stream, fields in sorted(entries, key=_moment)
+            if self._wanted(stream, fields)
+        ]
+
+    def _wanted(self, stream: str, fields: dict[str, str]) -> bool:
+        target = stream.removeprefix(keys.REQUESTS)
+        is_request = stream.startswith(keys.REQUESTS)
+        if self._cls is not None and is_request and target != self._cls:
+            return False
+        return fields.get("op") != "open" and (self._op is None or fields.get("op", "").startswith(self._op))
+
+
+def _moment(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
+    milliseconds, _, sequence = entry[0].partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def line(id: str, stream: str, fields: dict[str, str]) -> Text:
+    """One entry as a line: when, what, from whom to whom, and the body."""
+    at = datetime.fromtimestamp(int(id.partition("-")[0]) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    text = Text(f"{at} ", style="dim")
+    body = fields.get("body", "")
+    shown = body if len(body) <= LONGEST_BODY else f"{body[:LONGEST_BODY]}… ({len(body)} characters)"
+    op, sender = fields.get("op", "?"), fields.get("from", "?")
+    if stream == keys.DEAD:
+        text.append(f"dead    {op} {fields.get('reason', '')} ", style="bold red")
+    elif stream.startswith(keys.REQUESTS):
+        text.append(f"request {op} ", style="cyan")
+        text.append(f"{sender} -> {stream.removeprefix(keys.REQUESTS)} ")
+    else:
+        style = "green" if fields.get("status") == "ok" else "yellow"
+        text.append(f"reply   {op} {fields.get('status', '')} ", style=style)
+        text.append(f"{sender} -> {stream.removeprefix(keys.REPLIES)} ")
+    text.append(shown, style="default")
+    return text
+
+
+async def run(settings: RedisSettings, console: Console, cls: str | None, op: str | None) -> None:
+    """Print lines until interrupted."""
+    client = Connections(settings).client("mesh-watch", block_ms=BLOCK_MS)
+    watcher = Watcher(cls, op)
+    try:
+        while True:
+            seconds, microseconds = await client.time()
+            members = roster.members(await client.eval(ROSTER.source, 0, str(DATABASES)))
+            replies = [keys.replies(member.replica) for member in members]
+            watcher.follow(
+                [*keys.request_streams(CLASSES, DATABASES), *replies, keys.DEAD],
+                f"{seconds * 1000 + microseconds // 1000}",
+            )
+            for text in await watcher.read(client):
+                console.print(text)
+    finally:
+        await client.aclose()

@@ -1,0 +1,623 @@
+"""Durable events, bare, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
+
+from mesh.errors import Unavailable
+from mesh.events import consumer as module
+from mesh.events.consumer import Entry, Events, Group, Pending, next_group, pauses, shorter_than_timeout, together
+from mesh.wire.clients import heeding_cancellation
+from tests.conftest import Server
+
+STREAM = "events:test"
+GROUP = "tested"
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """Of a real server."""
+    return server.url
+
+
+@pytest.fixture
+def connect(url: str) -> Callable[[], Redis]:
+    """Opens clients like a replica's: one connection, nothing retried behind our back."""
+
+    def connect() -> Redis:
+        return heeding_cancellation(
+            Redis.from_url(
+                url, decode_responses=True, socket_timeout=2.5, retry=Retry(NoBackoff(), 0), max_connections=1
+            )
+        )
+
+    return connect
+
+
+@pytest.fixture
+async def redis(url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+class Handler:
+    """Keeps what it handled; what it does about it is set by each test."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.seen: list[list[Entry]] = []
+        self.act: Callable[[Sequence[Entry]], Awaitable[Mapping[str, str]]] = self.accept
+
+    async def accept(self, entries: Sequence[Entry]) -> Mapping[str, str]:
+        return {}
+
+    async def __call__(self, entries: Sequence[Entry]) -> Mapping[str, str]:
+        self.seen.append(list(entries))
+        refused = await self.act(entries)
+        self.done += [entry.fields["body"] for entry in entries if entry.id not in refused]
+        return refused
+
+
+@pytest.fixture
+def handler() -> Handler:
+    return Handler()
+
+
+names = (f"consumer-{n}" for n in itertools.count())
+
+
+def consume(connect: Callable[[], Redis], handler: Any, consumer: str | None = None, **options: Any) -> Events:
+    """A consumer in a hurry."""
+    options = {"block_ms": 100, "claim_idle_ms": 200, **options}
+    return Events(connect, STREAM, GROUP, consumer or next(names), handler, **options)
+
+
+async def publish(redis: Redis, *bodies: str | bytes) -> list[str]:
+    pipe = redis.pipeline()
+    for body in bodies:
+        pipe.xadd(STREAM, {"body": body})
+    return list(await pipe.execute())
+
+
+async def until(true: Callable[[], Any], within: float = 10.0) -> None:
+    """Wait until it is true; its awaitable answers count too."""
+    limit = time.monotonic() + within
+    while True:
+        answer = true()
+        if await answer if asyncio.iscoroutine(answer) else answer:
+            return
+        assert time.monotonic() < limit, "it did not become true in time"
+        await asyncio.sleep(0.01)
+
+
+async def all_settled(redis: Redis) -> bool:
+    """Nothing waits and nothing is pending."""
+    groups = await redis.xinfo_groups(STREAM) if await redis.exists(STREAM) else []
+    return await redis.xlen(STREAM) == 0 and all(group["pending"] == 0 for group in groups)
+
+
+async def dead_letters(redis: Redis) -> list[dict[str, str]]:
+    return [fields for _, fields in await redis.xrange("mesh:dead")]
+
+
+async def crash(events: Events) -> None:
+    """End a consumer as kill -9 would: nothing is handed back."""
+    events._task.cancel()
+    _, alive = await asyncio.wait({events._task}, timeout=10)
+    assert not alive, "a cancellation was forgotten"
+    await events._redis.aclose()
+
+
+# The rules, bare
+
+
+@pytest.mark.parametrize(("deliveries", "size"), [(0, 500), (1, 62), (2, 1), (3, 1), (9, 1)])
+def test_company_gets_smaller_with_each_death(deliveries: int, size: int) -> None:
+    """An event that kills its process stands alone before its deliveries are used up."""
+    assert together(deliveries, 500) == size
+
+
+def test_company_is_never_empty() -> None:
+    """Small batches too."""
+    assert together(1, 4) == 1
+
+
+def test_a_group_is_the_oldest_and_its_equals() -> None:
+    """Events of other deliveries wait for their own turn: their company has another size."""
+    pending = [Pending("1-0", 1), Pending("2-0", 1), Pending("3-0", 2), Pending("4-0", 1)]
+    assert next_group(pending, 500) == pending[:2]
+    assert next_group(pending, 8) == pending[:1]
+    assert next_group(pending[2:], 500) == [pending[2]]
+
+
+def test_pauses_grow_to_a_bound() -> None:
+    """Back-off, with an upper end and some chance in it."""
+    found = list(itertools.islice(pauses(0.1, 5.0), 20))
+    assert 0.05 <= found[0] <= 0.1
+    assert all(2.5 <= pause <= 5.0 for pause in found[10:])
+    assert len(set(found[10:])) > 1
+
+
+def test_a_read_blocks_for_less_than_the_socket_waits() -> None:
+    """Else every quiet read would look like a broken connection."""
+    assert shorter_than_timeout(1000, Redis(socket_timeout=10)) == 1000
+    assert shorter_than_timeout(1000, Redis(socket_timeout=1)) == 500
+    assert shorter_than_timeout(1000, Redis(socket_timeout=None)) == 1000
+
+
+# What happens to events
+
+
+async def test_events_are_handled_and_deleted(connect: Any, redis: Redis, handler: Handler) -> None:
+    """Published before or after the start; the stream is as short as the work that waits."""
+    await publish(redis, "a", "b")
+    async with consume(connect, handler):
+        await until(lambda: len(handler.done) == 2)
+        await publish(redis, "c")
+        await until(lambda: len(handler.done) == 3)
+        await until(lambda: all_settled(redis))
+    assert handler.done == ["a", "b", "c"]
+
+
+async def test_consumers_of_a_group_share_the_events(connect: Any, redis: Redis) -> None:
+    """Each event goes to one of them."""
+    first, second = Handler(), Handler()
+    async with consume(connect, first, batch=5), consume(connect, second, batch=5):
+        bodies = [str(n) for n in range(500)]
+        await publish(redis, *bodies)
+        await until(lambda: all_settled(redis))
+    assert sorted(first.done + second.done) == sorted(bodies)
+    assert first.done and second.done
+
+
+async def test_a_refused_event_is_a_dead_letter_at_once(connect: Any, redis: Redis, handler: Handler) -> None:
+    """With its stream, id, reason, deliveries and body; the others of its batch are through."""
+
+    async def refuse_b(entries: Sequence[Entry]) -> Mapping[str, str]:
+        return {entry.id: "no b here" for entry in entries if entry.fields["body"] == "b"}
+
+    handler.act = refuse_b
+    heard: list[tuple[str, str]] = []
+    ids = await publish(redis, "a", "b", "c")
+    async with consume(connect, handler, on_buried=lambda entry, reason: heard.append((entry.id, reason))):
+        await until(lambda: all_settled(redis))
+    assert handler.done == ["a", "c"]
+    letter = {"stream": STREAM, "id": ids[1], "reason": "no b here", "deliveries": "1", "body": "b"}
+    assert await dead_letters(redis) == [letter]
+    assert heard == [(ids[1], "no b here")]
+
+
+async def test_bytes_that_are_no_text_reach_the_dead_letters_unchanged(
+    connect: Any, redis: Redis, url: str, handler: Handler
+) -> None:
+    """They spoil neither the batch they came in nor the connection."""
+
+    async def refuse_surrogates(entries: Sequence[Entry]) -> Mapping[str, str]:
+        return {entry.id: "bad \udcff" for entry in entries if not entry.fields["body"].isascii()}
+
+    handler.act = refuse_surrogates
+    await publish(redis, "a", b"\xff\x00\xfe", "c")
+    async with consume(connect, handler):
+        await until(lambda: all_settled(redis))
+    assert handler.done == ["a", "c"]
+    async with Redis.from_url(url) as raw:
+        ((_, letter),) = await raw.xrange("mesh:dead")
+    assert letter[b"body"] == b"\xff\x00\xfe"
+    assert letter[b"reason"] == b"bad \\udcff"
+
+
+async def test_an_event_of_several_fields_is_buried_whole(connect: Any, redis: Redis) -> None:
+    """Its fields are in the dead letter's body, so that none is lost or taken for the letter's own."""
+
+    async def refuse(entries: Sequence[Entry]) -> Mapping[str, str]:
+        return {entry.id: "no" for entry in entries}
+
+    id = await redis.xadd(STREAM, {"id": "7", "reason": "theirs"})
+    async with consume(connect, refuse):
+        await until(lambda: all_settled(redis))
+    (letter,) = await dead_letters(redis)
+    assert (letter["id"], letter["reason"]) == (id, "no")
+    assert json.loads(letter["body"]) == {"id": "7", "reason": "theirs"}
+
+
+async def test_one_that_fails_holds_nobody_up(connect: Any, redis: Redis, handler: Handler) -> None:
+    """The others are through at its first failure; it is tried again, then a dead letter with the error."""
+
+    async def fail_at_13(entries: Sequence[Entry]) -> Mapping[str, str]:
+        if any(entry.fields["body"] == "13" for entry in entries):
+            raise ValueError("thirteen")
+        return {}
+
+    handler.act = fail_at_13
+    bodies = [str(n) for n in range(64)]
+    await publish(redis, *bodies)
+    async with consume(connect, handler, claim_idle_ms=300, max_deliveries=3):
+        await until(lambda: len(handler.done) == 63)
+        assert await dead_letters(redis) == []
+        await until(lambda: all_settled(redis))
+    assert sorted(handler.done, key=int) == [body for body in bodies if body != "13"]
+    (letter,) = await dead_letters(redis)
+    assert (letter["body"], letter["reason"], letter["deliveries"]) == ("13", "ValueError: thirteen", "3")
+
+
+async def test_an_event_that_fails_once_is_not_lost(connect: Any, redis: Redis, handler: Handler) -> None:
+    """A failure may have been of its moment."""
+
+    async def fail_at_first(entries: Sequence[Entry]) -> Mapping[str, str]:
+        if entries[0].deliveries == 1:
+            raise ValueError("not today")
+        return {}
+
+    handler.act = fail_at_first
+    await publish(redis, "a")
+    async with consume(connect, handler):
+        await until(lambda: all_settled(redis))
+    assert handler.done == ["a"]
+    assert await dead_letters(redis) == []
+
+
+async def test_nothing_is_buried_while_a_database_is_down(connect: Any, redis: Redis) -> None:
+    """It waits, keeps its events alive so that nobody takes them, and goes on with the first delivery."""
+    down, patient, other = asyncio.Event(), Handler(), Handler()
+
+    async def wait_for_database(entries: Sequence[Entry]) -> Mapping[str, str]:
+        if not down.is_set():
+            raise Unavailable("the database is down")
+        return {}
+
+    patient.act = wait_for_database
+    await publish(redis, "a", "b")
+    async with consume(connect, patient, claim_idle_ms=600, max_deliveries=2):
+        await until(lambda: patient.seen)
+        async with consume(connect, other, claim_idle_ms=600):
+            await asyncio.sleep(1.5)  # more than twice the idle time: this is what must not matter
+            assert other.seen == []
+        down.set()
+        await until(lambda: all_settled(redis))
+    assert patient.done == ["a", "b"]
+    assert {entry.deliveries for entries in patient.seen for entry in entries} == {1}
+    assert await dead_letters(redis) == []
+
+
+async def test_a_handler_that_hangs_is_ended_and_tried_again(connect: Any, redis: Redis, handler: Handler) -> None:
+    """Every wait has a deadline."""
+
+    async def hang_once(entries: Sequence[Entry]) -> Mapping[str, str]:
+        if len(handler.seen) == 1:
+            await asyncio.Event().wait()
+        return {}
+
+    handler.act = hang_once
+    await publish(redis, "a")
+    async with consume(connect, handler, handle_timeout_ms=100):
+        await until(lambda: handler.done == ["a"], within=2)
+
+
+# Death
+
+
+async def test_events_of_the_dead_are_taken_over(connect: Any, redis: Redis, handler: Handler) -> None:
+    """What a consumer read and never finished goes to another once it has been idle."""
+    bodies = [str(n) for n in range(100)]
+    await publish(redis, *bodies)
+    await redis.xgroup_create(STREAM, GROUP, id="0")
+    await redis.xreadgroup(GROUP, "ghost", {STREAM: ">"}, count=60)
+    async with consume(connect, handler):
+        await until(lambda: all_settled(redis))
+    assert sorted(handler.done, key=int) == bodies
+    assert {entry.deliveries for entries in handler.seen for entry in entries} == {1, 2}
+
+
+async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis) -> None:
+    """One event ends every process that touches it. It alone is a dead letter, all others are handled."""
+    done: list[str] = []
+    died = asyncio.Event()
+
+    async def die_at_77(entries: Sequence[Entry]) -> Mapping[str, str]:
+        if any(entry.fields["body"] == "77" for entry in entries):
+            died.set()
+            await asyncio.Event().wait()
+        done.extend(entry.fields["body"] for entry in entries)
+        return {}
+
+    bodies = [str(n) for n in range(200)]
+    await publish(redis, *bodies)
+    deaths = await settled_by_the_dying(redis, died, lambda: consume(connect, die_at_77, max_deliveries=3))
+    assert deaths == 3
+    assert sorted(set(done), key=int) == [body for body in bodies if body != "77"]
+    (letter,) = await dead_letters(redis)
+    assert letter["body"] == "77"
+    assert letter["reason"] == "3 consumers had it and none of them finished it"
+
+
+async def settled_by_the_dying(redis: Redis, died: asyncio.Event, begin: Callable[[], Events]) -> int:
+    """One consumer after the other, each until it dies or all is settled; how many died."""
+    deaths = 0
+    while not await all_settled(redis):
+        events = await begin().__aenter__()
+        settled = asyncio.create_task(until(lambda: all_settled(redis)))
+        dead = asyncio.create_task(died.wait())
+        await asyncio.wait({settled, dead}, return_when=asyncio.FIRST_COMPLETED)
+        deaths += died.is_set()
+        died.clear()
+        settled.cancel()
+        dead.cancel()
+        await crash(events)
+    return deaths
+
+
+async def test_an_event_whose_effect_is_there_is_no_dead_letter(connect: Any, redis: Redis) -> None:
+    """All who had it died before the acknowledgement, and of something else: it is done, and they are asked no more."""
+    done: list[str] = []
+    died = asyncio.Event()
+
+    async def die_after_7(entries: Sequence[Entry]) -> Mapping[str, str]:
+        done.extend(entry.fields["body"] for entry in entries)
+        if any(entry.fields["body"] == "7" for entry in entries):
+            died.set()
+            await asyncio.Event().wait()
+        return {}
+
+    async def is_done(entry: Entry) -> bool:
+        return entry.fields["body"] in done
+
+    await publish(redis, *(str(n) for n in range(20)))
+    begin = functools.partial(consume, connect, die_after_7, max_deliveries=3, is_done=is_done)
+    assert await settled_by_the_dying(redis, died, begin) == 3
+    assert {*done} == {str(n) for n in range(20)}
+    assert await dead_letters(redis) == []
+
+
+async def test_who_dies_of_being_asked_about_an_event_is_the_last(connect: Any, redis: Redis) -> None:
+    """It is asked about once; after that it is a dead letter without a further look."""
+    died = asyncio.Event()
+
+    async def die(*_: object) -> Any:
+        died.set()
+        await asyncio.Event().wait()
+
+    await publish(redis, "7")
+    begin = functools.partial(consume, connect, die, max_deliveries=3, is_done=die)
+    assert await settled_by_the_dying(redis, died, begin) == 4
+    assert len(await dead_letters(redis)) == 1
+
+
+async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redis: Redis, handler: Handler) -> None:
+    """A process that comes back under its name does not wait for the idle time, and counts the delivery."""
+    await publish(redis, "a")
+    await redis.xgroup_create(STREAM, GROUP, id="0")
+    await redis.xreadgroup(GROUP, "phoenix", {STREAM: ">"})
+    async with consume(connect, handler, "phoenix", claim_idle_ms=60_000):
+        await until(lambda: handler.done == ["a"], within=3)
+    assert handler.seen[0][0].deliveries == 2
+
+
+async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any, redis: Redis) -> None:
+    """It slept through the idle time; saying then that it is alive must not take the events from who has them."""
+    ids = await publish(redis, "a", "b")
+    sleeper, heir = (Group(connect(), STREAM, GROUP, name) for name in ("sleeper", "heir"))
+    await sleeper.open()
+    await sleeper.read(10, 100)
+    await heir.claim(ids[:1], 0, 2)
+    await sleeper.keep_alive(ids)
+    owners = {row["message_id"]: row["consumer"] for row in await redis.xpending_range(STREAM, GROUP, "-", "+", 10)}
+    assert owners == {ids[0]: "heir", ids[1]: "sleeper"}
+    await sleeper.redis.aclose()
+    await heir.redis.aclose()
+
+
+async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
+    """Whoever tries, however often; and one that was handled meanwhile is not buried at all."""
+    await publish(redis, "a", "b")
+    group = Group(connect(), STREAM, GROUP, "digger")
+    await group.open()
+    bad, good = await group.read(10, 100)
+    await group.finish([good.id])
+    assert [await group.bury(one, "bad") for one in (bad, bad, good)] == [True, False, False]
+    assert [letter["body"] for letter in await dead_letters(redis)] == ["a"]
+    await group.redis.aclose()
+
+
+async def test_consumers_of_the_dead_are_forgotten(
+    connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start has a new name, and the group would grow for ever. One with pending events stays."""
+    monkeypatch.setattr(module, "SILENCE_MS", 100)
+    await publish(redis, "a", "b")
+    await redis.xgroup_create(STREAM, GROUP, id="0")
+    await redis.xreadgroup(GROUP, "busy", {STREAM: ">"}, count=1)
+    await redis.xgroup_createconsumer(STREAM, GROUP, "gone")
+    await asyncio.sleep(0.2)
+    async with consume(connect, handler, "me", claim_idle_ms=60_000):
+        await until(lambda: handler.done == ["b"])
+    assert {row["name"] for row in await redis.xinfo_consumers(STREAM, GROUP)} == {"me", "busy"}
+
+
+# A network that breaks
+
+
+class Flaky(Redis):
+    """Loses the answers to some commands after they took effect."""
+
+    lose: list[str]
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = await super().execute_command(*args, **options)
+        if answer and args[0] in self.lose:
+            self.lose.remove(args[0])
+            raise RedisConnectionError(f"lost the answer to {args[0]}")
+        return answer
+
+
+async def test_events_of_a_lost_answer_are_not_forgotten(url: str, redis: Redis, handler: Handler) -> None:
+    """They are pending for us and no later read shows them. They are handled at once, not counted again."""
+
+    def connect() -> Redis:
+        client = Flaky.from_url(url, decode_responses=True)
+        client.lose = ["XREADGROUP", "XCLAIM"]
+        return client
+
+    await publish(redis, "a", "b")
+    async with consume(connect, handler, claim_idle_ms=60_000):
+        await until(lambda: all_settled(redis), within=5)
+    assert handler.done == ["a", "b"]
+    assert [entry.deliveries for entry in handler.seen[0]] == [1, 1]
+
+
+async def test_a_lost_acknowledgement_means_once_more_and_not_never(
+    connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler sees it twice, which its unique key makes harmless; then it is settled."""
+    finish, failures = Group.finish, iter([True])
+
+    async def fail_once(self: Group, ids: Sequence[str]) -> None:
+        if next(failures, False):
+            raise RedisConnectionError("gone before the acknowledgement")
+        await finish(self, ids)
+
+    monkeypatch.setattr(Group, "finish", fail_once)
+    await publish(redis, "a")
+    async with consume(connect, handler, claim_idle_ms=60_000):
+        await until(lambda: all_settled(redis), within=5)
+    assert handler.done == ["a", "a"]
+
+
+@pytest.mark.parametrize("harm", ["destroy", "delete", "flush"])
+async def test_a_group_that_vanishes_is_made_again(
+    connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """Soon, and without a hot loop meanwhile."""
+    opened: list[float] = []
+    opening = Group.open
+
+    async def counted(self: Group) -> None:
+        opened.append(time.monotonic())
+        await opening(self)
+
+    monkeypatch.setattr(Group, "open", counted)
+    async with consume(connect, handler):
+        await publish(redis, "a")
+        await until(lambda: handler.done == ["a"])
+        match harm:
+            case "destroy":
+                await redis.xgroup_destroy(STREAM, GROUP)
+            case "delete":
+                await redis.delete(STREAM)
+            case "flush":
+                await redis.flushall()
+        await publish(redis, "b")
+        await until(lambda: handler.done == ["a", "b"], within=2)
+        await until(lambda: all_settled(redis))
+    assert len(opened) <= 4
+
+
+async def test_redis_that_is_away_is_asked_now_and_then(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With growing pauses."""
+    opened: list[float] = []
+    opening = Group.open
+
+    async def counted(self: Group) -> None:
+        opened.append(time.monotonic())
+        await opening(self)
+
+    monkeypatch.setattr(Group, "open", counted)
+    async with consume(lambda: Redis.from_url("redis://127.0.0.1:9", retry=Retry(NoBackoff(), 0)), handler):
+        await until(lambda: len(opened) == 4)
+    assert opened[3] - opened[0] > 0.3
+
+
+async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handler) -> None:
+    """A client whose time-out is shorter than the BLOCK asked for still waits in peace."""
+
+    def connect() -> Redis:
+        return Redis.from_url(url, decode_responses=True, socket_timeout=0.3, retry=Retry(NoBackoff(), 0))
+
+    with capture_logs() as said:
+        async with consume(connect, handler, block_ms=1000):
+            await asyncio.sleep(1.0)  # three of its time-outs long
+            await publish(redis, "a")
+            await until(lambda: handler.done == ["a"])
+    assert said == []
+
+
+# Leaving
+
+
+async def test_leaving_finishes_the_batch_in_hand(connect: Any, redis: Redis, handler: Handler) -> None:
+    """Its effect is made and acknowledged; nothing of it is done again."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(entries: Sequence[Entry]) -> Mapping[str, str]:
+        begun.set()
+        await go_on.wait()
+        return {}
+
+    handler.act = slow
+    await publish(redis, "a")
+    async with consume(connect, handler):
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+    assert handler.done == ["a"]
+    assert await all_settled(redis)
+
+
+async def test_leaving_hands_the_rest_back(connect: Any, redis: Redis, handler: Handler) -> None:
+    """Another takes it over at once, whole and as if never delivered, however long the idle time is."""
+
+    async def never(entries: Sequence[Entry]) -> Mapping[str, str]:
+        raise Unavailable("the database is down")
+
+    waiting, bodies = Handler(), [str(n) for n in range(100)]
+    waiting.act = never
+    await publish(redis, *bodies)
+    async with consume(connect, waiting, claim_idle_ms=30_000):
+        await until(lambda: waiting.seen)
+    async with consume(connect, handler, claim_idle_ms=30_000):
+        await until(lambda: all_settled(redis), within=5)
+    assert handler.done == bodies
+    assert [len(entries) for entries in handler.seen] == [100]
+    assert handler.seen[0][0].deliveries == 1
+
+
+async def test_leaving_does_not_wait_for_a_quiet_read(url: str, redis: Redis, handler: Handler) -> None:
+    """A read that blocks is ended."""
+
+    def connect() -> Redis:
+        return Redis.from_url(url, decode_responses=True, socket_timeout=60, retry=Retry(NoBackoff(), 0))
+
+    async with consume(connect, handler, block_ms=20_000, drain_ms=20_000) as events:
+        await until(lambda: events._reading)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+
+
+async def test_leaving_ends_a_handler_that_does_not(connect: Any, redis: Redis, handler: Handler) -> None:
+    """After `drain_ms`; its events go to another."""
+
+    async def hang(entries: Sequence[Entry]) -> Mapping[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    handler.act = hang
+    await publish(redis, "a")
+    began = time.monotonic()
+    async with consume(connect, handler, drain_ms=300, claim_idle_ms=30_000):
+        await until(lambda: handler.seen)
+    assert time.monotonic() - began < 5
+    heir = Handler()
+    async with consume(connect, heir, claim_idle_ms=30_000):
+        await until(lambda: heir.done == ["a"], within=3)

@@ -1,0 +1,102 @@
+"""What travels: an entry is read as it was written, or refused as none of ours."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from mesh import Class, Database, errors
+from mesh.requests.protocol import NEVER, OK, Reply, Request, failure_body, reply_stream
+from mesh.wire.codec import decode, encode
+
+ENTRY = {
+    "op": "values.put",
+    "request": "replica-1-7",
+    "from": "replica-1",
+    "reply_to": "mesh:replies:replica-1",
+    "deadline": "1700000005000",
+    "body": '{"items":[1]}',
+}
+
+
+def test_a_request_is_read_field_by_field() -> None:
+    """The stream id is the clock."""
+    request = Request.from_entry("mesh:requests:A", "1700000000000-3", ENTRY, 2)
+    assert request == Request(
+        stream="mesh:requests:A", id="1700000000000-3", op="values.put", key="replica-1-7", sender="replica-1",
+        reply_to="mesh:replies:replica-1", deadline=1700000005000, body={"items": [1]}, deliveries=2,
+    )  # fmt: skip
+    assert request.at_ms == 1700000000000
+
+
+def test_a_request_needs_an_operation_and_a_body_and_nothing_else() -> None:
+    """What nobody waits for has no key and nowhere to reply to, and no deadline."""
+    request = Request.from_entry("mesh:requests:db1", "5-0", {"op": "values.drop", "body": "{}"})
+    assert (request.key, request.reply_to, request.deadline, request.deliveries) == ("", "", NEVER, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"op": None},
+        {"body": None},
+        {"body": "[1"},
+        {"body": "[1]"},
+        {"body": "7"},
+        {"body": '{"a":NaN}'},
+        {"body": '{"a":' * 100_000},
+        {"deadline": "soon"},
+        {"reply_to": "shared:somebodys:key"},
+        {"reply_to": "mesh:lease:1"},
+    ],
+)
+def test_an_entry_that_is_no_request_is_refused(wrong: dict[str, str | None]) -> None:
+    """Whoever wrote it by hand; a reply goes to a stream of replies and nowhere else."""
+    fields = {name: value for name, value in {**ENTRY, **wrong}.items() if value is not None}
+    with pytest.raises(ValueError):
+        Request.from_entry("mesh:requests:A", "1-0", fields)
+
+
+def test_a_reply_goes_to_a_stream_of_replies_or_nowhere() -> None:
+    """Another's key is not to be written because an entry says so."""
+    assert reply_stream(ENTRY) == "mesh:replies:replica-1"
+    assert reply_stream({"reply_to": "mesh:books"}) == "" == reply_stream({})
+
+
+def test_addresses_have_their_streams() -> None:
+    """A class is any one replica of it, a database the one that holds it."""
+    assert (Class("A").stream, Database(12).stream) == ("mesh:requests:A", "mesh:requests:db12")
+
+
+def test_a_body_is_json_a_person_can_read() -> None:
+    """Not escaped, not padded, and as large as its numbers are."""
+    body = {"text": "grüße", "n": 10**400, "list": [1, None, True]}
+    assert encode(body).startswith('{"text":"grüße","n":1000')
+    assert json.loads(encode(body)) == body
+
+
+def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
+    """Libraries have lost the first digit of a number just above 64 bits, or made a fraction of it."""
+    chance = random.Random(64)
+    numbers = [1 << 63, 1 << 64, (1 << 64) + 10**18 + 1, 19933688932870350000, 2 * 10**19, -(1 << 63) - 1]
+    numbers += [chance.getrandbits(bits) for bits in range(60, 400) for _ in range(20)]
+    assert decode(encode({"numbers": numbers})) == {"numbers": numbers}
+
+
+def test_a_failure_is_the_same_error_at_both_ends() -> None:
+    """Its class by its code, with its facts."""
+    error = errors.Busy("full", retry_after=3, address="A")
+    fields = {"request": "k", "status": error.code, "body": encode(failure_body(error))}
+    failure = Reply.from_entry(fields).failure
+    assert type(failure) is errors.Busy
+    assert (failure.detail, failure.retry_after, failure.facts["address"]) == ("full", 3.0, "A")
+    ok = Reply.from_entry({"request": "k", "status": OK, "body": "{}", "forwards": "2"})
+    assert (ok.failure, ok.forwards) == (None, 2)
+
+
+def test_a_code_of_a_later_release_is_still_an_error() -> None:
+    """Two releases overlap during a roll-out."""
+    failure = Reply.from_entry({"request": "k", "status": "new-in-2", "body": '{"detail":"so"}'}).failure
+    assert type(failure) is errors.MeshError and failure.detail == "so"

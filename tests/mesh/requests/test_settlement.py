@@ -1,0 +1,48 @@
+"""The whole table of outcomes, walked."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh.requests.settlement import (
+    Bury,
+    Commit,
+    Expire,
+    Forget,
+    HandBack,
+    Outcome,
+    Rerun,
+    Retry,
+    Settlement,
+    overdelivered,
+    settle,
+)
+
+MOST = 3
+TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
+    Outcome.DONE: (Commit(), Commit()),
+    Outcome.CONFLICT: (Rerun(), Rerun()),
+    Outcome.CRASHED: (Retry(), Bury("why")),
+    Outcome.UNREADABLE: (Bury("why"), Bury("why")),
+    Outcome.LATE: (Expire(), Expire()),
+    Outcome.INTERRUPTED: (HandBack(), HandBack()),
+    Outcome.NOT_OURS: (Forget(), Forget()),
+}
+
+
+def test_every_outcome_is_in_the_table() -> None:
+    """Whoever adds an outcome says what follows from it."""
+    assert set(TABLE) == set(Outcome)
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("deliveries", [1, MOST - 1, MOST, MOST + 1])
+def test_what_follows_from_an_outcome(outcome: Outcome, deliveries: int) -> None:
+    """The last delivery that is allowed is the one that buries a crash."""
+    expected = TABLE[outcome][deliveries >= MOST]
+    assert settle(outcome, deliveries, MOST, "why") == expected
+
+
+def test_a_delivery_beyond_the_most_is_not_tried() -> None:
+    """The third delivery of three is still worked on; a fourth can only come of a worker that died."""
+    assert [overdelivered(deliveries, MOST) for deliveries in (1, 3, 4)] == [False, False, True]

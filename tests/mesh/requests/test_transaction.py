@@ -1,0 +1,402 @@
+"""A transaction's words, bare; and that the script takes all of them or none."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
+from mesh.requests.protocol import NEVER
+from mesh.requests.transaction import MOST_WORDS
+from tests.conftest import Backend
+
+
+def request(**fields: Any) -> Request:
+    chosen: dict[str, Any] = {
+        "stream": "mesh:requests:A", "id": "1700000000000-0", "op": "x.do", "key": "k-1", "sender": "replica-1",
+        "reply_to": "mesh:replies:replica-1", "deadline": 1700000005000, "body": {"n": 1}, **fields,
+    }  # fmt: skip
+    return Request(**chosen)
+
+
+@dataclass
+class Read:
+    """A transaction's words, read as the script reads them."""
+
+    entry: tuple[Any, ...]
+    reply: tuple[Any, ...]
+    expects: list[tuple[Any, ...]]
+    writes: list[tuple[Any, ...]]
+    sends: list[tuple[Any, ...]]
+    #: of each write, what the keys that it begins with must hold
+    types: list[list[str]] = field(default_factory=list)
+
+
+def read(transaction: Transaction) -> Read:
+    """Decode; fails unless the first word is the number of words."""
+    words = transaction.wire()
+    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, *rest = words
+    assert length == len(words)
+    at = iter(rest)
+
+    def take(count: int) -> tuple[Any, ...]:
+        return tuple(itertools.islice(at, count))
+
+    found = Read((stream, id), (reply_to, key, op, status, forwards, body), [], [], [])
+    for _ in range(int(expects)):
+        side, hash, names, values = take(4)
+        found.expects.append((side, hash, take(names), take(values)))
+    for _ in range(int(writes)):
+        how, count = take(2)
+        side, *types = str(how).split()
+        found.types.append(types)
+        found.writes.append((int(side), *take(count)))
+    found.sends = [take(7) for _ in range(int(sends))]
+    assert not list(at)
+    return found
+
+
+def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
+    """1 is the leased database, 0 the bus; nobody writes a key without a prefix."""
+    transaction = Transaction(3, "replica-2")
+    transaction.set("x:a", 5)
+    transaction.shared.set("x:b", "6", "PX", 70)
+    transaction.expect("x:a", None)
+    transaction.shared.expect("x:h", "v", field=7)
+    found = read(transaction)
+    assert found.expects == [(1, "", ("db3:x:a",), ()), (0, "shared:x:h", ("7",), ("v",))]
+    assert found.writes == [(1, "SET", "db3:x:a", 5), (0, "SET", "shared:x:b", "6", "PX", 70)]
+    assert (found.sends, found.entry, found.reply[0]) == ([], ("", ""), "")
+
+
+def test_every_writing_verb_puts_its_key_first() -> None:
+    """As the script checks the key's type before it writes anything; lifetimes come last."""
+    transaction = Transaction(3, "replica-2")
+    transaction.keep_until("k", 99)
+    transaction.delete("k")
+    transaction.hset("k", {"f": 1, "g": "2"})
+    transaction.hdel("k", "f", 2)
+    transaction.zadd("k", {"m": 1})
+    transaction.zrem("k", "m")
+    transaction.incrby("k", -2)
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("DEL", "db3:k"),
+        ("HSET", "db3:k", "f", 1, "g", "2"),
+        ("HDEL", "db3:k", "f", 2),
+        ("ZADD", "db3:k", 1, "m"),
+        ("ZREM", "db3:k", "m"),
+        ("INCRBY", "db3:k", -2),
+        ("keep", "db3:k", 99),
+    ]
+
+
+def test_a_write_says_what_its_keys_must_hold() -> None:
+    """Where it matters to its verb, in the order of its keys. A verb that is no transaction's is refused at once."""
+    transaction = Transaction(3, "replica-2")
+    transaction.set("k", 1)
+    transaction.incrby("k", 1)
+    transaction.shared.pair_all("h", "z", ["a", "1"])
+    transaction.keep_until("k", 9)
+    for verb in ("FLUSHALL", "set", "EVAL"):
+        with pytest.raises(ValueError, match=f"{verb} is not a verb of transactions"):
+            transaction.write(verb, "k")
+    assert read(transaction).types == [[], ["string"], ["hash", "zset"], []]
+
+
+def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:
+    """Fewer commands that say the same; what stands between two of them on that key keeps them apart."""
+    transaction = Transaction(3, "replica-2")
+    transaction.hset("h", {"a": 1})
+    transaction.zadd("z", {"m": 1})
+    transaction.hset("h", {"b": 2})
+    transaction.hdel("h", "a")
+    transaction.hset("h", {"a": 3})
+    for at_ms in (5, 9, 7):
+        transaction.keep_until("h", at_ms)
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("HSET", "db3:h", "a", 1, "b", 2),
+        ("ZADD", "db3:z", 1, "m"),
+        ("HDEL", "db3:h", "a"),
+        ("HSET", "db3:h", "a", 3),
+        ("keep", "db3:h", 9),
+    ]
+
+
+def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
+    """Its pairs may be in either of them, and so keep their order with what else is said of both."""
+    transaction = Transaction(3, "replica-2")
+    transaction.pair_all("h", "z", ["a", "1"])
+    transaction.pair_all("h", "z", ["b", "2"])
+    transaction.zrem("z", "c:3")
+    transaction.pair_all("h", "z", ["c", "3"])
+    transaction.unpair_all("h", "z", ["a", "1"])
+    transaction.unpair_all("h", "y", ["b", "2"])
+    transaction.unpair_all("h", "y", [])
+    assert [write[1:] for write in read(transaction).writes] == [
+        ("pair-all", "db3:h", "db3:z", "a", "1", "b", "2"),
+        ("ZREM", "db3:z", "c:3"),
+        ("pair-all", "db3:h", "db3:z", "c", "3"),
+        ("unpair-all", "db3:h", "db3:z", "a", "1"),
+        ("unpair-all", "db3:h", "db3:y", "b", "2"),
+    ]
+
+
+def test_one_value_for_many_keys_is_one_command() -> None:
+    """They end together, too."""
+    transaction = Transaction(3, "replica-2")
+    transaction.shared.set_until(["a", "b"], "v", 99)
+    transaction.shared.set_until([], "v", 99)
+    assert read(transaction).writes == [(0, "set-all", "99", "v", "shared:a", "shared:b")]
+
+
+def test_more_words_than_lua_hands_over_become_several_commands() -> None:
+    """Pairs stay together, and a name with its value."""
+    transaction = Transaction(3, "replica-2")
+    transaction.hset("h", {f"f{n}": n for n in range(MOST_WORDS)})
+    for n in range(MOST_WORDS):
+        transaction.expect("h", f"{n}", field=f"f{n}")
+        transaction.expect("h", None, field=f"g{n}")
+        transaction.expect("h", None, field=f"i{n}")
+    found = read(transaction)
+    written = [write[3:] for write in found.writes]
+    absent, present = found.expects[:2], found.expects[2:]
+    assert [len(words) for words in written] == [MOST_WORDS, MOST_WORDS]
+    assert [(len(names), len(values)) for _, _, names, values in absent] == [(MOST_WORDS, 0)] * 2
+    assert [(len(names), len(values)) for _, _, names, values in present] == [(MOST_WORDS, MOST_WORDS)]
+    pairs = [pair for words in written for pair in zip(words[::2], words[1::2], strict=True)]
+    pairs += [pair for _, _, names, values in present for pair in zip(names, values, strict=True)]
+    assert all(name == f"f{value}" for name, value in pairs)
+
+
+def test_nothing_to_write_is_no_command() -> None:
+    """Redis takes no HSET without a field; a value without prime factors has no member for the index."""
+    transaction = Transaction(3, "replica-2")
+    transaction.hset("h", {})
+    transaction.zadd("z", {})
+    transaction.hdel("h")
+    transaction.zrem("z")
+    assert read(transaction).writes == []
+
+
+def test_the_reply_goes_where_the_request_says() -> None:
+    """With the request's key, and the number of answers still to come."""
+    transaction = Transaction(3, "replica-2", request())
+    transaction.forward(Database(5), {"part": 2})
+    transaction.forward(Class("B"))
+    transaction.reply({"done": True})
+    found = read(transaction)
+    assert found.entry == ("mesh:requests:A", "1700000000000-0")
+    assert found.reply == ("mesh:replies:replica-1", "k-1", "x.do", "ok", 2, '{"done":true}')
+    forwarded = ("x.do", "k-1", "mesh:replies:replica-1", 1700000005000)
+    assert found.sends == [
+        ("db5", *forwarded, '{"part":2}', "replica-1"),
+        ("B", *forwarded, '{"n":1}', "replica-1"),
+    ]
+
+
+def test_a_send_is_waited_for_by_nobody() -> None:
+    """It is the replica's own, and lasts until somebody gets to it."""
+    transaction = Transaction(3, "replica-2", request(reply_to=""))
+    transaction.send(Database(5), "x.tell", {})
+    found = read(transaction)
+    assert found.sends == [("db5", "x.tell", "", "", NEVER, "{}", "replica-2")]
+    assert (found.reply[0], found.reply[-1]) == ("", "")
+
+
+def test_a_refusal_is_all_that_is_left() -> None:
+    """No write, no send, no forward, no expectation survives it."""
+    transaction = Transaction(3, "replica-2", request())
+    transaction.set("x", 1)
+    transaction.keep_until("x", 9)
+    transaction.shared.set("y", 1)
+    transaction.expect("x", None)
+    transaction.forward(Class("B"))
+    transaction.refuse(Refused("no", why="so"))
+    found = read(transaction)
+    assert (found.expects, found.writes, found.sends) == ([], [], [])
+    assert found.reply[3:] == ("refused", 0, '{"detail":"no","why":"so"}')
+
+
+def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
+    """There is nobody to answer."""
+    with pytest.raises(ValueError):
+        Transaction(3, "replica-2").forward(Class("A"))
+
+
+def test_many_members_of_one_score_are_one_command() -> None:
+    """The score is said once."""
+    transaction = Transaction(3, "replica-2")
+    transaction.zadd_all("z", ["a", "b"], 7)
+    transaction.zadd_all("z", [], 7)
+    assert read(transaction).writes == [(1, "zadd-all", "db3:z", 7, "a", "b")]
+
+
+async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
+    """More than Lua hands over at once, too; a key of another type refuses the transaction before it writes."""
+    one = await backend.join()
+    for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
+        transaction = one.transaction()
+        transaction.zadd_all(f"z{count}", [f"m{n}" for n in range(count)], 7)
+        assert await one.commit(transaction)
+        assert await one.store().zcard(f"z{count}") == count
+    assert await one.store().zrangebyscore("z1", 7, 7, 9) == ["m0"]
+    transaction = one.transaction()
+    transaction.set("text", 1)
+    assert await one.commit(transaction)
+    transaction = one.transaction()
+    transaction.zadd_all("z1", ["m1"], 7)
+    transaction.zadd_all("text", ["m"], 7)
+    with pytest.raises(MeshError, match="holds a string, not a zset"):
+        await one.commit(transaction)
+    assert await one.store().zcard("z1") == 1
+
+
+@pytest.mark.parametrize("field", ["", "f"])
+async def test_each_of_many_expectations_counts(backend: Backend, field: str) -> None:
+    """Absent or of a value, keys or fields: any one that does not hold refuses the transaction."""
+    one = await backend.join()
+    there = {f"k{n}": f"v{n}" for n in range(5)}
+    transaction = one.transaction()
+    for name, value in there.items():
+        if field:
+            transaction.shared.hset("h", {name: value})
+        else:
+            transaction.shared.set(name, value)
+    assert await one.commit(transaction)
+    right: dict[str, str | None] = {**there, **{f"gone{n}": None for n in range(5)}}
+    wrong = [{**right, name: value} for name in right for value in ("other", "", None) if right[name] != value]
+    for values, committed in [(right, True), *((values, False) for values in wrong)]:
+        transaction = one.transaction()
+        if field:
+            for name, wanted in values.items():
+                transaction.shared.expect("h", wanted, field=name)
+        else:
+            transaction.shared.expect_each(values)
+        transaction.set("mark", 1)
+        assert await one.commit(transaction) is committed, values
+
+
+async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Backend) -> None:
+    """An expectation that does not hold: no write of either side, no send."""
+    one = await backend.join()
+    client = backend.redis()
+    await client.set("shared:x", "theirs")
+    transaction = one.transaction()
+    transaction.set("a", 1)
+    transaction.shared.set("b", 1)
+    transaction.send(Database(9), "x.tell", {})
+    transaction.shared.expect("x", "mine")
+    assert await one.commit(transaction) is False
+    assert await one.store().get("a") is None and await one.store().shared.get("b") is None
+    assert await client.xlen("mesh:requests:db9") == 0
+
+    transaction.expects.clear()
+    transaction.shared.expect("x", "theirs")
+    transaction.expect("h", None, field="f")
+    assert await one.commit(transaction) is True
+    assert await one.store().get("a") == "1" and await one.store().shared.get("b") == "1"
+    assert await client.xlen("mesh:requests:db9") == 1, "a database that nobody holds keeps it"
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "complaint"),
+    [("INCRBY", ("1",), "holds a hash, not a string"), ("ZADD", ("1", "m"), "holds a hash, not a zset")],
+)
+async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
+    backend: Backend, verb: str, words: tuple[str, ...], complaint: str
+) -> None:
+    """A script cannot be rolled back, so types are looked at first."""
+    one = await backend.join()
+    transaction = one.transaction()
+    transaction.hset("h", {"f": 1})
+    assert await one.commit(transaction)
+    transaction = one.transaction()
+    transaction.set("first", 1)
+    transaction.write(verb, "h", *words)
+    with pytest.raises(MeshError, match=complaint):
+        await one.commit(transaction)
+    assert await one.store().get("first") is None
+
+
+async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alone(backend: Backend) -> None:
+    """A field expected of a key that is no hash: not a conflict, which would be run again for ever."""
+    one = await backend.join()
+    transaction = one.transaction()
+    transaction.set("text", 1)
+    assert await one.commit(transaction)
+    wrong, right = one.transaction(), one.transaction()
+    wrong.expect("text", "1", field="f")
+    right.set("right", 1)
+    said = await asyncio.gather(one.commit(wrong), one.commit(right), return_exceptions=True)
+    assert isinstance(said[0], MeshError) and "holds a string, not a hash" in said[0].detail
+    assert said[1] is True and await one.store().get("right") == "1"
+
+
+async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Backend) -> None:
+    """Its expiry moves later, never earlier."""
+    one = await backend.join()
+    now = one.now_ms()
+    for at_ms in (now + 50_000, now + 90_000, now + 20_000):
+        transaction = one.transaction()
+        transaction.hset("h", {str(at_ms): 1})
+        transaction.keep_until("h", at_ms)
+        assert await one.commit(transaction)
+    client = backend.redis(db=one.database)
+    assert abs(await client.pexpiretime(f"db{one.database}:h") - (now + 90_000)) <= 1
+    await client.aclose()
+
+
+async def test_commits_of_one_trip_keep_a_key_as_long_as_the_longest_of_them(backend: Backend) -> None:
+    """On each side by itself, whatever their order; and never shorter than it lives already."""
+    one = await backend.join()
+    now = one.now_ms()
+    client, own = backend.redis(), backend.redis(db=one.database)
+    await own.set(f"db{one.database}:old", 1, pxat=now + 99_000)
+    transactions = []
+    for own_ms, shared_ms in ((50_000, 10_000), (90_000, 80_000), (20_000, 95_000), (9_000, 70_000)):
+        transaction = one.transaction()
+        for key in ("new", "old"):
+            transaction.incrby(key, 1)
+            transaction.keep_until(key, now + own_ms)
+        transaction.shared.incrby("n", 1)
+        transaction.shared.keep_until("n", now + shared_ms)
+        transactions.append(transaction)
+    assert await asyncio.gather(*map(one.commit, transactions)) == [True] * 4
+    assert await own.pexpiretime(f"db{one.database}:new") == now + 90_000
+    assert await own.pexpiretime(f"db{one.database}:old") == now + 99_000
+    assert await client.pexpiretime("shared:n") == now + 95_000
+    await client.aclose()
+    await own.aclose()
+
+
+async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_are_none_the_worse(
+    backend: Backend,
+) -> None:
+    """A handler's mistake must end neither the replica nor the other commits of the same round trip."""
+    worker = Worker()
+
+    @worker.handles("x.wrong")
+    async def wrong(request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.set("a", 1, "NO", "SUCH", "OPTION")
+        return {}
+
+    @worker.handles("x.right")
+    async def right(request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.incrby(f"n:{request.body['n']}", 1)
+        return {}
+
+    one = await backend.join(worker, claim_idle_ms=200)
+    asks = [Ask(Class("A"), "x.wrong" if n % 5 == 0 else "x.right", {"n": n}) for n in range(25)]
+    answers = await one.ask(asks)
+    assert [n for n, answer in enumerate(answers) if answer.error is not None] == [0, 5, 10, 15, 20]
+    assert all(isinstance(answer.error, GivenUp) for answer in answers[::5])
+    assert "SET db1:a" in str(answers[0].error)
+    for n in range(25):
+        assert await one.store().get(f"n:{n}") == (None if n % 5 == 0 else "1")
+    books = await one.books()
+    assert (books["accepted"], books["answered"], books["dead"], books["in_flight"]) == (25, 20, 5, 0)

@@ -1,0 +1,163 @@
+"""Batches, errors and clients: what is waited for, what is given up, what is never forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+from pydantic import SecretStr
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import Busy, Connections, RedisSettings, SetupError, Unavailable
+from mesh.wire.clients import Batch, Credentials, check_server, heeding_cancellation, is_fenced, is_passing
+from tests.conftest import Server
+
+
+def _waiter() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
+    """What was asked first leaves first; the rest waits for the next trip; what is too long travels alone."""
+    batch: Batch[str] = Batch()
+    for words in ("aa", "bb", "cc", "ddddddddd", "e"):
+        batch.add(words, _waiter())
+    assert [item for item, _ in batch.take(5)] == ["aa", "bb"]
+    assert len(batch) == 3
+    (taken,) = batch.take(2)
+    assert taken[0] == "cc"
+    batch.put_back([taken])
+    assert [item for item, _ in batch.take(2)] == ["cc"]
+    assert [item for item, _ in batch.take(2)] == ["ddddddddd"]
+    assert [item for item, _ in batch.take(2)] == ["e"]
+
+
+async def test_a_batch_has_a_bound() -> None:
+    """Beyond it: Busy, at once, and what waits is none the worse."""
+    batch: Batch[str] = Batch(bound=2)
+    batch.add("one", _waiter())
+    batch.add("two", _waiter())
+    with pytest.raises(Busy):
+        batch.add("three", _waiter())
+    assert len(batch) == 2
+
+
+async def test_what_waits_in_a_batch_fails_together() -> None:
+    """Except what its asker has given up already."""
+    batch: Batch[str] = Batch()
+    waiting, given_up = _waiter(), _waiter()
+    batch.add("one", waiting)
+    batch.add("two", given_up)
+    given_up.cancel()
+    batch.fail(Busy("closed"))
+    with pytest.raises(Busy):
+        await waiting
+    assert given_up.cancelled() and len(batch) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "fenced", "passing"),
+    [
+        (redis_errors.AuthenticationError("invalid username-password pair"), True, False),
+        (redis_errors.NoPermissionError("User has no permissions"), True, False),
+        (redis_errors.ResponseError("WRONGPASS invalid"), True, False),
+        (redis_errors.ConnectionError("closed"), False, True),
+        (redis_errors.TimeoutError("slow"), False, True),
+        (redis_errors.BusyLoadingError("loading"), False, True),
+        (redis_errors.ReadOnlyError("replica"), False, True),
+        (OSError("reset"), False, True),
+        (redis_errors.ResponseError("WRONGTYPE"), False, False),
+        (redis_errors.OutOfMemoryError("OOM"), False, False),
+    ],
+)
+def test_which_errors_pass_and_which_mean_the_end_of_the_lease(error: Exception, fenced: bool, passing: bool) -> None:
+    """An AuthenticationError is a ConnectionError, too: retrying it would go on after the fence."""
+    assert (is_fenced(error), is_passing(error)) == (fenced, passing)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("BUSY Redis is busy running a script.", Unavailable),
+        ("DB index is out of range", SetupError),
+        ("DENIED Redis is running in protected mode", SetupError),
+    ],
+)
+async def test_what_a_server_says_to_a_newcomer_is_for_now_or_for_good(said: str, meant: type[Exception]) -> None:
+    """A script comes to its end; a setting stays what it is, and starting anew would not help."""
+
+    class Refused:
+        async def info(self, section: str) -> None:
+            raise redis_errors.ResponseError(said)
+
+    with pytest.raises(meant, match=said[:6]):
+        await check_server(cast(Redis, Refused()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "bus"),
+    [
+        (RedisSettings(db=3), 3),
+        (RedisSettings(url=SecretStr("redis://h:1/5")), 5),
+        (RedisSettings(url=SecretStr("redis://h:1"), db=2), 2),
+        (RedisSettings(url=SecretStr("rediss://u:p@h/")), 0),
+    ],
+)
+def test_the_bus_database_is_the_addresss_or_the_settings(settings: RedisSettings, bus: int) -> None:
+    """The address wins where it names one."""
+    assert Connections(settings).bus == bus
+
+
+def test_nothing_is_retried_behind_our_back_and_every_wait_has_an_end() -> None:
+    """redis-py's defaults (ten retries, a pool that raises) are not ours."""
+    client = Connections(RedisSettings(timeout_ms=1500)).client("t", block_ms=250)
+    options = client.connection_pool.connection_kwargs
+    assert options["retry"].get_retries() == 0
+    assert options["socket_timeout"] == 1.75 and options["socket_connect_timeout"] == 1.0
+
+
+async def test_an_epochs_user_is_used_whatever_the_settings_say(server: Server) -> None:
+    """Also where the address itself has a password in it."""
+    with server.redis() as admin:
+        admin.execute_command("ACL", "SETUSER", "mesh-db7", "on", ">own", "~*", "+@all")
+    for settings in (server.settings, RedisSettings(url=SecretStr(f"redis://default:x@127.0.0.1:{server.port}/0"))):
+        connections = Connections(settings).as_user(Credentials("mesh-db7", "own"))
+        client = connections.client("t", db=5)
+        assert await client.execute_command("ACL", "WHOAMI") == "mesh-db7"
+        assert (await client.client_info())["db"] == 5
+        await client.aclose()
+
+
+async def cancelled_at(client: Redis, turns: int) -> bool:
+    """Whether a command that is cancelled after so many turns of the loop ends as cancelled (or had ended before)."""
+    asking = asyncio.ensure_future(client.ping())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if not asking.cancel():
+        return True
+    await asyncio.wait([asking])
+    return asking.cancelled()
+
+
+async def test_a_cancellation_is_never_forgotten_while_words_are_sent(server: Server) -> None:
+    """Whoever cancels a reader waits for its end: had it gone on, that would be for ever."""
+    client = Connections(server.settings).client("t")
+    await client.ping()
+    for turns in range(40):
+        assert await cancelled_at(client, turns), f"forgotten after {turns} turns"
+    assert await client.ping() is True, "and no answer is left over for the next command"
+    await client.aclose()
+
+
+def test_connections_of_every_kind_heed() -> None:
+    """Plain, TLS and found by sentinels."""
+    for settings in (
+        RedisSettings(),
+        RedisSettings(url=SecretStr("rediss://h:1/0")),
+        RedisSettings(sentinels="127.0.0.1:1"),
+    ):
+        made = Connections(settings).client("t").connection_pool.connection_class
+        assert made.__name__.startswith("Heeding")
+    assert heeding_cancellation(Redis()).connection_pool.connection_class.__name__ == "HeedingConnection"

@@ -1,0 +1,227 @@
+"""Every request is followed, whatever becomes of it; whoever has gone is no longer worked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+from quart import Response, jsonify, session
+from structlog.testing import capture_logs
+
+from quart_app.http import server
+from quart_app.http.application import Application
+from quart_app.http.metrics import Requests
+from quart_app.http.problems import Problem
+from quart_app.settings import AppSettings
+
+
+@dataclass
+class Followed:
+    """An application with routes that end in every way, and what was seen of it."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    app: Application = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = AppSettings(port=0, private_port=0)
+        self.app = Application("followed", settings, Requests(self.registry), leaving=lambda: False)
+        self.app.get("/people/<name>")(self._person)
+        self.app.get("/refused")(self._refused)
+        self.app.get("/broken")(self._broken)
+        self.app.get("/never")(self._never)
+        self.app.get("/bits")(self._bits)
+
+    async def _person(self, name: str) -> Response:
+        return jsonify({"z": name, "id": structlog.contextvars.get_contextvars()["request_id"], "a": Decimal("1.5")})
+
+    async def _refused(self) -> Response:
+        raise Problem(503, "not now", retry_after=1)
+
+    async def _broken(self) -> Response:
+        raise RuntimeError
+
+    async def _never(self) -> Response:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return Response("")
+
+    async def _bits(self) -> AsyncIterator[bytes]:
+        async def bits() -> AsyncIterator[bytes]:
+            yield b"one "
+            yield b"two"
+
+        return bits()
+
+    def counted(self, method: str, route: str, status: int) -> float | None:
+        labels = {"method": method, "route": route, "status": str(status)}
+        return self.registry.get_sample_value("http_requests_total", labels)
+
+
+@pytest.fixture
+async def followed() -> Followed:
+    return Followed()
+
+
+@dataclass
+class Serving:
+    """An application on a port."""
+
+    address: str
+    stop: asyncio.Event
+    running: asyncio.Task[None]
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Application, grace_s: float) -> AsyncIterator[Serving]:
+    sockets = server.listen(AppSettings(port=0, private_port=0, host="127.0.0.1"))
+    stop = asyncio.Event()
+    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=grace_s))
+    yield Serving(sockets.address(sockets.public), stop, running)
+    stop.set()
+    await running
+    sockets.close()
+
+
+#: (path, status, route)
+ENDINGS = [
+    ("/people/ada", 200, "/people/<name>"),
+    ("/refused", 503, "/refused"),
+    ("/broken", 500, "/broken"),
+    ("/nowhere/at/all", 404, "none"),
+]
+
+
+@pytest.mark.parametrize(("path", "status", "route"), ENDINGS)
+async def test_every_answer_is_followed(followed: Followed, path: str, status: int, route: str) -> None:
+    """Its id out again, one count and one line, by route and never by path; a warning where it is our failure."""
+    with capture_logs() as said:
+        response = await followed.app.test_client().get(path, headers={"X-Request-ID": "abc-1"})
+    assert (response.status_code, response.headers["X-Request-ID"]) == (status, "abc-1")
+    assert followed.counted("GET", route, status) == 1
+    assert followed.registry.get_sample_value("http_request_seconds_count", {"route": route}) == 1
+    lines = [line for line in said if line["event"] == "request"]
+    level = "warning" if status >= 500 else "debug"
+    assert lines == [{"event": "request", "log_level": level, "method": "GET", "route": route, "status": status}]
+
+
+async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> None:
+    """And each request has its own."""
+    client = followed.app.test_client()
+    responses = await asyncio.gather(*(client.get("/people/ada") for _ in range(3)))
+    ids = [(await response.get_json())["id"] for response in responses]
+    assert ids == [response.headers["X-Request-ID"] for response in responses]
+    assert len(set(ids)) == 3
+
+
+async def test_methods_that_somebody_made_up_are_counted_together(followed: Followed) -> None:
+    """There are as many as callers like; each would be a time series."""
+    for method in ("BREW", "WHEN"):
+        assert (await followed.app.test_client().open("/refused", method=method)).status_code == 405
+    assert followed.counted("other", "none", 405) == 2
+
+
+async def test_numbers_leave_exact_and_never_as_what_is_no_json(followed: Followed) -> None:
+    """At any size; what is no number is null, not NaN."""
+
+    @followed.app.get("/numbers")
+    async def numbers() -> Response:
+        return jsonify([10**1000 + 1, -(2**64), float("nan")])
+
+    response = await followed.app.test_client().get("/numbers")
+    assert await response.get_data() == f"[{10**1000 + 1},{-(2**64)},null]\n".encode()
+
+
+async def test_answers_are_plain_json_in_the_order_given(followed: Followed) -> None:
+    """Compact, with what Quart can write beyond JSON's own types."""
+    response = await followed.app.test_client().get("/people/ada", headers={"X-Request-ID": "x"})
+    assert await response.get_data() == b'{"z":"ada","id":"x","a":"1.5"}\n'
+    assert response.content_type == "application/json"
+
+
+async def test_who_has_gone_is_no_longer_worked_for(followed: Followed) -> None:
+    """The route is cancelled, nothing is counted or said, and the application serves on."""
+    async with serving(followed.app, 1) as there, asyncio.timeout(10):
+        host, _, port = there.address.rpartition(":")
+        with capture_logs() as said, socket.create_connection((host, int(port))) as client:
+            client.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+            await followed.begun.wait()
+            client.close()
+            await followed.cancelled.wait()
+        async with httpx.AsyncClient(base_url=f"http://{there.address}") as client:
+            for _ in range(20):  # by one connection
+                assert (await client.get("/people/ada")).status_code == 200
+    assert followed.counted("GET", "/people/<name>", 200) == 20
+    assert followed.counted("GET", "/never", 200) is None
+    assert not said
+
+
+async def test_an_end_from_outside_is_not_taken_for_a_client_that_has_gone(followed: Followed) -> None:
+    """Who still waits when the server's grace is over hears 503."""
+    async with serving(followed.app, 0.1) as there, asyncio.timeout(10), httpx.AsyncClient() as client:
+        asking = asyncio.create_task(client.get(f"http://{there.address}/never"))
+        await followed.begun.wait()
+        there.stop.set()
+        answer = await asking
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert followed.cancelled.is_set()
+
+
+@pytest.mark.parametrize("host", ["x", "X.example:8000", "127.0.0.1:80", "[::1]:80"])
+async def test_every_host_has_the_same_routes(followed: Followed, host: str) -> None:
+    """A balancer, a probe and a browser call the same replica by different names."""
+    response = await followed.app.test_client().get("/people/ada", headers={"Host": host})
+    assert response.status_code == 200
+
+
+async def test_nothing_is_kept_in_sessions_of_quarts(followed: Followed) -> None:
+    """They are one and empty for all: what somebody wrote there would be everybody's."""
+
+    @followed.app.get("/keep")
+    async def keep() -> str:
+        session["name"] = "ada"
+        return ""
+
+    assert (await followed.app.test_client().get("/keep")).status_code == 500
+
+
+async def _said(app: Application, path: str) -> list[dict[str, Any]]:
+    """What the application tells the server for a GET."""
+    asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        for message in asked:
+            return message
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode()}
+    scope |= {"root_path": "", "query_string": b"", "headers": [(b"host", b"here")], "http_version": "1.1"}
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    return said
+
+
+async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) -> None:
+    """Head and body; one that comes bit by bit has an end of its own."""
+    head, body = await _said(followed.app, "/people/Ann")
+    assert (head["status"], body["more_body"]) == (200, False)
+    assert dict(head["headers"])[b"content-length"] == str(len(body["body"])).encode()
+    head, *bits = await _said(followed.app, "/bits")
+    assert [(bit["body"], bit["more_body"]) for bit in bits] == [(b"one ", True), (b"two", True), (b"", False)]

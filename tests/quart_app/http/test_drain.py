@@ -1,0 +1,88 @@
+"""A listening socket is closed without resetting anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from quart_app.http.drain import last_call
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listening(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    try:
+        server = socket.create_server((request.param, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {request.param} here")
+    server.setblocking(False)
+    with server:
+        yield server
+
+
+def connect(to: socket.socket) -> socket.socket:
+    return socket.create_connection(to.getsockname()[:2], timeout=5)
+
+
+async def serve_one(listening: socket.socket, after_s: float) -> None:
+    """An event loop that is late to accept."""
+    await asyncio.sleep(after_s)
+    loop = asyncio.get_running_loop()
+    accepted, _ = await loop.sock_accept(listening)
+    with accepted:
+        await loop.sock_sendall(accepted, b"answer to " + await loop.sock_recv(accepted, 100))
+
+
+async def test_who_had_connected_is_served(listening: socket.socket) -> None:
+    """Closing waits until nobody stands at the door: shut at once, it would reset this client unread."""
+    with connect(listening) as early:
+        early.sendall(b"question")
+        serving = asyncio.create_task(serve_one(listening, 0.05))
+        await last_call(listening, 0.5)
+        listening.close()
+        await serving
+        assert early.recv(100) == b"answer to question"
+
+
+async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> None:
+    """Refused means that nothing was sent, so any request may be tried elsewhere; the socket is still there."""
+    closing = asyncio.create_task(last_call(listening, 5))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        connect(listening)
+    assert time.monotonic() - began < 1
+    closing.cancel()
+
+
+async def test_who_had_connected_may_take_his_time_to_speak(listening: socket.socket) -> None:
+    """A connection without its request yet must not be ended as an idle one."""
+    began = time.monotonic()
+    await last_call(listening, 0.2)
+    assert time.monotonic() - began >= 0.2
+
+
+async def test_a_door_that_is_never_free_is_shut_all_the_same(listening: socket.socket) -> None:
+    """Nobody accepts: the wait has an end."""
+    with connect(listening):
+        async with asyncio.timeout(5):
+            await last_call(listening, 0.1)
+        with pytest.raises(ConnectionRefusedError):
+            connect(listening)
+
+
+async def test_without_time_to_settle_nothing_is_touched(listening: socket.socket) -> None:
+    """Where no balancer is in front, there is nobody to be sent elsewhere."""
+    await last_call(listening, 0)
+    connect(listening).close()
+
+
+async def test_a_socket_that_never_listened_is_no_error() -> None:
+    """A replica may be told to stop before it was ready."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        await last_call(bound, 0.01)

@@ -1,0 +1,72 @@
+"""Whose memory processes use, on machines with jemalloc and without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quart_app.local import allocator, supervisor
+
+NAME = "libjemalloc.so.2"
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LD_PRELOAD", "PYTHONMALLOC"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.util.find_library", {"jemalloc": request.param}.get)
+
+
+@pytest.mark.parametrize(
+    ("found", "server", "python"),
+    [
+        (NAME, {"LD_PRELOAD": NAME}, {"LD_PRELOAD": NAME, "PYTHONMALLOC": "malloc"}),
+        (None, {"GLIBC_TUNABLES": allocator.KEPT_AT_HAND}, {}),
+    ],
+    indirect=["found"],
+)
+@pytest.mark.usefixtures("found")
+def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], python: dict[str, str]) -> None:
+    """By the wheel's server and by replicas; without it each has what is best for it."""
+    assert supervisor.wheel_server().environ == server
+    assert allocator.of_python() == python
+    replica = supervisor._environment("redis://127.0.0.1:1/0", Path("data"))
+    assert {name: replica[name] for name in ("LD_PRELOAD", "PYTHONMALLOC") if name in replica} == python
+
+
+@pytest.mark.parametrize("found", ["/opt/homebrew/lib/libjemalloc.dylib"], indirect=True)
+@pytest.mark.usefixtures("found")
+def test_where_nothing_can_be_preloaded_python_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library the other half would choose the C library's."""
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert allocator.of_python() == {}
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONMALLOC"])
+@pytest.mark.parametrize("found", [NAME], indirect=True)
+@pytest.mark.usefixtures("found")
+def test_whoever_has_chosen_an_allocator_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of another choice would be neither."""
+    monkeypatch.setenv(name, "debug")
+    assert allocator.of_python() == {}
+
+
+def test_a_python_told_so_has_its_objects_there() -> None:
+    """The library is mapped, and Python's own allocator is out of use."""
+    told = allocator.of_python()
+    if not told:
+        pytest.skip("this machine has no jemalloc (Debian: apt-get install libjemalloc2)")
+    code = "import sys; print('jemalloc' in open('/proc/self/maps').read()); sys._debugmallocstats()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **told}, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True\n"
+    assert "Small block threshold" not in done.stderr

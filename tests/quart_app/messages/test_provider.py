@@ -1,0 +1,249 @@
+"""What became of a request is told apart by what is certain, against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from quart_app.messages.provider import (
+    LONGEST_BLOCK_MS,
+    MAX_ANSWER_BYTES,
+    SHORTEST_BLOCK_MS,
+    TOO_LATE,
+    Answered,
+    Blocked,
+    Failed,
+    Gateway,
+    Outcome,
+    Unknown,
+    Unsent,
+    retry_after_ms,
+)
+from quart_app.messages.settings import MessageSettings
+
+if TYPE_CHECKING:
+    from tests.quart_app.messages.conftest import Providers
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A server that behaves as badly as it is told to."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def gateway(url: str, **settings: Any) -> AsyncIterator[Gateway]:
+    chosen = {"provider_timeout_ms": 300, "connect_timeout_ms": 200} | settings
+    made = Gateway(url, MessageSettings(**chosen))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def answering(head: str, body: bytes = b"") -> Handler:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    return handler
+
+
+async def outcome_of(handler: Handler, **settings: Any) -> Outcome:
+    async with serving(handler) as url, gateway(url, **settings) as sender:
+        return await sender.send("m1", "hello")
+
+
+async def test_an_answer_is_the_provider_s_reply(providers: Providers) -> None:
+    """The contract, against the simulator itself; a refusal says for how long."""
+    async with gateway(providers.free_url) as sender:
+        outcomes = [await sender.send(f"m{n}", f"hello {n}") for n in range(3)]
+    assert outcomes[0] == Answered("handled by the free provider: hello 0")
+    assert outcomes[2] == Blocked(1_000)
+
+
+async def test_the_message_s_id_travels_along() -> None:
+    """A provider that knows Idempotency-Key can recognise a message."""
+    seen = b""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen = await reader.readuntil(b"}")
+
+    await outcome_of(handler)
+    assert b"idempotency-key: m1\r\n" in seen.lower()
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("500 Oops", b""),
+        ("404 Gone", b"{}"),
+        ("301 Moved\r\nLocation: http://127.0.0.1:1/", b""),
+        ("200 OK", b"not json"),
+        ("200 OK", b"[]"),
+        ("200 OK", b'{"reply":"x"}'),
+        ("200 OK", b'{"response":1}'),
+        ("200 OK", b"[" * 100_000),
+        ("200 OK", b"\xff"),
+    ],
+)
+async def test_an_answer_that_is_no_reply_has_failed(head: str, body: bytes) -> None:
+    """The provider saw the message; that is all that is known."""
+    assert isinstance(await outcome_of(answering(head, body)), Failed)
+
+
+async def test_a_provider_that_nobody_is_got_nothing() -> None:
+    """Refused connections are certain: tried a few times, then given up."""
+    began = time.monotonic()
+    async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
+        assert isinstance(await sender.send("m1", "hello"), Unsent)
+    assert 0.1 < time.monotonic() - began < 2
+
+
+async def test_what_could_not_leave_is_tried_again() -> None:
+    """A provider that starts a moment later gets the message, once."""
+    seen: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"}"))
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"response":"x"}')
+        await writer.drain()
+
+    async with serving(handler) as url:
+        pass
+    port = int(url.rsplit(":", 1)[1].strip("/"))
+    async with gateway(url, connect_tries=10) as sender:
+        sending = asyncio.create_task(sender.send("m1", "hello"))
+        await asyncio.sleep(0.05)
+        server = await asyncio.start_server(handler, "127.0.0.1", port)
+        assert await sending == Answered("x")
+        server.close()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("cut", ["at once", "in the answer", "never"])
+async def test_what_left_without_an_answer_is_unknown_and_not_repeated(cut: str) -> None:
+    """Lost in either direction, or only slow: nobody can tell from here."""
+    seen = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+        await reader.readuntil(b"}")
+        if cut == "in the answer":
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"resp')
+            await writer.drain()
+        elif cut == "never":
+            await asyncio.sleep(1)
+
+    assert isinstance(await outcome_of(handler), Unknown)
+    assert seen == 1
+
+
+async def test_an_answer_without_end_is_not_read_to_it() -> None:
+    """A megabyte is enough for anybody's reply."""
+    handler = answering("200 OK", b'{"response":"' + b"x" * MAX_ANSWER_BYTES + b'"}')
+    assert isinstance(await outcome_of(handler, provider_timeout_ms=5_000), Unknown)
+
+
+async def test_a_trickle_ends_at_the_deadline() -> None:
+    """The time-out counts for the whole answer, not for each byte of it."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    began = time.monotonic()
+    assert isinstance(await outcome_of(handler), Unknown)
+    assert time.monotonic() - began < 1
+
+
+async def test_whose_right_has_ended_sends_nothing(providers: Providers) -> None:
+    """Asked right before the first byte: connected is not yet sent."""
+    async with gateway(providers.free_url) as sender:
+        assert await sender.send("m1", "hello", may_leave=lambda: False) == Unsent(TOO_LATE)
+        answers = iter([True, False, False])
+        assert await sender.send("m1", "hello", may_leave=lambda: next(answers)) == Answered(
+            "handled by the free provider: hello"
+        )
+    assert providers.messages == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("3", 3_000),
+        ("0", SHORTEST_BLOCK_MS),
+        ("99999999999999999999", LONGEST_BLOCK_MS),
+        ("9" * 400, LONGEST_BLOCK_MS),
+        (formatdate(1_700_000_030, usegmt=True), 30_000),
+        (formatdate(1_600_000_000, usegmt=True), SHORTEST_BLOCK_MS),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", SHORTEST_BLOCK_MS),
+        ("-3", None),
+        ("3.5", None),
+        ("soon", None),
+        ("", None),
+        ("²", None),
+    ],
+)
+def test_retry_after_in_both_its_forms(said: str, meant: int | None) -> None:
+    """A date counts from the provider's own Date: its clock need not be ours."""
+    headers = httpx.Headers({"Date": formatdate(1_700_000_000, usegmt=True)})
+    headers["Retry-After"] = said
+    assert retry_after_ms(headers) == meant
+
+
+def test_no_retry_after_is_no_number() -> None:
+    """Then the usual block is assumed, elsewhere."""
+    assert retry_after_ms(httpx.Headers()) is None
+
+
+async def test_it_says_when_the_whole_request_is_on_its_way() -> None:
+    """Before the answer: what is on its way arrives, whatever becomes of the sender."""
+    said: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        said.append("seen")
+        await asyncio.sleep(0.1)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"response":"x"}')
+        await writer.drain()
+        said.append("answered")
+
+    async with serving(handler) as url, gateway(url) as sender:
+        await sender.send("m1", "hello", has_left=lambda: said.append("left"))
+    assert said.index("left") < said.index("answered")
+
+
+async def test_it_says_when_the_first_try_was_in_vain() -> None:
+    """Others need not wait for the ones that follow."""
+    began, said = time.monotonic(), list[float]()
+    async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
+        await sender.send("m1", "hello", has_left=lambda: said.append(time.monotonic() - began))
+    assert said[0] < 0.1 < time.monotonic() - began
