@@ -230,7 +230,7 @@ async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> Non
     assert found.status_code == 422
     errors = (await found.get_json())["errors"]
     assert [error["pointer"] for error in errors] == [f"/{n}/value" for n in range(700, 700 + len(errors))]
-    assert 1 <= len(problems) <= 100
+    assert 1 <= len(errors) <= 100
 
 
 @pytest.mark.parametrize(("body", "says"), [([{}] * (MOST + 1), "at most 4000 items"), ({"value": 1}, "not valid")])
