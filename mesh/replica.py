@@ -255,11 +255,8 @@ class Replica:
             async with asyncio.timeout(deadline_s):
                 while self._calls.waiting:
                     await asyncio.sleep(0.01)
-        self._tasks["lease"].cancel()
-        await asyncio.wait([self._tasks["lease"]])
-        with contextlib.suppress(*PASSING):
-            released = await self._lease.release(RELEASE_WAIT_S)
-            log.info("lease released" if released else "lease not released", database=self.database)
+        released = await self._lease.release(RELEASE_WAIT_S)
+        log.info("lease released" if released else "lease not released", database=self.database)
         await self._database_consumer.stop(0)
 
     async def _close(self) -> None:
@@ -268,8 +265,6 @@ class Replica:
         for client in self._clients:
             with contextlib.suppress(*PASSING):
                 await client.aclose()
-        with contextlib.suppress(*PASSING):
-            await self._lease.close()
 
 
 def identity() -> str:

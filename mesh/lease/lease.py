@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from mesh import keys
 from mesh.errors import LeaseLost, MeshError, Unavailable
 from mesh.lease import acl
+from mesh.lease.loop_thread import LoopThread
 from mesh.settings import Isolation, MeshSettings
 from mesh.wire.clients import FENCED, PASSING, Connections, Credentials, check_server, is_fenced
 from mesh.wire.script import Script
@@ -39,6 +40,9 @@ RELEASE = Script.beside(__file__, "release.lua")
 #: The holder's trust ends this part of the ttl before the server's.
 SAFETY = 0.1
 POLL_S = 0.1
+#: A replica whose event loop has not run for this many ttls gives its lease up. More frees the database of a hung
+#: process later; less ends replicas over a handler that blocks for long.
+HANGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +255,33 @@ class Applicant:
         return [str(word) for word in words]
 
 
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    """What the last renewal that succeeded has told. Replaced as a whole, because two threads read it."""
+
+    #: when it was sent, by this process's monotonic clock
+    sent_at: float
+    #: the end of the lease, in ms of the server's clock
+    known_until_ms: int
+    #: the server's clock minus our monotonic clock
+    clock_offset_ms: float
+
+
 class Lease:
-    """A lease in our hands. `run` keeps it; `trusted` says whether it still holds."""
+    """A lease in our hands. `run` keeps it; `trusted` says whether it still holds.
+
+        held --renewed--> held --release--> released
+                |
+                +--not renewed in time, refused by the server, or the replica hangs--> lost
+
+    A thread with an event loop and a connection of its own renews and releases it, so that a handler that blocks the
+    replica's event loop does not cost the lease. All that this thread shares with the replica's loop is `_renewal`,
+    `_lost`, `_seen_alive_at`, `_release_within_s` and `state`: each is written by one of the two, in one assignment.
+
+    Two kinds of standstill still end the lease, as they must. A process that does not run at all (stopped, swapped out,
+    or within one call into C that keeps Python's lock) for most of the ttl is the same to everybody else as one that is
+    dead. An event loop that has not run once in `HANGS` ttls serves nobody; another replica can.
+    """
 
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
         self.grant = grant
@@ -265,65 +294,114 @@ class Lease:
             "epoch": str(grant.epoch),
             "since": str(grant.now_ms),
         }
-        self._bus = connections.bus
-        self._client = connections.client(f"lease-{grant.replica}")
-        self._renewed_at = grant.granted_at
-        #: the end of the lease as the server last told it, in ms of its clock
-        self._known_until_ms = grant.now_ms + settings.lease_ttl_ms
-        # Half of nothing is known about the way; the first renewal corrects it.
-        self._clock_offset_ms = grant.now_ms - time.monotonic() * 1000
-        self._nudge = asyncio.Event()
+        self._connections = connections
+        self._renewal = _Renewal(
+            sent_at=grant.granted_at,
+            known_until_ms=grant.now_ms + settings.lease_ttl_ms,
+            # The network delay is unknown until the first renewal.
+            clock_offset_ms=grant.now_ms - time.monotonic() * 1000,
+        )
         self._lost: MeshError | None = None
+        self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
+        self._nudge = asyncio.Event()
+        self._seen_alive_at = time.monotonic()
+        self._release_within_s: float | None = None
+        self._released = False
+        self._over = asyncio.Event()
 
     @property
     def trusted(self) -> bool:
         """Whether we may still act as the holder."""
-        held_ms = (time.monotonic() - self._renewed_at) * 1000
+        held_ms = (time.monotonic() - self._renewal.sent_at) * 1000
         return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
 
     def now_ms(self) -> int:
         """Redis's clock, as of the last renewal and our own pace since."""
-        return int(time.monotonic() * 1000 + self._clock_offset_ms)
+        return int(time.monotonic() * 1000 + self._renewal.clock_offset_ms)
 
     def set_state(self, state: str) -> None:
         """Tell the roster, with the next renewal, which comes at once."""
         self.state = state
-        self._nudge.set()
+        self._thread.call(self._nudge.set)
 
     async def run(self) -> None:
-        """Renew until cancelled. Raises LeaseLost."""
+        """Keep the lease until it is released or we are cancelled. Raises LeaseLost."""
+        self._seen_alive_at = time.monotonic()
+        try:
+            await self._thread.run()
+        finally:
+            self._over.set()
+
+    async def release(self, wait_s: float) -> bool:
+        """Give the database back once no request waits for it, or after `wait_s` anyway. Return whether we did.
+
+        `run` ends then.
+        """
+        self._release_within_s = wait_s
+        self._thread.call(self._nudge.set)
+        await self._over.wait()
+        return self._released
+
+    # From here on: in the thread of the lease
+
+    async def _hold(self) -> None:
+        client = self._connections.client(f"lease-{self.grant.replica}")
+        try:
+            while self._release_within_s is None:
+                pause_s = await self._keep(client)
+                await self._pause(pause_s)
+            self._released = await self._release(client, self._release_within_s)
+        finally:
+            with contextlib.suppress(*PASSING):
+                await client.aclose()
+
+    async def _keep(self, client: Redis) -> float:
+        """Renew once; return the pause until the next time in seconds. Raises LeaseLost."""
         interval_s = self._settings.renew_interval_ms / 1000
-        while True:
-            pause = interval_s
-            # Whoever slept through the lease must not wake it up again.
+        # A process that slept through its lease must not renew it.
+        self._check_trust()
+        self._check_loop()
+        try:
+            await self._renew(client)
+        except (redis_errors.RedisError, *PASSING) as error:
+            if is_fenced(error):
+                self._lose(LeaseLost("the Redis user of this lease is gone"), error)
+            if not isinstance(error, PASSING):
+                log.warning("lease renewal failed", error=str(error))
             self._check_trust()
-            try:
-                await self._renew()
-            except PASSING as error:
-                if is_fenced(error):
-                    self._lose(LeaseLost("the Redis user of this lease is gone"), error)
-                pause = min(interval_s, POLL_S)
-            except redis_errors.RedisError as error:
-                if is_fenced(error):
-                    self._lose(LeaseLost("the Redis user of this lease is gone"), error)
-                log.warning("the lease could not be renewed", error=str(error))
-                pause = min(interval_s, POLL_S)
-            self._check_trust()
-            self._nudge.clear()
-            # Not wait_for: Python 3.11's forgets a cancellation that comes together with the nudge.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._nudge.wait()
+            return min(interval_s, POLL_S)
+        self._check_trust()
+        return interval_s
+
+    async def _pause(self, pause_s: float) -> None:
+        # Not wait_for: Python 3.11's forgets a cancellation that comes together with the nudge.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._nudge.wait()
+        self._nudge.clear()
 
     def _check_trust(self) -> None:
         if not self.trusted:
             self._lose(LeaseLost("the lease could not be renewed in time"))
 
+    def _check_loop(self) -> None:
+        """Lose the lease when the replica's event loop hangs; stop when it is closed."""
+        silent_s = time.monotonic() - self._seen_alive_at
+        if silent_s > HANGS * self._settings.lease_ttl_ms / 1000:
+            self._lose(LeaseLost(f"the event loop of this replica has been blocked for {silent_s:.0f} s"))
+        try:
+            self._thread.call_back(self._alive)
+        except RuntimeError as error:
+            self._lose(LeaseLost("the event loop of this replica is closed"), error)
+
+    def _alive(self) -> None:
+        self._seen_alive_at = time.monotonic()
+
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         self._lost = error
         raise error from cause
 
-    async def _renew(self) -> None:
+    async def _renew(self, client: Redis) -> None:
         grant = self.grant
         sent_at = time.monotonic()
         fields = [word for pair in self._row.items() for word in pair]
@@ -334,21 +412,22 @@ class Lease:
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
-            str(self._bus), str(grant.database), grant.cls, str(self._known_until_ms),
+            str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
         )  # fmt: skip
         # A renewal that hangs is worth less than the next one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms = await self._client.eval(RENEW.source, len(names), *names, *words, *fields)
+            outcome, now_ms = await client.eval(RENEW.source, len(names), *names, *words, *fields)
         if outcome == 0:
             self._lose(LeaseLost("the lease is over or in other hands"))
         if outcome == 2:
-            log.error("the lease was gone and is put back: the server was emptied, or restarted without its data")
-        self._renewed_at = sent_at
-        self._known_until_ms = int(now_ms) + self._settings.lease_ttl_ms
-        self._clock_offset_ms = int(now_ms) - (sent_at + time.monotonic()) * 500
+            log.error("lease was gone and is restored: the server was emptied, or restarted without its data")
+        self._renewal = _Renewal(
+            sent_at=sent_at,
+            known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
+            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) * 500,
+        )
 
-    async def release(self, wait_s: float) -> bool:
-        """Give the database back once no request waits for it, or after `wait_s` anyway."""
+    async def _release(self, client: Redis, wait_s: float) -> bool:
         grant = self.grant
         names = (
             keys.lease(grant.database),
@@ -361,11 +440,12 @@ class Lease:
         until = time.monotonic() + wait_s
         while self.trusted:
             force = time.monotonic() >= until
-            released = await self._client.eval(RELEASE.source, len(names), *names, grant.holder, "1" if force else "0")
+            try:
+                released = await client.eval(RELEASE.source, len(names), *names, grant.holder, "1" if force else "0")
+            except (redis_errors.RedisError, *PASSING) as error:
+                log.warning("lease release failed", database=grant.database, error=str(error))
+                return False
             if released >= 0:
                 return bool(released)
             await asyncio.sleep(0.01)
         return False
-
-    async def close(self) -> None:
-        await self._client.aclose()

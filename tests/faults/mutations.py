@@ -6,6 +6,7 @@ fails loudly where the source has changed so that the words to be replaced are n
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
+from mesh.lease.loop_thread import LoopThread
 from mesh.requests import consumer, scripts, streams
 from mesh.wire.script import Script
 from quart_app.values import handlers
@@ -48,6 +50,14 @@ def function(owner: Any, name: str, old: str, new: str) -> Callable[[], None]:
     return mutate
 
 
+def _renew_on_the_replicas_loop() -> None:
+    async def run(self: Any) -> None:
+        self._caller = self._loop = asyncio.get_running_loop()
+        await self._main()
+
+    LoopThread.run = run  # type: ignore[method-assign]
+
+
 def _keep_users() -> None:
     say = Pipeline.execute_command
 
@@ -63,6 +73,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "user-deletion": _keep_users,
+    "renewal-thread": _renew_on_the_replicas_loop,
     "deadline": function(consumer.Consumer, "_attempt", "if self._is_late(request):", "if False:"),
     "own-pending-read": function(
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'

@@ -1,6 +1,7 @@
 """A service for the fault matrix alone: it counts how often each request took effect.
 
-    POST /tally       {"id", "cls" or "database", "hold_ms", "poison", "wait_ms"}   one effect in the worker's database
+    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "wait_ms"}
+                      one effect in the worker's database, after waiting for hold_ms and blocking the loop for block_ms
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
     GET  /tally/loop  the longest this replica's event loop was held, in ms, since it was asked last (private)
 
@@ -59,6 +60,7 @@ def _worker() -> Worker:
         # Whoever takes the request over does not hold it again.
         if request.deliveries == 1 or body["always"]:
             await asyncio.sleep(body["hold_ms"] / 1000)
+            time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
         transaction.write("HINCRBY", EFFECTS, body["id"], 1)
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
 
@@ -92,6 +94,7 @@ def _public(context: Context) -> Blueprint:
         body = {
             "id": asked["id"],
             "hold_ms": asked.get("hold_ms", 0),
+            "block_ms": asked.get("block_ms", 0),
             "poison": asked.get("poison", False),
             "always": asked.get("always", False),
         }

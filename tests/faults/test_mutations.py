@@ -17,6 +17,7 @@ from tests.faults.mutations import MUTATIONS
 BREAKS = {
     "lease-check": (test_pauses.test_row_06_a_write_that_arrives_late_is_refused, "a former holder has written"),
     "user-deletion": (test_pauses.test_row_06_a_sleeper_is_shut_out, "still connected"),
+    "renewal-thread": (test_pauses.test_row_35_a_blocked_loop_costs_no_lease, "leases changed hands"),
     "pending-ownership": (test_pauses.test_row_07_a_commit_that_arrives_late_is_refused, "took effect 2 times"),
     "deadline": (test_overload.test_row_23_nothing_expired_is_begun, "begun after its deadline"),
     "expected-value": (test_network.test_row_14_a_slow_and_crumbling_wire, "lies in databases|no order explains"),

@@ -1,4 +1,4 @@
-"""Rows 5 to 9, 15 and 29: processes that sleep, start together, or have the wrong time."""
+"""Rows 5 to 9, 15, 29 and 35: processes that sleep, start together, have the wrong time, or block their event loop."""
 
 from __future__ import annotations
 
@@ -185,4 +185,21 @@ async def test_row_29_a_wrong_clock_changes_nothing(faults: Faults) -> None:
             await asyncio.sleep(2.5)
     if await mesh.epochs() != before:
         raise Broken("leases changed hands")
+    await faults.check(mesh)
+
+
+@row(35, "a handler blocks the event loop for 2 L", selection=True)
+async def test_row_35_a_blocked_loop_costs_no_lease(faults: Faults) -> None:
+    """No process ends, no lease changes hands; the request has its effect once."""
+    mesh = await faults.mesh()
+    before, pids = await mesh.epochs(), {member.pid for member in mesh.members}
+    asked = mesh.tally(mesh.members[2], cls="A", block_ms=2 * L * 1000, wait_ms=4 * L * 1000)
+    blocked = await mesh.begun(asked)
+    async with mesh.load(to=_other(mesh, blocked).public):
+        await mesh.within(2 * L + 2, lambda: _true(asked.done()), "the request is answered")
+        faults.took(await mesh.within(2 * L + 2, blocked.ready, "the blocked one is ready"))
+    if await mesh.epochs() != before or {member.pid for member in mesh.members} != pids:
+        raise Broken(f"leases changed hands: {before} became {await mesh.epochs()}")
+    if not asked.result().ok:
+        raise Broken(f"the client was told {asked.result()}")
     await faults.check(mesh)

@@ -1,0 +1,192 @@
+"""A lease in our hands: renewed whatever the replica's event loop does, ended with the membership."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mesh import Class, LeaseLost, Replica, Request, Store, Transaction, Worker, join
+from mesh.lease import lease
+from tests.conftest import Server, eventually, mesh_settings
+from tests.mesh.lease.test_loop_thread import on_the_callers_loop
+
+TTL_MS = 1000
+TTL_S = TTL_MS / 1000
+
+
+def sleep(seconds: float) -> None:
+    """Block the loop in a call that lets other threads run."""
+    time.sleep(seconds)
+
+
+def compute(seconds: float) -> None:
+    """Block the loop in Python code; other threads run every 5 ms."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def keep_the_lock(seconds: float) -> None:
+    """Block the loop in one C call that lets nobody run (PyDLL keeps the interpreter's lock)."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def blocking(block: Callable[[float], None], seconds: float, after: list[bool]) -> Worker:
+    """A worker whose handler blocks the event loop and notes whether the lease is trusted right after."""
+    worker = Worker()
+
+    @worker.handles("block")
+    async def handle(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        block(seconds)
+        after.append(members[0].trusted)
+        return {}
+
+    @worker.handles("quick")
+    async def quick(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        return {"answered": True}
+
+    members: list[Replica] = []
+    worker.members = members  # type: ignore[attr-defined]
+    return worker
+
+
+async def block_a_member(
+    server: Server, block: Callable[[float], None], seconds: float, **settings: Any
+) -> tuple[bool, bool]:
+    """Whether a replica trusts its lease right after its loop was blocked, and whether it then goes on working."""
+    after: list[bool] = []
+    worker = blocking(block, seconds, after)
+    chosen = mesh_settings(server.settings, lease_ttl_ms=TTL_MS, **settings)
+    async with join(worker, chosen) as replica:
+        worker.members.append(replica)  # type: ignore[attr-defined]
+        await asyncio.sleep(0.2)
+        asked = asyncio.create_task(replica.call(Class(replica.cls), "block", {}))
+        await asyncio.sleep(seconds)
+        asked.cancel()
+        answer = await replica.call(Class(replica.cls), "quick", {})
+        with server.redis() as admin:
+            held = admin.get(f"mesh:lease:{replica.database}")
+        return after[0], answer == {"answered": True} and held == f"{replica.epoch} {replica.id}"
+
+
+@pytest.mark.parametrize("block", [sleep, compute])
+async def test_a_handler_that_blocks_the_loop_for_two_ttls_costs_no_lease(
+    server: Server, block: Callable[[float], None]
+) -> None:
+    """The lease is renewed by a thread of its own; the same epoch goes on working."""
+    assert await block_a_member(server, block, 2 * TTL_S) == (True, True)
+
+
+async def test_without_its_thread_the_lease_is_lost(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the thread out, and the test above fails."""
+    on_the_callers_loop(monkeypatch)
+    with pytest.raises(LeaseLost):
+        await block_a_member(server, sleep, 2 * TTL_S)
+
+
+async def test_a_c_call_that_keeps_the_interpreters_lock_for_half_a_ttl_costs_no_lease(server: Server) -> None:
+    """Six renewals fit in a ttl, and the last one counts from when it was sent."""
+    assert await block_a_member(server, keep_the_lock, TTL_S / 2) == (True, True)
+
+
+async def test_a_c_call_that_keeps_the_interpreters_lock_for_two_ttls_costs_the_lease(server: Server) -> None:
+    """No thread of this process can run then, as if it were stopped: it must not act on the lease after it."""
+    after: list[bool] = []
+    worker = blocking(keep_the_lock, 2 * TTL_S, after)
+    with pytest.raises(LeaseLost):
+        async with join(worker, mesh_settings(server.settings, lease_ttl_ms=TTL_MS)) as replica:
+            worker.members.append(replica)  # type: ignore[attr-defined]
+            await asyncio.sleep(0.2)
+            await replica.call(Class(replica.cls), "block", {})
+    assert after == [False]
+
+
+async def test_a_loop_that_hangs_gives_its_database_to_another(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that never answers again must not keep a database for ever."""
+    monkeypatch.setattr(lease, "HANGS", 1)
+    with pytest.raises(LeaseLost, match="event loop of this replica has been blocked for 1 s"):
+        async with join(Worker(), mesh_settings(server.settings, lease_ttl_ms=TTL_MS)):
+            await asyncio.sleep(0.2)
+            sleep(2.2 * TTL_S)
+            await asyncio.sleep(5)
+
+
+async def no_lease_thread() -> bool:
+    return not any(thread.name.startswith("lease-") for thread in threading.enumerate())
+
+
+async def live(server: Server, ready: asyncio.Event, end: asyncio.Future[None]) -> None:
+    """A membership that ends as `end` does."""
+    async with join(Worker(), mesh_settings(server.settings, lease_ttl_ms=TTL_MS)):
+        await asyncio.sleep(0.1)
+        assert not await no_lease_thread()
+        ready.set()
+        await end
+
+
+@pytest.mark.parametrize("how", ["in order", "with an error", "cancelled", "lease lost"])
+async def test_the_thread_ends_with_the_membership(server: Server, how: str) -> None:
+    """Whatever ends it, and no later than it."""
+    ready, end = asyncio.Event(), asyncio.get_running_loop().create_future()
+    living = asyncio.create_task(live(server, ready, end))
+    await ready.wait()
+    if how == "in order":
+        end.set_result(None)
+        await living
+    elif how == "with an error":
+        end.set_exception(LookupError("of the application"))
+        with pytest.raises(LookupError):
+            await living
+    elif how == "cancelled":
+        living.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await living
+    else:
+        with server.redis() as admin:
+            admin.set("mesh:lease:1", "1 replica-other", px=60_000)
+        with pytest.raises(LeaseLost):
+            await living
+    await eventually(no_lease_thread, 1)
+
+
+async def test_the_thread_ends_although_the_loop_was_closed_without_it(server: Server) -> None:
+    """Nobody cancels anything: the renewals end by themselves, and the lease runs out."""
+    settings = mesh_settings(server.settings, lease_ttl_ms=TTL_MS)
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+        joining = loop.create_task(join(Worker(), settings).__aenter__())
+        loop.run_until_complete(joining)
+        loop.run_until_complete(asyncio.sleep(0.2))
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        loop.close()
+
+    await asyncio.to_thread(abandon)
+    await eventually(no_lease_thread, 2)
+    with server.redis() as admin:
+
+        async def free() -> bool:
+            return not admin.exists("mesh:lease:1")
+
+        await eventually(free, TTL_S + 1)
+
+
+async def test_a_state_reaches_the_roster_from_the_replicas_loop(server: Server) -> None:
+    """With the next renewal, which comes at once, also when one is just on its way."""
+    settings = mesh_settings(server.settings, lease_ttl_ms=30_000)
+    async with join(Worker(), settings) as replica:
+        with server.redis() as admin:
+            for state in ("draining", "ready") * 10:
+                replica._lease.set_state(state)
+
+                async def told(expected: str = state) -> bool:
+                    return admin.hget(f"mesh:replica:{replica.database}", "state") == expected
+
+                await eventually(told, 1)
