@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ class Server:
     folder: Path
     options: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    program: supervisor.Binary = field(default_factory=supervisor.find_server)
 
     @property
     def url(self) -> str:
@@ -56,13 +58,12 @@ class Server:
 
     def start(self) -> None:
         """Start it, with what an earlier run left in its folder."""
-        program = supervisor.find_server()
         command = [
-            program.path, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            self.program.path, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--databases", "16", "--appendonly", "yes", "--save", "", *self.options,
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
-            environ = {**os.environ, **program.environ}
+            environ = {**os.environ, **self.program.environ}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
         with self.redis() as client:
             until = time.monotonic() + 20
@@ -90,13 +91,13 @@ class Server:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Servers with options of their own: `make_server("--maxmemory", "20mb")`."""
+    """Servers with options of their own: `make_server("--maxmemory", "20mb")`, or of a certain program."""
     made: list[Server] = []
 
-    def make(*options: str) -> Server:
+    def make(*options: str, program: supervisor.Binary | None = None) -> Server:
         folder = tmp_path / f"redis-{len(made)}"
         folder.mkdir()
-        server = Server(supervisor.free_port(), folder, list(options))
+        server = Server(supervisor.free_port(), folder, list(options), program=program or supervisor.find_server())
         made.append(server)
         server.start()
         return server
@@ -110,6 +111,19 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(make_server: Callable[..., Server]) -> Server:
     """A real server for one test."""
     return make_server()
+
+
+#: A Redis to test on beside the server of the wheel, by path; else the redis-server on PATH.
+REDIS_PROGRAM = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server")
+
+
+def server_programs() -> list[Any]:
+    """Every kind of server that this machine has, as parameters of a test."""
+    missing = pytest.mark.skip(reason="no redis-server on PATH or in TEST_REDIS_SERVER")
+    return [
+        pytest.param(supervisor.wheel_server(), id="valkey"),
+        pytest.param(supervisor.Binary(REDIS_PROGRAM or "", {}), id="redis", marks=() if REDIS_PROGRAM else (missing,)),
+    ]
 
 
 def mesh_settings(redis_settings: RedisSettings, **settings: Any) -> MeshSettings:

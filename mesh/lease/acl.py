@@ -1,12 +1,21 @@
 """The Redis user of one epoch: what the holder of a database may do, enforced by the server.
 
-Redis has no access rule per database, so the rule is built from nothing up: SELECT of two numbers, key patterns, and
-the commands we use. Deleting the former holder's user cuts its connections: that is the fence.
+The rules start from nothing and allow the commands and keys that a replica uses. How they keep it in its two databases
+depends on the server:
+
+- Valkey 9.1 and later restrict a selector to one database (`db=3`). The user has one selector for the bus and one for
+  its own database, so a key is only reachable where it belongs.
+- Redis, and older Valkey, have no access rule per database. There the user may SELECT two databases only (a
+  first-argument rule), has no command that reaches another database otherwise, and the key patterns hold in both. So
+  such a user can write its own prefix in the bus database, where nobody reads it.
+
+Deleting the user of the former epoch cuts its connections: that is the fence.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
@@ -15,9 +24,11 @@ from mesh import keys
 from mesh.errors import IsolationUnavailable
 from mesh.wire.clients import Credentials
 
+#: What a connection needs to begin and to end, in whatever database it is.
+CONNECTION = "+auth +hello +ping +reset +quit +time +wait +client|setname +client|id"
+
 COMMANDS = (
-    "+auth +hello +ping +reset +quit +time +wait +client|setname +client|id"
-    " +@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
+    "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
     " +del +unlink +exists +type +expire +pexpire +expireat +pexpireat +expiretime +pexpiretime +ttl +pttl +persist"
     " +eval +evalsha +eval_ro +evalsha_ro +script|load +script|exists"
 )
@@ -25,25 +36,53 @@ COMMANDS = (
 #: Commands that only later servers know; naming them to 7.0 is an error.
 SINCE_7_2 = "+client|setinfo +waitaof"
 
+#: A user that exists only while we ask the server which rules it knows. It is off and may do nothing.
+PROBE = "mesh-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Which rules a server knows."""
+
+    #: selectors restricted to databases: `(... db=3)`
+    databases: bool
+    #: the commands of 7.2
+    since_7_2: bool
+
 
 def username(database: int) -> str:
-    """The user that a database's holder has; new with every epoch."""
+    """The name of the user that holds this database; its password is new with every epoch."""
     return f"mesh-db{database}"
 
 
 def new_credentials(database: int) -> Credentials:
-    """A user for the next epoch; its password is known to this process alone."""
+    """A user for the next epoch, with a password that only this process knows."""
     return Credentials(username(database), secrets.token_urlsafe(32))
 
 
-def rules(database: int, bus: int, password: str, version: tuple[int, ...]) -> list[str]:
-    """What ACL SETUSER is told."""
-    words = ["reset", "on", f">{password}", "resetchannels", "-@all", *COMMANDS.split()]
-    if version >= (7, 2):
+def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]:
+    """The words of ACL SETUSER after the user's name."""
+    words = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION.split()]
+    if dialect.since_7_2:
         words += SINCE_7_2.split()
-    words += [f"+select|{number}" for number in sorted({bus, database})]
-    everything = (
-        f"{keys.own(database)}*",
+    own, shared = [f"~{keys.own(database)}*"], _shared_patterns(database)
+    if not dialect.databases:
+        words += COMMANDS.split()
+        words += [f"+select|{number}" for number in sorted({bus, database})]
+        return words + own + shared
+    if database == bus:
+        return [*words, _selector(bus, own + shared)]
+    return [*words, _selector(bus, shared), _selector(database, own)]
+
+
+def _selector(database: int, patterns: list[str]) -> str:
+    """The commands on these keys in this database; SELECT is checked against the database that it goes to."""
+    return f"(-@all {COMMANDS} +select {' '.join(patterns)} db={database})"
+
+
+def _shared_patterns(database: int) -> list[str]:
+    """The keys of the bus database that the holder of this database uses."""
+    written = (
         f"{keys.SHARED}*",
         f"{keys.EVENTS}*",
         f"{keys.REQUESTS}*",
@@ -55,16 +94,29 @@ def rules(database: int, bus: int, password: str, version: tuple[int, ...]) -> l
         keys.lease(database),
         keys.row(database),
     )
-    words += [f"~{pattern}" for pattern in everything]
-    words += [f"%R~{pattern}" for pattern in (f"{keys.LEASES}*", f"{keys.ROWS}*")]
-    return words
+    read = (f"{keys.LEASES}*", f"{keys.ROWS}*")
+    return [f"~{pattern}" for pattern in written] + [f"%R~{pattern}" for pattern in read]
 
 
-async def check_enforceable(client: Redis) -> None:
-    """Raises IsolationUnavailable where these credentials may not manage users."""
-    try:
-        await client.execute_command("ACL", "DELUSER", "mesh-probe")
-    except redis_errors.ResponseError as error:
-        raise IsolationUnavailable(
-            f"these credentials may not manage Redis users ({error}); set MESH_ISOLATION=prefix to go on without"
-        ) from error
+async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
+    """Ask the server which rules it knows. Raises IsolationUnavailable where these credentials may not manage users."""
+    async with client.pipeline(transaction=True) as pipeline:
+        pipeline.execute_command("ACL", "SETUSER", PROBE, "reset", "off", "(db=0)")
+        pipeline.execute_command("ACL", "DELUSER", PROBE)
+        try:
+            selectors, deleted = await pipeline.execute(raise_on_error=False)
+        except redis_errors.ResponseError as error:
+            raise _unavailable(error) from error
+    if isinstance(deleted, redis_errors.ResponseError):
+        raise _unavailable(deleted) from deleted
+    return Dialect(
+        databases=not isinstance(selectors, redis_errors.ResponseError),
+        since_7_2=version >= (7, 2),
+    )
+
+
+def _unavailable(error: redis_errors.ResponseError) -> IsolationUnavailable:
+    return IsolationUnavailable(
+        f"these credentials may not manage Redis users ({error}); "
+        "use credentials that may run ACL SETUSER and ACL DELUSER, or set MESH_ISOLATION=prefix to go on without"
+    )

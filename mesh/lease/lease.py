@@ -181,8 +181,9 @@ class Applicant:
 
     async def _apply(self, client: Redis) -> Grant:
         version = await check_server(client)
+        dialect = None
         if self._settings.isolation is Isolation.ACL:
-            await acl.check_enforceable(client)
+            dialect = await acl.probe(client, version)
         observation = Observation(self._settings.lease_ttl_ms)
         while True:
             rows = await self.survey(client)
@@ -191,7 +192,7 @@ class Applicant:
                 self._wait(choice.reason)
                 await asyncio.sleep(POLL_S)
                 continue
-            grant = await self._take(client, choice.database, version)
+            grant = await self._take(client, choice.database, dialect)
             if grant is not None:
                 return grant
 
@@ -201,13 +202,13 @@ class Applicant:
         rows = await client.eval(SURVEY.source, 0, str(bus), str(self._settings.databases))
         return [Row(*row) for row in rows]
 
-    async def _take(self, client: Redis, database: int, version: tuple[int, ...]) -> Grant | None:
-        """Grant ourselves the database; None if another was faster.
+    async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
+        """Grant ourselves the database; return None if another replica was faster.
 
-        The lease is watched: were it granted meanwhile, the change of the Redis user must not happen either.
+        Without a dialect the server does not enforce isolation. The lease is watched: if it is granted meanwhile, the
+        change of the Redis user must not happen either.
         """
         credentials = acl.new_credentials(database)
-        enforced = self._settings.isolation is Isolation.ACL
         granted_at = time.monotonic()
         async with client.pipeline(transaction=True) as pipeline:
             await pipeline.watch(keys.lease(database))
@@ -215,8 +216,8 @@ class Applicant:
                 return None
             pipeline.multi()
             pipeline.eval(GRANT.source, 4, *self._grant_keys(database), *self._grant_arguments(database))
-            if enforced:
-                rules = acl.rules(database, self._connections.bus, credentials.password or "", version)
+            if dialect is not None:
+                rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
                 pipeline.execute_command("ACL", "DELUSER", credentials.username)
                 pipeline.execute_command("ACL", "SETUSER", credentials.username, *rules)
             try:
@@ -229,7 +230,7 @@ class Applicant:
             cls=cls,
             epoch=int(epoch),
             replica=self._replica,
-            credentials=credentials if enforced else None,
+            credentials=credentials if dialect is not None else None,
             granted_at=granted_at,
             now_ms=int(now_ms),
         )
