@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from tests.journeys.load import PATIENCE_S, History, load, send
+from tests.support.load import PATIENCE_S, History, load, send
 
 BASE = f"http://127.0.0.1:{os.environ.get('HTTP_PORT', '8000')}"
 #: Longest time for a scaled stack to be what was asked for.

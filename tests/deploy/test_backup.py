@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Replicas, Server
+from tests.support.replicas import Replicas
+from tests.support.server import Server
 
 RESTORE = Path(__file__).parents[2] / "deploy/redis/restore"
 

@@ -15,7 +15,7 @@ import promql_parser
 import pytest
 import yaml
 
-from tests.conftest import Replicas
+from tests.support.replicas import Replicas
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/mesh.rules.yml"

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.matrix import RESULTS, SEED, Result
+from tests.support.faults.matrix import RESULTS, SEED, Result
 
 COLUMNS = ("row", "fault", "recovered", "lost", "doubled", "unanswered", "verdict", "took", "notes")
 

@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 from mesh import keys
-from tests.faults.checkers import Broken
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import C, D, L, Member, Mesh
+from tests.support.faults.checkers import Broken
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import C, D, L, Member, Mesh
 
 
 async def done(task: asyncio.Task[Any]) -> bool:

@@ -18,9 +18,9 @@ import gmpy2
 import psutil
 import pytest
 
-from tests.faults.checkers import Broken
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import Member, Mesh
+from tests.support.faults.checkers import Broken
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import Member, Mesh
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.faults.linearizability import Kind, Operation, linearizable
+from tests.support.faults.linearizability import Kind, Operation, linearizable
 
 
 def put(tag: int, called: float, returned: float = float("inf")) -> Operation:

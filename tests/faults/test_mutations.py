@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults import test_crashes, test_network, test_overload, test_pauses
-from tests.faults.checkers import Broken
-from tests.faults.matrix import ROWS
-from tests.faults.mutations import MUTATIONS
+from tests.support.faults.checkers import Broken
+from tests.support.faults.matrix import ROWS
+from tests.support.faults.mutations import MUTATIONS
 
 #: mutation -> the row it breaks, and what the row says then
 BREAKS = {
@@ -47,7 +47,7 @@ async def test_a_row_fails_without_its_mechanism(mutation: str, tmp_path: Path) 
 @pytest.mark.parametrize("mutation", sorted(BREAKS))
 def test_every_mechanism_is_where_its_mutation_looks_for_it(mutation: str) -> None:
     """A mutation finds the words that it takes out, in a process of its own."""
-    command = f"from tests.faults import mutations; mutations.apply({mutation!r})"
+    command = f"from tests.support.faults import mutations; mutations.apply({mutation!r})"
     subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
 
 

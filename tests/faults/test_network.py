@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.faults.checkers import Broken, TooLate
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import D, L
+from tests.support.faults.checkers import Broken, TooLate
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import D, L
 
 
 @row(11, "connections to Redis reset for 1 s; for 2 L")

@@ -16,10 +16,10 @@ import gmpy2
 import psutil
 
 from mesh import keys
-from tests.faults.checkers import Broken, TooLate
-from tests.faults.flood import Gun, share
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import D, Member, Mesh
+from tests.support.faults.checkers import Broken, TooLate
+from tests.support.faults.flood import Gun, share
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import D, Member, Mesh
 
 #: Each takes this long and no processor: the capacity is known, and the same on any machine.
 HOLD_MS = 800

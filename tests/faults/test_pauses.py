@@ -6,9 +6,9 @@ import asyncio
 import signal
 import time
 
-from tests.faults.checkers import Broken
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import C, L, Member, Mesh
+from tests.support.faults.checkers import Broken
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import C, L, Member, Mesh
 
 EXIT_LEASE_LOST = 75
 

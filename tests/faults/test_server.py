@@ -11,9 +11,9 @@ from redis import exceptions as redis_errors
 
 from mesh import keys
 from quart_app.local import supervisor
-from tests.faults.checkers import Broken
-from tests.faults.matrix import Faults, row
-from tests.faults.scenario import L, Mesh
+from tests.support.faults.checkers import Broken
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import L, Mesh
 
 #: What makes loading last: microseconds per key, and events served this often meanwhile.
 SLOW = ("--key-load-delay", "150", "--loading-process-events-interval-bytes", "1024")

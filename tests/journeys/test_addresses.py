@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from tests.conftest import Process, Replicas, Server
+    from tests.support.replicas import Process, Replicas
+    from tests.support.server import Server
 
 ENV = {"SERVICES": "addresses", "DEFAULT_REGION": "RU"}
 ROOT = "/addr_by_phone"

@@ -17,8 +17,9 @@ import pytest
 
 from quart_app.local import supervisor
 from quart_app.local.caddy import CADDYFILE, START_S, BalancerError, balancer, caddy
-from tests.conftest import Process, Replicas, eventually
-from tests.journeys.load import History, load, send
+from tests.support.load import History, load, send
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(caddy() is None, reason="no Caddy here")
 

@@ -32,9 +32,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from quart_app.movements.producer import sample
-from tests.conftest import PROFILE, Process, Replicas, eventually
-from tests.faults.matrix import SEED
 from tests.journeys.test_messages import ADMIN, providers
+from tests.support.faults.matrix import SEED
+from tests.support.replicas import PROFILE, Process, Replicas
+from tests.support.waiting import eventually
 
 #: The deadline of a request, and a second.
 PATIENCE_S = int(PROFILE["MESH_DEADLINE_MS"]) / 1000 + 1

@@ -20,7 +20,10 @@ import pytest
 
 from mesh import Class, MeshError, Replica, Worker, join, keys
 from mesh.requests.scripts import BOOKS
-from tests.conftest import PROFILE, Process, Replicas, Server, eventually, mesh_settings
+from tests.support.members import mesh_settings
+from tests.support.replicas import PROFILE, Process, Replicas
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 DEADLINE_S = 5.0
 ACCOUNTS = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
@@ -138,8 +141,8 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
 
     def spawn() -> subprocess.Popen[bytes]:
         with (folder / "workers.log").open("ab") as log:
-            script = Path(__file__).with_name("counter.py")
-            return subprocess.Popen([sys.executable, str(script)], stdout=log, stderr=log, env=env)
+            command = [sys.executable, "-m", "tests.support.counter"]
+            return subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
     outcomes = Outcomes()
     # The caller comes first and has a class of its own.

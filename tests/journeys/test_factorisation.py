@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Process, Replicas, eventually
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 ONE_CLASS = {"MESH_CLASS": "A"}
 HARD_NICENESS = 10

@@ -12,7 +12,9 @@ from pathlib import Path
 import redis
 
 from mesh import Member
-from tests.conftest import Replicas, Server, eventually
+from tests.support.replicas import Replicas
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 TTL_S = 1.5
 ENV = {"MESH_LEASE_TTL_MS": str(int(TTL_S * 1000))}

@@ -21,7 +21,8 @@ import pytest
 from bench.grades import filled
 from mesh.journal.journal import Position
 from quart_app.grades import backup
-from tests.conftest import Process, Replicas, eventually
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 AUTH = ("keeper", "a long password")
 

@@ -10,7 +10,9 @@ import redis
 
 from mesh import Replica
 from mesh.lease import acl
-from tests.conftest import Members, Replicas, Server, mesh_settings, server_programs
+from tests.support.members import Members, mesh_settings
+from tests.support.replicas import Replicas
+from tests.support.server import Server, server_programs
 
 #: One key each, as `{key}`; each is a command of another family, reads and writes.
 ONE_KEY = (

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.conftest import Process, Replicas, eventually
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 TTL_S = 3.0
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Server
+from tests.support.server import Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 TEXT = PAGE.read_text("utf-8")

@@ -19,10 +19,11 @@ import httpx
 import pytest
 
 from quart_app.providers import commands
-from tests.journeys.allowance import History, recorded
+from tests.support.allowance import History, recorded
 
 if TYPE_CHECKING:
-    from tests.conftest import Process, Replicas, Server
+    from tests.support.replicas import Process, Replicas
+    from tests.support.server import Server
 
 ADMIN = {"email": "admin@example.com", "password": "from the settings"}
 ANN = {"email": "ann@example.com", "password": "correct horse"}

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quart_app.movements.producer import Message, Warehouses, sample
-from tests import postgres
-from tests.conftest import Process, Replicas, eventually
+from tests.support import postgres
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 STREAM, DEAD = "events:movements", "mesh:dead"
 DEPARTURE, ARRIVAL = (message["data"] for message in sample())

@@ -25,9 +25,11 @@ from mesh import Connections, Member
 from mesh.settings import RedisSettings
 from mesh.wire.clients import SHARED_CONNECTIONS
 from quart_app.local import supervisor
-from tests import tls
-from tests.conftest import PROFILE, Replicas, Server, eventually
-from tests.journeys.load import History, Sample, load, send
+from tests.support import tls
+from tests.support.load import History, Sample, load, send
+from tests.support.replicas import PROFILE, Replicas
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 NAME = "mesh"
 BACK_WITHIN_S = 5.0

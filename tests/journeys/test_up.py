@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from quart_app.local import supervisor
-from tests.conftest import Server, eventually
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 START_S = 60.0
 

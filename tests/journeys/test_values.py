@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mesh import Class, keys
-from tests.conftest import Process, Replicas
+from tests.support.replicas import Process, Replicas
 
 #: The server stamps requests in whole milliseconds of the clock we read in parts of them.
 SLOP_S = 0.005

@@ -31,7 +31,10 @@ from mesh import (
     join,
     keys,
 )
-from tests.conftest import Backend, Members, Server, eventually, mesh_settings
+from tests.support.backend import Backend
+from tests.support.members import Members, mesh_settings
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 
 class Counting:

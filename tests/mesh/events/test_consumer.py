@@ -21,7 +21,7 @@ from mesh.errors import Unavailable
 from mesh.events import consumer as module
 from mesh.events.consumer import Entry, Events, Group, Pending, next_group, pauses, shorter_than_timeout, together
 from mesh.wire.clients import heeding_cancellation
-from tests.conftest import Server
+from tests.support.server import Server
 
 STREAM = "events:test"
 GROUP = "tested"

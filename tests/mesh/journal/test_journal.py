@@ -16,7 +16,7 @@ from mesh import Connections
 from mesh.journal import journal as module
 from mesh.journal.journal import Entry, Gap, Late, Log, NoLog, Position, Replaced, Unreadable, pack_id, unpack_id
 from mesh.journal.snapshots import Snapshot, Snapshots
-from tests.conftest import Server
+from tests.support.server import Server
 
 KEY = "shared:test:log"
 

@@ -13,8 +13,10 @@ import pytest
 
 from mesh import Class, LeaseLost, Replica, Request, Store, Transaction, Worker, join
 from mesh.lease import lease
-from tests.conftest import Server, eventually, mesh_settings
 from tests.mesh.lease.test_loop_thread import on_the_callers_loop
+from tests.support.members import mesh_settings
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 TTL_MS = 1000
 TTL_S = TTL_MS / 1000

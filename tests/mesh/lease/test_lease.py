@@ -21,7 +21,10 @@ from mesh import (
 )
 from mesh.lease.lease import Applicant, Observation, Row, Take, Wait, choose
 from quart_app.local import supervisor
-from tests.conftest import FakeClient, FakeConnections, Members, Server, eventually, mesh_settings
+from tests.support.fakes import FakeClient, FakeConnections
+from tests.support.members import Members, mesh_settings
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 BUS = 0
 TTL_MS = 3000

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from mesh.lease.loop_thread import LoopThread
-from tests.conftest import eventually
+from tests.support.waiting import eventually
 
 NAME = "loop-thread-test"
 

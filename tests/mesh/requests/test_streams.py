@@ -7,7 +7,7 @@ from typing import Any
 
 from mesh import Class, Replica, keys
 from mesh.requests.streams import RequestReader
-from tests.conftest import Backend
+from tests.support.backend import Backend
 
 STREAM = Class("D").stream
 

@@ -12,7 +12,7 @@ import pytest
 from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
 from mesh.requests.protocol import NEVER
 from mesh.requests.transaction import MOST_WORDS
-from tests.conftest import Backend
+from tests.support.backend import Backend
 
 
 def request(**fields: Any) -> Request:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from mesh import Busy, Connections, RedisSettings, SetupError, Unavailable
 from mesh.wire.clients import Batch, Credentials, check_server, heeding_cancellation, is_fenced, is_passing
-from tests.conftest import Server
+from tests.support.server import Server
 
 
 def _waiter() -> asyncio.Future[str]:

@@ -12,7 +12,7 @@ from redis import exceptions as redis_errors
 from mesh import Connections, RedisSettings
 from mesh.wire.clients import Credentials, is_fenced
 from mesh.wire.connection import Line
-from tests import tls
+from tests.support import tls
 
 
 @pytest.fixture

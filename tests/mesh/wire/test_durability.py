@@ -15,7 +15,9 @@ from mesh import Connections, Replica
 from mesh.errors import Unavailable
 from mesh.wire.connection import Line
 from mesh.wire.durability import Copies
-from tests.conftest import Members, Server, eventually, mesh_settings
+from tests.support.members import Members, mesh_settings
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 KEY = "written"
 

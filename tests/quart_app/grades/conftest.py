@@ -10,8 +10,8 @@ import pytest
 from mesh.journal import journal as mesh_log
 from mesh.journal import snapshots
 from quart_app.grades import replication
-from tests.conftest import Server
-from tests.quart_app.grades.nodes import Nodes
+from tests.support.grades import Nodes
+from tests.support.server import Server
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mesh import Unavailable
 from quart_app.grades.models import UserGrade
-from tests.conftest import Server
-from tests.quart_app.grades.nodes import Node, Nodes
+from tests.support.grades import Node, Nodes
+from tests.support.server import Server
 
 NODES = 4
 FIELD_NAMES = ("postpaid_limit", "spp", "shipping_fee", "return_fee")

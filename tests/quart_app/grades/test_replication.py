@@ -17,8 +17,8 @@ from quart_app.grades import backup
 from quart_app.grades import replication as module
 from quart_app.grades.models import GradeUpdate, UserGrade
 from quart_app.grades.replication import MOVES, State, stream
-from tests.conftest import Server
-from tests.quart_app.grades.nodes import LOG_KEY, Node, Nodes, eventually, verified
+from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
+from tests.support.server import Server
 
 
 async def fill(node: Node, count: int, **fields: int) -> None:

@@ -14,7 +14,7 @@ from quart_app.grades.backup import Reader
 from quart_app.grades.replication import State
 from quart_app.grades.routes import GradesRoutes
 from quart_app.http import problems
-from tests.quart_app.grades.nodes import Node, Nodes
+from tests.support.grades import Node, Nodes
 
 AUTH = {"Authorization": "Basic " + b64encode(b"grades:grades").decode()}
 

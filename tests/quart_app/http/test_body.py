@@ -15,7 +15,7 @@ from quart import Quart, Response, jsonify
 from quart_app.http import body, problems
 from quart_app.http.body import MAX_DEPTH, MAX_INTEGER_DIGITS, MAX_KEYS, SLICE, parse_json, read_items, read_json
 from quart_app.http.problems import Problem
-from tests.conftest import Turns
+from tests.support.waiting import Turns
 
 
 class Item(BaseModel):

@@ -6,8 +6,10 @@ import signal
 
 import pytest
 
-from tests.conftest import Server, eventually, mesh_settings
-from tests.nodes import applications, node
+from tests.support.members import mesh_settings
+from tests.support.nodes import applications, node
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 
 async def test_a_replica_without_a_lease_lives_and_is_not_ready() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import Server, mesh_settings
-from tests.nodes import Node, applications, node
+from tests.support.members import mesh_settings
+from tests.support.nodes import Node, applications, node
+from tests.support.server import Server
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from quart_app.settings import SERVICE_NAMES
-from tests.nodes import applications
+from tests.support.nodes import applications
 
 
 async def document(services: str = "values") -> dict[str, dict[str, dict[str, object]]]:

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from mesh import Worker, join
 from quart_app.local import supervisor
 from quart_app.local.cli import main
-from tests.conftest import Server, mesh_settings
+from tests.support.members import mesh_settings
+from tests.support.server import Server
 
 
 def invoke(*words: str) -> Result:

@@ -10,7 +10,8 @@ import pytest
 from mesh import Body, Class, Database, Request, Store, Transaction, Worker, keys
 from quart_app.local import watch
 from quart_app.local.watch import LONGEST_BODY, Watcher, line
-from tests.conftest import Members, Server
+from tests.support.members import Members
+from tests.support.server import Server
 
 AT = "1700000000123-0"
 FIELDS = {"op": "values.put", "request": "replica-1-7", "from": "replica-1", "body": '{"items":[]}'}

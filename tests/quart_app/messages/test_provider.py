@@ -29,7 +29,7 @@ from quart_app.messages.provider import (
 from quart_app.messages.settings import MessageSettings
 
 if TYPE_CHECKING:
-    from tests.quart_app.messages.conftest import Providers
+    from tests.support.messages import Providers
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -17,7 +17,7 @@ from mesh.errors import Unavailable
 from mesh.quota.quota import Quota
 
 if TYPE_CHECKING:
-    from tests.quart_app.messages.conftest import Listening, Providers, Running, Start
+    from tests.support.messages import Listening, Providers, Running, Start
 
 ANN = {"email": "Ann@Example.com", "password": "correct horse"}
 

@@ -10,7 +10,7 @@ import pytest
 from quart_app.movements.database import Database
 from quart_app.movements.settings import async_url
 from quart_app.movements.store import Store
-from tests import postgres
+from tests.support import postgres
 
 
 @pytest.fixture(scope="session")

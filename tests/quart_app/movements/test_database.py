@@ -27,8 +27,8 @@ from quart_app.movements.ledger import Ledger
 from quart_app.movements.metrics import Metrics
 from quart_app.movements.settings import MovementSettings, async_url
 from quart_app.movements.tables import metadata
-from tests import postgres
-from tests.quart_app.movements.consumers import forked
+from tests.support import postgres
+from tests.support.movements import forked
 
 INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
 

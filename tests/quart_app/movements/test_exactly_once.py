@@ -17,10 +17,10 @@ from quart_app.movements.database import Database
 from quart_app.movements.producer import Warehouses
 from quart_app.movements.settings import async_url
 from quart_app.movements.tables import movements, warehouses
-from tests.conftest import Server
-from tests.faults.checkers import Findings
-from tests.faults.matrix import RESULTS, Result
-from tests.quart_app.movements.consumers import GROUP, STREAM, consumers
+from tests.support.faults.checkers import Findings
+from tests.support.faults.matrix import RESULTS, Result
+from tests.support.movements import GROUP, STREAM, consumers
+from tests.support.server import Server
 
 Message = dict[str, Any]
 

@@ -17,7 +17,9 @@ from quart_app.movements.metrics import Metrics
 from quart_app.movements.models import Event
 from quart_app.movements.producer import sample
 from quart_app.movements.settings import MovementSettings
-from tests.conftest import Members, Server, eventually
+from tests.support.members import Members
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 MOVEMENT = Event.model_validate(sample()[0]).data.movement_id
 

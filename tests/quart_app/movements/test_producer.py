@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from quart_app.movements.intake import read_event
 from quart_app.movements.producer import Warehouses, main, sample
-from tests.conftest import Server
+from tests.support.server import Server
 
 STREAM = "events:movements"
 

@@ -15,7 +15,8 @@ from quart_app.values.claims import Computing, claim_key
 from quart_app.values.factorise import factorise
 from quart_app.values.handlers import handlers
 from quart_app.values.jobs import PUT, Errands
-from tests.conftest import Members, eventually
+from tests.support.members import Members
+from tests.support.waiting import eventually
 
 P, Q = (int(gmpy2.next_prime(10**n)) for n in (12, 14))
 HARD = P * Q

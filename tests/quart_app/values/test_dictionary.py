@@ -20,8 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from quart_app.values import store as records
 from quart_app.values.store import Place
-from tests.conftest import Server, eventually, mesh_settings
-from tests.nodes import Node, node
+from tests.support.members import mesh_settings
+from tests.support.nodes import Node, node
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 REPLICAS = 3
 #: Seconds a short-lived value has; what is less near its end is not asked for.

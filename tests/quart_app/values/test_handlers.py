@@ -12,7 +12,8 @@ from mesh import Ask, Body, Class, Database, Replica, Request
 from quart_app.values import store as records
 from quart_app.values.handlers import DROP, FIND, PUT, handlers
 from quart_app.values.store import Place
-from tests.conftest import Backend, eventually
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
 
 
 class NoErrands:

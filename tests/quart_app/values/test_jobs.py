@@ -11,8 +11,9 @@ import pytest
 from mesh import Busy, Class, Replica
 from quart_app.values.jobs import PUT, Job, Jobs, Wanted
 from quart_app.values.settings import ValuesSettings
-from tests.conftest import Members, eventually
 from tests.quart_app.values.test_claims import HARD, P, Q, Values
+from tests.support.members import Members
+from tests.support.waiting import eventually
 
 MINUTE_MS = 60_000
 

@@ -17,8 +17,9 @@ from quart_app.values import pool as pools
 from quart_app.values.factorise import WrongFactors
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pool import FactorPool
-from tests.conftest import Server, mesh_settings
-from tests.nodes import node
+from tests.support.members import mesh_settings
+from tests.support.nodes import node
+from tests.support.server import Server
 
 
 def semiprime(digits: int, number: int = 0) -> int:

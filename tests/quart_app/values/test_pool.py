@@ -20,7 +20,7 @@ from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import pool as pools
 from quart_app.values.factorise import Stage, WrongFactors
 from quart_app.values.pool import FactorPool, Progress
-from tests.conftest import Turns
+from tests.support.waiting import Turns
 
 
 def prime(digits: int, number: int = 0) -> int:

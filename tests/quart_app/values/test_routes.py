@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Server, mesh_settings
-from tests.nodes import Node, node
+from tests.support.members import mesh_settings
+from tests.support.nodes import Node, node
+from tests.support.server import Server
 
 
 @pytest.fixture

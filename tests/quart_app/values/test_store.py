@@ -14,7 +14,8 @@ from mesh import Replica, Transaction, Worker
 from mesh.requests.scripts import COMMIT
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
-from tests.conftest import Backend, without_flags
+from tests.support.backend import Backend
+from tests.support.fakes import without_flags
 
 naturals = st.integers(0, 10**300)
 

@@ -6,7 +6,8 @@ from mesh import Replica, Worker
 from quart_app.values import store as records
 from quart_app.values import sweep
 from quart_app.values.store import Place, Record
-from tests.conftest import Backend, eventually
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
 
 
 async def write(replica: Replica, expiries: dict[int, int]) -> None:

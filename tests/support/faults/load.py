@@ -21,7 +21,7 @@ import httpx
 import redis.asyncio
 from redis import exceptions as redis_errors
 
-from tests.faults.history import History, Look, Sample, send
+from tests.support.faults.history import History, Look, Sample, send
 
 #: All values of a load have one of these as a factor.
 PRIME = 1_000_003

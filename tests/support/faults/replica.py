@@ -1,4 +1,4 @@
-"""`python -m tests.faults.replica`: one replica of the fault matrix.
+"""`python -m tests.support.faults.replica`: one replica of the fault matrix.
 
 It is `python -m quart_app` with the tally service, and with what the environment says:
 
@@ -24,10 +24,10 @@ def shift_clock(by_s: float) -> None:
 def main() -> int:
     shift_clock(float(os.environ.get("FAULTS_CLOCK_S", "0")))
     from quart_app import app, process, settings
-    from tests.faults import mutations
+    from tests.support.faults import mutations
 
     settings.SERVICE_NAMES = (*settings.SERVICE_NAMES, "tally")
-    app.SERVICES["tally"] = "tests.faults.tally"
+    app.SERVICES["tally"] = "tests.support.faults.tally"
     mutations.apply(os.environ.get("FAULTS_MUTATION", ""))
     return process.main()
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checkers import Broken, Findings, TooLate
-from tests.faults.scenario import Mesh, open_mesh
+from tests.support.faults.checkers import Broken, Findings, TooLate
+from tests.support.faults.scenario import Mesh, open_mesh
 
 SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.conftest import Server
+    from tests.support.server import Server
 
 ALLOWANCE, HELD = "shared:messages:free:allowance", "shared:messages:free:held"
 LINE = re.compile(r"\+(\d+)\.(\d{3})\d* \[\d+ (\S+)\] (.*)")

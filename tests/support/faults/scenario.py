@@ -32,12 +32,12 @@ from mesh.roster import ROSTER
 from mesh.roster import Member as Holder
 from quart_app.local import supervisor
 from quart_app.local.caddy import balancer
-from tests.conftest import Server
-from tests.faults import checkers
-from tests.faults.checkers import Broken, Data, TooLate
-from tests.faults.history import History, Sample, send
-from tests.faults.load import Load
-from tests.faults.wire import Wire
+from tests.support.faults import checkers
+from tests.support.faults.checkers import Broken, Data, TooLate
+from tests.support.faults.history import History, Sample, send
+from tests.support.faults.load import Load
+from tests.support.faults.wire import Wire
+from tests.support.server import Server
 
 #: The profile of the matrix, in seconds: lease, deadline, claim idle time.
 L, D, C = 3.0, 5.0, 2.0
@@ -75,7 +75,7 @@ class Member:
     def start(self) -> None:
         with self.log.open("ab") as out:
             self.popen = supervisor.spawn(
-                [sys.executable, "-m", "tests.faults.replica"], out, {**os.environ, **self.env}
+                [sys.executable, "-m", "tests.support.faults.replica"], out, {**os.environ, **self.env}
             )
 
     async def supervise(self) -> None:

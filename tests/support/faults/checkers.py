@@ -13,9 +13,9 @@ import redis
 from mesh import keys
 from mesh.requests.scripts import BOOKS
 from quart_app.values.store import Record, postings
-from tests.faults.history import History, Sample
-from tests.faults.linearizability import Kind, Operation, Undecided, linearizable
-from tests.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
+from tests.support.faults.history import History, Sample
+from tests.support.faults.linearizability import Kind, Operation, Undecided, linearizable
+from tests.support.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
 
 DATABASES = 16
 CLASSES = "ABCD"
