@@ -1,0 +1,261 @@
+"""The rules of this repository that a program can check: sizes, names, folders, contracts, and where tests are.
+
+Each list below names the exceptions to one rule, with a reason. An exception that is no longer needed fails, too, so
+the lists only say what is true.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mesh", "quart_app")
+FOLDERS = (*PACKAGES, "tests", "bench", "docs")
+LONGEST_FUNCTION, LONGEST_MODULE = 50, 400
+
+#: Functions over 50 lines: `path::function` -> the reason.
+LONG_FUNCTIONS = {
+    "quart_app/values/handlers.py::handlers": "is being made shorter",
+    "quart_app/values/routes.py::routes": "is being made shorter",
+    "tests/quart_app/values/test_dictionary.py::machine_of": "a state machine of hypothesis: a class inside a function",
+}
+
+#: Modules over 400 lines -> the reason.
+LONG_MODULES = {
+    "mesh/events/consumer.py": "is being split",
+    "mesh/lease/lease.py": "is being split",
+    "mesh/requests/consumer.py": "is being split",
+    "mesh/wire/clients.py": "is being split",
+    "quart_app/grades/replication.py": "is being split",
+    "quart_app/values/pool.py": "is being split",
+    "tests/journeys/test_messages.py": "one journey per promise of the service, over the same two providers",
+    "tests/mesh/events/test_consumer.py": "one suite for one class",
+    "tests/mesh/journal/test_journal.py": "one suite for one class",
+    "tests/mesh/quota/test_quota.py": "one suite for one class",
+    "tests/mesh/requests/test_transaction.py": "one suite for one class",
+    "tests/mesh/test_behaviour.py": "the behaviour of a whole mesh, over both servers",
+    "tests/quart_app/grades/test_replication.py": "one suite for one class",
+    "tests/quart_app/http/test_server.py": "one suite for one module",
+    "tests/support/faults/scenario.py": "the vocabulary that all rows of the fault matrix are written in",
+}
+
+#: Classes of one name in several modules -> the reason.
+SAME_NAMES = {
+    "Claim": "one of them is being renamed",
+    "Credentials": "one of them is being renamed",
+    "Database": "one of them is being renamed",
+    "Entry": "one of them is being renamed",
+    "Member": "one of them is being renamed",
+    "Metrics": "each service names its own metrics; no module uses two",
+    "Outcome": "one of them is being renamed",
+    "Reader": "one of them is being renamed",
+    "Store": "one of them is being renamed",
+    "Unreadable": "one of them is being renamed",
+    "Wait": "one of them is being renamed",
+    "_Exchange": "one of them is being renamed",
+}
+
+#: Packages whose `__init__.py` has more than imports and `__all__` -> the reason.
+FULL_INITS = {
+    "quart_app/values": "imports the service when it is created: worker processes must not import Quart",
+}
+
+#: Modules without a test file of their name -> the test file that covers them.
+TESTED_BY = {
+    "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
+    "mesh/replica.py": "mesh/test_behaviour.py",
+    "mesh/requests/calls.py": "mesh/test_behaviour.py",
+    "mesh/requests/consumer.py": "mesh/test_behaviour.py",
+    "mesh/requests/scripts.py": "mesh/requests/test_transaction.py",
+    "mesh/roster.py": "mesh/lease/test_lease.py",
+    "mesh/wire/codec.py": "mesh/requests/test_protocol.py",
+    "mesh/wire/script.py": "mesh/test_behaviour.py",
+    "quart_app/__main__.py": "journeys/test_leases.py",
+    "quart_app/addresses/models.py": "quart_app/addresses/test_routes.py",
+    "quart_app/addresses/service.py": "journeys/test_addresses.py",
+    "quart_app/app.py": "quart_app/http/test_openapi.py",
+    "quart_app/exits.py": "journeys/test_up.py",
+    "quart_app/grades/entries.py": "quart_app/grades/test_replication.py",
+    "quart_app/grades/metrics.py": "quart_app/grades/test_replication.py",
+    "quart_app/grades/models.py": "quart_app/grades/test_routes.py",
+    "quart_app/grades/service.py": "journeys/test_grades.py",
+    "quart_app/grades/settings.py": "quart_app/grades/test_routes.py",
+    "quart_app/grades/sources.py": "journeys/test_grades.py",
+    "quart_app/local/caddy.py": "journeys/test_caddy.py",
+    "quart_app/local/processes.py": "quart_app/local/test_supervisor.py",
+    "quart_app/logs.py": "quart_app/http/test_application.py",
+    "quart_app/messages/intake.py": "quart_app/messages/test_routes.py",
+    "quart_app/messages/metrics.py": "quart_app/messages/test_routes.py",
+    "quart_app/messages/models.py": "quart_app/messages/test_routes.py",
+    "quart_app/messages/service.py": "quart_app/messages/test_routes.py",
+    "quart_app/movements/metrics.py": "quart_app/movements/test_ledger.py",
+    "quart_app/movements/migrations/env.py": "quart_app/movements/test_database.py",
+    "quart_app/movements/migrations/versions/m0001_movements.py": "quart_app/movements/test_database.py",
+    "quart_app/movements/models.py": "quart_app/movements/test_intake.py",
+    "quart_app/movements/service.py": "journeys/test_movements.py",
+    "quart_app/movements/tables.py": "quart_app/movements/test_store.py",
+    "quart_app/process.py": "journeys/test_leases.py",
+    "quart_app/providers/__main__.py": "quart_app/providers/test_launch.py",
+    "quart_app/service.py": "quart_app/http/test_openapi.py",
+    "quart_app/values/child.py": "quart_app/values/test_pool.py",
+    "quart_app/values/curves.py": "quart_app/values/test_factorise.py",
+    "quart_app/values/service.py": "quart_app/values/test_routes.py",
+    "quart_app/values/settings.py": "quart_app/test_settings.py",
+}
+
+#: Imports of a test module or a conftest by another module.
+TESTS_THAT_LEND = {
+    "tests/journeys/test_document.py: tests.journeys.test_messages",
+    "tests/mesh/lease/test_holding.py: tests.mesh.lease.test_loop_thread",
+    "tests/quart_app/values/test_jobs.py: tests.quart_app.values.test_claims",
+}
+
+
+@cache
+def modules(*folders: str) -> list[Path]:
+    """Return all modules below these folders, relative to the root."""
+    return [path.relative_to(ROOT) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@cache
+def tree(module: Path) -> ast.Module:
+    return ast.parse((ROOT / module).read_text())
+
+
+def subpackages() -> Iterator[Path]:
+    """Yield the packages of the application and the mesh, relative to the root."""
+    return (module.parent for module in modules(*PACKAGES) if module.name == "__init__.py")
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    """A function that does not fit on a screen is several functions; the exceptions are named."""
+    long = {
+        f"{module}::{node.name}"
+        for module in modules(*FOLDERS)
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION
+    }
+    assert long == LONG_FUNCTIONS.keys(), "split the function; LONG_FUNCTIONS lists exactly the exceptions"
+
+
+def test_a_module_over_four_hundred_lines_has_a_reason() -> None:
+    """A longer module has several subjects, or a reason."""
+    long = {
+        str(module) for module in modules(*FOLDERS) if len((ROOT / module).read_text().splitlines()) > LONGEST_MODULE
+    }
+    assert long == LONG_MODULES.keys(), "split the module; LONG_MODULES lists exactly the exceptions"
+
+
+def test_a_class_name_means_one_class() -> None:
+    """Two classes of one name force `import ... as ...` and a second look."""
+    found: dict[str, set[Path]] = defaultdict(set)
+    for module in modules(*PACKAGES):
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].add(module)
+    twice = {name: [str(module) for module in where] for name, where in found.items() if len(where) > 1}
+    assert twice.keys() == SAME_NAMES.keys(), f"rename one of {twice}; SAME_NAMES lists exactly the exceptions"
+
+
+def test_an_init_holds_imports_and_all() -> None:
+    """Code in an `__init__.py` is found by nobody who looks for a module."""
+    full = {str(package) for package in subpackages() if any(map(_is_code, tree(package / "__init__.py").body))}
+    assert full == FULL_INITS.keys(), "move the code to a module; FULL_INITS lists exactly the exceptions"
+
+
+def _is_code(node: ast.stmt) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
+            return False
+        case ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]):
+            return False
+    return True
+
+
+def _contracts() -> list[configparser.SectionProxy]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return [config[name] for name in config.sections() if name.startswith("importlinter:contract:")]
+
+
+def test_every_package_has_an_exhaustive_contract() -> None:
+    """The imports of every package with two modules point downwards, and the contract covers all modules."""
+    covered = {
+        container
+        for contract in _contracts()
+        if contract["type"] == "layers" and contract.getboolean("exhaustive", False)
+        for container in contract.get("containers", "").split()
+    }
+    need = {".".join(package.parts) for package in subpackages() if len(_children(package)) > 1}
+    assert need - covered == set(), "write a layers contract with `exhaustive = true` into setup.cfg"
+
+
+def _children(package: Path) -> list[str]:
+    """Return the names of a package's modules and subpackages."""
+    inside = (ROOT / package).iterdir()
+    return [
+        path.name
+        for path in inside
+        if (path.suffix == ".py" and path.name != "__init__.py") or (path / "__init__.py").exists()
+    ]
+
+
+def test_a_lua_file_stands_beside_the_python_that_runs_it() -> None:
+    """Some module in the folder of a script names the script."""
+    lost = [
+        str(script.relative_to(ROOT))
+        for folder in PACKAGES
+        for script in sorted((ROOT / folder).rglob("*.lua"))
+        if not any(_names(module, script) for module in script.parent.glob("*.py"))
+    ]
+    assert not lost, "move the script beside the module that runs it, or remove it"
+
+
+def _names(module: Path, script: Path) -> bool:
+    return any(
+        isinstance(node, ast.Constant) and node.value in (script.name, script.stem)
+        for node in ast.walk(tree(module.relative_to(ROOT)))
+    )
+
+
+def test_every_module_is_tested_by_a_file_that_can_be_found() -> None:
+    """A module's tests are in the test file of its name, or in the one that the list names."""
+    untested = {
+        str(module)
+        for module in modules(*PACKAGES)
+        if module.name != "__init__.py" and not (ROOT / "tests" / module.parent / f"test_{module.name}").exists()
+    }
+    assert untested == TESTED_BY.keys(), "write the test file; TESTED_BY says which file tests each of the others"
+
+
+@pytest.mark.parametrize("path", sorted(set(TESTED_BY.values())))
+def test_the_named_test_file_exists(path: str) -> None:
+    """The list of tests elsewhere names files that exist."""
+    assert (ROOT / "tests" / path).is_file()
+
+
+def test_helpers_come_from_support() -> None:
+    """No test imports a conftest or another test module: pytest may load those under other names."""
+    lent = {
+        f"{module}: {name}"
+        for module in modules("tests")
+        for name in _imported(module)
+        if name.startswith("tests.") and (name.endswith(".conftest") or ".test_" in name)
+    }
+    assert lent == TESTS_THAT_LEND, "move the helper to tests/support"
+
+
+def _imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
