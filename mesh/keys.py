@@ -1,4 +1,4 @@
-"""Every shared key: its name, type and meaning. No other module spells one.
+"""The name, type and meaning of every shared key. No other Python module spells one.
 
     mesh:epoch               counter       the last epoch granted
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
@@ -7,7 +7,7 @@
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
     mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
-    mesh:committed:{replica} string, PX    the same of the last batch that it committed
+    mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
     mesh:dead                stream        requests given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
     shared:{service}:*       any           state that a service shares between replicas
@@ -15,7 +15,7 @@
 
 All of them live in the bus database (REDIS_DB). A replica's own data are in database n:
 
-    db{n}:class              string        the class this database was given when it was first leased
+    db{n}:class              string        the class that the database got at its first lease
     db{n}:{service}:*        any           a service's data there
 """
 
@@ -73,7 +73,7 @@ def committed(replica: str) -> str:
 
 @cache
 def own(database: int) -> str:
-    """What every key of a database's holder begins with."""
+    """Return the prefix of every key that the holder of a database owns."""
     return f"db{database}:"
 
 
@@ -82,5 +82,5 @@ def class_of(database: int) -> str:
 
 
 def request_streams(classes: str, databases: int) -> list[str]:
-    """Every request stream there can be."""
+    """Return every request stream that the mesh can have."""
     return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(databases)]

@@ -1,11 +1,11 @@
-"""One process's membership in the mesh: opens and closes all that belongs to it.
+"""One membership in the mesh: opens and closes everything that belongs to it.
 
     applying --grant--> member --drain--> leaving --release--> gone
                           |
-                          +-- lease lost: everything stops at once, and the process starts anew
+                          +--lease lost: everything stops at once, and `join` raises LeaseLost
 
-Five connections: one that says everything, one that renews the lease, three that block on a stream each; with copies
-of Redis to wait for, a sixth that does.
+A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth
+waits for copies where `REDIS_WAIT_REPLICAS` asks for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from redis.asyncio import Redis
 
 from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError
-from mesh.lease.lease import Applicant, Grant, Lease
+from mesh.lease.applicant import Applicant, Grant
+from mesh.lease.holding import Lease
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.consumer import Consumer
@@ -41,11 +42,11 @@ from mesh.wire.script import Script
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 5.0
-#: How long requests on the database's stream may hold up its release. Under load there is always one, and a successor
-#: waits; it answers whatever is left.
+#: How long requests on the database's stream may delay its release. Longer lets this replica answer more of them; a
+#: successor waits meanwhile, and answers the rest.
 RELEASE_WAIT_S = 0.5
 
-#: What runs before members talk to each other; loaded once per connection that lost them.
+#: The scripts of the link; it loads them where the server does not know them.
 LINK_SCRIPTS = (
     roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, scripts.KEEP_ALIVE, scripts.RECLAIM, scripts.BURY,
     scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
@@ -53,7 +54,7 @@ LINK_SCRIPTS = (
 
 
 class Replica:
-    """This process as a member. Made by `join`; everything it offers ends with the membership."""
+    """One member of the mesh. `join` makes it, and everything that it offers ends with the membership."""
 
     def __init__(
         self,
@@ -88,10 +89,10 @@ class Replica:
         #: a client for what services share: `shared:*` and `events:*` in the bus database
         self.shared: Redis = self._client("shared", shared=True)
 
-    # What a member can do
+    # For services
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
-        """Ask one address and wait. Answers in parts are merged key by key. Raises MeshError."""
+        """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         if answer.error is not None:
             raise answer.error
@@ -101,31 +102,34 @@ class Replica:
         return merged
 
     async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
-        """Send several requests, all or none, and wait for every answer."""
+        """Send several requests, all or none, and wait for every reply."""
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms)
 
     async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> dict[int, Body]:
-        """Ask every live database at one moment; the answers by database. Raises Incomplete, MeshError."""
+        """Send one request to every live database at one moment; return the replies by database.
+
+        Raises Incomplete, MeshError.
+        """
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms)
 
     async def roster(self) -> list[Member]:
-        """Who is live now."""
+        """Return the rows of the roster at this moment."""
         return await roster.read(self._link, self.settings.databases)
 
     async def books(self) -> dict[str, int]:
-        """The mesh's accounts: accepted is the sum of all the others."""
+        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
         return await streams.books(self._link, self._streams)
 
     def store(self) -> Store:
-        """The view of our own database that handlers have, for work of the replica's own."""
+        """Return the view of the leased database that handlers get, for work outside of a request."""
         return Store(self._link, self.database, self.cls)
 
     def transaction(self) -> Transaction:
-        """A transaction that belongs to no request; see `commit`."""
+        """Return an empty transaction that belongs to no request; see `commit`."""
         return Transaction(self.database, self.id)
 
     async def commit(self, transaction: Transaction) -> bool:
-        """Make a transaction true; False where what it expected has changed. Raises LeaseLost."""
+        """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost."""
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)
         word = await outcome
@@ -134,33 +138,33 @@ class Replica:
         return word == "done"
 
     async def confirm(self) -> None:
-        """Wait until as many copies of Redis as `REDIS_WAIT_REPLICAS` asks for have all that is written by now.
+        """Wait until as many copies of Redis as `REDIS_WAIT_REPLICAS` have everything written so far.
 
-        Answers of calls are confirmed already. Raises Unavailable.
+        Replies to calls have been confirmed already. Raises Unavailable.
         """
         if self._copies is not None:
             await self._copies.confirm()
 
     def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
-        """A client with a connection of its own, for a reader that blocks; closed with the membership."""
+        """Return a client with a connection of its own, for a reader that blocks. It is closed with the membership."""
         return self._client("reader", block_ms=block_ms)
 
     def now_ms(self) -> int:
-        """Redis's clock, as well as it is known here."""
+        """Return Redis's clock in ms, as estimated since the last renewal."""
         return self._lease.now_ms()
 
     @property
     def trusted(self) -> bool:
-        """Whether the lease holds."""
+        """Whether the lease still holds."""
         return self._lease.trusted
 
     @property
     def reachable(self) -> bool:
-        """Whether Redis answered last time."""
+        """Whether the last round trip to Redis succeeded."""
         return not self._link.down
 
     def statistics(self) -> dict[str, float]:
-        """Counters of this process, for metrics."""
+        """Return the counters of this membership, for metrics."""
         found: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
             found[f"{name}_in_progress"] = consumer.in_progress
@@ -169,7 +173,7 @@ class Replica:
                 found[f"{name}_{counter}"] = getattr(counters, counter)
         return found
 
-    # Its life
+    # Life cycle
 
     def _client(self, name: str, *, block_ms: int = 0, shared: bool = False) -> Redis:
         client = self._connections.client(f"{name}-{self.id}", block_ms=block_ms, shared=shared)
@@ -183,7 +187,7 @@ class Replica:
 
     def _make_link(self, known: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # Nothing is said again once the lease is over.
+        # The result of a batch is kept for longer than the lease, after which nothing is sent again.
         common = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
             "EVALSHA", scripts.SUBMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
@@ -216,7 +220,7 @@ class Replica:
             return None
         return Copies(
             self._line("copies", block_ms=redis.wait_timeout_ms),
-            # There from the grant on, and kept for as long by every renewal.
+            # The key exists from the grant on, and every renewal extends its time.
             keys.replies(self.id),
             keep_ms=10 * self.settings.lease_ttl_ms,
             copies=redis.wait_replicas,
@@ -243,11 +247,11 @@ class Replica:
             await streams.sweep(self._link, self._streams)
 
     def drain(self) -> None:
-        """Tell the roster that we are about to leave. Work goes on until the membership ends."""
+        """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
         self._lease.set_state("draining")
 
     async def _leave(self) -> None:
-        """Take nothing more, finish what runs, hand the rest back, release."""
+        """Stop taking requests, finish running work, hand the rest back, and release the lease."""
         self.drain()
         deadline_s = self.settings.deadline_ms / 1000
         await self._class_consumer.stop(deadline_s)
@@ -268,7 +272,7 @@ class Replica:
 
 
 def identity() -> str:
-    """A name no other replica has."""
+    """Return a name that no other replica has."""
     return f"replica-{secrets.token_hex(4)}"
 
 
@@ -283,11 +287,11 @@ async def join(
     version: str = "",
     applicant: Callable[[Applicant], None] | None = None,
 ) -> AsyncIterator[Replica]:
-    """Become a member: wait for a lease, work off requests, leave in order.
+    """Become a member: wait for a lease, process requests, leave in order.
 
-    `public` and `private` (host:port) stand in the roster for others to find. `applicant` is handed what waits for the
-    lease, which can tell why. Raises SetupError where the server or the credentials do not serve, LeaseLost when the
-    membership ends by itself: start anew then.
+    `public` and `private` (host:port) are shown in the roster. `applicant` gets the object that waits for the lease and
+    knows why it waits. Raises SetupError when the mesh cannot work with this server or these credentials, and LeaseLost
+    when the membership ended by itself: join again then.
     """
     settings = settings or MeshSettings()
     connections = connections or Connections(settings.redis)
@@ -312,7 +316,7 @@ async def join(
 
 
 def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that says most: a lost lease, else the first there is."""
+    """Return the error that explains most: a lost lease, or else the first one."""
     lost, others = group.split(LeaseLost)
     found: BaseException | None = lost or others
     while isinstance(found, BaseExceptionGroup):

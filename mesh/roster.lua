@@ -1,7 +1,7 @@
 #!lua flags=allow-oom,no-writes
--- Every roster row, at one moment.
+-- Reads every roster row at one moment.
 -- ARGV: number of databases
--- Returns {database, 1 if leased, field, value, ...} for each
+-- Returns one row per database that has one: {database, 1 if leased else 0, field, value, ...}
 local rows = {}
 for n = 0, tonumber(ARGV[1]) - 1 do
   local row = redis.call('HGETALL', 'mesh:replica:' .. n)

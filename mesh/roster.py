@@ -1,4 +1,4 @@
-"""Who is live, with which database and class."""
+"""The roster: which replicas are live, each with its database and class."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio import Redis
+
 from mesh.wire.clients import Link
 from mesh.wire.script import Script
 
 ROSTER = Script.beside(__file__, "roster.lua")
+#: As many databases as any mesh may lease.
+MOST_DATABASES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """One row of the roster.
 
-    `state` is starting, ready, draining or left; one that left is waited for until its row expires. `leased` says
-    whether somebody holds the database now. `since` is in ms of Redis's clock; public and private are host:port.
+    `state` is starting, ready, draining or left. A row outlives its lease for a moment, so that others wait for the
+    successor; `leased` says whether a replica holds the database now. `since` is in ms of Redis's clock, `public` and
+    `private` are host:port.
     """
 
     database: int
@@ -34,6 +39,7 @@ class Member:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
+        """Read one row of the script's answer."""
         database, leased, *flat = row
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         return cls(
@@ -51,11 +57,14 @@ class Member:
         )
 
 
-def members(rows: Sequence[Sequence[Any]]) -> list[Member]:
-    """The script's answer, by database."""
-    return [Member.from_row(row) for row in rows]
-
-
 async def read(link: Link, databases: int) -> list[Member]:
-    """Every row at this moment."""
-    return members(await link.script(ROSTER, (), databases))
+    """Return every row at one moment, over a replica's link."""
+    return [Member.from_row(row) for row in await link.script(ROSTER, (), databases)]
+
+
+async def read_directly(client: Redis, databases: int = MOST_DATABASES) -> list[Member]:
+    """Return every row at one moment, over a client of the bus database that decodes answers.
+
+    For whoever is no member: the commands of a shell, a supervisor. Raises redis-py's errors.
+    """
+    return [Member.from_row(row) for row in await client.eval(ROSTER.source, 0, str(databases))]

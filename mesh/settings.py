@@ -23,7 +23,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
         env_prefix=prefix,
         secrets_dir=SECRETS_DIR if Path(SECRETS_DIR).is_dir() else None,
         env_ignore_empty=True,
-        # By the name of the field, too; what is no field is a mistake of whoever says it.
+        # Code may also use the names of the fields; an unknown name is an error.
         populate_by_name=True,
         extra="forbid",
         # An error must not repeat an address that has a password in it.
@@ -143,7 +143,7 @@ class RedisSettings(BaseSettings):
 
 
 class Isolation(StrEnum):
-    """Who keeps replicas out of each other's databases."""
+    """What keeps replicas out of each other's databases: the server, or key names alone."""
 
     ACL = "acl"
     PREFIX = "prefix"

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from mesh import MeshError, MeshSettings, Replica, SetupError, join
-from mesh.lease.lease import Applicant
+from mesh.lease.applicant import Applicant
 from mesh.settings import explain
 from quart_app import logs
 from quart_app.app import VERSION, App, create_app

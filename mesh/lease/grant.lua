@@ -1,16 +1,16 @@
--- Grants database n: a new epoch, the lease, the class, the roster row. Called inside MULTI, beside the change of
--- the Redis user, with the lease's key watched.
+-- Grants database n: a new epoch, the lease, the class, the roster row. Runs inside MULTI, beside the change of the
+-- Redis user, while the lease's key is watched.
 -- KEYS: epoch, lease, roster row, reply stream
--- ARGV: bus, database, replica, lease ttl ms, classes there are, class wanted or "", random number, databases,
+-- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases,
 --       then field, value, ... of the row
--- Returns {epoch, class, now ms}
+-- Returns {epoch, class, now in ms}
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local classes, wanted, random, databases = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- Never below the clock, so that an emptied server cannot repeat an epoch.
+-- The epoch is never below the clock, so that an emptied server cannot repeat one.
 local epoch = math.max(tonumber(redis.call('GET', epoch_key) or '0') + 1, now)
 
 local function rarest()
@@ -49,9 +49,9 @@ redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 9))
--- The row outlives its lease a little: a gather waits for the successor rather than do without the database.
+-- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
--- Replies to a sender that is gone must not bring its stream back, so the stream exists before the first request.
+-- The reply stream exists before the first request. A reply to a sender that is gone does not create it again.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)
 return {text, class, string.format('%.0f', now)}

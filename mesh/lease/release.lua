@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Gives a lease back. The roster row stays for the rest of its time as "left": requests to this class or database
--- wait that long for a successor.
+-- Gives a lease back. The roster row stays as "left" until it expires; requests to this class or database wait that
+-- long for a successor.
 -- KEYS: lease, roster row, request stream of the database, reply stream, submitted, committed
--- ARGV: holder, 1 to release although requests wait
--- Returns 1 released, 0 not ours any more, -1 requests wait
+-- ARGV: holder, 1 to release even if requests wait
+-- Returns 1 released, 0 another replica holds it or it has ended, -1 requests wait
 local lease_key, row_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
 local replies_key, submitted_key, committed_key = KEYS[4], KEYS[5], KEYS[6]
 if redis.call('GET', lease_key) ~= ARGV[1] then return 0 end

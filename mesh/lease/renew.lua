@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Renews a lease that is still this holder's, with its roster row and reply stream.
--- Where the server was emptied the lease is put back: that we can still speak as this epoch's user proves that nobody
--- was granted the database since. Without such users there is no proof, and the lease is lost. It is lost, too, where it
--- may have ended by itself: a renewal can lie in a buffer until its sender is long dead, and must not wake up its lease.
+-- Renews a lease that this holder still has, with its roster row and reply stream.
+-- After the server was emptied the lease is restored: only the user of this epoch can run this script, so no other
+-- replica was granted the database since. Without such users there is no proof, and the lease is lost. It is also lost
+-- when it may have ended by itself: a renewal can lie in a buffer until its sender is long dead.
 -- KEYS: lease, roster row, reply stream
--- ARGV: holder ("<epoch> <replica>"), lease ttl ms, state, 1 if the server enforces isolation, bus, database, class,
---       the moment (ms) until which the holder knows of its lease, then field, value, ... to put the row together anew
--- Returns {1 renewed | 2 put back | 0 lost, now ms}
+-- ARGV: holder ("<epoch> <replica>"), lease ttl in ms, state, 1 if the server enforces isolation, bus, database, class,
+--       end of the lease (ms) as the holder knows it, then field, value, ... of the whole roster row
+-- Returns {1 renewed | 2 restored | 0 lost, now in ms}
 local lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
@@ -25,7 +25,7 @@ elseif found ~= holder then
 end
 redis.call('PEXPIRE', lease_key, ttl)
 redis.call('HSET', row_key, 'state', state, unpack(ARGV, 9))
--- The row outlives its lease a little: a gather waits for the successor rather than do without the database.
+-- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))

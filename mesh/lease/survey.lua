@@ -1,6 +1,6 @@
--- What a starting replica must know of every database, at one moment. Runs as the shared user.
+-- Tells a starting replica about every database at one moment. Runs as the shared user.
 -- ARGV: bus database, number of databases
--- Returns one row per database: {number, lease or "", its PTTL, class or "", keys in it, state or ""}
+-- Returns one row per database: {number, lease or "", its PTTL, class or "", number of keys, holder's state or ""}
 local bus, databases = tonumber(ARGV[1]), tonumber(ARGV[2])
 local rows = {}
 for n = 0, databases - 1 do

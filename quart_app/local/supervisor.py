@@ -30,7 +30,6 @@ from pydantic import SecretStr
 from redis import exceptions as redis_errors
 
 from mesh import Connections, Member, MeshSettings, RedisSettings, roster
-from mesh.roster import ROSTER
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import allocator, discovery
 from quart_app.local.caddy import BalancerError, balancer, caddy
@@ -254,7 +253,7 @@ async def read_roster(settings: RedisSettings) -> list[Member]:
     """The roster as the shared user sees it. Raises redis-py's errors."""
     client = Connections(settings).client("mesh-status")
     try:
-        return roster.members(await client.eval(ROSTER.source, 0, "16"))
+        return await roster.read_directly(client)
     finally:
         await client.aclose()
 

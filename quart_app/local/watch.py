@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from mesh import Connections, RedisSettings, keys, roster
-from mesh.roster import ROSTER
 
 CLASSES = "ABCD"
 DATABASES = 16
@@ -82,7 +81,7 @@ async def run(settings: RedisSettings, console: Console, cls: str | None, op: st
     try:
         while True:
             seconds, microseconds = await client.time()
-            members = roster.members(await client.eval(ROSTER.source, 0, str(DATABASES)))
+            members = await roster.read_directly(client, DATABASES)
             replies = [keys.replies(member.replica) for member in members]
             watcher.follow(
                 [*keys.request_streams(CLASSES, DATABASES), *replies, keys.DEAD],

@@ -22,7 +22,7 @@ ENV = {"MESH_LEASE_TTL_MS": str(int(TTL_S * 1000))}
 #: Loaded by a Python that finds it on its path: a replica that believes in its lease however long it slept, as one
 #: does that was stopped between its look at the clock and its command.
 BELIEVING = """
-from mesh.lease.lease import Lease
+from mesh.lease.holding import Lease
 
 Lease.trusted = property(lambda self: self._lost is None)
 """

@@ -27,7 +27,7 @@ def test_the_names_are_those_of_the_table() -> None:
 
 
 def test_every_request_stream_there_can_be() -> None:
-    """What the books and the sweep go through."""
+    """The books and the sweep go through all of them."""
     assert keys.request_streams("AB", 2) == [
         "mesh:requests:A", "mesh:requests:B", "mesh:requests:db0", "mesh:requests:db1",
     ]  # fmt: skip

@@ -107,7 +107,7 @@ def test_an_address_that_would_fail_later_is_refused_at_once(url: str, why: str)
 
 @pytest.mark.parametrize("sentinels", ["one", "one:", ":26379", "one:26379,", "one:26379,two:port"])
 def test_sentinels_are_hosts_with_ports(sentinels: str) -> None:
-    """What is none is refused before anybody is asked."""
+    """An address that cannot be read is refused before anything connects."""
     assert RedisSettings(sentinels="one:26379, two:26380").sentinels
     with pytest.raises(ValidationError, match="host:port"):
         RedisSettings(sentinels=sentinels)
@@ -139,7 +139,7 @@ def test_times_that_follow_from_others_keep_their_proportions() -> None:
 
 
 def test_a_setting_may_be_given_by_the_name_of_its_field_and_no_other() -> None:
-    """Whoever embeds a replica is not to find out later that a setting was passed over."""
+    """Code that embeds a replica learns at once that it misspelt a setting."""
     assert MeshSettings(class_="B").class_ == "B"
     with pytest.raises(ValidationError, match="clas"):
         MeshSettings(clas="B")  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mesh import Class, LeaseLost, Replica, Request, Store, Transaction, Worker, join
-from mesh.lease import lease
+from mesh.lease import holding
 from tests.mesh.lease.test_loop_thread import on_the_callers_loop
 from tests.support.members import mesh_settings
 from tests.support.server import Server
@@ -111,7 +111,7 @@ async def test_a_c_call_that_keeps_the_interpreters_lock_for_two_ttls_costs_the_
 
 async def test_a_loop_that_hangs_gives_its_database_to_another(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that never answers again must not keep a database for ever."""
-    monkeypatch.setattr(lease, "HANGS", 1)
+    monkeypatch.setattr(holding, "HANGS", 1)
     with pytest.raises(LeaseLost, match="event loop of this replica has been blocked for 1 s"):
         async with join(Worker(), mesh_settings(server.settings, lease_ttl_ms=TTL_MS)):
             await asyncio.sleep(0.2)

@@ -28,7 +28,6 @@ import redis
 import redis.asyncio
 
 from mesh import roster as mesh_roster
-from mesh.roster import ROSTER
 from mesh.roster import Member as Holder
 from quart_app.local import supervisor
 from quart_app.local.caddy import balancer
@@ -193,7 +192,7 @@ class Mesh:
 
     async def rows(self) -> list[Holder]:
         """The roster, with whoever left or let its lease end a moment ago."""
-        return mesh_roster.members(await self.admin.eval(ROSTER.source, 0, "16"))
+        return await mesh_roster.read_directly(self.admin)
 
     async def holders(self) -> list[Holder]:
         """Who holds a database now."""

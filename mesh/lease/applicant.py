@@ -1,0 +1,167 @@
+"""A replica without a lease: it looks at all databases, chooses one, and is granted it in one transaction.
+
+    looking --a database can be taken--> granting --done--> holding (see `mesh.lease.holding`)
+       ^  |                                 |
+       |  +--none can: says why, waits      +--another replica was faster--> looking
+
+The grant raises the epoch, writes the lease and the roster row, and replaces the Redis user of the former epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import keys
+from mesh.errors import Unavailable
+from mesh.lease import acl
+from mesh.lease.choice import Observation, Row, Wait, choose
+from mesh.settings import Isolation, MeshSettings
+from mesh.wire.clients import FENCED, PASSING, Connections, Credentials, check_server, is_fenced
+from mesh.wire.script import Script
+
+log = structlog.get_logger(__name__)
+
+SURVEY = Script.beside(__file__, "survey.lua")
+GRANT = Script.beside(__file__, "grant.lua")
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease as it was granted.
+
+    `granted_at` is this process's monotonic clock before the grant was sent, `now_ms` Redis's clock in the grant.
+    """
+
+    database: int
+    cls: str
+    epoch: int
+    replica: str
+    credentials: Credentials | None
+    granted_at: float
+    now_ms: int
+
+    @property
+    def holder(self) -> str:
+        """The value of the lease's key."""
+        return f"{self.epoch} {self.replica}"
+
+
+class Applicant:
+    """A replica that has no lease yet. It talks to Redis as the shared user."""
+
+    def __init__(self, settings: MeshSettings, connections: Connections, replica: str, row: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._replica = replica
+        self._row = row
+        self._waits_for = ""
+        #: called with the reason why there is no lease yet
+        self.on_wait: Callable[[str], None] = lambda reason: None
+
+    async def apply(self) -> Grant:
+        """Wait for a lease, however long it takes. Raises SetupError where waiting cannot help."""
+        client = self._connections.client(f"applicant-{self._replica}")
+        try:
+            while True:
+                try:
+                    return await self._apply(client)
+                except (Unavailable, *PASSING) as error:
+                    if isinstance(error, FENCED) or is_fenced(error):
+                        raise
+                    self._wait(f"Redis cannot be used: {error}")
+                    await asyncio.sleep(2 * POLL_S)
+        finally:
+            await client.aclose()
+
+    def _wait(self, reason: str) -> None:
+        if reason != self._waits_for:
+            log.info("waiting for a lease", reason=reason)
+            self._waits_for = reason
+            self.on_wait(reason)
+
+    async def _apply(self, client: Redis) -> Grant:
+        version = await check_server(client)
+        dialect = None
+        if self._settings.isolation is Isolation.ACL:
+            dialect = await acl.probe(client, version)
+        observation = Observation(self._settings.lease_ttl_ms)
+        while True:
+            rows = await self.survey(client)
+            choice = choose(rows, observation.update(rows), self._connections.bus)
+            if isinstance(choice, Wait):
+                self._wait(choice.reason)
+                await asyncio.sleep(POLL_S)
+                continue
+            grant = await self._take(client, choice.database, dialect)
+            if grant is not None:
+                return grant
+
+    async def survey(self, client: Redis) -> list[Row]:
+        """Return every database as it is at one moment."""
+        bus = self._connections.bus
+        rows = await client.eval(SURVEY.source, 0, str(bus), str(self._settings.databases))
+        return [Row(*row) for row in rows]
+
+    async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
+        """Grant this replica the database; return None if another replica was faster.
+
+        Without a dialect the server does not enforce isolation. The transaction watches the lease: if another replica
+        is granted it meanwhile, its Redis user must not be replaced.
+        """
+        credentials = acl.new_credentials(database)
+        granted_at = time.monotonic()
+        async with client.pipeline(transaction=True) as pipeline:
+            await pipeline.watch(keys.lease(database))
+            if await pipeline.exists(keys.lease(database)):
+                return None
+            pipeline.multi()
+            pipeline.eval(GRANT.source, 4, *self._grant_keys(database), *self._grant_arguments(database))
+            if dialect is not None:
+                rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
+                pipeline.execute_command("ACL", "DELUSER", credentials.username)
+                pipeline.execute_command("ACL", "SETUSER", credentials.username, *rules)
+            try:
+                answers = await pipeline.execute()
+            except redis_errors.WatchError:
+                return None
+        epoch, cls, now_ms = answers[0]
+        return Grant(
+            database=database,
+            cls=cls,
+            epoch=int(epoch),
+            replica=self._replica,
+            credentials=credentials if dialect is not None else None,
+            granted_at=granted_at,
+            now_ms=int(now_ms),
+        )
+
+    def _grant_keys(self, database: int) -> list[str]:
+        return [keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica)]
+
+    def _grant_arguments(self, database: int) -> list[str]:
+        settings = self._settings
+        at_random = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
+        words: list[Any] = [
+            self._connections.bus,
+            database,
+            self._replica,
+            settings.lease_ttl_ms,
+            settings.classes,
+            settings.class_ or "",
+            at_random,
+            settings.databases,
+        ]
+        for name, value in self._row.items():
+            words += [name, value]
+        return [str(word) for word in words]

@@ -1,0 +1,234 @@
+"""A lease in our hands: renewed, trusted, released, or lost.
+
+    held --renewed--> held --released--> the database is free; the roster row stays as "left" for the rest of its time
+      |
+      +--not renewed in time, refused by the server, or the replica hangs--> lost
+
+A thread with an event loop and a connection of its own renews and releases the lease, so that a handler that blocks the
+replica's event loop does not cost it. The holder counts its trust from before the renewal was sent, and stops a little
+before the server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import keys
+from mesh.errors import LeaseLost, MeshError
+from mesh.lease.applicant import POLL_S, Grant
+from mesh.lease.loop_thread import LoopThread
+from mesh.settings import MeshSettings
+from mesh.wire.clients import PASSING, Connections, is_fenced
+from mesh.wire.script import Script
+
+log = structlog.get_logger(__name__)
+
+RENEW = Script.beside(__file__, "renew.lua")
+RELEASE = Script.beside(__file__, "release.lua")
+
+#: The holder's trust ends this part of the ttl before the server's.
+SAFETY = 0.1
+#: Pause between attempts to release while requests wait for the database.
+RELEASE_POLL_S = 0.01
+#: A replica whose event loop has not run for this many ttls gives its lease up. More frees the database of a hung
+#: process later; less ends memberships over a handler that blocks for long.
+HANGS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    """What the last renewal that succeeded has told. Replaced as a whole, because two threads read it."""
+
+    #: when it was sent, by this process's monotonic clock
+    sent_at: float
+    #: the end of the lease, in ms of the server's clock
+    known_until_ms: int
+    #: the server's clock minus our monotonic clock
+    clock_offset_ms: float
+
+
+class Lease:
+    """A lease that this replica holds. `run` keeps it; `trusted` says whether it still holds.
+
+    The thread of the lease and the replica's loop share `_renewal`, `_lost`, `_seen_alive_at`, `_release_within_s` and
+    `state`. Each of them is written by one of the two, in one assignment.
+
+    Two kinds of standstill end the lease. A process that does not run at all for most of the ttl (stopped, swapped out,
+    or within one call into C that keeps Python's lock) looks dead to everybody else. An event loop that has not run
+    once in `HANGS` ttls serves nobody, and another replica can.
+    """
+
+    def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
+        self.grant = grant
+        self.state = "ready"
+        self._settings = settings
+        self._row = {
+            **row,
+            "class": grant.cls,
+            "replica": grant.replica,
+            "epoch": str(grant.epoch),
+            "since": str(grant.now_ms),
+        }
+        self._connections = connections
+        self._renewal = _Renewal(
+            sent_at=grant.granted_at,
+            known_until_ms=grant.now_ms + settings.lease_ttl_ms,
+            # The network delay is unknown until the first renewal.
+            clock_offset_ms=grant.now_ms - time.monotonic() * 1000,
+        )
+        self._lost: MeshError | None = None
+        self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
+        self._nudge = asyncio.Event()
+        self._seen_alive_at = time.monotonic()
+        self._release_within_s: float | None = None
+        self._released = False
+        self._over = asyncio.Event()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether this replica may still act as the holder."""
+        held_ms = (time.monotonic() - self._renewal.sent_at) * 1000
+        return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
+
+    def now_ms(self) -> int:
+        """Redis's clock in ms: what the last renewal told, and the time since by our own clock."""
+        return int(time.monotonic() * 1000 + self._renewal.clock_offset_ms)
+
+    def set_state(self, state: str) -> None:
+        """Tell the roster a new state, by a renewal that is sent at once."""
+        self.state = state
+        self._thread.call(self._nudge.set)
+
+    async def run(self) -> None:
+        """Keep the lease until it is released or this task is cancelled. Raises LeaseLost."""
+        self._seen_alive_at = time.monotonic()
+        try:
+            await self._thread.run()
+        finally:
+            self._over.set()
+
+    async def release(self, wait_s: float) -> bool:
+        """Give the database back and return whether that was done; `run` ends then.
+
+        While requests wait on the database's stream, and for `wait_s` at most, the release is put off.
+        """
+        self._release_within_s = wait_s
+        self._thread.call(self._nudge.set)
+        await self._over.wait()
+        return self._released
+
+    # Everything below runs in the thread of the lease
+
+    async def _hold(self) -> None:
+        client = self._connections.client(f"lease-{self.grant.replica}")
+        try:
+            while self._release_within_s is None:
+                pause_s = await self._keep(client)
+                await self._pause(pause_s)
+            self._released = await self._release(client, self._release_within_s)
+        finally:
+            with contextlib.suppress(*PASSING):
+                await client.aclose()
+
+    async def _keep(self, client: Redis) -> float:
+        """Renew once; return the pause until the next time in seconds. Raises LeaseLost."""
+        interval_s = self._settings.renew_interval_ms / 1000
+        # A process that slept through its lease must not renew it.
+        self._check_trust()
+        self._check_loop()
+        try:
+            await self._renew(client)
+        except (redis_errors.RedisError, *PASSING) as error:
+            if is_fenced(error):
+                self._lose(LeaseLost("the Redis user of this lease was deleted"), error)
+            if not isinstance(error, PASSING):
+                log.warning("lease renewal failed", error=str(error))
+            self._check_trust()
+            return min(interval_s, POLL_S)
+        self._check_trust()
+        return interval_s
+
+    async def _pause(self, pause_s: float) -> None:
+        # Not wait_for: Python 3.11's forgets a cancellation that comes together with the nudge.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._nudge.wait()
+        self._nudge.clear()
+
+    def _check_trust(self) -> None:
+        if not self.trusted:
+            self._lose(LeaseLost("the lease was not renewed in time"))
+
+    def _check_loop(self) -> None:
+        """Lose the lease when the replica's event loop hangs; stop when it is closed."""
+        silent_s = time.monotonic() - self._seen_alive_at
+        if silent_s > HANGS * self._settings.lease_ttl_ms / 1000:
+            self._lose(LeaseLost(f"the event loop of this replica has been blocked for {silent_s:.0f} s"))
+        try:
+            self._thread.call_back(self._alive)
+        except RuntimeError as error:
+            self._lose(LeaseLost("the event loop of this replica is closed"), error)
+
+    def _alive(self) -> None:
+        self._seen_alive_at = time.monotonic()
+
+    def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
+        self._lost = error
+        raise error from cause
+
+    async def _renew(self, client: Redis) -> None:
+        grant = self.grant
+        sent_at = time.monotonic()
+        fields = [word for pair in self._row.items() for word in pair]
+        names = (
+            keys.lease(grant.database),
+            keys.row(grant.database),
+            keys.replies(grant.replica),
+        )
+        words = (
+            grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
+            str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
+        )  # fmt: skip
+        # Give a renewal that hangs up early: the next one counts from later.
+        async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
+            outcome, now_ms = await client.eval(RENEW.source, len(names), *names, *words, *fields)
+        if outcome == 0:
+            self._lose(LeaseLost("the lease has ended, or another replica holds it"))
+        if outcome == 2:
+            log.error("lease restored on an emptied server", database=grant.database, epoch=grant.epoch)
+        self._renewal = _Renewal(
+            sent_at=sent_at,
+            known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
+            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) * 500,
+        )
+
+    async def _release(self, client: Redis, wait_s: float) -> bool:
+        grant = self.grant
+        names = (
+            keys.lease(grant.database),
+            keys.row(grant.database),
+            keys.database_requests(grant.database),
+            keys.replies(grant.replica),
+            keys.submitted(grant.replica),
+            keys.committed(grant.replica),
+        )
+        until = time.monotonic() + wait_s
+        while self.trusted:
+            force = time.monotonic() >= until
+            try:
+                released = await client.eval(RELEASE.source, len(names), *names, grant.holder, "1" if force else "0")
+            except (redis_errors.RedisError, *PASSING) as error:
+                log.warning("lease release failed", database=grant.database, error=str(error))
+                return False
+            if released >= 0:
+                return bool(released)
+            await asyncio.sleep(RELEASE_POLL_S)
+        return False
