@@ -25,6 +25,7 @@ from quart.typing import ResponseTypes
 from quart.utils import encode_headers
 from quart.wrappers import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
+from werkzeug.datastructures import Authorization
 from werkzeug.routing import MapAdapter
 
 from quart_app.http import problems
@@ -78,7 +79,18 @@ class _Exchange(ASGIHTTPConnection):
 
 
 class _Request(Request):
-    """A request that is not asked three times over which blueprints its route belongs to."""
+    """A request whose headers can always be read, and which looks up the blueprints of its route once."""
+
+    @cached_property
+    def authorization(self) -> Authorization | None:
+        """The credentials; None where there are none or they cannot be read.
+
+        Werkzeug 3.1 raises ValueError for characters beyond ASCII in Basic credentials.
+        """
+        try:
+            return super().authorization
+        except ValueError:
+            return None
 
     @cached_property
     def blueprints(self) -> list[str]:

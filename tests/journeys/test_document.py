@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import random
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -173,6 +176,85 @@ async def test_answers_are_what_the_document_says_at_length(world: World) -> Non
     except BaseException as error:
         error.add_note(f"FAULTS_SEED={SEED} makes up the same again")
         raise
+
+
+#: Bytes that a header or a field may hold by the grammar of HTTP, and that no handler expects.
+BYTES = (
+    b"", b"\xa7", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", "\u00a7\U0001f600".encode(), b"%ff%00%", b'"', b'"\\',
+    b"=;,=", b"\t", b"9" * 5000, b"-1", b"1e999", b"\xa7" * 5000, b":" * 300,
+)  # fmt: skip
+#: Headers that some part of the application reads, and how a value may begin there.
+HEADERS = {
+    "Accept": (b"", b"text/html;q="), "Accept-Encoding": (b"", b"gzip;q="), "Accept-Language": (b"", b"de;q="),
+    "Authorization": (b"Basic ", b"Basic cGE", b"Bearer ", b"Digest username="), "Connection": (b"", b"close, "),
+    "Content-Encoding": (b"",), "Cookie": (b"", b"session=", b"__Host-session=e30.e30."), "Expect": (b"",),
+    "Content-Type": (b"", b"application/json; charset=", b"multipart/form-data; boundary="),
+    "Forwarded": (b"", b"for="), "Idempotency-Key": (b"",), "If-Match": (b"", b"W/"), "If-Modified-Since": (b"",),
+    "If-None-Match": (b"", b'W/"'), "If-Range": (b"",), "Origin": (b"", b"http://", b"http://["),
+    "Prefer": (b"", b"wait=", b'handling="', b"respond-async;"), "Range": (b"", b"bytes=", b"bytes=0-"),
+    "Referer": (b"", b"http://", b"http://["), "Sec-Fetch-Site": (b"",), "Traceparent": (b"", b"00-"),
+    "User-Agent": (b"",), "X-Forwarded-For": (b"", b"10.0.0.1, ", b"["), "X-Forwarded-Host": (b"",),
+    "X-Forwarded-Proto": (b"",), "X-Request-Id": (b"",),
+}  # fmt: skip
+PLACE = "a place for bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_no_bytes_in_a_header_or_field_are_an_internal_error(world: World) -> None:
+    """Every header with strange values at every route, then every field; whatever is wrong has a 4xx."""
+    failed = await asyncio.to_thread(_fuzzed, world, random.Random(SEED))
+    assert not failed, (f"FAULTS_SEED={SEED}", failed[:20])
+
+
+def _fuzzed(world: World, chance: random.Random) -> list[tuple[str, str, str, bytes, int]]:
+    operations = {(one.method.upper(), one.path): one for one in _operations(world)}
+    failed = []
+    for (method, path), arguments in world.known().items():
+        private = "private" in (operations[method, path].definition.raw.get("tags") or ())
+        base = world.private if private else world.public
+        usual = {"Content-Type": "application/json", **world.headers(method, path)}
+        for name, url, body, headers in _strange(path, arguments, usual, chance):
+            request = world.client.build_request(method, base + url, content=body, headers=list(headers.items()))
+            status = world.client.send(request).status_code
+            if status == 500 or status > 504:
+                failed.append((method, path, name, url.encode() + (body or b"")[:200], status))
+    return failed
+
+
+Strange = tuple[str, str, bytes | None, dict[str, str | bytes]]
+
+
+def _strange(path: str, arguments: dict[str, Any], usual: dict[str, str], chance: random.Random) -> Iterator[Strange]:
+    """What is asked: the header or field that is strange, the URL, the body, the headers."""
+    url, body = _written(path, arguments)
+    for name, begins in HEADERS.items():
+        for begin, value in chance.sample(list(itertools.product(begins, BYTES)), 2):
+            yield f"{name}: {begin + value!r}", url, body, {**usual, name: (begin + value).strip()}
+    for name, place in _places(path, arguments):
+        url, body = _written(path, place)
+        for value in BYTES:
+            strange_url = url.replace(quote(PLACE), quote(value))
+            strange_body = body and body.replace(PLACE.encode(), value)
+            yield f"{name}: {value!r}", strange_url, strange_body, {**usual}
+
+
+def _places(path: str, arguments: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The arguments with each field of path, query and body in turn made a place for bytes."""
+    for kind in ("path_parameters", "query"):
+        for name in arguments.get(kind, {}):
+            yield name, {**arguments, kind: {**arguments[kind], name: PLACE}}
+    body = arguments.get("body")
+    for name in body[0] if isinstance(body, list) else body or {}:
+        made = [{**body[0], name: PLACE}] if isinstance(body, list) else {**body, name: PLACE}
+        yield name, {**arguments, "body": made}
+
+
+def _written(path: str, arguments: dict[str, Any]) -> tuple[str, bytes | None]:
+    parameters = {name: quote(str(value), safe="") for name, value in arguments.get("path_parameters", {}).items()}
+    query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in arguments.get("query", {}).items())
+    body = json.dumps(arguments["body"]).encode() if "body" in arguments else None
+    return path.format(**parameters) + ("?" + query if query else ""), body
 
 
 def _hold_against_document(world: World, examples: int, chance: int) -> None:

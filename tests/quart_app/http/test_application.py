@@ -14,7 +14,7 @@ import httpx
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
-from quart import Response, jsonify, session
+from quart import Response, jsonify, request, session
 from structlog.testing import capture_logs
 
 from quart_app.http import server
@@ -225,3 +225,20 @@ async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) 
     assert dict(head["headers"])[b"content-length"] == str(len(body["body"])).encode()
     head, *bits = await _said(followed.app, "/bits")
     assert [(bit["body"], bit["more_body"]) for bit in bits] == [(b"one ", True), (b"two", True), (b"", False)]
+
+
+@pytest.mark.parametrize(
+    "credentials", [b"Basic \xa7", b"Basic \xff\xfe", b"Basic !", b"Basic", b"Digest \xa7", b"\xa7"]
+)
+async def test_credentials_that_cannot_be_read_are_none(followed: Followed, credentials: bytes) -> None:
+    """A route that needs credentials then answers 401, not 500."""
+
+    @followed.app.get("/credentials")
+    async def shown() -> Response:
+        given = request.authorization
+        return jsonify(given is None or not given.password)
+
+    async with serving(followed.app, 1) as served, httpx.AsyncClient() as client:
+        headers = [(b"Authorization", credentials)]
+        answer = await client.get(f"http://{served.address}/credentials", headers=headers)
+    assert (answer.status_code, answer.json()) == (200, True)
