@@ -10,6 +10,7 @@
     mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
     mesh:dead                stream        requests given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
+    mesh:audit               stream        security events, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
 
@@ -26,6 +27,7 @@ from functools import cache
 EPOCH = "mesh:epoch"
 DEAD = "mesh:dead"
 BOOKS = "mesh:books"
+AUDIT = "mesh:audit"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"

@@ -91,6 +91,7 @@ def _shared_patterns(database: int) -> list[str]:
         f"{keys.COMMITTED}*",
         keys.DEAD,
         keys.BOOKS,
+        keys.AUDIT,
         keys.lease(database),
         keys.row(database),
     )

@@ -1,54 +1,86 @@
-"""What travels: the bodies of requests and answers."""
+"""Bodies of requests and answers."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from mesh.quota.quota import Allowance
+from quart_app.messages.identity import (
+    MAX_EMAIL,
+    MAX_PASSWORD,
+    MIN_PASSWORD,
+    normal_email,
+    normal_password,
+    why_weak,
+)
 
 
-def _email(text: str) -> str:
-    """The address in its normal form; in capitals or not, it is one account."""
+def _address(text: str) -> str:
     try:
-        return validate_email(text, check_deliverability=False).normalized.lower()
-    except EmailNotValidError as error:
-        raise ValueError(str(error)) from None
+        return normal_email(text)
+    except ValueError as error:
+        raise PydanticCustomError("email", "{reason}", {"reason": str(error)}) from None
 
 
-Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(_email)]
-#: The upper bound keeps the cost of hashing one in sight.
-Password = Annotated[str, StringConstraints(min_length=8, max_length=256)]
+def _known_address(text: str) -> str:
+    try:
+        return normal_email(text)
+    except ValueError:
+        return ""
+
+
+def _normal(password: SecretStr) -> SecretStr:
+    return SecretStr(normal_password(password.get_secret_value()))
+
+
+def _strong(password: SecretStr) -> SecretStr:
+    reason = why_weak(password.get_secret_value())
+    if reason is not None:
+        raise PydanticCustomError("weak_password", "{reason}", {"reason": reason})
+    return password
+
+
+Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_address)]
+NewPassword = Annotated[
+    SecretStr,
+    AfterValidator(_normal),
+    AfterValidator(_strong),
+    Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
+]
+#: A password that is only compared. Its length is bounded, nothing else is checked.
+GivenPassword = Annotated[SecretStr, Field(max_length=MAX_PASSWORD), AfterValidator(_normal)]
 
 
 class _Closed(BaseModel):
-    """No other fields: whoever sends `paid_access` where it is not theirs to give shall hear so."""
+    """A body that must not have other fields, so that `paid_access` in the wrong place is an error, not ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    # An error that is logged must not repeat a password.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class Credentials(_Closed):
-    """Who registers."""
+    """An account to be created."""
 
     email: Email
-    password: Password
+    password: NewPassword
 
 
 class Login(_Closed):
-    """Who logs in. What could never have been registered is simply wrong, so nothing is checked but size."""
+    """A login. An invalid address becomes "", which no account has: the answer does not tell it from a wrong one."""
 
-    email: Annotated[str, StringConstraints(max_length=254)]
-    password: Annotated[str, StringConstraints(max_length=256)]
+    email: Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_known_address)]
+    password: GivenPassword
 
 
 class ProfileChange(_Closed):
-    """What users may change of themselves."""
+    """What users may change of their own account."""
 
     email: Email | None = None
-    password: Password | None = None
+    password: NewPassword | None = None
 
     @model_validator(mode="after")
     def _something(self) -> ProfileChange:

@@ -15,6 +15,7 @@ from mesh.errors import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.messages.csrf import is_foreign
+from quart_app.messages.identity import why_weak
 from quart_app.messages.intake import Desk
 from quart_app.messages.models import (
     AccessChange,
@@ -29,7 +30,15 @@ from quart_app.messages.models import (
 from quart_app.messages.passwords import Passwords
 from quart_app.messages.sessions import NotLoggedIn, Session, Sessions
 from quart_app.messages.settings import MessageSettings
-from quart_app.messages.users import EmailTaken, User, Users
+from quart_app.messages.users import (
+    AccountChanged,
+    EmailTaken,
+    LastAdministrator,
+    NoSuchAccount,
+    NotAdministrator,
+    User,
+    Users,
+)
 
 _CREDENTIALS = TypeAdapter(Credentials)
 _LOGIN = TypeAdapter(Login)
@@ -76,12 +85,14 @@ class MessageRoutes:
     @document_request(Credentials)
     @document_response(Profile, 201)
     async def register(self) -> tuple[Response, int]:
-        """Make a user. 409: the email belongs to one."""
+        """Create an account. 409: another account has this address."""
         office = self._office()
         given = await read_json(_CREDENTIALS)
+        password = given.password.get_secret_value()
+        _refuse_weak(password, given.email)
         if await office.users.find_by_email(given.email) is not None:
             raise _taken()
-        user = await _unless_taken(office.users.register(given.email, await office.passwords.hash(given.password)))
+        user = await _unless_taken(office.users.register(given.email, await office.passwords.hash(password)))
         return _shown(user), 201
 
     @_tagged
@@ -90,18 +101,18 @@ class MessageRoutes:
         """Begin a session, kept in a cookie. 401: wrong; 429: wrong too often, wait."""
         office = self._office()
         given = await read_json(_LOGIN)
-        email = given.email.strip().lower()
+        email, password = given.email, given.password.get_secret_value()
         wait_s = await office.sessions.count_attempt(email)
         if wait_s is not None:
             raise Problem(429, "too many logins with this email; wait", retry_after=wait_s)
         user = await office.users.find_by_email(email)
-        if not await office.passwords.matches(user.password if user else None, given.password):
+        if not await office.passwords.matches(user.password if user else None, password):
             raise Problem(401, "no user has this email and this password")
         if user is None or not user.is_active:
             raise Problem(401, "no user has this email and this password")
         await office.sessions.forget_attempts(email)
         if office.passwords.is_outdated(user.password):
-            await office.users.renew_hash(user, await office.passwords.hash(given.password))
+            await office.users.renew_hash(user, await office.passwords.hash(password))
         return self._with_cookie(Response(""), await office.sessions.begin(user)), 204
 
     @_tagged
@@ -124,26 +135,40 @@ class MessageRoutes:
     @document_request(ProfileChange)
     @document_response(Profile)
     async def change_me(self) -> Response:
-        """Change one's own email or password. A new password ends all other sessions."""
+        """Change the own address or password, which ends all other sessions."""
         office, session = self._office(), await self._session()
         given = await read_json(_PROFILE_CHANGE)
-        hashed = await office.passwords.hash(given.password) if given.password is not None else None
+        hashed = None
+        if given.password is not None:
+            password = given.password.get_secret_value()
+            _refuse_weak(password, given.email or session.user.email)
+            hashed = await office.passwords.hash(password)
         user = await _unless_taken(office.users.change_profile(session.user, email=given.email, password=hashed))
-        answer = _shown(user)
-        return self._with_cookie(answer, await office.sessions.begin(user)) if hashed else answer
+        return self._with_cookie(_shown(user), await office.sessions.begin(user))
 
     @_tagged
     @document_request(AccessChange)
     @document_response(Profile)
     async def change_access(self, user_id: str) -> Response:
-        """Grant or take away paid access, or the account; for administrators."""
+        """Grant or revoke paid access, activate or deactivate an account; for administrators.
+
+        409: the account is the only active administrator and cannot be deactivated.
+        """
         office, session = self._office(), await self._session()
         if not session.user.is_admin:
-            raise Problem(403, "this is for administrators")
+            raise _not_administrator()
         given = await read_json(_ACCESS_CHANGE)
-        user = await office.users.change_access(user_id, given.model_dump(exclude_none=True))
-        if user is None:
-            raise Problem(404, "there is no such user")
+        changes = given.model_dump(exclude_none=True)
+        try:
+            user = await office.users.change_access(user_id, changes, by=session.user, source=request.remote_addr)
+        except NotAdministrator:
+            raise _not_administrator() from None
+        except NoSuchAccount:
+            raise Problem(404, "no account has this id") from None
+        except LastAdministrator:
+            raise Problem(
+                409, "the only active administrator cannot be deactivated; promote another one first"
+            ) from None
         return _shown(user)
 
     @_tagged
@@ -202,6 +227,14 @@ async def _unless_taken(change: Awaitable[User]) -> User:
         return await change
     except EmailTaken:
         raise _taken() from None
+    except AccountChanged:
+        raise Problem(401, "this session is over; log in again") from None
+
+
+def _refuse_weak(password: str, email: str) -> None:
+    """Refuse a password that is common or made of the address."""
+    if reason := why_weak(password, email):
+        raise Problem(422, reason, errors=[{"pointer": "/password", "message": reason}])
 
 
 async def _quota_if_it_can_be_read(office: Office) -> dict[str, Any] | None:
@@ -213,7 +246,11 @@ async def _quota_if_it_can_be_read(office: Office) -> dict[str, Any] | None:
 
 
 def _taken() -> Problem:
-    return Problem(409, "a user has this email already")
+    return Problem(409, "another account has this e-mail address")
+
+
+def _not_administrator() -> Problem:
+    return Problem(403, "only administrators may change accounts of others")
 
 
 def _shown(user: User) -> Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from mesh import Replica
 from mesh.quota.quota import Quota
 from quart_app.messages.delivery import Dispatcher
@@ -16,8 +18,10 @@ from quart_app.messages.provider import Gateway
 from quart_app.messages.routes import MessageRoutes, Office, no_office
 from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings
-from quart_app.messages.users import EmailTaken, Users
+from quart_app.messages.users import Users
 from quart_app.service import Context, Service
+
+log = structlog.get_logger(__name__)
 
 #: The free provider's allowance: `shared:messages:free:allowance` and `…:held`.
 QUOTA = "shared:messages:free"
@@ -39,7 +43,7 @@ class Messages:
         sessions = Sessions(redis, await load_keys(redis, settings), settings)
         office = Office(Users(redis), sessions, Passwords(settings.hash_concurrency), self._desk(replica))
         try:
-            await self._make_admin(office)
+            await self._ensure_first_admin(office)
             async with office.desk.dispatcher.open():
                 self._office = office
                 yield
@@ -57,20 +61,21 @@ class Messages:
         claims = Claims(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
         return Desk(Users(redis), claims, dispatcher)
 
-    async def _make_admin(self, office: Office) -> None:
-        """The administrator of the settings, made once; of an existing user only the right is made sure."""
-        email, password = self._settings.admin_email.strip().lower(), self._settings.admin_password
-        if not email or password is None:
+    async def _ensure_first_admin(self, office: Office) -> None:
+        """Create the administrator that the settings name, once. No existing account is ever promoted."""
+        email, password = self._settings.admin_email, self._settings.admin_password
+        if not email or await office.users.has_first_admin():
             return
-        user = await office.users.find_by_email(email)
-        if user is None:
-            hashed = await office.passwords.hash(password.get_secret_value())
-            try:
-                await office.users.register(email, hashed, is_admin=True)
-            except EmailTaken:
-                return
-        elif not user.is_admin:
-            await office.users.make_admin(user)
+        hashed = None if password is None else await office.passwords.hash(password.get_secret_value())
+        outcome = await office.users.create_first_admin(email, hashed)
+        if outcome == "taken":
+            log.error(
+                "first administrator not created: another account has the address",
+                setting="MESSAGES_ADMIN_EMAIL",
+                remedy="set another address, or run: mesh admin promote EMAIL",
+            )
+        elif outcome != "recorded":
+            log.info("first administrator", outcome=outcome)
 
 
 def create(context: Context) -> Service:

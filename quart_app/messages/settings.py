@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, field_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
+from quart_app.messages.identity import normal_email, normal_password, why_weak
 from quart_app.providers.launch import environment
 
 _LOCAL = environment()
@@ -54,8 +55,12 @@ class MessageSettings(BaseSettings):
     login_wait_s: int = Field(300, ge=1, description="the time those failures are remembered")
     hash_concurrency: int = Field(2, ge=1, description="passwords hashed at once; each takes 19 MiB and a core")
 
-    admin_email: str = Field("", description="an administrator made at the first start; empty: none")
-    admin_password: SecretStr | None = None
+    admin_email: str = Field(
+        "", description="the first administrator, created once; never promotes an existing account; empty: none"
+    )
+    admin_password: SecretStr | None = Field(
+        None, description="the first administrator's password; changes nothing once the account exists"
+    )
 
     @field_validator("jwt_secret", "jwt_previous_secret")
     @classmethod
@@ -63,6 +68,21 @@ class MessageSettings(BaseSettings):
         if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
             raise ValueError(f"a secret of at least {SHORTEST_SECRET} bytes is needed")
         return secret
+
+    @field_validator("admin_email")
+    @classmethod
+    def _normal_email(cls, email: str) -> str:
+        return normal_email(email) if email else ""
+
+    @field_validator("admin_password")
+    @classmethod
+    def _strong_password(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if password is None:
+            return None
+        normal = normal_password(password.get_secret_value())
+        if reason := why_weak(normal, info.data.get("admin_email") or None):
+            raise ValueError(reason)
+        return SecretStr(normal)
 
     @field_validator("free_url", "paid_url")
     @classmethod

@@ -1,10 +1,13 @@
-"""Who uses the service.
+"""The accounts of the message service.
 
-    shared:messages:user:{id}      hash    id, email, password (a hash), paid_access, is_active, is_admin, generation
-    shared:messages:email:{email}  string  the id of the user who has it
+    shared:messages:user:{id}        hash    id, email, password (a hash), paid_access, is_active, is_admin, generation
+    shared:messages:email:{email}    string  the id of the account that has this address
+    shared:messages:first-admin      hash    id and email of the administrator that the settings named; the address is
+                                             reserved for this one account
+    shared:messages:administrators   set     ids of the active administrators
 
-Both change in one MULTI, watched, so that an email belongs to one user at every moment. `generation` counts the
-changes of the password; a session of an earlier one is over.
+Every change is one script, so that an address belongs to one account at every moment, whichever replicas are asked.
+A change of address, password or activity raises `generation`; a session of an earlier generation is over.
 """
 
 from __future__ import annotations
@@ -13,25 +16,48 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import RedisError
 
-from mesh.errors import Busy, Unavailable
+from mesh import keys
+from mesh.errors import Unavailable
+from mesh.wire.script import Script
 from quart_app.messages.models import Profile
+from quart_app.security import audit
 
-#: Tries of a change that others keep overtaking.
-TRIES = 5
+FIRST_ADMIN = "shared:messages:first-admin"
+ADMINISTRATORS = "shared:messages:administrators"
+SCRIPTS = {
+    name: Script.beside(__file__, f"{name}.lua")
+    for name in ("register", "change_profile", "change_access", "first_admin", "set_admin")
+}
 
 
 class EmailTaken(Exception):
-    """Another user has this email."""
+    """Another account has this address, or it is reserved."""
+
+
+class AccountChanged(Exception):
+    """Somebody else changed the account after the caller read it."""
+
+
+class NotAdministrator(Exception):
+    """The account that asks is not, or no longer, an active administrator."""
+
+
+class LastAdministrator(Exception):
+    """The account is the only active administrator."""
+
+
+class NoSuchAccount(Exception):
+    """No account has this id or address."""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One user, as the store has it now."""
+    """One account, as it was when it was read."""
 
     id: str
     email: str
@@ -43,7 +69,7 @@ class User:
 
     @classmethod
     def of(cls, stored: Mapping[Any, Any]) -> User | None:
-        """From the hash; None where there is none."""
+        """Read an account from its hash; None from an empty one."""
         if not stored:
             return None
         return cls(
@@ -69,13 +95,11 @@ class User:
 
 @asynccontextmanager
 async def redis_at_work() -> AsyncIterator[None]:
-    """What Redis cannot do just now is Unavailable, never "no such user"."""
+    """Turn every failure of Redis into Unavailable, so that none looks like an absent account."""
     try:
         yield
-    except WatchError:
-        raise
     except (RedisError, OSError) as error:
-        raise Unavailable(f"the message service cannot reach its store just now ({type(error).__name__})") from None
+        raise Unavailable(f"the message service cannot reach its store ({type(error).__name__}); try again") from None
 
 
 def user_key(user_id: str) -> str:
@@ -87,35 +111,19 @@ def _email_key(email: str) -> str:
 
 
 class Users:
-    """All users. Every method raises Unavailable when Redis does not do its part."""
+    """All accounts. Every method raises Unavailable when Redis does not answer; addresses are in normal form."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._scripts = {name: redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
-    async def register(self, email: str, password: str, *, is_admin: bool = False) -> User:
-        """A new user; `password` is a hash. Raises EmailTaken."""
-        user_id = uuid.uuid4().hex
-        stored: dict[Any, Any] = {
-            "id": user_id,
-            "email": email,
-            "password": password,
-            "paid_access": "0",
-            "is_active": "1",
-            "is_admin": "1" if is_admin else "0",
-            "generation": "1",
-        }
-        async with redis_at_work(), self._redis.pipeline() as change:
-            await change.watch(_email_key(email))
-            if await change.get(_email_key(email)):
-                raise EmailTaken
-            change.multi()
-            change.set(_email_key(email), user_id)
-            change.hset(user_key(user_id), mapping=stored)
-            try:
-                await change.execute()
-            except WatchError:
-                raise EmailTaken from None
-        return User.of(stored) or _impossible()
+    async def register(self, email: str, password: str) -> User:
+        """Create an account without rights; `password` is a hash. Raises EmailTaken."""
+        stored = _new_account(email, password, is_admin=False)
+        keys_ = [_email_key(email), user_key(stored["id"]), FIRST_ADMIN]
+        if await self._run("register", keys_, stored["id"], email, *_flat(stored)) == "taken":
+            raise EmailTaken
+        return _known(User.of(stored))
 
     async def find(self, user_id: str) -> User | None:
         async with redis_at_work():
@@ -127,50 +135,99 @@ class Users:
         return await self.find(str(user_id)) if user_id else None
 
     async def change_profile(self, user: User, *, email: str | None = None, password: str | None = None) -> User:
-        """Another email, another password (a hash), or both. Raises EmailTaken."""
-        for _ in range(TRIES):
-            try:
-                return await self._change_profile(user.id, email, password)
-            except WatchError:
-                continue
-        raise Busy("this user is being changed by others; try again", retry_after=1)
+        """Change the address, the password (a hash), or both. Raises EmailTaken, AccountChanged."""
+        keys_ = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
+        outcome = await self._run("change_profile", keys_, user.id, user.generation, email or "", password or "")
+        if outcome == "taken":
+            raise EmailTaken
+        if outcome == "changed":
+            raise AccountChanged
+        return _known(await self.find(user.id))
 
-    async def change_access(self, user_id: str, changes: Mapping[str, bool]) -> User | None:
-        """Grant or take away. None: there is no such user."""
-        if await self.find(user_id) is None:
-            return None
-        async with redis_at_work():
-            await self._redis.hset(user_key(user_id), mapping={name: str(int(to)) for name, to in changes.items()})
-        return await self.find(user_id)
+    async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
+        """Grant and revoke, as an administrator. Raises NoSuchAccount, NotAdministrator, LastAdministrator."""
+        wanted = {name: str(int(to)) for name, to in changes.items()}
+        facts = {"user": user_id, "actor": by.id, "source": source, **wanted}
+        entry = audit.entry("access changed", **facts)
+        keys_ = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
+        arguments = [user_id, by.id, wanted.get("is_active", ""), wanted.get("paid_access", "")]
+        _refuse(await self._run("change_access", keys_, *arguments, audit.MAX_ENTRIES, *entry))
+        audit.say("access changed", **facts)
+        return _known(await self.find(user_id))
 
-    async def make_admin(self, user: User) -> None:
+    async def set_admin(self, email: str, *, is_admin: bool) -> bool:
+        """Promote or demote an account; False when it is as wanted. Raises NoSuchAccount, LastAdministrator."""
+        user = await self.find_by_email(email)
+        if user is None:
+            raise NoSuchAccount
+        entry = audit.entry(
+            "administrator promoted" if is_admin else "administrator demoted", user=user.id, actor="cli"
+        )
+        keys_ = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
+        outcome = await self._run("set_admin", keys_, user.id, int(is_admin), audit.MAX_ENTRIES, *entry)
+        _refuse(outcome)
+        return outcome == "done"
+
+    async def has_first_admin(self) -> bool:
+        """Return whether the administrator of the settings was created before, under whichever address."""
         async with redis_at_work():
-            await self._redis.hset(user_key(user.id), "is_admin", "1")
+            return bool(await self._redis.hexists(FIRST_ADMIN, "id"))
+
+    async def create_first_admin(
+        self, email: str, password: str | None
+    ) -> Literal["created", "adopted", "reserved", "taken", "recorded"]:
+        """Create the first administrator once; without a password (a hash) reserve its address.
+
+        An account that has the address already is never promoted.
+        """
+        holder = await self.find_by_email(email)
+        account = _new_account(email, password or "", is_admin=True)
+        user_id = holder.id if holder is not None and holder.is_admin else account["id"]
+        entry = audit.entry("first administrator recorded", user=user_id, actor="settings")
+        keys_ = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
+        fields = _flat(account) if password is not None else []
+        outcome: Any = await self._run(
+            "first_admin", keys_, user_id, email, audit.MAX_ENTRIES, len(entry), *entry, *fields
+        )
+        return outcome  # type: ignore[no-any-return]
 
     async def renew_hash(self, user: User, password: str) -> None:
-        """The same password, hashed with today's costs: sessions stay."""
+        """Store the same password hashed with today's costs; sessions stay."""
         async with redis_at_work():
             await self._redis.hset(user_key(user.id), "password", password)
 
-    async def _change_profile(self, user_id: str, email: str | None, password: str | None) -> User:
-        async with redis_at_work(), self._redis.pipeline() as change:
-            watched = [user_key(user_id)] + ([_email_key(email)] if email else [])
-            await change.watch(*watched)
-            user = User.of(await change.hgetall(user_key(user_id))) or _impossible()
-            moves = email is not None and email != user.email
-            if moves and await change.get(_email_key(email or "")):
-                raise EmailTaken
-            change.multi()
-            if email is not None and moves:
-                change.delete(_email_key(user.email))
-                change.set(_email_key(email), user_id)
-                change.hset(user_key(user_id), "email", email)
-            if password is not None:
-                change.hset(user_key(user_id), "password", password)
-                change.hincrby(user_key(user_id), "generation", 1)
-            await change.execute()
-        return await self.find(user_id) or _impossible()
+    async def _run(self, name: str, keys_: list[str], *arguments: str | int) -> str:
+        async with redis_at_work():
+            return str(await self._scripts[name](keys_, list(arguments)))
 
 
-def _impossible() -> User:
-    raise Unavailable("a user that was there is gone; was the store emptied?")
+def _new_account(email: str, password: str, *, is_admin: bool) -> dict[str, str]:
+    return {
+        "id": uuid.uuid4().hex,
+        "email": email,
+        "password": password,
+        "paid_access": "0",
+        "is_active": "1",
+        "is_admin": str(int(is_admin)),
+        "generation": "1",
+    }
+
+
+def _flat(stored: Mapping[str, str]) -> list[str]:
+    return [word for pair in stored.items() for word in pair]
+
+
+def _refuse(outcome: str) -> None:
+    match outcome:
+        case "absent":
+            raise NoSuchAccount
+        case "forbidden":
+            raise NotAdministrator
+        case "last":
+            raise LastAdministrator
+
+
+def _known(user: User | None) -> User:
+    if user is None:
+        raise Unavailable("the account is gone from the store; was the store emptied?")
+    return user

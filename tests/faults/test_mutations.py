@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import test_crashes, test_network, test_overload, test_pauses
+from tests.faults import test_crashes, test_network, test_overload, test_pauses, test_takeover
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import ROWS
 from tests.support.faults.mutations import MUTATIONS
@@ -27,6 +27,10 @@ BREAKS = {
         "took effect 2 times",
     ),
     "drop-message": (test_pauses.test_row_05_a_short_sleep_costs_nobody_a_lease, "lies in databases"),
+    "reserved-address": (
+        test_takeover.test_row_46_no_stranger_becomes_administrator,
+        "a stranger has the address of the administrator",
+    ),
     "overdelivered": (
         test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter,
         "[4-9] deliveries|the poison is answered",

@@ -78,6 +78,9 @@ NO_CREDENTIALS = [
     ({"email": "a@example.com", "password": "correct horse", "paid_access": True}, "/paid_access"),
     ({"email": "a@example.com", "password": "correct horse", "is_admin": True}, "/is_admin"),
     ({"email": "a@example.com", "password": 12345678}, "/password"),
+    ({"email": "a@example.com", "password": "Password1!"}, "/password"),
+    ({"email": "ann.ames@example.com", "password": "Ann.Ames@example.com"}, "/password"),
+    ({"email": "ann.ames@example.com", "password": "ann.ames2026"}, "/password"),
     ({"password": "correct horse"}, "/email"),
 ]
 
@@ -121,7 +124,7 @@ async def test_users_change_themselves_and_nothing_more(running: Running, shared
 
 
 async def test_a_new_password_ends_the_other_sessions(running: Running) -> None:
-    """The one that changed it goes on."""
+    """The session that changed it goes on."""
     client, body = await running.user("a@example.com"), {"email": "a@example.com", "password": "correct horse"}
     other = running.client()
     await other.post("/auth/login", json=body)
@@ -165,6 +168,71 @@ async def test_the_first_administrator_comes_from_the_settings(shared: Redis, st
         client = running.client()
         assert (await answer(client.post("/auth/login", json=login)))[0] == 401
         assert (await answer(client.post("/auth/login", json=login | {"password": "battery staple"})))[0] == 204
+
+
+SPELLINGS = [
+    "Boss@corp.example",
+    "BOSS@Corp.Example",
+    " boss@corp.example",
+    "ｂｏｓｓ@corp.example",
+    "boss@ｃｏｒｐ.example",
+]
+
+
+async def test_a_stranger_does_not_become_administrator(shared: Redis, start: Start) -> None:
+    """An account that is older than the setting keeps its rights and its password, in whatever spelling."""
+    stranger = {"email": "boss@corp.example", "password": "of a stranger"}
+    async with start(shared) as running:
+        assert (await answer(running.client().post("/auth/register", json=stranger)))[0] == 201
+    for spelling in SPELLINGS:
+        async with start(shared, admin_email=spelling, admin_password="of the operator") as running:
+            client = running.client()
+            assert (await answer(client.post("/auth/login", json=stranger)))[0] == 204
+            assert (await answer(client.get("/users/me")))[1]["is_admin"] is False
+
+
+async def test_nobody_takes_the_administrators_old_address(shared: Redis, start: Start) -> None:
+    """Not by registering and not by a change of address, in whatever spelling; a restart promotes nobody."""
+    settings = {"admin_email": "Boss@corp.example", "admin_password": "of the operator"}
+    async with start(shared, **settings) as running:
+        stranger, admin = await running.user("stranger@example.com"), running.client()
+        login = {"email": "boss@corp.example", "password": "of the operator"}
+        assert (await answer(admin.post("/auth/login", json=login)))[0] == 204
+        assert (await answer(admin.patch("/users/me", json={"email": "new@corp.example"})))[0] == 200
+        for spelling in SPELLINGS:
+            body = {"email": spelling, "password": "of a stranger"}
+            assert (await answer(running.client().post("/auth/register", json=body)))[0] == 409
+            assert (await answer(stranger.patch("/users/me", json={"email": spelling})))[0] == 409
+    async with start(shared, **settings) as running:
+        stranger = running.client()
+        await stranger.post("/auth/login", json={"email": "stranger@example.com", "password": "correct horse"})
+        assert (await answer(stranger.get("/users/me")))[1]["is_admin"] is False
+        assert (await answer(running.client().post("/auth/login", json=login)))[0] == 401
+        login["email"] = "new@corp.example"
+        assert (await answer(running.client().post("/auth/login", json=login)))[0] == 204
+
+
+async def test_the_last_administrator_cannot_be_deactivated(shared: Redis, start: Start) -> None:
+    """409 says what to do."""
+    settings = {"admin_email": "boss@corp.example", "admin_password": "of the operator"}
+    async with start(shared, **settings) as running:
+        admin = running.client()
+        await admin.post("/auth/login", json={"email": "boss@corp.example", "password": "of the operator"})
+        me = (await answer(admin.get("/users/me")))[1]["id"]
+        status, problem = await answer(admin.patch(f"/users/{me}", json={"is_active": False}))
+        assert (status, "promote another one first" in problem["detail"]) == (409, True)
+        assert (await answer(admin.get("/users/me")))[0] == 200
+
+
+async def test_a_deactivated_session_stays_over(running: Running, shared: Redis) -> None:
+    """Activating the account again does not revive tokens from before."""
+    ann, admin = await running.user("ann@example.com"), await running.user("root@example.com", shared, is_admin=True)
+    ann_id = (await answer(ann.get("/users/me")))[1]["id"]
+    for is_active in (False, True):
+        assert (await answer(admin.patch(f"/users/{ann_id}", json={"is_active": is_active})))[0] == 200
+    assert (await answer(ann.get("/users/me")))[0] == 401
+    login = {"email": "ann@example.com", "password": "correct horse"}
+    assert (await answer(ann.post("/auth/login", json=login)))[0] == 204
 
 
 async def test_other_sites_are_refused(running: Running) -> None:

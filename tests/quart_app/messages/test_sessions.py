@@ -118,17 +118,29 @@ async def test_a_token_of_others_is_refused(shared: Redis, user: User) -> None:
             await sessions(shared).check(token)
 
 
-async def test_a_session_ends_with_its_user_s_rights_to_have_one(shared: Redis, user: User) -> None:
-    """An account that was closed, or whose password was changed, has no sessions from before."""
-    users, token = Users(shared), await sessions(shared).begin(user)
-    await users.change_access(user.id, {"is_active": False})
-    with pytest.raises(NotLoggedIn):
-        await sessions(shared).check(token)
-    await users.change_access(user.id, {"is_active": True})
-    await sessions(shared).check(token)
-    await users.change_profile(user, password="other hash")
-    with pytest.raises(NotLoggedIn):
-        await sessions(shared).check(token)
+async def test_a_session_ends_with_a_change_of_the_account(shared: Redis, user: User) -> None:
+    """Deactivation, a new password and a new address; activating the account again does not revive it."""
+    users = Users(shared)
+    await users.create_first_admin("admin@example.com", "hash")
+    admin = await users.find_by_email("admin@example.com")
+    assert admin is not None
+    tokens = [await sessions(shared).begin(user)]
+    await users.change_access(user.id, {"is_active": False}, by=admin, source=None)
+    await refused(shared, tokens)
+    user = await users.change_access(user.id, {"is_active": True}, by=admin, source=None)
+    await refused(shared, tokens)
+    for change in ({"password": "other hash"}, {"email": "other@example.com"}):
+        tokens.append(await sessions(shared).begin(user))
+        await sessions(shared).check(tokens[-1])
+        user = await users.change_profile(user, **change)
+        await refused(shared, tokens)
+
+
+async def refused(shared: Redis, tokens: list[str]) -> None:
+    """None of these tokens is a session."""
+    for token in tokens:
+        with pytest.raises(NotLoggedIn):
+            await sessions(shared).check(token)
 
 
 async def test_failed_logins_are_counted_for_all_replicas(shared: Redis) -> None:

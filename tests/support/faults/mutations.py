@@ -18,6 +18,7 @@ from redis.asyncio.client import Pipeline
 from mesh.lease.loop_thread import LoopThread
 from mesh.requests import consumer, scripts, streams
 from mesh.wire.script import Script
+from quart_app.messages import users
 from quart_app.values import handlers
 
 
@@ -79,6 +80,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
+    "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "overdelivered": function(
         consumer.Consumer, "_attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("
     ),

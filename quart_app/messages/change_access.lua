@@ -1,0 +1,32 @@
+-- An administrator grants or revokes paid access, or activates or deactivates an account.
+-- KEYS[1]  hash    the account
+-- KEYS[2]  hash    the account of the administrator who asks
+-- KEYS[3]  set     ids of the active administrators
+-- KEYS[4]  stream  the audit log
+-- ARGV     id of the account, id of the administrator, is_active ('0', '1' or ''), paid_access ('0', '1' or ''),
+--          length of the audit log, then the words of its entry
+-- Returns done | absent | forbidden | last (the only active administrator cannot be deactivated).
+local account, asking, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, asking_id, is_active, paid_access, audit_length = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+
+local rights = redis.call('HMGET', asking, 'is_admin', 'is_active')
+if rights[1] ~= '1' or rights[2] ~= '1' then return 'forbidden' end
+redis.call('SADD', administrators, asking_id)
+local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
+if not stored[2] then return 'absent' end
+
+if is_active == '0' and stored[2] == '1' then
+  if stored[1] == '1' then
+    redis.call('SADD', administrators, id)
+    if redis.call('SCARD', administrators) == 1 then return 'last' end
+    redis.call('SREM', administrators, id)
+  end
+  -- Tokens of an earlier generation stay invalid when the account is activated again.
+  redis.call('HINCRBY', account, 'generation', 1)
+elseif is_active == '1' and stored[1] == '1' then
+  redis.call('SADD', administrators, id)
+end
+if is_active ~= '' then redis.call('HSET', account, 'is_active', is_active) end
+if paid_access ~= '' then redis.call('HSET', account, 'paid_access', paid_access) end
+redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 6))
+return 'done'

@@ -1,0 +1,25 @@
+-- Change the address or the password of an account.
+-- KEYS[1]  hash    the account
+-- KEYS[2]  string  the id of the account that has the present address
+-- KEYS[3]  string  the id of the account that has the new address
+-- KEYS[4]  hash    the first administrator: id, email
+-- ARGV     id, generation that the caller has seen, new address or '', hash of the new password or ''
+-- Returns done | taken | changed (by somebody else since the caller read it).
+local account, by_old_email, by_new_email, first_admin = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, generation, email, password = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+if redis.call('HGET', account, 'generation') ~= generation then return 'changed' end
+if email ~= '' and by_new_email ~= by_old_email then
+  if redis.call('EXISTS', by_new_email) == 1 then return 'taken' end
+  local first = redis.call('HMGET', first_admin, 'email', 'id')
+  if first[1] == email and first[2] ~= id then return 'taken' end
+end
+if email ~= '' then
+  redis.call('DEL', by_old_email)
+  redis.call('SET', by_new_email, id)
+  redis.call('HSET', account, 'email', email)
+end
+if password ~= '' then redis.call('HSET', account, 'password', password) end
+-- Sessions of an earlier generation are over.
+redis.call('HINCRBY', account, 'generation', 1)
+return 'done'

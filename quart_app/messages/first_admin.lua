@@ -1,0 +1,30 @@
+-- Create the administrator that the settings name, once in the life of the store, and reserve its address.
+-- KEYS[1]  hash    the first administrator: id, email
+-- KEYS[2]  string  the id of the account that has the address
+-- KEYS[3]  hash    the account
+-- KEYS[4]  set     ids of the active administrators
+-- KEYS[5]  stream  the audit log
+-- ARGV     id, address, length of the audit log, number of words of its entry, those words,
+--          then the fields of the account; without fields the address is only reserved
+-- Returns created | adopted | reserved | taken (by an account that is no administrator) | recorded (done before).
+local first_admin, by_email, account, administrators, audit = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, email, audit_length, words = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+
+if redis.call('HEXISTS', first_admin, 'id') == 1 then return 'recorded' end
+local holder = redis.call('GET', by_email)
+local outcome = 'created'
+if holder then
+  -- An administrator of a release that recorded no id. Any other account stays what it is.
+  if holder ~= id or redis.call('HGET', account, 'is_admin') ~= '1' then return 'taken' end
+  outcome = 'adopted'
+end
+redis.call('HSET', first_admin, 'email', email)
+if outcome == 'created' then
+  if #ARGV == 4 + words then return 'reserved' end
+  redis.call('SET', by_email, id)
+  redis.call('HSET', account, unpack(ARGV, 5 + words))
+end
+redis.call('HSET', first_admin, 'id', id)
+if redis.call('HGET', account, 'is_active') == '1' then redis.call('SADD', administrators, id) end
+redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 5, 4 + words))
+return outcome

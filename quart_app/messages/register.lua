@@ -1,0 +1,14 @@
+-- Create an account, unless another account has the address or the address is reserved for the first administrator.
+-- KEYS[1]  string  the id of the account that has the address
+-- KEYS[2]  hash    the new account
+-- KEYS[3]  hash    the first administrator: id, email
+-- ARGV     id, address, then the fields of the account
+-- Returns done | taken.
+local by_email, account, first_admin = KEYS[1], KEYS[2], KEYS[3]
+local id, email = ARGV[1], ARGV[2]
+
+if redis.call('EXISTS', by_email) == 1 then return 'taken' end
+if redis.call('HGET', first_admin, 'email') == email then return 'taken' end
+redis.call('SET', by_email, id)
+redis.call('HSET', account, unpack(ARGV, 3))
+return 'done'

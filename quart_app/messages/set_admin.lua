@@ -1,0 +1,26 @@
+-- Make an account an administrator, or end that. Only the command line runs this.
+-- KEYS[1]  hash    the account
+-- KEYS[2]  set     ids of the active administrators
+-- KEYS[3]  stream  the audit log
+-- ARGV     id of the account, is_admin ('0' or '1'), length of the audit log, then the words of its entry
+-- Returns done | absent | unchanged | last (the only active administrator stays one).
+local account, administrators, audit = KEYS[1], KEYS[2], KEYS[3]
+local id, is_admin, audit_length = ARGV[1], ARGV[2], ARGV[3]
+
+local stored = redis.call('HMGET', account, 'is_admin', 'is_active')
+if not stored[1] then return 'absent' end
+if stored[1] == is_admin then return 'unchanged' end
+if stored[2] == '1' then
+  if is_admin == '1' then
+    redis.call('SADD', administrators, id)
+  else
+    redis.call('SREM', administrators, id)
+    if redis.call('SCARD', administrators) == 0 then
+      redis.call('SADD', administrators, id)
+      return 'last'
+    end
+  end
+end
+redis.call('HSET', account, 'is_admin', is_admin)
+redis.call('XADD', audit, 'MAXLEN', '~', audit_length, '*', unpack(ARGV, 4))
+return 'done'

@@ -1,0 +1,1 @@
+"""What several services need to keep strangers out: the audit log."""

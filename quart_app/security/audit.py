@@ -1,0 +1,40 @@
+"""The audit log: security events in the process's log and on the stream `mesh:audit`.
+
+    XADD mesh:audit MAXLEN ~ 10000 * event <phrase> user <id> actor <id> source <address> …
+
+The stream's ids are the times. The stream keeps the last events for a look with `redis-cli XREVRANGE mesh:audit + -`;
+the process logs are the lasting record. No password, token or cookie is ever an argument here.
+"""
+
+from __future__ import annotations
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mesh import keys
+
+log = structlog.get_logger("audit")
+
+#: About 2 MB of Redis memory. A flood of failed logins may push older events out of the stream, never out of the logs.
+MAX_ENTRIES = 10_000
+
+
+def entry(event: str, **facts: str | None) -> list[str]:
+    """Return the words of one stream entry; facts that are None are left out."""
+    said = {"event": event, **{name: fact for name, fact in facts.items() if fact is not None}}
+    return [word for pair in said.items() for word in pair]
+
+
+async def record(redis: Redis, event: str, **facts: str | None) -> None:
+    """Log an event and add it to the stream. A stream that cannot be written delays and fails no request."""
+    say(event, **facts)
+    try:
+        await redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", MAX_ENTRIES, "*", *entry(event, **facts))
+    except (RedisError, OSError) as error:
+        log.warning("audit entry not written", security_event=event, error=type(error).__name__)
+
+
+def say(event: str, **facts: str | None) -> None:
+    """Log an event only; for one that a script adds to the stream itself."""
+    log.info(event, **{name: fact for name, fact in facts.items() if fact is not None})
