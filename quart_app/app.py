@@ -10,6 +10,7 @@ from importlib.metadata import version as package_version
 from quart import Blueprint, Quart
 
 from mesh import Worker
+from quart_app.dashboard import landing_routes
 from quart_app.http import health, metrics, openapi
 from quart_app.http.application import Application
 from quart_app.service import Context, Service
@@ -58,7 +59,8 @@ def create_app(context: Context) -> App:
         return why_not_ready(app)
 
     docs = openapi.routes([*public, health.routes(context, reason)], VERSION, private)
-    _register(app.public, [health.routes(context, reason), *public, docs])
+    pages = landing_routes() if context.settings.page_public else ()
+    _register(app.public, [health.routes(context, reason), *public, docs, *pages])
     _register(app.private, [health.routes(context, reason), *private, metrics.routes(context)])
     return app
 

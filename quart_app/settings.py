@@ -32,6 +32,7 @@ class AppSettings(BaseSettings):
     max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
     body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
+    page_public: bool = Field(True, description="serve the landing page at / of the public port")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

@@ -1,0 +1,58 @@
+"""Style sheets, scripts and icons of the pages, under names that change with their content.
+
+A browser may keep such a file for ever: a new release has new names. The files are read once, when the application is
+made, so no request reaches the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from quart import Blueprint, Response
+from werkzeug.exceptions import NotFound
+
+FOLDER = Path(__file__).parent / "static"
+PREFIX = "/assets"
+TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+#: One year, the longest time that RFC 9111 caches are expected to honour.
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file, as it is sent."""
+
+    content: bytes
+    content_type: str
+
+
+class Assets:
+    """All files of the folder, by the name in their address."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._names: dict[str, str] = {}
+        self._assets: dict[str, Asset] = {}
+        for path in sorted(folder.iterdir()):
+            content = path.read_bytes()
+            name = f"{path.stem}.{hashlib.sha256(content).hexdigest()[:12]}{path.suffix}"
+            self._names[path.name] = name
+            self._assets[name] = Asset(content, TYPES[path.suffix])
+
+    def url(self, file: str) -> str:
+        """Return the address of a file in the folder. Raises KeyError where there is no such file."""
+        return f"{PREFIX}/{self._names[file]}"
+
+    def routes(self) -> Blueprint:
+        """GET /assets/{name}."""
+        blueprint = Blueprint("assets", __name__)
+
+        @blueprint.get(f"{PREFIX}/<name>")
+        async def asset(name: str) -> Response:
+            found = self._assets.get(name)
+            if found is None:
+                raise NotFound
+            return Response(found.content, content_type=found.content_type, headers={"Cache-Control": FOR_EVER})
+
+        return blueprint

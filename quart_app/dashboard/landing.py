@@ -1,0 +1,37 @@
+"""The landing page, `GET /` of the public port: try the mesh in a browser.
+
+The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. It is
+rendered once; every visitor gets the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from quart import Blueprint, Response
+
+from quart_app.dashboard.assets import Assets
+
+#: Only our own files, nothing inline, and no page of another site may frame this one.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def routes() -> Sequence[Blueprint]:
+    """GET / and the files that the page loads."""
+    assets = Assets()
+    templates = Environment(
+        loader=PackageLoader("quart_app.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = templates.get_template("landing.html").render(url=assets.url).encode()
+    blueprint = Blueprint("landing", __name__)
+
+    @blueprint.get("/")
+    async def landing() -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return Response(page, content_type="text/html; charset=utf-8", headers=headers)
+
+    return [blueprint, assets.routes()]

@@ -1,0 +1,40 @@
+"""The landing page as bytes: where it is served, and what its headers forbid."""
+
+from __future__ import annotations
+
+import re
+
+from quart_app.dashboard.assets import FOLDER, Assets
+from tests.support.nodes import applications
+
+
+async def test_the_public_port_serves_the_page() -> None:
+    """With a policy that allows our own files and nothing inline; the private port has no such page."""
+    app = applications()
+    response = await app.public.test_client().get("/")
+    page = (await response.get_data()).decode()
+    assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
+    policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    assert not re.search(r"<style|style=|<script(?! type=\"module\" src=)|\son\w+=", page)
+    assert (await app.private.test_client().get("/")).status_code == 404
+
+
+async def test_every_file_that_the_page_names_is_served_for_ever() -> None:
+    """Its name has a hash of its content, so a cached copy is never an old one."""
+    client = applications().public.test_client()
+    page = (await (await client.get("/")).get_data()).decode()
+    named = re.findall(r'"(/assets/[^"]+)"', page)
+    assert len(named) == len(list(FOLDER.iterdir()))
+    for address in named:
+        response = await client.get(address)
+        assert response.status_code == 200
+        assert "immutable" in response.headers["Cache-Control"]
+    assert (await client.get("/assets/landing.js")).status_code == 404
+
+
+async def test_it_can_be_turned_off() -> None:
+    """PAGE_PUBLIC=0."""
+    client = applications(page_public=False).public.test_client()
+    assert (await client.get("/")).status_code == 404
+    assert (await client.get(Assets().url("landing.js"))).status_code == 404
