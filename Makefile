@@ -32,7 +32,7 @@ types: install  ## strict on mesh
 	$(BIN)/mypy
 
 # What measures time or starts whole meshes has the machine for itself, after all the rest.
-UNITS := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py
+UNITS := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py
 test: lint types  ## everything that must hold, in under 15 minutes
 	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(UNITS)
 	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(UNITS))
