@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 
-from mesh.journal.journal import Position
+from mesh.journal.position import Position
 from quart_app.grades import backup
 from quart_app.grades.backup import Header, Reader
 from quart_app.grades.replication import stream

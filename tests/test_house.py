@@ -57,8 +57,6 @@ SAME_NAMES = {
     "Outcome": "one of them is being renamed",
     "Reader": "one of them is being renamed",
     "Store": "one of them is being renamed",
-    "Unreadable": "one of them is being renamed",
-    "Wait": "one of them is being renamed",
     "_Exchange": "one of them is being renamed",
 }
 
@@ -69,6 +67,7 @@ FULL_INITS = {
 
 #: Modules without a test file of their name -> the test file that covers them.
 TESTED_BY = {
+    "mesh/journal/position.py": "mesh/journal/test_journal.py",
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
     "mesh/replica.py": "mesh/test_behaviour.py",
     "mesh/requests/calls.py": "mesh/test_behaviour.py",
@@ -114,7 +113,6 @@ TESTED_BY = {
 #: Imports of a test module or a conftest by another module.
 TESTS_THAT_LEND = {
     "tests/journeys/test_document.py: tests.journeys.test_messages",
-    "tests/mesh/lease/test_holding.py: tests.mesh.lease.test_loop_thread",
     "tests/quart_app/values/test_jobs.py: tests.quart_app.values.test_claims",
 }
 

@@ -1,10 +1,10 @@
--- Appends one entry: the next number, an id above all others. The newest entry says everything there is to
--- know of the log, so nothing beside the stream can be lost or disagree with it.
+-- Appends one entry with the next number and an id above all others. The newest entry tells everything about the log,
+-- so nothing beside the stream can be lost or disagree with it.
 -- KEYS: log
--- ARGV: identity the writer follows, number it has read up to, least ms of the id, last ms at which it may
---       be done (0: any), op, writer, write, body
--- Returns {now ms, 'done', id, number} or {now ms, 'missing' | 'replaced' | 'rewound' | 'late'}
--- Not allowed when memory is full: it asks for more.
+-- ARGV: identity of the log that the writer follows, number it has read up to, least ms of the id, time limit in ms
+--       (0: none), op, writer, write, body
+-- Returns {now in ms, 'done', id, number} or {now in ms, 'missing' | 'replaced' | 'rewound' | 'late'}
+-- Redis refuses it when memory is full, because it needs more.
 local log, identity, read_up_to = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local floor, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])
 local op, writer, write, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -26,8 +26,8 @@ local number = tonumber(is.number)
 if number < read_up_to then return {now, 'rewound'} end
 if not_after > 0 and now > not_after then return {now, 'late'} end
 
--- Never below the last id there was, and small enough in its second half to be packed into 64 bits, should the clock
--- stand still or go back.
+-- The id is above the last one even if the clock stands still or goes back. Its second half stays small enough to be
+-- packed into 64 bits.
 local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
 local ms, seq = math.max(now, floor), 0
 if ms <= tonumber(last_ms) then

@@ -1,20 +1,20 @@
 """A replicated log: one stream that every replica appends to, reads in the same order, and restores from.
 
-Each entry carries the log's identity and a gap-free number, and its stream id is the clock. There is nothing
-beside the stream: its newest entry says which log it is and how far it goes, so no part of it is lost alone.
+Each entry carries the identity of the log and a number without gaps. Its stream id is the clock. Nothing is kept beside
+the stream: the newest entry tells which log it is and how long it is, so no part can be lost alone.
 
-    position    identity, number, stream id: how far a reader has come; a snapshot stands at one, too
-    founding    the log's first entry. Number 1: the log begins empty. Number 2: it begins with the founder's
-                state, which stands where number 1 would be, and only a snapshot holds it.
-    gap         the entry a reader stands at is gone, or a number after it is missing: restore, never skip
-    replaced    the entries belong to another log: restore, too
+    position    identity, number and stream id: how far a reader has come. A snapshot stands at one, too.
+    founding    the first entry of the log. Number 1: the log begins empty. Number 2: it begins with the state of its
+                founder, which takes the place of number 1 and is only in a snapshot.
+    gap         the entry that a reader stands at is gone, or a number after it is missing: the reader restores
+    replaced    the entries belong to another log: the reader restores
 
     async with log.follow(position) as tail:
         while True:
             for entry in await tail.read():
                 ...
 
-A log may be trimmed behind a durable snapshot only (`mesh.journal.snapshots`), never by length or age.
+A log is trimmed behind a durable snapshot only (`mesh.journal.snapshots`), never by length or age.
 """
 
 from __future__ import annotations
@@ -25,35 +25,31 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from mesh.errors import MeshError
+from mesh.journal.position import SEQUENCE_BITS, START_ID, Position, Snapshot
 from mesh.wire.script import Script
-
-if TYPE_CHECKING:
-    from mesh.journal.snapshots import Snapshot
 
 VIEW = Script.beside(__file__, "view.lua")
 FOUND = Script.beside(__file__, "found.lua")
 APPEND = Script.beside(__file__, "append.lua")
 TRIM = Script.beside(__file__, "trim.lua")
 
-#: The operation of the entry that a log begins with.
+#: The operation of the first entry of a log.
 FOUNDED = "founded"
-#: Most entries in one answer.
+#: Most entries in one answer of Redis. More would hold the server for longer.
 MOST = 256
-#: How long a reader waits for news before it checks that the log is still the same: the time within which a
-#: lost or replaced log is noticed while nobody writes.
+#: How long a reader waits for new entries before it checks that the log is still the same. A lost or replaced log is
+#: noticed within this time even if nobody appends.
 BLOCK_MS = 500
-START_ID = "0-0"
-SEQUENCE_BITS = 16
 
 
 class LogError(MeshError):
-    """The log is not what this reader has read so far; it must restore."""
+    """The log does not continue what this reader has read; the reader must restore."""
 
     code: ClassVar[str] = "log"
 
@@ -65,63 +61,30 @@ class NoLog(LogError):
 
 
 class Gap(LogError):
-    """Entries that this reader has not read are gone."""
+    """Entries that this reader has not read are gone; it must restore."""
 
     code: ClassVar[str] = "log-gap"
 
 
 class Replaced(LogError):
-    """Another log has taken this one's place."""
+    """Another log has taken the place of the one that this reader follows."""
 
     code: ClassVar[str] = "log-replaced"
 
 
-class Unreadable(LogError):
-    """What stands in the log's key is not a log of ours."""
+class UnreadableLog(LogError):
+    """The key of the log holds an entry that is not of a log."""
 
     code: ClassVar[str] = "log-unreadable"
 
 
 class Late(MeshError):
-    """The append came after its time; nothing was appended."""
+    """The append reached Redis after its time limit; nothing was appended."""
 
     code: ClassVar[str] = "log-late"
 
 
 _REFUSALS: dict[str, type[MeshError]] = {"missing": NoLog, "replaced": Replaced, "rewound": Gap, "late": Late}
-
-
-def pack_id(stream_id: str) -> int:
-    """A stream id of a log as one integer below 2**63, in the same order. Raises ValueError."""
-    ms, _, sequence = stream_id.partition("-")
-    high, low = int(ms), int(sequence)
-    if not (0 <= high < 1 << 63 - SEQUENCE_BITS and 0 <= low < 1 << SEQUENCE_BITS):
-        raise ValueError(f"{stream_id[:50]} is not the id of a log's entry")
-    return high << SEQUENCE_BITS | low
-
-
-def unpack_id(stamp: int) -> str:
-    """The stream id that `pack_id` packed."""
-    return f"{stamp >> SEQUENCE_BITS}-{stamp & (1 << SEQUENCE_BITS) - 1}"
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a reader has come: everything up to and with this entry."""
-
-    log: str
-    number: int
-    id: str
-
-    @property
-    def stamp(self) -> int:
-        """The id as one integer."""
-        return pack_id(self.id)
-
-    @classmethod
-    def start(cls, log: str) -> Position:
-        """Before the first entry of a log that begins empty."""
-        return cls(log, 0, START_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +93,27 @@ class Entry:
 
     position: Position
     op: str
-    #: who appended it, and that writer's own name for it
+    #: the replica that appended it, and its own name for the entry
     writer: str
     write: str
     #: the JSON text, as it was appended
     body: str
 
     def content(self) -> Any:
-        """The body's value. Raises ValueError where it is not JSON."""
+        """Parse the body. Raises ValueError where it is not JSON."""
         return json.loads(self.body)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A log's two ends at one moment."""
+    """The oldest and the newest entry of a log at one moment."""
 
     oldest: Entry
     newest: Entry
 
     @property
     def log(self) -> str:
-        """The log's identity."""
+        """The identity of the log."""
         return self.newest.position.log
 
     @property
@@ -160,21 +123,20 @@ class View:
 
     @property
     def just_founded(self) -> bool:
-        """Whether nothing was appended since the founding."""
+        """Whether the founding is the only entry."""
         return self.newest.op == FOUNDED
 
 
 def new_identity() -> str:
-    """An identity that no other log has."""
+    """Return an identity that no other log has."""
     return secrets.token_hex(8)
 
 
 class Log:
-    """One replicated log. Short commands go over `redis`; every reader has a connection of its own
-    (`connect`).
+    """One replicated log. Short commands go over `redis`; each reader has a connection of its own (`connect`).
 
-    Both must decode responses. Errors of Redis pass as they are: an append that failed on its way may have
-    been done, and is recognised by its `write` when it is read.
+    Both clients must decode responses. Errors of redis-py are raised as they are. An append that failed on its way may
+    have been done; its writer recognises it by `write` when it reads it.
     """
 
     def __init__(self, redis: Redis, connect: Callable[[], Redis], key: str, *, writer: str) -> None:
@@ -186,12 +148,12 @@ class Log:
         self.writer = writer
 
     async def view(self) -> View | None:
-        """The log's ends, or None where there is no log. Raises Unreadable."""
+        """Return both ends of the log, or None where there is no log. Raises UnreadableLog."""
         view, _ = await self._look(self._redis, START_ID, 1)
         return view
 
     async def holds(self, position: Position) -> bool:
-        """Whether the log is this position's and every entry after it is still there."""
+        """Tell whether a reader can go on from this position: the same log, and every later entry is still there."""
         view, entries = await self._look(self._redis, position.id, 1)
         try:
             check_continuity(view, entries, position)
@@ -202,11 +164,10 @@ class Log:
     async def found(
         self, *, body: Mapping[str, Any], after: Position | None = None, instead_of: str = ""
     ) -> Position | None:
-        """Begin a log where there is none: the position of its first entry, or None where there is one
-        already.
+        """Begin a log and return the position of its first entry, or None where there is a log already.
 
-        `after`, the position of the founder's state, makes it a log that begins with that state. `instead_of`
-        names a log that may be replaced if nothing was appended to it since its founding.
+        With `after`, the position of the founder's state, the log begins with that state. `instead_of` names a log that
+        may be replaced if the founding is its only entry.
         """
         identity = new_identity()
         number = 1 if after is None else 2
@@ -218,12 +179,11 @@ class Log:
     async def append(
         self, op: str, body: Any, *, reader_at: Position, write: str, floor: int = 0, within_ms: int = 0
     ) -> Position:
-        """Append an entry, and its position.
+        """Append an entry and return its position.
 
-        `reader_at` is how far the writer has read, `floor` a packed id that the entry's shall be above. With
-        `within_ms` it is refused by the server's clock when it arrives later than that: nothing is appended
-        by a command that was still under way when its sender gave up.
-        Raises NoLog, Replaced, Gap (the log is behind its writer), Late, and Redis' own errors.
+        `reader_at` is how far the writer has read. The id of the entry is above `floor`, a packed id. With `within_ms`
+        Redis refuses an append that arrives later than that, so a command that was still under way when its sender gave
+        up appends nothing. Raises NoLog, Replaced, Gap (the log is behind its writer), Late, and redis-py's errors.
         """
         floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
         not_after = await self._not_after(within_ms)
@@ -237,33 +197,33 @@ class Log:
         return Position(reader_at.log, int(answer[3]), answer[2])
 
     async def trim(self, snapshot: Snapshot) -> int:
-        """Forget what stands before a durable snapshot's own entry; how many entries that were.
+        """Delete the entries before the one that a durable snapshot stands at; return how many there were.
 
-        A snapshot of another log, or of a history that this one has not had, changes nothing.
+        A snapshot of another log, or at an entry that this log does not have, changes nothing.
         """
         position = snapshot.position
         return int(await self._run(TRIM, position.log, position.number, position.id))
 
     @contextlib.asynccontextmanager
     async def follow(self, position: Position) -> AsyncIterator[Tail]:
-        """A reader that stands at `position`; one at a time, for its connection is its own."""
+        """Open a reader that stands at `position`. Only one at a time: the log has one connection for it."""
         if self._reader is None:
             self._reader = self._connect()
         try:
             yield Tail(self, self._reader, position)
         finally:
-            # Whatever was left on the way (a cancelled read, half an answer) must not meet the next reader. An
-            # error of closing must not take the place of the one, or of the cancellation, that we leave with.
+            # The answer to a cancelled read may still be on its way and must not reach the next reader. An error of
+            # closing must not replace the error or the cancellation that ended this reader.
             with contextlib.suppress(RedisError, OSError):
                 await self._reader.connection_pool.disconnect()
 
     async def close(self) -> None:
-        """Close the reader's connection."""
+        """Close the connection of the reader."""
         if self._reader is not None:
             await self._reader.aclose()
 
     def now_ms(self) -> int | None:
-        """The server's clock, as far as it is known here without asking."""
+        """Return the server's clock in ms as estimated since the last answer, or None before the first one."""
         if self._clock_ahead_ms is None:
             return None
         return round(_loop_ms() + self._clock_ahead_ms)
@@ -294,20 +254,19 @@ class Log:
 
 
 class Tail:
-    """Reads a log from a position on. Not to be shared between tasks."""
+    """Reads a log from a position on. Tasks must not share one."""
 
     def __init__(self, log: Log, connection: Redis, position: Position) -> None:
         self._log = log
         self._connection = connection
         self.position = position
-        #: whether nothing stood behind the position when it was last checked
+        #: whether there was no entry after the position at the last look
         self.at_end = False
 
     async def read(self) -> list[Entry]:
-        """The next entries; none after BLOCK_MS without news, and then the log was found whole and unchanged.
+        """Return the next entries, or none after BLOCK_MS without any; the log was then checked and continues.
 
-        Raises NoLog, Gap, Replaced, Unreadable, and Redis' own errors; after any of them the tail is to be
-        left.
+        Raises NoLog, Gap, Replaced, UnreadableLog, and redis-py's errors. Leave the tail after any of them.
         """
         entries = await self._wait() if self.at_end else []
         if not entries:
@@ -325,7 +284,7 @@ class Tail:
         return entries
 
     async def _check(self) -> list[Entry]:
-        """Look at the log itself: one who waits for news is not told that a stream was deleted or trimmed."""
+        """Read without waiting, and check the log: a blocked XREAD does not notice that the stream was trimmed."""
         view, entries = await self._log._look(self._connection, self.position.id, MOST)
         following = check_continuity(view, entries, self.position)
         last = following[-1].position if following else self.position
@@ -334,7 +293,7 @@ class Tail:
 
 
 def check_continuity(view: View | None, entries: Sequence[Entry], position: Position) -> list[Entry]:
-    """The entries after a position, which must itself be the first of them. Raises NoLog, Replaced, Gap."""
+    """Return the entries after a position; the first one must be at it. Raises NoLog, Replaced, Gap."""
     if view is None:
         raise NoLog()
     if view.log != position.log:
@@ -350,7 +309,7 @@ def check_continuity(view: View | None, entries: Sequence[Entry], position: Posi
 
 
 def check_numbers(entries: Sequence[Entry], position: Position) -> None:
-    """Raises Replaced or Gap unless the entries follow the position one by one."""
+    """Raise Replaced or Gap unless the entries follow the position without a missing number."""
     for number, entry in enumerate(entries, position.number + 1):
         if entry.position.log != position.log:
             raise Replaced(f"entry {entry.position.id} is of {entry.position.log}, not of {position.log}")
@@ -359,7 +318,7 @@ def check_numbers(entries: Sequence[Entry], position: Position) -> None:
 
 
 def read_entry(raw: Sequence[Any]) -> Entry:
-    """An entry from the stream's form. Raises Unreadable."""
+    """Read an entry of the stream. Raises UnreadableLog."""
     stream_id, fields = raw
     if not isinstance(fields, dict):
         fields = dict(zip(fields[::2], fields[1::2], strict=True))
@@ -367,11 +326,11 @@ def read_entry(raw: Sequence[Any]) -> Entry:
         position = Position(fields["log"], int(fields["number"]), stream_id)
         return Entry(position, fields["op"], fields["from"], fields["write"], fields["body"])
     except (KeyError, ValueError) as error:
-        raise Unreadable(f"entry {stream_id} is not an entry of a log; remove it (XDEL) to go on") from error
+        raise UnreadableLog(f"entry {stream_id} is not an entry of a log; remove it with XDEL to go on") from error
 
 
 def _flat(part: Any) -> Any:
-    """Under RESP3 the client wraps a stream's entries once more."""
+    """Remove the list that redis-py puts around the entries of a stream under RESP3."""
     wrapped = bool(part) and isinstance(part[0], list) and bool(part[0]) and isinstance(part[0][0], tuple)
     return part[0] if wrapped else part
 

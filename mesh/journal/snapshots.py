@@ -1,8 +1,8 @@
 """Snapshots of a replicated log's state, on disk.
 
-A file under its final name is whole and durable: it was written beside it, forced to the disk (fsync), renamed,
-and the folder was forced to the disk, in this order. Whatever a killed writer left behind never has a final name.
-Several replicas may share one folder, and take turns there.
+A file under its final name is complete and durable: it was written under another name, flushed to the disk (fsync) and
+renamed, and the folder was flushed, in this order. A file that a killed writer left behind never has a final name.
+Several replicas may share one folder, and take turns.
 
     {log}-{number}-{stream id}.{suffix}
 """
@@ -17,51 +17,44 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mesh.journal.journal import Position
+from mesh.journal.position import Position, Snapshot
 
-#: Snapshots of one log that are kept. The log is trimmed behind the oldest of them, so that a newest one
-#: that went bad on the disk can be done without.
+#: Snapshots of one log that are kept. The log is trimmed behind the oldest of them, so that a replica can still restore
+#: when the newest one is damaged.
 KEPT = 2
-#: A part file that nobody wrote to for so long belongs to a process that is gone.
+#: An unfinished file that nobody has written to for this long belongs to a process that is gone.
 STALE_PART_S = 3600
-#: Between two looks whether the neighbour that writes has done.
+#: Pause between two attempts to lock the folder.
 TURN_S = 0.1
 
 _NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A durable file that holds the state at a position. Only `Snapshots` makes them."""
-
-    position: Position
-    path: Path
-
-
 class Snapshots:
-    """The snapshots in one folder. Raises OSError where the disk refuses."""
+    """The snapshots in one folder. Every method raises OSError where the disk refuses."""
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self.folder = folder
         self.suffix = suffix
 
     async def durable(self, log: str | None = None) -> list[Snapshot]:
-        """Those there are, of one log or of all, the newest first."""
+        """Return the snapshots of one log or of all, the newest first."""
         found = await asyncio.to_thread(self._list)
         return [snapshot for snapshot in found if log is None or snapshot.position.log == log]
 
     async def check(self) -> None:
-        """Raises OSError where none could be written."""
+        """Raise OSError where no snapshot could be written."""
         await asyncio.to_thread(self._try)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One at a time of all processes that share the folder, so that the next one sees what this one wrote.
-        A turn ends with its process at the latest. Where the disk knows no locks, or refuses, none waits."""
+        """Wait until no other process has its turn in this folder, so that it can see what the one before wrote.
+
+        A turn ends with its process at the latest. Where the disk has no locks, nobody waits.
+        """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 while (lock := await asyncio.to_thread(self._lock)) is None:
@@ -70,8 +63,7 @@ class Snapshots:
             yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
-        """Write one; it is durable when this returns. Interrupted or failed, it leaves nothing that
-        counts."""
+        """Write a snapshot; it is durable when this returns. A failed or cancelled one leaves no file."""
         await asyncio.to_thread(self._prepare)
         part = self._part()
         try:
@@ -84,7 +76,7 @@ class Snapshots:
             part.unlink(missing_ok=True)
 
     async def prune(self, log: str, keep: int = KEPT) -> list[Snapshot]:
-        """Remove a log's snapshots but the newest `keep`; those that stay, the newest first."""
+        """Remove all snapshots of a log but the newest `keep`, and return those, the newest first."""
         found = await self.durable(log)
         for snapshot in found[keep:]:
             snapshot.path.unlink(missing_ok=True)
@@ -120,7 +112,7 @@ class Snapshots:
                     part.unlink()
 
     def _lock(self) -> BinaryIO | None:
-        """The folder, as long as this stays open; None while it is another's."""
+        """Return a file whose being open locks the folder, or None while another process has the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".turn").open("ab")
         try:

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Forgets what stands in a snapshot, and never more: the snapshot's own entry stays, so that whoever starts
--- from the snapshot can see that it belongs to this log.
+-- Deletes the entries that are in a snapshot. The entry that the snapshot stands at stays, so that a replica which
+-- restores from the snapshot can see that it belongs to this log.
 -- KEYS: log
 -- ARGV: identity, number and id of the snapshot's position
--- Returns how many entries were forgotten
+-- Returns how many entries were deleted
 local log, identity, number, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local at = redis.call('XRANGE', log, id, id)[1]
 if not at then return 0 end

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom,no-writes
--- Reads a log at one moment: its ends, and what stands at a position and after it.
+-- Reads a log at one moment: both ends, and the entries from a position on.
 -- KEYS: log
--- ARGV: stream id to read from (included), most entries
--- Returns {now ms, oldest entry or {}, newest entry or {}, entries}
+-- ARGV: stream id to read from (inclusive), most entries
+-- Returns {now in ms, oldest entry or {}, newest entry or {}, entries}
 local log, from, most = KEYS[1], ARGV[1], ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

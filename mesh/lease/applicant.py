@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from mesh import keys
 from mesh.errors import Unavailable
 from mesh.lease import acl
-from mesh.lease.choice import Observation, Row, Wait, choose
+from mesh.lease.choice import KeepWaiting, Observation, Row, choose
 from mesh.settings import Isolation, MeshSettings
 from mesh.wire.clients import FENCED, PASSING, Connections, Credentials, check_server, is_fenced
 from mesh.wire.script import Script
@@ -99,7 +99,7 @@ class Applicant:
         while True:
             rows = await self.survey(client)
             choice = choose(rows, observation.update(rows), self._connections.bus)
-            if isinstance(choice, Wait):
+            if isinstance(choice, KeepWaiting):
                 self._wait(choice.reason)
                 await asyncio.sleep(POLL_S)
                 continue

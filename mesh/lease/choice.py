@@ -39,13 +39,13 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class KeepWaiting:
     """Take none yet, for this reason."""
 
     reason: str
 
 
-def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | Wait:
+def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting:
     """Decide which database to take.
 
     First choice is a free database that has a class, because its data become readable again. An unused one comes
@@ -61,16 +61,18 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | Wait:
         return Take(free[0].database)
     doubtful = [row.database for row in rows if not row.free and row.database not in alive]
     if free and doubtful:
-        return Wait(f"database {doubtful[0]} may become free: its lease has not been renewed since we started to look")
+        return KeepWaiting(
+            f"database {doubtful[0]} may become free: its lease has not been renewed since we started to look"
+        )
     if free:
         return Take(free[0].database)
     foreign = [row.database for row in rows if row.foreign(bus)]
     if foreign and len(foreign) == sum(row.free for row in rows):
-        return Wait(
+        return KeepWaiting(
             f"the only free databases ({', '.join(map(str, foreign))}) hold keys that are not the mesh's; "
             "empty one of them, or set MESH_DATABASES"
         )
-    return Wait(f"all {len(rows)} databases are leased")
+    return KeepWaiting(f"all {len(rows)} databases are leased")
 
 
 class Observation:

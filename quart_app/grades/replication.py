@@ -32,8 +32,9 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from mesh import MeshError, Unavailable
-from mesh.journal.journal import Entry, Log, LogError, Position, View
-from mesh.journal.snapshots import KEPT, Snapshot, Snapshots
+from mesh.journal.journal import Entry, Log, LogError, View
+from mesh.journal.position import Position, Snapshot
+from mesh.journal.snapshots import KEPT, Snapshots
 from quart_app.grades import backup, entries
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.metrics import Metrics

@@ -1,6 +1,6 @@
 """Grades in memory: one packed record per user, shared with the snapshots that were taken of them.
 
-A record is four values and, for each, the stamp of the log entry that set it (`mesh.journal.journal.pack_id`; 0: never
+A record is four values and, for each, the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0: never
 set). For each field the higher stamp wins, so records merge to the same whatever the order, and merging
 twice changes nothing.
 

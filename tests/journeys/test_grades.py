@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bench.grades import filled
-from mesh.journal.journal import Position
+from mesh.journal.position import Position
 from quart_app.grades import backup
 from tests.support.replicas import Process, Replicas
 from tests.support.waiting import eventually

@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 
 from mesh import Connections
 from mesh.journal import journal as module
-from mesh.journal.journal import Entry, Gap, Late, Log, NoLog, Position, Replaced, Unreadable, pack_id, unpack_id
-from mesh.journal.snapshots import Snapshot, Snapshots
+from mesh.journal.journal import Entry, Gap, Late, Log, NoLog, Replaced, UnreadableLog
+from mesh.journal.position import Position, Snapshot, pack_id, unpack_id
+from mesh.journal.snapshots import Snapshots
 from tests.support.server import Server
 
 KEY = "shared:test:log"
@@ -290,7 +291,7 @@ async def test_rubbish_in_the_stream_is_named_and_never_read_as_an_entry(log: Lo
     """A foreign entry makes the log unreadable until somebody removes it; nothing is skipped in silence."""
     at = await founded(log)
     rubbish = await redis.xadd(KEY, {"hello": "world"})
-    with pytest.raises(Unreadable, match=rubbish):
+    with pytest.raises(UnreadableLog, match=rubbish):
         await log.view()
     with pytest.raises(Replaced):
         await appended(log, at, 1)

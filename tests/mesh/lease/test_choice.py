@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.lease.choice import Observation, Row, Take, Wait, choose
+from mesh.lease.choice import KeepWaiting, Observation, Row, Take, choose
 
 BUS = 0
 TTL_MS = 3000
@@ -59,7 +59,7 @@ def test_which_database_is_taken(rows: list[Row], alive: set[int], expected: int
 def test_the_reason_to_wait_is_told(rows: list[Row], alive: set[int], reason: str) -> None:
     """A restarted replica must not take a new database and leave its former one without a holder."""
     choice = choose(rows, alive, BUS)
-    assert isinstance(choice, Wait) and reason in choice.reason
+    assert isinstance(choice, KeepWaiting) and reason in choice.reason
 
 
 def test_a_lease_is_alive_when_a_renewal_was_seen() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from mesh import Class, LeaseLost, Replica, Request, Store, Transaction, Worker, join
 from mesh.lease import holding
-from tests.mesh.lease.test_loop_thread import on_the_callers_loop
+from mesh.lease.loop_thread import LoopThread
+from tests.support.faults.mutations import run_on_the_callers_loop
 from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -69,6 +70,7 @@ async def block_a_member(
         worker.members.append(replica)  # type: ignore[attr-defined]
         await asyncio.sleep(0.2)
         asked = asyncio.create_task(replica.call(Class(replica.cls), "block", {}))
+        asked.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.sleep(seconds)
         asked.cancel()
         answer = await replica.call(Class(replica.cls), "quick", {})
@@ -87,7 +89,7 @@ async def test_a_handler_that_blocks_the_loop_for_two_ttls_costs_no_lease(
 
 async def test_without_its_thread_the_lease_is_lost(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the thread out, and the test above fails."""
-    on_the_callers_loop(monkeypatch)
+    monkeypatch.setattr(LoopThread, "run", run_on_the_callers_loop)
     with pytest.raises(LeaseLost):
         await block_a_member(server, sleep, 2 * TTL_S)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
 
 import pytest
 
@@ -150,14 +149,3 @@ async def test_calls_cross_between_the_threads() -> None:
     assert names == [NAME, threading.current_thread().name]
     thread.call(there)  # after its end: nothing happens
     assert len(names) == 2
-
-
-def on_the_callers_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the thread away: the coroutine runs on the caller's own loop."""
-
-    async def run(self: LoopThread) -> None:
-        self._caller = self._loop = asyncio.get_running_loop()
-        main: Callable[[], Coroutine[None, None, None]] = self._main
-        await main()
-
-    monkeypatch.setattr(LoopThread, "run", run)

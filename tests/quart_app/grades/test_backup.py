@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.journal.journal import Position
+from mesh.journal.position import Position
 from quart_app.grades import backup
 from quart_app.grades.backup import BadBackup, Header, Reader
 from quart_app.grades.models import FIELDS

@@ -51,12 +51,14 @@ def function(owner: Any, name: str, old: str, new: str) -> Callable[[], None]:
     return mutate
 
 
-def _renew_on_the_replicas_loop() -> None:
-    async def run(self: Any) -> None:
-        self._caller = self._loop = asyncio.get_running_loop()
-        await self._main()
+async def run_on_the_callers_loop(thread: Any) -> None:
+    """Run the coroutine of a LoopThread without a thread."""
+    thread._caller = thread._loop = asyncio.get_running_loop()
+    await thread._main()
 
-    LoopThread.run = run  # type: ignore[method-assign]
+
+def _renew_on_the_replicas_loop() -> None:
+    LoopThread.run = run_on_the_callers_loop  # type: ignore[method-assign]
 
 
 def _keep_users() -> None:

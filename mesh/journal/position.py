@@ -1,0 +1,52 @@
+"""A position in a replicated log, and a snapshot that stands at one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+#: The stream id before all entries.
+START_ID = "0-0"
+#: Bits of a packed id that hold the second half of the stream id.
+SEQUENCE_BITS = 16
+
+
+def pack_id(stream_id: str) -> int:
+    """Pack a stream id of a log into one integer below 2**63 that sorts the same. Raises ValueError."""
+    ms, _, sequence = stream_id.partition("-")
+    high, low = int(ms), int(sequence)
+    if not (0 <= high < 1 << 63 - SEQUENCE_BITS and 0 <= low < 1 << SEQUENCE_BITS):
+        raise ValueError(f"{stream_id[:50]} is not the id of an entry of a log")
+    return high << SEQUENCE_BITS | low
+
+
+def unpack_id(stamp: int) -> str:
+    """Return the stream id that `pack_id` packed."""
+    return f"{stamp >> SEQUENCE_BITS}-{stamp & (1 << SEQUENCE_BITS) - 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a reader has come: everything up to this entry, and the entry itself."""
+
+    log: str
+    number: int
+    id: str
+
+    @property
+    def stamp(self) -> int:
+        """The id packed into one integer."""
+        return pack_id(self.id)
+
+    @classmethod
+    def start(cls, log: str) -> Position:
+        """Return the position before the first entry of a log that begins empty."""
+        return cls(log, 0, START_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A durable file that holds the state at a position. Only `mesh.journal.snapshots` makes them."""
+
+    position: Position
+    path: Path
