@@ -18,7 +18,7 @@ from bench.record import Ratio, Record, Settings
 from bench.replicas import Mesh, is_ready, plant, replicas
 from bench.report import table
 from bench.spread import Spread, interleaved, per_round
-from quart_app.local.supervisor import free_port
+from quart_app.local.ports import free_port
 
 GET_REPLICAS = 4
 WARM_UP_S = 1.0

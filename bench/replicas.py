@@ -16,7 +16,7 @@ import gmpy2
 from bench.environments import ROOT
 from bench.processes import child, until
 from bench.servers import Server, valkey
-from quart_app.local.supervisor import free_port
+from quart_app.local.ports import free_port
 
 READY_TIMEOUT_S = 180.0
 

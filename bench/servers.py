@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import redis
 
 from bench.processes import child, until
-from quart_app.local.supervisor import free_port, wheel_server
+from quart_app.local.ports import free_port
+from quart_app.local.redis_program import wheel_server
 
 #: How Redis keeps its data: not at all, written every second, written before every answer.
 DURABILITY = {

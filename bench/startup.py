@@ -23,7 +23,7 @@ from bench.replicas import is_ready
 from bench.report import table
 from bench.servers import valkey
 from bench.spread import Spread, interleaved, per_round
-from quart_app.local.supervisor import free_port
+from quart_app.local.ports import free_port
 
 REPLICAS = 4
 #: `mesh up` says this when everything is ready.

@@ -12,6 +12,11 @@ from mesh.settings import settings_config
 SERVICE_NAMES = ("values", "addresses", "messages", "grades", "movements")
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return "host:port" as it stands in a URL, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class AppSettings(BaseSettings):
     """How one replica listens, drains and logs."""
 

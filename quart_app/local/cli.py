@@ -1,161 +1,246 @@
-"""The `mesh` command: up, status, watch."""
+"""The `mesh` command: up, status, watch, redis-cli."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
+import shutil
 import signal
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import click
 from pydantic import ValidationError
 from redis import exceptions as redis_errors
 from rich.console import Console
-from rich.table import Table
 
 from mesh import Member, RedisSettings
 from mesh.settings import explain
-from quart_app.local import supervisor, watch
-from quart_app.local.discovery import FOLDER, redis_settings
+from quart_app.exits import EXIT_SETUP
+from quart_app.local import discovery, replicas, watch
+from quart_app.local.errors import LocalError
+from quart_app.local.mesh import Mesh, mesh
+from quart_app.local.ports import free_port
+from quart_app.local.processes import Supervisor
+from quart_app.local.redis_server import DEFAULT_PORT, address_of
+from quart_app.local.teller import Teller, row
 
 READY_WAIT_S = 60.0
-COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
-#: What fits a narrow terminal.
-SHORT = ("database", "class", "replica", "public", "private")
-WIDE = 118
+CLIENTS = ("redis-cli", "valkey-cli")
+
+
+class CannotRun(click.ClickException):
+    """What was asked for cannot work as things are set up: doing it again will not help."""
+
+    exit_code = EXIT_SETUP
 
 
 class Commands(click.Group):
-    """Says in a sentence which setting is not valid."""
+    """Turns errors of the setup into one sentence each."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            raise click.ClickException(f"the settings are not valid: {explain(error)}") from error
+            raise CannotRun(f"the settings are not valid: {explain(error)}") from error
+        except LocalError as error:
+            raise CannotRun(str(error)) from error
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, context_settings={"show_default": True})
+@click.version_option(version("quart-mesh"), prog_name="mesh")
 def main() -> None:
-    """A mesh of identical replicas on one Redis."""
+    """Run a mesh of identical replicas on one Redis, and look at it."""
+
+
+_redis_url = click.option(
+    "--redis-url",
+    default=None,
+    envvar="REDIS_URL",
+    help="Use this server. Put a password into the variable REDIS_URL instead: `ps` shows options to every user.",
+)
+_data = click.option(
+    "--data",
+    default=discovery.default_folder,
+    show_default="data",
+    type=click.Path(path_type=Path),
+    help="Folder of the embedded server, of the logs, and of what the other commands need to find the mesh.",
+)
 
 
 @main.command()
-@click.option("--replicas", default=4, show_default=True, type=click.IntRange(1, 16), envvar="REPLICAS")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), envvar="PORT")
-@click.option("--redis-url", default=None, envvar="REDIS_URL", help="use this server; else an embedded one")
-@click.option("--data", default=FOLDER, type=click.Path(path_type=Path), help="folder of the embedded server and logs")
-def up(replicas: int, port: int, redis_url: str | None, data: Path) -> None:
-    """Start a mesh on this machine; Ctrl-C drains and stops it."""
-    try:
-        asyncio.run(_up(replicas, port or supervisor.free_port(), redis_url or None, data))
-    except supervisor.LocalError as error:
-        raise click.ClickException(str(error)) from error
+@click.option("--replicas", "count", default=4, type=click.IntRange(1, 16), envvar="REPLICAS", help="How many.")
+@click.option("--port", default=8000, type=click.IntRange(0, 65535), envvar="PORT", help="Public port; 0: any.")
+@click.option(
+    "--private-port",
+    default=8001,
+    type=click.IntRange(0, 65535),
+    envvar="PRIVATE_PORT",
+    help="Port for operators (metrics, grades) if it is free, else any other.",
+)
+@_redis_url
+@_data
+def up(count: int, port: int, private_port: int, redis_url: str | None, data: Path) -> None:
+    """Start a mesh on this machine; Ctrl-C drains and stops it.
+
+    Without REDIS_URL it runs a server of its own, which keeps its data in a folder.
+    """
+    asyncio.run(_up(count, port or free_port(), private_port, redis_url or None, data))
 
 
-async def _up(replicas: int, port: int, redis_url: str | None, data: Path) -> None:
-    console = Console()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with supervisor.mesh(replicas=replicas, port=port, redis_url=redis_url, folder=data) as (_, redis, keeping):
-        stopped = asyncio.create_task(stop.wait())
-        with console.status(f"starting {replicas} replicas") as status:
+async def _up(count: int, port: int, private_port: int, redis_url: str | None, data: Path) -> None:
+    teller = Teller()
+    supervisor = Supervisor(teller.say)
 
-            def progress(count: int) -> None:
-                status.update(f"starting {replicas} replicas: {count} ready")
+    async def run() -> None:
+        running = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
+        async with running as started:
+            teller.say(f"starting {count} replicas; logs in {data / 'logs'}")
+            ready = await replicas.all_ready(started.redis, started.replicas, _progress(teller, count), READY_WAIT_S)
+            _welcome(teller, ready, port, started, data)
+            await asyncio.Event().wait()
 
-            ready = asyncio.create_task(supervisor.all_ready(redis, replicas, keeping, progress, READY_WAIT_S))
-            await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            _welcome(console, ready.result(), port, redis, data)
-            await asyncio.wait([keeping, stopped], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        stopped.cancel()
-        if keeping.done():
-            keeping.result()
-        console.print("draining and stopping …")
-    console.print("stopped")
+    work = asyncio.create_task(run())
+    _stop_on_signals(work, supervisor)
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+    teller.say("stopped")
 
 
-def _welcome(console: Console, members: list[Member], port: int, redis: RedisSettings, data: Path) -> None:
-    address = f"http://127.0.0.1:{port}"
-    console.print(_table(members, console.width))
-    cls = members[0].cls
-    url = redis.url.get_secret_value() if redis.url is not None else ""
-    console.print(f"[bold]{address}[/bold]   documentation {address}/docs   logs {data / 'logs'}", highlight=False)
-    if "@" not in url:
-        console.print(f"redis-cli -u {url}", highlight=False)
-    console.print("\nTry it:", highlight=False)
-    body = json.dumps([{"value": 144, "ttl": 300, "cls": cls}])
-    console.print(
-        f"curl {address}/values -H 'Content-Type: application/json' -d '{body}'", highlight=False, soft_wrap=True
-    )
-    console.print(f"curl {address}/values/3\n", highlight=False)
-    console.print("Ctrl-C drains and stops everything.")
+def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
+    """Stop in order at the first signal, and at once at the second. SIGHUP comes when the terminal is closed."""
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked:
+            supervisor.say("ending everything at once")
+            supervisor.kill_all()
+        else:
+            supervisor.say("stopping; Ctrl-C again ends everything at once")
+            work.cancel()
+        asked = True
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _progress(teller: Teller, count: int) -> replicas.Progress:
+    """Return a function that says how many replicas are ready, whenever that changes."""
+    told = 0
+
+    def progress(ready: int) -> None:
+        nonlocal told
+        if ready != told:
+            teller.say(f"{ready} of {count} replicas are ready")
+            told = ready
+
+    return progress
+
+
+def _welcome(teller: Teller, members: list[Member], port: int, started: Mesh, data: Path) -> None:
+    public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{started.private_port}"
+    teller.roster(members)
+    missing = len(started.replicas) - len(members)
+    if missing:
+        teller.say(f"{missing} replicas are not ready yet; {data / 'logs'} says why")
+    at = "" if data == discovery.default_folder() else f" --data {data}"
+    item = {"value": 144, "ttl": 300, "cls": members[0].cls}
+    for line in (
+        f"public         {public}   documentation {public}/docs",
+        f"for operators  {private}   metrics {private}/metrics",
+        f"Redis          {address_of(started.redis)}   mesh redis-cli{at} XRANGE mesh:dead - +",
+        "",
+        "Try it:",
+        f"curl {public}/values -H 'Content-Type: application/json' -d '{json.dumps([item])}'",
+        f"curl {public}/values/3",
+        "",
+        "Ctrl-C drains and stops everything.",
+    ):
+        teller.show(line)
 
 
 @main.command()
-@click.option("--redis-url", default=None, envvar="REDIS_URL")
-@click.option("--data", default=FOLDER, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="a list of objects, for programs")
+@_redis_url
+@_data
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, for programs.")
 def status(redis_url: str | None, data: Path, as_json: bool) -> None:
-    """Who holds what."""
+    """Show which replica holds which database."""
+    settings = discovery.redis_settings(redis_url, data)
     try:
-        found = asyncio.run(supervisor.read_roster(redis_settings(redis_url, data)))
+        found = asyncio.run(discovery.read_roster(settings))
     except (redis_errors.RedisError, OSError) as error:
-        raise click.ClickException(f"Redis cannot be asked: {error}") from error
+        raise click.ClickException(_unreachable(settings, error, data)) from error
     members = [member for member in found if member.leased]
     if as_json:
-        click.echo(json.dumps([_row(member) for member in members], indent=2))
+        click.echo(json.dumps([row(member) for member in members], indent=2))
+    elif members:
+        Teller().roster(members)
     else:
-        console = Console()
-        console.print(_table(members, console.width) if members else "no replica is live")
+        click.echo("no replica is live")
+
+
+def _unreachable(settings: RedisSettings, error: Exception, data: Path) -> str:
+    where = "" if discovery.running(data) else f"; no mesh runs on {data}"
+    return f"Redis at {address_of(settings)} cannot be used: {error}{where}"
+
+
+#: What `mesh watch` can be limited to: a class, or a database.
+TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
 
 
 @main.command(name="watch")
-@click.option("--redis-url", default=None, envvar="REDIS_URL")
-@click.option("--data", default=FOLDER, type=click.Path(path_type=Path))
-@click.option("--class", "cls", default=None, help="only requests to this class (A) or database (db3)")
-@click.option("--op", default=None, help="only this operation, or those that begin so: values.")
+@_redis_url
+@_data
+@click.option(
+    "--class",
+    "cls",
+    default=None,
+    type=click.Choice(TARGETS),
+    metavar="CLASS",
+    help="Only requests to this class (A) or database (db3).",
+)
+@click.option("--op", default=None, help="Only this operation, or those that begin with this text (values.).")
 def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | None) -> None:
-    """Requests and replies as they happen."""
+    """Show requests and replies as they happen."""
+    settings = discovery.redis_settings(redis_url, data)
+    click.echo(f"{watch.subject(cls, op)} on Redis at {address_of(settings)}; Ctrl-C ends it", err=True)
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            asyncio.run(watch.run(redis_settings(redis_url, data), Console(soft_wrap=True), cls, op))
+            asyncio.run(watch.run(settings, Console(soft_wrap=True), cls, op))
         except (redis_errors.RedisError, OSError) as error:
-            raise click.ClickException(f"Redis cannot be read: {error}") from error
+            raise click.ClickException(_unreachable(settings, error, data)) from error
 
 
-def _row(member: Member) -> dict[str, Any]:
-    return {
-        "database": member.database,
-        "class": member.cls,
-        "epoch": member.epoch,
-        "replica": member.replica,
-        "pid": member.pid,
-        "public": member.public,
-        "private": member.private,
-        "state": member.state,
-        "since": datetime.fromtimestamp(member.since / 1000, UTC).isoformat(timespec="milliseconds"),
-    }
+@main.command(name="redis-cli", context_settings={"ignore_unknown_options": True})
+@_redis_url
+@_data
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None:
+    """Run redis-cli on the Redis of this mesh, without a password that `ps` could show."""
+    program = next(filter(None, map(shutil.which, CLIENTS)), None)
+    if program is None:
+        raise click.ClickException("there is no redis-cli here: install redis-tools or valkey-tools")
+    options, environ = _client(discovery.redis_settings(redis_url, data))
+    os.execve(program, [program, *options, *words], {**os.environ, **environ})
 
 
-def _table(members: Iterable[Member], width: int) -> Table:
-    table = Table()
-    rows = [_row(member) for member in members]
-    columns = COLUMNS if width >= WIDE else SHORT
-    for name in columns:
-        table.add_column(name, justify="right" if name in {"database", "pid", "epoch"} else "left", no_wrap=True)
-    for row in rows:
-        cells = {**row, "since": row["since"][11:19] + "Z"}
-        table.add_row(*(str(cells[name]) for name in columns))
-    return table
+def _client(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
+    """Return what redis-cli must be told, as options and as environment."""
+    if settings.sentinels:
+        raise click.ClickException("this command cannot ask sentinels; name the server itself with --redis-url")
+    url = "" if settings.url is None else settings.url.get_secret_value()
+    parts = urlsplit(url)
+    host, port = (parts.hostname or "localhost", parts.port or DEFAULT_PORT) if url else (settings.host, settings.port)
+    user = unquote(parts.username or "") or settings.username
+    password = unquote(parts.password or "") or (settings.password.get_secret_value() if settings.password else "")
+    tls = ["--tls"] if url.startswith("rediss:") else []
+    login = {"REDISCLI_AUTH": password} if password else {}
+    return ["-h", host, "-p", str(port), "-n", str(settings.bus), "--user", user, *tls], login
 
 
 if __name__ == "__main__":

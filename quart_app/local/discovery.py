@@ -1,4 +1,8 @@
-"""How a mesh that runs on this machine is found: it says in its data folder how to reach it."""
+"""How a mesh that runs on this machine is found: its data folder says how to reach it.
+
+The file has the password of the embedded server, so only our user can read it. It counts only while a mesh holds the
+lock of the folder: one that was killed could not remove it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,27 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from mesh import RedisSettings
+from mesh import Connections, Member, RedisSettings, roster
+from quart_app.local.data_folder import in_use
 
-#: Where a mesh of this machine keeps its data, its logs, and how to reach it.
-FOLDER = Path(os.environ.get("MESH_DATA", "data"))
+
+def default_folder() -> Path:
+    """Return where a mesh of this machine keeps its data unless told otherwise."""
+    return Path(os.environ.get("MESH_DATA") or "data")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How to reach a mesh that runs on this machine."""
+
+    redis_url: str
+    port: int
+    pid: int
 
 
 def _file(folder: Path) -> Path:
@@ -21,21 +38,41 @@ def _file(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def announced(folder: Path, *, redis_url: str, port: int) -> Iterator[None]:
-    """Say how to reach the mesh, for as long as it runs. Only for our user's eyes: the address may have a password."""
+def announced(folder: Path, state: Running) -> Iterator[None]:
+    """Say in the data folder how to reach the mesh, while the block lasts."""
     path = _file(folder)
-    path.touch(mode=0o600)
-    path.write_text(json.dumps({"redis_url": redis_url, "port": port, "pid": os.getpid()}))
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(asdict(state), file)
+    os.replace(new, path)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
+def running(folder: Path) -> Running | None:
+    """Return how to reach the mesh that runs on this folder; None if there is none."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        state = Running(**json.loads(_file(folder).read_text()))
+        if in_use(folder):
+            return state
+    return None
+
+
 def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
-    """Which Redis is meant: the one given, that of the mesh running here, or what the environment says."""
+    """Return which Redis is meant: the one given, that of the mesh running here, or the environment's."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return RedisSettings(url=SecretStr(json.loads(_file(folder).read_text())["redis_url"]))
-    return RedisSettings()
+    state = running(folder)
+    return RedisSettings() if state is None else RedisSettings(url=SecretStr(state.redis_url))
+
+
+async def read_roster(settings: RedisSettings) -> list[Member]:
+    """Return the roster, read with the shared credentials. Raises redis-py's errors."""
+    client = Connections(settings).client("mesh-status")
+    try:
+        return await roster.read_directly(client)
+    finally:
+        await client.aclose()

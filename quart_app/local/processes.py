@@ -1,15 +1,255 @@
-"""Processes that do not outlive the one that started them."""
+"""Child processes that are kept running until they are stopped.
+
+    starting --> running --ends by itself--> waiting (backoff) --> starting
+    stopped in any state: told to stop, given time, then killed
+
+A `Supervisor` owns all children of a mesh. It says what happens to them, and can end all of them at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from quart_app.exits import EXIT_SETUP
 
 PR_SET_PDEATHSIG = 1
 
+#: A child that ran for longer than this is started again at once; one that ends sooner waits longer each time.
+STABLE_S = 10.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+#: The shortest pause after a status that says "a new start will not help": somebody must repair something first.
+SETUP_PAUSE_S = 5.0
+POLL_S = 0.05
+
+Say = Callable[[str], None]
+
 
 def die_with_parent() -> None:
-    """To be called in a new child: on Linux it gets SIGTERM when its parent is gone, however that went."""
+    """Ask Linux to send this process SIGTERM when its parent ends, even by SIGKILL. Call it in a new child."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def spawn(
+    command: Sequence[str],
+    log: IO[bytes],
+    env: Mapping[str, str] | None = None,
+    fds: Sequence[int] = (),
+    stdin: bytes = b"",
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, so that Ctrl-C reaches us alone. `stdin` must fit into a pipe."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=env,
+        pass_fds=fds,
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509  (no threads here)
+    )
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+            pipe.write(stdin)
+    return child
+
+
+async def ended(child: subprocess.Popen[bytes], wait_s: float) -> bool:
+    """Return whether a child ends within this time."""
+    until = time.monotonic() + wait_s
+    while child.poll() is None:
+        if time.monotonic() >= until:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a child runs, and how it is told to stop."""
+
+    name: str
+    command: Sequence[str]
+    #: what it prints is appended here
+    log: Path
+    env: Mapping[str, str] | None = None
+    #: file descriptors that it inherits
+    fds: Sequence[int] = ()
+    #: what it reads from its standard input: a place for secrets, which `ps` does not show
+    stdin: bytes = b""
+    stop_signal: signal.Signals = signal.SIGTERM
+    #: how long it may take to stop before it is killed
+    stop_wait_s: float = 10.0
+    #: what it does in that time, for the user who waits
+    stopping: str = "it stops"
+
+
+def pause_after(status: int, lived_s: float, last_pause_s: float) -> float:
+    """Return how long to wait before a child is started again."""
+    if status == EXIT_SETUP:
+        return max(SETUP_PAUSE_S, last_pause_s)
+    if lived_s > STABLE_S:
+        return 0.0
+    return min(LONGEST_PAUSE_S, 2 * last_pause_s + FIRST_PAUSE_S)
+
+
+def reason_of(status: int) -> str:
+    """Return how a child ended, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log, or where the log is if it has none."""
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1].strip()
+    return f"see {path}"
+
+
+class Child:
+    """One program that is started again whenever it ends, until `stop`."""
+
+    def __init__(self, program: Program, say: Say) -> None:
+        self.program = program
+        #: the exit status of the last process that ended
+        self.status: int | None = None
+        self._say = say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._stopping = False
+        self._told = False
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process that runs now."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
+    def start(self) -> None:
+        """Start a process. Raises OSError where the system cannot."""
+        program = self.program
+        self._started = time.monotonic()
+        with program.log.open("ab") as log:
+            self._process = spawn(program.command, log, program.env, program.fds, program.stdin)
+
+    def ended(self) -> bool:
+        """Return whether no process runs; its status is known then."""
+        if self._process is not None and self._process.poll() is not None:
+            self.status = self._process.returncode
+            self._process = None
+        return self._process is None
+
+    async def keep(self) -> None:
+        """Start a process whenever none runs, until cancelled."""
+        pause_s = 0.0
+        while True:
+            while not self.ended():
+                await asyncio.sleep(POLL_S)
+            if self._stopping:
+                return
+            status = self.status or 0
+            pause_s = pause_after(status, time.monotonic() - self._started, pause_s)
+            self._say(f"{self._story(status)}; starting it again{f' in {pause_s:.1f} s' if pause_s else ''}")
+            await asyncio.sleep(pause_s)
+            try:
+                self.start()
+            except OSError as error:
+                self._say(f"{self.program.name} cannot be started: {error}")
+
+    def _story(self, status: int) -> str:
+        told = f"{self.program.name} ended ({reason_of(status)})"
+        return told if status < 0 else f"{told}: {last_line(self.program.log)}"
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill()
+
+    def tell(self) -> None:
+        """Tell the process to stop, without waiting for it."""
+        self._stopping = True
+        # Once only: some programs take a second signal for impatience.
+        if self._process is not None and not self._told:
+            self._told = True
+            self._process.send_signal(self.program.stop_signal)
+
+    async def stop(self) -> None:
+        """Tell the process to stop, and kill it if it takes too long or the wait is cancelled."""
+        self.tell()
+        process = self._process
+        if process is None:
+            return
+        try:
+            if not await ended(process, self.program.stop_wait_s):
+                self._say(f"{self.program.name} did not stop within {self.program.stop_wait_s:.0f} s and is killed")
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+class Supervisor:
+    """Runs the children of a mesh."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self._children: list[Child] = []
+
+    def kill_all(self) -> None:
+        """End every child at once: the user does not want to wait."""
+        for child in self._children:
+            child.kill()
+
+    @contextlib.asynccontextmanager
+    async def starting(self, program: Program) -> AsyncIterator[Child]:
+        """Start a program once; stop it at the end of the block. Raises OSError where it cannot be started."""
+        child = Child(program, self.say)
+        child.start()
+        self._children.append(child)
+        try:
+            yield child
+        finally:
+            await child.stop()
+            self._children.remove(child)
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, *children: Child) -> AsyncIterator[None]:
+        """Start each of these children again whenever it ends, until the end of the block; then stop all together."""
+        tasks = [asyncio.create_task(child.keep()) for child in children]
+        try:
+            yield
+        finally:
+            running = [child.program for child in children if child.pid is not None]
+            if running:
+                self.say(_waiting(running))
+            for child in children:
+                child.tell()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled():
+                    task.result()
+
+
+def _waiting(programs: Sequence[Program]) -> str:
+    one = programs[0]
+    names = one.name if len(programs) == 1 else f"{len(programs)} of {one.name.rstrip(' 0123456789')}"
+    return f"waiting for {names}: {one.stopping} (at most {one.stop_wait_s:.0f} s)"

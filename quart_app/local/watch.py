@@ -16,8 +16,15 @@ BLOCK_MS = 500
 LONGEST_BODY = 200
 
 
+def subject(cls: str | None, op: str | None) -> str:
+    """Return a sentence that says what is watched."""
+    target = "to all classes and databases" if cls is None else f"to {cls}"
+    operations = "" if op is None else f" whose operation begins with {op}"
+    return f"watching requests {target}, all replies and dead letters{operations},"
+
+
 class Watcher:
-    """Follows every stream from now on. Entries of a mesh that is faster than the terminal may be missed."""
+    """Follows every stream from now on. If the mesh is faster than the terminal, entries are missed."""
 
     def __init__(self, cls: str | None, op: str | None) -> None:
         self._cls = cls
@@ -25,11 +32,11 @@ class Watcher:
         self._last: dict[str, str] = {}
 
     def follow(self, streams: list[str], now: str) -> None:
-        """Follow these, each from where we are or from `now`."""
+        """Follow these streams: known ones from the last entry read, new ones from `now`."""
         self._last = {stream: self._last.get(stream, now) for stream in streams}
 
     async def read(self, client: Any) -> list[Text]:
-        """Lines for what came since the last read."""
+        """Return a line for each entry that came since the last read."""
         words = [*self._last, *self._last.values()]
         answer = await client.execute_command("XREAD", "COUNT", 200, "BLOCK", BLOCK_MS, "STREAMS", *words)
         entries = [(id, stream, fields) for stream, found in answer or () for id, fields in found]
@@ -55,7 +62,7 @@ def _moment(entry: tuple[str, str, dict[str, str]]) -> tuple[int, int]:
 
 
 def line(id: str, stream: str, fields: dict[str, str]) -> Text:
-    """One entry as a line: when, what, from whom to whom, and the body."""
+    """Return one entry as a line: when, what, from whom to whom, and the body."""
     at = datetime.fromtimestamp(int(id.partition("-")[0]) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
     text = Text(f"{at} ", style="dim")
     body = fields.get("body", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mesh import Connections, RedisSettings, Unavailable
-from quart_app.local.discovery import FOLDER, redis_settings
+from quart_app.local.discovery import default_folder, redis_settings
 from quart_app.messages.identity import normal_email
 from quart_app.messages.users import LastAdministrator, NoSuchAccount, Users
 
@@ -22,7 +22,7 @@ def _add_command(name: str, help_text: str, *, is_admin: bool) -> None:
     @admin.command(name=name, help=help_text)
     @click.argument("email")
     @click.option("--redis-url", default=None, envvar="REDIS_URL")
-    @click.option("--data", default=FOLDER, type=click.Path(path_type=Path))
+    @click.option("--data", default=default_folder, type=click.Path(path_type=Path))
     def command(email: str, redis_url: str | None, data: Path) -> None:
         address = _normal(email)
         changed = _run(redis_settings(redis_url, data), address, is_admin=is_admin)

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Connections, RedisSettings
-from quart_app.local.discovery import FOLDER, redis_settings
+from quart_app.local.discovery import default_folder, redis_settings
 from quart_app.movements.settings import MovementSettings
 
 Message = dict[str, Any]
@@ -130,7 +130,7 @@ async def run(settings: RedisSettings, messages: Sequence[Message], per_second: 
 
 @click.command(help=__doc__)
 @click.option("--redis-url", default=None, envvar="REDIS_URL", help="without it, that of the mesh running here")
-@click.option("--data", default=FOLDER, type=click.Path(path_type=Path), help="the folder of that mesh")
+@click.option("--data", default=default_folder, type=click.Path(path_type=Path), help="the folder of that mesh")
 @click.option("--movements", default=100, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--warehouses", default=5, show_default=True, type=click.IntRange(2))
 @click.option("--products", default=20, show_default=True, type=click.IntRange(1))

@@ -1,3 +1,3 @@
-from quart_app.providers.launch import commands, environment, running
+from quart_app.providers.launch import commands, environment
 
-__all__ = ["commands", "environment", "running"]
+__all__ = ["commands", "environment"]

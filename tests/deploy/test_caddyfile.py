@@ -1,4 +1,4 @@
-"""The Caddyfile, as Caddy itself understands it; journeys/test_caddy.py puts replicas behind it."""
+"""The Caddyfile, as Caddy itself reads it; journeys/test_caddy.py puts replicas behind it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LISTED = {"UPSTREAMS_FROM": "listed", "UPSTREAMS": "127.0.0.1:8010 127.0.0.1:802
 
 
 def adapt(path: Path = CADDYFILE, **environment: str) -> dict[str, Any]:
-    """The configuration Caddy would run; raises CalledProcessError where it would refuse."""
+    """Return the configuration that Caddy would run. Raises CalledProcessError where Caddy refuses it."""
     binary = caddy()
     if binary is None:
         pytest.skip("no Caddy here")
@@ -32,7 +32,7 @@ def adapt(path: Path = CADDYFILE, **environment: str) -> dict[str, Any]:
 
 
 def find(config: Any, key: str) -> list[Any]:
-    """Every value of that key, anywhere."""
+    """Return every value of this key, at any depth."""
     if isinstance(config, list):
         return [found for each in config for found in find(each, key)]
     if not isinstance(config, dict):
@@ -42,13 +42,13 @@ def find(config: Any, key: str) -> list[Any]:
 
 
 def test_in_containers_replicas_are_found_by_name() -> None:
-    """Every address of the name is a replica, asked for anew each second."""
+    """Every address of the name is a replica; Caddy asks for them every second."""
     (source,) = find(adapt(), "dynamic_upstreams")
     assert source == {"source": "a", "name": "api", "port": "8000", "refresh": 1_000_000_000}
 
 
 def test_on_one_machine_replicas_are_listed_and_watched() -> None:
-    """The same file; who is not ready gets nothing."""
+    """The same file; a replica that is not ready gets no request."""
     config = adapt(**LISTED)
     assert find(config, "upstreams") == [[{"dial": "127.0.0.1:8010"}, {"dial": "127.0.0.1:8020"}]]
     assert [check["uri"] for check in find(config, "active")] == ["/readyz"]
@@ -66,14 +66,25 @@ def test_a_connection_is_given_up_before_the_drain_ends_and_an_answer_never_befo
 
 
 def test_nobody_can_reconfigure_it_and_the_private_port_is_not_in_it() -> None:
-    """No admin endpoint; no upstream but the public port."""
+    """No admin endpoint; unless operators ask for a site of their own, no upstream but the public port."""
     config = adapt()
     assert config["admin"] == {"disabled": True}
     assert "8001" not in json.dumps(config)
 
 
+@pytest.mark.parametrize("environment", [{}, LISTED], ids=["by-name", "listed"])
+def test_operators_get_a_site_of_their_own_on_loopback(environment: dict[str, str]) -> None:
+    """It alone leads to the private ports, also while no replica is ready; the public site leads to none of them."""
+    config = adapt(PRIVATE="private", PRIVATE_UPSTREAMS="127.0.0.1:9010", **environment)
+    servers = {server["listen"][0]: json.dumps(server) for server in config["apps"]["http"]["servers"].values()}
+    assert set(servers) == {"0.0.0.0:80", "127.0.0.1:8001"}
+    private = "127.0.0.1:9010" if environment else '"port": "8001"'
+    assert private in servers["127.0.0.1:8001"] and private not in servers["0.0.0.0:80"]
+    assert "/readyz" not in servers["127.0.0.1:8001"]
+
+
 def test_it_limits_bodies_and_headers() -> None:
-    """Above the application's own limits, below what would hurt."""
+    """Above the application's own limits, below sizes that would do harm."""
     config = adapt()
     assert find(config, "max_size") == [16_000_000]
     assert find(config, "max_header_bytes") == [16_000]
@@ -85,17 +96,17 @@ def test_a_domain_gets_a_certificate_and_a_port_does_not() -> None:
     assert find(adapt(), "listen") == [["0.0.0.0:80"]]
 
 
-def test_what_its_head_lists_is_what_it_reads() -> None:
+def test_its_head_lists_the_variables_that_it_reads() -> None:
     """Names and defaults."""
     text = CADDYFILE.read_text()
     head, _, body = text.partition("\n{\n")
     listed = dict(re.findall(r"^#   ([A-Z_]+) +(\S+)(?=  )", head, re.MULTILINE))
     read = dict(re.findall(r"\{\$([A-Z_]+):?([^}]*)\}", body))
-    assert listed | {"UPSTREAMS": ""} == read
+    assert listed | {"UPSTREAMS": "", "PRIVATE_UPSTREAMS": ""} == read
 
 
 def test_a_broken_one_does_not_pass(tmp_path: Path) -> None:
-    """The check that passes ours is one that can say no."""
+    """The check can fail."""
     broken = tmp_path / "Caddyfile"
     broken.write_text(CADDYFILE.read_text().replace("lb_policy least_conn", "lb_policy least_con"))
     with pytest.raises(subprocess.CalledProcessError):

@@ -10,7 +10,7 @@ import time
 from redis import exceptions as redis_errors
 
 from mesh import keys
-from quart_app.local import supervisor
+from quart_app.local.ports import free_port
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import L, Mesh
@@ -142,7 +142,7 @@ async def test_row_21_a_server_without_writes(faults: Faults) -> None:
     mesh = await faults.mesh()
     async with mesh.load():
         for away_s in (L / 2, 2 * L):
-            await mesh.admin.replicaof("127.0.0.1", supervisor.free_port())
+            await mesh.admin.replicaof("127.0.0.1", free_port())
             await asyncio.sleep(away_s)
             await mesh.admin.replicaof("NO", "ONE")
             faults.took(await mesh.recovered(2))

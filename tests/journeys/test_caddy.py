@@ -15,8 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quart_app.local import supervisor
-from quart_app.local.caddy import CADDYFILE, START_S, BalancerError, balancer, caddy
+from quart_app.local.caddy import CADDYFILE, START_S, Site, balancer, caddy
+from quart_app.local.errors import LocalError
+from quart_app.local.ports import free_port
+from quart_app.local.processes import Supervisor
 from tests.support.load import History, load, send
 from tests.support.replicas import Process, Replicas
 from tests.support.waiting import eventually
@@ -37,9 +39,9 @@ def address(process: Process) -> str:
 @asynccontextmanager
 async def behind(processes: list[Process]) -> AsyncIterator[httpx.AsyncClient]:
     """The replicas behind the balancer of `mesh up`: listed, and watched."""
-    port = supervisor.free_port()
+    port = free_port()
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with balancer(port, [address(each) for each in processes]):
+    async with balancer(Supervisor(print), Site(port, [address(each) for each in processes])):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
             await eventually(lambda: leads_to(client, len(processes)), 15)
             yield client
@@ -132,8 +134,8 @@ async def test_a_replica_that_is_not_ready_gets_nothing(replicas: Replicas) -> N
     processes = await replicas(2, {"MESH_DATABASES": "2"})
     waiting = replicas.spawn({"MESH_DATABASES": "2"})
     await eventually(lambda: lives(replicas, waiting), 20)
-    port = supervisor.free_port()
-    async with balancer(port, [address(each) for each in (*processes, waiting)]):
+    port = free_port()
+    async with balancer(Supervisor(print), Site(port, [address(each) for each in (*processes, waiting)])):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             await eventually(lambda: leads_to(client, 2), 15)
             samples = [await send(client, "GET", "/classes") for _ in range(30)]
@@ -210,8 +212,9 @@ async def test_an_answer_before_the_body_costs_the_next_request_nothing(replicas
 
 async def test_without_a_replica_it_answers_with_a_problem() -> None:
     """503 and when to come back, in the application's own form."""
-    port = supervisor.free_port()
-    async with balancer(port, [f"127.0.0.1:{supervisor.free_port()}"]), httpx.AsyncClient(timeout=30) as client:
+    port = free_port()
+    nobody = Site(port, [f"127.0.0.1:{free_port()}"])
+    async with balancer(Supervisor(print), nobody), httpx.AsyncClient(timeout=30) as client:
         answer = await client.get(f"http://127.0.0.1:{port}/classes")
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert (answer.json()["status"], answer.headers["retry-after"]) == (503, "1")
@@ -219,10 +222,10 @@ async def test_without_a_replica_it_answers_with_a_problem() -> None:
 
 async def test_a_port_that_is_taken_is_an_error_even_by_another_caddy() -> None:
     """Two Caddys would share the port in silence, each with half of the requests."""
-    port = supervisor.free_port()
-    async with balancer(port, ["127.0.0.1:1"]):
-        with pytest.raises(BalancerError, match="in use"):
-            async with balancer(port, ["127.0.0.1:1"]):
+    port = free_port()
+    async with balancer(Supervisor(print), Site(port, ["127.0.0.1:1"])):
+        with pytest.raises(LocalError, match="in use"):
+            async with balancer(Supervisor(print), Site(port, ["127.0.0.1:1"])):
                 pass
 
 
@@ -232,8 +235,8 @@ async def test_a_caddy_that_does_not_start_is_an_error_at_once(tmp_path: Path, m
     broken.write_text("{\n\tno_such_option\n}\n")
     monkeypatch.setattr("quart_app.local.caddy.CADDYFILE", broken)
     async with asyncio.timeout(START_S / 2):
-        with pytest.raises(BalancerError, match="does not listen"):
-            async with balancer(supervisor.free_port(), ["127.0.0.1:1"]):
+        with pytest.raises(LocalError, match="does not listen"):
+            async with balancer(Supervisor(print), Site(free_port(), ["127.0.0.1:1"])):
                 pass
 
 
@@ -253,7 +256,7 @@ async def behind_a_name(folder: Path, upstream_port: int, hosts: list[str]) -> A
     """Caddy as in containers: one name, whatever addresses it has."""
     table = folder / "hosts"
     table.write_text("".join(f"{host} {NAME}\n" for host in hosts))
-    port = supervisor.free_port()
+    port = free_port()
     script = 'mount --bind "$0" /etc/hosts && exec "$@"'
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(folder), "SITE": f"http://:{port}", "BIND": "127.0.0.1",
@@ -315,7 +318,7 @@ async def test_found_by_name_a_mesh_grows_and_shrinks_under_load_without_a_faile
 ) -> None:
     """No health checks there: a replica listens once ready, and closes its door without resetting anybody."""
     hosts = ["127.0.1.1", "127.0.1.2", "127.0.1.3"]
-    port = supervisor.free_port()
+    port = free_port()
     first, second = [await at_address(replicas, host, port) for host in hosts[:2]]
     classes = await classes_without([first, second], first)
     async with behind_a_name(tmp_path, port, hosts) as client:

@@ -24,7 +24,12 @@ from pydantic import SecretStr
 from mesh import Connections, Member
 from mesh.settings import RedisSettings
 from mesh.wire.clients import SHARED_CONNECTIONS
-from quart_app.local import supervisor
+from quart_app.local import replicas
+from quart_app.local.discovery import read_roster
+from quart_app.local.ports import free_ports
+from quart_app.local.processes import Supervisor
+from quart_app.local.redis_program import find_server
+from quart_app.local.replicas import Ports
 from tests.support import tls
 from tests.support.load import History, Sample, load, send
 from tests.support.replicas import PROFILE, Replicas
@@ -94,13 +99,13 @@ def start(folder: Path, port: int, *words: str, lines: tuple[str, ...] = ()) -> 
     config = home / "config"
     config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines, ""]))
     with (home / "log").open("wb") as log:
-        return subprocess.Popen([supervisor.find_server().path, config, *words], stdout=log, stderr=log)
+        return subprocess.Popen([find_server().path, config, *words], stdout=log, stderr=log)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """One master, two copies, three sentinels that call a server dead after half a second."""
-    ports = supervisor.free_ports(6)
+    ports = free_ports(6)
     master, sentinels = ports[0], ports[3:]
     keep = ("appendonly yes", 'save ""', "repl-diskless-sync-delay 0", "databases 16")
     servers = {master: start(tmp_path, master, lines=keep)}
@@ -123,26 +128,19 @@ async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str
     """Replicas that are started anew when they end, as any orchestrator would; their public addresses."""
     logs = folder / "logs"
     logs.mkdir()
-    ports = supervisor.free_ports(2 * count)
+    ports = free_ports(2 * count)
     environment = {
         **os.environ, **PROFILE, "SERVICES": "values", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
         "REDIS_SENTINELS": cluster.settings.sentinels, "REDIS_SENTINEL_MASTER": NAME, **settings,
     }  # fmt: skip
-    replicas = supervisor.Replicas(list(zip(ports[::2], ports[1::2], strict=True)), environment, logs, [])
-    keeping = asyncio.create_task(replicas.run())
-    try:
+    pairs = [Ports(*pair) for pair in zip(ports[::2], ports[1::2], strict=True)]
+    async with replicas.running(Supervisor(print), replicas.programs(pairs, environment, logs, 15)):
         yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
-    finally:
-        await replicas.stop(15)
-        keeping.cancel()
-        await asyncio.wait([keeping])
 
 
 async def members(cluster: Cluster) -> list[Member]:
     with contextlib.suppress(redis.RedisError, OSError):
-        return [
-            each for each in await supervisor.read_roster(cluster.settings) if each.state == "ready" and each.leased
-        ]
+        return [each for each in await read_roster(cluster.settings) if each.state == "ready" and each.leased]
     return []
 
 
@@ -226,7 +224,7 @@ async def who_answers(settings: RedisSettings) -> list[str]:
 
 async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[..., Cluster]) -> None:
     """Beside that of the servers, which may stand in the address; who has it not is told why nobody answers."""
-    master, sentinel = supervisor.free_ports(2)
+    master, sentinel = free_ports(2)
     cluster = guarded(master, sentinel, master)
     told = cluster.settings.model_copy(update={"sentinel_password": SecretStr("of-the-sentinel")})
     assert await who_answers(told.model_copy(update={"password": SecretStr("of-the-server")})) == ["default", "0"]
@@ -245,7 +243,7 @@ async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[.
 async def test_sentinels_and_servers_behind_tls(guarded: Callable[..., Cluster], tmp_path: Path) -> None:
     """The address says so, for both; without its certificate nobody is trusted."""
     certificate = await tls.certificate(tmp_path)
-    master, sentinel = supervisor.free_ports(2)
+    master, sentinel = free_ports(2)
     async with tls.before(master, certificate) as server, tls.before(sentinel, certificate) as asked:
         guarded(master, sentinel, server)
         address = f"rediss://:of-the-server@nowhere/2?ssl_ca_certs={certificate.path}"

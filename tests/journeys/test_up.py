@@ -6,19 +6,28 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
+import redis
 
-from quart_app.local import supervisor
+from quart_app.exits import EXIT_SETUP
+from quart_app.local import caddy, discovery
+from quart_app.local.data_folder import data_folder
+from quart_app.local.ports import free_port
+from quart_app.local.processes import ended
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -28,8 +37,10 @@ START_S = 60.0
 class Up:
     """One run of `mesh up`."""
 
-    def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
-        self.port = supervisor.free_port()
+    def __init__(
+        self, folder: Path, *options: str, env: dict[str, str] | None = None, terminal: int | None = None
+    ) -> None:
+        self.port = free_port()
         self.folder = folder
         self.log = folder.parent / f"up-{self.port}.log"
         command = [
@@ -38,7 +49,8 @@ class Up:
         ]  # fmt: skip
         own = {**os.environ, "SERVICES": "values", "DRAIN_MS": "0", "COLUMNS": "200", **(env or {})}
         own.pop("REDIS_URL", None)
-        with self.log.open("wb") as out:
+        with self.log.open("wb") as log:
+            out = log.fileno() if terminal is None else terminal
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=own)
 
     @property
@@ -55,8 +67,21 @@ class Up:
 
         await eventually(welcomed, START_S, self.said)
 
+    async def says(self, text: str, wait_s: float = 10) -> None:
+        """Wait until it has said this."""
+
+        async def said() -> bool:
+            return text in self.said()
+
+        await eventually(said, wait_s, self.said)
+
+    def child(self, *words: str) -> psutil.Process:
+        """The child with these words in its command line."""
+        (found,) = [one for one in self.family()[1:] if all(word in " ".join(one.cmdline()) for word in words)]
+        return found
+
     def family(self) -> list[psutil.Process]:
-        """It and whatever it started."""
+        """Itself and every process that it started."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
@@ -69,9 +94,9 @@ class Up:
         return found
 
     async def interrupt(self) -> int:
-        """Ctrl-C; its exit status."""
+        """Press Ctrl-C, and return its exit status."""
         self.process.send_signal(signal.SIGINT)
-        assert await supervisor.ended(self.process, 30), self.said()
+        assert await ended(self.process, 30), self.said()
         return self.process.returncode
 
     def kill(self) -> None:
@@ -84,7 +109,7 @@ class Up:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[list[Up]]:
-    """Whatever a test starts ends with it."""
+    """The runs of a test, which end with it."""
     runs: list[Up] = []
     yield runs
     for run in runs:
@@ -93,8 +118,8 @@ def started(tmp_path: Path) -> Iterator[list[Up]]:
 
 
 @pytest.mark.slow
-async def test_up_status_and_ctrl_c_leaves_nothing_but_the_data(tmp_path: Path, started: list[Up]) -> None:
-    """One address, a table that says who holds what; after Ctrl-C no process; a new start has the old data."""
+async def test_ctrl_c_leaves_nothing_but_the_data(tmp_path: Path, started: list[Up]) -> None:
+    """One address, and a table of who holds what; after Ctrl-C no process is left; a new start has the old data."""
     up = Up(tmp_path / "data")
     started.append(up)
     await up.ready()
@@ -126,7 +151,7 @@ async def test_up_status_and_ctrl_c_leaves_nothing_but_the_data(tmp_path: Path, 
     assert {row["database"]: row["class"] for row in again.status()} == {row["database"]: row["class"] for row in rows}
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{again.url}/values/3")).json() == before
-    await _a_killed_replica_is_started_anew(again)
+    await _a_killed_replica_is_started_again(again)
     assert await again.interrupt() == 0
 
 
@@ -144,7 +169,7 @@ async def _is_a_roster(rows: list[dict[str, Any]]) -> None:
             assert (await client.get(f"http://{row['public']}/classes")).json() == ["A", "B"]
 
 
-async def _a_killed_replica_is_started_anew(up: Up) -> None:
+async def _a_killed_replica_is_started_again(up: Up) -> None:
     victim = up.status()[0]
     os.kill(victim["pid"], signal.SIGKILL)
 
@@ -153,10 +178,134 @@ async def _a_killed_replica_is_started_anew(up: Up) -> None:
         return len(rows) == 2 and victim["pid"] not in [row["pid"] for row in rows]
 
     await eventually(replaced, 30)
+    await up.says("(killed by SIGKILL); starting it again")
+
+
+@pytest.mark.slow
+async def test_everything_that_is_killed_is_said_and_started_again(tmp_path: Path, started: list[Up]) -> None:
+    """Row 43: the server, Caddy and a provider; meanwhile nobody else ends, and afterwards requests are answered."""
+    up = Up(tmp_path / "data", env={"SERVICES": "values,messages"})
+    started.append(up)
+    await up.ready()
+    victims = {
+        "Redis": up.child("-server 127.0.0.1:"),
+        "the free provider": up.child("quart_app.providers free"),
+        **({} if caddy.caddy() is None else {"Caddy": up.child("caddy run")}),
+    }
+    for name, victim in victims.items():
+        victim.kill()
+        await up.says(f"{name} ended (killed by SIGKILL); starting it again")
+
+    async def serves() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            async with httpx.AsyncClient(timeout=5) as client:
+                item = {"value": 15, "ttl": 600, "cls": "A"}
+                return (await client.post(f"{up.url}/values", json=[item])).status_code == 200
+        return False
+
+    await eventually(serves, 30, up.said)
+    assert await up.interrupt() == 0
+
+
+@pytest.mark.slow
+async def test_a_closed_terminal_drains_the_mesh(tmp_path: Path, started: list[Up]) -> None:
+    """SIGHUP, with an output that nobody can read any more, is like Ctrl-C: no process and no state file are left."""
+    ours, theirs = pty.openpty()
+    up = Up(tmp_path / "data", terminal=theirs)
+    os.close(theirs)
+    started.append(up)
+    reading = asyncio.create_task(asyncio.to_thread(_copy, ours, up.log))
+    await up.ready()
+    family = up.family()
+    os.close(ours)
+    up.process.send_signal(signal.SIGHUP)
+    assert await ended(up.process, 30)
+    await reading
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive and up.process.returncode == 0
+    assert not (tmp_path / "data" / "mesh.json").exists()
+    log = (tmp_path / "data" / "logs" / "replica-1.log").read_text()
+    assert "draining" in log and "lease released" in log
+
+
+def _copy(terminal: int, log: Path) -> None:
+    """Write what a terminal shows into a file, until it is closed."""
+    with log.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while data := os.read(terminal, 4096):
+            file.write(data)
+
+
+async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_ends_it(
+    tmp_path: Path, started: list[Up], server: Server
+) -> None:
+    """A replica that hangs is waited for; one who does not want to wait need not."""
+    up = Up(tmp_path / "data", "--redis-url", server.url)
+    started.append(up)
+    await up.ready()
+    for row in up.status():
+        os.kill(row["pid"], signal.SIGSTOP)
+    up.process.send_signal(signal.SIGINT)
+    await up.says("waiting for 2 of replica")
+    await asyncio.sleep(0.5)
+    assert up.process.poll() is None
+    assert await up.interrupt() == 0
+    assert "stopping; Ctrl-C again ends everything at once" in up.said()
+    assert "ending everything at once" in up.said()
+
+
+async def test_a_dead_redis_is_said_within_three_seconds(tmp_path: Path, started: list[Up]) -> None:
+    """Not after a minute of waiting for replicas."""
+    at = time.monotonic()
+    command = [sys.executable, "-m", "quart_app.local.cli", "--version"]
+    await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    start_s = time.monotonic() - at
+    at = time.monotonic()
+    up = Up(tmp_path / "data", "--redis-url", f"redis://:word@127.0.0.1:{free_port()}/0")
+    started.append(up)
+    async with failed(up) as said:
+        assert "does not answer" in said and "word" not in said
+    assert time.monotonic() - at < 3 + start_s
+
+
+@pytest.mark.slow
+async def test_nobody_else_on_the_machine_can_read_the_data_or_the_password(tmp_path: Path, started: list[Up]) -> None:
+    """Folders 0700, files 0600, a server with a password, and no password in `ps`."""
+    up = Up(tmp_path / "data", env={"SERVICES": "values,grades,movements"})
+    started.append(up)
+    await up.ready()
+    state = discovery.running(tmp_path / "data")
+    assert state is not None
+    password = urlsplit(state.redis_url).password
+    assert password is not None and len(password) >= 32
+    assert [one for one in up.family() if password in " ".join(one.cmdline())] == []
+    assert password not in up.said()
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "data", *(tmp_path / "data").rglob("*")]}
+    assert {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis.from_url(state.redis_url.replace(f":{password}@", "")).ping()
+    assert len(up.status()) == 2
+    assert await up.interrupt() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(caddy.caddy() is None, reason="no Caddy here")
+async def test_operators_have_an_address_of_their_own_that_is_printed(tmp_path: Path, started: list[Up]) -> None:
+    """Grades and metrics are on the private ports; Caddy leads there from loopback, as in compose."""
+    port = free_port()
+    up = Up(tmp_path / "data", "--private-port", str(port), env={"SERVICES": "values,grades"})
+    started.append(up)
+    await up.ready()
+    assert f"for operators  http://127.0.0.1:{port}" in up.said()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", auth=("grades", "grades")) as client:
+        answer = await client.post("/set", json={"user_id": "alice", "spp": 5})
+        assert answer.status_code == 200, answer.text
+        assert (await client.get("/metrics")).status_code == 200
+        assert (await client.get(f"{up.url}/metrics")).status_code == 404
+    assert await up.interrupt() == 0
 
 
 async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[Up], server: Server) -> None:
-    """However `mesh up` ends, kill -9 included, its children do not stay behind."""
+    """Even after kill -9 none of its children stays behind, and nobody believes the file that it left."""
     up = Up(tmp_path / "data", "--redis-url", server.url)
     started.append(up)
     await up.ready()
@@ -167,14 +316,15 @@ async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[U
     for process in alive:
         process.kill()
     assert not alive
+    assert (tmp_path / "data" / "mesh.json").exists() and discovery.running(tmp_path / "data") is None
 
 
 @contextlib.asynccontextmanager
 async def failed(up: Up) -> AsyncIterator[str]:
-    """What a run says that cannot work; it ends by itself, with a sentence and no traceback."""
+    """What a run that cannot work says: it ends by itself, with a sentence and no traceback."""
     try:
-        assert await supervisor.ended(up.process, 30), up.said()
-        assert up.process.returncode == 1
+        assert await ended(up.process, 30), up.said()
+        assert up.process.returncode == EXIT_SETUP
         assert "Traceback" not in up.said()
         yield up.said()
     finally:
@@ -184,23 +334,23 @@ async def failed(up: Up) -> AsyncIterator[str]:
 
 async def test_a_second_mesh_on_the_same_data_is_refused(tmp_path: Path, started: list[Up], server: Server) -> None:
     """Two servers must never write the same files."""
-    with supervisor.data_folder(tmp_path / "data"):
+    with data_folder(tmp_path / "data"):
         up = Up(tmp_path / "data")
         async with failed(up) as said:
             assert "a mesh is already running" in said
 
 
 async def test_a_port_that_is_taken_is_told(tmp_path: Path, server: Server) -> None:
-    """With the address, and what to do about it."""
+    """With the address, and what to do about it, before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         up = Up(tmp_path / "data", "--port", str(port), "--redis-url", server.url)
         async with failed(up) as said:
-            assert str(port) in said and "--port" in said
+            assert str(port) in said and "--port" in said and "starting" not in said
 
 
 async def test_credentials_that_are_wrong_end_it_with_a_sentence(tmp_path: Path, server: Server) -> None:
-    """Starting the replicas anew again and again would help nobody."""
+    """Starting the replicas again and again would help nobody."""
     with server.redis() as admin:
         admin.config_set("requirepass", "secret")
     up = Up(tmp_path / "data", "--redis-url", f"redis://:wrong@127.0.0.1:{server.port}/0")

@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 
 from mesh import Member
-from quart_app.local import supervisor
+from quart_app.local.discovery import read_roster
+from quart_app.local.ports import free_ports
+from quart_app.local.processes import ended
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -48,7 +50,7 @@ class Process:
 
     async def ended(self, wait_s: float = 10) -> int:
         """Wait until the process ends by itself and return its exit status. Raises TimeoutError."""
-        if not await supervisor.ended(self.popen, wait_s):
+        if not await ended(self.popen, wait_s):
             raise TimeoutError(f"process {self.pid} is still running:\n{self.log.read_text()[-3000:]}")
         return self.popen.returncode
 
@@ -64,7 +66,7 @@ class Replicas:
 
     def spawn(self, env: dict[str, str] | None = None) -> Process:
         """Start one more replica, and do not wait for it."""
-        public, private = supervisor.free_ports(2)
+        public, private = free_ports(2)
         log = self.folder / f"replica-{len(self.processes)}.log"
         own = {
             **os.environ, **PROFILE, "REDIS_URL": self.server.url, "SERVICES": "values", "HOST": "127.0.0.1",
@@ -102,7 +104,7 @@ class Replicas:
 
     async def roster(self) -> list[Member]:
         """Return the replicas that hold a database now."""
-        return [member for member in await supervisor.read_roster(self.server.settings) if member.leased]
+        return [member for member in await read_roster(self.server.settings) if member.leased]
 
     async def close(self) -> None:
         for process in self.processes:

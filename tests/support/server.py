@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from mesh import RedisSettings
-from quart_app.local import supervisor
+from quart_app.local.redis_program import Kind, ServerProgram, find_server, wheel_server
 
 #: The path of a Redis to test on, beside the server of the wheel; by default the redis-server on PATH.
 REDIS_PROGRAM = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server")
@@ -30,7 +30,7 @@ class Server:
     folder: Path
     options: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
-    program: supervisor.Binary = field(default_factory=supervisor.find_server)
+    program: ServerProgram = field(default_factory=find_server)
 
     @property
     def url(self) -> str:
@@ -76,7 +76,12 @@ class Server:
 def server_programs() -> list[Any]:
     """Return every kind of server that this machine has, as parameters of a test."""
     missing = pytest.mark.skip(reason="no redis-server on PATH or in TEST_REDIS_SERVER")
+    redis_program = ServerProgram(REDIS_PROGRAM or "", Kind("Redis", (7, 0)))
     return [
-        pytest.param(supervisor.wheel_server(), id="valkey"),
-        pytest.param(supervisor.Binary(REDIS_PROGRAM or "", {}), id="redis", marks=() if REDIS_PROGRAM else (missing,)),
+        pytest.param(wheel_server(), id="valkey"),
+        pytest.param(
+            ServerProgram(REDIS_PROGRAM or "", Kind("Redis", (7, 0))),
+            id="redis",
+            marks=() if REDIS_PROGRAM else (missing,),
+        ),
     ]

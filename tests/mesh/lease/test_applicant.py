@@ -19,7 +19,7 @@ from mesh import (
     join,
 )
 from mesh.lease.applicant import Applicant
-from quart_app.local import supervisor
+from quart_app.local.ports import free_port
 from tests.support.fakes import FakeClient, FakeConnections
 from tests.support.members import Members, mesh_settings
 from tests.support.server import Server
@@ -55,7 +55,7 @@ async def reason_to_wait(settings: MeshSettings) -> str:
 
 async def test_without_a_server_it_waits_and_says_so() -> None:
     """Redis may start later than the replica; a restart of the replica would not help."""
-    settings = mesh_settings(RedisSettings(host="127.0.0.1", port=supervisor.free_port(), connect_timeout_ms=200))
+    settings = mesh_settings(RedisSettings(host="127.0.0.1", port=free_port(), connect_timeout_ms=200))
     assert "Redis cannot be reached" in await reason_to_wait(settings)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quart_app.local import allocator, supervisor
+from quart_app.local import allocator, redis_program, replicas
 
 NAME = "libjemalloc.so.2"
 
@@ -29,16 +29,16 @@ def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     ("found", "server", "python"),
     [
         (NAME, {"LD_PRELOAD": NAME}, {"LD_PRELOAD": NAME, "PYTHONMALLOC": "malloc"}),
-        (None, {"GLIBC_TUNABLES": allocator.KEPT_AT_HAND}, {}),
+        (None, {"GLIBC_TUNABLES": allocator.THREAD_CACHE}, {}),
     ],
     indirect=["found"],
 )
 @pytest.mark.usefixtures("found")
 def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], python: dict[str, str]) -> None:
     """By the wheel's server and by replicas; without it each has what is best for it."""
-    assert supervisor.wheel_server().environ == server
+    assert redis_program.wheel_server().environ == server
     assert allocator.of_python() == python
-    replica = supervisor._environment("redis://127.0.0.1:1/0", Path("data"))
+    replica = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
     assert {name: replica[name] for name in ("LD_PRELOAD", "PYTHONMALLOC") if name in replica} == python
 
 

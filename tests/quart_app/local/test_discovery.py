@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
 
 from quart_app.local import discovery
+from quart_app.local.data_folder import data_folder
+from quart_app.local.discovery import Running
+
+HERE = Running("redis://:word@127.0.0.1:7777/0", 9000, 1)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("REDIS_HOST", "elsewhere")
 
 
 def address(redis_url: str | None, folder: Path) -> str:
-    """Which Redis is meant."""
+    """Return which Redis is meant."""
     settings = discovery.redis_settings(redis_url, folder)
     return settings.host if settings.url is None else settings.url.get_secret_value()
 
 
-def test_without_an_address_the_mesh_that_runs_here_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_the_mesh_that_runs_here_is_meant(tmp_path: Path) -> None:
     """While it runs; else what the environment says. An address that is given wins."""
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    monkeypatch.setenv("REDIS_HOST", "elsewhere")
     assert address(None, tmp_path) == "elsewhere"
-    with discovery.announced(tmp_path, redis_url="redis://127.0.0.1:7777/0", port=9000):
-        assert address(None, tmp_path) == "redis://127.0.0.1:7777/0"
+    with data_folder(tmp_path), discovery.announced(tmp_path, HERE):
+        assert discovery.running(tmp_path) == HERE
+        assert address(None, tmp_path) == HERE.redis_url
         assert address("redis://there:1/0", tmp_path) == "redis://there:1/0"
     assert address(None, tmp_path) == "elsewhere"
+    assert not (tmp_path / "mesh.json").exists()
 
 
-@pytest.mark.parametrize("content", ["", "not JSON", "{}", "[]", "7"])
-def test_a_file_that_says_nothing_is_no_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    """Whatever was left there."""
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    monkeypatch.setenv("REDIS_HOST", "elsewhere")
-    (tmp_path / "mesh.json").write_text(content)
+def test_only_our_user_can_read_the_password_even_where_a_file_was_left(tmp_path: Path) -> None:
+    """A file of an earlier run keeps its mode unless it is replaced."""
+    for name in ("mesh.json", "mesh.new"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    with discovery.announced(tmp_path, HERE):
+        assert stat.S_IMODE((tmp_path / "mesh.json").stat().st_mode) == 0o600
+
+
+def test_a_file_that_a_killed_mesh_left_is_no_mesh(tmp_path: Path) -> None:
+    """Nobody holds the lock."""
+    with data_folder(tmp_path), discovery.announced(tmp_path, HERE):
+        text = (tmp_path / "mesh.json").read_text()
+    (tmp_path / "mesh.json").write_text(text)
+    assert discovery.running(tmp_path) is None
     assert address(None, tmp_path) == "elsewhere"
+
+
+@pytest.mark.parametrize("content", ["", "not JSON", "{}", "[]", "7", '{"redis_url": "redis://x"}'])
+def test_a_file_that_cannot_be_read_is_no_mesh(tmp_path: Path, content: str) -> None:
+    """Whatever was left there, even while a mesh has the folder."""
+    with data_folder(tmp_path):
+        (tmp_path / "mesh.json").write_text(content)
+        assert address(None, tmp_path) == "elsewhere"

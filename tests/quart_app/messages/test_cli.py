@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from mesh import keys
 from quart_app.cli import main
-from quart_app.local import supervisor
+from quart_app.local.ports import free_port
 from quart_app.messages.users import Users
 from tests.support.server import Server
 
@@ -54,7 +54,7 @@ async def test_an_administrator_is_promoted_and_demoted_by_command(server: Serve
 
 def test_an_administrator_needs_an_address_and_a_redis() -> None:
     """Both mistakes are sentences."""
-    url = f"redis://127.0.0.1:{supervisor.free_port()}/0"
+    url = f"redis://127.0.0.1:{free_port()}/0"
     assert invoke("admin", "promote", "ann", "--redis-url", url).output.startswith(
         "Error: ann is not an e-mail address: "
     )

@@ -29,8 +29,9 @@ import redis.asyncio
 
 from mesh import roster as mesh_roster
 from mesh.roster import Member as Holder
-from quart_app.local import supervisor
-from quart_app.local.caddy import balancer
+from quart_app.local.caddy import Site, balancer
+from quart_app.local.ports import free_port, free_ports
+from quart_app.local.processes import Supervisor, spawn
 from tests.support.faults import checkers
 from tests.support.faults.checkers import Broken, Data, TooLate
 from tests.support.faults.history import History, Sample, send
@@ -73,9 +74,7 @@ class Member:
 
     def start(self) -> None:
         with self.log.open("ab") as out:
-            self.popen = supervisor.spawn(
-                [sys.executable, "-m", "tests.support.faults.replica"], out, {**os.environ, **self.env}
-            )
+            self.popen = spawn([sys.executable, "-m", "tests.support.faults.replica"], out, {**os.environ, **self.env})
 
     async def supervise(self) -> None:
         """Start it anew whenever it ends, as any orchestrator does."""
@@ -156,7 +155,7 @@ class Mesh:
     async def _member(self, env: dict[str, str]) -> Member:
         wire = Wire(self.server.port, self.chance)
         await wire.open()
-        public, private = supervisor.free_ports(2)
+        public, private = free_ports(2)
         own = {
             **self.env,
             "REDIS_URL": f"redis://127.0.0.1:{wire.port if self.wired else self.server.port}/0",
@@ -408,9 +407,11 @@ async def open_mesh(
             await mesh.add(1, **({"MESH_CLASS": classes[number % len(classes)]} if classes else {}))
         await mesh.within(START_S, mesh.all_alive, "every process is up")
         mesh.leased_s = await mesh.within(START_S, mesh.all_ready, "the mesh is ready")
-        port = supervisor.free_port()
-        async with balancer(port, [member.public.removeprefix("http://") for member in mesh.members]) as process:
-            mesh.balancer_pid = process.pid
+        port = free_port()
+        site = Site(port, [member.public.removeprefix("http://") for member in mesh.members])
+        async with balancer(Supervisor(print), site) as child:
+            assert child.pid is not None
+            mesh.balancer_pid = child.pid
             mesh.address = f"http://127.0.0.1:{port}"
             await mesh.within(10, lambda: _reaches(mesh), "Caddy reaches the replicas")
             yield mesh
@@ -421,7 +422,7 @@ async def open_mesh(
 
 def _server(folder: Path, options: list[str]) -> Server:
     (folder / "redis").mkdir(parents=True)
-    server = Server(supervisor.free_port(), folder / "redis", options)
+    server = Server(free_port(), folder / "redis", options)
     server.start()
     return server
 

@@ -1,0 +1,100 @@
+"""The folder in which a local mesh keeps its data, its logs and how to reach it: for one mesh and one user."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from quart_app.local.errors import LocalError
+
+#: What we put into the folder. Anything else there belongs to somebody, who would not expect us to write beside it.
+OURS = ("redis", "logs", "lock", "mesh.json", "grades")
+MOVEMENTS = "movements.db"
+#: How long another `mesh` command may hold the lock.
+LOCK_WAIT_S = 0.5
+
+
+@contextlib.contextmanager
+def data_folder(path: Path) -> Iterator[Path]:
+    """Create and lock the folder while the block lasts. Raises LocalError where it cannot be used.
+
+    Files that are made meanwhile, by us or by our children, can be read by our user alone.
+    """
+    before = os.umask(0o077)
+    try:
+        with _usable(path) as lock:
+            _take(lock, path)
+            yield path
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[int]:
+    try:
+        _refuse_foreign(path)
+        for folder in (path, path / "redis", path / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        _close_to_others(path)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise LocalError(
+            f"the data folder {path} cannot be used: {error.strerror or error}; name another with --data"
+        ) from error
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_dir():
+        return
+    foreign = sorted(each.name for each in path.iterdir() if not _is_ours(each.name))
+    if foreign and not (path / "lock").exists():
+        raise LocalError(f"{path} is not the data folder of a mesh: it has {foreign[0]}; name another with --data")
+
+
+def _is_ours(name: str) -> bool:
+    return name in OURS or name.startswith(MOVEMENTS)
+
+
+def _close_to_others(path: Path) -> None:
+    """Take other users' rights to files of earlier releases, which were made with the user's own umask."""
+    for name in path.iterdir():
+        if _is_ours(name.name) and not name.is_symlink():
+            for each in (name, *(name.rglob("*") if name.is_dir() else ())):
+                if not each.is_symlink():
+                    each.chmod(0o700 if each.is_dir() else 0o600)
+
+
+def _take(lock: int, path: Path) -> None:
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise LocalError(f"a mesh is already running on {path}; `mesh status` shows it") from error
+            time.sleep(0.02)
+
+
+def in_use(path: Path) -> bool:
+    """Return whether a mesh runs on this folder now, however the last one ended."""
+    try:
+        lock = os.open(path / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(lock)

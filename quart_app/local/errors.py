@@ -1,0 +1,5 @@
+"""The error of a mesh on this machine."""
+
+
+class LocalError(Exception):
+    """A mesh cannot run here; the text is the sentence that the user reads."""

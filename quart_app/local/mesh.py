@@ -1,0 +1,158 @@
+"""A mesh on this machine: Redis, N replicas that are kept running, and one address.
+
+Mesh
+  +-- Redis       given by REDIS_URL, or an embedded server with its data in a folder
+  +-- providers   the two that the message service calls
+  +-- replicas    `python -m quart_app` N times, each with its own ports
+  +-- Caddy       in front of the replicas; without Caddy they accept from one socket
+
+They start in this order and stop in the opposite one, so that requests in progress get their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from mesh import MeshSettings, RedisSettings
+from quart_app import providers
+from quart_app.local import caddy, discovery, redis_server, replicas
+from quart_app.local.caddy import Site
+from quart_app.local.data_folder import data_folder
+from quart_app.local.errors import LocalError
+from quart_app.local.ports import free_port
+from quart_app.local.processes import Child, Program, Supervisor
+from quart_app.local.replicas import Ports
+from quart_app.providers.launch import FREE_PORT, PAID_PORT
+from quart_app.settings import AppSettings
+
+HOST = "127.0.0.1"
+#: Time to drain, beyond the deadline of a request.
+DRAIN_S = 10
+#: How long a replica serves on after it was told to stop, while Caddy notices.
+DRAIN_MS = "2000"
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A mesh that is running."""
+
+    redis: RedisSettings
+    replicas: list[Child]
+    #: the port for operators: Caddy's second address, or without Caddy that of the first replica
+    private_port: int
+
+
+@contextlib.asynccontextmanager
+async def mesh(
+    supervisor: Supervisor, *, count: int, port: int, private_port: int, redis_url: str | None, folder: Path
+) -> AsyncIterator[Mesh]:
+    """Run a mesh of `count` replicas behind one address. Leaving the block drains and stops everything.
+
+    Raises ValidationError, before anything is started, where an address or the environment is not valid, and
+    LocalError where a part of the mesh cannot run.
+    """
+    given = None if redis_url is None else RedisSettings(url=SecretStr(redis_url))
+    stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(data_folder(folder))
+        logs = folder / "logs"
+        front = Front(port, free_port(private_port if private_port != port else 0), stack)
+        if given is not None:
+            await redis_server.require_answer(given)
+        if redis_url is None:
+            redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
+        redis = given or RedisSettings(url=SecretStr(redis_url))
+        stack.enter_context(discovery.announced(folder, discovery.Running(redis_url, port, os.getpid())))
+        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs) | front.told
+        ports = replicas.choose_ports(count, front.replica_port)
+        programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)
+        children = await stack.enter_async_context(replicas.running(supervisor, programs))
+        await front.open(stack, supervisor, ports, logs)
+        await stack.enter_async_context(_watched(redis, supervisor))
+        yield Mesh(redis, children, front.private_port)
+
+
+class Front:
+    """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
+
+    Whether the address is free is known at once, before anything is started.
+    """
+
+    def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
+        self.private_port = private_port
+        #: file descriptors that each replica inherits
+        self.inherited: list[int] = []
+        #: what each replica's environment says about it
+        self.told: dict[str, str] = {}
+        self._port = port
+        self._has_caddy = caddy.caddy() is not None
+        try:
+            if self._has_caddy:
+                caddy.refuse_if_taken(HOST, port)
+                self.told["DRAIN_MS"] = os.environ.get("DRAIN_MS", DRAIN_MS)
+            else:
+                common = _listening(port)
+                stack.callback(common.close)
+                self.inherited.append(common.fileno())
+                self.told["LISTEN_FD"] = str(common.fileno())
+        except LocalError as error:
+            raise LocalError(f"{error}; try --port") from error
+
+    @property
+    def replica_port(self) -> int:
+        """The private port that the first replica should have; 0 where Caddy has it."""
+        return 0 if self._has_caddy else self.private_port
+
+    async def open(
+        self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, ports: Sequence[Ports], logs: Path
+    ) -> None:
+        """Start Caddy, if there is one. Raises LocalError."""
+        if self._has_caddy:
+            public = Site(self._port, [f"{HOST}:{pair.public}" for pair in ports])
+            private = Site(self.private_port, [f"{HOST}:{pair.private}" for pair in ports])
+            await stack.enter_async_context(caddy.balancer(supervisor, public, private, log=logs / "caddy.log"))
+        else:
+            self.private_port = ports[0].private
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port), backlog=1024)
+    except OSError as error:
+        raise LocalError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error
+
+
+async def _providers(stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path) -> dict[str, str]:
+    """Run the two providers where the message service needs them, and return what tells replicas where they are.
+
+    Each has its usual port, or any free one. Where the environment names a provider, that one is used instead.
+    """
+    if "messages" not in AppSettings().service_names:
+        return {}
+    ports = free_port(FREE_PORT), free_port(PAID_PORT)
+    told = {name: os.environ.get(name) or url for name, url in providers.environment(*ports).items()}
+    for kind, command in providers.commands(*ports).items():
+        if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
+            program = Program(f"the {kind} provider", command, logs / f"provider-{kind}.log", stop_wait_s=5.0)
+            child = await stack.enter_async_context(supervisor.starting(program))
+            await stack.enter_async_context(supervisor.keeping(child))
+    return told
+
+
+@contextlib.asynccontextmanager
+async def _watched(redis: RedisSettings, supervisor: Supervisor) -> AsyncIterator[None]:
+    """Say when Redis does not answer, while the block lasts."""
+    watching = asyncio.create_task(redis_server.watch(redis, supervisor.say))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])

@@ -1,0 +1,45 @@
+"""Free ports of the loopback address."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections import deque
+
+from quart_app.local.errors import LocalError
+
+#: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
+LISTENING = (12_000, 32_000)
+#: Ports returned recently. Their users may not have bound them yet, so we do not return them again.
+_returned: deque[int] = deque(maxlen=1000)
+
+
+def free_port(wanted: int = 0) -> int:
+    """Return the wanted port if it is free on the loopback address, else any free one."""
+    if wanted and is_free(wanted):
+        return wanted
+    return free_ports(1)[0]
+
+
+def is_free(port: int) -> bool:
+    """Return whether nothing listens on this port of the loopback address."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different free ports, none of which was returned recently. Raises LocalError where there are too few."""
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        for port in random.sample(range(*LISTENING), 20 * count):
+            if port in _returned:
+                continue
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+            if len(found) == count:
+                _returned.extend(found)
+                return found
+    raise LocalError(f"there are not {count} free ports on 127.0.0.1")

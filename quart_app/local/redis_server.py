@@ -1,0 +1,183 @@
+"""The Redis of a local mesh: an embedded server, or one that is running already.
+
+Whether it answers is looked at all the time: nothing works without it, and nothing else says so as early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import Connections, RedisSettings
+from mesh.wire.clients import is_fenced
+from quart_app.local.errors import LocalError
+from quart_app.local.ports import free_port
+from quart_app.local.processes import Child, Program, Say, Supervisor, last_line
+from quart_app.local.redis_program import ServerProgram, find_server, record_writer, writer_of
+from quart_app.settings import host_and_port
+
+DEFAULT_PORT = 6379
+#: Longest silence of an embedded server after its start.
+START_S = 30.0
+#: Longest silence of a server that is said to be running already.
+SILENCE_S = 2.0
+POLL_S = 0.05
+#: Between two looks at a running server.
+LOOK_S = 1.0
+
+
+@contextlib.asynccontextmanager
+async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIterator[str]:
+    """Run a server with its data in `folder`, and yield its address. Raises LocalError.
+
+    Its password is made for this run. It reaches the server through standard input and the replicas through their
+    environment, so that `ps` shows it to nobody. The server appends every write to a log before it answers: what
+    was acknowledged survives the end of the server.
+    """
+    program, writer = find_server(folder), writer_of(folder)
+    if writer is not None and writer != program.kind:
+        supervisor.say(f"the data were written by {writer}; {program.kind} takes them over")
+    port, password = free_port(DEFAULT_PORT), secrets.token_urlsafe(24)
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    child = _program(program, folder, logs, _configuration(port, folder, password))
+    async with supervisor.starting(child) as server:
+        await _started(server, RedisSettings(url=SecretStr(url)), supervisor.say)
+        record_writer(folder, program.kind)
+        async with supervisor.keeping(server):
+            yield url
+
+
+def _program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
+    return Program(
+        name="Redis",
+        command=[program.path, "-"],
+        log=logs / "redis.log",
+        env={**os.environ, **program.environ},
+        stdin=configuration.encode(),
+        stopping="it writes its data to disk",
+    )
+
+
+def _configuration(port: int, folder: Path, password: str) -> str:
+    quoted = str(folder.resolve()).replace("\\", "\\\\").replace('"', '\\"')
+    return "\n".join(
+        (
+            f"port {port}",
+            "bind 127.0.0.1",
+            f'dir "{quoted}"',
+            f"requirepass {password}",
+            "databases 16",
+            "appendonly yes",
+            "appendfsync everysec",
+            'save ""',
+            "maxmemory-policy noeviction",
+            "",
+        )
+    )
+
+
+async def _started(server: Child, settings: RedisSettings, say: Say) -> None:
+    """Wait until an embedded server serves. Raises LocalError if it ends, or is silent for too long."""
+    client = Connections(settings).client("mesh-up")
+    until = time.monotonic() + START_S
+    loading = False
+    try:
+        while time.monotonic() < until or loading:
+            if server.ended():
+                raise LocalError(f"Redis ended at its start: {last_line(server.program.log)}")
+            with contextlib.suppress(redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
+                try:
+                    await client.ping()
+                    return
+                except redis_errors.BusyLoadingError:
+                    if not loading:
+                        say("Redis loads its data")
+                    loading = True
+            await asyncio.sleep(POLL_S)
+        raise LocalError(f"Redis did not answer within {START_S:.0f} s; see {server.program.log}")
+    finally:
+        await client.aclose()
+
+
+def address_of(settings: RedisSettings) -> str:
+    """Return the host and port of a server, without its user and password."""
+    if settings.sentinels:
+        return f"the master of {settings.sentinels}"
+    if settings.url is None:
+        return host_and_port(settings.host, settings.port)
+    parts = urlsplit(settings.url.get_secret_value())
+    return host_and_port(parts.hostname or "localhost", parts.port or DEFAULT_PORT)
+
+
+async def answer_of(client: Redis) -> str:
+    """Return "" if the server answers us, else why it does not. Raises LocalError where it refuses us."""
+    try:
+        await client.ping()
+    except (redis_errors.BusyLoadingError, redis_errors.MasterDownError):
+        pass
+    except (redis_errors.RedisError, OSError) as error:
+        if is_fenced(error):
+            raise LocalError(f"Redis refuses the user or the password: {error}") from error
+        if not isinstance(error, redis_errors.ResponseError):
+            return str(error) or type(error).__name__
+    return ""
+
+
+async def require_answer(settings: RedisSettings) -> None:
+    """Raise LocalError unless the server answers within a few seconds."""
+    client = Connections(settings).client("mesh-up")
+    until = time.monotonic() + SILENCE_S
+    try:
+        while why := await _within(client, until - time.monotonic()):
+            if time.monotonic() >= until:
+                raise LocalError(
+                    f"Redis at {address_of(settings)} does not answer: {why}; "
+                    "start it, or leave REDIS_URL out for an embedded server"
+                )
+            await asyncio.sleep(4 * POLL_S)
+    finally:
+        await client.aclose()
+
+
+async def _within(client: Redis, wait_s: float) -> str:
+    try:
+        async with asyncio.timeout(max(wait_s, POLL_S)):
+            return await answer_of(client)
+    except TimeoutError:
+        return "no answer in time"
+
+
+async def watch(settings: RedisSettings, say: Say) -> None:
+    """Say when the server stops answering, and when it answers again, until cancelled."""
+    client = Connections(settings).client("mesh-up")
+    silent_since = 0.0
+    try:
+        while True:
+            asked = time.monotonic()
+            why = await _within_or_refused(client)
+            if why and not silent_since:
+                silent_since = asked
+                say(f"Redis at {address_of(settings)} does not answer: {why}")
+            elif silent_since and not why:
+                say(f"Redis answers again, after {time.monotonic() - silent_since:.1f} s")
+                silent_since = 0.0
+            await asyncio.sleep(LOOK_S)
+    finally:
+        await client.aclose()
+
+
+async def _within_or_refused(client: Redis) -> str:
+    try:
+        return await _within(client, SILENCE_S)
+    except LocalError as error:
+        return str(error)

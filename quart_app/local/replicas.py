@@ -1,0 +1,114 @@
+"""The replicas of a local mesh: how each is started, and when all are ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis import exceptions as redis_errors
+
+from mesh import Member, RedisSettings
+from quart_app.exits import EXIT_SETUP
+from quart_app.local import allocator, discovery
+from quart_app.local.data_folder import MOVEMENTS
+from quart_app.local.errors import LocalError
+from quart_app.local.ports import free_port, free_ports
+from quart_app.local.processes import Child, Program, Supervisor, last_line
+
+POLL_S = 0.1
+
+#: Told how many replicas are ready.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What one replica listens on."""
+
+    public: int
+    private: int
+
+
+def choose_ports(count: int, first_private: int) -> list[Ports]:
+    """Return ports for each replica. The first private port is the wanted one, if that is free."""
+    found = free_ports(2 * count)
+    privates = [free_port(first_private), *found[count + 1 :]]
+    return [Ports(*pair) for pair in zip(found[:count], privates, strict=True)]
+
+
+def environment(redis_url: str, folder: Path) -> dict[str, str]:
+    """Return the environment of a replica: its data go beside the server's unless our environment says otherwise."""
+    defaults = {
+        "LOG_FORMAT": "console",
+        "MOVEMENTS_DB_PATH": str(folder / MOVEMENTS),
+        "GRADES_SNAPSHOT_DIR": str(folder / "grades"),
+        # A browser keeps a secure cookie to itself over plain HTTP, which is all there is on this machine.
+        "MESSAGES_COOKIE_SECURE": "false",
+    }
+    return {**defaults, **allocator.of_python(), **os.environ, "REDIS_URL": redis_url, "HOST": "127.0.0.1"}
+
+
+def programs(
+    ports: Sequence[Ports], env: Mapping[str, str], logs: Path, stop_wait_s: float, fds: Sequence[int] = ()
+) -> list[Program]:
+    """Return what to run for replicas with these ports."""
+    return [
+        Program(
+            name=f"replica {number}",
+            command=[sys.executable, "-m", "quart_app"],
+            log=logs / f"replica-{number}.log",
+            env={**env, "PORT": str(pair.public), "PRIVATE_PORT": str(pair.private)},
+            fds=fds,
+            # SIGINT, not SIGTERM: no balancer has to notice first, because all replicas leave together.
+            stop_signal=signal.SIGINT,
+            stop_wait_s=stop_wait_s,
+            stopping="requests in progress get their answers",
+        )
+        for number, pair in enumerate(ports, 1)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def running(supervisor: Supervisor, programs: Sequence[Program]) -> AsyncIterator[list[Child]]:
+    """Keep a replica running for each program while the block lasts; then let all drain at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        children = [await stack.enter_async_context(supervisor.starting(program)) for program in programs]
+        await stack.enter_async_context(supervisor.keeping(*children))
+        yield children
+
+
+def refuse_hopeless(children: Sequence[Child]) -> None:
+    """Raise LocalError if every replica said that it cannot run; one alone may be started again later."""
+    if children and all(child.status == EXIT_SETUP for child in children):
+        raise LocalError(f"no replica can run: {last_line(children[0].program.log)}")
+
+
+async def all_ready(
+    settings: RedisSettings, children: Sequence[Child], progress: Progress, wait_s: float
+) -> list[Member]:
+    """Wait until all of these replicas are ready, and return those that are.
+
+    Raises LocalError if none is ready within `wait_s`, or none can run.
+    """
+    addresses = {f"127.0.0.1:{(child.program.env or {})['PRIVATE_PORT']}" for child in children}
+    until = time.monotonic() + wait_s
+    ready: list[Member] = []
+    while len(ready) < len(children) and time.monotonic() < until:
+        if not ready:
+            refuse_hopeless(children)
+        with contextlib.suppress(redis_errors.RedisError, OSError):
+            live = await discovery.read_roster(settings)
+            ready = [each for each in live if each.leased and each.state == "ready" and each.private in addresses]
+            progress(len(ready))
+        await asyncio.sleep(POLL_S)
+    if not ready:
+        log = children[0].program.log
+        raise LocalError(f"no replica was ready within {wait_s:.0f} s; {log} ends with: {last_line(log)}")
+    return ready

@@ -1,0 +1,71 @@
+"""The replicas of a local mesh: what they are told, and when the mesh gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from quart_app.exits import EXIT_SETUP
+from quart_app.local import replicas
+from quart_app.local.errors import LocalError
+from quart_app.local.ports import free_port
+from quart_app.local.processes import Child, Supervisor
+from quart_app.local.replicas import Ports
+from tests.support.server import Server
+
+
+def children(folder: Path, *statuses: int | None) -> list[Child]:
+    ports = [Ports(0, number) for number in range(1, len(statuses) + 1)]
+    made = [Child(program, print) for program in replicas.programs(ports, {}, folder, 1)]
+    for child, status in zip(made, statuses, strict=True):
+        child.status = status
+    return made
+
+
+async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit status 78 of all of them: starting them again and again would help nobody."""
+    monkeypatch.setenv("PATH", "")
+    programs = replicas.programs([Ports(0, 0)], {"SERVICES": "nonsense"}, tmp_path, 5)
+    with pytest.raises(LocalError, match=r"no replica can run: .*no such service: nonsense"):
+        async with replicas.running(Supervisor(print), programs) as started, asyncio.timeout(30):
+            await replicas.all_ready(server.settings, started, lambda ready: None, 60)
+
+
+def test_one_replica_that_cannot_run_does_not_end_a_mesh(tmp_path: Path) -> None:
+    """Its neighbours serve; it is tried again."""
+    replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, None))
+    replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, 75))
+    with pytest.raises(LocalError):
+        replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, EXIT_SETUP))
+
+
+async def test_a_mesh_of_which_nothing_gets_ready_says_where_to_look(tmp_path: Path, server: Server) -> None:
+    """The log's name and its last line."""
+    made = children(tmp_path, None)
+    made[0].program.log.write_text("waiting for a lease\n")
+    with pytest.raises(LocalError, match=r"no replica was ready within 0 s; .*replica-1\.log ends with: waiting"):
+        await replicas.all_ready(server.settings, made, lambda ready: None, 0.2)
+
+
+def test_the_first_private_port_is_the_one_that_is_wanted() -> None:
+    """If it is free; every port is another."""
+    wanted = free_port()
+    ports = replicas.choose_ports(3, wanted)
+    assert ports[0].private == wanted
+    assert len({port for pair in ports for port in (pair.public, pair.private)}) == 6
+    with socket.create_server(("127.0.0.1", wanted)):
+        assert replicas.choose_ports(1, wanted)[0].private != wanted
+
+
+def test_the_environment_wins_over_what_a_local_mesh_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not over where Redis is, and never beyond loopback."""
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")
+    told = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
+    assert (told["LOG_FORMAT"], told["HOST"], told["REDIS_URL"]) == ("json", "127.0.0.1", "redis://127.0.0.1:1/0")
