@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_WORDS = 900
+#: Paths that a page tells its reader to make.
+PATHS_OF_EXAMPLES = {"quart_app/NAME", "tests/quart_app/NAME"}
 KEY = r"(?:mesh:|shared:|events:|db\{)\S+"
 
 
@@ -58,3 +60,11 @@ def test_every_page_is_in_the_index() -> None:
     """A page that the index does not name is found by nobody."""
     named = {file for file, _ in _links(ROOT / "docs" / "README.md")}
     assert {page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_on_a_page_exists(page: Path) -> None:
+    """A path of this repository in backticks names a file or folder that exists."""
+    paths = re.findall(r"`((?:mesh|quart_app|tests|docs|deploy|bench)/[\w/.-]*)`", page.read_text())
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert not missing - PATHS_OF_EXAMPLES
