@@ -79,9 +79,5 @@ def server_programs() -> list[Any]:
     redis_program = ServerProgram(REDIS_PROGRAM or "", Kind("Redis", (7, 0)))
     return [
         pytest.param(wheel_server(), id="valkey"),
-        pytest.param(
-            ServerProgram(REDIS_PROGRAM or "", Kind("Redis", (7, 0))),
-            id="redis",
-            marks=() if REDIS_PROGRAM else (missing,),
-        ),
+        pytest.param(redis_program, id="redis", marks=() if REDIS_PROGRAM else (missing,)),
     ]
