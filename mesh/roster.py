@@ -67,4 +67,4 @@ async def read_directly(client: Redis, databases: int = MOST_DATABASES) -> list[
 
     For whoever is no member: the commands of a shell, a supervisor. Raises redis-py's errors.
     """
-    return [Member.from_row(row) for row in await client.eval(ROSTER.source, 0, str(databases))]
+    return [Member.from_row(row) for row in await ROSTER.run(client, (), databases)]

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from mesh.errors import MeshError
 from mesh.journal.position import SEQUENCE_BITS, START_ID, Position, Snapshot
@@ -246,11 +246,7 @@ class Log:
         return View(read_entry(oldest), read_entry(newest)), [read_entry(raw) for raw in entries]
 
     async def _run(self, script: Script, *args: Any, redis: Redis | None = None) -> Any:
-        client = redis or self._redis
-        try:
-            return await cast(Any, client.evalsha(script.sha, 1, self.key, *args))
-        except NoScriptError:
-            return await cast(Any, client.eval(script.source, 1, self.key, *args))
+        return await script.run(redis or self._redis, [self.key], *args)
 
 
 class Tail:

@@ -110,7 +110,7 @@ class Applicant:
     async def survey(self, client: Redis) -> list[Row]:
         """Return every database as it is at one moment."""
         bus = self._connections.bus
-        rows = await client.eval(SURVEY.source, 0, str(bus), str(self._settings.databases))
+        rows = await SURVEY.run(client, (), bus, self._settings.databases)
         return [Row(*row) for row in rows]
 
     async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:

@@ -199,7 +199,7 @@ class Lease:
         )  # fmt: skip
         # Give a renewal that hangs up early: the next one counts from later.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms = await client.eval(RENEW.source, len(names), *names, *words, *fields)
+            outcome, now_ms = await RENEW.run(client, names, *words, *fields)
         if outcome == 0:
             self._lose(LeaseLost("the lease has ended, or another replica holds it"))
         if outcome == 2:
@@ -224,7 +224,7 @@ class Lease:
         while self.trusted:
             force = time.monotonic() >= until
             try:
-                released = await client.eval(RELEASE.source, len(names), *names, grant.holder, "1" if force else "0")
+                released = await RELEASE.run(client, names, grant.holder, int(force))
             except (redis_errors.RedisError, *PASSING) as error:
                 log.warning("lease release failed", database=grant.database, error=str(error))
                 return False

@@ -1,13 +1,13 @@
--- What every script of a quota knows; Python puts it in front of each.
+-- The part that all scripts of a quota share; Python puts it in front of each.
 --
--- KEYS[1]  hash  the allowance of the present window:
---                taken             requests that were let through
---                seen_ms           when the last of them was known to have been seen by the provider
---                blocked_until_ms  the provider itself said so; 0 when it said nothing
---                caution           successes still wanted, one request at a time, before many may go at once
---                run, run_since_ms how many of those there were, and when the first of them was let through;
---                                  -1: they came too slowly to prove anything in this window
--- KEYS[2]  zset  requests let through without a known outcome, by the ms until which they may leave
+-- KEYS[1]  hash  the allowance in the present window:
+--                taken             requests that were granted a slot
+--                seen_ms           when the provider had seen the last of them, as far as is known
+--                blocked_until_ms  the end of the block that the provider told; 0 when it told none
+--                caution           successes still needed, one request at a time, before many may go at once
+--                run, run_since_ms number of these successes so far, and when the first was granted its slot;
+--                                  run -1: they came too slowly to prove anything in this window
+-- KEYS[2]  zset  granted requests without a known outcome, by the time (ms) until which they may leave
 -- ARGV[1]  limit     requests the provider takes before it blocks
 -- ARGV[2]  block_ms  how long it blocks
 -- ARGV[3]  hold_ms   how long after the reservation a request may still leave
@@ -21,7 +21,7 @@ local stored = redis.call('HMGET', allowance, 'taken', 'seen_ms', 'blocked_until
 local taken = tonumber(stored[1]) or 0
 local seen = tonumber(stored[2]) or 0
 local blocked_until = tonumber(stored[3]) or 0
--- Nothing known yet, or all knowledge lost: let one go first.
+-- Nothing is known yet, or all was lost: one request goes first.
 local caution = tonumber(stored[4]) or 1
 local run = tonumber(stored[5]) or 0
 local run_since = tonumber(stored[6]) or 0
@@ -35,23 +35,23 @@ local function store()
     'caution', text(caution), 'run', text(run), 'run_since_ms', text(run_since))
 end
 
--- Until when the last request without an outcome may leave; 0 when each has one.
+-- Returns until when the last request without an outcome may leave, or 0 when each has one.
 local function last_send_by()
   local last = redis.call('ZREVRANGE', held, 0, 0, 'WITHSCORES')
   return tonumber(last[2] or 0)
 end
 
--- When the provider takes requests again; 0 while it takes them. It blocks from when it saw the last request:
--- at the latest when that was answered, or, for one nobody answers for, when it could leave no more.
+-- Returns when the provider takes requests again, or 0 while it takes them. The block begins when the provider saw the
+-- last request: at the latest when we had its answer or, for a request without an outcome, when it could no longer leave.
 local function reopens()
   if blocked_until > 0 then return blocked_until end
   if taken < limit then return 0 end
   return math.max(seen, math.min(now, last_send_by())) + block_ms
 end
 
--- The block is over. What has no outcome by now may or may not have been counted by the provider, whose count can
--- so be behind ours: each such doubt asks for one more success, one at a time, before many may go at once. A block
--- the provider told us of settles all older doubts; after it one goes first.
+-- Begins a new window after a block. The provider may not have counted the requests without an outcome, so its count can
+-- be behind ours. Each such doubt needs one more success, one request at a time, before many may go at once. A block that
+-- the provider told us resolves all older doubts; after it one request goes first.
 local function open_window()
   local told = blocked_until > 0
   local doubts = redis.call('ZREMRANGEBYSCORE', held, '-inf', text(now))

@@ -1,22 +1,22 @@
-"""One allowance, shared by everybody: a provider takes `limit` requests and then blocks for `block_ms`.
+"""One allowance that all replicas share: a provider takes `limit` requests and then blocks for `block_ms`.
 
-The limit is the provider's, so there is one count, in Redis, whoever asks. Who wants to send reserves first:
+The limit belongs to the provider, so there is one count for everybody, in Redis. A sender reserves first:
 
     match await quota.reserve():
-        case Granted(reservation):  send, if reservation.may_send(), then say what became of it
-        case Probing():             somebody else goes first; ask again shortly
-        case Closed(allowance):     nothing can be sent before allowance.reopens_ms
+        case Granted(reservation):  send if reservation.may_send(), then record the outcome
+        case Probing():             another sender tries first; ask again shortly
+        case Closed(allowance):     no request can be sent before allowance.reopens_ms
 
     open ──limit reached, or the provider refuses──> closed ──block over──> open, or careful where in doubt
     careful: one request at a time ──as many successes as there are doubts, and one more──> open
 
-What became of a request: `used`, `unsent` (provably never left: the slot is free again), `uncertain`, or
-`refused`. One nobody answers for, its sender having died, counts as sent at the last moment it could have
-been, costs its one slot, and leaves a doubt: the provider may have counted one less than we did. After
-doubts, and after a refusal in spite of the count, requests go one at a time first, so that a wrong count
-meets one refusal and not a stampede.
+The outcome of a request is `used`, `unsent` (it provably never left, and its slot is free again), `uncertain`, or
+`refused`. A request whose sender died has no outcome. It counts as sent at the last moment at which it could have
+left, takes one slot, and leaves a doubt: the provider may have counted one request less than we did. After doubts,
+and after a refusal in spite of our count, requests go one at a time first. A wrong count then meets one refusal
+instead of a stampede.
 
-All times are Redis's own; no other clock is asked, but for how long ago this process asked for its slot.
+All times are those of Redis's clock. Only `Reservation.send_by` uses the clock of this process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
@@ -34,25 +33,34 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mesh.errors import Unavailable
+from mesh.wire.script import Script
 
-_SCRIPTS = Path(__file__).parent
+
+def _with_common(name: str) -> Script:
+    """Read a script of the quota, with the part that all of them share in front of it."""
+    return Script(Script.beside(__file__, "common.lua").source + Script.beside(__file__, name).source)
+
+
+RESERVE = _with_common("reserve.lua")
+RECORD = _with_common("record.lua")
+LOOK = _with_common("look.lua")
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How an allowance stands at one moment. Times are epoch ms of Redis's clock."""
+    """An allowance at one moment. Times are epoch ms of Redis's clock."""
 
     limit: int
     remaining: int
-    #: when requests are taken again, as far as is known now; None while they are
+    #: when the provider takes requests again, as far as is known; None while it takes them
     reopens_ms: int | None
     now_ms: int
-    #: requests go one at a time until this many have succeeded
+    #: how many requests must still succeed one at a time
     caution: int = 0
 
     @property
     def retry_after_ms(self) -> int:
-        """How long until requests are taken again; 0 while they are."""
+        """How long until the provider takes requests again; 0 while it takes them."""
         return 0 if self.reopens_ms is None else max(0, self.reopens_ms - self.now_ms)
 
 
@@ -61,17 +69,17 @@ class Reservation:
     """The right to send one request, for a short time."""
 
     id: str
-    #: `time.monotonic()` until which the request may leave; counted from before the reservation was asked for
+    #: `time.monotonic()` until which the request may leave, counted from before the reservation was sent
     send_by: float
 
     def may_send(self) -> bool:
-        """Whether the request may still leave. A process that slept through its right must not send."""
+        """Whether the request may still leave. A process that slept for too long must not send it."""
         return time.monotonic() < self.send_by
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Send, and say what became of it."""
+    """The request may be sent; record its outcome."""
 
     reservation: Reservation
     allowance: Allowance
@@ -79,14 +87,14 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """The provider may be open: one request is on its way to find out. Ask again shortly."""
+    """The provider may be open, and one request is on its way to find out. Ask again shortly."""
 
     allowance: Allowance
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Nothing can be sent before `allowance.reopens_ms`."""
+    """No request can be sent before `allowance.reopens_ms`."""
 
     allowance: Allowance
 
@@ -96,10 +104,10 @@ Verdict = Granted | Probing | Closed
 
 @dataclass(slots=True)
 class Quota:
-    """One allowance under `prefix`, the same for all who give the same prefix and numbers.
+    """One allowance, shared by all that use the same prefix and numbers.
 
-    `hold_ms` is how long a reservation lets its request leave; what has not left by then must not be sent.
-    Every method raises Unavailable when Redis does not do its part.
+    A request may leave for `hold_ms` after its reservation, and must not be sent later. Every method raises Unavailable
+    when Redis fails.
     """
 
     redis: Redis
@@ -107,64 +115,58 @@ class Quota:
     limit: int
     block_ms: int
     hold_ms: int = 2_000
-    _scripts: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.limit, self.block_ms, self.hold_ms) < 1:
-            raise ValueError("limit, block_ms and hold_ms are at least 1")
-        common = (_SCRIPTS / "common.lua").read_text()
-        self._scripts = {
-            name: self.redis.register_script(common + (_SCRIPTS / f"{name}.lua").read_text())
-            for name in ("reserve", "settle", "look")
-        }
+            raise ValueError("limit, block_ms and hold_ms must be at least 1")
 
     async def reserve(self) -> Verdict:
-        """Ask for one slot. Never waits for one."""
+        """Ask for one slot; do not wait for one."""
         reservation = Reservation(uuid.uuid4().hex, time.monotonic() + self.hold_ms / 1000)
-        verdict, allowance = await self._insist("reserve", reservation.id)
+        verdict, allowance = await self._insist(RESERVE, reservation.id)
         if verdict == "granted":
             return Granted(reservation, allowance)
         return Probing(allowance) if verdict == "probing" else Closed(allowance)
 
     async def used(self, reservation: Reservation) -> Allowance:
-        """The provider took the request."""
-        return await self._settle(reservation, "used")
+        """Record that the provider took the request."""
+        return await self._record(reservation, "used")
 
     async def unsent(self, reservation: Reservation) -> Allowance:
-        """The request provably never left; somebody else may have the slot."""
-        return await self._settle(reservation, "unsent")
+        """Record that the request provably never left; its slot is free again."""
+        return await self._record(reservation, "unsent")
 
     async def uncertain(self, reservation: Reservation) -> Allowance:
-        """Nobody knows whether the provider counted the request; the slot counts as used."""
-        return await self._settle(reservation, "uncertain")
+        """Record that the provider may have counted the request; its slot counts as used."""
+        return await self._record(reservation, "uncertain")
 
     async def refused(self, reservation: Reservation, retry_after_ms: int | None = None) -> Allowance:
-        """The provider blocks in spite of our count: closed for everybody, for as long as it says."""
+        """Record that the provider blocks in spite of our count; close for everybody, for as long as it says."""
         retry_ms = self.block_ms if retry_after_ms is None else retry_after_ms
-        return await self._settle(reservation, "refused", retry_ms)
+        return await self._record(reservation, "refused", retry_ms)
 
     async def look(self) -> Allowance:
-        """How the allowance stands now."""
-        return (await self._run("look"))[1]
+        """Return the allowance as it is now."""
+        return (await self._run(LOOK))[1]
 
-    async def _settle(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
-        return (await self._insist("settle", reservation.id, outcome, retry_ms))[1]
+    async def _record(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
+        return (await self._insist(RECORD, reservation.id, outcome, retry_ms))[1]
 
-    async def _insist(self, name: str, *arguments: str | int) -> tuple[str, Allowance]:
-        """Twice if need be: a reservation's id makes both actions the same however often they are done."""
+    async def _insist(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
+        """Run a script, a second time if its answer was lost: with the id of a reservation that changes nothing."""
         try:
-            return await self._run(name, *arguments)
+            return await self._run(script, *arguments)
         except Unavailable as error:
             if not isinstance(error.__cause__, RedisConnectionError | RedisTimeoutError):
                 raise
-            return await self._run(name, *arguments)
+            return await self._run(script, *arguments)
 
-    async def _run(self, name: str, *arguments: str | int) -> tuple[str, Allowance]:
+    async def _run(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
         keys = [f"{self.prefix}:allowance", f"{self.prefix}:held"]
         try:
-            found = await self._scripts[name](keys, [self.limit, self.block_ms, self.hold_ms, *arguments])
+            found = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)
         except (RedisError, OSError) as error:
-            raise Unavailable("the shared allowance cannot be reached just now") from error
+            raise Unavailable("the shared allowance cannot be used: Redis failed; try again") from error
         return self._read(found)
 
     def _read(self, found: Sequence[Any]) -> tuple[str, Allowance]:

@@ -1,6 +1,6 @@
--- Let one request through, if the provider takes it.
--- ARGV[4]  the reservation's id; asking again with it answers the same
--- Answers {granted | probing | closed, now, taken, reopens, caution}.
+-- Grants one request a slot if the provider takes requests.
+-- ARGV[4]  id of the reservation; a second call with the same id grants the same slot
+-- Returns {granted | probing | closed, now, taken, reopens, caution}.
 local id = ARGV[4]
 
 if redis.call('ZSCORE', held, id) then return answer('granted') end
@@ -12,7 +12,7 @@ if reopens() > 0 then
   if reopens() > now then return answer('closed') end
 end
 
--- One at a time: while it is on its way the others wait.
+-- One at a time: the others wait while it is on its way.
 if caution > 0 and last_send_by() > now then return answer('probing') end
 
 taken = taken + 1

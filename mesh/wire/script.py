@@ -8,9 +8,14 @@ Redis user.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,11 @@ class Script:
     def beside(cls, module: str, name: str) -> Script:
         """Read the file `name` in the folder of a module; pass the module's `__file__`."""
         return cls(Path(module).with_name(name).read_text("utf-8"))
+
+    async def run(self, client: Redis, keys: Sequence[str], *args: Any) -> Any:
+        """Run the script over a client, and load it where the server does not know it. Raises redis-py's errors."""
+        words = (len(keys), *keys, *args)
+        try:
+            return await cast(Any, client.evalsha(self.sha, *words))
+        except NoScriptError:
+            return await cast(Any, client.eval(self.source, *words))

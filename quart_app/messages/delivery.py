@@ -224,7 +224,7 @@ class Dispatcher:
                 log.warning("the free provider refused in spite of our count", retry_after_ms=retry_ms)
                 order.refused = True
                 if not await self._settle(lambda held: self.quota.refused(held, retry_ms), reservation):
-                    raise Unavailable("the shared allowance cannot be reached just now")
+                    raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(detail):
                 await self._settle(self.quota.unsent, reservation)

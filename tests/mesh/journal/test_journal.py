@@ -73,7 +73,7 @@ async def read_all(log: Log, position: Position) -> list[Entry]:
 
 
 def test_packed_ids_keep_the_order_of_ids() -> None:
-    """A stamp is a stream id in 64 bits: what is later stays later."""
+    """A packed id fits in 64 bits and sorts like the stream id."""
     ids = ["0-0", "0-1", "1-0", "1763700000000-0", "1763700000000-65535", "1763700000001-0", "4398046511103-9"]
     stamps = [pack_id(text) for text in ids]
     assert stamps == sorted(stamps)
@@ -95,7 +95,7 @@ async def test_of_many_founders_one_founds(log: Log) -> None:
 
 
 async def test_a_log_with_a_state_before_it_is_not_whole(log: Log) -> None:
-    """Whoever has nothing cannot start at the beginning of a log that begins with somebody's state."""
+    """A replica without data cannot start at the beginning of a log that begins with its founder's state."""
     await log.found(body={}, after=Position("a" * 16, 7, "5-0"))
     view = await log.view()
     assert view is not None and not view.whole
@@ -156,7 +156,7 @@ async def test_an_append_to_another_log_is_refused(log: Log, redis: Redis) -> No
 
 
 async def test_an_append_to_a_log_that_went_back_is_refused(log: Log, redis: Redis) -> None:
-    """A server that came back without its last entries has a writer that knows more than the log."""
+    """After a server lost its last entries a writer has read more than the log holds."""
     at = await founded(log)
     *_, last = await appended(log, at, 3)
     await redis.xdel(KEY, last.id)
@@ -165,7 +165,7 @@ async def test_an_append_to_a_log_that_went_back_is_refused(log: Log, redis: Red
 
 
 async def test_an_append_that_arrives_late_changes_nothing(log: Log, redis: Redis) -> None:
-    """The server's clock decides: what arrives after its sender gave up is not done."""
+    """An append that arrives after its sender gave up is refused, by the server's clock."""
     at = await founded(log)
     await log.view()  # from here on the server's clock is known
     await redis.execute_command("CLIENT", "PAUSE", 150, "WRITE")
@@ -177,7 +177,7 @@ async def test_an_append_that_arrives_late_changes_nothing(log: Log, redis: Redi
 async def test_full_memory_refuses_appends_and_allows_reading_and_trimming(
     log: Log, redis: Redis, tmp_path: Path
 ) -> None:
-    """When Redis is full nothing new is taken, and what frees memory goes on."""
+    """When memory is full Redis refuses appends; trimming goes on."""
     at = await founded(log)
     *_, last = await appended(log, at, 3)
     snapshot = await Snapshots(tmp_path, "bin").save(last, content(b"x"))
@@ -195,7 +195,7 @@ async def test_full_memory_refuses_appends_and_allows_reading_and_trimming(
 
 
 async def test_a_reader_gets_what_is_appended_while_it_waits(log: Log) -> None:
-    """News wake a waiting reader; it does not poll."""
+    """A new entry wakes a waiting reader; it does not poll."""
     at = await founded(log)
     async with log.follow(at) as tail:
         assert await tail.read() == []
@@ -232,7 +232,7 @@ async def test_a_trimmed_log_is_a_gap_to_one_who_is_behind(log: Log, redis: Redi
 
 
 async def test_a_waiting_reader_notices_a_hole_in_what_arrives(log: Log, redis: Redis) -> None:
-    """Entries that were removed between two others are a gap, also for one who waits at the end."""
+    """Entries removed between two others are a gap, also for a reader that waits at the end."""
     at = await founded(log)
     async with log.follow(at) as tail:
         await tail.read()
@@ -249,7 +249,7 @@ async def test_a_waiting_reader_notices_a_hole_in_what_arrives(log: Log, redis: 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "DEL"])
 async def test_a_waiting_reader_notices_that_the_log_is_gone(log: Log, redis: Redis, command: str) -> None:
-    """Nobody is told when the stream they wait on is deleted; they look after each wait."""
+    """Redis does not tell a reader that its stream was deleted; the reader checks after each wait."""
     at, positions = await behind(log)
     async with log.follow(positions[-1]) as tail:
         assert await tail.read() == []
@@ -273,7 +273,7 @@ async def test_another_log_with_the_right_numbers_is_still_another(log: Log, red
 
 
 async def test_a_log_that_went_back_and_grew_again_is_not_continued(log: Log, redis: Redis) -> None:
-    """Numbers that were given twice (a server restored from an older copy) do not pass for each other."""
+    """A server restored from an older copy gives numbers twice; a reader notices that they are other entries."""
     _, positions = await behind(log)
     copy = await redis.execute_command("DUMP", KEY, NEVER_DECODE=True)
     (lost,) = await appended(log, positions[-1], 1)
@@ -288,7 +288,7 @@ async def test_a_log_that_went_back_and_grew_again_is_not_continued(log: Log, re
 
 
 async def test_rubbish_in_the_stream_is_named_and_never_read_as_an_entry(log: Log, redis: Redis) -> None:
-    """A foreign entry makes the log unreadable until somebody removes it; nothing is skipped in silence."""
+    """A foreign entry makes the log unreadable until somebody removes it; the reader never skips it."""
     at = await founded(log)
     rubbish = await redis.xadd(KEY, {"hello": "world"})
     with pytest.raises(UnreadableLog, match=rubbish):
@@ -300,7 +300,7 @@ async def test_rubbish_in_the_stream_is_named_and_never_read_as_an_entry(log: Lo
 
 
 async def test_a_cancelled_reader_loses_nothing(log: Log) -> None:
-    """A read has no effect, so whoever is cancelled in it goes on from the same position."""
+    """A read changes nothing, so a cancelled reader goes on from the same position."""
     at = await founded(log)
     async with log.follow(at) as tail:
         await tail.read()
@@ -322,7 +322,7 @@ async def content(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_trimming_keeps_the_snapshots_own_entry(log: Log, tmp_path: Path) -> None:
-    """One who starts from the snapshot must be able to see that it belongs to the log."""
+    """A replica that restores from the snapshot must be able to see that it belongs to the log."""
     _, positions = await behind(log)
     snapshot = await Snapshots(tmp_path, "bin").save(positions[2], content(b"state"))
     assert await log.trim(snapshot) == 3
@@ -332,7 +332,7 @@ async def test_trimming_keeps_the_snapshots_own_entry(log: Log, tmp_path: Path) 
 
 
 async def test_a_snapshot_of_another_history_trims_nothing(log: Log, redis: Redis, tmp_path: Path) -> None:
-    """Neither another log's snapshot nor one of entries that this log lost may make it forget."""
+    """A snapshot of another log, or of entries that this log lost, deletes nothing."""
     at, positions = await behind(log)
     foreign = Snapshot(Position("f" * 16, positions[2].number, positions[2].id), tmp_path)
     assert await log.trim(foreign) == 0
@@ -344,7 +344,7 @@ async def test_a_snapshot_of_another_history_trims_nothing(log: Log, redis: Redi
 async def test_a_snapshot_is_forced_to_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsync of the file, rename, fsync of the folder: in this order, or a crash could leave a hollow file."""
+    """fsync of the file, rename, fsync of the folder. In another order a crash could leave an empty file."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
     is_folder = {True: "folder", False: "file"}
@@ -365,7 +365,7 @@ async def test_a_snapshot_is_forced_to_the_disk_before_it_gets_its_name(
 
 
 async def test_an_interrupted_snapshot_does_not_count(tmp_path: Path) -> None:
-    """Cancelled, failed or killed while writing: no file under a final name."""
+    """A cancelled, failed or killed writer leaves no file under a final name."""
     snapshots = Snapshots(tmp_path, "bin")
 
     async def failing() -> AsyncIterator[bytes]:
@@ -380,7 +380,7 @@ async def test_an_interrupted_snapshot_does_not_count(tmp_path: Path) -> None:
 
 
 async def test_parts_of_the_dead_are_cleared_away_and_those_of_the_living_are_not(tmp_path: Path) -> None:
-    """Replicas share the folder: only a part file that nobody writes to any more is removed."""
+    """Replicas share the folder: only an unfinished file that nobody writes to any more is removed."""
     dead, living = tmp_path / ".dead.part", tmp_path / ".living.part"
     dead.touch()
     living.touch()
@@ -401,7 +401,7 @@ async def test_the_newest_snapshots_of_each_log_are_kept(tmp_path: Path) -> None
 
 
 async def test_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
-    """Each has a view of the folder of its own, as processes do; who comes second sees what the first wrote."""
+    """Each process has its own view of the folder; the second one sees what the first one wrote."""
     position = Position("a" * 16, 3, "7-1")
     found = []
 
@@ -417,7 +417,7 @@ async def test_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
 
 
 async def test_a_turn_ends_with_its_process(tmp_path: Path) -> None:
-    """Whoever is killed while it writes keeps none waiting."""
+    """A writer that was killed keeps nobody waiting."""
     program = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
     command = (sys.executable, "-c", program, str(tmp_path / ".turn"))
     killed = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
@@ -433,7 +433,7 @@ async def test_a_turn_ends_with_its_process(tmp_path: Path) -> None:
 
 
 async def test_where_there_can_be_no_turns_none_waits(tmp_path: Path) -> None:
-    """What is wrong with the disk is said by who writes."""
+    """An error of the disk reaches the writer."""
     (tmp_path / "folder").write_text("a file where the folder should be")
     snapshots = Snapshots(tmp_path / "folder", "bin")
     async with asyncio.timeout(10), snapshots.turn():

@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mesh.errors import Unavailable
 from mesh.quota.quota import Closed, Granted, Probing, Quota, Reservation
+from mesh.wire.script import Script
 
 LIMIT = 3
 BLOCK_MS = 120
@@ -101,7 +102,7 @@ async def now_ms(redis: Redis) -> int:
 
 
 async def test_no_more_are_let_through_than_the_provider_takes(bench: Bench) -> None:
-    """However many ask at once, and through however many clients: the limit is one number."""
+    """Many senders at once, over several clients, get no more slots than the limit."""
     await bench.open()
     quotas = [bench.quota() for _ in range(8)]
     verdicts = await asyncio.gather(*(quota.reserve() for quota in quotas for _ in range(5)))
@@ -110,7 +111,7 @@ async def test_no_more_are_let_through_than_the_provider_takes(bench: Bench) -> 
 
 
 async def test_the_first_request_ever_goes_alone(bench: Bench) -> None:
-    """Nothing is known of the provider yet: one goes first, the others are told to ask again, then all may go."""
+    """Nothing is known of the provider yet: one request goes first, the others ask again, then all may go."""
     quota = bench.quota()
     first = await granted(quota)
     assert isinstance(await quota.reserve(), Probing)
@@ -119,7 +120,7 @@ async def test_the_first_request_ever_goes_alone(bench: Bench) -> None:
 
 
 async def test_the_block_counts_from_the_last_answer(bench: Bench) -> None:
-    """Not from the reservation: the provider sees a request later than it is reserved."""
+    """The block does not begin at the reservation, because the provider sees a request later."""
     quota = await bench.open(hold_ms=5_000)
     reservations = [await granted(quota) for _ in range(LIMIT)]
     await bench.advance(BLOCK_MS)
@@ -131,7 +132,7 @@ async def test_the_block_counts_from_the_last_answer(bench: Bench) -> None:
 
 
 async def test_a_window_that_is_over_opens_whole(bench: Bench) -> None:
-    """After the block every slot is there again, with no probe where nothing is in doubt."""
+    """After the block every slot is free again, without a probe where nothing is in doubt."""
     quota = await bench.open()
     for _ in range(3):
         for reservation in [await granted(quota) for _ in range(LIMIT)]:
@@ -151,7 +152,7 @@ async def test_a_request_that_never_left_gives_its_slot_back(bench: Bench) -> No
 
 
 async def test_an_uncertain_request_keeps_its_slot(bench: Bench) -> None:
-    """Whoever does not know must not assume that the provider did not count."""
+    """A sender without an answer must not assume that the provider did not count its request."""
     quota = await bench.open()
     for reservation in [await granted(quota) for _ in range(LIMIT)]:
         await quota.uncertain(reservation)
@@ -159,7 +160,7 @@ async def test_an_uncertain_request_keeps_its_slot(bench: Bench) -> None:
 
 
 async def test_a_refusal_closes_for_everybody_at_once(bench: Bench) -> None:
-    """For as long as the provider says, slots left or not."""
+    """The allowance stays closed as long as the provider says, even if slots are left."""
     quota, other = await bench.open(), bench.quota()
     allowance = await quota.refused(await granted(quota), 500)
     assert allowance.remaining == 0
@@ -174,7 +175,7 @@ async def test_a_refusal_without_a_time_closes_for_one_block(bench: Bench) -> No
 
 
 async def test_after_a_refusal_one_probe_opens_for_all(bench: Bench) -> None:
-    """No stampede: one goes, the rest wait for its outcome, a success opens."""
+    """One request goes first and the others wait for its outcome; a success opens."""
     quota = await bench.open()
     await quota.refused(await granted(quota), 50)
     await bench.advance(50)
@@ -186,7 +187,7 @@ async def test_after_a_refusal_one_probe_opens_for_all(bench: Bench) -> None:
 
 
 async def test_a_refused_probe_closes_again(bench: Bench) -> None:
-    """And no one else was sent against the closed door."""
+    """Nobody else was sent to the closed provider."""
     quota = await bench.open()
     await quota.refused(await granted(quota), 50)
     await bench.advance(50)
@@ -195,7 +196,7 @@ async def test_a_refused_probe_closes_again(bench: Bench) -> None:
 
 
 async def test_a_probe_whose_sender_died_hands_over(bench: Bench) -> None:
-    """Nobody waits for the dead: after the hold the next one probes."""
+    """When the sender of a probe died, the next one probes after the hold."""
     quota = bench.quota()
     await granted(quota)
     assert isinstance(await quota.reserve(), Probing)
@@ -204,7 +205,10 @@ async def test_a_probe_whose_sender_died_hands_over(bench: Bench) -> None:
 
 
 async def test_a_dead_sender_costs_one_slot_and_the_next_window_has_all(bench: Bench) -> None:
-    """Its slot counts as used at the last moment it could have been; then as many successes as doubts, and one."""
+    """Its slot counts as used at the last moment at which it could have left.
+
+    Then as many successes are needed as there are doubts, and one more.
+    """
     quota = await bench.open()
     await granted(quota)
     for _ in range(LIMIT - 1):
@@ -261,32 +265,33 @@ async def test_looking_changes_nothing(bench: Bench) -> None:
 
 
 async def test_a_lost_reply_does_not_take_a_second_slot(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking again with the same id is the same reservation."""
+    """A second call with the same id gets the same reservation."""
     quota = await bench.open()
-    script = quota._scripts["reserve"]
+    run = Script.run
     calls: list[Any] = []
 
-    async def loses_first_reply(*arguments: Any) -> Any:
-        calls.append(await script(*arguments))
+    async def loses_first_reply(script: Script, *arguments: Any) -> Any:
+        calls.append(await run(script, *arguments))
         if len(calls) == 1:
             raise RedisConnectionError("the reply was lost")
         return calls[-1]
 
-    monkeypatch.setitem(quota._scripts, "reserve", loses_first_reply)
+    monkeypatch.setattr(Script, "run", loses_first_reply)
     await granted(quota)
     assert len(calls) == 2
+    monkeypatch.undo()
     assert (await quota.look()).remaining == LIMIT - 1
 
 
 async def test_lost_scripts_are_loaded_again(bench: Bench) -> None:
-    """A restarted server has forgotten them."""
+    """A restarted server does not know the scripts any more."""
     quota = await bench.open()
     await bench.redis.script_flush()
     await granted(quota)
 
 
 async def test_a_lost_state_starts_with_one_probe(bench: Bench) -> None:
-    """A server that restarts empty: the provider may be closed, so one finds out for all."""
+    """After the server lost its data the provider may be closed, so one request goes first."""
     quota = await bench.open()
     await bench.redis.delete(f"{bench.prefix}:allowance", f"{bench.prefix}:held")
     await granted(quota)
@@ -294,7 +299,7 @@ async def test_a_lost_state_starts_with_one_probe(bench: Bench) -> None:
 
 
 async def test_redis_away_is_an_error_of_the_mesh() -> None:
-    """Never an open door."""
+    """Without Redis nothing may be sent."""
     nowhere = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(Unavailable):
         await Quota(nowhere, "shared:x", limit=1, block_ms=1).reserve()
@@ -308,7 +313,7 @@ def test_a_sender_that_slept_may_not_send() -> None:
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"block_ms": 0}, {"hold_ms": 0}])
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
-    """At construction, not in the middle of a night."""
+    """Wrong numbers are refused when the quota is made."""
     with pytest.raises(ValueError, match="at least 1"):
         Quota(FakeAsyncRedis(), "shared:x", **{"limit": 1, "block_ms": 1, "hold_ms": 1} | wrong)
 
@@ -332,7 +337,7 @@ class Provider:
         return None
 
 
-#: What a sender does: how it ends, how long until it sends, how long until it settles.
+#: What a sender does: how it ends, how long until it sends, how long until it records that.
 LIVES = st.tuples(
     st.sampled_from(["answers"] * 8 + ["unsent", "dies unsent", "dies sent"]), st.integers(0, 9), st.integers(0, 9)
 )
@@ -383,21 +388,21 @@ async def _live(clock: Clock, rounds: list[tuple[list[Life], int]]) -> None:
             clock.ms += send_ms
             if end in ("answers", "dies sent"):
                 answers[reservation.id] = provider.take()
-        for reservation, (end, _, settle_ms) in flying:
-            clock.ms += settle_ms
-            await _settle(quota, reservation, end, answers.get(reservation.id))
+        for reservation, (end, _, record_ms) in flying:
+            clock.ms += record_ms
+            await _record(quota, reservation, end, answers.get(reservation.id))
         assert provider.refusals <= len(with_deaths)
         clock.ms += pause
     await redis.aclose()
 
 
 async def _taken(redis: Redis) -> tuple[int, bool]:
-    """How many were let through in this window, and whether the provider itself has closed it."""
+    """Return the slots granted in this window, and whether the provider itself has closed it."""
     taken, blocked_until = await redis.hmget("shared:model:allowance", "taken", "blocked_until_ms")
     return int(taken or 0), int(blocked_until or 0) > 0
 
 
-async def _settle(quota: Quota, reservation: Reservation, end: str, answer: int | None) -> None:
+async def _record(quota: Quota, reservation: Reservation, end: str, answer: int | None) -> None:
     if end == "unsent":
         await quota.unsent(reservation)
     elif end == "answers" and answer is None:

@@ -345,7 +345,7 @@ async def test_redis_away_is_no_reason_to_pay() -> None:
     async with scene() as it:
 
         async def away() -> Any:
-            raise Unavailable("the shared allowance cannot be reached just now")
+            raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
 
         patched = pytest.MonkeyPatch()
         patched.setattr(type(it.quota), "reserve", lambda _: away())

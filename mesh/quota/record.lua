@@ -1,15 +1,15 @@
--- Note what became of a request that was let through.
--- ARGV[4]  the reservation's id
+-- Records the outcome of a request that was granted a slot.
+-- ARGV[4]  id of the reservation
 -- ARGV[5]  used       the provider took it
---          unsent     it provably never left: the slot is free again
---          uncertain  nobody knows; the slot counts as used, and the next window starts with care
---          refused    the provider blocks: closed for everybody for ARGV[6] ms
--- Answers {settled, now, taken, reopens, caution}.
+--          unsent     it provably never left; its slot is free again
+--          uncertain  the provider may have counted it; its slot counts as used, and the next window begins carefully
+--          refused    the provider blocks; closed for everybody for ARGV[6] ms
+-- Returns {recorded, now, taken, reopens, caution}.
 local TOO_SLOW = -1
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- The window's first successes prove that the count agrees, one more of them than there are doubts, if the provider
--- cannot have blocked and opened between them. Later ones prove nothing: a count that was behind may be far from full.
+-- The first successes of a window, one more than there are doubts, prove that both counts agree, unless the provider can
+-- have blocked and opened between them. Later successes prove nothing: a count that is behind may be far from full.
 local function note_success(reserved_at)
   if run == 0 then run_since = reserved_at end
   if run >= 0 then run = run + 1 end
@@ -17,7 +17,7 @@ local function note_success(reserved_at)
   if run >= caution then caution, run, run_since = 0, 0, 0 end
 end
 
--- Absent: settled before, or its window is over.
+-- Absent: recorded before, or its window is over.
 local send_by = tonumber(redis.call('ZSCORE', held, id) or nil)
 
 if outcome == 'refused' then
@@ -34,4 +34,4 @@ elseif send_by and outcome == 'used' then
   if caution > 0 then note_success(send_by - hold_ms) end
 end
 store()
-return answer('settled')
+return answer('recorded')
