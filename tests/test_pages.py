@@ -68,3 +68,14 @@ def test_every_path_on_a_page_exists(page: Path) -> None:
     paths = re.findall(r"`((?:mesh|quart_app|tests|docs|deploy|bench)/[\w/.-]*)`", page.read_text())
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert not missing - PATHS_OF_EXAMPLES
+
+
+@pytest.mark.parametrize("package", ["mesh", "quart_app"])
+def test_the_design_names_every_module(package: str) -> None:
+    """The tree in `docs/design.md` has every folder and module directly in the package, and no folder that is gone."""
+    tree = (ROOT / "docs" / "design.md").read_text().partition("## Modules")[2].partition("\n\nImports")[0]
+    words = set(re.findall(r"\w+", tree))
+    inside = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {path.stem for path in inside if not path.stem.startswith("__")} <= words
+    for folder in re.findall(r"(\w+)/", tree):
+        assert any((ROOT / parent / folder).is_dir() for parent in ("", "mesh", "quart_app")), folder
