@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -246,6 +246,11 @@ class Replica:
             await asyncio.sleep(SWEEP_S)
             await streams.sweep(self._link, self._streams)
 
+    def announce(self, not_ready: Callable[[], Iterable[str]] = tuple) -> None:
+        """Tell the roster that this replica is ready, and with each renewal which of its services are not."""
+        self._lease.describe = lambda: {"not_ready": ",".join(not_ready())}
+        self._lease.set_state("ready")
+
     def drain(self) -> None:
         """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
         self._lease.set_state("draining")
@@ -286,12 +291,14 @@ async def join(
     private: str = "",
     version: str = "",
     applicant: Callable[[Applicant], None] | None = None,
+    ready: bool = True,
 ) -> AsyncIterator[Replica]:
     """Become a member: wait for a lease, process requests, leave in order.
 
     `public` and `private` (host:port) are shown in the roster. `applicant` gets the object that waits for the lease and
-    knows why it waits. Raises SetupError when the mesh cannot work with this server or these credentials, and LeaseLost
-    when the membership ended by itself: join again then.
+    knows why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError when
+    the mesh cannot work with this server or these credentials, and LeaseLost when the membership ended by itself: join
+    again then.
     """
     settings = settings or MeshSettings()
     connections = connections or Connections(settings.redis)
@@ -306,6 +313,8 @@ async def join(
     try:
         async with asyncio.TaskGroup() as tasks:
             replica._start(tasks)
+            if ready:
+                replica.announce()
             try:
                 yield replica
                 await replica._leave()

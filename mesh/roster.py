@@ -36,6 +36,8 @@ class Member:
     since: int
     version: str
     leased: bool
+    #: services of a ready replica that answer 503 now
+    not_ready: tuple[str, ...] = ()
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
@@ -54,6 +56,7 @@ class Member:
             since=int(fields.get("since", 0)),
             version=fields.get("version", ""),
             leased=bool(leased),
+            not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
         )
 
 

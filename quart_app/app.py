@@ -1,4 +1,4 @@
-"""create_app(): names the services and puts the two applications of a replica together, one for each port."""
+"""Builds the two Quart applications of a replica, one for each port, with the services that it runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ from mesh import Worker
 from quart_app.dashboard import landing_routes
 from quart_app.http import health, metrics, openapi
 from quart_app.http.application import Application
+from quart_app.lifecycle import Services
+from quart_app.registry import SERVICES
 from quart_app.service import Context, Service
-
-#: The one line of each service; its package is imported only where it runs.
-SERVICES = {
-    "values": "quart_app.values",
-    "addresses": "quart_app.addresses",
-    "messages": "quart_app.messages",
-    "grades": "quart_app.grades",
-    "movements": "quart_app.movements",
-}
 
 VERSION = package_version("quart-mesh")
 
@@ -32,16 +25,16 @@ class App:
     """One replica's two applications and what they share."""
 
     context: Context
-    services: list[Service]
+    services: Services
     public: Quart
     private: Quart
-    #: why requests should go elsewhere; "" when they should not
+    #: why requests should go to another replica; "" when this one is ready
     reason: str = "starting"
     worker: Worker = field(default_factory=Worker)
 
 
 def create_app(context: Context) -> App:
-    """The applications with the services that the settings name."""
+    """Return the applications of a replica that runs the services which the settings name."""
     services = [_service(name, context) for name in context.settings.service_names]
     requests = metrics.Requests(context.metrics)
 
@@ -49,7 +42,7 @@ def create_app(context: Context) -> App:
         return bool(app.reason)
 
     public_port, private_port = (Application(n, context.settings, requests, leaving) for n in ("public", "private"))
-    app = App(context, services, public_port, private_port)
+    app = App(context, Services(services, context.metrics), public_port, private_port)
     for service in services:
         app.worker.include(service.worker)
     public = [blueprint for service in services for blueprint in service.public]
@@ -58,15 +51,18 @@ def create_app(context: Context) -> App:
     def reason() -> str:
         return why_not_ready(app)
 
-    docs = openapi.routes([*public, health.routes(context, reason)], VERSION, private)
+    def health_routes() -> Blueprint:
+        return health.routes(context, reason, app.services.not_ready)
+
+    docs = openapi.routes([*public, health_routes()], VERSION, private)
     pages = landing_routes() if context.settings.page_public else ()
-    _register(app.public, [health.routes(context, reason), *public, docs, *pages])
-    _register(app.private, [health.routes(context, reason), *private, metrics.routes(context)])
+    _register(app.public, [health_routes(), *public, docs, *pages])
+    _register(app.private, [health_routes(), *private, metrics.routes(context)])
     return app
 
 
 def why_not_ready(app: App) -> str:
-    """Why this replica should get no requests, or ""."""
+    """Return why no requests should be sent to this replica, or "" when it is ready."""
     if app.reason:
         return app.reason
     replica = app.context.replica

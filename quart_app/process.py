@@ -7,7 +7,6 @@ whoever supervises starts it anew; 78 when the settings, the credentials or the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -124,26 +123,27 @@ class Process:
             private=sockets.address(sockets.private),
             version=VERSION,
             applicant=self._explain,
+            ready=False,
         )
-        async with membership as replica, contextlib.AsyncExitStack() as services:
+        async with membership as replica:
             self._app.context.replica = replica
-            await self._open(services, replica)
-            if not self._signalled.is_set():
-                # Whoever hears that we are ready may connect at once; Hypercorn accepts in a moment.
-                sockets.public.listen(server.BACKLOG)
-                self._app.reason = ""
-                self._opened.set()
-                log.info("ready", database=replica.database, cls=replica.cls)
-            await self._http_closed.wait()
+            self._app.reason = "the services are starting"
+            async with self._app.services.running(replica, self._settings.service_wait_ms / 1000):
+                await self._serve_as(replica, sockets)
+
+    async def _serve_as(self, replica: Replica, sockets: server.Sockets) -> None:
+        if not self._signalled.is_set():
+            # Whoever hears that we are ready may connect at once; Hypercorn accepts in a moment.
+            sockets.public.listen(server.BACKLOG)
+            self._app.reason = ""
+            replica.announce(self._app.services.not_ready)
+            self._opened.set()
+            not_ready = list(self._app.services.not_ready())
+            log.info("ready", database=replica.database, cls=replica.cls, services_not_ready=not_ready)
+        await self._http_closed.wait()
 
     def _explain(self, applicant: Applicant) -> None:
         applicant.on_wait = lambda why: setattr(self._app, "reason", f"no lease yet: {why}")
-
-    async def _open(self, services: contextlib.AsyncExitStack, replica: Replica) -> None:
-        for service in self._app.services:
-            if service.lifespan is not None:
-                self._app.reason = f"{service.name} is getting ready"
-                await services.enter_async_context(service.lifespan(replica))
 
 
 async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:

@@ -1,4 +1,4 @@
-"""What a service is to the application: routes, handlers, a life. Services never import each other.
+"""What a service is to the application: routes, operations, a lifespan. Services never import each other.
 
     create(context) -> Service        one per service, in its package's `__init__`
 
@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -34,16 +35,30 @@ class Context:
         return self.replica
 
 
+@contextlib.asynccontextmanager
+async def always_ready(replica: Replica) -> AsyncIterator[None]:
+    """Do nothing: the lifespan of a service that has nothing to open or close."""
+    yield
+
+
+def no_trouble() -> str:
+    """Return "": the service has nothing to report beside its lifespan."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """One service on the mesh."""
 
     name: str
-    #: routes on the port everybody reaches
+    #: routes on the public port
     public: Sequence[Blueprint] = ()
-    #: routes on the port for neighbours and operators
+    #: routes on the private port, for other replicas and operators
     private: Sequence[Blueprint] = ()
-    #: operations worked off for the mesh
+    #: operations that this service handles for the mesh
     worker: Worker = field(default_factory=Worker)
-    #: entered once the lease is held and left before it is released; having entered it means ready
-    lifespan: Callable[[Replica], AbstractAsyncContextManager[None]] | None = None
+    #: Entered once the lease is held, left before it is released. The service is ready while it is entered; until
+    #: then its routes answer 503. An error that it raises is this service's alone: it is entered again after a pause.
+    lifespan: Callable[[Replica], AbstractAsyncContextManager[None]] = always_ready
+    #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` and the roster tell it.
+    trouble: Callable[[], str] = no_trouble

@@ -8,8 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
-
-SERVICE_NAMES = ("values", "addresses", "messages", "grades", "movements")
+from quart_app.registry import SERVICES
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -30,7 +29,13 @@ class AppSettings(BaseSettings):
     listen_when_ready: bool = Field(
         False, description="open the public port no earlier than ready, for a balancer that asks nothing but the port"
     )
-    services: str = Field(",".join(SERVICE_NAMES), description="which services run, by name")
+    services: str = Field(",".join(SERVICES), description="which services run, by name")
+    service_wait_ms: int = Field(
+        10_000,
+        ge=0,
+        description="how long a starting replica waits for services that are neither ready nor failed, such as "
+        "grades that are being restored, before it serves the others",
+    )
     drain_ms: int = Field(
         0, ge=0, description="served on after SIGTERM while a balancer notices; two of its health intervals"
     )
@@ -44,9 +49,9 @@ class AppSettings(BaseSettings):
     @field_validator("services")
     @classmethod
     def _known(cls, value: str) -> str:
-        unknown = [name for name in _split(value) if name not in SERVICE_NAMES]
+        unknown = [name for name in _split(value) if name not in SERVICES]
         if unknown:
-            raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICE_NAMES)}")
+            raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICES)}")
         return value
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -58,8 +58,8 @@ class _Renewal:
 class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether it still holds.
 
-    The thread of the lease and the replica's loop share `_renewal`, `_lost`, `_seen_alive_at`, `_release_within_s` and
-    `state`. Each of them is written by one of the two, in one assignment.
+    The thread of the lease and the replica's loop share `_renewal`, `_lost`, `_seen_alive_at`, `_release_within_s`,
+    `_described` and `state`. Each of them is written by one of the two, in one assignment.
 
     Two kinds of standstill end the lease. A process that does not run at all for most of the ttl (stopped, swapped out,
     or within one call into C that keeps Python's lock) looks dead to everybody else. An event loop that has not run
@@ -68,7 +68,10 @@ class Lease:
 
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
         self.grant = grant
-        self.state = "ready"
+        self.state = "starting"
+        #: further fields of the roster row; the replica's loop calls it before each renewal
+        self.describe: Callable[[], Mapping[str, str]] = dict
+        self._described: Mapping[str, str] = {}
         self._settings = settings
         self._row = {
             **row,
@@ -104,6 +107,7 @@ class Lease:
 
     def set_state(self, state: str) -> None:
         """Tell the roster a new state, by a renewal that is sent at once."""
+        self._described = self.describe()
         self.state = state
         self._thread.call(self._nudge.set)
 
@@ -179,6 +183,7 @@ class Lease:
 
     def _alive(self) -> None:
         self._seen_alive_at = time.monotonic()
+        self._described = self.describe()
 
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         self._lost = error
@@ -187,7 +192,7 @@ class Lease:
     async def _renew(self, client: Redis) -> None:
         grant = self.grant
         sent_at = time.monotonic()
-        fields = [word for pair in self._row.items() for word in pair]
+        fields = [word for pair in {**self._row, **self._described}.items() for word in pair]
         names = (
             keys.lease(grant.database),
             keys.row(grant.database),

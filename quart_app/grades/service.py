@@ -39,4 +39,10 @@ def create(context: Context) -> Service:
         async with replication.following(grades_log, others):
             yield
 
-    return Service("grades", public=[routes.public], private=[routes.private], lifespan=lifespan)
+    return Service(
+        "grades",
+        public=[routes.public],
+        private=[routes.private],
+        lifespan=lifespan,
+        trouble=lambda: replication.explanation,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from quart import Blueprint, Response, jsonify
 from quart_schema import tag
@@ -11,8 +11,12 @@ from quart_app.http.problems import Problem
 from quart_app.service import Context
 
 
-def routes(context: Context, reason: Callable[[], str]) -> Blueprint:
-    """GET /health and /readyz. `reason` says why the replica is not ready, or "" when it is."""
+def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], Mapping[str, str]]) -> Blueprint:
+    """Return the routes GET /health and GET /readyz.
+
+    `reason` says why the replica is not ready, or "" when it is; `not_ready` names the services that are not, each with
+    its reason.
+    """
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health")
@@ -24,11 +28,22 @@ def routes(context: Context, reason: Callable[[], str]) -> Blueprint:
     @blueprint.get("/readyz")
     @tag(["health"])
     async def readyz() -> Response:
-        """Whether this replica may be sent requests; if not, 503 says why."""
+        """Whether this replica may be sent requests; if not, 503 says why.
+
+        `not_ready` names services that answer 503 while the replica serves the others, each with the reason.
+        """
         why = reason()
         if why:
-            raise Problem(503, why, retry_after=1)
+            raise Problem(503, why, retry_after=1, not_ready=dict(not_ready()))
         replica = context.mesh
-        return jsonify({"status": "ready", "replica": replica.id, "database": replica.database, "class": replica.cls})
+        return jsonify(
+            {
+                "status": "ready",
+                "replica": replica.id,
+                "database": replica.database,
+                "class": replica.cls,
+                "not_ready": dict(not_ready()),
+            }
+        )
 
     return blueprint

@@ -69,7 +69,7 @@ class Database:
             with translated():
                 async with engine.execution_options(writing=True).begin() as connection:
                     if self.dialect == "postgresql":
-                        await _lock(connection)
+                        await _lock(connection, self._timeout_s)
                     yield connection
         finally:
             await engine.dispose()
@@ -92,10 +92,10 @@ def _make_folder(folder: Path) -> None:
         raise SetupError(f"no folder for the database can be made: {error}") from error
 
 
-async def _lock(connection: AsyncConnection) -> None:
-    locked = await connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    if not locked.scalar_one():
-        raise Unavailable("another replica brings the database up to date")
+async def _lock(connection: AsyncConnection, timeout_s: float) -> None:
+    """Wait for PostgreSQL's migration lock, as SQLite waits for its own by itself. Raises DBAPIError."""
+    await connection.execute(text(f"SET LOCAL lock_timeout = {round(timeout_s * 1000)}"))
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
 
 
 def _upgrade(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Replica, Unavailable
-from mesh.events.consumer import Events, pauses
+from mesh.events.consumer import Events
 from quart_app.movements.cache import Cache
 from quart_app.movements.database import Database
 from quart_app.movements.intake import Intake
@@ -25,8 +25,6 @@ from quart_app.movements.summary import Step, movement
 log = structlog.get_logger(__name__)
 
 GROUP = "movements"
-#: A replica that cannot reach its database for so long gives up, and whoever supervises it sees.
-START_S = 30.0
 #: How old the shared gauges may be.
 GAUGES_S = 2.0
 
@@ -56,9 +54,9 @@ class Ledger:
 
     @asynccontextmanager
     async def running(self, replica: Replica) -> AsyncIterator[None]:
-        """Take events in. Entered once the tables are there. Raises Unavailable where the database stays away."""
+        """Take events in. Entered once the tables are there. Raises Unavailable, SetupError."""
         try:
-            await self.prepare()
+            await self._database.migrate()
             async with self._events(replica), asyncio.TaskGroup() as tasks:
                 measuring = tasks.create_task(self._measure(replica.shared))
                 yield
@@ -79,20 +77,6 @@ class Ledger:
             on_buried=lambda entry, reason: self._metrics.dead_letters.inc(),
             is_done=self._intake.is_done,
         )
-
-    async def prepare(self) -> None:
-        """Bring the tables up to date. Raises Unavailable where the database stays away."""
-        delays = pauses()
-        until = asyncio.get_running_loop().time() + START_S
-        while True:
-            try:
-                await self._database.migrate()
-                return
-            except Unavailable as error:
-                if asyncio.get_running_loop().time() > until:
-                    raise
-                log.warning("movements wait for their database", error=str(error))
-            await asyncio.sleep(next(delays))
 
     async def _load(self, movement_id: UUID) -> tuple[Step, ...] | None:
         self._metrics.loads.inc()

@@ -41,10 +41,8 @@ def applications(**settings: Any) -> App:
 async def node(mesh_settings: MeshSettings, **settings: Any) -> AsyncIterator[Node]:
     """A replica that is ready, while the block lasts."""
     app = applications(**settings)
-    async with join(app.worker, mesh_settings) as replica, contextlib.AsyncExitStack() as services:
+    async with join(app.worker, mesh_settings) as replica:
         app.context.replica = replica
-        for service in app.services:
-            if service.lifespan is not None:
-                await services.enter_async_context(service.lifespan(replica))
-        app.reason = ""
-        yield Node(app, replica)
+        async with app.services.running(replica, wait_s=10):
+            app.reason = ""
+            yield Node(app, replica)

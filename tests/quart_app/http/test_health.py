@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from mesh import Worker, join
 from tests.support.members import mesh_settings
 from tests.support.nodes import applications, node
 from tests.support.server import Server
@@ -36,7 +39,58 @@ async def test_a_ready_replica_says_who_it_is(server: Server) -> None:
     """Its database and class, as in the roster."""
     async with node(mesh_settings(server.settings)) as one:
         answer = await (await one.public.get("/readyz")).get_json()
-        assert answer == {"status": "ready", "replica": one.replica.id, "database": 1, "class": "A"}
+        assert answer == {
+            "status": "ready",
+            "replica": one.replica.id,
+            "database": 1,
+            "class": "A",
+            "not_ready": {},
+        }
+
+
+async def test_readyz_names_a_service_that_is_not_ready_and_the_replica_serves_the_others(
+    server: Server, tmp_path: Path
+) -> None:
+    """A movements database that is no database: 200 with the reason, `/classes` goes on, movements answer 503."""
+    broken = tmp_path / "movements.db"
+    broken.write_bytes(b"this is not a database" * 1000)
+    settings = mesh_settings(server.settings)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MOVEMENTS_DB_PATH", str(broken))
+        async with node(settings, services="values,movements") as one:
+            answer = await (await one.public.get("/readyz")).get_json()
+            assert answer["status"] == "ready"
+            assert "database" in answer["not_ready"]["movements"]
+            assert (await one.public.get("/classes")).status_code == 200
+            refused = await one.public.get(f"/api/movements/{uuid4()}")
+            assert refused.status_code == 503 and refused.headers["Retry-After"]
+            metrics = (await (await one.private.get("/metrics")).get_data()).decode()
+            assert 'service_ready{service="movements"} 0.0' in metrics
+            assert 'service_ready{service="values"} 1.0' in metrics
+
+
+async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) -> None:
+    """Until then it says `starting`; then it names the services that are not ready."""
+    worker, settings = Worker(), mesh_settings(server.settings)
+    trouble = ["grades"]
+    async with join(worker, settings, ready=False) as replica:
+        (row,) = await replica.roster()
+        assert row.state == "starting"
+        replica.announce(lambda: trouble)
+
+        async def rows() -> list[tuple[str, tuple[str, ...]]]:
+            return [(row.state, row.not_ready) for row in await replica.roster()]
+
+        async def told() -> bool:
+            return await rows() == [("ready", ("grades",))]
+
+        await eventually(told)
+        trouble.clear()
+
+        async def told_again() -> bool:
+            return await rows() == [("ready", ())]
+
+        await eventually(told_again)
 
 
 @pytest.mark.timeout(30)

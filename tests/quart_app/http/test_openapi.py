@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from quart_app.settings import SERVICE_NAMES
+from quart_app.registry import SERVICES
 from tests.support.nodes import applications
 
 
@@ -40,7 +40,7 @@ async def test_the_answers_have_the_schemas_of_the_task() -> None:
 
 async def test_what_is_no_success_is_a_problem() -> None:
     """Every operation says what its success and its errors look like; those of the private port are tagged so."""
-    found = await document(",".join(SERVICE_NAMES))
+    found = await document(",".join(SERVICES))
     operations = [operation for methods in found["paths"].values() for operation in methods.values()]
     for operation in operations:
         assert "application/problem+json" in operation["responses"]["default"]["content"]
@@ -79,6 +79,6 @@ async def test_no_asset_outside_the_folder_is_served() -> None:
         assert (await client.get(path, follow_redirects=True)).status_code in (400, 404)
 
 
-def test_every_service_has_a_name_in_the_settings() -> None:
-    """The five of them."""
-    assert SERVICE_NAMES == ("values", "addresses", "messages", "grades", "movements")
+def test_the_registry_names_the_five_services() -> None:
+    """In the order in which the settings name them by default."""
+    assert tuple(SERVICES) == ("values", "addresses", "messages", "grades", "movements")

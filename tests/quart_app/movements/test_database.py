@@ -15,7 +15,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from sqlalchemy import Connection, inspect, make_url, text
 from structlog.testing import capture_logs
@@ -23,8 +22,6 @@ from structlog.testing import capture_logs
 from mesh import Unavailable
 from quart_app.movements import database as module
 from quart_app.movements.database import Database
-from quart_app.movements.ledger import Ledger
-from quart_app.movements.metrics import Metrics
 from quart_app.movements.settings import MovementSettings, async_url
 from quart_app.movements.tables import metadata
 from tests.support import postgres
@@ -35,8 +32,7 @@ INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
 
 def migrate(url: str) -> None:
     """What a replica does when it starts, in a process of its own."""
-    settings = MovementSettings(database_url=SecretStr(url))
-    asyncio.run(Ledger(settings, Metrics(CollectorRegistry())).prepare())
+    asyncio.run(Database.of(MovementSettings(database_url=SecretStr(url))).migrate())
 
 
 async def names(database: Database) -> set[str]:

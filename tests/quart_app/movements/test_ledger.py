@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from mesh import SetupError, Unavailable
-from quart_app.movements import ledger as module
+from mesh import Replica, SetupError, Unavailable
 from quart_app.movements.ledger import Ledger
 from quart_app.movements.metrics import Metrics
 from quart_app.movements.models import Event
@@ -52,20 +52,21 @@ async def test_it_takes_events_in_with_the_rights_of_a_member(
     assert registry.get_sample_value("movements_dead_letters_counter_total") == 1
 
 
-async def test_a_database_that_stays_away_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while whoever supervises the replica hears of it."""
-    monkeypatch.setattr(module, "START_S", 0.2)
+async def test_a_database_that_is_away_fails_the_start_of_this_service_alone() -> None:
+    """It raises Unavailable at once; the application opens the service again later and serves the others meanwhile."""
     settings = MovementSettings(database_url=SecretStr("postgresql://mesh@127.0.0.1:9/none"), database_timeout_ms=200)
     ledger = Ledger(settings, Metrics(CollectorRegistry()))
     async with asyncio.timeout(5):
         with pytest.raises(Unavailable, match="the database cannot be used"):
-            await ledger.prepare()
+            async with ledger.running(cast(Replica, None)):
+                pass
 
 
-async def test_a_file_that_cannot_be_made_ends_the_start_at_once(tmp_path: Path) -> None:
-    """Waiting does not help there; a sentence says why."""
+async def test_a_folder_that_cannot_be_made_fails_the_start_with_a_sentence(tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
     (tmp_path / "file").write_text("in the way")
     ledger = Ledger(MovementSettings(movements_db_path=tmp_path / "file" / "m.db"), Metrics(CollectorRegistry()))
     async with asyncio.timeout(1):
         with pytest.raises(SetupError, match="no folder for the database can be made"):
-            await ledger.prepare()
+            async with ledger.running(cast(Replica, None)):
+                pass

@@ -23,11 +23,12 @@ def shift_clock(by_s: float) -> None:
 
 def main() -> int:
     shift_clock(float(os.environ.get("FAULTS_CLOCK_S", "0")))
-    from quart_app import app, process, settings
+    from quart_app import registry
+
+    registry.SERVICES["tally"] = "tests.support.faults.tally"
+    from quart_app import process
     from tests.support.faults import mutations
 
-    settings.SERVICE_NAMES = (*settings.SERVICE_NAMES, "tally")
-    app.SERVICES["tally"] = "tests.support.faults.tally"
     mutations.apply(os.environ.get("FAULTS_MUTATION", ""))
     return process.main()
 

@@ -1,0 +1,161 @@
+"""Opens the services of a replica beside each other, so that the trouble of one never stops the others.
+
+    opening --lifespan entered--> ready --the replica leaves--> closed
+       ^                            |
+       +------- pause <-- failed ---+    also after a failure while opening; the pause grows to MAX_PAUSE_S
+
+A service that is not ready answers 503 on its own routes, with the reason. `/readyz` and the roster name it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge
+
+from mesh import LeaseLost, MeshError, Replica
+from mesh.events.consumer import pauses
+from quart_app.http.problems import Problem
+from quart_app.service import Service
+
+log = structlog.get_logger(__name__)
+
+#: Shortest and longest pause before a failed service is opened again, in seconds.
+MIN_PAUSE_S = 0.25
+MAX_PAUSE_S = 10.0
+
+
+class ServiceLife:
+    """The life of one service in this process."""
+
+    def __init__(self, service: Service) -> None:
+        self.name = service.name
+        self._service = service
+        self._failure = ""
+        self._retry_at = 0.0
+        #: set once the service is ready or has failed for the first time
+        self.tried = asyncio.Event()
+        self.ready = False
+
+    @property
+    def reason(self) -> str:
+        """Why the service cannot do all of its work now, or "" when it can."""
+        if self.ready:
+            return self._service.trouble()
+        return self._failure or self._service.trouble() or "it is starting"
+
+    def gate(self) -> Callable[[], Awaitable[None]]:
+        """A function that Quart runs before each route of the service. It raises a 503 until the service is ready."""
+
+        async def refuse_until_ready() -> None:
+            if not self.ready:
+                wait_s = max(1, math.ceil(self._retry_at - time.monotonic()))
+                raise Problem(503, f"the service {self.name} is not ready: {self.reason}", retry_after=wait_s)
+
+        return refuse_until_ready
+
+    async def run(self, replica: Replica, closing: asyncio.Event) -> None:
+        """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
+        delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
+        opened_at = math.inf
+        while True:
+            try:
+                async with self._service.lifespan(replica):
+                    opened_at = time.monotonic()
+                    self._become_ready()
+                    await closing.wait()
+                return
+            except Exception as error:
+                if _lease_is_lost(error) or _is_being_cancelled():
+                    raise
+                if time.monotonic() - opened_at > MAX_PAUSE_S:
+                    delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
+                pause_s = next(delays)
+                self._fail(error, pause_s)
+            finally:
+                self.ready = False
+            await asyncio.sleep(pause_s)
+
+    def _become_ready(self) -> None:
+        if self._failure:
+            log.info("service ready again", service=self.name)
+        self.ready, self._failure = True, ""
+        self.tried.set()
+
+    def _fail(self, error: Exception, pause_s: float) -> None:
+        cause = _first_of(error)
+        known = isinstance(cause, MeshError)
+        self._failure = str(cause) if known else "it failed unexpectedly; the server log has the error"
+        self._retry_at = time.monotonic() + pause_s
+        log.warning(
+            "service not ready", service=self.name, reason=str(cause), retry_in_s=round(pause_s, 1),
+            exc_info=None if known else error,
+        )  # fmt: skip
+        self.tried.set()
+
+
+class Services:
+    """All services of this replica."""
+
+    def __init__(self, services: Sequence[Service], metrics: CollectorRegistry) -> None:
+        self._lives = [ServiceLife(service) for service in services]
+        ready = Gauge("service_ready", "1 while the service does all of its work", ["service"], registry=metrics)
+        for life in self._lives:
+            ready.labels(life.name).set_function(_readiness(life))
+            for blueprint in (*life._service.public, *life._service.private):
+                blueprint.before_request(life.gate())
+
+    def not_ready(self) -> dict[str, str]:
+        """The services that cannot do all of their work, each with the reason."""
+        return {life.name: reason for life in self._lives if (reason := life.reason)}
+
+    @contextlib.asynccontextmanager
+    async def running(self, replica: Replica, wait_s: float) -> AsyncIterator[None]:
+        """Keep all services open while the block lasts.
+
+        It is entered once every service is ready or has failed, and after `wait_s` seconds at the latest.
+        Raises LeaseLost.
+        """
+        closing = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                (life, tasks.create_task(life.run(replica, closing), name=f"service-{life.name}"))
+                for life in self._lives
+            ]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    for life in self._lives:
+                        await life.tried.wait()
+            yield
+            closing.set()
+            for life, task in running:
+                if not life.ready:
+                    task.cancel()
+
+
+def _readiness(life: ServiceLife) -> Callable[[], float]:
+    return lambda: float(not life.reason)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The error itself, or the first one in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _is_being_cancelled() -> bool:
+    """Return whether this task was cancelled: until Python 3.13 a task group that fails swallows the cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _lease_is_lost(error: Exception) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(LeaseLost) is not None
+    return isinstance(error, LeaseLost)
