@@ -4,6 +4,7 @@ make_server  `make_server(*options)`: a Redis or Valkey with options of its own
 server       a Redis or Valkey for one test, on a port of its own, with its data in the test's folder
 mesh_of      `await mesh_of(n)`: members in this process
 backend      the same suite over the real server and over fakeredis: `await backend.join(worker)`
+shared       a client of an empty Redis, fake and real, for what services share
 replicas     `await replicas(n)`: processes of `python -m quart_app`, reached over HTTP
 """
 
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakeredis import FakeAsyncRedis
+from redis.asyncio import Redis
 
 from mesh import Connections, Isolation, RedisSettings
 from quart_app.local.ports import free_port
@@ -68,6 +71,17 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     members = Members(settings, connections)
     yield Backend(members, connections)
     await members.close()
+
+
+@pytest.fixture(params=["fake", "real"])
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """An empty Redis, fake and real, as a replica's `shared` client."""
+    if request.param == "fake":
+        redis: Redis = FakeAsyncRedis(decode_responses=True)
+    else:
+        redis = Redis.from_url(request.getfixturevalue("server").url, decode_responses=True)
+    yield redis
+    await redis.aclose()
 
 
 @pytest.fixture

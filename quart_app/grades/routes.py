@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import wraps
@@ -19,10 +18,10 @@ from quart_app.grades.settings import GradesSettings
 from quart_app.grades.storage import Frozen
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
+from quart_app.security.basic import BasicAuth
 
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
-CHALLENGE = 'Basic realm="grades", charset="UTF-8"'
 
 
 class UserQuery(BaseModel):
@@ -38,6 +37,7 @@ class GradesRoutes:
         self._replication = replication
         self._settings = settings
         self._backups = 0
+        self.auth = BasicAuth("grades", settings.username, settings.password)
         self.public = Blueprint("grades", __name__)
         self.public.add_url_rule("/get", "get", self.get, methods=["GET"])
         self.private = Blueprint("grades_private", __name__)
@@ -96,20 +96,10 @@ class GradesRoutes:
 
         @wraps(view)
         async def guarded() -> Response:
-            if not self._is_known():
-                raise Problem(401, "user and password are needed", headers={"WWW-Authenticate": CHALLENGE})
+            await self.auth.check(request)
             return await view()
 
         return guarded
-
-    def _is_known(self) -> bool:
-        given = request.authorization
-        if given is None or given.type != "basic":
-            return False
-        password = self._settings.password.get_secret_value()
-        # Both are always compared, in a time that says nothing about where they differ.
-        user_fits = hmac.compare_digest((given.username or "").encode(), self._settings.username.encode())
-        return hmac.compare_digest((given.password or "").encode(), password.encode()) & user_fits
 
 
 def _headers(header: Header) -> dict[str, str]:

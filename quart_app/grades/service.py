@@ -14,6 +14,8 @@ from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes
 from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
 from quart_app.grades.sources import Source, peers
+from quart_app.security.audit import Audit
+from quart_app.security.credentials import CredentialLimiter, Limits
 from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,7 @@ def create(context: Context) -> Service:
         async def others() -> list[Source]:
             return await peers(replica.roster, replica.id, settings)
 
+        routes.auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
         grades_log = Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id)
         async with replication.following(grades_log, others):
             yield

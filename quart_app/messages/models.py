@@ -77,10 +77,11 @@ class Login(_Closed):
 
 
 class ProfileChange(_Closed):
-    """What users may change of their own account."""
+    """What users may change of their own account, with the password that proves that it is theirs."""
 
     email: Email | None = None
     password: NewPassword | None = None
+    current_password: GivenPassword
 
     @model_validator(mode="after")
     def _something(self) -> ProfileChange:

@@ -1,4 +1,4 @@
-"""Argon2 with bounded concurrency: hashing is slow on purpose, and must never be slow for everybody else."""
+"""Argon2 on a few threads, behind a bounded queue that leaves room for known callers."""
 
 from __future__ import annotations
 
@@ -14,37 +14,44 @@ from mesh.errors import Busy
 
 T = TypeVar("T")
 
-#: Memory in KiB, passes and lanes: the least that OWASP advises, so that two at once cost 38 MiB.
+#: Memory in KiB, passes and lanes: the least that OWASP advises, so two hashes at once take 38 MiB.
 MEMORY_KIB, PASSES, LANES = 19_456, 2, 1
-#: Passwords that may wait for each thread; beyond it, honesty is better than a long queue.
+#: Passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
 WAITING_PER_THREAD = 16
 
 
 class Passwords:
-    """Hashes and checks passwords on a few threads (argon2 releases the interpreter's lock)."""
+    """Hashes and compares passwords off the event loop; Argon2 releases the interpreter lock.
+
+    Callers that are not known to an account fill at most half of the queue, so that a flood of invented logins leaves
+    room for those who logged in before.
+    """
 
     def __init__(self, concurrency: int) -> None:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
         self._bound = concurrency * (1 + WAITING_PER_THREAD)
-        self._inside = 0
-        #: what an unknown email is checked against, so that it takes as long as a known one
-        self._nobody = self._hasher.hash("nobody has this password")
+        self._bound_of_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
+        self._queued = 0
+        #: compared for an unknown address, so that the answer takes as long as for a known one
+        self._decoy = self._hasher.hash("no account has this password")
 
     async def hash(self, password: str) -> str:
-        """Raises Busy when too many wait."""
-        return await self._run(lambda: self._hasher.hash(password))
+        """Return the hash of a new password. Raises Busy when the queue is full."""
+        return await self._run(lambda: self._hasher.hash(password), self._bound_of_strangers)
 
-    async def matches(self, hashed: str | None, password: str) -> bool:
-        """Whether the password is the one that was hashed; never for None, and not sooner either. Raises Busy."""
-        found = await self._run(lambda: self._verify(hashed or self._nobody, password))
-        return found and hashed is not None
+    async def matches(self, hashed: str | None, password: str, *, is_known: bool = False) -> bool:
+        """Return whether a password has this hash; False after the same time for None. Raises Busy."""
+        bound = self._bound if is_known else self._bound_of_strangers
+        fits = await self._run(lambda: self._verify(hashed or self._decoy, password), bound)
+        return fits and hashed is not None
 
     def is_outdated(self, hashed: str) -> bool:
-        """Whether the hash was made with other costs than we take now."""
+        """Return whether a hash was made with other costs than today's."""
         return self._hasher.check_needs_rehash(hashed)
 
     def close(self) -> None:
+        """Stop the threads; queued passwords are not hashed any more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _verify(self, hashed: str, password: str) -> bool:
@@ -53,11 +60,11 @@ class Passwords:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._inside >= self._bound:
-            raise Busy("too many people are logging in just now", retry_after=1)
-        self._inside += 1
+    async def _run(self, work: Callable[[], T], bound: int) -> T:
+        if self._queued >= bound:
+            raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
+        self._queued += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._inside -= 1
+            self._queued -= 1

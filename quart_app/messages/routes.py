@@ -1,9 +1,9 @@
-"""The routes of the messages: parse, call, present."""
+"""The routes of the message service: parse, call, present."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from quart_schema import document_request, document_response, tag
 from mesh.errors import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
+from quart_app.messages.accounts import Accounts, LoggedIn, Origin
 from quart_app.messages.csrf import is_foreign
-from quart_app.messages.identity import why_weak
 from quart_app.messages.intake import Desk
 from quart_app.messages.models import (
     AccessChange,
@@ -27,18 +27,10 @@ from quart_app.messages.models import (
     ProfileChange,
     QuotaShown,
 )
-from quart_app.messages.passwords import Passwords
-from quart_app.messages.sessions import NotLoggedIn, Session, Sessions
+from quart_app.messages.sessions import DEVICE_S, NotLoggedIn, Session
 from quart_app.messages.settings import MessageSettings
-from quart_app.messages.users import (
-    AccountChanged,
-    EmailTaken,
-    LastAdministrator,
-    NoSuchAccount,
-    NotAdministrator,
-    User,
-    Users,
-)
+from quart_app.messages.users import User
+from quart_app.security.audit import Audit
 
 _CREDENTIALS = TypeAdapter(Credentials)
 _LOGIN = TypeAdapter(Login)
@@ -51,22 +43,22 @@ _tagged = tag(["messages"])
 
 @dataclass(frozen=True, slots=True)
 class Office:
-    """All that the routes need while the replica is a member."""
+    """What the routes need while the replica is a member of the mesh."""
 
-    users: Users
-    sessions: Sessions
-    passwords: Passwords
+    accounts: Accounts
     desk: Desk
+    audit: Audit
 
 
 class MessageRoutes:
-    """One method per route. `office` raises Unavailable while there is none."""
+    """One method per route. `office` raises Unavailable while the replica is not a member."""
 
     def __init__(self, settings: MessageSettings, office: Callable[[], Office]) -> None:
         self._settings = settings
         self._office = office
-        # A browser keeps a cookie of this name only for this host, over TLS, and for all paths.
-        self._cookie = "__Host-session" if settings.cookie_secure else "session"
+        # Browsers keep a cookie with this prefix only for this host, over TLS, and for all paths.
+        prefix = "__Host-" if settings.cookie_secure else ""
+        self._session_cookie, self._device_cookie = f"{prefix}session", f"{prefix}device"
         self.blueprint = Blueprint("messages", __name__)
         self.blueprint.before_request(self._refuse_foreign)
         for path, method, view in (
@@ -85,66 +77,43 @@ class MessageRoutes:
     @document_request(Credentials)
     @document_response(Profile, 201)
     async def register(self) -> tuple[Response, int]:
-        """Create an account. 409: another account has this address."""
-        office = self._office()
+        """Create an account. 409: another account has this address; 422: the password is too common."""
+        accounts = self._office().accounts
         given = await read_json(_CREDENTIALS)
-        password = given.password.get_secret_value()
-        _refuse_weak(password, given.email)
-        if await office.users.find_by_email(given.email) is not None:
-            raise _taken()
-        user = await _unless_taken(office.users.register(given.email, await office.passwords.hash(password)))
-        return _shown(user), 201
+        return _shown(await accounts.register(given.email, given.password, self._origin())), 201
 
     @_tagged
     @document_request(Login)
     async def login(self) -> tuple[Response, int]:
-        """Begin a session, kept in a cookie. 401: wrong; 429: wrong too often, wait."""
-        office = self._office()
-        given = await read_json(_LOGIN)
-        email, password = given.email, given.password.get_secret_value()
-        wait_s = await office.sessions.count_attempt(email)
-        if wait_s is not None:
-            raise Problem(429, "too many logins with this email; wait", retry_after=wait_s)
-        user = await office.users.find_by_email(email)
-        if not await office.passwords.matches(user.password if user else None, password):
-            raise Problem(401, "no user has this email and this password")
-        if user is None or not user.is_active:
-            raise Problem(401, "no user has this email and this password")
-        await office.sessions.forget_attempts(email)
-        if office.passwords.is_outdated(user.password):
-            await office.users.renew_hash(user, await office.passwords.hash(password))
-        return self._with_cookie(Response(""), await office.sessions.begin(user)), 204
+        """Begin a session, kept in a cookie. 401: wrong address or password; 429: too many wrong passwords."""
+        accounts = self._office().accounts
+        return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._origin())), 204
 
     @_tagged
     async def logout(self) -> tuple[Response, int]:
-        """End the session, wherever its cookie is kept."""
-        await self._office().sessions.end(await self._session())
+        """End the session, on every replica."""
+        await self._office().accounts.log_out(await self._session(), self._origin())
         answer = Response("")
         answer.delete_cookie(
-            self._cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
+            self._session_cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
         )
         return answer, 204
 
     @_tagged
     @document_response(Profile)
     async def me(self) -> Response:
-        """Who is logged in."""
+        """Return the account that is logged in."""
         return _shown((await self._session()).user)
 
     @_tagged
     @document_request(ProfileChange)
     @document_response(Profile)
     async def change_me(self) -> Response:
-        """Change the own address or password, which ends all other sessions."""
-        office, session = self._office(), await self._session()
-        given = await read_json(_PROFILE_CHANGE)
-        hashed = None
-        if given.password is not None:
-            password = given.password.get_secret_value()
-            _refuse_weak(password, given.email or session.user.email)
-            hashed = await office.passwords.hash(password)
-        user = await _unless_taken(office.users.change_profile(session.user, email=given.email, password=hashed))
-        return self._with_cookie(_shown(user), await office.sessions.begin(user))
+        """Change the own address or password, with the current password. All other sessions end."""
+        accounts, session = self._office().accounts, await self._session()
+        change = await read_json(_PROFILE_CHANGE)
+        user, logged_in = await accounts.change_profile(session, change, self._origin())
+        return self._with_cookies(_shown(user), logged_in)
 
     @_tagged
     @document_request(AccessChange)
@@ -154,31 +123,18 @@ class MessageRoutes:
 
         409: the account is the only active administrator and cannot be deactivated.
         """
-        office, session = self._office(), await self._session()
-        if not session.user.is_admin:
-            raise _not_administrator()
-        given = await read_json(_ACCESS_CHANGE)
-        changes = given.model_dump(exclude_none=True)
-        try:
-            user = await office.users.change_access(user_id, changes, by=session.user, source=request.remote_addr)
-        except NotAdministrator:
-            raise _not_administrator() from None
-        except NoSuchAccount:
-            raise Problem(404, "no account has this id") from None
-        except LastAdministrator:
-            raise Problem(
-                409, "the only active administrator cannot be deactivated; promote another one first"
-            ) from None
-        return _shown(user)
+        accounts, session = self._office().accounts, await self._session()
+        changes = (await read_json(_ACCESS_CHANGE)).model_dump(exclude_none=True)
+        return _shown(await accounts.change_access(session, user_id, changes, self._origin()))
 
     @_tagged
     @document_request(NewMessage)
     @document_response(Delivered)
     async def send(self) -> Response:
-        """Have a message handled: by the free provider while it is open, by the paid one otherwise.
+        """Deliver a message: through the free provider while it is open, otherwise through the paid one.
 
-        With the header Idempotency-Key the same message can be sent again safely: it is answered again, not
-        handled again. 403: free is closed, and paid is not for this user; Retry-After says until when.
+        With the header Idempotency-Key the same message can safely be sent again: it gets the same answer and is not
+        delivered again. 403: free is closed and this account has no paid access; Retry-After says until when.
         """
         office, session = self._office(), await self._session()
         key = _key()
@@ -193,64 +149,44 @@ class MessageRoutes:
     @_tagged
     @document_response(QuotaShown)
     async def quota(self) -> Response:
-        """What is left of the free provider's allowance, one for all replicas."""
+        """Return what is left of the free provider's allowance, which all replicas share."""
         office = self._office()
         await self._session()
         return jsonify(QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump())
 
     async def _refuse_foreign(self) -> None:
         if is_foreign(request.method, request.headers, self._settings.origins):
-            raise Problem(403, "another site may not send this")
+            facts = {"origin": request.headers.get("Origin", "")[:200], "source": request.remote_addr}
+            await self._office().audit.record("origin refused", **facts, path=request.path)
+            raise Problem(403, "this origin may not use the cookies of this site; see MESSAGES_ALLOWED_ORIGINS")
 
     async def _session(self) -> Session:
         try:
-            return await self._office().sessions.check(request.cookies.get(self._cookie))
+            return await self._office().accounts.sessions.check(request.cookies.get(self._session_cookie))
         except NotLoggedIn as error:
             raise Problem(401, str(error)) from None
 
-    def _with_cookie(self, answer: Response, token: str) -> Response:
-        answer.set_cookie(
-            self._cookie,
-            token,
-            max_age=self._settings.session_s,
-            path="/",
-            secure=self._settings.cookie_secure,
-            httponly=True,
-            samesite="Strict",
-        )
+    def _origin(self) -> Origin:
+        return Origin(request.remote_addr, request.cookies.get(self._device_cookie))
+
+    def _with_cookies(self, answer: Response, logged_in: LoggedIn) -> Response:
+        self._set_cookie(answer, self._session_cookie, logged_in.session, self._settings.session_s)
+        if logged_in.device is not None:
+            self._set_cookie(answer, self._device_cookie, logged_in.device, DEVICE_S)
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
-
-async def _unless_taken(change: Awaitable[User]) -> User:
-    try:
-        return await change
-    except EmailTaken:
-        raise _taken() from None
-    except AccountChanged:
-        raise Problem(401, "this session is over; log in again") from None
-
-
-def _refuse_weak(password: str, email: str) -> None:
-    """Refuse a password that is common or made of the address."""
-    if reason := why_weak(password, email):
-        raise Problem(422, reason, errors=[{"pointer": "/password", "message": reason}])
+    def _set_cookie(self, answer: Response, name: str, token: str, for_s: int) -> None:
+        secure = self._settings.cookie_secure
+        answer.set_cookie(name, token, max_age=for_s, path="/", secure=secure, httponly=True, samesite="Strict")
 
 
 async def _quota_if_it_can_be_read(office: Office) -> dict[str, Any] | None:
-    """The message is handled, and maybe paid: nothing may turn that into an error any more."""
+    """Return the allowance, or None. The message is delivered and maybe paid: nothing may turn that into an error."""
     try:
         return QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump()
     except MeshError:
         return None
-
-
-def _taken() -> Problem:
-    return Problem(409, "another account has this e-mail address")
-
-
-def _not_administrator() -> Problem:
-    return Problem(403, "only administrators may change accounts of others")
 
 
 def _shown(user: User) -> Response:
@@ -269,5 +205,5 @@ def _key() -> str | None:
 
 
 def no_office() -> Office:
-    """What there is before the replica is a member, and after."""
-    raise Unavailable("this replica is not ready for messages")
+    """Refuse everything, before the replica is a member and after."""
+    raise Unavailable("this replica is not ready for messages; try again")

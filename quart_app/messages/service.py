@@ -9,6 +9,7 @@ import structlog
 
 from mesh import Replica
 from mesh.quota.quota import Quota
+from quart_app.messages.accounts import Accounts
 from quart_app.messages.delivery import Dispatcher
 from quart_app.messages.idempotency import Claims
 from quart_app.messages.intake import Desk
@@ -19,6 +20,8 @@ from quart_app.messages.routes import MessageRoutes, Office, no_office
 from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
+from quart_app.security.audit import Audit
+from quart_app.security.credentials import CredentialLimiter
 from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
@@ -40,16 +43,23 @@ class Messages:
     async def lifespan(self, replica: Replica) -> AsyncIterator[None]:
         """Open for messages; leaving waits for those under way."""
         redis, settings = replica.shared, self._settings
-        sessions = Sessions(redis, await load_keys(redis, settings), settings)
-        office = Office(Users(redis), sessions, Passwords(settings.hash_concurrency), self._desk(replica))
+        audit = Audit(redis)
+        accounts = Accounts(
+            Users(redis),
+            Sessions(redis, await load_keys(redis, settings), settings),
+            Passwords(settings.hash_concurrency),
+            CredentialLimiter(redis, settings.limits),
+            audit,
+        )
+        office = Office(accounts, self._desk(replica), audit)
         try:
-            await self._ensure_first_admin(office)
+            await self._ensure_first_admin(accounts)
             async with office.desk.dispatcher.open():
                 self._office = office
                 yield
         finally:
             self._office = None
-            office.passwords.close()
+            accounts.passwords.close()
 
     def _desk(self, replica: Replica) -> Desk:
         redis, settings = replica.shared, self._settings
@@ -61,13 +71,13 @@ class Messages:
         claims = Claims(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
         return Desk(Users(redis), claims, dispatcher)
 
-    async def _ensure_first_admin(self, office: Office) -> None:
+    async def _ensure_first_admin(self, accounts: Accounts) -> None:
         """Create the administrator that the settings name, once. No existing account is ever promoted."""
         email, password = self._settings.admin_email, self._settings.admin_password
-        if not email or await office.users.has_first_admin():
+        if not email or await accounts.users.has_first_admin():
             return
-        hashed = None if password is None else await office.passwords.hash(password.get_secret_value())
-        outcome = await office.users.create_first_admin(email, hashed)
+        hashed = None if password is None else await accounts.passwords.hash(password.get_secret_value())
+        outcome = await accounts.users.create_first_admin(email, hashed)
         if outcome == "taken":
             log.error(
                 "first administrator not created: another account has the address",

@@ -1,17 +1,21 @@
-"""Who is logged in: a signed token in a cookie, checked against the store on every request.
+"""Sessions and known devices: signed tokens in cookies.
 
-The token proves who logged in and when. What a user may do is never in it: that is read from the store each time.
-Its times are Redis's, like every shared time here, so that no replica's clock ends a session early or late.
+A session's token says who logged in and when. It is checked against the store with every request, and what the account
+may do is always read from the store. The times are those of Redis, so that no replica's clock ends a session early or
+late.
+
+A device's token says that somebody once logged in to this account here. It opens nothing; it only gives the device its
+own attempts when others guess the password.
 
     shared:messages:revoked:{jti}    string, PX  a session that was logged out, until it would have ended
-    shared:messages:attempts:{hash}  counter, PX failed logins of one email
-    shared:messages:signing-key      string      the secret, where the environment gives none
+    shared:messages:signing-key      string      the secret, when the environment gives none
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +29,20 @@ from quart_app.messages.users import User, redis_at_work, user_key
 
 ALGORITHM = "HS256"
 REQUIRED = ["exp", "iat", "aud", "iss", "jti", "sub"]
-#: A new Redis master's clock may be behind the old one's by this much.
+#: A new Redis master's clock may be behind the clock of the old one by this much.
 CLOCK_STEP_S = 30
+#: How long a device is known after a login.
+DEVICE_S = 180 * 86_400
 SIGNING_KEY = "shared:messages:signing-key"
 
 
 class NotLoggedIn(Exception):
-    """No session, or one that is over."""
+    """There is no session, or it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A login that holds."""
+    """A valid login."""
 
     id: str
     expires_s: int
@@ -45,22 +51,23 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The secret that signs, and the one before it, which is still believed."""
+    """The secret that signs, and the previous one, whose signatures are still accepted."""
 
     current: str
     previous: str | None = None
 
     def named(self) -> dict[str, str]:
+        """Return the secrets by the names that tokens carry."""
         return {key_id(secret): secret for secret in (self.previous, self.current) if secret}
 
 
 def key_id(secret: str) -> str:
-    """A name for a secret that says nothing about it."""
+    """Return a name for a secret that does not reveal it."""
     return hashlib.sha256(b"name of the key " + secret.encode()).hexdigest()[:12]
 
 
 async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
-    """From the settings; else the one that all replicas share, made by whoever comes first."""
+    """Return the secrets of the settings, or the one in Redis, which the first replica creates for all."""
     previous = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
         return Keys(settings.jwt_secret.get_secret_value(), previous)
@@ -70,7 +77,7 @@ async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
 
 
 class Sessions:
-    """Begins, checks and ends sessions. Every method raises Unavailable when Redis does not do its part."""
+    """Begins, checks and ends sessions. Methods that need Redis raise Unavailable when it does not answer."""
 
     def __init__(self, redis: Redis, keys: Keys, settings: MessageSettings) -> None:
         self._redis = redis
@@ -78,58 +85,66 @@ class Sessions:
         self._settings = settings
 
     async def begin(self, user: User) -> str:
-        """A token for the user, to be kept in a cookie."""
-        now = await self._now()
-        claims = {
-            "sub": user.id,
-            "jti": uuid.uuid4().hex,
-            "iat": now,
-            "exp": now + self._settings.session_s,
-            "iss": self._settings.jwt_issuer,
-            "aud": self._settings.jwt_audience,
-            "generation": user.generation,
-        }
-        return jwt.encode(claims, self._keys.current, ALGORITHM, headers={"kid": key_id(self._keys.current)})
+        """Return the token of a new session of this account."""
+        return self._sign(user, await self._now(), self._settings.session_s, self._settings.jwt_audience)
 
     async def check(self, token: str | None) -> Session:
-        """The session of a token. Raises NotLoggedIn."""
-        claims = self._read(token)
+        """Return the session of a token. Raises NotLoggedIn."""
+        claims = self._read(token, self._settings.jwt_audience)
         async with redis_at_work():
-            asked = self._redis.pipeline(transaction=False)
-            asked.time()
-            asked.exists(_revoked(claims["jti"]))
-            asked.hgetall(user_key(claims["sub"]))
-            (now, _), revoked, stored = await asked.execute()
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.time()
+            pipeline.exists(_revoked(claims["jti"]))
+            pipeline.hgetall(user_key(claims["sub"]))
+            (now, _), revoked, stored = await pipeline.execute()
         user = User.of(stored)
         if user is None or revoked or not user.is_active or claims.get("generation") != user.generation:
             raise NotLoggedIn("log in again")
-        if not claims["iat"] - CLOCK_STEP_S <= int(now) < claims["exp"]:
+        if not _is_current(claims, int(now)):
             raise NotLoggedIn("this session is over; log in again")
         return Session(claims["jti"], claims["exp"], user)
 
     async def end(self, session: Session) -> None:
-        """Nobody can use this session's token any more."""
+        """Make the session's token invalid on every replica."""
         async with redis_at_work():
             await self._redis.set(_revoked(session.id), "logged out", exat=session.expires_s + 1)
 
-    async def count_attempt(self, email: str) -> float | None:
-        """Note a login that is being tried. Not None: too many; in how many seconds the next may be."""
-        key = _attempts(email)
-        async with redis_at_work():
-            asked = self._redis.pipeline(transaction=True)
-            asked.incr(key)
-            asked.pexpire(key, self._settings.login_wait_s * 1000, nx=True)
-            asked.pttl(key)
-            tries, _, left_ms = await asked.execute()
-        return left_ms / 1000 if tries > self._settings.login_tries else None
+    async def remember_device(self, user: User) -> str:
+        """Return a token for a device on which somebody has just logged in to this account."""
+        return self._sign(user, await self._now(), DEVICE_S, self._device_audience)
 
-    async def forget_attempts(self, email: str) -> None:
-        """The login worked."""
-        async with redis_at_work():
-            await self._redis.delete(_attempts(email))
+    def known_device(self, token: str | None, user: User | None) -> str | None:
+        """Return the id of a device that is known to this account, or None. Asks nobody."""
+        try:
+            claims = self._read(token, self._device_audience)
+        except NotLoggedIn:
+            return None
+        # Whoever knew an earlier password is a stranger again. A clock that is off costs nothing but the privilege.
+        is_known = (
+            user is not None
+            and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
+            and _is_current(claims, int(time.time()))
+        )
+        return str(claims["jti"]) if is_known else None
 
-    def _read(self, token: str | None) -> dict[str, Any]:
-        """What the token says, its signature proved. Its times are for the store's clock to judge."""
+    @property
+    def _device_audience(self) -> str:
+        return f"{self._settings.jwt_audience}-device"
+
+    def _sign(self, user: User, now: int, for_s: int, audience: str) -> str:
+        claims = {
+            "sub": user.id,
+            "jti": uuid.uuid4().hex,
+            "iat": now,
+            "exp": now + for_s,
+            "iss": self._settings.jwt_issuer,
+            "aud": audience,
+            "generation": user.generation,
+        }
+        return jwt.encode(claims, self._keys.current, ALGORITHM, headers={"kid": key_id(self._keys.current)})
+
+    def _read(self, token: str | None, audience: str) -> dict[str, Any]:
+        """Return the claims of a token whose signature is right. Its times are compared with the store's clock."""
         if not token:
             raise NotLoggedIn("log in first")
         try:
@@ -139,11 +154,11 @@ class Sessions:
                 secret,
                 algorithms=[ALGORITHM],
                 issuer=self._settings.jwt_issuer,
-                audience=self._settings.jwt_audience,
+                audience=audience,
                 options={"require": REQUIRED, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
         except (jwt.PyJWTError, KeyError, ValueError):
-            raise NotLoggedIn("this is no session of ours; log in again") from None
+            raise NotLoggedIn("this is not a session token; log in again") from None
         _refuse_odd_types(claims, ("iat", "exp"))
         return claims
 
@@ -153,14 +168,14 @@ class Sessions:
         return int(seconds)
 
 
+def _is_current(claims: dict[str, Any], now: int) -> bool:
+    return bool(claims["iat"] - CLOCK_STEP_S <= now < claims["exp"])
+
+
 def _refuse_odd_types(claims: dict[str, Any], numbers: Sequence[str]) -> None:
     if not all(isinstance(claims[name], int) for name in numbers):
-        raise NotLoggedIn("this is no session of ours; log in again")
+        raise NotLoggedIn("this is not a session token; log in again")
 
 
 def _revoked(session_id: str) -> str:
     return f"shared:messages:revoked:{session_id}"
-
-
-def _attempts(email: str) -> str:
-    return f"shared:messages:attempts:{hashlib.sha256(email.encode()).hexdigest()[:32]}"

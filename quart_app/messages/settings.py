@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings
 from mesh.settings import settings_config
 from quart_app.messages.identity import normal_email, normal_password, why_weak
 from quart_app.providers.launch import environment
+from quart_app.security.credentials import Limits
 
 _LOCAL = environment()
 _ADDRESS = TypeAdapter(AnyHttpUrl)
@@ -51,8 +52,15 @@ class MessageSettings(BaseSettings):
     session_s: int = Field(3_600, ge=60, description="how long a login lasts")
     cookie_secure: bool = Field(True, description="false only to try the service by hand over plain HTTP")
     allowed_origins: str = Field("", description="other origins that browsers may send from, separated by commas")
-    login_tries: int = Field(10, ge=1, description="failed logins of one email before it must wait")
-    login_wait_s: int = Field(300, ge=1, description="the time those failures are remembered")
+    login_tries: int = Field(
+        10, ge=1, description="wrong passwords for one account from one address or device: then 429"
+    )
+    login_wait_s: int = Field(300, ge=1, description="how long wrong passwords are counted")
+    login_source_tries: int = Field(50, ge=1, description="wrong passwords from one address for all accounts: then 429")
+    login_account_tries: int = Field(
+        100, ge=1, description="wrong passwords for one account from all unknown addresses: then 429 for those"
+    )
+    registrations: int = Field(200, ge=1, description="new accounts from one address within the same time")
     hash_concurrency: int = Field(2, ge=1, description="passwords hashed at once; each takes 19 MiB and a core")
 
     admin_email: str = Field(
@@ -97,6 +105,13 @@ class MessageSettings(BaseSettings):
     @property
     def origins(self) -> frozenset[str]:
         return frozenset(each.strip() for each in self.allowed_origins.split(",") if each.strip())
+
+    @property
+    def limits(self) -> Limits:
+        """The limits on guessing passwords."""
+        return Limits(
+            self.login_tries, self.login_wait_s, self.login_source_tries, self.login_account_tries, self.registrations
+        )
 
     @property
     def work_ms(self) -> int:

@@ -1,1 +1,1 @@
-"""What several services need to keep strangers out: the audit log."""
+"""What keeps strangers out, for all services: the limit on guessing, Basic authentication, secrets, the audit log."""

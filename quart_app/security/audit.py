@@ -8,6 +8,8 @@ the process logs are the lasting record. No password, token or cookie is ever an
 
 from __future__ import annotations
 
+import time
+
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -18,6 +20,8 @@ log = structlog.get_logger("audit")
 
 #: About 2 MB of Redis memory. A flood of failed logins may push older events out of the stream, never out of the logs.
 MAX_ENTRIES = 10_000
+#: Entries that one replica adds to the stream within a second; further ones are only logged.
+MAX_PER_SECOND = 100
 
 
 def entry(event: str, **facts: str | None) -> list[str]:
@@ -26,15 +30,33 @@ def entry(event: str, **facts: str | None) -> list[str]:
     return [word for pair in said.items() for word in pair]
 
 
-async def record(redis: Redis, event: str, **facts: str | None) -> None:
-    """Log an event and add it to the stream. A stream that cannot be written delays and fails no request."""
-    say(event, **facts)
-    try:
-        await redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", MAX_ENTRIES, "*", *entry(event, **facts))
-    except (RedisError, OSError) as error:
-        log.warning("audit entry not written", security_event=event, error=type(error).__name__)
-
-
 def say(event: str, **facts: str | None) -> None:
     """Log an event only; for one that a script adds to the stream itself."""
     log.info(event, **{name: fact for name, fact in facts.items() if fact is not None})
+
+
+class Audit:
+    """Writes security events of one replica."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._second = 0
+        self._written = 0
+
+    async def record(self, event: str, **facts: str | None) -> None:
+        """Log an event and add it to the stream. A stream that cannot be written fails no request."""
+        say(event, **facts)
+        if not self._may_write():
+            return
+        try:
+            words = entry(event, **facts)
+            await self._redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", MAX_ENTRIES, "*", *words)
+        except (RedisError, OSError) as error:
+            log.warning("audit entry not written", security_event=event, error=type(error).__name__)
+
+    def _may_write(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        return self._written <= MAX_PER_SECOND

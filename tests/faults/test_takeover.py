@@ -139,7 +139,8 @@ async def move(client: httpx.AsyncClient, mesh: Mesh, name: str) -> None:
     """The administrator changes their own address."""
     operator = Stranger(mesh, client, name)
     await operator.say("POST", "/auth/login", {"email": f"{name}@corp.example", "password": OPERATOR})
-    answer = await operator.say("PATCH", "/users/me", {"email": "moved@corp.example"})
+    change = {"email": "moved@corp.example", "current_password": OPERATOR}
+    answer = await operator.say("PATCH", "/users/me", change)
     assert answer.status_code == 200, answer.text
 
 

@@ -112,7 +112,7 @@ class World:
             ("POST", "/auth/login"): {"body": {"email": "known@example.com", "password": PASSWORD}},
             ("POST", "/auth/logout"): {},
             ("GET", "/users/me"): {},
-            ("PATCH", "/users/me"): {"body": {"password": "another horse"}},
+            ("PATCH", "/users/me"): {"body": {"password": "another horse", "current_password": PASSWORD}},
             ("PATCH", "/users/{user_id}"): {"path_parameters": {"user_id": subject}, "body": {"paid_access": True}},
             ("POST", "/messages"): {"body": {"message": "hello"}},
             ("GET", "/quota"): {},
@@ -137,6 +137,9 @@ async def world(replicas: Replicas, tmp_path: Path) -> AsyncIterator[World]:
             "MOVEMENTS_DB_PATH": str(tmp_path / "movements.db"),
             "GRADES_SNAPSHOT_DIR": str(tmp_path / "grades"),
             "MESSAGES_MAX_WAIT_MS": "1000",
+            # Made-up logins are wrong, and all come from one address.
+            "MESSAGES_LOGIN_SOURCE_TRIES": "100000",
+            "MESSAGES_REGISTRATIONS": "100000",
         }
         first, _ = await replicas(2, env)
         with replicas.server.redis() as redis:

@@ -169,7 +169,8 @@ async def test_a_user_s_life_over_two_replicas(replicas: Replicas) -> None:
         assert (await ann("GET", two, "/users/me")).status_code == 401
         await ann.log_in(two, ANN)
         assert (await ann("GET", one, "/users/me")).json() == made.json()
-        assert (await ann("PATCH", two, "/users/me", {"email": "ann@example.org"})).status_code == 200
+        change = {"email": "ann@example.org", "current_password": ANN["password"]}
+        assert (await ann("PATCH", two, "/users/me", change)).status_code == 200
         assert (await ann("GET", one, "/users/me")).json()["email"] == "ann@example.org"
 
         assert [(await ann.send(at, "m")).json()["provider"] for at in (one, two)] == ["free", "free"]
@@ -205,7 +206,8 @@ async def test_what_one_replica_changes_of_a_user_another_heeds(replicas: Replic
         await admin.log_in(two, ADMIN)
 
         renewed = ANN | {"password": "a better horse"}
-        changed = await ann("PATCH", one, "/users/me", {k: renewed[k] for k in ("password",)})
+        change = {"password": renewed["password"], "current_password": ANN["password"]}
+        changed = await ann("PATCH", one, "/users/me", change)
         assert changed.status_code == 200
         assert (await ann("POST", two, "/auth/login", ANN)).status_code == 401
         await ann.log_in(two, renewed)

@@ -8,12 +8,15 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 
 import pytest
+from fakeredis import FakeAsyncRedis
 from quart import Quart
 
 from quart_app.grades.backup import Reader
 from quart_app.grades.replication import State
 from quart_app.grades.routes import GradesRoutes
 from quart_app.http import problems
+from quart_app.security.audit import Audit
+from quart_app.security.credentials import CredentialLimiter, Limits
 from tests.support.grades import Node, Nodes
 
 AUTH = {"Authorization": "Basic " + b64encode(b"grades:grades").decode()}
@@ -25,6 +28,8 @@ class Site:
     def __init__(self, node: Node) -> None:
         self.node = node
         routes = GradesRoutes(node.replication, node.settings)
+        redis = FakeAsyncRedis(decode_responses=True)
+        routes.auth.open(CredentialLimiter(redis, Limits()), Audit(redis))
         self.public = self._app("public", routes.public).test_client()
         self.private = self._app("private", routes.private).test_client()
 
@@ -174,6 +179,7 @@ async def test_more_backups_at_once_than_allowed_are_refused(nodes: Nodes) -> No
 
 async def test_while_restoring_everything_is_503(site: Site) -> None:
     """Neither 404 for a user that may be there, nor a backup of half a state, nor a change."""
+    assert (await site.private.head("/backup", headers=AUTH)).status_code == 200
     site.node.replication._move(State.RESTORING, "the grades are being restored")
     for answer in (
         await site.public.get("/get?user_id=alice"),

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 
 from quart_app.providers.simulator import Provider, create_app
 from quart_app.providers.window import Window
 from tests.support import messages
 from tests.support.messages import Listening, Providers, Running, Start
-
-
-@pytest.fixture(params=["fake", "real"])
-async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """An empty Redis, as a replica's `shared` client."""
-    if request.param == "fake":
-        redis: Redis = FakeAsyncRedis(decode_responses=True)
-    else:
-        redis = Redis.from_url(request.getfixturevalue("server").url, decode_responses=True)
-    yield redis
-    await redis.aclose()
 
 
 @pytest.fixture

@@ -44,15 +44,22 @@ async def test_nobody_takes_as_long_as_somebody(passwords: Passwords) -> None:
     assert await seconds(None) > 0.3 * await seconds(known)
 
 
-async def test_more_than_can_wait_are_told_so(passwords: Passwords) -> None:
-    """A bounded queue: 503 with Retry-After, not minutes of waiting."""
-    answers = await asyncio.gather(
-        *(passwords.hash("correct horse") for _ in range(2 * WAITING_PER_THREAD + 4)), return_exceptions=True
-    )
+async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords: Passwords) -> None:
+    """503 with Retry-After instead of minutes of waiting; strangers fill at most half of the queue."""
+    hashed = await passwords.hash("correct horse")
+    strangers = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(2 * WAITING_PER_THREAD)]
+    await asyncio.sleep(0)
+    known = [
+        asyncio.create_task(passwords.matches(hashed, "correct horse", is_known=True))
+        for _ in range(WAITING_PER_THREAD)
+    ]
+    answers = await asyncio.gather(*strangers, return_exceptions=True)
     refused = [each for each in answers if isinstance(each, Busy)]
-    assert len(refused) == len(answers) - WAITING_PER_THREAD - 1
+    assert len(refused) == len(answers) - WAITING_PER_THREAD // 2 - 1
     assert refused[0].retry_after == 1
-    await passwords.hash("and afterwards it works again")
+    let_in = [each for each in await asyncio.gather(*known, return_exceptions=True) if each is True]
+    assert len(let_in) == WAITING_PER_THREAD // 2
+    await passwords.hash("and afterwards there is room again")
 
 
 async def test_the_event_loop_goes_on_meanwhile(passwords: Passwords) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from mesh import keys
 from mesh.errors import Unavailable
 from mesh.quota.quota import Quota
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.messages import Listening, Providers, Running, Start
 
 ANN = {"email": "Ann@Example.com", "password": "correct horse"}
+#: What a change of the own account must say, too.
+CURRENT = {"current_password": "correct horse"}
 
 
 async def answer(sent: Any) -> tuple[int, Any]:
@@ -97,7 +101,7 @@ async def test_a_wrong_login_does_not_say_what_is_wrong(running: Running) -> Non
     await running.client().post("/auth/register", json=ANN)
     for wrong in ({"password": "wrong horse"}, {"email": "bob@example.com"}, {"email": "no email"}):
         status, problem = await answer(running.client().post("/auth/login", json=ANN | wrong))
-        assert (status, problem["detail"]) == (401, "no user has this email and this password")
+        assert (status, problem["detail"]) == (401, "no active account has this address and this password")
 
 
 async def test_guessing_is_slowed_down(shared: Redis, start: Start) -> None:
@@ -112,14 +116,86 @@ async def test_guessing_is_slowed_down(shared: Redis, start: Start) -> None:
         assert int(answers[-1].headers["Retry-After"]) > 0
 
 
+def at(source: str) -> dict[str, Any]:
+    """A request from this address."""
+    return {"scope_base": {"client": (source, 1)}}
+
+
+async def test_guesses_do_not_shut_the_owner_out(running: Running) -> None:
+    """Neither at an address that logged in before, nor on a device that did, nor at any other address."""
+    body = {"email": "ann@example.com", "password": "correct horse"}
+    device = running.client()
+    await device.post("/auth/register", json=body, **at("198.51.100.1"))
+    assert (await device.post("/auth/login", json=body, **at("192.0.2.1"))).status_code == 204
+    wrong = body | {"password": "wrong horse"}
+    guesses = [await running.client().post("/auth/login", json=wrong, **at("203.0.113.9")) for _ in range(15)]
+    assert [each.status_code for each in guesses] == [401] * 10 + [429] * 5
+    assert int(guesses[-1].headers["Retry-After"]) > 0
+    for client, source in ((running.client(), "192.0.2.1"), (device, "203.0.113.9"), (running.client(), "192.0.2.2")):
+        assert (await client.post("/auth/login", json=body, **at(source))).status_code == 204, source
+    assert (await running.client().post("/auth/login", json=body, **at("203.0.113.9"))).status_code == 429
+
+
+async def test_one_password_is_not_tried_on_every_account(running: Running) -> None:
+    """300 addresses from one source: most of them are refused before anything is hashed."""
+    bodies = [{"email": f"user-{number}@example.com", "password": "letmein"} for number in range(300)]
+    answers = [await running.client().post("/auth/login", json=body, **at("203.0.113.9")) for body in bodies]
+    assert [each.status_code for each in answers] == [401] * 50 + [429] * 250
+
+
+async def test_a_flood_of_logins_does_not_starve_the_owner(running: Running) -> None:
+    """300 invented addresses at once, from the same source and from many: the known client logs in at once."""
+    client = await running.user("ann@example.com")
+    body = {"email": "ann@example.com", "password": "correct horse"}
+    for many in (False, True):
+        flood = [
+            asyncio.create_task(
+                running.client().post(
+                    "/auth/login",
+                    json={"email": f"invented-{number}-{many}@example.com", "password": "letmein"},
+                    **at(f"203.0.113.{number % 200 if many else 9}"),
+                )
+            )
+            for number in range(60)
+        ]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        assert (await client.post("/auth/login", json=body, **at("203.0.113.9"))).status_code == 204
+        assert time.monotonic() - began < 5
+        assert {(await each).status_code for each in flood} <= {401, 429, 503}
+
+
+async def test_what_happened_is_in_the_audit_log(running: Running, shared: Redis) -> None:
+    """Registrations, logins, failures, changes, refused origins; no address of a person, no secret."""
+    body = {"email": "ann@example.com", "password": "correct horse"}
+    client = running.client()
+    made = await (await client.post("/auth/register", json=body, **at("192.0.2.1"))).get_json()
+    await client.post("/auth/login", json=body | {"password": "wrong horse"}, **at("192.0.2.1"))
+    await client.post("/auth/login", json=body, **at("192.0.2.1"))
+    await client.patch("/users/me", json={"password": "battery staple"} | CURRENT, **at("192.0.2.1"))
+    await client.patch(f"/users/{made['id']}", json={"paid_access": True}, **at("192.0.2.1"))
+    await client.post("/auth/logout", headers={"Origin": "https://evil.example"}, **at("192.0.2.1"))
+    await client.post("/auth/logout", **at("192.0.2.1"))
+    entries = [entry for _, entry in await shared.xrange(keys.AUDIT)]
+    assert [entry["event"] for entry in entries] == [
+        "account registered", "login failed", "login", "profile changed", "access change refused", "origin refused",
+        "logout",
+    ]  # fmt: skip
+    assert {entry["source"] for entry in entries} == {"192.0.2.1"}
+    assert {entry.get("user") for entry in entries} == {made["id"], None}
+    for secret in ("ann@", "horse", "staple", "eyJ"):
+        assert secret not in str(entries)
+
+
 async def test_users_change_themselves_and_nothing_more(running: Running, shared: Redis) -> None:
     """Email and password; another's email is a conflict, any other field an error."""
     client = await running.user("a@example.com")
     await running.user("b@example.com")
-    assert (await answer(client.patch("/users/me", json={"email": "c@example.com"})))[1]["email"] == "c@example.com"
-    assert (await answer(client.patch("/users/me", json={"email": "B@example.com"})))[0] == 409
+    change = {"email": "c@example.com"} | CURRENT
+    assert (await answer(client.patch("/users/me", json=change)))[1]["email"] == "c@example.com"
+    assert (await answer(client.patch("/users/me", json={"email": "B@example.com"} | CURRENT)))[0] == 409
     for wrong in ({}, {"paid_access": True}, {"is_admin": True}, {"email": None}, {"email": "x"}):
-        assert (await answer(client.patch("/users/me", json=wrong)))[0] == 422
+        assert (await answer(client.patch("/users/me", json=wrong | CURRENT)))[0] == 422
     assert (await answer(client.get("/users/me")))[1]["paid_access"] is False
 
 
@@ -128,11 +204,36 @@ async def test_a_new_password_ends_the_other_sessions(running: Running) -> None:
     client, body = await running.user("a@example.com"), {"email": "a@example.com", "password": "correct horse"}
     other = running.client()
     await other.post("/auth/login", json=body)
-    assert (await answer(client.patch("/users/me", json={"password": "battery staple"})))[0] == 200
+    assert (await answer(client.patch("/users/me", json={"password": "battery staple"} | CURRENT)))[0] == 200
     assert (await answer(client.get("/users/me")))[0] == 200
     assert (await answer(other.get("/users/me")))[0] == 401
     assert (await answer(other.post("/auth/login", json=body)))[0] == 401
     assert (await answer(other.post("/auth/login", json=body | {"password": "battery staple"})))[0] == 204
+
+
+async def test_a_new_address_ends_the_other_sessions(running: Running) -> None:
+    """A stolen session does not survive it, and the new address logs in, in any spelling."""
+    client, stolen = await running.user("ann@example.com"), running.client()
+    await stolen.post("/auth/login", json={"email": "ann@example.com", "password": "correct horse"})
+    change = {"email": "Ann@xn--bcher-kva.example"} | CURRENT
+    assert (await answer(client.patch("/users/me", json=change)))[1]["email"] == "ann@bücher.example"
+    assert (await answer(client.get("/users/me")))[0] == 200
+    assert (await answer(stolen.get("/users/me")))[0] == 401
+    for spelling in ("ann@xn--bcher-kva.example", "ANN@BÜCHER.example"):
+        login = {"email": spelling, "password": "correct horse"}
+        assert (await answer(running.client().post("/auth/login", json=login)))[0] == 204
+
+
+async def test_a_change_of_the_account_needs_the_current_password(running: Running) -> None:
+    """A session alone is not enough; guessing is limited as it is for logins."""
+    client = await running.user("ann@example.com")
+    for change in ({"email": "new@example.com"}, {"password": "battery staple"}):
+        for proof in ({}, {"current_password": "wrong horse"}, {"current_password": ""}):
+            status, problem = await answer(client.patch("/users/me", json=change | proof))
+            assert (status, problem["errors"][0]["pointer"]) == (422, "/current_password")
+    guesses = [await client.patch("/users/me", json={"current_password": f"guess {n}", **change}) for n in range(20)]
+    assert {each.status_code for each in guesses} == {422, 429}
+    assert (await answer(client.get("/users/me")))[1]["email"] == "ann@example.com"
 
 
 async def test_only_administrators_change_others(running: Running, shared: Redis) -> None:
@@ -163,7 +264,8 @@ async def test_the_first_administrator_comes_from_the_settings(shared: Redis, st
         client = running.client()
         assert (await answer(client.post("/auth/login", json=login)))[0] == 204
         assert (await answer(client.get("/users/me")))[1]["is_admin"] is True
-        await client.patch("/users/me", json={"password": "battery staple"})
+        change = {"password": "battery staple", "current_password": "from a file"}
+        assert (await answer(client.patch("/users/me", json=change)))[0] == 200
     async with start(shared, **settings) as running:
         client = running.client()
         assert (await answer(client.post("/auth/login", json=login)))[0] == 401
@@ -198,11 +300,12 @@ async def test_nobody_takes_the_administrators_old_address(shared: Redis, start:
         stranger, admin = await running.user("stranger@example.com"), running.client()
         login = {"email": "boss@corp.example", "password": "of the operator"}
         assert (await answer(admin.post("/auth/login", json=login)))[0] == 204
-        assert (await answer(admin.patch("/users/me", json={"email": "new@corp.example"})))[0] == 200
+        change = {"email": "new@corp.example", "current_password": "of the operator"}
+        assert (await answer(admin.patch("/users/me", json=change)))[0] == 200
         for spelling in SPELLINGS:
             body = {"email": spelling, "password": "of a stranger"}
             assert (await answer(running.client().post("/auth/register", json=body)))[0] == 409
-            assert (await answer(stranger.patch("/users/me", json={"email": spelling})))[0] == 409
+            assert (await answer(stranger.patch("/users/me", json={"email": spelling} | CURRENT)))[0] == 409
     async with start(shared, **settings) as running:
         stranger = running.client()
         await stranger.post("/auth/login", json={"email": "stranger@example.com", "password": "correct horse"})

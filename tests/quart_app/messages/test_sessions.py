@@ -9,7 +9,7 @@ import jwt
 import pytest
 from redis.asyncio import Redis
 
-from quart_app.messages.sessions import ALGORITHM, Keys, NotLoggedIn, Sessions, key_id, load_keys
+from quart_app.messages.sessions import ALGORITHM, DEVICE_S, Keys, NotLoggedIn, Sessions, key_id, load_keys
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, Users
 
@@ -143,15 +143,29 @@ async def refused(shared: Redis, tokens: list[str]) -> None:
             await sessions(shared).check(token)
 
 
-async def test_failed_logins_are_counted_for_all_replicas(shared: Redis) -> None:
-    """After so many the next must wait; a success forgets them."""
-    several = [sessions(shared, login_tries=3, login_wait_s=60) for _ in range(2)]
-    assert [await several[n % 2].count_attempt("a@example.com") for n in range(3)] == [None] * 3
-    wait_s = await several[0].count_attempt("a@example.com")
-    assert wait_s is not None and 0 < wait_s <= 60
-    assert await several[0].count_attempt("b@example.com") is None
-    await several[1].forget_attempts("a@example.com")
-    assert await several[0].count_attempt("a@example.com") is None
+async def test_a_device_is_known_to_one_account(shared: Redis, user: User) -> None:
+    """Until its password or address changes; its token opens no session, and a session's token is no device."""
+    users, here = Users(shared), sessions(shared)
+    token = await here.remember_device(user)
+    device = here.known_device(token, user)
+    assert device and here.known_device(token, user) == device
+    other = await users.register("other@example.com", "hash")
+    assert here.known_device(token, other) is None and here.known_device(token, None) is None
+    with pytest.raises(NotLoggedIn):
+        await here.check(token)
+    assert here.known_device(await here.begin(user), user) is None
+    for forged in (None, "", "a.b.c", token[:-2], signed(await claims_of(shared, user))):
+        assert here.known_device(forged, user) is None
+    assert here.known_device(token, await users.change_profile(user, password="other hash")) is None
+
+
+async def test_a_device_is_forgotten_after_a_while(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a year after the login."""
+    here = sessions(shared)
+    token = await here.remember_device(user)
+    later = time.time() + DEVICE_S + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert here.known_device(token, user) is None
 
 
 async def test_replicas_without_a_secret_share_one_they_made(shared: Redis) -> None:

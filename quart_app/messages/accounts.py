@@ -1,0 +1,153 @@
+"""What people do with accounts: register, log in, change their own, and administrate those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from mesh.errors import Busy
+from quart_app.http.problems import Problem
+from quart_app.messages.identity import why_weak
+from quart_app.messages.models import Login, ProfileChange
+from quart_app.messages.passwords import Passwords
+from quart_app.messages.sessions import Session, Sessions
+from quart_app.messages.users import (
+    AccountChanged,
+    EmailTaken,
+    LastAdministrator,
+    NoSuchAccount,
+    NotAdministrator,
+    User,
+    Users,
+)
+from quart_app.security.audit import Audit
+from quart_app.security.credentials import CredentialLimiter, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from: the client's address, and the cookie of a device that may have logged in before."""
+
+    source: str | None
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """The tokens of a login; `device` is None when the client has one already."""
+
+    session: str
+    device: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """All accounts, behind passwords, limits and the audit log. Methods raise Problem and MeshError."""
+
+    users: Users
+    sessions: Sessions
+    passwords: Passwords
+    limiter: CredentialLimiter
+    audit: Audit
+
+    async def register(self, email: str, password: SecretStr, origin: Origin) -> User:
+        """Create an account without rights."""
+        _refuse_weak(password, email)
+        await self.limiter.admit_registration(origin.source)
+        if await self.users.find_by_email(email) is not None:
+            raise _taken()
+        hashed = await self.passwords.hash(password.get_secret_value())
+        user = await _unless_taken(self.users.register(email, hashed))
+        await self.limiter.remember(email, origin.source)
+        await self.audit.record("account registered", user=user.id, source=origin.source)
+        return user
+
+    async def log_in(self, login: Login, origin: Origin) -> LoggedIn:
+        """Begin a session. 401 does not tell a wrong password from an unknown address or an inactive account."""
+        user = await self.users.find_by_email(login.email)
+        is_right = await self._check(user, login.email, login.password, origin)
+        if user is None or not is_right:
+            raise Problem(401, "no active account has this address and this password")
+        if self.passwords.is_outdated(user.password):
+            await self.users.renew_hash(user, await self.passwords.hash(login.password.get_secret_value()))
+        await self.audit.record("login", user=user.id, source=origin.source)
+        return await self._begin(user, origin)
+
+    async def log_out(self, session: Session, origin: Origin) -> None:
+        """End a session on every replica."""
+        await self.sessions.end(session)
+        await self.audit.record("logout", user=session.user.id, source=origin.source)
+
+    async def change_profile(self, session: Session, change: ProfileChange, origin: Origin) -> tuple[User, LoggedIn]:
+        """Change the own address or password, which ends all sessions, and begin a new one."""
+        user = session.user
+        if change.password is not None:
+            _refuse_weak(change.password, change.email or user.email)
+        if not await self._check(user, user.email, change.current_password, origin):
+            raise _field_problem("/current_password", "this is not the current password")
+        hashed = None if change.password is None else await self.passwords.hash(change.password.get_secret_value())
+        changed = await _unless_taken(self.users.change_profile(user, email=change.email, password=hashed))
+        what = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
+        await self.audit.record("profile changed", user=user.id, source=origin.source, changed=what)
+        return changed, await self._begin(changed, origin)
+
+    async def change_access(self, session: Session, user_id: str, changes: Mapping[str, bool], origin: Origin) -> User:
+        """Grant and revoke, as an administrator."""
+        try:
+            return await self.users.change_access(user_id, changes, by=session.user, source=origin.source)
+        except NotAdministrator:
+            await self.audit.record("access change refused", user=user_id, actor=session.user.id, source=origin.source)
+            raise Problem(403, "only administrators may change accounts of others") from None
+        except NoSuchAccount:
+            raise Problem(404, "no account has this id") from None
+        except LastAdministrator:
+            detail = "the only active administrator cannot be deactivated; promote another one first"
+            raise Problem(409, detail) from None
+
+    async def _begin(self, user: User, origin: Origin) -> LoggedIn:
+        device = self.sessions.known_device(origin.device, user)
+        session = await self.sessions.begin(user)
+        return LoggedIn(session, None if device else await self.sessions.remember_device(user))
+
+    async def _check(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
+        """Return whether this is the password of an active account. Admitted before it is hashed."""
+        device = self.sessions.known_device(origin.device, user)
+        attempt = await self.limiter.admit(email, origin.source, device)
+        try:
+            hashed = None if user is None else user.password
+            fits = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
+        except Busy:
+            await self.limiter.give_back(attempt)
+            raise
+        if user is not None and fits and user.is_active:
+            await self.limiter.excuse(attempt)
+            return True
+        facts = {"user": None if user is None else user.id, "account": fingerprint(email), "source": origin.source}
+        await self.audit.record("login failed", **facts)
+        if attempt.is_last:
+            await self.audit.record("login locked", **facts)
+        return False
+
+
+async def _unless_taken(change: Awaitable[User]) -> User:
+    try:
+        return await change
+    except EmailTaken:
+        raise _taken() from None
+    except AccountChanged:
+        raise Problem(401, "this session is over; log in again") from None
+
+
+def _refuse_weak(password: SecretStr, email: str) -> None:
+    if reason := why_weak(password.get_secret_value(), email):
+        raise _field_problem("/password", reason)
+
+
+def _field_problem(pointer: str, message: str) -> Problem:
+    return Problem(422, message, errors=[{"pointer": pointer, "message": message}])
+
+
+def _taken() -> Problem:
+    return Problem(409, "another account has this e-mail address")

@@ -1,0 +1,78 @@
+"""Basic authentication of one user, behind the limit on guessing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+
+from pydantic import SecretStr
+from quart import Request
+
+from mesh.errors import Unavailable
+from quart_app.http.problems import Problem
+from quart_app.security.audit import Audit
+from quart_app.security.credentials import CredentialLimiter
+
+#: How long a right password is believed from the same source without asking Redis again.
+BELIEVED_S = 60.0
+#: Sources that are believed at once.
+MOST_BELIEVED = 1024
+
+
+class BasicAuth:
+    """The one user and password of a service.
+
+    A right password from one source is believed for a minute, so that neighbours and operators cost no round trip and
+    are served while Redis is away. Whoever is not believed is admitted by the limiter before the password is compared.
+    """
+
+    def __init__(self, service: str, username: str, password: SecretStr) -> None:
+        self._service = service
+        self._username = username.encode()
+        self._password = password
+        self._challenge = f'Basic realm="{service}", charset="UTF-8"'
+        #: digest of source and header -> until when it is believed
+        self._believed: dict[bytes, float] = {}
+        self._limiter: CredentialLimiter | None = None
+        self._audit: Audit | None = None
+
+    def open(self, limiter: CredentialLimiter, audit: Audit) -> None:
+        """Begin to admit; to be called when the replica is a member."""
+        self._limiter, self._audit = limiter, audit
+
+    async def check(self, request: Request) -> None:
+        """Return if the request has the right user and password. Raises Problem (401), TooManyAttempts, Unavailable."""
+        given = request.authorization
+        if given is None or given.type != "basic":
+            raise self._refusal()
+        source = request.remote_addr
+        digest = hashlib.sha256(f"{source}\n{given.username}\n{given.password}".encode("utf-8", "replace")).digest()
+        if self._believed.get(digest, 0.0) > time.monotonic():
+            return
+        if self._limiter is None or self._audit is None:
+            raise Unavailable("this replica holds no lease yet; try again")
+        attempt = await self._limiter.admit(f"basic {self._service}", source)
+        if not self._fits(given.username or "", given.password or ""):
+            await self._audit.record("basic login failed", service=self._service, source=source)
+            if attempt.is_last:
+                await self._audit.record("basic login locked", service=self._service, source=source)
+            raise self._refusal()
+        await self._limiter.excuse(attempt)
+        self._believe(digest)
+
+    def _fits(self, username: str, password: str) -> bool:
+        # Both are always compared, in a time that does not depend on where they differ.
+        user_fits = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
+        expected = self._password.get_secret_value().encode()
+        return hmac.compare_digest(password.encode("utf-8", "replace"), expected) & user_fits
+
+    def _believe(self, digest: bytes) -> None:
+        if len(self._believed) >= MOST_BELIEVED:
+            self._believed.clear()
+        self._believed[digest] = time.monotonic() + BELIEVED_S
+
+    def _refusal(self) -> Problem:
+        return Problem(
+            401, "give the user and the password of this service", headers={"WWW-Authenticate": self._challenge}
+        )

@@ -1,0 +1,180 @@
+"""One limit on guessing passwords, for every route that takes one, shared by all replicas.
+
+An attempt is admitted before the password is looked at, so that refused ones cost no hashing. It is charged to
+counters in Redis, each with a window, and excused when the password was right. Who asks decides which counters:
+
+    a device that once logged in (a signed cookie)     this device on this account
+    a source that registered the account or logged in  this source on this account; this source on accounts that know it
+    anybody else                                       this source on this account; this source on accounts that do not
+                                                       know it; this account, for all strangers together
+
+So one source cannot try one password on many accounts, many sources cannot try many passwords on one account, and
+neither locks the owner out: strangers never use up the attempts of a known device or source.
+
+    shared:credentials:known:{account}:{source}     string, PX   this source logged in to this account
+    shared:credentials:source:{source}              counter, PX  attempts on accounts that do not know the source
+    shared:credentials:known-source:{source}        counter, PX  attempts on accounts that know it
+    shared:credentials:pair:{account}:{origin}      counter, PX  attempts on one account from one source or device
+    shared:credentials:account:{account}            counter, PX  attempts of strangers on one account
+    shared:credentials:registrations:{source}       counter, PX  new accounts
+
+Accounts and devices are hashes, so that no key shows an address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mesh.errors import Busy, Unavailable
+from mesh.wire.script import Script
+
+ADMIT = Script.beside(__file__, "admit.lua")
+EXCUSE = Script.beside(__file__, "excuse.lua")
+
+#: A household or an office has a network of this size of its own (IPv6).
+IPV6_PREFIX = 64
+KNOWN_MS = 30 * 86_400_000
+#: The number of the counter that strangers share, among the keys of the scripts.
+_STRANGERS = 5
+
+
+class TooManyAttempts(Busy):
+    """Too many wrong passwords; wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Attempts within one window. Successful ones do not count."""
+
+    #: of one source or one device on one account
+    tries: int = 10
+    window_s: float = 300
+    #: of one source on all accounts: an office behind one address, or somebody who tries one password on each account
+    source_tries: int = 50
+    #: of all strangers together on one account: hundreds of guesses a day, where a good password needs millions
+    account_tries: int = 100
+    #: new accounts of one source; each costs a hash and stays in Redis
+    registrations: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An admitted attempt."""
+
+    keys: tuple[str, ...]
+    charged: tuple[int, ...]
+    #: it used up the last attempt of a window: when it fails, the next ones are refused
+    is_last: bool
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it comes from a device or a source that logged in to this account before."""
+        return _STRANGERS not in self.charged
+
+
+class CredentialLimiter:
+    """Admits attempts. Raises Unavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis, limits: Limits) -> None:
+        self._redis = redis
+        self._admit = redis.register_script(ADMIT.source)
+        self._excuse = redis.register_script(EXCUSE.source)
+        self._limits = limits
+
+    async def admit(self, account: str, source: str | None, device: str | None = None) -> Attempt:
+        """Admit one attempt on an account. `device` is the proved id of a known device. Raises TooManyAttempts."""
+        limits, keys = self._limits, _keys(account, network(source), device)
+        arguments = [
+            round(limits.window_s * 1000),
+            limits.source_tries,
+            limits.tries,
+            limits.account_tries,
+            int(device is not None),
+        ]
+        try:
+            wait_ms, is_last, *charged = await self._admit(list(keys), arguments)
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        if wait_ms:
+            raise _refused("too many wrong passwords", int(wait_ms))
+        return Attempt(keys, tuple(int(number) for number in charged), bool(is_last))
+
+    async def excuse(self, attempt: Attempt) -> None:
+        """Take back what an attempt was charged and remember its source, because its password was right."""
+        await self._take_back(attempt, KNOWN_MS)
+
+    async def give_back(self, attempt: Attempt) -> None:
+        """Take back what an attempt was charged, because its password was never compared."""
+        await self._take_back(attempt, 0)
+
+    async def admit_registration(self, source: str | None) -> None:
+        """Count a new account of this source. Raises TooManyAttempts."""
+        key = f"shared:credentials:registrations:{network(source)}"
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.incr(key)
+                pipeline.pexpire(key, round(self._limits.window_s * 1000), nx=True)
+                pipeline.pttl(key)
+                made, _, left_ms = await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        if made > self._limits.registrations:
+            raise _refused("too many new accounts from this address", left_ms)
+
+    async def remember(self, account: str, source: str | None) -> None:
+        """Make a source known to an account: a new account knows where it was registered."""
+        try:
+            await self._redis.set(_keys(account, network(source), None)[0], "1", px=KNOWN_MS)
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+    async def _take_back(self, attempt: Attempt, known_ms: int) -> None:
+        try:
+            await self._excuse(list(attempt.keys), [known_ms, *attempt.charged])
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+
+def network(source: str | None) -> str:
+    """Return the source that an address counts for: the address itself, or its network (IPv6)."""
+    try:
+        address = ipaddress.ip_address(source or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
+        address = address.ipv4_mapped
+    return str(address)
+
+
+def fingerprint(account: str) -> str:
+    """Return a name for an account that does not show its address, for keys and the audit log."""
+    return hashlib.sha256(account.encode()).hexdigest()[:32]
+
+
+def _keys(account: str, source: str, device: str | None) -> tuple[str, ...]:
+    name = fingerprint(account)
+    origin = source if device is None else f"device-{device}"
+    return (
+        f"shared:credentials:known:{name}:{source}",
+        f"shared:credentials:source:{source}",
+        f"shared:credentials:known-source:{source}",
+        f"shared:credentials:pair:{name}:{origin}",
+        f"shared:credentials:account:{name}",
+    )
+
+
+def _refused(what: str, wait_ms: int) -> TooManyAttempts:
+    retry_s = max(1, math.ceil(wait_ms / 1000))
+    return TooManyAttempts(f"{what}; retry after {retry_s} s", retry_after=retry_s, status=429)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    return Unavailable(f"logins cannot be checked, Redis does not answer ({type(error).__name__}); try again")

@@ -1,0 +1,16 @@
+-- Take back the charges of an admitted attempt: its password was right, or was not compared.
+-- KEYS     as for admit.lua
+-- ARGV     how long the source is known from now on, in ms (0: the password was not compared), then the numbers of the
+--          keys that were charged
+local known, pair = KEYS[1], KEYS[4]
+
+for position = 2, #ARGV do
+  local counter = KEYS[tonumber(ARGV[position])]
+  -- A counter whose window is over must not come into being without an end.
+  if (tonumber(redis.call('GET', counter)) or 0) > 0 then redis.call('DECR', counter) end
+end
+if ARGV[1] ~= '0' then
+  redis.call('DEL', pair)
+  redis.call('SET', known, '1', 'PX', ARGV[1])
+end
+return 1
