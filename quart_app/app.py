@@ -10,7 +10,7 @@ from importlib.metadata import version as package_version
 from quart import Blueprint, Quart
 
 from mesh import Worker
-from quart_app.dashboard import landing_routes
+from quart_app.dashboard import LivePage, landing_routes
 from quart_app.http import health, metrics, openapi
 from quart_app.http.application import Application
 from quart_app.lifecycle import Services
@@ -56,8 +56,9 @@ def create_app(context: Context) -> App:
 
     docs = openapi.routes([*public, health_routes()], VERSION, private)
     pages = landing_routes() if context.settings.page_public else ()
+    live = LivePage(context, leaving).routes() if context.settings.page else ()
     _register(app.public, [health_routes(), *public, docs, *pages])
-    _register(app.private, [health_routes(), *private, metrics.routes(context)])
+    _register(app.private, [health_routes(), *private, metrics.routes(context), *live])
     return app
 
 

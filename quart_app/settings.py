@@ -43,6 +43,8 @@ class AppSettings(BaseSettings):
     body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
     page_public: bool = Field(True, description="serve the landing page at / of the public port")
+    page: bool = Field(True, description="serve the live page at /mesh of the private port")
+    page_bodies: bool = Field(True, description="show bodies of requests on the live page; 0: only their sizes")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

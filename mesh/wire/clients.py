@@ -74,10 +74,17 @@ class Credentials:
 
 
 class QuickConnection(Connection):
-    """Packs commands in C, as redis-py's own connections do only where they block."""
+    """A connection that packs commands in C; redis-py's asyncio connections do so in Python."""
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
+        return [b"".join(map(_packed, commands))]
+
+
+def _packed(command: Iterable[Any]) -> bytes:
+    """Return the bytes of one command. redis-py names some in two words, such as "XINFO STREAM"."""
+    name, *words = command
+    packed: bytes = hiredis.pack_command((*name.split(), *words))
+    return packed
 
 
 class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
