@@ -32,7 +32,7 @@ Rates = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DatabaseFigures:
     """One database and the replica that holds it. A free place has no replica."""
 
     database: int
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Consumer:
+class ConsumerFigures:
     """One replica as a reader of a stream."""
 
     replica: str
@@ -62,7 +62,7 @@ class StreamFigures:
     pending: int
     added: int
     oldest_ms: int | None
-    consumers: Sequence[Consumer]
+    consumers: Sequence[ConsumerFigures]
 
     @property
     def waiting(self) -> int:
@@ -89,7 +89,7 @@ class Figures:
 
     at_ms: int
     books: Mapping[str, int]
-    places: Sequence[Place]
+    places: Sequence[DatabaseFigures]
     streams: Sequence[StreamFigures]
     dead: int
     recent_dead: Sequence[DeadLetter]
@@ -125,7 +125,7 @@ class FiguresReader:
             rates=self._history.add(at_ms, grown),
         )
 
-    async def _ask_redis(self) -> _Answers:
+    async def _ask_redis(self) -> _PipelineAnswers:
         pipeline = self._replica.shared.pipeline(transaction=False)
         pipeline.time()
         pipeline.xlen(keys.DEAD)
@@ -139,10 +139,10 @@ class FiguresReader:
             pipeline.xinfo_groups(stream)
             pipeline.xinfo_consumers(stream, keys.GROUP)
             pipeline.xrange(stream, count=1)
-        return _Answers(await pipeline.execute(raise_on_error=False))
+        return _PipelineAnswers(await pipeline.execute(raise_on_error=False))
 
 
-class _Answers:
+class _PipelineAnswers:
     """The answers of a pipeline, taken in order. A stream or group that does not exist yet counts as empty."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
@@ -171,20 +171,22 @@ def _stream(name: str, at_ms: int, info: Any, groups: Any, consumers: Any, oldes
         pending=groups[0]["pending"] if groups else 0,
         added=info["entries-added"] if info else 0,
         oldest_ms=max(0, at_ms - moment_of(oldest[0][0])) if oldest else None,
-        consumers=[Consumer(each["name"], each["pending"], each["idle"]) for each in consumers],
+        consumers=[ConsumerFigures(each["name"], each["pending"], each["idle"]) for each in consumers],
     )
 
 
-def _places(members: Sequence[Member], leases: Sequence[int], streams: Sequence[StreamFigures]) -> list[Place]:
+def _places(
+    members: Sequence[Member], leases: Sequence[int], streams: Sequence[StreamFigures]
+) -> list[DatabaseFigures]:
     in_hand: dict[str, int] = defaultdict(int)
     for stream in streams:
         for consumer in stream.consumers:
             in_hand[consumer.replica] += consumer.pending
     held = {member.database: member for member in members}
     return [
-        Place(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
+        DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
         if (member := held.get(database))
-        else Place(database, "free")
+        else DatabaseFigures(database, "free")
         for database, lease_ms in enumerate(leases)
     ]
 

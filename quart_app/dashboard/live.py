@@ -24,7 +24,7 @@ from werkzeug.exceptions import NotFound
 from mesh import MeshError, Replica, keys
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import DeadLetter, Figures, FiguresReader, dead_letter
-from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, View, grouped
+from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, PageView, grouped
 from quart_app.dashboard.ticker import Ticker
 from quart_app.http.problems import Problem
 from quart_app.service import Context
@@ -127,7 +127,7 @@ class LivePage:
             self._looks = _Looks(replica)
         return self._looks
 
-    async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures) -> View:
+    async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures) -> PageView:
         looks = self._current()
         chosen = ""
         entries: Entries = ()
@@ -140,7 +140,7 @@ class LivePage:
         if name == "dead":
             letters = await looks.letters.newest()
         settings = looks.replica.settings
-        return View(
+        return PageView(
             name=name,
             figures=figures,
             replica=looks.replica.id,

@@ -42,7 +42,7 @@ class LetterGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PageView:
     """Everything that one view shows at one moment."""
 
     name: str
@@ -95,11 +95,11 @@ class Pages:
         # A global, not an import of the templates: a block that is rendered alone has no imports.
         self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
 
-    def page(self, view: View, events: str) -> str:
+    def page(self, view: PageView, events: str) -> str:
         """Return a whole page; `events` is the address of its changes."""
         return self._environment.get_template(f"{view.name}.html").render(**self._context(view), events=events)
 
-    def sections(self, view: View) -> dict[str, str]:
+    def sections(self, view: PageView) -> dict[str, str]:
         """Return the view's sections that change, by the id of their element."""
         template = self._environment.get_template(f"{view.name}.html")
         context = template.new_context({**self._context(view), "events": ""})
@@ -113,7 +113,7 @@ class Pages:
             found[match[1]] = html
         return found
 
-    def _context(self, view: View) -> dict[str, Any]:
+    def _context(self, view: PageView) -> dict[str, Any]:
         figures = view.figures
         return {
             "view": view,

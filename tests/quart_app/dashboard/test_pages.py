@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import DeadLetter
-from quart_app.dashboard.pages import BLOCKS, VIEWS, Pages, View, grouped
-from tests.quart_app.dashboard.test_words import QUIET
+from quart_app.dashboard.pages import BLOCKS, VIEWS, Pages, PageView, grouped
+from tests.support.dashboard import QUIET
 
 PAGES = Pages(Assets(), public_page=True)
 
@@ -14,8 +14,8 @@ def letter(number: int, reason: str, stream: str = "mesh:requests:A") -> DeadLet
     return DeadLetter(f"{number}-0", number, reason, stream, "op", "3", "{}")
 
 
-def view(name: str, **facts: object) -> View:
-    return View(name, QUIET, "replica-1", 10_000, 3000, True, **facts)  # type: ignore[arg-type]
+def view(name: str, **facts: object) -> PageView:
+    return PageView(name, QUIET, "replica-1", 10_000, 3000, True, **facts)  # type: ignore[arg-type]
 
 
 def test_dead_letters_are_grouped_by_reason_and_stream() -> None:
