@@ -23,9 +23,10 @@ from mesh.requests import streams
 from mesh.requests.deadlines import Alarms
 from mesh.requests.protocol import OK, Address, Body, Reply
 from mesh.requests.streams import ReplyReader
-from mesh.wire.clients import PASSING, Link, is_fenced
+from mesh.wire.clients import Link
 from mesh.wire.codec import encode
 from mesh.wire.durability import Copies
+from mesh.wire.failures import PASSING, is_fenced
 
 log = structlog.get_logger(__name__)
 

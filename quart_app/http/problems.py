@@ -10,9 +10,11 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 from quart import Quart, Response
+from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException
 
 from mesh import errors as mesh_errors
+from mesh.wire import failures
 
 log = structlog.get_logger(__name__)
 
@@ -129,6 +131,11 @@ def install(app: Quart) -> None:
     @app.errorhandler(mesh_errors.MeshError)
     async def mesh_error(error: mesh_errors.MeshError) -> Response:
         return from_mesh(error).response()
+
+    @app.errorhandler(RedisError)
+    async def redis_error(error: RedisError) -> Response:
+        told = failures.translate(error)
+        return await unexpected(error) if told is None else from_mesh(told).response()
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
