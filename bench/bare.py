@@ -16,7 +16,8 @@ import uvloop
 from hypercorn.asyncio import serve
 from quart import Quart, Response, jsonify, request
 
-from quart_app.http.server import BACKLOG, configuration
+from quart_app.http.server import configuration
+from quart_app.http.sockets import BACKLOG
 
 TEN = [{"value": 2147483659 * n, "prime_factors": [n, 2147483659]} for n in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)]
 

@@ -26,8 +26,8 @@ class App:
 
     context: Context
     services: Services
-    public: Quart
-    private: Quart
+    public: Application
+    private: Application
     #: why requests should go to another replica; "" when this one is ready
     reason: str = "starting"
     worker: Worker = field(default_factory=Worker)

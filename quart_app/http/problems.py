@@ -73,7 +73,8 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.facts = facts
 
-    def response(self) -> Response:
+    def document(self) -> bytes:
+        """Return the problem as JSON."""
         body: dict[str, Any] = {
             "type": "about:blank",
             "title": TITLES.get(self.status, "Error"),
@@ -83,7 +84,11 @@ class Problem(Exception):
         }
         if self.errors:
             body["errors"] = self.errors
-        answer = Response(json.dumps(body), self.status, content_type="application/problem+json")
+        return json.dumps(body).encode()
+
+    def response(self) -> Response:
+        """Return the answer to a client."""
+        answer = Response(self.document(), self.status, content_type="application/problem+json")
         answer.headers.update(self.headers)
         if self.retry_after is not None:
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))

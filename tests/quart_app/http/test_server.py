@@ -12,16 +12,18 @@ import httpx
 import pytest
 from quart import Quart, request
 
-from quart_app.http import server
+from quart_app.http import connection, server
+from quart_app.http.clients import Clients
+from quart_app.http.sockets import listen
 from quart_app.settings import AppSettings
 
 
 @contextlib.asynccontextmanager
-async def served(app: Quart) -> AsyncIterator[str]:
+async def served(app: Quart, clients: Clients | None = None) -> AsyncIterator[str]:
     """The address that an application is served at while the block lasts."""
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     stop = asyncio.Event()
-    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1))
+    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, clients=clients))
     yield sockets.address(sockets.public)
     stop.set()
     await running
@@ -34,7 +36,7 @@ def settings(**chosen: object) -> AppSettings:
 
 def test_any_free_port_will_do_and_is_told() -> None:
     """The address that others find in the roster is the one listened on."""
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     try:
         for listening in (sockets.public, sockets.private):
             host, _, port = sockets.address(listening).rpartition(":")
@@ -50,10 +52,10 @@ def test_the_address_told_may_be_another_than_the_one_listened_on() -> None:
         ({"advertise_host": "replica-7.mesh"}, "replica-7.mesh"),
         ({"host": "127.0.0.1"}, "127.0.0.1"),
     ):
-        sockets = server.listen(settings(**chosen))
+        sockets = listen(settings(**chosen))
         assert sockets.host == host
         sockets.close()
-    everywhere = server.listen(settings(host="0.0.0.0"))
+    everywhere = listen(settings(host="0.0.0.0"))
     assert everywhere.host not in ("0.0.0.0", "")
     everywhere.close()
 
@@ -64,7 +66,7 @@ def test_a_port_that_is_taken_is_told_with_its_address() -> None:
         port, other = taken.getsockname()[1], free.getsockname()[1]
         free.close()
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-            server.listen(settings(port=other, private_port=port))
+            listen(settings(port=other, private_port=port))
         socket.create_server(("127.0.0.1", other)).close()
 
 
@@ -79,7 +81,7 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
         await go_on.wait()
         return "done"
 
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
     serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=5))
@@ -108,7 +110,7 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
         await asyncio.Event().wait()
         return ""
 
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
     serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=0.3))
@@ -305,11 +307,11 @@ async def test_who_never_stops_sending_is_left_in_the_end(refusing: Quart) -> No
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
         begun = time.monotonic()
         with pytest.raises(ConnectionError):
-            while time.monotonic() < begun + 10 * server.LINGER_S:
+            while time.monotonic() < begun + 10 * connection.LINGER_S:
                 writer.write(b" ")
                 await writer.drain()
                 await asyncio.sleep(0.05)
-        assert server.LINGER_S / 2 < time.monotonic() - begun < 5 * server.LINGER_S
+        assert connection.LINGER_S / 2 < time.monotonic() - begun < 5 * connection.LINGER_S
         writer.transport.abort()
 
 
@@ -412,9 +414,95 @@ async def test_input_after_an_early_answer_is_discarded_and_not_collected(refusi
         await reader.readuntil(b"\r\n\r\n")
         sent = 0
         with pytest.raises(ConnectionError):
-            while sent < 4 * server.LINGER_BYTES:
+            while sent < 4 * connection.LINGER_BYTES:
                 writer.write(chunks)
                 await writer.drain()
                 sent += len(chunks)
         writer.transport.abort()
-    assert sent < 2 * server.LINGER_BYTES
+    assert sent < 2 * connection.LINGER_BYTES
+
+
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [{"max_connections": 2}, {"max_connections_per_source": 2}, {"max_connections": 2, "trusted_proxies": "::1"}],
+)
+async def test_connections_beyond_the_bound_are_answered_with_503(bounds: dict[str, object]) -> None:
+    """They are told when to come again; once others have gone there is room."""
+    app = Quart("test")
+    app.get("/")(lambda: "here")
+    clients = Clients(settings(**bounds))
+    async with served(app, clients) as address:
+        host, _, port = address.rpartition(":")
+        held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        async with asyncio.timeout(5):
+            while clients.connections.total < 2:
+                await asyncio.sleep(0.01)
+        refused = await raw(address, ASK)
+        assert refused.startswith(b"http/1.1 503")
+        assert b"retry-after: 1" in refused and b"connection: close" in refused and b"nosniff" in refused
+        for _, writer in held:
+            writer.close()
+        async with asyncio.timeout(5):
+            while clients.connections.total:
+                await asyncio.sleep(0.01)
+        assert (await raw(address, ASK)).startswith(b"http/1.1 200")
+
+
+async def test_a_trusted_proxy_may_have_more_connections_than_one_client() -> None:
+    """It asks for many clients; the bound of the whole port holds for it, too."""
+    app = Quart("test")
+    app.get("/")(lambda: "here")
+    clients = Clients(settings(max_connections=3, max_connections_per_source=1, trusted_proxies="127.0.0.0/8"))
+    async with served(app, clients) as address:
+        host, _, port = address.rpartition(":")
+        held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        assert (await raw(address, ASK)).startswith(b"http/1.1 200")
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_connection_that_never_asks_is_closed_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot is for a request: the first one comes soon, even if its head arrives byte by byte."""
+    monkeypatch.setattr(connection, "FIRST_REQUEST_S", 0.5)
+    async with served(Quart("test")) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(5):
+                for letter in b"GET / HTTP/1.1" * 10:
+                    writer.write(bytes([letter]))
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                assert await reader.read() == b""
+        assert 0.4 < time.monotonic() - begun < 4
+        writer.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer waits in memory until it is read."""
+    monkeypatch.setattr(connection, "UNREAD_S", 0.3)
+    app = Quart("test")
+
+    @app.get("/")
+    async def long() -> AsyncIterator[bytes]:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(1000):
+                yield b" " * (1 << 20)
+
+        return parts()
+
+    clients = Clients(settings())
+    async with served(app, clients) as address:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            while not clients.connections.total:
+                await asyncio.sleep(0.01)
+            while clients.connections.total:
+                await asyncio.sleep(0.05)
+        writer.transport.abort()

@@ -45,6 +45,7 @@ L, D, C = 3.0, 5.0, 2.0
 PROFILE = {
     "MESH_LEASE_TTL_MS": "3000", "MESH_DEADLINE_MS": "5000", "MESH_CLAIM_IDLE_MS": "2000",
     "SERVICES": "values,tally", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
+    "TRUSTED_PROXIES": "127.0.0.1",
 }  # fmt: skip
 START_S = 40.0
 #: How long until nothing is pending. The sweep removes the request of a dead sender after the deadline and a grace.
