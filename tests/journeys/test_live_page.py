@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -93,6 +95,37 @@ async def test_only_open_pages_are_read_for(chromium: Browser, replicas: Replica
     before = looks()
     await asyncio.sleep(2)
     assert looks() == before
+
+
+async def test_pictures_for_the_documentation(chromium: Browser, replicas: Replicas, tmp_path: Path) -> None:
+    """docs/pictures is made here: PICTURES=docs/pictures pytest tests/journeys/test_live_page.py -k pictures."""
+    folder = Path(os.environ.get("PICTURES", tmp_path))
+    processes = [(await replicas(1, {"MESH_CLASS": cls}))[0] for cls in "ABCA"]
+    with replicas.server.redis() as admin:
+        letter = {"reason": "ValueError: no such warehouse", "stream": "mesh:requests:B", "op": "stock.take"}
+        for number in range(3):
+            admin.xadd(keys.DEAD, {**letter, "deliveries": "3", "body": f'{{"product": {number}, "count": -1}}'})
+
+    async def load() -> None:
+        for number in range(200):
+            items = [{"value": 10**12 + 4 * number + k, "ttl": 60, "cls": cls} for k, cls in enumerate("ABC")]
+            await replicas.client.post(f"{processes[number % 4].public}/values", json=items)
+            await asyncio.sleep(0.03)
+
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(processes[0].public)
+        await page.get_by_role("button", name="Factorise").click()
+        await expect(page.locator("#answer")).to_be_visible()
+        await page.get_by_role("button", name="Find").click()
+        await expect(page.locator("#found")).to_be_visible()
+        await page.screenshot(path=folder / "landing.png", full_page=True)
+        for view, name in zip(VIEWS, ("overview", "streams", "dead"), strict=True):
+            loading = asyncio.create_task(load())
+            await page.goto(processes[0].private + view)
+            await asyncio.sleep(6)
+            await page.screenshot(path=folder / f"{name}.png", full_page=True)
+            loading.cancel()
 
 
 @pytest.mark.parametrize(("scheme", "widths"), [("light", (360, 390, 768, 1280, 1600)), ("dark", (360, 1280))])
