@@ -26,6 +26,7 @@ from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
 from quart_app.http import server
 from quart_app.http.drain import last_call
 from quart_app.http.sockets import BACKLOG, Sockets, listen
+from quart_app.security.secrets import refuse_open_redis
 from quart_app.service import Context
 from quart_app.settings import AppSettings
 
@@ -161,6 +162,7 @@ class Process:
 async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     """Run a replica; its exit status."""
     try:
+        refuse_open_redis(settings.host, mesh_settings.redis)
         await Process(settings, mesh_settings).run()
     except Exception as raised:
         match error := _first(raised):
