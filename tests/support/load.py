@@ -67,7 +67,7 @@ async def send(client: httpx.AsyncClient, method: str, path: str, body: Any = No
 
 @asynccontextmanager
 async def load(base: str, classes: Sequence[str], *, clients: int = 8, pause_s: float = 0.02) -> AsyncIterator[History]:
-    """Run a load while the block lasts: half of the clients POST new values, half GET by prime, one request at a time."""
+    """Run a load while the block lasts: half of the clients POST new values, half GET by prime."""
     history = History()
     stop = asyncio.Event()
     numbers = itertools.count(random.randrange(10**12))
