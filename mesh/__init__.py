@@ -6,6 +6,7 @@ from mesh.errors import (
     DeadlineExceeded,
     GivenUp,
     Incomplete,
+    InvalidBody,
     IsolationUnavailable,
     LeaseLost,
     MeshError,
@@ -19,7 +20,8 @@ from mesh.errors import (
 from mesh.replica import Replica, join
 from mesh.requests.calls import Answer, Ask
 from mesh.requests.protocol import Address, Body, Class, Database, Request
-from mesh.requests.transaction import Store, Transaction
+from mesh.requests.store import Store
+from mesh.requests.transaction import Transaction
 from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import Isolation, MeshSettings, RedisSettings
@@ -38,6 +40,7 @@ __all__ = [
     "DeadlineExceeded",
     "GivenUp",
     "Incomplete",
+    "InvalidBody",
     "Isolation",
     "IsolationUnavailable",
     "LeaseLost",

@@ -14,7 +14,7 @@ class MeshError(Exception):
 
     code: ClassVar[str] = "error"
 
-    def __init__(self, detail: str | None = None, **facts: Any) -> None:
+    def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
         self.detail = detail or (type(self).__doc__ or "").strip().splitlines()[0]
         self.facts: dict[str, Any] = facts
         super().__init__(self.detail)
@@ -79,6 +79,12 @@ class Cancelled(MeshError):
     code = "cancelled"
 
 
+class InvalidBody(MeshError):
+    """The body of the request cannot be sent."""
+
+    code = "invalid-body"
+
+
 class LeaseLost(MeshError):
     """The lease is over or in other hands; this process must stop and start anew."""
 
@@ -117,6 +123,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         GivenUp,
         Refused,
         Cancelled,
+        InvalidBody,
         LeaseLost,
     )
 }

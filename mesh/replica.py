@@ -29,15 +29,15 @@ from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.consumer import Consumer
 from mesh.requests.consumer import Member as Consuming
 from mesh.requests.protocol import Address, Body, Class, Database
+from mesh.requests.store import Store
 from mesh.requests.streams import BLOCK_MS, ReplyReader, RequestReader
-from mesh.requests.transaction import Store, Transaction
+from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import MeshSettings
-from mesh.wire.clients import Connections, Link
+from mesh.wire.clients import PASSING, Connections, Link
 from mesh.wire.connection import Line
 from mesh.wire.durability import Copies
-from mesh.wire.failures import PASSING
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
@@ -49,8 +49,8 @@ RELEASE_WAIT_S = 0.5
 
 #: The scripts of the link; it loads them where the server does not know them.
 LINK_SCRIPTS = (
-    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, scripts.KEEP_ALIVE, scripts.RECLAIM, scripts.BURY,
-    scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, scripts.KEEP_ALIVE, scripts.RECLAIM,
+    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
 
@@ -134,8 +134,8 @@ class Replica:
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)
         word = await outcome
-        if word not in {"done", "conflict"}:
-            raise MeshError(f"the transaction is not valid: {word}")
+        if word != "done" and not word.startswith(CONFLICT):
+            raise MeshError(f"the transaction was not applied: {word}")
         return word == "done"
 
     async def confirm(self) -> None:

@@ -1,6 +1,6 @@
-"""nats-py on a NATS server: nothing is durable, the handler stores in its own memory. This is the ceiling.
+"""nats-py on a NATS server: nothing is durable, the handler remembers in its own memory. The ceiling.
 
-With BENCH_STORE=redis the handler stores in Redis, as those of all others do.
+With BENCH_STORE=redis the handler stores in Redis like everybody else's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def handler_in_redis() -> object:
         await message.respond(message.data)
 
     async def handle(message: Msg) -> None:
-        # A subscription handles its messages in order; tasks let them wait for Redis concurrently.
+        # A subscription works its messages off in order; tasks let them wait for Redis together.
         task = asyncio.create_task(work(message))
         running.add(task)
         task.add_done_callback(running.discard)

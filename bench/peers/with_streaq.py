@@ -1,4 +1,4 @@
-"""streaq: Redis streams; pub/sub announces results."""
+"""streaq: Redis streams, results announced by pub/sub."""
 
 from __future__ import annotations
 

@@ -18,15 +18,13 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh import keys, roster
-from mesh.errors import Busy, DeadlineExceeded, Incomplete, LeaseLost, MeshError, NoReplica, Unavailable
+from mesh.errors import Busy, DeadlineExceeded, Incomplete, InvalidBody, LeaseLost, MeshError, NoReplica, Unavailable
 from mesh.requests import streams
 from mesh.requests.deadlines import Alarms
-from mesh.requests.protocol import OK, Address, Body, Reply
+from mesh.requests.protocol import OK, Address, Body, Reply, encode_body
 from mesh.requests.streams import ReplyReader
-from mesh.wire.clients import Link
-from mesh.wire.codec import encode
+from mesh.wire.clients import PASSING, Link, is_fenced
 from mesh.wire.durability import Copies
-from mesh.wire.failures import PASSING, is_fenced
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +111,10 @@ class _Exchange:
     def set_exception(self, error: BaseException) -> None:
         """The submission did not reach the script."""
         self._told = True
-        self.fail(error)
+        if isinstance(error, redis_errors.DataError):
+            self.fail(InvalidBody(str(error)))
+        else:
+            self.fail(error)
 
     def answer(self, key: str) -> Answer:
         """An answer by its key; a gather's are first heard of by submission or reply, whichever is faster."""
@@ -170,7 +171,7 @@ class Calls:
         for to, op, body in asks:
             key, target = self._name(), to.target
             answers[key] = Answer(target, key)
-            group += (target, op, key, deadline_ms, encode(body))
+            group += (target, op, key, deadline_ms, _encoded(body))
         await self._exchange(_Exchange("", answers, self._end), answers, group, deadline_ms)
         return [*answers.values()]
 
@@ -178,7 +179,7 @@ class Calls:
         """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
         failure that any of them answered."""
         key = self._name()
-        group: list[str | int] = [1, EVERY, op, key, deadline_ms, encode(body)]
+        group: list[str | int] = [1, EVERY, op, key, deadline_ms, _encoded(body)]
         exchange = _Exchange(key, {}, self._end)
         await self._exchange(exchange, [key], group, deadline_ms)
         found: dict[int, Body] = {}
@@ -318,6 +319,14 @@ class Calls:
             while not self._endings.empty() and len(ended) < 256:
                 ended.append(self._endings.get_nowait())
             await streams.settle(self._link, ended)
+
+
+def _encoded(body: Mapping[str, Any]) -> str:
+    """The body as JSON. Raises InvalidBody."""
+    try:
+        return encode_body(body)
+    except ValueError as error:
+        raise InvalidBody(str(error)) from error
 
 
 def _refusal(code: str, about: str) -> MeshError:

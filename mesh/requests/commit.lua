@@ -1,36 +1,32 @@
 #!lua flags=allow-oom
--- Makes transactions true. Of each: effect, sends, reply, acknowledgement and books, all or nothing.
+-- Applies transactions: of each, its writes, sends, reply, acknowledgement and books, all or nothing.
 -- KEYS: lease, books, committed
 -- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, then each transaction:
---   words in it with this one
+--   number of its words, this one included
 --   stream, id            the request; empty: a transaction of the replica's own
---   reply stream, key, op, status, forwards, body    the reply; no stream: nobody waits
+--   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
 --   number of groups of expectations, of writes, of sends, and then these:
---   expectations  1 own | 0 shared, hash or "", number of names, of values: as many, or 0 where all are to be absent;
+--   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
 --                 the names (fields or keys), the values
---   write         1 own | 0 shared, and the types that the first keys must be of, where it matters ("1 hash zset");
---                 words of the command, verb, key, ...; verbs beside Redis's own:
---                 set-all, ms, value, key, ...            SET each of these keys until then
---                 zadd-all, key, score, member, ...       ZADD each of these members with that score
---                 pair-all, hash, zset, name, text, ...   a name's first text as a field of the hash, others as members
---                                                         "name:text" of the zset
---                 unpair-all, hash, zset, name, text, ... no such pair any more, in either
---                 keep, key, ms                           let it live at least until then, when all is written
+--   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
+--                 string that the command can increase), "field" (the same for a hash's field), or "any";
+--                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from
--- Returns one word per transaction, as a JSON list: done, not-mine, conflict, or what is wrong with its writes
--- Allowed when memory is full: it finishes what was accepted, and finishing frees memory.
+-- Returns one word per transaction, as a JSON list: done, not-mine, "conflict <side> <hash> <name>", or why the writes
+-- are not possible
+-- Runs when memory is full, too: it finishes what was accepted, and finishing frees memory.
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
 local held, before = unpack(redis.call('MGET', lease_key, committed_key))
--- Gone is not yet lost: of an emptied server, the next renewal puts the lease back, or says that it is over.
-if not held then return redis.error_reply('LEASEGONE there is no lease just now') end
-if held ~= holder then return redis.error_reply('LEASELOST the lease is over') end
--- The same batch again: its answer was lost on the way, not its effect.
+-- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
+if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
+if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
+-- The same batch again: its effect is there, and only its answer was lost on the way.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- Going from one database to another costs as much as a command, so what belongs to the bus is done for all transactions
--- together: whose their requests are before the first of them, replies and acknowledgements after the last.
+-- SELECT costs as much as any command, so the work in the bus database is done for all transactions together: the
+-- lookup of their requests before the first of them, replies and acknowledgements after the last.
 local at = bus
 local function go_to(number)
   if at ~= number then
@@ -53,10 +49,10 @@ while begin <= #ARGV do
   begin = begin + tonumber(ARGV[begin])
 end
 
--- Which requests are mine, by stream and id; false: no longer. Those of a stream end about in the order in which they
--- came, so they are asked for together, from the first to the last of them here; one that lies outside is, by itself.
+-- By stream and id: whether the request is pending for this consumer. The requests of a stream end about in the order
+-- of their arrival, so one XPENDING from the first to the last of the batch finds nearly all of them.
 local mine = {}
-local function ask(stream, first, last, most)
+local function look_up(stream, first, last, most)
   go_to(bus)
   local pending = redis.pcall('XPENDING', stream, 'workers', first, last, most, consumer)
   for i = 1, #pending do mine[stream][pending[i][1]] = true end
@@ -64,11 +60,11 @@ end
 
 for stream, number in pairs(number_of) do
   mine[stream] = {}
-  ask(stream, first_of[stream], last_of[stream], 2 * number)
+  look_up(stream, first_of[stream], last_of[stream], 2 * number)
 end
 
 local function is_mine(stream, id)
-  if mine[stream][id] == nil then ask(stream, id, id, 1) end
+  if mine[stream][id] == nil then look_up(stream, id, id, 1) end
   return mine[stream][id]
 end
 
@@ -77,7 +73,7 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
--- Where the groups of expectations end; nothing, and why, if one of them does not hold.
+-- Returns where the groups of expectations end; or nil and the reason, if one of them does not hold.
 local function unchanged(first, groups)
   local i = first
   for _ = 1, groups do
@@ -93,31 +89,71 @@ local function unchanged(first, groups)
     end
     for k = 1, names do
       local wanted = values > 0 and ARGV[last + k]
-      if found[k] ~= wanted then return nil, 'conflict' end
+      if found[k] ~= wanted then return nil, 'conflict ' .. ARGV[i] .. ' ' .. hash .. ' ' .. ARGV[i + 3 + k] end
     end
     i = last + values + 1
   end
   return i
 end
 
--- A script cannot be rolled back, so what could fail half-way is found out first.
-local function wrong_write(first, count)
+-- A script cannot be rolled back, so everything that can make a write fail is checked before the first one. What can
+-- be checked without the database, Python has checked (verbs.py).
+
+-- Lua's numbers are exact up to 2^53 only, so a counter must stay this far from the end of 64 bits.
+local MOST_INTEGER = 2 ^ 63 - 4096
+-- By name of a counter: how much the transaction changes it in all, without signs.
+local changes
+local function wrong_counter(name, text, by)
+  if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
+  changes[name] = (changes[name] or 0) + math.abs(by)
+  if math.abs(text or 0) + changes[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
+end
+
+local function wrong_integer(k)
+  local wrong = wrong_type(ARGV[k], 'string')
+  return wrong or wrong_counter(ARGV[k], redis.call('GET', ARGV[k]), ARGV[k + 1])
+end
+
+local function wrong_field(k)
+  local wrong = wrong_type(ARGV[k], 'hash')
+  local name = ARGV[k] .. ' ' .. ARGV[k + 1]
+  return wrong or wrong_counter(name, redis.call('HGET', ARGV[k], ARGV[k + 1]), ARGV[k + 2])
+end
+
+-- A stream whose last id is the highest there is takes no more entries.
+local function wrong_stream(k)
+  local wrong = wrong_type(ARGV[k], 'stream')
+  if wrong or redis.call('EXISTS', ARGV[k]) == 0 then return wrong end
+  local facts = redis.call('XINFO', 'STREAM', ARGV[k])
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' and facts[i + 1] == '18446744073709551615-18446744073709551615' then
+      return ARGV[k] .. ' takes no more entries: its last id is the highest there is'
+    end
+  end
+end
+
+local special = {integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
+-- Returns where the writes end; or nil and the reason, if one of them would fail.
+local function possible(first, count)
   local i = first
+  changes = {}
   for _ = 1, count do
-    local how, k = ARGV[i], i + 2
-    if #how > 1 then
-      go(how)
-      for wanted in string.gmatch(how, '%a+') do
+    local checks, k = ARGV[i], i + 2
+    if #checks > 1 then
+      go(checks)
+      for wanted in string.gmatch(checks, '%a+') do
         k = k + 1
-        local wrong = wrong_type(ARGV[k], wanted)
-        if wrong then return wrong end
+        local wrong
+        if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end
+        if wrong then return nil, wrong end
       end
     end
     i = i + 2 + tonumber(ARGV[i + 1])
   end
+  return i
 end
 
--- By database and key: the latest of what the whole batch says of it, since many of its requests speak of the same keys.
+-- By database and key: the latest lifetime that the whole batch asks for. Many of its transactions name the same keys.
 local kept = {}
 local function keep(first)
   local key, ms = ARGV[first + 1], ARGV[first + 2]
@@ -126,113 +162,18 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
--- Verbs beside Redis's own are written in small letters. They are made where one is asked for: to make a function costs
--- about as much as a command does, and most transactions need none of these.
-local function make_verbs()
-  -- Lua can hand over some 8000 words at once.
-  local HANDED_OVER = 2000
+--[[ commit_verbs.lua ]]
 
-  local function set_each(first, last, value, ms)
-    for k = first, last do
-      local result = redis.pcall('SET', ARGV[k], value, 'PXAT', ms)
-      if result.err then return result end
-    end
-  end
-
-  -- In one command, where the server has it: Valkey from 9.1, Redis from 8.4.
-  local has_msetex = true
-  local function set_together(first, last, value, ms)
-    local words, n = {}, 0
-    for k = first, last do
-      words[n + 1], words[n + 2] = ARGV[k], value
-      n = n + 2
-    end
-    words[n + 1], words[n + 2] = 'PXAT', ms
-    local result = redis.pcall('MSETEX', last - first + 1, unpack(words))
-    has_msetex = type(result) ~= 'table'
-  end
-
-  local function set_all(first, last)
-    local ms, value = ARGV[first + 1], ARGV[first + 2]
-    for begin = first + 3, last, HANDED_OVER do
-      local till = math.min(begin + HANDED_OVER - 1, last)
-      if has_msetex then set_together(begin, till, value, ms) end
-      if not has_msetex then
-        local failed = set_each(begin, till, value, ms)
-        if failed then return failed end
-      end
-    end
-  end
-
-  local function zadd_all(first, last)
-    local score = ARGV[first + 2]
-    for begin = first + 3, last, HANDED_OVER do
-      local words, n = {}, 0
-      for k = begin, math.min(begin + HANDED_OVER - 1, last) do
-        words[n + 1], words[n + 2] = score, ARGV[k]
-        n = n + 2
-      end
-      local result = redis.pcall('ZADD', ARGV[first + 1], unpack(words))
-      if type(result) == 'table' then return result end
-    end
-  end
-
-  -- What the hash has under the names of some pairs, and the names.
-  local function texts_of(hash, first, last)
-    local names = {}
-    for k = first, last, 2 do names[#names + 1] = ARGV[k] end
-    return redis.call('HMGET', hash, unpack(names)), names
-  end
-
-  -- A field costs a third of what a member does, and of most names there is one text only.
-  local function pair_all(first, last)
-    local hash, zset = ARGV[first + 1], ARGV[first + 2]
-    for begin = first + 3, last, HANDED_OVER do
-      local before, names = texts_of(hash, begin, math.min(begin + HANDED_OVER - 1, last))
-      local now, fields, n, members, m = {}, {}, 0, {}, 0
-      for i, name in ipairs(names) do
-        local text, other = ARGV[begin + 2 * i - 1], before[i] or now[name]
-        if not other then
-          now[name] = text
-          fields[n + 1], fields[n + 2] = name, text
-          n = n + 2
-        elseif other ~= text then
-          members[m + 1], members[m + 2] = '0', name .. ':' .. text
-          m = m + 2
-        end
-      end
-      if n > 0 then redis.call('HSET', hash, unpack(fields)) end
-      if m > 0 then redis.call('ZADD', zset, unpack(members)) end
-    end
-  end
-
-  local function unpair_all(first, last)
-    local hash, zset = ARGV[first + 1], ARGV[first + 2]
-    for begin = first + 3, last, HANDED_OVER do
-      local before, names = texts_of(hash, begin, math.min(begin + HANDED_OVER - 1, last))
-      local fields, members = {}, {}
-      for i, name in ipairs(names) do
-        local text = ARGV[begin + 2 * i - 1]
-        if before[i] == text then fields[#fields + 1] = name end
-        members[i] = name .. ':' .. text
-      end
-      if #fields > 0 then redis.call('HDEL', hash, unpack(fields)) end
-      redis.call('ZREM', zset, unpack(members))
-    end
-  end
-
-  return {['set-all'] = set_all, ['zadd-all'] = zadd_all, ['pair-all'] = pair_all, ['unpair-all'] = unpair_all, keep = keep}
-end
-
+-- Creating these functions costs about as much as a command, and most transactions need none of them.
 local verbs
 local function run(first, last)
   if string.byte(ARGV[first]) < 97 then return redis.pcall(unpack(ARGV, first, last)) end
-  verbs = verbs or make_verbs()
+  verbs = verbs or make_verbs(keep)
   return verbs[ARGV[first]](first, last)
 end
 
--- What fails all the same (its handler's mistake: words a verb does not take) ends its own transaction, which is not
--- acknowledged, and none of its neighbours.
+-- Returns the reason if a write fails in spite of all checks. It ends its own transaction only, which is not
+-- acknowledged.
 local function write(first, count)
   local i = first
   for _ = 1, count do
@@ -240,49 +181,63 @@ local function write(first, count)
     local last = i + 1 + tonumber(ARGV[i + 1])
     local result = run(i + 2, last)
     if type(result) == 'table' and result.err then
-      return i, ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
+      return ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
     end
     i = last + 1
   end
-  return i
 end
 
 local SEND = 7
+local accepted, sendable = 0, {}
+-- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be undone.
 local function send(first, count)
   if count == 0 then return end
-  go('0')
-  for i = first, first + (count - 1) * SEND, SEND do
-    redis.call('XADD', 'mesh:requests:' .. ARGV[i], '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
-      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5])
+  go_to(bus)
+  local last, done = first + (count - 1) * SEND, {}
+  for i = first, last, SEND do
+    local stream = 'mesh:requests:' .. ARGV[i]
+    local wrong = not sendable[stream] and wrong_type(stream, 'stream')
+    if wrong then return wrong end
+    sendable[stream] = true
   end
-  redis.call('HINCRBY', books_key, 'accepted', count)
+  for i = first, last, SEND do
+    local stream = 'mesh:requests:' .. ARGV[i]
+    local id = redis.pcall('XADD', stream, '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
+      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5])
+    if type(id) == 'table' then
+      for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
+      return stream .. ': ' .. tostring(id.err)
+    end
+    done[#done + 1] = {stream, id}
+  end
+  accepted = accepted + count
 end
 
--- Nothing, or why not.
+-- Returns nothing, or why the transaction is not applied.
 local function commit(t)
   local stream, id = ARGV[t + 1], ARGV[t + 2]
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, otherwise = unchanged(t + 12, expects)
-  if not first_write then return otherwise end
-  local wrong = wrong_write(first_write, writes)
-  if wrong then return wrong end
-  local first_send, failed = write(first_write, writes)
+  local first_write, changed = unchanged(t + 12, expects)
+  if not first_write then return changed end
+  local first_send, wrong = possible(first_write, writes)
+  if not first_send then return wrong end
+  local failed = send(first_send, sends) or write(first_write, writes)
   if failed then return failed end
-  send(first_send, sends)
   if stream ~= '' then mine[stream][id] = false end
 end
 
+-- A key that is not a stream of replies has no reader, and must not stop the others' replies.
 local function reply(t)
   local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
   if stream ~= '' then
-    redis.call('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
+    redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
       'forwards', forwards, 'body', body)
   end
 end
 
 local outcomes, ids_of, answered = {}, {}, 0
-local function settle(t)
+local function finish(t)
   reply(t)
   local stream = ARGV[t + 1]
   if stream ~= '' then
@@ -301,13 +256,14 @@ for number, lifetimes in pairs(kept) do
 end
 go_to(bus)
 for i, t in ipairs(transactions) do
-  if outcomes[i] == 'done' then settle(t) end
+  if outcomes[i] == 'done' then finish(t) end
 end
 for stream, ids in pairs(ids_of) do
   redis.call('XACK', stream, 'workers', unpack(ids))
   redis.call('XDEL', stream, unpack(ids))
 end
-if answered > 0 then redis.call('HINCRBY', books_key, 'answered', answered) end
+if accepted > 0 then redis.pcall('HINCRBY', books_key, 'accepted', accepted) end
+if answered > 0 then redis.pcall('HINCRBY', books_key, 'answered', answered) end
 local result = cjson.encode(outcomes)
 redis.call('SET', committed_key, batch .. result, 'PX', remembered_ms)
 return result

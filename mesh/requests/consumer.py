@@ -19,30 +19,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
 
 from mesh.errors import GivenUp, LeaseLost, MeshError, Refused
 from mesh.requests import settlement, streams
+from mesh.requests.handling import Stretches, describe, printable, traceback_of
 from mesh.requests.protocol import NEVER, Request, failure_body, reply_stream
 from mesh.requests.settlement import Bury, Commit, Expire, Forget, HandBack, Outcome, Rerun, Retry, settle
+from mesh.requests.store import Store
 from mesh.requests.streams import RequestReader
-from mesh.requests.transaction import Store, Transaction
+from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
-from mesh.wire.clients import Link
-from mesh.wire.failures import PASSING, is_fenced
+from mesh.wire.clients import PASSING, Link, is_fenced
 
 log = structlog.get_logger(__name__)
 
 #: What the commit script says.
-_OUTCOMES = {"done": Outcome.DONE, "conflict": Outcome.CONFLICT, "not-mine": Outcome.NOT_OURS}
+_OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS}
 #: Conflicts before a request counts as crashed; each means that another one got through.
 MOST_CONFLICTS = 100
 PAUSE_S = 0.1
+#: A handler that keeps the event loop longer than this is named in the log.
+BLOCKED_S = 0.1
+#: How long a cancelled handler may take to end before it is left to itself.
+CANCEL_S = 1.0
 
 #: What came of a request, and why.
 Found = tuple[Outcome, str]
@@ -51,7 +57,7 @@ Found = tuple[Outcome, str]
 class Work:
     """One request in progress. The link tells it what came of its commit."""
 
-    __slots__ = ("_consumer", "committing", "conflicts", "ended", "given_away", "late", "request", "task")
+    __slots__ = ("_consumer", "committing", "conflicts", "ended", "given_away", "late", "reason", "request", "task")
 
     def __init__(self, request: Request, consumer: Consumer) -> None:
         self.request = request
@@ -59,6 +65,8 @@ class Work:
         #: its transaction is on its way, and its task has ended
         self.committing = False
         self.conflicts = 0
+        #: why its last attempt failed
+        self.reason = ""
         #: ended by another, or handed back: whatever becomes of it is not our doing
         self.given_away = False
         #: its deadline passed while it was worked on
@@ -169,7 +177,13 @@ class Consumer:
         works = list(self._works.values())
         for work in works:
             self._give_away(work)
-        await asyncio.gather(*(work.task for work in works if work.task is not None), return_exceptions=True)
+        tasks = {work.task: work for work in works if work.task is not None}
+        if not tasks:
+            return
+        _, left = await asyncio.wait(tasks, timeout=CANCEL_S)
+        for task in left:
+            # It cannot be forced to end. Whatever it writes is refused: the lease and the request are another's.
+            log.error("handler ignores its cancellation", op=tasks[task].request.op, id=tasks[task].request.id)
 
     async def stop(self, wait_s: float) -> None:
         """Take nothing more, finish what runs, and hand the rest back after `wait_s`."""
@@ -238,7 +252,7 @@ class Consumer:
     def _admit(self, id: str, fields: streams.Fields, deliveries: int = 1) -> Work | None:
         request = streams.to_request(self._reader.stream, id, fields, deliveries)
         if isinstance(request, ValueError):
-            log.error("an entry is no request; it becomes a dead letter", id=id, reason=str(request))
+            log.error("the entry is not a request", id=id, reason=printable(str(request)))
             request = Request(
                 self._reader.stream,
                 id,
@@ -282,24 +296,31 @@ class Consumer:
 
     async def _work(self, work: Work, found: Found | None) -> None:
         try:
-            try:
-                found = found or await self._attempt(work)
-            except asyncio.CancelledError:
-                if not work.late:
-                    raise
-                found = Outcome.LATE, ""
-            if found is not None:
-                await self._settle(work, *found)
+            while True:
+                found = found or await self._unless_late(work, self._attempt(work))
+                if found is None or not await self._settle(work, *found):
+                    return
+                found = await self._unless_late(work, self._redeliver(work))
         except Exception as error:
             self._fail(error)
         finally:
             if not work.committing:
                 self._forget(work)
 
+    @staticmethod
+    async def _unless_late(work: Work, step: Coroutine[Any, Any, Found | None]) -> Found | None:
+        """Take a step of the work; LATE where it is cancelled because its deadline has passed."""
+        try:
+            return await step
+        except asyncio.CancelledError:
+            if not work.late:
+                raise
+            return Outcome.LATE, ""
+
     def committed(self, work: Work, word: str) -> None:
         """What came of a commit; what is not done then goes on in a task anew."""
         work.committing = False
-        outcome = _OUTCOMES.get(word, Outcome.CRASHED)
+        outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
         if outcome is Outcome.DONE:
             self.counters.done += 1
             self._forget(work)
@@ -315,8 +336,8 @@ class Consumer:
     def not_committed(self, work: Work, error: BaseException) -> None:
         """The commit could not be said, or the link has ended and with it the membership."""
         work.committing = False
-        if isinstance(error, redis_errors.DataError) and not work.given_away:
-            self._begin(work, (Outcome.CRASHED, str(error)))
+        if isinstance(error, redis_errors.DataError | redis_errors.ResponseError) and not work.given_away:
+            self._begin(work, (Outcome.CRASHED, describe(error)))
             return
         if isinstance(error, LeaseLost | redis_errors.RedisError):
             self._fail(error)
@@ -333,40 +354,76 @@ class Consumer:
             work.ended.set_result(None)
 
     async def _attempt(self, work: Work) -> Found | None:
-        """Run the handler and have its transaction committed, of which the work will hear; or say why not."""
+        """Run the handler and hand its transaction to the link, which will tell the work what came of it.
+
+        Returns an outcome where there is no transaction. Raises LeaseLost.
+        """
         member, request = self._member, work.request
         if settlement.overdelivered(request.deliveries, member.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
-            return Outcome.UNREADABLE, "the entry is no request"
+            return Outcome.UNREADABLE, "the entry is not a request"
         if work.conflicts == MOST_CONFLICTS:
             return Outcome.CRASHED, f"{MOST_CONFLICTS} commits in a row met a conflict"
         if self._is_late(request):
             return Outcome.LATE, ""
         transaction = Transaction(member.database, member.replica, request)
-        handler = self._worker.handler(request.op)
         try:
-            if handler is None:
-                raise Refused(f"no replica here knows the operation {request.op!r}", op=request.op)
-            body = await handler.handle(request, self._store, transaction)
+            await self._handle(request, transaction)
+            words = transaction.wire()
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            return self._crashed(work, error)
+        except BaseException as error:
+            # Handlers are foreign code: even SystemExit ends the request, not the replica.
+            if isinstance(error, LeaseLost) and member.link.closed:
+                raise
+            return self._crashed(work, error)
+        member.link.commit(words, work)
+        work.committing = True
+        return None
+
+    async def _handle(self, request: Request, transaction: Transaction) -> None:
+        """Fill the transaction. Raises whatever the handler raises, except a refusal."""
+        handler = self._worker.handler(request.op)
+        if handler is None:
+            self._refuse(transaction, Refused(f"no replica here knows the operation {request.op!r}", op=request.op))
+            return
+        running = Stretches(handler.handle(request, self._store, transaction))
+        try:
+            body = await running
             if body is not None:
                 transaction.reply(body)
         except LeaseLost:
             raise
         except MeshError as error:
-            self.counters.refused += 1
-            transaction.refuse(error)
-        except Exception as error:
-            log.exception("a handler crashed", op=request.op, id=request.id, deliveries=request.deliveries)
-            return Outcome.CRASHED, f"{type(error).__name__}: {error}"
-        member.link.commit(transaction.wire(), work)
-        work.committing = True
-        return None
+            self._refuse(transaction, error)
+        finally:
+            if running.longest_s > BLOCKED_S:
+                blocked_ms = round(running.longest_s * 1000)
+                log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
+
+    def _refuse(self, transaction: Transaction, error: MeshError) -> None:
+        self.counters.refused += 1
+        transaction.refuse(error)
+
+    @staticmethod
+    def _crashed(work: Work, error: BaseException) -> Found:
+        """The outcome for an exception; its traceback is printed once, and not for each delivery."""
+        reason, request = describe(error), work.request
+        facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
+        if reason != work.reason:
+            facts["exception"] = traceback_of(error)
+        log.error("handler failed", **facts)
+        work.reason = reason
+        return Outcome.CRASHED, reason
 
     def _is_late(self, request: Request) -> bool:
         return request.deadline != NEVER and request.deadline <= self._member.now_ms()
 
-    async def _settle(self, work: Work, outcome: Outcome, reason: str) -> None:
+    async def _settle(self, work: Work, outcome: Outcome, reason: str) -> bool:
+        """End the request, or return True where it is to be delivered again."""
         request = work.request
         match settle(outcome, request.deliveries, self._member.settings.max_deliveries, reason):
             case Bury(reason):
@@ -377,28 +434,41 @@ class Consumer:
                 await streams.settle(self._member.link, [(request.stream, request.id, "expired")])
             case Retry():
                 self.counters.crashed += 1
-                # Ordered work must not be overtaken by its successors.
-                if self._ordered:
-                    await self._again(work)
+                return True
             case HandBack():
                 await self._reader.hand_back([request.id], self._member.settings.claim_idle_ms)
             case Forget():
                 self.counters.lost += 1
             case Commit() | Rerun():
                 raise AssertionError("a commit is heard of, and a conflict run again, before anything is settled")
+        return False
 
-    async def _again(self, work: Work) -> None:
-        """Deliver an entry of the database's stream to ourselves once more, in its place."""
-        for id, deliveries, fields in await self._reader.reclaim(0, 1000):
-            if id == work.request.id:
-                request = streams.to_request(self._reader.stream, id, fields, deliveries)
-                if isinstance(request, Request):
-                    work.request, work.conflicts = request, 0
-                    found = await self._attempt(work)
-                    if found is not None:
-                        await self._settle(work, *found)
+    async def _redeliver(self, work: Work) -> Found | None:
+        """Deliver a request to ourselves once more, after a pause; NOT_OURS where somebody else has ended it.
+
+        The next delivery counts in Redis, so that a request which kills its process is not tried for ever.
+        """
+        await asyncio.sleep(self._pause_s(work.request))
+        deliveries = await self._reader.redeliver(work.request.id)
+        if not deliveries:
+            return Outcome.NOT_OURS, ""
+        work.request, work.conflicts = work.request._replace(deliveries=deliveries), 0
+        return None
+
+    def _pause_s(self, request: Request) -> float:
+        """Seconds before the next delivery. All of them fit into the deadline, so that the caller learns the reason.
+
+        On a database's stream the next entry waits for this one, so there is none.
+        """
+        if self._ordered:
+            return 0
+        pause_ms = self._member.settings.claim_idle_ms
+        if request.deadline != NEVER:
+            pause_ms = max(0, min(pause_ms, (request.deadline - self._member.now_ms()) // 8))
+        return pause_ms / 1000
 
     async def _bury(self, request: Request, reason: str) -> None:
+        reason = printable(reason)
         error = GivenUp(f"the request was given up: {reason}", deliveries=request.deliveries)
         log.error("dead letter", op=request.op, id=request.id, reason=reason)
         await self._reader.bury(
@@ -436,3 +506,9 @@ class Consumer:
                 if work is not None:
                     self.counters.reclaimed += 1
                     self._begin(work)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the current task; a handler may raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

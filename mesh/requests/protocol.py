@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 from mesh import keys
 from mesh.errors import MeshError, from_wire
-from mesh.wire.codec import decode
+from mesh.wire.codec import decode, encode
 
 #: `status` of a reply that is no failure.
 OK = "ok"
 #: `deadline` of a request that waits for ever, such as a drop.
 NEVER = 0
+
+#: Longest body: several must fit into one round trip.
+MOST_BODY = 16 * 2**20
 
 Body = dict[str, Any]
 
@@ -57,6 +60,21 @@ class Database:
 
 
 Address = Class | Database
+
+
+def encode_body(body: Any) -> str:
+    """Return the JSON text of a request's or a reply's body. Raises ValueError where there is none."""
+    if not isinstance(body, dict):
+        raise ValueError(f"a body is a dict, not {type(body).__name__}")
+    try:
+        text = encode(body)
+    except RecursionError as error:
+        raise ValueError("the body is nested too deeply or contains itself") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the body cannot be written as JSON: {error}") from error
+    if len(text) > MOST_BODY:
+        raise ValueError(f"the body is {len(text)} characters of JSON; at most {MOST_BODY} can be sent")
+    return text
 
 
 def reply_stream(fields: Mapping[str, str]) -> str:
@@ -116,7 +134,17 @@ class Reply(NamedTuple):
 
     @classmethod
     def from_entry(cls, fields: Mapping[str, str]) -> Reply:
-        return cls(fields["request"], fields["status"], decode(fields["body"]), int(fields.get("forwards", 0)))
+        """Read an entry that has a field `request`. One that cannot be read is a failure of that request."""
+        key = fields["request"]
+        try:
+            body = decode(fields["body"])
+            if not isinstance(body, dict):
+                raise ValueError("its body is not an object")
+            return cls(key, fields["status"], body, int(fields.get("forwards", 0)))
+        except KeyError as error:
+            return cls(key, MeshError.code, {"detail": f"the reply has no field {error}"})
+        except ValueError as error:
+            return cls(key, MeshError.code, {"detail": f"the reply cannot be read: {error}"})
 
     @property
     def failure(self) -> MeshError | None:

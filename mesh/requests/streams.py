@@ -16,7 +16,7 @@ from redis import exceptions as redis_errors
 
 from mesh import keys
 from mesh.requests.protocol import Body, Reply, Request
-from mesh.requests.scripts import BOOKS, BURY, END, KEEP_ALIVE, OPEN, RECLAIM, SWEEP
+from mesh.requests.scripts import BOOKS, BURY, END, KEEP_ALIVE, OPEN, RECLAIM, REDELIVER, SWEEP
 from mesh.wire.clients import Link
 from mesh.wire.codec import encode
 from mesh.wire.connection import Line
@@ -89,6 +89,10 @@ class RequestReader:
         """Take over what nobody kept alive: id, deliveries, fields."""
         taken = await self._link.script(RECLAIM, [self.stream], self._consumer, idle_ms, most)
         return [(id, int(deliveries), _fields(flat)) for id, deliveries, *flat in taken]
+
+    async def redeliver(self, id: str) -> int:
+        """Deliver an entry of ours to us once more; returns how many deliveries that makes, 0 where it is not ours."""
+        return int(await self._link.script(REDELIVER, [self.stream], self._consumer, id))
 
     async def hand_back(self, ids: Sequence[str], idle_ms: int) -> None:
         """Let others claim these at once, by making them look idle."""

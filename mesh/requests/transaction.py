@@ -1,241 +1,66 @@
-"""What a handler wants to become true, and its view of what is true now.
+"""What a handler wants to become true: writes, sends and the reply.
 
-A `Store` reads; a `Transaction` collects writes, sends and the reply. Nothing happens before the commit, which takes
-all of it or none. Each has two sides: the replica's own database, and (`.shared`) the keys that replicas share.
+Nothing happens before the commit, which applies all of it or none. A transaction has two sides: the replica's own
+database, and (`.shared`) the keys that replicas share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
 from mesh.errors import MeshError
-from mesh.requests.protocol import NEVER, OK, Address, Body, Request, failure_body
-from mesh.wire.clients import Link
-from mesh.wire.codec import encode
-from mesh.wire.script import Script
-
-Text = str | int
-
-
-class Reader:
-    """Read-only commands on keys that all begin with one prefix."""
-
-    def __init__(self, link: Link, prefix: str, own: bool) -> None:
-        self._say = link.own if own else link.shared
-        self._link = link
-        self._own = own
-        self.prefix = prefix
-
-    async def get(self, key: str) -> str | None:
-        value: str | None = await self._say("GET", self.prefix + key)
-        return value
-
-    async def mget(self, *names: str) -> list[str | None]:
-        values: list[str | None] = await self._say("MGET", *(self.prefix + name for name in names)) if names else []
-        return values
-
-    async def exists(self, key: str) -> bool:
-        return bool(await self._say("EXISTS", self.prefix + key))
-
-    async def hget(self, key: str, field: Text) -> str | None:
-        value: str | None = await self._say("HGET", self.prefix + key, field)
-        return value
-
-    async def hmget(self, key: str, *fields: Text) -> list[str | None]:
-        values: list[str | None] = await self._say("HMGET", self.prefix + key, *fields) if fields else []
-        return values
-
-    async def hgetall(self, key: str) -> dict[str, str]:
-        flat = await self._say("HGETALL", self.prefix + key)
-        return dict(zip(flat[::2], flat[1::2], strict=True))
-
-    async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
-        """At most `count` members by score; bounds as Redis writes them (`-inf`, `(5`)."""
-        found: list[str] = await self._say("ZRANGEBYSCORE", self.prefix + key, least, most, "LIMIT", 0, count)
-        return found
-
-    async def zcard(self, key: str) -> int:
-        return int(await self._say("ZCARD", self.prefix + key))
-
-    async def script(self, script: Script, names: list[str], *args: Text) -> Any:
-        """Run a script that only reads; `names` become its KEYS."""
-        return await self._link.script(script, [self.prefix + name for name in names], *args, own=self._own)
-
-
-class Store(Reader):
-    """A handler's view of its own database; `shared` is the view of the keys that replicas share."""
-
-    def __init__(self, link: Link, database: int, cls: str) -> None:
-        super().__init__(link, keys.own(database), own=True)
-        self.cls = cls
-        self.shared = Reader(link, keys.SHARED, own=False)
-        self.database = database
-
-    async def is_held(self, database: int) -> bool:
-        """Whether somebody holds a database now."""
-        return bool(await self._link.shared("EXISTS", keys.lease(database)))
-
-
-#: Longest command that may grow: Lua hands over some 8000 words at once.
-MOST_WORDS = 4000
-
-
-class Expectations:
-    """What must still be as it was read, by the hash it is in, and the keys by themselves.
-
-    What must be absent goes by itself, without values: no value is mistaken for none.
-    """
-
-    def __init__(self) -> None:
-        self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
-        self._absent: dict[tuple[int, str], list[str]] = {}
-
-    def add(self, side: int, hash: str, name: str, value: str | None) -> None:
-        """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
-        if value is None:
-            self.add_absent(side, hash, [name])
-            return
-        names, values = self._present.setdefault((side, hash), ([], []))
-        names.append(name)
-        values.append(value)
-
-    def add_absent(self, side: int, hash: str, names: Iterable[str]) -> None:
-        """All of these are absent."""
-        self._absent.setdefault((side, hash), []).extend(names)
-
-    def clear(self) -> None:
-        """Forget all of it."""
-        self._present.clear()
-        self._absent.clear()
-
-    def groups(self) -> list[list[Text]]:
-        """All of it: side, hash, number of names, number of values, the names, the values."""
-        if not self._absent and not self._present:
-            return []
-        groups: list[list[Text]] = [
-            [side, hash, len(part), 0, *part] for (side, hash), names in self._absent.items() for part in _parts(names)
-        ]
-        for (side, hash), (names, values) in self._present.items():
-            for some, theirs in zip(_parts(names), _parts(values), strict=True):
-                groups.append([side, hash, len(some), len(theirs), *some, *theirs])
-        return groups
-
-
-#: The verbs a transaction may write with, and what types the keys that they begin with must be of, where it matters: a
-#: script cannot be rolled back, so it looks before it writes. Those in small letters are told of in commit.lua.
-VERBS: dict[str, str] = {
-    **dict.fromkeys(("SET", "DEL", "UNLINK", "PEXPIREAT", "PERSIST", "set-all", "keep"), ""),
-    "INCRBY": "string",
-    **dict.fromkeys(("HSET", "HDEL", "HINCRBY"), "hash"),
-    **dict.fromkeys(("ZADD", "ZREM", "zadd-all"), "zset"),
-    **dict.fromkeys(("SADD", "SREM"), "set"),
-    **dict.fromkeys(("RPUSH", "LPUSH", "LTRIM"), "list"),
-    "XADD": "stream",
-    **dict.fromkeys(("pair-all", "unpair-all"), "hash zset"),
-}
-_HOW = {(side, verb): f"{side} {types}".strip() for side in (0, 1) for verb, types in VERBS.items()}
-
-
-class Writes:
-    """Writing commands, as few as say the same: what is written to one key by one verb in a row becomes one command.
-
-    Commands on different keys do not touch each other, so "in a row" is meant for each key by itself, or for both keys
-    of a verb that has two.
-    """
-
-    def __init__(self) -> None:
-        self._commands: list[list[Text]] = []
-        self._latest: dict[tuple[int, str], list[Text]] = {}
-        self._kept: dict[tuple[int, str], int] = {}
-
-    def add(self, side: int, verb: str, keys: Sequence[str], args: Iterable[Text]) -> None:
-        """One command more. A command is its side and the types of its keys, its number of words, and these.
-
-        Raises ValueError for a verb that is not one of VERBS.
-        """
-        how = _HOW.get((side, verb))
-        if how is None:
-            raise ValueError(f"{verb} is not a verb of transactions")
-        command = [how, 0, verb, *keys, *args]
-        self._commands.append(command)
-        for key in keys:
-            self._latest[side, key] = command
-
-    def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
-        """The same for a verb that takes any number of fields or members, and no options."""
-        for part in _parts(args):
-            latest = self._latest.get((side, keys[0]))
-            undisturbed = latest and all(self._latest.get((side, key)) is latest for key in keys)
-            if latest and undisturbed and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
-                latest.extend(part)
-            else:
-                self.add(side, verb, keys, part)
-
-    def keep_until(self, side: int, key: str, at_ms: int) -> None:
-        """Let a key live at least until then; the latest of all that is said of it counts."""
-        self._kept[side, key] = max(at_ms, self._kept.get((side, key), 0))
-
-    def clear(self) -> None:
-        """Forget all of it."""
-        self._commands.clear()
-        self._latest.clear()
-        self._kept.clear()
-
-    def commands(self) -> list[list[Text]]:
-        """All of it; lifetimes come last, when their keys are there."""
-        commands = list(self._commands)
-        for (side, key), at_ms in self._kept.items():
-            commands.append([_HOW[side, "keep"], 0, "keep", key, at_ms])
-        for command in commands:
-            command[1] = len(command) - 2
-        return commands
-
-
-def _parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Pairs stay pairs: the bound is even."""
-    return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))
+from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
+from mesh.requests.verbs import LATEST_MS, Text, check_words, integer, score
+from mesh.requests.writes import Expectations, Writes, parts
 
 
 class Writer:
-    """Collects writes and expectations on keys that all begin with one prefix."""
+    """Collects writes and expectations on keys that all begin with one prefix.
 
-    def __init__(self, prefix: str, own: int, expects: Expectations, writes: Writes) -> None:
+    Its methods raise ValueError or TypeError, before anything happens, for what Redis would refuse.
+    """
+
+    def __init__(self, prefix: str, side: int, expects: Expectations, writes: Writes) -> None:
         self._prefix = prefix
-        self._side = own
+        self._side = side
         self._expects = expects
         self._writes = writes
 
     def expect(self, key: str, value: str | None, field: Text = "") -> None:
         """Commit only if the key (or hash field) still has the value that was read; None: is absent."""
+        check_words((field,) if value is None else (field, value))
         key = self._prefix + key
         hash, name = (key, str(field)) if field != "" else ("", key)
         self._expects.add(self._side, hash, name, value)
 
-    def write(self, verb: str, key: str, *args: Text) -> None:
-        """Any writing command whose one key comes first."""
-        self._writes.add(self._side, verb, (self._prefix + key,), args)
-
     def expect_each(self, values: Mapping[str, str | None]) -> None:
-        """The same of many keys."""
+        """Commit only if each key still has its value; None: is absent."""
         prefix = self._prefix
+        check_words([value for value in values.values() if value is not None])
         self._expects.add_absent(self._side, "", [prefix + key for key, value in values.items() if value is None])
         for key, value in values.items():
             if value is not None:
                 self._expects.add(self._side, "", prefix + key, value)
+
+    def write(self, verb: str, key: str, *args: Text) -> None:
+        """Write with any verb of `mesh.verbs`; the key comes first."""
+        self._writes.write(self._side, verb, self._prefix + key, args)
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
         if args:
             self._writes.grow(self._side, verb, (self._prefix + key,), args)
 
     def set(self, key: str, value: Text, *options: Text) -> None:
+        """Set a key; options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number."""
         self.write("SET", key, value, *options)
 
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
-        """One value for many keys, which end at that moment."""
-        for part in _parts([self._prefix + key for key in names]):
-            self._writes.add(self._side, "set-all", (str(at_ms),), [value, *part])
+        """Set many keys to one value; all end at that moment."""
+        keys = [self._prefix + key for key in names]
+        if keys:
+            self._writes.set_all(self._side, keys, value, at_ms)
 
     def delete(self, key: str) -> None:
         self.write("DEL", key)
@@ -247,23 +72,28 @@ class Writer:
         self._grow("HDEL", key, fields)
 
     def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
-        self._grow("ZADD", key, [word for member, score in scores.items() for word in (score, member)])
+        self._grow("ZADD", key, [word for member, each in scores.items() for word in (score(each), member)])
 
-    def zadd_all(self, key: str, members: Sequence[str], score: Text) -> None:
-        """Many members of one score."""
-        for part in _parts(members):
-            self._writes.add(self._side, "zadd-all", (self._prefix + key,), [score, *part])
+    def zadd_all(self, key: str, members: Sequence[str], each: Text) -> None:
+        """Add many members with one score."""
+        check_words(members)
+        for part in parts(members):
+            self._writes.add(self._side, "zadd-all", (self._prefix + key,), [score(each), *part])
 
     def pair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
-        """Names and texts in turn, for names that mostly have one text: the first becomes a field of the hash, which is
-        cheap, any other a member "name:text" of the zset, with score 0."""
+        """Add names and texts, in turn. A name's first text becomes a field of the hash, which is cheap; any other
+        becomes a member "name:text" of the zset, with score 0."""
         self._pairs("pair-all", hash, zset, pairs)
 
     def unpair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
-        """Take such pairs away, wherever they are."""
+        """Remove such pairs, wherever they are."""
         self._pairs("unpair-all", hash, zset, pairs)
 
     def _pairs(self, verb: str, hash: str, zset: str, pairs: Sequence[str]) -> None:
+        if len(pairs) % 2:
+            raise ValueError("names and texts come in pairs")
+        if hash == zset:
+            raise ValueError(f"the pairs need two keys, and both are {hash}")
         self._writes.grow(self._side, verb, (self._prefix + hash, self._prefix + zset), pairs)
 
     def zrem(self, key: str, *members: Text) -> None:
@@ -273,8 +103,12 @@ class Writer:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until then, once all is written: its expiry moves later, never earlier."""
+        """Let a key live at least until then: its expiry moves later, never earlier, after all writes."""
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
+
+
+#: How the script's word begins where an expectation does not hold; side, hash and name of the key follow.
+CONFLICT = "conflict "
 
 
 class Transaction(Writer):
@@ -329,7 +163,12 @@ class Transaction(Writer):
         deadline: int,
         sender: str | None = None,
     ) -> None:
-        self.sends.append((to.target, op, key, reply_to, deadline, encode(body), sender or self._replica))
+        if not isinstance(to, Class | Database):
+            raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
+        if not isinstance(op, str):
+            raise TypeError(f"an operation is named by text, not by {op!r:.100}")
+        integer(deadline, NEVER, LATEST_MS)
+        self.sends.append((to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica))
 
     def reply(self, body: Body) -> None:
         """Answer the request."""
@@ -350,11 +189,11 @@ class Transaction(Writer):
         status, body = self._answer or (OK, {})
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
-            0, stream, id, reply_to, key, op, status, self._forwards, encode(body) if reply_to else "",
+            0, stream, id, reply_to, key, op, status, self._forwards, encode_body(body) if reply_to else "",
             len(expects), len(writes), len(sends),
         ]  # fmt: skip
-        for parts in (expects, writes, sends):
-            for part in parts:
+        for kind in (expects, writes, sends):
+            for part in kind:
                 words += part
         words[0] = len(words)
         return words

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.requests.protocol import Body, Request
-from mesh.requests.transaction import Store, Transaction
+from mesh.requests.store import Store
+from mesh.requests.transaction import Transaction
 from mesh.wire.script import Script
 
 Handle = Callable[[Request, Store, Transaction], Awaitable[Body | None]]

@@ -22,17 +22,47 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from mesh.errors import Busy, LeaseLost, MeshError, Unavailable
+from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
 from mesh.settings import RedisSettings
 from mesh.wire.codec import decode
 from mesh.wire.connection import Line, pack
-from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
 from mesh.wire.script import Script
 
 T = TypeVar("T", bound=Sized)
 
+#: The network or the server is away for now; the same words may be said again later.
+PASSING = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.TryAgainError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    OSError,
+    asyncio.TimeoutError,
+)
+
+#: The server does not know our user any more, or has taken a right away: the lease is over.
+FENCED = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthenticationWrongNumberOfArgsError,
+    redis_errors.NoPermissionError,
+)
+
+MINIMUM_VERSION = (7, 0)
 #: Connections of the client that services share; more than this many commands at once wait for one.
 SHARED_CONNECTIONS = 16
+
+
+def is_fenced(error: BaseException) -> bool:
+    """Whether an error means that our Redis user is gone (an AuthenticationError is a ConnectionError, too)."""
+    return isinstance(error, FENCED) or str(error).startswith(("WRONGPASS", "NOAUTH", "NOPERM"))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether waiting may help."""
+    return isinstance(error, PASSING) and not is_fenced(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +74,10 @@ class Credentials:
 
 
 class QuickConnection(Connection):
-    """A connection that packs commands in C; redis-py's asyncio connections do so in Python."""
+    """Packs commands in C, as redis-py's own connections do only where they block."""
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        return [b"".join(map(_packed, commands))]
-
-
-def _packed(command: Iterable[Any]) -> bytes:
-    """Return the bytes of one command. redis-py names some in two words, such as "XINFO STREAM"."""
-    name, *words = command
-    packed: bytes = hiredis.pack_command((*name.split(), *words))
-    return packed
+        return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
 
 
 class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -188,6 +211,29 @@ class Connections:
         return heeding_cancellation(client)
 
 
+async def check_server(client: Redis) -> tuple[int, ...]:
+    """The server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
+    try:
+        info = await client.info("server")
+    except FENCED as error:
+        if isinstance(error, redis_errors.NoPermissionError):
+            raise SetupError(f"Redis refuses INFO to this user: {error}") from error
+        raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
+    except PASSING as error:
+        if is_fenced(error):
+            raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
+        raise Unavailable(f"Redis cannot be reached: {error}") from error
+    except redis_errors.ResponseError as error:
+        if str(error).startswith("BUSY "):  # with a script that does not end
+            raise Unavailable(f"Redis cannot be used: {error}") from error
+        raise SetupError(f"Redis refuses a connection: {error}") from error
+    text = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in text.split(".")[:3])
+    if version < MINIMUM_VERSION:
+        raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
+    return version
+
+
 class Waiter(Protocol):
     """Who is told what came of it, once: a future, or whoever needs none."""
 
@@ -247,6 +293,8 @@ class Batch(Generic[T]):
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
 MOST_WORDS = 20_000
 RETRY_S = 0.05
+#: Answers of scripts after which the trip is made again, for as long as the lease is trusted.
+SAID_AGAIN = ("READONLY", "LOADING", "MASTERDOWN", "LEASEGONE")
 
 
 class Link:
@@ -283,6 +331,7 @@ class Link:
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         self._wake = asyncio.Event()
         self._number = 0
+        self._most_words = MOST_WORDS
         self._down = False
         self._closed: MeshError | None = None
         self.trips = 0
@@ -322,6 +371,11 @@ class Link:
         self._put(self._commits, transaction, waiter)
 
     @property
+    def closed(self) -> bool:
+        """Whether the link has ended, and with it the membership."""
+        return self._closed is not None
+
+    @property
     def down(self) -> bool:
         """Whether the last trip failed on its way."""
         return self._down
@@ -348,7 +402,7 @@ class Link:
             batch.fail(error)
 
     async def _trip(self) -> None:
-        taken = [batch.take(MOST_WORDS) for batch in self._batches]
+        taken = self._take()
         self._number += 1
         try:
             answers = await self._send(self._commands(*taken))
@@ -361,20 +415,37 @@ class Link:
             _fail(itertools.chain(*taken), gone)
             raise
         else:
+            self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
             self._hand_out(answers, *taken)
 
+    def _take(self) -> list[list[tuple[Any, Waiter]]]:
+        """The items of the next trip, by batch: `most_words` of each kind, or one item alone where that is 0."""
+        taken: list[list[tuple[Any, Waiter]]] = []
+        for batch in self._batches:
+            alone = not self._most_words and any(taken)
+            taken.append([] if alone else batch.take(self._most_words))
+        return taken
+
     def _sort_out(self, taken: Sequence[list[tuple[Any, Waiter]]]) -> None:
-        """What cannot even be said is its speaker's fault; whatever was to go with it goes with the next trip."""
+        """Fail the items that cannot be sent by themselves, and requeue the rest.
+
+        Where each can, they are too large together, and the next trip takes half as many.
+        """
+        all_sendable = True
         for batch, asked in zip(self._batches, taken, strict=True):
-            sayable = []
+            sendable = []
             for item, waiter in asked:
                 try:
                     pack([tuple(item)])
                 except redis_errors.DataError as error:
                     _fail([(item, waiter)], error)
+                    all_sendable = False
                 else:
-                    sayable.append((item, waiter))
-            batch.put_back(sayable)
+                    sendable.append((item, waiter))
+            batch.put_back(sendable)
+        if all_sendable:
+            words = max(sum(len(item) for item, _ in asked) for asked in taken)
+            self._most_words = min(self._most_words, words) // 2
 
     def _commands(
         self, reads: list[Any], own: list[Any], submissions: list[Any], commits: list[Any]
@@ -451,15 +522,13 @@ class Link:
         for answer in answers:
             if not isinstance(answer, Exception):
                 continue
-            match classify(answer):
-                case Meaning.FENCED:
-                    raise LeaseLost(
-                        "the lease is over: its Redis user was deleted, or another replica has it"
-                    ) from answer
-                case Meaning.SCRIPT:
-                    return "scripts"
-                case Meaning.PASSING:
-                    why = "passing"
+            if is_fenced(answer) or "LEASELOST" in str(answer):
+                raise LeaseLost("the Redis user of this lease is gone") from answer
+            if isinstance(answer, redis_errors.NoScriptError):
+                return "scripts"
+            # Inside a script these come back as plain response errors.
+            if is_passing(answer) or any(word in str(answer) for word in SAID_AGAIN):
+                why = "passing"
         return why
 
     async def _load_scripts(self) -> None:
@@ -472,7 +541,9 @@ def _resolve(waiter: Waiter, answer: Any) -> None:
         return
     if not isinstance(answer, BaseException):
         waiter.set_result(answer)
-    elif classify(answer) is Meaning.FULL:
+    elif isinstance(answer, redis_errors.OutOfMemoryError) or (
+        isinstance(answer, redis_errors.ResponseError) and "OOM" in str(answer)[:200]
+    ):
         waiter.set_exception(Busy("Redis is out of memory", retry_after=5))
     else:
         waiter.set_exception(answer)

@@ -23,12 +23,23 @@ _MORE = object()
 _CLOSED = "the connection to Redis was closed"
 
 
+#: Most bytes of one round trip. Redis closes a connection that sends a gigabyte, and one trip must not hold up others.
+MOST_BYTES = 64 * 2**20
+
+
+class TooLarge(redis_errors.DataError):
+    """The commands of one round trip have more bytes than it may have."""
+
+
 def pack(commands: Iterable[Command]) -> bytes:
     """Commands as they are sent. Raises redis.exceptions.DataError for a word that is no text, number or bytes."""
     try:
-        return b"".join(map(hiredis.pack_command, commands))
+        packed = b"".join(map(hiredis.pack_command, commands))
     except (TypeError, ValueError) as error:
-        raise redis_errors.DataError(f"this cannot be said to Redis: {error}") from error
+        raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
+    if len(packed) > MOST_BYTES:
+        raise TooLarge(f"it cannot be sent to Redis: {len(packed)} bytes, and at most {MOST_BYTES} fit in one trip")
+    return packed
 
 
 class _Answers(asyncio.Protocol):

@@ -30,9 +30,15 @@ class Script:
         return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     @classmethod
-    def beside(cls, module: str, name: str) -> Script:
-        """Read the file `name` in the folder of a module; pass the module's `__file__`."""
-        return cls(Path(module).with_name(name).read_text("utf-8"))
+    def beside(cls, module: str, name: str, *parts: str) -> Script:
+        """Read the file `name` in the folder of a module; pass the module's `__file__`.
+
+        Each of `parts` is a file of that folder, too; it replaces the comment that holds its name: `--[[ part.lua ]]`.
+        """
+        source = Path(module).with_name(name).read_text("utf-8")
+        for part in parts:
+            source = source.replace(f"--[[ {part} ]]", Path(module).with_name(part).read_text("utf-8"))
+        return cls(source)
 
     async def run(self, client: Redis, keys: Sequence[str], *args: Any) -> Any:
         """Run the script over a client, and load it where the server does not know it. Raises redis-py's errors."""

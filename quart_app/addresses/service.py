@@ -1,4 +1,4 @@
-"""Builds the address service. All of its state is in Redis, so any replica answers any request."""
+"""The address service: stateless, everything it knows is in Redis, so any replica answers."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from quart_app.service import Context, Service
 
 
 def create(context: Context) -> Service:
-    """Return the service, with its settings from the environment."""
+    """The service, its settings taken from the environment."""
     return Service("addresses", public=[AddressRoutes(context, AddressSettings()).blueprint])

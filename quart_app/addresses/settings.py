@@ -1,8 +1,6 @@
-"""The settings of the address service, read from the environment."""
+"""What the address service takes from the environment."""
 
 from __future__ import annotations
-
-import re
 
 import phonenumbers
 from pydantic import Field, field_validator
@@ -10,33 +8,29 @@ from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
 
-#: One part of a path. Other characters have a meaning in a route, a query or a URL.
-_SEGMENT = re.compile(r"[\w.~-]+")
-
 
 class AddressSettings(BaseSettings):
-    """The names are those of the task text."""
+    """Names as in the task text; Redis itself is the application's matter."""
 
     model_config = settings_config("")
 
-    endpoint_prefix: str = Field("/addr_by_phone", description="the path of the address routes")
+    endpoint_prefix: str = Field("/addr_by_phone", description="where the routes live")
     default_region: str = Field(
-        "", description="country of a number written without one, such as RU; empty: such a number is refused"
+        "", description="country of a number written without one (RU); empty: such a number is refused, not guessed"
     )
 
     @field_validator("endpoint_prefix")
     @classmethod
-    def _plain_path(cls, prefix: str) -> str:
-        path = prefix.strip().strip("/")
-        for segment in path.split("/"):
-            if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
-                raise ValueError("the prefix is a path of letters, digits and . _ ~ -, such as /addr_by_phone")
-        return f"/{path}"
+    def _one_leading_slash(cls, prefix: str) -> str:
+        path = "/" + prefix.strip().strip("/")
+        if path == "/":
+            raise ValueError("the prefix needs a name, such as /addr_by_phone")
+        return path
 
     @field_validator("default_region")
     @classmethod
     def _known_region(cls, region: str) -> str:
         code = region.strip().upper()
         if code and code not in phonenumbers.SUPPORTED_REGIONS:
-            raise ValueError("the region is a country code of two letters, such as RU")
+            raise ValueError("not a country code of two letters, such as RU")
         return code

@@ -1,6 +1,5 @@
-"""Pages for people: the landing page of the public port, and the live page of the private port."""
+"""Pages for people: the landing page of the public port."""
 
 from quart_app.dashboard.landing import routes as landing_routes
-from quart_app.dashboard.live import LivePage
 
-__all__ = ["LivePage", "landing_routes"]
+__all__ = ["landing_routes"]

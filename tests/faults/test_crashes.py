@@ -1,4 +1,4 @@
-"""Rows 1 to 4, 7, 10 and 22: replicas that die, or leave."""
+"""Rows 1 to 4, 10, 22 and 35: replicas that die or leave, and handlers that try to make them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from mesh import keys
+from tests.support import mistakes
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import C, D, L, Member, Mesh
@@ -158,4 +159,22 @@ async def test_row_22_a_poison_request_becomes_a_dead_letter(faults: Faults) -> 
     async with mesh.load():
         await asyncio.sleep(1)
     mesh.patience_s = 26
+    await faults.check(mesh)
+
+
+@row(35, "a handler returns, raises or writes what it must not")
+async def test_row_35_a_handlers_mistake_fails_its_own_request(faults: Faults) -> None:
+    """Its own request fails with a reason, without an effect; no process ends."""
+    mesh = await faults.mesh(2, classes="AB")
+    pids = [member.pid for member in mesh.members]
+    async with mesh.load(clients=2, pause_s=0.1):
+        for mistake in mistakes.NAMES:
+            sample = await mesh.tally(mesh.members[1], cls="A", mistake=mistake, wait_ms=4000)
+            if sample.status != 503 or "given up" not in sample.answer["detail"]:
+                raise Broken(f"{mistake}: the client was told {sample}")
+            if mesh.effects(sample.asked["id"]):
+                raise Broken(f"{mistake}: a request that failed has an effect")
+    if [member.pid for member in mesh.members] != pids:
+        raise Broken("a process has ended")
+    faults.note(f"{len(mistakes.NAMES)} mistakes")
     await faults.check(mesh)

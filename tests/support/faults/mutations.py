@@ -1,7 +1,7 @@
-"""Mutations: each removes one safety mechanism, so that tests can show that a row of the fault matrix then fails.
+"""Each safety mechanism, taken out: a check that cannot fail is worth nothing.
 
-A mutation rewrites the source of one script or function of the running process before its first use. It raises
-LookupError when the source does not contain the text to replace exactly once.
+A mutation rewrites the source of one script or one function of the running process, before anything has used it. It
+fails loudly where the source has changed so that the words to be replaced are not there once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _replace(source: str, old: str, new: str) -> str:
 
 
 def script(target: Script, old: str, new: str) -> Callable[[], None]:
-    """Return a mutation of a Lua script."""
+    """A Lua script with other words in it."""
 
     def mutate() -> None:
         target.__dict__.pop("sha", None)
@@ -39,7 +39,7 @@ def script(target: Script, old: str, new: str) -> Callable[[], None]:
 
 
 def function(owner: Any, name: str, old: str, new: str) -> Callable[[], None]:
-    """Return a mutation of a function or method."""
+    """A function or method with other words in it."""
 
     def mutate() -> None:
         found = getattr(owner, name)
@@ -74,6 +74,14 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
+    "checks-before-writes": script(
+        scripts.COMMIT,
+        "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end",
+        "",
+    ),
+    "any-exception": function(
+        consumer.Consumer, "_attempt", "except BaseException as error:", "except OSError as error:"
+    ),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
@@ -90,6 +98,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
 
 
 def apply(name: str) -> None:
-    """Remove one mechanism from this process; "" removes none. Raises KeyError, LookupError."""
+    """Take one mechanism out of this process. Raises KeyError, LookupError."""
     if name:
         MUTATIONS[name]()

@@ -1,14 +1,13 @@
-"""A service for the fault matrix only: it counts how often each request took effect.
+"""A service for the fault matrix alone: it counts how often each request took effect.
 
-    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "wait_ms"}
-                      one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms
+    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "wait_ms"}
+                      one effect in the worker's database, after waiting for hold_ms and blocking the loop for block_ms
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
-    GET  /tally/loop  the longest time, in ms, that the event loop was held since the last GET (private port)
+    GET  /tally/loop  the longest this replica's event loop was held, in ms, since it was asked last (private)
 
     tally:effects     hash    request id -> how often it took effect; in the leased database
 
-Each handler run adds a line to a file, FAULTS_JOURNAL: the id, the process, the number of deliveries, and how late it
-began.
+Every begin of a handler is a line of the journal, a file: who began what, the how-manieth delivery, how late.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quart import Blueprint, Response, jsonify, request
 
 from mesh import Class, Database, Replica, Request, Store, Transaction, Worker
 from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
+from tests.support import mistakes
 
 ADD = "tally.add"
 EFFECTS = "tally:effects"
@@ -35,7 +35,7 @@ BEAT_S = 0.005
 
 
 def create(context: Context) -> Service:
-    """Return the service."""
+    """The service."""
     watch = LoopWatch()
 
     @contextlib.asynccontextmanager
@@ -58,18 +58,20 @@ def _worker() -> Worker:
         if body["poison"]:
             os.kill(os.getpid(), signal.SIGKILL)
         before = await store.hget(EFFECTS, body["id"])
-        # A replica that takes the request over does not hold it again.
+        # Whoever takes the request over does not hold it again.
         if request.deliveries == 1 or body["always"]:
             await asyncio.sleep(body["hold_ms"] / 1000)
             time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
         transaction.write("HINCRBY", EFFECTS, body["id"], 1)
+        if body["mistake"]:
+            return cast(dict[str, Any], await mistakes.make(body["mistake"], store, transaction))
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
 
     return worker
 
 
 def _journal(request: Request, store: Store) -> None:
-    """Add one line in one write, without a buffer: the process may be killed next."""
+    """One line, in one write, at once: whatever happens to this process next."""
     late_ms = 0 if request.deadline == NEVER else time.clock_gettime(time.CLOCK_REALTIME) * 1000 - request.deadline
     line = {
         "id": request.body["id"],
@@ -98,6 +100,7 @@ def _public(context: Context) -> Blueprint:
             "block_ms": asked.get("block_ms", 0),
             "poison": asked.get("poison", False),
             "always": asked.get("always", False),
+            "mistake": asked.get("mistake", ""),
         }
         return jsonify(await context.mesh.call(to, ADD, body, deadline_ms=asked.get("wait_ms")))
 
@@ -122,9 +125,9 @@ def _private(watch: LoopWatch) -> Blueprint:
 
 
 class LoopWatch:
-    """Measures how long work held the event loop, without the time that a busy machine took from it.
+    """Measures how long the event loop was held by work, not by a starved machine.
 
-    The kernel counts how long a thread was ready to run and had no processor; this time is subtracted.
+    The kernel says how long a thread was ready to run and had no processor; that is taken off.
     """
 
     def __init__(self) -> None:
@@ -140,7 +143,7 @@ class LoopWatch:
             before, starved = now, starved_now
 
     def take(self) -> float:
-        """Return the longest hold since the last call, in ms, and begin anew."""
+        """The longest hold since the last look, in ms."""
         longest, self._longest_s = self._longest_s, 0.0
         return longest * 1000
 

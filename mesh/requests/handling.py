@@ -1,0 +1,93 @@
+"""Running foreign code: a handler may raise anything, and may keep the event loop for itself.
+
+`Stretches` awaits a handler and measures how long it runs without giving way to the loop. `describe` turns whatever it
+raised into text that can be logged, sent and stored.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Awaitable, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+#: Longest reason that is kept in a dead letter and sent to a caller.
+MOST_CHARACTERS = 2000
+
+
+class HandlerMistake(Exception):
+    """The handler did what no handler may do."""
+
+
+class Stretches(Generic[T]):
+    """Awaits once; `longest_s` is the longest time that it kept the event loop without a pause."""
+
+    __slots__ = ("_awaitable", "longest_s")
+
+    def __init__(self, awaitable: Awaitable[T]) -> None:
+        self._awaitable = awaitable
+        self.longest_s = 0.0
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        if not isinstance(self._awaitable, Awaitable):
+            raise HandlerMistake(
+                f"it returned {type(self._awaitable).__name__} at once; a handler is an async function"
+            )
+        steps = self._awaitable.__await__()
+        error: BaseException | None = None
+        while True:
+            began = time.perf_counter()
+            try:
+                waits_for = steps.send(None) if error is None else steps.throw(error)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            except GeneratorExit as exit:
+                # The loop closes coroutines with this exception, and takes one that raises it for closed.
+                raise HandlerMistake("it raised GeneratorExit") from exit
+            finally:
+                took = time.perf_counter() - began
+                if took > self.longest_s:
+                    self.longest_s = took
+            error = None
+            try:
+                yield waits_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as thrown:
+                error = thrown
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's class and message, as text that can be encoded, of bounded length."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException as another:
+        text = f"{type(error).__name__}, whose message cannot be made: {type(another).__name__}"
+    return printable(text)
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception, from the handler on, as text of bounded length.
+
+    It is made here, because what logging libraries make of an exception may show secrets (local variables), take
+    seconds, or fail.
+    """
+    inner = error.__traceback__
+    while inner is not None and inner.tb_frame.f_globals.get("__package__") == __package__:
+        inner = inner.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, inner or error.__traceback__))
+    except Exception as another:
+        text = f"there is no traceback: {type(another).__name__}"
+    return printable(text, 10 * MOST_CHARACTERS)
+
+
+def printable(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return text without what UTF-8 cannot encode, at most so many characters of it."""
+    if len(text) > most:
+        text = text[:most] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Delivers an entry once more to the consumer that has it.
+-- KEYS: stream
+-- ARGV: consumer, id
+-- Returns its deliveries with this one; 0 where it is gone or another consumer has it
+local stream, consumer, id = KEYS[1], ARGV[1], ARGV[2]
+local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
+if pending.err or #pending == 0 then return 0 end
+local claimed = redis.call('XCLAIM', stream, 'workers', consumer, 0, id)
+if not claimed[1] then return 0 end
+return pending[1][4] + 1

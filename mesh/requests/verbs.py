@@ -1,0 +1,208 @@
+"""The verbs that a transaction may write with, and what each accepts.
+
+A Redis script cannot be rolled back, so a command that fails after others were written would leave half a transaction
+behind. Everything that can make a command fail is therefore checked before the first write: the verb, the number and
+form of its arguments here, where the handler writes them; the types of keys and the values of counters in commit.lua.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Text = str | int
+Check = Callable[[Sequence[Text]], Sequence[Text]]
+
+#: Most words of one command: Lua can pass about 8,000 to a function.
+MOST_WORDS = 4000
+#: Redis's integers have 64 bits; a counter must keep this far from their end, because Lua compares them as doubles.
+MOST_INTEGER = 2**63 - 4096
+#: Latest moment of an expiry, in ms since 1970: what Lua can compare exactly. Redis refuses those that overflow.
+LATEST_MS = 2**53
+
+#: The type of a key that does not exist.
+ABSENT = "none"
+
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
+_PLAIN = frozenset((str,))
+#: Integers of more bits are tried before the client sees them: it ends the process where Python refuses to print one.
+_MOST_BITS = 2000
+
+
+def check_words(words: Sequence[Text]) -> None:
+    """Raise TypeError or ValueError for a word that cannot be sent to Redis."""
+    if _PLAIN.issuperset(map(type, words)):
+        return
+    for word in words:
+        if isinstance(word, bool) or not isinstance(word, str | int | float | bytes):
+            raise TypeError(f"Redis stores text and numbers, not {type(word).__name__}: {word!r:.100}")
+        if isinstance(word, int) and word.bit_length() > _MOST_BITS:
+            str(word)  # raises ValueError where it has more digits than Python prints
+
+
+def integer(word: Text, least: int, most: int) -> int:
+    """Return a word as an integer between two bounds. Raises ValueError."""
+    if isinstance(word, str):
+        if not _INTEGER.fullmatch(word):
+            raise ValueError(f"{word!r:.100} is not an integer")
+        word = int(word)
+    if isinstance(word, bool) or not isinstance(word, int) or not least <= word <= most:
+        raise ValueError(f"it takes an integer from {least} to {most}")
+    return word
+
+
+def score(word: Text | float) -> Text:
+    """Return a score as Redis reads it. Raises ValueError for what is not a number."""
+    if type(word) is int and -(2**63) < word < 2**63:
+        return word
+    if isinstance(word, bool) or not isinstance(word, str | int | float):
+        raise ValueError(f"a score is a number, not {word!r:.100}")
+    try:
+        number = float(word)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"a score is a number, not {word!r:.100}") from error
+    if math.isnan(number):
+        raise ValueError("a score is a number, not NaN")
+    return repr(number)
+
+
+def _moment(word: Text) -> int:
+    return integer(word, 1, LATEST_MS)
+
+
+def _nothing(args: Sequence[Text]) -> Sequence[Text]:
+    if args:
+        raise ValueError("it takes a key and nothing else")
+    return args
+
+
+def _some(args: Sequence[Text]) -> Sequence[Text]:
+    if not args:
+        raise ValueError("it takes a key and one argument or more")
+    return args
+
+
+def _pairs(args: Sequence[Text]) -> Sequence[Text]:
+    if not args or len(args) % 2:
+        raise ValueError("it takes a key and one pair of arguments or more")
+    return args
+
+
+def _scores(args: Sequence[Text]) -> Sequence[Text]:
+    _pairs(args)
+    return [word if n % 2 else score(word) for n, word in enumerate(args)]
+
+
+def _set(args: Sequence[Text]) -> Sequence[Text]:
+    match args:
+        case [value]:
+            return [value]
+        case [value, "KEEPTTL"]:
+            return [value, "KEEPTTL"]
+        case [value, "PX" | "PXAT" as unit, number]:
+            return [value, unit, integer(number, 1, LATEST_MS)]
+        case [value, "EX" | "EXAT" as unit, number]:
+            return [value, unit, integer(number, 1, LATEST_MS // 1000)]
+    raise ValueError(
+        "it takes a key, a value, and one of KEEPTTL, EX, PX, EXAT, PXAT; for a condition (NX, XX) use expect()"
+    )
+
+
+def _expire(args: Sequence[Text]) -> Sequence[Text]:
+    match args:
+        case [moment]:
+            return [_moment(moment)]
+        case [moment, "NX" | "XX" | "GT" | "LT" as condition]:
+            return [_moment(moment), condition]
+    raise ValueError("it takes a key, a moment in ms, and at most one of NX, XX, GT, LT")
+
+
+def _by(args: Sequence[Text]) -> Sequence[Text]:
+    if len(args) != 1:
+        raise ValueError("it takes a key and an integer")
+    return [integer(args[0], -MOST_INTEGER, MOST_INTEGER)]
+
+
+def _field_by(args: Sequence[Text]) -> Sequence[Text]:
+    if len(args) != 2:
+        raise ValueError("it takes a key, a field and an integer")
+    return [args[0], integer(args[1], -MOST_INTEGER, MOST_INTEGER)]
+
+
+def _range(args: Sequence[Text]) -> Sequence[Text]:
+    if len(args) != 2:
+        raise ValueError("it takes a key, a first and a last index")
+    return [integer(index, -(2**63) + 1, 2**63 - 1) for index in args]
+
+
+def _entry(args: Sequence[Text]) -> Sequence[Text]:
+    match args:
+        case ["MAXLEN", "~" | "=" as exactness, count, "*", *fields]:
+            start: list[Text] = ["MAXLEN", exactness, integer(count, 0, 2**31), "*"]
+        case ["*", *fields]:
+            start = ["*"]
+        case _:
+            raise ValueError("it takes a key, [MAXLEN ~|= count], the id *, and pairs of field and value")
+    if len(fields) > MOST_WORDS:
+        raise ValueError(f"an entry has at most {MOST_WORDS // 2} fields")
+    return [*start, *_pairs(fields)]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb and what makes it succeed.
+
+    `needs` are the types that its leading keys must have, and then keep. A verb that needs none makes a key a
+    `makes` ("": its type stays). `check` is for its arguments. One that `grows` takes any number of arguments, so
+    two in a row on the same key become one command.
+    """
+
+    needs: tuple[str, ...]
+    check: Check
+    makes: str = ""
+    grows: bool = False
+
+
+def _on(kind: str, check: Check, *, grows: bool = False) -> Verb:
+    return Verb((kind,), check, grows=grows)
+
+
+#: Verbs in small letters are those of commit_verbs.lua; only the methods of `Writer` write them.
+VERBS: dict[str, Verb] = {
+    "SET": Verb((), _set, makes="string"),
+    "DEL": Verb((), _nothing, makes=ABSENT),
+    "UNLINK": Verb((), _nothing, makes=ABSENT),
+    "PEXPIREAT": Verb((), _expire),
+    "PERSIST": Verb((), _nothing),
+    "INCRBY": _on("string", _by),
+    "HSET": _on("hash", _pairs, grows=True),
+    "HDEL": _on("hash", _some, grows=True),
+    "HINCRBY": _on("hash", _field_by),
+    "ZADD": _on("zset", _scores, grows=True),
+    "ZREM": _on("zset", _some, grows=True),
+    "SADD": _on("set", _some, grows=True),
+    "SREM": _on("set", _some, grows=True),
+    "RPUSH": _on("list", _some, grows=True),
+    "LPUSH": _on("list", _some, grows=True),
+    "LTRIM": _on("list", _range),
+    "XADD": _on("stream", _entry),
+    "set-all": Verb((), _nothing, makes="string"),
+    "keep": Verb((), _nothing),
+    "zadd-all": _on("zset", _nothing),
+    "pair-all": Verb(("hash", "zset"), _nothing, grows=True),
+    "unpair-all": Verb(("hash", "zset"), _nothing, grows=True),
+}
+
+
+def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:
+    """Return a command's arguments as Redis accepts them for certain. Raises ValueError, TypeError."""
+    spec = VERBS.get(verb)
+    if spec is None or not verb.isupper():
+        raise ValueError(f"{verb} is not a verb of transactions")
+    check_words(args)
+    try:
+        return spec.check(args)
+    except ValueError as error:
+        raise ValueError(f"{verb} cannot be written: {error}") from error

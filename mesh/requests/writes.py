@@ -1,0 +1,273 @@
+"""What one transaction expects and writes, as the words of commit.lua."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+from mesh.requests.verbs import (
+    ABSENT,
+    LATEST_MS,
+    MOST_INTEGER,
+    MOST_WORDS,
+    VERBS,
+    Text,
+    check_words,
+    checked,
+    integer,
+)
+
+
+class Expectations:
+    """What must still be as it was read, by the hash it is in, and the keys by themselves.
+
+    What must be absent goes by itself, without values: no value is mistaken for none.
+    """
+
+    def __init__(self) -> None:
+        self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
+        self._absent: dict[tuple[int, str], list[str]] = {}
+
+    def add(self, side: int, hash: str, name: str, value: str | None) -> None:
+        """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
+        if value is None:
+            self.add_absent(side, hash, [name])
+            return
+        names, values = self._present.setdefault((side, hash), ([], []))
+        names.append(name)
+        values.append(value)
+
+    def add_absent(self, side: int, hash: str, names: Iterable[str]) -> None:
+        """All of these are absent."""
+        self._absent.setdefault((side, hash), []).extend(names)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._present.clear()
+        self._absent.clear()
+
+    def groups(self) -> list[list[Text]]:
+        """All of it: side, hash, number of names, number of values, the names, the values."""
+        if not self._absent and not self._present:
+            return []
+        groups: list[list[Text]] = [
+            [side, hash, len(part), 0, *part] for (side, hash), names in self._absent.items() for part in parts(names)
+        ]
+        for (side, hash), (names, values) in self._present.items():
+            for some, theirs in zip(parts(names), parts(values), strict=True):
+                groups.append([side, hash, len(some), len(theirs), *some, *theirs])
+        return groups
+
+
+_SIDES = ("0", "1")
+#: Side, and the types that a verb's keys must have where nothing is known of them.
+_HOW = {(side, verb): " ".join([_SIDES[side], *spec.needs]) for side in (0, 1) for verb, spec in VERBS.items()}
+#: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
+_COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
+_KNOWN = "any"
+
+Command = list[Text]
+
+
+class Sums:
+    """How large the integers of one key can be after what one transaction has written to it so far.
+
+    A field is "" where the key itself is the counter. Signs are ignored: a sum of magnitudes is a bound that also
+    holds where an expiry in the past removes the key in between.
+    """
+
+    def __init__(self, history: Iterable[Command]) -> None:
+        self._bounds: dict[str, int | None] = {}
+        #: the transaction deletes or replaces the key, so that what it held before does not count
+        self._replaced = False
+        for _, _, verb, _, *args in history:
+            self.note(str(verb), args)
+
+    def note(self, verb: str, args: Sequence[Text]) -> None:
+        """Take one more command into account."""
+        match verb:
+            case "SET":
+                self._replaced, self._bounds = True, {"": _magnitude(args[0])}
+            case "DEL" | "UNLINK":
+                self._replaced, self._bounds = True, {}
+            case "HSET":
+                self._bounds.update(zip(map(str, args[::2]), map(_magnitude, args[1::2]), strict=True))
+            case "HDEL":
+                self._bounds.update((str(field), 0) for field in args)
+            case "INCRBY" | "HINCRBY":
+                *names, by = args
+                self._add(str(names[0]) if names else "", int(by))
+
+    def _add(self, field: str, by: int) -> None:
+        bound = self._bounds.get(field, 0)
+        if self.knows(field) and bound is not None:
+            self._bounds[field] = bound + abs(by)
+
+    def knows(self, field: str) -> bool:
+        """Whether this transaction has written the field, so that the database cannot tell its value."""
+        return self._replaced or field in self._bounds
+
+    def check(self, field: str, by: int) -> None:
+        """Raise ValueError where the field cannot be increased by this much."""
+        bound = self._bounds.get(field, 0)
+        if bound is None:
+            raise ValueError("this transaction writes something there that is not an integer")
+        if bound + abs(by) > MOST_INTEGER:
+            raise ValueError("it adds up to more than 64 bits")
+
+
+def _magnitude(word: Text) -> int | None:
+    """How far from 0 an integer is; None for what Redis does not take for one."""
+    try:
+        return abs(integer(word, -(2**63), 2**63 - 1))
+    except ValueError:
+        return None
+
+
+class Writes:
+    """The writing commands of a transaction, as few as have the same effect.
+
+    Several writes to one key with one verb in a row become one command. Commands on different keys do not affect each
+    other, so "in a row" is counted for each key by itself (for both keys of a verb that has two).
+
+    Every command is one that Redis will accept. One that cannot be is refused here. What depends on the database (the
+    type of a key, the value of a counter) is named in the command's first word; the script checks it before it writes.
+    """
+
+    def __init__(self) -> None:
+        self._commands: list[Command] = []
+        #: by side and key: its commands, oldest first
+        self._histories: dict[tuple[int, str], list[Command]] = {}
+        self._lifetimes: dict[tuple[int, str], int] = {}
+        #: by side: the keys of `set-all`
+        self._set: tuple[set[str], set[str]] = (set(), set())
+        self._sums: dict[tuple[int, str], Sums] = {}
+
+    def write(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
+        """Add any command of one key. Raises ValueError or TypeError for one that Redis would not accept."""
+        args = checked(verb, args)
+        if VERBS[verb].grows:
+            self.grow(side, verb, (key,), args)
+        else:
+            self.add(side, verb, (key,), args)
+
+    def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+        """Add a command: its side and the types of its keys, its number of words, and these. Raises ValueError."""
+        command: Command = [self._how(side, verb, keys, args), 0, verb, *keys, *args]
+        self._commands.append(command)
+        for key in keys:
+            history = self._histories.get((side, key))
+            if history is None:
+                self._histories[side, key] = [command]
+            else:
+                history.append(command)
+        if self._sums:
+            self._note(side, verb, keys, args)
+
+    def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+        """Add a command that takes any number of fields or members; it joins the one before it where it can.
+
+        Raises ValueError or TypeError for words that cannot be sent, and for keys that this transaction makes
+        another type of.
+        """
+        check_words(args)
+        for part in parts(args):
+            latest = self._latest(side, keys)
+            if latest is not None and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
+                latest.extend(part)
+                if self._sums:
+                    self._note(side, verb, keys, part)
+            else:
+                self.add(side, verb, keys, part)
+
+    def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
+        """Set each of these keys to one value until a moment. Raises ValueError, TypeError."""
+        check_words((value,))
+        until = str(integer(at_ms, 1, LATEST_MS))
+        for part in parts(keys):
+            self.add(side, "set-all", (until,), [value, *part])
+        self._set[side].update(keys)
+
+    def keep_until(self, side: int, key: str, at_ms: int) -> None:
+        """Let a key live at least until a moment; the latest of several counts. Raises ValueError."""
+        at_ms = integer(at_ms, 1, LATEST_MS)
+        self._lifetimes[side, key] = max(at_ms, self._lifetimes.get((side, key), 0))
+
+    def clear(self) -> None:
+        """Drop all commands."""
+        for collected in (self._commands, self._histories, self._lifetimes, *self._set, self._sums):
+            collected.clear()
+
+    def commands(self) -> list[Command]:
+        """All commands; lifetimes come last, when their keys exist."""
+        commands = list(self._commands)
+        for (side, key), at_ms in self._lifetimes.items():
+            commands.append([_HOW[side, "keep"], 0, "keep", key, at_ms])
+        for command in commands:
+            command[1] = len(command) - 2
+        return commands
+
+    def _latest(self, side: int, keys: Sequence[str]) -> Command | None:
+        """The command that was the last one on each of these keys."""
+        latest: Command | None = None
+        for key in keys:
+            history = self._histories.get((side, key))
+            if history is None or key in self._set[side] or (latest is not None and history[-1] is not latest):
+                return None
+            latest = history[-1]
+        return latest
+
+    def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+        for key in keys:
+            if (side, key) in self._sums:
+                self._sums[side, key].note(verb, args)
+
+    def _how(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
+        """The command's side, and what the script has to check of its keys. Raises ValueError."""
+        needs = VERBS[verb].needs
+        if verb in _COUNTERS:
+            return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
+        if not needs or not (self._set[side] or any((side, key) in self._histories for key in keys)):
+            return _HOW[side, verb]
+        return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
+
+    def _need(self, side: int, verb: str, key: str, needed: str) -> str:
+        """The type that the script must find; "any" where this transaction decides what it is. Raises ValueError."""
+        held = self._type(side, key)
+        if held in (needed, ABSENT):
+            return _KNOWN
+        if held:
+            raise ValueError(f"{verb} needs a {needed}, and this transaction makes {key} a {held}")
+        return needed
+
+    def _type(self, side: int, key: str) -> str:
+        """The type that this transaction has given a key by now; "" for none."""
+        if key in self._set[side]:
+            return "text by set_until()"
+        for command in reversed(self._histories.get((side, key), ())):
+            spec = VERBS[str(command[2])]
+            made = spec.needs[command.index(key, 3) - 3] if spec.needs else spec.makes
+            if made:
+                return made
+        return ""
+
+    def _counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
+        """What the script must check of a counter. Raises ValueError where it would fail in any case."""
+        need = self._need(side, verb, key, VERBS[verb].needs[0])
+        *names, by = args
+        field = str(names[0]) if names else ""
+        sums = self._sums.get((side, key))
+        if sums is None:
+            sums = self._sums[side, key] = Sums(self._histories.get((side, key), ()))
+        if not sums.knows(field):
+            return _COUNTERS[verb]
+        try:
+            sums.check(field, int(by))
+        except ValueError as error:
+            raise ValueError(f"{verb} of {key} {field}: {error}") from error
+        return need
+
+
+def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """Pairs stay pairs: the bound is even."""
+    return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))

@@ -1,0 +1,186 @@
+"""A handler may do anything wrong: its request fails with a reason, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+import structlog
+
+from mesh import Class, Database, GivenUp, InvalidBody, Request, Store, Transaction, Worker, keys
+from tests.support import mistakes
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+OTHERS = ["recurse: ", "read: "]
+
+
+def worker() -> Worker:
+    made = Worker()
+
+    @made.handles("mistake.make")
+    async def make(request: Request, store: Store, transaction: Transaction) -> Any:
+        transaction.set("mistake:effect", 1)
+        return await mistakes.make(request.body["mistake"], store, transaction)
+
+    @made.handles("mistake.none")
+    async def none(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        transaction.incrby("mistake:right", 1)
+        return {"right": True}
+
+    @made.handles("mistake.plain")
+    def plain(request: Request, store: Store, transaction: Transaction) -> Any:  # type: ignore[misc]
+        return {}
+
+    @made.handles("mistake.wait")
+    async def wait(request: Request, store: Store, transaction: Transaction) -> Any:
+        await asyncio.sleep(60)
+
+    return made
+
+
+@pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])
+async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, to: Class | Database) -> None:
+    """Every mistake becomes a dead letter with a reason; the caller is told while it waits; the member lives."""
+    one = await backend.join(worker(), max_deliveries=1)
+    client = backend.redis()
+    for mistake in [*mistakes.NAMES, *OTHERS]:
+        before = await client.xlen(keys.DEAD)
+        asked = one.call(to, "mistake.make", {"mistake": mistake}, deadline_ms=20_000)
+        beside = one.call(Class("A"), "mistake.none", {})
+        wrong, right = await asyncio.gather(asked, beside, return_exceptions=True)
+        assert right == {"right": True}, mistake
+        assert isinstance(wrong, GivenUp), (mistake, wrong)
+        ((_, letter),) = await client.xrevrange(keys.DEAD, count=1)
+        assert await client.xlen(keys.DEAD) == before + 1, mistake
+        assert 10 < len(letter["reason"]) < 2500 and letter["reason"] in wrong.detail, mistake
+    assert await one.store().get("mistake:effect") is None
+    assert await one.store().get("mistake:right") == str(len(mistakes.NAMES) + len(OTHERS))
+    await client.aclose()
+
+
+async def test_the_reason_names_the_mistake(backend: Backend) -> None:
+    """A developer learns from the dead letter what to change."""
+    one = await backend.join(worker(), claim_idle_ms=200, max_deliveries=1)
+    for mistake, says in {
+        "return: a list": "a body is a dict, not list",
+        "return: an object": "a body is a dict, not object",
+        "return: a surrogate": "cannot be written as JSON",
+        "return: 100,000 levels": "nested too deeply",
+        "return: 20 MB": "the body is 20000009 characters of JSON; at most 16777216 can be sent",
+        "raise: exit": "SystemExit: 3",
+        "raise: cancelled": "CancelledError",
+        "raise: generator exit": "GeneratorExit",
+        "raise: no message": "whose message cannot be made",
+        "write: an option": "SET cannot be written: it takes a key, a value, and one of KEEPTTL",
+        "write: two types in one key": "INCRBY needs a string, and this transaction makes db1:mistake a hash",
+        "write: a surrogate": "cannot be sent to Redis",
+        "write: 70 MB": "at most 67108864 fit in one trip",
+        "write: a send to text": "a request is sent to Class",
+    }.items():
+        with pytest.raises(GivenUp) as caught:
+            await one.call(Class("A"), "mistake.make", {"mistake": mistake})
+        assert says in caught.value.detail
+    with pytest.raises(GivenUp, match="it returned dict at once; a handler is an async function"):
+        await one.call(Class("A"), "mistake.plain", {})
+
+
+async def test_a_mistake_that_is_retried_prints_its_traceback_once(backend: Backend) -> None:
+    """Each delivery is one line."""
+    one = await backend.join(worker(), claim_idle_ms=200)
+    with structlog.testing.capture_logs() as lines:
+        with pytest.raises(GivenUp):
+            await one.call(Class("A"), "mistake.make", {"mistake": "raise: exit"})
+    failed = [line for line in lines if line["event"] == "handler failed"]
+    assert [line["deliveries"] for line in failed] == [1, 2, 3]
+    tracebacks = [line.get("exception") for line in failed]
+    assert tracebacks[1:] == [None, None] and tracebacks[0].endswith("SystemExit: 3\n")
+    assert "consumer.py" not in tracebacks[0], "it begins in the handler"
+
+
+async def test_a_handler_that_keeps_the_event_loop_is_named_in_the_log(backend: Backend) -> None:
+    """With the operation and the time; one that waits is not."""
+    one = await backend.join(worker(), claim_idle_ms=200, max_deliveries=1)
+    with structlog.testing.capture_logs() as lines:
+        with pytest.raises(GivenUp):
+            await one.call(Class("A"), "mistake.make", {"mistake": "block: 0.3"})
+        await one.call(Class("A"), "mistake.none", {})
+    (line,) = [line for line in lines if line["event"] == "handler blocked the event loop"]
+    assert line["op"] == "mistake.make" and 300 <= line["blocked_ms"] < 3000
+
+
+async def test_the_caller_learns_the_reason_before_its_deadline(backend: Backend) -> None:
+    """All deliveries fit into the deadline, whatever the claim idle time is."""
+    one = await backend.join(worker(), claim_idle_ms=2000)
+    for deadline_ms in (1500, 5000):
+        with pytest.raises(GivenUp, match="grave"):
+            await one.call(Class("A"), "mistake.make", {"mistake": "raise: a base exception"}, deadline_ms=deadline_ms)
+
+
+async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_end(backend: Backend) -> None:
+    """The membership ends; the log names the handler."""
+    released, stubborn = asyncio.Event(), Worker()
+
+    @stubborn.handles("mistake.stubborn")
+    async def ignore(request: Request, store: Store, transaction: Transaction) -> Any:
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await released.wait()
+
+    with structlog.testing.capture_logs() as lines:
+        one = await backend.join(stubborn, deadline_ms=500)
+        call = asyncio.ensure_future(one.call(Class("A"), "mistake.stubborn", {}))
+
+        async def begun() -> bool:
+            return one.statistics()["class_in_progress"] == 1
+
+        await eventually(begun)
+        async with asyncio.timeout(20):
+            await backend.members.close()
+        await asyncio.gather(call, return_exceptions=True)
+    released.set()
+    assert [line["op"] for line in lines if line["event"] == "handler ignores its cancellation"] == ["mistake.stubborn"]
+
+
+@pytest.mark.parametrize("body", [{"in": object()}, {"in": mistakes.SURROGATE}, [1], {"in": "x" * 20_000_000}])
+async def test_a_call_with_a_body_that_cannot_be_sent_is_refused_here(backend: Backend, body: Any) -> None:
+    """Nothing is sent, and the member works on."""
+    one = await backend.join(worker())
+    with pytest.raises(InvalidBody):
+        await one.call(Class("A"), "mistake.none", body)
+    with pytest.raises(InvalidBody):
+        await one.gather("mistake.none", body)
+    assert await one.call(Class("A"), "mistake.none", {}) == {"right": True}
+
+
+async def test_bodies_that_are_too_large_together_go_in_several_trips(backend: Backend) -> None:
+    """A trip has a bound in bytes; every call is answered."""
+    one = await backend.join(worker(), deadline_ms=30_000)
+    calls = (one.call(Class("A"), "mistake.none", {"in": "x" * 9_000_000}) for _ in range(9))
+    assert await asyncio.gather(*calls) == [{"right": True}] * 9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"status": "ok"}, {"status": "ok", "body": "[1"}, {"status": "ok", "body": "[1]"},
+     {"status": "ok", "body": "[" * 100_000}, {"status": "ok", "body": "{}", "forwards": "many"},
+     {"status": "refused", "body": '{"self": 1, "detail": 5}'}],
+    ids=str,
+)  # fmt: skip
+async def test_a_reply_that_cannot_be_read_fails_its_own_call(backend: Backend, fields: dict[str, str]) -> None:
+    """Whoever wrote it: the caller's other calls are answered."""
+    one = await backend.join(worker())
+    client = backend.redis()
+    call = asyncio.ensure_future(one.call(Class("A"), "mistake.wait", {}))
+
+    async def begun() -> bool:
+        return one.statistics()["class_in_progress"] == 1
+
+    await eventually(begun)
+    await client.xadd(keys.replies(one.id), {"request": f"{one.id}-1", **fields})
+    with pytest.raises(Exception, match=r"reply|5"):
+        await call
+    assert await one.call(Class("A"), "mistake.none", {}) == {"right": True}
+    await client.aclose()
