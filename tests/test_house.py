@@ -50,13 +50,10 @@ LONG_MODULES = {
 SAME_NAMES = {
     "Claim": "one of them is being renamed",
     "Credentials": "one of them is being renamed",
-    "Database": "one of them is being renamed",
     "Entry": "one of them is being renamed",
     "Member": "one of them is being renamed",
-    "Metrics": "each service names its own metrics; no module uses two",
     "Outcome": "one of them is being renamed",
     "Reader": "one of them is being renamed",
-    "Store": "one of them is being renamed",
     "_Exchange": "one of them is being renamed",
 }
 

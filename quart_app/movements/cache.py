@@ -1,4 +1,4 @@
-"""A cache in RAM with a size and an age, and one load for all who wait for the same thing."""
+"""A cache in RAM with a size and a ttl; concurrent callers for one key share one load."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Keeps what `load` found, at most `size` values for `ttl_s` seconds; the least recently used goes first.
+    """Keeps at most `size` loaded values for `ttl_s` seconds and drops the least recently used one first.
 
-    What is not found (None) and what fails is not kept, for the next one may find it.
+    It keeps neither None (not found) nor a failure, because the next load may succeed.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Cache(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._loading: dict[K, asyncio.Task[V | None]] = {}
         self._tasks: set[asyncio.Task[V | None]] = set()
-        #: how often a value was there, and how often it had to be loaded
+        #: how many calls found a value here, and how many loads were started
         self.hits = 0
         self.loads = 0
 
@@ -38,22 +38,22 @@ class Cache(Generic[K, V]):
         return len(self._kept)
 
     async def get(self, key: K) -> V | None:
-        """The value, from here or loaded. Raises what `load` raises."""
+        """Return the value, cached or loaded. Raises what `load` raises."""
         expires, value = self._kept.get(key, (0.0, None))
         if value is not None and self._clock() < expires:
             self.hits += 1
             self._kept.move_to_end(key)
             return value
-        # Shielded: one who stops waiting must not end the load for the others.
+        # Shielded: a caller that is cancelled must not cancel the load for the others.
         return await asyncio.shield(self._loading.get(key) or self._start(key))
 
     def forget(self, key: K) -> None:
-        """The value has changed: drop it, and let a load that may have seen the old one be nobody else's."""
+        """Drop a value that has changed. A load under way may return the old value, so later calls start a new one."""
         self._kept.pop(key, None)
         self._loading.pop(key, None)
 
     async def close(self) -> None:
-        """End what is still being loaded."""
+        """Cancel all loads that are under way."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -1,33 +1,36 @@
-"""The database: connections, transactions, migrations, and what its errors mean."""
+"""The database of the movements: connections, transactions and migrations, on PostgreSQL or in an SQLite file."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-from sqlalchemy import URL, Connection, event, inspect, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Executable, event, inspect, text
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from mesh import SetupError, Unavailable
+from mesh import SetupError
+from quart_app.movements.address import connect_timeout_s, dsn_of
+from quart_app.movements.failures import is_lost_connection, translated
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
-log = structlog.get_logger(__name__)
-
 MIGRATIONS = "quart_app.movements:migrations"
-#: The latest of them: each stands in a file "m<revision>_<what it does>.py".
-LATEST = max(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
-#: Names the lock under which one process migrates a PostgreSQL database. Any number, as long as it stays.
+#: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py".
+REVISIONS = sorted(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
+LATEST = REVISIONS[-1]
+#: The number of the lock under which one process migrates a PostgreSQL database. Never change it.
 MIGRATION_LOCK = 0x6D6F7665
-#: One batch writes at a time; the rest is for reads.
+#: One batch writes at a time; the other connections are for reads.
 POOL_SIZE = 5
+#: Longest wait for the answer to a ping, before a pooled connection is used. A network may have forgotten it.
+PING_S = 1.0
 
 
-class Database:
-    """One database, PostgreSQL or an SQLite file; the same promises on both."""
+class MovementDatabase:
+    """One database. PostgreSQL and SQLite give the same promises."""
 
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
         self.url = url
@@ -36,33 +39,50 @@ class Database:
         self._writer = self._engine.execution_options(writing=True)
 
     @classmethod
-    def of(cls, settings: MovementSettings) -> Database:
+    def of(cls, settings: MovementSettings) -> MovementDatabase:
         return cls(settings.url, timeout_ms=settings.database_timeout_ms)
 
     @property
     def dialect(self) -> str:
-        """postgresql or sqlite."""
+        """`postgresql` or `sqlite`."""
         return self._engine.dialect.name
+
+    async def fetch(self, statement: Executable) -> Sequence[Any]:
+        """Run a statement that only reads and return its rows. Raises Unavailable.
+
+        When the connection breaks meanwhile, the statement runs once more over a new one.
+        """
+        with translated():
+            try:
+                return await self._fetch(statement)
+            except DBAPIError as error:
+                if not is_lost_connection(error):
+                    raise
+            return await self._fetch(statement)
+
+    async def _fetch(self, statement: Executable) -> Sequence[Any]:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement)).all()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that reads. Raises Unavailable."""
+        """Open a transaction that reads. Raises Unavailable."""
         with translated():
             async with self._engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes; committed at the end, undone by an error. Raises Unavailable."""
+        """Open a transaction that writes. It commits at the end and rolls back after an error. Raises Unavailable."""
         with translated():
             async with self._writer.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only one process has at a time, and whose statements may take long.
+        """Open a transaction that one process has at a time, and whose statements may take long.
 
-        It ends with the process, however that ends. Raises Unavailable, also while another has it.
+        Raises Unavailable, also when another process has held it for longer than the time-out.
         """
         engine = _engine(self.url, self._timeout_s, command_timeout_s=None)
         try:
@@ -75,13 +95,17 @@ class Database:
             await engine.dispose()
 
     async def migrate(self) -> None:
-        """Bring the tables up to date; whoever comes first does it. Raises Unavailable, SetupError."""
+        """Bring the tables to the latest revision; the first of several replicas does it.
+
+        Raises Unavailable, and SetupError when a newer release has migrated the database or no folder can be made.
+        """
         if self.dialect == "sqlite":
             _make_folder(Path(str(self.url.database)).parent)
         async with self.migrating() as connection:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
+        """Close all connections. The next use opens new ones."""
         await self._engine.dispose()
 
 
@@ -89,19 +113,25 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(f"no folder for the database can be made: {error}") from error
+        raise SetupError(f"the folder of the movements database cannot be made: {error}") from error
 
 
 async def _lock(connection: AsyncConnection, timeout_s: float) -> None:
-    """Wait for PostgreSQL's migration lock, as SQLite waits for its own by itself. Raises DBAPIError."""
+    """Wait for PostgreSQL's migration lock. SQLite waits for its own lock by itself."""
     await connection.execute(text(f"SET LOCAL lock_timeout = {round(timeout_s * 1000)}"))
     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
 
 
 def _upgrade(connection: Connection) -> None:
-    if _revision(connection) == LATEST:
+    revision = _revision(connection)
+    if revision == LATEST:
         return
-    # Only whoever migrates needs Alembic, which takes 0.14 s and 10 MB.
+    if revision is not None and revision not in REVISIONS:
+        raise SetupError(
+            f"the movements database is at revision {revision} and this release knows revisions up to {LATEST}; "
+            f"start the release that migrated it, or take it back with that release: alembic downgrade {LATEST}"
+        )
+    # Most starts do not migrate, and Alembic takes 0.14 s and 10 MB.
     from alembic import command
     from alembic.config import Config
 
@@ -111,7 +141,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _revision(connection: Connection) -> str | None:
-    """What the tables are at, as Alembic has written it down."""
+    """Return the revision that Alembic has recorded in the database, or None for a new database."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -119,59 +149,57 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> AsyncEngine:
-    """Every wait for the database has a deadline: for a connection, an SQLite lock, PostgreSQL's answer."""
+    """Return an engine that waits at most `timeout_s` for a connection and for an SQLite lock.
+
+    `command_timeout_s` bounds the wait for an answer of PostgreSQL.
+    """
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
-    # A batch is one statement: split in two, its second half would wait for rows while holding the first half's stocks.
+    # One batch is one statement. Split in two, its second half would wait for rows while holding those of the first.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
-        waits = {"timeout": timeout_s, "command_timeout": command_timeout_s}
-        return create_async_engine(url, connect_args=waits, pool_pre_ping=True, **options)
+        connect = {
+            "dsn": dsn_of(url),
+            "timeout": connect_timeout_s(url, timeout_s),
+            "command_timeout": command_timeout_s,
+        }
+        engine = create_async_engine("postgresql+asyncpg://", connect_args=connect, **options)
+        event.listen(engine.sync_engine, "checkout", _check_connection)
+        return engine
     engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # The driver's own idea of when to begin is switched off: see _begin_sqlite.
+def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
+    """Ping a pooled connection before it is used; replace all of them when it does not answer within PING_S.
+
+    SQLAlchemy's own ping would wait for the whole command time-out, and its caller would get the error.
+    """
+    try:
+        connection.run_async(_ping)
+    except Exception as error:
+        connection.driver_connection.terminate()
+        raise InvalidatePoolError from error
+
+
+async def _ping(connection: Any) -> None:
+    async with asyncio.timeout(PING_S):
+        await connection.fetchrow(";")
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    # `_begin_sqlite` begins the transactions; the driver must not.
     connection.isolation_level = None
     cursor = connection.cursor()
-    # Readers and the writer do not wait for each other.
+    # With a write-ahead log, readers and the writer do not wait for each other.
     cursor.execute("PRAGMA journal_mode = WAL")
-    # An event is deleted from its stream after the commit, so the commit must survive a power cut.
+    # An event leaves its stream after the commit, so the commit must survive a power cut.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """A writer takes its place in the queue at once. One that began as a reader could not wait for it."""
+    """Begin a transaction. A writer takes the lock at once: SQLite refuses it to one that began by reading."""
     writing = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise Unavailable for what is the database's fault, and let pass what is the data's."""
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        if is_fault_of_data(error):
-            raise
-        # Where the database is and what it says is for the log; the error may travel to a stranger.
-        log.warning("the database cannot be used", error=_told(error))
-        raise Unavailable("the database cannot be used just now", retry_after=1) from error
-
-
-def is_fault_of_data(error: BaseException) -> bool:
-    """Whether the same data would fail again on a healthy database."""
-    if isinstance(error, IntegrityError | DataError):
-        return True
-    # asyncpg's errors come without their class; their SQLSTATE has it: 22 data, 23 constraint.
-    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-    return state is not None and state[:2] in {"22", "23"}
-
-
-def _told(error: BaseException) -> str:
-    """The driver's sentence, without our statement and its data."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""The movements as one replica has them: it takes events in while it lives, and tells what they add up to."""
+"""The movements service of one replica: it stores events while it runs and answers what they add up to."""
 
 from __future__ import annotations
 
@@ -14,47 +14,53 @@ from redis.exceptions import RedisError
 from mesh import Replica, Unavailable
 from mesh.events.consumer import Events
 from quart_app.movements.cache import Cache
-from quart_app.movements.database import Database
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake
-from quart_app.movements.metrics import Metrics
+from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Movement, Stock
 from quart_app.movements.settings import MovementSettings
-from quart_app.movements.store import Store
+from quart_app.movements.store import MovementStore
 from quart_app.movements.summary import Step, movement
 
 log = structlog.get_logger(__name__)
 
+#: The consumer group of the event stream.
 GROUP = "movements"
-#: How old the shared gauges may be.
+#: Pause between two measurements for the gauges, in seconds.
 GAUGES_S = 2.0
 
 
 class Ledger:
-    """Reads for the routes; events from the stream while `running`."""
+    """Reads for the routes; while `running`, it stores the events of the stream."""
 
-    def __init__(self, settings: MovementSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: MovementSettings, metrics: MovementMetrics) -> None:
         self._settings, self._metrics = settings, metrics
-        self._database = Database.of(settings)
-        self._store = Store(self._database)
+        self._database = MovementDatabase.of(settings)
+        self._store = MovementStore(self._database)
         self._cache: Cache[UUID, tuple[Step, ...]] = Cache(
             self._load, size=settings.movement_cache_size, ttl_s=settings.movement_cache_expiration
         )
         self._intake = Intake(self._store, metrics, self._cache.forget)
+        self._read_trouble = ""
+
+    def trouble(self) -> str:
+        """Return why events cannot be stored or movements cannot be read now, or ""."""
+        return self._intake.trouble or self._read_trouble
 
     async def movement(self, movement_id: UUID, product_id: UUID | None = None) -> Movement | None:
-        """What is known of a movement, or of one product of it; None where that is nothing. Raises Unavailable."""
+        """Return a movement, or one product of it; None when no event names it. Raises Unavailable."""
         steps = await self._cache.get(movement_id) or ()
         if product_id is not None:
             steps = tuple(step for step in steps if step.product_id == product_id)
         return movement(movement_id, steps) if steps else None
 
     async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
-        """How many there are; None where none were ever heard of. Raises Unavailable."""
+        """Return the stock of a product in a warehouse; None when no event names both. Raises Unavailable."""
         return await self._store.stock(warehouse_id, product_id)
 
     @asynccontextmanager
     async def running(self, replica: Replica) -> AsyncIterator[None]:
-        """Take events in. Entered once the tables are there. Raises Unavailable, SetupError."""
+        """Migrate the tables, then store events while the block lasts. Raises Unavailable, SetupError."""
         try:
             await self._database.migrate()
             async with self._events(replica), asyncio.TaskGroup() as tasks:
@@ -83,13 +89,16 @@ class Ledger:
         return tuple(await self._store.steps(movement_id)) or None
 
     async def _measure(self, redis: Redis) -> None:
-        """Keep the gauges fresh; what cannot be measured keeps its last value."""
+        """Keep the gauges current. A gauge that cannot be measured keeps its last value."""
         while True:
             try:
-                self._metrics.lag.set(await redis.xlen(self._settings.movements_stream))
                 deficit = await self._store.deficit()
+                self._read_trouble = ""
                 self._metrics.deficit.set(deficit.quantity)
                 self._metrics.deficit_products.set(deficit.products)
-            except (Unavailable, RedisError, OSError) as error:
-                log.debug("movements are not measured", error=str(error))
+                self._metrics.lag.set(await redis.xlen(self._settings.movements_stream))
+            except Unavailable as error:
+                self._read_trouble = str(error)
+            except (RedisError, OSError) as error:
+                log.debug("stream not measured", error=str(error))
             await asyncio.sleep(GAUGES_S)

@@ -1,24 +1,24 @@
-"""What Prometheus is told about the movements."""
+"""The Prometheus metrics of the movements service."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
-class Metrics:
-    """The counters are this replica's; the gauges are about what all share, so any replica's will do."""
+class MovementMetrics:
+    """Counters of this replica, and gauges of the shared tables and stream, which every replica measures alike."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.stored = Counter("movements_stored_counter", "rows inserted into movements", registry=registry)
-        self.duplicates = Counter("movements_duplicates_counter", "events that were stored before", registry=registry)
+        self.duplicates = Counter("movements_duplicates_counter", "events that were already stored", registry=registry)
         self.dead_letters = Counter(
-            "movements_dead_letters_counter", "events given up, with their reason in mesh:dead", registry=registry
+            "movements_dead_letters_counter", "events moved to mesh:dead with a reason", registry=registry
         )
         self.loads = Counter("movements_loads_counter", "movements read from the database", registry=registry)
         self.lag = Gauge("movements_lag", "events on the stream that are not stored yet", registry=registry)
         self.deficit = Gauge(
-            "movements_deficit", "items that departed before they were heard to arrive", registry=registry
+            "movements_deficit", "items that departed before their arrival was known", registry=registry
         )
         self.deficit_products = Gauge(
-            "movements_deficit_products", "products of a warehouse with such a deficit", registry=registry
+            "movements_deficit_products", "pairs of warehouse and product with a deficit", registry=registry
         )

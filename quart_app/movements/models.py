@@ -1,4 +1,4 @@
-"""What travels: the events as the retailer sends them, and the answers."""
+"""The events as the retailer sends them, and the bodies of the answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
-#: The end of the year 9999, in ms: the last moment a date can name.
+#: The end of the year 9999 in ms, the last time that a datetime can hold.
 LAST_MS = 253_402_300_799_999
-#: So that billions of events of one product still add up within 64 bits.
+#: Most items in one event. Billions of events of one product still add up within 64 bits.
 MOST_ITEMS = 2**31 - 1
 
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
@@ -20,38 +20,38 @@ _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:")
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("control characters do not belong in a name")
+        raise ValueError("a name must not contain control characters")
     return text
 
 
-def _written(value: object) -> object:
-    """A bare number would be taken for seconds or milliseconds, as its size pleases."""
+def _date_and_time(value: object) -> object:
+    """Refuse a bare number: pydantic would guess seconds or milliseconds from its size."""
     if not isinstance(value, str) or not _DATE_AND_TIME.match(value):
-        raise ValueError("a moment is written like 2025-02-18T14:34:56Z")
+        raise ValueError("a time is written like 2025-02-18T14:34:56Z")
     return value
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """A moment without an offset is UTC, as the retailer's are."""
+    """Return the time in UTC. A time without an offset is UTC, as in the retailer's messages."""
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("no such moment can be kept in UTC") from None
+        raise ValueError("this time is out of range in UTC") from None
 
 
 Name = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_printable)]
-Moment = Annotated[datetime, BeforeValidator(_written), AfterValidator(_in_utc)]
+Moment = Annotated[datetime, BeforeValidator(_date_and_time), AfterValidator(_in_utc)]
 
 
 class Direction(StrEnum):
-    """What happened at the warehouse."""
+    """What happened at a warehouse."""
 
     ARRIVAL = "arrival"
     DEPARTURE = "departure"
 
 
 class EventData(BaseModel):
-    """What moved."""
+    """The content of an event: which items moved, where, when and how many."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,7 +64,7 @@ class EventData(BaseModel):
 
 
 class Event(BaseModel):
-    """One message of a warehouse. (`source`, `id`) is its identity; other attributes are not ours to judge."""
+    """One message of a warehouse. Its identity is (`source`, `id`); other attributes are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +75,7 @@ class Event(BaseModel):
 
     @property
     def key(self) -> tuple[str, str]:
-        """Two events with the same key are the same event."""
+        """The identity of the event."""
         return self.source, self.id
 
     @property
@@ -84,41 +84,41 @@ class Event(BaseModel):
 
 
 class Status(StrEnum):
-    """How far a movement is, as far as we have heard."""
+    """How far a movement is, by the events that are known."""
 
-    #: it departed; no arrival yet
+    #: it departed; no arrival is known
     IN_TRANSIT = "in_transit"
-    #: it arrived; its departure has not been heard of
+    #: it arrived; no departure is known
     DEPARTURE_MISSING = "departure_missing"
     #: both are known
     COMPLETED = "completed"
 
 
 class Leg(BaseModel):
-    """From a departure to an arrival, each null until it is heard of."""
+    """A departure and an arrival. A field is null until its event is known."""
 
-    sender: UUID | None = Field(description="the warehouse it departed from first")
-    receiver: UUID | None = Field(description="the warehouse it arrived at last")
-    product_id: UUID | None = Field(description="null where the movement has several products")
-    departure_time: datetime | None = Field(description="of the first departure")
-    arrival_time: datetime | None = Field(description="of the last arrival")
-    elapsed_seconds: float | None = Field(description="from departure to arrival")
+    sender: UUID | None = Field(description="the warehouse of the first departure")
+    receiver: UUID | None = Field(description="the warehouse of the last arrival")
+    product_id: UUID | None = Field(description="null when the movement has several products")
+    departure_time: datetime | None = Field(description="time of the first departure")
+    arrival_time: datetime | None = Field(description="time of the last arrival")
+    elapsed_seconds: float | None = Field(description="time from the first departure to the last arrival")
     departure_quantity: int | None
     arrival_quantity: int | None
-    quantity_difference: int | None = Field(description="arrived less departed: below 0 where some are missing")
+    quantity_difference: int | None = Field(description="arrived minus departed; negative when items are missing")
     status: Status
 
 
-class Named(BaseModel):
-    """Which movement; before all else."""
+class MovementId(BaseModel):
+    """The id of a movement, which comes first in an answer."""
 
     movement_id: UUID
 
 
-class Movement(Leg, Named):
-    """A movement as a whole, and each of its products."""
+class Movement(Leg, MovementId):
+    """A whole movement, with each of its products."""
 
-    items: list[Leg] = Field(description="one for each product, by product id")
+    items: list[Leg] = Field(description="one item per product, sorted by product id")
 
 
 class Stock(BaseModel):
@@ -127,10 +127,10 @@ class Stock(BaseModel):
     warehouse_id: UUID
     product_id: UUID
     quantity: int = Field(ge=0, description="never below 0")
-    updated_at: datetime = Field(description="of the latest movement counted, by its own time")
+    updated_at: datetime = Field(description="time of the latest movement that is counted")
 
 
 class MovementQuery(BaseModel):
-    """Which part of a movement."""
+    """The query string that selects one product."""
 
-    product_id: UUID | None = Field(None, description="of this product alone")
+    product_id: UUID | None = Field(None, description="only this product of the movement")

@@ -1,4 +1,4 @@
-"""Fills the stream as warehouses would, to try the service by hand: `python -m quart_app.movements.producer`."""
+"""Sends events as warehouses do, to try the service: `python -m quart_app.movements.producer`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from quart_app.movements.settings import MovementSettings
 
 Message = dict[str, Any]
 
-#: Messages in one round trip.
+#: Messages per round trip.
 BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Warehouse:
-    """One that sends messages."""
+    """A warehouse that sends messages."""
 
     id: UUID
     source: str
 
 
 class Warehouses:
-    """A small trade between some warehouses; the same seed makes the same messages."""
+    """Makes movements between some warehouses. The same seed makes the same messages."""
 
     def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -44,7 +44,7 @@ class Warehouses:
         self._start = datetime.now(UTC).replace(microsecond=0)
 
     def movement(self) -> tuple[Message, Message]:
-        """A departure and its arrival; they share their id, and now and then some items are lost."""
+        """Return a departure and its arrival. They share their id, and in one of ten movements items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
         id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
         departed = self._start - timedelta(seconds=self._random.randrange(86_400))
@@ -57,7 +57,7 @@ class Warehouses:
         )
 
     def messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
-        """Those of so many movements, some of them twice, in order or in none."""
+        """Return the messages of `movements` movements. `duplicates` is the share that is sent twice."""
         sent = [one for _ in range(movements) for one in self.movement()]
         sent += [one for one in sent if self._random.random() < duplicates]
         if shuffle:
@@ -71,7 +71,7 @@ class Warehouses:
 def message(
     id: UUID, at: Warehouse, movement_id: UUID, product_id: UUID, event: str, moment: datetime, quantity: int
 ) -> Message:
-    """A message as the retailer's warehouses send them."""
+    """Return a message in the form of the retailer's warehouses."""
     return {
         "id": str(id),
         "source": at.source,
@@ -94,7 +94,7 @@ def message(
 
 
 def sample() -> Sequence[Message]:
-    """One movement, from WH-3322 to WH-3423; both of its messages have the same id."""
+    """Return one movement with known ids, from WH-3322 to WH-3423. Both messages have the same id."""
     id, movement_id = UUID("b3b53031-e83a-4654-87f5-b6b6fb09fd99"), UUID("c6290746-790e-43fa-8270-014dc90e02e0")
     product_id = UUID("4705204f-498f-4f96-b4ba-df17fb56bf55")
     sender = Warehouse(UUID("25718666-6af6-4281-b5a6-3016e36fa557"), "WH-3322")
@@ -108,7 +108,7 @@ def sample() -> Sequence[Message]:
 
 
 async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per_second: float = 0) -> None:
-    """Put messages on the stream, at most so many a second; 0: as fast as it goes."""
+    """Add messages to the stream, at most `per_second` a second; with 0 without a limit."""
     size = BATCH if not per_second else 1
     for start in range(0, len(messages), size):
         async with redis.pipeline(transaction=False) as pipe:
@@ -120,7 +120,7 @@ async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per
 
 
 async def run(settings: RedisSettings, messages: Sequence[Message], per_second: float) -> None:
-    """Send the messages to one Redis."""
+    """Send the messages to a Redis server."""
     redis = Connections(settings).client("movements-producer")
     try:
         await publish(redis, MovementSettings().movements_stream, messages, per_second=per_second)
@@ -129,16 +129,18 @@ async def run(settings: RedisSettings, messages: Sequence[Message], per_second: 
 
 
 @click.command(help=__doc__)
-@click.option("--redis-url", default=None, envvar="REDIS_URL", help="without it, that of the mesh running here")
+@click.option("--redis-url", default=None, envvar="REDIS_URL", help="default: the Redis of the mesh that runs here")
 @click.option("--data", default=default_folder, type=click.Path(path_type=Path), help="the folder of that mesh")
 @click.option("--movements", default=100, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--warehouses", default=5, show_default=True, type=click.IntRange(2))
 @click.option("--products", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="part sent twice")
-@click.option("--shuffle", is_flag=True, help="in no order")
-@click.option("--per-second", default=0.0, type=click.FloatRange(0), help="messages a second; without it, all at once")
+@click.option(
+    "--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="share of messages sent twice"
+)
+@click.option("--shuffle", is_flag=True, help="send in random order")
+@click.option("--per-second", default=0.0, type=click.FloatRange(0), help="messages a second; default: without a limit")
 @click.option("--seed", type=int, help="the same seed makes the same movements")
-@click.option("--sample", "only_sample", is_flag=True, help="one movement with known ids, and nothing else")
+@click.option("--sample", "only_sample", is_flag=True, help="send only one movement, with known ids")
 def main(
     redis_url: str | None,
     data: Path,
@@ -156,9 +158,9 @@ def main(
     try:
         asyncio.run(run(redis_settings(redis_url, data), messages, per_second))
     except (RedisError, OSError) as error:
-        raise click.ClickException(f"Redis does not take them: {error}") from error
+        raise click.ClickException(f"Redis did not accept the messages: {error}") from error
     last = messages[-1]["data"]
-    click.echo(f"{len(messages)} messages sent; look at")
+    click.echo(f"{len(messages)} messages sent; see")
     click.echo(f"  /api/movements/{last['movement_id']}")
     click.echo(f"  /api/warehouses/{last['warehouse_id']}/products/{last['product_id']}")
 

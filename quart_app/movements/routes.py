@@ -1,4 +1,4 @@
-"""The routes of the movements: parse, ask, present."""
+"""The HTTP routes of the movements service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _tagged = tag(["movements"])
 
 
 class MovementRoutes:
-    """One method per route."""
+    """The routes of one replica, one method each."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -32,18 +32,18 @@ class MovementRoutes:
     @document_querystring(MovementQuery)
     @document_response(Movement)
     async def movement(self, movement_id: str) -> Response:
-        """What became of a movement: who sent and received it, how long it took, how much is missing."""
-        wanted = request.args.get("product_id")
-        product_id = None if wanted is None else _id(wanted, "product_id")
+        """Return a movement: its sender and receiver, how long it took, and how many items are missing."""
+        given = request.args.get("product_id")
+        product_id = None if given is None else _id(given, "product_id")
         found = await self._ledger.movement(_id(movement_id, "movement_id"), product_id)
-        return _shown(found, "nothing has been heard of this movement, or not of this product in it")
+        return _shown(found, "no event names this movement, or this product in it")
 
     @_tagged
     @document_response(Stock)
     async def stock(self, warehouse_id: str, product_id: str) -> Response:
-        """How many items of a product a warehouse has."""
+        """Return how many items of a product a warehouse has."""
         found = await self._ledger.stock(_id(warehouse_id, "warehouse_id"), _id(product_id, "product_id"))
-        return _shown(found, "nothing has been heard of this product in this warehouse")
+        return _shown(found, "no event names this product in this warehouse")
 
 
 def _id(text: str, name: str) -> UUID:
@@ -53,7 +53,7 @@ def _id(text: str, name: str) -> UUID:
         raise Problem(422, f"{name} is not a UUID", errors=[{"pointer": f"/{name}", "message": "not a UUID"}]) from None
 
 
-def _shown(found: BaseModel | None, otherwise: str) -> Response:
+def _shown(found: BaseModel | None, not_found: str) -> Response:
     if found is None:
-        raise Problem(404, otherwise)
+        raise Problem(404, not_found)
     return Response(found.model_dump_json(), content_type="application/json")

@@ -1,15 +1,17 @@
-"""The movements service: durable events in, two tables, two routes."""
+"""Builds the movements service: durable events in, two tables, two routes."""
 
 from __future__ import annotations
 
 from quart_app.movements.ledger import Ledger
-from quart_app.movements.metrics import Metrics
+from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.routes import MovementRoutes
 from quart_app.movements.settings import MovementSettings
 from quart_app.service import Context, Service
 
 
 def create(context: Context) -> Service:
-    """The service, its settings taken from the environment."""
-    ledger = Ledger(MovementSettings(), Metrics(context.metrics))
-    return Service("movements", public=[MovementRoutes(ledger).blueprint], lifespan=ledger.running)
+    """Return the service, with its settings from the environment."""
+    ledger = Ledger(MovementSettings(), MovementMetrics(context.metrics))
+    return Service(
+        "movements", public=[MovementRoutes(ledger).blueprint], lifespan=ledger.running, trouble=ledger.trouble
+    )

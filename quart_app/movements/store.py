@@ -1,4 +1,4 @@
-"""What is asked of the tables, and nothing about HTTP or streams."""
+"""The queries over the tables `movements` and `warehouses`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Executable, Row, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from quart_app.movements.database import Database
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.models import Direction, Event, Stock
 from quart_app.movements.summary import Step
 from quart_app.movements.tables import movements, warehouses
@@ -20,28 +20,28 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Stored:
-    """What became of some events."""
+    """The result of storing some events."""
 
-    #: new ones, whose rows are committed now
+    #: the new events; their rows are committed
     new: list[Event] = field(default_factory=list)
-    #: those that were there before, or twice among them
+    #: number of events that were stored before, or occurred twice among these
     duplicates: int = 0
-    #: identities that stand for something else already
+    #: indexes of the events whose identity is stored with another content
     taken: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class Deficit:
-    """Stock that departed before it was heard to arrive, all of it together."""
+    """All items that departed before their arrival was known."""
 
     products: int
     quantity: int
 
 
-class Store:
-    """The movements in the database. Everything raises Unavailable while it is down."""
+class MovementStore:
+    """The stored movements. Every method raises Unavailable while the database cannot be used."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: MovementDatabase) -> None:
         self._database = database
         dialect = postgresql if database.dialect == "postgresql" else sqlite
         identity = (movements.c.source, movements.c.event_id)
@@ -50,61 +50,57 @@ class Store:
         )
 
     async def add(self, events: Sequence[Event]) -> Stored:
-        """Make the events durable, each once however often it comes. All or none.
+        """Store the events in one transaction, each once however often it comes.
 
-        An identity that stands for another content is left as it is, and told: `taken` has the places of such events
-        in `events`.
+        An event whose identity is stored with another content changes nothing; its index is in `taken`.
         """
         stored, first = Stored(), _first_of_each(events)
         if not first:
             return stored
-        # In one order, so that two replicas with the same events never wait for each other in a circle.
+        # All replicas insert in one order, so that two with the same events cannot deadlock.
         rows = [_row(first[key]) for key in sorted(first)]
         async with self._database.writing() as connection:
             new = {(row.source, row.event_id) for row in await connection.execute(self._insert, rows)}
             known = await connection.execute(_contents(first.keys() - new)) if len(new) < len(first) else ()
             kept = {(row.source, row.event_id): _content(row) for row in known}
-        for place, event in enumerate(events):
+        for index, event in enumerate(events):
             if event.key in new and event is first[event.key]:
                 stored.new.append(event)
             elif _content_of(event) == (_content_of(first[event.key]) if event.key in new else kept[event.key]):
                 stored.duplicates += 1
             else:
-                stored.taken.add(place)
+                stored.taken.add(index)
         return stored
 
     async def has(self, event: Event) -> bool:
-        """Whether this very event is stored."""
-        async with self._database.reading() as connection:
-            found = await connection.execute(_contents([event.key]))
-            return any(_content(row) == _content_of(event) for row in found)
+        """Return whether exactly this event is stored."""
+        found = await self._database.fetch(_contents([event.key]))
+        return any(_content(row) == _content_of(event) for row in found)
 
     async def steps(self, movement_id: UUID) -> list[Step]:
-        """What is known of a movement; empty where it has never been heard of."""
+        """Return the events of a movement; an empty list when there are none."""
         columns = movements.c
-        asked = select(columns.occurred_at, columns.warehouse_id, columns.product_id, columns.event, columns.quantity)
-        asked = asked.where(columns.movement_id == movement_id)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(asked)).all()
+        query = select(columns.occurred_at, columns.warehouse_id, columns.product_id, columns.event, columns.quantity)
+        rows = await self._database.fetch(query.where(columns.movement_id == movement_id))
         return [Step(at, warehouse, product, Direction(event), n) for at, warehouse, product, event, n in rows]
 
     async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
-        """How many items there are; None where none were ever heard of."""
+        """Return the stock of a product in a warehouse, or None when no event names both."""
         columns = warehouses.c
-        asked = select(columns.quantity, columns.updated_at)
-        asked = asked.where(columns.warehouse_id == warehouse_id, columns.product_id == product_id)
-        async with self._database.reading() as connection:
-            row = (await connection.execute(asked)).one_or_none()
-        if row is None:
+        query = select(columns.quantity, columns.updated_at)
+        rows = await self._database.fetch(
+            query.where(columns.warehouse_id == warehouse_id, columns.product_id == product_id)
+        )
+        if not rows:
             return None
-        return Stock(warehouse_id=warehouse_id, product_id=product_id, quantity=row.quantity, updated_at=row.updated_at)
+        quantity, updated_at = rows[0]
+        return Stock(warehouse_id=warehouse_id, product_id=product_id, quantity=quantity, updated_at=updated_at)
 
     async def deficit(self) -> Deficit:
-        """What is missing everywhere; costs as much as there is missing."""
+        """Return the deficit of all products. The query reads only the rows with a deficit."""
         short = warehouses.c.deficit
-        async with self._database.reading() as connection:
-            asked = select(func.count(), func.coalesce(func.sum(short), 0)).where(short > 0)
-            products, quantity = (await connection.execute(asked)).one()
+        query = select(func.count(), func.coalesce(func.sum(short), 0)).where(short > 0)
+        ((products, quantity),) = await self._database.fetch(query)
         return Deficit(products, int(quantity))
 
 
@@ -130,12 +126,12 @@ def _row(event: Event) -> dict[str, Any]:
     }
 
 
-#: What an event says; when it was sent may differ between two tries of the sender.
+#: The columns that make the content of an event. `sent_at` may differ when a sender sends it again.
 _CONTENT = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
 
 
 def _contents(keys: Collection[Key]) -> Executable:
-    """The rows of these identities."""
+    """Return the query for the content of the events with these identities."""
     columns = movements.c
     identity = tuple_(columns.source, columns.event_id)
     return select(columns.source, columns.event_id, *(columns[name] for name in _CONTENT)).where(

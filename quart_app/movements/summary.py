@@ -1,4 +1,4 @@
-"""From the events of a movement to what became of it. Pure, and the same in whatever order they came."""
+"""Computes the summary of a movement from its events. Pure; the order of arrival does not matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quart_app.movements.models import Direction, Leg, Movement, Status
 
 @dataclass(frozen=True, slots=True, order=True)
 class Step:
-    """One event of a movement. Steps are in the order of their moments."""
+    """One event of a movement. Steps sort by time."""
 
     occurred_at: datetime
     warehouse_id: UUID
@@ -23,7 +23,7 @@ class Step:
 
 
 def movement(movement_id: UUID, steps: Sequence[Step]) -> Movement:
-    """The movement that these steps, at least one, are all we know of."""
+    """Return the movement that consists of these steps, at least one."""
     by_product: dict[UUID, list[Step]] = defaultdict(list)
     for step in steps:
         by_product[step.product_id].append(step)
@@ -33,7 +33,7 @@ def movement(movement_id: UUID, steps: Sequence[Step]) -> Movement:
 
 
 def leg(steps: Sequence[Step]) -> Leg:
-    """What these steps amount to. Several of one direction are added up."""
+    """Return the sums of some steps. Several departures are added up, and so are several arrivals."""
     departures = [step for step in steps if step.direction is Direction.DEPARTURE]
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
     first, last = min(departures, default=None), max(arrivals, default=None)
@@ -61,7 +61,7 @@ def _status(departed: bool, arrived: bool) -> Status:
 
 
 def status_of(parts: Sequence[Status]) -> Status:
-    """Of the whole: completed when every part is; something under way says more than something unannounced."""
+    """Return the status of a whole movement: completed when every product is; in transit before departure missing."""
     for status in (Status.IN_TRANSIT, Status.DEPARTURE_MISSING):
         if status in parts:
             return status

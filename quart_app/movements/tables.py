@@ -1,7 +1,7 @@
-"""The two tables.
+"""The two tables of the movements service.
 
-`movements` has one row per event and only ever grows; `warehouses` is what they add up to. A trigger keeps the
-second in step with the first inside the same transaction, whoever inserts.
+`movements` has one row per event; rows are only added. `warehouses` has the sums. A trigger updates `warehouses` in the
+transaction that inserts into `movements`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment. SQLite has no time zones, so it keeps UTC without saying so."""
+    """A time in UTC. SQLite has no time zones, so it stores the time without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -44,7 +44,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-#: SQLite counts rows by itself in an INTEGER key only.
+#: SQLite numbers rows by itself only in a key of the type INTEGER.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
@@ -53,7 +53,7 @@ movements = Table(
     "movements",
     metadata,
     Column("id", RowNumber, primary_key=True),
-    # The identity of an event: the two messages of one movement may share an id, never a source.
+    # Source and id are the identity: the two messages of one movement may share the id, but have two sources.
     Column("source", String(255), nullable=False),
     Column("event_id", String(255), nullable=False),
     Column("sent_at", UtcDateTime, nullable=False),
@@ -69,8 +69,8 @@ movements = Table(
     Index("movements_by_movement", "movement_id", "product_id"),
 )
 
-#: `balance` is all arrivals less all departures, and may be below 0 while an arrival is on its way to us. Being a sum,
-#: it does not depend on the order of events; `quantity` and `deficit` are its two sides.
+#: `balance` is the sum of all arrivals minus all departures, so it does not depend on the order of events. It is
+#: negative while the message of an arrival is late. `quantity` is its positive part, `deficit` its negative part.
 warehouses = Table(
     "warehouses",
     metadata,
@@ -89,7 +89,7 @@ warehouses = Table(
         Computed("CASE WHEN balance < 0 THEN -balance ELSE 0 END", persisted=True),
         nullable=False,
     ),
-    # Of the latest movement, by its own time: independent of the order, too.
+    # The time of the latest movement, by its own clock: it does not depend on the order of events either.
     Column("updated_at", UtcDateTime, nullable=False),
 )
 _SHORT = warehouses.c.deficit > 0

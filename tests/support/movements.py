@@ -19,11 +19,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mesh.events.consumer import Entry, Events
-from quart_app.movements.database import Database
+from quart_app.movements.address import async_url
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake
-from quart_app.movements.metrics import Metrics
-from quart_app.movements.settings import async_url
-from quart_app.movements.store import Store
+from quart_app.movements.metrics import MovementMetrics
+from quart_app.movements.store import MovementStore
 
 STREAM, GROUP = "events:movements", "movements"
 NEVER = 0
@@ -35,8 +35,8 @@ def consume(redis_url: str, database_url: str, name: str, batch: int, die_after:
 
 
 async def _consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
-    database = Database(async_url(database_url))
-    intake = Intake(Store(database), Metrics(CollectorRegistry()), changed=lambda movement_id: None)
+    database = MovementDatabase(async_url(database_url))
+    intake = Intake(MovementStore(database), MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
     commits = count(1)
 
     async def handle(entries: Sequence[Entry]) -> Mapping[str, str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.support.tls import Certificate
+
 USER = "mesh"
 
 
@@ -33,6 +35,8 @@ class Cluster:
     binaries: Path
     folder: Path
     port: int
+    #: further options of the server
+    options: str = ""
 
     @property
     def address(self) -> str:
@@ -43,7 +47,7 @@ class Cluster:
 
     def start(self) -> None:
         # A process that is killed loses nothing that was written, so fsync would only cost time here.
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off {self.options}"
         self._run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
 
     def stop(self) -> None:
@@ -75,8 +79,21 @@ def _unprivileged() -> list[str]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Runs a server. Skips the test where its programs are missing."""
+def with_tls(certificate: Certificate) -> Iterator[Cluster]:
+    """Run a server that speaks TLS with this certificate."""
+    with tempfile.TemporaryDirectory(prefix="pg-tls-") as name:
+        files = [Path(shutil.copy(path, name)) for path in (certificate.path, certificate.key)]
+        for path in (Path(name), *files):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+            if os.geteuid() == 0:
+                shutil.chown(path, "nobody", "nogroup")
+        with cluster(f"-c ssl=on -c ssl_cert_file={files[0]} -c ssl_key_file={files[1]}") as made:
+            yield made
+
+
+@contextmanager
+def cluster(options: str = "") -> Iterator[Cluster]:
+    """Run a server. Skips the test when its programs are missing."""
     binaries = programs()
     if binaries is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
@@ -85,7 +102,7 @@ def cluster() -> Iterator[Cluster]:
             shutil.chown(name, "nobody", "nogroup")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            made = Cluster(binaries, Path(name), probe.getsockname()[1])
+            made = Cluster(binaries, Path(name), probe.getsockname()[1], options)
         made.create()
         made.start()
         try:

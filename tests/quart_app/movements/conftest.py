@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from quart_app.movements.database import Database
-from quart_app.movements.settings import async_url
-from quart_app.movements.store import Store
+from quart_app.movements.address import async_url
+from quart_app.movements.database import MovementDatabase
+from quart_app.movements.store import MovementStore
 from tests.support import postgres
 
 
@@ -31,14 +31,14 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
+async def database(database_url: str) -> AsyncIterator[MovementDatabase]:
     """A database with its tables."""
-    database = Database(async_url(database_url))
+    database = MovementDatabase(async_url(database_url))
     await database.migrate()
     yield database
     await database.close()
 
 
 @pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def store(database: MovementDatabase) -> MovementStore:
+    return MovementStore(database)

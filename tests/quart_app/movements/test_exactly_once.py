@@ -13,9 +13,9 @@ import pytest
 import redis
 from sqlalchemy import select
 
-from quart_app.movements.database import Database
+from quart_app.movements.address import async_url
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.producer import Warehouses
-from quart_app.movements.settings import async_url
 from quart_app.movements.tables import movements, warehouses
 from tests.support.faults.checkers import Findings
 from tests.support.faults.matrix import RESULTS, Result
@@ -63,7 +63,7 @@ def identity_and_content(message: Message) -> tuple[str, ...]:
     return (message["source"], message["id"], *(str(data[name]) for name in names))
 
 
-async def stored(database: Database) -> Counter[tuple[str, ...]]:
+async def stored(database: MovementDatabase) -> Counter[tuple[str, ...]]:
     """Every row of movements, as its message would be."""
     columns = movements.c
     wanted = (columns.source, columns.event_id, columns.movement_id, columns.warehouse_id, columns.product_id)
@@ -72,7 +72,7 @@ async def stored(database: Database) -> Counter[tuple[str, ...]]:
         return Counter(tuple(str(value) for value in row) for row in rows)
 
 
-async def stock(database: Database) -> dict[tuple[str, str], tuple[int, int, int]]:
+async def stock(database: MovementDatabase) -> dict[tuple[str, str], tuple[int, int, int]]:
     columns = warehouses.c
     async with database.reading() as connection:
         rows = await connection.execute(
@@ -91,7 +91,7 @@ def expected_stock(messages: Sequence[Message]) -> dict[tuple[str, str], tuple[i
     return {key: (value, max(value, 0), max(-value, 0)) for key, value in balance.items()}
 
 
-async def differences(database: Database, messages: Sequence[Message]) -> Findings:
+async def differences(database: MovementDatabase, messages: Sequence[Message]) -> Findings:
     """What is in the tables and should not be, or the other way round."""
     found, wanted = await stored(database), Counter({identity_and_content(one) for one in messages})
     findings = Findings(lost=[*map(str, (wanted - found).elements())], doubled=[*map(str, (found - wanted).elements())])
@@ -104,7 +104,7 @@ async def run(server: Server, database_url: str, load: Load) -> Findings:
     """Send the load, kill the consumers as often as it says, and look at what is left."""
     messages = Warehouses(seed=27).messages(load.movements, duplicates=0.5, shuffle=True)
     assert len({(one["source"], one["id"]) for one in messages}) == 2 * load.movements
-    database = Database(async_url(database_url))
+    database = MovementDatabase(async_url(database_url))
     await database.migrate()
     with server.redis() as client:
         send(client, messages, load.poison)

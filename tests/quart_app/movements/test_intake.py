@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from mesh.events.consumer import Entry
-from quart_app.movements.intake import MAX_REASON, Intake, Unreadable, read_event
-from quart_app.movements.metrics import Metrics
+from quart_app.movements.intake import MAX_REASON, Intake, UnreadableEvent, read_event
+from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Direction, Event
 from quart_app.movements.producer import Message, sample
-from quart_app.movements.store import Store
+from quart_app.movements.store import MovementStore
 
 
 def changed(path: str, value: Any) -> Message:
@@ -95,17 +95,17 @@ def test_moments_are_utc(path: str, value: str, read: str) -> None:
         ("data.quantity", "5", "/data/quantity: "),
         ("data.quantity", True, "/data/quantity: "),
         ("data.quantity", 2**31, "/data/quantity: "),
-        ("data.timestamp", 1739889296, "a moment is written like"),
-        ("data.timestamp", "1739889296", "a moment is written like"),
-        ("data.timestamp", "2025-02-18", "a moment is written like"),
+        ("data.timestamp", 1739889296, "a time is written like"),
+        ("data.timestamp", "1739889296", "a time is written like"),
+        ("data.timestamp", "2025-02-18", "a time is written like"),
         ("data.timestamp", "2025-02-30T00:00:00Z", "/data/timestamp: "),
-        ("data.timestamp", "0001-01-01T00:00:00+14:00", "no such moment can be kept in UTC"),
-        ("data.timestamp", "9999-12-31T23:59:59-14:00", "no such moment can be kept in UTC"),
+        ("data.timestamp", "0001-01-01T00:00:00+14:00", "this time is out of range in UTC"),
+        ("data.timestamp", "9999-12-31T23:59:59-14:00", "this time is out of range in UTC"),
     ],
 )
 def test_what_is_no_event_is_refused_with_the_place(path: str, value: Any, reason: str) -> None:
     """A reason that helps whoever sent it."""
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableEvent) as caught:
         read_event(body(changed(path, value)))
     assert reason in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_what_is_no_event_is_refused_with_the_place(path: str, value: Any, reaso
 )
 def test_what_is_no_json_object_is_refused(fields: dict[str, str], reason: str) -> None:
     """Nothing on the stream can do more than become a dead letter."""
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(UnreadableEvent, match=reason):
         read_event(fields)
 
 
@@ -146,17 +146,17 @@ def test_any_value_in_any_place_is_an_event_or_refused(place: str, value: Any) -
     """No third way: an unexpected error would be tried again and again."""
     try:
         event = read_event(body(changed(place, value)))
-    except Unreadable as error:
+    except UnreadableEvent as error:
         assert 0 < len(str(error)) <= MAX_REASON
     else:
         assert isinstance(event, Event)
 
 
-async def test_a_batch_is_stored_but_for_what_is_refused(store: Store) -> None:
+async def test_a_batch_is_stored_but_for_what_is_refused(store: MovementStore) -> None:
     """Each refused one with a reason of its own; movements with new rows are told."""
     registry = CollectorRegistry()
     heard: list[UUID] = []
-    intake = Intake(store, Metrics(registry), heard.append)
+    intake = Intake(store, MovementMetrics(registry), heard.append)
     departure, arrival = sample()
     other = changed("data.quantity", 99)
     batch = [departure, "nonsense", arrival, departure, other]
@@ -164,17 +164,18 @@ async def test_a_batch_is_stored_but_for_what_is_refused(store: Store) -> None:
     refused = await intake(entries)
     assert refused == {
         "1-0": "the event: Input should be a valid dictionary or instance of Event",
-        "4-0": "another event of source 'WH-3423' with id 'b3b53031-e83a-4654-87f5-b6b6fb09fd99' was stored before",
+        "4-0": "an event of source 'WH-3423' with id 'b3b53031-e83a-4654-87f5-b6b6fb09fd99' and another content is "
+        "stored already",
     }
     assert heard == [UUID(departure["data"]["movement_id"])]
     assert registry.get_sample_value("movements_stored_counter_total") == 2
     assert registry.get_sample_value("movements_duplicates_counter_total") == 1
 
 
-async def test_a_redelivered_batch_changes_nothing(store: Store) -> None:
+async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None:
     """As after a kill between the commit and its acknowledgement."""
     registry = CollectorRegistry()
-    intake = Intake(store, Metrics(registry), lambda movement_id: None)
+    intake = Intake(store, MovementMetrics(registry), lambda movement_id: None)
     entries = [Entry(f"{n}-0", body(message)) for n, message in enumerate(sample())]
     assert await intake(entries) == {}
     assert await intake(entries) == {}

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from mesh import Replica, SetupError, Unavailable
 from quart_app.movements.ledger import Ledger
-from quart_app.movements.metrics import Metrics
+from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event
 from quart_app.movements.producer import sample
 from quart_app.movements.settings import MovementSettings
@@ -29,7 +29,7 @@ async def test_it_takes_events_in_with_the_rights_of_a_member(
 ) -> None:
     """What the server's access rules let a replica do is enough; the gauges follow; leaving is quick."""
     registry = CollectorRegistry()
-    ledger = Ledger(MovementSettings(database_url=SecretStr(database_url)), Metrics(registry))
+    ledger = Ledger(MovementSettings(database_url=SecretStr(database_url)), MovementMetrics(registry))
     (replica,) = await mesh_of(1)
     with server.redis() as client:
         for message in (sample()[0], "no event"):
@@ -55,9 +55,9 @@ async def test_it_takes_events_in_with_the_rights_of_a_member(
 async def test_a_database_that_is_away_fails_the_start_of_this_service_alone() -> None:
     """It raises Unavailable at once; the application opens the service again later and serves the others meanwhile."""
     settings = MovementSettings(database_url=SecretStr("postgresql://mesh@127.0.0.1:9/none"), database_timeout_ms=200)
-    ledger = Ledger(settings, Metrics(CollectorRegistry()))
+    ledger = Ledger(settings, MovementMetrics(CollectorRegistry()))
     async with asyncio.timeout(5):
-        with pytest.raises(Unavailable, match="the database cannot be used"):
+        with pytest.raises(Unavailable, match="the movements database cannot be used: it cannot be reached"):
             async with ledger.running(cast(Replica, None)):
                 pass
 
@@ -65,8 +65,10 @@ async def test_a_database_that_is_away_fails_the_start_of_this_service_alone() -
 async def test_a_folder_that_cannot_be_made_fails_the_start_with_a_sentence(tmp_path: Path) -> None:
     """A file stands where the folder should be."""
     (tmp_path / "file").write_text("in the way")
-    ledger = Ledger(MovementSettings(movements_db_path=tmp_path / "file" / "m.db"), Metrics(CollectorRegistry()))
+    ledger = Ledger(
+        MovementSettings(movements_db_path=tmp_path / "file" / "m.db"), MovementMetrics(CollectorRegistry())
+    )
     async with asyncio.timeout(1):
-        with pytest.raises(SetupError, match="no folder for the database can be made"):
+        with pytest.raises(SetupError, match="the folder of the movements database cannot be made"):
             async with ledger.running(cast(Replica, None)):
                 pass

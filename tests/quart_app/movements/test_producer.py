@@ -44,4 +44,4 @@ def test_without_redis_it_says_so() -> None:
     """A sentence, and a status."""
     done = CliRunner().invoke(main, ["--redis-url", "redis://127.0.0.1:9/0", "--sample"])
     assert done.exit_code == 1
-    assert "Redis does not take them" in done.output
+    assert "Redis did not accept the messages" in done.output

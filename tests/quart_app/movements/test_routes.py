@@ -16,14 +16,14 @@ from quart import Quart
 from mesh.events.consumer import Entry
 from quart_app.http import problems
 from quart_app.http.openapi import openapi
-from quart_app.movements.database import Database
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.ledger import Ledger
-from quart_app.movements.metrics import Metrics
+from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event
 from quart_app.movements.producer import sample
 from quart_app.movements.routes import MovementRoutes
 from quart_app.movements.settings import MovementSettings
-from quart_app.movements.store import Store
+from quart_app.movements.store import MovementStore
 
 DEPARTURE, ARRIVAL = (Event.model_validate(message) for message in sample())
 MOVEMENT, PRODUCT = ARRIVAL.data.movement_id, ARRIVAL.data.product_id
@@ -36,7 +36,7 @@ class Served:
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.registry = CollectorRegistry()
-        self.ledger = Ledger(MovementSettings(database_url=SecretStr(url), **settings), Metrics(self.registry))
+        self.ledger = Ledger(MovementSettings(database_url=SecretStr(url), **settings), MovementMetrics(self.registry))
         self.routes = MovementRoutes(self.ledger)
         app = Quart("movements")
         problems.install(app)
@@ -57,13 +57,13 @@ class Served:
 
 
 @pytest.fixture
-async def served(database: Database, database_url: str) -> AsyncIterator[Served]:
+async def served(database: MovementDatabase, database_url: str) -> AsyncIterator[Served]:
     served = Served(database_url)
     yield served
     await served.close()
 
 
-async def test_a_movement_is_told(served: Served, store: Store) -> None:
+async def test_a_movement_is_told(served: Served, store: MovementStore) -> None:
     """All of it, as the interface says."""
     await store.add([DEPARTURE, ARRIVAL])
     leg = {
@@ -84,7 +84,7 @@ async def test_a_movement_is_told(served: Served, store: Store) -> None:
     assert await served.get(f"/api/movements/{str(MOVEMENT).upper()}") == (200, expected)
 
 
-async def test_stock_is_told(served: Served, store: Store) -> None:
+async def test_stock_is_told(served: Served, store: MovementStore) -> None:
     """With the moment of the latest movement counted."""
     await store.add([ARRIVAL])
     assert await served.get(f"/api/warehouses/{RECEIVER}/products/{PRODUCT}") == (
@@ -107,12 +107,12 @@ async def test_stock_is_told(served: Served, store: Store) -> None:
         f"/api/warehouses/{NOBODY}/products/{PRODUCT}",
     ],
 )
-async def test_what_was_never_heard_of_is_404(served: Served, store: Store, path: str) -> None:
+async def test_what_was_never_heard_of_is_404(served: Served, store: MovementStore, path: str) -> None:
     """And says so."""
     await store.add([DEPARTURE, ARRIVAL])
     status, answer = await served.get(path)
     assert (status, answer["status"]) == (404, 404)
-    assert "nothing has been heard" in answer["detail"]
+    assert "no event names" in answer["detail"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ async def test_what_is_no_id_is_422(served: Served, path: str, name: str) -> Non
     assert answer["errors"] == [{"pointer": f"/{name}", "message": "not a UUID"}]
 
 
-async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: Store) -> None:
+async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: MovementStore) -> None:
     """One load for those who ask at once, and none for those who ask soon after."""
     await store.add([DEPARTURE, ARRIVAL])
     answers = await asyncio.gather(*(served.get(f"/api/movements/{MOVEMENT}") for _ in range(50)))
@@ -143,16 +143,18 @@ async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: S
     assert served.loads == 1
 
 
-async def test_404_is_not_kept(served: Served, store: Store) -> None:
+async def test_404_is_not_kept(served: Served, store: MovementStore) -> None:
     """The next one who asks may be luckier."""
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 404
     await store.add([DEPARTURE])
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 200
 
 
-async def test_a_kept_movement_is_read_again_when_its_time_is_over(database_url: str, database: Database) -> None:
+async def test_a_kept_movement_is_read_again_when_its_time_is_over(
+    database_url: str, database: MovementDatabase
+) -> None:
     """Another replica's writes show after `MOVEMENT_CACHE_EXPIRATION` at the latest."""
-    served, store = Served(database_url, movement_cache_expiration=0.05), Store(database)
+    served, store = Served(database_url, movement_cache_expiration=0.05), MovementStore(database)
     await store.add([DEPARTURE])
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] == "in_transit"
     await store.add([ARRIVAL])
@@ -162,7 +164,7 @@ async def test_a_kept_movement_is_read_again_when_its_time_is_over(database_url:
     await served.close()
 
 
-async def test_the_replica_that_stores_forgets_what_it_kept(database_url: str, database: Database) -> None:
+async def test_the_replica_that_stores_forgets_what_it_kept(database_url: str, database: MovementDatabase) -> None:
     """Its own answers are never behind its own writes."""
     served = Served(database_url, movement_cache_expiration=3600)
     departure, arrival = (Entry(f"{n}-0", {"body": json.dumps(one)}) for n, one in enumerate(sample()))
@@ -178,7 +180,9 @@ async def test_without_its_database_it_is_503() -> None:
     for path in (f"/api/movements/{MOVEMENT}", f"/api/warehouses/{RECEIVER}/products/{PRODUCT}"):
         response = await served.client.get(path)
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-        assert (await response.get_json(force=True))["detail"] == "the database cannot be used just now"
+        assert (await response.get_json(force=True))[
+            "detail"
+        ] == "the movements database cannot be used: it cannot be reached"
     await served.close()
 
 

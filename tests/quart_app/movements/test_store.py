@@ -18,11 +18,12 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mesh import Unavailable
-from quart_app.movements.database import Database
+from quart_app.movements.address import async_url
+from quart_app.movements.database import MovementDatabase
 from quart_app.movements.models import Direction, Event, EventData
 from quart_app.movements.producer import Warehouses, sample
-from quart_app.movements.settings import MOST_ROWS, async_url
-from quart_app.movements.store import Deficit, Store
+from quart_app.movements.settings import MOST_ROWS
+from quart_app.movements.store import Deficit, MovementStore
 from quart_app.movements.tables import movements, warehouses
 
 NOON = datetime(2025, 2, 18, 12, tzinfo=UTC)
@@ -44,12 +45,12 @@ def event(id: str = "1", source: str = "WH-1", **data: Any) -> Event:
     return Event(id=id, source=source, time=0, data=EventData.model_validate({**usual, **data}))
 
 
-async def rows(database: Database) -> int:
+async def rows(database: MovementDatabase) -> int:
     async with database.reading() as connection:
         return len((await connection.execute(select(movements.c.id))).all())
 
 
-async def stock(database: Database) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
+async def stock(database: MovementDatabase) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
     """balance, quantity, deficit and moment of each product in each warehouse"""
     columns = warehouses.c
     async with database.reading() as connection:
@@ -71,7 +72,9 @@ def added_up(events: Sequence[Event]) -> dict[tuple[UUID, UUID], tuple[int, int,
     return {key: (value, max(value, 0), max(-value, 0), latest[key]) for key, value in balance.items()}
 
 
-async def test_both_sample_messages_count_though_they_share_their_id(store: Store, database: Database) -> None:
+async def test_both_sample_messages_count_though_they_share_their_id(
+    store: MovementStore, database: MovementDatabase
+) -> None:
     """Identity is source and id: one movement's two messages are two events."""
     departure, arrival = (Event.model_validate(message) for message in sample())
     assert departure.id == arrival.id
@@ -81,7 +84,7 @@ async def test_both_sample_messages_count_though_they_share_their_id(store: Stor
     assert await stock(database) == added_up([departure, arrival])
 
 
-async def test_an_event_is_stored_once_however_often_it_comes(store: Store, database: Database) -> None:
+async def test_an_event_is_stored_once_however_often_it_comes(store: MovementStore, database: MovementDatabase) -> None:
     """In one batch or in several; the stock does not move again."""
     assert (await store.add([event(), event()])).duplicates == 1
     stored = await store.add([event(), event("2")])
@@ -90,7 +93,7 @@ async def test_an_event_is_stored_once_however_often_it_comes(store: Store, data
     assert (await stock(database))[NORTH, BOLTS][:2] == (20, 20)
 
 
-async def test_an_event_sent_again_later_is_the_same_event(store: Store) -> None:
+async def test_an_event_sent_again_later_is_the_same_event(store: MovementStore) -> None:
     """When it was sent says nothing about what happened."""
     await store.add([event()])
     again = event().model_copy(update={"time": 5})
@@ -100,7 +103,7 @@ async def test_an_event_sent_again_later_is_the_same_event(store: Store) -> None
 @pytest.mark.parametrize("change", [{"quantity": 11}, {"product_id": NUTS}, {"event": "departure"}])
 @pytest.mark.parametrize("in_one_batch", [True, False])
 async def test_an_identity_cannot_stand_for_two_contents(
-    store: Store, database: Database, change: dict[str, Any], in_one_batch: bool
+    store: MovementStore, database: MovementDatabase, change: dict[str, Any], in_one_batch: bool
 ) -> None:
     """The first is kept and the second told, for dropping it silently would lose it."""
     first, second = event(), event(**change)
@@ -113,12 +116,12 @@ async def test_an_identity_cannot_stand_for_two_contents(
     assert (await stock(database))[NORTH, BOLTS][0] in {10, 20}
 
 
-async def test_nothing_to_add_is_no_error(store: Store) -> None:
+async def test_nothing_to_add_is_no_error(store: MovementStore) -> None:
     """A batch of which nothing could be read."""
     assert (await store.add([])).new == []
 
 
-async def test_departures_before_arrivals_leave_a_deficit(store: Store, database: Database) -> None:
+async def test_departures_before_arrivals_leave_a_deficit(store: MovementStore, database: MovementDatabase) -> None:
     """Stock never shows below 0, and what is missing is kept beside it until it arrives."""
     await store.add([event("1", event="departure", quantity=30)])
     found = await store.stock(NORTH, BOLTS)
@@ -130,7 +133,7 @@ async def test_departures_before_arrivals_leave_a_deficit(store: Store, database
     assert await store.deficit() == Deficit(products=0, quantity=0)
 
 
-async def test_a_product_never_heard_of_is_none(store: Store) -> None:
+async def test_a_product_never_heard_of_is_none(store: MovementStore) -> None:
     """Which is not the same as none left."""
     await store.add([event()])
     assert await store.stock(NORTH, NUTS) is None
@@ -141,7 +144,7 @@ async def test_a_product_never_heard_of_is_none(store: Store) -> None:
     assert found is not None and found.quantity == 0
 
 
-async def test_moments_come_back_as_they_were(store: Store) -> None:
+async def test_moments_come_back_as_they_were(store: MovementStore) -> None:
     """In UTC, to the microsecond, from whatever offset."""
     moment = datetime.fromisoformat("2025-02-18T17:34:56.123456+03:00")
     await store.add([event(timestamp=moment.isoformat())])
@@ -150,7 +153,7 @@ async def test_moments_come_back_as_they_were(store: Store) -> None:
     assert step.occurred_at.utcoffset() == timedelta(0)
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all(store: Store, database: Database) -> None:
+async def test_a_batch_is_stored_whole_or_not_at_all(store: MovementStore, database: MovementDatabase) -> None:
     """One row that the tables refuse leaves none of its neighbours, and no stock."""
     bad = event("2")
     bad = bad.model_copy(update={"data": bad.data.model_copy(update={"quantity": -1})})
@@ -180,7 +183,7 @@ EVENTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=EVENTS, random=st.randoms(use_true_random=False), cut=st.integers(1, 5))
 async def test_stock_does_not_depend_on_order(
-    store: Store, database: Database, events: list[Event], random: random.Random, cut: int
+    store: MovementStore, database: MovementDatabase, events: list[Event], random: random.Random, cut: int
 ) -> None:
     """Shuffled, in batches of any size, some twice: the same stock, never below 0 on the way."""
     async with database.writing() as connection:
@@ -195,15 +198,15 @@ async def test_stock_does_not_depend_on_order(
 
 
 async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
-    database: Database, database_url: str
+    database: MovementDatabase, database_url: str
 ) -> None:
     """Overlapping batches in different orders, at the same time: each row once, and nobody waits in a circle."""
     events = [Event.model_validate(one) for one in Warehouses(warehouses=3, products=3, seed=1).messages(300)]
-    replicas = [Database(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
+    replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
-    async def replay(replica: Database, seed: int) -> int:
+    async def replay(replica: MovementDatabase, seed: int) -> int:
         mine = random.Random(seed).sample(events, len(events))
-        stored = [await Store(replica).add(mine[start : start + 50]) for start in range(0, len(mine), 50)]
+        stored = [await MovementStore(replica).add(mine[start : start + 50]) for start in range(0, len(mine), 50)]
         return sum(len(one.new) for one in stored)
 
     new = await asyncio.gather(*(replay(replica, seed) for seed, replica in enumerate(replicas)))
@@ -213,7 +216,7 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
         await replica.close()
 
 
-async def test_the_largest_batch_is_one_statement(store: Store, database: Database) -> None:
+async def test_the_largest_batch_is_one_statement(store: MovementStore, database: MovementDatabase) -> None:
     """In two, the second would wait for rows while it holds the stocks of the first: a circle."""
     statements: list[str] = []
 
@@ -228,16 +231,16 @@ async def test_the_largest_batch_is_one_statement(store: Store, database: Databa
 
 
 async def test_replicas_that_change_the_same_stocks_do_not_wait_in_a_circle(
-    database: Database, database_url: str
+    database: MovementDatabase, database_url: str
 ) -> None:
     """Each has other events, of the same few products, at the same time."""
     trade = Warehouses(warehouses=3, products=4, seed=2)
     events = [Event.model_validate(one) for one in trade.messages(600, shuffle=True)]
-    replicas = [Database(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
+    replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
-    async def add(replica: Database, mine: list[Event]) -> None:
+    async def add(replica: MovementDatabase, mine: list[Event]) -> None:
         for start in range(0, len(mine), 15):
-            await Store(replica).add(mine[start : start + 15])
+            await MovementStore(replica).add(mine[start : start + 15])
 
     await asyncio.gather(*(add(replica, events[place::4]) for place, replica in enumerate(replicas)))
     assert await stock(database) == added_up(events)
@@ -247,9 +250,9 @@ async def test_replicas_that_change_the_same_stocks_do_not_wait_in_a_circle(
 
 async def test_a_database_that_is_away_is_unavailable_and_not_an_error_of_the_event() -> None:
     """So that events wait for it and none is buried."""
-    away = Database(make_url("postgresql+asyncpg://mesh@127.0.0.1:9/none"), timeout_ms=500)
-    with pytest.raises(Unavailable, match="the database cannot be used"):
-        await Store(away).add([event()])
+    away = MovementDatabase(make_url("postgresql+asyncpg://mesh@127.0.0.1:9/none"), timeout_ms=500)
+    with pytest.raises(Unavailable, match="the movements database cannot be used"):
+        await MovementStore(away).add([event()])
     with pytest.raises(Unavailable):
-        await Store(away).stock(NORTH, BOLTS)
+        await MovementStore(away).stock(NORTH, BOLTS)
     await away.close()

@@ -1,4 +1,4 @@
-"""Movements, and the stock that a trigger keeps in step with them."""
+"""Create the tables `movements` and `warehouses`, and the trigger that keeps the stock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-#: SQLite has triggers per row only.
+#: SQLite has only triggers per row.
 SQLITE = (
     """
     CREATE TRIGGER movements_keep_stock AFTER INSERT ON movements BEGIN
@@ -26,8 +26,8 @@ SQLITE = (
     """,
 )
 
-#: Per statement: one change for each product of a warehouse, however many rows, and always in the same order, so that
-#: two batches never wait for each other in a circle.
+#: A trigger per statement: it changes each row of `warehouses` once, however many events a batch has, and all batches
+#: change the rows in the same order, so that two of them cannot deadlock.
 POSTGRESQL = (
     """
     CREATE FUNCTION movements_keep_stock() RETURNS trigger LANGUAGE plpgsql AS $$

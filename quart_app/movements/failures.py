@@ -1,0 +1,93 @@
+"""What an error of the database means: the data are wrong, or the database cannot be used and why."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+
+from mesh import Unavailable
+
+log = structlog.get_logger(__name__)
+
+#: Reasons by SQLite's name of the error, and by the SQLSTATE of PostgreSQL or its first two characters.
+REASONS = {
+    "SQLITE_FULL": "the disk is full",
+    "SQLITE_CORRUPT": "the database file is damaged",
+    "SQLITE_NOTADB": "the file is not an SQLite database",
+    "SQLITE_READONLY": "the database file cannot be written",
+    "SQLITE_CANTOPEN": "the database file cannot be opened",
+    "SQLITE_IOERR": "the disk reports an error",
+    "SQLITE_BUSY": "another process keeps the database locked",
+    "53100": "the disk of the database is full",
+    "53300": "the database has no connection left",
+    "28": "the database refuses the user or the password",
+    "3D": "the database does not exist",
+    "55P03": "another process keeps the database locked",
+    "57P03": "the database is starting or stopping",
+    "25006": "the database is read-only",
+    "42501": "the user of the database lacks a right",
+    "08": "the connection to the database broke",
+    "57": "the database ended the connection",
+}
+RETRY_AFTER_S = 1
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise Unavailable for an error of the database itself. An error of the data passes."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        if is_fault_of_data(error):
+            raise
+        # The error may reach a client, so only the log says where the database is and what it answered.
+        log.warning("database cannot be used", error=_driver_sentence(error))
+        raise Unavailable(
+            f"the movements database cannot be used: {reason(error)}", retry_after=RETRY_AFTER_S
+        ) from error
+
+
+def is_fault_of_data(error: BaseException) -> bool:
+    """Return whether the same data would fail again on a healthy database."""
+    if isinstance(error, IntegrityError | DataError):
+        return True
+    # asyncpg's errors lose their class on the way; their SQLSTATE keeps it: 22 is data, 23 a constraint.
+    return _sqlstate(error)[:2] in {"22", "23"}
+
+
+def reason(error: BaseException) -> str:
+    """Return why the database cannot be used, without an address or a name."""
+    original = _original(error)
+    if isinstance(original, sqlite3.Error):
+        # Extended names continue the plain one: SQLITE_IOERR_WRITE.
+        name = getattr(original, "sqlite_errorname", "")
+        return next((text for known, text in REASONS.items() if name.startswith(known)), "SQLite reports an error")
+    state = _sqlstate(error)
+    if state:
+        return REASONS.get(state) or REASONS.get(state[:2]) or f"PostgreSQL reports the error {state}"
+    if isinstance(original, TimeoutError):
+        return "it did not answer in time"
+    return "it cannot be reached" if isinstance(original, OSError) else "it does not answer as expected"
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether the connection broke under a statement, so that a new connection may serve it."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _original(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+
+
+def _sqlstate(error: BaseException) -> str:
+    return str(getattr(_original(error), "sqlstate", None) or "")
+
+
+def _driver_sentence(error: BaseException) -> str:
+    """Return the driver's own sentence, without our statement and its data."""
+    original = _original(error)
+    return f"{type(original).__name__}: {original}".splitlines()[0][:200]
