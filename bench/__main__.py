@@ -1,4 +1,4 @@
-"""`python -m bench CLAIM …`: measure, tell, write the note. `python -m bench check`: is any ratio worse?"""
+"""`python -m bench CLAIM …` measures and writes docs/benchmarks.md; `python -m bench check` compares ratios."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from types import ModuleType
 from bench import record, report
 from bench.record import Record, Settings
 
-#: A module each, with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
+#: Each claim is a module with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
 CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup", "factorise")
 
 
 def module(claim: str) -> ModuleType:
-    """The module of a claim; imported when asked for, so that one claim needs only its own tools."""
+    """Import and return the module of a claim, so that a claim needs only its own tools."""
     return importlib.import_module(f"bench.{claim}")
 
 
 def base(name: str) -> str:
-    """The claim that a record belongs to: `request_reply_everysec` is one of `request_reply`."""
+    """Return the claim of a record: `request_reply_everysec` belongs to `request_reply`."""
     return next(claim for claim in CLAIMS if name.startswith(claim))
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """`1,16,128`."""
+    """Parse a list such as `1,16,128`."""
     return tuple(int(part) for part in text.split(","))
 
 
@@ -36,13 +36,17 @@ def parser() -> argparse.ArgumentParser:
     defaults = {one.name: one.default for one in fields(Settings)}
     found = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     found.add_argument("claims", nargs="+", choices=[*CLAIMS, "all", "check", "note"], metavar="CLAIM")
-    found.add_argument("--rounds", type=int, default=defaults["rounds"], help="of each contender (%(default)s)")
-    found.add_argument("--seconds", type=float, default=defaults["seconds"], help="of each level (%(default)s)")
+    found.add_argument("--rounds", type=int, default=defaults["rounds"], help="rounds of each contender (%(default)s)")
+    found.add_argument("--seconds", type=float, default=defaults["seconds"], help="length of each level (%(default)s)")
     found.add_argument("--levels", type=numbers, default=(), help="calls in flight, replicas or values: 1,16,128")
-    found.add_argument("--only", type=lambda text: tuple(text.split(",")), default=(), help="these contenders")
+    found.add_argument(
+        "--only", type=lambda text: tuple(text.split(",")), default=(), help="names of the contenders to measure"
+    )
     found.add_argument("--durability", choices=("off", "everysec", "always"), default="off", help="Redis's AOF")
     found.add_argument("--full", action="store_true", help="the long form of a claim that has one")
-    found.add_argument("--dry", action="store_true", help="tell, but neither record nor write the note")
+    found.add_argument(
+        "--dry", action="store_true", help="print the result only: change neither the record nor the page"
+    )
     return found
 
 
@@ -51,7 +55,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def run(claim: str, settings: Settings) -> Record:
-    """Measure one claim and tell it."""
+    """Measure one claim and print it."""
     print(f"{claim}:", file=sys.stderr)
     found: Record = module(claim).measure(settings)
     with tempfile.TemporaryDirectory(prefix="bench-plots-") as folder:
@@ -69,7 +73,7 @@ def measure(claims: list[str], settings: Settings, *, dry: bool) -> int:
 
 
 def check(claims: list[str], settings: Settings) -> int:
-    """Measure again and compare ratios. 1 when one has become worse beyond the spread."""
+    """Measure again and compare ratios. Return 1 when a ratio became worse beyond the spread, else 0."""
     recorded = record.load()
     worse = []
     for claim in claims:
@@ -77,7 +81,7 @@ def check(claims: list[str], settings: Settings) -> int:
             worse += record.regressions(recorded[claim], run(claim, settings))
     for sentence in worse:
         print(f"WORSE  {sentence}")
-    print("bench-check:", f"{len(worse)} ratios have become worse" if worse else "no ratio has become worse")
+    print("bench-check:", f"{len(worse)} ratios became worse" if worse else "no ratio became worse")
     return 1 if worse else 0
 
 

@@ -1,9 +1,9 @@
-"""A bare Quart application on Hypercorn as it comes, but for our settings.
+"""A bare Quart application on an unchanged Hypercorn with our settings.
 
     python -m bench.bare PORT
 
-It parses what POST /values takes and returns what it returns, knows no mesh, checks nothing and stores nothing: what
-HTTP itself costs here.
+It takes the body of POST /values and returns an answer of the same form, without a mesh, checks or storage. So it
+measures what HTTP itself costs here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import uvloop
 from hypercorn.asyncio import serve
 from quart import Quart, Response, jsonify, request
 
-from quart_app.http.server import BACKLOG, configuration
+from quart_app.http.server import configuration
+from quart_app.http.sockets import BACKLOG
 
 TEN = [{"value": 2147483659 * n, "prime_factors": [n, 2147483659]} for n in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)]
 

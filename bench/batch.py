@@ -1,6 +1,6 @@
-"""Batches: POST of 1000 new 64-bit numbers over two replicas, beside the engine alone: one, and one on each core.
+"""Batches: POST of 1000 new 64-bit numbers to two replicas, beside the engine alone, once and on each core.
 
-Then 100 000 numbers in one run, of short life: does memory stay where it was?
+Then 100 000 numbers with a short ttl, to see whether memory stays constant.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bench.spread import Spread, interleaved, per_round
 ITEMS = 1000
 PROCESSES = 2
 WARM_UP_S = 1.0
-#: Requests open at once on each replica.
+#: Concurrent requests for each replica.
 CONNECTIONS = 4
 RUN = 100_000
 SHORT_TTL_S = 1
 
 
 def engine(settings: Settings, processes: int = 1) -> tuple[float, float]:
-    """The engine alone in so many processes at once: numbers a second, and processor time of one in us."""
+    """Run the engine alone in several processes; return numbers a second and processor time of one, in us."""
     argv = [sys.executable, "-m", "bench.engine", str(settings.seconds)]
     with ExitStack() as stack:
         started = [stack.enter_context(child(argv, folder=ROOT, listen=True)) for _ in range(processes)]
@@ -40,7 +40,7 @@ def engine(settings: Settings, processes: int = 1) -> tuple[float, float]:
 
 
 def mesh(settings: Settings) -> tuple[float, float]:
-    """The same through POST /values, with the time of Redis."""
+    """Send the numbers through POST /values; return the rate and the processor time, that of Redis included."""
     with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
         environ = posting(ITEMS, "AB")
         try_load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
@@ -63,7 +63,7 @@ CONTENDERS: tuple[tuple[str, Callable[[Settings], tuple[float, float]]], ...] = 
 
 
 def long_run(settings: Settings) -> dict[str, float]:
-    """Memory in MB at the beginning, half-way and at the end of a run of 100 000 numbers that live for a second."""
+    """Return memory in MB at the beginning, middle and end of a run of 100 000 numbers with a ttl of one second."""
     with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
         sent = 0
         memory: dict[str, float] = {}
@@ -73,20 +73,20 @@ def long_run(settings: Settings) -> dict[str, float]:
                 sent += ITEMS * try_load("post.lua", there.ports, environ, seconds=2, connections=2).calls
             memory |= {f"{name}, {what}": value for what, value in resident(there).items()}
         memory["numbers"] = sent
-        # What has expired goes without being asked for.
+        # Expired records disappear without any GET.
         time.sleep(SHORT_TTL_S + 3)
         memory["keys left"] = left(there)
         return memory
 
 
 def resident(there: Mesh) -> dict[str, float]:
-    """Memory in MB of the largest replica and of Redis's data."""
+    """Return the memory in MB of the largest replica and of Redis's data."""
     used = there.server.redis().info("memory")["used_memory"]
     return {"replica": max(map(resident_bytes, there.pids)) / 1e6, "redis": used / 1e6}
 
 
 def left(there: Mesh) -> int:
-    """Keys of /values that are still there in any database."""
+    """Return the number of keys of /values in all databases."""
     count = 0
     for space in there.server.redis().info("keyspace"):
         with there.server.redis() as client:
@@ -96,7 +96,7 @@ def left(there: Mesh) -> int:
 
 
 def measure(settings: Settings) -> Record:
-    """Engine and mesh in turn, then the long run."""
+    """Measure the engine and the mesh in turn, then the long run."""
     series: dict[str, list[float]] = {}
     for number, (name, run) in interleaved(CONTENDERS, settings.rounds):
         rate, cost = run(settings)
@@ -120,7 +120,7 @@ def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     labels = {
         "engine": "the engine alone",
         "engines": f"the engine alone, {PROCESSES} processes",

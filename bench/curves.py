@@ -1,8 +1,10 @@
-"""How good is the schedule of curves? `python -m bench.curves`: expected work to find a factor, by Dickman's function.
+"""The expected work of a schedule of elliptic curves until it finds a factor, from Dickman's function.
 
-The i-th curve has B1 = a·i and B2 = m·B1. Each schedule's expected work is shown over that of the best fixed bound for
-just that size of factor, which nobody knows beforehand; FLINT's own table, as `factor` walks it, stands beside it. The
-unit is one step of the first stage; the second stage costs what was measured for FLINT.
+    python -m bench.curves
+
+The i-th curve has B1 = a·i and B2 = m·B1. The table compares each schedule with the best fixed bound for each size of
+factor, although the size is unknown beforehand, and with FLINT's own table, as `factor` uses it. The unit is one step
+of the first stage; the second stage costs what we measured for FLINT.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from quart_app.values import curves
 
 SIZES = (30, 40, 48, 53, 58, 65, 73, 81)
 STEPS = 400
-#: the torsion of the curves makes a group's order about as smooth as a number this many times smaller
+#: because of the torsion of the curves, a group's order is about as smooth as a number this many times smaller
 TORSION = 23
-#: work of the first stage and of the second for each multiple of B1, in steps
+#: work of the first stage, and of the second for each multiple of B1, in steps
 FIRST, SECOND = 1.3, 0.0165
 
-#: FLINT's levels on the way of `factor` to a 100-digit number: (B1, curves)
+#: the levels of FLINT's `factor` for a 100-digit number: (B1, curves)
 FLINT = ((25, 8), (67, 13), (207, 15), (610, 18), (1800, 20), (5300, 22), (12000, 33), (16500, 72), (26000, 117),
          (50000, 161), (80000, 205), (190000, 255))  # fmt: skip
 
@@ -30,7 +32,7 @@ Curve = tuple[int, int]
 
 @cache
 def dickman() -> list[float]:
-    """rho(u) at u = i / STEPS: the chance that the largest prime of N is below N^(1/u)."""
+    """Return rho(u) at u = i / STEPS: the probability that the largest prime of N is below N^(1/u)."""
     values = [1.0] * (25 * STEPS + 1)
     for i in range(STEPS + 1, len(values)):
         before, here = values[i - 1 - STEPS] / (i - 1), values[i - STEPS] / i
@@ -44,7 +46,7 @@ def rho(u: float) -> float:
 
 @cache
 def chance(bits: int, bound: int, multiple: int) -> float:
-    """That one curve finds a factor of this size: its order has no prime above B1 but one up to B2."""
+    """Return the probability that one curve finds a factor: its order has no prime above B1, except one up to B2."""
     size, first = bits * math.log(2) - math.log(TORSION), math.log(bound)
     width = math.log(multiple) / 40
     middles = [first + width * (k + 0.5) for k in range(40)]
@@ -56,7 +58,7 @@ def work(bound: int, multiple: int) -> float:
 
 
 def expected(schedule: Iterable[Curve], bits: int) -> float:
-    """Expected work until a curve of the schedule finds a factor of this size."""
+    """Return the expected work until a curve of the schedule finds a factor of this size."""
     missing, total = 1.0, 0.0
     for bound, multiple in schedule:
         total += missing * work(bound, multiple)
@@ -67,7 +69,7 @@ def expected(schedule: Iterable[Curve], bits: int) -> float:
 
 
 def ramp(step: int, multiple: int) -> Iterator[Curve]:
-    """B1 = step·i for ever."""
+    """Yield B1 = step·i without end."""
     return ((max(50, step * i), multiple) for i in range(1, 1_000_000))
 
 

@@ -1,4 +1,4 @@
-"""The engine alone: factors random 64-bit numbers for so many seconds; prints how many a second, and us of each.
+"""The engine alone: factors random 64-bit numbers for some seconds, and prints numbers a second and us of each.
 
 python -m bench.engine SECONDS
 """
@@ -13,7 +13,7 @@ from quart_app.values.factorise import factorise
 
 
 def run(seconds: float) -> tuple[float, float]:
-    """Numbers a second and processor time of one in us; they are drawn beforehand, as a request brings them."""
+    """Return numbers a second and processor time of one, in us; drawing the numbers is not counted."""
     numbers = [random.randrange(1 << 63, 1 << 64) for _ in range(10_000)]
     done, begun, spent = 0, time.perf_counter(), time.process_time()
     while (now := time.perf_counter()) < begun + seconds:

@@ -1,4 +1,4 @@
-"""Environments of the peers: one each, beside the project's own, pinned, made when first needed."""
+"""The Python environments of the peers: one for each, with pinned versions, made at its first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PEERS = ROOT / "bench" / "peers"
 
 
 def environment(peer: str) -> Path:
-    """The Python of a peer's environment, which is made (again) where its pins have changed."""
+    """Return the Python of a peer's environment, and make the environment when its pins changed."""
     pins = PEERS / f"{peer}.txt"
     folder = ROOT / f".venv-bench-{peer}"
     python = folder / "bin" / "python"
@@ -28,7 +28,7 @@ def environment(peer: str) -> Path:
 
 
 def version(peer: str, distribution: str) -> str:
-    """The pinned version of a distribution in a peer's environment."""
+    """Return the pinned version of a distribution in a peer's environment. Raises LookupError."""
     for line in (PEERS / f"{peer}.txt").read_text().splitlines():
         name, _, number = line.partition("==")
         if name.lower() == distribution.lower():

@@ -1,12 +1,12 @@
 """Factorisation: our engine beside sympy, primefac, FLINT and PARI, one thread each, on numbers of many kinds.
 
-The whole takes half an hour of a quiet core, half of it for the largest factors. `--only "two primes, 40 digits"`
-measures one kind (more, with a semicolon between them).
+The whole measurement takes half an hour on a quiet core, half of it for the largest factors.
+`--only "two primes, 40 digits"` measures one kind; a semicolon separates several.
 
-Every contender has a process on the same processor; all get the same numbers, a few passes each in turn, each turn in
-another order of contenders and each round new numbers. CPU time counts, and for every few numbers the quickest pass, so
-that whoever else uses the machine disturbs little. Every answer is checked. A contender that takes too long on a kind
-is stopped, and is not asked for that kind again; where a library is known to be that slow it is not asked at all.
+Each contender has a process on the same processor. All get the same numbers, with a few passes each in turn. Each turn
+has another order of contenders, each round has new numbers. CPU time counts, and for each block of numbers only the
+quickest pass, so that other work on the machine disturbs little. Every answer is checked. A contender that takes too
+long on a kind is stopped and skipped for that kind; a library that is known to be that slow is skipped from the start.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from quart_app.values import estimate
 OURS = "ours"
 PEER_NAMES = {"flint": "python-flint", "pari": "cypari", "sympy": "sympy", "primefac": "primefac"}
 CONTENDERS = (OURS, *PEER_NAMES)
-#: those that sieve; the others need two hundred times as long at 30 digits, and hours from 50 or 60 on
+#: contenders that sieve; the others need two hundred times as long at 30 digits, and hours from 50 or 60 on
 SIEVES = (OURS, "flint", "pari")
-#: those with curves for a factor of 20 digits in a number that no sieve splits; PARI needs five to ten times as long
+#: contenders with curves for a 20-digit factor in a number too large for a sieve; PARI needs five to ten times as long
 CURVES = (OURS, "flint")
-#: never slower than this times the best of the others; below 2^64 not slower
+#: the goal: at most this times the time of the best other; below 2^64 not slower
 GOAL, GOAL_WORD = 1.2, 1.0
-#: a comparison to one part in a hundred takes many passes, each of milliseconds
+#: to compare to one part in a hundred, a kind needs many passes of some milliseconds
 WORD_PASSES, WORD_TURNS = 5, 5
-#: a contender is stopped after this many times what the best one took, and neither before LEAST_S nor MOST_S behind it
+#: a contender is stopped after this many times the best time: at least LEAST_S, at most twice the best time + MOST_S
 PATIENCE, LEAST_S, MOST_S = 20.0, 4.0, 30.0
-#: and the first of all, of whom nobody knows how long it should take, after this
+#: the first contender, for which there is no best time yet, is stopped after this
 FIRST_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of numbers: how many a round, how to make one, how often they are gone through in a turn, and turns."""
+    """A kind of numbers: how many a round, how to make one, passes in a turn, and turns."""
 
     name: str
     count: int
@@ -59,7 +59,7 @@ class Kind:
     turns: int = 1
     rounds: int = 100
     goal: float = GOAL
-    #: who is asked
+    #: the contenders
     by: tuple[str, ...] = CONTENDERS
 
 
@@ -68,7 +68,7 @@ def prime(chance: random.Random, digits: int) -> int:
 
 
 def semiprime(digits: int) -> Callable[[random.Random], int]:
-    """Two primes of half the digits each, their product of just so many."""
+    """Return a product, of exactly `digits` digits, of two primes with half of the digits each."""
 
     def make(chance: random.Random) -> int:
         while True:
@@ -80,22 +80,22 @@ def semiprime(digits: int) -> Callable[[random.Random], int]:
 
 
 def with_factor(small: int, cofactor: int) -> Callable[[random.Random], int]:
-    """A prime of `small` digits times one of `cofactor` digits."""
+    """Return a prime of `small` digits times one of `cofactor` digits."""
     return lambda chance: prime(chance, small) * prime(chance, cofactor)
 
 
 def within_a_word(make: Callable[[random.Random], int]) -> Callable[[random.Random], int]:
-    """The first that is below 2^64."""
+    """Return the first number that is below 2^64."""
     return lambda chance: next(number for number in iter(lambda: make(chance), 0) if number < 1 << 64)
 
 
 def power(most_digits: int) -> Callable[[random.Random], int]:
-    """A power, second to seventh, of a prime."""
+    """Return the second to seventh power of a prime."""
     return lambda chance: prime(chance, chance.randrange(2, most_digits + 1)) ** chance.randrange(2, 8)
 
 
 def smooth(chance: random.Random) -> int:
-    """A product of primes below 100 that is just below 2^64."""
+    """Return a product of primes below 100 that is just below 2^64."""
     number = 1
     while (larger := number * chance.choice(SMALL)) < 1 << 64:
         number = larger
@@ -103,7 +103,7 @@ def smooth(chance: random.Random) -> int:
 
 
 def carmichael(*sizes: int) -> Callable[[random.Random], int]:
-    """(6k + 1)(12k + 1)(18k + 1), all three prime, with a k of so many digits."""
+    """Return (6k + 1)(12k + 1)(18k + 1), all three prime, for a k of `digits` digits."""
 
     def make(chance: random.Random) -> int:
         size = chance.choice(sizes)
@@ -121,7 +121,7 @@ MERSENNE = (31, 61, 64, 67, 73, 89, 97, 101, 107, 109, 113, 120, 127, 131, 137, 
 
 
 def below_a_word(name: str, count: int, make: Callable[[random.Random], int]) -> Kind:
-    """A kind that takes microseconds a number."""
+    """Return a kind that takes microseconds a number."""
     return Kind(name, count, make, WORD_PASSES, WORD_TURNS, goal=GOAL_WORD)
 
 
@@ -143,7 +143,7 @@ KINDS = (
     Kind("two primes, 50 digits", 4, semiprime(50), by=SIEVES),
     Kind("two primes, 60 digits", 1, semiprime(60), rounds=3, by=SIEVES),
     Kind("two primes, 70 digits", 1, semiprime(70), rounds=1, by=SIEVES),
-    # Curves are luck: another twenty numbers may give a ratio a third higher or lower.
+    # Curves depend on luck: another twenty numbers may give a ratio a third higher or lower.
     Kind("15-digit factor, 45-digit cofactor", 20, with_factor(15, 45), rounds=3, by=SIEVES),
     Kind("15-digit factor, 100-digit cofactor", 20, with_factor(15, 100), rounds=3, by=(*SIEVES, "sympy")),
     Kind("15-digit factor, 185-digit cofactor", 15, with_factor(15, 185), rounds=3, by=SIEVES),
@@ -159,26 +159,25 @@ KINDS = (
 
 @dataclass(slots=True)
 class Contender:
-    """A library in a process that goes on from kind to kind."""
+    """A library in a process of its own, which lives through all kinds."""
 
     name: str
     process: subprocess.Popen[str] | None = None
-    #: kinds it was too slow for
+    #: kinds for which it was too slow
     given_up: set[str] = field(default_factory=set)
 
     def _start(self) -> subprocess.Popen[str]:
         python = Path(sys.executable) if self.name == OURS else environment("factors")
         argv = [python, PEERS / "with_factors.py", self.name]
         process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        # Processors of a machine that others use differ by the minute, so all have the same one, one after the other.
+        # On a shared machine processors differ by the minute, so all contenders use the same one in turn.
         os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
 
     def seconds(self, numbers: list[int], passes: int, limit_s: float) -> list[float] | None:
-        """The CPU seconds of each block of numbers when it was quickest; None where all took longer than the limit.
-        Checks the factors."""
+        """Return the CPU seconds of the quickest pass of each block, or None beyond the limit. Checks the factors."""
         self.process = self.process or self._start()
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -201,7 +200,7 @@ class Contender:
 
 
 def measure(settings: Settings) -> Record:
-    """Milliseconds a number, of every kind, by every contender; and the ratios."""
+    """Measure milliseconds a number for every kind and contender, and the ratios."""
     contenders = [Contender(name) for name in CONTENDERS]
     measured: dict[str, Spread] = {}
     ratios: dict[str, Ratio] = {}
@@ -227,7 +226,7 @@ def measure(settings: Settings) -> Record:
 
 
 def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds a number in each round, by contender; only of those that were quick enough."""
+    """Return milliseconds a number in each round, for each contender that was quick enough."""
     chances = [random.Random(f"{kind.name} {number}") for number in range(rounds)]
     numbers = [[kind.make(chance) for _ in range(kind.count)] for chance in chances]
     turns: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
@@ -248,14 +247,16 @@ def of_kind(kind: Kind, contenders: list[Contender], rounds: int) -> dict[str, l
 
 
 def of_rounds(kind: Kind, turns: list[list[float]]) -> list[float]:
-    """Milliseconds a number in each round: of its turns the quickest counts, block by block."""
+    """Return milliseconds a number in each round, from the quickest turn of each block."""
     rounds = [turns[first : first + kind.turns] for first in range(0, len(turns), kind.turns)]
     return [1000 * sum(map(min, zip(*taken, strict=True))) / kind.count for taken in rounds]
 
 
 def ratio(kind: Kind, rows: dict[str, list[float]]) -> Ratio | None:
-    """Our time over the best of the others, round by round: whoever was best over all rounds. None where we, or all
-    others, were stopped."""
+    """Return our time over that of the contender that was best over all rounds, round by round.
+
+    None when we, or all others, were stopped.
+    """
     others = [values for name, values in rows.items() if name != OURS]
     if not others or OURS not in rows:
         return None
@@ -264,7 +265,7 @@ def ratio(kind: Kind, rows: dict[str, list[float]]) -> Ratio | None:
 
 
 def present(found: Record, plots: Path) -> str:
-    """The table, and the estimates beside what was measured."""
+    """Return the table, and the estimates beside the measured times."""
     labels = {OURS: "ours", **{name: f"{name} {found.facts['versions'][name]}" for name in PEER_NAMES}}
     header = ["ms a number", *labels.values(), "ours / best other", "goal", "reached"]
     measured = {name.partition(" | ")[0] for name in found.measured}
@@ -273,7 +274,7 @@ def present(found: Record, plots: Path) -> str:
 
 
 def row(found: Record, kind: Kind) -> list[str]:
-    """A kind's line of the table."""
+    """Return the line of a kind in the table."""
     against = found.ratios.get(kind.name)
     ours_in_time = f"{kind.name} | {OURS}" in found.measured
     return [
@@ -286,7 +287,7 @@ def row(found: Record, kind: Kind) -> list[str]:
 
 
 def milliseconds(found: Record, kind: Kind, contender: str) -> str:
-    """A cell of the table: a time, or why there is none."""
+    """Return a cell of the table: a time, or why there is none."""
     cell = found.measured.get(f"{kind.name} | {contender}")
     if cell is not None:
         return cell.text(digits(cell.median))
@@ -294,7 +295,7 @@ def milliseconds(found: Record, kind: Kind, contender: str) -> str:
 
 
 def estimates(found: Record) -> str:
-    """What `estimate.py` expects of the sieve, beside what was measured."""
+    """Return the estimates of the sieve from `estimate.py`, beside the measured times."""
     rows = []
     for size in (20, 24, 30, 40, 50, 60, 70):
         measured = found.measured.get(f"two primes, {size} digits | {OURS}")
@@ -305,7 +306,7 @@ def estimates(found: Record) -> str:
 
 
 def digits(milliseconds: float) -> int:
-    """Places behind the point that say something."""
+    """Format a number with the decimal places that mean something."""
     return max(0, 3 - math.ceil(math.log10(milliseconds))) if milliseconds > 0 else 0
 
 

@@ -1,8 +1,8 @@
-"""A million grades: memory, backup while serving, restore, and how long the event loop was held meanwhile.
+"""A million grades: memory, a backup while serving, a restore, and how long they held the event loop.
 
     python -m bench.grades [records]
 
-Everything runs in one process, giver and taker.
+Giver and taker of the backup run in one process.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ POSITION = Position("0" * 16, 1_000_000, "1763700001000-0")
 
 
 def resident_mb() -> float:
-    """Memory of this process."""
+    """Return the memory of this process in MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 1e6
 
 
 class Watch:
-    """The longest time the event loop was held, and the most memory, while it runs.
+    """Measures the longest time that the event loop was held, and the most memory, while its block runs.
 
-    By the clock (`waited_ms`), which counts what other processes took, too; and by what this process computed
-    between two rounds of its loop (`held_ms`), whichever of its threads did, which is what can be promised.
+    `waited_ms` is by the clock and includes the time that other processes took. `held_ms` is the time that this process
+    computed, in any thread, between two rounds of its loop; this is what can be promised.
     """
 
     def __init__(self, storage: Storage | None = None) -> None:
@@ -69,7 +69,7 @@ class Watch:
 
 
 def filled(records: int) -> Storage:
-    """Every user with four fields set, each by an entry of its own."""
+    """Return a state with four fields for each user, each set by an entry of its own."""
     storage, first = Storage(), 1763700000000 << 16
     for number in range(records):
         changes = {at: (number % 5000, first + 4 * number + at) for at in range(4)}
@@ -78,7 +78,7 @@ def filled(records: int) -> Storage:
 
 
 async def give(storage: Storage, folder: asyncio.Queue[bytes]) -> None:
-    """Make a backup, and hand it on through a small queue: a slow taker slows the giver."""
+    """Make a backup and pass it through a small queue, so that a slow taker slows the giver."""
     state = storage.snapshot()
     header = backup.describe(state, POSITION, (), 1763700001000)
     async for chunk in stream(header, state):
@@ -99,7 +99,7 @@ async def restore(chunks: AsyncIterator[bytes], records: int) -> tuple[Header, S
 
 
 async def measure(records: int) -> bool:
-    """Print the figures; whether the promises hold."""
+    """Print the figures; return whether the promises hold."""
     base = resident_mb()
     storage = filled(records)
     gc.collect()
@@ -134,7 +134,7 @@ async def measure(records: int) -> bool:
     print(f"digests equal: {same}")
     async with Watch() as leaving:
         await asyncio.to_thread(again.forget)
-    print(f"letting go of a state: {leaving.seconds:.2f} s, {leaving.held()}")
+    print(f"release of a state: {leaving.seconds:.2f} s, {leaving.held()}")
     return same and max(making.held_ms, taking.held_ms, leaving.held_ms) < 100
 
 

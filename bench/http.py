@@ -1,6 +1,6 @@
 """HTTP: what the mesh adds to a request. POST of one new 64-bit number to one replica, GET with ten results from four.
 
-Beside it stands a bare Quart route in one process on the same Hypercorn settings, with the same JSON in and out.
+The comparison is a bare Quart route in one process, with the same Hypercorn settings and the same JSON in and out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PRIMES = [2147483659]
 
 
 class NotStored(RuntimeError):
-    """More was answered than is stored."""
+    """Fewer values are stored than were answered."""
 
 
 @contextmanager
 def bare() -> Iterator[tuple[int, int]]:
-    """The bare application's port and process."""
+    """Run the bare application; yield its port and process."""
     port = free_port()
     with child([sys.executable, "-m", "bench.bare", str(port)], folder=ROOT) as process:
         until(lambda: is_ready(port), 30, "the bare application is ready")
@@ -59,10 +59,10 @@ def mesh_post(settings: Settings) -> Outcome:
 
 
 def check_stored(mesh: Mesh, least: int) -> None:
-    """What was answered has its one record."""
+    """Check that each answered value has one record. Raises NotStored."""
     stored = sum(1 for _ in mesh.server.redis().scan_iter("shared:values:where:*", count=5000))
     if stored < least:
-        raise NotStored(f"{least} values were answered, {stored} are stored")
+        raise NotStored(f"{least} values were answered, but {stored} are stored")
 
 
 def mesh_get(settings: Settings) -> Outcome:
@@ -88,7 +88,7 @@ TURNS = (
 
 
 def measure(settings: Settings) -> Record:
-    """All turns, round by round."""
+    """Measure all turns, round by round."""
     series: dict[str, list[float]] = {}
     chosen = [one for one in TURNS if not settings.only or one.name in settings.only]
     for number, one in interleaved(chosen, settings.rounds):
@@ -101,13 +101,13 @@ def measure(settings: Settings) -> Record:
 
 
 def figures(found: Outcome) -> dict[str, float]:
-    """A turn as numbers by name."""
+    """Return the numbers of a turn by name."""
     costs = {f"cpu_ms_{name}": cost for name, cost in found.cpu_ms.items()}
     return {"rate": found.rate, "median_ms": found.median_ms, "p99_ms": found.p99_ms, **costs}
 
 
 def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    """How much of the bare route's rate is left, and how many times its processor time the application takes."""
+    """Return the mesh's rate and processor time as ratios to those of the bare route."""
     goals = (
         ("POST, rate, mesh / bare", "post", "rate", 0.6),
         ("GET, rate, mesh / bare", "get", "rate", 0.4),
@@ -126,7 +126,7 @@ def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     rows = []
     for one in TURNS:
         there = {what: record.measured.get(f"{one.name}|{what}") for what in ("rate", "median_ms", "p99_ms")}

@@ -1,4 +1,4 @@
-"""HTTP under load. The client is wrk: in C, so that on two cores it takes little from what is measured."""
+"""HTTP load by wrk, a client in C, so that on two cores the client takes little from the server."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CONNECTIONS = 32
 
 
 class LoadFailed(RuntimeError):
-    """Not every request was answered as it should be."""
+    """A request was not answered, or not with 2xx."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a load amounted to."""
+    """The result of a load."""
 
     calls: int
     seconds: float
     median_ms: float
     p99_ms: float
-    #: processor time per call of each group of processes that was watched, in ms
+    #: processor time a call, in ms, for each watched group of processes
     cpu_ms: Mapping[str, float]
 
     @property
@@ -47,7 +47,7 @@ def load(
     connections: int = CONNECTIONS,
     watched: Mapping[str, Sequence[int]] | None = None,
 ) -> Outcome:
-    """Put a load on some ports. Raises LoadFailed where an answer was no 2xx, or none came."""
+    """Put a load on some ports. Raises LoadFailed when an answer is not 2xx or does not come."""
     found = try_load(script, ports, environ, seconds=seconds, connections=connections, watched=watched)
     if not found.calls:
         raise LoadFailed(f"{script}: no answer within {seconds} s")
@@ -63,7 +63,7 @@ def try_load(
     connections: int = CONNECTIONS,
     watched: Mapping[str, Sequence[int]] | None = None,
 ) -> Outcome:
-    """The same for warming up or filling: on a busy machine a large request may outlast it."""
+    """Put a load on some ports for warming up or filling; requests may outlast it on a busy machine."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise ServerMissing("wrk is not installed (Debian: apt-get install wrk)")
@@ -89,7 +89,7 @@ def try_load(
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
-    """wrk's own report comes before the line that our script writes."""
+    """Return the line of our script, which comes after wrk's own report. Raises LoadFailed."""
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("{"):
             return json.loads(line)
@@ -97,10 +97,10 @@ def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
 
 
 def posting(items: int = 1, classes: str = "A", ttl: int = 300) -> dict[str, str]:
-    """The environment of post.lua."""
+    """Return the environment of post.lua."""
     return {"BENCH_ITEMS": str(items), "BENCH_CLASSES": classes, "BENCH_TTL": str(ttl)}
 
 
 def getting(primes: Sequence[int]) -> dict[str, str]:
-    """The environment of get.lua."""
+    """Return the environment of get.lua."""
     return {"BENCH_PRIMES": " ".join(map(str, primes))}

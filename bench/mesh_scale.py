@@ -1,6 +1,6 @@
-"""Scale of the mesh: what a POST and a GET cost in processor time with 1, 2, 4, 8 and 16 replicas, and the model of it.
+"""Scale of the mesh: the processor time of a POST and a GET with 1, 2, 4, 8 and 16 replicas, and a model of it.
 
-On one machine more replicas are no more processors, so cost is measured, not speed; from the cost follows what one
+More replicas on one machine add no processors. So this measures cost instead of speed, and computes from it what one
 machine for each replica would do.
 """
 
@@ -27,14 +27,14 @@ LOADS = ("post", "get")
 
 
 def idle(mesh: Mesh) -> float:
-    """Processor time of one replica that has nothing to do, in ms a second."""
+    """Return the processor time of one idle replica, in ms a second."""
     before, begun = cpu_seconds(mesh.pids), time.perf_counter()
     time.sleep(IDLE_S)
     return 1000 * (cpu_seconds(mesh.pids) - before) / (time.perf_counter() - begun) / len(mesh.pids)
 
 
 def turn(count: int, settings: Settings) -> dict[str, float]:
-    """Costs with so many replicas."""
+    """Return the costs with `count` replicas."""
     classes = CLASSES[: min(count, len(CLASSES))]
     with replicas(count, classes=classes, durability=settings.durability) as mesh:
         found = {"idle": idle(mesh)}
@@ -50,7 +50,7 @@ def turn(count: int, settings: Settings) -> dict[str, float]:
 
 
 def costs(done: Outcome, idle_ms: float, count: int) -> dict[str, float]:
-    """A request's cost, without what the replicas would have spent anyway."""
+    """Return the cost of a request, without the time that idle replicas take."""
     spent_idle = idle_ms * count / done.rate
     return {
         "replicas": max(0.0, done.cpu_ms["replicas"] - spent_idle),
@@ -60,7 +60,7 @@ def costs(done: Outcome, idle_ms: float, count: int) -> dict[str, float]:
 
 
 def measure(settings: Settings) -> Record:
-    """All counts, round by round."""
+    """Measure all numbers of replicas, round by round."""
     counts = settings.levels or COUNTS
     series: dict[str, list[float]] = {}
     for number, count in interleaved(counts, settings.rounds):
@@ -73,7 +73,7 @@ def measure(settings: Settings) -> Record:
 
 
 def ratios(series: dict[str, list[float]], counts: Sequence[int]) -> dict[str, Ratio]:
-    """A request with the most replicas beside one with the fewest."""
+    """Return the cost of a request with the most replicas over that with the fewest."""
     few, many = counts[0], counts[-1]
     return {
         f"processor time of a {verb.upper()}, {many} replicas / {few}": Ratio.of(
@@ -84,12 +84,12 @@ def ratios(series: dict[str, list[float]], counts: Sequence[int]) -> dict[str, R
 
 
 def both(series: dict[str, list[float]], count: int, verb: str) -> list[float]:
-    """Replicas' and Redis's cost together."""
+    """Return the cost of the replicas and Redis together."""
     return [a + b for a, b in zip(series[f"{count}|{verb}_replicas"], series[f"{count}|{verb}_redis"], strict=True)]
 
 
 def model(counts: Sequence[int], measured: dict[str, Spread]) -> dict[str, tuple[float, float]]:
-    """For each load and part: cost in ms with n replicas = a + b·n, by least squares over the medians."""
+    """Return a and b for each load and part, so that the cost in ms with n replicas is a + b·n (least squares)."""
     return {
         f"{verb}_{part}": line(counts, [measured[f"{count}|{verb}_{part}"].median for count in counts])
         for verb in LOADS
@@ -98,7 +98,7 @@ def model(counts: Sequence[int], measured: dict[str, Spread]) -> dict[str, tuple
 
 
 def line(places: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """The straight line a + b·x closest to the points."""
+    """Return a and b of the straight line a + b·x closest to the points."""
     count = len(places)
     across, up = sum(places) / count, sum(values) / count
     width = sum((x - across) ** 2 for x in places)
@@ -107,7 +107,7 @@ def line(places: Sequence[float], values: Sequence[float]) -> tuple[float, float
 
 
 def on_machines(facts: dict[str, tuple[float, float]], verb: str, count: int) -> tuple[float, str]:
-    """Requests a second if every replica and Redis had a core of its own, and who is the limit."""
+    """Return requests a second if each replica and Redis had a core of its own, and which of them is the limit."""
     replicas_ms, redis_ms = (a + b * count for a, b in (facts[f"{verb}_replicas"], facts[f"{verb}_redis"]))
     limits = {"replicas": 1000 * count / max(replicas_ms, 1e-6), "Redis": 1000 / max(redis_ms, 1e-6)}
     who = min(limits, key=limits.__getitem__)
@@ -115,7 +115,7 @@ def on_machines(facts: dict[str, tuple[float, float]], verb: str, count: int) ->
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     counts = record.facts["counts"]
     names = [f"{verb}_{part}" for verb in LOADS for part in ("replicas", "redis")]
     rows = [
@@ -152,7 +152,7 @@ def model_rows(record: Record) -> list[list[str]]:
 
 
 def machines_text(record: Record) -> str:
-    """What sixteen machines would do."""
+    """Return the sentence on what sixteen machines would do."""
     told = []
     for verb in LOADS:
         rate, who = on_machines(record.facts["model"], verb, 16)

@@ -1,4 +1,4 @@
-"""Plots as SVG, the same bytes for the same figures."""
+"""Plots as SVG; the same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lines(
     emphasised: str = "",
     from_zero: bool = False,
 ) -> None:
-    """Curves with their range, both axes logarithmic unless `from_zero`."""
+    """Draw curves with their ranges; both axes are logarithmic unless `from_zero`."""
     pyplot, figure, axes = _figure()
     for name, curve in curves.items():
         medians = [one.median for one in curve]

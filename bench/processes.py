@@ -1,4 +1,4 @@
-"""Child processes of a measurement: started, listened to, their cost read, ended with all they started."""
+"""Child processes of a measurement: start, read output, measure cost, and end with all their children."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from quart_app.local import allocator
 
 
 class ChildFailed(RuntimeError):
-    """A process of the measurement ended before its time; carries the end of its log."""
+    """A process of the measurement failed; the message has the end of its log."""
 
 
 def tail(log: Path, size: int = 2000) -> str:
-    """The end of a log."""
+    """Return the end of a log."""
     return log.read_text(errors="replace")[-size:]
 
 
@@ -34,10 +34,10 @@ def child(
     listen: bool = False,
     patience_s: float = 3.0,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, for the length of a `with`. `listen` opens its stdout to be read;
-    `patience_s` is how long it may take to end. Whoever is Python has the same allocator, ours or a peer.
+    """Run a process in a group of its own while the block lasts. Raises ChildFailed when it failed by itself.
 
-    Raises ChildFailed on leaving when it had failed by itself.
+    `listen` opens its stdout for reading; `patience_s` is the time it may take to end. All Python processes, ours and
+    those of peers, get the same allocator.
     """
     with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".log") as log:
         process = subprocess.Popen(
@@ -60,7 +60,7 @@ def child(
 
 
 def end(process: subprocess.Popen[str], patience_s: float) -> None:
-    """SIGTERM to the group, SIGKILL to what is left of it."""
+    """Send SIGTERM to the group, then SIGKILL to the rest of it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
@@ -73,7 +73,7 @@ def end(process: subprocess.Popen[str], patience_s: float) -> None:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """Processor time so far of processes and their live descendants."""
+    """Return the processor time so far of processes and their live descendants, in seconds."""
     total = 0.0
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
@@ -86,12 +86,12 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of one process that is in RAM."""
+    """Return the resident memory of one process."""
     return psutil.Process(pid).memory_info().rss
 
 
 def until(condition: object, timeout_s: float, what: str, interval_s: float = 0.01) -> None:
-    """Wait until `condition()` is true. Raises TimeoutError naming `what`."""
+    """Wait until `condition()` is true. Raises TimeoutError with `what`."""
     end_at = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         if time.monotonic() > end_at:

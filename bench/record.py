@@ -1,4 +1,4 @@
-"""What a run measured, kept as JSON for comparing a later run: by ratios only, never by absolute times."""
+"""The result of a run, stored as JSON, so that a later run can compare its ratios (never absolute times)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bench.report import table
 from bench.spread import Spread, worsened
 from quart_app.local import allocator
 
-#: What is recorded where jemalloc is missing.
+#: The name recorded when jemalloc is missing.
 LIBC = "libc's malloc"
 RECORDED = Path(__file__).resolve().parent / "recorded.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a claim is measured."""
+    """The settings of a measurement."""
 
     rounds: int = 5
     seconds: float = 2.0
@@ -38,11 +38,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Us beside another, from the same rounds."""
+    """Our figure over that of another contender, from the same rounds."""
 
     spread: Spread
     more_is_better: bool = True
-    #: what the ratio should reach; None where it is told only
+    #: what the ratio should reach; None when there is no goal
     goal: float | None = None
 
     @classmethod
@@ -55,7 +55,7 @@ class Ratio:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without one."""
+        """Whether the goal is reached; None without a goal."""
         if self.goal is None:
             return None
         return self.spread.median >= self.goal if self.more_is_better else self.spread.median <= self.goal
@@ -63,7 +63,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One claim, measured."""
+    """The measurement of one claim."""
 
     name: str
     settings: Settings
@@ -84,7 +84,7 @@ class Record:
         )
 
     def circumstances(self) -> str:
-        """Under what the figures were taken."""
+        """The conditions of the measurement, as a sentence."""
         rounds, seconds, here = self.settings.rounds, self.settings.seconds, self.machine
         return (
             f"{rounds} rounds of {seconds:g} s; median (lowest–highest). {here['cores']} cores of "
@@ -93,7 +93,7 @@ class Record:
         )
 
     def ratio_table(self) -> str:
-        """The ratios with their goals; empty where there are none."""
+        """The table of ratios with their goals; empty without ratios."""
         if not self.ratios:
             return ""
         rows = [
@@ -109,14 +109,14 @@ class Record:
 
 
 def goal_text(ratio: Ratio) -> str:
-    """A goal with its direction."""
+    """Return a goal with its direction."""
     if ratio.goal is None:
         return ""
     return f"{'≥' if ratio.more_is_better else '≤'} {ratio.goal:g}"
 
 
 def this_machine() -> dict[str, Any]:
-    """What the figures were measured on; no name of a host."""
+    """Return the machine and the versions of a measurement, without the name of the host."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
@@ -128,20 +128,20 @@ def this_machine() -> dict[str, Any]:
 
 
 def load(path: Path = RECORDED) -> dict[str, Record]:
-    """All recorded claims."""
+    """Return all recorded claims."""
     if not path.exists():
         return {}
     return {name: Record.read(stored) for name, stored in json.loads(path.read_text()).items()}
 
 
 def save(records: Mapping[str, Record], path: Path = RECORDED) -> None:
-    """Keep them, in an order that makes small differences."""
+    """Write all records, in an order that keeps differences small."""
     text = json.dumps({name: asdict(records[name]) for name in sorted(records)}, indent=1, sort_keys=True)
     path.write_text(text + "\n")
 
 
 def regressions(recorded: Record, now: Record) -> list[str]:
-    """Ratios that have become worse beyond the spread of both runs, as sentences."""
+    """Return a sentence for each ratio that became worse beyond the spread of both runs."""
     return [
         f"{now.name}: {name}: was {before.spread.text(2)}, is {now.ratios[name].spread.text(2)}"
         for name, before in recorded.ratios.items()

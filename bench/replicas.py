@@ -1,4 +1,4 @@
-"""Replicas of the application on this machine, for the length of a measurement, on a server of their own."""
+"""Replicas of the application for one measurement, on a Redis server of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READY_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Ready replicas and their server."""
+    """Replicas that are ready, and their server."""
 
     server: Server
     ports: Sequence[int]
@@ -31,13 +31,13 @@ class Mesh:
 
     @property
     def watched(self) -> dict[str, list[int]]:
-        """The processes whose time is a request's cost."""
+        """The processes whose time counts as the cost of a request."""
         return {"replicas": list(self.pids), "redis": [self.server.pid]}
 
 
 @contextmanager
 def replicas(count: int, *, classes: str = "", durability: str = "off") -> Iterator[Mesh]:
-    """`count` replicas serving /values. `classes` gives each its class; without it the mesh chooses."""
+    """Run `count` replicas with /values. `classes` gives each its class; without it the mesh chooses."""
     with ExitStack() as stack:
         server = stack.enter_context(valkey(durability))
         ports = [free_port() for _ in range(count)]
@@ -58,7 +58,7 @@ def replicas(count: int, *, classes: str = "", durability: str = "off") -> Itera
 
 
 def replica(server: Server, port: int, cls: str = "") -> Any:
-    """One replica's process."""
+    """Start the process of one replica."""
     environ = {
         "REDIS_URL": server.url,
         "PORT": str(port),
@@ -71,7 +71,7 @@ def replica(server: Server, port: int, cls: str = "") -> Any:
 
 
 def is_ready(port: int) -> bool:
-    """Whether a replica says that it may be sent requests."""
+    """Return whether a replica is ready."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -80,7 +80,7 @@ def is_ready(port: int) -> bool:
 
 
 def post(port: int, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """POST /values; the answer. Raises urllib.error.HTTPError."""
+    """Send POST /values and return the answer. Raises urllib.error.HTTPError."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/values",
         json.dumps(list(items)).encode(),
@@ -93,14 +93,14 @@ def post(port: int, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def get(port: int, prime: int) -> list[dict[str, Any]]:
-    """GET /values/{prime}."""
+    """Send GET /values/{prime} and return the answer."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/values/{prime}", timeout=60) as answer:
         found: list[dict[str, Any]] = json.load(answer)
     return found
 
 
 def plant(mesh: Mesh, classes: str, primes: int = 50, results: int = 10, ttl: int = 3600) -> list[int]:
-    """Store `results` values for each of some primes, so that a GET of one finds exactly these; the primes."""
+    """Store `results` values for each of some primes, so that a GET finds exactly these; return the primes."""
     planted = []
     prime = 2**31
     for _ in range(primes):

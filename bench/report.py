@@ -1,4 +1,4 @@
-"""The note: tables in Markdown, put between the marks of their section, everything else in it left alone."""
+"""Writes docs/benchmarks.md: replaces the text between the marks of a section and leaves the rest alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ PLOTS = NOTE.parent / "benchmarks"
 
 
 class MarkMissing(LookupError):
-    """The note has no place for a section."""
+    """The page has no marks for a section."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def put(section: str, content: str, path: Path = NOTE) -> None:
-    """Replace what stands between `<!-- section -->` and `<!-- /section -->`. Raises MarkMissing."""
+    """Replace the text between `<!-- section -->` and `<!-- /section -->`. Raises MarkMissing."""
     begin, end = f"<!-- {section} -->", f"<!-- /{section} -->"
     text = path.read_text()
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)

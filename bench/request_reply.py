@@ -1,7 +1,7 @@
 """Request and reply: a handler stores one key and answers, with 1, 16 and 128 calls in flight.
 
-Every turn has a fresh server, one process that asks and one that works. The turns of a round follow each
-other, and each round begins with another contender, so what disturbs the machine disturbs all of them.
+Each turn has a fresh server, one process that calls and one that works. The turns of a round follow each other, and
+each round begins with another contender. So other work on the machine disturbs all contenders alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WHAT = ("rate", "median_ms", "p99_ms", "cpu_ms")
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Who is measured, and how it was set up."""
+    """A contender and its settings."""
 
     name: str
     label: str
@@ -37,7 +37,7 @@ class Contender:
     distribution: str | None = None
     program: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
-    #: where a level is best served by another setting of the worker
+    #: settings of the worker for levels at which others are better
     environ_at: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     on_nats: bool = False
     stores_in_redis: bool = True
@@ -143,11 +143,11 @@ CONTENDERS = (MESH, *REDIS_PEERS, *CEILINGS)
 
 
 class TurnFailed(RuntimeError):
-    """A contender did not get through its turn, or stored less than it answered."""
+    """A contender failed in its turn, or stored less than it answered."""
 
 
 def turn(contender: Contender, settings: Settings) -> list[dict[str, Any]]:
-    """All levels of one contender: a summary each, with the processors' time of all processes per call."""
+    """Measure all levels of one contender, with the processor time a call of all its processes."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for level in settings.levels or LEVELS:
         groups.setdefault(tuple(contender.environ_at.get(level, {}).items()), []).append(level)
@@ -161,7 +161,7 @@ def turn(contender: Contender, settings: Settings) -> list[dict[str, Any]]:
 def run_levels(
     contender: Contender, settings: Settings, environ: Mapping[str, str], levels: list[int]
 ) -> list[dict[str, Any]]:
-    """Some levels with one start of worker and client, on fresh servers."""
+    """Measure some levels with one start of worker and client, on fresh servers."""
     with ExitStack() as stack:
         server = stack.enter_context(valkey(settings.durability))
         broker = stack.enter_context(nats()) if contender.on_nats else server
@@ -183,7 +183,7 @@ def run_levels(
 
 
 def follow(said: Any, pids: list[int], name: str) -> tuple[list[dict[str, Any]], int]:
-    """Read what the client says until it is done, and add the processors' time to each level."""
+    """Read the client's output until its end, and add the processor time of each level."""
     found: list[dict[str, Any]] = []
     before = 0.0
     for line in said:
@@ -201,7 +201,7 @@ def follow(said: Any, pids: list[int], name: str) -> tuple[list[dict[str, Any]],
 
 
 def check_stored(server: Server, found: list[dict[str, Any]], calls: int, name: str) -> None:
-    """What was answered was stored: the promise of every contender here."""
+    """Check that every answered call was stored, as each contender promises here. Raises TurnFailed."""
     answered = sum(level["calls"] for level in found)
     databases = [int(space[2:]) for space in server.redis().info("keyspace")]
     stored = 0
@@ -214,7 +214,7 @@ def check_stored(server: Server, found: list[dict[str, Any]], calls: int, name: 
 
 
 def measure(settings: Settings) -> Record:
-    """All contenders in turn, round by round."""
+    """Measure all contenders in turn, round by round."""
     chosen = [one for one in CONTENDERS if not settings.only or one.name in settings.only]
     series: dict[str, list[float]] = {}
     for number, contender in interleaved(chosen, settings.rounds):
@@ -229,7 +229,7 @@ def measure(settings: Settings) -> Record:
 
 
 def found_ratios(series: Mapping[str, list[float]]) -> Iterator[tuple[str, Ratio]]:
-    """The goals, round by round, as far as their two sides were measured."""
+    """Return the ratios of those pairs whose two sides were measured."""
     for title, ours, theirs, goal in goals(series):
         if ours in series and theirs:
             less = ours.endswith("_ms")
@@ -237,7 +237,7 @@ def found_ratios(series: Mapping[str, list[float]]) -> Iterator[tuple[str, Ratio
 
 
 def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[float], float | None]]:
-    """Title, our series, theirs, and what the ratio should reach."""
+    """Return title, our series, theirs, and the goal of each ratio."""
     best = best_redis_peer(series, "128|rate", max)
     soonest = best_redis_peer(series, "1|median_ms", min)
     yield "rate at 128 in flight, mesh / best Redis peer", "mesh|128|rate", best, 20
@@ -254,13 +254,13 @@ def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[fl
 def best_redis_peer(
     series: Mapping[str, list[float]], what: str, choose: Callable[[Iterable[float]], float]
 ) -> list[float]:
-    """The best of the peers on Redis, in each round."""
+    """Return the best figure of the Redis peers in each round."""
     rows = [series[f"{peer.name}|{what}"] for peer in REDIS_PEERS if f"{peer.name}|{what}" in series]
     return best_of(rows, choose)
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     levels = record.settings.levels or LEVELS
     there = [one for one in CONTENDERS if f"{one.name}|{levels[0]}|rate" in record.measured]
     curves = {one.label: [record.measured[f"{one.name}|{level}|rate"] for level in levels] for one in there}
@@ -277,7 +277,7 @@ def present(record: Record, plots: Path) -> str:
 
 
 def figures(record: Record, there: Sequence[Contender], levels: Sequence[int]) -> str:
-    """Rates, latencies and cost of all."""
+    """Return the table of rates, latencies and costs."""
     header = ["", *(f"calls/s, {n} in flight" for n in levels), *(f"median ms, {n}" for n in levels)]
     rows = [
         [one.title]

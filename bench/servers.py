@@ -1,4 +1,4 @@
-"""Servers of a measurement: fresh for every turn, on loopback, in a folder that goes with them."""
+"""Servers of a measurement: new for each turn, on loopback, in a folder that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.processes import child, until
 from quart_app.local.ports import free_port
 from quart_app.local.redis_program import wheel_server
 
-#: How Redis keeps its data: not at all, written every second, written before every answer.
+#: Redis's AOF settings: no file, written every second, written before every answer.
 DURABILITY = {
     "off": ("--appendonly", "no"),
     "everysec": ("--appendonly", "yes", "--appendfsync", "everysec"),
@@ -37,12 +37,12 @@ class Server:
     pid: int
 
     def redis(self) -> redis.Redis:
-        """A client for looking into it from outside the measurement."""
+        """Return a client to look into the server from outside the measurement."""
         return redis.Redis(port=self.port, decode_responses=True)
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody accepts connections on a port."""
+    """Return whether a process accepts connections on a port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -50,7 +50,7 @@ def accepts(port: int) -> bool:
 
 @contextmanager
 def valkey(durability: str = "off") -> Iterator[Server]:
-    """An empty Valkey: the server that `make run` starts."""
+    """Run an empty Valkey, the server that `make run` starts."""
     port, program = free_port(), wheel_server()
     with tempfile.TemporaryDirectory(prefix="bench-valkey-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
@@ -61,7 +61,7 @@ def valkey(durability: str = "off") -> Iterator[Server]:
 
 @contextmanager
 def nats() -> Iterator[Server]:
-    """A NATS server."""
+    """Run a NATS server."""
     binary = shutil.which("nats-server")
     if binary is None:
         raise ServerMissing("nats-server is not installed (Debian: apt-get install nats-server)")

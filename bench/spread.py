@@ -1,4 +1,4 @@
-"""Repeated measurements in small: a median and how far the rounds lay apart."""
+"""A summary of repeated measurements: the median and the range of the rounds."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises ValueError where there was no round."""
+        """Return the summary of some rounds. Raises ValueError without a round."""
         if not values:
             raise ValueError("no round was measured")
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     @classmethod
     def read(cls, stored: dict[str, Any]) -> Spread:
-        """What `stored` kept in JSON."""
+        """Return the summary that `stored` wrote as JSON."""
         return cls(**stored)
 
     def stored(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the summary as JSON."""
         return asdict(self)
 
     def text(self, digits: int = 0, unit: str = "") -> str:
-        """For a table: the median and the range."""
+        """Return the median and the range for a table."""
         if self.rounds == 1:
             return f"{self.median:,.{digits}f}{unit}"
         return f"{self.median:,.{digits}f}{unit} ({self.lowest:,.{digits}f}–{self.highest:,.{digits}f})"
 
 
 def worsened(recorded: Spread, now: Spread, *, more_is_better: bool) -> bool:
-    """Whether `now` is worse than `recorded` beyond what the rounds of both lie apart anyway.
+    """Return whether `now` is worse than `recorded` beyond the spread of both.
 
-    That is: neither median lies within the other's range, and it is on the wrong side.
+    That is: neither median lies within the other's range, and the new one is on the wrong side.
     """
     if more_is_better:
         return now.median < recorded.lowest and recorded.median > now.highest
@@ -53,7 +53,7 @@ def worsened(recorded: Spread, now: Spread, *, more_is_better: bool) -> bool:
 
 
 def interleaved(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """Every contender once a round; each round begins with another, so that no place is a privilege."""
+    """Yield every contender once a round; each round begins with another, so that no position helps."""
     for number in range(rounds):
         shift = number % len(contenders)
         for contender in [*contenders[shift:], *contenders[:shift]]:
@@ -61,10 +61,10 @@ def interleaved(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]
 
 
 def per_round(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """The ratio in each round: what disturbed a round disturbed both sides of it."""
+    """Return the ratio of each round, because what disturbed a round disturbed both sides."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def best_of(rows: Sequence[Sequence[float]], choose: Callable[[Iterable[float]], float]) -> list[float]:
-    """The best of several contenders in each round; `choose` is max or min."""
+    """Return the best of several contenders in each round; `choose` is max or min."""
     return [choose(values) for values in zip(*rows, strict=True)]

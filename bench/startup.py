@@ -1,4 +1,4 @@
-"""Start: from `mesh up` to ready with four replicas, and what the import, the memory and the wait are made of."""
+"""The start: the time from `mesh up` to ready with four replicas, and the parts of import time and memory."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from bench.spread import Spread, interleaved, per_round
 from quart_app.local.ports import free_port
 
 REPLICAS = 4
-#: `mesh up` says this when everything is ready.
+#: `mesh up` prints this when everything is ready.
 READY_LINE = "Ctrl-C drains"
 TOP = 14
 
-#: Stages of a replica's import, each a process of its own: what is there after it, in time and memory.
+#: Stages of a replica's import; each is measured in a process of its own, in time and memory.
 STAGES = {
     "Python alone": "pass",
     "+ redis, uvloop": "import redis.asyncio, uvloop",
@@ -46,7 +46,7 @@ MEASURE_ITSELF = "; import psutil as _p; print(_p.Process().memory_full_info().u
 
 
 def mesh_up() -> float:
-    """Seconds from the command to the line that says ready."""
+    """Return the seconds from the command until it prints that the mesh is ready."""
     with tempfile.TemporaryDirectory(prefix="bench-mesh-") as folder:
         argv = [Path(sys.executable).with_name("mesh"), "up", "--replicas", str(REPLICAS), "--port", str(free_port())]
         begun = time.perf_counter()
@@ -58,7 +58,7 @@ def mesh_up() -> float:
 
 
 def replica() -> tuple[float, int]:
-    """Seconds until one replica with all services is ready, and its own memory then."""
+    """Return the seconds until one replica with all services is ready, and its own memory then."""
     with ExitStack() as stack:
         server = stack.enter_context(valkey())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-replica-"))
@@ -73,19 +73,19 @@ def replica() -> tuple[float, int]:
 
 
 def bare_route() -> tuple[float, int]:
-    """The same of the bare Quart application."""
+    """Return the seconds until the bare Quart application is ready, and its own memory then."""
     begun = time.perf_counter()
     with bare() as (_, pid):
         return time.perf_counter() - begun, own_memory(pid)
 
 
 def own_memory(pid: int) -> int:
-    """Memory that would be free without the process: what replicas on one machine share counts for none."""
+    """Return the memory that the end of a process would free, without what it shares with others (USS)."""
     return int(psutil.Process(pid).memory_full_info().uss)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python of ours that runs something and ends, in an empty folder."""
+    """Run a Python of this environment in an empty folder until it ends."""
     with tempfile.TemporaryDirectory(prefix="bench-stage-") as folder:
         return subprocess.run(
             [sys.executable, *arguments],
@@ -99,7 +99,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def stage(code: str) -> tuple[float, int]:
-    """Seconds of a process that runs this and ends, and its own memory in bytes."""
+    """Return the seconds that a process runs this code, and its own memory in bytes."""
     begun = time.perf_counter()
     run_python("-c", code)
     seconds = time.perf_counter() - begun
@@ -107,13 +107,13 @@ def stage(code: str) -> tuple[float, int]:
 
 
 def import_times() -> dict[str, float]:
-    """Milliseconds of import by top-level package, the dearest first."""
+    """Return the milliseconds of import by top-level package, the longest first."""
     told = run_python("-X", "importtime", "-c", STAGES["a replica, all services"]).stderr
     return dict(by_package(told).most_common(TOP))
 
 
 def by_package(told: str) -> Counter[str]:
-    """Self times of `-X importtime`, in ms, summed over each top-level package."""
+    """Return the self times of `-X importtime`, in ms, summed over each top-level package."""
     found: Counter[str] = Counter()
     for line in told.splitlines():
         own, _, rest = line.removeprefix("import time:").partition("|")
@@ -125,7 +125,7 @@ def by_package(told: str) -> Counter[str]:
 
 
 def measure(settings: Settings) -> Record:
-    """Everything once a round."""
+    """Measure everything once a round."""
     series: dict[str, list[float]] = {}
     imports: list[dict[str, float]] = []
 
@@ -155,7 +155,7 @@ def measure(settings: Settings) -> Record:
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each package that is in every round."""
+    """Return the median of each package that is in every round."""
     names = set.intersection(*(set(one) for one in rounds))
     found = {name: statistics.median(one[name] for one in rounds) for name in names}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -177,7 +177,7 @@ def ratios(series: dict[str, list[float]]) -> dict[str, Ratio]:
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     labels = {
         "mesh up": f"`mesh up`, {REPLICAS} replicas, to ready",
         "replica": "one replica with all services, to ready",

@@ -1,6 +1,6 @@
-"""Scale of the store: GET with ten results while 10^3 … 10^6 values are stored, and what a stored value takes.
+"""Scale of the store: GET with ten results while 10^3 … 10^6 values are stored, and the memory of a value.
 
-A mesh of two replicas for each size stands ready; the rounds go from one to the next.
+A mesh of two replicas runs for each size; each round measures them in turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.report import table
 from bench.spread import Spread, interleaved, per_round
 
 SIZES = (1_000, 10_000, 100_000)
-#: The long form; filling it through the front door takes minutes.
+#: The long form; filling it through HTTP takes minutes.
 FULL = (*SIZES, 1_000_000)
 ITEMS = 1000
 TTL_S = 7200
@@ -25,7 +25,7 @@ CONNECTIONS = 4
 
 
 def fill(mesh: Mesh, size: int) -> float:
-    """Store so many random 64-bit numbers through POST; bytes of Redis's memory per value."""
+    """Store random 64-bit numbers through POST; return the bytes of Redis's memory a value."""
     client = mesh.server.redis()
     before = client.info("memory")["used_memory"]
     items = min(ITEMS, size)
@@ -41,7 +41,7 @@ def fill(mesh: Mesh, size: int) -> float:
 
 
 def measure(settings: Settings) -> Record:
-    """Fill a mesh for each size, then ask them in turn."""
+    """Fill a mesh for each size, then measure them in turn."""
     sizes = settings.levels or (FULL if settings.full else SIZES)
     series: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -73,12 +73,12 @@ def ask(mesh: Mesh, primes: list[int], settings: Settings) -> Outcome:
 
 
 def cost(found: Outcome) -> float:
-    """Processor time of everything but the client per GET, in ms."""
+    """Return the processor time of a GET, in ms, without the client's."""
     return sum(found.cpu_ms.values())
 
 
 def ratios(series: dict[str, list[float]], sizes: tuple[int, ...]) -> dict[str, Ratio]:
-    """The largest store beside the smallest."""
+    """Return the ratios of the largest store to the smallest."""
     small, large = sizes[0], sizes[-1]
     return {
         f"{title} of a GET, {large:,} values / {small:,}": Ratio.of(
@@ -89,7 +89,7 @@ def ratios(series: dict[str, list[float]], sizes: tuple[int, ...]) -> dict[str, 
 
 
 def present(record: Record, plots: Path) -> str:
-    """The section of the note."""
+    """Return the section of docs/benchmarks.md."""
     sizes = record.facts["sizes"]
     rows = [
         [

@@ -1,9 +1,9 @@
-"""Ours beside FLINT on numbers below 2^64, in one process, every few numbers in turn.
+"""Our engine beside FLINT on numbers below 2^64, in one process, in turn every few numbers.
 
     python -m bench.word
 
-Both sides search by FLINT there, so they lie closer together than two processes of the same library do. What this
-resolves itself is shown by FLINT beside itself.
+Both sides use FLINT there, so they differ less than two processes of the same library do. The column "FLINT beside
+itself" shows the resolution of this measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS, PASSES = 20, 15
 
 
 def seconds(sides: list[Factorise], numbers: list[int]) -> list[float]:
-    """CPU seconds of each side, every block's quickest pass."""
+    """Return the CPU seconds of each side, from the quickest pass of each block."""
     spent = [0.0] * len(sides)
     for first in range(0, len(numbers), BLOCK):
         block = numbers[first : first + BLOCK]
@@ -33,7 +33,7 @@ def seconds(sides: list[Factorise], numbers: list[int]) -> list[float]:
 
 
 def compared(kind: Kind) -> list[str]:
-    """A kind's line: ours, and FLINT once more, as a share of FLINT's time."""
+    """Return the line of a kind: our time, and FLINT's once more, as a share of FLINT's time."""
     chance = random.Random(kind.name)
     rounds = [seconds([ours(), flint(), flint()], [kind.make(chance) for _ in range(200)]) for _ in range(ROUNDS)]
     mine, once, again = zip(*rounds, strict=True)

@@ -35,9 +35,10 @@ from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import MeshSettings
-from mesh.wire.clients import PASSING, Connections, Link
+from mesh.wire.clients import Connections, Link
 from mesh.wire.connection import Line
 from mesh.wire.durability import Copies
+from mesh.wire.failures import PASSING
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)

@@ -9,9 +9,9 @@ from importlib.metadata import version as package_version
 
 from quart import Blueprint, Quart
 
-from mesh import Worker
-from quart_app.dashboard import landing_routes
-from quart_app.http import health, metrics, openapi
+from mesh import SetupError, Worker
+from quart_app.dashboard import LivePage, landing_routes
+from quart_app.http import collisions, health, metrics, openapi
 from quart_app.http.application import Application
 from quart_app.lifecycle import Services
 from quart_app.registry import SERVICES
@@ -26,15 +26,18 @@ class App:
 
     context: Context
     services: Services
-    public: Quart
-    private: Quart
+    public: Application
+    private: Application
     #: why requests should go to another replica; "" when this one is ready
     reason: str = "starting"
     worker: Worker = field(default_factory=Worker)
 
 
 def create_app(context: Context) -> App:
-    """Return the applications of a replica that runs the services which the settings name."""
+    """Return the applications of a replica with the services that the settings name.
+
+    Raises SetupError when two routes answer the same request.
+    """
     services = [_service(name, context) for name in context.settings.service_names]
     requests = metrics.Requests(context.metrics)
 
@@ -56,8 +59,9 @@ def create_app(context: Context) -> App:
 
     docs = openapi.routes([*public, health_routes()], VERSION, private)
     pages = landing_routes() if context.settings.page_public else ()
+    live = LivePage(context, leaving).routes() if context.settings.page else ()
     _register(app.public, [health_routes(), *public, docs, *pages])
-    _register(app.private, [health_routes(), *private, metrics.routes(context)])
+    _register(app.private, [health_routes(), *private, metrics.routes(context), *live])
     return app
 
 
@@ -81,3 +85,5 @@ def _service(name: str, context: Context) -> Service:
 def _register(quart: Quart, blueprints: Sequence[Blueprint]) -> None:
     for blueprint in blueprints:
         quart.register_blueprint(blueprint)
+    if collision := collisions.find(quart):
+        raise SetupError(f"two routes of the {quart.name} port collide: {collision}; change ENDPOINT_PREFIX")

@@ -25,6 +25,8 @@ from quart_app.app import VERSION, App, create_app
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
 from quart_app.http import server
 from quart_app.http.drain import last_call
+from quart_app.http.sockets import BACKLOG, Sockets, listen
+from quart_app.security.secrets import refuse_open_redis
 from quart_app.service import Context
 from quart_app.settings import AppSettings
 
@@ -59,7 +61,7 @@ class Process:
 
     async def run(self) -> None:
         """Serve until signalled. Raises LeaseLost, SetupError, OSError."""
-        sockets = server.listen(self._settings)
+        sockets = listen(self._settings)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._end, self._settings.drain_ms)
         # Ctrl-C, or the end of the whole mesh: there is no balancer to be waited for.
@@ -76,7 +78,7 @@ class Process:
         self._drain_ms = drain_ms
         self._signalled.set()
 
-    async def _serve(self, sockets: server.Sockets) -> None:
+    async def _serve(self, sockets: Sockets) -> None:
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
@@ -85,10 +87,21 @@ class Process:
             await last_call(sockets.public, self._drain_ms / 1000 * SETTLE)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s))
+            tasks.create_task(
+                server.run(private, [sockets.private], self._close_http.wait, grace_s=grace_s, clients=private.clients)
+            )
             if self._settings.listen_when_ready:
                 await self._opened.wait()
-            tasks.create_task(server.run(public, [sockets.public], last_guests, grace_s=grace_s, common=sockets.common))
+            tasks.create_task(
+                server.run(
+                    public,
+                    [sockets.public],
+                    last_guests,
+                    grace_s=grace_s,
+                    common=sockets.common,
+                    clients=public.clients,
+                )
+            )
         self._http_closed.set()
 
     async def _drain(self, http: asyncio.Task[None], member: asyncio.Task[None]) -> None:
@@ -106,7 +119,7 @@ class Process:
         self._opened.set()
         await http
 
-    async def _membership(self, sockets: server.Sockets) -> None:
+    async def _membership(self, sockets: Sockets) -> None:
         try:
             await self._be_member(sockets)
         except Exception:
@@ -115,7 +128,7 @@ class Process:
             await asyncio.sleep(LAST_WORDS_S)
             raise
 
-    async def _be_member(self, sockets: server.Sockets) -> None:
+    async def _be_member(self, sockets: Sockets) -> None:
         membership = join(
             self._app.worker,
             self._mesh_settings,
@@ -131,10 +144,10 @@ class Process:
             async with self._app.services.running(replica, self._settings.service_wait_ms / 1000):
                 await self._serve_as(replica, sockets)
 
-    async def _serve_as(self, replica: Replica, sockets: server.Sockets) -> None:
+    async def _serve_as(self, replica: Replica, sockets: Sockets) -> None:
         if not self._signalled.is_set():
             # Whoever hears that we are ready may connect at once; Hypercorn accepts in a moment.
-            sockets.public.listen(server.BACKLOG)
+            sockets.public.listen(BACKLOG)
             self._app.reason = ""
             replica.announce(self._app.services.not_ready)
             self._opened.set()
@@ -149,6 +162,7 @@ class Process:
 async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     """Run a replica; its exit status."""
     try:
+        refuse_open_redis(settings.host, mesh_settings.redis)
         await Process(settings, mesh_settings).run()
     except Exception as raised:
         match error := _first(raised):

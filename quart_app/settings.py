@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -40,25 +41,53 @@ class AppSettings(BaseSettings):
         0, ge=0, description="served on after SIGTERM while a balancer notices; two of its health intervals"
     )
     max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
+    max_open_bodies_bytes: int = Field(
+        64 << 20, ge=0, description="bytes of unanswered request bodies held at once; beyond it 503"
+    )
+    max_open_bodies_bytes_per_source: int = Field(
+        16 << 20, ge=0, description="the same for the requests of one client address"
+    )
+    max_connections: int = Field(1000, ge=1, description="connections open at once on each port; beyond it 503")
+    max_connections_per_source: int = Field(
+        256, ge=1, description="the same for one client address; trusted proxies are not bound by it"
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses or networks of proxies whose X-Forwarded-For is believed, comma separated"
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="public host names that requests may name, comma separated; *.example.org: all below it; *: any. "
+        "Addresses, localhost and names that cannot be registered are always allowed",
+    )
     body_timeout_ms: int = Field(5000, ge=100, description="longest wait for a request body")
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
     page_public: bool = Field(True, description="serve the landing page at / of the public port")
+    page: bool = Field(True, description="serve the live page at /mesh of the private port")
+    page_bodies: bool = Field(True, description="show bodies of requests on the live page; 0: only their sizes")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 
     @field_validator("services")
     @classmethod
     def _known(cls, value: str) -> str:
-        unknown = [name for name in _split(value) if name not in SERVICES]
+        unknown = [name for name in split(value) if name not in SERVICES]
         if unknown:
             raise ValueError(f"no such service: {', '.join(unknown)}; there are {', '.join(SERVICES)}")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for network in split(value):
+            ip_network(network)
         return value
 
     @property
     def service_names(self) -> list[str]:
         """The services to run, in the order given."""
-        return _split(self.services)
+        return split(self.services)
 
 
-def _split(names: str) -> list[str]:
+def split(names: str) -> list[str]:
+    """Return the parts of a comma-separated list, without blanks."""
     return [name.strip() for name in names.split(",") if name.strip()]

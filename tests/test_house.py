@@ -41,9 +41,7 @@ LONG_MODULES = {
     "tests/mesh/requests/test_transaction.py": "one suite for one class",
     "tests/mesh/test_behaviour.py": "the behaviour of a whole mesh, over both servers",
     "tests/quart_app/grades/test_replication.py": "one suite for one class",
-    "tests/quart_app/http/test_server.py": "one suite for one module",
     "tests/quart_app/messages/test_routes.py": "one suite for all routes of the service",
-    "tests/support/faults/scenario.py": "the vocabulary that all rows of the fault matrix are written in",
 }
 
 #: Classes of one name in several modules -> the reason.

@@ -1,7 +1,7 @@
-"""The load every contender is put under: so many calls in flight, for so long, each answer checked.
+"""The load for every contender: a number of calls in flight for some time, with a check of each answer.
 
-Runs in every peer's environment, so it imports nothing beyond the standard library. One line of JSON goes to
-stdout when a level begins and one when it has ended; the bench reads the processors' time at these moments.
+It runs in every peer's environment, so it imports only the standard library. It prints one line of JSON when a level
+begins and one when it ends; the bench reads the processor time at these moments.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 
-#: Makes the call number n and returns the answer, which must be n.
+#: Makes call number n and returns its answer, which must be n.
 Call = Callable[[int], Awaitable[int]]
 
 REDIS_URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 NATS_URL = os.environ.get("BENCH_NATS_URL", "nats://127.0.0.1:4222")
 LEVELS = [int(level) for level in os.environ.get("BENCH_LEVELS", "1,16,128").split(",")]
 SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
-#: A contender that has not ended a level this long after its time hangs.
+#: A contender that has not ended a level by this long after its time counts as hanging.
 PATIENCE_S = 30.0
 #: The worker may still be starting when the first call is made.
 START_TIMEOUT_S = 40.0
@@ -29,12 +29,12 @@ WARM_UP_S = 0.3
 
 
 def say(**facts: object) -> None:
-    """One line for the bench."""
+    """Print one line for the bench."""
     print(json.dumps(facts), flush=True)
 
 
 def summary(in_flight: int, latencies: list[float], elapsed: float, failures: int) -> dict[str, object]:
-    """What a level amounted to; latencies in milliseconds."""
+    """The result of a level; latencies are in milliseconds."""
     ordered = sorted(latencies)
     return {
         "event": "end",
@@ -48,7 +48,7 @@ def summary(in_flight: int, latencies: list[float], elapsed: float, failures: in
 
 
 class Load:
-    """Numbers the calls and keeps their latencies."""
+    """Numbers the calls and records their latencies."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -57,7 +57,7 @@ class Load:
         self.failures = 0
 
     async def one(self) -> None:
-        """One call, its answer checked. Raises what the contender raises, who has a time-out of its own."""
+        """Make one call and check its answer. Raises what the contender's client raises."""
         self.asked += 1
         number = self.asked
         begun = time.perf_counter()
@@ -67,7 +67,7 @@ class Load:
         self.latencies.append(time.perf_counter() - begun)
 
     async def until(self, end: float) -> None:
-        """One call after the other; a failure is counted, and told once."""
+        """Make one call after the other; count failures and print the first."""
         while time.perf_counter() < end:
             try:
                 await self.one()
@@ -78,7 +78,7 @@ class Load:
                 await asyncio.sleep(0.01)
 
     async def run(self, in_flight: int, seconds: float) -> float:
-        """So many loops of calls for so long; the seconds until the last has its answer."""
+        """Run loops of calls for some time; return the seconds until the last answer."""
         self.latencies, self.failures = [], 0
         begun = time.perf_counter()
         loops = asyncio.gather(*(self.until(begun + seconds) for _ in range(in_flight)))
@@ -87,7 +87,7 @@ class Load:
 
 
 async def wait_for_worker(load: Load) -> None:
-    """The first call that is answered says that the worker is there."""
+    """Call until the first answer, which shows that the worker runs."""
     end = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -99,7 +99,7 @@ async def wait_for_worker(load: Load) -> None:
 
 
 async def drive(call_at: Callable[[int], Call]) -> None:
-    """All levels, one after the other; `call_at(in_flight)` gives the call as it is best made at a level."""
+    """Run all levels in turn; `call_at(in_flight)` returns the best way to call at a level."""
     load = Load(call_at(1))
     await wait_for_worker(load)
     for in_flight in LEVELS:
@@ -112,7 +112,7 @@ async def drive(call_at: Callable[[int], Call]) -> None:
 
 
 def run(main: Awaitable[None]) -> None:
-    """Run on uvloop where the environment has it, and collect garbage as seldom as the mesh's own process does."""
+    """Run on uvloop if the environment has it, and collect garbage as seldom as the mesh does."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:

@@ -1,4 +1,4 @@
-"""arq: jobs in a sorted set that is polled; results polled too."""
+"""arq: workers poll a sorted set of jobs; clients poll for results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arq.worker import Worker
 from load import REDIS_URL, Call, drive, run
 
 SETTINGS = RedisSettings.from_dsn(REDIS_URL)
-#: Half a second by default, on both sides; a short delay is what makes it answer soon.
+#: The default is half a second on both sides; a short delay makes it answer soon.
 WORKER_DELAY_S = float(os.environ.get("BENCH_ARQ_WORKER_DELAY", "0.002"))
 
 

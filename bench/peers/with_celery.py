@@ -1,4 +1,4 @@
-"""Celery with Redis as broker and result backend. Its client blocks: a window of calls is kept open."""
+"""Celery with Redis as broker and result backend. Its client blocks, so the load keeps a window of open calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POOL = os.environ.get("BENCH_CELERY_POOL", "solo")
 CONCURRENCY = os.environ.get("BENCH_CELERY_CONCURRENCY", "1")
 
 app = Celery("bench", broker=REDIS_URL, backend=REDIS_URL)
-# The guide to optimising: short tasks want a large prefetch, no events, a small result.
+# From Celery's optimising guide: short tasks need a large prefetch, no events and a small result.
 app.conf.update(
     worker_prefetch_multiplier=128,
     worker_send_task_events=False,
@@ -35,7 +35,7 @@ def handle(number: int) -> int:
 
 
 class Window:
-    """Keeps `in_flight` calls open: the oldest is waited for, then another is sent."""
+    """Keep `in_flight` calls open: wait for the oldest, then send another."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -1,4 +1,4 @@
-"""docket: Redis streams, results announced by pub/sub."""
+"""docket: Redis streams; pub/sub announces results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 store = Redis.from_url(REDIS_URL)
 WAIT = timedelta(seconds=10)
-#: A waiting caller holds a connection; the pool's default of 100 refuses the rest.
+#: A waiting caller holds a connection; the pool's default of 100 would refuse more.
 CONNECTIONS = 1000
 
 

@@ -1,8 +1,8 @@
-"""Factors numbers with one library, as a line of JSON asks, in one thread; tells the CPU time that each block took.
+"""Factors the numbers of each JSON line on stdin with one library, in one thread; prints the CPU time of each block.
 
-python with_factors.py LIBRARY    LIBRARY: ours, flint, pari, sympy, primefac
+    python with_factors.py LIBRARY    LIBRARY: ours, flint, pari, sympy, primefac
 
-Each adapter gives the same: a list of ints, ascending, with multiplicity.
+Each adapter returns a list of ints in ascending order, with multiplicity.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-#: numbers that are timed together: so few that a disturbance spoils little
+#: numbers that are timed together: few, so that a disturbance spoils little
 BLOCK = 20
 
 Factorise = Callable[[int], list[int]]
@@ -49,7 +49,7 @@ def sympy() -> Factorise:
     from sympy import factorint
     from sympy.ntheory.factor_ import factor_cache
 
-    # It remembers what it has factored, and would answer every pass but the first from memory.
+    # sympy caches factorisations, and would answer every pass but the first from its cache.
     factor_cache.maxsize = 1
     return lambda number: sorted([int(prime) for prime, times in factorint(number).items() for _ in range(times)])
 
@@ -64,7 +64,7 @@ ADAPTERS = {adapter.__name__: adapter for adapter in (ours, flint, pari, sympy, 
 
 
 def quickest(factorise: Factorise, numbers: list[int], passes: int) -> tuple[list[float], list[list[int]]]:
-    """CPU seconds of each block of numbers in the pass that was quickest there, and the factors found."""
+    """Return the CPU seconds of the quickest pass of each block, and the factors."""
     blocks = [numbers[first : first + BLOCK] for first in range(0, len(numbers), BLOCK)]
     seconds = [math.inf] * len(blocks)
     found: list[list[int]] = []

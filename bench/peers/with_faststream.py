@@ -1,4 +1,4 @@
-"""FastStream: `broker.request`, its RPC over Redis: a list as the queue, a subscription for each reply."""
+"""FastStream: `broker.request`, its RPC over Redis, with a list as the queue and a subscription for each reply."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from faststream import FastStream
 from faststream.redis import ListSub, RedisBroker, StreamSub
 from load import REDIS_URL, drive, run
 
-#: Of channel, list and stream the list answered soonest and most.
+#: Of channel, list and stream, the list had the best latency and rate.
 QUEUE = os.environ.get("BENCH_FASTSTREAM_QUEUE", "list")
-#: Each request holds a connection of its own for its reply; the pool's default of 100 refuses the rest.
+#: Each request holds a connection for its reply; the pool's default of 100 would refuse more.
 CONNECTIONS = 1000
 
 broker = RedisBroker(REDIS_URL, max_connections=CONNECTIONS, logger=logging.getLogger("quiet"))

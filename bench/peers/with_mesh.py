@@ -1,4 +1,4 @@
-"""The mesh itself: one replica of class A asks, one of class B works. Both are whole members, with all they do."""
+"""The mesh: one replica of class A calls, one of class B works. Both are complete members."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""nats-py on a NATS server: nothing is durable, the handler remembers in its own memory. The ceiling.
+"""nats-py on a NATS server: nothing is durable, the handler stores in its own memory. This is the ceiling.
 
-With BENCH_STORE=redis the handler stores in Redis like everybody else's.
+With BENCH_STORE=redis the handler stores in Redis, as those of all others do.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def handler_in_redis() -> object:
         await message.respond(message.data)
 
     async def handle(message: Msg) -> None:
-        # A subscription works its messages off in order; tasks let them wait for Redis together.
+        # A subscription handles its messages in order; tasks let them wait for Redis concurrently.
         task = asyncio.create_task(work(message))
         running.add(task)
         task.add_done_callback(running.discard)

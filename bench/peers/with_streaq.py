@@ -1,4 +1,4 @@
-"""streaq: Redis streams, results announced by pub/sub."""
+"""streaq: Redis streams; pub/sub announces results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""taskiq-redis: the stream broker it recommends (it acknowledges), results in Redis, polled for."""
+"""taskiq-redis: the recommended stream broker, which acknowledges; clients poll Redis for results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def handle(number: int) -> int:
 
 
 def calling_at(in_flight: int) -> Call:
-    """The shorter the interval the sooner the answer; 0.2 s is the default."""
+    """Return the interval at which clients poll; the default of 0.2 s would delay answers."""
     interval = float(os.environ.get("BENCH_TASKIQ_INTERVAL") or (0.001 if in_flight == 1 else 0.002))
 
     async def call(number: int) -> int:

@@ -1,4 +1,4 @@
--- What all loads share: each thread has an address of its own, and the end is one line of JSON.
+-- Shared by all loads: each thread has its own address, and the result is one line of JSON.
 local ports, threads = {}, 0
 for port in os.getenv('BENCH_PORTS'):gmatch('%d+') do ports[#ports + 1] = port end
 

@@ -1,4 +1,4 @@
--- GET /values/{prime}, a prime of BENCH_PRIMES drawn each time.
+-- GET /values/{prime} with a random prime of BENCH_PRIMES each time.
 dofile(os.getenv('BENCH_COMMON'))
 
 local paths, suffix = {}, os.getenv('BENCH_SUFFIX') or ''

@@ -1,4 +1,4 @@
--- POST /values: BENCH_ITEMS numbers of 64 bits in each request, none of them posted before.
+-- POST /values with BENCH_ITEMS new numbers of 64 bits in each request.
 dofile(os.getenv('BENCH_COMMON'))
 
 local items, ttl = tonumber(os.getenv('BENCH_ITEMS')), os.getenv('BENCH_TTL')
@@ -11,7 +11,7 @@ function init(args)
   wrk.headers['Content-Type'] = 'application/json'
 end
 
--- A double has 53 bits, so the digits are drawn in two parts: 2^63 <= number < 2^64.
+-- A double has 53 bits, so the digits are drawn in two parts; 2^63 <= number < 2^64.
 local function item(n)
   return string.format('{"value":%d%09d,"ttl":%s,"cls":"%s"}', math.random(9223372037, 18446744072),
     math.random(0, 999999999), ttl, classes[n % #classes + 1])

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import NoReturn
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import keys
 from mesh.errors import IsolationUnavailable
+from mesh.wire import failures
 from mesh.wire.clients import Credentials
+from mesh.wire.failures import Meaning
 
 #: What a connection needs to begin and to end, in whatever database it is.
 CONNECTION = "+auth +hello +ping +reset +quit +time +wait +client|setname +client|id"
@@ -107,17 +110,19 @@ async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
         try:
             selectors, deleted = await pipeline.execute(raise_on_error=False)
         except redis_errors.ResponseError as error:
-            raise _unavailable(error) from error
+            _refuse(error)
     if isinstance(deleted, redis_errors.ResponseError):
-        raise _unavailable(deleted) from deleted
+        _refuse(deleted)
     return Dialect(
         databases=not isinstance(selectors, redis_errors.ResponseError),
         since_7_2=version >= (7, 2),
     )
 
 
-def _unavailable(error: redis_errors.ResponseError) -> IsolationUnavailable:
-    return IsolationUnavailable(
+def _refuse(error: redis_errors.ResponseError) -> NoReturn:
+    if failures.classify(error) in {Meaning.PASSING, Meaning.FULL}:
+        raise error
+    raise IsolationUnavailable(
         f"these credentials may not manage Redis users ({error}); "
         "use credentials that may run ACL SETUSER and ACL DELUSER, or set MESH_ISOLATION=prefix to go on without"
-    )
+    ) from error

@@ -21,11 +21,12 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import keys
-from mesh.errors import Unavailable
-from mesh.lease import acl
+from mesh.errors import MeshError, Unavailable
+from mesh.lease import acl, server
 from mesh.lease.choice import KeepWaiting, Observation, Row, choose
 from mesh.settings import Isolation, MeshSettings
-from mesh.wire.clients import FENCED, PASSING, Connections, Credentials, check_server, is_fenced
+from mesh.wire import failures
+from mesh.wire.clients import Connections, Credentials
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
@@ -76,10 +77,11 @@ class Applicant:
             while True:
                 try:
                     return await self._apply(client)
-                except (Unavailable, *PASSING) as error:
-                    if isinstance(error, FENCED) or is_fenced(error):
-                        raise
-                    self._wait(f"Redis cannot be used: {error}")
+                except (Unavailable, *failures.ANY) as error:
+                    why = error if isinstance(error, MeshError) else server.refusal(error)
+                    if not isinstance(why, Unavailable):
+                        raise why from error
+                    self._wait(str(why))
                     await asyncio.sleep(2 * POLL_S)
         finally:
             await client.aclose()
@@ -91,7 +93,7 @@ class Applicant:
             self.on_wait(reason)
 
     async def _apply(self, client: Redis) -> Grant:
-        version = await check_server(client)
+        version = await server.check(client)
         dialect = None
         if self._settings.isolation is Isolation.ACL:
             dialect = await acl.probe(client, version)

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Grants database n: a new epoch, the lease, the class, the roster row. Runs inside MULTI, beside the change of the
 -- Redis user, while the lease's key is watched.
 -- KEYS: epoch, lease, roster row, reply stream

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
-from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import keys
@@ -26,7 +25,8 @@ from mesh.errors import LeaseLost, MeshError
 from mesh.lease.applicant import POLL_S, Grant
 from mesh.lease.loop_thread import LoopThread
 from mesh.settings import MeshSettings
-from mesh.wire.clients import PASSING, Connections, is_fenced
+from mesh.wire import failures
+from mesh.wire.clients import Connections
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
@@ -139,7 +139,7 @@ class Lease:
                 await self._pause(pause_s)
             self._released = await self._release(client, self._release_within_s)
         finally:
-            with contextlib.suppress(*PASSING):
+            with contextlib.suppress(*failures.ANY):
                 await client.aclose()
 
     async def _keep(self, client: Redis) -> float:
@@ -150,11 +150,10 @@ class Lease:
         self._check_loop()
         try:
             await self._renew(client)
-        except (redis_errors.RedisError, *PASSING) as error:
-            if is_fenced(error):
+        except failures.ANY as error:
+            if failures.is_fenced(error):
                 self._lose(LeaseLost("the Redis user of this lease was deleted"), error)
-            if not isinstance(error, PASSING):
-                log.warning("lease renewal failed", error=str(error))
+            log.warning("lease renewal failed", database=self.grant.database, error=failures.text_of(error))
             self._check_trust()
             return min(interval_s, POLL_S)
         self._check_trust()
@@ -230,8 +229,8 @@ class Lease:
             force = time.monotonic() >= until
             try:
                 released = await RELEASE.run(client, names, grant.holder, int(force))
-            except (redis_errors.RedisError, *PASSING) as error:
-                log.warning("lease release failed", database=grant.database, error=str(error))
+            except failures.ANY as error:
+                log.warning("lease release failed", database=grant.database, error=failures.text_of(error))
                 return False
             if released >= 0:
                 return bool(released)

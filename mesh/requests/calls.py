@@ -23,8 +23,9 @@ from mesh.requests import streams
 from mesh.requests.deadlines import Alarms
 from mesh.requests.protocol import OK, Address, Body, Reply, encode_body
 from mesh.requests.streams import ReplyReader
-from mesh.wire.clients import PASSING, Link, is_fenced
+from mesh.wire.clients import Link
 from mesh.wire.durability import Copies
+from mesh.wire.failures import PASSING, is_fenced
 
 log = structlog.get_logger(__name__)
 

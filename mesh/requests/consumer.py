@@ -36,7 +36,8 @@ from mesh.requests.streams import RequestReader
 from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
-from mesh.wire.clients import PASSING, Link, is_fenced
+from mesh.wire.clients import Link
+from mesh.wire.failures import PASSING, is_fenced
 
 log = structlog.get_logger(__name__)
 

@@ -22,47 +22,17 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from mesh.errors import Busy, LeaseLost, MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
+from mesh.errors import Busy, LeaseLost, MeshError, Unavailable
 from mesh.settings import RedisSettings
 from mesh.wire.codec import decode
 from mesh.wire.connection import Line, pack
+from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
 from mesh.wire.script import Script
 
 T = TypeVar("T", bound=Sized)
 
-#: The network or the server is away for now; the same words may be said again later.
-PASSING = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.BusyLoadingError,
-    redis_errors.ReadOnlyError,
-    redis_errors.TryAgainError,
-    redis_errors.MasterDownError,
-    redis_errors.ClusterDownError,
-    OSError,
-    asyncio.TimeoutError,
-)
-
-#: The server does not know our user any more, or has taken a right away: the lease is over.
-FENCED = (
-    redis_errors.AuthenticationError,
-    redis_errors.AuthenticationWrongNumberOfArgsError,
-    redis_errors.NoPermissionError,
-)
-
-MINIMUM_VERSION = (7, 0)
 #: Connections of the client that services share; more than this many commands at once wait for one.
 SHARED_CONNECTIONS = 16
-
-
-def is_fenced(error: BaseException) -> bool:
-    """Whether an error means that our Redis user is gone (an AuthenticationError is a ConnectionError, too)."""
-    return isinstance(error, FENCED) or str(error).startswith(("WRONGPASS", "NOAUTH", "NOPERM"))
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether waiting may help."""
-    return isinstance(error, PASSING) and not is_fenced(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +44,17 @@ class Credentials:
 
 
 class QuickConnection(Connection):
-    """Packs commands in C, as redis-py's own connections do only where they block."""
+    """A connection that packs commands in C; redis-py's asyncio connections do so in Python."""
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        return [b"".join(map(hiredis.pack_command, map(tuple, commands)))]
+        return [b"".join(map(_packed, commands))]
+
+
+def _packed(command: Iterable[Any]) -> bytes:
+    """Return the bytes of one command. redis-py names some in two words, such as "XINFO STREAM"."""
+    name, *words = command
+    packed: bytes = hiredis.pack_command((*name.split(), *words))
+    return packed
 
 
 class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -211,29 +188,6 @@ class Connections:
         return heeding_cancellation(client)
 
 
-async def check_server(client: Redis) -> tuple[int, ...]:
-    """The server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
-    try:
-        info = await client.info("server")
-    except FENCED as error:
-        if isinstance(error, redis_errors.NoPermissionError):
-            raise SetupError(f"Redis refuses INFO to this user: {error}") from error
-        raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
-    except PASSING as error:
-        if is_fenced(error):
-            raise WrongCredentials(f"Redis refuses the user or the password: {error}") from error
-        raise Unavailable(f"Redis cannot be reached: {error}") from error
-    except redis_errors.ResponseError as error:
-        if str(error).startswith("BUSY "):  # with a script that does not end
-            raise Unavailable(f"Redis cannot be used: {error}") from error
-        raise SetupError(f"Redis refuses a connection: {error}") from error
-    text = str(info.get("redis_version", "0"))
-    version = tuple(int(part) for part in text.split(".")[:3])
-    if version < MINIMUM_VERSION:
-        raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
-    return version
-
-
 class Waiter(Protocol):
     """Who is told what came of it, once: a future, or whoever needs none."""
 
@@ -293,8 +247,6 @@ class Batch(Generic[T]):
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
 MOST_WORDS = 20_000
 RETRY_S = 0.05
-#: Answers of scripts after which the trip is made again, for as long as the lease is trusted.
-SAID_AGAIN = ("READONLY", "LOADING", "MASTERDOWN", "LEASEGONE")
 
 
 class Link:
@@ -522,13 +474,15 @@ class Link:
         for answer in answers:
             if not isinstance(answer, Exception):
                 continue
-            if is_fenced(answer) or "LEASELOST" in str(answer):
-                raise LeaseLost("the Redis user of this lease is gone") from answer
-            if isinstance(answer, redis_errors.NoScriptError):
-                return "scripts"
-            # Inside a script these come back as plain response errors.
-            if is_passing(answer) or any(word in str(answer) for word in SAID_AGAIN):
-                why = "passing"
+            match classify(answer):
+                case Meaning.FENCED:
+                    raise LeaseLost(
+                        "the lease is over: its Redis user was deleted, or another replica has it"
+                    ) from answer
+                case Meaning.SCRIPT:
+                    return "scripts"
+                case Meaning.PASSING:
+                    why = "passing"
         return why
 
     async def _load_scripts(self) -> None:
@@ -541,9 +495,7 @@ def _resolve(waiter: Waiter, answer: Any) -> None:
         return
     if not isinstance(answer, BaseException):
         waiter.set_result(answer)
-    elif isinstance(answer, redis_errors.OutOfMemoryError) or (
-        isinstance(answer, redis_errors.ResponseError) and "OOM" in str(answer)[:200]
-    ):
+    elif classify(answer) is Meaning.FULL:
         waiter.set_exception(Busy("Redis is out of memory", retry_after=5))
     else:
         waiter.set_exception(answer)

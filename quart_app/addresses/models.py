@@ -1,4 +1,4 @@
-"""What travels: the bodies of requests and answers."""
+"""The bodies of the address requests and answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from quart_app.addresses.phone import MAX_LENGTH
 
 def _no_control_characters(text: str) -> str:
     if any((ord(each) < 32 and each not in "\n\r\t") or ord(each) == 127 for each in text):
-        raise ValueError("control characters do not belong in an address")
+        raise ValueError("an address must not contain control characters")
     return text
 
 
 PhoneText = Annotated[
-    str, Field(max_length=MAX_LENGTH, description="any usual notation", examples=["+7 911 123-45-67"])
+    str, Field(max_length=MAX_LENGTH, description="in any usual notation", examples=["+7 911 123-45-67"])
 ]
 AddressText = Annotated[
     str,
@@ -35,7 +35,7 @@ class CustomerAddress(BaseModel):
 
 
 class NewAddress(BaseModel):
-    """Another address for the phone that the path names; a phone in the body must be the same one."""
+    """The new address for the phone in the path. A phone in the body must be the same number."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,20 +44,20 @@ class NewAddress(BaseModel):
 
 
 class Created(BaseModel):
-    """The record is new."""
+    """The answer when a record was created."""
 
     detail: Literal["Created"] = "Created"
     customer_addr: CustomerAddress
 
 
 class Updated(BaseModel):
-    """The record was there and has another address now."""
+    """The answer when the address of a record was replaced."""
 
     detail: Literal["Updated"] = "Updated"
     customer_addr: CustomerAddress
 
 
 class PhoneQuery(BaseModel):
-    """Which record."""
+    """The query string that names a record."""
 
-    phone: str | None = Field(default=None, description="any usual notation; a raw + is understood")
+    phone: str | None = Field(default=None, description="in any usual notation; a raw + is read as a plus sign")

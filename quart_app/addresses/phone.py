@@ -1,7 +1,8 @@
-"""From any usual notation of a phone number to the one record it stands for.
+"""Reads a phone number in any usual notation and returns the key of its record.
 
-`phonenumbers` does the reading. It was made to find numbers in prose, though, and so forgives what would lead to
-somebody else's record here: text before the number, a stray letter, a second extension. Those are refused.
+The `phonenumbers` library reads the number. It was made to find numbers in prose, so it ignores text before a number, a
+stray letter, or a second extension. Here such text could lead to another person's record, so it is refused. The check
+comes after the library has read the number and allows everything that the library reads as part of one.
 """
 
 from __future__ import annotations
@@ -13,59 +14,63 @@ from dataclasses import dataclass
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
-#: Longer than any number with extension and context.
+#: Longest text that is read: longer than any number with extension and context.
 MAX_LENGTH = 250
 
-#: Words that may stand before an extension, as `phonenumbers` reads them.
-EXTENSION_WORDS = {"ext", "extn", "extension", "extensión", "xtn", "x", "х", "anexo", "int", "доб"}
+#: Words that `phonenumbers` reads as the label of an extension.
+EXTENSION_WORDS = {"ext", "extn", "extension", "extensión", "xt", "xtn", "x", "anexo", "int", "доб"}
+#: Letters that `phonenumbers` reads as punctuation: 0xx11 in Brazil (xx is any carrier), the long dash of Japan.
+PUNCTUATION_LETTERS = {"x", "ー"}
 
+_CYRILLIC_X = str.maketrans("х", "x")
 _HEAD = re.compile(r"^(?:tel|тел)(?:\.:?|:)?\s*")
 _OTHER_EXTENSION_WORDS = re.compile(r"\b(?:добавочный|внутренний|внутр|вн)\b")
 _SUBADDRESS = re.compile(r";isub=[^;]*")
-_SECOND_NUMBER = re.compile(r"[\\/]\s*[xх]")
+_SECOND_NUMBER = re.compile(r"[\\/]\s*x")
 _WORD = re.compile(r"[^\W\d_]+")
+_ENDS_WITH_LONE_X = re.compile(r"(?<![^\W\d_])x[^\w+]*$")
 
 
 class NotAPhone(ValueError):
-    """This is no phone number; the text of the error never repeats what was given."""
+    """The text is not a phone number. The message never repeats the text, so that no log can contain a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phone:
-    """A number that was understood. Two notations of one number are equal."""
+    """A phone number. Two notations of one number are equal."""
 
     #: RFC 3966 without separators: `tel:+79111234567;ext=12`
     key: str
-    #: RFC 3966 as people write it: `tel:+7-911-123-45-67;ext=12`
+    #: RFC 3966 with separators, for people: `tel:+7-911-123-45-67;ext=12`
     shown: str
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneReader:
-    """Reads numbers; one without a country code is taken for one of `region`, if there is a region."""
+    """Reads phone numbers. A number without a country code belongs to `region`; without a region it is refused."""
 
     region: str | None = None
 
-    def strictly(self, text: str) -> Phone:
-        """The number, which must be one that can have been given out. For writing. Raises NotAPhone."""
+    def for_writing(self, text: str) -> Phone:
+        """Return a number that the numbering plan of its country allows. Raises NotAPhone."""
         number = self._number(text)
         if not phonenumbers.is_valid_number(number):
-            raise NotAPhone("no such phone number can exist: check the country, the area and the length")
+            raise NotAPhone("no such phone number can exist; check the country code, the area code and the length")
         return _phone(number)
 
-    def loosely(self, text: str) -> Phone:
-        """The number, if its length is possible; numbering plans change after a record is written.
+    def for_finding(self, text: str) -> Phone:
+        """Return a number of a possible length, to read or delete a record. Raises NotAPhone.
 
-        For reading and deleting. Raises NotAPhone.
+        Numbering plans change, and a record that was written under an old plan must stay reachable.
         """
         number = self._number(text)
         if not phonenumbers.is_possible_number(number):
-            raise NotAPhone("too long or too short for a phone number of its country")
+            raise NotAPhone("the number is too long or too short for its country")
         return _phone(number)
 
     def _number(self, text: str) -> PhoneNumber:
         if len(text) > MAX_LENGTH:
-            raise NotAPhone("too long for a phone number")
+            raise NotAPhone("the text is too long for a phone number")
         plain = _tidy(text)
         try:
             number = phonenumbers.parse(plain, self.region)
@@ -76,32 +81,37 @@ class PhoneReader:
 
 
 def _tidy(text: str) -> str:
-    """The same notation in plain characters: no invisible ones, ASCII digits, small letters."""
+    """Return the same notation with ASCII digits and small letters, and without invisible characters."""
     visible = (each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
     plain = "".join(str(unicodedata.decimal(each, each)) for each in visible).strip().lower()
-    plain = _SUBADDRESS.sub("", plain)
+    plain = _SUBADDRESS.sub("", plain).translate(_CYRILLIC_X)
     plain = _OTHER_EXTENSION_WORDS.sub("доб", plain)
     return plain if plain.startswith("tel:") else _HEAD.sub("", plain)
 
 
 def _refuse_leftovers(plain: str, number: PhoneNumber) -> None:
-    """Every letter must have had a part in the number: as an extension's name or as a digit (1-800-FLOWERS)."""
+    """Raise NotAPhone unless every letter is punctuation, the label of an extension, or a digit (1-800-FLOWERS)."""
     written = _HEAD.sub("", plain).partition(";")[0]
     words = set(_WORD.findall(written))
+    punctuation = {word for word in words if set(word) <= PUNCTUATION_LETTERS}
+    stands_for_digits = phonenumbers.is_alpha_number(written)
     if _SECOND_NUMBER.search(written):
-        raise NotAPhone("this looks like two numbers; give one")
-    if words & EXTENSION_WORDS and not number.extension:
-        raise NotAPhone("an extension is announced, yet none follows")
-    if words - EXTENSION_WORDS and (_WORD.match(written) or not phonenumbers.is_alpha_number(written)):
-        raise NotAPhone("there is text beside the number")
+        raise NotAPhone("the text looks like two numbers; give one")
+    if not number.extension and (words & EXTENSION_WORDS - punctuation or _ENDS_WITH_LONE_X.search(written)):
+        raise NotAPhone("the text announces an extension, but no extension follows")
+    if _WORD.match(written) or (words - EXTENSION_WORDS - punctuation and not stands_for_digits):
+        raise NotAPhone("the text contains words beside the number")
+    if punctuation - EXTENSION_WORDS and stands_for_digits:
+        # The library reads three letters x as three digits 9; people write them for digits that they hide.
+        raise NotAPhone("the number contains x in place of digits; write all digits")
 
 
 def _reason(error: NumberParseException) -> str:
     if error.error_type == NumberParseException.INVALID_COUNTRY_CODE:
-        return "the country is missing or unknown: write the number with + and its country code"
+        return "the country code is missing or unknown; write the number with + and its country code"
     if error.error_type == NumberParseException.TOO_LONG:
-        return "too long for a phone number"
-    return "not a phone number"
+        return "the text is too long for a phone number"
+    return "the text is not a phone number"
 
 
 def _phone(number: PhoneNumber) -> Phone:

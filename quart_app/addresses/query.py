@@ -1,7 +1,7 @@
-"""The phone of a query string, where a raw `+` means two things.
+"""Reads the phone in a query string, where a raw `+` can mean a plus sign or a space.
 
-Forms write a space as `+`, and people paste `?phone=+7911…`. A plus right before a digit, at the start or after
-one of `: = (`, is a plus sign; every other one is a space.
+Forms encode a space as `+`, and people paste `?phone=+7911…`. A `+` directly before a digit, at the start or after one
+of `: = (`, is read as a plus sign. Every other `+` is read as a space.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from quart_app.addresses.phone import NotAPhone
 
 
 def phone_of(query: bytes) -> str:
-    """The one `phone` in a query string. Raises NotAPhone where it is missing, doubled or not UTF-8."""
+    """Return the text of the one parameter `phone`. Raises NotAPhone when it is missing, repeated or not UTF-8."""
     found = [value for name, _, value in _pairs(query) if name == "phone"]
     if len(found) != 1:
-        raise NotAPhone("give one phone" if found else "the phone is missing")
+        raise NotAPhone("give one phone, not several" if found else "the parameter phone is missing")
     try:
         return _join([unquote(part, errors="strict") for part in found[0].split("+")])
     except UnicodeDecodeError:
-        raise NotAPhone("the phone is not UTF-8") from None
+        raise NotAPhone("the parameter phone is not UTF-8") from None
 
 
 def _pairs(query: bytes) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The routes of the addresses: parse, call, present."""
+"""The HTTP routes of the address service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _tagged = tag(["addresses"])
 
 
 class AddressRoutes:
-    """One method per route."""
+    """The routes of one replica, one method each."""
 
     def __init__(self, context: Context, settings: AddressSettings) -> None:
         self._context = context
@@ -44,24 +44,24 @@ class AddressRoutes:
     @document_request(CustomerAddress)
     @document_response(Created, 201)
     async def create(self) -> tuple[Response, int]:
-        """Keep an address for a phone that has none yet (409 otherwise)."""
+        """Store an address for a phone that has none; 409 when it has one."""
         given = await read_json(_FULL)
         phone = self._to_write(given.phone)
         if not await self._addresses.create(phone, given.address):
-            raise Problem(409, "this phone has an address already; PUT replaces it")
+            raise Problem(409, "this phone already has an address; use PUT to replace it")
         return jsonify(_shown(Created, phone, given.address)), 201
 
     @_tagged
     @document_querystring(PhoneQuery)
     @document_response(CustomerAddress)
     async def read(self) -> Response:
-        """The address of a phone."""
-        return await self._read(self._asked())
+        """Return the address of a phone."""
+        return await self._read(self._phone_in_query())
 
     @_tagged
     @document_response(CustomerAddress)
     async def read_at(self, phone: str) -> Response:
-        """The address of the phone in the path."""
+        """Return the address of the phone in the path."""
         return await self._read(self._to_find(phone))
 
     @_tagged
@@ -80,18 +80,18 @@ class AddressRoutes:
         named = self._to_write(phone, pointer="")
         given = await read_json(_NEW)
         if given.phone is not None and self._to_write(given.phone) != named:
-            raise _invalid("/phone", "not the phone that the path names")
+            raise _invalid("/phone", "the phone in the body is not the phone in the path")
         return await self._update(named, given.address)
 
     @_tagged
     @document_querystring(PhoneQuery)
     async def delete(self) -> tuple[str, int]:
-        """Forget the address of a phone."""
-        return await self._delete(self._asked())
+        """Delete the address of a phone."""
+        return await self._delete(self._phone_in_query())
 
     @_tagged
     async def delete_at(self, phone: str) -> tuple[str, int]:
-        """Forget the address of the phone in the path."""
+        """Delete the address of the phone in the path."""
         return await self._delete(self._to_find(phone))
 
     @property
@@ -101,34 +101,34 @@ class AddressRoutes:
     async def _read(self, phone: Phone) -> Response:
         address = await self._addresses.read(phone)
         if address is None:
-            raise _unknown()
+            raise _not_found()
         return jsonify({"phone": phone.shown, "address": address})
 
     async def _update(self, phone: Phone, address: str) -> Response:
         if not await self._addresses.update(phone, address):
-            raise _unknown()
+            raise _not_found()
         return jsonify(_shown(Updated, phone, address))
 
     async def _delete(self, phone: Phone) -> tuple[str, int]:
         if not await self._addresses.delete(phone):
-            raise _unknown()
+            raise _not_found()
         return "", 204
 
-    def _asked(self) -> Phone:
+    def _phone_in_query(self) -> Phone:
         try:
-            return self._reader.loosely(phone_of(request.query_string))
+            return self._reader.for_finding(phone_of(request.query_string))
         except NotAPhone as error:
             raise _invalid("", str(error)) from None
 
     def _to_find(self, text: str) -> Phone:
         try:
-            return self._reader.loosely(text)
+            return self._reader.for_finding(text)
         except NotAPhone as error:
             raise _invalid("", str(error)) from None
 
     def _to_write(self, text: str, pointer: str = "/phone") -> Phone:
         try:
-            return self._reader.strictly(text)
+            return self._reader.for_writing(text)
         except NotAPhone as error:
             raise _invalid(pointer, str(error)) from None
 
@@ -137,10 +137,10 @@ def _shown(answer: type[Created] | type[Updated], phone: Phone, address: str) ->
     return answer(customer_addr=CustomerAddress(phone=phone.shown, address=address)).model_dump()
 
 
-def _unknown() -> Problem:
-    return Problem(404, "there is no address for this phone")
+def _not_found() -> Problem:
+    return Problem(404, "this phone has no address")
 
 
 def _invalid(pointer: str, message: str) -> Problem:
-    """The message never repeats the number, so that no log can hold it."""
+    """Return a 422 for one field. The message never repeats the phone, so that no log can contain it."""
     return Problem(422, message, errors=[{"pointer": pointer, "message": message}])

@@ -1,4 +1,4 @@
-"""The address service: stateless, everything it knows is in Redis, so any replica answers."""
+"""Builds the address service. All of its state is in Redis, so any replica answers any request."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from quart_app.service import Context, Service
 
 
 def create(context: Context) -> Service:
-    """The service, its settings taken from the environment."""
+    """Return the service, with its settings from the environment."""
     return Service("addresses", public=[AddressRoutes(context, AddressSettings()).blueprint])

@@ -1,6 +1,8 @@
-"""What the address service takes from the environment."""
+"""The settings of the address service, read from the environment."""
 
 from __future__ import annotations
+
+import re
 
 import phonenumbers
 from pydantic import Field, field_validator
@@ -8,29 +10,33 @@ from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
 
+#: One part of a path. Other characters have a meaning in a route, a query or a URL.
+_SEGMENT = re.compile(r"[\w.~-]+")
+
 
 class AddressSettings(BaseSettings):
-    """Names as in the task text; Redis itself is the application's matter."""
+    """The names are those of the task text."""
 
     model_config = settings_config("")
 
-    endpoint_prefix: str = Field("/addr_by_phone", description="where the routes live")
+    endpoint_prefix: str = Field("/addr_by_phone", description="the path of the address routes")
     default_region: str = Field(
-        "", description="country of a number written without one (RU); empty: such a number is refused, not guessed"
+        "", description="country of a number written without one, such as RU; empty: such a number is refused"
     )
 
     @field_validator("endpoint_prefix")
     @classmethod
-    def _one_leading_slash(cls, prefix: str) -> str:
-        path = "/" + prefix.strip().strip("/")
-        if path == "/":
-            raise ValueError("the prefix needs a name, such as /addr_by_phone")
-        return path
+    def _plain_path(cls, prefix: str) -> str:
+        path = prefix.strip().strip("/")
+        for segment in path.split("/"):
+            if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
+                raise ValueError("the prefix is a path of letters, digits and . _ ~ -, such as /addr_by_phone")
+        return f"/{path}"
 
     @field_validator("default_region")
     @classmethod
     def _known_region(cls, region: str) -> str:
         code = region.strip().upper()
         if code and code not in phonenumbers.SUPPORTED_REGIONS:
-            raise ValueError("not a country code of two letters, such as RU")
+            raise ValueError("the region is a country code of two letters, such as RU")
         return code

@@ -1,6 +1,6 @@
-"""Where addresses are: one string per phone, `shared:addresses:tel:+79111234567`.
+"""Keeps each address as one string in Redis: `shared:addresses:tel:+79111234567`.
 
-Creating and updating are one command each (SET with NX or XX), so of two writers exactly one creates.
+A create and an update are one command each (SET with NX or XX), so of two concurrent creates exactly one succeeds.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from quart_app.addresses.phone import Phone
 
 
 class Addresses:
-    """The addresses of all customers. Every method raises Unavailable when Redis does not do its part."""
+    """The addresses of all customers. Every method raises Unavailable when Redis fails."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def create(self, phone: Phone, address: str) -> bool:
-        """Keep an address for a phone that has none. False: it has one, which stays."""
-        async with _redis_at_work():
+        """Store an address for a phone that has none. Return False, and change nothing, when it has one."""
+        async with _translated():
             return await self._redis.set(_key(phone), address, nx=True) is not None
 
     async def update(self, phone: Phone, address: str) -> bool:
-        """Replace the address of a phone. False: there is none, and none is made."""
-        async with _redis_at_work():
+        """Replace the address of a phone. Return False, and change nothing, when it has none."""
+        async with _translated():
             return await self._redis.set(_key(phone), address, xx=True) is not None
 
     async def read(self, phone: Phone) -> str | None:
-        """The address of a phone, if there is one."""
-        async with _redis_at_work():
+        """Return the address of a phone, or None when it has none."""
+        async with _translated():
             found = await self._redis.get(_key(phone))
         return None if found is None else str(found)
 
     async def delete(self, phone: Phone) -> bool:
-        """Forget the address of a phone. False: there was none."""
-        async with _redis_at_work():
+        """Delete the address of a phone. Return False when it has none."""
+        async with _translated():
             return await self._redis.delete(_key(phone)) == 1
 
 
@@ -48,9 +48,12 @@ def _key(phone: Phone) -> str:
 
 
 @asynccontextmanager
-async def _redis_at_work() -> AsyncIterator[None]:
-    """Redis out of order is never "no such record"; nor may its words, which can hold a phone, go further."""
+async def _translated() -> AsyncIterator[None]:
+    """Raise Unavailable for a failure of Redis, which must not look like a missing record.
+
+    The text of Redis's error is dropped, because it can contain a phone.
+    """
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        raise Unavailable(f"the addresses cannot be reached just now ({type(error).__name__})") from None
+        raise Unavailable(f"the addresses cannot be reached: Redis failed ({type(error).__name__})") from None

@@ -18,6 +18,11 @@ PREFIX = "/assets"
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 #: One year, the longest time that RFC 9111 caches are expected to honour.
 FOR_EVER = "public, max-age=31536000, immutable"
+#: Only our own files, nothing inline, and no page of another site may frame this one.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response
 
-from quart_app.dashboard.assets import Assets
-
-#: Only our own files, nothing inline, and no page of another site may frame this one.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
+from quart_app.dashboard.assets import POLICY, Assets
 
 
 def routes() -> Sequence[Blueprint]:

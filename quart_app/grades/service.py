@@ -16,6 +16,7 @@ from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
 from quart_app.grades.sources import Source, peers
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter, Limits
+from quart_app.security.secrets import refuse_known
 from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
@@ -27,8 +28,9 @@ LOG_KEY = "shared:grades:log"
 def create(context: Context) -> Service:
     """The service, its settings taken from the environment."""
     settings = GradesSettings()
+    refuse_known(context.settings.host, "GRADES_PASSWORD", settings.password)
     if settings.password.get_secret_value() == TRIAL_PASSWORD:
-        log.warning("GRADES_PASSWORD is not set; the well-known one for trying is in force")
+        log.warning("default password in use", setting="GRADES_PASSWORD")
     replication = Replication(settings, Metrics(context.metrics))
     routes = GradesRoutes(replication, settings)
 

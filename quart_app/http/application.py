@@ -1,6 +1,6 @@
-"""Quart as it is used here: every request is followed, from its id to its line in the log, for little.
+"""Quart as it is used here: bounds on what clients occupy, request ids, metrics, a log line per request.
 
-Where Quart lets an application name another class, it names one here that does less for the same answer.
+Where Quart lets an application choose a class, the class here does less work for the same answer.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Quart, Request, Response
 from quart.asgi import ASGIHTTPConnection
+from quart.ctx import RequestContext
+from quart.globals import request_ctx
 from quart.json.provider import DefaultJSONProvider
 from quart.routing import QuartMap
 from quart.sessions import NullSession, SessionInterface
-from quart.typing import ResponseTypes
+from quart.typing import ResponseReturnValue, ResponseTypes
 from quart.utils import encode_headers
 from quart.wrappers import BaseRequestWebsocket
+from quart.wrappers.request import Body
 from quart.wrappers.response import DataBody
 from werkzeug.datastructures import Authorization
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import MapAdapter
 
 from quart_app.http import problems
+from quart_app.http.clients import Clients, Occupancy
 from quart_app.http.metrics import Requests
+from quart_app.http.problems import Problem
+from quart_app.http.protection import HEADERS, POLICY, Hosts
 from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
@@ -38,13 +45,21 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class _Exchange(ASGIHTTPConnection):
-    """A request and its answer in the server's own task, beside a task that listens: a client that goes ends both.
+    """A request and its answer in the server's own task, beside a task that listens; a client that leaves ends both.
 
-    Quart's own class starts a task for the answer, too, and leaves it behind when the server ends the exchange.
+    Quart's own class starts a second task for the answer, and leaves it running when the server ends the exchange.
     """
 
+    app: Application
+
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        request = self._create_request_from_scope(send)
+        request = cast("_Request", self._create_request_from_scope(send))
+        forwarded_for = request.headers.getlist("X-Forwarded-For")
+        if forwarded_for:
+            peer = request.remote_addr or ""
+            request.remote_addr = self.app.clients.proxies.client(peer, forwarded_for)
+        body = request.body
+        body.charge(self.app.clients.bodies, request.remote_addr or "")
         answering = cast("asyncio.Task[None]", asyncio.current_task())
         listening = asyncio.ensure_future(self.handle_messages(request, receive))
         ended = gone = False
@@ -59,16 +74,17 @@ class _Exchange(ASGIHTTPConnection):
         try:
             await self.handle_request(request, send)
             ended = True
-            await asyncio.sleep(0)  # Hypercorn has said that this is over: to hear it is cheaper than to be cancelled.
+            await asyncio.sleep(0)  # Hypercorn has sent the end of the exchange; reading it costs less than a cancel.
         except asyncio.CancelledError:
             if not gone or answering.uncancel():
                 raise
         finally:
             ended = True
             listening.cancel()
+            body.discharge()
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """In two messages where the whole body is there; Quart says the end of it with a third."""
+        """Send the answer in two messages if its whole body is known; Quart sends a third one for the end."""
         body = response.response
         if not isinstance(body, DataBody):
             await super()._send_response(send, response)
@@ -78,8 +94,62 @@ class _Exchange(ASGIHTTPConnection):
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 
+class _Body(Body):
+    """A request body that is bounded as a whole, and whose bytes are counted until the request is answered.
+
+    Quart's bound holds for what waits to be read, so a body of chunks that is read as it arrives has none.
+    """
+
+    _occupied: Occupancy | None = None
+    _source = ""
+    _arrived = 0
+
+    def charge(self, occupied: Occupancy, source: str) -> None:
+        """Count the bytes that arrive from now on."""
+        self._occupied, self._source = occupied, source
+
+    def discharge(self) -> None:
+        """Give the counted bytes back; later ones are dropped."""
+        if self._occupied is not None and self._arrived:
+            self._occupied.give_back(self._source, self._arrived)
+        self._occupied, self._arrived = None, 0
+
+    def append(self, data: bytes) -> None:
+        if not data or self._must_raise is not None or self._occupied is None:
+            return
+        if self._max_content_length is not None and self._arrived + len(data) > self._max_content_length:
+            self._refuse(RequestEntityTooLarge())
+        elif not self._occupied.take(self._source, len(data)):
+            self._refuse(
+                Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
+            )
+        else:
+            self._arrived += len(data)
+            super().append(data)
+
+    async def __anext__(self) -> bytes:
+        """Return what has arrived. A refusal that comes while we wait would look like the end of the body to Quart."""
+        try:
+            return await super().__anext__()
+        except StopAsyncIteration:
+            if self._must_raise is not None:
+                raise self._must_raise from None
+            raise
+
+    def _refuse(self, error: Exception) -> None:
+        self._must_raise = error
+        self.clear()
+        self.set_complete()
+
+
 class _Request(Request):
-    """A request whose headers can always be read, and which looks up the blueprints of its route once."""
+    """A request whose headers can always be read, and which looks up the blueprints of its route once.
+
+    `remote_addr` is the address of the client, behind trusted proxies, too.
+    """
+
+    body: _Body
+    body_class = _Body
 
     @cached_property
     def authorization(self) -> Authorization | None:
@@ -98,7 +168,7 @@ class _Request(Request):
 
 
 class _Routes(QuartMap):
-    """Routes of every host alike: its name is read once, and not taken apart for subdomains."""
+    """Routes that do not depend on the host, so that its name is not taken apart for subdomains."""
 
     def bind_to_request(
         self, request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None
@@ -108,7 +178,7 @@ class _Routes(QuartMap):
 
 
 class _NoSessions(SessionInterface):
-    """Quart's own sessions, which nothing here uses: one empty one for all."""
+    """One empty session for all requests: nothing here uses Quart's sessions."""
 
     _session = NullSession()
 
@@ -117,7 +187,7 @@ class _NoSessions(SessionInterface):
 
 
 class _Json(DefaultJSONProvider):
-    """Writes answers by the quickest encoder there is; the keys in the order that they were given."""
+    """Encodes answers with msgspec, the keys in the order given."""
 
     sort_keys = False
 
@@ -131,7 +201,7 @@ class _Json(DefaultJSONProvider):
 
 
 class Application(Quart):
-    """The routes of one port. `leaving` says whether clients had better open their next connection elsewhere."""
+    """The routes of one port. `leaving` returns whether clients should open their next connection elsewhere."""
 
     asgi_http_class = _Exchange
     json_provider_class = _Json
@@ -141,6 +211,8 @@ class Application(Quart):
 
     def __init__(self, name: str, settings: AppSettings, requests: Requests, leaving: Callable[[], bool]) -> None:
         super().__init__(name, static_folder=None)
+        self.clients = Clients(settings)
+        self._hosts = Hosts(settings)
         self._requests = requests
         self._leaving = leaving
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
@@ -149,9 +221,9 @@ class Application(Quart):
         problems.install(self)
 
     async def handle_request(self, request: Request) -> ResponseTypes:
-        """Answer, errors included: the request's id in and out, `Connection: close` when leaving, metrics, a log line.
+        """Answer a request, errors included: add the headers of every answer, count the request, log it.
 
-        It stands around Quart's own method: hooks have to find request, answer and route by themselves, each time anew.
+        This wraps Quart's own method, because each hook would have to look up request, answer and route again.
         """
         begun = time.perf_counter()
         given = request.headers.get("X-Request-ID", "")
@@ -159,6 +231,10 @@ class Application(Quart):
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = await super().handle_request(request)
         response.headers["X-Request-ID"] = request_id
+        if POLICY in response.headers:
+            response.headers["X-Content-Type-Options"] = "nosniff"
+        else:
+            response.headers.extend(HEADERS)
         if self._leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule
@@ -166,3 +242,9 @@ class Application(Quart):
         say = log.warning if response.status_code >= 500 else log.debug
         say("request", method=request.method, route=route, status=response.status_code)
         return response
+
+    async def preprocess_request(self, request_context: RequestContext | None = None) -> ResponseReturnValue | None:
+        """Refuse requests that are meant for another host, whatever their path."""
+        request = (request_context or request_ctx).request
+        self._hosts.check(request.headers.get("Host", ""))
+        return await super().preprocess_request(request_context)

@@ -1,8 +1,15 @@
 """Request bodies: strict JSON in, checked models out, and a clear error for everything else.
 
-Python's parser takes `NaN`, duplicate keys and lone surrogates, and turns deep nesting into RecursionError or, from
-3.14 on, takes most of it; none of that may reach a handler. With hooks that refuse all this it takes several times as
-long as msgspec's, so that one is asked first, and its answer counts where it is sure to be the same.
+Python's parser accepts `NaN`, duplicate keys and lone surrogates. It turns deep nesting into RecursionError or, from
+3.14 on, accepts most of it. None of that may reach a handler. Hooks that refuse all this make the parser several times
+as slow as msgspec's. So msgspec is asked first, and its answer counts if it is sure to be the same.
+
+No parser gives up the event loop. So a long body is parsed in pieces, one body at a time:
+
+    up to PIECE bytes           at once
+    a list of objects           in pieces of whole objects; the event loop runs between two pieces
+    few values                  at once
+    anything else               422, because parsing it would stop the event loop
 """
 
 from __future__ import annotations
@@ -22,27 +29,32 @@ from quart_app.http.problems import Problem, from_validation
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-#: More digits than any service takes; an integer above it is refused before it is converted.
+#: More digits than any service accepts; a longer integer is refused before it is converted.
 MAX_INTEGER_DIGITS = 4000
-#: More keys than any object of ours has; each unknown one would be an error of its own.
-MAX_KEYS = 1000
-#: Lists and objects within each other, several times as many as any of ours. How many the parsers bear depends on
-#: Python's version.
+#: More keys than any object of ours has; each unknown key would be an error of its own.
+MAX_KEYS = 100
+#: Lists and objects within each other, several times as many as any of ours. Python's version decides how many its
+#: parser can bear.
 MAX_DEPTH = 32
-#: A longer body is parsed beside the event loop, which gets its turn meanwhile.
-LONG = 1 << 17
-#: Items of a list that are checked in one go.
-SLICE = 250
+#: The most bytes that are parsed in one go: about 5 ms at worst.
+PIECE = 1 << 15
+#: Where the search for the end of a piece begins: an end within a long string is no end, so there are three tries.
+PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
+#: Bounds of a body that is parsed at once though it is long: bytes, quotes and backslashes, signs outside of strings.
+FEW_BYTES, FEW_QUOTES, FEW_SIGNS = 1 << 19, 50_000, 100
+#: Items of a list that are checked in one go, and errors that are described in one go.
+SLICE = 100
+ERRORS = 250
 
 
 class Checker(Protocol[T_co]):
-    """Makes a value the type that is wanted, or raises pydantic's ValidationError: a TypeAdapter, or one quicker."""
+    """Turns a value into a type, or raises pydantic's ValidationError: a TypeAdapter, or a quicker one."""
 
     def validate_python(self, value: Any, /, *, strict: bool) -> T_co: ...
 
 
 class _Unacceptable(ValueError):
-    """JSON by its grammar, yet not to be taken; carries the status."""
+    """JSON by its grammar that we do not accept; carries the status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -51,7 +63,9 @@ class _Unacceptable(ValueError):
 
 def _integer(text: str) -> int:
     if len(text) > MAX_INTEGER_DIGITS:
-        raise _Unacceptable(422, f"an integer of {len(text)} digits is too long")
+        raise _Unacceptable(
+            422, f"an integer of {len(text)} digits is too long; at most {MAX_INTEGER_DIGITS} are accepted"
+        )
     return int(text)
 
 
@@ -61,18 +75,19 @@ def _constant(name: str) -> NoReturn:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
-        raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large")
+        raise _Unacceptable(422, f"an object of {len(pairs)} keys is too large; at most {MAX_KEYS} are accepted")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise _Unacceptable(400, "an object names the same key twice")
     return found
 
 
+DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
 _BRACKET = re.compile(r"[\[\]{}]")
-#: A string, to the end of the text where it has none of its own; it takes what it has read, and never looks back.
+#: A string, or the rest of the text if the string has no end. It never tries a second way to match.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
-#: Made once: `json.loads` makes one for each call that wants more than its defaults.
+#: Made once: `json.loads` makes a decoder for each call that has options.
 _decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
 
 
@@ -83,21 +98,21 @@ _AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that `data` stands for. Raises Problem (400, 422) where it is no acceptable JSON."""
+    """Return the value that this JSON stands for. Raises Problem (400, 422) if we do not accept it."""
     text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     value = _parsed_quickly(text)
     return _parsed_carefully(data) if value is None else value
 
 
 def _parsed_quickly(text: bytes) -> Any:
-    """The value, where the quick parser is sure to say the same as the careful one; else None."""
+    """Return the value if the quick parser is sure to agree with the careful one; else None."""
     if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONG_INTEGER in text.translate(_AS_ZEROS)):
         return None
     try:
         value = _quick_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
-    # Of a key that is named twice it keeps one: then there are more strings in the text than in the value.
+    # It keeps one of two equal keys. Then the text has more strings than the value.
     quotes = text.count(b'"')
     if _quick_encoder.encode(value).count(b'"') != quotes:
         return None
@@ -106,7 +121,7 @@ def _parsed_quickly(text: bytes) -> Any:
 
 
 def _is_flat(value: Any, text: bytes) -> bool:
-    """Whether this is a list of objects with nothing nested in them, none of which has too many keys."""
+    """Return whether this is a list of objects that contain no lists or objects and not too many keys."""
     return (
         isinstance(value, list)
         and text.count(b"[") == 1
@@ -119,7 +134,7 @@ def _parsed_carefully(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         if _is_deep(text):
-            raise _Unacceptable(400, "the body is nested too deeply")
+            raise _Unacceptable(400, DEEP)
         value = _decoder.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -128,13 +143,14 @@ def _parsed_carefully(data: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         raise Problem(400, f"the body is not UTF-8 (byte {error.start})") from error
     except UnicodeEncodeError as error:
-        raise Problem(400, "a string has half a surrogate pair") from error
+        raise Problem(400, "a string of the body has half a surrogate pair") from error
     except json.JSONDecodeError as error:
         raise Problem(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
     return value
 
 
 def _is_deep(text: str) -> bool:
+    """Return whether there are too many brackets within each other, wherever the text ends."""
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub("", text)):
         depth += 1 if bracket in "[{" else -1
@@ -144,47 +160,142 @@ def _is_deep(text: str) -> bool:
 
 
 async def read_json(adapter: Checker[T]) -> T:
-    """The current request's body as the adapter's type.
+    """Return the body of the current request as the adapter's type.
 
-    Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type, 422 not valid.
+    Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
     """
     return _checked(adapter, await _read())
 
 
 async def read_items(adapter: Checker[list[T]], most: int) -> list[T]:
-    """The same for a list of up to `most` items. However long it is, the event loop goes round meanwhile.
+    """Return the body of the current request as a list of up to `most` items; raises Problem as `read_json` does.
 
-    The first wrong items are named, not all of thousands.
+    The event loop runs between two slices. The error names the wrong items of the first slice that has some.
     """
-    value = await _read()
+    value = await _read(most)
     if not isinstance(value, list):
         return _checked(adapter, value)
-    if len(value) > most:
-        raise Problem(422, f"at most {most} items are taken at once, and not {len(value)}")
+    _refuse_more(value, most)
     items: list[T] = []
     for first in range(0, len(value), SLICE):
         if first:
             await asyncio.sleep(0)
-        part: list[T] = _checked(adapter, value[first : first + SLICE], first)
-        items += part
+        items += _checked_slice(adapter, value[first : first + SLICE], first)
     return items
 
 
-async def _read() -> Any:
+def _refuse_more(value: list[Any], most: int | None) -> None:
+    if most is not None and len(value) > most:
+        raise Problem(422, f"at most {most} items are accepted in one request; send the others in another one")
+
+
+async def _read(most: int | None = None) -> Any:
+    """Return what the body stands for. A list of more than `most` items may be refused before its end is read."""
     mimetype = request.mimetype
     if mimetype != "application/json" and not mimetype.endswith("+json"):
-        raise Problem(415, "send the content as application/json")
+        raise Problem(415, f"the content type {mimetype[:100]!r} is not supported; send application/json")
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {"identity", ""}:
+        detail = f"the content encoding {encoding[:100]!r} is not supported; send the body without compression"
+        raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
     data = await _data()
-    return await asyncio.to_thread(parse_json, data) if len(data) > LONG else parse_json(data)
+    return parse_json(data) if len(data) <= PIECE else await _parse_long(data, most)
 
 
 async def _data() -> bytes:
-    """The whole body, most often there already; Quart's own way of waiting for it takes a task."""
+    """Return the whole body, which has usually arrived by now; Quart's own way of waiting for it takes a task."""
     try:
         async with asyncio.timeout(request.body_timeout):
             return b"".join([part async for part in request.body])
     except TimeoutError as error:
-        raise RequestTimeout from error
+        raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
+
+
+#: Pieces of two bodies in one turn of the event loop would hold it twice as long.
+_one_at_a_time = asyncio.Semaphore(1)
+
+
+async def _parse_long(data: bytes, most: int | None) -> Any:
+    async with _one_at_a_time:
+        text = data.strip(b" \t\r\n")
+        if text.startswith(b"["):
+            return await _parse_list(text, most)
+        if _has_few_values(text):
+            await asyncio.sleep(0)
+            return parse_json(text)
+        raise _refusal(text, 422, f"a body of more than {PIECE} bytes must be a list of objects or have few values")
+
+
+def _refusal(text: bytes, status: int, detail: str) -> Problem:
+    """Return the reason why this text is not parsed; too deep nesting is the better reason where it begins that way."""
+    if _is_deep(text[:PIECE].decode("utf-8", "replace")):
+        return Problem(400, DEEP)
+    return Problem(status, detail)
+
+
+def _has_few_values(text: bytes) -> bool:
+    if len(text) > FEW_BYTES or text.count(b'"') + text.count(b"\\") > FEW_QUOTES:
+        return False
+    outside = _STRING.sub("", text.decode("utf-8", "replace"))
+    return sum(outside.count(sign) for sign in "[]{},:") <= FEW_SIGNS
+
+
+_END_OF_OBJECT = re.compile(rb"\}[ \t\r\n]*+,")
+
+
+async def _parse_list(text: bytes, most: int | None) -> list[Any]:
+    """Parse a list in pieces that end where an object and a comma do.
+
+    Such a place may be within a string or a nested list. Then the piece is no valid list of its own, because the piece
+    before it was: a place can only mislead in text that is not JSON, or after a string that has begun in the piece.
+    """
+    if not text.endswith(b"]"):
+        raise _refusal(text, 400, "the body is not JSON: the list has no end")
+    values: list[Any] = []
+    begin, stop = 1, len(text) - 1
+    while begin <= stop:
+        part, begin = await _parse_piece(text, begin, stop)
+        if not part and values:
+            raise Problem(400, "the body is not JSON: the list ends with a comma")
+        values += part
+        _refuse_more(values, most)
+        await asyncio.sleep(0)
+    return values
+
+
+async def _parse_piece(text: bytes, begin: int, stop: int) -> tuple[list[Any], int]:
+    """Return the values of the piece that begins here, and where the next one begins."""
+    failed: Problem | None = None
+    for goal in PIECE_ENDS:
+        found = _END_OF_OBJECT.search(text, begin + goal, begin + PIECE)
+        if found is None and stop - begin > PIECE:
+            break
+        end, following = (stop, stop + 1) if found is None else (found.end() - 1, found.end())
+        try:
+            return parse_json(b"[" + text[begin:end] + b"]"), following
+        except Problem as problem:
+            failed = failed or problem
+        await asyncio.sleep(0)
+    if failed is not None:
+        raise failed
+    if _is_deep(text[begin : begin + PIECE].decode("utf-8", "replace")):
+        raise Problem(400, DEEP)
+    raise Problem(422, f"a list of more than {PIECE} bytes must consist of objects, each of at most {PIECE} bytes")
+
+
+def _checked_slice(adapter: Checker[list[T]], part: list[Any], first: int) -> list[T]:
+    """Return the checked items of a slice that begins at `first`.
+
+    Describing errors takes longer than finding them. If there are many, only those of the first wrong item count.
+    """
+    try:
+        return adapter.validate_python(part, strict=True)
+    except ValidationError as error:
+        if error.error_count() <= ERRORS:
+            raise from_validation(error, first) from error
+    for place, item in enumerate(part, first):
+        _checked(adapter, [item], place)
+    return _checked(adapter, part, first)
 
 
 def _checked(adapter: Checker[T], value: Any, first: int = 0) -> T:

@@ -10,9 +10,11 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 from quart import Quart, Response
+from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException
 
 from mesh import errors as mesh_errors
+from mesh.wire import failures
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +73,8 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.facts = facts
 
-    def response(self) -> Response:
+    def document(self) -> bytes:
+        """Return the problem as JSON."""
         body: dict[str, Any] = {
             "type": "about:blank",
             "title": TITLES.get(self.status, "Error"),
@@ -81,7 +84,11 @@ class Problem(Exception):
         }
         if self.errors:
             body["errors"] = self.errors
-        answer = Response(json.dumps(body), self.status, content_type="application/problem+json")
+        return json.dumps(body).encode()
+
+    def response(self) -> Response:
+        """Return the answer to a client."""
+        answer = Response(self.document(), self.status, content_type="application/problem+json")
         answer.headers.update(self.headers)
         if self.retry_after is not None:
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
@@ -129,6 +136,11 @@ def install(app: Quart) -> None:
     @app.errorhandler(mesh_errors.MeshError)
     async def mesh_error(error: mesh_errors.MeshError) -> Response:
         return from_mesh(error).response()
+
+    @app.errorhandler(RedisError)
+    async def redis_error(error: RedisError) -> Response:
+        told = failures.translate(error)
+        return await unexpected(error) if told is None else from_mesh(told).response()
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:

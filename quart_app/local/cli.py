@@ -151,8 +151,8 @@ def _welcome(teller: Teller, members: list[Member], port: int, started: Mesh, da
     at = "" if data == discovery.default_folder() else f" --data {data}"
     item = {"value": 144, "ttl": 300, "cls": members[0].cls}
     for line in (
-        f"public         {public}   documentation {public}/docs",
-        f"for operators  {private}   metrics {private}/metrics",
+        f"public         {public}   in a browser: a page to try it; {public}/docs: all routes",
+        f"for operators  {private}/mesh   what happens now; {private}/metrics: metrics",
         f"Redis          {address_of(started.redis)}   mesh redis-cli{at} XRANGE mesh:dead - +",
         "",
         "Try it:",

@@ -98,6 +98,7 @@ class Front:
             if self._has_caddy:
                 caddy.refuse_if_taken(HOST, port)
                 self.told["DRAIN_MS"] = os.environ.get("DRAIN_MS", DRAIN_MS)
+                self.told["TRUSTED_PROXIES"] = os.environ.get("TRUSTED_PROXIES", HOST)
             else:
                 common = _listening(port)
                 stack.callback(common.close)

@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from mesh.errors import Busy
 from quart_app.http.problems import Problem
-from quart_app.messages.identity import why_weak
 from quart_app.messages.models import Login, ProfileChange
 from quart_app.messages.passwords import Passwords
 from quart_app.messages.sessions import Session, Sessions
@@ -24,6 +23,7 @@ from quart_app.messages.users import (
 )
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter, fingerprint
+from quart_app.security.identity import why_weak
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import click
 
 from mesh import Connections, RedisSettings, Unavailable
 from quart_app.local.discovery import default_folder, redis_settings
-from quart_app.messages.identity import normal_email
 from quart_app.messages.users import LastAdministrator, NoSuchAccount, Users
+from quart_app.security.identity import normal_email
 
 
 @click.group()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, St
 from pydantic_core import PydanticCustomError
 
 from mesh.quota.quota import Allowance
-from quart_app.messages.identity import (
+from quart_app.security.identity import (
     MAX_EMAIL,
     MAX_PASSWORD,
     MIN_PASSWORD,

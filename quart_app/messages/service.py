@@ -22,6 +22,7 @@ from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter
+from quart_app.security.secrets import refuse_known
 from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
@@ -90,5 +91,8 @@ class Messages:
 
 def create(context: Context) -> Service:
     """The service, its settings taken from the environment."""
-    messages = Messages(MessageSettings(), MessageMetrics(context.metrics))
+    settings = MessageSettings()
+    if settings.jwt_secret is not None:
+        refuse_known(context.settings.host, "MESSAGES_JWT_SECRET", settings.jwt_secret)
+    messages = Messages(settings, MessageMetrics(context.metrics))
     return Service("messages", public=[messages.routes.blueprint], lifespan=messages.lifespan)

@@ -6,9 +6,9 @@ from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationInfo, 
 from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
-from quart_app.messages.identity import normal_email, normal_password, why_weak
 from quart_app.providers.launch import environment
 from quart_app.security.credentials import Limits
+from quart_app.security.identity import normal_email, normal_password, why_weak
 
 _LOCAL = environment()
 _ADDRESS = TypeAdapter(AnyHttpUrl)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,21 @@ def test_selectors_meet_their_pods() -> None:
     for kind, name in (("NetworkPolicy", "mesh"), ("NetworkPolicy", "redis")):
         assert one(kind, name)["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
     assert one("PodDisruptionBudget", "mesh")["spec"]["selector"]["matchLabels"].items() <= labels["mesh"].items()
+
+
+def test_kubernetes_demands_secrets_of_its_own() -> None:
+    """None is shipped: without these files `kubectl apply` fails, and `generate-secrets` writes just these."""
+    (generator,) = kustomization(FOLDERS[0])["secretGenerator"]
+    text = (DEPLOY / "generate-secrets").read_text()
+    names = re.search(r"for name in (.*); do", text)
+    assert names is not None
+    assert generator["files"] == [f"secrets/{name}" for name in names[1].split()]
+    assert [manifest for manifest in manifests() if manifest["kind"] == "Secret"] == []
+    mounted = [volume["secret"] for each in ("Deployment-mesh", "StatefulSet-redis") for volume in volumes(each)]
+    assert {secret["secretName"] for secret in mounted} == {generator["name"]}
+
+
+def volumes(of: str) -> list[Manifest]:
+    """Return the volumes of a pod that are secrets."""
+    found = pod_of(one(*of.split("-", 1)))["volumes"]
+    return [volume for volume in found if "secret" in volume]

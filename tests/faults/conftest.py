@@ -1,4 +1,4 @@
-"""The table of the matrix, printed when its rows have run."""
+"""Prints the table of the fault matrix after its rows have run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker, bare: it accepts what could have happened and refuses what could not."""
+"""The linearizability check accepts histories that some order explains, and refuses the others."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def peek(tag: int | None, called: float, returned: float) -> Operation:
     ],
 )
 def test_a_history_is_accepted_only_if_an_order_explains_it(history: list[Operation], expected: bool) -> None:
-    """An effect lies between call and return; one of unknown outcome lies anywhere later, or nowhere."""
+    """An operation takes effect between call and return; one of unknown outcome at any later time, or never."""
     assert linearizable(history) is expected
 
 
 def actual(chance: random.Random, count: int) -> list[Operation]:
-    """What a register did, with calls and returns around the moments of effect, and some answers lost."""
+    """Return a history of a register with random calls and returns, in which some answers are lost."""
     history: list[Operation] = []
     state: int | None = None
     for moment in range(1, count):
@@ -65,7 +65,7 @@ def actual(chance: random.Random, count: int) -> list[Operation]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_happened_is_explained_and_a_lost_write_is_not(seed: int) -> None:
-    """Over a hundred overlapping operations are decided at once, either way."""
+    """The check decides more than a hundred overlapping operations quickly, whether they are correct or not."""
     history = actual(random.Random(seed), 120)
     assert linearizable(history)
     last = max(operation.returned for operation in history if operation.certain) + 1

@@ -1,4 +1,4 @@
-"""Each safety mechanism taken out: the row that stands for it must fail, and say why."""
+"""Each safety mechanism is removed in turn; the row of the fault matrix that covers it must fail and say why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import ROWS
 from tests.support.faults.mutations import MUTATIONS
 
-#: mutation -> the row it breaks, and what the row says then
+#: mutation -> the row that must fail, and a pattern of its message
 BREAKS = {
     "lease-check": (test_pauses.test_row_06_a_write_that_arrives_late_is_refused, "a former holder has written"),
     "user-deletion": (test_pauses.test_row_06_a_sleeper_is_shut_out, "still connected"),
@@ -47,7 +47,7 @@ BREAKS = {
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mutation", sorted(BREAKS))
 async def test_a_row_fails_without_its_mechanism(mutation: str, tmp_path: Path) -> None:
-    """A check that cannot fail is worth nothing."""
+    """The row that covers a mechanism fails without the mechanism."""
     test, says = BREAKS[mutation]
     with pytest.raises(Broken, match=says):
         await ROWS[test.__name__].run(tmp_path, mutation)
@@ -55,11 +55,11 @@ async def test_a_row_fails_without_its_mechanism(mutation: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("mutation", sorted(BREAKS))
 def test_every_mechanism_is_where_its_mutation_looks_for_it(mutation: str) -> None:
-    """A mutation finds the words that it takes out, in a process of its own."""
+    """Each mutation finds the text that it replaces."""
     command = f"from tests.support.faults import mutations; mutations.apply({mutation!r})"
     subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
 
 
 def test_every_mechanism_has_its_row() -> None:
-    """No mutation is without a row that it breaks."""
+    """Each mutation has a row that it breaks."""
     assert BREAKS.keys() == MUTATIONS.keys()

@@ -1,4 +1,4 @@
-"""Addresses over real HTTP: written at one replica, read at another, and still there after everything restarted."""
+"""Addresses over real HTTP: written at one replica, read at another, and kept over a restart of everything."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def said(answer: httpx.Response) -> tuple[int, Any]:
     return answer.status_code, answer.json() if answer.content else None
 
 
-async def test_an_address_s_life_over_two_replicas(replicas: Replicas) -> None:
-    """Every route, each time at the replica that did not do the step before."""
+async def test_an_address_is_created_changed_and_deleted_over_two_replicas(replicas: Replicas) -> None:
+    """Each step uses the replica that did not do the step before."""
     one, two = (process.public + ROOT for process in await replicas(2, ENV))
     http = replicas.client
     body = {"phone": PHONE, "address": ADDRESS}
@@ -50,7 +50,7 @@ async def test_an_address_s_life_over_two_replicas(replicas: Replicas) -> None:
 
 
 async def test_errors_are_problem_documents(replicas: Replicas) -> None:
-    """422 names the place; what is no phone is never 404."""
+    """A 422 names the field, and a text that is no phone is never 404."""
     (process,) = await replicas(1, ENV)
     root, http = process.public + ROOT, replicas.client
     wrong = {"phone": "hello", "address": "short"}
@@ -70,7 +70,7 @@ async def test_errors_are_problem_documents(replicas: Replicas) -> None:
 
 
 async def test_restarting_everything_loses_nothing(replicas: Replicas, server: Server) -> None:
-    """Replicas and Redis killed; what was acknowledged is there."""
+    """After replicas and Redis were killed, every acknowledged record is there."""
     (process,) = await replicas(1, ENV)
     phones = [f"+7911123{number:04}" for number in range(100)]
     for phone in phones:
@@ -85,8 +85,8 @@ async def test_restarting_everything_loses_nothing(replicas: Replicas, server: S
         assert answer.json()["address"] == f"Home of {phone}"
 
 
-async def test_redis_away_is_503_and_no_phone_is_in_a_log(replicas: Replicas, server: Server) -> None:
-    """Whatever happens, the logs of a replica name nobody."""
+async def test_a_failure_of_redis_is_503_and_no_log_contains_a_phone(replicas: Replicas, server: Server) -> None:
+    """The log of a replica contains no phone, with and without a failure."""
     (process,) = await replicas(1, ENV | {"LOG_LEVEL": "debug"})
     root, http = process.public + ROOT, replicas.client
     assert (await http.post(root, json={"phone": PHONE, "address": ADDRESS})).status_code == 201

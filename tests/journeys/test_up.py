@@ -300,6 +300,7 @@ async def test_operators_have_an_address_of_their_own_that_is_printed(tmp_path: 
         answer = await client.post("/set", json={"user_id": "alice", "spp": 5})
         assert answer.status_code == 200, answer.text
         assert (await client.get("/metrics")).status_code == 200
+        assert "All is well." in (await client.get("/mesh")).text
         assert (await client.get(f"{up.url}/metrics")).status_code == 404
     assert await up.interrupt() == 0
 

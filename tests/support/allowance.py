@@ -1,7 +1,8 @@
-"""What became of a shared allowance, from what its Redis was told (MONITOR): the replicas are not asked.
+"""Reconstructs the history of the shared allowance from the commands that Redis received (MONITOR).
 
-Every script runs at one moment, and its writes follow it in the server's record. From these come, by the server's
-own clock and to its millisecond, the slots granted, those nobody answered for, and when the allowance was closed.
+Each script runs at one moment, and MONITOR shows its writes after it. From these, this module finds which slots were
+granted, which were never settled, and when the allowance was closed, all in milliseconds of the server's clock. It asks
+no replica.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ NEVER = 1 << 62
 
 @dataclass
 class Window:
-    """From one opening of the allowance to the next."""
+    """The time from one opening of the allowance to the next."""
 
     opened_ms: int
-    #: reservation -> what became of it; "" for one nobody answered for
+    #: reservation -> its outcome; "" when no replica settled it
     slots: dict[str, str] = field(default_factory=dict)
-    #: the provider refused in spite of the count
+    #: whether the provider refused a request that the count allowed
     refused: bool = False
 
     @property
     def used(self) -> int:
-        """Slots taken from the allowance; what provably never left gave its own back."""
+        """Slots taken from the allowance, without those of requests that provably never left."""
         return sum(outcome != "unsent" for outcome in self.slots.values())
 
     @property
@@ -47,14 +48,14 @@ class Window:
 
 @dataclass
 class Spell:
-    """The allowance was closed from the first of these moments until right before the second."""
+    """A time in which the allowance was closed: from `begin_ms` until just before `end_ms`."""
 
     begin_ms: int
     end_ms: int
 
 
 class History:
-    """Replays the scripts' writes."""
+    """Replays the writes of the scripts."""
 
     def __init__(self, limit: int, block_ms: int) -> None:
         self._limit, self._block_ms = limit, block_ms
@@ -65,18 +66,18 @@ class History:
         self._open = True
 
     def read(self, text: str) -> History:
-        """The whole record, once it is there."""
+        """Replay a whole record and return the history."""
         for at_ms, script, writes in _scripts(text):
             self._step(at_ms, script, writes)
         return self
 
     def closed_at(self, ms: int) -> bool:
-        """Whether nothing could be reserved at that moment."""
+        """Return whether the allowance was closed at that moment."""
         found = bisect.bisect_right(self.spells, ms, key=lambda spell: spell.begin_ms)
         return found > 0 and ms < self.spells[found - 1].end_ms
 
     def window_of(self, ms: float) -> int:
-        """The number of the window in which that moment lies."""
+        """Return the index of the window that contains that moment."""
         return bisect.bisect_right(self.windows, ms, key=lambda window: window.opened_ms) - 1
 
     def _step(self, at_ms: int, script: list[str], writes: list[list[str]]) -> None:
@@ -124,7 +125,7 @@ class History:
 
 
 def _scripts(text: str) -> Iterator[tuple[int, list[str], list[list[str]]]]:
-    """Each script that was told about the allowance, with when it ran and what it did."""
+    """Yield each script of the allowance: the time it ran, its words, and its writes."""
     script: list[str] = []
     at_ms, writes = 0, []
     for line in text.split("\r\n"):
@@ -144,7 +145,7 @@ def _scripts(text: str) -> Iterator[tuple[int, list[str], list[list[str]]]]:
 
 
 class Record:
-    """The server's record, as it grows."""
+    """The growing output of MONITOR."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -153,7 +154,7 @@ class Record:
         self._reading.start()
 
     def history(self, server: Server, limit: int, block_ms: int) -> History:
-        """All that was told until now."""
+        """Return the history until now. Raises AssertionError when MONITOR lags by more than 30 s."""
         mark = f"mark-{time.monotonic_ns()}"
         with server.redis() as redis:
             redis.echo(mark)
@@ -171,7 +172,7 @@ class Record:
 
 @contextlib.contextmanager
 def recorded(server: Server) -> Iterator[Record]:
-    """The record of a server from now on."""
+    """Record the commands of a server while the block lasts."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=None) as connection:
         connection.sendall(b"MONITOR\r\n")
         yield Record(connection)

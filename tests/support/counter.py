@@ -1,4 +1,4 @@
-"""A process of the mesh alone, whose handlers leave one mark per effect; started by test_exactly_once."""
+"""A member of the mesh without HTTP, whose handlers count each effect; `test_exactly_once` starts it as a process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ worker = Worker()
 
 
 def mark(request: Request, store: Store, transaction: Transaction) -> Body:
-    """One more effect of this request, here."""
+    """Count one effect of this request in this database."""
     transaction.write("HINCRBY", "count:effects", request.body["id"], 1)
     return {"by": store.database}
 
 
 @worker.handles("count.add")
 async def add(request: Request, store: Store, transaction: Transaction) -> Body:
-    # Long enough to be killed in the middle of it.
+    # Long enough for a test to kill this process in the middle.
     await asyncio.sleep(random.random() / 50)
     return mark(request, store, transaction)
 
 
 @worker.handles("count.pass")
 async def hand_on(request: Request, store: Store, transaction: Transaction) -> Body:
-    """Let the holder of a database have the effect and answer, and send it a note that nobody waits for."""
+    """Forward the request to the holder of a database, and send that database a note."""
     if store.database == request.body["to"]:
         return mark(request, store, transaction)
     transaction.send(Database(request.body["to"]), "count.note", {"id": request.body["id"]})

@@ -28,6 +28,12 @@ class FakeClient(fakeredis.FakeAsyncRedis):
     async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
         return await super().eval(without_flags(script), numkeys, *words)
 
+    def pipeline(self, transaction: bool = True, **options: Any) -> Any:
+        pipeline = super().pipeline(transaction, **options)
+        evaluate = pipeline.eval
+        pipeline.eval = lambda script, *words: evaluate(without_flags(script), *words)  # type: ignore[method-assign]
+        return pipeline
+
     async def script_load(self, script: str) -> str:
         # The hash is that of the whole text, flags included, as on a real server.
         sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Replicas' parts in the grades, several in one process, around one real server."""
+"""The grades part of several replicas in one process, on one real server."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import NoBackup, Source
 
 LOG_KEY = "shared:grades:log"
-#: What happens to a backup on its way.
+#: Changes a backup on its way, as a bad network or disk would.
 Spoil = Callable[[bytes], bytes]
 
 
 class Peer:
-    """Another node as a source of its state."""
+    """A node as the source of a backup for another."""
 
     kind = "peer"
 
@@ -50,7 +50,7 @@ class Peer:
 
 
 class Node:
-    """One replica's part. It can be paused (memory stays), left in order, and killed."""
+    """The grades part of one replica. A test can pause it (its memory stays), end it in order, or kill it."""
 
     def __init__(self, nodes: Nodes, name: str) -> None:
         self.name = name
@@ -78,7 +78,7 @@ class Node:
         return self.replication.state is State.READY
 
     async def start(self, *, ready: bool = True) -> None:
-        """Begin, or go on with what is in memory; and wait until it is ready."""
+        """Begin, or go on with the state in memory, and wait until the node is ready."""
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
         if ready:
@@ -97,7 +97,7 @@ class Node:
         return [Peer(node) for node in self._nodes if node is not self and node.is_up]
 
     async def pause(self) -> None:
-        """Stop following; what it knows stays in memory."""
+        """Stop following the log; the state stays in memory."""
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
@@ -105,12 +105,12 @@ class Node:
                 await task
 
     async def leave(self) -> None:
-        """End as after SIGTERM: only the disk stays."""
+        """End as after SIGTERM: only the files on disk stay."""
         await self.pause()
         self.replication = self._new()
 
     async def kill(self) -> None:
-        """End as after kill -9: no last word."""
+        """End as after kill -9: nothing is written at the end."""
         self.replication._farewell = _nothing  # type: ignore[method-assign]
         await self.leave()
 
@@ -149,20 +149,20 @@ class Nodes(list[Node]):
         return Connections(settings).client("grades-test", block_ms=1000, shared=True)
 
     async def up(self, *names: str) -> list[Node]:
-        """New nodes, ready."""
+        """Start new nodes and wait until they are ready."""
         nodes = [Node(self, name) for name in names]
         self.extend(nodes)
         await asyncio.gather(*(node.start() for node in nodes))
         return nodes
 
     async def agree(self) -> str:
-        """Wait until all that are up are ready and have come equally far; their common digest."""
+        """Wait until all nodes that are up have read equally far, and return their common digest."""
         up = [node for node in self if node.is_up]
 
         def level() -> bool:
             return all(node.is_ready for node in up) and len({node.number() for node in up}) == 1
 
-        await eventually(level, "all have come equally far")
+        await eventually(level, "all nodes have read equally far")
         digests = {node.digest() for node in up}
         assert len(digests) == 1, f"the digests differ: {digests}"
         return digests.pop()
@@ -173,7 +173,7 @@ class Nodes(list[Node]):
 
 
 async def eventually(condition: Callable[[], bool], what: str, wait_s: float = 10) -> None:
-    """Wait until something is true."""
+    """Wait until a condition is true. Raises AssertionError after `wait_s` seconds."""
     try:
         async with asyncio.timeout(wait_s):
             while not condition():
@@ -187,7 +187,7 @@ async def _nothing() -> None:
 
 
 def verified(data: bytes) -> Reader:
-    """A reader that has seen a whole backup."""
+    """Return a reader that has read a whole backup."""
     reader = Reader(10**6)
     reader.feed(data)
     reader.result()

@@ -1,4 +1,4 @@
-"""A steady load over real HTTP that keeps account of every single answer."""
+"""A steady load over real HTTP, with a record of every request and answer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
-#: A client gives up after this; the longest deadline a mesh grants without being asked is far below.
+#: A client gives up after this time, which is far above the default deadline of a request.
 PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request and what became of it."""
+    """One request and its outcome; `status` is 0 when there was no answer."""
 
     method: str
     body: Any
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass
 class History:
-    """Every request of a load, in the order of their answers."""
+    """All requests of a load, in the order of their answers."""
 
     samples: list[Sample] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class History:
         return [sample for sample in self.samples if sample.method == method and sample.ok]
 
     def says(self) -> str:
-        """One line for a report."""
+        """Return a summary in one line."""
         counted = Counter((sample.method, sample.status or sample.error) for sample in self.samples)
         slowest = max((sample.took_s for sample in self.samples), default=0.0)
         parts = [f"{method} {status}: {count}" for (method, status), count in sorted(counted.items(), key=str)]
@@ -55,7 +55,7 @@ class History:
 
 
 async def send(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> Sample:
-    """One request; whatever happens is a sample."""
+    """Send one request and return a sample, also after a failure."""
     began = time.monotonic()
     status, error = 0, ""
     try:
@@ -67,7 +67,7 @@ async def send(client: httpx.AsyncClient, method: str, path: str, body: Any = No
 
 @asynccontextmanager
 async def load(base: str, classes: Sequence[str], *, clients: int = 8, pause_s: float = 0.02) -> AsyncIterator[History]:
-    """While the block lasts: half the clients POST new values, half GET by prime, each one request at a time."""
+    """Run a load while the block lasts: half of the clients POST new values, half GET by prime."""
     history = History()
     stop = asyncio.Event()
     numbers = itertools.count(random.randrange(10**12))

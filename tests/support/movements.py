@@ -1,4 +1,4 @@
-"""Consumers in processes of their own, which end themselves with kill -9 between a commit and its acknowledgement."""
+"""Consumers of movements in processes of their own that kill themselves between a commit and its acknowledgement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEVER = 0
 
 
 def consume(redis_url: str, database_url: str, name: str, batch: int, die_after: int) -> None:
-    """One consumer, until it is ended; by itself after so many commits."""
+    """Run one consumer until SIGTERM, or until it kills itself after `die_after` commits."""
     asyncio.run(_consume(redis_url, database_url, name, batch, die_after))
 
 
@@ -57,14 +57,14 @@ async def _consume(redis_url: str, database_url: str, name: str, batch: int, die
 
 
 def forked() -> ForkServerContext:
-    """Processes forked from one that has it all imported: fifty starts cost what one does."""
+    """Return a context that forks processes from one with all modules imported, so that fifty starts are cheap."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 class Consumers:
-    """Keeps some consumers alive, until so many of them have been killed and the work is done."""
+    """Keeps `size` consumers alive until `kills` of them have killed themselves and the work is done."""
 
     def __init__(self, redis_url: str, database_url: str, *, size: int, batch: int, kills: int, seed: int) -> None:
         self._addresses = (redis_url, database_url)
@@ -87,7 +87,7 @@ class Consumers:
         return process
 
     def replace_the_dead(self) -> None:
-        """Start another for each that was killed."""
+        """Start a new consumer for each that has killed itself."""
         for place, process in enumerate(self._running):
             if process.is_alive():
                 continue
@@ -96,7 +96,7 @@ class Consumers:
             self._running[place] = self._start()
 
     def run_until(self, done: Callable[[], bool], within_s: float) -> None:
-        """Until all kills were made and the work is done."""
+        """Wait until all kills have happened and the work is done. Raises AssertionError after `within_s` seconds."""
         until = time.monotonic() + within_s
         while self.killed < self._kills or not done():
             assert time.monotonic() < until, f"not done in {within_s} s after {self.killed} kills"

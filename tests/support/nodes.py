@@ -1,4 +1,4 @@
-"""Whole replicas in the test's own process: membership, services and routes, spoken to without sockets."""
+"""Whole replicas in the test's own process: membership, services and routes, without sockets."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Node:
 
 
 def applications(**settings: Any) -> App:
-    """The applications of a replica that has no lease yet."""
+    """Return the applications of a replica that has no lease yet."""
     return create_app(Context(AppSettings(**{"services": "values", **settings}), CollectorRegistry()))
 
 
 @contextlib.asynccontextmanager
 async def node(mesh_settings: MeshSettings, **settings: Any) -> AsyncIterator[Node]:
-    """A replica that is ready, while the block lasts."""
+    """Run a replica while the block lasts; it is ready from the start."""
     app = applications(**settings)
     async with join(app.worker, mesh_settings) as replica:
         app.context.replica = replica

@@ -1,4 +1,4 @@
-"""A real PostgreSQL of one test run: a private cluster in a temporary folder, on a port of its own."""
+"""A real PostgreSQL for one test run: a private cluster in a temporary folder, on a port of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER = "mesh"
 
 
 def programs() -> Path | None:
-    """The folder of the server's programs; Debian keeps them off the PATH."""
+    """Return the folder of the server's programs, which Debian does not put on PATH, or None."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     found_here = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
@@ -30,7 +30,7 @@ def programs() -> Path | None:
 
 @dataclass
 class Cluster:
-    """A server under test, which trusts whoever comes from this machine."""
+    """A server under test that needs no password from this machine."""
 
     binaries: Path
     folder: Path
@@ -51,7 +51,7 @@ class Cluster:
         self._run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
 
     def stop(self) -> None:
-        """End it at once, as a crash would."""
+        """Stop the server at once, as a crash would."""
         self._run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
 
     def _run(self, program: str, *options: str) -> None:
@@ -72,7 +72,7 @@ class Cluster:
 
 
 def _unprivileged() -> list[str]:
-    """What to put before a command: the server refuses to run as root."""
+    """Return the words to put before a command, because the server refuses to run as root."""
     if os.geteuid() != 0:
         return []
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
@@ -93,7 +93,7 @@ def with_tls(certificate: Certificate) -> Iterator[Cluster]:
 
 @contextmanager
 def cluster(options: str = "") -> Iterator[Cluster]:
-    """Run a server. Skips the test when its programs are missing."""
+    """Run a server while the block lasts; skip the test if its programs are missing."""
     binaries = programs()
     if binaries is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
@@ -112,7 +112,7 @@ def cluster(options: str = "") -> Iterator[Cluster]:
 
 
 async def empty(address: str) -> None:
-    """Leave nothing in the database, nor anybody in it: cheaper than a new one for each test."""
+    """Remove all tables and end all other connections, which is faster than a new database for each test."""
     connection = await asyncpg.connect(address)
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

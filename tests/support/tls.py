@@ -1,4 +1,4 @@
-"""TLS before what speaks none: the servers of the wheel are built without."""
+"""A TLS proxy in front of servers without TLS: the server of the wheel is built without it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-needed = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+needed = pytest.mark.skipif(shutil.which("openssl") is None, reason="the program openssl is not installed")
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Of this machine, by its own word."""
+    """A self-signed certificate for localhost."""
 
     path: Path
     key: Path
 
 
 async def certificate(folder: Path) -> Certificate:
-    """A new one, valid for two days."""
+    """Make a certificate that is valid for two days."""
     made = Certificate(folder / "certificate.pem", folder / "key.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
@@ -37,7 +37,7 @@ async def certificate(folder: Path) -> Certificate:
 
 @asynccontextmanager
 async def before(port: int, of: Certificate) -> AsyncIterator[int]:
-    """The port at which a port of this machine is reached by TLS."""
+    """Yield a port that reaches a port of this machine over TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(of.path, of.key)
 
@@ -50,7 +50,7 @@ async def before(port: int, of: Certificate) -> AsyncIterator[int]:
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, here = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:  # not up yet
+        except OSError:  # the server is not up yet
             writer.close()
             return
         await asyncio.gather(pass_on(reader, here), pass_on(there, writer), return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -111,7 +112,7 @@ async def test_credentials_that_may_not_manage_users_are_refused_unless_told_oth
 
 async def test_credentials_that_may_not_even_ask_for_the_version_are_refused(server: Server) -> None:
     """The error says which right is missing."""
-    with pytest.raises(SetupError, match="refuses INFO"):
+    with pytest.raises(SetupError, match=r"lacks a right: .*'info'"):
         async with join(Worker(), mesh_settings(user(server, "+@all", "-info"))):
             pass
 
@@ -128,6 +129,46 @@ async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Members, ser
     for number in (1, 3):
         with server.redis(db=number) as stranger:
             assert stranger.keys() == ["theirs"]
+
+
+async def test_a_lease_is_granted_when_memory_is_full(server: Server) -> None:
+    """A replica that restarts then must take its database up: reads and settlement go on without new work."""
+    with server.redis() as admin:
+        admin.config_set("maxmemory", 1)
+    async with join(Worker(), mesh_settings(server.settings)) as replica:
+        assert replica.database == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [("min-replicas-to-write", "1", "NOREPLICAS"), ("maxclients", "1", "max number of clients")],
+)
+async def test_a_passing_refusal_at_the_start_is_waited_out(
+    server: Server, setting: str, value: str, reason: str
+) -> None:
+    """The replica says what it waits for, and is granted a lease as soon as the server can do it."""
+    settings = mesh_settings(server.settings)
+    with server.redis() as admin:
+        before = admin.config_get(setting)[setting]
+        admin.config_set(setting, value)
+        assert reason in await reason_to_wait(settings)
+        joining = join(Worker(), settings)
+        entering = asyncio.ensure_future(joining.__aenter__())
+        await asyncio.sleep(0.3)
+        assert not entering.done()
+        admin.config_set(setting, before)
+        assert (await asyncio.wait_for(entering, 2)).database == 1
+        await joining.__aexit__(None, None, None)
+
+
+async def test_too_few_databases_end_it_with_a_sentence(make_server: Callable[..., Server]) -> None:
+    """The server has 8, the mesh wants 16."""
+    server = make_server("--databases", "8")
+    with pytest.raises(SetupError, match="MESH_DATABASES must fit the `databases` setting"):
+        async with join(Worker(), mesh_settings(server.settings)):
+            pass
+    async with join(Worker(), mesh_settings(server.settings, databases=8)) as replica:
+        assert replica.database == 1
 
 
 async def test_every_grant_has_a_higher_epoch_also_on_an_emptied_server(server: Server) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 import pytest
 from pydantic import SecretStr
-from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Busy, Connections, RedisSettings, SetupError, Unavailable
-from mesh.wire.clients import Batch, Credentials, check_server, heeding_cancellation, is_fenced, is_passing
+from mesh import Busy, Connections, RedisSettings
+from mesh.wire.clients import Batch, Credentials, heeding_cancellation
 from tests.support.server import Server
 
 
@@ -55,45 +53,6 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     with pytest.raises(Busy):
         await waiting
     assert given_up.cancelled() and len(batch) == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "fenced", "passing"),
-    [
-        (redis_errors.AuthenticationError("invalid username-password pair"), True, False),
-        (redis_errors.NoPermissionError("User has no permissions"), True, False),
-        (redis_errors.ResponseError("WRONGPASS invalid"), True, False),
-        (redis_errors.ConnectionError("closed"), False, True),
-        (redis_errors.TimeoutError("slow"), False, True),
-        (redis_errors.BusyLoadingError("loading"), False, True),
-        (redis_errors.ReadOnlyError("replica"), False, True),
-        (OSError("reset"), False, True),
-        (redis_errors.ResponseError("WRONGTYPE"), False, False),
-        (redis_errors.OutOfMemoryError("OOM"), False, False),
-    ],
-)
-def test_which_errors_pass_and_which_mean_the_end_of_the_lease(error: Exception, fenced: bool, passing: bool) -> None:
-    """An AuthenticationError is a ConnectionError, too: retrying it would go on after the fence."""
-    assert (is_fenced(error), is_passing(error)) == (fenced, passing)
-
-
-@pytest.mark.parametrize(
-    ("said", "meant"),
-    [
-        ("BUSY Redis is busy running a script.", Unavailable),
-        ("DB index is out of range", SetupError),
-        ("DENIED Redis is running in protected mode", SetupError),
-    ],
-)
-async def test_what_a_server_says_to_a_newcomer_is_for_now_or_for_good(said: str, meant: type[Exception]) -> None:
-    """A script comes to its end; a setting stays what it is, and starting anew would not help."""
-
-    class Refused:
-        async def info(self, section: str) -> None:
-            raise redis_errors.ResponseError(said)
-
-    with pytest.raises(meant, match=said[:6]):
-        await check_server(cast(Redis, Refused()))
 
 
 @pytest.mark.parametrize(

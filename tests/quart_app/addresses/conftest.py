@@ -1,4 +1,4 @@
-"""The address routes in an application of their own, over a fake and a real Redis."""
+"""Fixtures: the address routes alone, over a fake and a real Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quart_app.http import problems
 
 @pytest.fixture(params=["fake", "real"])
 async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """What a replica calls `shared`, empty."""
+    """An empty Redis, as a replica's client `shared`."""
     if request.param == "fake":
         redis: Redis = FakeAsyncRedis(decode_responses=True)
     else:
@@ -30,7 +30,7 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 
 
 def client_over(redis: Any, **settings: Any) -> Client:
-    """A client of the address routes over this Redis."""
+    """Return a test client of the address routes over this Redis."""
     app = Quart(__name__)
     problems.install(app)
     context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis))
@@ -40,7 +40,7 @@ def client_over(redis: Any, **settings: Any) -> Client:
 
 @pytest.fixture
 def make_client() -> Callable[..., Client]:
-    """`make_client(redis, **settings)`"""
+    """Return the function `make_client(redis, **settings)`."""
     return client_over
 
 

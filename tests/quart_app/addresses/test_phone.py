@@ -1,13 +1,17 @@
-"""Every notation reaches its one record, and nothing that is no number reaches any."""
+"""Each notation of a number leads to its one record; other text leads to none."""
 
 from __future__ import annotations
+
+import re
+import unicodedata
 
 import phonenumbers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from phonenumbers import PhoneNumberFormat, phonenumberutil
 
-from quart_app.addresses.phone import NotAPhone, PhoneReader
+from quart_app.addresses.phone import PUNCTUATION_LETTERS, NotAPhone, PhoneReader
 
 MOBILE = "tel:+79111234567"
 LONDON = "tel:+442079460958"
@@ -37,7 +41,7 @@ NOTATIONS = [
     ("+54 9 11 2345 6789", None, "tel:+5491123456789"),
     ("+800 1234 5678", None, "tel:+80012345678"),
     ("+86 138 0013 8000", None, "tel:+8613800138000"),
-    # national, and dialled from somewhere
+    # national, or dialled from another country
     ("8 (911) 123-45-67", "RU", MOBILE),
     ("8911 123 45 67", "RU", MOBILE),
     ("89111234567", "RU", MOBILE),
@@ -59,6 +63,7 @@ NOTATIONS = [
     ("+7 911 123-45-67 extension 12", None, MOBILE + ";ext=12"),
     ("+7 911 123-45-67x12", None, MOBILE + ";ext=12"),
     ("+7 911 123-45-67 x１２", None, MOBILE + ";ext=12"),
+    ("+7 911 123-45-67 х12", None, MOBILE + ";ext=12"),
     ("+7 911 123-45-67 ext ١٢", None, MOBILE + ";ext=12"),
     ("+7 911 123-45-67 #12", None, MOBILE + ";ext=12"),
     ("+7 911 123-45-67,12", None, MOBILE + ";ext=12"),
@@ -81,6 +86,13 @@ NOTATIONS = [
     ("TEL:253-0000;phone-context=+1-650", None, CALIFORNIA),
     ("tel. +7 911 123-45-67", None, MOBILE),
     ("Тел.: 8 911 123-45-67", "RU", MOBILE),
+    # letters and signs that are punctuation: any carrier in Brazil, the long dash of Japan
+    ("+55 (0xx11) 96123-4567", None, "tel:+5511961234567"),
+    ("+55 (0XX11) 96123-4567", None, "tel:+5511961234567"),
+    ("(0xx11) 96123-4567", "BR", "tel:+5511961234567"),
+    ("+55 0x11 96123-4567 ext 5", None, "tel:+5511961234567;ext=5"),
+    ("+81ー90ー1234ー5678", None, "tel:+819012345678"),
+    ("０９０ｰ１２３４ｰ５６７８", "JP", "tel:+819012345678"),
     # other digits
     ("+٧٩١١١٢٣٤٥٦٧", None, MOBILE),
     ("+۷۹۱۱۱۲۳۴۵۶۷", None, MOBILE),
@@ -94,7 +106,7 @@ NOTATIONS = [
     ("1-800-GO-FEDEX", "US", "tel:+18004633339"),
 ]
 
-#: notation, default region: none of them is a number
+#: text, default region: none of them is a phone number
 REFUSED = [
     ("", None),
     ("   ", None),
@@ -119,6 +131,11 @@ REFUSED = [
     ("+49 30 123456 ext.", None),
     ("+79111234567 ext", None),
     ("+79111234567;ext=", None),
+    ("+79111234567 x", None),
+    ("+79111234567 (x.)", None),
+    ("+1 800 xxx 1234", None),
+    ("+1 80x 123-4x6x", None),
+    ("xx+79111234567", None),
     ("+79111234567;foo=bar", None),
     ("+79111234567 ext 12345678901234567890123", None),
     ("530 583-6985 x302/x2303", "US"),
@@ -135,70 +152,93 @@ REFUSED = [
 
 
 def test_the_table_is_as_large_as_it_should_be() -> None:
-    """At least 60 notations, each once."""
+    """The table has at least 60 notations, each once."""
     assert len({(text, region) for text, region, _ in NOTATIONS}) == len(NOTATIONS) >= 60
 
 
 @pytest.mark.parametrize(("text", "region", "key"), NOTATIONS)
 def test_a_notation_reaches_its_record(text: str, region: str | None, key: str) -> None:
-    """Writing and reading agree, whatever the notation."""
+    """Writing and finding give the same key for every notation."""
     reader = PhoneReader(region)
-    assert reader.strictly(text).key == reader.loosely(text).key == key
+    assert reader.for_writing(text).key == reader.for_finding(text).key == key
+
+
+def test_the_letters_of_the_library_s_punctuation_are_known() -> None:
+    """A new release may read further letters as punctuation."""
+    punctuation = unicodedata.normalize("NFKC", phonenumberutil._VALID_PUNCTUATION)
+    assert {each.lower() for each in punctuation if each.isalpha()} == PUNCTUATION_LETTERS
+
+
+#: Every sign that the library reads as punctuation; `\\u2010-\\u2015` and the like are ranges.
+SIGNS = sorted(
+    each
+    for each in map(chr, range(0x10000))
+    if re.fullmatch(f"[{phonenumberutil._VALID_PUNCTUATION}]", each) and unicodedata.category(each) != "Cs"
+)
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_every_sign_that_the_library_reads_as_punctuation_is_one(sign: str) -> None:
+    """Whatever stands between the digits, the record is the one that the library reads."""
+    for text in (f"+7{sign}911{sign}123-45-67", f"+7 {sign}911{sign} 123-45-67", f"+55 {sign}0{sign}11 961234567"):
+        read = phonenumbers.parse(text)
+        assert phonenumbers.is_possible_number(read) and not read.extension
+        assert PhoneReader().for_finding(text).key == f"tel:{phonenumbers.format_number(read, PhoneNumberFormat.E164)}"
 
 
 @pytest.mark.parametrize(("text", "region"), REFUSED)
-def test_what_is_no_number_is_refused(text: str, region: str | None) -> None:
-    """Neither written nor looked for, and the message never repeats it."""
-    for read in (PhoneReader(region).strictly, PhoneReader(region).loosely):
+def test_other_text_is_refused(text: str, region: str | None) -> None:
+    """It can be neither written nor found, and the message does not repeat it."""
+    for read in (PhoneReader(region).for_writing, PhoneReader(region).for_finding):
         with pytest.raises(NotAPhone) as refused:
             read(text)
         digits = [each for each in text if each.isdigit()]
         assert not digits or "".join(digits) not in str(refused.value)
 
 
-def test_an_impossible_number_of_possible_length_is_found_but_not_written() -> None:
-    """Numbering plans change: what was written once must stay readable."""
-    assert PhoneReader().loosely("+7 000 000 00 00").key == "tel:+70000000000"
-    with pytest.raises(NotAPhone, match="no such phone number"):
-        PhoneReader().strictly("+7 000 000 00 00")
+def test_a_number_outside_the_numbering_plan_is_found_but_not_written() -> None:
+    """Numbering plans change, and a record of an old plan must stay reachable."""
+    assert PhoneReader().for_finding("+7 000 000 00 00").key == "tel:+70000000000"
+    with pytest.raises(NotAPhone, match="no such phone number can exist"):
+        PhoneReader().for_writing("+7 000 000 00 00")
 
 
 def test_an_extension_is_another_record() -> None:
-    """The record of an extension is not the record of its switchboard."""
+    """An extension has a record of its own, apart from the main number."""
     reader = PhoneReader()
-    assert reader.strictly("+79111234567") != reader.strictly("+79111234567 ext 12")
-    assert reader.strictly("+79111234567 ext 12") != reader.strictly("+79111234567 ext 012")
+    assert reader.for_writing("+79111234567") != reader.for_writing("+79111234567 ext 12")
+    assert reader.for_writing("+79111234567 ext 12") != reader.for_writing("+79111234567 ext 012")
 
 
 def test_a_number_is_shown_in_the_usual_hyphenated_form() -> None:
-    """What is shown leads back to the same record."""
-    phone = PhoneReader("RU").strictly("8911 123 45 67 доб. 12")
+    """The shown form leads back to the same record."""
+    phone = PhoneReader("RU").for_writing("8911 123 45 67 доб. 12")
     assert phone.shown == "tel:+7-911-123-45-67;ext=12"
-    assert PhoneReader().strictly(phone.shown) == phone
+    assert PhoneReader().for_writing(phone.shown) == phone
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40) | st.from_regex(r"[-+()0-9a-z;=., ]{0,40}", fullmatch=True))
 def test_any_text_is_a_number_or_is_refused(text: str) -> None:
-    """No other error exists, and an accepted text leads to itself again."""
+    """Any text gives a key or NotAPhone, and a key gives itself again."""
     for region in (None, "RU", "US"):
         try:
-            phone = PhoneReader(region).loosely(text)
+            phone = PhoneReader(region).for_finding(text)
         except NotAPhone:
             continue
-        assert PhoneReader().loosely(phone.key) == phone
+        assert PhoneReader().for_finding(phone.key) == phone
         assert phone.key.isascii()
 
 
 @pytest.mark.parametrize("region", sorted(phonenumbers.SUPPORTED_REGIONS))
 def test_every_country_s_example_is_read_in_each_of_its_forms(region: str) -> None:
-    """National, international, E.164 and RFC 3966 are one record."""
+    """The national, international, E.164 and RFC 3966 forms give one key."""
     number = phonenumbers.example_number(region)
     if number is None or not phonenumbers.is_valid_number(number):
         pytest.skip("no example in the metadata")
     forms = phonenumbers.PhoneNumberFormat
     keys = {
-        PhoneReader(region).strictly(phonenumbers.format_number(number, form)).key
+        PhoneReader(region).for_writing(phonenumbers.format_number(number, form)).key
         for form in (forms.NATIONAL, forms.INTERNATIONAL, forms.E164, forms.RFC3966)
     }
     assert len(keys) == 1

@@ -1,4 +1,4 @@
-"""The routes: what each takes, what each answers."""
+"""The HTTP routes: what each accepts and answers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ async def answer(sent: Any) -> tuple[int, Any]:
     return response.status_code, await response.get_json(silent=True)
 
 
-async def test_what_was_created_is_read_in_any_notation(client: Client) -> None:
-    """By query with a raw plus, by path, as a tel: URI, with other digits."""
+async def test_a_created_record_is_read_in_any_notation(client: Client) -> None:
+    """By a query with a raw plus, by path, as a tel: URI, in other digits."""
     assert await answer(client.post(ROOT, json=HOME)) == (201, {"detail": "Created", "customer_addr": SHOWN})
     for where in (
         "?phone=+79111234567",
@@ -43,7 +43,7 @@ async def test_what_was_created_is_read_in_any_notation(client: Client) -> None:
 
 
 async def test_creating_twice_is_a_conflict(client: Client) -> None:
-    """The first address stays, whatever the notation of the second."""
+    """The first address stays, also when the second create uses another notation."""
     await client.post(ROOT, json=HOME)
     other = {"phone": "+79111234567", "address": "Another address"}
     status, problem = await answer(client.post(ROOT, json=other))
@@ -52,7 +52,7 @@ async def test_creating_twice_is_a_conflict(client: Client) -> None:
 
 
 async def test_an_update_replaces_and_never_creates(client: Client) -> None:
-    """By body or by path."""
+    """The phone can be in the body or in the path."""
     changed = {"phone": "+79111234567", "address": "Another address"}
     assert (await answer(client.put(ROOT, json=changed)))[0] == 404
     await client.post(ROOT, json=HOME)
@@ -64,7 +64,7 @@ async def test_an_update_replaces_and_never_creates(client: Client) -> None:
 
 
 async def test_path_and_body_must_name_one_phone(client: Client) -> None:
-    """The same in another notation is the same; another one is an error."""
+    """Another notation of the same phone is accepted; another phone is a 422."""
     await client.post(ROOT, json=HOME)
     same = {"phone": "+79111234567", "address": "Another address"}
     assert (await answer(client.put(ROOT + "/89111234567", json=same)))[0] == 200
@@ -74,7 +74,7 @@ async def test_path_and_body_must_name_one_phone(client: Client) -> None:
 
 @pytest.mark.parametrize("where", ["?phone=+79111234567", "/89111234567"])
 async def test_a_deleted_address_is_gone(client: Client, where: str) -> None:
-    """204 without a body, then 404."""
+    """The answer is 204 without a body, then 404."""
     await client.post(ROOT, json=HOME)
     response = await client.delete(ROOT + where)
     assert (response.status_code, await response.get_data()) == (204, b"")
@@ -98,51 +98,51 @@ async def test_a_deleted_address_is_gone(client: Client, where: str) -> None:
         ([], ""),
     ],
 )
-async def test_what_is_not_valid_is_named(client: Client, body: Any, pointer: str) -> None:
-    """422 with the place, for creating and for updating."""
+async def test_a_field_that_is_not_valid_is_named(client: Client, body: Any, pointer: str) -> None:
+    """POST and PUT answer 422 with a JSON pointer to the field."""
     for send in (client.post, client.put):
         status, problem = await answer(send(ROOT, json=body))
         assert (status, problem["errors"][0]["pointer"]) == (422, pointer)
 
 
 @pytest.mark.parametrize("length", [10, 255])
-async def test_the_bounds_of_an_address_are_inside(client: Client, length: int) -> None:
-    """Counted in characters, after trimming."""
+async def test_an_address_of_the_shortest_and_longest_length_is_accepted(client: Client, length: int) -> None:
+    """The length counts characters after trimming."""
     body = {"phone": "89111234567", "address": " " + "я" * length + " "}
     assert (await answer(client.post(ROOT, json=body)))[0] == 201
 
 
 @pytest.mark.parametrize("where", ["", "?phone=", "?phone=hello", "?phone=1&phone=2", "?phone=%FF", "/hello", "/112"])
-async def test_what_is_no_phone_is_not_looked_for(client: Client, where: str) -> None:
-    """422, never 404 and never 500."""
+async def test_a_text_that_is_no_phone_is_422(client: Client, where: str) -> None:
+    """It is never 404 and never 500."""
     assert (await answer(client.get(ROOT + where)))[0] == 422
     assert (await answer(client.delete(ROOT + where)))[0] == 422
 
 
 @pytest.mark.parametrize(("content", "status"), [(b"{", 400), (b"\xff", 400), (b'{"phone":NaN}', 400)])
-async def test_what_is_no_json_is_refused(client: Client, content: bytes, status: int) -> None:
-    """A clear error, for POST and PUT."""
+async def test_a_body_that_is_no_json_is_400(client: Client, content: bytes, status: int) -> None:
+    """POST and PUT alike."""
     for send in (client.post, client.put):
         response = await send(ROOT, data=content, headers={"Content-Type": "application/json"})
         assert response.status_code == status
 
 
 async def test_without_a_region_a_national_number_is_refused(shared: Redis, make_client: Make) -> None:
-    """Not guessed: the error asks for the country."""
+    """The error asks for the country code."""
     status, problem = await answer(make_client(shared).post(ROOT, json=HOME))
     assert status == 422
     assert "country" in problem["errors"][0]["message"]
 
 
-async def test_the_prefix_is_the_operator_s(shared: Redis, make_client: Make) -> None:
-    """ENDPOINT_PREFIX, with or without slashes."""
+async def test_the_prefix_is_a_setting(shared: Redis, make_client: Make) -> None:
+    """ENDPOINT_PREFIX works with and without slashes."""
     client = make_client(shared, endpoint_prefix="where/is/", default_region="ru")
     assert (await answer(client.post("/where/is", json=HOME)))[0] == 201
     assert (await answer(client.get("/where/is/89111234567")))[0] == 200
 
 
-async def test_redis_away_is_503(caplog: pytest.LogCaptureFixture, make_client: Make) -> None:
-    """For every route, never 404; and no log has the phone."""
+async def test_a_failure_of_redis_is_503(caplog: pytest.LogCaptureFixture, make_client: Make) -> None:
+    """Every route answers 503, and no log contains the phone."""
     caplog.set_level(logging.DEBUG)
     client = make_client(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)), default_region="RU")
     for sent in (

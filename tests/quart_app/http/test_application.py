@@ -21,6 +21,7 @@ from quart_app.http import server
 from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem
+from quart_app.http.sockets import listen
 from quart_app.settings import AppSettings
 
 
@@ -88,7 +89,7 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(app: Application, grace_s: float) -> AsyncIterator[Serving]:
-    sockets = server.listen(AppSettings(port=0, private_port=0, host="127.0.0.1"))
+    sockets = listen(AppSettings(port=0, private_port=0, host="127.0.0.1"))
     stop = asyncio.Event()
     running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=grace_s))
     yield Serving(sockets.address(sockets.public), stop, running)
@@ -181,7 +182,7 @@ async def test_an_end_from_outside_is_not_taken_for_a_client_that_has_gone(follo
     assert followed.cancelled.is_set()
 
 
-@pytest.mark.parametrize("host", ["x", "X.example:8000", "127.0.0.1:80", "[::1]:80"])
+@pytest.mark.parametrize("host", ["x", "X.test:8000", "127.0.0.1:80", "[::1]:80"])
 async def test_every_host_has_the_same_routes(followed: Followed, host: str) -> None:
     """A balancer, a probe and a browser call the same replica by different names."""
     response = await followed.app.test_client().get("/people/ada", headers={"Host": host})
@@ -242,3 +243,106 @@ async def test_credentials_that_cannot_be_read_are_none(followed: Followed, cred
         headers = [(b"Authorization", credentials)]
         answer = await client.get(f"http://{served.address}/credentials", headers=headers)
     assert (answer.status_code, answer.json()) == (200, True)
+
+
+@pytest.mark.parametrize("path", ["/people/ada", "/refused", "/broken", "/nowhere", "/bits"])
+async def test_every_answer_protects_its_reader(followed: Followed, path: str) -> None:
+    """No browser guesses the type of an answer, runs it, or frames it."""
+    response = await followed.app.test_client().get(path)
+    assert response.headers.getlist("X-Content-Type-Options") == ["nosniff"]
+    (policy,) = response.headers.getlist("Content-Security-Policy")
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+
+
+async def test_a_page_keeps_its_own_policy(followed: Followed) -> None:
+    """A page that needs scripts says so itself; the other headers stay."""
+    followed.app.get("/page")(lambda: Response("", headers={"Content-Security-Policy": "script-src 'self'"}))
+    response = await followed.app.test_client().get("/page")
+    assert response.headers.getlist("Content-Security-Policy") == ["script-src 'self'"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/people/ada", "/nowhere"])
+async def test_a_request_for_another_host_is_refused(followed: Followed, path: str) -> None:
+    """Whatever its path: the page of a stranger learns nothing, not even which routes there are."""
+    response = await followed.app.test_client().get(path, headers={"Host": "evil.example.com"})
+    assert response.status_code == 421
+    assert "evil.example.com" in (await response.get_json())["detail"]
+    assert followed.counted("GET", "/people/<name>" if "people" in path else "none", 421) == 1
+
+
+@dataclass
+class Gauge:
+    """An application that reads bodies when it is told to, within small bounds."""
+
+    read: asyncio.Event = field(default_factory=asyncio.Event)
+    app: Application = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = AppSettings(
+            port=0, private_port=0, max_body_bytes=1024, trusted_proxies="127.0.0.1",
+            max_open_bodies_bytes=3000, max_open_bodies_bytes_per_source=2000,
+        )  # fmt: skip
+        self.app = Application("gauge", settings, Requests(CollectorRegistry()), leaving=lambda: False)
+        self.app.post("/")(self._take)
+
+    async def _take(self) -> Response:
+        await self.read.wait()
+        return jsonify(len(await request.get_data()))
+
+    async def ask(self, address: str, size: int, source: str = "192.0.2.1") -> httpx.Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b" " * size
+
+        async with httpx.AsyncClient(timeout=10) as client:
+            headers = {"X-Forwarded-For": source}
+            return await client.post(f"http://{address}/", content=parts(), headers=headers)
+
+    async def occupied(self, total: int) -> None:
+        async with asyncio.timeout(5):
+            while self.app.clients.bodies.total != total:
+                await asyncio.sleep(0.01)
+
+
+async def test_open_bodies_are_bounded_per_source_and_in_all() -> None:
+    """Beyond a bound a request gets 503; when the others are answered there is room again."""
+    gauge = Gauge()
+    async with serving(gauge.app, 1) as served, asyncio.TaskGroup() as tasks:
+        first = [tasks.create_task(gauge.ask(served.address, 1000)) for _ in range(2)]
+        await gauge.occupied(2000)
+        same_source = tasks.create_task(gauge.ask(served.address, 500))
+        other_source = tasks.create_task(gauge.ask(served.address, 1000, "192.0.2.2"))
+        await gauge.occupied(3000)
+        third_source = tasks.create_task(gauge.ask(served.address, 1, "192.0.2.3"))
+        await asyncio.sleep(0.2)
+        gauge.read.set()
+    assert [(await one).status_code for one in first] == [200, 200]
+    assert (await other_source).json() == 1000
+    for refused in (await same_source, await third_source):
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert gauge.app.clients.bodies.total == 0
+    async with serving(gauge.app, 1) as served:
+        assert (await gauge.ask(served.address, 1000)).status_code == 200
+
+
+async def test_a_body_of_chunks_has_the_same_bound() -> None:
+    """Its length is not announced, and it may be read as it arrives."""
+    gauge = Gauge()
+    gauge.read.set()
+
+    @gauge.app.post("/streamed")
+    async def take() -> Response:
+        return jsonify(sum([len(part) async for part in request.body]))
+
+    async with serving(gauge.app, 1) as served:
+        host, _, port = served.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /streamed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                writer.write(b"64\r\n" + b" " * 100 + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        answer = await asyncio.wait_for(reader.readline(), 5)
+        writer.transport.abort()
+    assert answer.startswith(b"HTTP/1.1 413")

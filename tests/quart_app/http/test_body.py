@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from typing import Annotated
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Quart, Response, jsonify
@@ -216,7 +218,7 @@ def test_the_quick_parser_takes_what_is_plain() -> None:
 
 
 async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
-    """Parsed beside it, checked in slices."""
+    """Parsed in pieces, checked in slices."""
     async with Turns() as turns:
         found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
     assert await found.get_json() == MOST
@@ -239,3 +241,92 @@ async def test_what_is_no_list_or_too_long_is_refused(app: Quart, body: object, 
     found = await app.test_client().post("/items", json=body)
     assert found.status_code == 422
     assert says in (await found.get_json())["detail"]
+
+
+#: Two megabytes of each: (begin, repeated, end, status)
+LARGE = {
+    "open brackets": ("", "[", "", 400),
+    "open objects": ("", '{"a":', "", 400),
+    "empty strings": ("[", '"",', '""]', 422),
+    "numbers": ("[", "1,", "1]", 422),
+    "long numbers": ("[", "9" * 3999 + ",", "1]", 422),
+    "lists": ("[", "[],", "[]]", 422),
+    "deep lists": ("[", "[" * 30 + "]" * 30 + ",", "1]", 422),
+    "empty objects": ("[", "{},", "{}]", 422),
+    "empty objects and an escape": ("[", "{},", '{"\\n":1}]', 422),
+    "objects of lists": ("[", '{"a":[[],[],[]]},', "{}]", 422),
+    "objects of many keys": ("[", "{" + ",".join(f'"k{n}":1' for n in range(99)) + "},", "{}]", 422),
+    "ends of objects in a string": ("[", '{"a":"' + "}," * 9000 + '"},', "{}]", 400),
+    "an object of numbers": ("{", '"a":1,', '"b":1}', 422),
+    "an object of long numbers": ("{", '"a":' + "9" * 3999 + ",", '"b":1}', 422),
+    "backslashes": ('"', "\\\\", '"', 422),
+    "quotes": ("", '"', "", 422),
+    "spaces": ("[", " ", "]", 422),
+    "spaces after objects": ("[", "{}" + " " * 300 + ",", "{}]", 422),
+    "commas": ("{", ",", "}", 422),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+async def test_no_body_is_parsed_in_one_go_that_takes_long(
+    app: Quart, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that the parsers are given is long, nor is the list that is checked; the rest is refused by its form."""
+    begin, repeated, end, status = LARGE[name]
+    parsed: list[int] = []
+    really = body.parse_json
+
+    def parse(data: bytes) -> object:
+        parsed.append(len(data))
+        return really(data)
+
+    monkeypatch.setattr(body, "parse_json", parse)
+    app.config["MAX_CONTENT_LENGTH"] = 3 << 20
+    data = begin + repeated * ((2 << 20) // len(repeated)) + end
+    response = await app.test_client().post("/items", data=data, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, await response.get_data()
+    assert max(parsed, default=0) <= body.PIECE + 2
+    assert len(parsed) <= MOST / 10
+
+
+@given(
+    st.lists(VALUES, max_size=12),
+    st.booleans(),
+    st.integers(0, 200),
+    st.sampled_from(["", "", ",", "}", '"', "},", "]"]),
+)
+def test_pieces_make_the_same_list_or_are_refused(values: list[object], plain: bool, place: int, added: str) -> None:
+    """Whatever stands where a piece ends: no list is accepted that the careful parser reads in another way."""
+    text = written(values, plain=plain)
+    sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass").strip()
+    assume(sent.startswith(b"["))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body, "PIECE", 48)
+        patch.setattr(body, "PIECE_ENDS", (4, 12, 24))
+        found = outcome(lambda data: asyncio.run(body._parse_list(data, None)), sent)
+    if not found.startswith(("400 ", "422 ")):
+        assert found == outcome(body._parsed_carefully, sent)
+
+
+def test_a_list_in_pieces_is_read_completely() -> None:
+    """With or without spaces, and whatever characters stand in its strings."""
+    items = [{"value": n, "name": "ü" * (n % 7)} for n in range(10_000)]
+    for text in (json.dumps(items), json.dumps(items, indent=1), json.dumps(items, ensure_ascii=False)):
+        assert asyncio.run(body._parse_list(text.encode(), None)) == items
+
+
+async def test_a_long_text_in_a_small_object_is_read(app: Quart) -> None:
+    """However many commas and quotes it contains."""
+    text = 'ü,"}],[{\n' * 4000
+    assert await body._parse_long(json.dumps({"text": text}).encode(), None) == {"text": text}
+
+
+@pytest.mark.parametrize("sent", ["gzip", "br", "GZIP", "deflate, gzip"])
+async def test_a_compressed_body_is_refused_with_the_right_reason(app: Quart, sent: str) -> None:
+    """415 names the encoding, and what is accepted instead (RFC 9110, 12.5.3)."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": sent}
+    response = await app.test_client().post("/", data=gzip.compress(item("7")), headers=headers)
+    assert (response.status_code, response.headers["Accept-Encoding"]) == (415, "identity")
+    assert "content encoding" in (await response.get_json(force=True))["detail"]
+    plain = await app.test_client().post("/", data=item("7"), headers={**headers, "Content-Encoding": "identity"})
+    assert plain.status_code == 200

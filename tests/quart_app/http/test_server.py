@@ -1,71 +1,17 @@
-"""Sockets and serving: what listens where, and how it ends."""
+"""Serving an application: how it ends, and answers that the application does not give."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import time
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from quart import Quart, request
+from quart import Quart
 
 from quart_app.http import server
-from quart_app.settings import AppSettings
-
-
-@contextlib.asynccontextmanager
-async def served(app: Quart) -> AsyncIterator[str]:
-    """The address that an application is served at while the block lasts."""
-    sockets = server.listen(settings())
-    stop = asyncio.Event()
-    running = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1))
-    yield sockets.address(sockets.public)
-    stop.set()
-    await running
-    sockets.close()
-
-
-def settings(**chosen: object) -> AppSettings:
-    return AppSettings(**{"port": 0, "private_port": 0, **chosen})
-
-
-def test_any_free_port_will_do_and_is_told() -> None:
-    """The address that others find in the roster is the one listened on."""
-    sockets = server.listen(settings())
-    try:
-        for listening in (sockets.public, sockets.private):
-            host, _, port = sockets.address(listening).rpartition(":")
-            socket.create_connection((host, int(port)), timeout=2).close()
-        assert sockets.address(sockets.public) != sockets.address(sockets.private)
-    finally:
-        sockets.close()
-
-
-def test_the_address_told_may_be_another_than_the_one_listened_on() -> None:
-    """In a container: its own address, or the one that is set."""
-    for chosen, host in (
-        ({"advertise_host": "replica-7.mesh"}, "replica-7.mesh"),
-        ({"host": "127.0.0.1"}, "127.0.0.1"),
-    ):
-        sockets = server.listen(settings(**chosen))
-        assert sockets.host == host
-        sockets.close()
-    everywhere = server.listen(settings(host="0.0.0.0"))
-    assert everywhere.host not in ("0.0.0.0", "")
-    everywhere.close()
-
-
-def test_a_port_that_is_taken_is_told_with_its_address() -> None:
-    """And what was opened already is closed again."""
-    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
-        port, other = taken.getsockname()[1], free.getsockname()[1]
-        free.close()
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-            server.listen(settings(port=other, private_port=port))
-        socket.create_server(("127.0.0.1", other)).close()
+from quart_app.http.sockets import listen
+from tests.support.serving import served, settings
 
 
 async def test_requests_under_way_are_finished_when_it_stops() -> None:
@@ -79,7 +25,7 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
         await go_on.wait()
         return "done"
 
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
     serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=5))
@@ -108,7 +54,7 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
         await asyncio.Event().wait()
         return ""
 
-    sockets = server.listen(settings())
+    sockets = listen(settings())
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
     serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=0.3))
@@ -122,82 +68,6 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
             answer = await asking
     assert (answer.status_code, answer.json()["status"], answer.headers["Retry-After"]) == (503, 503, "1")
     sockets.close()
-
-
-@pytest.fixture
-def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is handed to a connection, piece by piece."""
-    pieces: list[bytes] = []
-    really = asyncio.StreamWriter.write
-
-    def write(writer: asyncio.StreamWriter, data: bytes) -> None:
-        pieces.append(data)
-        really(writer, data)
-
-    monkeypatch.setattr(asyncio.StreamWriter, "write", write)
-    return pieces
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_an_answer_leaves_in_one_piece(method: str, writes: list[bytes]) -> None:
-    """A process that dies between head and body would leave half an answer with a balancer that has passed it on."""
-    app = Quart("test")
-    app.get("/")(lambda: "here")
-    async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
-        for _ in range(2):
-            answer = await client.request(method, "/")
-            assert (answer.status_code, answer.headers["content-length"]) == (200, "4")
-    answers = [piece for piece in writes if piece.startswith(b"HTTP/1.1")]
-    assert len(answers) == 2
-    assert all(piece.endswith(b"\r\n\r\nhere" if method == "GET" else b"\r\n\r\n") for piece in answers)
-    assert not [piece for piece in writes if piece == b"here"]
-
-
-async def test_the_head_of_a_stream_does_not_wait_for_it() -> None:
-    """Of what has no length yet the head goes at once, and each part when it is there."""
-    app = Quart("test")
-    go_on = asyncio.Event()
-
-    @app.get("/")
-    async def slowly() -> tuple[AsyncIterator[bytes], int]:
-        async def parts() -> AsyncIterator[bytes]:
-            for part in (b"first", b"second"):
-                await go_on.wait()
-                go_on.clear()
-                yield part
-
-        return parts(), 200
-
-    async with served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(5):
-        async with client.stream("GET", f"http://{address}/") as answer:
-            parts = answer.aiter_raw()
-            for part in (b"first", b"second"):
-                go_on.set()
-                assert await anext(parts) == part
-
-
-async def test_an_idle_connection_is_closed_and_a_slow_request_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idleness counts from the end of the latest request."""
-    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.2)
-    app = Quart("test")
-
-    @app.get("/")
-    async def slow() -> str:
-        await asyncio.sleep(0.5)
-        return "here"
-
-    async with served(app) as address:
-        host, _, port = address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        async with asyncio.timeout(5):
-            for _ in range(2):
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await reader.readuntil(b"here")).startswith(b"HTTP/1.1 200")
-                await asyncio.sleep(0.1)
-            begun = time.monotonic()
-            assert await reader.read() == b""
-        assert time.monotonic() - begun < 1
-        writer.close()
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
@@ -214,43 +84,6 @@ async def test_idle_connections_do_not_hold_up_the_end() -> None:
     assert await never.read() == await once.read() == b""
 
 
-H2C = "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-WEBSOCKET = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-HANDSHAKE = f"{WEBSOCKET}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-
-
-@pytest.mark.parametrize("head", [H2C, WEBSOCKET, HANDSHAKE], ids=["h2c", "websocket", "websocket handshake"])
-async def test_who_asks_for_another_protocol_is_answered_in_this_one(head: str) -> None:
-    """An upgrade is an offer; it is not taken, and the connection ends when the client wants it to."""
-    app = Quart("test")
-
-    @app.get("/")
-    async def here() -> str:
-        return "here"
-
-    async with served(app) as address:
-        host, _, port = address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"GET / HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
-        writer.write(f"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode())
-        async with asyncio.timeout(5):
-            answers = await reader.read()
-        writer.close()
-    assert answers.count(b"HTTP/1.1 200") == answers.count(b"\r\n\r\nhere") == 2
-
-
-async def test_http_2_is_not_spoken() -> None:
-    """Its first words are a bad request of HTTP/1.1, answered and done with."""
-    async with served(Quart("test")) as address:
-        host, _, port = address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        async with asyncio.timeout(5):
-            answers = await reader.read()
-        writer.close()
-    assert answers.startswith(b"HTTP/1.1 404") and b"HTTP/1.1 400" in answers
-
-
 @pytest.mark.parametrize(
     ("target", "host"), [("?", "x"), ("http://[", "x"), ("/", "a" * 70 + ".x"), ("/", "....")], ids=repr
 )
@@ -265,156 +98,3 @@ async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> N
         writer.close()
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"application/problem+json" in answer
-
-
-@pytest.fixture
-def refusing() -> Quart:
-    """An application that takes no more than a thousand bytes."""
-    app = Quart("refusing")
-    app.config["MAX_CONTENT_LENGTH"] = 1000
-
-    @app.post("/")
-    async def take() -> str:
-        await request.get_data()
-        return ""
-
-    return app
-
-
-async def test_who_is_refused_while_it_still_sends_can_read_why(refusing: Quart) -> None:
-    """What arrives after a refusal is read, not answered with a reset that takes the refusal along."""
-
-    def send_all_and_read(host: str, port: int) -> bytes:
-        with socket.create_connection((host, port), timeout=5) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
-            for _ in range(9):
-                client.sendall(b" " * 1_000_000)
-            return client.recv(100)
-
-    async with served(refusing) as address:
-        host, _, port = address.rpartition(":")
-        for _ in range(5):
-            assert (await asyncio.to_thread(send_all_and_read, host, int(port))).startswith(b"HTTP/1.1 413")
-
-
-async def test_who_never_stops_sending_is_left_in_the_end(refusing: Quart) -> None:
-    """Lingering has an end, too."""
-    async with served(refusing) as address:
-        host, _, port = address.rpartition(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
-        begun = time.monotonic()
-        with pytest.raises(ConnectionError):
-            while time.monotonic() < begun + 10 * server.LINGER_S:
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.05)
-        assert server.LINGER_S / 2 < time.monotonic() - begun < 5 * server.LINGER_S
-        writer.transport.abort()
-
-
-async def raw(address: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """Everything that a server answers to these bytes until it closes the connection."""
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    async with asyncio.timeout(5):
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(pause_s)
-        answers = await reader.read()
-    writer.close()
-    return answers.lower()
-
-
-#: (how the body is announced, what of it has arrived before the answer)
-UNREAD = {
-    "a length": (b"Content-Length: 100\r\n", b""),
-    "half of a length": (b"Content-Length: 100\r\n", b" " * 50),
-    "chunks": (b"Transfer-Encoding: chunked\r\n", b"1\r\n \r\n"),
-    "an expectation": (b"Content-Length: 100\r\nExpect: 100-continue\r\n", b""),
-    "too long a length": (b"Content-Length: 9000000\r\n", b""),
-}
-
-
-@pytest.mark.parametrize("kind", UNREAD)
-async def test_an_answer_before_the_whole_body_says_that_the_connection_closes(refusing: Quart, kind: str) -> None:
-    """A balancer reuses a connection unless it is told not to, and the next request on it would be lost."""
-    announced, arrived = UNREAD[kind]
-    refusing.post("/early")(lambda: ("no", 401))
-    async with served(refusing) as address:
-        answer = await raw(address, b"POST /early HTTP/1.1\r\nHost: x\r\n" + announced + b"\r\n" + arrived)
-    head = answer[answer.index(b"http/1.1 401") :].partition(b"\r\n\r\n")[0]
-    assert head.count(b"\r\nconnection: close") == 1
-
-
-async def test_an_answer_after_the_whole_body_keeps_the_connection(refusing: Quart) -> None:
-    """Closing is for answers that came early, even where the route never looked at the body."""
-    refusing.post("/early")(lambda: ("no", 401))
-    request = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n[1]"
-    async with served(refusing) as address:
-        answers = await raw(address, request, request.replace(b"Host: x", b"Host: x\r\nConnection: close"))
-    assert answers.count(b"http/1.1 401") == 2
-    assert answers.count(b"connection: close") == 1
-
-
-@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
-@pytest.mark.parametrize(
-    ("version", "headers"),
-    [
-        (b"1.1", b"Content-Length: 5\r\nTransfer-Encoding: chunked"),
-        (b"1.1", b"Transfer-Encoding: chunked\r\nContent-Length: 0"),
-        (b"1.1", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\nExpect: 100-continue"),
-        (b"1.0", b"Transfer-Encoding: chunked"),
-    ],
-    ids=["length first", "chunks first", "expectation", "HTTP/1.0"],
-)
-async def test_two_ways_to_tell_the_end_of_a_body_are_refused(
-    refusing: Quart, method: bytes, version: bytes, headers: bytes
-) -> None:
-    """RFC 9112, 6.3: the connection closes, so a request hidden in the body of another is never answered."""
-    hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
-    head = b"%b / HTTP/%b\r\nHost: x\r\n%b\r\n\r\n" % (method, version, headers)
-    async with served(refusing) as address:
-        answers = await raw(address, head + hidden)
-    assert answers.startswith(b"http/1.1 400")
-    assert answers.count(b"http/1.1") == 1
-    assert b"connection: close" in answers
-    assert (b"application/problem+json" in answers) and (b"transfer-encoding cannot" in answers) == (method != b"HEAD")
-
-
-@pytest.mark.parametrize(
-    ("sent", "status", "says"),
-    [
-        (b"nonsense\r\n\r\n", 400, b"not valid http/1.1"),
-        (b"GET / HTTP/1.1\r\n\r\n", 400, b"not valid http/1.1"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000, 431, b"longer than 32 kb"),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, b"can only be chunked"),
-    ],
-)
-async def test_bytes_that_are_no_request_are_answered_with_a_problem(
-    refusing: Quart, sent: bytes, status: int, says: bytes
-) -> None:
-    """The application is never asked; the answer looks like the application's all the same."""
-    async with served(refusing) as address:
-        answer = await raw(address, sent)
-    assert answer.startswith(b"http/1.1 %d" % status)
-    assert b"application/problem+json" in answer and says in answer
-
-
-async def test_input_after_an_early_answer_is_discarded_and_not_collected(refusing: Quart) -> None:
-    """Tiny chunks would pile up in the parser, which takes one of them at a time."""
-    chunks = b"1\r\n \r\n" * 10_000
-    async with served(refusing) as address:
-        host, _, port = address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
-        sent = 0
-        with pytest.raises(ConnectionError):
-            while sent < 4 * server.LINGER_BYTES:
-                writer.write(chunks)
-                await writer.drain()
-                sent += len(chunks)
-        writer.transport.abort()
-    assert sent < 2 * server.LINGER_BYTES

@@ -1,4 +1,4 @@
-"""The promises, held against a history and what lies in Redis once all has settled."""
+"""Checks of the promises, over the history of a run and the data in Redis after nothing is in flight any more."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.support.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, writte
 DATABASES = 16
 CLASSES = "ABCD"
 STREAMS = keys.request_streams(CLASSES, DATABASES)
-#: What may lie in the bus database beside a replica's own data there.
+#: The prefixes of the keys that may be in the bus database.
 BUS_KEYS = ("mesh:", "shared:", "events:", "db0:")
 
 
 class Broken(AssertionError):
-    """A promise was not kept."""
+    """A promise was broken."""
 
 
 class TooLate(Broken):
-    """It was kept, but not in time."""
+    """A promise was kept, but too late."""
 
 
 @dataclass
 class Findings:
-    """What is wrong, by kind, as sentences."""
+    """The broken promises by kind, as sentences."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Findings:
 
 
 class Data:
-    """What lies in Redis, read as the administrator."""
+    """The data in Redis, read with administrator rights."""
 
     def __init__(self, connect: Callable[[int], redis.Redis]) -> None:
         self.effects: Counter[str] = Counter()
@@ -88,14 +88,14 @@ class Data:
 
 
 def books(client: redis.Redis) -> dict[str, int]:
-    """The accounts; they balance when accepted is the sum of the rest."""
+    """Return the books; they balance when accepted is the sum of the other counts."""
     found = client.eval(BOOKS.source, 1 + len(STREAMS), keys.BOOKS, *STREAMS)
     names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
     return dict(zip(names, map(int, found), strict=True))
 
 
 def pending(client: redis.Redis) -> int:
-    """Entries that some consumer still has."""
+    """Return the number of entries that are pending for a consumer."""
     count = 0
     for stream in STREAMS:
         if client.exists(stream):
@@ -104,7 +104,7 @@ def pending(client: redis.Redis) -> int:
 
 
 def examine(history: History, data: Data, patience_s: float, lost_until: float = -math.inf) -> Findings:
-    """Every promise. What was confirmed before `lost_until` may be gone: the fault took it."""
+    """Check every promise. Data confirmed before the time `lost_until` may be missing: the fault deleted them."""
     findings = Findings()
     findings.unanswered += [
         f"{sample.path}: {sample.status or sample.error} after {sample.took_s:.2f} s"
@@ -125,7 +125,7 @@ def examine(history: History, data: Data, patience_s: float, lost_until: float =
 
 
 def _effects(history: History, data: Data, findings: Findings, lost_until: float) -> None:
-    """A confirmed request has one effect; any other has one or none; nothing has an effect unasked."""
+    """Check that a confirmed request has one effect, and any other at most one."""
     for sample in history.of("/tally"):
         count = data.effects[sample.asked["id"]]
         if count > 1:
@@ -135,7 +135,7 @@ def _effects(history: History, data: Data, findings: Findings, lost_until: float
 
 
 def _lists(history: History, findings: Findings) -> None:
-    """A GET shows each value once, ascending, with its factors."""
+    """Check that a GET shows each value once, in ascending order, with its factors."""
     for sample in history.of("/values/"):
         if not sample.ok:
             continue
@@ -150,8 +150,11 @@ def _lists(history: History, findings: Findings) -> None:
 
 
 def _one_record(data: Data, findings: Findings, lost_until: float) -> None:
-    """A value has one record in the whole mesh, where it is said to be. Where the fault took the drop of an old one, on
-    a stream that was deleted, that stays until its time is over; no GET shows it beside the new one."""
+    """Check that a value has one record in the mesh, in the database that `where` names.
+
+    When the fault deleted a stream with the drop of an old record, that record stays until it expires. No GET shows it
+    beside the new one.
+    """
     taken_until_ms = (time.time() - time.monotonic() + lost_until) * 1000
     for value, found in data.records.items():
         place = data.places.get(value, "")
@@ -163,7 +166,7 @@ def _one_record(data: Data, findings: Findings, lost_until: float) -> None:
 
 
 def _brief(history: History, findings: Findings, lost_until: float) -> None:
-    """A record is shown from its confirmation to its expiry, and not a moment longer."""
+    """Check that GETs show a record from its confirmation until its expiry, and no longer."""
     shows = [
         (sample, {item["value"] for item in sample.answer})
         for sample in history.of(f"/values/{BRIEF_PRIME}")
@@ -186,7 +189,7 @@ def _puts(history: History) -> Iterable[Sample]:
 
 
 def _registers(history: History, data: Data, findings: Findings) -> None:
-    """Per value, some order of the operations explains every answer and every look."""
+    """Check for each value that some order of the operations explains every answer and every look."""
     for value in VALUES:
         operations = [*_writes(history, value), *_reads(history, value), *_looks(history, value), _last(data, value)]
         try:
@@ -220,7 +223,7 @@ def _looks(history: History, value: int) -> Iterable[Operation]:
 
 
 def _last(data: Data, value: int) -> Operation:
-    """What is there in the end, after everything."""
+    """Return the record at the end of the run as a last operation."""
     found = data.records.get(value, [])
     tag = tag_of(str(found[0][1])) if found else None
     return Operation(Kind.PEEK, tag, 1e15, 2e15)

@@ -1,4 +1,4 @@
-"""More requests than can be done: an open load over plain sockets, cheap enough to leave the processors to the mesh."""
+"""A load beyond what the mesh can do, over plain sockets, so that the client itself takes little processor time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE_S = 12.0
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One request. `status` is 0 where there was no answer."""
+    """One request. `status` is 0 when there was no answer."""
 
     status: int
     called: float
@@ -24,13 +24,13 @@ class Shot:
 
 
 def share(shots: Sequence[float], part: float) -> float:
-    """The value that this part of the sorted values stays below."""
+    """Return the quantile `part` (0 to 1) of the values."""
     ordered = sorted(shots)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
 
 
 class Gun:
-    """Sends POSTs to several addresses in turn, each over a connection that is kept and used again."""
+    """Sends POSTs to several addresses in turn, over connections that it keeps open."""
 
     def __init__(self, bases: Sequence[str], path: str, bodies: Iterator[Any]) -> None:
         self._hosts = itertools.cycle([(urlsplit(base).hostname, urlsplit(base).port) for base in bases])
@@ -40,7 +40,7 @@ class Gun:
         self.shots: list[Shot] = []
 
     async def shoot(self) -> Shot:
-        """One request."""
+        """Send one request and return what became of it."""
         host = next(self._hosts)
         body = json.dumps(next(self._bodies)).encode()
         called, status = time.monotonic(), 0
@@ -68,7 +68,7 @@ class Gun:
         return int(answer.split(b" ", 2)[1])
 
     async def clients(self, count: int, seconds: float) -> list[Shot]:
-        """This many clients, each one request at a time."""
+        """Run `count` clients for `seconds`, each with one request at a time, and return their requests."""
         until = time.monotonic() + seconds
         before = len(self.shots)
 
@@ -80,7 +80,7 @@ class Gun:
         return self.shots[before:]
 
     async def rate(self, per_s: float, seconds: float) -> list[Shot]:
-        """So many requests a second, whether they are answered or not; returns when all are."""
+        """Send `per_s` requests a second whether answers come or not; return all when the last answer is there."""
         before, began, sent = len(self.shots), time.monotonic(), 0
         async with asyncio.TaskGroup() as tasks:
             while (elapsed := time.monotonic() - began) < seconds:

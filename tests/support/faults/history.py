@@ -1,4 +1,4 @@
-"""What was asked and what came back: every request of a load, and every look at the data."""
+"""The history of one run: every request of the load with its answer, and every look at the data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-#: The first tag of a put, in seconds to live: more than any run takes.
+#: The first tag of a put. The tag is also the ttl in seconds, so it is longer than any run.
 FIRST_TAG = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request. `status` is 0 where the connection ended without an answer; times are seconds of one clock."""
+    """One request. `status` is 0 when the connection ended without an answer; times are monotonic, in seconds."""
 
     path: str
     asked: Any
@@ -38,13 +38,16 @@ class Sample:
 
     @property
     def settled(self) -> float:
-        """When it had taken effect for certain; never, for one that was not confirmed."""
+        """The time by which the request had certainly taken effect; infinite when it was not confirmed."""
         return self.returned if self.ok else math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The records as they lay in Redis at one moment between two: value to tag (-1: torn, None: none)."""
+    """The records in Redis at one moment between `called` and `returned`.
+
+    `tags` maps each value to the tag of its record: None without a record, -1 when `where` names a database without it.
+    """
 
     tags: dict[int, int | None]
     called: float
@@ -53,21 +56,21 @@ class Look:
 
 @dataclass
 class History:
-    """Everything known of one run."""
+    """All requests and looks of one run."""
 
     samples: list[Sample] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    #: spans in which some database had no live holder, so that a GET could not know its records
+    #: spans of time in which a database had no live holder, so that a GET could not know its records
     holderless: list[tuple[float, float]] = field(default_factory=list)
 
-    #: no two puts have the same
+    #: a different tag for each put
     tags: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_TAG))
 
     def of(self, path: str) -> Iterator[Sample]:
         return (sample for sample in self.samples if sample.path.startswith(path))
 
     def in_doubt(self, sample: Sample) -> bool:
-        """Whether a GET may have missed records whose holder was gone."""
+        """Return whether a GET may have missed records because their database had no holder."""
         return any(sample.called < end and began < sample.returned for began, end in self.holderless)
 
     def says(self) -> str:
@@ -76,7 +79,7 @@ class History:
 
 
 async def send(client: httpx.AsyncClient, path: str, asked: Any = None) -> Sample:
-    """One request, a POST where there is something to post; whatever happens is a sample."""
+    """Send a POST of `asked`, or a GET when it is None, and return a sample, also after a failure."""
     called = time.monotonic()
     status, answer, error = 0, None, ""
     try:

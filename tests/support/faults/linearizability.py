@@ -1,10 +1,10 @@
-"""Whether a history of one register could have happened one operation at a time (Wing and Gong, with Lowe's memory).
+"""A check for linearizability of one register: the algorithm of Wing and Gong with Lowe's memory of configurations.
 
-Every write is told from every other by its tag. An operation takes effect at one moment between its call and its
-return; one without a return (its client got no clear answer) took effect at any later moment, or never.
+Each write has a tag of its own. An operation takes effect at one moment between its call and its return. An operation
+without a return, because its client got no clear answer, took effect at any later moment or never.
 
     put   the tag becomes the state
-    seen  there was a state, whichever (None: there was none)
+    seen  there was some state (with tag None: there was none)
     peek  the state was this tag
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-#: Configurations looked at before the search is given up; a correct history needs about one per operation.
+#: The search gives up after this many configurations; a correct history needs about one for each operation.
 MOST = 300_000
 
 
@@ -27,7 +27,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call on one register. `returned` is infinite for one whose outcome nobody knows."""
+    """One call on one register; `returned` is infinite when the outcome is unknown."""
 
     kind: Kind
     tag: int | None
@@ -39,7 +39,7 @@ class Operation:
         return self.returned < math.inf
 
     def after(self, state: int | None) -> tuple[bool, int | None]:
-        """Whether it could happen in this state, and the state it leaves."""
+        """Return whether the operation can happen in this state, and the state after it."""
         if self.kind is Kind.PUT:
             return True, self.tag
         if self.kind is Kind.PEEK:
@@ -48,11 +48,11 @@ class Operation:
 
 
 class Undecided(Exception):
-    """The history is too entangled to be decided in time."""
+    """The search looked at too many configurations and gave up."""
 
 
 def linearizable(history: Iterable[Operation]) -> bool:
-    """Whether some order explains every certain operation. Raises Undecided."""
+    """Return whether some order explains every certain operation. Raises Undecided."""
     operations = sorted(_relevant(list(history)), key=lambda operation: operation.called)
     certain = sum(1 << i for i, operation in enumerate(operations) if operation.certain)
     stack: list[tuple[int, int | None]] = [(0, None)]
@@ -71,10 +71,10 @@ def linearizable(history: Iterable[Operation]) -> bool:
 
 
 def _relevant(history: list[Operation]) -> list[Operation]:
-    """Without the writes of unknown outcome that explain nothing.
+    """Return the history without those writes of unknown outcome that are not needed to explain it.
 
-    One that no peek met can only explain that there was a state at all. For that the earliest will do, and none is
-    needed once a certain write has returned.
+    A write that no peek found can only explain that there was a state. The earliest such write is enough, and none is
+    needed after a certain write has returned.
     """
     met = {operation.tag for operation in history if operation.kind is Kind.PEEK}
     unmet = [operation for operation in history if not operation.certain and operation.tag not in met]
@@ -85,7 +85,10 @@ def _relevant(history: list[Operation]) -> list[Operation]:
 
 
 def _next(operations: Sequence[Operation], done: int, state: int | None) -> list[tuple[int, int | None]]:
-    """What may come next: whatever was called before anything left over had returned. The likeliest is last."""
+    """Return the configurations that may come next, the likeliest last.
+
+    Any operation may come next that was called before another remaining operation returned.
+    """
     horizon = math.inf
     may: list[tuple[float, int]] = []
     at = (~done & (done + 1)).bit_length() - 1

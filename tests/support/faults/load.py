@@ -1,10 +1,10 @@
-"""A known load: every request can be told from every other by what it leaves behind.
+"""A known load: each request leaves something behind that tells it from all others.
 
-tally   an id of its own, whose effects are counted
-put     one to three of a dozen values, to any class, each with a time to live that no other put has: its tag
-brief   a value nobody else uses, for a second or two
+tally   one effect under an id of its own
+put     one to three of a dozen values, to any class; each put has a ttl of its own, which is its tag
+brief   a value that no other request uses, with a ttl of one or two seconds
 get     all values with one prime
-look    the records themselves, as the administrator sees them
+look    the records themselves, read with administrator rights
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from redis import exceptions as redis_errors
 
 from tests.support.faults.history import History, Look, Sample, send
 
-#: All values of a load have one of these as a factor.
+#: Each value of a load has one of these primes as a factor.
 PRIME = 1_000_003
 BRIEF_PRIME = 1_000_033
 VALUES = [PRIME * factor for factor in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)]
@@ -49,7 +49,7 @@ return found
 
 
 def tag_of(record: str) -> int | None:
-    """Which put a record comes from: its time to live says."""
+    """Return the tag of the put that wrote a record: its ttl."""
     if not record:
         return None
     if record == "torn":
@@ -59,7 +59,7 @@ def tag_of(record: str) -> int | None:
 
 
 class Load:
-    """Clients that ask one address, one request at a time each."""
+    """Clients of one address; each sends one request at a time."""
 
     def __init__(self, base: str, history: History, classes: str, databases: Sequence[int], chance: random.Random):
         self._base = base
@@ -73,7 +73,7 @@ class Load:
 
     @contextlib.asynccontextmanager
     async def running(self, admin: redis.asyncio.Redis, clients: int, pause_s: float) -> AsyncIterator[None]:
-        """Ask while the block lasts, then wait for what was asked."""
+        """Send requests while the block lasts, then wait for their answers."""
         limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
         async with httpx.AsyncClient(base_url=self._base, timeout=PATIENCE_S, limits=limits) as client:
             async with asyncio.TaskGroup() as tasks:
@@ -92,7 +92,7 @@ class Load:
             await asyncio.sleep(self._chance.uniform(0, 2 * pause_s))
 
     def _next(self) -> tuple[str, Any]:
-        """What is asked next."""
+        """Return the path and the body of the next request."""
         chance = self._chance
         match chance.choices(("tally", "put", "get", "brief"), (40, 35, 20, 5))[0]:
             case "tally":
@@ -109,7 +109,7 @@ class Load:
         return {"value": value, "ttl": ttl, "cls": self._chance.choice(self._classes)}
 
     def tally(self) -> dict[str, Any]:
-        """A tally to a class, or to one database."""
+        """Return the body of a tally to a class or to one database."""
         asked: dict[str, Any] = {"id": f"{self._name}-{next(self._ids)}"}
         if self._databases and self._chance.random() < 0.3:
             return {**asked, "database": self._chance.choice(self._databases)}
@@ -123,7 +123,7 @@ class Load:
 
 
 async def look(admin: redis.asyncio.Redis) -> Look:
-    """Every record of the dozen values at one moment."""
+    """Read the records of the dozen values at one moment."""
     called = time.monotonic()
     found = await admin.eval(LOOK, 0, *map(str, VALUES))
     tags = {value: tag_of(record) for value, record in zip(VALUES, found, strict=True)}
@@ -131,5 +131,5 @@ async def look(admin: redis.asyncio.Redis) -> Look:
 
 
 def written(sample: Sample) -> dict[int, int]:
-    """Value to tag of a put."""
+    """Return the tag of each value of a put."""
     return {item["value"]: item["ttl"] for item in sample.asked}

@@ -1,7 +1,7 @@
-"""A row of the matrix: a scenario with a number, run with a seed, reported as one line of the table.
+"""A row of the fault matrix: a scenario with a number, run with a seed, reported as one line of a table.
 
-A bound on time that was missed is tried once more, since the machine may have been busy with something else; the table
-says so. A promise that was broken is not.
+A row that missed only a bound on time runs once more, because the machine may have been busy; the table says so. A row
+that found a broken promise does not run again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RESULTS: list[Result] = []
 
 
 class Faults:
-    """What one run of a scenario has at hand."""
+    """What one run of a scenario uses: meshes, a seeded random source, and its line in the table."""
 
     def __init__(self, folder: Path, chance: random.Random, mutation: str, result: Result) -> None:
         self.chance = chance
@@ -59,7 +59,10 @@ class Faults:
         wired: bool = True,
         **env: str,
     ) -> Mesh:
-        """A mesh that is ready, behind Caddy; gone when the row ends. `wired`: its ways to Redis can be cut."""
+        """Start a mesh behind Caddy and wait until it is ready; it ends with the row.
+
+        With `wired`, replicas reach Redis through proxies, which a row can cut.
+        """
         self._meshes += 1
         folder = self._folder / f"mesh-{self._meshes}"
         chosen = {"FAULTS_MUTATION": self._mutation, **env}
@@ -68,14 +71,14 @@ class Faults:
         )
 
     def took(self, seconds: float) -> None:
-        """A time to recover, for the table."""
+        """Add a time to recover to the table."""
         self.result.took_s.append(seconds)
 
     def note(self, text: str) -> None:
         self.result.notes.append(text)
 
     async def check(self, mesh: Mesh, **options: Any) -> None:
-        """Every promise that each row has to keep."""
+        """Check every promise that each row has to keep. Raises Broken."""
         self.note(f"{len(mesh.history.samples)} requests")
         findings = self.result.findings = await mesh.check(**options)
         if findings:
@@ -90,14 +93,14 @@ Scenario = Callable[[Faults], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Row:
-    """A scenario and its line in the matrix."""
+    """A scenario with its number and fault."""
 
     number: int
     fault: str
     scenario: Scenario
 
     async def run(self, folder: Path, mutation: str = "", seed: int = SEED) -> Result:
-        """Run it. Raises Broken."""
+        """Run the scenario, with a mutation if one is named. Raises Broken."""
         result = Result(self.number, self.fault)
         faults = Faults(folder, random.Random(f"{seed}/{self.number}"), mutation, result)
         began = time.monotonic()
@@ -126,7 +129,7 @@ class Row:
             raise others or _first(broken) from group
 
     async def attempt(self, folder: Path) -> None:
-        """Run it, and once more where only time was missed."""
+        """Run the scenario, and once more if it only missed a bound on time."""
         try:
             await self.run(folder / "first")
         except TooLate as error:
@@ -148,7 +151,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(number: int, fault: str, *, selection: bool = False) -> Callable[[Scenario], Callable[[Path], Awaitable[None]]]:
-    """Make a scenario a test and a line of the table. `selection`: it runs with every `make test`, too."""
+    """Make a scenario a test and a line of the table. With `selection` it also runs with every `make test`."""
 
     def register(scenario: Scenario) -> Callable[[Path], Awaitable[None]]:
         found = ROWS[scenario.__name__] = Row(number, fault, scenario)

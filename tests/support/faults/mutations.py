@@ -1,7 +1,7 @@
-"""Each safety mechanism, taken out: a check that cannot fail is worth nothing.
+"""Mutations: each removes one safety mechanism, so that tests can show that a row of the fault matrix then fails.
 
-A mutation rewrites the source of one script or one function of the running process, before anything has used it. It
-fails loudly where the source has changed so that the words to be replaced are not there once.
+A mutation rewrites the source of one script or function of the running process before its first use. It raises
+LookupError when the source does not contain the text to replace exactly once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _replace(source: str, old: str, new: str) -> str:
 
 
 def script(target: Script, old: str, new: str) -> Callable[[], None]:
-    """A Lua script with other words in it."""
+    """Return a mutation of a Lua script."""
 
     def mutate() -> None:
         target.__dict__.pop("sha", None)
@@ -39,7 +39,7 @@ def script(target: Script, old: str, new: str) -> Callable[[], None]:
 
 
 def function(owner: Any, name: str, old: str, new: str) -> Callable[[], None]:
-    """A function or method with other words in it."""
+    """Return a mutation of a function or method."""
 
     def mutate() -> None:
         found = getattr(owner, name)
@@ -98,6 +98,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
 
 
 def apply(name: str) -> None:
-    """Take one mechanism out of this process. Raises KeyError, LookupError."""
+    """Remove one mechanism from this process; "" removes none. Raises KeyError, LookupError."""
     if name:
         MUTATIONS[name]()

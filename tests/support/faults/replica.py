@@ -1,10 +1,10 @@
 """`python -m tests.support.faults.replica`: one replica of the fault matrix.
 
-It is `python -m quart_app` with the tally service, and with what the environment says:
+It is `python -m quart_app` with the tally service, and with these variables:
 
-    FAULTS_MUTATION   the safety mechanism to be taken out
-    FAULTS_CLOCK_S    how far off this process's wall clock is, in seconds
-    FAULTS_JOURNAL    the file that handlers note their begins in
+    FAULTS_MUTATION   the safety mechanism to remove
+    FAULTS_CLOCK_S    the error of this process's wall clock, in seconds
+    FAULTS_JOURNAL    the file to which handlers add a line when they begin
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 
 def shift_clock(by_s: float) -> None:
-    """Let this process's wall clock be off; how fast it goes is not changed."""
+    """Shift this process's wall clock; its speed stays the same."""
     now, now_ns = time.time, time.time_ns
     time.time = lambda: now() + by_s
     time.time_ns = lambda: now_ns() + int(by_s * 1e9)

@@ -1,9 +1,9 @@
-"""The words a row of the matrix is written in: a mesh under a known load, faults, waits with a bound, and the check.
+"""What the rows of the fault matrix use: a mesh under a known load, waits with a bound, and the check of the promises.
 
 Mesh
-  +-- server       a real one, which can be stopped, killed, emptied
-  +-- Caddy        the address the load is put to
-  +-- Member x N   a replica's process, started anew whenever it ends, and its wire to the server
+  +-- server       a real Redis or Valkey, which a row can stop, kill or empty
+  +-- Caddy        the address to which clients send the load
+  +-- Member x N   the process of a replica, restarted whenever it ends, and its wire to the server
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ from tests.support.faults import checkers
 from tests.support.faults.checkers import Broken, Data, TooLate
 from tests.support.faults.history import History, Sample, send
 from tests.support.faults.load import Load
+from tests.support.faults.roster_watch import RosterWatch
 from tests.support.faults.wire import Wire
 from tests.support.server import Server
 
-#: The profile of the matrix, in seconds: lease, deadline, claim idle time.
+#: The times of the matrix, in seconds: lease, deadline, claim idle time.
 L, D, C = 3.0, 5.0, 2.0
 PROFILE = {
     "MESH_LEASE_TTL_MS": "3000", "MESH_DEADLINE_MS": "5000", "MESH_CLAIM_IDLE_MS": "2000",
     "SERVICES": "values,tally", "HOST": "127.0.0.1", "LOG_FORMAT": "console",
+    "TRUSTED_PROXIES": "127.0.0.1",
 }  # fmt: skip
 START_S = 40.0
-#: Until nothing is pending: a dead sender's request past its deadline is swept within its grace and one sweep.
+#: How long until nothing is pending. The sweep removes the request of a dead sender after the deadline and a grace.
 SETTLE_S = D + 2 + 5 + 3
 POLL_S = 0.02
 
@@ -62,7 +64,7 @@ class Member:
     env: dict[str, str]
     log: Path
     popen: subprocess.Popen[bytes] | None = None
-    #: how its processes ended, so far
+    #: the exit statuses of its processes so far
     exits: list[int] = field(default_factory=list)
     supervised: bool = True
     was_ready: bool = False
@@ -77,7 +79,7 @@ class Member:
             self.popen = spawn([sys.executable, "-m", "tests.support.faults.replica"], out, {**os.environ, **self.env})
 
     async def supervise(self) -> None:
-        """Start it anew whenever it ends, as any orchestrator does."""
+        """Restart the process whenever it ends, as an orchestrator does."""
         while True:
             if self.popen is not None and self.popen.poll() is not None:
                 self.exits.append(self.popen.returncode)
@@ -87,7 +89,7 @@ class Member:
             await asyncio.sleep(POLL_S)
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         self.send(signal.SIGKILL)
 
     def send(self, number: int) -> None:
@@ -95,7 +97,7 @@ class Member:
 
     @contextlib.contextmanager
     def paused(self) -> Any:
-        """Stopped while the block lasts."""
+        """Stop the process (SIGSTOP) while the block lasts."""
         pid = self.pid
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -116,7 +118,7 @@ class Member:
 
 
 class Mesh:
-    """A mesh under test, and what is known of it."""
+    """A mesh under test, and the history of its requests."""
 
     def __init__(self, server: Server, folder: Path, chance: random.Random, env: dict[str, str]) -> None:
         self.server = server
@@ -125,7 +127,7 @@ class Mesh:
         self.env = {**PROFILE, **env, "FAULTS_JOURNAL": str(folder / "journal")}
         self.history = History()
         self.members: list[Member] = []
-        #: whether replicas reach the server over wires, which this process has to keep moving
+        #: whether replicas reach the server over wires, which cost this process time
         self.wired = True
         self.address = ""
         self.balancer_pid = 0
@@ -134,14 +136,14 @@ class Mesh:
             port=server.port, decode_responses=True, socket_timeout=1, socket_connect_timeout=1
         )
         self.patience_s = int(self.env["MESH_DEADLINE_MS"]) / 1000 + 1
-        #: from the last process being up until all were ready
+        #: seconds from the moment the last process was up until all were ready
         self.leased_s = 0.0
         self._supervision: list[asyncio.Task[None]] = []
 
-    # Its parts
+    # Parts of the mesh
 
     async def add(self, count: int, *, supervised: bool = True, **env: str) -> list[Member]:
-        """More replicas, started but not waited for."""
+        """Start more replicas, and do not wait for them."""
         added = []
         for _ in range(count):
             member = await self._member(env)
@@ -167,49 +169,49 @@ class Mesh:
         return Member(self, wire, f"http://127.0.0.1:{public}", f"http://127.0.0.1:{private}", own, log)
 
     async def status(self, url: str) -> int:
-        """The status of a GET; 0 where nobody answers."""
+        """GET a URL and return the status; 0 when there is no answer."""
         try:
             return (await self.client.get(url, timeout=2)).status_code
         except httpx.HTTPError:
             return 0
 
     async def post(self, member: Member | None, path: str, asked: Any) -> Sample:
-        """One request to one replica, or to the balancer, kept in the history."""
+        """Send a POST to one replica, or to Caddy, and add it to the history."""
         base = self.address if member is None else member.public
         sample = replace(await send(self.client, base + path, asked), path=path)
         self.history.samples.append(sample)
         return sample
 
     def tally(self, member: Member | None, **asked: Any) -> asyncio.Task[Sample]:
-        """One tally asked of one replica, under way."""
+        """Start a tally request at one replica, and return the task that waits for its answer."""
         asked.setdefault("id", f"tally-{self.chance.randrange(1 << 48):012x}")
         return asyncio.create_task(self.post(member, "/tally", asked), name=asked["id"])
 
     def tally_anywhere(self, **asked: Any) -> asyncio.Task[Sample]:
-        """One tally asked of the balancer, under way."""
+        """Start a tally request at Caddy, and return the task that waits for its answer."""
         return self.tally(None, **asked)
 
     async def rows(self) -> list[Holder]:
-        """The roster, with whoever left or let its lease end a moment ago."""
+        """Return the rows of the roster, including those whose lease has just ended."""
         return await mesh_roster.read_directly(self.admin)
 
     async def holders(self) -> list[Holder]:
-        """Who holds a database now."""
+        """Return the rows of the replicas that hold a database now."""
         return [row for row in await self.rows() if row.leased]
 
     async def epochs(self) -> dict[int, int]:
-        """Database to epoch."""
+        """Return the epoch of each leased database."""
         return {holder.database: holder.epoch for holder in await self.holders()}
 
     async def holder_of(self, member: Member) -> Holder:
-        """What a replica holds."""
+        """Return the roster row of a replica. Raises StopIteration when it holds no database."""
         return next(holder for holder in await self.holders() if holder.pid == member.pid)
 
     def member(self, pid: int) -> Member:
         return next(member for member in self.members if member.popen is not None and member.popen.pid == pid)
 
     def journal(self) -> list[dict[str, Any]]:
-        """What handlers have begun so far."""
+        """Return a line for each handler run that has begun so far."""
         path = self.folder / "journal"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -217,7 +219,7 @@ class Mesh:
         return [line for line in self.journal() if line["id"] == id]
 
     async def begun(self, task: asyncio.Task[Sample], times: int = 1) -> Member:
-        """The replica that has begun a tally for this many times."""
+        """Wait until a tally was begun `times` times, and return the replica that began it last."""
         id = task.get_name()
 
         async def is_begun() -> bool:
@@ -227,7 +229,7 @@ class Mesh:
         return self.member(self.begins(id)[-1]["pid"])
 
     def effects(self, id: str) -> int:
-        """How often a tally took effect."""
+        """Return how often a tally took effect."""
         return Data(self.connect).effects[id]
 
     def connect(self, database: int = 0) -> redis.Redis:
@@ -236,12 +238,12 @@ class Mesh:
     def logs(self) -> str:
         return "\n".join(f"{member.log.name}: {member.log.read_text()[-1500:]}" for member in self.members)
 
-    # Waiting, always with a bound
+    # Waits, each with a bound
 
     async def within(
         self, bound_s: float, condition: Callable[[], Awaitable[Any]], what: str, since: float | None = None
     ) -> float:
-        """Wait until the condition holds; the seconds it took. Raises TooLate."""
+        """Wait until the condition holds and return the seconds that took. Raises TooLate, Broken."""
         began = time.monotonic() if since is None else since
         while True:
             with contextlib.suppress(redis.RedisError, OSError):
@@ -250,14 +252,14 @@ class Mesh:
                     if took > bound_s:
                         raise TooLate(f"{what}: {took:.2f} s, and not {bound_s:.2f} s")
                     return took
-            # A little beyond the bound, to tell late from never.
+            # Wait beyond the bound, to tell "too late" from "never".
             if time.monotonic() - began > 2 * bound_s + 5:
                 raise Broken(f"{what}: not within {bound_s:.2f} s nor {2 * bound_s + 5:.2f} s\n{self.logs()}")
             await asyncio.sleep(POLL_S)
 
     @property
     def seats(self) -> int:
-        """How many replicas can hold a database."""
+        """The number of replicas that can hold a database."""
         running = [member for member in self.members if member.supervised or member.popen is not None]
         return min(len(running), int(self.env.get("MESH_DATABASES", "16")))
 
@@ -269,12 +271,12 @@ class Mesh:
         return all(await asyncio.gather(*(member.alive() for member in self.members)))
 
     async def all_ready(self) -> bool:
-        """As many replicas as can be are ready, and each has a database of its own."""
+        """Return whether every replica that can hold a database is ready and holds one of its own."""
         holders = {holder.database for holder in await self.holders()}
         return len(holders) == self.seats == len(await self.ready_members())
 
     async def serves(self) -> bool:
-        """All are ready, and every one works: an answer from each database, asked at each in turn."""
+        """Return whether all replicas are ready and every database answers a tally request."""
         if not await self.all_ready():
             return False
         holders = await self.holders()
@@ -284,24 +286,24 @@ class Mesh:
             asks.append(self.post(member, "/tally", {**asked, "database": holder.database}))
             asks.append(self.post(member, "/tally", {**asked, "id": asked["id"] + "c", "cls": holder.cls}))
         answers = await asyncio.gather(*asks)
-        # A connection of the test's own to a process that was killed says nothing of the mesh.
+        # A broken connection of the test to a killed process says nothing about the mesh.
         self.history.samples[:] = [sample for sample in self.history.samples if sample.status or sample not in answers]
         return all(sample.ok for sample in answers)
 
     async def recovered(self, bound_s: float, since: float | None = None) -> float:
-        """Wait until all work again."""
+        """Wait until all replicas work, and return the seconds that took."""
         return await self.within(bound_s, self.serves, "all replicas work", since)
 
     # Load and check
 
     @contextlib.asynccontextmanager
     async def load(self, *, clients: int = 8, pause_s: float = 0.04, to: str = "") -> AsyncIterator[History]:
-        """The known load, while the block lasts."""
+        """Put the mesh under the known load while the block lasts."""
         holders = await self.holders()
         classes = "".join(sorted({holder.cls for holder in holders}))
         databases = [holder.database for holder in holders]
         load = Load(to or self.address, self.history, classes, databases, self.chance)
-        watching = asyncio.create_task(Watch(self, databases).run())
+        watching = asyncio.create_task(RosterWatch(self.rows, self.history, databases).run())
         try:
             async with load.running(self.admin, clients, pause_s):
                 yield self.history
@@ -313,7 +315,7 @@ class Mesh:
             return checkers.books(client)["in_flight"] == 0 and checkers.pending(client) == 0
 
     async def check(self, *, lost_until: float = -math.inf) -> checkers.Findings:
-        """Every promise that each row has to keep. Raises Broken."""
+        """Check every promise that each row has to keep, and return what is broken."""
         took = await self._settle()
         with self.connect() as client:
             found = checkers.books(client)
@@ -325,7 +327,7 @@ class Mesh:
         return findings
 
     async def hang_up(self) -> None:
-        """Close the connections of the test's own."""
+        """Close the connections of the test itself."""
         await self.client.aclose()
         self.client = _client()
 
@@ -353,40 +355,6 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=400))
 
 
-class Watch:
-    """Notes when a database had no row in the roster, so that a gather could not ask its holder.
-
-    It looks every few ms; a row that was gone between two looks is known by its new epoch.
-    """
-
-    def __init__(self, mesh: Mesh, databases: Iterable[int]) -> None:
-        self._mesh = mesh
-        self._databases = set(databases)
-        self._fine_at = time.monotonic()
-        self._rows: dict[int, Holder] = {}
-        self._missed = False
-
-    async def run(self) -> None:
-        while True:
-            with contextlib.suppress(redis.RedisError, OSError):
-                self._look(await self._mesh.rows())
-            await asyncio.sleep(POLL_S)
-
-    def _look(self, found: list[Holder]) -> None:
-        now = time.monotonic()
-        rows = {row.database: row for row in found}
-        if not self._databases <= rows.keys():
-            self._missed = True
-            return
-        lapsed = any(
-            before.epoch != rows[number].epoch and before.state != "left" for number, before in self._rows.items()
-        )
-        if lapsed or self._missed:
-            self._mesh.history.holderless.append((self._fine_at, now))
-        self._missed = False
-        self._fine_at, self._rows = now, {number: rows[number] for number in self._databases}
-
-
 @contextlib.asynccontextmanager
 async def open_mesh(
     folder: Path,
@@ -398,7 +366,7 @@ async def open_mesh(
     *,
     wired: bool = True,
 ) -> AsyncIterator[Mesh]:
-    """A mesh of this many replicas behind Caddy, all ready. `classes` are given to them in turn."""
+    """Start a mesh of `count` replicas behind Caddy and wait until all are ready; they get the `classes` in turn."""
     server = _server(folder, list(options))
     mesh = Mesh(server, folder, chance, env)
     mesh.wired = wired

@@ -1,13 +1,14 @@
-"""A service for the fault matrix alone: it counts how often each request took effect.
+"""A service for the fault matrix only: it counts how often each request took effect.
 
     POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "wait_ms"}
-                      one effect in the worker's database, after waiting for hold_ms and blocking the loop for block_ms
+                      one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
-    GET  /tally/loop  the longest this replica's event loop was held, in ms, since it was asked last (private)
+    GET  /tally/loop  the longest time, in ms, that the event loop was held since the last GET (private port)
 
     tally:effects     hash    request id -> how often it took effect; in the leased database
 
-Every begin of a handler is a line of the journal, a file: who began what, the how-manieth delivery, how late.
+Each handler run adds a line to a file, FAULTS_JOURNAL: the id, the process, the number of deliveries, and how late it
+began.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BEAT_S = 0.005
 
 
 def create(context: Context) -> Service:
-    """The service."""
+    """Return the service."""
     watch = LoopWatch()
 
     @contextlib.asynccontextmanager
@@ -58,7 +59,7 @@ def _worker() -> Worker:
         if body["poison"]:
             os.kill(os.getpid(), signal.SIGKILL)
         before = await store.hget(EFFECTS, body["id"])
-        # Whoever takes the request over does not hold it again.
+        # A replica that takes the request over does not hold it again.
         if request.deliveries == 1 or body["always"]:
             await asyncio.sleep(body["hold_ms"] / 1000)
             time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
@@ -71,7 +72,7 @@ def _worker() -> Worker:
 
 
 def _journal(request: Request, store: Store) -> None:
-    """One line, in one write, at once: whatever happens to this process next."""
+    """Add one line in one write, without a buffer: the process may be killed next."""
     late_ms = 0 if request.deadline == NEVER else time.clock_gettime(time.CLOCK_REALTIME) * 1000 - request.deadline
     line = {
         "id": request.body["id"],
@@ -125,9 +126,9 @@ def _private(watch: LoopWatch) -> Blueprint:
 
 
 class LoopWatch:
-    """Measures how long the event loop was held by work, not by a starved machine.
+    """Measures how long work held the event loop, without the time that a busy machine took from it.
 
-    The kernel says how long a thread was ready to run and had no processor; that is taken off.
+    The kernel counts how long a thread was ready to run and had no processor; this time is subtracted.
     """
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ class LoopWatch:
             before, starved = now, starved_now
 
     def take(self) -> float:
-        """The longest hold since the last look, in ms."""
+        """Return the longest hold since the last call, in ms, and begin anew."""
         longest, self._longest_s = self._longest_s, 0.0
         return longest * 1000
 

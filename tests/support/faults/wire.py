@@ -1,11 +1,11 @@
-"""A TCP proxy between one replica and Redis, which loses, delays and breaks on demand.
+"""A TCP proxy between one replica and Redis that loses and delays data, and resets connections, on demand.
 
-pass        what comes goes on
-cut         every connection is reset, and so is each new one until `restore`
-black hole  nothing goes on, nobody is told; `restore` lets through what was held, late
-swallow     replies vanish after the command took effect, then the connection is reset
-lose        one reply vanishes so: the first that brings a certain word, or answers a command with it
-trickle     every read is delayed by up to so much, and goes on byte by byte
+pass        all data pass (the state at the start)
+cut         every connection is reset, each new one too, until `restore`
+black hole  no data pass and no connection is closed; `restore` lets the held data pass, late
+swallow     replies are lost after the command took effect, and the connection is reset
+lose        one reply is lost in this way: the first that contains a given word, or that answers a command with it
+trickle     every read is delayed, and its data pass byte by byte
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
-#: SO_LINGER on, for no time: closing sends a reset.
+#: SO_LINGER on with a time of zero: closing the socket sends a reset.
 _RESET = struct.pack("ii", 1, 0)
 CHUNK = 65536
 
@@ -27,7 +27,7 @@ class _Connection:
     down: asyncio.StreamWriter
     up: asyncio.StreamWriter
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
-    #: the next reply is to be lost
+    #: whether the next reply will be lost
     doomed: bool = False
 
     def reset(self) -> None:
@@ -40,7 +40,7 @@ class _Connection:
 
 
 class Wire:
-    """One replica's way to Redis. `port` is where the replica connects."""
+    """The proxy of one replica. The replica connects to `port`."""
 
     def __init__(self, upstream: int, chance: random.Random) -> None:
         self._upstream = upstream
@@ -55,7 +55,7 @@ class Wire:
         self._lost_word = b""
         self._server: asyncio.Server | None = None
         self.port = 0
-        #: replies lost so far
+        #: number of replies lost so far
         self.swallowed = 0
 
     async def open(self) -> None:
@@ -71,32 +71,32 @@ class Wire:
     # Faults
 
     def cut(self) -> None:
-        """Reset every connection, and each that comes, until `restore`."""
+        """Reset every connection, each new one too, until `restore`."""
         self._refusing = True
         self._reset_all()
 
     def black_hole(self) -> None:
-        """Let nothing through and tell nobody, until `restore`."""
+        """Hold all data, without closing a connection, until `restore`."""
         self._flowing.clear()
 
     def black_hole_at(self, word: bytes) -> None:
-        """Become a black hole as soon as a command with this word in it comes along; it is the first to be held."""
+        """Become a black hole at the first command that contains `word`, and hold that command too."""
         self._word = word
 
     def swallow(self, share: float) -> None:
-        """Lose this share of the replies, and the connection with each, until `restore`."""
+        """Lose this share of the replies, and reset the connection each time, until `restore`."""
         self._swallow = share
 
     def lose(self, word: bytes) -> None:
-        """Lose the one reply that brings this word or answers a command with it, and its connection, too."""
+        """Lose the one reply that contains `word` or answers a command with it, and reset its connection."""
         self._lost_word = word
 
     def trickle(self, delay_s: float) -> None:
-        """Delay by up to this long, each way, and pass on byte by byte, until `restore`."""
+        """Delay data by up to `delay_s` in each direction and pass them byte by byte, until `restore`."""
         self._delay_s = delay_s
 
     def restore(self) -> None:
-        """Work as a wire should."""
+        """End every fault; held data pass."""
         self._refusing = False
         self._delay_s = 0.0
         self._swallow = 0.0
@@ -107,7 +107,7 @@ class Wire:
         for connection in list(self._connections):
             connection.reset()
 
-    # Passing on
+    # Passing data
 
     async def _serve(self, reader: asyncio.StreamReader, down: asyncio.StreamWriter) -> None:
         try:
@@ -126,7 +126,7 @@ class Wire:
             asyncio.create_task(self._pump(up_reader, down, connection, replies=True)),
         ]
         try:
-            # Whichever side ends, both do; the last bytes of the side that closed are passed on first.
+            # When one side ends, end both; the last bytes of the side that closed pass first.
             await asyncio.wait(connection.pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in connection.pumps:

@@ -59,14 +59,19 @@ def why_weak(password: str, email: str | None = None) -> str | None:
         return f"a password has at least {MIN_PASSWORD} characters"
     if len(password) > MAX_PASSWORD:
         return f"a password has at most {MAX_PASSWORD} characters"
-    folded = password.casefold()
-    if email is not None and _is_made_of(folded, email):
+    if email is not None and _is_made_of(password.casefold(), email):
         return "a password must not be made of the e-mail address"
-    if len(set(folded)) < 3 or _is_sequence(folded):
-        return "this password is a repetition or a sequence of keys"
-    if not {folded, *_bare_forms(folded)}.isdisjoint(_common()):
-        return "this password is one of the most common ones"
+    if is_guessable(password):
+        return "this password is a common one, a repetition or a sequence of keys"
     return None
+
+
+def is_guessable(secret: str) -> bool:
+    """Return whether a secret is empty, well known, a repetition, or a piece of a keyboard row."""
+    folded = secret.casefold()
+    if len(set(folded)) < 3 or _is_sequence(folded):
+        return True
+    return not {folded, *_bare_forms(folded)}.isdisjoint(_common())
 
 
 def _fold(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quart_app.messages.identity import normal_email, normal_password, why_weak
+from quart_app.security.identity import normal_email, normal_password, why_weak
 
 
 @pytest.mark.parametrize(

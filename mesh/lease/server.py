@@ -1,0 +1,39 @@
+"""What the mesh demands of a server before it grants a lease there."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from mesh.errors import MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
+from mesh.wire import failures
+from mesh.wire.failures import Meaning
+
+MINIMUM_VERSION = (7, 0)
+
+
+async def check(client: Redis) -> tuple[int, ...]:
+    """Return the server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
+    try:
+        info = await client.info("server")
+    except failures.ANY as error:
+        raise refusal(error) from error
+    text = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in text.split(".")[:3])
+    if version < MINIMUM_VERSION:
+        raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
+    return version
+
+
+def refusal(error: BaseException) -> MeshError:
+    """Return what an error means to a replica that has no lease: wait, or end with a sentence."""
+    code, text = failures.code_of(error), failures.text_of(error)
+    match failures.classify(error):
+        case Meaning.PASSING | Meaning.FULL:
+            return Unavailable(f"Redis cannot be {'used' if code else 'reached'}: {text}")
+        case Meaning.FENCED if code == "NOPERM" or isinstance(error, NoPermissionError):
+            return SetupError(f"this Redis user lacks a right: {text}; grant it, or use other credentials")
+        case Meaning.FENCED:
+            return WrongCredentials(f"Redis refuses the user or the password: {text}")
+    advice = failures.remedy(error)
+    return SetupError(f"Redis refuses this replica: {text}" + (f"; {advice}" if advice else ""))

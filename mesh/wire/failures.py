@@ -1,0 +1,198 @@
+"""Every error that Redis or Valkey can answer, and what it means to a replica.
+
+`CODES` and `PHRASES` are the table. A code is the first word of an error; the code `ERR` has many meanings, which the
+phrases tell apart. Lua adds text behind an error of a command in a script and leaves the code in front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from enum import Enum
+
+from redis import exceptions as redis_errors
+
+from mesh.errors import Busy, LeaseLost, MeshError, SetupError, Unavailable
+
+
+class Meaning(Enum):
+    """What an error means to a replica."""
+
+    #: Redis cannot do it now. The same command may be sent again until the lease ends; callers get 503.
+    PASSING = "passing"
+    #: Memory is full. New work is refused with 503; settlement, release and renewal go on.
+    FULL = "full"
+    #: The Redis user of this epoch is gone, or another replica holds the lease. The membership ends.
+    FENCED = "fenced"
+    #: The server does not know a script; load it and send the command again.
+    SCRIPT = "script"
+    #: The command was wrong, or its answer is for the code that sent it. Nobody repeats it.
+    OURS = "ours"
+    #: The mesh cannot work with this server. A starting replica ends with a sentence.
+    FATAL = "fatal"
+
+
+#: The first word of an error -> what it means. All codes of Redis 7.0 to 8 and Valkey 7.2 to 9.1, then those of our
+#: scripts.
+CODES: dict[str, Meaning] = {
+    "LOADING": Meaning.PASSING,  # the server reads its data from disk
+    "BUSY": Meaning.PASSING,  # a script or a module command of somebody runs for too long
+    "MISCONF": Meaning.PASSING,  # the server cannot write to its disk, and refuses writes until it can
+    "NOREPLICAS": Meaning.PASSING,  # fewer copies are connected than min-replicas-to-write
+    "READONLY": Meaning.PASSING,  # the server is a copy now; after a failover the name leads to another one
+    "MASTERDOWN": Meaning.PASSING,  # a copy has lost its master and does not serve stale data
+    "REDIRECT": Meaning.PASSING,  # Valkey: a copy names its primary
+    "NOMASTERLINK": Meaning.PASSING,
+    "UNBLOCKED": Meaning.PASSING,  # a blocked read was ended: CLIENT UNBLOCK, or the server became a copy
+    "CLUSTERDOWN": Meaning.PASSING,
+    "TRYAGAIN": Meaning.PASSING,
+    "IOERR": Meaning.PASSING,
+    "INPROG": Meaning.PASSING,  # a sentinel is in the middle of a failover
+    "NOGOODSLAVE": Meaning.PASSING,
+    "NOQUORUM": Meaning.PASSING,
+    "OOM": Meaning.FULL,
+    "NOAUTH": Meaning.FENCED,
+    "WRONGPASS": Meaning.FENCED,
+    "NOPERM": Meaning.FENCED,
+    "NOSCRIPT": Meaning.SCRIPT,
+    "NOGROUP": Meaning.OURS,  # the reader opens its stream again
+    "BUSYGROUP": Meaning.OURS,
+    "BUSYKEY": Meaning.OURS,
+    "WRONGTYPE": Meaning.OURS,
+    "EXECABORT": Meaning.OURS,  # unless it says why; see `classify`
+    "INVALIDOBJ": Meaning.OURS,
+    "NOTBUSY": Meaning.OURS,
+    "UNKILLABLE": Meaning.OURS,
+    "NOSUB": Meaning.OURS,
+    "ERR": Meaning.OURS,  # unless a phrase says more
+    "DENIED": Meaning.FATAL,
+    "NOPROTO": Meaning.FATAL,
+    "MOVED": Meaning.FATAL,
+    "ASK": Meaning.FATAL,
+    "CROSSSLOT": Meaning.FATAL,
+    "LEASEGONE": Meaning.PASSING,  # the lease's key is gone; the next renewal restores it, or the lease is lost
+    "LEASELOST": Meaning.FENCED,
+}
+
+#: A part of an error's text -> what it means, for errors whose code is ERR or that a client library has reworded.
+PHRASES: dict[str, Meaning] = {
+    "max number of clients": Meaning.PASSING,
+    "server is shutting down": Meaning.PASSING,
+    "Errors trying to SHUTDOWN": Meaning.PASSING,
+    "command not allowed when used memory": Meaning.FULL,
+    "without any password configured": Meaning.FATAL,
+    "no password is set": Meaning.FATAL,
+    "DB index is out of range": Meaning.FATAL,
+    "SELECT is not allowed in cluster mode": Meaning.FATAL,
+    "unknown command": Meaning.FATAL,
+    "unknown subcommand": Meaning.FATAL,
+}
+
+#: What to do about an error that ends a starting replica: code or phrase -> remedy.
+REMEDIES = {
+    "DENIED": "set a password on the server and in REDIS_PASSWORD, or let it listen on the loopback address only",
+    "NOPROTO": "the server must speak RESP2",
+    "MOVED": "the mesh needs one server with numbered databases, not a Redis Cluster",
+    "ASK": "the mesh needs one server with numbered databases, not a Redis Cluster",
+    "CROSSSLOT": "the mesh needs one server with numbered databases, not a Redis Cluster",
+    "SELECT is not allowed in cluster mode": "the mesh needs numbered databases, which a cluster does not have",
+    "DB index is out of range": "REDIS_DB and MESH_DATABASES must fit the `databases` setting of the server",
+    "without any password configured": "the server has no password for this user; check REDIS_PASSWORD",
+    "no password is set": "the server has no password for this user; check REDIS_PASSWORD",
+    "unknown command": "the server does not have this command, or it was renamed",
+    "unknown subcommand": "the server does not have this command, or it was renamed",
+}
+
+#: Errors of redis-py that mean that Redis cannot be reached, or cannot serve, for now; also in an `except` clause.
+PASSING = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.TryAgainError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    OSError,
+    asyncio.TimeoutError,
+)
+
+#: Everything that talking to Redis can raise, for an `except` clause before `classify`.
+ANY = (redis_errors.RedisError, *PASSING)
+
+_FENCED = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthenticationWrongNumberOfArgsError,
+    redis_errors.NoPermissionError,
+)
+
+_CODE = re.compile(r"^-?([A-Z]{3,})(?: |$)")
+_IN_A_PIPELINE = re.compile(r"Command # \d+ .* of pipeline caused error: \(?['\"]?(.*?)['\"]?,?\)?$", re.DOTALL)
+_ABORTED = re.compile(r"discarded because of: (?:-)?([A-Z]{3,}) ")
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code of an error that the server answered, or "" for an error of the connection."""
+    # redis-py removes the code from the text of the errors that it knows.
+    code, text = getattr(error, "status_code", None), text_of(error)
+    if not code and (found := _CODE.match(text)):
+        code = found[1]
+    if code == "EXECABORT" and (found := _ABORTED.search(text)):
+        code = found[1]
+    return str(code or "")
+
+
+def text_of(error: BaseException) -> str:
+    """Return what the server answered, without the command that redis-py puts in front of errors of a pipeline."""
+    text = str(error)
+    found = _IN_A_PIPELINE.match(text)
+    return found[1] if found else text or type(error).__name__
+
+
+def classify(error: BaseException) -> Meaning:
+    """Tell what an error of redis-py, or of the network below it, means."""
+    if isinstance(error, Unavailable):
+        return Meaning.PASSING
+    code = code_of(error)
+    if code not in {"", "ERR"} and code in CODES:
+        return CODES[code]
+    text = str(error)
+    for phrase, meaning in PHRASES.items():
+        if phrase in text:
+            return meaning
+    if isinstance(error, redis_errors.OutOfMemoryError):
+        return Meaning.FULL
+    # An AuthenticationError is a ConnectionError, too.
+    if isinstance(error, _FENCED):
+        return Meaning.FENCED
+    return Meaning.PASSING if isinstance(error, PASSING) else Meaning.OURS
+
+
+def is_fenced(error: BaseException) -> bool:
+    """Whether an error means that the Redis user of this epoch is gone."""
+    return classify(error) is Meaning.FENCED
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same command may succeed later."""
+    return classify(error) is Meaning.PASSING
+
+
+def remedy(error: BaseException) -> str:
+    """Say what to do about a fatal error, or "" where nothing is known."""
+    code, text = code_of(error), str(error)
+    return next((advice for key, advice in REMEDIES.items() if key == code or key in text), "")
+
+
+def translate(error: BaseException) -> MeshError | None:
+    """Return what a caller is told about an error of Redis; None where the error is ours."""
+    match classify(error):
+        case Meaning.PASSING:
+            return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)
+        case Meaning.FULL:
+            return Busy("Redis is out of memory", retry_after=5)
+        case Meaning.FENCED:
+            return LeaseLost("the Redis user of this lease was deleted")
+        case Meaning.FATAL:
+            advice = remedy(error)
+            return SetupError(f"Redis refuses: {text_of(error)}" + (f"; {advice}" if advice else ""))
+    return None

@@ -1,0 +1,230 @@
+"""What the live page shows, read from Redis in one round trip.
+
+    accounts      books.lua, at one moment
+    places        the roster, and PTTL of each lease
+    streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
+    dead letters  XLEN, and the newest of the last hour
+
+No command here costs more when there are more requests: each reads a fixed number of entries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from mesh import Member, Replica, keys
+
+#: Rates that are kept: one minute at one look per second.
+KEPT = 60
+#: A longer pause between two looks ends the history: the rate in between is not known.
+LONGEST_PAUSE_MS = 5000
+#: Dead letters of the last hour that a look reads; the page says "50 or more".
+RECENT_DEAD = 50
+HOUR_MS = 3_600_000
+
+Rates = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFigures:
+    """One database and the replica that holds it. A free place has no replica."""
+
+    database: int
+    #: free, starting, ready, draining, left, or lost: the lease ended without a release
+    state: str
+    member: Member | None = None
+    lease_ms: int = 0
+    #: requests that the replica works on
+    in_hand: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerFigures:
+    """One replica as a reader of a stream."""
+
+    replica: str
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFigures:
+    """One request stream. `oldest_ms` is the age of its oldest entry; None when it is empty."""
+
+    name: str
+    length: int
+    pending: int
+    added: int
+    oldest_ms: int | None
+    consumers: Sequence[ConsumerFigures]
+
+    @property
+    def waiting(self) -> int:
+        """Entries that no replica works on yet."""
+        return max(0, self.length - self.pending)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter. `at_ms` is when the request was given up."""
+
+    id: str
+    at_ms: int
+    reason: str
+    stream: str
+    op: str
+    deliveries: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The mesh at one moment; `at_ms` is Redis's clock. Rates are per second, oldest first."""
+
+    at_ms: int
+    books: Mapping[str, int]
+    places: Sequence[DatabaseFigures]
+    streams: Sequence[StreamFigures]
+    dead: int
+    recent_dead: Sequence[DeadLetter]
+    rates: Rates
+
+
+class FiguresReader:
+    """Reads figures, and remembers the last minute of what grows."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._names = [
+            name.removeprefix(keys.REQUESTS)
+            for name in keys.request_streams(replica.settings.classes, replica.settings.databases)
+        ]
+        self._history = History()
+
+    async def read(self) -> Figures:
+        """Read all figures now. Raises RedisError, MeshError."""
+        books, members, answers = await asyncio.gather(self._replica.books(), self._replica.roster(), self._ask_redis())
+        at_ms = answers.pop_clock()
+        dead, letters = answers.pop(2)
+        leases = answers.pop(self._replica.settings.databases)
+        streams = [_stream(name, at_ms, *answers.pop(4)) for name in self._names]
+        grown = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
+        return Figures(
+            at_ms=at_ms,
+            books=books,
+            places=_places(members, leases, streams),
+            streams=streams,
+            dead=dead,
+            recent_dead=[dead_letter(id, fields) for id, fields in letters],
+            rates=self._history.add(at_ms, grown),
+        )
+
+    async def _ask_redis(self) -> _PipelineAnswers:
+        pipeline = self._replica.shared.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.xlen(keys.DEAD)
+        since = self._replica.now_ms() - HOUR_MS
+        pipeline.xrevrange(keys.DEAD, "+", str(since), count=RECENT_DEAD)
+        for database in range(self._replica.settings.databases):
+            pipeline.pttl(keys.lease(database))
+        for name in self._names:
+            stream = keys.REQUESTS + name
+            pipeline.xinfo_stream(stream)
+            pipeline.xinfo_groups(stream)
+            pipeline.xinfo_consumers(stream, keys.GROUP)
+            pipeline.xrange(stream, count=1)
+        return _PipelineAnswers(await pipeline.execute(raise_on_error=False))
+
+
+class _PipelineAnswers:
+    """The answers of a pipeline, taken in order. A stream or group that does not exist yet counts as empty."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = deque(answers)
+
+    def pop(self, count: int) -> list[Any]:
+        taken = [self._answers.popleft() for _ in range(count)]
+        for answer in taken:
+            if isinstance(answer, Exception) and not _is_absent(answer):
+                raise answer
+        return [[] if isinstance(answer, Exception) else answer for answer in taken]
+
+    def pop_clock(self) -> int:
+        ((seconds, microseconds),) = self.pop(1)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _is_absent(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and ("no such key" in str(error) or "NOGROUP" in str(error))
+
+
+def _stream(name: str, at_ms: int, info: Any, groups: Any, consumers: Any, oldest: Any) -> StreamFigures:
+    return StreamFigures(
+        name=name,
+        length=info["length"] if info else 0,
+        pending=groups[0]["pending"] if groups else 0,
+        added=info["entries-added"] if info else 0,
+        oldest_ms=max(0, at_ms - moment_of(oldest[0][0])) if oldest else None,
+        consumers=[ConsumerFigures(each["name"], each["pending"], each["idle"]) for each in consumers],
+    )
+
+
+def _places(
+    members: Sequence[Member], leases: Sequence[int], streams: Sequence[StreamFigures]
+) -> list[DatabaseFigures]:
+    in_hand: dict[str, int] = defaultdict(int)
+    for stream in streams:
+        for consumer in stream.consumers:
+            in_hand[consumer.replica] += consumer.pending
+    held = {member.database: member for member in members}
+    return [
+        DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
+        if (member := held.get(database))
+        else DatabaseFigures(database, "free")
+        for database, lease_ms in enumerate(leases)
+    ]
+
+
+def _state(member: Member) -> str:
+    return member.state if member.leased or member.state == "left" else "lost"
+
+
+def moment_of(id: str) -> int:
+    """Return when a stream entry was added, in ms of Redis's clock."""
+    return int(id.partition("-")[0])
+
+
+def dead_letter(id: str, fields: Mapping[str, str]) -> DeadLetter:
+    """Read one entry of the stream of dead letters: a request, or an event, whose body is in `data`."""
+    get = fields.get
+    body = get("body") or get("data") or ""
+    return DeadLetter(
+        id, moment_of(id), get("reason", ""), get("stream", ""), get("op", ""), get("deliveries", ""), body
+    )
+
+
+class History:
+    """Rates of numbers that grow, from their values at each look."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[str, int] = {}
+        self._at_ms = 0
+        self._rates: dict[str, deque[float]] = {}
+
+    def add(self, at_ms: int, values: Mapping[str, int]) -> Rates:
+        """Add the values of a moment; return the rates per second of the last minute, as far as they are known."""
+        passed_ms = at_ms - self._at_ms
+        if not 0 < passed_ms <= LONGEST_PAUSE_MS:
+            self._rates.clear()
+        else:
+            for name in values.keys() & self._before.keys():
+                rate = max(0, values[name] - self._before[name]) * 1000 / passed_ms
+                self._rates.setdefault(name, deque(maxlen=KEPT)).append(round(rate, 1))
+        self._before, self._at_ms = values, at_ms
+        return {name: list(rates) for name, rates in self._rates.items()}

@@ -1,0 +1,141 @@
+"""The live page's views as HTML: whole pages, and the sections that change."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from quart_app.dashboard import words as sentences
+from quart_app.dashboard.assets import Assets
+from quart_app.dashboard.figures import DeadLetter, Figures, moment_of
+from quart_app.dashboard.words import duration, shortened, spoken
+
+OVERVIEW = "overview"
+#: The views and their titles. The overview is at /mesh, each other one at /mesh/{name}.
+VIEWS = {OVERVIEW: "Overview", "streams": "Streams", "dead": "Dead letters"}
+#: Blocks that are sent again when they change, by view. `menu` is part of every view.
+BLOCKS = {
+    OVERVIEW: ("answer", "books", "places"),
+    "streams": ("answer", "table", "entries"),
+    "dead": ("answer", "groups"),
+}
+_ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
+#: Dead letters of a group that are shown; the group says how many there are.
+SHOWN_LETTERS = 20
+
+Entries = Sequence[tuple[str, Mapping[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LetterGroup:
+    """Dead letters with one reason, from one stream; the newest first."""
+
+    reason: str
+    stream: str
+    letters: Sequence[DeadLetter]
+
+
+@dataclass(frozen=True, slots=True)
+class PageView:
+    """Everything that one view shows at one moment."""
+
+    name: str
+    figures: Figures
+    replica: str
+    stream_bound: int
+    lease_ttl_ms: int
+    bodies: bool
+    chosen: str = ""
+    entries: Entries = ()
+    groups: Sequence[LetterGroup] = ()
+
+
+def grouped(letters: Sequence[DeadLetter]) -> list[LetterGroup]:
+    """Group dead letters by reason and stream, the largest group first."""
+    found: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
+    for letter in letters:
+        found[letter.reason, letter.stream].append(letter)
+    groups = [LetterGroup(reason, stream, each) for (reason, stream), each in found.items()]
+    return sorted(groups, key=lambda group: -len(group.letters))
+
+
+class Pages:
+    """Renders views. Templates escape everything that they show."""
+
+    def __init__(self, assets: Assets, *, public_page: bool) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("quart_app.dashboard"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            "age": duration,
+            "clock": _clock,
+            "number": "{:,}".format,
+            "rate": _rate,
+            "short": shortened,
+            "spoken": spoken,
+        }
+        self._environment.globals |= {
+            "url": assets.url,
+            "public_page": public_page,
+            "views": VIEWS,
+            "moment_of": moment_of,
+            "averaged": sentences.averaged,
+            "shown_letters": SHOWN_LETTERS,
+        }
+        # A global, not an import of the templates: a block that is rendered alone has no imports.
+        self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
+
+    def page(self, view: PageView, events: str) -> str:
+        """Return a whole page; `events` is the address of its changes."""
+        return self._environment.get_template(f"{view.name}.html").render(**self._context(view), events=events)
+
+    def sections(self, view: PageView) -> dict[str, str]:
+        """Return the view's sections that change, by the id of their element."""
+        template = self._environment.get_template(f"{view.name}.html")
+        context = template.new_context({**self._context(view), "events": ""})
+        base = self._environment.get_template("base.html")
+        found = {}
+        for block in ("menu", *BLOCKS[view.name]):
+            source = template if block in template.blocks else base
+            html = "".join(source.blocks[block](context)).strip()
+            match = _ID.match(html)
+            assert match is not None, f"the block {block} begins with an element that has an id"
+            found[match[1]] = html
+        return found
+
+    def _context(self, view: PageView) -> dict[str, Any]:
+        figures = view.figures
+        return {
+            "view": view,
+            "figures": figures,
+            "words": sentences.words(figures),
+            "classes": _classes(figures),
+            "live": {place.member.replica for place in figures.places if place.member and place.state != "lost"},
+            "waiting": sum(stream.waiting for stream in figures.streams),
+        }
+
+
+def _classes(figures: Figures) -> list[tuple[str, list[Any]]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for place in figures.places:
+        if place.member is not None:
+            found[place.member.cls].append(place)
+    return sorted(found.items())
+
+
+def _clock(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}"

@@ -1,0 +1,44 @@
+"""One read per interval, however many wait for it, and none while nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ticker(Generic[T]):
+    """Reads something at most once per interval and hands each result to everybody who waits.
+
+    There is no task in the background: the first one who waits does the read, and the others share its result. So a
+    reader that hangs up leaves nothing behind.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[T]], every_s: float) -> None:
+        self._read = read
+        self._every_s = every_s
+        self._turn = asyncio.Lock()
+        self._found: T | None = None
+        self._read_at = float("-inf")
+        #: Number of the newest result; 0 before the first one.
+        self.number = 0
+
+    async def newest(self) -> T:
+        """Return the newest result; read anew when it is older than the interval."""
+        if time.monotonic() - self._read_at < self._every_s and self._found is not None:
+            return self._found
+        return await self.next(self.number)
+
+    async def next(self, after: int) -> T:
+        """Wait for a result with a higher number than `after`, and return the newest. Raises what the read raises."""
+        async with self._turn:
+            if self.number <= after or self._found is None:
+                await asyncio.sleep(self._read_at + self._every_s - time.monotonic())
+                # The time counts from before the read, and for a read that fails as well: no hot loop.
+                self._read_at = time.monotonic()
+                self._found = await self._read()
+                self.number += 1
+            return self._found

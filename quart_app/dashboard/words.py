@@ -1,0 +1,153 @@
+"""The figures in sentences: one headline, one summary, and one note for each thing that needs attention.
+
+Pure functions, so that every sentence has a test.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from quart_app.dashboard.figures import RECENT_DEAD, Figures, StreamFigures
+
+#: Age of the oldest waiting request from which a stream gets a note.
+OLD_MS = 1000
+#: Seconds over which the rates of the headline are averaged.
+AVERAGED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One thing that needs attention; `bad` when the mesh cannot do something because of it."""
+
+    key: str
+    what: str
+    text: str
+    view: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The sentences of the overview."""
+
+    headline: str
+    summary: str
+    notes: Sequence[Note]
+    #: how many more requests were accepted than are accounted for; 0 when the books balance
+    difference: int
+
+
+def words(figures: Figures) -> Words:
+    """Say what the figures mean."""
+    difference = figures.books["accepted"] - sum(n for name, n in figures.books.items() if name != "accepted")
+    notes = [*_about_classes(figures), *_about_places(figures), *_about_books(difference), *_about_streams(figures)]
+    notes += [*_about_dead_letters(figures), *_about_versions(figures)]
+    notes.sort(key=lambda note: not note.bad)
+    return Words(_headline(notes), _summary(figures), notes, difference)
+
+
+def _headline(notes: Sequence[Note]) -> str:
+    if not notes:
+        return "All is well."
+    if any(note.bad for note in notes):
+        return "Something is wrong."
+    return f"Working, with {counted(len(notes), 'thing')} to look at."
+
+
+def _summary(figures: Figures) -> str:
+    live = sum(place.state == "ready" for place in figures.places)
+    verb = "holds" if live == 1 else "hold"
+    rate = averaged(figures.rates.get("answered", ()))
+    answered = f"{rate:,.0f} requests are answered per second" if rate >= 1 else "No requests arrive"
+    waiting = sum(stream.waiting for stream in figures.streams)
+    waits = f"{counted(waiting, 'request')} wait{'s' if waiting == 1 else ''}" if waiting else "nothing waits"
+    return f"{counted(live, 'replica')} {verb} {live} of {len(figures.places)} databases. {answered}; {waits}."
+
+
+def _about_classes(figures: Figures) -> Iterator[Note]:
+    held = [place for place in figures.places if place.member is not None]
+    live = {place.member.cls for place in held if place.member and place.state == "ready"}
+    for name in sorted({place.member.cls for place in held if place.member} - live):
+        text = "has no ready replica: requests to it wait or are refused until one is ready."
+        yield Note(f"class-{name}", f"Class {name}", text, bad=True)
+
+
+def _about_places(figures: Figures) -> Iterator[Note]:
+    for place in figures.places:
+        what, replica = f"Database {place.database}", place.member.replica if place.member else ""
+        match place.state:
+            case "lost":
+                text = f"The lease of {replica} ended without a release. A successor takes over its work."
+                yield Note(f"place-{place.database}", what, text, bad=True)
+            case "left":
+                text = f"{replica} has left in order. Its requests wait for a successor."
+                yield Note(f"place-{place.database}", what, text)
+            case "draining":
+                text = f"{replica} is draining: it finishes {counted(place.in_hand, 'request')} and takes no new ones."
+                yield Note(f"place-{place.database}", what, text)
+            case "starting":
+                yield Note(f"place-{place.database}", what, f"{replica} is starting its services.")
+
+
+def _about_books(difference: int) -> Iterator[Note]:
+    if difference:
+        text = f"{abs(difference):,} more {'were accepted than are accounted for' if difference > 0 else ENDED}."
+        yield Note("books", "The books do not balance", text, bad=True)
+
+
+ENDED = "ended than were accepted. Entries that are written to a stream by hand have this effect"
+
+
+def _about_streams(figures: Figures) -> Iterator[Note]:
+    old = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_MS]
+    if old:
+        oldest = max(old, key=lambda stream: stream.oldest_ms or 0)
+        text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} wait"
+        yield Note("old", f"Stream {spoken(oldest)}", f"{text} and {oldest.pending:,} are in hand.", "streams")
+
+
+def _about_dead_letters(figures: Figures) -> Iterator[Note]:
+    recent = len(figures.recent_dead)
+    if recent:
+        reason, _ = Counter(letter.reason for letter in figures.recent_dead).most_common(1)[0]
+        count = f"{recent} or more dead letters" if recent >= RECENT_DEAD else counted(recent, "dead letter")
+        yield Note("dead", count, f"in the last hour. Most frequent reason: {shortened(reason, 120)}", "dead")
+
+
+def _about_versions(figures: Figures) -> Iterator[Note]:
+    versions = sorted({place.member.version for place in figures.places if place.member and place.state == "ready"})
+    if len(versions) > 1:
+        yield Note("versions", "Versions", f"Replicas of {' and '.join(versions)} run side by side.")
+
+
+def spoken(stream: StreamFigures) -> str:
+    """Return a stream's name for people: "class A", "database 3"."""
+    return f"database {stream.name[2:]}" if stream.name.startswith("db") else f"class {stream.name}"
+
+
+def averaged(rates: Sequence[float]) -> float:
+    """Return the average of the last seconds; 0 when nothing is known."""
+    last = rates[-AVERAGED:]
+    return sum(last) / len(last) if last else 0.0
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun: "1 replica", "1,204 replicas"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(milliseconds: int) -> str:
+    """Return a span of time for people, with two significant figures."""
+    seconds = milliseconds / 1000
+    for most, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < most:
+            amount = seconds / per_unit
+            return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text cut to so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

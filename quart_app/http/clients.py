@@ -1,0 +1,94 @@
+"""Where requests come from, and how much of this replica each source may occupy at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from functools import lru_cache
+
+from quart_app.settings import AppSettings, split
+
+
+class Proxies:
+    """The proxies that are believed when they say for whom they ask."""
+
+    def __init__(self, trusted: str) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in split(trusted)]
+        self._trusts = lru_cache(maxsize=1024)(self._decide)
+
+    def trusts(self, address: str) -> bool:
+        """Return whether this address belongs to a trusted proxy."""
+        return bool(self._networks) and self._trusts(address)
+
+    def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
+        """Return the address of the client behind `peer`, as the X-Forwarded-For headers of trusted proxies tell it.
+
+        Each proxy appends the address that it was asked from. So the list is believed from its end, as far as the
+        proxies are trusted; a client can only write the part before.
+        """
+        client = peer
+        hops = [hop.strip() for line in forwarded_for for hop in line.split(",")]
+        while hops and self.trusts(client) and is_address(hops[-1]):
+            client = hops.pop()
+        return client
+
+    def _decide(self, address: str) -> bool:
+        if not is_address(address):
+            return False
+        found = ipaddress.ip_address(address)
+        # A socket of IPv6 shows a client of IPv4 as ::ffff:192.0.2.1.
+        found = getattr(found, "ipv4_mapped", None) or found
+        return any(found in network for network in self._networks)
+
+
+def is_address(text: str) -> bool:
+    """Return whether this text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Occupancy:
+    """An amount in use: bounded in all, and per source so that one source leaves room for the others."""
+
+    def __init__(self, most: int, most_per_source: int) -> None:
+        self._most = most
+        self._most_per_source = most_per_source
+        self._of: dict[str, int] = {}
+        self.total = 0
+
+    def take(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
+        """Take this amount and return True, or return False if a bound forbids it.
+
+        A proxy asks for many clients, so the bound per source does not hold for it.
+        """
+        used = self._of.get(source, 0) + amount
+        if self.total + amount > self._most or (used > self._most_per_source and not is_proxy):
+            return False
+        self._of[source] = used
+        self.total += amount
+        return True
+
+    def give_back(self, source: str, amount: int) -> None:
+        """Give back what `take` took."""
+        self.total -= amount
+        left = self._of[source] - amount
+        if left:
+            self._of[source] = left
+        else:
+            del self._of[source]
+
+
+class Clients:
+    """What the clients of one port occupy at the moment."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        self.proxies = Proxies(settings.trusted_proxies)
+        self.connections = Occupancy(settings.max_connections, settings.max_connections_per_source)
+        #: bytes of the bodies of requests that are not answered yet
+        self.bodies = Occupancy(
+            max(settings.max_open_bodies_bytes, settings.max_body_bytes),
+            max(settings.max_open_bodies_bytes_per_source, settings.max_body_bytes),
+        )

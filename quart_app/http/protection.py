@@ -1,0 +1,57 @@
+"""What keeps pages of other sites away from our answers: the host names that we answer to, and headers of every answer.
+
+A page of another site can let its own name resolve to this machine. The browser then takes our answers for answers of
+that site and shows them to the page (DNS rebinding). The page needs a name that its owner controls, so every name that
+nobody can register is safe, and so is every address.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from functools import lru_cache
+
+from quart_app.http.clients import is_address
+from quart_app.http.problems import Problem
+from quart_app.settings import AppSettings, split
+
+#: On every answer: browsers take its type as it is said, and neither run nor frame it. A page has a policy of its own.
+POLICY = "Content-Security-Policy"
+HEADERS = {"X-Content-Type-Options": "nosniff", POLICY: "default-src 'none'; frame-ancestors 'none'"}
+#: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
+LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
+#: What a setting may hold besides a name: the addresses of sites in a Caddyfile are understood, too.
+_SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
+
+
+class Hosts:
+    """The host names that this replica answers to."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        sites = [_SITE.fullmatch(site.lower()) for site in split(settings.allowed_hosts)]
+        names = {site["name"] for site in sites if site is not None and site["name"]}
+        self._any = "*" in names
+        self._ends = tuple(name[1:] for name in names if name.startswith("*."))
+        self._names = names | {settings.advertise_host.lower(), socket.gethostname().lower()}
+        self._is_allowed = lru_cache(maxsize=1024)(self._decide)
+
+    def check(self, host: str) -> None:
+        """Raise Problem (421) if a request with this Host header is meant for somebody else."""
+        if not self._is_allowed(host):
+            raise Problem(421, f"this server does not answer to the host {host[:200]!r}; ALLOWED_HOSTS can add it")
+
+    def _decide(self, host: str) -> bool:
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = (found["name"] or "").removesuffix(".")
+        return (
+            self._any
+            or found["address"] is not None
+            or "." not in name
+            or name in self._names
+            or name.endswith(LOCAL_ENDS)
+            or (bool(self._ends) and name.endswith(self._ends))
+            or is_address(name)
+        )

@@ -1,0 +1,165 @@
+"""The live page in a real browser, over real replicas behind a proxy of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from mesh import keys
+from tests.support.browser import browser, needs_chromium, tab
+from tests.support.replicas import Replicas
+
+pytestmark = [needs_chromium, pytest.mark.slow]
+
+VIEWS = ("/mesh", "/mesh/streams", "/mesh/dead")
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    """One browser for a test."""
+    async with browser() as started:
+        yield started
+
+
+async def test_the_books_follow_the_load_and_always_balance(chromium: Browser, replicas: Replicas) -> None:
+    """A POST shows within two seconds; at each of many moments the page's own figures add up."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(f"{process.private}/mesh")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("All is well.")
+        for number in range(10):
+            posted = await replicas.client.post(
+                f"{process.public}/values", json=[{"value": 10**6 + number, "ttl": 60, "cls": "A"}]
+            )
+            assert posted.status_code == 200
+            terms = [
+                int(text.replace(",", "")) for text in await page.locator(".books dd:not(.rate)").all_inner_texts()
+            ]
+            assert terms[0] == sum(terms[1:])
+            await asyncio.sleep(0.2)
+        await expect(page.locator(".books dd").first).to_have_text("10", timeout=3000)
+        await expect(page.locator("#link-text")).to_have_text("live")
+
+
+async def test_faults_are_said_and_go_away(chromium: Browser, replicas: Replicas) -> None:
+    """A stopped replica loses its lease: the page says so, and its line goes when the replica is back."""
+    one, two = await replicas(2, {"MESH_CLASS": "A"})
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(f"{one.private}/mesh")
+        await expect(page.locator(".place.ready")).to_have_count(2)
+        two.send(signal.SIGSTOP)
+        try:
+            await expect(page.get_by_role("heading", level=1)).to_have_text("Something is wrong.", timeout=8000)
+            await expect(page.locator(".notes")).to_contain_text("ended without a release")
+        finally:
+            two.send(signal.SIGCONT)
+        await expect(page.locator(".place.lost")).to_have_count(0, timeout=15_000)
+
+
+async def test_a_killed_replica_shows_as_no_news(chromium: Browser, replicas: Replicas) -> None:
+    """The figures stay, and the page says for how long there was no news."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(f"{process.private}/mesh")
+        await expect(page.locator("#link-text")).to_have_text("live")
+        process.kill()
+        await expect(page.locator("#link-text")).to_contain_text("no news for", timeout=8000)
+        await expect(page.get_by_role("heading", level=1)).to_have_text("All is well.")
+        opened.complaints.clear()  # the browser notes each refused connection
+
+
+async def test_only_open_pages_are_read_for(chromium: Browser, replicas: Replicas) -> None:
+    """With pages open one replica reads once a second; with none, Redis hears no such command."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+
+    def looks() -> int:
+        with replicas.server.redis() as admin:
+            return int(admin.info("commandstats").get("cmdstat_xinfo|stream", {}).get("calls", 0))
+
+    async with tab(chromium) as first, tab(chromium) as second:
+        for opened in (first, second):
+            await opened.page.goto(f"{process.private}/mesh")
+        before = looks()
+        await asyncio.sleep(4)
+        assert 2 * 20 <= looks() - before <= 6 * 20, "20 streams, about once a second"
+    await asyncio.sleep(2)
+    before = looks()
+    await asyncio.sleep(2)
+    assert looks() == before
+
+
+async def test_pictures_for_the_documentation(chromium: Browser, replicas: Replicas, tmp_path: Path) -> None:
+    """docs/pictures is made here: PICTURES=docs/pictures pytest tests/journeys/test_live_page.py -k pictures."""
+    folder = Path(os.environ.get("PICTURES", tmp_path))
+    processes = [(await replicas(1, {"MESH_CLASS": cls}))[0] for cls in "ABCA"]
+    with replicas.server.redis() as admin:
+        letter = {"reason": "ValueError: no such warehouse", "stream": "mesh:requests:B", "op": "stock.take"}
+        for number in range(3):
+            admin.xadd(keys.DEAD, {**letter, "deliveries": "3", "body": f'{{"product": {number}, "count": -1}}'})
+
+    async def load() -> None:
+        for number in range(200):
+            items = [{"value": 10**12 + 4 * number + k, "ttl": 60, "cls": cls} for k, cls in enumerate("ABC")]
+            await replicas.client.post(f"{processes[number % 4].public}/values", json=items)
+            await asyncio.sleep(0.03)
+
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(processes[0].public)
+        await page.get_by_role("button", name="Factorise").click()
+        await expect(page.locator("#answer")).to_be_visible()
+        await page.get_by_role("button", name="Find").click()
+        await expect(page.locator("#found")).to_be_visible()
+        await page.screenshot(path=folder / "landing.png", full_page=True)
+        for view, name in zip(VIEWS, ("overview", "streams", "dead"), strict=True):
+            loading = asyncio.create_task(load())
+            await page.goto(processes[0].private + view)
+            await asyncio.sleep(6)
+            await page.screenshot(path=folder / f"{name}.png", full_page=True)
+            loading.cancel()
+
+
+@pytest.mark.parametrize(("scheme", "widths"), [("light", (360, 390, 768, 1280, 1600)), ("dark", (360, 1280))])
+async def test_every_view_is_accessible_and_fits(
+    chromium: Browser, replicas: Replicas, scheme: str, widths: tuple[int, ...]
+) -> None:
+    """axe finds nothing, nothing scrolls sideways, and strangers' text is shown exactly."""
+    hostile = "<b>7</b>" + "9" * 300
+    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    with replicas.server.redis() as admin:
+        admin.xadd(keys.class_requests("D"), {"op": "x", "request": "r", "from": "f", "body": hostile})
+        admin.xadd(keys.DEAD, {"reason": hostile, "stream": "s", "deliveries": "3", "body": hostile})
+    for width in widths:
+        async with tab(chromium, width=width, scheme=scheme) as opened:  # type: ignore[arg-type]
+            for view in VIEWS:
+                await opened.page.goto(process.private + view)
+                await expect(opened.page.locator("#link-text")).to_have_text("live")
+                assert not await opened.scrolls_sideways(), (view, width)
+                if width in (360, 1280):
+                    assert await opened.violations() == [], (view, width)
+            await expect(opened.page.locator("#groups h2")).to_contain_text(hostile[:150])
+
+
+async def test_the_keyboard_and_no_script_are_enough(chromium: Browser, replicas: Replicas) -> None:
+    """Digits open views; without JavaScript every view is readable."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    async with tab(chromium) as opened:
+        await opened.page.goto(f"{process.private}/mesh")
+        await opened.page.keyboard.press("2")
+        await expect(opened.page.get_by_role("heading", level=1)).to_have_text("Nothing waits")
+        await opened.page.keyboard.press("3")
+        await expect(opened.page.get_by_role("heading", level=1)).to_have_text("No dead letters")
+    async with tab(chromium, javascript=False) as opened:
+        for view in VIEWS:
+            await opened.page.goto(process.private + view)
+            await expect(opened.page.get_by_role("heading", level=1)).not_to_be_empty()
+            await expect(opened.page.get_by_text("Served by")).to_be_visible()

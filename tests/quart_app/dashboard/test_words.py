@@ -1,0 +1,70 @@
+"""Every sentence of the overview, from made-up figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from quart_app.dashboard.words import counted, duration, shortened, words
+from tests.support.dashboard import QUIET, letter, place, stream
+
+
+def test_a_quiet_mesh_needs_no_attention() -> None:
+    """Nothing is drawn in colour."""
+    found = words(QUIET)
+    assert (found.headline, found.notes, found.difference) == ("All is well.", [], 0)
+    assert found.summary == "2 replicas hold 2 of 3 databases. No requests arrive; nothing waits."
+
+
+def test_the_summary_says_what_goes_on() -> None:
+    """One of each is said in the singular."""
+    busy = replace(QUIET, places=[place(1)], streams=[stream("A", 5, 4)], rates={"answered": [100.0, 1200.0]})
+    found = words(busy).summary
+    assert found == "1 replica holds 1 of 1 databases. 650 requests are answered per second; 1 request waits."
+
+
+TROUBLES = [
+    ({"places": [place(1), place(2, "lost", cls="B")]}, "class-B", "Class B", "has no ready replica", True),
+    ({"places": [place(1), place(2, "lost")]}, "place-2", "Database 2", "replica-2 ended without a release", True),
+    ({"places": [place(1), place(2, "left")]}, "place-2", "Database 2", "has left in order", False),
+    ({"places": [place(1), place(2, "draining", 1)]}, "place-2", "Database 2", "finishes 1 request and", False),
+    ({"places": [place(1), place(2, "starting")]}, "place-2", "Database 2", "starting its services", False),
+    ({"books": {**QUIET.books, "accepted": 6}}, "books", "The books do not balance", "1 more were accepted", True),
+    ({"books": {**QUIET.books, "accepted": 4}}, "books", "The books do not balance", "1 more ended than", True),
+    ({"streams": [stream("A", 3, 1, 2500)]}, "old", "Stream class A", "2.5 s old; 2 wait and 1 are in hand", False),
+    ({"recent_dead": [letter("x"), letter("y"), letter("y")]}, "dead", "3 dead letters", "reason: y", False),
+    ({"recent_dead": [letter("x")] * 50}, "dead", "50 or more dead letters", "reason: x", False),
+    ({"places": [place(1), place(2, version="1.1")]}, "versions", "Versions", "1.0 and 1.1 run side by side", False),
+]
+
+
+@pytest.mark.parametrize(("change", "key", "what", "text", "bad"), TROUBLES)
+def test_each_trouble_has_its_sentence(change: dict[str, Any], key: str, what: str, text: str, bad: bool) -> None:
+    """And the headline says whether something does not work."""
+    found = words(replace(QUIET, **change))
+    note = next(note for note in found.notes if note.key == key)
+    assert (note.what, note.bad) == (what, bad) and text in note.text
+    assert found.headline == ("Something is wrong." if bad else "Working, with 1 thing to look at.")
+
+
+def test_a_stream_that_is_only_worked_on_gets_no_note() -> None:
+    """A long request in hand is kept alive; nobody waits."""
+    assert words(replace(QUIET, streams=[stream("A", 1, 1, 60_000)])).notes == []
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "0 ms"), (999, "999 ms"), (1500, "1.5 s"), (61_000, "61 s"), (600_000, "10 min"), (36_000_000, "10 h"),
+     (400_000_000, "5 days")],
+)  # fmt: skip
+def test_spans_of_time_are_short(milliseconds: int, text: str) -> None:
+    """Two significant figures are enough to act on."""
+    assert duration(milliseconds) == text
+
+
+def test_numbers_have_their_nouns_and_texts_an_end() -> None:
+    """Singular, plural, thousands; a cut is visible."""
+    assert [counted(n, "replica") for n in (0, 1, 1204)] == ["0 replicas", "1 replica", "1,204 replicas"]
+    assert (shortened("abc", 3), shortened("abcd", 3)) == ("abc", "ab…")
