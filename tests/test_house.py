@@ -109,7 +109,6 @@ TESTED_BY = {
 
 #: Imports of a test module or a conftest by another module.
 TESTS_THAT_LEND = {
-    "tests/journeys/test_document.py: tests.journeys.test_messages",
     "tests/quart_app/values/test_jobs.py: tests.quart_app.values.test_claims",
 }
 

@@ -35,8 +35,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from quart_app.movements.producer import sample
-from tests.journeys.test_messages import ADMIN, providers
 from tests.support.faults.matrix import SEED
+from tests.support.providers import ADMIN, providers
 from tests.support.replicas import PROFILE, Process, Replicas
 from tests.support.waiting import eventually
 

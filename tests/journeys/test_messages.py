@@ -6,33 +6,25 @@ The providers are the judges: `GET /calls` of each tells what it saw.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from quart_app.providers import commands
 from tests.support.allowance import History, recorded
+from tests.support.providers import ADMIN, providers
 
 if TYPE_CHECKING:
     from tests.support.replicas import Process, Replicas
     from tests.support.server import Server
 
-ADMIN = {"email": "admin@example.com", "password": "from the settings"}
 ANN = {"email": "ann@example.com", "password": "correct horse"}
-ENV = {
-    "SERVICES": "messages",
-    "MESSAGES_COOKIE_SECURE": "false",
-    "MESSAGES_ADMIN_EMAIL": ADMIN["email"],
-    "MESSAGES_ADMIN_PASSWORD": ADMIN["password"],
-}
 
 
 #: Sixteen processes on few cores may be held up for long; these rows are about the count, not about time-outs.
@@ -56,60 +48,6 @@ QUICK = {
 }
 #: Neither so late that a test waits for long, nor so soon that who lives and waits for a core counts as dead.
 UNHURRIED = PATIENT | QUICK | {"MESSAGES_PROVIDER_TIMEOUT_MS": "8000", "MESSAGES_CONNECT_TIMEOUT_MS": "5000"}
-
-
-@dataclass
-class Judge:
-    """A provider in a process of its own."""
-
-    url: str
-
-    async def calls(self) -> dict[str, Any]:
-        async with httpx.AsyncClient(timeout=30) as client:
-            found: dict[str, Any] = (await client.get(self.url + "calls")).json()
-            return found
-
-
-@dataclass
-class Providers:
-    """Both, and what the replicas must be told."""
-
-    free: Judge
-    paid: Judge
-    env: dict[str, str] = field(default_factory=dict)
-
-    async def taken(self) -> Counter[str]:
-        """How often each message was taken, by whichever."""
-        calls = (await self.free.calls())["calls"] + (await self.paid.calls())["calls"]
-        return Counter(call["message"] for call in calls if call["outcome"] == "taken")
-
-
-@contextlib.asynccontextmanager
-async def provider(kind: str, *options: str) -> AsyncIterator[Judge]:
-    command = [*commands(free_port=0, paid_port=0)[kind], *options]
-    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert child.stdout is not None
-        line = await asyncio.wait_for(child.stdout.readline(), 30)
-        yield Judge(line.decode().split()[-1])
-    finally:
-        child.kill()
-        await child.wait()
-
-
-@contextlib.asynccontextmanager
-async def providers(limit: int, block_s: float, latency_ms: int = 20) -> AsyncIterator[Providers]:
-    """The free one takes `limit` and blocks for `block_s`."""
-    latency = ("--latency-ms", str(latency_ms))
-    free_options = (*latency, "--limit", str(limit), "--block-seconds", str(block_s))
-    async with provider("free", *free_options) as free, provider("paid", *latency) as paid:
-        env = ENV | {
-            "FREE_PROVIDER_URL": free.url,
-            "PAID_PROVIDER_URL": paid.url,
-            "MESSAGES_FREE_LIMIT": str(limit),
-            "MESSAGES_FREE_BLOCK_SECONDS": str(block_s),
-        }
-        yield Providers(free, paid, env)
 
 
 class Visitor:
