@@ -1,6 +1,6 @@
-"""What the compose stack must do, shown on a running one: `make containers`.
+"""What the compose stack must do, shown on one that runs: `make containers`.
 
-COMPOSE is the command that speaks to it. Three replicas are up when this begins. Names of steps run these alone.
+COMPOSE is the command that controls it. Three replicas are up when this begins. Names of steps run these steps only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import httpx
 from tests.support.load import PATIENCE_S, History, load, send
 
 BASE = f"http://127.0.0.1:{os.environ.get('HTTP_PORT', '8000')}"
+PRIVATE = f"http://127.0.0.1:{os.environ.get('OPERATORS_PORT', '8001')}"
 #: Longest time for a scaled stack to be what was asked for.
 SETTLED_S = 90.0
 
@@ -89,6 +90,24 @@ async def examples(client: httpx.AsyncClient) -> None:
 async def privacy(client: httpx.AsyncClient) -> None:
     """What is on the private port alone cannot be reached through the balancer."""
     assert (await client.get("/metrics")).status_code == 404
+
+
+async def operators(client: httpx.AsyncClient) -> None:
+    """Operators reach grades and metrics on the host's loopback address, with the generated password alone."""
+    password = await compose("exec -T api cat /run/secrets/grades_password")
+    async with httpx.AsyncClient(base_url=PRIVATE, timeout=PATIENCE_S) as private:
+        assert (await private.get("/metrics")).status_code == 200
+        record = {"user_id": "alice", "spp": 5}
+        assert (await private.post("/set", json=record, auth=("grades", "grades"))).status_code == 401
+        assert (await private.post("/set", json=record, auth=("grades", password))).status_code == 200
+
+
+async def secrets(client: httpx.AsyncClient) -> None:
+    """No process list shows the Redis password, and without it Redis answers nobody."""
+    password = await compose("exec -T api cat /run/secrets/redis_password")
+    assert len(password) == 48
+    for service in ("redis", "api", "caddy"):
+        assert password not in await compose(f"exec -T {service} cat /proc/1/cmdline")
 
 
 async def spread(client: httpx.AsyncClient) -> None:
@@ -175,6 +194,8 @@ STEPS: tuple[Callable[[httpx.AsyncClient], Awaitable[None]], ...] = (
     examples,
     spread,
     privacy,
+    operators,
+    secrets,
     memory,
     scaling,
     killing,
