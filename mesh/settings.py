@@ -21,8 +21,10 @@ def settings_config(prefix: str) -> SettingsConfigDict:
     """How every settings class of this project reads the environment: names in upper case, secrets from files too."""
     return SettingsConfigDict(
         env_prefix=prefix,
-        secrets_dir=SECRETS_DIR if Path(SECRETS_DIR).is_dir() else None,
+        secrets_dir=SECRETS_DIR if _is_there(SECRETS_DIR) else None,
         env_ignore_empty=True,
+        # The end of a line, or of a file written on Windows, belongs to no value.
+        str_strip_whitespace=True,
         # Code may also use the names of the fields; an unknown name is an error.
         populate_by_name=True,
         extra="forbid",
@@ -30,6 +32,14 @@ def settings_config(prefix: str) -> SettingsConfigDict:
         hide_input_in_errors=True,
         frozen=True,
     )
+
+
+def _is_there(folder: str) -> bool:
+    """Whether the folder exists. One that cannot be looked at does: reading a secret in it then fails with its name."""
+    try:
+        return Path(folder).is_dir()
+    except PermissionError:
+        return True
 
 
 def explain(error: ValidationError) -> str:

@@ -15,12 +15,10 @@ import sys
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
-from pydantic import ValidationError
 
 from mesh import MeshError, MeshSettings, Replica, SetupError, join
 from mesh.lease.applicant import Applicant
-from mesh.settings import explain
-from quart_app import logs
+from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
 from quart_app.http import server
@@ -163,11 +161,17 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
     """Run a replica; its exit status."""
     try:
         refuse_open_redis(settings.host, mesh_settings.redis)
-        await Process(settings, mesh_settings).run()
+        process = Process(settings, mesh_settings)
+        for told in environment.unknown_names(os.environ):
+            log.warning("unknown setting", detail=told)
+        await process.run()
     except Exception as raised:
         match error := _first(raised):
-            case SetupError() | OSError() | ValidationError():
-                log.error("this replica cannot run", error=_sentence(error))
+            case SetupError():
+                log.error("this replica cannot run", error=str(error))
+                return EXIT_SETUP
+            case Exception() if isinstance(error, environment.UNUSABLE):
+                log.error("this replica cannot run", error=environment.sentence(error))
                 return EXIT_SETUP
             case MeshError():
                 log.error("this replica must start anew", error=str(error))
@@ -183,15 +187,12 @@ def _first(raised: BaseException) -> BaseException:
     return found
 
 
-def _sentence(error: Exception) -> str:
-    return f"the environment is not valid: {explain(error)}" if isinstance(error, ValidationError) else str(error)
-
-
 def main() -> int:
     try:
+        environment.load()
         settings, mesh_settings = AppSettings(), MeshSettings()
-    except ValidationError as error:
-        print(_sentence(error), file=sys.stderr)  # noqa: T201
+    except environment.UNUSABLE as error:
+        print(environment.sentence(error), file=sys.stderr)  # noqa: T201
         return EXIT_SETUP
     logs.configure(settings)
     status = uvloop.run(run(settings, mesh_settings))

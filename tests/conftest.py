@@ -10,6 +10,7 @@ replicas     `await replicas(n)`: processes of `python -m quart_app`, reached ov
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from tests.support.fakes import FakeConnections
 from tests.support.members import Members, mesh_settings
 from tests.support.replicas import Replicas
 from tests.support.server import Server
+
+#: The developer's own `.env` is not for tests.
+os.environ["ENV_FILE"] = os.devnull
 
 
 @pytest.fixture

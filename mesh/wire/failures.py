@@ -84,6 +84,7 @@ PHRASES: dict[str, Meaning] = {
     "no password is set": Meaning.FATAL,
     "DB index is out of range": Meaning.FATAL,
     "SELECT is not allowed in cluster mode": Meaning.FATAL,
+    "access a non local key in a cluster": Meaning.FATAL,
     "unknown command": Meaning.FATAL,
     "unknown subcommand": Meaning.FATAL,
 }
@@ -95,6 +96,7 @@ REMEDIES = {
     "MOVED": "the mesh needs one server with numbered databases, not a Redis Cluster",
     "ASK": "the mesh needs one server with numbered databases, not a Redis Cluster",
     "CROSSSLOT": "the mesh needs one server with numbered databases, not a Redis Cluster",
+    "access a non local key in a cluster": "the mesh needs one server that is not in cluster mode (cluster-enabled no)",
     "SELECT is not allowed in cluster mode": "the mesh needs numbered databases, which a cluster does not have",
     "DB index is out of range": "REDIS_DB and MESH_DATABASES must fit the `databases` setting of the server",
     "without any password configured": "the server has no password for this user; check REDIS_PASSWORD",

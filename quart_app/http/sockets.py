@@ -6,7 +6,7 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
-from quart_app.settings import AppSettings
+from quart_app.settings import AppSettings, host_and_port
 
 #: Connections that the kernel keeps for us until we accept them.
 BACKLOG = 1024
@@ -24,7 +24,7 @@ class Sockets:
 
     def address(self, listening: socket.socket) -> str:
         """Return the `host:port` that other processes reach this socket at."""
-        return f"{self.host}:{listening.getsockname()[1]}"
+        return host_and_port(self.host, listening.getsockname()[1])
 
     def close(self) -> None:
         for listening in (self.public, self.private, self.common):
@@ -41,24 +41,28 @@ def listen(settings: AppSettings) -> Sockets:
         public.close()
         raise
     common = socket.socket(fileno=settings.listen_fd) if settings.listen_fd >= 0 else None
-    return Sockets(public, private, common, settings.advertise_host or _reachable_at(settings.host))
+    host = settings.advertise_host.strip("[]") or _reachable_at(settings.host)
+    return Sockets(public, private, common, host)
 
 
 def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
     """Bind a socket to this address. If it does not listen yet, the kernel refuses connections to it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        bound = _bind(host, port)
         if listening:
-            return socket.create_server((host, port), family=family, backlog=BACKLOG)
-        return _bind(family, host, port)
+            bound.listen(BACKLOG)
+        return bound
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {host_and_port(host, port)}: {error.strerror}") from error
 
 
-def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    bound = socket.socket(family)
+def _bind(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if ":" in host:
+            # "::" stands for all addresses, those of IPv4 too: health checks ask 127.0.0.1.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         bound.bind((host, port))
     except OSError:
         bound.close()
@@ -66,9 +70,21 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     return bound
 
 
+#: Addresses that stand for all -> addresses kept for documentation, to which nothing is ever sent.
+ELSEWHERE = {
+    "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
+    "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
+}
+
+
 def _reachable_at(host: str) -> str:
-    if host not in {"0.0.0.0", "::"}:
-        return host
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(socket.gethostname())
-    return "127.0.0.1"
+    """Return an address at which others reach this machine, or the host itself if it is one address."""
+    for family, elsewhere in ELSEWHERE.get(host, ()):
+        # Connecting a UDP socket sends nothing; it makes the kernel choose our address for the way there.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            return str(probe.getsockname()[0])
+    if host in ELSEWHERE:
+        # A machine without a network: only its own processes reach it.
+        return "::1" if host == "::" else "127.0.0.1"
+    return host

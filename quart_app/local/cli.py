@@ -14,12 +14,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import click
-from pydantic import ValidationError
 from redis import exceptions as redis_errors
 from rich.console import Console
 
 from mesh import Member, RedisSettings
-from mesh.settings import explain
+from quart_app import environment
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
@@ -44,9 +43,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            environment.load()
             return super().invoke(ctx)
-        except ValidationError as error:
-            raise CannotRun(f"the settings are not valid: {explain(error)}") from error
+        except environment.UNUSABLE as error:
+            raise CannotRun(environment.sentence(error)) from error
         except LocalError as error:
             raise CannotRun(str(error)) from error
 

@@ -15,7 +15,8 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pydantic import SecretStr
 
 from mesh import MeshSettings, RedisSettings
 from quart_app import providers
+from quart_app.environment import NO_SETTING
 from quart_app.local import caddy, discovery, redis_server, replicas
 from quart_app.local.caddy import Site
 from quart_app.local.data_folder import data_folder
@@ -38,6 +40,7 @@ HOST = "127.0.0.1"
 DRAIN_S = 10
 #: How long a replica serves on after it was told to stop, while Caddy notices.
 DRAIN_MS = "2000"
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ async def mesh(
         programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
-        await stack.enter_async_context(_watched(redis, supervisor))
+        await stack.enter_async_context(_meanwhile(redis_server.watch(redis, supervisor.say)))
+        await stack.enter_async_context(_meanwhile(_name_misspelt(supervisor, logs)))
         yield Mesh(redis, children, front.private_port)
 
 
@@ -149,11 +153,27 @@ async def _providers(stack: contextlib.AsyncExitStack, supervisor: Supervisor, l
 
 
 @contextlib.asynccontextmanager
-async def _watched(redis: RedisSettings, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Say when Redis does not answer, while the block lasts."""
-    watching = asyncio.create_task(redis_server.watch(redis, supervisor.say))
+async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do this work while the block lasts."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.wait([watching])
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
+    """Say which variables look like settings and are none.
+
+    The names are known to the services, which we do not import: a child does it while the replicas start.
+    """
+    log = logs / "environment.log"
+    log.unlink(missing_ok=True)
+    program = Program("the check of the environment", [sys.executable, "-m", "quart_app.environment"], log)
+    async with supervisor.starting(program) as child:
+        while not child.ended():
+            await asyncio.sleep(POLL_S)
+    for line in log.read_text(errors="replace").splitlines():
+        if NO_SETTING in line:
+            supervisor.say(line)

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Connections, RedisSettings
+from quart_app import environment
 from quart_app.local.discovery import default_folder, redis_settings
 from quart_app.movements.settings import MovementSettings
 
@@ -166,4 +167,5 @@ def main(
 
 
 if __name__ == "__main__":
+    environment.load()
     main()

@@ -78,7 +78,8 @@ def test_an_address_that_is_none_is_a_sentence(command: str, tmp_path: Path) -> 
     result = invoke(command, "--redis-url", "localhost:6379", "--data", str(tmp_path / "data"))
     assert result.exit_code == EXIT_SETUP and isinstance(result.exception, SystemExit)
     assert (
-        result.output == "Error: the settings are not valid: REDIS_URL: the address begins with redis:// or rediss://\n"
+        result.output
+        == "Error: the environment is not valid: REDIS_URL: the address begins with redis:// or rediss://\n"
     )
     assert not (tmp_path / "data").exists()
 

@@ -1,0 +1,120 @@
+"""What the environment says: the file `.env` of the working folder, and names that nothing reads.
+
+python -m quart_app.environment    print a sentence for each name that looks like a setting and is none
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsError
+
+from mesh.settings import SECRETS_DIR, explain
+from quart_app.registry import SERVICES
+
+#: Names that are read, but not by a class of settings: by commands, by Caddy, by compose.yaml.
+OTHERS = frozenset(
+    "ENV_FILE SECRETS_DIR SECRETS MESH_DATA REPLICAS TAG HTTP_PORT HTTPS_PORT OPERATORS_PORT SITE "  # noqa: SIM905
+    "REDIS_MAXMEMORY REDIS_APPENDFSYNC CADDY_LOG_LEVEL PROVIDER_HOST PROVIDER_LATENCY_MS".split()
+)
+#: Variables that Docker links and Kubernetes make of a service called redis or mesh.
+OF_SERVICES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
+#: How much alike two names must be for one to be taken for the other.
+ALIKE = 0.86
+NO_SETTING = "is no setting"
+SHORTEST = 5
+
+
+class UnreadableFile(Exception):
+    """The file of settings cannot be read; the text is the sentence that the user reads."""
+
+
+def load() -> None:
+    """Add the variables of the file `.env`, or of the one that ENV_FILE names, to the environment.
+
+    A variable that is set already wins. Values are taken as they are written: `$NAME` has no meaning in them. Raises
+    UnreadableFile. From here on, a secret that pydantic would pass over with a warning (a folder, a link that leads
+    out of SECRETS_DIR) is an error: without it a default would be in force.
+    """
+    warnings.filterwarnings("error", message="(attempted to load )?secret file", category=UserWarning)
+    path = Path(os.environ.get("ENV_FILE") or ".env")
+    if not path.is_file():
+        if os.environ.get("ENV_FILE") and not path.exists():
+            raise UnreadableFile(f"ENV_FILE names {path}, which does not exist")
+        return
+    try:
+        values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UnreadableFile(f"{path} cannot be read: {why}") from error
+    for name, value in values.items():
+        if value is None:
+            raise UnreadableFile(f"{path}: {name} has no value; a line is NAME=value")
+        os.environ.setdefault(name, value)
+
+
+def sentence(error: Exception) -> str:
+    """Return what a user is told about settings that cannot be used, without the value of any."""
+    if isinstance(error, ValidationError):
+        return f"the environment is not valid: {explain(error)}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f"a secret in {SECRETS_DIR} is not UTF-8 text"
+    return str(error)
+
+
+#: Everything that reading settings can raise; `sentence` has words for each.
+UNUSABLE = (UnreadableFile, ValidationError, SettingsError, OSError, UnicodeDecodeError, UserWarning)
+
+
+def known_names() -> dict[type[BaseSettings], set[str]]:
+    """Return the names that each class of settings reads; only classes that are imported are known."""
+    return {kind: set(_names_of(kind)) for kind in BaseSettings.__subclasses__()}
+
+
+def _names_of(kind: type[BaseSettings]) -> Iterator[str]:
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    for name, field in kind.model_fields.items():
+        if field.validation_alias is None:
+            yield f"{prefix}{name}".upper()
+        else:
+            yield from (str(one) for one in getattr(field.validation_alias, "choices", [field.validation_alias]))
+
+
+def unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each name that has the prefix of our settings, or is like one of them, and is none."""
+    kinds = known_names()
+    known = OTHERS.union(*kinds.values())
+    prefixes = tuple(str(prefix) for kind in kinds if (prefix := kind.model_config.get("env_prefix")))
+    return [told for name in sorted(environ) if name not in known and (told := _told(name, known, prefixes))]
+
+
+def _told(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
+    if not name.isupper() or OF_SERVICES.search(name):
+        return ""
+    alike = difflib.get_close_matches(name, known, 1, ALIKE) if len(name) >= SHORTEST else []
+    if alike:
+        return f"{name} {NO_SETTING}; did you mean {alike[0]}?"
+    return f"{name} {NO_SETTING}" if name.startswith(prefixes) else ""
+
+
+def main() -> None:
+    for package in SERVICES.values():
+        import_module(f"{package}.settings")
+    import_module("quart_app.settings")
+    for told in unknown_names(os.environ):
+        sys.stdout.write(f"{told}\n")
+
+
+if __name__ == "__main__":
+    main()
