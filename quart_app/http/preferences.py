@@ -1,0 +1,29 @@
+"""What a client prefers (RFC 7240), as `Prefer: respond-async, wait=10` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from werkzeug.http import parse_list_header, unquote_header_value
+
+#: More digits than any time to wait has; a longer number is no time.
+MAX_DIGITS = 9
+
+
+def preferences(headers: Iterable[str]) -> dict[str, str]:
+    """Return the preferences that the `Prefer` headers of a request name, in lower case, with their values.
+
+    A preference without a value has the empty one. Of several with one name the first counts. Parameters are dropped,
+    because no preference that we know has any.
+    """
+    found: dict[str, str] = {}
+    for item in (item for header in headers for item in parse_list_header(header)):
+        name, _, value = item.partition(";")[0].partition("=")
+        found.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
+    return found
+
+
+def wait_s(preferred: dict[str, str]) -> int | None:
+    """Return how many seconds the client will wait; None if it does not say, or not as RFC 7240 wants it."""
+    text = preferred.get("wait", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
