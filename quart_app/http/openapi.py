@@ -1,4 +1,4 @@
-"""One OpenAPI document for all services and both ports, and a page to read it on that needs no network."""
+"""One OpenAPI document for all services and both ports, and a page that shows it without a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quart import Blueprint, Quart, Response, jsonify, send_from_directory
 from quart_schema import Info, QuartSchema, tag_blueprint
 from werkzeug.exceptions import NotFound
 
-#: found, not imported: its templates and parsers would be loaded for nothing
+#: Found, not imported: the import would load templates and parsers that we do not use.
 ASSETS = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 
 PAGE = """<!DOCTYPE html>
@@ -32,13 +32,19 @@ PAGE = """<!DOCTYPE html>
 
 START = "SwaggerUIBundle({url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true, validatorUrl: null})\n"
 
+#: The page loads files of this server only, runs no script of its own text, and sends no data elsewhere.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
 DESCRIPTION = (
     "N identical replicas and one Redis. Every replica answers every route; errors are application/problem+json "
     "(RFC 9457). Routes tagged `private` are on the private port."
 )
 
 
-#: What every answer that is no success looks like.
+#: The schema of every answer that is not a success.
 PROBLEM = {
     "type": "object",
     "description": "What went wrong (RFC 9457); some problems have further members.",
@@ -61,9 +67,9 @@ PROBLEM = {
 
 
 async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> dict[str, Any]:
-    """The document of these routes, the private ones tagged so.
+    """Return the document of these routes; the private ones are tagged `private`.
 
-    It is made by an application of its own, so that serving requests pays nothing for documenting them.
+    A separate application makes it, so that documenting routes costs nothing while they are served.
     """
     app = Quart("documented", static_folder=None)
     schema = QuartSchema(
@@ -85,7 +91,7 @@ async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[B
 
 
 def _describe_problems(document: dict[str, Any]) -> None:
-    """Whatever is no success is a problem; a success that says nothing is one all the same."""
+    """Describe every answer that is not a success, and give each operation an answer that is one."""
     document["components"]["schemas"]["Problem"] = PROBLEM
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
@@ -95,10 +101,10 @@ def _describe_problems(document: dict[str, Any]) -> None:
 
 
 def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
-    """GET /openapi.json and /docs."""
+    """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
     blueprint = Blueprint("documentation", __name__)
     made: dict[str, Any] = {}
-    #: no file system is asked for a name that a stranger has made up
+    #: the file system is never asked for a name that a client has made up
     present = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
@@ -109,7 +115,8 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
 
     @blueprint.get("/docs")
     async def page() -> Response:
-        return Response(PAGE, content_type="text/html; charset=utf-8")
+        headers = {"Content-Security-Policy": POLICY}
+        return Response(PAGE, content_type="text/html; charset=utf-8", headers=headers)
 
     @blueprint.get("/docs/assets/start.js")
     async def start() -> Response:

@@ -218,6 +218,8 @@ async def test_without_a_replica_it_answers_with_a_problem() -> None:
         answer = await client.get(f"http://127.0.0.1:{port}/classes")
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert (answer.json()["status"], answer.headers["retry-after"]) == (503, "1")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
 async def test_a_port_that_is_taken_is_an_error_even_by_another_caddy() -> None:
