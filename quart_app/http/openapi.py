@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from quart import Blueprint, Quart, Response, jsonify, send_from_directory
+from quart import Blueprint, Quart, Response, send_from_directory
 from quart_schema import Info, QuartSchema, tag_blueprint
 from werkzeug.exceptions import NotFound
 
@@ -90,6 +92,10 @@ async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[B
     return document
 
 
+async def _encoded(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint]) -> bytes:
+    return json.dumps(await openapi(public, version, private)).encode()
+
+
 def _describe_problems(document: dict[str, Any]) -> None:
     """Describe every answer that is not a success, and give each operation an answer that is one."""
     document["components"]["schemas"]["Problem"] = PROBLEM
@@ -103,15 +109,19 @@ def _describe_problems(document: dict[str, Any]) -> None:
 def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> Blueprint:
     """Return the routes GET /openapi.json and GET /docs, with the files of the page."""
     blueprint = Blueprint("documentation", __name__)
-    made: dict[str, Any] = {}
+    making = asyncio.Lock()
+    made = b""
     #: the file system is never asked for a name that a client has made up
     present = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
     async def document() -> Response:
-        if not made:
-            made.update(await openapi(public, version, private))
-        return jsonify(made)
+        nonlocal made
+        async with making:
+            if not made:
+                # It takes 200 ms; in a thread the event loop runs meanwhile.
+                made = await asyncio.to_thread(lambda: asyncio.run(_encoded(public, version, private)))
+        return Response(made, content_type="application/json")
 
     @blueprint.get("/docs")
     async def page() -> Response:
