@@ -20,7 +20,7 @@ async def done(task: asyncio.Task[Any]) -> bool:
 
 @row(1, "kill -9 a worker in the middle of a request", selection=True)
 async def test_row_01_a_dead_workers_request_is_done_by_another(faults: Faults) -> None:
-    """Done by another within C + 1 s."""
+    """Another replica does the work within C + 1 s."""
     mesh = await faults.mesh(classes="AABB")
     async with mesh.load():
         asked = mesh.tally(mesh.members[2], cls="A", hold_ms=60_000, wait_ms=20_000)
@@ -29,7 +29,7 @@ async def test_row_01_a_dead_workers_request_is_done_by_another(faults: Faults) 
         faults.took(await mesh.within(C + 1, lambda: done(asked), "another has done it"))
         await mesh.recovered(2 * L)
     if not asked.result().ok:
-        raise Broken(f"the client was told {asked.result()}")
+        raise Broken(f"the client got {asked.result()}")
     await faults.check(mesh)
 
 
@@ -61,7 +61,7 @@ async def test_row_02_a_database_whose_holder_died_at_once_is_granted_again(faul
 
 @row(3, "kill -9 the replica whose HTTP requests wait")
 async def test_row_03_whoever_waits_at_a_dead_replica_is_answered_by_the_balancer(faults: Faults) -> None:
-    """Every client gets an answer from the balancer; the dead replica's reply stream is gone after its ttl."""
+    """Every client gets an answer from Caddy, and the dead replica's reply stream is gone after its ttl."""
     mesh = await faults.mesh(classes="ABAB")
     victim = faults.chance.choice(mesh.members)
     replies = keys.replies((await mesh.holder_of(victim)).replica)
@@ -74,7 +74,7 @@ async def test_row_03_whoever_waits_at_a_dead_replica_is_answered_by_the_balance
         faults.took(await mesh.recovered(2 * L, killed))
     with mesh.connect() as client:
         if client.pttl(replies) > 10 * L * 1000 - (time.monotonic() - killed) * 1000 + 1000:
-            raise Broken("somebody keeps the dead replica's reply stream alive")
+            raise Broken("the reply stream of the dead replica does not expire")
     await mesh.within(10 * L + 1, lambda: _gone(mesh, replies), "its reply stream is gone", killed)
     await faults.check(mesh)
 
@@ -90,7 +90,7 @@ async def _gone(mesh: Mesh, key: str) -> bool:
 
 @row(4, "rolling SIGTERM of all replicas under load")
 async def test_row_04_a_rolling_restart_fails_nobody(faults: Faults) -> None:
-    """No 5xx at all; each lease free within 1 s of the time given to the balancer."""
+    """No client gets a 5xx, and each lease is free within 1 s after the time for the balancer."""
     mesh = await faults.mesh(classes="ABCD", DRAIN_MS="2000")
     async with mesh.load(clients=10) as history:
         for member in list(mesh.members):
@@ -115,14 +115,14 @@ async def test_row_04_a_rolling_restart_fails_nobody(faults: Faults) -> None:
 
 @row(10, "a 17th replica")
 async def test_row_10_the_seventeenth_replica_waits_for_a_seat(faults: Faults) -> None:
-    """Not ready, gets no traffic; takes over within L + 1 s when one dies."""
+    """The 17th is not ready and gets no requests; it takes over within L + 1 s after another dies."""
     mesh = await faults.mesh(17)
     ready = await mesh.ready_members()
     (spare,) = [member for member in mesh.members if member not in ready]
     async with mesh.load():
         await asyncio.sleep(1)
         if await _served(mesh, spare):
-            raise Broken("the replica without a lease got traffic")
+            raise Broken("the replica without a lease got requests")
         victim = faults.chance.choice(ready)
         victim.supervised = False
         victim.kill()
@@ -132,7 +132,7 @@ async def test_row_10_the_seventeenth_replica_waits_for_a_seat(faults: Faults) -
 
 
 async def _served(mesh: Mesh, member: Member) -> bool:
-    """Whether it was asked anything but how it is."""
+    """Return whether a replica got any request except health checks."""
     metrics = (await mesh.client.get(f"{member.private}/metrics")).text
     counts = [line for line in metrics.splitlines() if line.startswith("http_requests_total{")]
     return any("/values" in line or "/tally" in line for line in counts)
@@ -140,7 +140,7 @@ async def _served(mesh: Mesh, member: Member) -> bool:
 
 @row(22, "a poison request that kills its worker")
 async def test_row_22_a_poison_request_becomes_a_dead_letter(faults: Faults) -> None:
-    """At most 3 deliveries, then a dead letter and an answer."""
+    """There are at most 3 deliveries, then a dead letter and an answer."""
     mesh = await faults.mesh(classes="AAAB")
     asker = mesh.members[3]
     began = time.monotonic()
@@ -152,7 +152,7 @@ async def test_row_22_a_poison_request_becomes_a_dead_letter(faults: Faults) -> 
     if len(begins) > 3:
         raise Broken(f"{len(begins)} deliveries")
     if answer.status != 503 or "given up" not in answer.answer["detail"]:
-        raise Broken(f"the client was told {answer}")
+        raise Broken(f"the client got {answer}")
     if not await mesh.admin.xlen(keys.DEAD):
         raise Broken("there is no dead letter")
     await mesh.recovered(2 * L)
@@ -164,14 +164,14 @@ async def test_row_22_a_poison_request_becomes_a_dead_letter(faults: Faults) -> 
 
 @row(35, "a handler returns, raises or writes what it must not")
 async def test_row_35_a_handlers_mistake_fails_its_own_request(faults: Faults) -> None:
-    """Its own request fails with a reason, without an effect; no process ends."""
+    """Only the handler's own request fails, with a reason and without an effect; no process ends."""
     mesh = await faults.mesh(2, classes="AB")
     pids = [member.pid for member in mesh.members]
     async with mesh.load(clients=2, pause_s=0.1):
         for mistake in mistakes.NAMES:
             sample = await mesh.tally(mesh.members[1], cls="A", mistake=mistake, wait_ms=4000)
             if sample.status != 503 or "given up" not in sample.answer["detail"]:
-                raise Broken(f"{mistake}: the client was told {sample}")
+                raise Broken(f"{mistake}: the client got {sample}")
             if mesh.effects(sample.asked["id"]):
                 raise Broken(f"{mistake}: a request that failed has an effect")
     if [member.pid for member in mesh.members] != pids:

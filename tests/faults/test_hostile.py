@@ -1,4 +1,4 @@
-"""Row 30 of the fault matrix: bytes that nobody should send, sent to a running mesh.
+"""Row 30 of the fault matrix: hostile bytes, sent to a running mesh.
 
 No answer is a 500 and each comes in time; the event loop is never held longer than 100 ms; the process grows by at most
 50 MB; and afterwards everything works as before.
@@ -24,18 +24,18 @@ from tests.support.faults.scenario import Member, Mesh
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-#: Where to, and what is written there; whatever is not a whole request ends with the end of the stream.
+#: Each case writes these bytes to one port; an incomplete request ends with the end of the stream.
 Bytes = tuple[str, bytes]
 
 STALL_S = 8.0
 HELD_MS = 100.0
 GROWTH = 50 << 20
-#: Answers to bytes that are no HTTP at all may be an end without an answer.
+#: Cases that are no HTTP; the server may close the connection without an answer.
 SILENCE = 0
 
 
 def post(body: bytes | str, path: str = "/values", kind: str = "application/json", head: str = "") -> bytes:
-    """A POST with this body, whatever it is."""
+    """Return a POST with this body."""
     data = body.encode() if isinstance(body, str) else body
     return (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{head}"
@@ -44,7 +44,7 @@ def post(body: bytes | str, path: str = "/values", kind: str = "application/json
 
 
 def get(path: str | bytes, head: str = "") -> bytes:
-    """A GET of this path, whatever it is."""
+    """Return a GET of this path."""
     raw = path.encode() if isinstance(path, str) else path
     return b"GET " + raw + f" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode()
 
@@ -178,7 +178,7 @@ WIRES = {
 
 
 def corpus() -> dict[str, bytes]:
-    """Everything, by name."""
+    """Return all cases by name."""
     kinds = (
         "text/plain",
         "application/xml",
@@ -202,7 +202,7 @@ def corpus() -> dict[str, bytes]:
 
 
 async def exchange(member: Member, data: bytes, *, end: bool) -> tuple[int, float]:
-    """Write these bytes, and then perhaps the end; the status of the first answer, and the seconds until the end."""
+    """Write bytes, with `end` also the end of the stream; return the first answer's status and the seconds it took."""
     url, began = urlsplit(member.public), time.monotonic()
     answer = b""
     with contextlib.suppress(OSError):
@@ -223,25 +223,25 @@ async def exchange(member: Member, data: bytes, *, end: bool) -> tuple[int, floa
 
 
 def peak(pid: int) -> int:
-    """The most memory a process has had since `forget`, in bytes."""
+    """Return the most memory of a process since `forget`, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
 
 
 def forget(pid: int) -> int:
-    """Let the peak begin anew; what the process has now."""
+    """Reset the peak and return the present memory of the process, in bytes."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return psutil.Process(pid).memory_info().rss
 
 
 async def held_ms(mesh: Mesh, member: Member) -> float:
-    """How long the event loop was held at most since the last look."""
+    """Return the longest time, in ms, that the event loop was held since the last call."""
     return (await mesh.client.get(f"{member.private}/tally/loop")).json()["held_ms"]
 
 
 @row(30, "the HTTP corpus: hostile heads, paths, methods and bodies", selection=True)
 async def test_row_30_hostile_bytes_are_answered_and_forgotten(faults: Faults) -> None:
-    """No 500, no stall, no held loop, no growth, and everything works afterwards."""
+    """No case gets a 500, stalls, holds the event loop or uses much memory; the mesh works afterwards."""
     mesh = await faults.mesh(2, classes="AB", wired=False)
     target = mesh.members[0]
     async with mesh.load(clients=2):
@@ -259,20 +259,20 @@ async def test_row_30_hostile_bytes_are_answered_and_forgotten(faults: Faults) -
     grown = peak(target.pid) - before
     faults.note(f"{len(held)} kinds; loop held {max(held.values()):.0f} ms at most; {grown >> 20} MB more at the peak")
     if wrong:
-        raise Broken(f"answered with 500, late, or not at all: {wrong}")
+        raise Broken(f"answers with 500, late or missing: {wrong}")
     if grown > GROWTH:
         raise Broken(f"the process grew by {grown >> 20} MB")
     slow = {name: round(ms) for name, ms in held.items() if ms > HELD_MS}
     if slow:
         raise Broken(f"the event loop was held (ms): {slow}")
     if not await mesh.serves():
-        raise Broken("it serves no more")
+        raise Broken("the replica does not serve any more")
     await faults.check(mesh)
 
 
 @row(30, "two hundred bodies that never end", selection=True)
 async def test_row_30_bodies_that_never_end_hold_nobody_up(faults: Faults) -> None:
-    """A byte now and then from each: whoever asks meanwhile is answered as ever."""
+    """Each client sends a byte now and then; other clients get their answers as usual."""
     mesh = await faults.mesh(2, classes="AB", wired=False)
     url = urlsplit(mesh.members[0].public)
     slow = [await asyncio.open_connection(url.hostname, url.port) for _ in range(200)]

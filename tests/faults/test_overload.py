@@ -1,4 +1,4 @@
-"""Rows 23, 24 and 31: more than can be done, clients that do not wait, one number that takes a second."""
+"""Rows 23, 24 and 31: too much work, clients that hang up, and a number that takes a second."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tests.support.faults.flood import Gun, share
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import D, Member, Mesh
 
-#: Each takes this long and no processor: the capacity is known, and the same on any machine.
+#: Each request waits this long and uses no processor, so the capacity is known and the same on any machine.
 HOLD_MS = 800
 CONCURRENCY = 4
-#: Small numbers a second, the seconds they are looked at for, and how often, so that what else the machine does in some
-#: of the rounds decides nothing.
+#: Small numbers a second, the seconds of a round, and the number of rounds. Other work on the machine disturbs only
+#: some of the rounds.
 RATE, SLICE_S, ROUNDS = 60, 2.0, 5
 
 
 @row(23, "three times the load the mesh can take, 30 s")
 async def test_row_23_overload_leaves_the_goodput_alone(faults: Faults) -> None:
-    """Goodput at least 90 % of the peak; refusals within 100 ms; nothing expired is begun."""
+    """The goodput is at least 90 % of the peak, refusals take at most 100 ms, and no expired request is begun."""
     mesh = await faults.mesh(classes="A", MESH_CONCURRENCY=str(CONCURRENCY))
     bodies = ({"id": f"flood-{number}", "cls": "A", "hold_ms": HOLD_MS, "always": True} for number in itertools.count())
     gun = Gun([member.public for member in mesh.members], "/tally", bodies)
     capacity = len(mesh.members) * CONCURRENCY * 1000 / HOLD_MS
     peak = _goodput(await gun.clients(int(capacity * 0.8), 10), 2, 10)
     shots = await gun.rate(3 * peak, 30)
-    # The queue fills at first; the peak and the goodput are of the steady state after that.
+    # The queue fills first; peak and goodput are measured in the steady state after that.
     goodput = _goodput(shots, D, 30)
     gun.close()
     refused = [shot.took_s for shot in shots if shot.status == 503]
@@ -46,7 +46,7 @@ async def test_row_23_overload_leaves_the_goodput_alone(faults: Faults) -> None:
     if goodput < 0.9 * peak:
         raise Broken(f"the goodput is {goodput:.1f}/s, the peak {peak:.1f}/s")
     if not refused:
-        raise Broken("nothing was refused")
+        raise Broken("no request was refused")
     if max(shot.took_s for shot in shots) > D + 1:
         raise Broken("an answer came later than a second after its deadline")
     if share(refused, 0.99) > 0.1:
@@ -55,7 +55,7 @@ async def test_row_23_overload_leaves_the_goodput_alone(faults: Faults) -> None:
 
 
 def _goodput(shots: list, skip_s: float, until_s: float) -> float:
-    """Answers per second that were what was asked for."""
+    """Return the correct answers a second."""
     began = min(shot.called for shot in shots)
     done = [shot for shot in shots if shot.status == 200]
     return sum(began + skip_s <= shot.called + shot.took_s <= began + until_s for shot in done) / (until_s - skip_s)
@@ -63,7 +63,7 @@ def _goodput(shots: list, skip_s: float, until_s: float) -> float:
 
 @row(23, "a request whose time passes while its worker is busy", selection=True)
 async def test_row_23_nothing_expired_is_begun(faults: Faults) -> None:
-    """Nothing expired is begun, even where the sender is dead and cannot take it off the stream."""
+    """No expired request is begun, even if its sender is dead and cannot remove it from the stream."""
     mesh = await faults.mesh(2, classes="AB", MESH_CONCURRENCY="1")
     asker = mesh.members[1]
     busy = mesh.tally(mesh.members[0], cls="A", hold_ms=2600)
@@ -85,7 +85,7 @@ async def _waits(mesh: Mesh, count: int) -> bool:
 
 @row(24, "1000 clients that hang up")
 async def test_row_24_clients_hang_up(faults: Faults) -> None:
-    """No wrong answer, no connection left."""
+    """No answer is wrong, and no connection stays open."""
     mesh = await faults.mesh()
     async with mesh.load():
         for _ in range(20):
@@ -100,7 +100,7 @@ async def test_row_24_clients_hang_up(faults: Faults) -> None:
 
 
 async def _hang_up(mesh: Mesh, member: Member, chance: random.Random) -> None:
-    """Ask, in whole or in part, and be gone: politely, or with a reset."""
+    """Send a whole or partial request and hang up, with a normal close or a reset."""
     url = urlsplit(member.public)
     _, writer = await asyncio.open_connection(url.hostname, url.port)
     body = json.dumps({"id": f"gone-{chance.random()}", "cls": "A", "hold_ms": 300}).encode()
@@ -116,7 +116,7 @@ async def _hang_up(mesh: Mesh, member: Member, chance: random.Random) -> None:
 
 
 async def _no_connection(mesh: Mesh) -> bool:
-    """Whether nobody is connected to any public port but the balancer, which looks after them."""
+    """Return whether only Caddy, with its health checks, is connected to the public ports."""
     watching = {one.laddr.port for one in psutil.Process(mesh.balancer_pid).net_connections("tcp")}
     left = []
     for member in mesh.members:
@@ -129,7 +129,7 @@ async def _no_connection(mesh: Mesh) -> bool:
 
 @row(31, "a hard number while small ones come in")
 async def test_row_31_a_hard_number_holds_nobody_up(faults: Faults) -> None:
-    """The small ones' 99th percentile at most doubles; leases keep being renewed."""
+    """The 99th percentile of small numbers at most doubles, and all leases are renewed."""
     mesh = await faults.mesh(classes="ABCD")
     before = await mesh.epochs()
     bodies = (
@@ -159,12 +159,12 @@ async def test_row_31_a_hard_number_holds_nobody_up(faults: Faults) -> None:
 
 
 async def _slowest(gun: Gun) -> float:
-    """The 99th percentile of small numbers over a slice of time."""
+    """Return the 99th percentile of small numbers over some time."""
     return share([shot.took_s for shot in await gun.rate(RATE, SLICE_S)], 0.99)
 
 
 async def _hard(mesh: Mesh, chance: random.Random) -> None:
-    """Semiprimes of 58 digits, one after the other, for as long as a slice takes."""
+    """Post semiprimes of 58 digits, one after the other, for some time."""
     began = time.monotonic()
     while time.monotonic() - began < SLICE_S + 0.3:
         value = 1

@@ -1,4 +1,4 @@
-"""Rows 16 to 21: a Redis that dies, forgets, loads, fills up or takes no writes."""
+"""Rows 16 to 21: a Redis that dies, loses its data, loads, is full or refuses writes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import L, Mesh
 
-#: What makes loading last: microseconds per key, and events served this often meanwhile.
+#: Options that make loading slow: microseconds for each key, and how often it serves other events meanwhile.
 SLOW = ("--key-load-delay", "150", "--loading-process-events-interval-bytes", "1024")
 
 
 @row(16, "kill -9 Redis with appendfsync always, restart")
 async def test_row_16_a_killed_server_comes_back_with_everything(faults: Faults) -> None:
-    """Granted again within L + 3 s; nothing confirmed is lost."""
+    """All databases are granted again within L + 3 s, and no confirmed request is lost."""
     mesh = await faults.mesh(options=("--appendfsync", "always"))
     before = await mesh.epochs()
     async with mesh.load():
@@ -41,7 +41,7 @@ def _all_higher(before: dict[int, int], after: dict[int, int]) -> None:
 
 @row(17, "Redis restarts empty")
 async def test_row_17_an_empty_server_is_noticed(faults: Faults) -> None:
-    """Told loudly, no epoch used again."""
+    """Each replica logs that it lost its lease, and no epoch is used again."""
     mesh = await faults.mesh()
     before = await mesh.epochs()
     async with mesh.load():
@@ -54,13 +54,13 @@ async def test_row_17_an_empty_server_is_noticed(faults: Faults) -> None:
         faults.took(await mesh.recovered(L + 3, began))
     _all_higher(before, await mesh.epochs())
     if any("[error" not in member.log.read_text() for member in mesh.members):
-        raise Broken("somebody has lost the lease and kept quiet")
+        raise Broken("a replica lost its lease and did not log it")
     await faults.check(mesh, lost_until=began + L + 3)
 
 
 @row(18, "Redis answers -LOADING for 5 s")
 async def test_row_18_a_loading_server_means_503_only(faults: Faults) -> None:
-    """503 only; back within 2 s. The server is killed, and loads slowly."""
+    """Clients get 503 only; the mesh is back within 2 s. The server is killed and then loads slowly."""
     mesh = await faults.mesh(options=("--aof-use-rdb-preamble", "no", "--appendfsync", "always"))
     with mesh.connect() as client, client.pipeline(transaction=False) as pipeline:
         for _ in range(20_000):
@@ -80,7 +80,7 @@ async def test_row_18_a_loading_server_means_503_only(faults: Faults) -> None:
 
 
 def _loaded(mesh: Mesh) -> float:
-    """Start the server; how long it said that it was loading."""
+    """Start the server and return the seconds during which it said that it was loading."""
     began = time.monotonic()
     mesh.server.start()
     return time.monotonic() - began
@@ -88,7 +88,7 @@ def _loaded(mesh: Mesh) -> float:
 
 @row(19, "FLUSHALL, DEL of a stream, XGROUP DESTROY under load", selection=True)
 async def test_row_19_vanished_streams_are_made_anew(faults: Faults) -> None:
-    """Consumers are back within 1 s."""
+    """Consumers work again within 1 s."""
     mesh = await faults.mesh()
     databases = list(await mesh.epochs())
     async with mesh.load():
@@ -112,7 +112,7 @@ async def test_row_19_vanished_streams_are_made_anew(faults: Faults) -> None:
 
 @row(20, "maxmemory reached")
 async def test_row_20_a_full_server_finishes_what_it_has(faults: Faults) -> None:
-    """503 for new work, draining works, no restart needed."""
+    """New work gets 503, accepted work is finished, and no replica restarts."""
     mesh = await faults.mesh()
     before, pids = await mesh.epochs(), [member.pid for member in mesh.members]
     async with mesh.load():
@@ -128,17 +128,17 @@ async def test_row_20_a_full_server_finishes_what_it_has(faults: Faults) -> None
         faults.took(await mesh.recovered(1))
     faults.note(f"full for {time.monotonic() - full:.1f} s")
     if any(sample.status != 503 for sample in refused):
-        raise Broken(f"new work was answered {[sample.status for sample in refused]}")
+        raise Broken(f"new work got the statuses {[sample.status for sample in refused]}")
     if not all(task.result().ok for task in begun):
-        raise Broken(f"work in progress was answered {[task.result().status for task in begun]}")
+        raise Broken(f"work in progress got the statuses {[task.result().status for task in begun]}")
     if await mesh.epochs() != before or [member.pid for member in mesh.members] != pids:
-        raise Broken("somebody had to start anew")
+        raise Broken("a replica restarted")
     await faults.check(mesh)
 
 
 @row(21, "-READONLY for a while (REPLICAOF)")
 async def test_row_21_a_server_without_writes(faults: Faults) -> None:
-    """Back within 2 s, after a moment and after more than a lease."""
+    """The mesh is back within 2 s, after a short time without writes and after more than a lease."""
     mesh = await faults.mesh()
     async with mesh.load():
         for away_s in (L / 2, 2 * L):
