@@ -46,8 +46,6 @@ LONG_MODULES = {
 
 #: Classes of one name in several modules -> the reason.
 SAME_NAMES = {
-    "Claim": "one of them is being renamed",
-    "Credentials": "one of them is being renamed",
     "Entry": "one of them is being renamed",
     "Member": "one of them is being renamed",
     "Outcome": "one of them is being renamed",
@@ -88,7 +86,6 @@ TESTED_BY = {
     "quart_app/local/errors.py": "quart_app/local/test_cli.py",
     "quart_app/local/teller.py": "quart_app/local/test_cli.py",
     "quart_app/messages/accounts.py": "quart_app/messages/test_routes.py",
-    "quart_app/messages/intake.py": "quart_app/messages/test_routes.py",
     "quart_app/messages/metrics.py": "quart_app/messages/test_routes.py",
     "quart_app/messages/models.py": "quart_app/messages/test_routes.py",
     "quart_app/messages/service.py": "quart_app/messages/test_routes.py",

@@ -1,7 +1,7 @@
--- Claim an Idempotency-Key, or learn what became of it.
--- KEYS[1]  hash, PX: body, owner, state (claimed | sending | done), until_ms, answer
--- ARGV     body (its fingerprint), owner (the message's id), work_ms (until which the owner is done), keep_ms
--- Answers {mine | other-body | done | busy | lost, the owner, the answer}.
+-- Claim an idempotency key, or return what became of it.
+-- KEYS[1]  hash, PX  the claim: body, owner, state (claimed | sending | done), until_ms, answer
+-- ARGV     fingerprint of the body, owner (the id of the message), work_ms (how long the owner may take), keep_ms
+-- Returns {mine | other-body | done | busy | lost, the owner, the answer}.
 local claim = KEYS[1]
 local body, owner, work_ms, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
@@ -13,7 +13,7 @@ if stored[1] then
   if stored[1] ~= body then return { 'other-body' } end
   if stored[2] == 'done' then return { 'done', stored[4], stored[5] } end
   if tonumber(stored[3]) > now then return { 'busy', stored[4] } end
-  -- The owner is dead. Once it had begun to send, nobody can know whether the message arrived.
+  -- The owner is dead. If it had begun to send, nobody can know whether the message arrived.
   if stored[2] == 'sending' then return { 'lost', stored[4] } end
 end
 

@@ -1,4 +1,4 @@
-"""Other sites must not act with our visitors' cookies."""
+"""The check that another site does not act with the cookies of our users."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
-    """Whether a browser sends this on behalf of another site.
+    """Return whether a browser sends this request on behalf of another site.
 
-    Only the host is compared: a proxy may have taken the encryption off, and so the scheme.
-    Programs that are no browsers send neither header, and have no cookies of others to abuse.
+    Only the host is compared, because a proxy may have ended TLS and changed the scheme. Programs that are not browsers
+    send neither header; they carry nobody else's cookies.
     """
     if method in SAFE_METHODS:
         return False

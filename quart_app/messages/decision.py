@@ -1,10 +1,10 @@
-"""Which provider a message goes to: a pure decision, from what the allowance says and who asks.
+"""Which provider delivers a message: a pure decision from the allowance and the right to the paid provider.
 
-the allowance says                     paid access       none
-granted                                free              free
-closed, over within the wait asked for wait              wait
-closed, longer                         pay               refuse until then
-others probe and take too long         pay               refuse for a moment
+the allowance                                      paid access        no paid access
+granted                                            free               free
+closed, and opens within the wait asked for        wait               wait
+closed for longer                                  pay                refuse until it opens
+another request probes and takes too long          pay                refuse for a moment
 """
 
 from __future__ import annotations
@@ -14,42 +14,51 @@ from typing import Literal
 
 from mesh.quota.quota import Closed, Granted, Reservation, Verdict
 
+#: Why a message is paid for.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]
-#: A probe is over soon.
+#: Retry-After while another request probes: a probe is over soon.
 PROBE_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class SendFree:
+    """Send it to the free provider, with this reservation."""
+
     reservation: Reservation
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class WaitForFree:
+    """Wait until the free provider opens, then decide again."""
+
     ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pay:
+    """Send it to the paid provider."""
+
     reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
+    """Answer that neither provider can be used."""
+
     retry_after_ms: int
 
 
-Step = SendFree | Wait | Pay | Refuse
+Step = SendFree | WaitForFree | Pay | Refuse
 
 
 def next_step(verdict: Verdict, wait_left_ms: float, *, paid_access: bool, refused: bool = False) -> Step:
-    """What to do next. `refused`: the free provider itself has just closed the door to this message."""
+    """Return what to do next. `refused`: the free provider itself has just refused this message."""
     if isinstance(verdict, Granted):
         return SendFree(verdict.reservation)
     probing = not isinstance(verdict, Closed)
     retry_ms = PROBE_MS if probing else max(1, verdict.allowance.retry_after_ms)
     if not probing and retry_ms <= wait_left_ms:
-        return Wait(retry_ms)
+        return WaitForFree(retry_ms)
     if paid_access:
         return Pay("probing" if probing else "refused" if refused else "closed")
     return Refuse(retry_ms)

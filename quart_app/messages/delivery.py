@@ -1,15 +1,19 @@
-"""One message, from the wish to handle it to the answer: free whenever that is open, paid where it must be.
+"""Delivers one message: through the free provider while it is open, through the paid one where that is needed.
 
-A message is worked on in a task of the dispatcher's, not of the HTTP request: whoever hangs up in the middle leaves
-no reservation without its outcome behind. Every step has a bound, so every task ends by itself.
+    reserve ─> decide ─┬─> send to free ─┬─> reply
+       ^               │                 ├─> refused in spite of our count, or out of time ─> reserve again
+       │               │                 └─> unreachable or failed ─> pay, with paid access
+       ├── wait ───────┤
+       └── look again ─┴─> pay ─> reply
+
+Every step has a bound, so a delivery ends by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,58 +22,62 @@ import structlog
 from mesh.errors import MeshError, Unavailable
 from mesh.quota.quota import Allowance, Closed, Granted, Probing, Quota, Reservation, Verdict
 from quart_app.http.problems import Problem
-from quart_app.messages.decision import PROBE_MS, Pay, Reason, Refuse, SendFree, Wait, next_step
+from quart_app.messages.decision import PROBE_MS, Pay, Reason, Refuse, SendFree, WaitForFree, next_step
+from quart_app.messages.idempotency import KeyClaim
 from quart_app.messages.metrics import MessageMetrics
-from quart_app.messages.provider import TOO_LATE, Answered, Blocked, Failed, Gateway, Outcome, Unknown, Unsent
+from quart_app.messages.provider import (
+    TOO_LATE,
+    Answered,
+    Blocked,
+    Failed,
+    ProviderClient,
+    ProviderOutcome,
+    Unknown,
+    Unsent,
+)
 from quart_app.messages.settings import MessageSettings
+from quart_app.messages.users import Users
 
 log = structlog.get_logger(__name__)
 
-#: How often one of those who wait for a probe asks again.
+#: Pause between two reservations while another request probes.
 ASK_AGAIN_S = 0.02
-#: Tries to write down what became of a reservation; after them it counts as lost, and heals by itself.
-SETTLE_TRIES = 3
-#: Returns to the free provider right before paying, should it have opened meanwhile.
-SECOND_THOUGHTS = 3
+#: Tries to record the outcome of a reservation. After them it counts as lost, which the quota repairs by itself.
+RECORD_TRIES = 3
+#: How often one message returns to the free provider because the last look before paying found it open.
+LAST_LOOKS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A handled message."""
+class ProviderReply:
+    """A delivered message: which provider took it, and its reply."""
 
     provider: Literal["free", "paid"]
     response: str
 
 
 class Undelivered(Problem):
-    """The message was not handled, and why."""
+    """The message was not delivered; `reason` is a label of the metrics."""
 
     def __init__(self, status: int, detail: str, *, reason: str, retry_after_ms: int | None = None) -> None:
         super().__init__(status, detail, retry_after=None if retry_after_ms is None else retry_after_ms / 1000)
         self.reason = reason
 
 
-class NotAdmitted(Problem):
-    """Nothing of it was begun."""
-
-
 @dataclass(slots=True)
-class Order:
-    """A message to be handled, and for whom."""
+class OutgoingMessage:
+    """A message on its way, and what happened to it so far."""
 
     id: str
-    message: str
-    max_wait_ms: int
-    #: asks the store, each time
-    has_paid_access: Callable[[], Awaitable[bool]]
-    #: to be true before anything leaves; false means that somebody else has taken the message over
-    begin_sending: Callable[[], Awaitable[bool]]
-    wait_until: float = 0.0
-    #: the free provider has closed the door to it
+    user_id: str
+    text: str
+    #: `time.monotonic()` until which it waits for the free provider rather than pay
+    wait_until: float
+    #: the free provider has refused it in spite of our count
     refused: bool = False
-    #: a provider has it, or may have it: the same key must not send it again
+    #: a provider has it, or may have it: another request with its key must not send it
     arrived: bool = False
-    second_thoughts: int = SECOND_THOUGHTS
+    last_looks: int = LAST_LOOKS
 
     @property
     def wait_left_ms(self) -> float:
@@ -77,112 +85,83 @@ class Order:
 
 
 class Turn:
-    """From asking for a slot until the request that got it has left: one message of a replica at a time.
+    """The right to reserve and to let the request leave; one message of a replica has it at a time.
 
-    So whoever is killed takes at most one slot along that no request had used. And those who wait for a probe are
-    no crowd: one asks for all.
+    So a replica that is killed loses at most one slot that no request has used. While a probe is on its way, only the
+    message whose turn it is asks Redis again and again.
     """
 
-    def __init__(self, line: asyncio.Lock) -> None:
-        self._line = line
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
         self._mine = False
 
     async def take(self, until: float) -> bool:
-        """Wait for it until then, by the loop's clock. False: it did not come."""
+        """Wait for the turn until this time of the loop's clock; False if it did not come."""
         try:
             async with asyncio.timeout_at(until):
-                self._mine = await self._line.acquire()
+                self._mine = await self._lock.acquire()
         except TimeoutError:
             return False
         return True
 
     def pass_on(self) -> None:
-        """To the next one; once is enough."""
+        """Let the next message have its turn; a second call does nothing."""
         if self._mine:
             self._mine = False
-            self._line.release()
+            self._lock.release()
 
 
 @dataclass(slots=True)
-class Dispatcher:
-    """All messages of one replica."""
+class Delivery:
+    """Delivers the messages of one replica."""
 
     quota: Quota
-    free: Gateway
-    paid: Gateway
+    free: ProviderClient
+    paid: ProviderClient
+    users: Users
     metrics: MessageMetrics
     settings: MessageSettings
-    _tasks: asyncio.TaskGroup | None = None
-    _in_flight: int = 0
-    _closing: asyncio.Event = field(default_factory=asyncio.Event)
-    #: of those who ask the allowance
-    _line: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: whether the free provider could be reached the last time; if not, nobody waits for others to try
-    _free_in_reach: bool = True
+    #: set when the replica leaves: nobody waits for the free provider any more
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: whether the free provider could be reached the last time; if not, messages do not wait for each other's tries
+    _free_is_reachable: bool = True
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Take messages. Leaving waits for those under way; none of them takes longer than `work_ms`."""
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                try:
-                    yield
-                finally:
-                    self._closing.set()
-        finally:
-            self._tasks = None
-            await self.free.close()
-            await self.paid.close()
+    async def close(self) -> None:
+        """Close the connections to both providers."""
+        await self.free.close()
+        await self.paid.close()
 
-    @property
-    def closing(self) -> bool:
-        """Whether the replica is about to leave."""
-        return self._closing.is_set()
-
-    async def run(self, work: Callable[[], Awaitable[Delivery]], wait_ms: int) -> Delivery:
-        """Do this in a task that outlives whoever waits for it. Raises NotAdmitted, and what `work` raises."""
-        if self._tasks is None or self.closing:
-            raise NotAdmitted(503, "this replica is about to leave", retry_after=1)
-        if self._in_flight >= self.settings.max_in_flight:
-            raise NotAdmitted(503, "as many messages as can be are being handled", retry_after=1)
-        result: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
-        self._in_flight += 1
-        self._tasks.create_task(self._work(work, (self.settings.work_ms + wait_ms) / 1000, result))
-        return await result
-
-    async def deliver(self, order: Order) -> Delivery:
-        """Handle one message. Raises Undelivered, MeshError."""
-        order.wait_until = time.monotonic() + order.max_wait_ms / 1000
+    async def deliver(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
+        """Deliver one message. Raises Undelivered, MeshError."""
         while True:
-            verdict, turn = await self._ask()
-            paid_access = not isinstance(verdict, Granted) and await order.has_paid_access()
-            match next_step(verdict, order.wait_left_ms, paid_access=paid_access, refused=order.refused):
+            verdict, turn = await self._reserve()
+            paid_access = not isinstance(verdict, Granted) and await self._has_paid_access(message)
+            match next_step(verdict, message.wait_left_ms, paid_access=paid_access, refused=message.refused):
                 case SendFree(reservation):
                     try:
-                        delivery = await self._try_free(order, reservation, turn.pass_on)
+                        reply = await self._try_free(message, claim, reservation, turn.pass_on)
                     finally:
                         turn.pass_on()
-                    if delivery is not None:
-                        return delivery
-                case Wait(ms):
+                    if reply is not None:
+                        return reply
+                case WaitForFree(ms):
                     await self._sleep(ms / 1000)
                 case Pay(reason):
-                    if not await self._has_second_thoughts(order, verdict, reason):
-                        return await self._pay(order, reason)
+                    if not await self._has_opened(message, verdict, reason):
+                        return await self._pay(message, claim, reason)
                 case Refuse(ms):
-                    raise Undelivered(
-                        403,
-                        "the free provider is closed, and the paid one is not for this user",
-                        reason="no-paid-access",
-                        retry_after_ms=ms,
-                    )
+                    detail = "the free provider is closed, and this account has no paid access"
+                    raise Undelivered(403, detail, reason="no-paid-access", retry_after_ms=ms)
 
-    # asking
+    async def _has_paid_access(self, message: OutgoingMessage) -> bool:
+        """Read the right from the store, now: it may have been revoked since the login."""
+        user = await self.users.find(message.user_id)
+        return user is not None and user.paid_access
 
-    async def _ask(self) -> tuple[Verdict, Turn]:
-        """The allowance's word, with the turn where it is yes. While another request probes for all, wait for what
-        comes of it."""
-        until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._line)
+    async def _reserve(self) -> tuple[Verdict, Turn]:
+        """Reserve a slot, and keep the turn if it is granted. While another request probes, wait for its outcome."""
+        until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._lock)
         if not await turn.take(until):
             return Probing(await self.quota.look()), turn
         verdict: Verdict | None = None
@@ -193,157 +172,123 @@ class Dispatcher:
                 verdict = await self.quota.reserve()
             return verdict, turn
         finally:
-            if not isinstance(verdict, Granted) or not self._free_in_reach:
+            if not isinstance(verdict, Granted) or not self._free_is_reachable:
                 turn.pass_on()
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait, but not when the replica leaves."""
         try:
             async with asyncio.timeout(seconds):
-                await self._closing.wait()
+                await self.leaving.wait()
         except TimeoutError:
             return
-        raise Undelivered(503, "this replica is about to leave", reason="leaving", retry_after_ms=PROBE_MS)
+        raise Undelivered(503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=PROBE_MS)
 
-    # free
-
-    async def _try_free(self, order: Order, reservation: Reservation, has_left: Callable[[], None]) -> Delivery | None:
-        """None: it is not there, and the allowance must be asked again. Raises Undelivered, MeshError."""
+    async def _try_free(
+        self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, has_left: Callable[[], None]
+    ) -> ProviderReply | None:
+        """Send to the free provider; None if it does not have the message and a new slot is needed."""
         try:
-            await self._begin_sending(order)
+            await self._begin_sending(claim)
         except (MeshError, Undelivered):
-            await self._settle(self.quota.unsent, reservation)
+            await self._record(self.quota.unsent, reservation)
             raise
-        outcome = await self._send("free", self.free, order, reservation.may_send, has_left)
-        self._free_in_reach = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
+        outcome = await self._send("free", self.free, message, reservation.may_send, has_left)
+        self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
         match outcome:
             case Answered(response):
-                await self._settle(self.quota.used, reservation)
+                await self._record(self.quota.used, reservation)
                 return self._delivered("free", "open", response)
             case Blocked(retry_ms):
-                log.warning("the free provider refused in spite of our count", retry_after_ms=retry_ms)
-                order.refused = True
-                if not await self._settle(lambda held: self.quota.refused(held, retry_ms), reservation):
+                log.warning("the free provider refused a counted request", retry_after_ms=retry_ms)
+                message.refused = True
+                if not await self._record(lambda held: self.quota.refused(held, retry_ms), reservation):
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(detail):
-                await self._settle(self.quota.unsent, reservation)
-                # This process was held up, not the provider: its turn is over, it may have another.
-                return None if detail == TOO_LATE else await self._instead(order, "unreachable", detail)
+                await self._record(self.quota.unsent, reservation)
+                # The slot ended because this process was held up, not the provider: the message may have another one.
+                return (
+                    None if detail == TOO_LATE else await self._instead_of_free(message, claim, "unreachable", detail)
+                )
             case Failed(detail):
-                await self._settle(self.quota.uncertain, reservation)
-                return await self._instead(order, "failed", detail)
+                await self._record(self.quota.uncertain, reservation)
+                return await self._instead_of_free(message, claim, "failed", detail)
             case Unknown(detail):
-                await self._settle(self.quota.uncertain, reservation)
+                await self._record(self.quota.uncertain, reservation)
                 raise _unknown("free", detail)
         raise AssertionError("every outcome has its case")
 
-    async def _instead(self, order: Order, reason: Reason, detail: str) -> Delivery:
-        """The free provider is out of order, and provably has not handled the message."""
-        if await order.has_paid_access():
-            return await self._pay(order, reason)
-        raise Undelivered(502, f"the free provider cannot be used ({detail})", reason=reason)
+    async def _instead_of_free(
+        self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, detail: str
+    ) -> ProviderReply:
+        """Pay, with paid access: the free provider is out of order and has provably not handled the message."""
+        if await self._has_paid_access(message):
+            return await self._pay(message, claim, reason)
+        raise Undelivered(502, f"the free provider cannot be used ({detail}); try again later", reason=reason)
 
-    async def _settle(self, note: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
-        for tries in range(1, SETTLE_TRIES + 1):
+    async def _record(self, record: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
+        for tries in range(1, RECORD_TRIES + 1):
             try:
-                await note(reservation)
+                await record(reservation)
                 return True
             except MeshError as error:
-                log.warning("the outcome of a free request could not be noted", error=str(error), tries=tries)
+                log.warning("outcome of a free request not recorded", error=str(error), tries=tries)
                 await asyncio.sleep(0.1 * tries)
         return False
 
-    # paid
-
-    async def _has_second_thoughts(self, order: Order, verdict: Verdict, reason: Reason) -> bool:
-        """Whether free opened since it was asked; then it is asked again. The last look before paying."""
+    async def _has_opened(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
+        """Return whether free has opened since the reservation was refused; the last look before paying."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
-            # Money is spent on this moment's word, so it stays on record: by Redis's clock.
-            log.info("a message is paid for", message_id=order.id, reason=reason, looked_ms=allowance.now_ms)
+            # Money is spent because of this moment's answer, so its time (of Redis's clock) is on record.
+            log.info("a message is paid for", message_id=message.id, reason=reason, looked_ms=allowance.now_ms)
             return False
-        if isinstance(verdict, Closed) and order.second_thoughts > 0:
-            order.second_thoughts -= 1
+        if isinstance(verdict, Closed) and message.last_looks > 0:
+            message.last_looks -= 1
             return True
         log.warning("paying although the free provider may be open", reason=reason, caution=allowance.caution)
         self.metrics.paid_avoidable.inc()
         return False
 
-    async def _pay(self, order: Order, reason: Reason) -> Delivery:
-        await self._begin_sending(order)
-        match await self._send("paid", self.paid, order):
+    async def _pay(self, message: OutgoingMessage, claim: KeyClaim, reason: Reason) -> ProviderReply:
+        await self._begin_sending(claim)
+        match await self._send("paid", self.paid, message):
             case Answered(response):
                 return self._delivered("paid", reason, response)
             case Blocked(retry_ms):
-                raise Undelivered(
-                    503,
-                    "both providers are closed",
-                    reason="paid-blocked",
-                    retry_after_ms=retry_ms or PROBE_MS,
-                )
+                retry_after_ms = retry_ms or PROBE_MS
+                detail = "the free and the paid provider are closed"
+                raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
             case Unsent(detail):
-                raise Undelivered(502, f"no provider can be reached ({detail})", reason="unreachable")
+                raise Undelivered(502, f"neither provider can be reached ({detail})", reason="unreachable")
             case Failed(detail):
                 raise Undelivered(502, f"the paid provider failed ({detail})", reason="failed")
             case Unknown(detail):
                 raise _unknown("paid", detail)
         raise AssertionError("every outcome has its case")
 
-    # both
-
-    async def _begin_sending(self, order: Order) -> None:
-        if not await order.begin_sending():
-            raise Undelivered(
-                503,
-                "this message was taken over; ask again with its key",
-                reason="taken-over",
-                retry_after_ms=PROBE_MS,
-            )
+    async def _begin_sending(self, claim: KeyClaim) -> None:
+        if not await claim.begin_sending():
+            detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
+            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=PROBE_MS)
 
     async def _send(
         self,
         name: str,
-        gateway: Gateway,
-        order: Order,
+        provider: ProviderClient,
+        message: OutgoingMessage,
         may_leave: Callable[[], bool] = lambda: True,
         has_left: Callable[[], None] = lambda: None,
-    ) -> Outcome:
+    ) -> ProviderOutcome:
         began = time.perf_counter()
-        outcome = await gateway.send(order.id, order.message, may_leave, has_left)
+        outcome = await provider.send(message.id, message.text, may_leave, has_left)
         self.metrics.note(name, outcome, time.perf_counter() - began)
-        order.arrived = order.arrived or isinstance(outcome, Answered | Failed | Unknown)
+        message.arrived = message.arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
-    def _delivered(self, provider: Literal["free", "paid"], reason: str, response: str) -> Delivery:
+    def _delivered(self, provider: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
         self.metrics.delivered.labels(provider, reason).inc()
-        return Delivery(provider, response)
-
-    async def _work(
-        self, work: Callable[[], Awaitable[Delivery]], bound_s: float, result: asyncio.Future[Delivery]
-    ) -> None:
-        """Never raises: one message's end must not be the end of the others."""
-        self.metrics.in_flight.inc()
-        try:
-            async with asyncio.timeout(bound_s):
-                delivery = await work()
-            if not result.done():
-                result.set_result(delivery)
-        except TimeoutError:
-            self._fail(result, Undelivered(504, "not done in time", reason="deadline"))
-        except Exception as error:
-            self._fail(result, error)
-        finally:
-            self._fail(result, Unavailable("this replica has lost its place in the mesh"))
-            self._in_flight -= 1
-            self.metrics.in_flight.dec()
-
-    def _fail(self, result: asyncio.Future[Delivery], error: Exception) -> None:
-        if result.done():
-            return
-        if isinstance(error, Undelivered):
-            self.metrics.undelivered.labels(error.reason).inc()
-        result.set_exception(error)
+        return ProviderReply(provider, response)
 
 
 def _unknown(provider: str, detail: str) -> Undelivered:

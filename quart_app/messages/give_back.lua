@@ -1,4 +1,7 @@
--- No provider has the message: the key may be used again. Answers 1; 0 where the claim is another's.
--- KEYS[1]  hash: the claim    ARGV[1]  owner
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+-- Free the key: no provider has the message.
+-- KEYS[1]  hash  the claim
+-- ARGV[1]  the owner
+-- Returns 1, or 0 if another request owns the claim.
+local claim = KEYS[1]
+if redis.call('HGET', claim, 'owner') ~= ARGV[1] then return 0 end
+return redis.call('DEL', claim)

@@ -1,114 +1,157 @@
-"""Idempotency-Key: a message that is sent again with its key is answered again, never handled again.
+"""Idempotency keys: a message that is sent again with its key gets the same answer and is not delivered again.
 
     (none) ──claim──> claimed ──begin_sending──> sending ──finish──> done
                          │  └── owner dead: the next one claims        │
-                         └────────────── give_back (no provider has it) ──> (none)
+                         └──────── give_back (no provider has it) ──> (none)
 
-An owner that dies while sending leaves a claim of which nobody can say whether the message arrived. It stays so
-until it is forgotten: telling the user is better than paying twice.
+If the owner dies while it is sending, nobody can know whether the message arrived. The claim then stays "sending" until
+it expires: an error is better than a second payment.
 
     shared:messages:claim:{user}:{hash of the key}    hash, PX
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final
 
+import structlog
 from redis.asyncio import Redis
 
+from mesh.errors import MeshError
+from mesh.wire.script import Script
 from quart_app.messages.users import redis_at_work
 
-_SCRIPTS = Path(__file__).parent
+log = structlog.get_logger(__name__)
+
+SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
+FINISH_TRIES = 3
+#: The outcome of a message that reached no provider: its key is free again.
+UNUSED: Final = "unused"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to handle one message, with what is needed to say how it went."""
-
-    key: str
-    owner: str
+class KeyReused:
+    """The key was used for another message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mine:
-    """Handle it."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class OtherBody:
-    """The key was used for something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """It was handled; this was the answer."""
+class Finished:
+    """The message with this key was delivered, or failed for good; this was the answer."""
 
     message_id: str
     answer: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class InFlight:
-    """Somebody is at it."""
+class InProgress:
+    """Another request delivers the message with this key."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """Whoever sent it died; nobody knows whether it arrived."""
+class SenderLost:
+    """The replica that sent the message died; nobody knows whether it arrived."""
 
     message_id: str
 
 
-class Claims:
-    """All claims. Every method raises Unavailable when Redis does not do its part."""
+class IdempotencyKeys:
+    """All keys. Every method raises Unavailable when Redis fails."""
 
     def __init__(self, redis: Redis, *, work_ms: int, keep_ms: int) -> None:
         self._work_ms = work_ms
         self._keep_ms = keep_ms
-        self._scripts = {
-            name: redis.register_script((_SCRIPTS / f"{name}.lua").read_text())
-            for name in ("claim", "begin_sending", "finish", "give_back")
-        }
+        self._scripts = {name: redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
     async def claim(
         self, user_id: str, key: str, body: bytes, message_id: str, max_wait_ms: int
-    ) -> Mine | OtherBody | Done | InFlight | Lost:
-        """Ask for the right to handle the message with this key."""
-        claim = Claim(f"shared:messages:claim:{user_id}:{_digest(key.encode())}", message_id)
+    ) -> KeyClaim | KeyReused | Finished | InProgress | SenderLost:
+        """Ask for the right to deliver the message with this key; do not wait for it."""
+        name = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
         work_ms = self._work_ms + max_wait_ms
-        word, *rest = await self._run("claim", claim.key, _digest(body), message_id, work_ms, self._keep_ms)
+        word, *rest = await self.run("claim", name, _digest(body), message_id, work_ms, self._keep_ms)
         match word:
             case "mine":
-                return Mine(claim)
+                return KeyClaim(self, name, message_id)
             case "other-body":
-                return OtherBody()
+                return KeyReused()
             case "done":
-                return Done(rest[0], json.loads(rest[1]))
+                return Finished(rest[0], json.loads(rest[1]))
             case "lost":
-                return Lost(rest[0])
-        return InFlight()
+                return SenderLost(rest[0])
+        return InProgress()
 
-    async def begin_sending(self, claim: Claim) -> bool:
-        """To be said before anything leaves. False: the claim is over, and nothing may leave."""
-        return bool(await self._run("begin_sending", claim.key, claim.owner))
+    async def finish(self, name: str, owner: str, answer: dict[str, Any]) -> None:
+        """Keep the answer for later requests with the key."""
+        await self.run("finish", name, owner, json.dumps(answer), self._keep_ms)
 
-    async def finish(self, claim: Claim, answer: dict[str, Any]) -> None:
-        """The answer for everybody who asks again."""
-        await self._run("finish", claim.key, claim.owner, json.dumps(answer), self._keep_ms)
-
-    async def give_back(self, claim: Claim) -> None:
-        """No provider has the message; the key is as if it had never been used."""
-        await self._run("give_back", claim.key, claim.owner)
-
-    async def _run(self, name: str, key: str, *arguments: str | int) -> Any:
+    async def run(self, script: str, name: str, *arguments: str | int) -> Any:
+        """Run one of the scripts on the key of this name."""
         async with redis_at_work():
-            return await self._scripts[name]([key], list(arguments))
+            return await self._scripts[script]([name], list(arguments))
+
+
+@dataclass(slots=True)
+class KeyClaim:
+    """The right to deliver one message. Leaving its block records the outcome that was set inside.
+
+    Without an outcome (cancelled, out of time, an unexpected error) the claim is left as it is: if the message was
+    being sent, nobody may send it again; otherwise the next request takes the claim over when it is too old.
+    """
+
+    keys: IdempotencyKeys
+    name: str
+    #: the id of the message; another request's claim has another one
+    owner: str
+    outcome: dict[str, Any] | str | None = field(default=None, init=False)
+
+    async def __aenter__(self) -> KeyClaim:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self.outcome, dict):
+            await self._finish(self.outcome)
+        elif self.outcome == UNUSED:
+            await self._give_back()
+
+    async def begin_sending(self) -> bool:
+        """Record that the message may be at a provider from now on; False if the claim is over: then send nothing."""
+        return bool(await self.keys.run("begin_sending", self.name, self.owner))
+
+    async def _finish(self, answer: dict[str, Any]) -> None:
+        """Keep the answer. If this fails, the key stays "sending": nobody sends again, and nobody learns the answer."""
+        for tries in range(1, FINISH_TRIES + 1):
+            try:
+                return await self.keys.finish(self.name, self.owner, answer)
+            except MeshError as error:
+                log.warning("answer not kept for its idempotency key", error=str(error), tries=tries)
+                await asyncio.sleep(0.1 * tries)
+
+    async def _give_back(self) -> None:
+        """Free the key. If this fails, the key is free once the claim is too old."""
+        try:
+            await self.keys.run("give_back", self.name, self.owner)
+        except MeshError as error:
+            log.warning("unused idempotency key not freed", error=str(error))
+
+
+class NoKey(KeyClaim):
+    """The claim of a message without an idempotency key: every attempt is its own message."""
+
+    def __init__(self) -> None:
+        self.outcome = None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def begin_sending(self) -> bool:
+        return True
 
 
 def _digest(data: bytes) -> str:

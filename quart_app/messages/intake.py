@@ -1,122 +1,163 @@
-"""Where messages come in: a key that was used gets its answer again, everything else is dispatched."""
+"""Takes in messages: claims their idempotency keys, bounds them, and delivers each in a task of its own.
+
+A client that hangs up does not stop a delivery: the task goes on, and records the outcome of the reservation and of the
+key. Every task has a bound, so leaving waits for all of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Unavailable
 from quart_app.http.problems import Problem, from_mesh
-from quart_app.messages.delivery import Delivery, Dispatcher, NotAdmitted, Order, Undelivered
-from quart_app.messages.idempotency import Claim, Claims, Done, InFlight, Lost, Mine, OtherBody
+from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
+from quart_app.messages.idempotency import (
+    UNUSED,
+    Finished,
+    IdempotencyKeys,
+    InProgress,
+    KeyClaim,
+    KeyReused,
+    NoKey,
+    SenderLost,
+)
 from quart_app.messages.models import NewMessage
-from quart_app.messages.users import Users
 
-log = structlog.get_logger(__name__)
-
-#: Between two looks at a message that somebody else handles: from, to, in seconds.
+#: Pause between two looks at a key that another request has claimed: the first one and the longest one, in seconds.
 LOOK_AGAIN_S = (0.02, 0.5)
-FINISH_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a message."""
+    """The outcome of a message that was delivered."""
 
     id: str
     provider: str
     response: str
 
 
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Takes messages of users."""
+class NotAdmitted(Problem):
+    """Nothing was begun for this message."""
 
-    users: Users
-    claims: Claims
-    dispatcher: Dispatcher
+
+class MessageIntake:
+    """All messages of one replica."""
+
+    def __init__(self, keys: IdempotencyKeys, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self._keys = keys
+        self._settings = delivery.settings
+        self._metrics = delivery.metrics
+        self._tasks: asyncio.TaskGroup | None = None
+        self._in_flight = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Accept messages. Leaving waits for the deliveries in progress, none of which takes longer than `work_ms`."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                try:
+                    yield
+                finally:
+                    self.delivery.leaving.set()
+        finally:
+            self._tasks = None
+            await self.delivery.close()
 
     async def handle(self, user_id: str, new: NewMessage, key: str | None) -> Receipt:
-        """Handle a message, or say again what became of it. Raises Problem, MeshError."""
-        message_id = uuid.uuid4().hex
-        if key is None:
-            return await self._dispatch(user_id, new, message_id, None)
-        match await self._claim(user_id, new, key, message_id):
-            case Mine(claim):
-                return await self._dispatch(user_id, new, message_id, claim)
-            case Done(done_id, answer):
-                return _again(done_id, answer)
-            case OtherBody():
-                raise Problem(409, "this Idempotency-Key was used for another message")
-            case Lost():
-                raise Problem(502, "whether a provider has this message is not known: the replica that sent it died")
-        raise Problem(503, "this message is still being handled; ask again with its key", retry_after=1)
+        """Deliver a message, or return what became of it under the same key. Raises Problem, MeshError."""
+        message = OutgoingMessage(uuid.uuid4().hex, user_id, new.message, time.monotonic() + new.max_wait_ms / 1000)
+        match await self._claim(user_id, new, key, message.id):
+            case KeyClaim() as claim:
+                reply = await self._start(message, claim, new.max_wait_ms)
+                return Receipt(message.id, reply.provider, reply.response)
+            case Finished(message_id, answer):
+                return _again(message_id, answer)
+            case KeyReused():
+                raise Problem(409, "this Idempotency-Key was used for another message; use a new key")
+            case SenderLost():
+                raise Problem(502, "the replica that sent this message died; whether a provider has it is not known")
+        raise Problem(503, "this message is still being delivered; retry with its key after 1 s", retry_after=1)
 
     async def _claim(
-        self, user_id: str, new: NewMessage, key: str, message_id: str
-    ) -> Mine | OtherBody | Done | InFlight | Lost:
-        """The claim; while somebody else has it, wait for what comes of it."""
-        until = time.monotonic() + (self.dispatcher.settings.work_ms + new.max_wait_ms) / 1000
+        self, user_id: str, new: NewMessage, key: str | None, message_id: str
+    ) -> KeyClaim | KeyReused | Finished | InProgress | SenderLost:
+        """Claim the key; while another request has it, wait for the outcome of that one."""
+        if key is None:
+            return NoKey()
+        until = time.monotonic() + self._bound_s(new.max_wait_ms)
         body = new.model_dump_json().encode()
         pause_s, longest_s = LOOK_AGAIN_S
         while True:
-            found = await self.claims.claim(user_id, key, body, message_id, new.max_wait_ms)
-            if not isinstance(found, InFlight) or time.monotonic() > until or self.dispatcher.closing:
+            found = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
+            if not isinstance(found, InProgress) or time.monotonic() > until or self.delivery.leaving.is_set():
                 return found
             await asyncio.sleep(pause_s)
             pause_s = min(longest_s, pause_s * 1.5)
 
-    async def _dispatch(self, user_id: str, new: NewMessage, message_id: str, claim: Claim | None) -> Receipt:
-        async def has_paid_access() -> bool:
-            user = await self.users.find(user_id)
-            return user is not None and user.paid_access
+    async def _start(self, message: OutgoingMessage, claim: KeyClaim, wait_ms: int) -> ProviderReply:
+        """Deliver in a task that goes on when the client hangs up, and wait for its result."""
+        refusal = self._why_not()
+        if refusal is not None or self._tasks is None:
+            async with claim:
+                claim.outcome = UNUSED
+            raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
+        result: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
+        self._in_flight += 1
+        self._tasks.create_task(self._work(message, claim, self._bound_s(wait_ms), result))
+        return await result
 
-        async def begin_sending() -> bool:
-            return claim is None or await self.claims.begin_sending(claim)
+    def _why_not(self) -> str | None:
+        if self.delivery.leaving.is_set():
+            return "this replica is leaving; retry after 1 s"
+        if self._in_flight >= self._settings.max_in_flight:
+            return f"too many messages in progress ({self._in_flight}); retry after 1 s"
+        return None
 
-        order = Order(message_id, new.message, new.max_wait_ms, has_paid_access, begin_sending)
+    async def _work(
+        self, message: OutgoingMessage, claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
+    ) -> None:
+        """Deliver within a bound and set the result. Never raises: that would cancel the other deliveries."""
+        self._metrics.in_flight.inc()
         try:
-            delivery = await self.dispatcher.run(lambda: self._deliver(order, claim), new.max_wait_ms)
-        except NotAdmitted:
-            if claim is not None:
-                await self._give_back(claim)
-            raise
-        return Receipt(message_id, delivery.provider, delivery.response)
+            async with asyncio.timeout(bound_s):
+                reply = await self._deliver(message, claim)
+            if not result.done():
+                result.set_result(reply)
+        except TimeoutError:
+            self._fail(result, Undelivered(504, f"not delivered within {bound_s:.0f} s", reason="deadline"))
+        except Exception as error:
+            self._fail(result, error)
+        finally:
+            self._fail(result, Unavailable("this replica has lost its lease; try again"))
+            self._in_flight -= 1
+            self._metrics.in_flight.dec()
 
-    async def _deliver(self, order: Order, claim: Claim | None) -> Delivery:
-        """Deliver, and note for the key what became of it; in the dispatcher's task, whoever waits or does not."""
-        try:
-            delivery = await self.dispatcher.deliver(order)
-        except (Undelivered, MeshError) as error:
-            if claim is not None and order.arrived:
-                await self._finish(claim, _as_answer(error))
-            elif claim is not None:
-                await self._give_back(claim)
-            raise
-        if claim is not None:
-            await self._finish(claim, {"status": 200, "provider": delivery.provider, "response": delivery.response})
-        return delivery
-
-    async def _finish(self, claim: Claim, answer: dict[str, Any]) -> None:
-        """Should this fail, the key stays "sending": nobody sends the message again, nobody learns the answer."""
-        for tries in range(1, FINISH_TRIES + 1):
+    async def _deliver(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
+        async with claim:
             try:
-                return await self.claims.finish(claim, answer)
-            except MeshError as error:
-                log.warning("an answer could not be kept for its key", error=str(error), tries=tries)
-                await asyncio.sleep(0.1 * tries)
+                reply = await self.delivery.deliver(message, claim)
+            except (Undelivered, MeshError) as error:
+                claim.outcome = _as_answer(error) if message.arrived else UNUSED
+                raise
+            claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
+            return reply
 
-    async def _give_back(self, claim: Claim) -> None:
-        """Should this fail, the key is free again once its claim is too old."""
-        try:
-            await self.claims.give_back(claim)
-        except MeshError as error:
-            log.warning("an unused key could not be given back", error=str(error))
+    def _fail(self, result: asyncio.Future[ProviderReply], error: Exception) -> None:
+        if result.done():
+            return
+        if isinstance(error, Undelivered):
+            self._metrics.undelivered.labels(error.reason).inc()
+        result.set_exception(error)
+
+    def _bound_s(self, wait_ms: int) -> float:
+        return (self._settings.work_ms + wait_ms) / 1000
 
 
 def _as_answer(error: Undelivered | MeshError) -> dict[str, Any]:

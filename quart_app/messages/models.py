@@ -62,7 +62,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class Credentials(_Closed):
+class Registration(_Closed):
     """An account to be created."""
 
     email: Email
@@ -91,7 +91,7 @@ class ProfileChange(_Closed):
 
 
 class AccessChange(_Closed):
-    """What administrators may change of anybody."""
+    """What administrators may change of any account."""
 
     paid_access: bool | None = None
     is_active: bool | None = None
@@ -104,7 +104,7 @@ class AccessChange(_Closed):
 
 
 class Profile(BaseModel):
-    """A user as shown."""
+    """An account as clients see it."""
 
     id: str
     email: str
@@ -114,19 +114,19 @@ class Profile(BaseModel):
 
 
 class NewMessage(_Closed):
-    """A message to be handled."""
+    """A message to be delivered."""
 
     message: Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-    max_wait_ms: int = Field(default=0, ge=0, description="wait this long for the free provider rather than pay")
+    max_wait_ms: int = Field(default=0, ge=0, description="wait this long for the free provider instead of paying")
 
 
 class QuotaShown(BaseModel):
-    """The free provider's allowance, one for all replicas."""
+    """The allowance of the free provider, which all replicas share."""
 
     limit: int
     remaining: int
-    blocked_until: str | None = Field(description="when free requests are taken again, UTC; null while they are")
-    retry_after: float | None = Field(description="the same in seconds from now")
+    blocked_until: str | None = Field(description="when the free provider opens again, UTC; null while it is open")
+    retry_after: float | None = Field(description="seconds until then; null while it is open")
 
     @classmethod
     def of(cls, allowance: Allowance) -> QuotaShown:
@@ -142,9 +142,9 @@ class QuotaShown(BaseModel):
 
 
 class Delivered(BaseModel):
-    """A handled message."""
+    """A delivered message."""
 
     id: str
     provider: Literal["free", "paid"]
     response: str
-    quota: QuotaShown | None = Field(description="null when it could not be read just then")
+    quota: QuotaShown | None = Field(description="null if it could not be read")

@@ -1,12 +1,12 @@
-"""One provider, spoken to over HTTP. What became of a request is told apart by what is certain.
+"""The HTTP client of one provider. It tells the outcomes of a request apart by what is certain.
 
     Answered    the provider handled the message
-    Blocked     it refused because it is closed (429): the message is not there
-    Failed      it answered, but with no reply to the message
-    Unsent      not a byte of the request left: it may be sent again, here or elsewhere
-    Unknown     something left, and no answer came: the message may be there or not
+    Blocked     it refused because it is closed (429): it does not have the message
+    Failed      it answered, but without a reply to the message
+    Unsent      no byte of the request left: the message may be sent again, here or elsewhere
+    Unknown     something left and no answer came: the provider may or may not have the message
 
-Only Unsent is repeated.
+Only an unsent request is repeated.
 """
 
 from __future__ import annotations
@@ -24,54 +24,63 @@ import httpx
 
 from quart_app.messages.settings import MessageSettings
 
-#: The longest answer that is read.
+#: The longest answer that is accepted.
 MAX_ANSWER_BYTES = 1 << 20
-#: A refusal counts for at least and at most this long, whatever it says.
+#: A refusal counts for at least and at most this long, whatever its Retry-After says.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
-#: Shorter than servers usually keep idle connections, so that one is seldom closed under a request.
+#: Shorter than servers keep idle connections, so that a server seldom closes one while a request is sent.
 IDLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
+    """The provider's reply."""
+
     response: str
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    #: None: the provider did not say for how long
+    """A refusal; `retry_after_ms` is None if the provider does not say for how long."""
+
     retry_after_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """An answer without a reply."""
+
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
+    """Nothing left."""
+
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
+    """Something left, and no answer came."""
+
     detail: str
 
 
-Outcome = Answered | Blocked | Failed | Unsent | Unknown
+ProviderOutcome = Answered | Blocked | Failed | Unsent | Unknown
 
 
 class _TooLate(Exception):
-    """The right to send ended before the first byte left."""
+    """The reservation ended before the first byte left."""
 
 
-#: What an Unsent of that cause says.
+#: The detail of an Unsent with this cause.
 TOO_LATE = "the right to send had ended"
 
 
 @dataclass(slots=True)
 class _Departure:
-    """Watches one request: whether it has begun to leave, and that it leaves in time or not at all."""
+    """Watches one request: it leaves in time or not at all, and whether it left is known."""
 
     may_leave: Callable[[], bool]
     has_left: Callable[[], None]
@@ -86,8 +95,8 @@ class _Departure:
             self.has_left()
 
 
-class Gateway:
-    """A provider's address and the one client that speaks to it."""
+class ProviderClient:
+    """Sends messages to the URL of one provider."""
 
     def __init__(self, url: str, settings: MessageSettings) -> None:
         self._url = url
@@ -102,6 +111,7 @@ class Gateway:
         )
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._client.aclose()
 
     async def send(
@@ -110,11 +120,11 @@ class Gateway:
         message: str,
         may_leave: Callable[[], bool] = lambda: True,
         has_left: Callable[[], None] = lambda: None,
-    ) -> Outcome:
-        """Send one message; what could not leave is tried a few times more, while `may_leave` says so.
+    ) -> ProviderOutcome:
+        """Send one message, and repeat it a few times if it could not leave and `may_leave` returns true.
 
-        `has_left` is called when the whole request is on its way, whoever dies then, or when it could not leave at
-        the first try: others need not wait for the next ones.
+        `has_left` is called when the whole request is on its way, so that the death of this process loses nothing, or
+        when the first try could not leave: other messages need not wait for the next tries.
         """
         outcome = await self._send_once(message_id, message, may_leave, has_left)
         has_left()
@@ -127,7 +137,7 @@ class Gateway:
 
     async def _send_once(
         self, message_id: str, message: str, may_leave: Callable[[], bool], has_left: Callable[[], None]
-    ) -> Outcome:
+    ) -> ProviderOutcome:
         departure = _Departure(may_leave, has_left)
         request = self._client.build_request(
             "POST",
@@ -153,11 +163,11 @@ async def _content(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > MAX_ANSWER_BYTES:
-            raise httpx.DecodingError("the answer is too long")
+            raise httpx.DecodingError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(content)
 
 
-def _read(response: httpx.Response, content: bytes) -> Outcome:
+def _read(response: httpx.Response, content: bytes) -> ProviderOutcome:
     if response.status_code == 429:
         return Blocked(retry_after_ms(response.headers))
     if response.status_code != 200:
@@ -171,9 +181,9 @@ def _read(response: httpx.Response, content: bytes) -> Outcome:
 
 
 def retry_after_ms(headers: httpx.Headers) -> int | None:
-    """How long a Retry-After asks to wait, in either of its two forms; None where there is none to understand.
+    """Return how long a Retry-After asks to wait, given in seconds or as a date; None if it is absent or invalid.
 
-    A date is measured from the answer's own Date, so that the two clocks need not agree.
+    A date counts from the Date of the answer, so that our clock and the provider's need not agree.
     """
     said = headers.get("Retry-After", "").strip()
     try:

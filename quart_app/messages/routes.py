@@ -16,23 +16,23 @@ from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.messages.accounts import Accounts, LoggedIn, Origin
 from quart_app.messages.csrf import is_foreign
-from quart_app.messages.intake import Desk
+from quart_app.messages.intake import MessageIntake
 from quart_app.messages.models import (
     AccessChange,
-    Credentials,
     Delivered,
     Login,
     NewMessage,
     Profile,
     ProfileChange,
     QuotaShown,
+    Registration,
 )
 from quart_app.messages.sessions import DEVICE_S, NotLoggedIn, Session
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User
 from quart_app.security.audit import Audit
 
-_CREDENTIALS = TypeAdapter(Credentials)
+_REGISTRATION = TypeAdapter(Registration)
 _LOGIN = TypeAdapter(Login)
 _PROFILE_CHANGE = TypeAdapter(ProfileChange)
 _ACCESS_CHANGE = TypeAdapter(AccessChange)
@@ -42,20 +42,20 @@ _tagged = tag(["messages"])
 
 
 @dataclass(frozen=True, slots=True)
-class Office:
+class Backend:
     """What the routes need while the replica is a member of the mesh."""
 
     accounts: Accounts
-    desk: Desk
+    intake: MessageIntake
     audit: Audit
 
 
 class MessageRoutes:
-    """One method per route. `office` raises Unavailable while the replica is not a member."""
+    """One method per route. `backend` raises Unavailable while the replica is not a member."""
 
-    def __init__(self, settings: MessageSettings, office: Callable[[], Office]) -> None:
+    def __init__(self, settings: MessageSettings, backend: Callable[[], Backend]) -> None:
         self._settings = settings
-        self._office = office
+        self._backend = backend
         # Browsers keep a cookie with this prefix only for this host, over TLS, and for all paths.
         prefix = "__Host-" if settings.cookie_secure else ""
         self._session_cookie, self._device_cookie = f"{prefix}session", f"{prefix}device"
@@ -74,25 +74,25 @@ class MessageRoutes:
             self.blueprint.add_url_rule(path, view.__name__, view, methods=[method])
 
     @_tagged
-    @document_request(Credentials)
+    @document_request(Registration)
     @document_response(Profile, 201)
     async def register(self) -> tuple[Response, int]:
         """Create an account. 409: another account has this address; 422: the password is too common."""
-        accounts = self._office().accounts
-        given = await read_json(_CREDENTIALS)
+        accounts = self._backend().accounts
+        given = await read_json(_REGISTRATION)
         return _shown(await accounts.register(given.email, given.password, self._origin())), 201
 
     @_tagged
     @document_request(Login)
     async def login(self) -> tuple[Response, int]:
         """Begin a session, kept in a cookie. 401: wrong address or password; 429: too many wrong passwords."""
-        accounts = self._office().accounts
+        accounts = self._backend().accounts
         return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._origin())), 204
 
     @_tagged
     async def logout(self) -> tuple[Response, int]:
         """End the session, on every replica."""
-        await self._office().accounts.log_out(await self._session(), self._origin())
+        await self._backend().accounts.log_out(await self._session(), self._origin())
         answer = Response("")
         answer.delete_cookie(
             self._session_cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
@@ -110,7 +110,7 @@ class MessageRoutes:
     @document_response(Profile)
     async def change_me(self) -> Response:
         """Change the own address or password, with the current password. All other sessions end."""
-        accounts, session = self._office().accounts, await self._session()
+        accounts, session = self._backend().accounts, await self._session()
         change = await read_json(_PROFILE_CHANGE)
         user, logged_in = await accounts.change_profile(session, change, self._origin())
         return self._with_cookies(_shown(user), logged_in)
@@ -123,7 +123,7 @@ class MessageRoutes:
 
         409: the account is the only active administrator and cannot be deactivated.
         """
-        accounts, session = self._office().accounts, await self._session()
+        accounts, session = self._backend().accounts, await self._session()
         changes = (await read_json(_ACCESS_CHANGE)).model_dump(exclude_none=True)
         return _shown(await accounts.change_access(session, user_id, changes, self._origin()))
 
@@ -136,33 +136,33 @@ class MessageRoutes:
         With the header Idempotency-Key the same message can safely be sent again: it gets the same answer and is not
         delivered again. 403: free is closed and this account has no paid access; Retry-After says until when.
         """
-        office, session = self._office(), await self._session()
+        backend, session = self._backend(), await self._session()
         key = _key()
         given = await read_json(_MESSAGE)
         if given.max_wait_ms > self._settings.max_wait_ms:
             message = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, message, errors=[{"pointer": "/max_wait_ms", "message": message}])
-        receipt = await office.desk.handle(session.user.id, given, key)
+        receipt = await backend.intake.handle(session.user.id, given, key)
         shown = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
-        return jsonify(shown | {"quota": await _quota_if_it_can_be_read(office)})
+        return jsonify(shown | {"quota": await _quota_if_it_can_be_read(backend)})
 
     @_tagged
     @document_response(QuotaShown)
     async def quota(self) -> Response:
         """Return what is left of the free provider's allowance, which all replicas share."""
-        office = self._office()
+        backend = self._backend()
         await self._session()
-        return jsonify(QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump())
+        return jsonify(QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump())
 
     async def _refuse_foreign(self) -> None:
         if is_foreign(request.method, request.headers, self._settings.origins):
             facts = {"origin": request.headers.get("Origin", "")[:200], "source": request.remote_addr}
-            await self._office().audit.record("origin refused", **facts, path=request.path)
+            await self._backend().audit.record("origin refused", **facts, path=request.path)
             raise Problem(403, "this origin may not use the cookies of this site; see MESSAGES_ALLOWED_ORIGINS")
 
     async def _session(self) -> Session:
         try:
-            return await self._office().accounts.sessions.check(request.cookies.get(self._session_cookie))
+            return await self._backend().accounts.sessions.check(request.cookies.get(self._session_cookie))
         except NotLoggedIn as error:
             raise Problem(401, str(error)) from None
 
@@ -181,10 +181,10 @@ class MessageRoutes:
         answer.set_cookie(name, token, max_age=for_s, path="/", secure=secure, httponly=True, samesite="Strict")
 
 
-async def _quota_if_it_can_be_read(office: Office) -> dict[str, Any] | None:
+async def _quota_if_it_can_be_read(backend: Backend) -> dict[str, Any] | None:
     """Return the allowance, or None. The message is delivered and maybe paid: nothing may turn that into an error."""
     try:
-        return QuotaShown.of(await office.desk.dispatcher.quota.look()).model_dump()
+        return QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump()
     except MeshError:
         return None
 
@@ -204,6 +204,6 @@ def _key() -> str | None:
     return str(keys[0])
 
 
-def no_office() -> Office:
+def no_backend() -> Backend:
     """Refuse everything, before the replica is a member and after."""
     raise Unavailable("this replica is not ready for messages; try again")

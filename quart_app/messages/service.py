@@ -1,4 +1,4 @@
-"""The message service: its life with the replica's membership."""
+"""The message service of one replica, from the start of its membership to the end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import structlog
 from mesh import Replica
 from mesh.quota.quota import Quota
 from quart_app.messages.accounts import Accounts
-from quart_app.messages.delivery import Dispatcher
-from quart_app.messages.idempotency import Claims
-from quart_app.messages.intake import Desk
+from quart_app.messages.delivery import Delivery
+from quart_app.messages.idempotency import IdempotencyKeys
+from quart_app.messages.intake import MessageIntake
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.passwords import Passwords
-from quart_app.messages.provider import Gateway
-from quart_app.messages.routes import MessageRoutes, Office, no_office
+from quart_app.messages.provider import ProviderClient
+from quart_app.messages.routes import Backend, MessageRoutes, no_backend
 from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
@@ -27,22 +27,22 @@ from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
 
-#: The free provider's allowance: `shared:messages:free:allowance` and `…:held`.
+#: Prefix of the free provider's allowance: `shared:messages:free:allowance` and `shared:messages:free:held`.
 QUOTA = "shared:messages:free"
 
 
 class Messages:
-    """The service of one process; it has an office while the process is a member."""
+    """The service of one process; it has a backend while the replica is a member of the mesh."""
 
     def __init__(self, settings: MessageSettings, metrics: MessageMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._office: Office | None = None
-        self.routes = MessageRoutes(settings, lambda: self._office or no_office())
+        self._backend: Backend | None = None
+        self.routes = MessageRoutes(settings, lambda: self._backend or no_backend())
 
     @asynccontextmanager
     async def lifespan(self, replica: Replica) -> AsyncIterator[None]:
-        """Open for messages; leaving waits for those under way."""
+        """Serve while the block lasts; leaving it waits for the deliveries in progress."""
         redis, settings = replica.shared, self._settings
         audit = Audit(redis)
         accounts = Accounts(
@@ -52,25 +52,25 @@ class Messages:
             CredentialLimiter(redis, settings.limits),
             audit,
         )
-        office = Office(accounts, self._desk(replica), audit)
+        intake = self._intake(replica)
         try:
             await self._ensure_first_admin(accounts)
-            async with office.desk.dispatcher.open():
-                self._office = office
+            async with intake.open():
+                self._backend = Backend(accounts, intake, audit)
                 yield
         finally:
-            self._office = None
+            self._backend = None
             accounts.passwords.close()
 
-    def _desk(self, replica: Replica) -> Desk:
+    def _intake(self, replica: Replica) -> MessageIntake:
         redis, settings = replica.shared, self._settings
         quota = Quota(
             redis, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms
         )
-        free, paid = Gateway(settings.free_url, settings), Gateway(settings.paid_url, settings)
-        dispatcher = Dispatcher(quota, free, paid, self._metrics, settings)
-        claims = Claims(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
-        return Desk(Users(redis), claims, dispatcher)
+        free, paid = ProviderClient(settings.free_url, settings), ProviderClient(settings.paid_url, settings)
+        delivery = Delivery(quota, free, paid, Users(redis), self._metrics, settings)
+        keys = IdempotencyKeys(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
+        return MessageIntake(keys, delivery)
 
     async def _ensure_first_admin(self, accounts: Accounts) -> None:
         """Create the administrator that the settings name, once. No existing account is ever promoted."""
@@ -90,7 +90,7 @@ class Messages:
 
 
 def create(context: Context) -> Service:
-    """The service, its settings taken from the environment."""
+    """Return the service, with its settings from the environment."""
     settings = MessageSettings()
     if settings.jwt_secret is not None:
         refuse_known(context.settings.host, "MESSAGES_JWT_SECRET", settings.jwt_secret)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.quota.quota import Allowance, Closed, Granted, Probing, Reservation, Verdict
-from quart_app.messages.decision import Pay, Refuse, SendFree, Step, Wait, next_step
+from quart_app.messages.decision import Pay, Refuse, SendFree, Step, WaitForFree, next_step
 
 RESERVATION = Reservation("r", 0.0)
 OPEN = Allowance(10, 5, None, 1_000)
@@ -19,8 +19,8 @@ SHUT = Allowance(10, 0, 4_000, 1_000)
         (Granted(RESERVATION, OPEN), 9_000, False, SendFree(RESERVATION)),
         (Closed(SHUT), 0, True, Pay("closed")),
         (Closed(SHUT), 2_999, True, Pay("closed")),
-        (Closed(SHUT), 3_000, True, Wait(3_000)),
-        (Closed(SHUT), 3_000, False, Wait(3_000)),
+        (Closed(SHUT), 3_000, True, WaitForFree(3_000)),
+        (Closed(SHUT), 3_000, False, WaitForFree(3_000)),
         (Closed(SHUT), 0, False, Refuse(3_000)),
         (Probing(OPEN), 0, True, Pay("probing")),
         (Probing(OPEN), 9_000, True, Pay("probing")),
