@@ -1,4 +1,4 @@
-"""What the message service takes from the environment. A default states its trade."""
+"""The settings of the message service, from the environment."""
 
 from __future__ import annotations
 
@@ -12,46 +12,52 @@ from quart_app.security.identity import normal_email, normal_password, why_weak
 
 _LOCAL = environment()
 _ADDRESS = TypeAdapter(AnyHttpUrl)
-#: Shorter keys can be guessed (RFC 7518, 3.2).
+#: The least number of bytes of a signing key for HS256 (RFC 7518, section 3.2).
 SHORTEST_SECRET = 32
 
 
 class MessageSettings(BaseSettings):
-    """All names begin with MESSAGES_, but for the two addresses; the secrets can be files."""
+    """All names begin with MESSAGES_, except the two URLs; a secret may be a file."""
 
     model_config = settings_config("MESSAGES_")
 
     free_url: str = Field(
         _LOCAL["FREE_PROVIDER_URL"],
         validation_alias="FREE_PROVIDER_URL",
-        description="where the free provider takes messages",
+        description="the URL of the free provider",
     )
     paid_url: str = Field(
         _LOCAL["PAID_PROVIDER_URL"],
         validation_alias="PAID_PROVIDER_URL",
-        description="where the paid provider takes messages",
+        description="the URL of the paid provider",
     )
-    free_limit: int = Field(10, ge=1, description="requests the free provider takes before it blocks")
-    free_block_seconds: float = Field(60, gt=0, description="how long it blocks")
+    free_limit: int = Field(10, ge=1, description="requests that the free provider accepts before it blocks")
+    free_block_seconds: float = Field(60, gt=0, description="how long the free provider then blocks")
 
-    connect_timeout_ms: int = Field(500, ge=10, description="longest wait for a provider to be reached")
+    connect_timeout_ms: int = Field(500, ge=10, description="longest wait for a connection to a provider")
     provider_timeout_ms: int = Field(5_000, ge=10, description="longest wait for a provider's answer")
-    hold_ms: int = Field(2_000, ge=100, description="a reserved request leaves within this or not at all")
-    connect_tries: int = Field(
-        3, ge=1, le=10, description="tries to reach a provider; what may have left is not repeated"
+    hold_ms: int = Field(
+        2_000, ge=100, description="a request leaves within this time after its reservation, or is not sent"
     )
-    probe_wait_ms: int = Field(5_000, ge=0, description="longest wait for another's probe before paying")
-    max_wait_ms: int = Field(30_000, ge=0, description="the longest max_wait_ms that may be asked for")
-    max_in_flight: int = Field(512, ge=1, description="messages one replica works on at once; beyond it: 503")
-    keep_answers_s: int = Field(86_400, ge=60, description="how long an Idempotency-Key is remembered")
+    connect_tries: int = Field(
+        3, ge=1, le=10, description="tries to reach a provider; a request that may have left is not repeated"
+    )
+    probe_wait_ms: int = Field(5_000, ge=0, description="longest wait for the probe of another request before paying")
+    max_wait_ms: int = Field(30_000, ge=0, description="the longest max_wait_ms that a client may ask for")
+    max_in_flight: int = Field(512, ge=1, description="messages in progress on one replica; beyond it 503")
+    keep_answers_s: int = Field(86_400, ge=60, description="how long the answer for an Idempotency-Key is kept")
 
-    jwt_secret: SecretStr | None = Field(None, description="signs sessions; without it one is made and kept in Redis")
-    jwt_previous_secret: SecretStr | None = Field(None, description="still accepted while the secret is being changed")
-    jwt_issuer: str = "quart-mesh"
-    jwt_audience: str = "quart-mesh-messages"
+    jwt_secret: SecretStr | None = Field(
+        None, description="signs sessions; if empty, the first replica creates one in Redis"
+    )
+    jwt_previous_secret: SecretStr | None = Field(
+        None, description="the signing key before, accepted during a change of keys"
+    )
+    jwt_issuer: str = Field("quart-mesh", description="the issuer in session tokens")
+    jwt_audience: str = Field("quart-mesh-messages", description="the audience in session tokens")
     session_s: int = Field(3_600, ge=60, description="how long a login lasts")
-    cookie_secure: bool = Field(True, description="false only to try the service by hand over plain HTTP")
-    allowed_origins: str = Field("", description="other origins that browsers may send from, separated by commas")
+    cookie_secure: bool = Field(True, description="false only for trials by hand over plain HTTP")
+    allowed_origins: str = Field("", description="origins of other sites that may use the cookies, comma separated")
     login_tries: int = Field(
         10, ge=1, description="wrong passwords for one account from one address or device: then 429"
     )
@@ -61,7 +67,9 @@ class MessageSettings(BaseSettings):
         100, ge=1, description="wrong passwords for one account from all unknown addresses: then 429 for those"
     )
     registrations: int = Field(200, ge=1, description="new accounts from one address within the same time")
-    hash_concurrency: int = Field(2, ge=1, description="passwords hashed at once; each takes 19 MiB and a core")
+    hash_concurrency: int = Field(
+        2, ge=1, description="passwords hashed at the same time; each takes 19 MiB and a core"
+    )
 
     admin_email: str = Field(
         "", description="the first administrator, created once; never promotes an existing account; empty: none"
@@ -74,7 +82,9 @@ class MessageSettings(BaseSettings):
     @classmethod
     def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None and len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
-            raise ValueError(f"a secret of at least {SHORTEST_SECRET} bytes is needed")
+            raise ValueError(
+                f"a signing key needs at least {SHORTEST_SECRET} bytes; create one with: openssl rand -hex 32"
+            )
         return secret
 
     @field_validator("admin_email")
@@ -115,6 +125,6 @@ class MessageSettings(BaseSettings):
 
     @property
     def work_ms(self) -> int:
-        """The longest a message takes beyond the wait it asks for: a probe, then both providers at their slowest."""
+        """The longest time for a message beyond the wait it asks for: a probe, then both providers at their slowest."""
         reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
         return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 2_000
