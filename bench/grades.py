@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 
 from mesh.journal.position import Position
 from quart_app.grades import backup
-from quart_app.grades.backup import Header, Reader
-from quart_app.grades.replication import stream
+from quart_app.grades.backup import BackupReader, Header
+from quart_app.grades.known_state import stream
 from quart_app.grades.storage import Storage
 
 POSITION = Position("0" * 16, 1_000_000, "1763700001000-0")
@@ -92,7 +92,7 @@ async def taken(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
 
 
 async def restore(chunks: AsyncIterator[bytes], records: int) -> tuple[Header, Storage]:
-    reader = Reader(records)
+    reader = BackupReader(records)
     async for chunk in chunks:
         await asyncio.to_thread(reader.feed, chunk)
     return await asyncio.to_thread(reader.result)

@@ -1,15 +1,13 @@
-"""The form of a backup: csv.gz, the same for peers and for the disk.
+"""The format of a backup: csv.gz, the same for peers and for the disk.
 
-    # {"format": "grades/1", "log": …, "number": …, "id": …, "continues": […], "time": …, "count": …,
-    # "digest": …}
+    # {"format": "grades/1", "log": …, "number": …, "id": …, "continues": […], "time": …, "count": …, "digest": …}
     user_id,postpaid_limit,spp,shipping_fee,return_fee,postpaid_limit_set,spp_set,shipping_fee_set,return_fee_set
     alice,1000,5,0,0,1763700000000-0,1763700000000-0,,
     # {"count": …, "sha256": …}
 
-The first line says what state this is: of which log, up to which entry, made when. A `_set` column is the id
-of the entry that set the field (empty: never set). The last line counts the records and carries the SHA-256
-of all that stands before it. Writing and reading go in bounded steps, each for a thread to make beside the
-event loop.
+The first line says which state this is: of which log, up to which entry, and when it was made. A `_set` column has the
+id of the entry that set the field; it is empty for a field that was never set. The last line has the number of records
+and the SHA-256 of everything before it. Writing and reading go in bounded steps, which callers run in a thread.
 """
 
 from __future__ import annotations
@@ -37,39 +35,40 @@ SUFFIX = "csv.gz"
 MEDIA_TYPE = "application/gzip"
 COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
-#: Shards written in one step: some thousand records, about 20 ms.
+#: Shards written in one step: several thousand records, about 20 ms.
 SHARDS_PER_STEP = 16
-#: Most bytes unpacked in one step, whatever the input promises.
+#: Most bytes unpacked in one step, whatever the input claims.
 UNPACKED_PER_STEP = 1 << 18
-#: A user id of the longest kind, quoted, with all numbers; the first line names ancestors, too.
+#: Longest line of a record: a quoted user id of the greatest length, and all numbers.
 LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
+#: Longest first line, which names the ancestors of the log.
 HEADER_MAX = 8192
-#: zlib's window, with a gzip header.
+#: zlib's largest window, with a gzip header.
 GZIP = 16 + zlib.MAX_WBITS
-#: Level 1 is three times as fast as the default and a fifth larger.
+#: Level 1 takes a third of the time of the default, and its result is a fifth larger.
 LEVEL = 1
 
 
 class BadBackup(Exception):
-    """What was offered as a backup is not a whole and unchanged one."""
+    """The data are not a whole and unchanged backup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What state a backup holds."""
+    """The first line of a backup."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     log: str
     number: int
     id: str
-    #: logs whose end this one continues
+    #: logs that this one continues
     continues: tuple[str, ...]
-    #: when it was made, by Redis's clock
+    #: when the backup was made, by Redis's clock
     time: str
     count: int
     digest: str
-    #: whether its writer could not find the log any more, so that this may be all there is left
+    #: whether its writer no longer found the log, so that this may be the only copy
     orphaned: bool = False
     format: str = FORMAT
 
@@ -79,13 +78,13 @@ class Header:
 
     @property
     def filename(self) -> str:
-        """A name that says the time and the position."""
+        """A file name with the time and the position."""
         compact = "".join(character for character in self.time[:19] if character not in "-:")
         return f"grades-{compact}Z-{self.log}-{self.number}.{SUFFIX}"
 
 
 def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_ms: int) -> Header:
-    """The header of a state."""
+    """Return the header of a state."""
     time = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Header(position.log, position.number, position.id, continues, time, state.count, state.digest)
 
@@ -94,7 +93,7 @@ def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_
 
 
 def write(header: Header, state: Frozen) -> Iterator[bytes]:
-    """A backup in chunks; some are empty."""
+    """Yield a backup in chunks, some of them empty."""
     pack, sha = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP), hashlib.sha256()
     for text in _lines(header, state):
         data = text.encode()
@@ -130,11 +129,11 @@ def _comment(content: dict[str, Any]) -> str:
 # Reading
 
 
-class Reader:
-    """Reads a backup that comes in pieces, and believes nothing before the end.
+class BackupReader:
+    """Reads a backup in pieces and verifies all of it before it returns anything.
 
-    Feed it all pieces, then ask for the result: the storage is filled on the way, so a backup that turns out
-    bad costs memory, never state. Raises BadBackup.
+    Feed it all pieces, then ask for the result. It fills a storage of its own, so a bad backup costs memory but changes
+    no state. Its methods raise BadBackup.
     """
 
     def __init__(self, max_records: int) -> None:
@@ -149,50 +148,50 @@ class Reader:
         self.header: Header | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece."""
+        """Read the next piece."""
         while data:
             if self._unpack.eof:
-                raise BadBackup("something follows the end of the backup")
+                raise BadBackup("data follow the end of the backup")
             try:
                 plain = self._unpack.decompress(data, UNPACKED_PER_STEP)
             except zlib.error as error:
-                raise BadBackup(f"it is not whole gzip: {error}") from error
+                raise BadBackup(f"it is not valid gzip: {error}") from error
             data = self._unpack.unconsumed_tail or self._unpack.unused_data
             self._take(plain)
 
     def result(self) -> tuple[Header, Storage]:
-        """The state, after the last piece, if all of it is right."""
+        """Return the state after the last piece, if everything is right."""
         if not self._unpack.eof or self._rest or not self._ended or self.header is None:
             raise BadBackup("it is truncated")
         if self._storage.count != self.header.count:
-            raise BadBackup(f"{self._storage.count} users, {self.header.count} promised")
+            raise BadBackup(f"it has {self._storage.count} users, and its first line says {self.header.count}")
         if self._storage.digest != self.header.digest:
-            raise BadBackup("the digest of the records is not the promised one")
+            raise BadBackup("the digest of its records is not the one in its first line")
         return self.header, self._storage
 
     def give_up(self) -> None:
-        """Let go of what was read so far; for a thread, as it may be much."""
+        """Free what was read so far. Call it in a thread: it may take long."""
         self._storage.forget()
 
     def _take(self, plain: bytes) -> None:
         *lines, self._rest = (self._rest + plain).split(b"\n")
         if len(self._rest) > max(LINE_MAX, HEADER_MAX):
-            raise BadBackup("a line is too long")
+            raise BadBackup("a line of it is too long")
         at = 0
         while at < len(lines):
             if self._ended:
-                raise BadBackup("lines follow the last one")
+                raise BadBackup("lines follow its last one")
             at += self._take_some(lines[at:])
 
     def _take_some(self, lines: list[bytes]) -> int:
-        """Read lines of one kind from the front; how many that were."""
+        """Read lines of one kind from the front and return their number."""
         if self.header is None:
             self._sha.update(lines[0] + b"\n")
             self.header = self._read_header(lines[0])
         elif not self._read_columns:
             self._sha.update(lines[0] + b"\n")
             if lines[0] != COLUMNS.encode():
-                raise BadBackup("the columns are not those of this format")
+                raise BadBackup("its columns are not those of this format")
             self._read_columns = True
         elif missing := self.header.count - self._records:
             rows = lines[:missing]
@@ -208,16 +207,16 @@ class Reader:
             header = _HEADER.validate_json(_uncomment(line), strict=True)
             known = header.format == FORMAT and pack_id(header.id) < 2**63
         except ValueError as error:
-            raise BadBackup("the first line is not that of a backup") from error
+            raise BadBackup("its first line is not that of a backup") from error
         if not known or min(header.count, header.number) < 0:
-            raise BadBackup("the first line is not that of a backup known here")
+            raise BadBackup("its first line is not that of a known format")
         if header.count > self._max_records:
-            raise BadBackup(f"{header.count} records are more than the {self._max_records} allowed")
+            raise BadBackup(f"it has {header.count} records, more than the {self._max_records} allowed")
         return header
 
     def _read_footer(self, line: bytes) -> None:
         if line != _comment({"count": self._records, "sha256": self._sha.hexdigest()}).encode().rstrip():
-            raise BadBackup("count or checksum are not those of the content")
+            raise BadBackup("its count or checksum does not fit its content")
         self._ended = True
 
     def _add_rows(self, lines: list[bytes]) -> None:
@@ -227,8 +226,10 @@ class Reader:
             for row in csv.reader([line.decode() for line in lines], strict=True):
                 user_id, *cells = row
                 stamps = [pack_id(cell) if cell else 0 for cell in cells[N:]]
-                if len(cells) != 2 * N or max(stamps) > newest:
-                    raise BadBackup(f"record {self._records} does not belong here")
+                if len(cells) != 2 * N:
+                    raise BadBackup(f"record {self._records} has {len(cells)} cells instead of {2 * N}")
+                if max(stamps) > newest:
+                    raise BadBackup(f"record {self._records} is newer than the backup")
                 self._storage.add(user_id, RECORD.pack(*map(int, cells[:N]), *stamps))
                 self._records += 1
         except (ValueError, csv.Error, struct.error) as error:
@@ -237,7 +238,7 @@ class Reader:
 
 def _uncomment(line: bytes) -> bytes:
     if not line.startswith(b"# "):
-        raise BadBackup("a line about the backup itself is missing")
+        raise BadBackup("its first or last line is missing")
     return line[2:]
 
 

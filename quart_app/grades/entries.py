@@ -1,12 +1,11 @@
-"""What the entries of the grades' log mean.
+"""The entries of the grades' log and what they change.
 
-    founded   {"continues": ["<log>", …]}                     the log begins; logs that it takes up
-    set       {"user_id": "alice", "spp": 5}                  these fields, at the entry's own id
-    carry     {"of": "<log>", "records": [                    what a survivor of another log still knew
-                {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}
+    founded   {"continues": ["<log>", …]}                     the log begins; it continues these logs
+    set       {"user_id": "alice", "spp": 5}                  sets these fields, with the stamp of this entry
+    carry     {"of": "<log>", "records": [                    sets what a survivor of another log still knew,
+                {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}      each field with its own stamp
 
-Every replica reads every entry in the same way, so one that cannot be read is passed over by all of them
-alike.
+Every replica reads every entry in the same way, so all of them skip an unreadable entry alike.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from quart_app.grades.storage import FIELD_AT, Changes
 
 SET = "set"
 CARRY = "carry"
-#: Records in one entry: a few dozen kilobytes.
+#: Most records in one entry; they take a few dozen kilobytes.
 CARRIED_AT_ONCE = 200
 
 
 class UnreadableEntry(ValueError):
-    """An entry whose content is not known here."""
+    """An entry that this release cannot read."""
 
 
 class Founding(BaseModel):
@@ -51,19 +50,19 @@ _UPDATE = TypeAdapter(GradeUpdate)
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an entry changes."""
+    """The changes that an entry makes."""
 
     changes: Sequence[tuple[str, Changes]] = ()
     continues: tuple[str, ...] = ()
 
 
 def set_body(update: GradeUpdate) -> dict[str, Any]:
-    """The body of an entry for a change."""
+    """Return the body of the entry for a change."""
     return {"user_id": update.user_id, **update.changes()}
 
 
 def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
-    """Bodies of entries that carry records over from a log, each of a bounded size."""
+    """Yield bodies of entries, each of a bounded size, that carry records over from a log."""
     batch: list[dict[str, Any]] = []
     for user_id, changes in records:
         fields = {FIELDS[at]: [value, unpack_id(stamp)] for at, (value, stamp) in changes.items()}
@@ -76,7 +75,7 @@ def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[di
 
 
 def effect(entry: Entry) -> Effect:
-    """What an entry changes. Raises UnreadableEntry."""
+    """Return what an entry changes. Raises UnreadableEntry."""
     try:
         match entry.op:
             case "set":
@@ -105,5 +104,5 @@ def _carry(entry: Entry) -> Effect:
     ]
     newest = max((stamp for _, fields in changes for _, stamp in fields.values()), default=0)
     if newest > entry.position.stamp:
-        raise ValueError("it carries a field from the future, which would win against changes yet to come")
+        raise ValueError("it carries a field that is newer than itself, which would win against later changes")
     return Effect(changes, (carried.of,))

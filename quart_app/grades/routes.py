@@ -1,4 +1,4 @@
-"""The routes of the grades: parse, call, present."""
+"""The HTTP routes of the grades: reads on the public port, changes and backups on the private one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
 from quart_app.grades.backup import MEDIA_TYPE, Header
+from quart_app.grades.known_state import stream
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import Replication, stream
+from quart_app.grades.replication import Replication
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.storage import Frozen
 from quart_app.http.body import read_json
@@ -25,13 +26,13 @@ _tagged = tag(["grades"])
 
 
 class UserQuery(BaseModel):
-    """Whose grade."""
+    """The query string that names a user."""
 
-    user_id: str = Field(description="the user's id, urlencoded")
+    user_id: str = Field(description="the id of the user")
 
 
 class GradesRoutes:
-    """One method per route; reading is public, writing and backups are private."""
+    """The routes of one replica, one method each."""
 
     def __init__(self, replication: Replication, settings: GradesSettings) -> None:
         self._replication = replication
@@ -41,40 +42,48 @@ class GradesRoutes:
         self.public = Blueprint("grades", __name__)
         self.public.add_url_rule("/get", "get", self.get, methods=["GET"])
         self.private = Blueprint("grades_private", __name__)
-        self.private.add_url_rule("/set", "set", self._for_known(self.set), methods=["POST"])
-        self.private.add_url_rule("/backup", "backup", self._for_known(self.backup), methods=["GET"])
+        self.private.add_url_rule("/set", "set", self._authenticated(self.set), methods=["POST"])
+        self.private.add_url_rule("/backup", "backup", self._authenticated(self.backup), methods=["GET"])
 
     @_tagged
     @document_querystring(UserQuery)
     @document_response(UserGrade)
     async def get(self) -> Response:
-        """A user's grade; a field that nobody set is 0. 404 for a user that nobody set, 503 while
-        restoring."""
+        """Return a user's grade; a field that was never set is 0.
+
+        404 for an unknown user, 503 while the grades are being restored.
+        """
         given = request.args.getlist("user_id")
         if len(given) != 1 or not given[0]:
-            raise Problem(400, "say whose grade: /get?user_id=…, once")
+            raise Problem(400, "give one user_id: /get?user_id=…")
         grade = self._replication.get(given[0])
         if grade is None:
-            raise Problem(404, "there is no grade of this user")
+            raise Problem(404, "this user has no grade")
         return jsonify(grade.model_dump())
 
     @_tagged
     @document_request(GradeUpdate)
     @document_response(UserGrade)
     async def set(self) -> Response:
-        """Set some fields of a user's grade, on every replica; the merged grade.
+        """Set some fields of a user's grade on every replica; return the merged grade.
 
-        A field that is absent stays as it is, 0 sets it to 0. Needs Basic authentication.
+        An absent field stays unchanged, 0 sets a field to 0. Needs Basic authentication.
         """
         grade = await self._replication.set(await read_json(_UPDATE))
         return jsonify(grade.model_dump())
 
     @_tagged
     async def backup(self) -> Response:
-        """All grades of this moment as csv.gz, with the log's identity and position. Needs Basic
-        authentication."""
+        """Return all grades of this moment as csv.gz, with the log's identity and position.
+
+        Needs Basic authentication.
+        """
         if self._backups >= self._settings.backups_at_once and request.method != "HEAD":
-            raise Problem(503, "enough backups are being made; ask again, or ask another replica", retry_after=1)
+            raise Problem(
+                503,
+                "this replica is already giving as many backups as it may; ask another one, or retry after 1 s",
+                retry_after=1,
+            )
         header, state = self._replication.describe()
         body: Any = b"" if request.method == "HEAD" else self._stream(header, state)
         response = Response(body, content_type=MEDIA_TYPE, headers=_headers(header))
@@ -82,7 +91,7 @@ class GradesRoutes:
         return response
 
     async def _stream(self, header: Header, state: Frozen) -> AsyncIterator[bytes]:
-        # Counted from its first step on: a response that is never begun would never be ended either.
+        # Counted from the first step: the body of a response that is never sent is never closed either.
         self._backups += 1
         try:
             async with aclosing(stream(header, state)) as chunks:
@@ -91,8 +100,8 @@ class GradesRoutes:
         finally:
             self._backups -= 1
 
-    def _for_known(self, view: Callable[[], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
-        """The view behind Basic authentication."""
+    def _authenticated(self, view: Callable[[], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
+        """Return the view behind Basic authentication."""
 
         @wraps(view)
         async def guarded() -> Response:

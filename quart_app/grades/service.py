@@ -1,4 +1,4 @@
-"""The grades service: every replica holds all grades in memory and follows one log."""
+"""Builds the grades service: every replica holds all grades in memory and follows one log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 from mesh import Replica
 from mesh.journal.journal import Log
-from quart_app.grades.metrics import Metrics
+from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes
 from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
@@ -21,17 +21,17 @@ from quart_app.service import Context, Service
 
 log = structlog.get_logger(__name__)
 
-#: A stream: every change of a grade, in the order that all replicas apply them.
+#: The stream of all changes, in the order in which every replica applies them.
 LOG_KEY = "shared:grades:log"
 
 
 def create(context: Context) -> Service:
-    """The service, its settings taken from the environment."""
+    """Return the service, with its settings from the environment."""
     settings = GradesSettings()
     refuse_known(context.settings.host, "GRADES_PASSWORD", settings.password)
     if settings.password.get_secret_value() == TRIAL_PASSWORD:
         log.warning("default password in use", setting="GRADES_PASSWORD")
-    replication = Replication(settings, Metrics(context.metrics))
+    replication = Replication(settings, GradesMetrics(context.metrics))
     routes = GradesRoutes(replication, settings)
 
     @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""What the grades service takes from the environment. A default states its trade."""
+"""The settings of the grades service, read from the environment. Each default states its trade."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
 
-#: For trying it on one machine; a warning is logged as long as it is in force.
+#: For trials on one machine only. A replica that others can reach refuses to start with it.
 TRIAL_PASSWORD = "grades"
 
 
 class GradesSettings(BaseSettings):
-    """Every replica needs the same user and password: with them it asks its peers for a backup."""
+    """Every replica needs the same user and password, because it asks its peers for a backup with them."""
 
     model_config = settings_config("GRADES_")
 
-    username: str = Field("grades", min_length=1, description="Basic auth of /set and /backup")
-    password: SecretStr = Field(SecretStr(TRIAL_PASSWORD), description="change it wherever others reach the ports")
+    username: str = Field("grades", min_length=1, description="the user of /set and /backup (Basic authentication)")
+    password: SecretStr = Field(
+        SecretStr(TRIAL_PASSWORD),
+        description="the password of /set and /backup; change it where others reach the ports",
+    )
 
     snapshot_dir: Path = Field(
-        Path("data/grades"), description="where snapshots are kept; replicas of one machine may share it"
+        Path("data/grades"), description="the folder of the snapshots; replicas of one machine may share it"
     )
     snapshot_every: int = Field(
-        20_000, ge=1, description="entries between snapshots: more is a longer log, less is more writing"
+        20_000, ge=1, description="entries between two snapshots; more makes the log longer, less writes more often"
     )
 
-    set_timeout_ms: int = Field(5000, ge=100, description="longest wait for a change to come back through the log")
-    set_in_flight: int = Field(2000, ge=1, description="changes under way at once; further ones are refused")
+    set_timeout_ms: int = Field(5000, ge=100, description="longest wait until a change is applied here")
+    set_in_flight: int = Field(2000, ge=1, description="most changes under way at once; more are refused")
 
-    backups_at_once: int = Field(2, ge=1, description="backups given at once; further askers go to the next peer")
-    backup_timeout_s: float = Field(600, gt=0, description="longest time for one backup, given or taken")
-    backup_max_records: int = Field(20_000_000, ge=1, description="a backup of more records is refused")
-    peer_timeout_s: float = Field(10, gt=0, description="longest silence of a peer")
+    backups_at_once: int = Field(2, ge=1, description="most backups given at once; other peers ask the next replica")
+    backup_timeout_s: float = Field(600, gt=0, description="longest time for giving or reading one backup")
+    backup_max_records: int = Field(20_000_000, ge=1, description="most records of a backup that is read")
+    peer_timeout_s: float = Field(10, gt=0, description="longest wait for data from a peer")
     founder_patience_s: float = Field(
-        10, gt=0, description="how long survivors of a lost log wait for its new founder before they found it again"
+        10, gt=0, description="how long survivors wait for the state of a new log's founder before one founds it again"
     )

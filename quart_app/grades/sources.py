@@ -1,5 +1,4 @@
-"""Where a whole state can be had from: a peer's backup, a snapshot on disk. Both are read and judged
-alike."""
+"""Where a replica gets a whole state from: the backup of a peer, or a snapshot on disk. Both are verified alike."""
 
 from __future__ import annotations
 
@@ -11,13 +10,21 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
+import structlog
 
 from mesh import Member
-from quart_app.grades.backup import BadBackup, Header, Reader
+from quart_app.grades.backup import BackupReader, BadBackup, Header
+from quart_app.grades.known_state import KnownState
+from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.storage import Storage
 
+log = structlog.get_logger(__name__)
+
 CHUNK = 1 << 16
+
+#: Judges the header of a backup; raises BadBackup when the state is of no use.
+Accept = Callable[[Header], Awaitable[None]]
 
 
 class Source(Protocol):
@@ -30,7 +37,7 @@ class Source(Protocol):
 
 
 class NoBackup(Exception):
-    """This source has no backup to give just now."""
+    """The source has no backup to give now."""
 
 
 class File:
@@ -54,7 +61,7 @@ class File:
 
 
 class Peer:
-    """Another replica, asked over its private port."""
+    """Another replica, reached at its private port."""
 
     kind = "peer"
 
@@ -66,32 +73,52 @@ class Peer:
     async def open(self) -> AsyncIterator[AsyncIterator[bytes]]:
         settings = self._settings
         auth = httpx.BasicAuth(settings.username, settings.password.get_secret_value())
-        # Peers are neighbours: no proxy from the environment stands between.
+        # A proxy of the environment is for the outside; peers are reached directly.
         async with httpx.AsyncClient(auth=auth, timeout=settings.peer_timeout_s, trust_env=False) as client:
             async with client.stream("GET", f"http://{self.name}/backup") as response:
                 if response.status_code != 200:
-                    raise NoBackup(f"it answered {response.status_code}")
+                    raise NoBackup(f"the peer answered {response.status_code}")
                 yield response.aiter_raw(CHUNK)
 
 
+#: The errors of a source after which the next one is tried. A roster can name an address that is no URL.
+FAILURES = (BadBackup, NoBackup, httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError)
+
+
 async def peers(roster: Callable[[], Awaitable[Sequence[Member]]], own: str, settings: GradesSettings) -> list[Source]:
-    """The other live replicas, whoever they are: those that are ready first, else in any order."""
+    """Return the other live replicas in random order, ready ones first."""
     others = [member for member in await roster() if member.replica != own]
     members = [member for member in others if member.leased and member.private]
     random.shuffle(members)
-    members.sort(key=lambda member: member.state != "ready")
+    members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
     return [Peer(member.private, settings) for member in members]
 
 
-async def load(
-    source: Source, settings: GradesSettings, accept: Callable[[Header], Awaitable[None]]
-) -> tuple[Header, Storage]:
-    """The whole and verified state of a source.
+async def first_good(
+    sources: Sequence[Source], settings: GradesSettings, metrics: GradesMetrics, accept: Accept
+) -> KnownState | None:
+    """Return the state of the first source that has a good one, or None."""
+    for source in sources:
+        try:
+            header, storage = await load(source, settings, accept)
+        except FAILURES as error:
+            refused = isinstance(error, BadBackup)
+            metrics.restores.labels(source.kind, "refused" if refused else "unavailable").inc()
+            level = log.error if refused else log.debug
+            level("source not used", source=source.name, reason=str(error) or type(error).__name__)
+            continue
+        metrics.restores.labels(source.kind, "done").inc()
+        log.info("grades restored", source=source.name, records=header.count, number=header.number)
+        return KnownState(storage, header.position, header.continues)
+    return None
 
-    `accept` judges the header as soon as it is read and raises BadBackup where that state is of no use here.
-    Raises BadBackup, NoBackup, and what opening raises; TimeoutError.
+
+async def load(source: Source, settings: GradesSettings, accept: Accept) -> tuple[Header, Storage]:
+    """Return the whole, verified state of a source. `accept` judges the header before the rest is read.
+
+    Raises BadBackup, NoBackup, TimeoutError, and what opening the source raises.
     """
-    reader = Reader(settings.backup_max_records)
+    reader = BackupReader(settings.backup_max_records)
     accepted = False
     try:
         async with asyncio.timeout(settings.backup_timeout_s), source.open() as chunks:
@@ -104,7 +131,3 @@ async def load(
     except BaseException:
         await asyncio.to_thread(reader.give_up)
         raise
-
-
-#: What a source may fail with; the next one is asked then.
-FAILURES = (BadBackup, NoBackup, httpx.HTTPError, OSError, TimeoutError)

@@ -1,12 +1,12 @@
 """Grades in memory: one packed record per user, shared with the snapshots that were taken of them.
 
-A record is four values and, for each, the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0: never
-set). For each field the higher stamp wins, so records merge to the same whatever the order, and merging
+A record has four values, and for each the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0: never
+set). For each field the value with the higher stamp wins, so records merge to the same result in any order, and merging
 twice changes nothing.
 
-The records are spread over shards. A snapshot keeps the shards of its moment; a shard is copied before its
-first change afterwards. So taking one costs the same however many records there are, and what it costs in
-memory follows what changes while it is kept.
+The records are spread over shards. A snapshot shares all shards with the storage, and a shard is copied before its
+first change afterwards. So taking a snapshot costs the same for any number of records, and keeping it costs only the
+memory of the shards that change meanwhile.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from quart_app.grades.models import FIELDS, UserGrade
 
 N = len(FIELDS)
 FIELD_AT = {name: at for at, name in enumerate(FIELDS)}
-#: Values, then stamps.
+#: The values, then the stamps.
 RECORD = struct.Struct(f"<{N}q{N}Q")
 NEW = RECORD.pack(*(0,) * (2 * N))
 
-#: 244 records in a shard of a million: copied in about 5 us.
+#: With a million records a shard has 244, which are copied in about 5 µs.
 SHARDS = 4096
-#: A shard is chosen by bits that its own dict does not look at first.
+#: The shard is chosen by high bits of the hash; the dict of the shard uses the low ones.
 SHARD_SHIFT = 40
 
 DIGEST_BYTES = 16
 _DIGEST_MASK = 2 ** (8 * DIGEST_BYTES) - 1
 
 Shard = dict[str, bytes]
-#: Of one user: the position of a field -> (value, stamp).
+#: Changes of one user: index of a field -> (value, stamp).
 Changes = Mapping[int, tuple[int, int]]
 
 
 def present(user_id: str, record: bytes) -> UserGrade:
-    """A record as it is shown."""
+    """Return the grade that a record holds."""
     values = RECORD.unpack(record)[:N]
     return UserGrade.model_construct(user_id=user_id, **dict(zip(FIELDS, values, strict=True)))
 
 
 def merged(record: bytes, changes: Changes) -> bytes:
-    """The record after changes: of each field the value with the higher stamp."""
+    """Return the record after changes: for each field the value with the higher stamp."""
     cells = list(RECORD.unpack(record))
     for at, (value, stamp) in changes.items():
         if stamp > cells[N + at]:
@@ -53,7 +53,7 @@ def merged(record: bytes, changes: Changes) -> bytes:
 
 
 def newer(record: bytes, than: bytes) -> Changes:
-    """What one record has that would win against another."""
+    """Return the fields of one record that win against another."""
     ours, theirs = RECORD.unpack(record), RECORD.unpack(than)
     return {at: (ours[at], ours[N + at]) for at in range(N) if ours[N + at] > theirs[N + at]}
 
@@ -65,7 +65,7 @@ def _hashed(user_id: str, record: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """All records as they were at one moment."""
+    """All records of one moment."""
 
     shards: list[Shard]
     count: int
@@ -75,7 +75,7 @@ class Frozen:
         return self.shards[_shard_of(user_id)].get(user_id)
 
     def forget(self) -> None:
-        """Let go of everything, in steps: see `Storage.forget`."""
+        """Free all records in steps: see `Storage.forget`."""
         _forget(self.shards)
 
 
@@ -84,29 +84,27 @@ class Storage:
 
     def __init__(self) -> None:
         self._shards: list[Shard] = [{} for _ in range(SHARDS)]
-        #: 1 where no snapshot shares the shard
+        #: 1 for a shard that no snapshot shares
         self._own = bytearray(b"\1") * SHARDS
         self._digest = 0
         self.count = 0
 
     @property
     def digest(self) -> str:
-        """The same in two storages exactly if they hold the same records with the same stamps, in whatever
-        order."""
+        """Equal for two storages exactly when they hold the same records with the same stamps."""
         return f"{self._digest:0{2 * DIGEST_BYTES}x}"
 
     def record(self, user_id: str) -> bytes | None:
-        """A user's packed record, or None."""
+        """Return a user's packed record, or None."""
         return self._shards[_shard_of(user_id)].get(user_id)
 
     def get(self, user_id: str) -> UserGrade | None:
-        """A user's grade, or None."""
+        """Return a user's grade, or None."""
         record = self.record(user_id)
         return None if record is None else present(user_id, record)
 
     def merge(self, user_id: str, changes: Changes) -> bytes:
-        """Merge changes into a user's record, and the record as it is then. Without changes the user is
-        noted."""
+        """Merge changes into a user's record and return the result. Without changes it adds an unknown user."""
         before = self.record(user_id)
         after = merged(NEW if before is None else before, changes)
         if after != before:
@@ -114,7 +112,7 @@ class Storage:
         return after
 
     def add(self, user_id: str, record: bytes) -> None:
-        """Merge a whole record."""
+        """Merge a whole record into a user's record."""
         before = self.record(user_id)
         after = record if before is None else merged(before, newer(record, before))
         if after != before:
@@ -133,18 +131,20 @@ class Storage:
         self._shards[at][user_id] = after
 
     def snapshot(self) -> Frozen:
-        """The records of this moment; they stay as they are, whatever is merged later."""
+        """Return the records of this moment. Later changes do not affect them."""
         self._own = bytearray(SHARDS)
         return Frozen(list(self._shards), self.count, self.digest)
 
     def forget(self) -> None:
-        """Let go of everything; for a thread, since freeing a million records in one step would hold the event
-        loop for a tenth of a second. Of no use afterwards."""
+        """Free all records in steps; the storage cannot be used afterwards.
+
+        Call it in a thread: freeing a million records in one step would hold the event loop for a tenth of a second.
+        """
         _forget(self._shards)
 
 
 def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
-    """What one state has that another lacks, shard by shard."""
+    """Yield, shard by shard, what one state has that another lacks."""
     for ours, theirs in zip(of.shards, against.shards, strict=True):
         found = []
         for user_id, record in ours.items():

@@ -13,10 +13,11 @@ from redis.asyncio import Redis
 
 from mesh import Connections, RedisSettings, Unavailable
 from mesh.journal.journal import Log
-from quart_app.grades.backup import Reader
-from quart_app.grades.metrics import Metrics
+from quart_app.grades.backup import BackupReader
+from quart_app.grades.known_state import stream
+from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import Replication, State, stream
+from quart_app.grades.replication import Replication, State
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import NoBackup, Source
 
@@ -67,7 +68,7 @@ class Node:
         return GradesSettings(**{**chosen, **self._nodes.settings, "snapshot_dir": self.disk})
 
     def _new(self) -> Replication:
-        return Replication(self.settings, Metrics(CollectorRegistry()))
+        return Replication(self.settings, GradesMetrics(CollectorRegistry()))
 
     @property
     def is_up(self) -> bool:
@@ -186,9 +187,9 @@ async def _nothing() -> None:
     return None
 
 
-def verified(data: bytes) -> Reader:
+def verified(data: bytes) -> BackupReader:
     """Return a reader that has read a whole backup."""
-    reader = Reader(10**6)
+    reader = BackupReader(10**6)
     reader.feed(data)
     reader.result()
     return reader

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mesh.journal.position import Position
 from quart_app.grades import backup
-from quart_app.grades.backup import BadBackup, Header, Reader
+from quart_app.grades.backup import BackupReader, BadBackup, Header
 from quart_app.grades.models import FIELDS
 from quart_app.grades.storage import Frozen, Storage
 
@@ -41,7 +41,7 @@ def written(state: Frozen, **changed: object) -> bytes:
 
 
 def read(data: bytes, size: int = 1000, max_records: int = 10_000) -> tuple[Header, Storage]:
-    reader = Reader(max_records)
+    reader = BackupReader(max_records)
     for at in range(0, len(data), size):
         reader.feed(data[at : at + size])
     return reader.result()
@@ -164,13 +164,13 @@ def test_a_record_from_after_the_position_is_refused() -> None:
     """A stamp above the position would win against entries that are yet to come."""
     storage = Storage()
     storage.merge("a", {0: (1, POSITION.stamp + 1)})
-    with pytest.raises(BadBackup, match="does not belong"):
+    with pytest.raises(BadBackup, match="is newer than the backup"):
         read(written(storage.snapshot()))
 
 
 def test_more_records_than_allowed_are_refused_at_the_first_line(sample: bytes) -> None:
     """A peer cannot fill the memory: the promise is checked first, then that it is kept."""
-    reader = Reader(499)
+    reader = BackupReader(499)
     with pytest.raises(BadBackup, match="more than"):
         reader.feed(sample)
     assert reader.header is None

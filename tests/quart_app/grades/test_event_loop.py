@@ -13,7 +13,7 @@ import pytest
 from bench.grades import POSITION, Watch, filled
 from quart_app.grades import backup
 from quart_app.grades.backup import BadBackup, Header
-from quart_app.grades.replication import stream
+from quart_app.grades.known_state import stream
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.sources import File, load
 from quart_app.grades.storage import Storage

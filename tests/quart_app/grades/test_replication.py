@@ -14,9 +14,9 @@ from mesh import Unavailable
 from mesh.journal.journal import Log
 from mesh.journal.snapshots import Snapshots
 from quart_app.grades import backup
-from quart_app.grades import replication as module
+from quart_app.grades.known_state import stream
 from quart_app.grades.models import GradeUpdate, UserGrade
-from quart_app.grades.replication import MOVES, State, stream
+from quart_app.grades.replication import MOVES, State
 from tests.support.grades import LOG_KEY, Node, Nodes, eventually, verified
 from tests.support.server import Server
 
@@ -61,7 +61,7 @@ async def test_an_own_entry_is_applied_once(nodes: Nodes) -> None:
     (one,) = await nodes.up("one")
     await fill(one, 10)
     assert one.replication._metrics.applied._value.get() == 10
-    assert not one.replication._waiting
+    assert not one.replication.sets._pending
 
 
 async def test_a_new_node_takes_a_peers_backup_and_reads_on(nodes: Nodes) -> None:
@@ -144,7 +144,7 @@ async def test_a_bad_snapshot_is_refused_and_the_one_before_used(nodes: Nodes) -
     (one,) = await nodes.up("one")
     await trimmed_after_snapshots(one, nodes)
     digest = one.digest()
-    await eventually(lambda: not one.replication._snapshot_task or one.replication._snapshot_task.done(), "written")
+    await eventually(lambda: not one.replication.keeper.task or one.replication.keeper.task.done(), "written")
     await one.kill()
     newest = one.snapshots()[-1]
     data = bytearray(newest.read_bytes())
@@ -179,8 +179,10 @@ async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> No
     for path in two.snapshots():
         path.unlink()
     await two.start(ready=False)
-    await eventually(lambda: "no state of the log" in two.replication.explanation, "it says why")
-    with pytest.raises(Unavailable, match="no state of the log"):
+    await eventually(
+        lambda: "no peer and no snapshot has a state of the log" in two.replication.explanation, "it says why"
+    )
+    with pytest.raises(Unavailable, match="no peer and no snapshot has a state of the log"):
         two.replication.get("more-1")
     with pytest.raises(Unavailable):
         await two.set("more-1", spp=1)
@@ -199,7 +201,7 @@ async def test_one_who_fell_behind_the_trimmed_end_restores(nodes: Nodes) -> Non
     await fill(one, 5)
     await nodes.agree()
     await two.pause()
-    behind, restored = two.replication._held.position.number, two.restores("peer", "done")
+    behind, restored = two.replication._known.position.number, two.restores("peer", "done")
     await trimmed_after_snapshots(one, nodes)
     await two.start()
     await nodes.agree()
@@ -235,7 +237,7 @@ async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
 
     two._peers = held_up
     await two.start(ready=False)
-    await eventually(lambda: two.replication.state is State.RESTORING and two.replication._held is None, "restoring")
+    await eventually(lambda: two.replication.state is State.RESTORING and two.replication._known is None, "restoring")
     with pytest.raises(Unavailable):
         two.replication.get("user-1")
     with pytest.raises(Unavailable):
@@ -263,7 +265,7 @@ async def test_an_entry_nobody_can_read_is_passed_over_by_all_alike(nodes: Nodes
     """A poison entry neither stops nor splits the replicas; it is counted."""
     one, two = await nodes.up("one", "two")
     log = Log(nodes.redis, nodes.client, nodes.key, writer="stranger")
-    at = one.replication._held.position
+    at = one.replication._known.position
     for op, body in (
         ("set", {"user_id": ""}), ("set", {"user_id": "a", "spp": None}), ("set", []), ("dance", {}),
         ("carry", {"of": "x", "records": [{"user_id": "a", "set": {"nope": [1, "1-0"]}}]}),
@@ -288,7 +290,9 @@ async def test_when_the_log_is_deleted_nobody_forgets(nodes: Nodes) -> None:
     digest = await nodes.agree()
     old = three[0].replication.describe()[0].log
     await nodes.redis.flushall()
-    await eventually(lambda: all(node.is_ready and node.replication._held.position.log != old for node in three), "new")
+    await eventually(
+        lambda: all(node.is_ready and node.replication._known.position.log != old for node in three), "new"
+    )
     assert await nodes.agree() == digest
     assert all(old in node.replication.describe()[0].continues for node in three)
     await three[1].set("user-1", spp=77)
@@ -369,7 +373,7 @@ async def test_an_empty_log_just_founded_gives_way_to_one_that_knows(nodes: Node
     await nodes.redis.flushall()
     (new,) = await nodes.up("new")
     await one.start()
-    await eventually(lambda: new.is_ready and new.replication._held.storage.count == 7, "it has taken over")
+    await eventually(lambda: new.is_ready and new.replication._known.storage.count == 7, "it has taken over")
     assert await nodes.agree() == digest
     assert one.replication._metrics.carried._value.get() == 0
 
@@ -379,7 +383,7 @@ async def test_a_strangers_snapshot_is_never_mixed_in(nodes: Nodes) -> None:
     (one,) = await nodes.up("one")
     await fill(one, 3)
     await one.pause()
-    header, state = module.Replication._describe(one.replication, one.replication._held)
+    header, state = one.replication._known.describe(None)
     await Snapshots(nodes.folder / "two", "csv.gz").save(header.position, stream(header, state))
     await one.kill()
     await nodes.redis.flushall()
@@ -421,7 +425,7 @@ async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
     digest = await nodes.agree()
     await two.pause()
     await nodes.redis.flushall()
-    await eventually(lambda: one.is_ready and one.replication._held.position.number == 2, "founded")
+    await eventually(lambda: one.is_ready and one.replication._known.position.number == 2, "founded")
     await one.kill()
     for path in one.snapshots():
         path.unlink()
@@ -474,7 +478,7 @@ async def test_an_append_that_never_arrived_is_refused_in_time(nodes: Nodes, mon
     with pytest.raises(Unavailable, match="did not confirm"):
         await one.set("alice", spp=2)
     assert one.replication.get("alice") is None
-    assert not one.replication._waiting
+    assert not one.replication.sets._pending
 
 
 async def test_changes_under_way_are_bounded(nodes: Nodes) -> None:
@@ -539,10 +543,10 @@ async def test_of_neighbours_on_one_disk_one_writes(nodes: Nodes) -> None:
     await fill(nodes[0], 8)
     await nodes.agree()
     idle = [node.replication for node in nodes]
-    await eventually(lambda: all(r._snapshot_task is not None and r._snapshot_task.done() for r in idle), "looked")
+    await eventually(lambda: all(r.keeper.task is not None and r.keeper.task.done() for r in idle), "looked")
     written = sum(node.replication._metrics.snapshots.labels("done")._value.get() for node in nodes)
     assert written == 1
-    assert all(node.replication._snapshot_from >= 5 for node in nodes)
+    assert all(node.replication.keeper.counted_from >= 5 for node in nodes)
 
 
 async def test_a_leaving_replica_writes_nothing_when_the_log_vouches(nodes: Nodes) -> None:

@@ -1,0 +1,64 @@
+"""The grades as they are at one entry of the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from mesh.journal.position import Position
+from quart_app.grades import backup
+from quart_app.grades.backup import Header
+from quart_app.grades.storage import Frozen, Storage
+
+#: Most ancestors that a log remembers.
+LINEAGE_MAX = 32
+
+
+@dataclass(slots=True)
+class KnownState:
+    """Records, the log entry up to which they are complete, and the logs that this log continues."""
+
+    storage: Storage
+    position: Position
+    continues: tuple[str, ...] = ()
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """All logs whose changes may be in the records."""
+        return union(self.continues, (self.position.log,))
+
+    def describe(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
+        """Return the header of a backup and the records of this moment.
+
+        Without `now_ms` (Redis's clock) the header has the time of the last entry.
+        """
+        frozen = self.storage.snapshot()
+        time_ms = self.position.stamp >> 16 if now_ms is None else now_ms
+        return replace(backup.describe(frozen, self.position, self.continues, time_ms), orphaned=orphaned), frozen
+
+
+def union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of both, each once, and of too many the latest."""
+    return tuple(dict.fromkeys((*first, *second)))[-LINEAGE_MAX:]
+
+
+def merge(first: KnownState, second: KnownState) -> KnownState:
+    """Return one state with the records of both, at the later position. Neither of the two can be used afterwards."""
+    older, newer = sorted((first, second), key=lambda known: known.position.stamp)
+    for shard in older.storage.snapshot().shards:
+        for user_id, record in shard.items():
+            newer.storage.add(user_id, record)
+    older.storage.forget()
+    return KnownState(newer.storage, newer.position, union(older.lineage, newer.continues))
+
+
+async def stream(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
+    """Yield a backup in chunks, each made in a thread. The state cannot be used afterwards."""
+    chunks = backup.write(header, state)
+    try:
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            if chunk:
+                yield chunk
+    finally:
+        await asyncio.to_thread(state.forget)

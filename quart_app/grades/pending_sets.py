@@ -1,0 +1,100 @@
+"""Changes that this replica has appended to the log and whose entry it has not read back yet."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from mesh import MeshError, Unavailable
+from mesh.journal.journal import Log
+from mesh.journal.position import Position
+from quart_app.grades import entries
+from quart_app.grades.known_state import KnownState
+from quart_app.grades.models import GradeUpdate, UserGrade
+from quart_app.grades.settings import GradesSettings
+from quart_app.grades.storage import Storage
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class PendingSet:
+    """One change that waits for its entry."""
+
+    user_id: str
+    answer: asyncio.Future[UserGrade]
+    #: where its entry is; None while the append is not confirmed
+    position: Position | None = None
+
+
+class PendingSets:
+    """All changes under way. A change is answered with the record as it is at the change's own entry."""
+
+    def __init__(self, settings: GradesSettings) -> None:
+        self._settings = settings
+        self._pending: dict[str, PendingSet] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def set(self, update: GradeUpdate, grades_log: Log, reader_at: Position) -> UserGrade:
+        """Append a change, wait for its entry, and return the merged record. Raises Unavailable."""
+        if len(self._pending) >= self._settings.set_in_flight:
+            raise Unavailable(
+                f"{len(self._pending)} changes are already under way; nothing was changed, retry after 1 s",
+                retry_after=1,
+            )
+        write = secrets.token_hex(8)
+        pending = self._pending[write] = PendingSet(update.user_id, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(self._settings.set_timeout_ms / 1000):
+                pending.position = await self._append(update, grades_log, reader_at, write)
+                return await pending.answer
+        except TimeoutError as error:
+            raise _unconfirmed(pending.position) from error
+        finally:
+            del self._pending[write]
+
+    def confirm(self, write: str, storage: Storage) -> None:
+        """Answer a change whose entry has just been applied."""
+        pending = self._pending.get(write)
+        if pending is not None:
+            _answer(pending, storage)
+
+    def confirm_up_to(self, known: KnownState) -> None:
+        """Answer the changes that a restored state contains."""
+        for pending in self._pending.values():
+            at = pending.position
+            if at is not None and at.log == known.position.log and at.number <= known.position.number:
+                _answer(pending, known.storage)
+
+    async def _append(self, update: GradeUpdate, grades_log: Log, reader_at: Position, write: str) -> Position | None:
+        """Append a change; return None when it is not known whether that was done.
+
+        Raises Unavailable when it certainly was not.
+        """
+        body, within_ms = entries.set_body(update), self._settings.set_timeout_ms
+        try:
+            return await grades_log.append(entries.SET, body, reader_at=reader_at, write=write, within_ms=within_ms)
+        except (MeshError, ResponseError) as error:
+            raise Unavailable(f"nothing was changed: {error}", retry_after=1) from error
+        except (RedisError, OSError) as error:
+            # The entry may have been appended before the connection broke. Then the reader of the log will see it.
+            log.warning("append not confirmed", reason=str(error))
+            return None
+
+
+def _answer(pending: PendingSet, storage: Storage) -> None:
+    grade = storage.get(pending.user_id)
+    if grade is not None and not pending.answer.done():
+        pending.answer.set_result(grade)
+
+
+def _unconfirmed(position: Position | None) -> Unavailable:
+    if position is not None:
+        return Unavailable("the change is recorded, but this replica has not applied it in time", recorded=position.id)
+    return Unavailable("the log did not confirm the change in time; it is safe to send it again", retry_after=1)

@@ -1,0 +1,136 @@
+"""Finds a state to follow the log from, or founds a log when there is none.
+
+A replica takes the first good state of these that the log continues from:
+
+    1. the backup of a peer, ready ones first
+    2. the empty state, when no entry was ever trimmed from the log
+    3. the newest good snapshot on disk
+
+When the log is lost (an emptied or new server), the first survivor founds a new one on the best state that it knows or
+can get. When the state that a log began with is lost together with its founder, and nothing was appended since, a
+survivor founds it again after `founder_patience_s`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from mesh.journal.journal import Log, View
+from mesh.journal.position import Position
+from quart_app.grades.backup import BadBackup, Header
+from quart_app.grades.carry_over import CarryOver
+from quart_app.grades.known_state import KnownState, union
+from quart_app.grades.metrics import GradesMetrics
+from quart_app.grades.settings import GradesSettings
+from quart_app.grades.snapshot_keeper import SnapshotKeeper
+from quart_app.grades.sources import Source, first_good
+from quart_app.grades.storage import Storage
+
+log = structlog.get_logger(__name__)
+
+Peers = Callable[[], Awaitable[Sequence[Source]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A state to go on from."""
+
+    known: KnownState
+    #: number of the entry from which the next snapshot is counted
+    snapshot_from: int
+    #: whether only survivors' memory has this state, so that a snapshot must be written at once
+    must_save: bool = False
+
+
+class Restorer:
+    """One replica's search for a state."""
+
+    def __init__(
+        self, settings: GradesSettings, metrics: GradesMetrics, keeper: SnapshotKeeper, carry_over: CarryOver
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._keeper = keeper
+        self._carry_over = carry_over
+        #: the log for which no state was found, and since when
+        self._stuck: tuple[str, float] | None = None
+
+    @property
+    def explanation(self) -> str:
+        """Why no state was found, or ""."""
+        return "" if self._stuck is None else f"no peer and no snapshot has a state of the log {self._stuck[0]}"
+
+    async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
+        """Try once; return None when no state can be had now. Raises LogError and the errors of Redis."""
+        view = await grades_log.view()
+        if view is None:
+            base = self._carry_over.before or await self._any_state(peers)
+            restored = await self._found(grades_log, base)
+        else:
+            restored = await self._take_up(grades_log, view, peers)
+        if restored is not None:
+            self._stuck = None
+        return restored
+
+    async def _found(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
+        """Found a log on a state; return None when another replica was faster."""
+        continues = base.lineage if base else ()
+        if instead_of:
+            continues = union(continues, (instead_of,))
+        position = await grades_log.found(
+            body={"continues": continues}, after=base.position if base else None, instead_of=instead_of
+        )
+        if position is None:
+            return None
+        log.warning("log founded", log=position.log, continues=continues)
+        self._carry_over.founded_on(base)
+        known = KnownState(base.storage if base else Storage(), position, continues)
+        return Restored(known, 0, must_save=base is not None)
+
+    async def _any_state(self, peers: Peers) -> KnownState | None:
+        """Return a state of any log, to found a log on."""
+        return await self._first_good([*await peers(), *await self._keeper.sources()], _accept_all)
+
+    async def _take_up(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
+        """Take a state that the present log continues from; return None when there is none now."""
+        before = self._carry_over.before
+        if before is not None and view.whole and view.just_founded:
+            # Its founder knew nothing and nothing was appended: this replica's state is the better beginning.
+            return await self._found(grades_log, before, view.log)
+
+        async def must_be_continued(header: Header) -> None:
+            if not await grades_log.holds(header.position):
+                raise BadBackup(f"the log does not continue from entry {header.number} of the log {header.log}")
+
+        known = await self._first_good(await peers(), must_be_continued)
+        if known is None and view.whole:
+            known = KnownState(Storage(), Position.start(view.log))
+        if known is None:
+            known = await self._first_good(await self._keeper.sources(view.log), must_be_continued)
+        if known is None:
+            return await self._found_again(grades_log, view, peers)
+        return Restored(known, await self._keeper.newest_number(view.log, view.oldest.position.number))
+
+    async def _found_again(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
+        """Found a log anew whose first state is lost, if nothing was appended to it since."""
+        now = time.monotonic()
+        if self._stuck is None or self._stuck[0] != view.log:
+            self._stuck = (view.log, now)
+            log.error("no peer and no snapshot has a state of the log", log=view.log)
+        if not view.just_founded or now - self._stuck[1] < self._settings.founder_patience_s:
+            return None
+        base = self._carry_over.before or await self._any_state(peers)
+        return await self._found(grades_log, base, view.log) if base is not None else None
+
+    async def _first_good(
+        self, sources: Sequence[Source], accept: Callable[[Header], Awaitable[None]]
+    ) -> KnownState | None:
+        return await first_good(sources, self._settings, self._metrics, accept)
+
+
+async def _accept_all(header: Header) -> None:
+    """Accept a state of any log."""

@@ -1,0 +1,114 @@
+"""Writes snapshots of the grades to disk and trims the log behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from redis.exceptions import RedisError
+
+from mesh import MeshError
+from mesh.journal.journal import Log
+from mesh.journal.position import Position
+from mesh.journal.snapshots import KEPT, Snapshots
+from quart_app.grades import backup
+from quart_app.grades.known_state import KnownState, stream
+from quart_app.grades.metrics import GradesMetrics
+from quart_app.grades.settings import GradesSettings
+from quart_app.grades.sources import File, Source
+
+log = structlog.get_logger(__name__)
+
+#: Longest time for the snapshot of a replica that leaves without having found its log, in seconds.
+LAST_SNAPSHOT_S = 30
+
+
+class SnapshotKeeper:
+    """The snapshots in this replica's folder, which other replicas of the machine may share."""
+
+    def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.snapshots = Snapshots(settings.snapshot_dir, backup.SUFFIX)
+        #: number of the entry from which the next snapshot is counted
+        self.counted_from = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def check_disk(self) -> None:
+        """Log at the start that no snapshot can be written. Without a disk there are still the peers."""
+        try:
+            await self.snapshots.check()
+        except OSError as error:
+            self._metrics.snapshots.labels("failed").inc()
+            log.error("no snapshot can be written", folder=str(self.snapshots.folder), reason=str(error))
+
+    async def sources(self, of: str | None = None) -> list[Source]:
+        """Return the snapshots of one log, or of all logs, the newest first."""
+        return [File(snapshot.path) for snapshot in await self.snapshots.durable(of)]
+
+    async def newest_number(self, of: str, otherwise: int) -> int:
+        """Return the entry of the newest snapshot of a log, or `otherwise` when there is none."""
+        return max((snapshot.position.number for snapshot in await self.snapshots.durable(of)), default=otherwise)
+
+    def is_due(self, position: Position) -> bool:
+        """Return whether enough entries were applied since the last snapshot, and none is being written."""
+        if self.task is not None and not self.task.done():
+            return False
+        return position.number - self.counted_from >= self._settings.snapshot_every
+
+    def start(
+        self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
+    ) -> None:
+        """Write a snapshot in a task of this group. Raises nothing: the log is trimmed later then."""
+        self.task = tasks.create_task(self._write_in_turn(current, grades_log, carried), name="grades-snapshot")
+
+    def cancel(self) -> None:
+        """Cancel the snapshot that is being written."""
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _write_in_turn(self, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]) -> None:
+        """Write a snapshot unless another replica on this disk wrote one meanwhile."""
+        try:
+            async with self.snapshots.turn():
+                position = current().position
+                newest = await self.newest_number(position.log, 0)
+                if position.number - newest < self._settings.snapshot_every:
+                    self.counted_from = newest
+                else:
+                    await self.save(current(), grades_log, carried)
+        except (RedisError, MeshError, OSError) as error:
+            log.warning("snapshot postponed", reason=str(error))
+
+    async def save(self, known: KnownState, grades_log: Log, carried: set[Path]) -> None:
+        """Write a snapshot and trim the log behind the one before it. When the disk fails, the log is not trimmed.
+
+        `carried` are files whose content is in this state; they are deleted once the snapshot is durable.
+        """
+        header, frozen = known.describe(grades_log.now_ms())
+        self.counted_from = header.number
+        try:
+            await self.snapshots.save(header.position, stream(header, frozen))
+            for path in carried:
+                path.unlink(missing_ok=True)
+            carried.clear()
+            kept = await self.snapshots.prune(header.log)
+        except OSError as error:
+            self._metrics.snapshots.labels("failed").inc()
+            log.error("snapshot failed; the log is not trimmed", reason=str(error))
+            return
+        self._metrics.snapshots.labels("done").inc()
+        if len(kept) == KEPT:
+            await grades_log.trim(kept[-1])
+
+    async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
+        """Write a state whose log was not found: this replica may be the last one that knows it."""
+        header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
+        try:
+            async with asyncio.timeout(LAST_SNAPSHOT_S):
+                await self.snapshots.save(header.position, stream(header, frozen))
+            log.warning("log not found; its state was written to disk", number=header.number)
+        except (OSError, TimeoutError) as error:
+            log.error("last snapshot failed", reason=str(error))
