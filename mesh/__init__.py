@@ -3,6 +3,7 @@
 from mesh.errors import (
     Busy,
     Cancelled,
+    Contended,
     DeadlineExceeded,
     GivenUp,
     Incomplete,
@@ -36,6 +37,7 @@ __all__ = [
     "Cancelled",
     "Class",
     "Connections",
+    "Contended",
     "Database",
     "DeadlineExceeded",
     "GivenUp",

@@ -67,6 +67,33 @@ class GivenUp(MeshError):
     code = "given-up"
 
 
+class Contended(MeshError):
+    """Other requests changed the same key again and again, and this one never got through."""
+
+    code = "contended"
+
+    @classmethod
+    def at(cls, key: str, conflicts: int) -> Contended:
+        """Name the key and say what helps."""
+        return cls(
+            f"{key} changed {conflicts} times while this request was handled; "
+            "use incrby(), or send such requests to one Database",
+            key=key,
+            conflicts=conflicts,
+            retry_after=1,
+        )
+
+    @property
+    def key(self) -> str:
+        """The contended key."""
+        return str(self.facts.get("key", ""))
+
+    @property
+    def conflicts(self) -> int:
+        """How many conflicts the request met."""
+        return int(self.facts.get("conflicts", 0))
+
+
 class Refused(MeshError):
     """The handler refused the request; `facts` say why."""
 
@@ -123,6 +150,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         GivenUp,
         Refused,
         Cancelled,
+        Contended,
         InvalidBody,
         LeaseLost,
     )

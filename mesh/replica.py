@@ -175,6 +175,11 @@ class Replica:
                 found[f"{name}_{counter}"] = getattr(counters, counter)
         return found
 
+    def conflicts(self, most: int = 10) -> dict[str, int]:
+        """Return the conflicts that requests met, by key, of the keys with the most."""
+        found = self._class_consumer.conflicts + self._database_consumer.conflicts
+        return dict(found.most_common(most))
+
     # Life cycle
 
     def _client(self, name: str, *, block_ms: int = 0, shared: bool = False) -> Redis:

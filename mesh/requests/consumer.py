@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +27,15 @@ from typing import Any
 import structlog
 from redis import exceptions as redis_errors
 
-from mesh.errors import GivenUp, LeaseLost, MeshError, Refused
+from mesh.errors import Contended, GivenUp, LeaseLost, MeshError, Refused
 from mesh.requests import settlement, streams
 from mesh.requests.handling import Stretches, describe, printable, traceback_of
 from mesh.requests.protocol import NEVER, Request, failure_body, reply_stream
 from mesh.requests.settlement import Bury, Commit, Expire, Forget, HandBack, Outcome, Rerun, Retry, settle
 from mesh.requests.store import Store
 from mesh.requests.streams import RequestReader
-from mesh.requests.transaction import CONFLICT, Transaction
+from mesh.requests.transaction import CONFLICT, Transaction, contended_key
+from mesh.requests.turns import Turns
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
 from mesh.wire.clients import Link
@@ -43,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 #: What the commit script says.
 _OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS}
-#: Conflicts before a request counts as crashed; each means that another one got through.
+#: Conflicts of one request before it is given up; each means that another one got through.
 MOST_CONFLICTS = 100
 PAUSE_S = 0.1
 #: A handler that keeps the event loop longer than this is named in the log.
@@ -58,7 +60,18 @@ Found = tuple[Outcome, str]
 class Work:
     """One request in progress. The link tells it what came of its commit."""
 
-    __slots__ = ("_consumer", "committing", "conflicts", "ended", "given_away", "late", "reason", "request", "task")
+    __slots__ = (
+        "_consumer",
+        "committing",
+        "conflicts",
+        "contended",
+        "ended",
+        "given_away",
+        "late",
+        "reason",
+        "request",
+        "task",
+    )
 
     def __init__(self, request: Request, consumer: Consumer) -> None:
         self.request = request
@@ -66,6 +79,8 @@ class Work:
         #: its transaction is on its way, and its task has ended
         self.committing = False
         self.conflicts = 0
+        #: the key at which it met the last conflict
+        self.contended = ""
         #: why its last attempt failed
         self.reason = ""
         #: ended by another, or handed back: whatever becomes of it is not our doing
@@ -125,6 +140,7 @@ class Consumer:
         self._ordered = ordered
         self._store = Store(member.link, member.database, member.cls)
         self._works: dict[str, Work] = {}
+        self._turns: Turns[Work] = Turns(self._begin)
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
@@ -138,6 +154,11 @@ class Consumer:
     def in_progress(self) -> int:
         """Requests being worked on."""
         return len(self._works)
+
+    @property
+    def conflicts(self) -> Counter[str]:
+        """Conflicts that requests met, by key."""
+        return self._turns.conflicts
 
     async def run(self) -> None:
         """Consume until stopped. Raises LeaseLost."""
@@ -199,11 +220,14 @@ class Consumer:
             self._give_away(work)
         await self._reader.hand_back([work.request.id for work in left], self._member.settings.claim_idle_ms)
 
-    @staticmethod
-    def _give_away(work: Work) -> None:
+    def _give_away(self, work: Work) -> None:
+        """Stop working on a request: another has it, or will."""
         work.given_away = True
-        if work.task is not None:
-            work.task.cancel()
+        if self._turns.leave(work):
+            self._forget(work)
+        elif work.task is not None and work.task.cancel():
+            # A task that is cancelled before its first step does not get to its `finally`.
+            work.task.add_done_callback(lambda _: self._forget(work))
 
     async def _fetch(self) -> None:
         if self._ordered:
@@ -301,6 +325,7 @@ class Consumer:
                 found = found or await self._unless_late(work, self._attempt(work))
                 if found is None or not await self._settle(work, *found):
                     return
+                self._turns.leave(work)
                 found = await self._unless_late(work, self._redeliver(work))
         except Exception as error:
             self._fail(error)
@@ -330,7 +355,8 @@ class Consumer:
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
-            self._begin(work)
+            work.contended = contended_key(word)
+            self._turns.take(work, work.contended)
         else:
             self._begin(work, (outcome, word))
 
@@ -345,7 +371,9 @@ class Consumer:
         self._forget(work)
 
     def _forget(self, work: Work) -> None:
-        self._works.pop(work.request.id, None)
+        self._turns.leave(work)
+        if self._works.get(work.request.id) is work:
+            del self._works[work.request.id]
         # Whoever waits for room came when there was none.
         if len(self._works) == self._member.settings.concurrency - 1:
             self._room.set()
@@ -364,13 +392,17 @@ class Consumer:
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.UNREADABLE, "the entry is not a request"
-        if work.conflicts == MOST_CONFLICTS:
-            return Outcome.CRASHED, f"{MOST_CONFLICTS} commits in a row met a conflict"
         if self._is_late(request):
             return Outcome.LATE, ""
         transaction = Transaction(member.database, member.replica, request)
         try:
-            await self._handle(request, transaction)
+            if work.conflicts >= MOST_CONFLICTS:
+                error = Contended.at(work.contended, work.conflicts)
+                if not request.reply_to:
+                    return Outcome.UNREADABLE, error.detail
+                self._refuse(transaction, error)
+            else:
+                await self._handle(request, transaction)
             words = transaction.wire()
         except asyncio.CancelledError as error:
             if _is_cancelled():
@@ -381,7 +413,8 @@ class Consumer:
             if isinstance(error, LeaseLost) and member.link.closed:
                 raise
             return self._crashed(work, error)
-        member.link.commit(words, work)
+        # One that had a conflict would lose to newcomers again and again; they have all the time to follow.
+        member.link.commit(words, work, first=work.conflicts > 0)
         work.committing = True
         return None
 
@@ -488,7 +521,9 @@ class Consumer:
                 work = self._works.get(id)
                 if work is not None and not work.given_away:
                     work.late = self._is_late(work.request)
-                    if work.late or id in lost:
+                    if work.late and self._turns.leave(work):
+                        self._begin(work, (Outcome.LATE, ""))
+                    elif work.late or id in lost:
                         self._give_away(work)
 
     async def _reclaim(self) -> None:

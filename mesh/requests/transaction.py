@@ -111,6 +111,12 @@ class Writer:
 CONFLICT = "conflict "
 
 
+def contended_key(word: str) -> str:
+    """Return the key that a conflict's word names, with its field where it has one."""
+    _, _, hash_and_name = word.removeprefix(CONFLICT).partition(" ")
+    return hash_and_name.strip()
+
+
 class Transaction(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
 

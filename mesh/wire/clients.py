@@ -294,8 +294,7 @@ class Link:
         return future
 
     def _put(self, batch: Batch[Any], item: Any, waiter: Waiter) -> None:
-        if self._closed is not None:
-            raise self._closed
+        self._check_open()
         batch.add(item, waiter)
         self._wake.set()
 
@@ -318,9 +317,18 @@ class Link:
             raise Unavailable("Redis cannot be reached just now", retry_after=1)
         self._put(self._submissions, group, waiter)
 
-    def commit(self, transaction: Any, waiter: Waiter) -> None:
-        """Commit a transaction; the waiter is told the outcome's word."""
-        self._put(self._commits, transaction, waiter)
+    def commit(self, transaction: Any, waiter: Waiter, *, first: bool = False) -> None:
+        """Commit a transaction; the waiter receives the script's word. `first`: before all others of the next trip."""
+        if first:
+            self._check_open()
+            self._commits.put_back([(transaction, waiter)])
+            self._wake.set()
+        else:
+            self._put(self._commits, transaction, waiter)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
 
     @property
     def closed(self) -> bool:

@@ -61,6 +61,10 @@ class MeshCollector(Collector):
         yield leased
         for name, value in replica.statistics().items():
             yield GaugeMetricFamily(f"mesh_{name}", f"{name.replace('_', ' ')} of this replica", value=value)
+        conflicts = GaugeMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
+        for key, count in replica.conflicts().items():
+            conflicts.add_metric([key], count)
+        yield conflicts
 
 
 def routes(context: Context) -> Blueprint:

@@ -39,6 +39,7 @@ TITLES = {
 STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
     mesh_errors.NoReplica: 404,
     mesh_errors.Busy: 503,
+    mesh_errors.Contended: 503,
     mesh_errors.Unavailable: 503,
     mesh_errors.LeaseLost: 503,
     mesh_errors.Incomplete: 503,

@@ -1,4 +1,4 @@
-"""Rows 23, 24 and 31: too much work, clients that hang up, and a number that takes a second."""
+"""Rows 23, 24, 31 and 45: overload, clients that hang up, a number that takes a second, and one hot key."""
 
 from __future__ import annotations
 
@@ -175,3 +175,21 @@ async def _hard(mesh: Mesh, chance: random.Random) -> None:
         response = await mesh.client.post(f"{mesh.members[0].public}/values", json=items, headers=headers, timeout=62)
         if response.status_code != 200:
             raise Broken(f"the hard number was answered {response.status_code} {response.text}")
+
+
+@row(45, "a shared hot key: 400 read-modify-writes over four replicas", selection=True)
+async def test_row_45_a_hot_key_is_changed_by_everybody_in_time(faults: Faults) -> None:
+    """All are answered within the deadline, and each counts once."""
+    mesh = await faults.mesh(classes="AAAA", wired=False)
+    began = time.monotonic()
+    asked = [mesh.tally(mesh.members[n % 4], cls="A", hot=True) for n in range(400)]
+    samples = await asyncio.gather(*asked)
+    faults.took(time.monotonic() - began)
+    failed = [sample for sample in samples if not sample.ok]
+    if failed:
+        raise Broken(f"{len(failed)} of 400 were not answered: {failed[0]}")
+    counted = await mesh.admin.get("shared:tally:hot")
+    if counted != "400":
+        raise Broken(f"400 were answered, and {counted} counted")
+    faults.note(f"{len(mesh.journal())} runs")
+    await faults.check(mesh)

@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from mesh.lease.loop_thread import LoopThread
-from mesh.requests import consumer, scripts, streams
+from mesh.requests import consumer, scripts, streams, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
 from quart_app.values import handlers
@@ -83,6 +83,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         consumer.Consumer, "_attempt", "except BaseException as error:", "except OSError as error:"
     ),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
+    "turns": function(turns.Turns, "take", "if self._key_of.get(work) == key:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
     "deadline": function(consumer.Consumer, "_attempt", "if self._is_late(request):", "if False:"),

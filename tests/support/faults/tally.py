@@ -1,11 +1,12 @@
 """A service for the fault matrix only: it counts how often each request took effect.
 
-    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "wait_ms"}
+    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "hot", "wait_ms"}
                       one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
     GET  /tally/loop  the longest time, in ms, that the event loop was held since the last GET (private port)
 
     tally:effects     hash    request id -> how often it took effect; in the leased database
+    tally:hot         string  how many requests were `hot`; shared by all replicas
 
 Each handler run adds a line to a file, FAULTS_JOURNAL: the id, the process, the number of deliveries, and how late it
 began.
@@ -32,6 +33,7 @@ from tests.support import mistakes
 
 ADD = "tally.add"
 EFFECTS = "tally:effects"
+HOT = "tally:hot"
 BEAT_S = 0.005
 
 
@@ -64,11 +66,20 @@ def _worker() -> Worker:
             await asyncio.sleep(body["hold_ms"] / 1000)
             time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
         transaction.write("HINCRBY", EFFECTS, body["id"], 1)
+        if body["hot"]:
+            await _raise_hot(store, transaction)
         if body["mistake"]:
             return cast(dict[str, Any], await mistakes.make(body["mistake"], store, transaction))
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
 
     return worker
+
+
+async def _raise_hot(store: Store, transaction: Transaction) -> None:
+    """Read, add one, write: on one key for all replicas."""
+    seen = await store.shared.get(HOT)
+    transaction.shared.expect(HOT, seen)
+    transaction.shared.set(HOT, int(seen or 0) + 1)
 
 
 def _journal(request: Request, store: Store) -> None:
@@ -102,6 +113,7 @@ def _public(context: Context) -> Blueprint:
             "poison": asked.get("poison", False),
             "always": asked.get("always", False),
             "mistake": asked.get("mistake", ""),
+            "hot": asked.get("hot", False),
         }
         return jsonify(await context.mesh.call(to, ADD, body, deadline_ms=asked.get("wait_ms")))
 

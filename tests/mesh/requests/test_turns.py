@@ -1,0 +1,163 @@
+"""Turns at contended keys: first come, first served, and never a deadlock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mesh import Class, Contended, Request, Store, Transaction, Worker, keys
+from mesh.requests import turns
+from mesh.requests.turns import Turns
+from tests.support.backend import Backend
+
+
+def made() -> tuple[Turns[str], list[str]]:
+    begun: list[str] = []
+    return Turns(begun.append), begun
+
+
+async def test_those_that_met_a_conflict_run_one_after_the_other() -> None:
+    """In the order of their conflicts; a holder that meets another conflict keeps its turn."""
+    taken, begun = made()
+    for work in "abc":
+        taken.take(work, "key")
+    assert begun == ["a"]
+    taken.take("a", "key")
+    assert begun == ["a", "a"]
+    assert taken.leave("a") is False
+    assert begun == ["a", "a", "b"]
+    taken.leave("b")
+    taken.leave("c")
+    assert begun == ["a", "a", "b", "c"]
+    taken.take("d", "key")
+    assert begun[-1] == "d", "an empty queue is gone"
+    assert taken.conflicts == {"key": 5}
+
+
+async def test_keys_do_not_wait_for_each_other() -> None:
+    """A conflict at another key passes the turn on."""
+    taken, begun = made()
+    for work, key in (("a", "one"), ("b", "one"), ("c", "two")):
+        taken.take(work, key)
+    assert begun == ["a", "c"]
+    taken.take("a", "two")
+    assert begun == ["a", "c", "b"], "a waits at the other key now"
+    taken.leave("c")
+    assert begun == ["a", "c", "b", "a"]
+
+
+async def test_one_that_waits_may_leave() -> None:
+    """It has lost its place, and nobody waits for it."""
+    taken, begun = made()
+    for work in "abc":
+        taken.take(work, "key")
+    assert taken.leave("b") is True
+    assert taken.leave("b") is False
+    taken.leave("a")
+    assert begun == ["a", "c"]
+
+
+async def test_a_holder_that_takes_long_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns give speed, and must not cost it."""
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.02)
+    taken, begun = made()
+    for work in "abc":
+        taken.take(work, "key")
+    async with asyncio.timeout(5):
+        while len(begun) < 3:
+            await asyncio.sleep(0.01)
+    assert begun == ["a", "b", "c"]
+    for work in "abc":
+        taken.leave(work)
+    taken.take("d", "key")
+    assert begun[-1] == "d"
+
+
+async def test_the_keys_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most contended ones stay."""
+    monkeypatch.setattr(turns, "MOST_KEYS", 10)
+    taken, _ = made()
+    for n in range(30):
+        for work in (f"{n}", "hot"):
+            taken.take(work, "hot" if work == "hot" else f"key {n}")
+    assert len(taken.conflicts) <= 10 and taken.conflicts["hot"] == 30
+
+
+def counting() -> tuple[Worker, list[str]]:
+    worker, runs = Worker(), []
+
+    @worker.handles("hot.add")
+    async def add(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        runs.append(request.id)
+        seen = await store.shared.get("hot")
+        transaction.shared.expect("hot", seen)
+        transaction.shared.set("hot", int(seen or 0) + 1)
+        return {"n": int(seen or 0) + 1}
+
+    @worker.handles("hot.never")
+    async def never(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        runs.append(request.id)
+        transaction.expect("other", "never", field="f")
+        return {}
+
+    @worker.handles("hot.tell")
+    async def tell(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        transaction.send(Class("A"), "hot.never", {})
+        return {}
+
+    return worker, runs
+
+
+async def test_a_hot_key_costs_few_runs(backend: Backend) -> None:
+    """About two each, where all at once would take n²/2; the key is in the replica's statistics."""
+    worker, runs = counting()
+    one = await backend.join(worker, deadline_ms=30_000)
+    answers = await asyncio.gather(*(one.call(Class("A"), "hot.add", {}) for _ in range(150)))
+    assert sorted(answer["n"] for answer in answers) == list(range(1, 151))
+    assert 150 < len(runs) <= 600
+    assert one.conflicts() == {"shared:hot": len(runs) - 150}
+
+
+async def test_a_request_that_never_gets_through_is_refused_with_the_key(backend: Backend) -> None:
+    """At once, with what helps; one without a caller becomes a dead letter."""
+    worker, runs = counting()
+    one = await backend.join(worker)
+    with pytest.raises(Contended, match=r"changed 100 times .* use incrby\(\)") as caught:
+        await one.call(Class("A"), "hot.never", {})
+    assert (caught.value.key, caught.value.conflicts, len(runs)) == ("db1:other f", 100, 100)
+    books = await one.books()
+    assert (books["answered"], books["dead"], books["in_flight"]) == (1, 0, 0)
+    await one.call(Class("A"), "hot.tell", {})
+    client = backend.redis()
+    async with asyncio.timeout(20):
+        while not await client.xlen(keys.DEAD):
+            await asyncio.sleep(0.02)
+    ((_, letter),) = await client.xrange(keys.DEAD)
+    assert letter["reason"].startswith("db1:other f changed 100 times")
+    await client.aclose()
+
+
+async def test_requests_that_wait_for_their_turn_expire(backend: Backend) -> None:
+    """A request whose deadline passes in the queue is over, and the replica is free again."""
+    worker, release = Worker(), asyncio.Event()
+
+    @worker.handles("hot.slow")
+    async def slow(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+        seen = await store.shared.get("hot")
+        transaction.shared.expect("hot", seen)
+        transaction.shared.set("hot", int(seen or 0) + 1)
+        if seen is not None:
+            await release.wait()
+        return {}
+
+    one = await backend.join(worker)
+    calls = (one.call(Class("A"), "hot.slow", {}, deadline_ms=700) for _ in range(20))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(answer, dict) for answer in answers) == 1
+    async with asyncio.timeout(10):
+        while one.statistics()["class_in_progress"]:
+            await asyncio.sleep(0.02)
+    books = await one.books()
+    assert (books["answered"], books["expired"], books["in_flight"]) == (1, 19, 0)
