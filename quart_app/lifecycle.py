@@ -63,6 +63,7 @@ class ServiceLife:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
         opened_at = math.inf
+        self.tried.clear()
         while True:
             try:
                 async with self._service.lifespan(replica):

@@ -1,23 +1,29 @@
-"""`python -m quart_app`: one replica, from the environment alone.
+"""`python -m quart_app`: the process of one replica, configured by the environment alone.
 
-Exit status 0 after SIGTERM or SIGINT; 75 when the lease was lost, or anything else happened that a new start can mend:
-whoever supervises starts it anew; 78 when the settings, the credentials or the server do not serve.
+A lost lease ends the membership, not the process: the replica answers 503 at once and joins the mesh again.
+
+Exit status: 0 after SIGTERM or SIGINT. 75 when the state of the process cannot be trusted; its supervisor should start
+it again. 78 when it cannot work with these settings, these credentials or this server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import sys
+import time
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
+from redis.exceptions import RedisError
 
-from mesh import MeshError, MeshSettings, Replica, SetupError, join
+from mesh import Busy, LeaseLost, MeshError, MeshSettings, Replica, SetupError, Unavailable, join
 from mesh.lease.applicant import Applicant
+from mesh.wire import failures
 from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
@@ -30,18 +36,23 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: The part of the drain, on top of it, that who has connected may take to say what for.
+#: Extra time, as a share of the drain, for accepted connections to send their request.
 SETTLE = 0.25
-
-
-#: For answers to leave after the lease was lost; less than is left before the next holder may come.
-LAST_WORDS_S = 0.05
+#: Longest time for the work of a lost membership to end. After it the state of the process cannot be trusted.
+END_OF_WORK_S = 10.0
+#: Pause before joining again. Longer spares a server in trouble; shorter is back sooner.
+JOIN_AGAIN_S = 0.1
+LOST = "this replica lost its lease and joins the mesh again"
 
 
 class Process:
-    """One replica's process.
+    """The process of one replica.
 
-    starting -> (lease) -> ready -> (signal) -> draining: still serving, not ready -> closed to new requests -> left
+    starting --lease granted--> ready --signal--> draining: serves, not ready --> closed to new requests --> left
+                                |   ^
+                     lease lost |   | lease granted
+                                v   |
+                       joining: 503, not ready --the former work does not end--> exit status 75
     """
 
     def __init__(self, settings: AppSettings, mesh_settings: MeshSettings) -> None:
@@ -53,22 +64,27 @@ class Process:
         self._close_http = asyncio.Event()
         self._http_closed = asyncio.Event()
         self._app: App = create_app(Context(settings, CollectorRegistry()))
-        # What exists by now stays; looking through it again and again for garbage took a seventh of a batch's time.
+        self._lost = Counter(
+            "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
+        )
+        # The objects made so far stay for good. Searching them for garbage took a seventh of the time of a batch.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
 
     async def run(self) -> None:
-        """Serve until signalled. Raises LeaseLost, SetupError, OSError."""
+        """Serve until signalled. Raises SetupError, OSError."""
         sockets = listen(self._settings)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._end, self._settings.drain_ms)
-        # Ctrl-C, or the end of the whole mesh: there is no balancer to be waited for.
+        # Ctrl-C, or the end of the whole mesh: no balancer needs time to notice.
         loop.add_signal_handler(signal.SIGINT, self._end, 0)
         try:
             async with asyncio.TaskGroup() as tasks:
                 http = tasks.create_task(self._serve(sockets))
                 member = tasks.create_task(self._membership(sockets))
-                tasks.create_task(self._drain(http, member))
+                watching = tasks.create_task(self._watch_the_end_of_work())
+                await tasks.create_task(self._drain(http, member))
+                watching.cancel()
         finally:
             sockets.close()
 
@@ -108,7 +124,7 @@ class Process:
         self._app.reason = "this replica is about to leave"
         replica = self._app.context.replica
         if replica is None or not self._opened.is_set():
-            # Nobody was served yet, and what is being waited for may never come.
+            # There is no membership to leave, and the lease that it waits for may never come.
             member.cancel()
         else:
             replica.drain()
@@ -118,13 +134,37 @@ class Process:
         await http
 
     async def _membership(self, sockets: Sockets) -> None:
-        try:
-            await self._be_member(sockets)
-        except Exception:
-            # Whoever waits has been told so by the mesh; let the 503 leave before the server is cancelled.
-            self._app.reason = "this replica has lost its lease"
-            await asyncio.sleep(LAST_WORDS_S)
-            raise
+        """Be a member, and again after each lost lease, until this replica leaves."""
+        while True:
+            try:
+                await self._be_member(sockets)
+                return
+            except Exception as raised:
+                error = _first(raised)
+                if not _may_join_again(error):
+                    raise
+                log.error("membership lost", error=str(error))
+                self._lost.inc()
+            finally:
+                self._app.context.replica = None
+            if self._signalled.is_set():
+                return
+            self._app.reason = LOST
+            await asyncio.sleep(JOIN_AGAIN_S)
+
+    async def _watch_the_end_of_work(self) -> None:
+        """End the process when the work of a lost membership goes on: it might act for the lease that is lost."""
+        lost_at = math.inf
+        while True:
+            await asyncio.sleep(END_OF_WORK_S / 10)
+            replica = self._app.context.replica
+            if replica is None or replica.trusted:
+                lost_at = math.inf
+            elif lost_at == math.inf:
+                lost_at = time.monotonic()
+            elif time.monotonic() - lost_at > END_OF_WORK_S:
+                log.critical("work of a lost membership does not end", replica=replica.id, waited_s=END_OF_WORK_S)
+                _end_at_once(EXIT_AGAIN)
 
     async def _be_member(self, sockets: Sockets) -> None:
         membership = join(
@@ -144,7 +184,7 @@ class Process:
 
     async def _serve_as(self, replica: Replica, sockets: Sockets) -> None:
         if not self._signalled.is_set():
-            # Whoever hears that we are ready may connect at once; Hypercorn accepts in a moment.
+            # A client may connect as soon as this replica says that it is ready; Hypercorn accepts a moment later.
             sockets.public.listen(BACKLOG)
             self._app.reason = ""
             replica.announce(self._app.services.not_ready)
@@ -158,7 +198,7 @@ class Process:
 
 
 async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
-    """Run a replica; its exit status."""
+    """Run a replica and return its exit status."""
     try:
         refuse_open_redis(settings.host, mesh_settings.redis)
         process = Process(settings, mesh_settings)
@@ -174,10 +214,16 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
                 log.error("this replica cannot run", error=environment.sentence(error))
                 return EXIT_SETUP
             case MeshError():
-                log.error("this replica must start anew", error=str(error))
+                log.error("this replica cannot go on", error=str(error))
                 return EXIT_AGAIN
         raise
     return 0
+
+
+def _may_join_again(error: BaseException) -> bool:
+    """Tell whether a new membership can mend what ended the last one."""
+    passing = isinstance(error, RedisError) and failures.is_passing(error)
+    return passing or isinstance(error, LeaseLost | Unavailable | Busy)
 
 
 def _first(raised: BaseException) -> BaseException:
@@ -202,7 +248,7 @@ def main() -> int:
 
 
 def _end_at_once(status: int) -> None:
-    """End without taking the interpreter apart, which takes longer than is left before the next holder may come."""
+    """End without cleaning up the interpreter, which could take longer than the rest of a lease."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

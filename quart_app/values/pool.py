@@ -143,12 +143,17 @@ class FactorPool:
         self._opened.set()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._closed = True
         for computation in list(self._computations.values()):
             self._drop(computation)
         await self._tasks.__aexit__(None, None, None)
         await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop())
+        if error is not None:
+            # The service failed or the lease was lost, and the pool will be opened again. Requests wait for that; only
+            # a replica that leaves hands them back.
+            self._opened.clear()
+            self._closed = False
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
         """The prime factors, ascending, with multiplicity. `patient`: nobody sits and waits for them.

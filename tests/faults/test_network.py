@@ -7,7 +7,7 @@ import time
 
 from tests.support.faults.checkers import Broken, TooLate
 from tests.support.faults.matrix import Faults, row
-from tests.support.faults.scenario import D, L
+from tests.support.faults.scenario import D, L, Member, Mesh
 
 
 @row(11, "connections to Redis reset for 1 s; for 2 L")
@@ -37,11 +37,18 @@ async def test_row_12_a_replica_in_a_black_hole_stops_by_itself(faults: Faults) 
     async with mesh.load(to=others[0].public):
         began = time.monotonic()
         victim.wire.black_hole()
-        faults.took(await mesh.within(L, lambda: victim.ended(pid), "it has stopped by itself", began))
+        faults.took(await mesh.within(L, lambda: _stopped(mesh, victim), "it has stopped by itself", began))
         await asyncio.sleep(max(0, began + 2 * L - time.monotonic()))
         victim.wire.restore()
-        await mesh.recovered(L + 2)
+        faults.took(await mesh.recovered(2))
+    if victim.pid != pid:
+        raise Broken("a process ended over a lost lease")
     await faults.check(mesh)
+
+
+async def _stopped(mesh: Mesh, member: Member) -> bool:
+    """Return whether a replica has ended its membership."""
+    return "membership lost" in member.log.read_text()
 
 
 @row(13, "replies of Redis swallowed after the command took effect", selection=True)

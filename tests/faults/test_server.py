@@ -1,4 +1,4 @@
-"""Rows 16 to 21: a Redis that dies, loses its data, loads, is full or refuses writes."""
+"""Rows 16 to 21 and 36: a Redis that dies, loses its data, loads, is full, or refuses commands for a while."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import shutil
 import time
+from collections.abc import AsyncIterator
 
+import redis.asyncio
 from redis import exceptions as redis_errors
 
 from mesh import keys
 from quart_app.local.ports import free_port
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import Faults, row
-from tests.support.faults.scenario import L, Mesh
+from tests.support.faults.scenario import L, Member, Mesh
 
 #: Options that make loading slow: microseconds for each key, and how often it serves other events meanwhile.
 SLOW = ("--key-load-delay", "150", "--loading-process-events-interval-bytes", "1024")
@@ -147,3 +149,83 @@ async def test_row_21_a_server_without_writes(faults: Faults) -> None:
             await mesh.admin.replicaof("NO", "ONE")
             faults.took(await mesh.recovered(2))
     await faults.check(mesh)
+
+
+class Refusals:
+    """Lets the server answer every write, or every command, with an error."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._admin = mesh.admin
+
+    @contextlib.asynccontextmanager
+    async def no_replicas(self) -> AsyncIterator[None]:
+        """NOREPLICAS."""
+        await self._admin.config_set("min-replicas-to-write", 1)
+        yield
+        await self._admin.config_set("min-replicas-to-write", 0)
+
+    @contextlib.asynccontextmanager
+    async def cannot_save(self) -> AsyncIterator[None]:
+        """MISCONF: a snapshot cannot be written, because a folder has its name."""
+        await self._admin.config_set("stop-writes-on-bgsave-error", "no")
+        await self._admin.config_set("save", "3600 1")
+        (self._mesh.server.folder / "dump.rdb").mkdir(exist_ok=True)
+        with contextlib.suppress(redis_errors.ResponseError):
+            await self._admin.execute_command("BGSAVE")
+        while (await self._admin.info("persistence"))["rdb_last_bgsave_status"] != "err":
+            await asyncio.sleep(0.02)
+        await self._admin.config_set("stop-writes-on-bgsave-error", "yes")
+        yield
+        await self._admin.config_set("stop-writes-on-bgsave-error", "no")
+
+    @contextlib.asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """BUSY: a script of somebody else does not end."""
+        await self._admin.config_set("busy-reply-threshold", 10)
+        other = redis.asyncio.Redis(port=self._mesh.server.port, socket_timeout=60)
+        endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", "0"))
+        await asyncio.sleep(0.1)
+        yield
+        await self._admin.execute_command("SCRIPT", "KILL")
+        with contextlib.suppress(redis_errors.ResponseError):
+            await endless
+        await other.aclose()
+
+
+@row(36, "NOREPLICAS, MISCONF and BUSY for 0.3 s, 2 s and 2 L")
+async def test_row_36_a_refusal_that_passes_costs_no_process(faults: Faults) -> None:
+    """503 only; back within 2 s; no process restarts."""
+    mesh = await faults.mesh()
+    refusals = Refusals(mesh)
+    async with mesh.load() as history:
+        for refusing in (refusals.no_replicas, refusals.cannot_save, refusals.busy):
+            for seconds in (0.3, 2, 2 * L):
+                async with refusing():
+                    await asyncio.sleep(seconds)
+                faults.took(await mesh.recovered(2))
+    wrong = {sample.status for sample in history.samples} - {200, 503}
+    if wrong:
+        raise Broken(f"answers had the statuses {wrong} too: {history.says()}")
+    if any(member.exits for member in mesh.members):
+        raise Broken(f"processes ended: {[member.exits for member in mesh.members]}")
+    await faults.check(mesh)
+
+
+@row(36, "NOREPLICAS while a replica starts", selection=True)
+async def test_row_36_a_refusal_at_the_start_is_waited_out(faults: Faults) -> None:
+    """Ready within 2 s after the server takes writes again; no process restarts."""
+    mesh = await faults.mesh(2)
+    async with Refusals(mesh).no_replicas():
+        (member,) = await mesh.add(1)
+        await mesh.within(20, lambda: _waits_for(mesh, member, "NOREPLICAS"), "the new replica says why it waits")
+    faults.took(await mesh.recovered(2))
+    if any(member.exits for member in mesh.members):
+        raise Broken(f"processes ended: {[member.exits for member in mesh.members]}")
+    await faults.check(mesh)
+
+
+async def _waits_for(mesh: Mesh, member: Member, reason: str) -> bool:
+    if await mesh.status(f"{member.private}/readyz") != 503:
+        return False
+    return reason in (await mesh.client.get(f"{member.private}/readyz")).text

@@ -1,4 +1,4 @@
-"""A replica that slept through its lease changes nothing and reads nothing: the server has cut it off."""
+"""A replica that slept through its lease writes and reads nothing under it: the server has cut it off."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.waiting import eventually
 TTL_S = 1.5
 ENV = {"MESH_LEASE_TTL_MS": str(int(TTL_S * 1000))}
 
-#: Loaded by a Python that finds it on its path: a replica that believes in its lease however long it slept, as one
-#: does that was stopped between its look at the clock and its command.
+#: A `sitecustomize` module: the replica trusts its lease however long it slept, like one that was stopped between its
+#: look at the clock and its command.
 BELIEVING = """
 from mesh.lease.holding import Lease
 
@@ -69,10 +69,11 @@ class Monitor:
         return [line for line in self.lines if replica in line]
 
 
-async def sleep_through_the_lease(replicas: Replicas, env: dict[str, str]) -> tuple[list[str], int, Member]:
-    """SIGSTOP a replica for twice its lease, let another take its database, SIGCONT.
+async def sleep_through_the_lease(replicas: Replicas, env: dict[str, str]) -> tuple[list[str], Member, Member]:
+    """Stop a replica for twice its lease, let another take its database, and let the first one go on.
 
-    Returns what the server executed for the sleeper after it woke, its exit status, and its successor.
+    Returns what the server executed for the former membership of the sleeper after it woke, the sleeper's new
+    membership, and its successor.
     """
     (sleeper,) = await replicas(1, {**ENV, **env})
     (asleep,) = await replicas.roster()
@@ -89,56 +90,95 @@ async def sleep_through_the_lease(replicas: Replicas, env: dict[str, str]) -> tu
 
     with Monitor(replicas.server).running() as monitor:
         sleeper.send(signal.SIGCONT)
-        status = await sleeper.ended(TTL_S + 10)
+
+        async def joined_again() -> Member | None:
+            mine = [each for each in await replicas.roster() if each.pid == sleeper.pid]
+            return mine[0] if mine and mine[0].replica != asleep.replica else None
+
+        again: Member = await eventually(joined_again, TTL_S + 10)
 
         async def went_on() -> bool:
             return len(monitor.of(member.replica)) > 5
 
         await eventually(went_on)
+    await replicas.ready(sleeper)
+    assert sleeper.popen.poll() is None, "a lost lease does not end the process"
     assert (await replicas.client.get(f"{successor.public}/values/11")).json()[0]["value"] == 77
-    return monitor.of(asleep.replica), status, member
+    return monitor.of(asleep.replica), again, member
 
 
-async def test_none_of_a_sleepers_commands_succeeds_and_it_exits_to_start_anew(replicas: Replicas) -> None:
-    """Its Redis user is gone with the new grant, so its connections are, and its password is nobody's."""
-    executed, status, successor = await sleep_through_the_lease(replicas, {})
+async def test_none_of_a_sleepers_commands_succeeds_and_it_joins_again(replicas: Replicas) -> None:
+    """The new grant deleted its Redis user, which cut its connections and made its password useless."""
+    executed, again, successor = await sleep_through_the_lease(replicas, {})
     assert executed == []
-    assert status == 75
+    assert again.database != successor.database and again.epoch > successor.epoch
     with replicas.server.redis() as admin:
         assert admin.get(f"mesh:lease:{successor.database}") == f"{successor.epoch} {successor.replica}"
 
 
 async def test_the_fence_holds_against_a_sleeper_that_believes_in_its_lease(replicas: Replicas, tmp_path: Path) -> None:
-    """It needs no insight of the sleeper's: the server alone refuses every word."""
+    """The sleeper need not notice anything: the server alone refuses every command."""
     (tmp_path / "sitecustomize.py").write_text(BELIEVING)
-    executed, status, _ = await sleep_through_the_lease(replicas, {"PYTHONPATH": str(tmp_path)})
+    executed, _, _ = await sleep_through_the_lease(replicas, {"PYTHONPATH": str(tmp_path)})
     assert executed == []
-    assert status == 75
 
 
 async def test_without_the_deletion_of_its_user_a_sleepers_commands_reach_the_server(
     replicas: Replicas, tmp_path: Path
 ) -> None:
-    """The fence is that deletion: take it out, and the test above fails. (The commits would still be refused.)"""
+    """The fence is that deletion: without it the test above fails. (Commits would still be refused.)
+
+    The sleeper joins again here, too, because its renewal is told that another replica holds the lease.
+    """
     (tmp_path / "sitecustomize.py").write_text(BELIEVING + WITHOUT_DELETION)
-    executed, status, _ = await sleep_through_the_lease(replicas, {"PYTHONPATH": str(tmp_path)})
+    executed, _, _ = await sleep_through_the_lease(replicas, {"PYTHONPATH": str(tmp_path)})
     assert executed != []
-    assert status == 75, "the renewal tells it in the end that the lease is in other hands"
 
 
-async def test_a_replica_that_cannot_renew_stops_by_itself(replicas: Replicas) -> None:
-    """Trust in a lease ends before the lease does: no word of Redis is needed to stop."""
+async def test_a_replica_that_cannot_renew_stops_by_itself_and_comes_back(replicas: Replicas) -> None:
+    """Trust in a lease ends before the lease does, without a word from Redis.
+
+    The replica answers 503 with Retry-After then, refuses no connection, and joins again within a second.
+    """
     (one,) = await replicas(1, ENV)
+    (before,) = await replicas.roster()
     assert replicas.server.process is not None
     replicas.server.process.send_signal(signal.SIGSTOP)
     started = asyncio.get_running_loop().time()
-    status = await one.ended(TTL_S + 5)
-    assert status == 75
-    assert asyncio.get_running_loop().time() - started < TTL_S + 2
+
+    async def stopped() -> bool:
+        answer = await replicas.client.get(f"{one.public}/classes")
+        return answer.status_code == 503 and bool(answer.headers["Retry-After"])
+
+    await eventually(stopped, TTL_S)
+    await asyncio.sleep(max(0.0, started + 3 * TTL_S - asyncio.get_running_loop().time()))
+    for path in ("/classes", "/values/11"):
+        assert (await replicas.client.get(f"{one.public}{path}")).status_code == 503
+    assert (await replicas.client.get(f"{one.public}/readyz")).status_code == 503
+    assert (await replicas.client.get(f"{one.public}/health")).status_code == 200
+    replicas.server.process.send_signal(signal.SIGCONT)
+    await replicas.ready(one, 1)
+    (after,) = await replicas.roster()
+    assert (after.pid, after.database) == (before.pid, before.database)
+    assert after.epoch > before.epoch and after.replica != before.replica
+    assert "mesh_memberships_lost_total 1.0" in (await replicas.client.get(f"{one.private}/metrics")).text
+
+
+async def test_a_replica_ends_in_order_while_it_waits_to_join_again(replicas: Replicas) -> None:
+    """SIGTERM between two memberships: exit status 0 at once."""
+    (one,) = await replicas(1, ENV)
+    replicas.server.kill()
+
+    async def lost() -> bool:
+        return "membership lost" in one.log.read_text()
+
+    await eventually(lost)
+    one.popen.terminate()
+    assert await one.ended(5) == 0
 
 
 async def test_a_short_sleep_costs_nothing(replicas: Replicas) -> None:
-    """Half a lease asleep: the same replica, the same epoch."""
+    """After a sleep of half a lease it is the same replica with the same epoch."""
     (one,) = await replicas(1, ENV)
     (before,) = await replicas.roster()
     one.send(signal.SIGSTOP)
