@@ -388,21 +388,3 @@ async def test_whether_a_long_number_is_prime_is_found_out_in_a_process(pool: Fa
     assert not await pool.is_prime(number + 2, 30)
     with pytest.raises(DeadlineExceeded):
         await pool.is_prime(number, 0.0001)
-
-
-async def test_a_pool_that_was_left_with_an_error_waits_to_be_opened_again() -> None:
-    """The lease was lost, or the service failed: a request waits for the next membership and is not given back.
-
-    A database's stream is worked in order by one replica. A request given back there would stop it for good.
-    """
-    pool = FactorPool(processes=1)
-    with pytest.raises(LookupError):
-        async with pool:
-            raise LookupError
-    waiting = asyncio.create_task(pool.factorise(MEDIUM, 20))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    async with pool:
-        assert len(await waiting) == 2
-    with pytest.raises(asyncio.CancelledError):
-        await pool.factorise(SIXTY_DIGITS, 5)
