@@ -1,26 +1,33 @@
-"""Row 30 of the fault matrix: hostile bytes, sent to a running mesh.
+"""Rows 30 and 32 of the fault matrix: bytes that nobody should send, and the most expensive bytes that are accepted.
 
-No answer is a 500 and each comes in time; the event loop is never held longer than 100 ms; the process grows by at most
-50 MB; and afterwards everything works as before.
+Row 30: no answer is a 500, each comes in time, the event loop is never held longer than 100 ms, the process grows by at
+most 50 MB, and afterwards everything works as before.
+
+Row 32: the event loop is held 20 ms at most, no lease is lost and no replica ends, GET /classes takes a second at most.
+The expensive values of /values have a file of their own, `test_expensive.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import random
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import gmpy2
 import psutil
 import pytest
 
-from tests.support.faults.checkers import Broken
+from tests.support.faults.checkers import Broken, TooLate
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import Member, Mesh
+from tests.support.hostile import LARGE, large
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -288,3 +295,99 @@ async def test_row_30_bodies_that_never_end_hold_nobody_up(faults: Faults) -> No
     if not all(sample.ok and sample.took_s < 2 for sample in mesh.history.samples):
         raise Broken(mesh.history.says())
     await faults.check(mesh)
+
+
+#: Of each replica with all services: where a body is read, and how.
+READ = [
+    ("POST", "/values"), ("POST", "/addr_by_phone"), ("PUT", "/addr_by_phone"), ("POST", "/messages"),
+    ("POST", "/auth/register"), ("POST", "/auth/login"),
+]  # fmt: skip
+SERVICES = "values,addresses,messages,grades,tally"
+LOOP_MS = 20.0
+CLASSES_S = 1.0
+#: bytes of a body, and how many clients send one at the same time
+SIZES = [((2 << 20) - 1024, 8), (16_000, 16), (2000, 16)]
+
+
+def dear(chance: random.Random) -> dict[str, bytes]:
+    """The dearest input found for every other route; each is admitted, whatever its answer."""
+    digits = "".join(chance.choices("0123456789", k=250))
+    phones = {
+        "digits": digits, "pluses": "+" * 250, "brackets": "+1" + "(" * 248, "dashes": "+" + "1-" * 120,
+        "letters": "+1-800-" + "FLOWERS" * 30, "Arabic digits": "+" + "\u0667" * 250,
+        "extensions": "+79111234567;ext=1" * 12,
+        "extension words": "+79111234567" + " ext. 1" * 30, "contexts": "tel:1" + ";phone-context=+7" * 14,
+    }  # fmt: skip
+    found = {f"phone: {name}": get("/addr_by_phone?phone=" + quote(phone)) for name, phone in phones.items()}
+    found |= {f"path: {name}": get("/addr_by_phone/" + quote(phone, safe="")) for name, phone in phones.items()}
+    for name, phone in phones.items():
+        body = json.dumps({"phone": phone, "address": "\u00e4" * 255}, ensure_ascii=False)
+        found[f"new phone: {name}"] = post(body, "/addr_by_phone")
+    long = {"email": "a" * 60 + "@" + "b." * 90 + "example.com", "password": "\ufb03" * 256}
+    found |= {f"account: {path}": post(json.dumps(long), path) for path in ("/auth/register", "/auth/login")}
+    accents = {"email": "\u0301" * 240 + "@example.com", "password": "\u0344" * 256}
+    found |= {f"accents: {path}": post(json.dumps(accents), path) for path in ("/auth/register", "/auth/login")}
+    cookie = f"Cookie: session={'a' * 8000}.{'b' * 8000}.{'c' * 8000}\r\n"
+    found |= {f"cookie: {path}": get(path, cookie) for path in ("/users/me", "/quota")}
+    found["cookies"] = get("/users/me", f"Cookie: {'a=b; ' * 6000}\r\n")
+    found["preferences"] = get("/values/2", f"Prefer: {'a,' * 15_000}\r\n")
+    found["forwarded for"] = get("/classes", f"X-Forwarded-For: {'10.0.0.1,' * 3000}\r\n")
+    found["arguments"] = get("/values/2?" + "a=1&" * 7000)
+    found["a name"] = get("/get?user_id=" + "%C3%A4" * 5000)
+    found |= {path: get(path) for path in ("/openapi.json", "/docs/assets/swagger-ui-bundle.js", "/docs", "/")}
+    return found
+
+
+@row(
+    32, "the largest bodies in every form, eight at a time, and the dearest input of every other route", selection=True
+)
+async def test_row_32_no_body_holds_the_event_loop(faults: Faults) -> None:
+    """Nobody else waits for it, and no lease is lost."""
+    mesh = await faults.mesh(2, classes="AB", wired=False, SERVICES=SERVICES)
+    target, held = mesh.members[0], {}
+    before = await mesh.epochs()
+    await held_ms(mesh, target)
+    async with watched(mesh):
+        for number, (name, (size, clients)) in enumerate(itertools.product(LARGE, SIZES)):
+            method, path = READ[number % len(READ)]
+            data = post(large(name, size), path).replace(b"POST", method.encode(), 1)
+            answers = await asyncio.gather(*(exchange(target, data, end=False) for _ in range(clients)))
+            held[f"{name}, {size} bytes"] = await held_ms(mesh, target)
+            if wrong := [status for status, _ in answers if not 400 <= status < 500 and status != 503]:
+                raise Broken(f"{name} at {path} was answered with {wrong}")
+        for name, data in dear(faults.chance).items():
+            status, _ = await exchange(target, data, end=False)
+            held[name] = await held_ms(mesh, target)
+            if status in {500, SILENCE}:
+                raise Broken(f"{name} was answered with {status}")
+    faults.note(f"{len(held)} kinds; loop held {max(held.values()):.0f} ms at most")
+    if await mesh.epochs() != before or any(member.exits for member in mesh.members):
+        raise Broken("a lease was lost, or a replica has ended")
+    if slow := {name: round(ms) for name, ms in held.items() if ms > LOOP_MS}:
+        raise TooLate(f"the event loop was held (ms): {slow}")
+    await faults.check(mesh)
+
+
+@contextlib.asynccontextmanager
+async def watched(mesh: Mesh) -> AsyncIterator[None]:
+    """Ask every replica for the classes while the block lasts. Raises TooLate or Broken."""
+    slowest, statuses = 0.0, set()
+
+    async def ask() -> None:
+        nonlocal slowest
+        while True:
+            for member in mesh.members:
+                began = time.monotonic()
+                statuses.add((await mesh.client.get(member.public + "/classes")).status_code)
+                slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.05)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        asking.cancel()
+    if statuses != {200}:
+        raise Broken(f"GET /classes was answered with {sorted(statuses)}")
+    if slowest > CLASSES_S:
+        raise TooLate(f"GET /classes took {slowest:.2f} s")
