@@ -1,13 +1,13 @@
-# One image for the replicas and the provider simulators. Three stages, so that a change of code
-# rebuilds and transfers the code alone: the dependencies are a layer of their own, below it.
+# One image for the replicas and the provider simulators. The dependencies are a layer below the code, so that a change
+# of the code rebuilds and transfers only the code.
 
 FROM docker.io/library/python:3.13-slim AS dependencies
 RUN python -m venv --without-pip /opt/mesh
 COPY deploy/requirements.txt /tmp/requirements.txt
-# Wheels only: every dependency has one for amd64 and for arm64, so no compiler is ever wanted.
+# Wheels only: every dependency has one for amd64 and for arm64, so the image needs no compiler.
 RUN pip --python /opt/mesh install --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
-    # Names of the places behind phone numbers: 40 MB, and nobody here asks where a number is.
+    # The names of places behind phone numbers: 40 MB that we do not use.
     && rm -r /opt/mesh/lib/python3.*/site-packages/phonenumbers/geodata
 
 FROM dependencies AS code
@@ -21,10 +21,10 @@ RUN pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-is
         --prefix /opt/code /wheels/*.whl
 
 FROM docker.io/library/python:3.13-slim
-# A user of its own, whose one writable place is /data (a volume); the root file system may be read-only.
+# The user writes only to /data, a volume. The root file system may be read-only.
 RUN useradd --no-log-init --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin mesh \
     && install --directory --owner mesh --group mesh /data
-# The replicas' allocator (quart_app/local/allocator.py says why), whichever release of it the base's distribution has.
+# The allocator of the replicas, in the version of the base's distribution; quart_app/local/allocator.py says why.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends libjemalloc2 \
@@ -39,10 +39,10 @@ ENV PATH=/opt/mesh/bin:$PATH \
     PYTHONMALLOC=malloc \
     HOST=0.0.0.0
 USER 10001:10001
-# What a service keeps in files is at data/... below here, so in /data.
+# Services keep their files in data/... of the working folder, which is /data.
 WORKDIR /
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
-# Healthy means ready: the lease is held, Redis answers, the services have started.
+# Healthy means ready: the replica holds a lease, Redis answers, and the services have started.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["healthy", "8001", "/readyz"]
 CMD ["python", "-m", "quart_app"]

@@ -18,10 +18,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test]'
 	@touch $@
 
-REPLICAS ?= 4
-PORT ?= 8000
+# `mesh up` reads REPLICAS, PORT and the other settings from the environment, to which make adds its own variables.
 run: install  ## start a mesh on this machine: REPLICAS=4 PORT=8000 REDIS_URL=… (Ctrl-C stops it)
-	@exec $(BIN)/mesh up --replicas $(REPLICAS) --port $(PORT)
+	@exec $(BIN)/mesh up
 
 lint: install  ## check style and import rules
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Writes docs/settings.md: every setting there is, from the classes that read them.
+"""Writes docs/settings.md, the list of all settings, from the classes that read them.
 
 python docs/settings.py            write it
-python docs/settings.py --check    exit 1 when it is not current
+python docs/settings.py --check    exit with 1 if it is not current
 """
 
 from __future__ import annotations
@@ -28,18 +28,24 @@ PACKAGES = ("mesh", "quart_app")
 HEAD = """\
 # Settings
 
-Everything is set by environment variables. A secret may come as a file instead: the folder `SECRETS_DIR`
-(`/run/secrets`) is searched for a file named like the setting in lower case, `redis_password` for `REDIS_PASSWORD`.
-A value that does not fit stops the replica at its start, with exit status 78 and a sentence that says why.
+Settings are environment variables. Replicas and the `mesh` command also read the file `.env` of the folder that they
+start in, or the file that `ENV_FILE` names; a variable of the environment wins over a line of the file. `env.example`
+is a file to start from.
 
-This page is made by `python docs/settings.py`; a test sees to it that it is current.
+A secret can be a file instead. Its name is the name of the setting in lower case (`redis_password` for
+`REDIS_PASSWORD`), and its folder is `SECRETS_DIR` (`/run/secrets`). Space and line ends around a value do not count.
+
+A value that is not valid ends the replica at its start, with exit status 78 and a sentence that says why. A variable
+that looks like a setting and is none is named in the log, and by `mesh up` on the terminal.
+
+`python docs/settings.py` writes this page; a test fails if it is not current.
 """
 
 Row = tuple[str, str, str]
 
 
 def settings_classes() -> Iterator[type[BaseSettings]]:
-    """Every settings class of the packages, in the order of their modules."""
+    """Yield every settings class of the packages, in the order of their modules."""
     for module in settings_modules():
         for _, member in inspect.getmembers(module, inspect.isclass):
             if issubclass(member, BaseSettings) and member.__module__ == module.__name__:
@@ -54,12 +60,12 @@ def settings_modules() -> Iterator[Any]:
 
 
 def refuse(name: str) -> None:
-    """A package that cannot be imported would be missing without a word."""
+    """Raise ImportError: a package that cannot be imported would be missing silently."""
     raise ImportError(f"{name} cannot be imported")
 
 
 def rows(settings: type[BaseSettings]) -> Iterator[Row]:
-    """Name, default and meaning of each setting; a group of settings has rows of its own elsewhere."""
+    """Yield name, default and meaning of each setting. A group of settings has its rows elsewhere."""
     comments = comments_of(settings)
     for name, field in settings.model_fields.items():
         if not is_group(field):
@@ -91,7 +97,7 @@ def default(field: FieldInfo) -> str:
 
 
 def bounds(field: FieldInfo) -> str:
-    """The limits and choices that validation knows of."""
+    """Return the limits and choices that validation knows."""
     said = []
     for rule in field.metadata:
         for word, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
@@ -109,7 +115,7 @@ def choices_of(annotation: Any) -> list[str]:
 
 
 def comments_of(settings: type[BaseSettings]) -> dict[str, str]:
-    """The `#:` comments above fields, for classes that say it there."""
+    """Return the `#:` comments above fields, for classes that describe their fields there."""
     found: dict[str, str] = {}
     pending: list[str] = []
     for line in inspect.getsource(settings).splitlines():
@@ -122,7 +128,7 @@ def comments_of(settings: type[BaseSettings]) -> dict[str, str]:
 
 
 def head_rows(name: str) -> Iterator[Row]:
-    """What the comment at the head of a file lists: name, default (- is none), meaning."""
+    """Yield what the comment at the head of a file lists: name, default (- is none), meaning."""
     for line in (ROOT / name).read_text().splitlines():
         if match := re.fullmatch(r"#   ([A-Z_]+) +(\S+)  +(\S.*)", line):
             yield match[1], "" if match[2] == "-" else f"`{match[2]}`", match[3]
@@ -140,10 +146,9 @@ def page() -> str:
         parts.append(
             f"## {settings.__name__}\n\n{said}\n\nRead in `{settings.__module__}`.\n\n{table(rows(settings))}\n"
         )
-    parts.append(f"## Caddyfile\n\nRead by Caddy, not by the replicas.\n\n{table(head_rows('Caddyfile'))}\n")
-    parts.append(
-        f"## compose.yaml\n\nRead by `docker compose`, also from a file `.env`.\n\n{table(head_rows('compose.yaml'))}\n"
-    )
+    parts.append(f"## Caddyfile\n\nCaddy reads these, not the replicas.\n\n{table(head_rows('Caddyfile'))}\n")
+    compose = table(head_rows("compose.yaml"))
+    parts.append(f"## compose.yaml\n\n`docker compose` reads these, also from a file `.env`.\n\n{compose}\n")
     return "\n".join(parts)
 
 

@@ -22,15 +22,15 @@ class AppSettings(BaseSettings):
 
     model_config = settings_config("")
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
-    port: int = Field(8000, ge=0, le=65535, description="the public port; 0: any free one")
-    private_port: int = Field(8001, ge=0, le=65535, description="the port for neighbours and operators")
-    advertise_host: str = Field("", description="the host others reach this replica at; empty: found out")
-    listen_fd: int = Field(-1, description="a listening socket inherited beside the public port; -1: none")
+    host: str = Field("127.0.0.1", description="address to listen on; in a container 0.0.0.0, or :: for IPv6 and IPv4")
+    port: int = Field(8000, ge=0, le=65535, description="public port; 0: any free one")
+    private_port: int = Field(8001, ge=0, le=65535, description="port for other replicas and for operators")
+    advertise_host: str = Field("", description="host at which other replicas reach this one; empty: found out")
+    listen_fd: int = Field(-1, description="descriptor of a listening socket that replicas share; -1: none")
     listen_when_ready: bool = Field(
-        False, description="open the public port no earlier than ready, for a balancer that asks nothing but the port"
+        False, description="open the public port only when ready, for a balancer that looks at nothing but the port"
     )
-    services: str = Field(",".join(SERVICES), description="which services run, by name")
+    services: str = Field(",".join(SERVICES), description="services to run, separated by commas")
     service_wait_ms: int = Field(
         10_000,
         ge=0,
@@ -38,7 +38,7 @@ class AppSettings(BaseSettings):
         "grades that are being restored, before it serves the others",
     )
     drain_ms: int = Field(
-        0, ge=0, description="served on after SIGTERM while a balancer notices; two of its health intervals"
+        0, ge=0, description="how long to serve on after SIGTERM while a balancer notices; two of its health intervals"
     )
     max_body_bytes: int = Field(2 << 20, ge=1024, description="largest request body")
     max_open_bodies_bytes: int = Field(
@@ -84,7 +84,7 @@ class AppSettings(BaseSettings):
 
     @property
     def service_names(self) -> list[str]:
-        """The services to run, in the order given."""
+        """Return the services to run, in the order given."""
         return split(self.services)
 
 

@@ -99,7 +99,7 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
     async def run() -> None:
         running = mesh(supervisor, count=count, port=port, private_port=private_port, redis_url=redis_url, folder=data)
         async with running as started:
-            teller.say(f"starting {count} replicas; logs in {data / 'logs'}")
+            teller.say(f"starting {_number(count)}; logs in {data / 'logs'}")
             ready = await replicas.all_ready(started.redis, started.replicas, _progress(teller, count), READY_WAIT_S)
             _welcome(teller, ready, port, started, data)
             await asyncio.Event().wait()
@@ -129,6 +129,10 @@ def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
+def _number(count: int) -> str:
+    return f"{count} replica" if count == 1 else f"{count} replicas"
+
+
 def _progress(teller: Teller, count: int) -> replicas.Progress:
     """Return a function that says how many replicas are ready, whenever that changes."""
     told = 0
@@ -136,7 +140,7 @@ def _progress(teller: Teller, count: int) -> replicas.Progress:
     def progress(ready: int) -> None:
         nonlocal told
         if ready != told:
-            teller.say(f"{ready} of {count} replicas are ready")
+            teller.say(f"{ready} of {_number(count)} ready")
             told = ready
 
     return progress

@@ -62,7 +62,7 @@ def row(member: Member) -> dict[str, Any]:
 def table(members: Iterable[Member], width: int) -> Table:
     """Return the roster as a table that fits the width; cells of a very narrow one are folded, not cut."""
     wide = width >= WIDE
-    made = Table(box=box.HEAVY_HEAD if wide else box.SIMPLE_HEAD)
+    made = Table() if wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     columns = COLUMNS if wide else SHORT
     for name in columns:
         justify: JustifyMethod = "right" if name in {"database", "pid", "epoch"} else "left"

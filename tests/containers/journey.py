@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 
 async def shell(command: str) -> str:
-    """Run a command; what it printed. Raises CalledProcessError, with what it complained of."""
+    """Run a command and return its output. Raises CalledProcessError after printing its errors."""
 
     def run() -> str:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=240, check=False)
@@ -47,19 +47,19 @@ async def compose(command: str) -> str:
 
 
 async def container(index: int) -> str:
-    """The id of a replica's container: compose speaks to services, the engine to containers."""
+    """Return the id of a replica's container: compose knows services, the engine knows containers."""
     return (await compose(f"exec -T --index {index} api cat /etc/hostname")).strip()
 
 
 async def identity(index: int) -> dict[str, str]:
-    """Which replica, database and class a container is, as its own /readyz says."""
+    """Return replica, database and class of a container, from its own /readyz."""
     script = "import urllib.request as u;print(u.urlopen('http://127.0.0.1:8001/readyz').read().decode())"
     found: dict[str, str] = json.loads(await compose(f'exec -T --index {index} api python -c "{script}"'))
     return found
 
 
 async def ready(client: httpx.AsyncClient) -> set[str]:
-    """The replicas that the balancer leads to."""
+    """Return the replicas that Caddy sends requests to."""
     answers = [await client.get("/readyz") for _ in range(30)]
     return {answer.json()["replica"] for answer in answers if answer.status_code == 200}
 
@@ -72,7 +72,7 @@ async def until_ready(client: httpx.AsyncClient, count: int) -> None:
 
 
 async def examples(client: httpx.AsyncClient) -> None:
-    """The examples of the task text, to the letter."""
+    """The examples of the task text give exactly its answers."""
     items = [{"value": 144, "ttl": 300, "cls": "A"}, {"value": 120, "ttl": 600, "cls": "C"}]
     assert (await client.get("/classes")).json() == ["A", "B", "C"]
     posted = await client.post("/values", json=items)
@@ -88,7 +88,7 @@ async def examples(client: httpx.AsyncClient) -> None:
 
 
 async def privacy(client: httpx.AsyncClient) -> None:
-    """What is on the private port alone cannot be reached through the balancer."""
+    """Routes of the private port cannot be reached at the public address."""
     assert (await client.get("/metrics")).status_code == 404
 
 
@@ -118,13 +118,13 @@ async def spread(client: httpx.AsyncClient) -> None:
 
 
 async def memory(client: httpx.AsyncClient) -> None:
-    """A replica's objects are in jemalloc's memory: the library is there, and it is asked."""
+    """A replica uses jemalloc: the library is mapped and Python's own allocator is off."""
     assert "libjemalloc" in await compose("exec -T --index 1 api cat /proc/1/maps")
     assert "PYTHONMALLOC=malloc" in (await compose("exec -T --index 1 api cat /proc/1/environ")).split("\0")
 
 
 async def scaling(client: httpx.AsyncClient) -> None:
-    """3 -> 5 -> 2 under load: not one request fails."""
+    """Scaling 3 -> 5 -> 2 under load fails no request."""
     classes = sorted({(await identity(index))["class"] for index in (1, 2)})
     async with load(BASE, classes) as history:
         for count in (5, 2):
@@ -136,7 +136,7 @@ async def scaling(client: httpx.AsyncClient) -> None:
 
 
 async def killing(client: httpx.AsyncClient) -> None:
-    """SIGKILL: no GET fails; a POST only if it was in flight on the dead replica, and repeating it is safe."""
+    """After SIGKILL no GET fails, and only POSTs in flight at the dead replica; repeating those is safe."""
     await compose("up --detach --no-build --no-recreate --scale api=3")
     await until_ready(client, 3)
     classes = sorted({(await identity(index))["class"] for index in (1, 2)} - {(await identity(3))["class"]})
@@ -151,7 +151,7 @@ async def killing(client: httpx.AsyncClient) -> None:
 
 
 async def replacing(client: httpx.AsyncClient) -> None:
-    """One replica after the other is stopped, removed and made anew, under load: not one request fails."""
+    """Replacing one replica after the other under load fails no request."""
     await compose("up --detach --no-build --no-recreate --scale api=3")
     await until_ready(client, 3)
     async with load(BASE, [(await identity(1))["class"]]) as history:
@@ -173,7 +173,7 @@ async def in_flight_only(client: httpx.AsyncClient, history: History) -> None:
 
 
 async def durability(client: httpx.AsyncClient) -> None:
-    """What was acknowledged is there after `down` (without -v) and `up`, in the databases of the same classes."""
+    """Acknowledged data are there after `down` (without -v) and `up`, in databases of the same classes."""
     before = (await client.get("/classes")).json()
     address = {"phone": "+79111234567", "address": "Nevsky prospekt 1, Saint Petersburg"}
     item = {"value": 9_699_690, "ttl": 86_400, "cls": before[0]}

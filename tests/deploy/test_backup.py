@@ -22,7 +22,7 @@ def restore(backup: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 async def test_a_mesh_comes_back_from_its_backup(
     replicas: Replicas, make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Data, classes, shared state, and epochs that go on rising: all that was acknowledged before the backup."""
+    """Everything acknowledged before the backup is back, and epochs go on rising."""
     first, _ = await replicas(2)
     items = [{"value": 2 * 3 * 5 * 7, "ttl": 3600, "cls": cls} for cls in ("A", "B")]
     await replicas.client.post(first.public + "/values", json=items)
@@ -49,7 +49,7 @@ async def test_a_mesh_comes_back_from_its_backup(
 
 
 def test_restoring_overwrites_nothing(tmp_path: Path) -> None:
-    """Whoever mistakes the folder loses nothing."""
+    """A wrong folder costs nothing."""
     backup = tmp_path / "backup.rdb"
     backup.write_bytes(b"REDIS0011")
     (tmp_path / "data/appendonlydir").mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_restoring_overwrites_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"REDI"])
 def test_what_is_not_a_backup_is_refused(tmp_path: Path, content: bytes) -> None:
-    """Before it is put in the place of the data."""
+    """It is refused before it replaces the data."""
     backup = tmp_path / "backup.rdb"
     backup.write_bytes(content)
     assert restore(backup, tmp_path).returncode == 1

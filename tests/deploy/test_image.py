@@ -33,13 +33,13 @@ def wanted() -> list[Requirement]:
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
-    """No finding of any level."""
+    """hadolint finds nothing, at any level."""
     found = lint(ROOT / "Dockerfile")
     assert (found.returncode, found.stdout) == (0, "")
 
 
 def test_a_careless_dockerfile_does_not_pass(tmp_path: Path) -> None:
-    """The linter that passes ours is one that can say no."""
+    """The linter can fail."""
     careless = tmp_path / "Dockerfile"
     careless.write_text("FROM python:latest\nRUN cd /tmp && pip install quart\n")
     assert lint(careless).returncode == 1
@@ -47,7 +47,7 @@ def test_a_careless_dockerfile_does_not_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("requirement", wanted(), ids=lambda requirement: requirement.name)
 def test_every_dependency_is_locked_within_its_range(requirement: Requirement) -> None:
-    """What setup.cfg asks for, the image has; `make lock` renews the list."""
+    """The image has every dependency of setup.cfg; `make lock` renews the list."""
     version = locked().get(canonicalize_name(requirement.name))
     assert version is not None, "not in deploy/requirements.txt: make lock"
     assert requirement.specifier.contains(version), "out of its range: make lock"
@@ -55,7 +55,7 @@ def test_every_dependency_is_locked_within_its_range(requirement: Requirement) -
 
 @pytest.mark.parametrize("package", ["mesh", "quart_app"])
 def test_every_file_of_a_package_is_in_its_wheel(package: str) -> None:
-    """A script that only the checkout has is missing in the image, where it is wanted first at the start."""
+    """A script that only the checkout has would be missing in the image, and the replica could not start."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     patterns = setup["options.package_data"][package].split()
@@ -65,7 +65,7 @@ def test_every_file_of_a_package_is_in_its_wheel(package: str) -> None:
 
 
 def test_every_locked_version_carries_hashes() -> None:
-    """pip refuses what does not match, so the image is made of what was looked at."""
+    """pip refuses a file whose hash does not match, so the image has the files that were tested."""
     text = (ROOT / "deploy/requirements.txt").read_text()
     pins = re.findall(r"^[a-z0-9-]+==.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
     assert len(pins) == len(locked())
@@ -73,13 +73,13 @@ def test_every_locked_version_carries_hashes() -> None:
 
 
 def test_the_lock_names_no_registry() -> None:
-    """Where packages come from is the builder's business."""
+    """The builder decides where packages come from."""
     text = (ROOT / "deploy/requirements.txt").read_text()
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", text)
 
 
 def test_only_what_the_image_is_made_of_enters_the_build() -> None:
-    """.dockerignore begins with everything and names what the Dockerfile copies, nothing else."""
+    """.dockerignore excludes everything and then lists exactly the files that the Dockerfile copies."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     copies = re.findall(r"^COPY (?!.*--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -45,7 +45,7 @@ def pod_of(manifest: Manifest) -> Manifest:
 
 @pytest.mark.parametrize("manifest", list(manifests()), ids=name_of)
 def test_every_manifest_is_valid(manifest: Manifest) -> None:
-    """Strict: a field that Kubernetes does not know is an error, not ignored."""
+    """In strict mode a field that Kubernetes does not know is an error."""
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
@@ -63,7 +63,7 @@ def missing_field(deployment: Manifest) -> None:
 
 @pytest.mark.parametrize("breaking", [broken_type, unknown_field, missing_field])
 def test_a_broken_manifest_does_not_pass(breaking: Any) -> None:
-    """The validation that passes ours is one that can say no."""
+    """The validation can fail."""
     deployment = copy.deepcopy(one("Deployment", "mesh"))
     breaking(deployment)
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -72,13 +72,13 @@ def test_a_broken_manifest_does_not_pass(breaking: Any) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_kustomize_names_every_manifest_that_is_there(folder: Path) -> None:
-    """A file nobody applies, or a name without a file, is a mistake."""
+    """Every file is applied, and every name has a file."""
     named = {name for name in kustomization(folder)["resources"] if not name.startswith("..")}
     assert named == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
 
 
 def test_kustomize_finds_what_it_refers_to() -> None:
-    """The files of generated config maps, the base, and the deployment whose replicas it sets."""
+    """The files of generated config maps, the base, and the deployment whose number of replicas it sets."""
     for folder in FOLDERS:
         for generator in kustomization(folder).get("configMapGenerator", []):
             assert [name for name in generator["files"] if not (folder / name).is_file()] == []
@@ -90,7 +90,7 @@ def test_kustomize_finds_what_it_refers_to() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("Deployment", "mesh"), ("StatefulSet", "redis")])
 def test_pods_are_hardened(kind: str, name: str) -> None:
-    """Fit for the strictest pod security profile, which the namespace demands."""
+    """Every pod meets the strictest pod security profile, which the namespace demands."""
     pod = pod_of(one(kind, name))
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -105,38 +105,38 @@ def test_pods_are_hardened(kind: str, name: str) -> None:
 
 
 def test_a_rollout_never_needs_a_seventeenth_database() -> None:
-    """With sixteen replicas a surge would wait for a database for ever."""
+    """A seventeenth replica would wait for a database for ever."""
     rolling = one("Deployment", "mesh")["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 def test_stopping_leaves_time_for_the_drain_and_the_longest_request() -> None:
-    """DRAIN_MS, then the longest `Prefer: wait` (60 s): only then may the kubelet kill."""
+    """The kubelet may kill only after DRAIN_MS and the longest `Prefer: wait` (60 s)."""
     pod = pod_of(one("Deployment", "mesh"))
     environment = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
     assert pod["terminationGracePeriodSeconds"] > int(environment["DRAIN_MS"]) / 1000 + 60
 
 
 def test_the_private_port_is_in_no_service() -> None:
-    """Only the pods' own addresses lead to it."""
+    """It is reached only at the address of each pod."""
     ports = [port["targetPort"] for port in one("Service", "mesh")["spec"]["ports"]]
     assert ports == ["public"]
 
 
 def test_liveness_never_depends_on_redis() -> None:
-    """/health lives; /readyz asks for the lease: an outage of Redis must restart nobody."""
+    """Liveness asks /health, which does not depend on Redis: an outage of Redis must not restart pods."""
     container = pod_of(one("Deployment", "mesh"))["containers"][0]
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
 def test_no_service_is_taken_for_a_setting() -> None:
-    """Whoever has a service `redis` with an address of its own would get REDIS_PORT=tcp://10.0.0.1:6379."""
+    """A service named redis with an address of its own would set REDIS_PORT=tcp://10.0.0.1:6379."""
     assert pod_of(one("Deployment", "mesh"))["enableServiceLinks"] is False
 
 
 def test_selectors_meet_their_pods() -> None:
-    """A service, budget or policy that selects nothing protects nothing, silently."""
+    """A service, budget or policy that selects no pod would do nothing, silently."""
     labels = {
         name: one(kind, name)["spec"]["template"]["metadata"]["labels"]
         for kind, name in (("Deployment", "mesh"), ("StatefulSet", "redis"))

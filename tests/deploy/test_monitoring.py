@@ -37,7 +37,7 @@ def expressions() -> list[str]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of the metrics that an expression selects."""
+    """Return the names of the metrics that an expression selects."""
     without_strings = re.sub(r'"[^"]*"', '""', expression)
     return set(re.findall(r"\b([a-z_:][a-z0-9_:]*)\{", without_strings)) | set(
         re.findall(r"\b(mesh:[a-z0-9_:]+)", without_strings)
@@ -46,18 +46,18 @@ def metrics_in(expression: str) -> set[str]:
 
 @pytest.mark.parametrize("expression", expressions())
 def test_every_expression_is_valid(expression: str) -> None:
-    """Parsed by a full parser of the query language."""
+    """A full parser of the query language reads it."""
     promql_parser.parse(expression)
 
 
 def test_a_broken_expression_does_not_pass() -> None:
-    """The parser that passes ours is one that can say no."""
+    """The parser can fail."""
     with pytest.raises(ValueError):
         promql_parser.parse("sum(rate(http_requests_total[5m])")
 
 
 def test_every_alert_says_how_bad_it_is_and_what_it_means() -> None:
-    """Somebody reads it at night."""
+    """Every alert has a severity, a summary and a description."""
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len({alert["alert"] for alert in alerts}) == len(alerts)
     for alert in alerts:
@@ -66,7 +66,7 @@ def test_every_alert_says_how_bad_it_is_and_what_it_means() -> None:
 
 
 async def test_rules_and_dashboard_ask_for_metrics_that_a_replica_has(replicas: Replicas, tmp_path: Path) -> None:
-    """A renamed metric would leave a panel empty and an alert silent for ever."""
+    """After a metric was renamed, its panel would stay empty and its alert would never fire."""
     (process,) = await replicas(1, {"SERVICES": "values,addresses,messages,grades,movements", **files_in(tmp_path)})
     async with httpx.AsyncClient() as client:
         text = (await client.get(process.private + "/metrics")).text
@@ -83,7 +83,7 @@ def files_in(folder: Path) -> dict[str, str]:
 
 
 def test_the_dashboard_fits_together() -> None:
-    """Unique ids, inside the grid of 24 columns, nothing upon another, each panel with its data source."""
+    """Ids are unique; panels are inside the 24 columns and do not overlap; each has its data source."""
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     taken: set[tuple[int, int]] = set()
@@ -109,7 +109,7 @@ def test_the_dashboard_fits_together() -> None:
     [("check", "config", "prometheus.yml"), ("check", "rules", "mesh.rules.yml"), ("test", "rules", "mesh.tests.yml")],
 )
 def test_prometheus_itself_takes_them(arguments: tuple[str, ...]) -> None:
-    """Its own tool loads the configuration and the rules, and the alerts fire in their unit tests."""
+    """promtool loads the configuration and the rules, and the alerts fire in their unit tests."""
     done = subprocess.run(
         ["promtool", *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
     )

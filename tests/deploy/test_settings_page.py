@@ -21,7 +21,7 @@ def script() -> ModuleType:
 
 
 def test_the_page_is_current(script: ModuleType) -> None:
-    """`python docs/settings.py` renews it."""
+    """`python docs/settings.py` writes it again."""
     assert script.main(["--check"]) == 0
 
 
@@ -34,5 +34,5 @@ KINDS = (
 
 @pytest.mark.parametrize("name", KINDS)
 def test_settings_of_every_kind_are_found(script: ModuleType, name: str) -> None:
-    """Those of the mesh, the application, each service, Caddy and compose."""
+    """The page has the settings of the mesh, the application, each service, Caddy and compose."""
     assert f"| `{name}` |" in script.page()

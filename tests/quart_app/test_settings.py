@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_services_run_in_the_order_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blanks do not matter."""
+    """Spaces around the names do not count."""
     monkeypatch.setenv("SERVICES", " grades , values,")
     assert AppSettings().service_names == ["grades", "values"]
 
@@ -32,7 +32,7 @@ def test_the_services_run_in_the_order_given(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_replica_does_not_start_with_settings_that_do_not_fit(name: str, value: str, says: str) -> None:
-    """Exit status 78 and a sentence, at once: nothing to be retried."""
+    """Exit status 78 and a sentence, at once: a new start would not help."""
     env = {"PATH": "", name: value}
     command = [sys.executable, "-m", "quart_app"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -42,15 +42,15 @@ def test_a_replica_does_not_start_with_settings_that_do_not_fit(name: str, value
     assert "Traceback" not in told
 
 
-def test_what_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt service is no service."""
+def test_an_unknown_service_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt name is not silently left out."""
     monkeypatch.setenv("SERVICES", "everything")
     with pytest.raises(ValidationError):
         AppSettings()
 
 
 def test_the_page_of_settings_is_current() -> None:
-    """It is made from the classes that read them."""
+    """It is written from the classes that read the settings."""
     command = [sys.executable, "docs/settings.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

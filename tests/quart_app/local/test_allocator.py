@@ -1,4 +1,4 @@
-"""Whose memory processes use, on machines with jemalloc and without."""
+"""Which allocator our processes use, on machines with jemalloc and without."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 )
 @pytest.mark.usefixtures("found")
 def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], python: dict[str, str]) -> None:
-    """By the wheel's server and by replicas; without it each has what is best for it."""
+    """By the wheel's server and by replicas; without jemalloc each gets the best setting that there is."""
     assert redis_program.wheel_server().environ == server
     assert allocator.of_python() == python
     replica = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
@@ -44,8 +44,8 @@ def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], pytho
 
 @pytest.mark.parametrize("found", ["/opt/homebrew/lib/libjemalloc.dylib"], indirect=True)
 @pytest.mark.usefixtures("found")
-def test_where_nothing_can_be_preloaded_python_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the library the other half would choose the C library's."""
+def test_python_keeps_its_own_allocator_where_nothing_can_be_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONMALLOC alone would choose the C library's allocator."""
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     assert allocator.of_python() == {}
 
@@ -53,14 +53,14 @@ def test_where_nothing_can_be_preloaded_python_keeps_its_own(monkeypatch: pytest
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONMALLOC"])
 @pytest.mark.parametrize("found", [NAME], indirect=True)
 @pytest.mark.usefixtures("found")
-def test_whoever_has_chosen_an_allocator_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of another choice would be neither."""
+def test_an_allocator_that_was_chosen_already_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of our choice beside half of the user's would be neither."""
     monkeypatch.setenv(name, "debug")
     assert allocator.of_python() == {}
 
 
-def test_a_python_told_so_has_its_objects_there() -> None:
-    """The library is mapped, and Python's own allocator is out of use."""
+def test_python_keeps_its_objects_in_jemalloc() -> None:
+    """The library is mapped, and Python's own allocator is not used."""
     told = allocator.of_python()
     if not told:
         pytest.skip("this machine has no jemalloc (Debian: apt-get install libjemalloc2)")

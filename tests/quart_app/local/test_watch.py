@@ -18,13 +18,13 @@ FIELDS = {"op": "values.put", "request": "replica-1-7", "from": "replica-1", "bo
 
 
 def test_a_request_says_when_what_from_whom_to_whom() -> None:
-    """In the time of its id."""
+    """The time is that of its id."""
     text = line(AT, "mesh:requests:A", FIELDS).plain
     assert text == '22:13:20.123 request values.put replica-1 -> A {"items":[]}'
 
 
 def test_a_reply_says_how_it_went_and_a_dead_letter_why() -> None:
-    """Also where an entry lacks its fields."""
+    """Also where fields are missing."""
     assert (
         "reply   values.put busy replica-1 -> replica-2"
         in line(AT, "mesh:replies:replica-2", {**FIELDS, "status": "busy"}).plain
@@ -34,7 +34,7 @@ def test_a_reply_says_how_it_went_and_a_dead_letter_why() -> None:
 
 
 def test_a_long_body_is_cut_and_says_so() -> None:
-    """A terminal is no archive."""
+    """A terminal has few lines."""
     text = line(AT, "mesh:requests:A", {**FIELDS, "body": "x" * 5000}).plain
     assert text.endswith("… (5000 characters)") and len(text) < LONGEST_BODY + 120
 
@@ -51,12 +51,12 @@ def test_a_long_body_is_cut_and_says_so() -> None:
 async def test_a_watcher_shows_what_it_is_asked_for(
     mesh_of: Members, server: Server, cls: str | None, op: str | None, seen: set[str]
 ) -> None:
-    """By class or database, and by how the operation begins."""
+    """A class or database, and the first letters of the operation, select requests."""
     worker = Worker()
     gate = asyncio.Event()
 
     async def handle(request: Request, store: Store, transaction: Transaction) -> Body:
-        # Held until the watcher has had its look: an answered request is gone from its stream.
+        # Wait until the watcher has read it: an answered request is deleted from its stream.
         await gate.wait()
         return {}
 
