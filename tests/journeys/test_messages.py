@@ -1,6 +1,6 @@
 """Messages over real HTTP: replicas and both providers in processes of their own.
 
-The providers are the judges: `GET /calls` of each tells what it saw.
+`GET /calls` of each provider lists the requests that it saw; the tests compare the answers with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ANN = {"email": "ann@example.com", "password": "correct horse"}
 
 
-#: Sixteen processes on few cores may be held up for long; these rows are about the count, not about time-outs.
+#: Sixteen processes on few cores may be held up for long. These rows test the count, not the time-outs.
 PATIENT = {
     "MESH_LEASE_TTL_MS": "60000",
     "REDIS_TIMEOUT_MS": "15000",
@@ -38,7 +38,7 @@ PATIENT = {
     "MESSAGES_PROBE_WAIT_MS": "60000",
     "LOG_FORMAT": "json",
 }
-#: A message is given up sooner, so that what a dead replica left is told sooner.
+#: Messages are given up sooner, so that the reservations of a dead replica become known sooner.
 QUICK = {
     "MESSAGES_PROVIDER_TIMEOUT_MS": "2000",
     "MESSAGES_PROBE_WAIT_MS": "10000",
@@ -46,12 +46,12 @@ QUICK = {
     "MESSAGES_CONNECT_TRIES": "1",
     "LOG_FORMAT": "json",
 }
-#: Neither so late that a test waits for long, nor so soon that who lives and waits for a core counts as dead.
+#: Between the two: a replica that waits for a core must not count as dead.
 UNHURRIED = PATIENT | QUICK | {"MESSAGES_PROVIDER_TIMEOUT_MS": "8000", "MESSAGES_CONNECT_TIMEOUT_MS": "5000"}
 
 
 class Visitor:
-    """Somebody with a cookie. Any replica will do for each step."""
+    """A client with a session, which may use another replica for each step."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -76,7 +76,7 @@ class Visitor:
 
 
 async def paying_visitor(replicas: Replicas, at: Process) -> Visitor:
-    """A user whom the administrator has given paid access."""
+    """Return a user to whom the administrator has given paid access."""
     admin, ann = Visitor(replicas.client), Visitor(replicas.client)
     await admin.log_in(at, ADMIN)
     made = (await ann("POST", at, "/auth/register", ANN)).json()
@@ -86,7 +86,7 @@ async def paying_visitor(replicas: Replicas, at: Process) -> Visitor:
 
 
 async def metric(replicas: Replicas, name: str) -> float:
-    """The sum of one counter over all live replicas."""
+    """Return the sum of a counter over all live replicas."""
     total = 0.0
     for process in replicas.processes:
         if process.popen.poll() is None:
@@ -95,8 +95,8 @@ async def metric(replicas: Replicas, name: str) -> float:
     return total
 
 
-async def test_a_user_s_life_over_two_replicas(replicas: Replicas) -> None:
-    """Every route, each time at the replica that did not do the step before."""
+async def test_every_route_over_two_replicas(replicas: Replicas) -> None:
+    """Each step uses the replica that did not do the step before."""
     async with providers(limit=2, block_s=60) as both:
         one, two = await replicas(2, both.env)
         ann, admin = Visitor(replicas.client), Visitor(replicas.client)
@@ -134,8 +134,8 @@ async def test_a_user_s_life_over_two_replicas(replicas: Replicas) -> None:
         assert (await ann("GET", one, "/users/me")).status_code == 401
 
 
-async def test_what_one_replica_changes_of_a_user_another_heeds(replicas: Replicas) -> None:
-    """A new password, a user who is locked out and let in again, failed logins: none of it is one replica's own."""
+async def test_replicas_share_the_state_of_an_account(replicas: Replicas) -> None:
+    """A new password, a deactivation and failed logins on one replica count on the other."""
     async with providers(limit=2, block_s=60) as both:
         one, two = await replicas(2, both.env | {"MESSAGES_LOGIN_TRIES": "3"})
         ann, admin = Visitor(replicas.client), Visitor(replicas.client)
@@ -163,8 +163,26 @@ async def test_what_one_replica_changes_of_a_user_another_heeds(replicas: Replic
         assert int(tries[-1].headers["Retry-After"]) > 0
 
 
-async def test_who_waits_at_one_replica_is_free_when_the_block_of_another_ends(replicas: Replicas) -> None:
-    """`max_wait_ms`: rather wait for free than pay, whoever used it up."""
+async def test_a_forged_address_does_not_evade_the_limit_on_guessing(replicas: Replicas) -> None:
+    """X-Forwarded-For counts only from trusted proxies; behind one, each client has its own attempts."""
+
+    async def guess(at: Process, number: int) -> int:
+        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
+        body = ANN | {"password": f"guess {number}"}
+        answer = await replicas.client.post(at.public + "/auth/login", json=body, headers=headers)
+        return answer.status_code
+
+    async with providers(limit=2, block_s=60) as both:
+        limits = {"MESSAGES_LOGIN_TRIES": "3", "MESSAGES_LOGIN_ACCOUNT_TRIES": "8"}
+        (direct,) = await replicas(1, both.env | limits)
+        assert [await guess(direct, number) for number in range(5)] == [401] * 3 + [429] * 2
+        (behind,) = await replicas(1, both.env | limits | {"TRUSTED_PROXIES": "127.0.0.1"})
+        # Three attempts of the account are used up, for all strangers together.
+        assert [await guess(behind, number) for number in range(8)] == [401] * 5 + [429] * 3
+
+
+async def test_a_message_waits_for_a_block_that_another_replica_caused(replicas: Replicas) -> None:
+    """With `max_wait_ms` it waits for the free provider instead of paying."""
     async with providers(limit=1, block_s=1.5) as both:
         one, two = await replicas(2, both.env)
         ann = await paying_visitor(replicas, one)
@@ -175,7 +193,7 @@ async def test_who_waits_at_one_replica_is_free_when_the_block_of_another_ends(r
 
 
 async def test_restarting_everything_loses_nothing(replicas: Replicas, server: Server) -> None:
-    """Users, sessions, answers and the window: all of it is there after kill -9 of the replica and of Redis."""
+    """Users, sessions, answers and the window of the provider survive a kill -9 of the replica and of Redis."""
     async with providers(limit=2, block_s=60) as both:
         (process,) = await replicas(1, both.env)
         ann = await paying_visitor(replicas, process)
@@ -193,8 +211,8 @@ async def test_restarting_everything_loses_nothing(replicas: Replicas, server: S
 
 
 @pytest.mark.slow
-async def test_who_sent_and_died_is_not_replaced(replicas: Replicas) -> None:
-    """kill -9 while the provider works: the key is answered honestly, and reaches no provider again."""
+async def test_a_message_of_a_killed_sender_is_not_sent_again(replicas: Replicas) -> None:
+    """kill -9 while the provider works: the key gets 502 and reaches no provider again."""
     async with providers(limit=5, block_s=60, latency_ms=1_500) as both:
         slow = both.env | {
             "MESSAGES_PROVIDER_TIMEOUT_MS": "1900",
@@ -218,22 +236,22 @@ async def test_who_sent_and_died_is_not_replaced(replicas: Replicas) -> None:
 
 @dataclass
 class Race:
-    """Many messages at once, each with a key of its own, at random replicas."""
+    """Many messages at once, each with its own key, sent to random replicas."""
 
     ann: Visitor
     keys: list[str]
     answers: dict[str, httpx.Response] = field(default_factory=dict)
-    #: without an answer that says what became of it, and why
+    #: messages without a final answer, and why
     lost: dict[str, str] = field(default_factory=dict)
 
     async def run(self, processes: list[Process], seed: int) -> None:
-        """Send each message that has no answer yet."""
+        """Send every message that has no final answer."""
         chooser = random.Random(seed)
         todo = [key for key in self.keys if key not in self.answers]
         await asyncio.gather(*(self._send(chooser.choice(processes), key) for key in todo))
 
     async def finish(self, processes: list[Process], seed: int) -> None:
-        """Send again, as clients do, until each message has its answer."""
+        """Send again, as clients do, until every message has a final answer."""
         for tries in range(30):
             await self.run(processes, seed + tries)
             if len(self.answers) == len(self.keys):
@@ -256,7 +274,7 @@ class Race:
 
 
 def check_windows(free: dict[str, Any], history: History, limit: int) -> None:
-    """The free provider saw exactly its limit in each window (the last one may still be open) and refused nobody."""
+    """The free provider saw exactly its limit in each finished window and refused nothing."""
     assert free["refused"] == 0
     seen = Counter(history.window_of(call["at"] * 1000) for call in free["calls"])
     assert [seen[number] for number in range(len(history.windows) - 1)] == [limit] * (len(history.windows) - 1)
@@ -265,13 +283,12 @@ def check_windows(free: dict[str, Any], history: History, limit: int) -> None:
 
 
 def check_paid_while_closed(replicas: Replicas, paid: dict[str, Any], history: History) -> None:
-    """Each message that the paid provider saw was given to it at a moment at which free was closed.
+    """Every message was sent to the paid provider because free was closed at that moment.
 
-    The moment is that of the last look before paying, by Redis's clock, and closed is what Redis's own record says:
-    to the millisecond, no slack. What is not in it is the paid message's way to the provider after that moment,
-    which nobody can call back, and that the closing ends with the *answer* to the window's last free request, not
-    at the moment at which that was seen: nobody outside the provider knows of the one before the other is there,
-    and whoever guessed an earlier end would meet a refusal.
+    The moment is the last look before paying, on Redis's clock. The record of Redis says whether the allowance was
+    closed then, to the millisecond. Two things are outside of this check. The message needs time to reach the provider.
+    And the block counts from the *answer* to the window's last free request: only the provider knows when it saw the
+    request, and a replica that guessed an earlier end would be refused.
     """
     looked = dict(payments(replicas))
     for call in paid["calls"]:
@@ -280,7 +297,7 @@ def check_paid_while_closed(replicas: Replicas, paid: dict[str, Any], history: H
 
 
 def payments(replicas: Replicas) -> Iterator[tuple[str, int]]:
-    """Which messages were paid for, and when the allowance was last looked at before; of dead replicas, too."""
+    """Yield the id of each paid message and the time of the last look before it, from the logs of all replicas."""
     for process in replicas.processes:
         for line in process.log.read_text().splitlines():
             if line.startswith("{") and (said := json.loads(line))["event"] == "a message is paid for":
@@ -289,7 +306,7 @@ def payments(replicas: Replicas) -> Iterator[tuple[str, int]]:
 
 
 async def one_by_one(ann: Visitor, processes: list[Process], limit: int, wait_s: float) -> Counter[str]:
-    """Messages at one replica after the other, across openings and closings of free, and who took them."""
+    """Send messages one after the other, across several windows, and count which provider took them."""
     took: Counter[str] = Counter()
     until, number = time.monotonic() + wait_s, 0
     while min(took["free"], took["paid"]) <= limit:
@@ -302,7 +319,7 @@ async def one_by_one(ann: Visitor, processes: list[Process], limit: int, wait_s:
 
 
 async def open_again(ann: Visitor, at: Process, wait_s: float) -> None:
-    """Until the quota says that free messages are taken."""
+    """Wait until the quota says that the free provider is open."""
     until = time.monotonic() + wait_s
     while (await ann("GET", at, "/quota")).json()["remaining"] == 0:
         assert time.monotonic() < until
@@ -310,13 +327,13 @@ async def open_again(ann: Visitor, at: Process, wait_s: float) -> None:
 
 
 async def many(replicas: Replicas, count: int, env: dict[str, str]) -> list[Process]:
-    """This many replicas, however long they take to start together."""
+    """Start this many replicas together and wait until all are ready."""
     spawned = [replicas.spawn(env) for _ in range(count)]
     return [await ready(replicas, process, env) for process in spawned]
 
 
 async def ready(replicas: Replicas, process: Process, env: dict[str, str]) -> Process:
-    """A replica that is ready; another one where somebody else had taken the port of the first meanwhile."""
+    """Wait for a replica; start another one if the port was taken in the meantime."""
     try:
         await replicas.ready(process, 120)
     except AssertionError as error:
@@ -327,7 +344,7 @@ async def ready(replicas: Replicas, process: Process, env: dict[str, str]) -> Pr
 
 
 async def race_for_the_quota(replicas: Replicas, count: int, limit: int, messages: int, block_s: float) -> None:
-    """The free provider sees exactly its limit in each window and refuses nobody; paid only while it is closed."""
+    """The free provider sees exactly its limit in each window; messages are paid for only while it is closed."""
     async with providers(limit, block_s) as both:
         with recorded(replicas.server) as record:
             processes = await many(replicas, count, both.env | PATIENT)
@@ -354,7 +371,7 @@ async def race_for_the_quota(replicas: Replicas, count: int, limit: int, message
 async def race_with_kills(
     replicas: Replicas, count: int, kills: int, limit: int, messages: int, block_s: float, pace: dict[str, str]
 ) -> None:
-    """Replicas killed in the middle cost one slot each at most, all of them together one refusal; the count heals."""
+    """Each killed replica costs one slot at most, all together cost one refusal, and the count recovers."""
     async with providers(limit, block_s, latency_ms=400) as both:
         with recorded(replicas.server) as record:
             processes = await many(replicas, count, both.env | pace)
@@ -371,7 +388,7 @@ async def race_with_kills(
 
 
 async def kill_in_the_middle(replicas: Replicas, race: Race, processes: list[Process], kills: int, limit: int) -> None:
-    """All of them at one blow, in the middle of a window."""
+    """Kill these replicas at the same time, in the middle of a window."""
     racing = asyncio.create_task(race.run(processes, seed=28))
     with replicas.server.redis() as redis:
         while redis.zcard("shared:messages:free:held") < limit // 2:
@@ -383,8 +400,10 @@ async def kill_in_the_middle(replicas: Replicas, race: Race, processes: list[Pro
 
 
 def check_answers(race: Race, taken: Counter[str]) -> None:
-    """Handled exactly once; at most once where nobody can know, and then that is the answer: its sender died with it,
-    or a provider that waits for a core did not answer in time."""
+    """Every message was handled once, or its answer says that nobody can know.
+
+    That is the answer if the sender died, or if a provider that waited for a core did not answer in time.
+    """
     for key, answer in race.answers.items():
         assert answer.status_code in (200, 502), answer.text
         assert taken[f"message of {key}"] <= 1
@@ -395,7 +414,7 @@ def check_answers(race: Race, taken: Counter[str]) -> None:
 
 
 async def two_more_windows(ann: Visitor, living: list[Process], limit: int, block_s: float) -> None:
-    """Beyond the one that heals, and the beginning of a third, so that both are over."""
+    """Fill two windows after the one that recovers, and begin a third, so that both are over."""
     for window in range(4):
         await open_again(ann, living[0], 3 * block_s + 5)
         wanted = limit if window < 3 else 1
@@ -403,12 +422,12 @@ async def two_more_windows(ann: Visitor, living: list[Process], limit: int, bloc
 
 
 def check_healing(free: dict[str, Any], history: History, limit: int, kills: int) -> None:
-    """One slot for each of the dead at most, in their own window; the next one heals, and all after it are whole.
+    """The killed replicas cost one slot each at most; the next window recovers, and all later ones are whole.
 
-    All died within one window, and whether the provider counted what they left behind is known to nobody but the
-    provider: two histories, in which it did and did not, look the same until a request is sent that one of them
-    refuses. So no count can heal without the risk of a refusal; one of them tells all, since the provider then says
-    when it begins anew. Hence the bound: one refusal, in the window after the deaths, however many died.
+    All were killed within one window. Only the provider knows whether it counted their last requests: both histories
+    look the same until a request is refused in one of them. So no count can recover without the risk of a refusal, and
+    one refusal is enough, because the provider then says when it opens. The bound is one refusal, in the window after
+    the kills, for any number of killed replicas.
     """
     died = [number for number, window in enumerate(history.windows) if window.unanswered]
     assert len(died) <= 1, history.windows
@@ -431,13 +450,13 @@ def check_healing(free: dict[str, Any], history: History, limit: int, kills: int
 
 
 async def test_replicas_race_for_the_quota(replicas: Replicas) -> None:
-    """A small row 28."""
+    """Row 28 with three replicas."""
     await race_for_the_quota(replicas, count=3, limit=5, messages=60, block_s=1.5)
 
 
 @pytest.mark.slow
 async def test_killed_replicas_cost_one_slot_each(replicas: Replicas) -> None:
-    """A small row 28, with a kill -9 in the middle."""
+    """Row 28 with three replicas, of which one is killed."""
     await race_with_kills(replicas, count=3, kills=1, limit=5, messages=40, block_s=1.5, pace=QUICK)
 
 

@@ -1,4 +1,4 @@
-"""Other sites cannot act with our visitors' cookies; programs can, having none of others."""
+"""Which requests a browser sends on behalf of another site."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ from quart_app.messages.csrf import is_foreign
         ("GET", {"Host": "api.example", "Origin": "https://evil.example"}, False),
     ],
 )
-def test_who_may_send_what(method: str, headers: dict[str, str], foreign: bool) -> None:
-    """Unsafe methods only from our own host, or from origins the operator named."""
+def test_foreign_origins_are_found(method: str, headers: dict[str, str], foreign: bool) -> None:
+    """Unsafe methods are allowed from our own host and from configured origins."""
     assert is_foreign(method, Headers(headers), frozenset({"https://shop.example"})) is foreign

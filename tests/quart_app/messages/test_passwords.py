@@ -1,4 +1,4 @@
-"""Hashing is bounded, off the event loop, and takes as long for nobody as for somebody."""
+"""Hashing: bounded, off the event loop, and as slow for an unknown address as for a known one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def passwords() -> Iterator[Passwords]:
 
 
 async def test_a_password_matches_its_own_hash_only(passwords: Passwords) -> None:
-    """Salted, so that the same password has two hashes."""
+    """Hashes are salted, so the same password has different ones."""
     one, two = await passwords.hash("correct horse"), await passwords.hash("correct horse")
     assert one != two and one.startswith("$argon2id$")
     assert await passwords.matches(one, "correct horse")
@@ -29,15 +29,15 @@ async def test_a_password_matches_its_own_hash_only(passwords: Passwords) -> Non
     assert not await passwords.matches("not a hash", "correct horse")
 
 
-async def test_nobody_takes_as_long_as_somebody(passwords: Passwords) -> None:
-    """Time does not tell which emails are registered; not even the word that is hashed for nobody opens."""
+async def test_an_unknown_account_takes_as_long_as_a_known_one(passwords: Passwords) -> None:
+    """The time of an answer does not tell which addresses are registered. The decoy's password opens nothing."""
     known = await passwords.hash("correct horse")
 
     async def seconds(hashed: str | None) -> float:
         times = []
         for _ in range(5):
             began = time.perf_counter()
-            assert not await passwords.matches(hashed, "nobody has this password")
+            assert not await passwords.matches(hashed, "no account has this password")
             times.append(time.perf_counter() - began)
         return min(times)
 
@@ -63,7 +63,7 @@ async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords:
 
 
 async def test_the_event_loop_goes_on_meanwhile(passwords: Passwords) -> None:
-    """Leases are renewed on this loop."""
+    """Other requests are served meanwhile."""
     work = asyncio.gather(*(passwords.hash("correct horse") for _ in range(8)))
     longest, last = 0.0, time.perf_counter()
     while not work.done():
@@ -73,5 +73,5 @@ async def test_the_event_loop_goes_on_meanwhile(passwords: Passwords) -> None:
 
 
 def test_a_hash_of_other_costs_is_outdated(passwords: Passwords) -> None:
-    """It is made anew at the next login."""
+    """The next login renews it."""
     assert passwords.is_outdated(PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash("correct horse"))

@@ -1,4 +1,4 @@
-"""What became of a request is told apart by what is certain, against real sockets."""
+"""The client of a provider tells the outcomes apart by what is certain, over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A server that behaves as badly as it is told to."""
+    """A server that does what the test says."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -75,16 +75,16 @@ async def outcome_of(handler: Handler, **settings: Any) -> ProviderOutcome:
         return await sender.send("m1", "hello")
 
 
-async def test_an_answer_is_the_provider_s_reply(providers: Providers) -> None:
-    """The contract, against the simulator itself; a refusal says for how long."""
+async def test_the_reply_of_a_provider_is_returned(providers: Providers) -> None:
+    """From the simulator itself; a refusal says for how long."""
     async with gateway(providers.free_url) as sender:
         outcomes = [await sender.send(f"m{n}", f"hello {n}") for n in range(3)]
     assert outcomes[0] == Answered("handled by the free provider: hello 0")
     assert outcomes[2] == Blocked(1_000)
 
 
-async def test_the_message_s_id_travels_along() -> None:
-    """A provider that knows Idempotency-Key can recognise a message."""
+async def test_the_id_of_the_message_is_sent_as_idempotency_key() -> None:
+    """A provider that knows the header can recognise a repeated message."""
     seen = b""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,21 +109,21 @@ async def test_the_message_s_id_travels_along() -> None:
         ("200 OK", b"\xff"),
     ],
 )
-async def test_an_answer_that_is_no_reply_has_failed(head: str, body: bytes) -> None:
-    """The provider saw the message; that is all that is known."""
+async def test_an_answer_without_a_reply_has_failed(head: str, body: bytes) -> None:
+    """The provider saw the message, and nothing more is known."""
     assert isinstance(await outcome_of(answering(head, body)), Failed)
 
 
-async def test_a_provider_that_nobody_is_got_nothing() -> None:
-    """Refused connections are certain: tried a few times, then given up."""
+async def test_an_unreachable_provider_got_nothing() -> None:
+    """A refused connection is certain, so it is tried a few times."""
     began = time.monotonic()
     async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
         assert isinstance(await sender.send("m1", "hello"), Unsent)
     assert 0.1 < time.monotonic() - began < 2
 
 
-async def test_what_could_not_leave_is_tried_again() -> None:
-    """A provider that starts a moment later gets the message, once."""
+async def test_a_request_that_could_not_leave_is_repeated() -> None:
+    """A provider that starts a moment later gets the message once."""
     seen: list[bytes] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,8 +144,8 @@ async def test_what_could_not_leave_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("cut", ["at once", "in the answer", "never"])
-async def test_what_left_without_an_answer_is_unknown_and_not_repeated(cut: str) -> None:
-    """Lost in either direction, or only slow: nobody can tell from here."""
+async def test_a_request_without_an_answer_is_unknown_and_not_repeated(cut: str) -> None:
+    """The request or the answer may be lost, or the provider may be slow."""
     seen = 0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -162,14 +162,14 @@ async def test_what_left_without_an_answer_is_unknown_and_not_repeated(cut: str)
     assert seen == 1
 
 
-async def test_an_answer_without_end_is_not_read_to_it() -> None:
-    """A megabyte is enough for anybody's reply."""
+async def test_an_answer_that_is_too_long_is_not_read_to_its_end() -> None:
+    """The bound is one megabyte."""
     handler = answering("200 OK", b'{"response":"' + b"x" * MAX_ANSWER_BYTES + b'"}')
     assert isinstance(await outcome_of(handler, provider_timeout_ms=5_000), Unknown)
 
 
-async def test_a_trickle_ends_at_the_deadline() -> None:
-    """The time-out counts for the whole answer, not for each byte of it."""
+async def test_a_slow_answer_ends_at_the_deadline() -> None:
+    """The time-out is for the whole answer, not for each byte."""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}")
@@ -184,8 +184,8 @@ async def test_a_trickle_ends_at_the_deadline() -> None:
     assert time.monotonic() - began < 1
 
 
-async def test_whose_right_has_ended_sends_nothing(providers: Providers) -> None:
-    """Asked right before the first byte: connected is not yet sent."""
+async def test_an_ended_reservation_sends_nothing(providers: Providers) -> None:
+    """The reservation is checked right before the first byte, after connecting."""
     async with gateway(providers.free_url) as sender:
         assert await sender.send("m1", "hello", may_leave=lambda: False) == Unsent(TOO_LATE)
         answers = iter([True, False, False])
@@ -213,19 +213,19 @@ async def test_whose_right_has_ended_sends_nothing(providers: Providers) -> None
     ],
 )
 def test_retry_after_in_both_its_forms(said: str, meant: int | None) -> None:
-    """A date counts from the provider's own Date: its clock need not be ours."""
+    """A date counts from the Date of the answer, so the two clocks need not agree."""
     headers = httpx.Headers({"Date": formatdate(1_700_000_000, usegmt=True)})
     headers["Retry-After"] = said
     assert retry_after_ms(headers) == meant
 
 
-def test_no_retry_after_is_no_number() -> None:
-    """Then the usual block is assumed, elsewhere."""
+def test_an_absent_retry_after_is_none() -> None:
+    """The caller then assumes the usual block."""
     assert retry_after_ms(httpx.Headers()) is None
 
 
-async def test_it_says_when_the_whole_request_is_on_its_way() -> None:
-    """Before the answer: what is on its way arrives, whatever becomes of the sender."""
+async def test_has_left_is_called_before_the_answer() -> None:
+    """A request that has left arrives even if this process dies."""
     said: list[str] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,8 +241,8 @@ async def test_it_says_when_the_whole_request_is_on_its_way() -> None:
     assert said.index("left") < said.index("answered")
 
 
-async def test_it_says_when_the_first_try_was_in_vain() -> None:
-    """Others need not wait for the ones that follow."""
+async def test_has_left_is_called_when_the_first_try_fails() -> None:
+    """Other messages do not wait for the next tries."""
     said = list[float]()
     async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
         # Making a client reads certificates, which takes longer than the try.

@@ -1,4 +1,4 @@
-"""The routes of one replica, with real providers."""
+"""The routes of one replica, with real providers on real ports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def answer(sent: Any) -> tuple[int, Any]:
 
 
 async def test_a_user_registers_logs_in_and_out(running: Running) -> None:
-    """The cookie is the session; out is out."""
+    """The session is in a cookie and is over after the logout."""
     client = running.client()
     status, made = await answer(client.post("/auth/register", json=ANN))
     assert status == 201
@@ -55,7 +55,7 @@ async def test_a_user_registers_logs_in_and_out(running: Running) -> None:
 
 
 async def test_the_cookie_is_kept_from_scripts_from_others_and_from_plain_http(shared: Redis, start: Start) -> None:
-    """HttpOnly, Secure, SameSite, for this host only; and no cache keeps it."""
+    """HttpOnly, Secure, SameSite, for this host only; caches do not store the answer."""
     async with start(shared, cookie_secure=True) as running:
         client = running.client()
         await client.post("/auth/register", json=ANN)
@@ -69,7 +69,7 @@ async def test_the_cookie_is_kept_from_scripts_from_others_and_from_plain_http(s
 
 
 async def test_an_email_registers_once(running: Running) -> None:
-    """In whatever capitals."""
+    """Upper case makes no difference."""
     assert (await answer(running.client().post("/auth/register", json=ANN)))[0] == 201
     again = ANN | {"email": "ANN@example.com"}
     assert (await answer(running.client().post("/auth/register", json=again)))[0] == 409
@@ -89,15 +89,15 @@ NO_CREDENTIALS = [
 ]
 
 
-async def test_what_is_not_valid_is_named(running: Running) -> None:
-    """And nobody grants themselves anything."""
+async def test_an_invalid_registration_is_422(running: Running) -> None:
+    """422 with a pointer, also for rights that a user tries to take."""
     for body, pointer in NO_CREDENTIALS:
         status, problem = await answer(running.client().post("/auth/register", json=body))
         assert (status, problem["errors"][0]["pointer"]) == (422, pointer), body
 
 
 async def test_a_wrong_login_does_not_say_what_is_wrong(running: Running) -> None:
-    """The same answer for a wrong password, an unknown email, and what is no email at all."""
+    """The answer is the same for a wrong password, an unknown address and an invalid address."""
     await running.client().post("/auth/register", json=ANN)
     for wrong in ({"password": "wrong horse"}, {"email": "bob@example.com"}, {"email": "no email"}):
         status, problem = await answer(running.client().post("/auth/login", json=ANN | wrong))
@@ -105,7 +105,7 @@ async def test_a_wrong_login_does_not_say_what_is_wrong(running: Running) -> Non
 
 
 async def test_guessing_is_slowed_down(shared: Redis, start: Start) -> None:
-    """429 with Retry-After, even with the right password; a success in time starts anew."""
+    """429 with Retry-After, even with the right password; an earlier success starts the count anew."""
     async with start(shared, login_tries=3) as running:
         client = running.client()
         await client.post("/auth/register", json=ANN)
@@ -122,7 +122,7 @@ def at(source: str) -> dict[str, Any]:
 
 
 async def test_guesses_do_not_shut_the_owner_out(running: Running) -> None:
-    """Neither at an address that logged in before, nor on a device that did, nor at any other address."""
+    """The owner logs in from a known address, on a known device, and from any other address."""
     body = {"email": "ann@example.com", "password": "correct horse"}
     device = running.client()
     await device.post("/auth/register", json=body, **at("198.51.100.1"))
@@ -187,8 +187,8 @@ async def test_what_happened_is_in_the_audit_log(running: Running, shared: Redis
         assert secret not in str(entries)
 
 
-async def test_users_change_themselves_and_nothing_more(running: Running, shared: Redis) -> None:
-    """Email and password; another's email is a conflict, any other field an error."""
+async def test_users_change_their_own_address_and_password_only(running: Running, shared: Redis) -> None:
+    """An address that is taken is a conflict; a field other than email and password is an error."""
     client = await running.user("a@example.com")
     await running.user("b@example.com")
     change = {"email": "c@example.com"} | CURRENT
@@ -237,7 +237,7 @@ async def test_a_change_of_the_account_needs_the_current_password(running: Runni
 
 
 async def test_only_administrators_change_others(running: Running, shared: Redis) -> None:
-    """401, 403, 404, 422, then 200; an account that is closed is out at once."""
+    """401, 403, 404, 422, then 200; a deactivated account loses its session at once."""
     ann = await running.user("ann@example.com")
     ann_id = (await answer(ann.get("/users/me")))[1]["id"]
     change = {"paid_access": True}
@@ -256,7 +256,7 @@ async def test_only_administrators_change_others(running: Running, shared: Redis
 
 
 async def test_the_first_administrator_comes_from_the_settings(shared: Redis, start: Start) -> None:
-    """Made once, however many replicas start; a restart changes no password."""
+    """Three replicas create it once; a restart does not change the password."""
     settings = {"admin_email": "Root@example.com", "admin_password": "from a file"}
     login = {"email": "root@example.com", "password": "from a file"}
     async with AsyncExitStack() as stack:
@@ -282,7 +282,7 @@ SPELLINGS = [
 
 
 async def test_a_stranger_does_not_become_administrator(shared: Redis, start: Start) -> None:
-    """An account that is older than the setting keeps its rights and its password, in whatever spelling."""
+    """An account that is older than the setting keeps its rights and its password, in every spelling."""
     stranger = {"email": "boss@corp.example", "password": "of a stranger"}
     async with start(shared) as running:
         assert (await answer(running.client().post("/auth/register", json=stranger)))[0] == 201
@@ -294,7 +294,7 @@ async def test_a_stranger_does_not_become_administrator(shared: Redis, start: St
 
 
 async def test_nobody_takes_the_administrators_old_address(shared: Redis, start: Start) -> None:
-    """Not by registering and not by a change of address, in whatever spelling; a restart promotes nobody."""
+    """Registering and changing the address fail in every spelling; a restart promotes nobody."""
     settings = {"admin_email": "Boss@corp.example", "admin_password": "of the operator"}
     async with start(shared, **settings) as running:
         stranger, admin = await running.user("stranger@example.com"), running.client()
@@ -316,7 +316,7 @@ async def test_nobody_takes_the_administrators_old_address(shared: Redis, start:
 
 
 async def test_the_last_administrator_cannot_be_deactivated(shared: Redis, start: Start) -> None:
-    """409 says what to do."""
+    """409, and the answer says what to do."""
     settings = {"admin_email": "boss@corp.example", "admin_password": "of the operator"}
     async with start(shared, **settings) as running:
         admin = running.client()
@@ -339,7 +339,7 @@ async def test_a_deactivated_session_stays_over(running: Running, shared: Redis)
 
 
 async def test_other_sites_are_refused(running: Running) -> None:
-    """Before anything is read."""
+    """403 for an Origin that is not allowed."""
     client = await running.user("a@example.com")
     response = await client.post("/messages", json={"message": "m"}, headers={"Origin": "https://evil.example"})
     assert response.status_code == 403
@@ -355,7 +355,7 @@ async def send(client: Client, message: str, key: str | None = None, **more: Any
 
 
 async def test_free_then_paid_then_free(running: Running, shared: Redis, providers: Providers) -> None:
-    """The whole course of a window, with the allowance shown on the way."""
+    """A whole window of the free provider, with the allowance in each answer."""
     client = await running.user("a@example.com", shared, paid_access=True)
     shown = [(await send(client, f"m{n}"))[1] for n in range(3)]
     assert [each["provider"] for each in shown] == ["free", "free", "paid"]
@@ -371,10 +371,8 @@ async def test_free_then_paid_then_free(running: Running, shared: Redis, provide
     assert running.metric("paid_avoidable_total") == 0
 
 
-async def test_paid_access_is_the_store_s_word_at_that_moment(
-    running: Running, shared: Redis, providers: Providers
-) -> None:
-    """Never the token's: granted and taken away while logged in."""
+async def test_paid_access_is_read_from_the_store(running: Running, shared: Redis, providers: Providers) -> None:
+    """Granting and revoking it takes effect during a session."""
     client = await running.user("a@example.com")
     user_id = (await answer(client.get("/users/me")))[1]["id"]
     for n in range(2):
@@ -390,14 +388,14 @@ async def test_paid_access_is_the_store_s_word_at_that_moment(
 
 
 async def test_messages_are_for_users(running: Running, providers: Providers) -> None:
-    """401, for the quota too."""
+    """401 without a session, for messages and for the quota."""
     assert (await send(running.client(), "m"))[0] == 401
     assert (await answer(running.client().get("/quota")))[0] == 401
     assert providers.messages == []
 
 
 async def test_the_quota_is_shown(running: Running) -> None:
-    """Limit, remaining, and when it opens."""
+    """Limit, remaining requests, and when the provider opens."""
     client = await running.user("a@example.com")
     shown = {"limit": 2, "remaining": 2, "blocked_until": None, "retry_after": None}
     assert await answer(client.get("/quota")) == (200, shown)
@@ -421,7 +419,7 @@ NO_KEYS = ["", " ", "x" * 256, "a b", "ключ".encode().decode("latin-1")]
 
 
 async def test_a_message_that_is_not_valid_goes_nowhere(running: Running, providers: Providers) -> None:
-    """422 with the place; a key that is none is refused rather than silently left out."""
+    """422 with a pointer; an invalid key is refused, not ignored."""
     client = await running.user("a@example.com")
     for body, pointer in NO_MESSAGES:
         status, problem = await answer(client.post("/messages", json=body))
@@ -432,7 +430,7 @@ async def test_a_message_that_is_not_valid_goes_nowhere(running: Running, provid
 
 
 async def test_a_key_reaches_a_provider_once(running: Running, shared: Redis, providers: Providers) -> None:
-    """At the same time or later, the same answer; another body is a conflict; another user's key is another."""
+    """Requests with the same key get the same answer; another body is a conflict; each user has their own keys."""
     client = await running.user("a@example.com", shared, paid_access=True)
     answers = await asyncio.gather(*(send(client, "m", "k1") for _ in range(10)))
     answers.append(await send(client, "m", "k1"))
@@ -445,7 +443,7 @@ async def test_a_key_reaches_a_provider_once(running: Running, shared: Redis, pr
 
 
 async def test_a_paid_key_is_paid_once(running: Running, shared: Redis, providers: Providers) -> None:
-    """Even after free has opened again."""
+    """Even after the free provider has opened again."""
     client = await running.user("a@example.com", shared, paid_access=True)
     for n in range(2):
         await send(client, f"m{n}")
@@ -457,7 +455,7 @@ async def test_a_paid_key_is_paid_once(running: Running, shared: Redis, provider
 
 
 async def test_a_key_that_reached_nobody_is_free_again(running: Running, shared: Redis, providers: Providers) -> None:
-    """403 and unreachable providers are not remembered: the same request may be sent again."""
+    """After 403, or when no provider was reached, the same request may be sent again."""
     client = await running.user("a@example.com")
     for n in range(2):
         await send(client, f"m{n}")
@@ -465,16 +463,18 @@ async def test_a_key_that_reached_nobody_is_free_again(running: Running, shared:
     assert (await send(client, "m", "k1", max_wait_ms=5_000))[1]["provider"] == "free"
 
 
-async def test_providers_that_nobody_is(shared: Redis, start: Start) -> None:
-    """502, at once, and the allowance is untouched."""
+async def test_providers_that_cannot_be_reached(shared: Redis, start: Start) -> None:
+    """502 at once, and the allowance does not change."""
     async with start(shared, free_url="http://127.0.0.1:1/", paid_url="http://127.0.0.1:1/") as running:
         client = await running.user("a@example.com", shared, paid_access=True)
         assert (await send(client, "m", "k1"))[0] == 502
         assert (await answer(client.get("/quota")))[1]["remaining"] == 2
 
 
-async def test_whoever_asks_again_while_it_is_handled_waits(shared: Redis, start: Start, providers: Providers) -> None:
-    """Across replicas: the second one answers with what the first one got."""
+async def test_a_second_request_with_the_key_waits_for_the_first(
+    shared: Redis, start: Start, providers: Providers
+) -> None:
+    """On another replica, which gives the answer of the first."""
     providers.free.latency_s = 0.5
     urls = {"free_url": providers.free_url, "paid_url": providers.paid_url}
     async with start(shared, **urls) as one, start(shared, **urls) as two:
@@ -488,10 +488,10 @@ async def test_whoever_asks_again_while_it_is_handled_waits(shared: Redis, start
         assert providers.messages == ["m"]
 
 
-async def test_what_a_provider_has_seen_is_not_sent_to_it_again(
+async def test_a_message_that_a_provider_has_seen_is_not_sent_again(
     shared: Redis, start: Start, listening: Listening
 ) -> None:
-    """Free answers with an error, paid is away: the key is answered again, and free asked once."""
+    """Free answers with an error and paid cannot be reached: the answer is kept, and free is asked once."""
     seen: list[str] = []
     broken = Quart(__name__)
 
@@ -506,10 +506,10 @@ async def test_what_a_provider_has_seen_is_not_sent_to_it_again(
     assert (answers, seen) == ([502] * 3, ["m"])
 
 
-async def test_a_handled_message_is_no_error_though_the_quota_cannot_be_read(
+async def test_a_delivered_message_is_200_if_the_quota_cannot_be_read(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have been paid for."""
+    """The message may have been paid for, so the answer must not be an error."""
 
     async def away(_: Quota) -> Any:
         raise Unavailable
@@ -521,7 +521,7 @@ async def test_a_handled_message_is_no_error_though_the_quota_cannot_be_read(
 
 
 async def test_redis_away_is_503(start: Start) -> None:
-    """For every route, never 401 or 404 and never a paid message."""
+    """For every route: not 401, not 404, and no message is paid for."""
     away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     from fakeredis import FakeAsyncRedis
 

@@ -1,4 +1,4 @@
-"""Sessions: what is believed, what is not, and by whose clock."""
+"""Sessions and devices: which tokens are accepted, and which clock counts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ async def user(shared: Redis) -> User:
     return await Users(shared).register("a@example.com", "hash")
 
 
-async def test_a_session_holds_until_it_is_ended(shared: Redis, user: User) -> None:
-    """Logged out means logged out, on every replica, whoever kept the cookie."""
+async def test_a_session_is_valid_until_the_logout(shared: Redis, user: User) -> None:
+    """After it, the token is refused on every replica."""
     token = await sessions(shared).begin(user)
     session = await sessions(shared).check(token)
     assert session.user == user
@@ -37,16 +37,16 @@ async def test_a_session_holds_until_it_is_ended(shared: Redis, user: User) -> N
     assert 0 < await shared.ttl(f"shared:messages:revoked:{session.id}") <= SETTINGS.session_s + 1
 
 
-async def test_a_key_being_changed_is_still_believed(shared: Redis, user: User) -> None:
-    """Two keys during rotation, then one."""
+async def test_two_keys_are_accepted_during_a_change(shared: Redis, user: User) -> None:
+    """A token of the previous key is valid as long as the settings name that key."""
     old = await sessions(shared, Keys(OLDER)).begin(user)
     await sessions(shared, Keys(SECRET, OLDER)).check(old)
     with pytest.raises(NotLoggedIn):
         await sessions(shared, Keys(SECRET)).check(old)
 
 
-async def test_the_clock_is_the_store_s(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica whose clock is off by an hour ends no session and prolongs none."""
+async def test_the_clock_of_redis_counts(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica whose clock is wrong by an hour neither ends nor prolongs a session."""
     token = await sessions(shared, session_s=60).begin(user)
     away = time.time() + 3600
     monkeypatch.setattr(jwt.api_jwt, "datetime", _Fixed(away))
@@ -54,7 +54,7 @@ async def test_the_clock_is_the_store_s(shared: Redis, user: User, monkeypatch: 
 
 
 class _Fixed:
-    """A clock that is wrong."""
+    """A clock that is wrong by some seconds."""
 
     def __init__(self, now: float) -> None:
         self._now = now
@@ -91,15 +91,15 @@ def signed(claims: dict[str, Any], secret: str = SECRET, algorithm: str = ALGORI
         {"generation": None},
     ],
 )
-async def test_a_token_of_ours_that_does_not_fit_is_refused(shared: Redis, user: User, change: dict[str, Any]) -> None:
-    """Every claim is required, and each is compared."""
+async def test_a_token_with_a_wrong_claim_is_refused(shared: Redis, user: User, change: dict[str, Any]) -> None:
+    """Every claim is required, and each is checked."""
     claims = await claims_of(shared, user) | change
     with pytest.raises(NotLoggedIn):
         await sessions(shared).check(signed({name: value for name, value in claims.items() if value is not None}))
 
 
-async def test_a_token_of_others_is_refused(shared: Redis, user: User) -> None:
-    """Another key, another algorithm, none at all, or no token."""
+async def test_a_forged_token_is_refused(shared: Redis, user: User) -> None:
+    """Another key, another algorithm, no signature, or no token."""
     claims = await claims_of(shared, user)
     await sessions(shared).check(signed(claims))
     forged = [
@@ -168,8 +168,8 @@ async def test_a_device_is_forgotten_after_a_while(shared: Redis, user: User, mo
     assert here.known_device(token, user) is None
 
 
-async def test_replicas_without_a_secret_share_one_they_made(shared: Redis) -> None:
-    """Whoever comes first makes it; nothing is written in the code."""
+async def test_replicas_without_a_signing_key_create_one_for_all(shared: Redis) -> None:
+    """The first replica creates it in Redis; no default is in the code."""
     first, second = await load_keys(shared, SETTINGS), await load_keys(shared, SETTINGS)
     assert first == second and len(first.current) >= 32
     given = MessageSettings(jwt_secret=SECRET, jwt_previous_secret=OLDER)  # type: ignore[arg-type]
@@ -177,6 +177,6 @@ async def test_replicas_without_a_secret_share_one_they_made(shared: Redis) -> N
 
 
 def test_a_short_secret_stops_the_start() -> None:
-    """It could be guessed."""
+    """HS256 needs a key of 32 bytes."""
     with pytest.raises(ValueError, match="32 bytes"):
         MessageSettings(jwt_secret="short")  # type: ignore[arg-type]

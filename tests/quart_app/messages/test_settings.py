@@ -11,14 +11,14 @@ from quart_app.providers import environment
 
 
 def test_the_providers_of_a_local_mesh_are_the_default() -> None:
-    """And the bound of a message's work covers both at their slowest."""
+    """The bound of a delivery covers both providers at their slowest."""
     settings = MessageSettings()
     assert {"FREE_PROVIDER_URL": settings.free_url, "PAID_PROVIDER_URL": settings.paid_url} == environment()
     assert settings.work_ms > settings.probe_wait_ms + 2 * settings.provider_timeout_ms
 
 
 @pytest.mark.parametrize("url", ["", "nowhere", "ftp://x/", "http://", "http://[", "http://x:99999/"])
-def test_what_is_no_address_stops_the_start(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_url_stops_the_start(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A typo is found before the first message."""
     monkeypatch.setenv("PAID_PROVIDER_URL", url or " ")
     with pytest.raises(ValidationError):
@@ -36,7 +36,7 @@ def test_what_is_no_address_stops_the_start(url: str, monkeypatch: pytest.Monkey
     ],
 )
 def test_numbers_that_cannot_work_stop_the_start(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the name of the setting."""
+    """The error names the setting."""
     monkeypatch.setenv(f"MESSAGES_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         MessageSettings()

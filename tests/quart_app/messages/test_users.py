@@ -1,4 +1,4 @@
-"""An email belongs to one user at every moment."""
+"""Accounts: an address belongs to one account, and rights are given explicitly."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from quart_app.messages.users import (
 )
 
 
-async def test_of_many_who_register_one_email_one_gets_it(shared: Redis) -> None:
-    """However many replicas they ask."""
+async def test_one_of_many_registrations_gets_the_address(shared: Redis) -> None:
+    """They may ask different replicas."""
     made = await asyncio.gather(
         *(Users(shared).register("a@example.com", f"hash{n}") for n in range(20)), return_exceptions=True
     )
@@ -33,8 +33,8 @@ async def test_of_many_who_register_one_email_one_gets_it(shared: Redis) -> None
     assert await Users(shared).find_by_email("a@example.com") == users[0]
 
 
-async def test_of_many_who_move_to_one_email_one_gets_it(shared: Redis) -> None:
-    """The others keep theirs, and the old email of the one is free again."""
+async def test_one_of_many_changes_gets_the_address(shared: Redis) -> None:
+    """The others keep their addresses, and the winner's former address is free again."""
     users = Users(shared)
     made = [await users.register(f"u{n}@example.com", "hash") for n in range(5)]
     moved = await asyncio.gather(
@@ -48,7 +48,7 @@ async def test_of_many_who_move_to_one_email_one_gets_it(shared: Redis) -> None:
 
 
 async def test_a_user_starts_without_rights(shared: Redis) -> None:
-    """Paid access and administration are given, never taken."""
+    """An administrator or the command line gives them."""
     user = await Users(shared).register("a@example.com", "hash")
     assert (user.paid_access, user.is_admin, user.is_active) == (False, False, True)
 
@@ -99,7 +99,7 @@ async def test_the_right_to_administrate_is_read_when_it_is_used(shared: Redis) 
 
 
 async def test_one_active_administrator_is_always_left(shared: Redis) -> None:
-    """Whoever deactivates or demotes, alone or at the same time."""
+    """Deactivations and demotions, one by one and at the same time."""
     users = Users(shared)
     first = await administrator(users)
     with pytest.raises(LastAdministrator):
@@ -130,7 +130,7 @@ async def test_an_inactive_administrator_does_not_count(shared: Redis) -> None:
     assert await users.set_admin(first.email, is_admin=False) is True
 
 
-async def test_the_first_administrator_is_one_account_for_ever(shared: Redis) -> None:
+async def test_the_first_administrator_is_created_once(shared: Redis) -> None:
     """Recorded by its id: neither another address in the settings nor a free address makes a second one."""
     users = Users(shared)
     assert not await users.has_first_admin()
@@ -215,8 +215,8 @@ async def promoted(users: Users, email: str) -> User:
     return user
 
 
-async def test_redis_away_is_no_absence() -> None:
-    """Never "no such user"."""
+async def test_redis_away_is_unavailable() -> None:
+    """An account that cannot be read is not an absent account."""
     users = Users(Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)))
     for action in (users.find("x"), users.find_by_email("a@example.com"), users.register("a@example.com", "hash")):
         with pytest.raises(Unavailable):
