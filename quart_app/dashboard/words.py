@@ -89,6 +89,10 @@ def _about_places(figures: Figures) -> Iterator[Note]:
                 yield Note(f"place-{place.database}", what, text)
             case "starting":
                 yield Note(f"place-{place.database}", what, f"{replica} is starting its services.")
+            case "ready" if place.member and place.member.not_ready:
+                services = ", ".join(place.member.not_ready)
+                text = f"{replica} works without {services}. GET /readyz of the replica gives the reason."
+                yield Note(f"place-{place.database}", what, text, bad=True)
 
 
 def _about_books(difference: int) -> Iterator[Note]:

@@ -55,6 +55,7 @@ def row(member: Member) -> dict[str, Any]:
         "public": member.public,
         "private": member.private,
         "state": member.state,
+        "not_ready": list(member.not_ready),
         "since": datetime.fromtimestamp(member.since / 1000, UTC).isoformat(timespec="milliseconds"),
     }
 
@@ -69,5 +70,7 @@ def table(members: Iterable[Member], width: int) -> Table:
         made.add_column(name, justify=justify, overflow="fold", no_wrap=name in WHOLE)
     for one in map(row, members):
         cells = {**one, "since": one["since"][11:19] + "Z"}
+        if one["not_ready"]:
+            cells["state"] += f" without {', '.join(one['not_ready'])}"
         made.add_row(*(str(cells[name]) for name in columns))
     return made

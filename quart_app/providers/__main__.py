@@ -1,4 +1,4 @@
-"""`python -m quart_app.providers free|paid`: one provider, until SIGTERM or Ctrl-C."""
+"""`python -m quart_app.providers free|paid` runs one provider until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,32 +19,44 @@ from quart_app.providers.window import Window
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
-    """The two message providers, to try the message service with."""
+    """Simulators of the two message providers, to try the message service."""
 
 
 _host = click.option("--host", default="127.0.0.1", envvar="HOST", help="address to listen on")
 _latency = click.option(
-    "--latency-ms", type=click.IntRange(0), default=50, envvar="PROVIDER_LATENCY_MS", help="time a message takes"
+    "--latency-ms", type=click.IntRange(0), default=50, envvar="PROVIDER_LATENCY_MS", help="time that a message takes"
 )
 
 
 def _port(default: int) -> Callable[[Any], Any]:
-    return click.option("--port", type=click.IntRange(0, 65535), default=default, envvar="PORT", help="0: any free one")
+    return click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=default,
+        envvar="PORT",
+        help="port to listen on; 0: any free one",
+    )
 
 
 @main.command()
 @_host
 @_port(FREE_PORT)
 @_latency
-@click.option("--limit", type=click.IntRange(1), default=10, envvar="MESSAGES_FREE_LIMIT", help="requests to a block")
 @click.option(
-    "--block-seconds", type=click.FloatRange(0.05), default=60, envvar="MESSAGES_FREE_BLOCK_SECONDS", help="its length"
+    "--limit", type=click.IntRange(1), default=10, envvar="MESSAGES_FREE_LIMIT", help="requests before it blocks"
 )
-@click.option("--retry-after", type=click.Choice(["seconds", "date"]), default="seconds", help="how a refusal says it")
+@click.option(
+    "--block-seconds",
+    type=click.FloatRange(0.05),
+    default=60,
+    envvar="MESSAGES_FREE_BLOCK_SECONDS",
+    help="length of a block",
+)
+@click.option("--retry-after", type=click.Choice(["seconds", "date"]), default="seconds", help="form of Retry-After")
 def free(
     host: str, port: int, latency_ms: int, limit: int, block_seconds: float, retry_after: Literal["seconds", "date"]
 ) -> None:
-    """Takes LIMIT messages, then refuses for BLOCK_SECONDS."""
+    """Accept LIMIT messages, then refuse for BLOCK_SECONDS."""
     provider = Provider("free", Window(limit, block_seconds), latency_ms / 1000, retry_after)
     asyncio.run(_serve(provider, host, port))
 
@@ -54,7 +66,7 @@ def free(
 @_port(PAID_PORT)
 @_latency
 def paid(host: str, port: int, latency_ms: int) -> None:
-    """Takes every message."""
+    """Accept every message."""
     asyncio.run(_serve(Provider("paid", latency_s=latency_ms / 1000), host, port))
 
 
@@ -69,9 +81,9 @@ async def _serve(provider: Provider, host: str, port: int) -> None:
 
 def _config(listener: socket.socket) -> Config:
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # the server's to close
+    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
     config.loglevel = "WARNING"
-    # Longer than any client keeps an idle connection, so that none is closed under a request.
+    # Longer than clients keep idle connections, so that none is closed while a request is on its way.
     config.keep_alive_timeout = 75
     config.graceful_timeout = 3
     return config

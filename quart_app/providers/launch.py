@@ -1,4 +1,4 @@
-"""How to start both providers beside a mesh, and what its replicas must be told."""
+"""The command lines of both providers, and the environment that tells replicas where they are."""
 
 from __future__ import annotations
 

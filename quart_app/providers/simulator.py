@@ -1,8 +1,8 @@
-"""The two providers of the task, as real HTTP servers.
+"""The two message providers of the task, as real HTTP servers.
 
 POST /       {"message": "..."}   200 {"provider": "free", "response": "..."}
                                   429 with Retry-After while the free provider blocks
-GET  /calls                       what was asked, latest last: for looking, and for tests
+GET  /calls                       the requests so far, the latest last, for people and tests
 GET  /health                      204
 """
 
@@ -24,19 +24,19 @@ from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.providers.window import Window
 
-#: Calls kept for looking at; older ones are forgotten, their numbers are not.
+#: Most calls that are listed. Older ones are dropped, but still counted.
 CALLS_KEPT = 10_000
 
 
 class Message(BaseModel):
-    """What a provider takes."""
+    """The body of a request to a provider."""
 
     message: Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as the provider saw it."""
+    """One request that the provider received."""
 
     #: epoch seconds
     at: float
@@ -48,19 +48,19 @@ class Call:
 
 @dataclass(slots=True)
 class Provider:
-    """One provider: the free one has a window, the paid one takes everything."""
+    """One provider. The free one has a window; the paid one accepts every request."""
 
     kind: Literal["free", "paid"]
     window: Window | None = None
     latency_s: float = 0.05
-    #: Retry-After can be seconds or a date (RFC 9110); a date rounds up to a whole second, too
+    #: the form of Retry-After (RFC 9110); both round up to whole seconds
     retry_after: Literal["seconds", "date"] = "seconds"
     taken: int = 0
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
 
     def see(self, message: str, id: str = "") -> float | None:
-        """Count a request the moment it is seen. Not None: refused, and for how many seconds."""
+        """Count a request when it is received. Return None if it is accepted, else the seconds until the block ends."""
         wait_s = self.window.take(time.monotonic()) if self.window else None
         self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused", id))
         if wait_s is None:
@@ -70,14 +70,16 @@ class Provider:
         return wait_s
 
     def refusal(self, wait_s: float) -> Problem:
-        """What a blocked caller is told."""
+        """Return the 429 for a caller that is blocked."""
         seconds = max(1, math.ceil(wait_s))
         when = str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
-        return Problem(429, "the free requests are used up for now", headers={"Retry-After": when})
+        return Problem(
+            429, "the free requests are used up; retry after the time in Retry-After", headers={"Retry-After": when}
+        )
 
 
 def create_app(provider: Provider) -> Quart:
-    """The HTTP server of one provider."""
+    """Return the HTTP application of one provider."""
     app = Quart(__name__)
     problems.install(app)
 

@@ -1,9 +1,9 @@
-"""What the free provider allows: so many requests, then none for a while. Pure; the time is passed in.
+"""The window of the free provider: a number of requests, then none for a while. Pure; the time is passed in.
 
-    open ──the last allowed request──> blocked ──block_s later──> open, counting from none
+    open ──the last allowed request──> blocked ──block_s later──> open, with a count of 0
 
-A request while it is blocked is refused and neither counts nor makes the block longer. A count that is not full is
-never forgotten, however long nothing comes: that is the strictest reading of the task.
+A request during a block is refused. It is not counted and does not extend the block. A count below the limit never
+expires, which is the strictest reading of the task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Window:
-    """The free provider's memory. All times are seconds of any clock that never goes back."""
+    """The state of the window. All times are seconds of a monotonic clock."""
 
     limit: int
     block_s: float
@@ -21,7 +21,7 @@ class Window:
     blocked_until: float = 0.0
 
     def take(self, now: float) -> float | None:
-        """Count a request. None: it is taken; else for how many seconds the provider still blocks."""
+        """Count a request. Return None if it is accepted, else the seconds until the block ends."""
         if now < self.blocked_until:
             return self.blocked_until - now
         if self.taken == self.limit:

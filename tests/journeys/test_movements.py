@@ -238,3 +238,42 @@ async def test_postgresql_goes_and_comes_back(replicas: Replicas, environment: d
         for replica in both:
             await assert_exact(replicas, replica, messages)
         assert [letter["body"] for letter in dead_letters(replicas)] == ["no json"]
+
+
+async def test_postgresql_away_at_the_start_stops_the_movements_alone(replicas: Replicas) -> None:
+    """The replica is ready and factors; it names the movements and the reason, and opens them when PostgreSQL is up."""
+    with postgres.cluster() as cluster:
+        cluster.stop()
+        env = {"SERVICES": "values,movements", "DATABASE_URL": cluster.address, "MESH_CLASS": "A"}
+        (replica,) = await replicas(1, env)
+        status, ready = await get(replicas, replica, "/readyz")
+        assert status == 200 and ready["not_ready"] == {
+            "movements": "the movements database cannot be used: it cannot be reached"
+        }
+        answer = await replicas.client.post(replica.public + "/values", json=[{"value": 6, "ttl": 60, "cls": "A"}])
+        assert answer.json() == [{"value": 6, "prime_factors": [2, 3]}]
+        refused = await replicas.client.get(replica.public + STOCK)
+        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
+        assert "the service movements is not ready: the movements database" in refused.json()["detail"]
+
+        async def named() -> bool:
+            return [member.not_ready for member in await replicas.roster()] == [("movements",)]
+
+        await eventually(named)
+        cluster.start()
+        send(replicas, sample())
+        await told(replicas, replica, STOCK, quantity=100)
+        assert (await get(replicas, replica, "/readyz"))[1]["not_ready"] == {}
+
+
+async def test_a_damaged_database_stops_the_movements_alone(replicas: Replicas, tmp_path: Path) -> None:
+    """Nothing is overwritten; with another file in its place the movements go on without a restart."""
+    damaged = tmp_path / "movements.db"
+    damaged.write_bytes(b"this is not a database" * 1000)
+    (replica,) = await replicas(1, {"SERVICES": "values,movements", "MOVEMENTS_DB_PATH": str(damaged)})
+    _, ready = await get(replicas, replica, "/readyz")
+    assert "the file is not an SQLite database" in ready["not_ready"]["movements"]
+    assert damaged.read_bytes() == b"this is not a database" * 1000
+    damaged.rename(tmp_path / "aside.db")
+    send(replicas, sample())
+    await told(replicas, replica, STOCK, quantity=100)

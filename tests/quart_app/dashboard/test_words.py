@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quart_app.dashboard.figures import DatabaseFigures
 from quart_app.dashboard.words import counted, duration, shortened, words
 from tests.support.dashboard import QUIET, letter, place, stream
 
@@ -25,12 +26,19 @@ def test_the_summary_says_what_goes_on() -> None:
     assert found == "1 replica holds 1 of 1 databases. 650 requests are answered per second; 1 request waits."
 
 
+def limited(figures: DatabaseFigures) -> DatabaseFigures:
+    """Return the same place with two services that are not ready."""
+    assert figures.member is not None
+    return replace(figures, member=replace(figures.member, not_ready=("grades", "movements")))
+
+
 TROUBLES = [
     ({"places": [place(1), place(2, "lost", cls="B")]}, "class-B", "Class B", "has no ready replica", True),
     ({"places": [place(1), place(2, "lost")]}, "place-2", "Database 2", "replica-2 ended without a release", True),
     ({"places": [place(1), place(2, "left")]}, "place-2", "Database 2", "has left in order", False),
     ({"places": [place(1), place(2, "draining", 1)]}, "place-2", "Database 2", "finishes 1 request and", False),
     ({"places": [place(1), place(2, "starting")]}, "place-2", "Database 2", "starting its services", False),
+    ({"places": [place(1), limited(place(2))]}, "place-2", "Database 2", "works without grades, movements. GET", True),
     ({"books": {**QUIET.books, "accepted": 6}}, "books", "The books do not balance", "1 more were accepted", True),
     ({"books": {**QUIET.books, "accepted": 4}}, "books", "The books do not balance", "1 more ended than", True),
     ({"streams": [stream("A", 3, 1, 2500)]}, "old", "Stream class A", "2.5 s old; 2 wait and 1 are in hand", False),

@@ -23,7 +23,7 @@ from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
-NAMES = {"database", "class", "epoch", "replica", "pid", "public", "private", "state", "since"}
+NAMES = {"database", "class", "epoch", "replica", "pid", "public", "private", "state", "not_ready", "since"}
 
 
 def invoke(*words: str, columns: int = 200) -> Result:

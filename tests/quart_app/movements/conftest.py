@@ -1,4 +1,4 @@
-"""Every promise is kept on SQLite and on PostgreSQL."""
+"""Fixtures: each test runs on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support import postgres
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The address of a PostgreSQL of this run."""
+    """The address of a PostgreSQL server for this run."""
     with postgres.cluster() as cluster:
         yield cluster.address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of one test."""
+    """An empty database for one test."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'movements.db'}"
     address: str = request.getfixturevalue("postgres_server")

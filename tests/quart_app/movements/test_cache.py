@@ -1,4 +1,4 @@
-"""The cache, bare: its clock is moved, its loads are held."""
+"""The cache alone, with a clock that the test moves and loads that it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quart_app.movements.cache import Cache
 
 
 class Source:
-    """What is loaded from: counts, and waits where it is told to."""
+    """A source of values that counts loads and can hold them."""
 
     def __init__(self) -> None:
         self.values: dict[str, int] = {"a": 1, "b": 2, "c": 3}
@@ -38,7 +38,7 @@ def source() -> Source:
 
 
 async def test_a_value_is_loaded_once_while_it_is_fresh(source: Source) -> None:
-    """And again when its time is over, to the moment."""
+    """It is loaded again exactly when its ttl is over."""
     cache = source.cache(ttl_s=5)
     assert [await cache.get("a"), await cache.get("a")] == [1, 1]
     source.now = 4.999
@@ -50,8 +50,8 @@ async def test_a_value_is_loaded_once_while_it_is_fresh(source: Source) -> None:
     assert source.loads == ["a", "a"]
 
 
-async def test_many_waiters_share_one_load(source: Source) -> None:
-    """However many ask for the same thing at once, the database is asked once."""
+async def test_concurrent_calls_share_one_load(source: Source) -> None:
+    """Concurrent calls for one key start one load."""
     source.open.clear()
     cache = source.cache()
     waiting = [asyncio.create_task(cache.get("a")) for _ in range(1000)]
@@ -61,8 +61,8 @@ async def test_many_waiters_share_one_load(source: Source) -> None:
     assert source.loads == ["a"]
 
 
-async def test_what_is_not_found_is_not_kept(source: Source) -> None:
-    """It may come at any moment."""
+async def test_a_missing_value_is_not_cached(source: Source) -> None:
+    """The next call may find it."""
     cache = source.cache()
     assert await cache.get("z") is None
     assert len(cache) == 0
@@ -71,8 +71,8 @@ async def test_what_is_not_found_is_not_kept(source: Source) -> None:
     assert len(cache) == 1
 
 
-async def test_a_failure_reaches_every_waiter_and_is_not_kept(source: Source) -> None:
-    """The next one tries again."""
+async def test_a_failure_reaches_every_caller_and_is_not_cached(source: Source) -> None:
+    """The next call starts another load."""
     source.values["a"] = -1
     source.open.clear()
     cache = source.cache()
@@ -87,7 +87,7 @@ async def test_a_failure_reaches_every_waiter_and_is_not_kept(source: Source) ->
 
 
 async def test_the_least_recently_used_goes_first(source: Source) -> None:
-    """The size is a bound."""
+    """The cache never holds more values than its size."""
     cache = source.cache(size=2)
     for key in ("a", "b", "a", "c"):
         await cache.get(key)
@@ -98,16 +98,16 @@ async def test_the_least_recently_used_goes_first(source: Source) -> None:
     assert source.loads == ["a", "b", "c", "b"]
 
 
-async def test_a_cache_of_no_size_keeps_nothing(source: Source) -> None:
-    """Which is how it is switched off; waiters still share."""
+async def test_a_cache_of_size_0_caches_nothing(source: Source) -> None:
+    """A size of 0 turns the cache off; concurrent calls still share a load."""
     cache = source.cache(size=0)
     await cache.get("a")
     await cache.get("a")
     assert (len(cache), source.loads) == (0, ["a", "a"])
 
 
-async def test_a_waiter_that_leaves_does_not_end_the_load(source: Source) -> None:
-    """The others get what they wait for."""
+async def test_a_cancelled_caller_does_not_cancel_the_load(source: Source) -> None:
+    """The other callers get their value."""
     source.open.clear()
     cache = source.cache()
     first, second = asyncio.create_task(cache.get("a")), asyncio.create_task(cache.get("a"))
@@ -119,8 +119,8 @@ async def test_a_waiter_that_leaves_does_not_end_the_load(source: Source) -> Non
     assert source.loads == ["a"]
 
 
-async def test_a_failure_that_nobody_waits_for_is_no_noise(source: Source) -> None:
-    """Every waiter was cancelled; the load's error must not come up as never retrieved."""
+async def test_a_failure_without_callers_is_not_reported(source: Source) -> None:
+    """All callers were cancelled; asyncio must not report the load's error as never retrieved."""
     noise: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context["message"]))
     source.values["a"] = -1
@@ -137,8 +137,8 @@ async def test_a_failure_that_nobody_waits_for_is_no_noise(source: Source) -> No
     assert noise == []
 
 
-async def test_what_has_changed_is_loaded_anew(source: Source) -> None:
-    """Forgotten is forgotten."""
+async def test_a_changed_value_is_loaded_again(source: Source) -> None:
+    """The next call after `forget` starts a load."""
     cache = source.cache()
     await cache.get("a")
     source.values["a"] = 9
@@ -147,8 +147,8 @@ async def test_what_has_changed_is_loaded_anew(source: Source) -> None:
     assert await cache.get("a") == 9
 
 
-async def test_a_load_that_began_before_the_change_is_not_kept(source: Source) -> None:
-    """It may have read what was there before; who asks after the change gets a load of their own."""
+async def test_a_load_that_began_before_the_change_is_not_cached(source: Source) -> None:
+    """It may return the old value, so calls after the change start another load."""
     source.open.clear()
     cache = source.cache()
     before = asyncio.create_task(cache.get("a"))
@@ -164,8 +164,8 @@ async def test_a_load_that_began_before_the_change_is_not_kept(source: Source) -
     assert source.loads == ["a", "a"]
 
 
-async def test_closing_ends_what_is_being_loaded(source: Source) -> None:
-    """No task outlives its parent."""
+async def test_closing_cancels_loads(source: Source) -> None:
+    """`close` cancels the loads that are under way."""
     source.open.clear()
     cache = source.cache()
     waiter = asyncio.create_task(cache.get("a"))

@@ -32,7 +32,7 @@ INI = Path(module.__file__).parent / "migrations" / "alembic.ini"
 
 
 def migrate(url: str) -> None:
-    """What a replica does when it starts, in a process of its own."""
+    """Migrate a database, as a replica does at its start; for a process of its own."""
     asyncio.run(MovementDatabase.of(MovementSettings(database_url=SecretStr(url))).migrate())
 
 
@@ -66,7 +66,7 @@ async def names(database: MovementDatabase) -> set[str]:
 
 
 async def test_replicas_that_start_together_migrate_once(database_url: str) -> None:
-    """Whoever comes first does it, the others wait and find it done: real processes, one database."""
+    """Four processes start at once: one migrates, the others wait and find the tables."""
     started = [forked().Process(target=migrate, args=(database_url,)) for _ in range(4)]
     for process in started:
         process.start()
@@ -81,7 +81,7 @@ async def test_replicas_that_start_together_migrate_once(database_url: str) -> N
 
 
 def test_the_latest_revision_is_the_one_that_alembic_goes_to() -> None:
-    """It is told by a file's name, so that a replica on migrated tables need not load Alembic."""
+    """The code reads it from a file name, so that most replicas never load Alembic."""
     config = Config()
     config.set_main_option("script_location", module.MIGRATIONS)
     assert ScriptDirectory.from_config(config).get_heads() == [module.LATEST]
@@ -90,7 +90,7 @@ def test_the_latest_revision_is_the_one_that_alembic_goes_to() -> None:
 async def test_a_replica_on_migrated_tables_does_not_load_alembic(
     database: MovementDatabase, database_url: str
 ) -> None:
-    """Most starts find the tables as they should be, and Alembic is a tenth of what a replica loads."""
+    """Most starts need no migration, and Alembic is a tenth of what a replica loads."""
     code = (
         "import asyncio, sys; from quart_app.movements.database import MovementDatabase; "
         "from quart_app.movements.settings import MovementSettings; "
@@ -111,7 +111,7 @@ async def test_a_replica_on_migrated_tables_does_not_load_alembic(
 async def test_a_migration_that_fails_leaves_nothing_half_done(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it is one transaction, on SQLite too; the next start does it from the beginning."""
+    """A migration is one transaction, on SQLite too. The next start does all of it."""
     upgrade = module._upgrade
 
     def killed_at_the_end(connection: Connection) -> None:
@@ -130,7 +130,7 @@ async def test_a_migration_that_fails_leaves_nothing_half_done(
 
 
 async def test_the_tables_are_what_the_migrations_make(database: MovementDatabase) -> None:
-    """The code's tables and the migrated ones never part."""
+    """The tables in the code and the migrated ones are equal."""
 
     def difference(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
@@ -141,7 +141,7 @@ async def test_the_tables_are_what_the_migrations_make(database: MovementDatabas
 
 
 async def test_migrations_can_be_undone(database: MovementDatabase) -> None:
-    """Down to nothing, and up again."""
+    """A downgrade removes the tables, and an upgrade makes them again."""
 
     def downgrade(connection: Connection) -> None:
         config = Config(attributes={"connection": connection})
@@ -156,7 +156,7 @@ async def test_migrations_can_be_undone(database: MovementDatabase) -> None:
 
 
 async def test_alembic_works_from_the_command_line(database_url: str) -> None:
-    """For operators, with the same settings and under the same lock."""
+    """Operators run it with the same settings and under the same lock."""
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "alembic", "-c", str(INI), "upgrade", "head"],
@@ -173,7 +173,7 @@ async def test_alembic_works_from_the_command_line(database_url: str) -> None:
 
 
 async def test_readers_do_not_wait_for_the_writer(database: MovementDatabase) -> None:
-    """They see what is committed, at once."""
+    """They see what is committed and do not wait."""
     async with database.writing() as writer:
         await writer.execute(
             text(
@@ -188,7 +188,7 @@ async def test_readers_do_not_wait_for_the_writer(database: MovementDatabase) ->
 
 
 async def test_a_lock_is_not_waited_for_for_ever(database: MovementDatabase, database_url: str) -> None:
-    """After the time-out the database is unavailable, and events wait outside it."""
+    """After the time-out the database is unavailable, and events wait on the stream."""
     other = MovementDatabase(async_url(database_url), timeout_ms=1000)
     async with database.migrating():
         with pytest.raises(Unavailable, match="database"):
@@ -198,7 +198,7 @@ async def test_a_lock_is_not_waited_for_for_ever(database: MovementDatabase, dat
 
 
 async def test_a_long_migration_is_not_cut_short(postgres_server: str) -> None:
-    """The time-out is for what a request waits for; to build an index on a grown table takes longer."""
+    """The time-out is for requests; an index on a large table takes longer."""
     await postgres.empty(postgres_server)
     database = MovementDatabase(async_url(postgres_server), timeout_ms=1000)
     async with database.migrating() as connection:
@@ -210,8 +210,7 @@ async def test_a_long_migration_is_not_cut_short(postgres_server: str) -> None:
 
 
 async def test_sqlite_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    """An event leaves its stream after the commit, so the commit must have reached the disk; and all processes of
-    the machine share the file, so readers must not lock out the writer."""
+    """A commit reaches the disk before its event leaves the stream, and readers do not lock out the writer."""
     database = MovementDatabase(make_url(f"sqlite+aiosqlite:///{tmp_path / 'deep' / 'down' / 'movements.db'}"))
     await database.migrate()
     async with database.writing() as connection:
@@ -224,7 +223,7 @@ async def test_sqlite_loses_nothing_that_was_committed(tmp_path: Path) -> None:
 
 
 async def test_the_address_is_in_no_error_and_the_password_in_no_log() -> None:
-    """Errors travel into answers; the log says what is wrong, and no secret."""
+    """Clients see errors, and operators see the log: neither sees the password, and clients do not see the address."""
     away = MovementDatabase(async_url("postgresql://mesh:secret-word@127.0.0.1:9/none"), timeout_ms=500)
     with capture_logs() as said, pytest.raises(Unavailable) as caught:
         await away.migrate()

@@ -1,4 +1,4 @@
-"""Row 27 of the fault matrix: killed between the commit and the acknowledgement, nothing is missing or twice."""
+"""Row 27 of the fault matrix: after kills between commit and acknowledgement no event is missing or stored twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent, and how often its consumers are killed."""
+    """The messages to send, and how often their consumers are killed."""
 
     movements: int
     poison: int
@@ -41,7 +41,7 @@ FULL = Load(movements=50_000, poison=50, batch=500, kills=50, within_s=240)
 
 
 def send(client: redis.Redis, messages: Sequence[Message], poison: int) -> None:
-    """Put them on the stream, with messages between them that cannot be read."""
+    """Add the messages to the stream, with unreadable ones between them."""
     spoilt = {len(messages) * n // poison for n in range(poison)}
     pipe = client.pipeline(transaction=False)
     for place, message in enumerate(messages):
@@ -64,7 +64,7 @@ def identity_and_content(message: Message) -> tuple[str, ...]:
 
 
 async def stored(database: MovementDatabase) -> Counter[tuple[str, ...]]:
-    """Every row of movements, as its message would be."""
+    """Return every row of `movements`, in the form of its message."""
     columns = movements.c
     wanted = (columns.source, columns.event_id, columns.movement_id, columns.warehouse_id, columns.product_id)
     async with database.reading() as connection:
@@ -82,7 +82,7 @@ async def stock(database: MovementDatabase) -> dict[tuple[str, str], tuple[int, 
 
 
 def expected_stock(messages: Sequence[Message]) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """What the tables must say, added up here."""
+    """Return the stock that follows from the messages."""
     balance: Counter[tuple[str, str]] = Counter()
     for message in {(one["source"], one["id"]): one for one in messages}.values():
         data = message["data"]
@@ -92,7 +92,7 @@ def expected_stock(messages: Sequence[Message]) -> dict[tuple[str, str], tuple[i
 
 
 async def differences(database: MovementDatabase, messages: Sequence[Message]) -> Findings:
-    """What is in the tables and should not be, or the other way round."""
+    """Return the rows that are in the tables or in the expected ones, but not in both."""
     found, wanted = await stored(database), Counter({identity_and_content(one) for one in messages})
     findings = Findings(lost=[*map(str, (wanted - found).elements())], doubled=[*map(str, (found - wanted).elements())])
     stocks, expected = await stock(database), expected_stock(messages)
@@ -101,7 +101,7 @@ async def differences(database: MovementDatabase, messages: Sequence[Message]) -
 
 
 async def run(server: Server, database_url: str, load: Load) -> Findings:
-    """Send the load, kill the consumers as often as it says, and look at what is left."""
+    """Send the load, kill the consumers as often as it says, and compare the tables."""
     messages = Warehouses(seed=27).messages(load.movements, duplicates=0.5, shuffle=True)
     assert len({(one["source"], one["id"]) for one in messages}) == 2 * load.movements
     database = MovementDatabase(async_url(database_url))
@@ -123,8 +123,7 @@ async def run(server: Server, database_url: str, load: Load) -> Findings:
 
 
 async def test_killed_between_commit_and_acknowledgement(server: Server, database_url: str) -> None:
-    """Events come twice and in no order, consumers are killed at the worst moment: both tables are exact, and what
-    cannot be read is a dead letter, all of it and nothing else."""
+    """Events come twice and in random order. Both tables are exact, and only unreadable ones are dead letters."""
     findings = await run(server, database_url, SMALL)
     assert not findings, findings.says()
 
@@ -132,7 +131,7 @@ async def test_killed_between_commit_and_acknowledgement(server: Server, databas
 @pytest.mark.faults
 @pytest.mark.timeout(400)
 async def test_row_27(server: Server, database_url: str) -> None:
-    """The same with 100 000 events and fifty kills."""
+    """The same load with 100,000 events and fifty kills."""
     row = Result(
         27, f"kill -9 between the commit ({async_url(database_url).get_backend_name()}) and the acknowledgement"
     )

@@ -1,4 +1,4 @@
-"""From what stands on the stream to what is stored; the rest is refused with its reason."""
+"""Reading events from stream entries and storing them; other entries are refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quart_app.movements.store import MovementStore
 
 
 def changed(path: str, value: Any) -> Message:
-    """The sample's arrival with one place changed; `...` removes it."""
+    """Return the sample's arrival with one field changed; `...` removes it."""
     message = copy.deepcopy(sample()[1])
     *folders, name = path.split(".")
     place = message
@@ -40,7 +40,7 @@ def body(message: Any) -> dict[str, str]:
 
 
 def test_a_message_of_the_retailer_is_read() -> None:
-    """All of it, attributes we do not use included."""
+    """It may have attributes that the service does not use."""
     event = read_event(body(sample()[1]))
     assert event.key == ("WH-3423", "b3b53031-e83a-4654-87f5-b6b6fb09fd99")
     assert event.data.movement_id == UUID("c6290746-790e-43fa-8270-014dc90e02e0")
@@ -49,7 +49,7 @@ def test_a_message_of_the_retailer_is_read() -> None:
 
 
 def test_attributes_may_be_fields_of_their_own() -> None:
-    """CloudEvents' other way: `data` alone is JSON."""
+    """In this form of CloudEvents only `data` is JSON."""
     message = sample()[1]
     fields = {name: str(value) for name, value in message.items()} | {"data": json.dumps(message["data"])}
     assert read_event(fields) == read_event(body(message))
@@ -63,8 +63,8 @@ def test_attributes_may_be_fields_of_their_own() -> None:
         ("data.timestamp", "2025-02-18 14:34:56Z", "2025-02-18T14:34:56+00:00"),
     ],
 )
-def test_moments_are_utc(path: str, value: str, read: str) -> None:
-    """From any offset; without one they are UTC, as the retailer's are."""
+def test_times_are_utc(path: str, value: str, read: str) -> None:
+    """Any offset is converted; a time without one is UTC, as in the retailer's messages."""
     assert read_event(body(changed(path, value))).data.timestamp.isoformat() == read
 
 
@@ -103,8 +103,8 @@ def test_moments_are_utc(path: str, value: str, read: str) -> None:
         ("data.timestamp", "9999-12-31T23:59:59-14:00", "this time is out of range in UTC"),
     ],
 )
-def test_what_is_no_event_is_refused_with_the_place(path: str, value: Any, reason: str) -> None:
-    """A reason that helps whoever sent it."""
+def test_an_entry_that_is_no_event_is_refused_with_the_field(path: str, value: Any, reason: str) -> None:
+    """The reason names the field, for the sender."""
     with pytest.raises(UnreadableEvent) as caught:
         read_event(body(changed(path, value)))
     assert reason in str(caught.value)
@@ -127,8 +127,8 @@ def test_what_is_no_event_is_refused_with_the_place(path: str, value: Any, reaso
         ({"data": "nothing"}, "not JSON"),
     ],
 )
-def test_what_is_no_json_object_is_refused(fields: dict[str, str], reason: str) -> None:
-    """Nothing on the stream can do more than become a dead letter."""
+def test_an_entry_that_is_no_json_object_is_refused(fields: dict[str, str], reason: str) -> None:
+    """Any entry is an event or becomes a dead letter."""
     with pytest.raises(UnreadableEvent, match=reason):
         read_event(fields)
 
@@ -143,7 +143,7 @@ PLACES = ["id", "source", "time", "data", *(f"data.{name}" for name in sample()[
 
 @given(place=st.sampled_from(PLACES), value=JSON)
 def test_any_value_in_any_place_is_an_event_or_refused(place: str, value: Any) -> None:
-    """No third way: an unexpected error would be tried again and again."""
+    """There is no other error: it would be tried again without end."""
     try:
         event = read_event(body(changed(place, value)))
     except UnreadableEvent as error:
@@ -152,8 +152,8 @@ def test_any_value_in_any_place_is_an_event_or_refused(place: str, value: Any) -
         assert isinstance(event, Event)
 
 
-async def test_a_batch_is_stored_but_for_what_is_refused(store: MovementStore) -> None:
-    """Each refused one with a reason of its own; movements with new rows are told."""
+async def test_a_batch_is_stored_without_its_refused_entries(store: MovementStore) -> None:
+    """Each refused entry has its own reason; `changed` gets each movement with a new row."""
     registry = CollectorRegistry()
     heard: list[UUID] = []
     intake = Intake(store, MovementMetrics(registry), heard.append)
@@ -173,7 +173,7 @@ async def test_a_batch_is_stored_but_for_what_is_refused(store: MovementStore) -
 
 
 async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None:
-    """As after a kill between the commit and its acknowledgement."""
+    """This happens after a kill between the commit and its acknowledgement."""
     registry = CollectorRegistry()
     intake = Intake(store, MovementMetrics(registry), lambda movement_id: None)
     entries = [Entry(f"{n}-0", body(message)) for n, message in enumerate(sample())]

@@ -1,4 +1,4 @@
-"""A ledger's life beside a member of a real mesh, in this process."""
+"""The movements service of one replica, on a member of a real mesh in this process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.support.waiting import eventually
 MOVEMENT = Event.model_validate(sample()[0]).data.movement_id
 
 
-async def test_it_takes_events_in_with_the_rights_of_a_member(
+async def test_it_stores_events_with_the_rights_of_a_member(
     mesh_of: Members, server: Server, database_url: str
 ) -> None:
-    """What the server's access rules let a replica do is enough; the gauges follow; leaving is quick."""
+    """The rights of a replica's Redis user suffice, the gauges are measured, and leaving is quick."""
     registry = CollectorRegistry()
     ledger = Ledger(MovementSettings(database_url=SecretStr(database_url)), MovementMetrics(registry))
     (replica,) = await mesh_of(1)

@@ -1,4 +1,4 @@
-"""The producer's messages are what the service reads."""
+"""The messages of the producer are events that the service reads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ STREAM = "events:movements"
 
 
 def sent_to(server: Server, *options: str) -> list[dict[str, str]]:
-    """What stands on the stream after a run."""
+    """Run the producer and return the entries of the stream."""
     done = CliRunner().invoke(main, ["--redis-url", server.url, *options])
     assert done.exit_code == 0, done.output
     with server.redis() as client:
         return [fields for _, fields in client.xrange(STREAM)]
 
 
-def test_it_fills_the_stream(server: Server) -> None:
-    """Two readable events for each movement, some twice; the same seed makes the same ids."""
+def test_it_adds_events_to_the_stream(server: Server) -> None:
+    """Each movement has two readable events, some sent twice; the same seed makes the same ids."""
     events = [
         read_event(fields) for fields in sent_to(server, "--movements", "600", "--duplicates", "0.1", "--seed", "1")
     ]
@@ -36,12 +36,12 @@ def test_it_fills_the_stream(server: Server) -> None:
 
 
 def test_the_sample_is_one_movement(server: Server) -> None:
-    """With the ids that the documentation names."""
+    """It has the ids of the documentation."""
     assert [json.loads(fields["body"]) for fields in sent_to(server, "--sample")] == list(sample())
 
 
-def test_without_redis_it_says_so() -> None:
-    """A sentence, and a status."""
+def test_without_redis_it_ends_with_a_sentence() -> None:
+    """It prints a sentence and ends with a status."""
     done = CliRunner().invoke(main, ["--redis-url", "redis://127.0.0.1:9/0", "--sample"])
     assert done.exit_code == 1
     assert "Redis did not accept the messages" in done.output

@@ -1,4 +1,4 @@
-"""The routes, over a real database and without a stream."""
+"""The HTTP routes over a real database, without a stream."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOBODY = UUID(int=7)
 
 
 class Served:
-    """The routes of a ledger with its own settings."""
+    """The routes of one replica with settings of its own."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.registry = CollectorRegistry()
@@ -63,8 +63,8 @@ async def served(database: MovementDatabase, database_url: str) -> AsyncIterator
     await served.close()
 
 
-async def test_a_movement_is_told(served: Served, store: MovementStore) -> None:
-    """All of it, as the interface says."""
+async def test_a_movement_is_answered(served: Served, store: MovementStore) -> None:
+    """The answer has every field of the interface."""
     await store.add([DEPARTURE, ARRIVAL])
     leg = {
         "sender": str(DEPARTURE.data.warehouse_id),
@@ -84,8 +84,8 @@ async def test_a_movement_is_told(served: Served, store: MovementStore) -> None:
     assert await served.get(f"/api/movements/{str(MOVEMENT).upper()}") == (200, expected)
 
 
-async def test_stock_is_told(served: Served, store: MovementStore) -> None:
-    """With the moment of the latest movement counted."""
+async def test_a_stock_is_answered(served: Served, store: MovementStore) -> None:
+    """The answer has the time of the latest movement."""
     await store.add([ARRIVAL])
     assert await served.get(f"/api/warehouses/{RECEIVER}/products/{PRODUCT}") == (
         200,
@@ -107,8 +107,8 @@ async def test_stock_is_told(served: Served, store: MovementStore) -> None:
         f"/api/warehouses/{NOBODY}/products/{PRODUCT}",
     ],
 )
-async def test_what_was_never_heard_of_is_404(served: Served, store: MovementStore, path: str) -> None:
-    """And says so."""
+async def test_an_unknown_id_is_404(served: Served, store: MovementStore, path: str) -> None:
+    """The detail says what is unknown."""
     await store.add([DEPARTURE, ARRIVAL])
     status, answer = await served.get(path)
     assert (status, answer["status"]) == (404, 404)
@@ -127,15 +127,15 @@ async def test_what_was_never_heard_of_is_404(served: Served, store: MovementSto
         (f"/api/warehouses/{RECEIVER}/products/1;DROP", "product_id"),
     ],
 )
-async def test_what_is_no_id_is_422(served: Served, path: str, name: str) -> None:
-    """With the place that is wrong."""
+async def test_a_text_that_is_no_id_is_422(served: Served, path: str, name: str) -> None:
+    """The answer names the parameter."""
     status, answer = await served.get(path)
     assert status == 422
     assert answer["errors"] == [{"pointer": f"/{name}", "message": "not a UUID"}]
 
 
-async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: MovementStore) -> None:
-    """One load for those who ask at once, and none for those who ask soon after."""
+async def test_concurrent_requests_share_one_load(served: Served, store: MovementStore) -> None:
+    """Concurrent requests share one load; requests soon after need none."""
     await store.add([DEPARTURE, ARRIVAL])
     answers = await asyncio.gather(*(served.get(f"/api/movements/{MOVEMENT}") for _ in range(50)))
     assert {status for status, _ in answers} == {200}
@@ -143,17 +143,15 @@ async def test_a_movement_is_read_once_for_many_who_ask(served: Served, store: M
     assert served.loads == 1
 
 
-async def test_404_is_not_kept(served: Served, store: MovementStore) -> None:
-    """The next one who asks may be luckier."""
+async def test_a_404_is_not_cached(served: Served, store: MovementStore) -> None:
+    """A later request may find the movement."""
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 404
     await store.add([DEPARTURE])
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[0] == 200
 
 
-async def test_a_kept_movement_is_read_again_when_its_time_is_over(
-    database_url: str, database: MovementDatabase
-) -> None:
-    """Another replica's writes show after `MOVEMENT_CACHE_EXPIRATION` at the latest."""
+async def test_a_cached_movement_expires(database_url: str, database: MovementDatabase) -> None:
+    """The writes of another replica show after `MOVEMENT_CACHE_EXPIRATION` at the latest."""
     served, store = Served(database_url, movement_cache_expiration=0.05), MovementStore(database)
     await store.add([DEPARTURE])
     assert (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] == "in_transit"
@@ -164,8 +162,10 @@ async def test_a_kept_movement_is_read_again_when_its_time_is_over(
     await served.close()
 
 
-async def test_the_replica_that_stores_forgets_what_it_kept(database_url: str, database: MovementDatabase) -> None:
-    """Its own answers are never behind its own writes."""
+async def test_storing_an_event_drops_its_movement_from_the_cache(
+    database_url: str, database: MovementDatabase
+) -> None:
+    """The answers of a replica are never behind its own writes."""
     served = Served(database_url, movement_cache_expiration=3600)
     departure, arrival = (Entry(f"{n}-0", {"body": json.dumps(one)}) for n, one in enumerate(sample()))
     for entry, status in ((departure, "in_transit"), (arrival, "completed")):
@@ -174,8 +174,8 @@ async def test_the_replica_that_stores_forgets_what_it_kept(database_url: str, d
     await served.close()
 
 
-async def test_without_its_database_it_is_503() -> None:
-    """Try again soon; nothing about the database's address, and never 404."""
+async def test_without_the_database_the_routes_are_503() -> None:
+    """The answer has Retry-After and the reason, and no address; it is never 404."""
     served = Served("postgresql://mesh:secret-word@127.0.0.1:9/none", database_timeout_ms=500)
     for path in (f"/api/movements/{MOVEMENT}", f"/api/warehouses/{RECEIVER}/products/{PRODUCT}"):
         response = await served.client.get(path)
@@ -187,7 +187,7 @@ async def test_without_its_database_it_is_503() -> None:
 
 
 async def test_the_routes_are_documented(served: Served) -> None:
-    """Parameters and answers, for /docs."""
+    """/docs shows their parameters and answers."""
     paths = (await openapi([served.routes.blueprint], "1"))["paths"]
     movement = paths["/api/movements/{movement_id}"]["get"]
     assert [one["name"] for one in movement["parameters"]] == ["movement_id", "product_id"]

@@ -1,4 +1,4 @@
-"""What is kept: each event once, and the stock that follows from them in whatever order they came."""
+"""Each event is stored once, and the stock is the sum of the events in any order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BOLTS, NUTS = UUID(int=21), UUID(int=22)
 
 
 def event(id: str = "1", source: str = "WH-1", **data: Any) -> Event:
-    """An arrival of ten bolts in the north, unless told otherwise."""
+    """Return an arrival of ten bolts in the north, with these changes."""
     usual = {
         "movement_id": MOVEMENT,
         "warehouse_id": NORTH,
@@ -51,7 +51,7 @@ async def rows(database: MovementDatabase) -> int:
 
 
 async def stock(database: MovementDatabase) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
-    """balance, quantity, deficit and moment of each product in each warehouse"""
+    """Return balance, quantity, deficit and time for each warehouse and product."""
     columns = warehouses.c
     async with database.reading() as connection:
         found = await connection.execute(select(*columns))
@@ -62,7 +62,7 @@ async def stock(database: MovementDatabase) -> dict[tuple[UUID, UUID], tuple[int
 
 
 def added_up(events: Sequence[Event]) -> dict[tuple[UUID, UUID], tuple[int, int, int, datetime]]:
-    """What the stock must be, from the events alone."""
+    """Return the stock that follows from the events."""
     balance: Counter[tuple[UUID, UUID]] = Counter()
     latest: dict[tuple[UUID, UUID], datetime] = {}
     for data in (one.data for one in events):
@@ -75,7 +75,7 @@ def added_up(events: Sequence[Event]) -> dict[tuple[UUID, UUID], tuple[int, int,
 async def test_both_sample_messages_count_though_they_share_their_id(
     store: MovementStore, database: MovementDatabase
 ) -> None:
-    """Identity is source and id: one movement's two messages are two events."""
+    """The identity is source and id, so the two messages of one movement are two events."""
     departure, arrival = (Event.model_validate(message) for message in sample())
     assert departure.id == arrival.id
     stored = await store.add([departure, arrival])
@@ -85,7 +85,7 @@ async def test_both_sample_messages_count_though_they_share_their_id(
 
 
 async def test_an_event_is_stored_once_however_often_it_comes(store: MovementStore, database: MovementDatabase) -> None:
-    """In one batch or in several; the stock does not move again."""
+    """It may come twice in one batch or in several; the stock changes once."""
     assert (await store.add([event(), event()])).duplicates == 1
     stored = await store.add([event(), event("2")])
     assert ([one.id for one in stored.new], stored.duplicates, stored.taken) == (["2"], 1, set())
@@ -94,7 +94,7 @@ async def test_an_event_is_stored_once_however_often_it_comes(store: MovementSto
 
 
 async def test_an_event_sent_again_later_is_the_same_event(store: MovementStore) -> None:
-    """When it was sent says nothing about what happened."""
+    """The time of sending is not part of the content."""
     await store.add([event()])
     again = event().model_copy(update={"time": 5})
     assert (await store.add([again])).duplicates == 1
@@ -105,7 +105,7 @@ async def test_an_event_sent_again_later_is_the_same_event(store: MovementStore)
 async def test_an_identity_cannot_stand_for_two_contents(
     store: MovementStore, database: MovementDatabase, change: dict[str, Any], in_one_batch: bool
 ) -> None:
-    """The first is kept and the second told, for dropping it silently would lose it."""
+    """The first one stays and the second one is reported, because dropping it silently would lose it."""
     first, second = event(), event(**change)
     if in_one_batch:
         stored = await store.add([first, second])
@@ -117,12 +117,12 @@ async def test_an_identity_cannot_stand_for_two_contents(
 
 
 async def test_nothing_to_add_is_no_error(store: MovementStore) -> None:
-    """A batch of which nothing could be read."""
+    """A batch may have no readable event."""
     assert (await store.add([])).new == []
 
 
 async def test_departures_before_arrivals_leave_a_deficit(store: MovementStore, database: MovementDatabase) -> None:
-    """Stock never shows below 0, and what is missing is kept beside it until it arrives."""
+    """The quantity is never negative; the deficit has the missing items until they arrive."""
     await store.add([event("1", event="departure", quantity=30)])
     found = await store.stock(NORTH, BOLTS)
     assert found is not None and found.quantity == 0
@@ -133,8 +133,8 @@ async def test_departures_before_arrivals_leave_a_deficit(store: MovementStore, 
     assert await store.deficit() == Deficit(products=0, quantity=0)
 
 
-async def test_a_product_never_heard_of_is_none(store: MovementStore) -> None:
-    """Which is not the same as none left."""
+async def test_an_unknown_product_is_none(store: MovementStore) -> None:
+    """None differs from a stock of 0."""
     await store.add([event()])
     assert await store.stock(NORTH, NUTS) is None
     assert await store.stock(SOUTH, BOLTS) is None
@@ -144,8 +144,8 @@ async def test_a_product_never_heard_of_is_none(store: MovementStore) -> None:
     assert found is not None and found.quantity == 0
 
 
-async def test_moments_come_back_as_they_were(store: MovementStore) -> None:
-    """In UTC, to the microsecond, from whatever offset."""
+async def test_times_are_read_as_they_were_stored(store: MovementStore) -> None:
+    """They are in UTC, exact to the microsecond, whatever their offset was."""
     moment = datetime.fromisoformat("2025-02-18T17:34:56.123456+03:00")
     await store.add([event(timestamp=moment.isoformat())])
     (step,) = await store.steps(MOVEMENT)
@@ -154,7 +154,7 @@ async def test_moments_come_back_as_they_were(store: MovementStore) -> None:
 
 
 async def test_a_batch_is_stored_whole_or_not_at_all(store: MovementStore, database: MovementDatabase) -> None:
-    """One row that the tables refuse leaves none of its neighbours, and no stock."""
+    """When the tables refuse one row, no row of its batch and no stock is stored."""
     bad = event("2")
     bad = bad.model_copy(update={"data": bad.data.model_copy(update={"quantity": -1})})
     with pytest.raises((IntegrityError, DBAPIError)):
@@ -185,7 +185,7 @@ EVENTS = st.lists(
 async def test_stock_does_not_depend_on_order(
     store: MovementStore, database: MovementDatabase, events: list[Event], random: random.Random, cut: int
 ) -> None:
-    """Shuffled, in batches of any size, some twice: the same stock, never below 0 on the way."""
+    """Shuffled events, some twice, in batches of any size give the same stock, which is never negative."""
     async with database.writing() as connection:
         await connection.execute(delete(movements))
         await connection.execute(delete(warehouses))
@@ -200,7 +200,7 @@ async def test_stock_does_not_depend_on_order(
 async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
     database: MovementDatabase, database_url: str
 ) -> None:
-    """Overlapping batches in different orders, at the same time: each row once, and nobody waits in a circle."""
+    """Overlapping batches in different orders at the same time store each row once and do not deadlock."""
     events = [Event.model_validate(one) for one in Warehouses(warehouses=3, products=3, seed=1).messages(300)]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
 
@@ -217,7 +217,7 @@ async def test_replicas_that_store_the_same_events_at_once_do_not_double_them(
 
 
 async def test_the_largest_batch_is_one_statement(store: MovementStore, database: MovementDatabase) -> None:
-    """In two, the second would wait for rows while it holds the stocks of the first: a circle."""
+    """With two statements, the second would wait for rows while it holds the stocks of the first: a deadlock."""
     statements: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
@@ -230,10 +230,10 @@ async def test_the_largest_batch_is_one_statement(store: MovementStore, database
     assert (await store.add(events)).duplicates == MOST_ROWS
 
 
-async def test_replicas_that_change_the_same_stocks_do_not_wait_in_a_circle(
+async def test_replicas_that_change_the_same_stocks_do_not_deadlock(
     database: MovementDatabase, database_url: str
 ) -> None:
-    """Each has other events, of the same few products, at the same time."""
+    """Each replica stores other events of the same few products at the same time, without a deadlock."""
     trade = Warehouses(warehouses=3, products=4, seed=2)
     events = [Event.model_validate(one) for one in trade.messages(600, shuffle=True)]
     replicas = [MovementDatabase(async_url(database_url), timeout_ms=20_000) for _ in range(4)]
@@ -249,7 +249,7 @@ async def test_replicas_that_change_the_same_stocks_do_not_wait_in_a_circle(
 
 
 async def test_a_database_that_is_away_is_unavailable_and_not_an_error_of_the_event() -> None:
-    """So that events wait for it and none is buried."""
+    """Therefore events wait for it and none becomes a dead letter."""
     away = MovementDatabase(make_url("postgresql+asyncpg://mesh@127.0.0.1:9/none"), timeout_ms=500)
     with pytest.raises(Unavailable, match="the movements database cannot be used"):
         await MovementStore(away).add([event()])

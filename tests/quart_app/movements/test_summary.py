@@ -1,4 +1,4 @@
-"""What became of a movement, from its events alone."""
+"""The summary of a movement, computed from its events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def arrived(hour: float, at: UUID, quantity: int, product: UUID = BOLTS) -> Step
 
 
 def test_a_movement_with_both_ends() -> None:
-    """Who sent, who received, how long it took, how much is missing."""
+    """It has the sender, the receiver, the elapsed time and the missing items."""
     found = movement(ID, [departed(0, NORTH, 100), arrived(2.5, SOUTH, 98)])
     assert (found.movement_id, found.sender, found.receiver, found.product_id) == (ID, NORTH, SOUTH, BOLTS)
     assert (found.departure_time, found.arrival_time) == (NOON, NOON + timedelta(hours=2.5))
@@ -36,23 +36,23 @@ def test_a_movement_with_both_ends() -> None:
     assert [item.model_dump() for item in found.items] == [found.model_dump(exclude={"movement_id", "items"})]
 
 
-def test_a_movement_under_way() -> None:
-    """What has not been heard of is null, not 0."""
+def test_a_movement_in_transit() -> None:
+    """A field whose event is unknown is null, not 0."""
     found = movement(ID, [departed(0, NORTH, 100)])
     assert (found.sender, found.receiver, found.status) == (NORTH, None, Status.IN_TRANSIT)
     assert (found.arrival_time, found.elapsed_seconds) == (None, None)
     assert (found.departure_quantity, found.arrival_quantity, found.quantity_difference) == (100, None, None)
 
 
-def test_an_arrival_heard_of_first() -> None:
-    """The departure's message is late."""
+def test_an_arrival_without_a_departure() -> None:
+    """The message of the departure is late."""
     found = movement(ID, [arrived(0, SOUTH, 0)])
     assert (found.sender, found.receiver, found.status) == (None, SOUTH, Status.DEPARTURE_MISSING)
     assert (found.departure_quantity, found.arrival_quantity) == (None, 0)
 
 
 def test_several_products_of_one_movement() -> None:
-    """Each for itself in `items`, by product id; the whole is completed when all are."""
+    """`items` has each product, sorted by id; the movement is completed when all of them are."""
     steps = [
         departed(0, NORTH, 5, NUTS),
         departed(1, NORTH, 10),
@@ -69,7 +69,7 @@ def test_several_products_of_one_movement() -> None:
 
 
 def test_a_movement_in_several_loads() -> None:
-    """From the first departure to the last arrival, quantities added up."""
+    """Times run from the first departure to the last arrival, and quantities are added up."""
     found = movement(ID, [departed(0, NORTH, 60), departed(1, EAST, 40), arrived(2, EAST, 60), arrived(5, SOUTH, 30)])
     assert (found.sender, found.receiver) == (NORTH, SOUTH)
     assert found.elapsed_seconds == 5 * 3600
@@ -77,7 +77,7 @@ def test_a_movement_in_several_loads() -> None:
 
 
 def test_the_order_of_events_does_not_matter() -> None:
-    """Of ties too."""
+    """This holds for events of the same time, too."""
     steps = [departed(0, NORTH, 1), departed(0, EAST, 2), arrived(3, SOUTH, 3), arrived(3, EAST, 4, NUTS)]
     found = {movement(ID, order).model_dump_json() for order in itertools.permutations(steps)}
     assert len(found) == 1
@@ -93,5 +93,5 @@ def test_the_order_of_events_does_not_matter() -> None:
     ],
 )
 def test_the_status_of_the_whole(parts: list[Status], whole: Status) -> None:
-    """The table."""
+    """In transit comes before departure missing, and completed last."""
     assert status_of(parts) is whole

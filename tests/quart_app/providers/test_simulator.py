@@ -1,4 +1,4 @@
-"""The providers answer as their contract says, over HTTP and as processes."""
+"""The contract of the providers, over HTTP and as processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def free(**changes: object) -> Provider:
     return Provider("free", Window(limit=2, block_s=30), latency_s=0, **changes)  # type: ignore[arg-type]
 
 
-async def test_a_blocked_provider_says_until_when() -> None:
-    """429 with Retry-After in whole seconds, rounded up."""
+async def test_a_blocked_provider_answers_429() -> None:
+    """Retry-After has whole seconds, rounded up."""
     client = create_app(free()).test_client()
     answers = [await client.post("/", json={"message": f"m{n}"}) for n in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -29,8 +29,8 @@ async def test_a_blocked_provider_says_until_when() -> None:
     assert answers[2].headers["Retry-After"] == "30"
 
 
-async def test_a_blocked_provider_can_say_it_as_a_date() -> None:
-    """RFC 9110 allows both."""
+async def test_retry_after_can_be_a_date() -> None:
+    """RFC 9110 allows both forms."""
     client = create_app(free(retry_after="date")).test_client()
     answers = [await client.post("/", json={"message": f"m{n}"}) for n in range(3)]
     until = parsedate_to_datetime(answers[2].headers["Retry-After"]).timestamp()
@@ -38,7 +38,7 @@ async def test_a_blocked_provider_can_say_it_as_a_date() -> None:
 
 
 async def test_the_limit_holds_for_concurrent_requests() -> None:
-    """A request counts when it is seen, not when it is done."""
+    """A request counts when it is received, not when it is answered."""
     provider = Provider("free", Window(limit=5, block_s=30), latency_s=0.05)
     client = create_app(provider).test_client()
     answers = await asyncio.gather(*(client.post("/", json={"message": f"m{n}"}) for n in range(20)))
@@ -46,8 +46,8 @@ async def test_the_limit_holds_for_concurrent_requests() -> None:
     assert (provider.taken, provider.refused) == (5, 15)
 
 
-async def test_calls_show_what_was_seen() -> None:
-    """In order, with what became of each; a message that is not valid is not seen."""
+async def test_calls_lists_the_requests() -> None:
+    """They are in order, each with its outcome. A message that is not valid does not count."""
     client = create_app(free()).test_client()
     for n in range(3):
         await client.post("/", json={"message": f"m{n}"})
@@ -61,7 +61,7 @@ async def test_calls_show_what_was_seen() -> None:
     ]
 
 
-async def test_the_paid_provider_takes_everything() -> None:
+async def test_the_paid_provider_accepts_every_request() -> None:
     """It has no window."""
     client = create_app(Provider("paid", latency_s=0)).test_client()
     answers = [await client.post("/", json={"message": "m"}) for _ in range(30)]
@@ -69,8 +69,8 @@ async def test_the_paid_provider_takes_everything() -> None:
 
 
 @pytest.mark.parametrize("kind", ["free", "paid"])
-async def test_a_provider_runs_as_a_process_until_it_is_told_to_stop(kind: str) -> None:
-    """The command that a local mesh uses; any free port; SIGTERM ends it cleanly."""
+async def test_a_provider_runs_as_a_process_until_sigterm(kind: str) -> None:
+    """The test runs the command of a local mesh at any free port. SIGTERM ends it with status 0."""
     process = await asyncio.create_subprocess_exec(
         *commands(free_port=0, paid_port=0)[kind],
         stdout=asyncio.subprocess.PIPE,

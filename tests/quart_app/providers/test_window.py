@@ -1,4 +1,4 @@
-"""The free provider's memory, walked through time."""
+"""The window of the free provider over time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from quart_app.providers.window import Window
 
 
-def test_it_takes_as_many_as_its_limit_and_then_blocks() -> None:
-    """The block counts from the last request taken."""
+def test_it_accepts_its_limit_and_then_blocks() -> None:
+    """The block begins with the last accepted request."""
     window = Window(limit=3, block_s=10)
     assert [window.take(now) for now in (0, 1, 2)] == [None, None, None]
     assert window.take(2.5) == pytest.approx(9.5)
@@ -16,20 +16,20 @@ def test_it_takes_as_many_as_its_limit_and_then_blocks() -> None:
 
 
 def test_a_refused_request_does_not_make_the_block_longer() -> None:
-    """Whoever keeps asking is served at the same moment as who waits."""
+    """A caller that keeps trying is served as early as one that waits."""
     window = Window(limit=1, block_s=10)
     window.take(0)
     assert [window.take(now) is None for now in (1, 5, 9.99, 10)] == [False, False, False, True]
 
 
-def test_after_the_block_it_counts_from_none() -> None:
-    """A whole new window."""
+def test_after_the_block_it_counts_from_zero() -> None:
+    """The whole limit is available again."""
     window = Window(limit=2, block_s=10)
     assert [window.take(now) is None for now in (0, 0, 5, 10, 10, 10)] == [True, True, False, True, True, False]
 
 
-def test_a_count_that_is_not_full_is_never_forgotten() -> None:
-    """The strictest reading: idle time alone gives nothing back."""
+def test_a_count_below_the_limit_never_expires() -> None:
+    """Idle time alone gives no request back."""
     window = Window(limit=2, block_s=10)
     window.take(0)
     window.take(1_000)
