@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,7 +74,18 @@ class Answer:
 class _Exchange:
     """One question and its answers. The link tells it what came of its submission, even if nobody waits any more."""
 
-    __slots__ = ("_end", "_name", "_told", "abandoned", "answers", "asked_at", "complete", "submitted")
+    __slots__ = (
+        "_end",
+        "_name",
+        "_open",
+        "_rest",
+        "_told",
+        "abandoned",
+        "answers",
+        "asked_at",
+        "complete",
+        "submitted",
+    )
 
     def __init__(self, name: str, answers: dict[str, Answer], end: Callable[[_Exchange, str], None]) -> None:
         self.answers = answers
@@ -86,6 +97,9 @@ class _Exchange:
         self._name = name
         self._end = end
         self._told = False
+        #: an answer that is still to come, and those after it, which have not been looked at since
+        self._open: Answer | None = None
+        self._rest: Iterator[Answer] = iter(())
 
     def done(self) -> bool:
         """Whether it is known what came of the submission."""
@@ -105,6 +119,7 @@ class _Exchange:
             for answer, id in zip(self.answers.values(), result, strict=True):
                 answer.id = id
         self.submitted = True
+        self._rest = iter(list(self.answers.values()))
         if self.abandoned:
             self._end(self, "cancelled")
         self.look()
@@ -129,12 +144,14 @@ class _Exchange:
         return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
     def look(self) -> None:
+        """Complete the exchange if no answer is still to come. Each answer is passed once, however many there are."""
         if not self.submitted or self.complete.done():
             return
-        for answer in self.answers.values():
-            if answer.outstanding > 0:
+        while self._open is None or self._open.outstanding <= 0:
+            self._open = next(self._rest, None)
+            if self._open is None:
+                self.complete.set_result(None)
                 return
-        self.complete.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         if not self.complete.done():

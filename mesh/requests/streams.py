@@ -25,8 +25,10 @@ from mesh.wire.connection import Line
 BLOCK_MS = 250
 #: A blocking read that comes back empty sooner than this did not block.
 _TOO_SOON_S = BLOCK_MS / 4000
-#: Replies read already that stay for people to look at.
-REPLIES_KEPT = 256
+#: Replies read already that stay for people to look at, unless so many bytes of them were read since the last removal.
+REPLIES_KEPT, REPLY_BYTES_KEPT = 256, 1 << 20
+#: Replies are parsed for so long before the event loop gets its turn.
+PARSE_S = 0.004
 #: A request past its deadline is left to its sender and its worker for this long.
 SWEEP_GRACE_MS = 2000
 
@@ -133,21 +135,34 @@ class ReplyReader:
         self._stream = stream
         self._last = "0"
         self._kept: list[str] = []
+        self._kept_bytes = 0
 
     async def read(self) -> list[Reply]:
-        """Replies since the last read, after up to BLOCK_MS. What was read long ago is removed on the way."""
+        """Return the replies since the last read, after up to BLOCK_MS. Those read long ago are removed on the way."""
         started = time.monotonic()
-        if len(self._kept) > 2 * REPLIES_KEPT:
-            await self._line.ask("XTRIM", self._stream, "MINID", self._kept[-REPLIES_KEPT])
-            del self._kept[:-REPLIES_KEPT]
+        most = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
+        if len(self._kept) > 2 * most:
+            first = self._kept[-most - 1]
+            await self._line.ask("XTRIM", self._stream, "MINID", first)
+            self._kept = self._kept[-most - 1 :]
+            self._kept_bytes = 0
         answer = await self._line.ask("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
         entries = _entries(answer)
         if not entries:
             await _not_too_fast(started)
             return []
         self._last = entries[-1][0]
-        self._kept.extend(id for id, _ in entries)
-        return [Reply.from_entry(fields) for _, fields in entries if fields and "request" in fields]
+        replies: list[Reply] = []
+        pause_s = time.monotonic() + PARSE_S
+        for id, fields in entries:
+            self._kept.append(id)
+            if fields and "request" in fields:
+                self._kept_bytes += len(fields["body"])
+                replies.append(Reply.from_entry(fields))
+            if time.monotonic() > pause_s:
+                await asyncio.sleep(0)
+                pause_s = time.monotonic() + PARSE_S
+        return replies
 
 
 def _entries(answer: Any) -> list[tuple[str, Fields | None]]:

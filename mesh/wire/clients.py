@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,7 +30,7 @@ from mesh.wire.connection import Line, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
 from mesh.wire.script import Script
 
-T = TypeVar("T", bound=Sized)
+T = TypeVar("T", bound=Iterable[Any])
 
 #: Connections of the client that services share; more than this many commands at once wait for one.
 SHARED_CONNECTIONS = 16
@@ -57,8 +58,24 @@ def _packed(command: Iterable[Any]) -> bytes:
     return packed
 
 
-class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """Connections to the master that the sentinels name; whoever finds none free waits."""
+class _Pool(BlockingConnectionPool):
+    """Connections of one client. Who finds none free waits, and is told Busy when the wait is over.
+
+    redis-py raises the error of a network that is away, which nobody expects while the server answers.
+    """
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        except redis_errors.ConnectionError as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+            detail = f"all {self.max_connections} connections to Redis are in use; retry after 1 s"
+            raise Busy(detail, retry_after=1) from error
+
+
+class _SentinelPool(SentinelConnectionPool, _Pool):
+    """The same for connections to the master that the sentinels name."""
 
 
 class _Asked(Redis):
@@ -154,7 +171,7 @@ class Connections:
         if settings.sentinels:
             return self._sentinel_client(options)
         options.setdefault("connection_class", QuickConnection)
-        return heeding_cancellation(Redis.from_pool(BlockingConnectionPool(**options)))
+        return heeding_cancellation(Redis.from_pool(_Pool(**options)))
 
     def _server(self) -> dict[str, Any]:
         """Where the server is and who we are there, in redis-py's words. The address goes before the other settings,
@@ -183,7 +200,7 @@ class Connections:
         sentinel = Sentinel([])
         sentinel.sentinels = [_Asked(host=host, port=port, **asked) for host, port in settings.sentinel_addresses]
         client: Redis = sentinel.master_for(
-            settings.sentinel_master, redis_class=Redis, connection_pool_class=_WaitingSentinelPool, **options
+            settings.sentinel_master, redis_class=Redis, connection_pool_class=_SentinelPool, **options
         )
         return heeding_cancellation(client)
 
@@ -204,43 +221,55 @@ def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
             waiter.set_exception(error)
 
 
+#: Words of 128 characters and more count for several in the bound of a round trip, which is one of bytes, too.
+WORD_BITS = 7
+
+
+def _weight(words: Iterable[Any]) -> int:
+    """Return how many words these count for in a round trip: long ones for several."""
+    count = size = 0
+    for word in words:
+        count += 1
+        if word.__class__ is str:
+            size += len(word)
+    return count + (size >> WORD_BITS)
+
+
 class Batch(Generic[T]):
     """Collects what is asked during one turn of the loop; `take` hands it over."""
 
     def __init__(self, bound: int = 20_000) -> None:
         self._bound = bound
-        self._items: list[tuple[T, Waiter]] = []
-        self._words = 0
+        self._items: deque[tuple[T, Waiter]] = deque()
+        self._weights: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, item: T, waiter: Waiter) -> None:
-        """Raises Busy beyond the bound."""
+        """Append an item. Raises Busy beyond the bound."""
         if len(self._items) >= self._bound:
             raise Busy("too much waits to be sent to Redis", retry_after=1)
         self._items.append((item, waiter))
-        self._words += len(item)
+        self._weights.append(_weight(item))
 
     def take(self, most_words: int) -> list[tuple[T, Waiter]]:
-        """The oldest items, up to this many words together, yet one at least."""
-        taken, self._items = self._items, []
-        before, self._words = self._words, 0
-        if before > most_words:
-            words = itertools.accumulate(len(item) for item, _ in taken)
-            count = max(1, sum(1 for _ in itertools.takewhile(most_words.__ge__, words)))
-            self.put_back(taken[count:])
-            taken = taken[:count]
+        """Hand over the oldest items, up to this many words together, yet one at least."""
+        taken: list[tuple[T, Waiter]] = []
+        left = most_words
+        while self._items and (not taken or self._weights[0] <= left):
+            taken.append(self._items.popleft())
+            left -= self._weights.popleft()
         return taken
 
     def put_back(self, taken: list[tuple[T, Waiter]]) -> None:
-        """What was taken comes first again."""
-        self._items = taken + self._items
-        self._words += sum(len(item) for item, _ in taken)
+        """Put items that were taken before all others again."""
+        self._items.extendleft(reversed(taken))
+        self._weights.extendleft(_weight(item) for item, _ in reversed(taken))
 
     def fail(self, error: BaseException) -> None:
-        """Nothing that waits will be sent."""
-        failed, self._items, self._words = self._items, [], 0
+        """Fail every item that waits: nothing will be sent."""
+        failed, self._items, self._weights = self._items, deque(), deque()
         _fail(failed, error)
 
 

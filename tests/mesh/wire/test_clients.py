@@ -32,6 +32,28 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     assert [item for item, _ in batch.take(2)] == ["e"]
 
 
+async def test_long_words_count_for_several() -> None:
+    """A round trip is bounded in bytes, too: a script that writes 20 MB would hold the server."""
+    batch: Batch[list[str | int]] = Batch()
+    for number in range(4):
+        batch.add([number, "x" * 1280, "y"], _waiter())
+    assert [item[0] for item, _ in batch.take(30)] == [0, 1]
+    assert [item[0] for item, _ in batch.take(12)] == [2]
+    assert [item[0] for item, _ in batch.take(1000)] == [3]
+
+
+async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
+    """Redis answers, so it is no error of the network: whoever asks is to come again."""
+    connections = Connections(server.settings.model_copy(update={"timeout_ms": 100}))
+    client = connections.client("test")
+    connection = await client.connection_pool.get_connection()
+    with pytest.raises(Busy, match="connections to Redis are in use"):
+        await client.get("x")
+    await client.connection_pool.release(connection)
+    assert await client.get("x") is None
+    await client.aclose()
+
+
 async def test_a_batch_has_a_bound() -> None:
     """Beyond it: Busy, at once, and what waits is none the worse."""
     batch: Batch[str] = Batch(bound=2)
