@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
@@ -167,19 +168,27 @@ async def read_json(adapter: Checker[T]) -> T:
 
     Raises Problem: 400 not JSON, 408 stalled, 413 too large, 415 another content type or encoding, 422 not valid.
     """
-    return _checked(adapter, await _read())
+    return _checked(adapter, await _parse(await _content()))
 
 
-async def read_items(adapter: Checker[list[T]], most: int) -> list[T]:
+async def read_items(
+    adapter: Checker[list[T]], most: int, quick: Callable[[bytes], list[T] | None] = lambda _: None
+) -> list[T]:
     """Return the body of the current request as a list of up to `most` items; raises Problem as `read_json` does.
 
     The event loop runs between two slices. The error names the wrong items of the first slice that has some.
+    `quick` may read the items from the text by itself. It returns None where it is not sure; that of a long text must
+    let other threads run.
     """
-    value = await _read(most)
+    data = await _content()
+    items = quick(data) if len(data) <= PIECE else await asyncio.to_thread(quick, data)
+    if items is not None:
+        return items
+    value = await _parse(data, most)
     if not isinstance(value, list):
         return _checked(adapter, value)
     _refuse_more(value, most)
-    items: list[T] = []
+    items = []
     for first in range(0, len(value), SLICE):
         if first:
             await asyncio.sleep(0)
@@ -192,8 +201,8 @@ def _refuse_more(value: list[Any], most: int | None) -> None:
         raise Problem(422, f"at most {most} items are accepted in one request; send the others in another one")
 
 
-async def _read(most: int | None = None) -> Any:
-    """Return what the body stands for. A list of more than `most` items may be refused before its end is read."""
+async def _content() -> bytes:
+    """Return the text of the body."""
     mimetype = request.mimetype
     if mimetype != "application/json" and not mimetype.endswith("+json"):
         raise Problem(415, f"the content type {mimetype[:100]!r} is not supported; send application/json")
@@ -201,7 +210,11 @@ async def _read(most: int | None = None) -> Any:
     if encoding not in {"identity", ""}:
         detail = f"the content encoding {encoding[:100]!r} is not supported; send the body without compression"
         raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
-    data = await _data()
+    return await _data()
+
+
+async def _parse(data: bytes, most: int | None = None) -> Any:
+    """Return what the text stands for. A list of more than `most` items may be refused before its end is read."""
     return parse_json(data) if len(data) <= SMALL else await _parse_in_turn(data, most)
 
 
