@@ -157,7 +157,7 @@ class ReplyReader:
         for id, fields in entries:
             self._kept.append(id)
             if fields and "request" in fields:
-                self._kept_bytes += len(fields["body"])
+                self._kept_bytes += len(fields.get("body", ""))
                 replies.append(Reply.from_entry(fields))
             if time.monotonic() > pause_s:
                 await asyncio.sleep(0)

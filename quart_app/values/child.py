@@ -14,8 +14,8 @@ from typing import Any
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring
 
-#: how far a factorisation is after a slice; with the checked factors when it is done
-Slice = tuple[Factoring, list[int] | None]
+#: how far a factorisation is after a slice; with the checked factors, as text, when it is done
+Slice = tuple[Factoring, str | None]
 
 #: the time between two looks at a number that only curves can split
 SLICE_S = 0.5

@@ -1,10 +1,12 @@
-"""One computation for a value in a whole class: whoever begins it claims it, the others wait for the record.
+"""One computation for a value in a whole class: a replica claims the value first, the others wait for the record.
 
-    shared:values:computing:{class}:{value}    string, PX    "<replica> <request id>" of whoever computes it
+    shared:values:computing:{class}:{value}    string, PX    "<replica> <request id>" of the claim's owner
 
-A claim is kept alive while the computation runs, so it ends soon after a replica that died. It is deleted by the same
-commit that writes the record, or by whoever gives up. It saves work and decides nothing: should two compute, the
-commit's expectations still let only one of them write.
+A claim is renewed while the computation runs, so it ends soon after a replica that died. The commit that writes the
+record deletes it, or its owner when it gives up. A claim saves work and decides nothing: if two replicas compute the
+same value, the commit's expectations still let only one of them write.
+
+Claims travel over the replica's link, so those of many requests leave in one round trip.
 """
 
 from __future__ import annotations
@@ -17,120 +19,148 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
-from redis import exceptions as redis_errors
 
-from mesh import DeadlineExceeded, Replica, Request, Transaction
+from mesh import DeadlineExceeded, MeshError, Replica, Request, Transaction
 from mesh.requests.protocol import NEVER
 from mesh.wire.script import Script
-from quart_app.values.jobs import SMALL
+from quart_app.values import notation
+from quart_app.values.notation import is_small
+from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
 from quart_app.values.store import WHERE
 
 log = structlog.get_logger(__name__)
 
 CLAIM = "values:computing:"
-SHARED = "shared:"
 
-#: what is expected to take less is computed without a claim, which costs two round trips
+#: A value that is expected to take less is computed without a claim, which costs two round trips.
 CLAIMED_S = 0.05
-#: a claim's life; it is renewed three times in it
+#: A claim's life. It is renewed three times in it.
 CLAIM_MS = 3000
-#: between two looks at the record and the claim of another
+#: Between two tries to take a claim that another request holds.
 LOOK_S = 0.05
-#: an answer with what is known leaves this long before the deadline, so that it arrives
+#: Longest wait for the server to hear that a claim is given up; the claim then ends by itself.
+GIVE_UP_S = 1.0
+#: An answer with what is known leaves this long before the deadline, so that it arrives.
 MARGIN_S = 0.25
-#: results kept for requests that are run again after a conflict
+#: Results kept for requests that run again after a conflict.
 MOST_FINISHED = 256
 
-#: what others see of a computation
+#: What clients see of a computation.
 SHOWN = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
-#: Renew (ARGV 2 > 0) or give up a claim, if it is still ours. KEYS: claim. ARGV: owner, ms.
+#: Takes a claim. To take a claim that is ours already renews it, so the script may run twice.
+#: KEYS: claim, place. ARGV: owner, ms, the place that was read before ("" for none).
+#: Returns "taken"; "held" by another owner; or "written": the record has been written since.
+TAKE = Script(
+    """
+local claim_key, place_key = KEYS[1], KEYS[2]
+local owner, ms, place = ARGV[1], ARGV[2], ARGV[3]
+local holder, now_at = unpack(redis.call('MGET', claim_key, place_key))
+if (now_at or '') ~= place then return 'written' end
+if holder and holder ~= owner then return 'held' end
+redis.call('SET', claim_key, owner, 'PX', ms)
+return 'taken'
+"""
+)
+
+#: Renews a claim (ARGV 2 > 0) or gives it up, if it is still ours. KEYS: claim. ARGV: owner, ms.
 TEND = Script(
     """
-local claim, owner, ms = KEYS[1], ARGV[1], tonumber(ARGV[2])
-if redis.call('GET', claim) ~= owner then return 0 end
-if ms > 0 then return redis.call('PEXPIRE', claim, ms) end
-return redis.call('DEL', claim)
+local claim_key, owner, ms = KEYS[1], ARGV[1], tonumber(ARGV[2])
+if redis.call('GET', claim_key) ~= owner then return 0 end
+if ms > 0 then return redis.call('PEXPIRE', claim_key, ms) end
+return redis.call('DEL', claim_key)
 """
 )
 
 
-def claim_key(cls: str, value: int) -> str:
-    """The claim's key among the shared ones."""
+def claim_key(cls: str, value: str) -> str:
+    """Return the claim's key among the shared ones."""
     return f"{CLAIM}{cls}:{value}"
 
 
-def release(transaction: Transaction, cls: str, values: Iterable[int]) -> None:
+def release(transaction: Transaction, cls: str, values: Iterable[str]) -> None:
     """Let the claims end with the commit that writes the records."""
     for value in values:
-        if value >= SMALL:
+        if not is_small(value):
             transaction.shared.delete(claim_key(cls, value))
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who computes a value."""
+    """The claim of one request on one value."""
 
     key: str
     owner: str
 
 
 class Computing:
-    """What handlers get factors from."""
+    """Finds factors for handlers."""
 
-    def __init__(self, replica: Callable[[], Replica], pool: FactorPool) -> None:
+    def __init__(self, replica: Callable[[], Replica], pool: FactorPool, pace: Pace) -> None:
         self._replica = replica
         self._pool = pool
-        self._finished: OrderedDict[tuple[str, int], list[int]] = OrderedDict()
+        self._pace = pace
+        self._finished: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    async def small(self, values: Sequence[int]) -> list[list[int]]:
-        """The factors of values that fit in a machine word, here and now."""
-        return await self._pool.factorise_words(values)
+    async def small(self, values: Sequence[str]) -> list[str]:
+        """Return the factors of values that fit in a machine word."""
+        return await self._pool.factorise_words([int(value) for value in values])
 
-    async def large(self, value: int, request: Request, place: str | None) -> list[int] | None:
-        """A value's factors; None where another has meanwhile written its record, so that it is to be read again.
+    async def at_once(self, value: str) -> str | None:
+        """Return the factors of any value if a moment is enough to find them, else None."""
+        return await self._pool.at_once(int(value))
+
+    async def large(self, value: str, request: Request, place: str | None) -> str | None:
+        """Return a value's factors; None if another request has written its record, which is then to be read again.
 
         `place` is where the record was said to be. Raises Busy, DeadlineExceeded, Unavailable.
         """
         finished = self._finished.get((request.id, value))
         if finished is not None:
             return finished
-        if self._pool.expected_s(value) < CLAIMED_S:
-            return await self._compute(value, request)
-        return await self._alone(value, request, place)
+        number = int(value)
+        found = await self._pool.at_once(number)
+        if found is not None:
+            return found
+        if self._pool.expected_s(number) < CLAIMED_S:
+            return await self._compute(value, number, request)
+        return await self._alone(value, number, request, place)
 
-    def progress(self, value: int) -> dict[str, Any] | None:
-        """How the factorisation of a value is going; None where it is not under way here."""
-        known = self._pool.progress(value)
+    def progress(self, value: str) -> dict[str, Any] | None:
+        """Return how the factorisation of a value is going; None if none is under way here."""
+        if is_small(value):
+            return None
+        known = self._pool.progress(int(value))
         if known is None:
             return None
-        shown = asdict(known)
-        return {"value": shown.pop("number"), **{name: shown[name] for name in SHOWN}}
+        shown = asdict(known) | {"factors": notation.expanded(known.factors)}
+        return {"value": shown["number"], **{name: shown[name] for name in SHOWN}}
 
-    async def _alone(self, value: int, request: Request, place: str | None) -> list[int] | None:
+    async def _alone(self, value: str, number: int, request: Request, place: str | None) -> str | None:
         replica = self._replica()
-        claim = Claim(SHARED + claim_key(replica.cls, value), f"{replica.id} {request.id}")
-        while not await self._take(claim):
-            if self._left_s(request) <= 0:
-                raise DeadlineExceeded("another replica did not end its factorisation in time", value=value)
-            if await replica.store().shared.get(f"{WHERE}{value}") != place:
+        claim = Claim(claim_key(replica.cls, value), f"{replica.id} {request.id}")
+        names = [claim.key, WHERE + value]
+        while True:
+            found = await replica.store().shared.script(TAKE, names, claim.owner, CLAIM_MS, place or "")
+            if found == "taken":
+                break
+            if found == "written":
                 return None
+            if self._left_s(request) <= 0:
+                raise DeadlineExceeded("another replica did not end its factorisation in time", value=number)
             await asyncio.sleep(LOOK_S)
         async with self._kept(claim):
-            # Written between our look and our claim? Then the claim was free because the record is there.
-            if await replica.store().shared.get(f"{WHERE}{value}") != place:
-                await self._tend(claim, 0)
-                return None
-            return await self._compute(value, request)
+            return await self._compute(value, number, request)
 
-    async def _compute(self, value: int, request: Request) -> list[int]:
+    async def _compute(self, value: str, number: int, request: Request) -> str:
         try:
             factors = await self._pool.factorise(
-                value, max(self._left_s(request), 0.001), patient="job" in request.body
+                number, max(self._left_s(request), 0.001), patient="job" in request.body
             )
         except DeadlineExceeded as error:
-            error.facts["value"] = value
+            error.facts["value"] = number
             raise
         self._finished[request.id, value] = factors
         while len(self._finished) > MOST_FINISHED:
@@ -142,21 +172,18 @@ class Computing:
             return 3600.0
         return (request.deadline - self._replica().now_ms()) / 1000 - MARGIN_S
 
-    async def _take(self, claim: Claim) -> bool:
-        taken = await self._replica().shared.set(claim.key, claim.owner, nx=True, px=CLAIM_MS)
-        # Ours already: the same request, delivered again.
-        return bool(taken) or await self._tend(claim, CLAIM_MS)
-
     @contextlib.asynccontextmanager
     async def _kept(self, claim: Claim) -> AsyncIterator[None]:
-        """Keep a claim alive; give it up where the computation fails. Where it succeeds the commit ends it."""
+        """Renew a claim; give it up if the computation fails. If it succeeds, the commit ends the claim."""
         # No task group: it would wrap the error that the handler's caller is to see.
         keeping = asyncio.create_task(self._keep(claim))
         try:
             yield
         except BaseException:
-            # Cancelled or not, the others should not wait for the claim to die by itself.
-            await self._tend(claim, 0)
+            # Cancelled or not, the others should not wait for the claim to end by itself.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVE_UP_S):
+                    await self._tend(claim, 0)
             raise
         finally:
             keeping.cancel()
@@ -167,11 +194,9 @@ class Computing:
             await asyncio.sleep(CLAIM_MS / 3000)
             await self._tend(claim, CLAIM_MS)
 
-    async def _tend(self, claim: Claim, milliseconds: int) -> bool:
-        """Renew or give up a claim; False where it is not ours, or cannot be reached: it then ends by itself."""
-        client = self._replica().shared
+    async def _tend(self, claim: Claim, milliseconds: int) -> None:
+        """Renew a claim, or give it up. If the server cannot be reached, the claim ends by itself."""
         try:
-            return bool(await client.eval(TEND.source, 1, claim.key, claim.owner, milliseconds))
-        except redis_errors.RedisError as error:
-            log.warning("a claim could not be tended", error=str(error))
-            return False
+            await self._replica().store().shared.script(TEND, [claim.key], claim.owner, milliseconds)
+        except MeshError as error:
+            log.warning("claim not renewed", error=str(error))

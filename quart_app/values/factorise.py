@@ -37,7 +37,7 @@ from typing import Any
 import gmpy2
 from flint import fmpz
 
-from quart_app.values import estimate
+from quart_app.values import estimate, notation
 from quart_app.values.curves import curve
 
 #: the first primes, divided out of every number; FLINT takes 6 µs for 1000 of them at 30 digits
@@ -112,68 +112,97 @@ class Factoring:
     def done(self) -> bool:
         return not self.composites
 
-    def factors(self) -> list[int]:
-        """The prime factors, checked. Raises WrongFactors; ValueError while there are composites left."""
+    def factors(self) -> str:
+        """Return the prime factors as text, checked. Raises WrongFactors; ValueError while composites are left."""
         if self.composites:
             raise ValueError("the factorisation is not finished")
-        return checked(self.number, self.powers)
+        return notation.powers(checked(self.number, self.powers))
 
-    def known(self) -> list[int]:
-        """The prime factors found so far, ascending."""
-        return _expanded(self.powers)
+    def known(self) -> str:
+        """Return the prime factors found so far, as text."""
+        return notation.powers(_merged(self.powers))
 
 
 def factorise(number: int) -> list[int]:
-    """The prime factors, ascending, with multiplicity; [] for 1. However long it takes: see `advance` for less.
+    """Return the prime factors, ascending, with multiplicity; [] for 1. It takes as long as it takes: see `advance`.
 
     Raises ValueError below 1; WrongFactors if a library erred.
     """
-    # Below 2^64 is what most requests ask: found and checked in one pass, of which FLINT's search is nine tenths.
-    if number < _TEST_FIRST:
-        if number < 1:
-            raise ValueError(_TOO_SMALL)
-        whole = fmpz(number)
-        found = whole.factor()
-        if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
-            return [number]
-    elif number < _WORD:
-        whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
-        if number & 1 and whole.is_prime():
-            return [number]
-        found = whole.factor()
-    else:
-        return _in_steps(number)
-    factors: list[int] = []
-    for prime, times in found:
-        factor = int(prime)
-        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP else prime.is_prime()):
-            raise WrongFactors(f"{factor}, found for {number}, is not prime")
-        if times == 1:
-            factors.append(factor)
-        else:
-            factors += [factor] * times
-    factors.sort()
-    if math.prod(factors) != number:
-        raise WrongFactors(f"the factors found for {number} have another product: {factors}")
-    return factors
+    return notation.expanded(factors(number))
 
 
-def _in_steps(number: int) -> list[int]:
+def factors(number: int) -> str:
+    """Return the prime factors as text (see `notation`). Raises as `factorise` does."""
+    if number < _WORD:
+        return word_factors(number)
     factoring = begin(number)
     while not factoring.done:
         factoring = advance(factoring)
     return factoring.factors()
 
 
+def word_factors(number: int) -> str:
+    """Return the prime factors of a number below 2^64 as text.
+
+    Most requests ask for these: they are found and checked in one pass, of which FLINT's search is nine tenths.
+    """
+    if number < _TEST_FIRST:
+        if number < 1:
+            raise ValueError(_TOO_SMALL)
+        whole = fmpz(number)
+        found = whole.factor()
+        if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
+            return str(number)
+    else:
+        whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
+        if number & 1 and whole.is_prime():
+            return str(number)
+        found = whole.factor()
+    pairs: list[tuple[int, int]] = []
+    product = 1
+    for prime, times in found:
+        factor = int(prime)
+        if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP else prime.is_prime()):
+            raise WrongFactors(f"{factor}, found for {number}, is not prime")
+        pairs.append((factor, times))
+        product *= factor if times == 1 else factor**times
+    if product != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {pairs}")
+    pairs.sort()
+    return notation.powers(pairs)
+
+
 def begin(number: int) -> Factoring:
-    """The cheap steps: microseconds up to 500 bits. Raises ValueError below 1."""
+    """Do the cheap steps: microseconds up to 500 bits. Raises ValueError below 1."""
+    return _begun(number, _divided(number))
+
+
+def begin_short(number: int, most_bits: int) -> Factoring | None:
+    """Do the cheap steps if they are short: return None if small primes leave more than `most_bits` to be tested.
+
+    That much takes less than a millisecond for 1000 digits. Raises ValueError below 1.
+    """
+    parts = _divided(number)
+    if any(found >= TRIAL_SQUARE and int(found).bit_length() > most_bits for found, _ in parts):
+        return None
+    return _begun(number, parts)
+
+
+def _divided(number: int) -> list[tuple[fmpz, int]]:
+    """Divide a number by the first primes: return these and what is left, each with its exponent."""
     if number < 1:
         raise ValueError(_TOO_SMALL)
+    whole = fmpz(number)
+    parts: list[tuple[fmpz, int]] = whole.factor() if number < _WORD else whole.factor(trial_limit=TRIAL_PRIMES)
+    return parts
+
+
+def _begun(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
     if number < _WORD:
-        return Factoring(number, _word_powers(number))
+        return Factoring(number, tuple((int(prime), times) for prime, times in parts))
     powers: list[tuple[int, int]] = []
     composites: list[Composite] = []
-    for found, times in fmpz(number).factor(trial_limit=TRIAL_PRIMES):
+    for found, times in parts:
         if found < TRIAL_SQUARE:
             powers.append((int(found), times))
         else:
@@ -234,21 +263,24 @@ def is_prime(number: int) -> bool:
     return bool(fmpz(number).is_prime() if number < _PROVEN else gmpy2.is_prime(number, 25))
 
 
-def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[int]:
-    """The factors, ascending. Raises WrongFactors where they are not the number's prime factors."""
-    powers = list(powers)
-    if math.prod(factor**times for factor, times in powers) != number:
-        raise WrongFactors(f"the factors found for {number} have another product: {powers}")
-    for factor, _ in powers:
+def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the powers, ascending, each prime once. Raises WrongFactors where they are not the number's factors."""
+    merged = _merged(powers)
+    if math.prod(factor**times for factor, times in merged) != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {merged}")
+    for factor, _ in merged:
         if factor in _SMALL_PRIMES:
             continue
         if not (fmpz(factor).is_prime() if factor < _PROVEN else fmpz(factor).is_probable_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
-    return _expanded(powers)
+    return merged
 
 
-def _expanded(powers: Iterable[tuple[int, int]]) -> list[int]:
-    return [factor for factor, times in sorted(powers) for _ in range(times)]
+def _merged(powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    exponents: dict[int, int] = {}
+    for prime, times in powers:
+        exponents[prime] = exponents.get(prime, 0) + times
+    return sorted(exponents.items())
 
 
 def _word_powers(number: int, times: int = 1) -> tuple[tuple[int, int], ...]:

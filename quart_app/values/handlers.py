@@ -19,18 +19,23 @@ from typing import NamedTuple, Protocol
 from mesh import Address, Body, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
 from quart_app.values import claims
 from quart_app.values import store as records
-from quart_app.values.jobs import PUT, SMALL, Errand, Errands, Gone
+from quart_app.values.jobs import PUT, TELL, Errand, Errands, Gone
+from quart_app.values.notation import is_small
+from quart_app.values.pace import Pace
 from quart_app.values.store import Place, Record
 
 
 class Factorise(Protocol):
-    """Where factors come from."""
+    """Where factors come from, as text (see `notation`)."""
 
-    async def small(self, values: Sequence[int]) -> list[list[int]]:
-        """Of values that cost microseconds."""
+    async def small(self, values: Sequence[str]) -> list[str]:
+        """Return the factors of values below 2^64."""
 
-    async def large(self, value: int, request: Request, place: str | None) -> list[int] | None:
-        """Of any other; None where the record, said to be at this place, has been written meanwhile."""
+    async def at_once(self, value: str) -> str | None:
+        """Return the factors of any other value if a moment is enough to find them, else None."""
+
+    async def large(self, value: str, request: Request, place: str | None) -> str | None:
+        """Return the factors of any other value; None if its record, once at `place`, has been written meanwhile."""
 
 
 DROP = "values.drop"
@@ -40,7 +45,7 @@ FIND = "values.find"
 class Item(NamedTuple):
     """One value of a put; `place` is where its record was said to be, as text to be expected at the commit, too."""
 
-    value: int
+    value: str
     ttl: int
     place: str | None
     where: Place | None
@@ -54,15 +59,16 @@ class Decision:
     """
 
     here: list[Item]
-    before: dict[int, Record]
-    factors: dict[int, list[int]]
-    elsewhere: dict[Address, list[Item]]
+    before: dict[str, Record]
+    factors: dict[str, str]
+    elsewhere: list[tuple[Address, list[Item]]]
 
 
-def handlers(factorise: Factorise, errands: Errands) -> Worker:
+def handlers(factorise: Factorise, errands: Errands, pace: Pace) -> Worker:
     """The operations of /values."""
     worker = Worker()
-    worker.uses(records.FIND)
+    for script in (records.FIND, claims.TAKE, claims.TEND, TELL):
+        worker.uses(script)
 
     @worker.handles(PUT)
     async def put(request: Request, store: Store, transaction: Transaction) -> Body | None:
@@ -73,29 +79,36 @@ def handlers(factorise: Factorise, errands: Errands) -> Worker:
                 return None
         except Gone:
             return None
-        decision = await _decide(request, store, factorise)
-        for address, items in decision.elsewhere.items():
+        decision = await decide(request, store)
+        for address, items in decision.elsewhere:
             transaction.forward(address, {"items": _plain(items)})
         _write(decision, request, store, transaction)
-        return {"factors": [[item.value, decision.factors[item.value]] for item in decision.here]}
+        return {item.value: decision.factors[item.value] for item in decision.here}
+
+    async def decide(request: Request, store: Store) -> Decision:
+        """Decide, and wait for a turn: the commit's words are written in one piece."""
+        decision = await _decide(request, store, factorise, pace)
+        await pace()
+        return decision
 
     async def run(errand: Errand, request: Request, store: Store, transaction: Transaction) -> None:
         """A put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
         try:
-            decision = await errand.attended(errand.patiently(lambda: _decide(request, store, factorise)))
+            decision = await errand.attended(errand.patiently(lambda: decide(request, store)))
         except LeaseLost:
             raise
         except MeshError as error:
             errand.failed(transaction, error)
             return
-        for address, items in decision.elsewhere.items():
+        for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part(_plain(items)), deadline=request.deadline)
         _write(decision, request, store, transaction)
         errand.found(transaction, decision.factors)
 
     @worker.handles(DROP)
     async def drop(request: Request, store: Store, transaction: Transaction) -> None:
-        value = request.body["value"]
+        await pace()
+        value = str(request.body["value"])
         (record,) = await records.records(store, [value])
         # One that has been written again since is not the one to drop.
         if record is not None and record.id == request.body["id"]:
@@ -106,49 +119,67 @@ def handlers(factorise: Factorise, errands: Errands) -> Worker:
     async def find(request: Request, store: Store, transaction: Transaction) -> Body:
         body = request.body
         # The request's own moment, the same on every replica.
-        found = await records.find(store, body["prime"], request.at_ms, body["limit"], body.get("after", 0))
-        return {"found": [[value, record.id, record.factors] for value, record in found]}
+        found = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
+        return {"until": found.until, "found": found.flat}
 
     return worker
 
 
-def _plain(items: list[Item]) -> list[dict[str, int]]:
+def _plain(items: list[Item]) -> list[dict[str, str | int]]:
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
 
-async def _decide(request: Request, store: Store, factorise: Factorise) -> Decision:
+async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
     """Find out where the records are, and the factors of those that are ours to write.
 
     While a hard one is computed others may write its record: then look again.
     """
     while True:
-        here, elsewhere = await _sort(await _items(request, store), store)
-        here, elsewhere[Class(store.cls)] = await _hard_ones_apart(here, request, store)
-        before = await _before(here, store)
-        factors = await _factors(here, before, request, factorise)
+        items = await _items(request, store, pace)
+        here, forwarded = await _sort(items, store)
+        elsewhere: list[tuple[Address, list[Item]]] = [*forwarded.items()]
+        here, apart, known = await _hard_ones_apart(here, request, store, factorise)
+        elsewhere += [(Class(store.cls), [item]) for item in apart]
+        before = await _before(here, store, pace)
+        factors = await _factors(here, before, known, request, factorise)
         if factors is not None:
-            return Decision(here, before, factors, {address: items for address, items in elsewhere.items() if items})
+            return Decision(here, before, factors, elsewhere)
 
 
-async def _items(request: Request, store: Store) -> list[Item]:
-    """The items of a put, each with the place its record is said to be in now."""
-    asked = [(item["value"], item["ttl"]) for item in request.body["items"]]
+async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
+    """Return the items of a put, each with the place its record is said to be in now."""
+    # Entries of releases before 0.2 have values as integers.
+    asked = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
     places = await records.places(store, [value for value, _ in asked])
+    await pace()
+    parsed = {place: Place.parse(place) for place in set(places) if place is not None}
     return [
-        Item(value, ttl, place, None if place is None else Place.parse(place))
+        Item(value, ttl, place, None if place is None else parsed[place])
         for (value, ttl), place in zip(asked, places, strict=True)
     ]
 
 
-async def _hard_ones_apart(items: list[Item], request: Request, store: Store) -> tuple[list[Item], list[Item]]:
-    """What to do here, and what to give back to the class: a database's stream is worked in order, so a hard number,
-    forwarded to a holder whose record ended meanwhile, would hold up every GET behind it."""
-    large = [item for item in items if item.value >= SMALL]
-    if not large or request.stream != Database(store.database).stream:
-        return items, []
+async def _hard_ones_apart(
+    items: list[Item], request: Request, store: Store, factorise: Factorise
+) -> tuple[list[Item], list[Item], dict[str, str]]:
+    """Split the items into those to do here and those to give back to the class, each alone.
+
+    The factors that were found on the way come third.
+
+    A hard value would hold up the others of its request. On a database's stream, which is worked on in order, it would
+    hold up every GET: it got there because its record has expired since it was forwarded to the record's holder.
+    """
+    large = [item for item in items if not is_small(item.value)]
+    is_ordered = request.stream == Database(store.database).stream
+    if not large or (len(items) == 1 and not is_ordered):
+        return items, [], {}
     known = await records.records(store, [item.value for item in large])
-    apart = {item.value for item, record in zip(large, known, strict=True) if record is None}
-    return [item for item in items if item.value not in apart], [item for item in items if item.value in apart]
+    unknown = [item.value for item, record in zip(large, known, strict=True) if record is None]
+    found = {} if is_ordered else {value: await factorise.at_once(value) for value in unknown}
+    factors = {value: text for value, text in found.items() if text is not None}
+    apart = set(unknown) - factors.keys()
+    here = [item for item in items if item.value not in apart]
+    return here, [item for item in items if item.value in apart], factors
 
 
 async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
@@ -170,22 +201,25 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Addre
     return here, elsewhere
 
 
-async def _before(items: list[Item], store: Store) -> dict[int, Record]:
-    """Our own records of these values."""
+async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
+    """Return our own records of these values."""
     ours = [item.value for item in items if item.where is not None and item.where.database == store.database]
+    if not ours:
+        return {}
     found = await records.records(store, ours)
+    await pace()
     return {value: record for value, record in zip(ours, found, strict=True) if record is not None}
 
 
 async def _factors(
-    items: list[Item], before: dict[int, Record], request: Request, factorise: Factorise
-) -> dict[int, list[int]] | None:
+    items: list[Item], before: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
+) -> dict[str, str] | None:
     """The factors of each value: from our own record where there is one, else computed.
 
     None where another has written one of the records meanwhile: then look again at where they are.
     """
-    known = {value: record.factors for value, record in before.items()}
-    small = [item.value for item in items if item.value < SMALL and item.value not in known]
+    known = found | {value: record.factors for value, record in before.items()}
+    small = [item.value for item in items if item.value not in known and is_small(item.value)]
     known |= zip(small, await factorise.small(small), strict=True)
     for item in items:
         if item.value not in known:

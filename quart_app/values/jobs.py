@@ -17,11 +17,12 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError, Replica, Request, Transaction
 from mesh.wire.script import Script
+from quart_app.values.notation import is_small
 from quart_app.values.settings import ValuesSettings
 
 T = TypeVar("T")
@@ -32,8 +33,6 @@ SHARED = "shared:"
 
 #: the operation that a job's work travels as
 PUT = "values.put"
-#: values up to this size cost microseconds, and go together
-SMALL = 1 << 64
 #: between two looks whether a job is still wanted
 LOOK_S = 0.3
 #: between two tries to find room for a hard number
@@ -58,7 +57,7 @@ class Gone(Exception):
 class Wanted:
     """One value of a job."""
 
-    value: int
+    value: str
     ttl: int
     cls: str
 
@@ -70,16 +69,16 @@ class Job:
     id: str
     created_ms: int
     deadline_ms: int
-    order: list[int]
+    order: list[str]
     items: list[Wanted]
-    found: dict[int, list[int]]
-    failed: dict[int, dict[str, Any]]
+    found: dict[str, str]
+    failed: dict[str, dict[str, Any]]
     stages: dict[str, dict[str, Any]]
 
     @classmethod
     def parse(cls, id: str, fields: dict[str, str]) -> Job:
-        def numbered(prefix: str) -> dict[int, str]:
-            return {int(name.removeprefix(prefix)): text for name, text in fields.items() if name.startswith(prefix)}
+        def numbered(prefix: str) -> dict[str, str]:
+            return {name.removeprefix(prefix): text for name, text in fields.items() if name.startswith(prefix)}
 
         return cls(
             id,
@@ -87,7 +86,7 @@ class Job:
             int(fields["deadline"]),
             json.loads(fields["order"]),
             [Wanted(**item) for item in json.loads(fields["items"])],
-            {value: [int(factor) for factor in text.split()] for value, text in numbered("found:").items()},
+            numbered("found:"),
             {value: json.loads(text) for value, text in numbered("failed:").items()},
             {name[6:]: json.loads(text) for name, text in fields.items() if name.startswith("stage:")},
         )
@@ -102,7 +101,7 @@ class Job:
         return "running" if self.stages or self.found else "waiting"
 
     def view(self, now_ms: int) -> dict[str, Any]:
-        """What a client sees. Times in seconds."""
+        """Return what a client sees beside the result. Times in seconds."""
         state = self.state(now_ms)
         shown: dict[str, Any] = {
             "id": self.id,
@@ -113,14 +112,21 @@ class Job:
         }
         if state in {"waiting", "running"}:
             shown["working_on"] = list(self.stages.values())
-        if state == "done":
-            shown["result"] = [{"value": value, "prime_factors": self.found[value]} for value in self.order]
         if state == "failed":
             late = {"detail": "not done before the job's time was over"}
-            shown["result"] = [{"value": value, "prime_factors": found} for value, found in self.found.items()]
             missing = [item.value for item in self.items if item.value not in self.found]
-            shown["errors"] = [{"value": value, **self.failed.get(value, late)} for value in missing]
+            shown["errors"] = [{"value": int(value), **self.failed.get(value, late)} for value in missing]
         return shown
+
+    def result(self, now_ms: int) -> list[tuple[str, str]] | None:
+        """Return the values with their factors: all in the order of the request once done, those there are once
+        failed; None before."""
+        match self.state(now_ms):
+            case "done":
+                return [(value, self.found[value]) for value in self.order]
+            case "failed":
+                return list(self.found.items())
+        return None
 
 
 class Jobs:
@@ -143,7 +149,8 @@ class Jobs:
         expiry_ms = deadline_ms + self._settings.job_kept_s * 1000
         transaction = replica.transaction()
         fields: dict[str, str | int] = {"created": now_ms, "deadline": deadline_ms}
-        fields |= {"order": json.dumps(order), "items": json.dumps([asdict(item) for item in items])}
+        kept = [{"value": item.value, "ttl": item.ttl, "cls": item.cls} for item in items]
+        fields |= {"order": json.dumps(order), "items": json.dumps(kept)}
         transaction.shared.hset(JOB + id, fields)
         transaction.shared.write("PEXPIREAT", JOB + id, expiry_ms)
         transaction.shared.zadd(JOBS, {id: expiry_ms})
@@ -169,7 +176,7 @@ class Jobs:
 
 
 #: how the factorisation of a value is going; None where it is not under way here
-Progress = Callable[[int], dict[str, Any] | None]
+Progress = Callable[[str], dict[str, Any] | None]
 
 
 class Errands:
@@ -221,10 +228,10 @@ class Errand:
             except Busy as error:
                 await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
 
-    def found(self, transaction: Transaction, factors: dict[int, list[int]]) -> None:
+    def found(self, transaction: Transaction, factors: dict[str, str]) -> None:
         """Store what was found, and go on with the next values, in the same commit."""
         self._expect(transaction)
-        texts = {f"found:{value}": " ".join(map(str, found)) for value, found in factors.items()}
+        texts = {f"found:{value}": found for value, found in factors.items()}
         if texts:
             transaction.shared.hset(JOB + self._job.id, texts)
         self._go_on(transaction)
@@ -237,7 +244,7 @@ class Errand:
         transaction.shared.hset(JOB + self._job.id, {f"failed:{value}": why for value in values})
         self._go_on(transaction)
 
-    def part(self, items: list[dict[str, int]]) -> dict[str, Any]:
+    def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
         """The body of a request for some of the values, to be sent to their holder."""
         return {"items": items, "job": self._job.id}
 
@@ -257,10 +264,10 @@ class Errand:
 
     async def _tell(self) -> bool:
         values = [item["value"] for item in self._request.body["items"]]
-        known = next(filter(None, map(self._errands.progress, values)), {"value": values[0], "stage": "waiting"})
+        known = next(filter(None, map(self._errands.progress, values)), {"value": int(values[0]), "stage": "waiting"})
         text = json.dumps({**known, "replica": self._replica.id})
-        key, field = SHARED + JOB + self._job.id, f"stage:{self._replica.cls}"
-        return bool(await self._replica.shared.eval(TELL.source, 1, key, field, text))
+        shared = self._replica.store().shared
+        return bool(await shared.script(TELL, [JOB + self._job.id], f"stage:{self._replica.cls}", text))
 
 
 def _send(
@@ -271,8 +278,8 @@ def _send(
     if after >= len(own):
         return
     count = 1
-    if own[after].value < SMALL:
-        while count < chunk and after + count < len(own) and own[after + count].value < SMALL:
+    if is_small(own[after].value):
+        while count < chunk and after + count < len(own) and is_small(own[after + count].value):
             count += 1
     group = [{"value": item.value, "ttl": item.ttl} for item in own[after : after + count]]
     body = {"items": group, "job": id, "next": after + count}

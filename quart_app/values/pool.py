@@ -35,20 +35,19 @@ from pebble import ProcessExpired, ProcessPool
 from prometheus_client import CollectorRegistry
 
 from mesh.errors import Busy, DeadlineExceeded, Unavailable
-from quart_app.values import child
+from quart_app.values import child, notation
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring, Stage
 from quart_app.values.metrics import FactorMetrics, LaneMetrics, Outcome
+from quart_app.values.pace import Pace
 
 #: makes a function and its arguments, at the moment when a process is free for them
 Call = Callable[[], tuple[Any, ...]]
 
-#: up to this size the cheap steps take less than half a millisecond and are done on the event loop
+#: What small primes leave of a number is tested on the event loop up to this size: less than half a millisecond.
 INLINE_BITS = 512
-#: the event loop is let go after this much work on it
-BREATH_S = 0.002
-#: so many word-size numbers are done in one piece: a millisecond of them, and a moment
-WORDS_A_TURN, FEW_WORDS = 64, 4
+#: Word-size numbers that are done in one piece. Two primes of 32 bits cost 0.3 ms, most numbers a fiftieth of that.
+WORDS_A_PIECE = 8
 
 #: what is expected to end within this goes to the brisk lane
 BRISK_S = 0.5
@@ -60,8 +59,10 @@ _PEBBLE_CYCLE_S = 0.25
 _KILL_S = 5.0
 
 
-#: the cheap steps, remembered for a moment: whoever asks for an estimate asks for the factors next
-_begun = lru_cache(maxsize=64)(engine.begin)
+@lru_cache(maxsize=64)
+def _begun(number: int) -> Factoring | None:
+    """Do the cheap steps; return None if they are for a process. Estimates and factors are asked for in turn."""
+    return engine.begin_short(number, INLINE_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Progress:
     elapsed_s: float
     estimate_s: float | None
     waiting: int
-    factors: list[int]
+    factors: str
     unfactored: list[int]
 
 
@@ -85,7 +86,7 @@ class Computation:
     factoring: Factoring | None
     begun_s: float
     deadline_s: float
-    answer: asyncio.Future[list[int]]
+    answer: asyncio.Future[str]
     patient: bool
     stage: str = "waiting"
     waiting: int = 0
@@ -101,7 +102,7 @@ class Computation:
             elapsed_s=round(now_s - self.begun_s, 3),
             estimate_s=None if math.isinf(estimate) else round(estimate, 3),
             waiting=self.waiting,
-            factors=known.known() if known else [],
+            factors=known.known() if known else "",
             unfactored=[composite.value for composite in known.composites] if known else [self.number],
         )
 
@@ -122,6 +123,7 @@ class FactorPool:
         brisk_limit: int = 256,
         sieve_bits: int = engine.SIEVE_BITS,
         metrics: FactorMetrics | None = None,
+        pace: Pace | None = None,
     ) -> None:
         count = processes or cores()
         self.hard_limit = 4 * count if hard_limit is None else hard_limit
@@ -132,8 +134,7 @@ class FactorPool:
         self._hard = Lane(count, niceness=10, metrics=self._metrics.lane("hard"))
         self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
         self._computations: dict[int, Computation] = {}
-        self._breath_s = 0.0
-        self._turn = asyncio.Lock()
+        self._pace = pace or Pace()
         self._tasks: asyncio.TaskGroup
         self._opened = asyncio.Event()
         self._closed = False
@@ -155,35 +156,35 @@ class FactorPool:
             self._opened.clear()
             self._closed = False
 
-    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
-        """The prime factors, ascending, with multiplicity. `patient`: nobody sits and waits for them.
+    async def at_once(self, number: int) -> str | None:
+        """Return the prime factors as text if a moment on the event loop is enough to find them, else None."""
+        await self._pace()
+        if number.bit_length() <= engine.WORD_BITS:
+            return engine.word_factors(number)
+        factoring = _begun(number)
+        return factoring.factors() if factoring is not None and factoring.done else None
+
+    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
+        """Return the prime factors as text. `patient`: nobody waits for them over HTTP.
 
         Raises ValueError below 1; Busy; DeadlineExceeded with the facts `factors` (primes found) and `unfactored`;
         Unavailable when the number's process dies again and again. The computation ends with its last waiter.
         """
-        await self._breathe()
-        if number.bit_length() <= engine.WORD_BITS:
-            return engine.factorise(number)
-        factoring = _begun(number) if number.bit_length() <= INLINE_BITS else None
-        if factoring is not None and factoring.done:
-            return factoring.factors()
+        found = await self.at_once(number)
+        if found is not None:
+            return found
+        factoring = _begun(number)
         begun_s = time.monotonic()
         await self._ready(timeout_s)
         computation = self._computation(number, factoring, patient)
         return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
 
-    async def factorise_words(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The prime factors of numbers below 2^64, as `factorise` gives them: all of them here and now.
-
-        Long lists take turns, a piece of one in each round of the event loop; a short one waits for none of them.
-        """
-        if len(numbers) <= FEW_WORDS:
-            return list(map(engine.factorise, numbers))
-        found: list[list[int]] = []
-        for first in range(0, len(numbers), WORDS_A_TURN):
-            async with self._turn:
-                await asyncio.sleep(0)
-                found += map(engine.factorise, numbers[first : first + WORDS_A_TURN])
+    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
+        """Return the prime factors, as text, of numbers below 2^64. They are found on the event loop, in pieces."""
+        found: list[str] = []
+        for first in range(0, len(numbers), WORDS_A_PIECE):
+            await self._pace()
+            found += map(engine.word_factors, numbers[first : first + WORDS_A_PIECE])
         return found
 
     async def _ready(self, timeout_s: float) -> None:
@@ -201,6 +202,7 @@ class FactorPool:
     async def is_prime(self, number: int, timeout_s: float) -> bool:
         """Whether a number is prime; of a long one found out in a process. Raises DeadlineExceeded, Unavailable."""
         if number.bit_length() <= INLINE_BITS:
+            await self._pace()
             return engine.is_prime(number)
         await self._ready(timeout_s)
         try:
@@ -210,10 +212,9 @@ class FactorPool:
             raise DeadlineExceeded("not known in time whether the number is prime") from None
 
     def expected_s(self, number: int) -> float:
-        """Seconds that a number is expected to take: infinite where nobody knows."""
-        if number.bit_length() > INLINE_BITS:
-            return math.inf
-        return engine.seconds(_begun(number), self.sieve_bits)
+        """Return the seconds that a number is expected to take: infinite if that is not known."""
+        factoring = _begun(number)
+        return math.inf if factoring is None else engine.seconds(factoring, self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
         """How far a number's computation is; None when there is none."""
@@ -225,12 +226,6 @@ class FactorPool:
         now_s = time.monotonic()
         return [computation.progress(now_s, self.sieve_bits) for computation in self._computations.values()]
 
-    async def _breathe(self) -> None:
-        """Let the event loop go round when many cheap numbers come in one piece."""
-        if time.monotonic() - self._breath_s > BREATH_S:
-            await asyncio.sleep(0)
-            self._breath_s = time.monotonic()
-
     def _computation(self, number: int, factoring: Factoring | None, patient: bool) -> Computation:
         """The number's computation, a new one where there is none. Raises Busy."""
         found = self._computations.get(number)
@@ -238,7 +233,7 @@ class FactorPool:
             return found
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
             self._metrics.ended(Outcome.REFUSED)
-            raise Busy("as many numbers as can be taken are being factorised", retry_after=1)
+            raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
         answer = asyncio.get_running_loop().create_future()
         computation = Computation(number, factoring, now_s, now_s, answer, patient)
@@ -248,13 +243,15 @@ class FactorPool:
         computation.task = self._tasks.create_task(self._run(computation))
         return computation
 
-    async def _wait(self, computation: Computation, timeout_s: float) -> list[int]:
+    async def _wait(self, computation: Computation, timeout_s: float) -> str:
         computation.waiting += 1
         computation.deadline_s = max(computation.deadline_s, time.monotonic() + timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(computation.answer)
         except TimeoutError:
+            # Deadlines of requests that came together strike together.
+            await self._pace()
             raise self._late(computation) from None
         finally:
             computation.waiting -= 1
@@ -266,7 +263,7 @@ class FactorPool:
         digits = ", ".join(str(len(str(composite))) for composite in known.unfactored)
         return DeadlineExceeded(
             f"not factorised in time: what is left has {digits} digits",
-            factors=known.factors,
+            factors=notation.expanded(known.factors),
             unfactored=known.unfactored,
             stage=known.stage,
             elapsed_s=known.elapsed_s,
@@ -290,7 +287,11 @@ class FactorPool:
         others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
         if len(others) >= self.hard_limit:
             self._metrics.ended(Outcome.REFUSED)
-            raise Busy("as many hard numbers as can be taken are being factorised", retry_after=self._patience(others))
+            retry_after = math.ceil(self._patience(others))
+            raise Busy(
+                f"too many hard numbers ({len(others)}) are being factorised; retry after {retry_after} s",
+                retry_after=retry_after,
+            )
         computation.hard = True
 
     def _patience(self, others: list[Computation]) -> float:
@@ -324,7 +325,7 @@ class FactorPool:
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
 
-    async def _compute(self, computation: Computation) -> list[int]:
+    async def _compute(self, computation: Computation) -> str:
         while True:
             if computation.factoring is None:
                 computation.stage = Stage.DIVISION

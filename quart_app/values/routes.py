@@ -1,210 +1,219 @@
-"""The routes of /values: parse, ask, present."""
+"""The routes GET /classes, POST /values and GET /values/{prime}: parse, call, present."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from pydantic import RootModel
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
-from mesh import Answer, Ask, Class, DeadlineExceeded, NoReplica
+from mesh import Answer, Ask, Class, DeadlineExceeded
 from quart_app.http.body import read_items
 from quart_app.http.problems import Problem, from_mesh
 from quart_app.service import Context
-from quart_app.values import handlers
-from quart_app.values.jobs import PUT, SMALL, Job, Jobs, Wanted
+from quart_app.values import preferences
+from quart_app.values.answers import Answers, Array
+from quart_app.values.budget import Budget
+from quart_app.values.job_routes import JobRoutes
+from quart_app.values.jobs import PUT
 from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, SetValueResponse
+from quart_app.values.notation import is_small
+from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
+from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
-WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
-#: between two looks at a job that a client waits for
-JOB_LOOK_S = 0.1
+#: Items that are divided into chunks in one piece of work.
+ITEMS = 1000
+#: Large values go together up to so many digits. Their worker gives those that turn out to be hard back, each alone.
+LARGE_CHUNK_DIGITS = 8000
+#: A problem document names missing values up to this many, and up to this many digits of them.
+MISSING, MISSING_DIGITS = 1000, 20_000
+#: A longer number is not repeated in an error.
+SHOWN_DIGITS = 40
+
+_tagged = tag(["values"])
 
 
-def routes(context: Context, settings: ValuesSettings, pool: FactorPool) -> Blueprint:
-    """GET /classes, POST /values, GET /values/{prime}, and the jobs of `Prefer: respond-async`."""
-    blueprint = Blueprint("values", __name__)
-    create_request = ItemsReader(settings)
-    values = create_request.type
-    jobs = Jobs(settings)
+class ValuesRoutes:
+    """One method per route."""
 
-    @blueprint.get("/classes")
-    @tag(["values"])
+    def __init__(
+        self, context: Context, settings: ValuesSettings, pool: FactorPool, pace: Pace, answers: Answers
+    ) -> None:
+        self._context = context
+        self._settings = settings
+        self._pool = pool
+        self._pace = pace
+        self._answers = answers
+        self._reader = ItemsReader(settings)
+        self._work = Budget(settings.large_digits, "digits of large values", 2)
+        self._jobs = JobRoutes(context, settings, pace, answers)
+        self.blueprint = Blueprint("values", __name__)
+        self.blueprint.add_url_rule("/classes", "classes", self.classes, methods=["GET"])
+        self.blueprint.add_url_rule("/values", "create_values", self._create_view(), methods=["POST"])
+        self.blueprint.add_url_rule("/values/<prime>", "find_values", self.find, methods=["GET"])
+        self.blueprints = [self.blueprint, self._jobs.blueprint]
+
+    @_tagged
     @document_response(ClassesList)
-    async def classes() -> Response:
+    async def classes(self) -> Response:
         """The classes that have a live replica."""
-        members = await context.mesh.roster()
+        members = await self._context.mesh.roster()
         return jsonify(sorted({member.cls for member in members}))
 
-    @blueprint.post("/values")
-    @tag(["values"])
-    @document_request(RootModel[values])  # type: ignore[valid-type]
-    @document_response(SetValueResponse)
-    @document_response(JobBegun, 202)
-    async def create_values() -> Response:
-        """Factorise values and keep each with a replica of its class for its time to live."""
-        items = await read_items(create_request, settings.max_items)
-        if items and RESPOND_ASYNC.search(_preferences()):
-            return await begin(items)
-        factors = await _put(context, settings, items)
-        return jsonify([{"value": item.value, "prime_factors": factors[item.value]} for item in items])
+    def _create_view(self) -> Callable[[], Coroutine[Any, Any, Response]]:
+        """Return the route of POST /values, whose documentation depends on the settings."""
 
-    @blueprint.get("/values/<prime>")
-    @tag(["values"])
+        @_tagged
+        @document_request(RootModel[self._reader.type])  # type: ignore[name-defined]
+        @document_response(SetValueResponse)
+        @document_response(JobBegun, 202)
+        async def create_values() -> Response:
+            """Factorise values and keep each with a replica of its class for its time to live."""
+            return await self._create()
+
+        return create_values
+
+    async def _create(self) -> Response:
+        items = await read_items(self._reader, self._settings.max_items, self._reader.decode)
+        if items and preferences.is_async():
+            return await self._jobs.begin(items)
+        factors = await self._put(items)
+        array = Array()
+        await array.extend([(item.value, factors[item.value]) for item in items], self._pace)
+        return self._answers.respond(array)
+
+    @_tagged
     @document_querystring(Page)
     @document_response(SetValueResponse)
-    async def find_values(prime: str) -> Response:
+    async def find(self, prime: str) -> Response:
         """Every value that has this prime as a factor, ascending; `limit` and `after` page."""
-        number = await _prime(prime)
-        arguments = request.args.to_dict()
-        limit = _argument(arguments, "limit", settings.max_answer)
-        after = _argument(arguments, "after", 0) or 0
-        found = await _find(context, number, limit or settings.max_answer + 1, after)
-        if limit is None and len(found) > settings.max_answer:
-            raise Problem(422, f"there are more than {settings.max_answer} values; ask for them with ?limit=")
-        response = jsonify([{"value": value, "prime_factors": factors} for value, factors in found])
-        if limit is not None and len(found) == limit:
-            response.headers["Link"] = f'</values/{number}?limit={limit}&after={found[-1][0]}>; rel="next"'
+        number = await self._prime(prime)
+        limit = self._argument("limit", self._settings.max_answer)
+        after = self._argument("after", 0)
+        settings = self._settings
+        question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
+        search = Search(self._context.mesh, self._pace, self._answers, question, self._deadline_ms())
+        found = await search.run()
+        if found.more and not limit:
+            raise _too_much(number, settings)
+        response = self._answers.respond(found.array)
+        if found.more:
+            response.headers["Link"] = f'</values/{number}?limit={limit}&after={found.last}>; rel="next"'
         return response
 
-    async def begin(items: Sequence[Any]) -> Response:
-        """202, or 200 with the result where it is there within `Prefer: wait`."""
-        replica = context.mesh
-        live = {member.cls for member in await replica.roster()}
-        missing = sorted({item.cls for item in items} - live)
+    async def _prime(self, text: str) -> str:
+        if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
+            raise Problem(422, f"the prime must be a number of at most {self._settings.max_digits} digits")
+        number = text.lstrip("0") or "0"
+        if not await self._pool.is_prime(int(number), self._deadline_ms() / 1000):
+            raise Problem(422, f"{_shown(number)} is not a prime number")
+        return number
+
+    def _argument(self, name: str, most: int) -> str:
+        """Return a number of the query, "" if it is absent. Raises Problem."""
+        text = request.args.get(name, "")
+        if name not in request.args:
+            return ""
+        if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
+            raise Problem(422, f"{name} must be a number of at most {self._settings.max_digits} digits")
+        if most and not 1 <= int(text) <= most:
+            raise Problem(422, f"{name} must be a number from 1 to {most}")
+        return text
+
+    def _deadline_ms(self) -> int:
+        """Return how long this request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
+        return deadline_ms(self._context)
+
+    async def _put(self, items: Sequence[Any]) -> dict[str, str]:
+        """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
+        if not items:
+            return {}
+        last = {item.value: item for item in items}
+        await self._pace()
+        asks = await self._asks(last)
+        with self._work.lent(sum(len(value) for value in last if not is_small(value))):
+            answers = await self._context.mesh.ask(asks, deadline_ms=self._deadline_ms())
+        factors: dict[str, str] = {}
+        for answer in answers:
+            for body in answer.bodies:
+                factors |= body
+        missing = [value for value in last if value not in factors]
         if missing:
-            raise NoReplica(f"no live replica has class {missing[0]}")
-        id = await jobs.begin(replica, [Wanted(item.value, item.ttl, item.cls) for item in items])
-        job = await _wait(id) if WAIT.search(_preferences()) else None
-        await replica.confirm()
-        if job is not None and job.state(replica.now_ms()) == "done":
-            return jsonify(job.view(replica.now_ms())["result"])
-        response = jsonify({"id": id, "state": "waiting"})
-        response.status_code = 202
-        response.headers["Location"] = f"/jobs/{id}"
-        response.headers["Preference-Applied"] = "respond-async"
-        return response
+            raise _failure(answers, missing)
+        return factors
 
-    async def _wait(id: str) -> Job | None:
-        replica = context.mesh
-        end_ms = replica.now_ms() + deadline_ms(context)
-        while True:
-            job = await jobs.get(replica, id)
-            if job is None or job.state(replica.now_ms()) in {"done", "failed"} or replica.now_ms() >= end_ms:
-                return job
-            await asyncio.sleep(JOB_LOOK_S)
-
-    @blueprint.get("/jobs/<id>")
-    @tag(["values"])
-    async def show_job(id: str) -> Response:
-        """How a job is: waiting, running, done (with its result) or failed (with what is known)."""
-        replica = context.mesh
-        job = await jobs.get(replica, id)
-        if job is None:
-            raise Problem(404, "there is no such job, or no longer")
-        await replica.confirm()
-        return jsonify(job.view(replica.now_ms()))
-
-    @blueprint.delete("/jobs/<id>")
-    @tag(["values"])
-    async def end_job(id: str) -> Response:
-        """End a job; what it has stored before stays."""
-        if not await jobs.end(context.mesh, id):
-            raise Problem(404, "there is no such job, or no longer")
-        await context.mesh.confirm()
-        return Response(status=204)
-
-    async def _prime(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits:
-            raise Problem(422, f"the prime is a number of at most {settings.max_digits} digits")
-        number = int(text)
-        if not await pool.is_prime(number, deadline_ms(context) / 1000):
-            raise Problem(422, "the prime is not a prime")
-        return number
-
-    def _argument(arguments: Mapping[str, str], name: str, most: int) -> int | None:
-        text = arguments.get(name)
-        if text is None:
-            return None
-        if not (text.isascii() and text.isdigit()) or len(text) > settings.max_digits or (most and int(text) > most):
-            raise Problem(422, f"{name} is a number" + (f" up to {most}" if most else ""))
-        number = int(text)
-        if name == "limit" and number < 1:
-            raise Problem(422, "limit is at least 1")
-        return number
-
-    return blueprint
-
-
-def _preferences() -> str:
-    """What the client prefers (RFC 7240), of all the headers that say so."""
-    return ",".join(request.headers.getlist("Prefer"))
+    async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
+        """Return requests to the classes, each for a chunk of values."""
+        chunks = Chunks(self._settings.chunk)
+        for number, item in enumerate(items.values()):
+            if number % ITEMS == ITEMS - 1:
+                await self._pace()
+            chunks.add(item)
+        return [Ask(Class(cls), PUT, {"items": chunk}) for cls, chunk in chunks.all]
 
 
 def deadline_ms(context: Context) -> int:
-    """How long this request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
-    asked = WAIT.search(_preferences())
+    """Return how long the current request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
+    asked = preferences.wait_ms()
     if asked is None:
         return context.mesh.settings.deadline_ms
-    return max(1, min(int(asked[1]) * 1000, context.settings.max_wait_ms))
+    return max(1, min(asked, context.settings.max_wait_ms))
 
 
-async def _put(context: Context, settings: ValuesSettings, items: Sequence[Any]) -> dict[int, list[int]]:
-    """The factors of every value once all are stored. Of items with the same value the last one counts."""
-    last = {item.value: item for item in items}
-    asks = _entries(last.values(), settings.chunk, {item.cls for item in items})
-    if not asks:
-        return {}
-    answers = await context.mesh.ask(asks, deadline_ms=deadline_ms(context))
-    factors = {value: found for answer in answers for body in answer.bodies for value, found in body["factors"]}
-    missing = [value for value in last if value not in factors]
-    if missing:
-        raise _failure(answers, missing)
-    return factors
+class Chunks:
+    """Divides items into chunks of one class each: so many small values, or a few large ones."""
+
+    def __init__(self, size: int) -> None:
+        self.all: list[tuple[str, list[dict[str, Any]]]] = []
+        self._size = size
+        #: by class, and whether for large values: the last chunk, and how much of it is left
+        self._last: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        self._left: dict[tuple[str, bool], int] = {}
+
+    def add(self, item: Any) -> None:
+        """Put an item into a chunk."""
+        is_large = not is_small(item.value)
+        kind, cost = (item.cls, is_large), len(item.value) if is_large else 1
+        if self._left.get(kind, 0) < cost:
+            self._last[kind] = []
+            self._left[kind] = LARGE_CHUNK_DIGITS if is_large else self._size
+            self.all.append((item.cls, self._last[kind]))
+        self._left[kind] -= cost
+        self._last[kind].append({"value": item.value, "ttl": item.ttl})
 
 
-def _entries(items: Any, chunk: int, classes: set[str]) -> list[Ask]:
-    """Requests to the classes: small values in chunks, a large one alone, so that it holds nobody up."""
-    small: dict[str, list[dict[str, int]]] = {cls: [] for cls in classes}
-    groups: list[tuple[str, list[dict[str, int]]]] = []
-    for item in items:
-        entry = {"value": item.value, "ttl": item.ttl}
-        if item.value < SMALL:
-            small[item.cls].append(entry)
-        else:
-            groups.append((item.cls, [entry]))
-    for cls, entries in small.items():
-        groups += [(cls, entries[i : i + chunk]) for i in range(0, len(entries), chunk)]
-    return [Ask(Class(cls), PUT, {"items": entries}) for cls, entries in groups]
-
-
-def _failure(answers: Sequence[Answer], missing: list[int]) -> Problem:
-    """The problem that says why these values are missing: whatever is worse than lateness first."""
+def _failure(answers: Sequence[Answer], missing: list[str]) -> Problem:
+    """Return the problem that says why these values are missing: any other error before a missed deadline."""
     errors = [answer.error for answer in answers if answer.error is not None]
     worst = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
     problem = from_mesh(worst or (errors[0] if errors else DeadlineExceeded()))
-    problem.facts["missing"] = missing[:1000]
+    named: list[int] = []
+    digits = 0
+    for value in missing[:MISSING]:
+        digits += len(value)
+        if named and digits > MISSING_DIGITS:
+            break
+        named.append(int(value))
+    problem.facts["missing"] = named
+    if len(named) < len(missing):
+        problem.facts["missing_count"] = len(missing)
     return problem
 
 
-async def _find(context: Context, prime: int, limit: int, after: int) -> list[tuple[int, list[int]]]:
-    """What every live database has, each value once: should two have it, the newer request counts."""
-    body = {"prime": prime, "limit": limit, "after": after}
-    answers = await context.mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms(context))
-    best: dict[int, tuple[str, list[int]]] = {}
-    for answer in answers.values():
-        for value, id, factors in answer["found"]:
-            if value not in best or _order(best[value][0]) < _order(id):
-                best[value] = (id, factors)
-    return [(value, best[value][1]) for value in sorted(best)[:limit]]
+def _too_much(prime: str, settings: ValuesSettings) -> Problem:
+    bound = f"{settings.max_answer} values or {settings.max_answer_bytes} bytes"
+    return Problem(
+        422,
+        f"the answer has more than {bound}; ask for pages with ?limit=1000, each of which names the next one in its "
+        "Link header (?limit=1000&after=<last value>)",
+        next=f"/values/{prime}?limit=1000",
+    )
 
 
-def _order(id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = id.partition("-")
-    return int(milliseconds), int(sequence)
+def _shown(number: str) -> str:
+    """Return a number as an error may repeat it."""
+    return number if len(number) <= SHOWN_DIGITS else f"{number[:20]}… ({len(number)} digits)"

@@ -19,6 +19,15 @@ class ValuesSettings(BaseSettings):
     max_items: int = Field(10_000, ge=1, description="most values in one request")
     max_ttl_s: int = Field(10 * 365 * 86_400, ge=1, description="longest time to live")
     max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
+    max_answer_bytes: int = Field(
+        8 << 20, ge=1024, description="longest answer of a GET; longer ones are to be paged for"
+    )
+    answers_bytes: int = Field(
+        64 << 20, ge=1024, description="long answers that a replica keeps until they are sent; beyond it 503"
+    )
+    large_digits: int = Field(
+        2_000_000, ge=1, description="digits of values from 2^64 up that a replica's requests wait for; beyond it 503"
+    )
     chunk: int = Field(125, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
     processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
     hard_limit: int | None = Field(

@@ -2,7 +2,8 @@
 
 In the database of its holder, under db{n}:
 
-    values:records   hash   value -> "<request id> <expiry ms> <factor> <factor> ..."
+    values:records   hash   value -> "<request id> <expiry ms> <prime>^<exponent> <prime> ..."; releases before 0.2
+                            repeated a prime instead
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
                             as a letter (b17:c136), so that lexical order is numerical order; all scores 0
     values:alone     hash   prime -> value, in the same letters, for primes of six digits and more: the first value that
@@ -20,13 +21,14 @@ removes what expires before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh import Store, Transaction
 from mesh.wire.script import Script
+from quart_app.values import notation
 
 RECORDS = "values:records"
 INDEX = "values:index"
@@ -56,24 +58,24 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One value as its holder keeps it; `expiry` in ms of Redis's clock."""
+    """One value as its holder keeps it: `expiry` in ms of Redis's clock, `factors` as text (see `notation`)."""
 
     id: str
     expiry: int
-    factors: list[int]
+    factors: str
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        id, expiry, *factors = text.split(" ")
-        return cls(id, int(expiry), [int(factor) for factor in factors])
+        id, expiry, factors = f"{text} ".split(" ", 2)
+        return cls(id, int(expiry), factors.rstrip())
 
     def __str__(self) -> str:
-        return _text(self.id, self.expiry, map(str, self.factors))
+        return _text(self.id, self.expiry, self.factors)
 
 
-def _text(id: str, expiry: int, factors: Iterable[str]) -> str:
-    """A record as it is kept."""
-    return " ".join([id, str(expiry), *factors])
+def _text(id: str, expiry: int, factors: str) -> str:
+    """Return a record as it is kept."""
+    return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
 
 
 #: What stands before a number of so many digits, up to the longest there is: a to y for 1 to 25, then z0026 and so on.
@@ -81,10 +83,9 @@ def _text(id: str, expiry: int, factors: Iterable[str]) -> str:
 _LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
-def ordered(number: int) -> str:
-    """A number as text whose lexical order is the numerical one."""
-    text = str(number)
-    return _LENGTHS[len(text)] + text
+def ordered(number: str) -> str:
+    """Return a number as text whose lexical order is the numerical one."""
+    return _LENGTHS[len(number)] + number
 
 
 #: Primes of so many digits and more mostly have one value only.
@@ -102,13 +103,13 @@ class Postings(NamedTuple):
         return {*self.common, *map(":".join, zip(self.rare[::2], self.rare[1::2], strict=True))}
 
 
-def postings(texts: Mapping[str, Iterable[str]]) -> Postings:
-    """One for every value and prime factor of it."""
+def postings(factors: Mapping[str, str]) -> Postings:
+    """Return one entry for every value and distinct prime factor of it."""
     found = Postings([], [])
     common, rare = found
-    for value, factors in texts.items():
+    for value, text in factors.items():
         name = _LENGTHS[len(value)] + value
-        for prime in set(factors):
+        for prime in notation.primes(text):
             digits = len(prime)
             if digits < RARE_DIGITS:
                 common.append(f"{_LENGTHS[digits]}{prime}:{name}")
@@ -117,13 +118,13 @@ def postings(texts: Mapping[str, Iterable[str]]) -> Postings:
     return found
 
 
-async def places(store: Store, values: list[int]) -> list[str | None]:
-    """Where each value's record is said to be, as text to be expected at the commit."""
-    return await store.shared.mget(*(f"{WHERE}{value}" for value in values))
+async def places(store: Store, values: Sequence[str]) -> list[str | None]:
+    """Return where each value's record is said to be, as text to be expected at the commit."""
+    return await store.shared.mget(*[WHERE + value for value in values])
 
 
-async def records(store: Store, values: list[int]) -> list[Record | None]:
-    """Our own records of these values."""
+async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
+    """Return our own records of these values."""
     found = await store.hmget(RECORDS, *values)
     return [None if text is None else Record.parse(text) for text in found]
 
@@ -131,66 +132,81 @@ async def records(store: Store, values: list[int]) -> list[Record | None]:
 def put(
     transaction: Transaction,
     place: Place,
-    expiries: Mapping[int, int],
-    factors: Mapping[int, Sequence[int]],
-    before: Mapping[int, Record] = MappingProxyType({}),
+    expiries: Mapping[str, int],
+    factors: Mapping[str, str],
+    before: Mapping[str, Record] = MappingProxyType({}),
 ) -> None:
-    """Write records of one request, with their expiries and factors, and say where they are; `before` are those of
-    them that are here now."""
+    """Write records of one request, with their expiries and factors, and say where they are.
+
+    `before` are those of them that are here now.
+    """
     if not expiries:
         return
-    ends: dict[int, list[int]] = {}
+    ends: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
         ends.setdefault(expiry, []).append(value)
-    written: dict[str, list[str]] = {}
     for expiry, values in ends.items():
-        # Text at once, since all of it is text in the end.
-        texts = {str(value): [str(prime) for prime in factors[value]] for value in values}
-        transaction.hset(RECORDS, {value: _text(place.id, expiry, primes) for value, primes in texts.items()})
-        transaction.shared.set_until([WHERE + value for value in texts], str(place), expiry)
+        transaction.hset(RECORDS, {value: _text(place.id, expiry, factors[value]) for value in values})
+        transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
-        written |= texts
-    common, rare = postings(written)
+    common, rare = postings({value: factors[value] for value in expiries})
     transaction.zadd_all(INDEX, common, 0)
     transaction.pair_all(ALONE, INDEX, rare)
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(ends))
 
 
-def schedule(transaction: Transaction, expiry: int, values: Sequence[int]) -> None:
+def schedule(transaction: Transaction, expiry: int, values: Sequence[str]) -> None:
     """Have the sweep look at these values then."""
     if values:
-        transaction.zadd(EXPIRY, {" ".join(map(str, values)): expiry})
+        transaction.zadd(EXPIRY, {" ".join(values): expiry})
 
 
-def expect_places(transaction: Transaction, places: Mapping[int, str | None]) -> None:
+def expect_places(transaction: Transaction, places: Mapping[str, str | None]) -> None:
     """Commit only if the values' records are still where they were when we looked."""
-    transaction.shared.expect_each({f"{WHERE}{value}": place for value, place in places.items()})
+    transaction.shared.expect_each({WHERE + value: place for value, place in places.items()})
 
 
-def remove(transaction: Transaction, over: Mapping[int, Record]) -> None:
+def remove(transaction: Transaction, over: Mapping[str, Record]) -> None:
     """Remove our records of these values, if they are still these."""
     for value, record in over.items():
-        transaction.expect(RECORDS, str(record), str(value))
+        transaction.expect(RECORDS, str(record), value)
     transaction.hdel(RECORDS, *over)
-    common, rare = postings({str(value): map(str, record.factors) for value, record in over.items()})
+    common, rare = postings({value: record.factors for value, record in over.items()})
     transaction.zrem(INDEX, *common)
     transaction.unpair_all(ALONE, INDEX, rare)
 
 
-async def due(store: Store, moment_ms: int, most: int) -> list[list[int]]:
-    """Values to look at, in the groups they were put down in, the longest due first."""
+async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
+    """Return values to look at, in the groups they were put down in, the longest due first."""
     groups = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
-    return [[int(value) for value in group.split()] for group in groups]
+    return [group.split() for group in groups]
 
 
-def unschedule(transaction: Transaction, values: Sequence[int]) -> None:
-    """The sweep has looked at these values, or need not."""
-    transaction.zrem(EXPIRY, " ".join(map(str, values)))
+def unschedule(transaction: Transaction, values: Sequence[str]) -> None:
+    """Take these values off the sweep's list: it has looked at them, or need not."""
+    transaction.zrem(EXPIRY, " ".join(values))
 
 
-async def find(store: Store, prime: int, moment_ms: int, most: int, after: int) -> list[tuple[int, Record]]:
-    """Our values that have this prime as a factor, above `after`, ascending, as of a moment."""
+class Part(NamedTuple):
+    """Our values with a prime factor, ascending, and their records in turn; all of them up to the value `until`.
+
+    `until` is "" where there are no more.
+    """
+
+    until: str
+    flat: list[str]
+
+
+#: What one search may return and look at, so that neither the server nor the event loop is held for long.
+FOUND_VALUES = 1000
+FOUND_BYTES = 100_000
+LOOKED_AT = 4000
+
+
+async def find(store: Store, prime: str, moment_ms: int, most: int, after: str) -> Part:
+    """Return our values that have this prime as a factor, above `after` ("" for all), as of a moment."""
     above = ordered(after) if after else ""
-    flat = await store.script(FIND, [INDEX, ALONE, RECORDS], ordered(prime), above, moment_ms, most)
-    return [(int(value), Record.parse(text)) for value, text in zip(flat[::2], flat[1::2], strict=True)]
+    names, most = [INDEX, ALONE, RECORDS], min(most, FOUND_VALUES)
+    until, *flat = await store.script(FIND, names, ordered(prime), above, moment_ms, most, FOUND_BYTES, LOOKED_AT)
+    return Part(until, flat)

@@ -5,59 +5,81 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 import structlog
 
 from mesh import MeshError, Replica, Transaction
 from quart_app.values import store as records
+from quart_app.values.pace import Pace
 from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: Records looked at by one commit, or a group of them beyond; more would hold the server, and with less a busy replica
-#: removes more slowly than it writes: a sweep is three trips, of many milliseconds then.
-MOST = 1000
+#: Records that one commit looks at, and about how many bytes of index it removes. More would hold the server. With
+#: less, a busy replica removes more slowly than it writes: a sweep is three round trips, of many milliseconds then.
+MOST, MOST_BYTES = 1000, 400_000
+#: Groups of values that are read at once; most groups have many values, those of large values have one.
+GROUPS = 250
 #: A record is removed this long after its time, when its place has ended by Redis's own clock: nobody refreshes it.
 LATER_MS = 100
 
 
-async def run(replica: Replica, interval_ms: int) -> None:
+class Swept(NamedTuple):
+    """How many records a sweep has looked at, and whether more may be due."""
+
+    looked_at: int
+    is_full: bool
+
+
+async def run(replica: Replica, interval_ms: int, pace: Pace) -> None:
     """Sweep until cancelled."""
     while True:
+        is_full = False
         try:
-            looked_at = await sweep(replica)
+            is_full = (await sweep(replica, pace)).is_full
         except MeshError as error:
-            log.warning("the sweep could not go on", error=str(error))
-            looked_at = 0
-        if looked_at < MOST:
+            log.warning("sweep failed", error=str(error))
+        if not is_full:
             await asyncio.sleep(interval_ms / 1000)
 
 
-async def sweep(replica: Replica) -> int:
-    """Look at about MOST records that are due, and remove those that are over; returns how many were looked at."""
+async def sweep(replica: Replica, pace: Pace) -> Swept:
+    """Look at the records that are due, up to a bound, and remove those that have expired."""
     store = replica.store()
     moment_ms = replica.now_ms() - LATER_MS
-    groups = _about(MOST, await records.due(store, moment_ms, MOST))
+    due = await records.due(store, moment_ms, GROUPS)
+    groups = _about(MOST, MOST_BYTES, due)
     values = [value for group in groups for value in group]
-    found = dict(zip(values, await records.records(store, values), strict=True))
+    read = await records.records(store, values)
+    await pace()
+    found = dict(zip(values, read, strict=True))
     transaction = replica.transaction()
+    count, size = 0, 0
     for group in groups:
-        _look(group, found, moment_ms, transaction)
+        if size > MOST_BYTES:
+            break
+        size += _look(group, found, moment_ms, transaction)
+        count += len(group)
     # A conflict means that one of them was written again meanwhile; the next sweep sees it.
     await replica.commit(transaction)
-    return len(values)
+    return Swept(count, len(due) == GROUPS or count < sum(map(len, due)))
 
 
-def _about(most: int, groups: list[list[int]]) -> list[list[int]]:
-    """As many groups as have so many values, and the one that goes beyond."""
-    before = accumulate(map(len, groups), initial=0)
-    return [group for group, values in zip(groups, before, strict=False) if values < most]
+def _about(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
+    """Return as many groups as have so many values or bytes, and the one that goes beyond."""
+    counts = accumulate(map(len, groups), initial=0)
+    sizes = accumulate((sum(map(len, group)) for group in groups), initial=0)
+    return [
+        group for group, count, size in zip(groups, counts, sizes, strict=False) if count < most and size < most_bytes
+    ]
 
 
-def _look(group: list[int], found: Mapping[int, Record | None], moment_ms: int, transaction: Transaction) -> None:
+def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, transaction: Transaction) -> int:
+    """Put what a group needs into the transaction; return about how many bytes of index are removed."""
     records.unschedule(transaction, group)
-    living: dict[int, list[int]] = {}
-    over: dict[int, Record] = {}
+    living: dict[int, list[str]] = {}
+    over: dict[str, Record] = {}
     for value in group:
         record = found[value]
         if record is None:
@@ -69,3 +91,4 @@ def _look(group: list[int], found: Mapping[int, Record | None], moment_ms: int, 
     records.remove(transaction, over)
     for expiry, values in living.items():
         records.schedule(transaction, expiry, values)
+    return sum(len(value) * (1 + record.factors.count(" ")) for value, record in over.items())

@@ -12,9 +12,10 @@ import pytest
 from mesh import Body, Class, Database, DeadlineExceeded, Replica, Worker
 from quart_app.values import claims as module
 from quart_app.values.claims import Computing, claim_key
-from quart_app.values.factorise import factorise
+from quart_app.values.factorise import factors
 from quart_app.values.handlers import handlers
 from quart_app.values.jobs import PUT, Errands
+from quart_app.values.pace import Pace
 from tests.support.members import Members
 from tests.support.waiting import eventually
 
@@ -28,8 +29,12 @@ class Pool:
     def __init__(self) -> None:
         self.computed: list[int] = []
         self.patient: list[bool] = []
+        self.quick: dict[int, str] = {}
         self.may_end = asyncio.Event()
         self.killed = 0
+
+    async def at_once(self, number: int) -> str | None:
+        return self.quick.get(number)
 
     def expected_s(self, number: int) -> float:
         return 60.0
@@ -37,10 +42,10 @@ class Pool:
     def progress(self, number: int) -> None:
         return None
 
-    async def factorise_words(self, numbers: Sequence[int]) -> list[list[int]]:
-        return [factorise(number) for number in numbers]
+    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
+        return [factors(number) for number in numbers]
 
-    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
+    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
         self.computed.append(number)
         self.patient.append(patient)
         try:
@@ -51,7 +56,7 @@ class Pool:
         except asyncio.CancelledError:
             self.killed += 1
             raise
-        return factorise(number)
+        return factors(number)
 
 
 class Values:
@@ -69,17 +74,17 @@ class Values:
             def here(place: int = place) -> Replica:
                 return self.replicas[place]
 
-            computing = Computing(here, self.pool)  # type: ignore[arg-type]
-            worker: Worker = handlers(computing, Errands(here, 50, computing.progress))
+            computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
+            worker: Worker = handlers(computing, Errands(here, 50, computing.progress), Pace())
             self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency))
         return self.replicas
 
     def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
-        body = {"items": [{"value": value, "ttl": ttl}]}
+        body = {"items": [{"value": str(value), "ttl": ttl}]}
         return asyncio.create_task(asker.call(to or Class("A"), PUT, body, deadline_ms=ms))
 
     async def claimed(self, value: int = HARD) -> str | None:
-        found: str | None = await self.replicas[0].shared.get("shared:" + claim_key("A", value))
+        found: str | None = await self.replicas[0].shared.get("shared:" + claim_key("A", str(value)))
         return found
 
 
@@ -88,8 +93,12 @@ async def values(mesh_of: Members) -> Values:
     return Values(mesh_of)
 
 
-def factors(answer: Body) -> list[list[Any]]:
-    return [list(pair) for pair in answer["factors"]]
+def found(answer: Body) -> dict[str, str]:
+    return dict(answer)
+
+
+#: The answer for the hard value.
+DONE = {str(HARD): f"{P} {Q}"}
 
 
 async def in_progress(replicas: list[Replica]) -> float:
@@ -107,11 +116,11 @@ async def test_the_others_wait_for_the_record_and_apply_their_own_ttl(values: Va
     await eventually(all_taken)
     values.pool.may_end.set()
     answers = await asyncio.gather(*asked)
-    assert [factors(answer) for answer in answers] == [[[HARD, [P, Q]]]] * 3
+    assert [found(answer) for answer in answers] == [DONE] * 3
     assert values.pool.computed == [HARD]
     assert await values.claimed() is None
-    found = await asyncio.gather(*(replica.store().hget("values:records", HARD) for replica in replicas))
-    assert sum(record is not None for record in found) == 1
+    records = await asyncio.gather(*(replica.store().hget("values:records", HARD) for replica in replicas))
+    assert sum(record is not None for record in records) == 1
 
 
 async def test_a_claim_is_kept_alive(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +146,12 @@ async def test_a_claim_is_kept_alive(values: Values, monkeypatch: pytest.MonkeyP
 async def test_a_claim_without_an_owner_ends(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead replica had claimed is computed by another, as soon as the claim is over."""
     (replica,) = await values.join(1)
-    await replica.shared.set("shared:" + claim_key("A", HARD), "replica-dead 1-0", px=700)
+    await replica.shared.set("shared:" + claim_key("A", str(HARD)), "replica-dead 1-0", px=700)
     values.pool.may_end.set()
     asked = values.put(replica)
     await asyncio.sleep(0.3)
     assert values.pool.computed == []
-    assert factors(await asked) == [[HARD, [P, Q]]]
+    assert found(await asked) == DONE
 
 
 async def test_who_gives_up_gives_the_claim_up(values: Values) -> None:
@@ -158,7 +167,25 @@ async def test_who_gives_up_gives_the_claim_up(values: Values) -> None:
     await eventually(free, 2)
     assert values.pool.killed == 1
     values.pool.may_end.set()
-    assert factors(await values.put(replicas[1])) == [[HARD, [P, Q]]]
+    assert found(await values.put(replicas[1])) == DONE
+
+
+async def test_a_hard_value_holds_up_no_other_of_its_chunk(values: Values) -> None:
+    """Its worker gives it back to the class, alone, and answers for the others at once."""
+    (replica,) = await values.join(1, concurrency=2)
+    quick = str(2**70)
+    values.pool.quick[2**70] = "2^70"
+    body = {"items": [{"value": value, "ttl": 60} for value in (str(HARD), quick, "6")]}
+    asked = asyncio.create_task(replica.call(Class("A"), PUT, body, deadline_ms=20_000))
+    await eventually(values.claimed)
+
+    async def stored() -> bool:
+        return await replica.store().hget("values:records", quick) is not None
+
+    await eventually(stored, 2)
+    assert values.pool.computed == [HARD] and not asked.done()
+    values.pool.may_end.set()
+    assert found(await asked) == {"6": "2 3", quick: "2^70", **DONE}
 
 
 async def test_a_late_one_says_what_is_known(values: Values) -> None:
@@ -176,7 +203,7 @@ async def test_a_repeat_computes_nothing(values: Values) -> None:
     values.pool.may_end.set()
     for _ in range(2):
         for replica in replicas:
-            assert factors(await values.put(replica)) == [[HARD, [P, Q]]]
+            assert found(await values.put(replica)) == DONE
     assert values.pool.computed == [HARD]
 
 
@@ -185,23 +212,25 @@ async def test_a_holder_whose_record_has_ended_gives_a_hard_number_back_to_the_c
     (replica,) = await values.join(1)
     asked = values.put(replica, to=Database(replica.database))
     await eventually(values.claimed)
-    body = {"prime": 2, "limit": 10}
-    assert await replica.call(Database(replica.database), "values.find", body, deadline_ms=2000) == {"found": []}
+    body = {"prime": "2", "limit": 10, "after": ""}
+    assert await replica.call(Database(replica.database), "values.find", body, deadline_ms=2000) == {
+        "until": "",
+        "found": [],
+    }
     values.pool.may_end.set()
-    assert factors(await asked) == [[HARD, [P, Q]]]
+    assert found(await asked) == DONE
 
 
 async def test_a_conflict_after_a_computation_does_not_repeat_it(
     values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small one of the same request was written by another meanwhile: the commit is tried again, the sieve is not."""
+    """Another class has written its record meanwhile: the commit is tried again, the sieve is not."""
     (replica,) = await values.join(1)
-    body = {"items": [{"value": HARD, "ttl": 60}, {"value": 6, "ttl": 60}]}
-    asked = asyncio.create_task(replica.call(Class("A"), PUT, body, deadline_ms=20_000))
+    asked = values.put(replica)
     await eventually(values.claimed)
-    # Somewhere else, in another class: what the handler has read of it is no longer so.
-    await replica.shared.set("shared:values:where:6", "15 B 1-0", px=60_000)
+    # What the handler has read of the value is no longer so.
+    await replica.shared.set(f"shared:values:where:{HARD}", "15 B 1-0", px=60_000)
     values.pool.may_end.set()
-    assert sorted(factors(await asked)) == [[6, [2, 3]], [HARD, [P, Q]]]
+    assert found(await asked) == DONE
     assert values.pool.computed == [HARD]
     assert replica.statistics()["class_conflicts"] >= 1

@@ -11,6 +11,7 @@ import pytest
 from mesh import Ask, Body, Class, Database, Replica, Request
 from quart_app.values import store as records
 from quart_app.values.handlers import DROP, FIND, PUT, handlers
+from quart_app.values.pace import Pace
 from quart_app.values.store import Place
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -30,30 +31,36 @@ class Valued:
         self._backend = backend
         self.factorised: list[int] = []
         errands: Any = NoErrands()
-        self.worker = handlers(self, errands)
+        self.worker = handlers(self, errands, Pace())
 
-    async def small(self, values: Sequence[int]) -> list[list[int]]:
+    async def small(self, values: Sequence[str]) -> list[str]:
         return [await self.large(value) for value in values]
 
-    async def large(self, value: int, request: Request | None = None, place: str | None = None) -> list[int]:
-        self.factorised.append(value)
+    async def at_once(self, value: str) -> str | None:
+        return await self.large(value)
+
+    async def large(self, value: str, request: Request | None = None, place: str | None = None) -> str:
+        number = int(value)
+        self.factorised.append(number)
         await asyncio.sleep(0)
-        return [2] * (value.bit_length() - 1) if value & (value - 1) == 0 else [value]
+        return (
+            f"2^{number.bit_length() - 1}" if number & (number - 1) == 0 and number > 1 else value if number > 1 else ""
+        )
 
     async def join(self, cls: str) -> Replica:
         return await self._backend.join(self.worker, class_=cls)
 
     async def put(self, replica: Replica, cls: str, *values: int, ttl: int = 60) -> list[int]:
         """The values that the answer has."""
-        body = {"items": [{"value": value, "ttl": ttl} for value in values]}
+        body = {"items": [{"value": str(value), "ttl": ttl} for value in values]}
         (answer,) = await replica.ask([_ask(cls, body)])
         assert answer.error is None
-        return sorted(value for part in answer.bodies for value, _ in part["factors"])
+        return sorted(int(value) for part in answer.bodies for value in part)
 
     async def holders(self, replica: Replica, prime: int = 2) -> dict[int, list[int]]:
         """Values by database."""
-        answers = await replica.gather(FIND, {"prime": prime, "limit": 100})
-        return {n: [value for value, _, _ in answer["found"]] for n, answer in answers.items() if answer["found"]}
+        answers = await replica.gather(FIND, {"prime": str(prime), "limit": 100, "after": ""})
+        return {n: [*map(int, answer["found"][::2])] for n, answer in answers.items() if answer["found"]}
 
 
 def _ask(cls: str, body: Body) -> Ask:
@@ -85,7 +92,7 @@ async def test_the_same_class_again_refreshes_without_factorising(valued: Valued
         assert await valued.put(two, "A", 8, ttl=ttl) == [8]
     assert valued.factorised == [8]
     assert await valued.holders(one) == {before: [8]}
-    (record,) = await records.records(holder.store(), [8])
+    (record,) = await records.records(holder.store(), ["8"])
     assert record is not None and abs(record.expiry - (one.now_ms() + 600_000)) < 3000
 
 
@@ -118,15 +125,15 @@ async def test_a_drop_leaves_what_was_written_again(valued: Valued) -> None:
     """It names the write it means; one that comes late does no harm."""
     one = await valued.join("A")
     await valued.put(one, "A", 8)
-    (old,) = await records.records(one.store(), [8])
+    (old,) = await records.records(one.store(), ["8"])
     assert old is not None
     await valued.put(one, "A", 8)
-    await one.call(Database(one.database), DROP, {"value": 8, "id": old.id})
-    await one.call(Database(one.database), DROP, {"value": 9, "id": "1-0"})
+    await one.call(Database(one.database), DROP, {"value": "8", "id": old.id})
+    await one.call(Database(one.database), DROP, {"value": "9", "id": "1-0"})
     assert await valued.holders(one) == {one.database: [8]}
-    (new,) = await records.records(one.store(), [8])
+    (new,) = await records.records(one.store(), ["8"])
     assert new is not None
-    await one.call(Database(one.database), DROP, {"value": 8, "id": new.id})
+    await one.call(Database(one.database), DROP, {"value": "8", "id": new.id})
     assert await valued.holders(one) == {}
 
 
@@ -144,7 +151,7 @@ async def test_a_record_whose_holder_is_gone_is_written_anew_and_dropped_when_it
     (database,) = await valued.holders(one)
     assert database in (one.database, other.database)
     ((_, entry),) = await bus.xrange("mesh:requests:db9")
-    assert (entry["op"], entry["body"], entry["deadline"]) == (DROP, '{"value":8,"id":"1-0"}', "0")
+    assert (entry["op"], entry["body"], entry["deadline"]) == (DROP, '{"value":"8","id":"1-0"}', "0")
     await bus.aclose()
 
 
@@ -152,8 +159,8 @@ async def test_one_has_no_prime_factors_and_is_kept_all_the_same(valued: Valued)
     """In no index, with a place and a time."""
     one = await valued.join("A")
     assert await valued.put(one, "A", 1) == [1]
-    (record,) = await records.records(one.store(), [1])
-    assert record is not None and record.factors == []
+    (record,) = await records.records(one.store(), ["1"])
+    assert record is not None and record.factors == ""
     assert await valued.holders(one) == {}
 
 

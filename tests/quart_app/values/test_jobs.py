@@ -20,20 +20,20 @@ MINUTE_MS = 60_000
 
 def job(**fields: Any) -> Job:
     """A job of two values, begun at 0, with a minute's time."""
-    items = [Wanted(6, 60, "A"), Wanted(HARD, 60, "A")]
+    items = [Wanted("6", 60, "A"), Wanted(str(HARD), 60, "A")]
     defaults: dict[str, Any] = {"found": {}, "failed": {}, "stages": {}}
-    return Job("x", 0, MINUTE_MS, [HARD, 6, 6], items, **{**defaults, **fields})
+    return Job("x", 0, MINUTE_MS, [str(HARD), "6", "6"], items, **{**defaults, **fields})
 
 
 STATES = [
     ("waiting", job(), 10),
     ("running", job(stages={"A": {"stage": "curves"}}), 10),
-    ("running", job(found={6: [2, 3]}), 10),
-    ("done", job(found={6: [2, 3], HARD: [P, Q]}), 10),
-    ("done", job(found={6: [2, 3], HARD: [P, Q]}), 2 * MINUTE_MS),
-    ("failed", job(found={6: [2, 3]}, failed={HARD: {"detail": "late"}}), 10),
-    ("running", job(failed={HARD: {"detail": "late"}}, stages={"A": {}}), 10),
-    ("failed", job(found={6: [2, 3]}, stages={"A": {}}), MINUTE_MS),
+    ("running", job(found={"6": "2 3"}), 10),
+    ("done", job(found={"6": "2 3", str(HARD): f"{P} {Q}"}), 10),
+    ("done", job(found={"6": "2 3", str(HARD): f"{P} {Q}"}), 2 * MINUTE_MS),
+    ("failed", job(found={"6": "2 3"}, failed={str(HARD): {"detail": "late"}}), 10),
+    ("running", job(failed={str(HARD): {"detail": "late"}}, stages={"A": {}}), 10),
+    ("failed", job(found={"6": "2 3"}, stages={"A": {}}), MINUTE_MS),
 ]
 
 
@@ -46,15 +46,16 @@ def test_states(state: str, one: Job, now_ms: int) -> None:
 
 def test_a_result_has_the_order_that_was_asked_for() -> None:
     """One element for each item of the request, a repeated one repeated."""
-    view = job(found={6: [2, 3], HARD: [P, Q]}).view(1500)
-    assert [one["value"] for one in view["result"]] == [HARD, 6, 6]
-    assert view["elapsed_s"] == 1.5
+    done = job(found={"6": "2 3", str(HARD): f"{P} {Q}"})
+    assert done.result(1500) == [(str(HARD), f"{P} {Q}"), ("6", "2 3"), ("6", "2 3")]
+    assert done.view(1500)["elapsed_s"] == 1.5
 
 
 def test_a_failed_job_keeps_what_was_found_and_says_what_was_not() -> None:
     """Nothing that was computed is lost."""
-    view = job(found={6: [2, 3]}).view(MINUTE_MS)
-    assert view["result"] == [{"value": 6, "prime_factors": [2, 3]}]
+    failed = job(found={"6": "2 3"})
+    assert failed.result(MINUTE_MS) == [("6", "2 3")]
+    view = failed.view(MINUTE_MS)
     assert [error["value"] for error in view["errors"]] == [HARD]
     assert "time was over" in view["errors"][0]["detail"]
 
@@ -85,25 +86,27 @@ async def until(jobs: Jobs, replica: Replica, id: str, wanted: str) -> Job | Non
 async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs: Jobs) -> None:
     """Small ones together, each hard one alone, in processes for those that nobody waits for."""
     (replica,) = await values.join(1)
-    items = [Wanted(value, 60, "A") for value in (6, 10, HARD, 15, 2 * HARD)]
+    items = [Wanted(str(value), 60, "A") for value in (6, 10, HARD, 15, 2 * HARD)]
     values.pool.may_end.set()
     id = await jobs.begin(replica, items)
     found = await until(jobs, replica, id, "done")
     assert found is not None
-    assert found.found == {6: [2, 3], 10: [2, 5], HARD: [P, Q], 15: [3, 5], 2 * HARD: [2, P, Q]}
+    assert found.found == {
+        "6": "2 3", "10": "2 5", str(HARD): f"{P} {Q}", "15": "3 5", str(2 * HARD): f"2 {P} {Q}"
+    }  # fmt: skip
     assert found.stages == {}
     assert values.pool.computed == [HARD, 2 * HARD]
     assert values.pool.patient == [True, True]
-    assert sorted(map(int, await replica.store().hgetall("values:records"))) == sorted(found.found)
+    assert sorted(await replica.store().hgetall("values:records")) == sorted(found.found)
 
 
 async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) -> None:
     """However many hard values it has: others get through beside it."""
     (replica,) = await values.join(1, concurrency=2)
-    id = await jobs.begin(replica, [Wanted(HARD * i, 60, "A") for i in range(1, 30)])
+    id = await jobs.begin(replica, [Wanted(str(HARD * i), 60, "A") for i in range(1, 30)])
     await until(jobs, replica, id, "running")
-    body = {"items": [{"value": 6, "ttl": 60}]}
-    assert await replica.call(Class("A"), PUT, body, deadline_ms=3000) == {"factors": [[6, [2, 3]]]}
+    body = {"items": [{"value": "6", "ttl": 60}]}
+    assert await replica.call(Class("A"), PUT, body, deadline_ms=3000) == {"6": "2 3"}
     assert values.pool.computed == [HARD]
     await jobs.end(replica, id)
 
@@ -111,7 +114,7 @@ async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) ->
 async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs) -> None:
     """Its computation is killed within a second, no commit brings it back, and what it had not done stays undone."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(HARD, 60, "A"), Wanted(6, 60, "A")])
+    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A"), Wanted("6", 60, "A")])
     await until(jobs, replica, id, "running")
     assert await jobs.end(replica, id)
     assert not await jobs.end(replica, id)
@@ -133,7 +136,7 @@ async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs)
 async def test_a_job_ended_at_its_commit_is_not_brought_back(values: Values, jobs: Jobs) -> None:
     """The commit expects the job to be there still."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(HARD, 60, "A")])
+    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
     await until(jobs, replica, id, "running")
     await jobs.end(replica, id)
     values.pool.may_end.set()
@@ -151,7 +154,7 @@ async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pyt
     refusals = 3
     compute = values.pool.factorise
 
-    async def crowded(number: int, timeout_s: float, *, patient: bool = False) -> list[int]:
+    async def crowded(number: int, timeout_s: float, *, patient: bool = False) -> str:
         nonlocal refusals
         if refusals:
             refusals -= 1
@@ -160,7 +163,7 @@ async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pyt
 
     monkeypatch.setattr(values.pool, "factorise", crowded)
     values.pool.may_end.set()
-    id = await jobs.begin(replica, [Wanted(HARD, 60, "A")])
+    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
     await until(jobs, replica, id, "done")
     assert refusals == 0
 
@@ -168,11 +171,11 @@ async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pyt
 async def test_a_job_of_two_classes_is_worked_at_in_both(values: Values, jobs: Jobs) -> None:
     """Each class has its own place in its own queue."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(6, 60, "A"), Wanted(10, 60, "B")])
+    id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted("10", 60, "B")])
 
     async def half() -> bool:
         found = await jobs.get(replica, id)
-        return found is not None and found.found == {6: [2, 3]}
+        return found is not None and found.found == {"6": "2 3"}
 
     await eventually(half)
     assert await state(jobs, replica, id) == "running"
@@ -183,19 +186,19 @@ async def test_a_job_of_two_classes_is_worked_at_in_both(values: Values, jobs: J
 async def test_there_are_only_so_many_jobs(values: Values, jobs: Jobs) -> None:
     """Beyond them: Busy; one that has ended makes room."""
     (replica,) = await values.join(1)
-    ids = [await jobs.begin(replica, [Wanted(HARD, 60, "A")]) for _ in range(3)]
+    ids = [await jobs.begin(replica, [Wanted(str(HARD), 60, "A")]) for _ in range(3)]
     with pytest.raises(Busy):
-        await jobs.begin(replica, [Wanted(6, 60, "A")])
+        await jobs.begin(replica, [Wanted("6", 60, "A")])
     await jobs.end(replica, ids[0])
-    assert await jobs.begin(replica, [Wanted(6, 60, "A")])
+    assert await jobs.begin(replica, [Wanted("6", 60, "A")])
 
 
 async def test_a_job_can_be_read_with_redis_cli(values: Values, jobs: Jobs) -> None:
     """Plain names and text, and a time to live."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(6, 60, "A")])
+    id = await jobs.begin(replica, [Wanted("6", 60, "A")])
     await until(jobs, replica, id, "done")
     fields = await replica.shared.hgetall(f"shared:values:job:{id}")
     assert fields["found:6"] == "2 3"
-    assert json.loads(fields["items"]) == [{"value": 6, "ttl": 60, "cls": "A"}]
+    assert json.loads(fields["items"]) == [{"value": "6", "ttl": 60, "cls": "A"}]
     assert 3600 * 1000 < await replica.shared.pttl(f"shared:values:job:{id}") <= 7200 * 1000

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from quart_app.values.models import ItemsReader, PlainItem
+from quart_app.values.models import ItemsReader
 from quart_app.values.settings import ValuesSettings
 
 ADAPTER = ItemsReader(ValuesSettings(max_digits=30, max_items=3, max_ttl_s=1000))
@@ -18,7 +19,7 @@ def item(**fields: Any) -> dict[str, Any]:
 
 
 def read(items: Any) -> list[tuple[int, int, str]]:
-    return [(element.value, element.ttl, element.cls) for element in ADAPTER.validate_python(items, strict=True)]
+    return [(int(element.value), element.ttl, element.cls) for element in ADAPTER.validate_python(items, strict=True)]
 
 
 def test_the_tasks_example_is_read() -> None:
@@ -78,21 +79,39 @@ def test_the_limits_are_the_settings() -> None:
     assert read([item(value=10**30 - 1, ttl=1000)] * 3) == [(10**30 - 1, 1000, "A")] * 3
 
 
-def test_plain_items_of_machine_words_are_read_the_quick_way() -> None:
-    """One that is not plain, and all of its request are read the thorough way, to the same end."""
+def test_plain_items_are_read_from_their_text() -> None:
+    """If one of a request is not plain, all of it is read the thorough way, to the same end."""
     for value in (1, 2**63, 2**64 - 1, 2**64, 10**30 - 1):
         for ttl in (1, 1000):
             for other in (item(), item(value="5"), item(ttl="7")):
-                quick = value < 2**64 and other == item()
-                found = ADAPTER.validate_python([item(value=value, ttl=ttl), other], strict=True)
-                assert (found[0].value, found[0].ttl, found[0].cls) == (value, ttl, "A")
-                assert (int(other["value"]), int(other["ttl"])) == (found[1].value, found[1].ttl)
-                assert [type(element) is PlainItem for element in found] == [quick, quick]
+                items = [item(value=value, ttl=ttl), other]
+                quick = ADAPTER.decode(json.dumps(items).encode())
+                assert (quick is not None) == (other == item())
+                for found in (quick, ADAPTER.validate_python(items, strict=True)):
+                    if found is not None:
+                        assert [(one.value, one.ttl, one.cls) for one in found] == [
+                            (str(int(one["value"])), int(one["ttl"]), "A") for one in items
+                        ]
 
 
-def test_a_limit_below_a_machine_word_counts() -> None:
-    """The quick way has the same limits."""
-    adapter = ItemsReader(ValuesSettings(max_digits=5))
-    assert [element.value for element in adapter.validate_python([item(value=99_999)])] == [99_999]
-    with pytest.raises(ValidationError):
-        adapter.validate_python([item(value=100_000)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"value": 1, "value": 2, "ttl": 5, "cls": "A"}]', '[{"value": 1e3, "ttl": 5, "cls": "A"}]',
+        '[{"value": -0, "ttl": 5, "cls": "A"}]', '[{"value": 01, "ttl": 5, "cls": "A"}]',
+        '[{"value": 0, "ttl": 5, "cls": "A"}]',
+        '[{"value": 7, "ttl": 5, "cls": "\\u0041"}]', '[{"value": "٣", "ttl": 5, "cls": "A"}]', "[[]]", "{}", "x",
+        '[{"value": 7, "ttl": 1001, "cls": "A"}]', '[{"value": 1%s, "ttl": 5, "cls": "A"}]' % ("0" * 30),
+        '[{"value": true, "ttl": 5, "cls": "A"}]', '[{"value": [1], "ttl": 5, "cls": "A"}]',
+        '[{"value": 7, "ttl": 5, "cls": "A"}%s]' % (', {"value": 7, "ttl": 5, "cls": "A"}' * 3),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_left_to_pydantic(text: str) -> None:
+    """Also a name that an item has twice, of which the decoder would keep the last."""
+    assert ADAPTER.decode(text.encode()) is None
+
+
+def test_the_digits_of_a_decimal_string_begin_with_none_of_its_zeros() -> None:
+    """One value has one text, by which records are found."""
+    assert read([item(value="0007")]) == [(7, 300, "A")]
+    assert ADAPTER.validate_python([item(value="0007")])[0].value == "7"

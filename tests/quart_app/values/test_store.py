@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 
 from mesh import Replica, Transaction, Worker
 from mesh.requests.scripts import COMMIT
+from quart_app.values import notation
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
 from tests.support.backend import Backend
 from tests.support.fakes import without_flags
+
+
+def text(factors: list[int]) -> str:
+    """Factors as records have them."""
+    return notation.powers(sorted(Counter(factors).items()))
+
 
 naturals = st.integers(0, 10**300)
 
@@ -23,7 +30,7 @@ naturals = st.integers(0, 10**300)
 @given(naturals, naturals)
 def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> None:
     """At any size: the index is a lexical one."""
-    assert (ordered(one) < ordered(other)) == (one < other)
+    assert (ordered(str(one)) < ordered(str(other))) == (one < other)
 
 
 @pytest.mark.parametrize(
@@ -31,13 +38,13 @@ def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> 
 )
 def test_a_number_stands_after_its_length(number: int, text: str) -> None:
     """As a letter where one does; the longest value there may be has a place, too."""
-    assert ordered(number) == text
+    assert ordered(str(number)) == text
 
 
 @given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
 def test_a_record_is_read_as_it_was_written(factors: list[int], expiry: int) -> None:
     """And as text that a person can read."""
-    record = Record("1700000000000-1", expiry, factors)
+    record = Record("1700000000000-1", expiry, " ".join(map(str, factors)))
     assert Record.parse(str(record)) == record
 
 
@@ -57,12 +64,13 @@ async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
     transaction = replica.transaction()
     for value, expiry, factors in values:
         place = Place(replica.database, replica.cls, f"{value}-0")
-        records.put(transaction, place, {value: expiry}, {value: factors})
+        records.put(transaction, place, {str(value): expiry}, {str(value): text(factors)})
     assert await replica.commit(transaction)
 
 
 async def found(replica: Replica, prime: int, moment: int, most: int = 100, after: int = 0) -> list[int]:
-    return [value for value, _ in await records.find(replica.store(), prime, moment, most, after)]
+    above = str(after) if after else ""
+    return [int(value) for value in (await records.find(replica.store(), str(prime), moment, most, above)).flat[::2]]
 
 
 async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> None:
@@ -101,7 +109,7 @@ class Memory:
     def __init__(self) -> None:
         self.fake = fakeredis.FakeRedis(decode_responses=True)
         self.fake.set("lease", "me")
-        self.values: dict[int, Record] = {}
+        self.values: dict[str, Record] = {}
         self.batch = 0
 
     def commit(self, transaction: Transaction) -> None:
@@ -110,7 +118,7 @@ class Memory:
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
         assert outcomes == '["done"]'
 
-    def put(self, values: dict[int, Record]) -> None:
+    def put(self, values: dict[str, Record]) -> None:
         transaction = Transaction(0, "replica-2")
         factors = {value: record.factors for value, record in values.items()}
         expiries = {value: record.expiry for value, record in values.items()}
@@ -119,15 +127,17 @@ class Memory:
         self.commit(transaction)
         self.values |= values
 
-    def remove(self, value: int) -> None:
+    def remove(self, value: str) -> None:
         transaction = Transaction(0, "replica-2")
         records.remove(transaction, {value: self.values.pop(value)})
         self.commit(transaction)
 
     def found(self, prime: int, moment: int, most: int, after: int = 0) -> list[int]:
         names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
-        words = (*names, ordered(prime), ordered(after) if after else "", moment, most)
-        flat = self.fake.eval(without_flags(records.FIND.source), 3, *words)
+        above = ordered(str(after)) if after else ""
+        words = (*names, ordered(str(prime)), above, moment, most, records.FOUND_BYTES, records.LOOKED_AT)
+        until, *flat = self.fake.eval(without_flags(records.FIND.source), 3, *words)
+        assert until == (flat[-2] if len(flat) == 2 * most else "")
         return [int(value) for value in flat[::2]]
 
     def members(self) -> set[str]:
@@ -157,22 +167,24 @@ def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
     memory, early, late = Memory(), 2**50, 2**51
     for remove, values in history:
         if not remove:
-            memory.put({value: Record("1-0", late if value % 3 else early, SHARING[value]) for value in values})
-        for value in values & memory.values.keys() if remove else ():
+            ends = {value: late if value % 3 else early for value in values}
+            memory.put({str(value): Record("1-0", end, text(SHARING[value])) for value, end in ends.items()})
+        for value in {str(value) for value in values} & memory.values.keys() if remove else ():
             memory.remove(value)
     for prime in {prime for factors in SHARING.values() for prime in factors}:
         for moment in (early - 1, early):
-            living = [value for value, record in memory.values.items() if record.expiry > moment]
+            living = [int(value) for value, record in memory.values.items() if record.expiry > moment]
             expected = sorted(value for value in living if prime in SHARING[value])
             assert memory.pages(prime, moment, most) == memory.found(prime, moment, 1000) == expected
-    texts = {str(value): map(str, record.factors) for value, record in memory.values.items()}
+    texts = {value: record.factors for value, record in memory.values.items()}
     assert memory.members() == records.postings(texts).members()
 
 
 def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
     """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
     transaction = Transaction(3, "replica-2")
-    expiries, factors = {2 * n: 1000 + n for n in range(1, 50)}, {2 * n: [2, n, 1000003] for n in range(1, 50)}
+    expiries = {str(2 * n): 1000 + n for n in range(1, 50)}
+    factors = {str(2 * n): text([2, n, 1000003]) for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
     verbs = Counter(str(command[2]) for command in transaction.writes.commands())
     assert verbs == {"HSET": 1, "zadd-all": 1, "pair-all": 1, "ZADD": 1, "set-all": 49, "keep": 4}
@@ -208,13 +220,16 @@ async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> 
     one = await reading(backend)
     now = one.now_ms()
     await write(one, (6, now + 90_000, [2, 3]), (10, now + 90_000, [2, 5]))
-    (seen,) = await records.records(one.store(), [6])
+    (seen,) = await records.records(one.store(), ["6"])
     assert seen is not None
     await write(one, (6, now + 95_000, [2, 3]))
-    for record, committed, left in ((seen, False, [6, 10]), ((await records.records(one.store(), [6]))[0], True, [10])):
+    for record, committed, left in (
+        (seen, False, [6, 10]),
+        ((await records.records(one.store(), ["6"]))[0], True, [10]),
+    ):
         transaction = one.transaction()
         assert record is not None
-        records.remove(transaction, {6: record})
+        records.remove(transaction, {"6": record})
         assert await one.commit(transaction) is committed
         assert await found(one, 2, now) == left
     assert await found(one, 3, now) == []

@@ -5,15 +5,22 @@ from __future__ import annotations
 from mesh import Replica, Worker
 from quart_app.values import store as records
 from quart_app.values import sweep
+from quart_app.values.pace import Pace
 from quart_app.values.store import Place, Record
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
 
+async def swept(replica: Replica) -> int:
+    """How many records one sweep looked at."""
+    return (await sweep.sweep(replica, Pace())).looked_at
+
+
 async def write(replica: Replica, expiries: dict[int, int]) -> None:
     transaction = replica.transaction()
-    factors = {value: [2, value // 2] for value in expiries}
-    records.put(transaction, Place(replica.database, replica.cls, "1-0"), expiries, factors)
+    ends = {str(value): expiry for value, expiry in expiries.items()}
+    factors = {str(value): f"2 {value // 2}" for value in expiries}
+    records.put(transaction, Place(replica.database, replica.cls, "1-0"), ends, factors)
     assert await replica.commit(transaction)
 
 
@@ -31,10 +38,10 @@ async def test_a_sweep_removes_what_is_over_and_nothing_else(backend: Backend) -
     now = one.now_ms()
     await write(one, {2 * n: now + (100 if n < 20 else 90_000) for n in range(10, 30)})
 
-    async def swept() -> bool:
-        return await sweep.sweep(one) == 0 and len(await one.store().hgetall(records.RECORDS)) == 10
+    async def is_swept() -> bool:
+        return await swept(one) == 0 and len(await one.store().hgetall(records.RECORDS)) == 10
 
-    await eventually(swept)
+    await eventually(is_swept)
     assert sorted(map(int, await one.store().hgetall(records.RECORDS))) == [2 * n for n in range(20, 30)]
     assert await one.store().zcard(records.EXPIRY) == 1, "they were written together, and end together"
     assert await one.store().zcard(records.INDEX) == 20
@@ -59,17 +66,18 @@ async def test_a_sweep_has_a_bound(backend: Backend) -> None:
     """One commit of at most so many, lest the server be held up; the next takes the rest."""
     one = await backend.join(Worker())
     now = one.now_ms()
-    await write(one, {2 * n: now + 90_000 for n in range(1000, 1000 + sweep.MOST + 10)})
+    await write(one, {2 * n: now + 90_000 for n in range(1000, 1000 + 4 * sweep.GROUPS + 10)})
     # Their time is over, and the keys live on through one that is not.
     await write(one, {2: now + 99_000})
     transaction = one.transaction()
     over = now - sweep.LATER_MS - 1
-    for n in range(1000, 1000 + sweep.MOST + 10):
-        record = Record("1-0", over, [2, n])
+    for n in range(1000, 1000 + 4 * sweep.GROUPS + 10):
+        record = Record("1-0", over, f"2 {n}")
         transaction.hset(records.RECORDS, {str(2 * n): str(record)})
         transaction.zadd(records.EXPIRY, {str(2 * n): over})
     assert await one.commit(transaction)
-    assert [await sweep.sweep(one) for _ in range(3)] == [sweep.MOST, 10, 0]
+    looked_at = [await swept(one) for _ in range(6)]
+    assert looked_at == [sweep.GROUPS] * 4 + [10, 0]
     assert list(await one.store().hgetall(records.RECORDS)) == ["2"]
 
 
@@ -79,7 +87,7 @@ async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
     transaction = one.transaction()
     transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.LATER_MS - 5})
     assert await one.commit(transaction)
-    assert [await sweep.sweep(one), await sweep.sweep(one)] == [1, 0]
+    assert [await swept(one), await swept(one)] == [1, 0]
 
 
 async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(backend: Backend) -> None:
@@ -87,20 +95,20 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
     one = await backend.join(Worker())
     now = one.now_ms()
     await write(one, {2 * n: now + 100 for n in range(10, 20)})
-    (first, *_) = await records.records(one.store(), [20])
+    (first, *_) = await records.records(one.store(), ["20"])
     assert first is not None
     transaction = one.transaction()
-    place, factors = Place(one.database, one.cls, "2-0"), {20: first.factors}
-    records.put(transaction, place, {20: now + 90_000}, factors, before={20: first})
+    place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
+    records.put(transaction, place, {"20": now + 90_000}, factors, before={"20": first})
     assert await one.commit(transaction)
     assert await one.store().zcard(records.EXPIRY) == 1, "what is looked at early enough needs no second entry"
 
-    async def swept() -> bool:
-        return await sweep.sweep(one) == 10
+    async def is_swept() -> bool:
+        return await swept(one) == 10
 
-    await eventually(swept)
+    await eventually(is_swept)
     assert list(await one.store().hgetall(records.RECORDS)) == ["20"]
-    assert await records.due(one.store(), now + 90_000, 9) == [[20]]
+    assert await records.due(one.store(), now + 90_000, 9) == [["20"]]
 
 
 async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
@@ -108,15 +116,15 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
     one = await backend.join(Worker())
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(10, 12)})
-    (first,) = await records.records(one.store(), [20])
+    (first,) = await records.records(one.store(), ["20"])
     assert first is not None
     transaction = one.transaction()
-    place, factors = Place(one.database, one.cls, "2-0"), {20: first.factors}
-    records.put(transaction, place, {20: now + 100}, factors, before={20: first})
+    place, factors = Place(one.database, one.cls, "2-0"), {"20": first.factors}
+    records.put(transaction, place, {"20": now + 100}, factors, before={"20": first})
     assert await one.commit(transaction)
 
     async def gone() -> bool:
-        await sweep.sweep(one)
+        await swept(one)
         return list(await one.store().hgetall(records.RECORDS)) == ["22"]
 
     await eventually(gone)

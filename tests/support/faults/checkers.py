@@ -83,7 +83,7 @@ class Data:
         for value, text in client.hgetall(f"{own}values:records").items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
-            index -= postings({value: map(str, record.factors)}).members()
+            index -= postings({value: record.factors}).members()
         self.strange += [f"index entry {member} without a record in database {database}" for member in index]
 
 

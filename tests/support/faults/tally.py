@@ -19,10 +19,11 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from quart import Blueprint, Response, jsonify, request
 
@@ -138,22 +139,23 @@ def _private(watch: LoopWatch) -> Blueprint:
 
 
 class LoopWatch:
-    """Measures how long work held the event loop, without the time that a busy machine took from it.
+    """Measures how long the event loop was held by this process, not by a machine that does something else.
 
-    The kernel counts how long a thread was ready to run and had no processor; this time is subtracted.
+    The kernel says how long each thread was ready to run and had no processor. Held is what the process computed
+    meanwhile, in whichever thread: one that keeps the interpreter's lock holds the loop, too. Held is also the time in
+    which nobody computed and nobody wanted to, as in a call that blocks.
     """
 
     def __init__(self) -> None:
         self._longest_s = 0.0
 
     async def run(self) -> None:
-        schedule = Path(f"/proc/self/task/{os.getpid()}/schedstat")
-        before, starved = time.monotonic(), _starved_s(schedule)
+        before = Moment.now()
         while True:
             await asyncio.sleep(BEAT_S)
-            now, starved_now = time.monotonic(), _starved_s(schedule)
-            self._longest_s = max(self._longest_s, now - before - BEAT_S - (starved_now - starved))
-            before, starved = now, starved_now
+            now = Moment.now()
+            self._longest_s = max(self._longest_s, now.held_since(before))
+            before = now
 
     def take(self) -> float:
         """Return the longest hold since the last call, in ms, and begin anew."""
@@ -161,5 +163,25 @@ class LoopWatch:
         return longest * 1000
 
 
-def _starved_s(schedule: Path) -> float:
-    return int(schedule.read_text().split()[1]) / 1e9
+class Moment(NamedTuple):
+    """Clocks of this process in seconds; `starved_s` by thread: ready to run, without a processor."""
+
+    wall_s: float
+    computed_s: float
+    starved_s: dict[str, float]
+
+    @classmethod
+    def now(cls) -> Moment:
+        starved = {}
+        for thread in os.scandir("/proc/self/task"):
+            with contextlib.suppress(OSError):
+                starved[thread.name] = int(Path(thread.path, "schedstat").read_text().split()[1]) / 1e9
+        return cls(time.monotonic(), time.process_time(), starved)
+
+    def held_since(self, before: Moment) -> float:
+        """How long the loop was held between two beats."""
+        waits = [waited - before.starved_s.get(thread, 0.0) for thread, waited in self.starved_s.items()]
+        late_s = self.wall_s - before.wall_s - BEAT_S
+        loop = str(threading.get_native_id())
+        own_s = late_s - self.starved_s[loop] + before.starved_s[loop]
+        return max(min(own_s, self.computed_s - before.computed_s), late_s - sum(waits))

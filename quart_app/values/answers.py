@@ -1,0 +1,90 @@
+"""Answers with many values: written as text, cut into pieces, bounded in memory until they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Iterable
+
+from quart import Response
+
+from quart_app.values import notation
+from quart_app.values.budget import Budget
+from quart_app.values.pace import Pace
+
+#: A longer answer is sent in pieces of this size, and the event loop goes round between them.
+PIECE_BYTES = 1 << 16
+#: Elements that are written in one piece of work.
+ELEMENTS = 50
+#: A client has this long to read an answer of several pieces. Until then its memory is taken.
+SEND_S = 60.0
+
+
+def element(value: str, factors: str) -> str:
+    """Return one element of an answer."""
+    return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'
+
+
+class Array:
+    """A JSON array that grows by one element at a time."""
+
+    def __init__(self) -> None:
+        self.size = 2
+        self._words: list[str] = []
+        self._words_size = 0
+        self._pieces: list[bytes] = []
+
+    def add(self, text: str) -> None:
+        """Append one element, which is JSON already."""
+        self._words.append(text)
+        self._words_size += len(text) + 1
+        self.size += len(text) + 1
+        if self._words_size >= PIECE_BYTES:
+            self._cut()
+
+    async def extend(self, elements: Iterable[tuple[str, str]], pace: Pace) -> None:
+        """Append values and their factors, a piece of work at a time."""
+        for number, (value, factors) in enumerate(elements):
+            if number % ELEMENTS == ELEMENTS - 1:
+                await pace()
+            self.add(element(value, factors))
+
+    def _cut(self) -> None:
+        between = "," if self._pieces else ""
+        self._pieces.append((between + ",".join(self._words)).encode())
+        self._words.clear()
+        self._words_size = 0
+
+    def pieces(self, head: str, tail: str) -> list[bytes]:
+        """Return the array as JSON text between `head` and `tail`."""
+        if self._words:
+            self._cut()
+        pieces = [f"{head}[".encode(), *self._pieces, f"]{tail}\n".encode()]
+        return pieces if len(self._pieces) > 1 else [b"".join(pieces)]
+
+
+class Answers:
+    """Makes responses. `budget` bounds the bytes of those that are not sent yet."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+
+    def respond(self, array: Array, head: str = "", tail: str = "") -> Response:
+        """Return the response that an array is, or what it is a part of. Raises Busy."""
+        pieces = array.pieces(head, tail)
+        if len(pieces) == 1:
+            return Response(pieces[0], content_type="application/json")
+        size = sum(map(len, pieces))
+        self.budget.take(size)
+        response = Response(_sent(pieces), content_type="application/json")
+        response.content_length = size
+        response.timeout = SEND_S
+        # Also where the response is never sent, or only in part.
+        weakref.finalize(response, self.budget.give, size)
+        return response
+
+
+async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)

@@ -1,0 +1,41 @@
+"""How much of something this replica takes on at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from mesh import Busy
+
+
+class Budget:
+    """An amount that work takes while it lasts; `what` says what it is an amount of.
+
+    Whatever comes while nothing is taken gets through, however much it is: there is a bound for each request elsewhere.
+    """
+
+    def __init__(self, most: int, what: str, retry_after_s: int) -> None:
+        self.taken = 0
+        self._most = most
+        self._what = what
+        self._retry_after_s = retry_after_s
+
+    def take(self, amount: int) -> None:
+        """Take some until it is given back. Raises Busy."""
+        if self.taken and amount and self.taken + amount > self._most:
+            detail = f"this replica has {self._most} {self._what} in progress; retry after {self._retry_after_s} s"
+            raise Busy(detail, retry_after=self._retry_after_s)
+        self.taken += amount
+
+    def give(self, amount: int) -> None:
+        """Give back what was taken."""
+        self.taken -= amount
+
+    @contextlib.contextmanager
+    def lent(self, amount: int) -> Iterator[None]:
+        """Take some while the block lasts. Raises Busy."""
+        self.take(amount)
+        try:
+            yield
+        finally:
+            self.give(amount)

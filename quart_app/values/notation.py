@@ -1,0 +1,68 @@
+"""Values and their prime factors as text, from the request to the store and back into the answer.
+
+A value is its decimal digits: "144". Its factors are powers of primes, ascending: "2^4 3^2". Converting an integer of
+1000 digits to text or back costs 15 to 25 µs, and 2^3000 has 3000 factors, so nothing is converted that need not be.
+The written form of the powers is as long as the value at most; `array` writes them out for clients, in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+#: The first value that does not fit in a machine word.
+_WORD = str(1 << 64)
+
+
+def is_small(value: str) -> bool:
+    """Return whether a value is below 2^64, so that its factors cost microseconds."""
+    length = len(_WORD)
+    return len(value) < length or (len(value) == length and value < _WORD)
+
+
+def rank(value: str) -> tuple[int, str]:
+    """Return a key that sorts values as numbers."""
+    return len(value), value
+
+
+def powers(pairs: Iterable[tuple[int, int]]) -> str:
+    """Return the text of (prime, exponent) pairs, which are ascending and name each prime once."""
+    return " ".join([f"{prime}^{times}" if times > 1 else str(prime) for prime, times in pairs])
+
+
+def primes(factors: str) -> list[str]:
+    """Return the primes in the text of some factors, each once."""
+    if "^" not in factors:
+        # Records of earlier releases repeat a prime instead of writing its exponent.
+        return list(dict.fromkeys(factors.split()))
+    return list(dict.fromkeys([power.partition("^")[0] for power in factors.split()]))
+
+
+def array(factors: str) -> str:
+    """Return factors as a JSON array that repeats each prime: "2^2 3" becomes "[2,2,3]"."""
+    if "^" not in factors:
+        return f"[{factors.replace(' ', ',')}]"
+    words = []
+    for power in factors.split():
+        prime, _, times = power.partition("^")
+        words.append(f"{prime}," * int(times or 1))
+    return f"[{''.join(words)[:-1]}]"
+
+
+def expanded(factors: str) -> list[int]:
+    """Return factors as integers, each prime as often as it divides the value."""
+    found: list[int] = []
+    for power in factors.split():
+        prime, _, times = power.partition("^")
+        found += [int(prime)] * int(times or 1)
+    return found
+
+
+def written_length(factors: str) -> int:
+    """Return how many characters `array` makes, without making them."""
+    if "^" not in factors:
+        return len(factors) + 2
+    length = 1
+    for power in factors.split():
+        prime, _, times = power.partition("^")
+        length += (len(prime) + 1) * int(times or 1)
+    return length + (not factors)

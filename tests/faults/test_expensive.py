@@ -1,0 +1,168 @@
+"""Row 32: the most expensive inputs that admission accepts, for the routes of /values."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from statistics import median
+
+import gmpy2
+import httpx
+
+from mesh import keys
+from tests.support.faults.checkers import Broken, TooLate
+from tests.support.faults.matrix import Faults, row
+from tests.support.faults.scenario import Mesh
+
+HELD_MS = 20.0
+CLASSES_S = 1.0
+SECONDS = 60.0
+DIGITS = 990
+SMALL_PRIMES = [prime for prime in range(5, 2600) if gmpy2.is_prime(prime)]
+
+#: One exchange: it returns the statuses of its answers.
+Exchange = Callable[[Mesh, random.Random], Awaitable[list[int]]]
+
+
+def smooth(chance: random.Random, digits: int = DIGITS) -> int:
+    """2^a·3^b·5^c with this many digits: a thousand prime factors, found in microseconds."""
+    while True:
+        value = 2 ** chance.randrange(digits // 2, digits) * 3 ** chance.randrange(digits // 4, digits // 2)
+        while value * 5 < 10**digits:
+            value *= 5
+        if len(str(value)) == digits:
+            return value
+
+
+def primorial(chance: random.Random) -> int:
+    """A product of different primes: three hundred entries of the index, each as long as the value."""
+    value = 6
+    for prime in chance.sample(SMALL_PRIMES, len(SMALL_PRIMES)):
+        if value * prime >= 10**DIGITS:
+            return value
+        value *= prime
+    return value
+
+
+def semiprime(chance: random.Random) -> int:
+    """Two primes of 31 bits: the slowest value that is small."""
+    return int(gmpy2.next_prime(chance.randrange(2**30, 2**31)) * gmpy2.next_prime(chance.randrange(2**30, 2**31)))
+
+
+def even(chance: random.Random) -> int:
+    return 2 * chance.randrange(2**40, 2**60)
+
+
+def prime(chance: random.Random) -> int:
+    """A prime that is tested on the event loop, for about half a millisecond."""
+    return int(gmpy2.next_prime(chance.randrange(10**151, 10**152)))
+
+
+def post(
+    make: Callable[[random.Random], int], count: int, *, as_text: bool = False, times: int = 1, prefer: str = ""
+) -> Exchange:
+    """POST so many of these values, and again to refresh them."""
+
+    async def exchange(mesh: Mesh, chance: random.Random) -> list[int]:
+        body = await asyncio.to_thread(write, chance)
+        return [(await ask(mesh, "POST", "/values", body, Prefer=prefer)).status_code for _ in range(times)]
+
+    def write(chance: random.Random) -> str:
+        values = [str(make(chance)) if as_text else make(chance) for _ in range(count)]
+        return json.dumps([{"value": value, "ttl": 30, "cls": "A"} for value in values])
+
+    return exchange
+
+
+def get(path: str, clients: int = 1) -> Exchange:
+    """GET this path, by several clients at once."""
+
+    async def exchange(mesh: Mesh, chance: random.Random) -> list[int]:
+        answers = await asyncio.gather(*(ask(mesh, "GET", path) for _ in range(clients)))
+        return [answer.status_code for answer in answers]
+
+    return exchange
+
+
+async def ask(mesh: Mesh, method: str, path: str, content: str = "", **headers: str) -> httpx.Response:
+    """Ask the first replica."""
+    headers = {"content-type": "application/json", **headers}
+    return await mesh.client.request(method, mesh.members[0].public + path, content=content, headers=headers)
+
+
+EXCHANGES: dict[str, Exchange] = {
+    "480 smooth": post(smooth, 480),
+    "480 smooth, again": post(smooth, 480),
+    "480 smooth, twice": post(smooth, 480, times=2),
+    "all of them": get("/values/2"),
+    "pages of them": get("/values/2?limit=1000", 8),
+    "1900 smooth": post(smooth, 1900, times=2),
+    "1900 smooth as text": post(smooth, 1900, as_text=True),
+    "10000 even": post(even, 10_000, times=2),
+    "10000 even as text": post(even, 10_000, as_text=True),
+    "10000 semiprimes": post(semiprime, 2500),
+    "10000 of 150 digits": post(lambda chance: smooth(chance, 150), 10_000),
+    "primes": post(prime, 500),
+    "different primes": post(primorial, 50),
+    "all": get("/values/2"),
+    "all, by eight": get("/values/2?limit=100000", 8),
+    "a job": post(smooth, 1900, prefer="respond-async"),
+}
+
+
+@row(32, "the most expensive inputs that admission accepts, one after the other")
+async def test_row_32_no_input_costs_anybody_else_anything(faults: Faults) -> None:
+    """The loop is held 20 ms at most, GET /classes takes a second at most, no lease is lost, nothing is logged."""
+    mesh = await faults.mesh(2, classes="AA", wired=False)
+    before, held, statuses = await mesh.epochs(), {}, set()
+    async with asyncio.TaskGroup() as tasks:
+        looking = tasks.create_task(look(mesh))
+        for name, exchange in exchanges(faults.chance):
+            await held_ms(mesh)
+            statuses |= set(await exchange(mesh, faults.chance))
+            held[name] = max(held.get(name, 0.0), await held_ms(mesh))
+        looking.cancel()
+    with mesh.connect() as client:
+        dead = client.xlen(keys.DEAD)
+    faults.note(f"loop held {max(held.values()):.0f} ms at most, {median(held.values()):.0f} ms in the middle")
+    if await mesh.epochs() != before or any(member.exits for member in mesh.members):
+        raise Broken("a lease was lost, or a replica has ended")
+    if not statuses <= {200, 202, 422, 503, 504} or dead:
+        raise Broken(f"answered {sorted(statuses)}, {dead} dead letters")
+    if "Traceback" in mesh.logs() or "crashed" in mesh.logs():
+        raise Broken(mesh.logs())
+    if slow := {name: round(ms) for name, ms in held.items() if ms > HELD_MS}:
+        raise TooLate(f"the event loop was held (ms): {slow}")
+    await faults.check(mesh)
+
+
+def exchanges(chance: random.Random) -> Iterator[tuple[str, Exchange]]:
+    """All of them, and then any of them until the time is over."""
+    began = time.monotonic()
+    yield from EXCHANGES.items()
+    while time.monotonic() - began < SECONDS:
+        yield chance.choice([*EXCHANGES.items()])
+
+
+async def held_ms(mesh: Mesh) -> float:
+    """The longest that any replica's event loop was held since the last look."""
+    looks = await asyncio.gather(*(mesh.client.get(f"{member.private}/tally/loop") for member in mesh.members))
+    return max(look.json()["held_ms"] for look in looks)
+
+
+async def look(mesh: Mesh) -> None:
+    """Look at /classes all the time, at each replica. Raises TooLate."""
+    async with httpx.AsyncClient(timeout=10) as client:
+        while True:
+            for member in mesh.members:
+                began = time.monotonic()
+                answer = await client.get(f"{member.public}/classes")
+                took_s = time.monotonic() - began
+                if answer.status_code != 200:
+                    raise Broken(f"GET /classes was answered {answer.status_code}")
+                if took_s > CLASSES_S:
+                    raise TooLate(f"GET /classes took {took_s:.1f} s")
+            await asyncio.sleep(0.1)

@@ -1,0 +1,66 @@
+"""Answers as text: the same JSON as ever, in pieces, with their memory counted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import pytest
+from quart import Quart, Response
+
+from mesh import Busy
+from quart_app.values.answers import PIECE_BYTES, Answers, Array
+from quart_app.values.budget import Budget
+from quart_app.values.pace import Pace
+
+ELEMENT = {"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}
+
+
+async def array(count: int) -> Array:
+    found = Array()
+    await found.extend([("144", "2^4 3^2")] * count, Pace())
+    return found
+
+
+async def sent(response: Response) -> Any:
+    """What a client reads."""
+    app = Quart(__name__)
+    app.add_url_rule("/", "view", lambda: response)
+    answer = await app.test_client().get("/")
+    data = await answer.get_data()
+    assert int(answer.headers["Content-Length"]) == len(data)
+    return json.loads(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 100, 10_000])
+async def test_an_answer_is_json_of_any_length(count: int) -> None:
+    """In one piece or in many."""
+    answers = Answers(Budget(1 << 30, "bytes", 1))
+    assert await sent(answers.respond(await array(count))) == [ELEMENT] * count
+    found = await sent(answers.respond(await array(count), '{"id": 1, "result": ', "}"))
+    assert found == {"id": 1, "result": [ELEMENT] * count}
+
+
+async def test_the_size_is_that_of_the_json() -> None:
+    """By which an answer is bounded while it grows."""
+    for count in (1, 7, 10_000):
+        found = await array(count)
+        size = found.size
+        assert abs(sum(map(len, found.pieces("", ""))) - size) <= 2
+
+
+async def test_a_long_answer_takes_its_memory_until_it_is_gone() -> None:
+    """Whether it was sent or not."""
+    budget = Budget(3 * PIECE_BYTES, "bytes", 1)
+    answers = Answers(budget)
+    first = answers.respond(await array(4000))
+    assert budget.taken == first.content_length
+    with pytest.raises(Busy):
+        answers.respond(await array(4000))
+    assert answers.respond(await array(10)), "a short one takes nothing"
+    del first
+    gc.collect()
+    assert budget.taken == 0
+    await asyncio.sleep(0)

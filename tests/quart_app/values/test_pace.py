@@ -1,0 +1,71 @@
+"""Sharing the event loop: how long it is held, and in which order pieces of work get their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from quart_app.values.pace import MOST_S, Pace
+
+
+def compute(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+class Beats:
+    """What was computed between two turns of the loop, at most."""
+
+    longest_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            self.longest_s = max(self.longest_s, time.thread_time() - before)
+
+
+async def test_pieces_that_are_ready_together_run_in_several_turns() -> None:
+    """A hundred pieces of a millisecond hold the loop for a few of them at a time, not for all."""
+    pace, beats = Pace(), Beats()
+
+    async def work() -> None:
+        await pace()
+        compute(0.001)
+
+    beating = asyncio.create_task(beats.run())
+    await asyncio.gather(*(work() for _ in range(100)))
+    beating.cancel()
+    assert 0.001 < beats.longest_s < MOST_S + 0.005
+
+
+async def test_pieces_get_their_turn_in_the_order_in_which_they_came() -> None:
+    """Nobody waits while others pass by again and again."""
+    pace = Pace(most_s=0.0005)
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        await pace()
+        compute(0.001)
+        done.append(number)
+
+    await asyncio.gather(*(work(number) for number in range(100)))
+    assert done == sorted(done)
+
+
+async def test_a_piece_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
+    """Its place is given to the next one."""
+    pace = Pace(most_s=0.0)
+
+    async def work() -> bool:
+        await pace()
+        return True
+
+    first, *others = [asyncio.create_task(work()) for _ in range(5)]
+    waiting = others[1]
+    await asyncio.sleep(0)
+    waiting.cancel()
+    done = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), 1)
+    assert [one for one in done if one is True] == [True] * 4
+    assert waiting.cancelled()

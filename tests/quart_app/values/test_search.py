@@ -1,0 +1,116 @@
+"""Searching part by part: complete, each value once, bounded, whatever the databases answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh import Busy, DeadlineExceeded
+from quart_app.values.answers import Answers
+from quart_app.values.budget import Budget
+from quart_app.values.pace import Pace
+from quart_app.values.search import Question, Result, Search
+
+
+class Databases:
+    """Databases with records, which answer at most so many values at once."""
+
+    def __init__(self, records: Mapping[int, Mapping[int, str]], most: int) -> None:
+        self._records = records
+        self._most = most
+        self.gathers = 0
+        self.clock_ms = 0
+
+    def now_ms(self) -> int:
+        return self.clock_ms
+
+    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int) -> dict[int, Any]:
+        assert op == "values.find" and deadline_ms > 0
+        self.gathers += 1
+        self.clock_ms += 10
+        most = min(self._most, body["limit"])
+        return {database: self._part(records, body["after"], most) for database, records in self._records.items()}
+
+    @staticmethod
+    def _part(records: Mapping[int, str], after: str, most: int) -> dict[str, Any]:
+        above = sorted(value for value in records if value > int(after or 0))
+        part = above[:most]
+        flat = [text for value in part for text in (str(value), records[value])]
+        return {"until": str(part[-1]) if len(part) == most else "", "found": flat}
+
+
+async def search(
+    databases: Databases, most: int = 1000, most_bytes: int = 1 << 20, after: str = "", budget: int = 1 << 30
+) -> Result:
+    mesh: Any = databases
+    answers = Answers(Budget(budget, "bytes", 1))
+    return await Search(mesh, Pace(), answers, Question("2", after, most, most_bytes), 5000).run()
+
+
+def shown(found: Result) -> list[int]:
+    return [element["value"] for element in json.loads(b"".join(found.array.pieces("", "")))]
+
+
+@given(
+    st.dictionaries(st.integers(1, 3), st.sets(st.integers(1, 10**30), max_size=8), min_size=1),
+    st.integers(1, 4),
+    st.integers(1, 9),
+)
+async def test_pages_are_complete_and_ascending_whatever_the_parts(
+    values: dict[int, set[int]], part: int, most: int
+) -> None:
+    """Each value once, though a database stops anywhere and the others go on beyond it."""
+    records = {database: dict.fromkeys(found, f"{database}-0 99 2") for database, found in values.items()}
+    expected = sorted(set().union(*values.values()))
+    all_of_them: list[int] = []
+    after, more = "", True
+    while more:
+        found = await search(Databases(records, part), most, after=after)
+        page = shown(found)
+        assert len(page) <= most and found.last == (str(page[-1]) if page else "")
+        all_of_them += page
+        after, more = found.last, found.more
+        assert more == (len(all_of_them) < len(expected))
+    assert all_of_them == expected == sorted(all_of_them)
+
+
+async def test_the_record_of_the_newer_request_counts() -> None:
+    """While a value moves to another class, two databases have it."""
+    old, new = {6: "1700000000000-9 99 2"}, {6: "1700000000000-10 99 2 3"}
+    for records in ({1: old, 2: new}, {1: new, 2: old}):
+        (element,) = json.loads(b"".join((await search(Databases(records, 5))).array.pieces("", "")))
+        assert element == {"value": 6, "prime_factors": [2, 3]}
+
+
+async def test_an_answer_is_bounded_in_bytes_but_has_one_value_at_least() -> None:
+    """The rest is for the next page."""
+    records = {1: {10**900 + n: "1-0 99 2^3000" for n in range(5)}}
+    found = await search(Databases(records, 5), most_bytes=1000)
+    assert shown(found) == [10**900] and found.more
+    found = await search(Databases(records, 5), most_bytes=16_000)
+    assert len(shown(found)) == 2 and found.more and found.array.size <= 16_000
+
+
+async def test_a_long_answer_needs_room_in_memory() -> None:
+    """What fits in one part does not."""
+    records = {1: dict.fromkeys(range(1, 50), "1-0 99 2")}
+    mesh: Any = Databases(records, 100)
+    busy = Answers(Budget(100, "bytes", 1))
+    busy.budget.take(90)
+    question = Question("2", "", 1000, 10_000)
+    assert len(shown(await Search(mesh, Pace(), busy, question, 5000).run())) == 49
+    mesh = Databases(records, 10)
+    with pytest.raises(Busy):
+        await Search(mesh, Pace(), busy, question, 5000).run()
+
+
+async def test_a_search_ends_at_its_deadline() -> None:
+    """However many expired records there are to pass by."""
+    records = {1: dict.fromkeys(range(1, 5000), "1-0 99 2")}
+    with pytest.raises(DeadlineExceeded, match="limit"):
+        await search(Databases(records, 1), most=4999)
