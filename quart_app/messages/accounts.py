@@ -71,7 +71,7 @@ class Accounts:
         if user is None or not is_right:
             raise Problem(401, "no active account has this address and this password")
         if self.passwords.is_outdated(user.password):
-            await self.users.renew_hash(user, await self.passwords.hash(login.password.get_secret_value()))
+            await self.users.renew_hash(user, await self._hash(login.password))
         await self.audit.record("login", user=user.id, source=origin.source)
         return await self._begin(user, origin)
 
@@ -87,7 +87,7 @@ class Accounts:
             _refuse_weak(change.password, change.email or user.email)
         if not await self._check(user, user.email, change.current_password, origin):
             raise _field_problem("/current_password", "this is not the current password")
-        hashed = None if change.password is None else await self.passwords.hash(change.password.get_secret_value())
+        hashed = None if change.password is None else await self._hash(change.password)
         changed = await _unless_taken(self.users.change_profile(user, email=change.email, password=hashed))
         what = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
         await self.audit.record("profile changed", user=user.id, source=origin.source, changed=what)
@@ -105,6 +105,10 @@ class Accounts:
         except LastAdministrator:
             detail = "the only active administrator cannot be deactivated; promote another one first"
             raise Problem(409, detail) from None
+
+    async def _hash(self, password: SecretStr) -> str:
+        """Hash the new password of somebody who has just proved who they are."""
+        return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
     async def _begin(self, user: User, origin: Origin) -> LoggedIn:
         device = self.sessions.known_device(origin.device, user)

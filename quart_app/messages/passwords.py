@@ -1,10 +1,12 @@
-"""Argon2 on a few threads, behind a bounded queue that leaves room for known callers."""
+"""Argon2 on a few threads, behind a bounded queue in which known callers go first."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -23,27 +25,27 @@ WAITING_PER_THREAD = 16
 class Passwords:
     """Hashes and compares passwords off the event loop; Argon2 releases the interpreter lock.
 
-    Callers that are not known to an account fill at most half of the queue, so that a flood of invented logins leaves
-    room for those who logged in before.
+    Callers that are not known to an account fill at most half of the queue, and wait behind those who logged in before.
+    So a flood of invented logins delays a known caller by one hash.
     """
 
     def __init__(self, concurrency: int) -> None:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
+        self._slots = _Slots(concurrency)
         self._bound = concurrency * (1 + WAITING_PER_THREAD)
         self._bound_of_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
         self._queued = 0
         #: compared for an unknown address, so that the answer takes as long as for a known one
         self._decoy = self._hasher.hash("no account has this password")
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, *, is_known: bool = False) -> str:
         """Return the hash of a new password. Raises Busy when the queue is full."""
-        return await self._run(lambda: self._hasher.hash(password), self._bound_of_strangers)
+        return await self._run(lambda: self._hasher.hash(password), is_known=is_known)
 
     async def matches(self, hashed: str | None, password: str, *, is_known: bool = False) -> bool:
         """Return whether a password has this hash; False after the same time for None. Raises Busy."""
-        bound = self._bound if is_known else self._bound_of_strangers
-        fits = await self._run(lambda: self._verify(hashed or self._decoy, password), bound)
+        fits = await self._run(lambda: self._verify(hashed or self._decoy, password), is_known=is_known)
         return fits and hashed is not None
 
     def is_outdated(self, hashed: str) -> bool:
@@ -60,11 +62,53 @@ class Passwords:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _run(self, work: Callable[[], T], bound: int) -> T:
-        if self._queued >= bound:
+    async def _run(self, work: Callable[[], T], *, is_known: bool) -> T:
+        if self._queued >= (self._bound if is_known else self._bound_of_strangers):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
         self._queued += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with self._slots.taken(is_known=is_known):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._queued -= 1
+
+
+class _Slots:
+    """One slot for each thread; of those who wait for one, known callers go first."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._known: deque[asyncio.Future[None]] = deque()
+        self._strangers: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def taken(self, *, is_known: bool) -> AsyncIterator[None]:
+        """Hold a slot while the block lasts."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(self._known if is_known else self._strangers)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                # The slot came at the moment of the cancellation.
+                self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        for queue in (self._known, self._strangers):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        self._free += 1

@@ -62,6 +62,31 @@ async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords:
     await passwords.hash("and afterwards there is room again")
 
 
+async def test_known_callers_do_not_wait_behind_strangers(passwords: Passwords) -> None:
+    """They wait for the hash in progress, not for those in the queue."""
+    hashed, order = await passwords.hash("correct horse"), list[str]()
+
+    async def ask(name: str, *, is_known: bool) -> None:
+        await passwords.matches(hashed, "guess", is_known=is_known)
+        order.append(name)
+
+    strangers = [asyncio.create_task(ask(f"stranger {n}", is_known=False)) for n in range(6)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*strangers, *(ask(f"known {n}", is_known=True) for n in range(2)))
+    assert order[:3] == ["stranger 0", "known 0", "known 1"]
+
+
+async def test_a_caller_that_leaves_the_queue_holds_up_nobody(passwords: Passwords) -> None:
+    """Whether it waits for its turn, or its password is being hashed."""
+    hashed = await passwords.hash("correct horse")
+    waiting = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(6)]
+    await asyncio.sleep(0.005)
+    for task in waiting[:5]:
+        task.cancel()
+    assert await asyncio.wait_for(waiting[5], 10) is False
+    assert await asyncio.wait_for(passwords.matches(hashed, "correct horse"), 10)
+
+
 async def test_the_event_loop_goes_on_meanwhile(passwords: Passwords) -> None:
     """Other requests are served meanwhile."""
     work = asyncio.gather(*(passwords.hash("correct horse") for _ in range(8)))
