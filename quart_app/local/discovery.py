@@ -12,11 +12,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import SecretStr
 
 from mesh import Connections, Member, RedisSettings, roster
 from quart_app.local.data_folder import in_use
+from quart_app.settings import host_and_port
 
 
 def default_folder() -> Path:
@@ -28,6 +30,7 @@ def default_folder() -> Path:
 class Running:
     """How to reach a mesh that runs on this machine."""
 
+    #: "" where no address can say it, because sentinels know it
     redis_url: str
     port: int
     pid: int
@@ -66,7 +69,18 @@ def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
     state = running(folder)
-    return RedisSettings() if state is None else RedisSettings(url=SecretStr(state.redis_url))
+    return RedisSettings() if state is None or not state.redis_url else RedisSettings(url=SecretStr(state.redis_url))
+
+
+def url_of(settings: RedisSettings) -> str:
+    """Return the address of a server with user and password; "" for one that sentinels know."""
+    if settings.sentinels:
+        return ""
+    if settings.url is not None:
+        return settings.url.get_secret_value()
+    password = "" if settings.password is None else settings.password.get_secret_value()
+    login = f"{quote(settings.username, safe='')}:{quote(password, safe='')}@" if password else ""
+    return f"redis://{login}{host_and_port(settings.host, settings.port)}/{settings.bus}"
 
 
 async def read_roster(settings: RedisSettings) -> list[Member]:

@@ -62,7 +62,7 @@ async def mesh(
     Raises ValidationError, before anything is started, where an address or the environment is not valid, and
     LocalError where a part of the mesh cannot run.
     """
-    given = None if redis_url is None else RedisSettings(url=SecretStr(redis_url))
+    given = redis_server.given(redis_url)
     stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(data_folder(folder))
@@ -70,10 +70,11 @@ async def mesh(
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
         if given is not None:
             await redis_server.require_answer(given)
-        if redis_url is None:
+        if given is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
-        redis = given or RedisSettings(url=SecretStr(redis_url))
-        stack.enter_context(discovery.announced(folder, discovery.Running(redis_url, port, os.getpid())))
+        redis = given or RedisSettings(url=SecretStr(redis_url or ""))
+        state = discovery.Running(discovery.url_of(redis), port, os.getpid())
+        stack.enter_context(discovery.announced(folder, state))
         env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs) | front.told
         ports = replicas.choose_ports(count, front.replica_port)
         programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -27,6 +29,9 @@ PR_SET_PDEATHSIG = 1
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+#: A log that is longer than this is moved to a file beside it, which replaces the one before.
+LOG_BYTES = 16 << 20
+LOOK_AT_LOG_S = 5.0
 #: The shortest pause after a status that says "a new start will not help": somebody must repair something first.
 SETUP_PAUSE_S = 5.0
 POLL_S = 0.05
@@ -112,6 +117,14 @@ def reason_of(status: int) -> str:
     return f"killed by signal {-status}"
 
 
+def bound_log(path: Path) -> None:
+    """Move the content of a long log to a file beside it. The process goes on: it appends to the one that is empty."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LOG_BYTES:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)
+
+
 def last_line(path: Path) -> str:
     """Return the last line of a log, or where the log is if it has none."""
     with contextlib.suppress(OSError):
@@ -159,8 +172,7 @@ class Child:
         """Start a process whenever none runs, until cancelled."""
         pause_s = 0.0
         while True:
-            while not self.ended():
-                await asyncio.sleep(POLL_S)
+            await self._end_of_process()
             if self._stopping:
                 return
             status = self.status or 0
@@ -171,6 +183,15 @@ class Child:
                 self.start()
             except OSError as error:
                 self._say(f"{self.program.name} cannot be started: {error}")
+
+    async def _end_of_process(self) -> None:
+        """Wait until the process ends; meanwhile keep its log within bounds."""
+        looked = 0.0
+        while not self.ended():
+            if time.monotonic() - looked > LOOK_AT_LOG_S:
+                looked = time.monotonic()
+                bound_log(self.program.log)
+            await asyncio.sleep(POLL_S)
 
     def _story(self, status: int) -> str:
         told = f"{self.program.name} ended ({reason_of(status)})"

@@ -57,6 +57,14 @@ async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIte
             yield url
 
 
+def given(redis_url: str | None) -> RedisSettings | None:
+    """Return the server that an address or the environment names; None if a mesh should run its own."""
+    if redis_url:
+        return RedisSettings(url=SecretStr(redis_url))
+    named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS"))
+    return RedisSettings() if named else None
+
+
 def _program(program: ServerProgram, folder: Path, logs: Path, configuration: str) -> Program:
     return Program(
         name="Redis",
@@ -142,7 +150,7 @@ async def require_answer(settings: RedisSettings) -> None:
             if time.monotonic() >= until:
                 raise LocalError(
                     f"Redis at {address_of(settings)} does not answer: {why}; "
-                    "start it, or leave REDIS_URL out for an embedded server"
+                    "start it, or name no server for an embedded one"
                 )
             await asyncio.sleep(4 * POLL_S)
     finally:

@@ -43,8 +43,11 @@ def choose_ports(count: int, first_private: int) -> list[Ports]:
     return [Ports(*pair) for pair in zip(found[:count], privates, strict=True)]
 
 
-def environment(redis_url: str, folder: Path) -> dict[str, str]:
-    """Return the environment of a replica: its data go beside the server's unless our environment says otherwise."""
+def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
+    """Return the environment of a replica: its data go beside the server's unless our environment says otherwise.
+
+    Without an address the replica finds Redis in our environment, as we did.
+    """
     defaults = {
         "LOG_FORMAT": "console",
         "MOVEMENTS_DB_PATH": str(folder / MOVEMENTS),
@@ -52,7 +55,8 @@ def environment(redis_url: str, folder: Path) -> dict[str, str]:
         # A browser keeps a secure cookie to itself over plain HTTP, which is all there is on this machine.
         "MESSAGES_COOKIE_SECURE": "false",
     }
-    return {**defaults, **allocator.of_python(), **os.environ, "REDIS_URL": redis_url, "HOST": "127.0.0.1"}
+    told = {} if redis_url is None else {"REDIS_URL": redis_url}
+    return {**defaults, **allocator.of_python(), **os.environ, **told, "HOST": "127.0.0.1"}
 
 
 def programs(

@@ -6,7 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from mesh import Connections, RedisSettings
 from quart_app.local import discovery
 from quart_app.local.data_folder import data_folder
 from quart_app.local.discovery import Running
@@ -35,6 +37,24 @@ def test_without_an_address_the_mesh_that_runs_here_is_meant(tmp_path: Path) -> 
         assert address("redis://there:1/0", tmp_path) == "redis://there:1/0"
     assert address(None, tmp_path) == "elsewhere"
     assert not (tmp_path / "mesh.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"host": "there", "port": 7, "db": 3}, "redis://there:7/3"),
+        ({"host": "::1", "username": "me", "password": "a b/c@d:e"}, "redis://me:a%20b%2Fc%40d%3Ae@[::1]:6379/0"),
+        ({"url": "rediss://:word@there/1?ssl_ca_certs=/ca"}, "rediss://:word@there/1?ssl_ca_certs=/ca"),
+        ({"sentinels": "one:1"}, ""),
+    ],
+)
+def test_a_server_named_by_its_parts_is_announced_as_an_address(settings: dict[str, object], url: str) -> None:
+    """Another shell has only the file; where sentinels know the server, it needs the same environment."""
+    named = RedisSettings(**settings)  # type: ignore[arg-type]
+    assert discovery.url_of(named) == url
+    if url and named.url is None:
+        options = Connections(RedisSettings(url=SecretStr(url)))._server()
+        assert options["host"] == named.host and options.get("password") == (settings.get("password"))
 
 
 def test_only_our_user_can_read_the_password_even_where_a_file_was_left(tmp_path: Path) -> None:

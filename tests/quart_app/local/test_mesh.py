@@ -91,4 +91,4 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
         assert front.told == {"LISTEN_FD": str(front.inherited[0])}
     monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
-    assert (front.replica_port, front.inherited, set(front.told)) == (0, [], {"DRAIN_MS"})
+    assert (front.replica_port, front.inherited, set(front.told)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})

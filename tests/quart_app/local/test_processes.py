@@ -194,6 +194,25 @@ def test_the_last_line_of_a_log_is_found_in_a_long_one(tmp_path: Path) -> None:
     assert last_line(tmp_path / "none") == f"see {tmp_path / 'none'}"
 
 
+async def test_a_log_is_bounded_while_its_process_goes_on_writing(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last part of it stays, in one file beside it."""
+    monkeypatch.setattr(processes, "LOG_BYTES", 2000)
+    monkeypatch.setattr(processes, "LOOK_AT_LOG_S", 0.0)
+    code = "import time\nfor n in range(10**6): print(f'line {n}', flush=True); time.sleep(0.002)"
+    supervisor = Supervisor(said.append)
+    async with supervisor.starting(program(tmp_path, code)) as child, supervisor.keeping(child):
+        log, old = tmp_path / "it.log", tmp_path / "it.log.1"
+
+        async def moved() -> bool:
+            return old.exists() and 0 < log.stat().st_size < 2000 and "line" in last_line(log)
+
+        await eventually(moved, 30)
+        assert not child.ended()
+    assert log.read_bytes()[:4] == b"line", "no hole at its beginning"
+
+
 def test_a_pause_has_a_bound_that_a_user_can_bear() -> None:
     """Whatever happens, the next try is seconds away."""
     pause = 0.0

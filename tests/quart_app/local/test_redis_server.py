@@ -101,6 +101,28 @@ async def test_a_server_that_cannot_start_is_a_sentence_with_its_own_words(tmp_p
     assert time.monotonic() - started < redis_server.START_S / 2
 
 
+@pytest.mark.parametrize(
+    ("environ", "redis_url", "address"),
+    [
+        ({}, None, None),
+        ({"REDIS_PORT": "7", "REDIS_PASSWORD": "word"}, None, None),
+        ({"REDIS_HOST": "there", "REDIS_PORT": "7"}, None, "there:7"),
+        ({"REDIS_SENTINELS": "one:1"}, None, "the master of one:1"),
+        ({"REDIS_HOST": "there"}, "redis://here:8/0", "here:8"),
+    ],
+)
+def test_a_server_that_the_environment_names_is_used(
+    environ: dict[str, str], redis_url: str | None, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its address or by its host, as the task texts have it; without either a mesh runs its own."""
+    for name in ("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_SENTINELS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    found = redis_server.given(redis_url)
+    assert (None if found is None else redis_server.address_of(found)) == address
+
+
 def nobody() -> RedisSettings:
     return RedisSettings(host="127.0.0.1", port=free_port())
 

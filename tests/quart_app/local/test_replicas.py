@@ -69,3 +69,4 @@ def test_the_environment_wins_over_what_a_local_mesh_suggests(monkeypatch: pytes
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")
     told = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
     assert (told["LOG_FORMAT"], told["HOST"], told["REDIS_URL"]) == ("json", "127.0.0.1", "redis://127.0.0.1:1/0")
+    assert replicas.environment(None, Path("data"))["REDIS_URL"] == "redis://elsewhere/0"
