@@ -18,12 +18,12 @@ SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
 
 
 def settings_config(prefix: str) -> SettingsConfigDict:
-    """How every settings class of this project reads the environment: names in upper case, secrets from files too."""
+    """Return how every settings class reads the environment: names in upper case, secrets also from files."""
     return SettingsConfigDict(
         env_prefix=prefix,
         secrets_dir=SECRETS_DIR if _is_there(SECRETS_DIR) else None,
         env_ignore_empty=True,
-        # The end of a line, or of a file written on Windows, belongs to no value.
+        # The end of a line (CRLF in a file from Windows) is not part of a value.
         str_strip_whitespace=True,
         # Code may also use the names of the fields; an unknown name is an error.
         populate_by_name=True,
@@ -35,7 +35,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 
 
 def _is_there(folder: str) -> bool:
-    """Whether the folder exists. One that cannot be looked at does: reading a secret in it then fails with its name."""
+    """Return whether the folder exists; True without the right to look, so that reading a secret names it."""
     try:
         return Path(folder).is_dir()
     except PermissionError:
@@ -43,13 +43,13 @@ def _is_there(folder: str) -> bool:
 
 
 def explain(error: ValidationError) -> str:
-    """Which settings do not fit, by the names they have in the environment, and why."""
+    """Return which settings are invalid, by their names in the environment, and why."""
     prefixes = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in BaseSettings.__subclasses__()}
     prefix = prefixes.get(error.title, "")
     wrong = []
     for one in error.errors():
         name = ".".join(map(str, one["loc"]))
-        # A field with a name of its own in the environment is told by it.
+        # A field with a name of its own in the environment appears under it.
         wrong.append(f"{name if name.isupper() else prefix + name.upper()}: {one['msg'].removeprefix('Value error, ')}")
     return "; ".join(wrong)
 
@@ -59,43 +59,43 @@ def _number(text: str) -> int | None:
 
 
 def _database_of(url: str) -> int | None:
-    """The database that an address ends with, if it does. Raises ValueError where that is no number."""
+    """Return the database at the end of an address, or None. Raises ValueError when it is not a number."""
     path = urlsplit(url).path.strip("/")
     number = _number(path)
     if path and number is None:
-        raise ValueError("the address ends with the number of a database, or nothing")
+        raise ValueError("the address must end with the number of a database, or after the port")
     return number
 
 
 def _sentinels(text: str) -> list[tuple[str, int]]:
-    """Hosts and ports. Raises ValueError where they are none."""
+    """Return hosts and ports. Raises ValueError when the text is not a list of host:port."""
     found = []
     for address in text.split(",") if text else ():
         host, _, port = address.strip().rpartition(":")
         number = _number(port)
         if not host or number is None:
-            raise ValueError("sentinels are host:port, separated by commas")
+            raise ValueError("write sentinels as host:port, separated by commas")
         found.append((host, number))
     return found
 
 
 def _check_address(url: str) -> None:
-    """Raises ValueError for what is no address of a server, or says what is ours to say."""
+    """Raise ValueError for an invalid address, or for one with options that the mesh sets itself."""
     if not url.startswith(("redis://", "rediss://")):
-        raise ValueError("the address begins with redis:// or rediss://")
+        raise ValueError("the address must begin with redis:// or rediss://")
     _database_of(url)
     parts = urlsplit(url)
     try:
         port = parts.port
     except ValueError:
-        # Its sentence repeats what stands there, which is the password where the host was forgotten.
+        # Python's message would repeat the text, which is the password if the host is missing.
         port = 0
     if port == 0:
-        raise ValueError("the port of the address is a number from 1 to 65535")
-    # redis-py lets what an address says win, and most of what it could say is for us to say.
+        raise ValueError("the port of the address must be a number from 1 to 65535")
+    # In redis-py, options of the address override ours, and the mesh must set most of them itself.
     for option in parse_qs(parts.query, keep_blank_values=True):
         if not option.startswith("ssl_"):
-            raise ValueError(f"an address has options for TLS (ssl_ca_certs and others), none like {option}")
+            raise ValueError(f"the address may only have options for TLS, such as ssl_ca_certs; remove {option}")
     try:
         pool = ConnectionPool.from_url(url)
         pool.connection_class(**pool.connection_kwargs)
@@ -104,28 +104,29 @@ def _check_address(url: str) -> None:
 
 
 class RedisSettings(BaseSettings):
-    """Where the one Redis is, and who we are before we have a lease."""
+    """The address of Redis, and the user of a replica before it has a lease."""
 
     model_config = settings_config("REDIS_")
 
     url: SecretStr | None = Field(
         None,
-        description="redis://user:password@host:port/database, or rediss:// for TLS (?ssl_ca_certs=… and its like); "
-        "overrides host to db; with sentinels its host and port say nothing, and TLS is for them, too",
+        description="redis://user:password@host:port/database, or rediss:// for TLS (with options such as "
+        "?ssl_ca_certs=…); overrides REDIS_HOST to REDIS_DB. With sentinels, its host and port are ignored, and TLS "
+        "applies to the sentinels too",
     )
     host: str = "localhost"
     port: int = Field(6379, ge=1, le=65535)
     username: str = "default"
     password: SecretStr | None = None
     db: int = Field(0, ge=0, description="the database of the shared keys")
-    sentinels: str = Field("", description="host:port,host:port: ask these for the master instead")
-    sentinel_master: str = Field("mymaster", description="the name the sentinels know it by")
+    sentinels: str = Field("", description="host:port,host:port of sentinels, which name the master")
+    sentinel_master: str = Field("mymaster", description="the name of the master at the sentinels")
     sentinel_username: str = "default"
-    sentinel_password: SecretStr | None = Field(None, description="where the sentinels ask for one")
+    sentinel_password: SecretStr | None = Field(None, description="the password of the sentinels, if they have one")
     connect_timeout_ms: int = Field(1000, ge=50)
-    timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; well below the lease")
-    wait_replicas: int = Field(0, ge=0, description="copies a commit waits for (WAIT) before it counts; 0: none")
-    wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for those copies")
+    timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; keep it well below the lease")
+    wait_replicas: int = Field(0, ge=0, description="Redis replicas that must confirm a commit (WAIT); 0: none")
+    wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for those confirmations")
 
     @field_validator("url")
     @classmethod
@@ -167,48 +168,52 @@ class MeshSettings(BaseSettings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
 
     lease_ttl_ms: int = Field(
-        3000, ge=500, description="a dead replica's database is free after this; shorter bears less stalling"
+        3000,
+        ge=500,
+        description="a dead replica's database is free after this; shorter stalls end a shorter lease",
     )
     claim_idle_ms: int = Field(
-        2000, ge=200, description="work not kept alive this long is taken over; shorter takes over sooner"
+        2000, ge=200, description="another replica takes over work that was not kept alive for this long"
     )
-    deadline_ms: int = Field(5000, ge=100, description="a request's time unless it asks for another")
-    max_deliveries: int = Field(3, ge=1, description="tries before a request becomes a dead letter")
-    concurrency: int = Field(256, ge=1, description="requests of its class a replica works on at once")
-    stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; beyond it: busy")
-    databases: int = Field(16, ge=1, le=16, description="databases that may be leased")
+    deadline_ms: int = Field(5000, ge=100, description="the deadline of a request that does not name one")
+    max_deliveries: int = Field(3, ge=1, description="deliveries before a request becomes a dead letter")
+    concurrency: int = Field(256, ge=1, description="requests of its class that a replica handles at the same time")
+    stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
+    databases: int = Field(16, ge=1, le=16, description="number of databases that replicas may lease")
     isolation: Isolation = Field(
-        Isolation.ACL, description="acl: the server enforces it; prefix: key names alone, for hosted servers"
+        Isolation.ACL, description="acl: the server enforces isolation; prefix: only key names do, for hosted servers"
     )
-    classes: str = Field("ABCD", description="the classes there are, one letter each")
+    classes: str = Field("ABCD", description="the letters of the classes")
     class_: str | None = Field(
-        None, validation_alias="MESH_CLASS", description="class for a database that has none yet"
+        None, validation_alias="MESH_CLASS", description="the class of a database that has none yet"
     )
     class_policy: Literal["rarest", "random"] = Field(
-        "rarest", description="how a first class is chosen where MESH_CLASS does not say"
+        "rarest", description="how the mesh chooses a first class when MESH_CLASS is empty"
     )
 
     @field_validator("classes")
     @classmethod
     def _letters(cls, value: str) -> str:
         if not value or set(value) - set("ABCD") or len(set(value)) < len(value):
-            raise ValueError("the classes are some of A, B, C and D, each named once")
+            raise ValueError("write some of the letters A, B, C and D, each once")
         return value
 
     @field_validator("class_")
     @classmethod
     def _one_of_the_classes(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and value not in set(info.data.get("classes", "ABCD")):
-            raise ValueError("the class is none of the classes there are")
+            raise ValueError("the class must be one of MESH_CLASSES")
         return value
 
     @property
     def renew_interval_ms(self) -> int:
-        """Six renewals fit in a lease, so that five may fail."""
+        """The time between renewals. Six fit in a lease, so that five may fail."""
         return max(50, self.lease_ttl_ms // 6)
 
     @property
     def keep_alive_ms(self) -> int:
-        """Between two looks at the work in progress: four fit in the claim idle time, and a cancelled
-        request frees its worker within a quarter of a second."""
+        """The time after which work in progress is kept alive again.
+
+        Four fit in the claim idle time, and a cancelled request frees its worker within a quarter of a second.
+        """
         return min(250, self.claim_idle_ms // 4)

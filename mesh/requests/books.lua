@@ -1,5 +1,5 @@
 #!lua flags=allow-oom,no-writes
--- The books and what they must balance with, at one moment.
+-- Returns the books and the requests in flight, at one moment.
 -- KEYS: books, stream, ...   (all request streams there can be)
 -- Returns {accepted, answered, expired, cancelled, dead, lost, in flight}
 local books = redis.call('HMGET', KEYS[1], 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')

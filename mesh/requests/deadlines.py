@@ -1,7 +1,7 @@
 """Many deadlines, few timers.
 
-Nearly everything that waits is done long before its deadline, and a timer for each, set and cancelled, costs more than
-the answer's way through the loop. So whatever ends within one step shares a timer, and leaves it by leaving a set.
+Most waits end long before their deadline. To set and cancel a timer for each costs more than to pass the answer through
+the event loop. So all items whose deadlines are within one step share a timer, and an item leaves by leaving a set.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: How much later than its deadline something may be told so.
+#: How much later than its deadline an item may expire.
 STEP_S = 0.02
 
 
 class Alarms(Generic[T]):
-    """Calls `expire` with what is still there when its time is over, at most STEP_S later, never sooner."""
+    """Calls `expire` with each item that is still there at its deadline, at most STEP_S later and never earlier."""
 
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
@@ -27,11 +27,11 @@ class Alarms(Generic[T]):
 
     @property
     def steps(self) -> list[int]:
-        """Those that have a timer."""
+        """The steps that have a timer."""
         return sorted(self._ends)
 
     def add(self, item: T, seconds: float) -> set[T]:
-        """Have an item expire then; taken out of the set that is returned, it does not."""
+        """Let an item expire after some seconds, unless the caller removes it from the returned set."""
         step = math.ceil((self._loop.time() + seconds) / STEP_S)
         items = self._ends.get(step)
         if items is None:

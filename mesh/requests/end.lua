@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Ends requests without an effect, each at most once whoever asks: nobody waits for them, or their time is over.
+-- Ends requests without an effect, because no caller waits or the deadline has passed; each at most once.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome}; outcome is expired or cancelled
--- Returns how many were still there
+-- Returns the number of requests that were still there
 local books_key, ended = KEYS[1], 0
 for _, e in ipairs(cjson.decode(ARGV[1])) do
   if redis.call('XDEL', e[1], e[2]) == 1 then

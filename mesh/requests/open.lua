@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Makes sure that streams and their groups exist. Where a stream vanished under its readers (DEL, FLUSHALL), the
--- books say how many requests went with it.
+-- Creates missing streams and groups. When somebody deleted a stream (DEL, FLUSHALL), counts its requests as lost in the
+-- books.
 -- KEYS: books, stream, ...   (all request streams there can be)
--- ARGV: how many of the streams, from the first, are to be opened
+-- ARGV: number of streams, from the first, to create
 local books_key = KEYS[1]
 for k = 2, 1 + tonumber(ARGV[1]) do
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')

@@ -4,12 +4,12 @@
     done, refused                     Commit                 Commit
     conflict (its reads changed)      Rerun                  Rerun
     crashed (unforeseen exception)    Retry                  Bury
-    unreadable (the entry is none)    Bury                   Bury
+    unreadable (no valid entry)       Bury                   Bury
     late (deadline passed)            Expire                 Expire
     interrupted (drain, not started)  HandBack               HandBack
     not ours any more                 Forget                 Forget
 
-A delivery beyond the most, such as of a request that killed its workers, is buried unseen.
+A request with more deliveries than that, such as one that killed its workers, is buried without another run.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Make the transaction true."""
+    """Commit the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """Run the handler again, on what is true now."""
+    """Run the handler again, with the present values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Leave it pending; it is delivered again once it has been idle."""
+    """Leave the request pending; it is delivered again after the claim idle time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """Dead letter, and an answer to whoever waits."""
+    """Write a dead letter and answer the caller with an error."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Its time is over; nobody waits."""
+    """End the request: its deadline has passed, and no caller waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Let another replica have it at once."""
+    """Return the request to its stream, so that another replica takes it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Somebody else has settled it."""
+    """Do nothing: another replica has settled the request."""
 
 
 Settlement = Commit | Rerun | Retry | Bury | Expire | HandBack | Forget
 
 
 def overdelivered(deliveries: int, most: int) -> bool:
-    """Whether a request has been tried often enough not to be tried again."""
+    """Return whether a request was delivered more often than allowed."""
     return deliveries > most
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
-    """What follows from an outcome."""
+    """Return what becomes of a request after an outcome."""
     match outcome:
         case Outcome.DONE:
             return Commit()

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Ends requests whose time is over on streams that nobody may be reading.
+-- Ends requests that are past their deadline, on streams that perhaps no replica reads.
 -- KEYS: books, stream, ...
--- ARGV: ms past the deadline before it is ours to end, most entries looked at on one stream
--- Returns how many were ended
+-- ARGV: grace after the deadline (ms), most entries to look at on one stream
+-- Returns the number of requests ended
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

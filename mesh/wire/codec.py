@@ -1,4 +1,4 @@
-"""JSON as text: bodies of requests and replies, and the answers of scripts."""
+"""JSON as text, for the bodies of requests and replies and for the answers of scripts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def encode(body: Mapping[str, Any]) -> str:
 
 
 def decode(text: str) -> Any:
-    """Return the value that a JSON text stands for. Raises ValueError where the text is not valid JSON."""
+    """Return the value of a JSON text. Raises ValueError when the text is not valid JSON."""
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error

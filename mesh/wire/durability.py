@@ -1,6 +1,6 @@
-"""What was acknowledged is on copies of Redis, too: one WAIT for all who ask while the one before is under way.
+"""Waits until Redis replicas ("copies") have our writes; all callers that wait at the same time share one WAIT.
 
-WAIT holds up its connection, so it has one of its own: nothing else that a replica says waits behind it.
+WAIT blocks its connection, so it has a connection of its own, and no other command waits behind it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from mesh.wire.connection import Line
 
 
 class Copies:
-    """Confirms that copies have what was written. `run` asks until cancelled."""
+    """Confirms that copies have our writes. `run` serves the callers until it is cancelled."""
 
     def __init__(self, line: Line, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
         self._line = line
         self._commands = (
-            # WAIT speaks for what its own connection wrote, and all that came before. From one that wrote nothing, as a
-            # new one, Valkey is content with copies that are connected: so each comes with something that is written.
+            # WAIT covers the last write of its own connection and all writes before that. For a connection without a
+            # write, Valkey only counts connected copies. So each WAIT follows a write.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
         self._lost = False
         self._asked = asyncio.Event()
-        #: of the next round: why what was written is not confirmed, or ""
+        #: result of the next round: why the writes are not confirmed, or ""
         self._next = self._round()
 
     @staticmethod
@@ -35,18 +35,18 @@ class Copies:
         return asyncio.get_running_loop().create_future()
 
     async def confirm(self) -> None:
-        """Wait until as many copies as asked for have all that is written by now: two rounds at most.
+        """Wait, for at most two rounds, until enough copies have all writes until now.
 
-        Raises Unavailable where they do not say so in time.
+        Raises Unavailable when they do not confirm in time.
         """
         self._asked.set()
-        # The others of this round go on waiting when one of them is cancelled.
+        # A cancelled caller must not cancel the others of its round.
         why_not = await asyncio.shield(self._next)
         if why_not:
             raise Unavailable(f"done, but {why_not}")
 
     async def run(self) -> None:
-        """Ask round after round, for as long as somebody wants to know."""
+        """Run one round after the other while there are callers."""
         current = self._next
         try:
             while True:
@@ -57,13 +57,13 @@ class Copies:
         finally:
             for each in (current, self._next):
                 if not each.done():
-                    each.set_result("this replica has left the mesh before copies of Redis confirmed it")
+                    each.set_result("this replica left the mesh before copies of Redis confirmed it")
 
     async def _ask(self) -> str:
-        """Why what was written is not confirmed, or "".
+        """Return why the writes are not confirmed, or "".
 
-        Nothing is asked again where the connection fails, and a new one speaks for nobody who asked before it was
-        there: it may be to another server, which never had what was written.
+        After a failed connection, the round fails and is not repeated: a new connection may be to another server, which
+        never had the writes. So it confirms only callers that come after it.
         """
         try:
             if self._lost:
@@ -73,7 +73,7 @@ class Copies:
             wrote, reached = await self._line.say(self._commands)
         except (redis_errors.RedisError, OSError) as error:
             self._lost = True
-            return f"no copy of Redis could be asked to confirm it: {error}"
+            return f"no copy of Redis could confirm it: {error}"
         if wrote != 1 or not isinstance(reached, int):
             return f"Redis cannot say whether copies have it: {wrote}, {reached}"
         if reached < self._copies:

@@ -1,11 +1,11 @@
 """Closing a listening socket without losing a connection.
 
-Whoever has connected but was not accepted yet is reset when the socket is closed; a balancer then cannot know
-whether its POST was begun. So the door is shut in a moment when nobody stands before it, and who is inside may
-still speak:
+When a socket is closed, the kernel resets connections that were not accepted yet. A balancer then cannot know whether
+its POST was begun. So the replica stops listening while its accept queue is empty, and still reads from open
+connections:
 
-    open -> nobody waits to be accepted -> refusing: the kernel says so at once, and a balancer goes elsewhere
-         -> whoever had connected has said what for -> closed
+    open -> the accept queue is empty -> refusing: the kernel refuses new connections, and a balancer goes elsewhere
+         -> accepted connections had time to send their request -> closed
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import time
 
 
 async def last_call(listening: socket.socket, settle_s: float) -> None:
-    """Refuse newcomers, and return when whoever had connected has been heard: now the socket may be closed.
+    """Refuse new connections, and return when accepted ones had time to send their request.
 
-    `settle_s` is the longest time from a connection to its request; where it is 0 nothing happens. The refusal holds
-    for the socket in whatever process: it must not be one that others accept from.
+    Then the socket can be closed. `settle_s` is the longest time from a connection to its request; with 0, nothing
+    happens. The refusal applies to the socket in every process, so no other process may accept from it.
     """
     if settle_s <= 0:
         return
     until = time.monotonic() + settle_s
     while _somebody_waits(listening) and time.monotonic() < until:
         await asyncio.sleep(0)  # the event loop accepts them
-    # Nothing is awaited between the look and the act.
+    # No await is allowed here: a client could connect between the check and the shutdown.
     with contextlib.suppress(OSError):  # never listened
         listening.shutdown(socket.SHUT_RDWR)
     await asyncio.sleep(settle_s)

@@ -115,7 +115,7 @@ def from_validation(error: ValidationError, first: int = 0) -> Problem:
         {"pointer": pointer(_moved(entry["loc"], first)), "message": entry["msg"]}
         for entry in error.errors(include_url=False, include_context=False, include_input=False)[:100]
     ]
-    return Problem(422, f"{error.error_count()} of the values given are not valid", errors=found)
+    return Problem(422, f"{error.error_count()} of the values are not valid", errors=found)
 
 
 def _moved(path: Sequence[int | str], first: int) -> Sequence[int | str]:
@@ -153,4 +153,4 @@ def install(app: Quart) -> None:
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         log.exception("a request failed unexpectedly", exc_info=error)
-        return Problem(500, "This is our fault; the log has the details.").response()
+        return Problem(500, "internal error; the server log has the details under this request id").response()

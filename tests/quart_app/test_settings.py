@@ -25,7 +25,7 @@ def test_the_services_run_in_the_order_given(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("SERVICES", "values,vaules", "no such service: vaules"),
         ("PORT", "65536", "PORT: Input should be less than or equal to 65535"),
-        ("REDIS_URL", "redis://redis/first", "REDIS_URL: the address ends with the number of a database"),
+        ("REDIS_URL", "redis://redis/first", "REDIS_URL: the address must end with the number of a database"),
         ("VALUES_CHUNK", "0", "VALUES_CHUNK: Input should be greater than or equal to 1"),
         ("MAX_BODY_BYTES", "0", "greater than or equal"),
         ("LOG_FORMAT", "xml", "json"),

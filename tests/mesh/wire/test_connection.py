@@ -45,7 +45,7 @@ async def test_what_is_no_text_is_read_all_the_same(line: Line, server) -> None:
 async def test_what_cannot_be_said_is_refused_before_anything_is_sent(line: Line) -> None:
     """And the connection stays as it was."""
     for word in (None, [1], "\ud800"):
-        with pytest.raises(redis_errors.DataError, match="cannot be said"):
+        with pytest.raises(redis_errors.DataError, match="cannot be sent"):
             await line.say([("INCR", "n"), ("SET", "key", word)])
     assert await line.ask("INCR", "n") == 1
 

@@ -79,7 +79,7 @@ def test_an_address_that_is_none_is_a_sentence(command: str, tmp_path: Path) -> 
     assert result.exit_code == EXIT_SETUP and isinstance(result.exception, SystemExit)
     assert (
         result.output
-        == "Error: the environment is not valid: REDIS_URL: the address begins with redis:// or rediss://\n"
+        == "Error: the environment is not valid: REDIS_URL: the address must begin with redis:// or rediss://\n"
     )
     assert not (tmp_path / "data").exists()
 
