@@ -1,4 +1,4 @@
-"""Grades over real HTTP, on both ports of several replicas: what one is told, all of them know."""
+"""Grades over real HTTP, on both ports of several replicas: a change at one replica reaches all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUTH = ("keeper", "a long password")
 
 
 class Mesh:
-    """Replicas that serve grades, each with a disk of its own unless told otherwise."""
+    """Replicas that serve grades, each with the disk that the test gives it."""
 
     def __init__(self, replicas: Replicas, folder: Path) -> None:
         self.replicas = replicas
@@ -62,7 +62,7 @@ class Mesh:
         return response.headers if response.status_code == 200 else httpx.Headers()
 
     async def shows(self, at: Process, user_id: str, **fields: int) -> None:
-        """Wait until a replica shows these fields; a change is there within moments."""
+        """Wait until a replica answers these fields."""
 
         async def shown() -> bool:
             response = await self.get(at, user_id)
@@ -71,7 +71,7 @@ class Mesh:
         await eventually(shown, 10, lambda: f"{user_id}: {fields}")
 
     async def trim(self, *processes: Process) -> None:
-        """Make changes until snapshots were written and the log was trimmed behind the older one."""
+        """Make changes until two snapshots are written and the log is trimmed behind the older one."""
         numbers = itertools.count()
 
         async def trimmed() -> bool:
@@ -85,7 +85,7 @@ class Mesh:
         await eventually(trimmed, 30)
 
     async def agree(self, *processes: Process) -> str:
-        """Wait until all have the same digest, and that digest."""
+        """Wait until all replicas have the same digest, and return it."""
 
         async def agreed() -> str:
             heads = [await self.head(process) for process in processes]
@@ -101,7 +101,7 @@ def mesh(replicas: Replicas, tmp_path: Path) -> Mesh:
 
 
 async def test_what_one_replica_is_told_another_shows(mesh: Mesh) -> None:
-    """Two fresh replicas without a peer start; set at one, get at the other, field by field."""
+    """Two new replicas start without a peer; fields that are set at one are read at the other."""
     one, two = await mesh.start(1, 2)
     answer = await mesh.set(one, user_id="alice", spp=5, postpaid_limit=100)
     assert answer.status_code == 200
@@ -119,7 +119,7 @@ async def test_what_one_replica_is_told_another_shows(mesh: Mesh) -> None:
 
 
 async def test_a_third_replica_starts_from_a_backup_and_shows_everything(mesh: Mesh) -> None:
-    """Whoever starts later takes any ready peer's backup, then reads on; no replica is a master."""
+    """A replica that starts later takes the backup of any ready peer and reads the log from there."""
     one, two = await mesh.start(1, 2)
     for number in range(30):
         await mesh.set((one, two)[number % 2], user_id=f"user-{number}", spp=number)
@@ -131,8 +131,7 @@ async def test_a_third_replica_starts_from_a_backup_and_shows_everything(mesh: M
 
 
 async def test_a_backup_over_http_is_whole_and_says_what_it_is(mesh: Mesh) -> None:
-    """Any replica's, with what another was told; with user and password only; csv.gz that any tool reads; time, log
-    and position in it."""
+    """It needs the password, has the changes of all replicas, its time and its log position, and any tool reads it."""
     one, two = await mesh.start(1, 2)
     await mesh.set(one, user_id="alice", spp=5)
     await mesh.shows(two, "alice", spp=5)
@@ -148,7 +147,7 @@ async def test_a_backup_over_http_is_whole_and_says_what_it_is(mesh: Mesh) -> No
 
 
 async def test_restarting_everything_loses_nothing(mesh: Mesh) -> None:
-    """kill -9 of every replica and of the server: what was acknowledged is there again (appendfsync always)."""
+    """After kill -9 of every replica and of the server (appendfsync always) each acknowledged change is there."""
     mesh.replicas.server.kill()
     mesh.replicas.server.options = ["--appendfsync", "always"]
     mesh.replicas.server.start()
@@ -163,7 +162,7 @@ async def test_restarting_everything_loses_nothing(mesh: Mesh) -> None:
 
 
 async def test_flushall_under_running_replicas_loses_nothing(mesh: Mesh) -> None:
-    """A survivor founds a log that continues the lost one; all go on with everything they knew."""
+    """A survivor founds a log that continues the lost one, and no replica loses a grade."""
     processes = await mesh.start(1, 2)
     for number in range(40):
         await mesh.set(processes[number % 2], user_id=f"user-{number}", spp=number)
@@ -185,7 +184,7 @@ async def test_flushall_under_running_replicas_loses_nothing(mesh: Mesh) -> None
 @pytest.mark.faults
 @pytest.mark.slow
 async def test_row_25_one_who_falls_behind_the_trimmed_end_heals(mesh: Mesh) -> None:
-    """A replica that slept while the log was trimmed notices the gap and restores: equal digests."""
+    """A replica that was stopped while the log was trimmed notices the gap and restores; the digests are equal."""
     one, two, three = await mesh.start(1, 2, 3)
     await mesh.set(one, user_id="alice", spp=1)
     await mesh.agree(one, two, three)
@@ -204,7 +203,7 @@ async def test_row_25_one_who_falls_behind_the_trimmed_end_heals(mesh: Mesh) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["truncate", "flip", "kill"])
 async def test_row_26_a_bad_snapshot_is_refused_and_the_next_source_used(mesh: Mesh, spoil: str) -> None:
-    """Truncated, a bit flipped, its writer killed: the older snapshot and the log behind it are enough."""
+    """The newest snapshot is truncated, has a flipped bit, or its writer died: the older one and the log suffice."""
     (one,) = await mesh.start(1)
     await mesh.trim(one)
     disk = mesh.disk(1)
@@ -225,7 +224,7 @@ async def test_row_26_a_bad_snapshot_is_refused_and_the_next_source_used(mesh: M
 @pytest.mark.faults
 @pytest.mark.slow
 async def test_kills_and_restarts_under_load_end_in_equal_digests(mesh: Mesh) -> None:
-    """Four replicas, concurrent partial updates, kill -9 of two of them in the middle: all acknowledged is there."""
+    """Two of four replicas are killed during concurrent partial updates; no acknowledged change is lost."""
     processes = await mesh.start(1, 2, 3, 4)
     acknowledged: dict[str, int] = {}
     ended = asyncio.Event()
@@ -261,7 +260,7 @@ async def test_kills_and_restarts_under_load_end_in_equal_digests(mesh: Mesh) ->
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_million_records_are_restored_from_a_peer_that_goes_on_serving(mesh: Mesh) -> None:
-    """Memory is bounded on both sides, and the giver answers as ever while it gives."""
+    """The memory of both replicas is bounded, and the one that gives its backup answers meanwhile."""
     records = 1_000_000
     storage = filled(records)
     header = backup.describe(storage.snapshot(), Position("0" * 16, 9, "1763700001000-0"), (), 1763700001000)
@@ -297,3 +296,28 @@ async def test_a_million_records_are_restored_from_a_peer_that_goes_on_serving(m
 
 def resident_mb(process: Process) -> float:
     return psutil.Process(process.pid).memory_info().rss / 1e6
+
+
+async def test_grades_that_cannot_be_restored_stop_no_other_service(replicas: Replicas) -> None:
+    """The log was trimmed and no peer and no disk has its state: the replica is ready without the grades."""
+    with replicas.server.redis() as client:
+        entry = {"log": "0123456789abcdef", "number": 5, "op": "set", "from": "x", "write": "y", "body": "{}"}
+        client.xadd("shared:grades:log", entry)
+    env = {"SERVICES": "values,grades", "SERVICE_WAIT_MS": "300", "MESH_CLASS": "A"}
+    (replica,) = await replicas(1, env)
+    ready = (await replicas.client.get(replica.public + "/readyz")).json()
+    reason = "no peer and no snapshot has a state of the log 0123456789abcdef"
+    assert (ready["status"], ready["not_ready"]) == ("ready", {"grades": reason})
+    answer = await replicas.client.post(replica.public + "/values", json=[{"value": 6, "ttl": 60, "cls": "A"}])
+    assert answer.json() == [{"value": 6, "prime_factors": [2, 3]}]
+    refused = await replicas.client.get(replica.public + "/get?user_id=alice")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert refused.json()["detail"] == f"the service grades is not ready: {reason}"
+    with replicas.server.redis() as client:
+        client.delete("shared:grades:log")
+
+    async def restored() -> bool:
+        return (await replicas.client.get(replica.public + "/get?user_id=alice")).status_code == 404
+
+    await eventually(restored)
+    assert (await replicas.client.get(replica.public + "/readyz")).json()["not_ready"] == {}

@@ -1,4 +1,4 @@
-"""Nodes around a real server, with waits short enough for tests."""
+"""Fixtures: nodes around a real server, with short waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of a backup: what is written is read, and nothing else is believed."""
+"""The format of a backup: a written one is read, and any other data are refused."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def sample() -> bytes:
     st.integers(1, 5000),
 )
 @settings(max_examples=60)
-def test_what_is_written_is_read(records: dict[str, list[tuple[int, int]]], size: int) -> None:
-    """Whatever the user ids (quotes, commas, leading '#', other scripts) and however the pieces fall."""
+def test_a_written_backup_is_read(records: dict[str, list[tuple[int, int]]], size: int) -> None:
+    """This holds for any user ids (quotes, commas, leading '#', other scripts) and for pieces of any size."""
     storage = state_of(records)
     header, again = read(written(storage.snapshot()), size)
     assert (again.digest, again.count) == (storage.digest, storage.count)
@@ -68,7 +68,7 @@ def test_what_is_written_is_read(records: dict[str, list[tuple[int, int]]], size
 
 
 def test_any_tool_can_read_it(sample: bytes) -> None:
-    """gunzip and a CSV reader are enough: time, log and position stand in it, one line per user."""
+    """gunzip and a CSV reader suffice; it has time, log and position, and one line per user."""
     first, *lines, last = gzip.decompress(sample).decode().splitlines()
     about = json.loads(first.removeprefix("# "))
     assert about["time"] == "2025-11-21T04:40:01.234Z"
@@ -78,21 +78,21 @@ def test_any_tool_can_read_it(sample: bytes) -> None:
     assert {"user_id", *FIELDS, "spp_set"} <= rows[0].keys()
 
 
-def test_the_name_says_time_and_position(sample: bytes) -> None:
-    """A file that was saved tells what it is."""
+def test_the_file_name_has_time_and_position(sample: bytes) -> None:
+    """A saved file can be identified by its name."""
     header, _ = read(sample)
     assert header.filename == "grades-20251121T044001Z-0123456789abcdef-42.csv.gz"
 
 
 def test_every_truncation_is_refused(sample: bytes) -> None:
-    """A connection that broke, a disk that was full: at whatever byte."""
+    """A connection can break, or a disk be full, at any byte."""
     for end in [*range(0, len(sample), 97), *range(len(sample) - 40, len(sample))]:
         with pytest.raises(BadBackup):
             read(sample[:end])
 
 
 def test_every_flipped_bit_is_refused_or_harmless(sample: bytes) -> None:
-    """One bit anywhere: refused, unless it is one that means nothing (a time in the gzip header)."""
+    """A flipped bit is refused, unless it has no meaning (the time in the gzip header)."""
     rng = random.Random(5)
     whole = read(sample)
     for _ in range(300):
@@ -106,7 +106,7 @@ def test_every_flipped_bit_is_refused_or_harmless(sample: bytes) -> None:
 
 
 def edited(sample: bytes, edit: Callable[[list[str]], list[str]]) -> bytes:
-    """The sample with other lines, in a gzip that is whole."""
+    """Return the sample with edited lines, in valid gzip."""
     return gzip.compress(("\n".join(edit(gzip.decompress(sample).decode().splitlines())) + "\n").encode())
 
 
@@ -136,8 +136,8 @@ def header_with(lines: list[str], **changed: object) -> list[str]:
         pytest.param(lambda lines: [lines[0], "user_id", *lines[2:]], id="other columns"),
     ],
 )
-def test_what_was_tampered_with_is_refused(sample: bytes, edit: Callable[[list[str]], list[str]]) -> None:
-    """Count, checksum, digest and form are all looked at, before anything is believed."""
+def test_a_changed_backup_is_refused(sample: bytes, edit: Callable[[list[str]], list[str]]) -> None:
+    """The reader checks count, checksum, digest and format before it returns anything."""
     with pytest.raises(BadBackup):
         read(edited(sample, edit))
 
@@ -147,21 +147,21 @@ def test_what_was_tampered_with_is_refused(sample: bytes, edit: Callable[[list[s
     # Without a time in them: two workers must call them the same.
     [b"", b"hello", gzip.compress(b"", mtime=0), gzip.compress(b"\x00" * 100, mtime=0), b"\x1f\x8b"],
 )
-def test_what_is_no_backup_is_refused(data: bytes) -> None:
-    """An error page, an empty file, something else in gzip."""
+def test_other_data_are_refused(data: bytes) -> None:
+    """The data are an error page, an empty file, or another content in gzip."""
     with pytest.raises(BadBackup):
         read(data)
 
 
-def test_something_after_the_end_is_refused(sample: bytes) -> None:
-    """A second gzip member or trailing bytes are not part of any backup of ours."""
+def test_data_after_the_end_are_refused(sample: bytes) -> None:
+    """No backup has a second gzip member or trailing bytes."""
     for extra in (b"x", gzip.compress(b"x"), sample):
         with pytest.raises(BadBackup):
             read(sample + extra)
 
 
 def test_a_record_from_after_the_position_is_refused() -> None:
-    """A stamp above the position would win against entries that are yet to come."""
+    """A stamp above the position would win against later entries."""
     storage = Storage()
     storage.merge("a", {0: (1, POSITION.stamp + 1)})
     with pytest.raises(BadBackup, match="is newer than the backup"):
@@ -169,7 +169,7 @@ def test_a_record_from_after_the_position_is_refused() -> None:
 
 
 def test_more_records_than_allowed_are_refused_at_the_first_line(sample: bytes) -> None:
-    """A peer cannot fill the memory: the promise is checked first, then that it is kept."""
+    """A peer cannot fill the memory: the count in the first line is checked first, then the content."""
     reader = BackupReader(499)
     with pytest.raises(BadBackup, match="more than"):
         reader.feed(sample)
@@ -177,7 +177,7 @@ def test_more_records_than_allowed_are_refused_at_the_first_line(sample: bytes) 
 
 
 def test_a_bomb_is_refused_in_bounded_memory() -> None:
-    """64 MB of one character in 64 kB: refused after one step's worth."""
+    """64 MB of one character in 64 kB are refused after one step."""
     packer = zlib.compressobj(9, zlib.DEFLATED, backup.GZIP)
     bomb = b"".join(packer.compress(b"#" * (1 << 20)) for _ in range(64)) + packer.flush()
     tracemalloc.start()
@@ -189,7 +189,7 @@ def test_a_bomb_is_refused_in_bounded_memory() -> None:
 
 
 def test_writing_and_reading_go_in_small_steps(sample: bytes) -> None:
-    """Neither holds more than a piece beside the records: chunks are bounded on the way out and in."""
+    """Chunks are bounded in both directions, so neither needs more memory than a chunk beside the records."""
     storage = Storage()
     for number in range(20_000):
         storage.merge(f"user-{number}", {0: (number, 1)})

@@ -1,4 +1,4 @@
-"""Nothing that concerns all records at once holds the event loop: the replica answers meanwhile."""
+"""Work on all records never holds the event loop for long."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def grades() -> Storage:
 
 @pytest.fixture(autouse=True)
 def _as_a_replica_begins() -> Iterator[None]:
-    """What was there before is none of the collector's business, as in a replica: to go through all that other tests
-    have left in this process takes it longer than the bound."""
+    """Exclude existing objects from garbage collection, as a replica does. Collecting those of other tests takes longer
+    than the bound."""
     gc.collect()
     gc.freeze()
     yield
@@ -46,7 +46,7 @@ def described(storage: Storage) -> Header:
 
 @pytest.fixture(scope="module")
 def file(grades: Storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backup on disk."""
+    """A file with a backup."""
     path = tmp_path_factory.mktemp("grades") / "backup.csv.gz"
     path.write_bytes(b"".join(backup.write(described(grades), grades.snapshot())))
     return path
@@ -56,8 +56,8 @@ async def accept(_: Header) -> None:
     return None
 
 
-async def test_a_backup_is_made_beside_the_loop() -> None:
-    """While changes go on, each of which copies the shard it is for."""
+async def test_making_a_backup_does_not_hold_the_loop() -> None:
+    """Changes go on meanwhile, and each of them copies a shard."""
     grades = filled(RECORDS)
     header = described(grades)
     async with Watch(grades) as watch:
@@ -66,16 +66,16 @@ async def test_a_backup_is_made_beside_the_loop() -> None:
     assert watch.held_ms < MOST_MS
 
 
-async def test_a_restore_is_made_beside_the_loop(file: Path) -> None:
-    """Unpacked, checked and stored in steps."""
+async def test_restoring_does_not_hold_the_loop(file: Path) -> None:
+    """The backup is unpacked, checked and stored in steps."""
     async with Watch() as watch:
         header, storage = await load(File(file), GradesSettings(), accept)
     assert storage.count == header.count == RECORDS
     assert watch.held_ms < MOST_MS
 
 
-async def test_a_restore_that_fails_at_its_end_is_let_go_beside_the_loop(file: Path, tmp_path: Path) -> None:
-    """All those records are to be freed; the next source is asked meanwhile."""
+async def test_freeing_a_failed_restore_does_not_hold_the_loop(file: Path, tmp_path: Path) -> None:
+    """All records that were read are freed in a thread."""
     bad = tmp_path / "cut.csv.gz"
     bad.write_bytes(file.read_bytes()[:-4])  # noqa: ASYNC240 - nothing else runs yet
     async with Watch() as watch:
@@ -84,9 +84,8 @@ async def test_a_restore_that_fails_at_its_end_is_let_go_beside_the_loop(file: P
     assert watch.held_ms < MOST_MS
 
 
-async def test_a_state_is_let_go_in_steps() -> None:
-    """Freed in one step, a million records hold the loop for a tenth of a second; so it is a thread's work, which
-    gives way in between."""
+async def test_a_state_is_freed_in_steps() -> None:
+    """One step would hold the loop for a tenth of a second with a million records, so a thread does it in steps."""
     state = filled(2 * RECORDS)
     async with Watch() as watch:
         await asyncio.to_thread(state.forget)
@@ -94,8 +93,8 @@ async def test_a_state_is_let_go_in_steps() -> None:
     assert watch.held_ms < 20
 
 
-async def test_a_backup_that_was_given_up_leaves_nothing(grades: Storage) -> None:
-    """Whoever hangs up in the middle does not keep the old shards alive."""
+async def test_a_backup_that_is_not_read_to_its_end_is_freed(grades: Storage) -> None:
+    """A client that hangs up does not keep the old shards in memory."""
     state = dataclasses.replace(grades.snapshot())
     chunks: AsyncIterator[bytes] = stream(described(grades), state)
     await anext(chunks)

@@ -29,14 +29,14 @@ STEP = st.one_of(
 
 
 class History:
-    """What was acknowledged. Changes of one round are concurrent: any of them may win; a later round beats it."""
+    """The acknowledged changes. Of concurrent ones (one round) any may win; a later round wins against them."""
 
     def __init__(self) -> None:
         self.allowed: dict[tuple[str, str], set[int]] = defaultdict(set)
         self._values = itertools.count(1)
 
     async def change(self, changes: list[tuple[Node, str, set[str]]]) -> None:
-        """Make changes at one moment; all of them are acknowledged."""
+        """Make concurrent changes and wait until all are acknowledged."""
         wanted = [(node, user, {name: next(self._values) for name in names}) for node, user, names in changes]
         answers = await asyncio.gather(*(acknowledged(node, user, fields) for node, user, fields in wanted))
         written: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -55,7 +55,7 @@ class History:
 
 
 async def acknowledged(node: Node, user: str, fields: dict[str, int]) -> UserGrade:
-    """Set until it is acknowledged: a log that was just lost refuses changes for a moment."""
+    """Repeat a change until it is acknowledged: it is refused while a lost log is founded again."""
     async with asyncio.timeout(15):
         while True:
             try:
@@ -89,7 +89,7 @@ async def play(nodes: Nodes, steps: list[tuple[str, object]]) -> None:
 
 @pytest.mark.slow
 def test_any_interleaving_ends_in_equal_digests(server: Server, tmp_path: Path) -> None:
-    """Four nodes, a real server, snapshots and trimming every five entries; nothing acknowledged is lost."""
+    """Four nodes write snapshots and trim after every five entries; no acknowledged change is lost."""
     counter = itertools.count()
 
     @settings(

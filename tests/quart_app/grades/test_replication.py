@@ -1,4 +1,4 @@
-"""What becomes of a replica's grades: restoring, following, gaps, lost logs, snapshots; on a real server."""
+"""Restoring, following, gaps, lost logs and snapshots of the grades, on a real server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.server import Server
 
 
 async def fill(node: Node, count: int, **fields: int) -> None:
-    """Set one field of so many users."""
+    """Set fields of `count` users."""
     chosen = fields or {"spp": 1}
     await asyncio.gather(*(node.set(f"user-{number}", **chosen) for number in range(count)))
 
@@ -31,7 +31,7 @@ async def fill(node: Node, count: int, **fields: int) -> None:
 
 
 async def test_two_fresh_nodes_without_a_peer_start(nodes: Nodes) -> None:
-    """No master: whoever is first founds the log, both follow it."""
+    """There is no master: one of them founds the log, and both follow it."""
     one, two = await nodes.up("one", "two")
     await one.set("alice", spp=1)
     await two.set("alice", return_fee=2)
@@ -41,7 +41,7 @@ async def test_two_fresh_nodes_without_a_peer_start(nodes: Nodes) -> None:
 
 
 async def test_the_answer_to_a_change_is_the_merged_record(nodes: Nodes) -> None:
-    """Absent = unchanged, 0 = set to 0, whoever set the other fields."""
+    """An absent field is unchanged and 0 sets it to 0, whichever node set the other fields."""
     one, two = await nodes.up("one", "two")
     await one.set("alice", spp=5, shipping_fee=6)
     answer = await two.set("alice", spp=0, postpaid_limit=9)
@@ -49,15 +49,15 @@ async def test_the_answer_to_a_change_is_the_merged_record(nodes: Nodes) -> None
     assert await one.set("alice") == answer
 
 
-async def test_changes_at_one_moment_come_out_the_same_everywhere(nodes: Nodes) -> None:
-    """Four nodes fight over one field: the log's order decides, for all of them."""
+async def test_concurrent_changes_give_the_same_state_everywhere(nodes: Nodes) -> None:
+    """Four nodes set one field at once: the order of the log decides for all of them."""
     four = await nodes.up("a", "b", "c", "d")
     await asyncio.gather(*(node.set("alice", spp=n) for n in range(25) for node in four))
     await nodes.agree()
 
 
 async def test_an_own_entry_is_applied_once(nodes: Nodes) -> None:
-    """Own entries are recognised when they come back, and nothing was applied before."""
+    """A node recognises its own entries in the log and applies nothing before."""
     (one,) = await nodes.up("one")
     await fill(one, 10)
     assert one.replication._metrics.applied._value.get() == 10
@@ -65,7 +65,7 @@ async def test_an_own_entry_is_applied_once(nodes: Nodes) -> None:
 
 
 async def test_a_new_node_takes_a_peers_backup_and_reads_on(nodes: Nodes) -> None:
-    """Whoever is ready is asked; what happened since is read from the log."""
+    """It asks a ready peer and reads later changes from the log."""
     (one,) = await nodes.up("one")
     await fill(one, 30)
     (two,) = await nodes.up("two")
@@ -76,7 +76,7 @@ async def test_a_new_node_takes_a_peers_backup_and_reads_on(nodes: Nodes) -> Non
 
 
 async def test_without_a_peer_the_stream_is_read_from_its_start(nodes: Nodes) -> None:
-    """All replicas restarted: as long as nothing was trimmed, the stream holds everything."""
+    """After a restart of all nodes the stream has everything, as long as nothing was trimmed."""
     nodes.settings["snapshot_every"] = 1000
     (one,) = await nodes.up("one")
     await fill(one, 30)
@@ -87,7 +87,7 @@ async def test_without_a_peer_the_stream_is_read_from_its_start(nodes: Nodes) ->
 
 
 async def test_without_a_peer_a_trimmed_log_needs_the_snapshot_on_disk(nodes: Nodes) -> None:
-    """All replicas restarted after trimming: the newest snapshot, and the stream behind it."""
+    """After a restart of all nodes it uses the newest snapshot and the stream behind it."""
     (one,) = await nodes.up("one")
     await fill(one, 12)
     await trimmed_after_snapshots(one, nodes)
@@ -99,7 +99,7 @@ async def test_without_a_peer_a_trimmed_log_needs_the_snapshot_on_disk(nodes: No
 
 
 async def trimmed_after_snapshots(node: Node, nodes: Nodes) -> None:
-    """Make changes until the log was trimmed behind the older of two snapshots, and well beyond its beginning."""
+    """Make changes until the log is trimmed behind the older of two snapshots, far from its beginning."""
     log = Log(nodes.redis, nodes.client, nodes.key, writer="test")
     async with asyncio.timeout(20):
         for number in itertools.count():
@@ -113,7 +113,7 @@ async def trimmed_after_snapshots(node: Node, nodes: Nodes) -> None:
 
 
 def foreign(data: bytes) -> bytes:
-    """The same records, said to belong to another log; whole and well-formed in itself."""
+    """Return a whole, well-formed backup of the same records that names another log."""
     header, storage = verified(data).result()
     return b"".join(backup.write(replace(header, log="f" * 16), storage.snapshot()))
 
@@ -128,7 +128,7 @@ def foreign(data: bytes) -> bytes:
     ],
 )
 async def test_a_bad_backup_is_refused_and_the_next_peer_used(nodes: Nodes, spoil) -> None:
-    """Row 26 of the fault matrix: nothing of it gets in, and the replica starts all the same."""
+    """Row 26 of the fault matrix: nothing of it is used, and the replica starts from the next source."""
     bad, good = await nodes.up("bad", "good")
     await fill(good, 20)
     await trimmed_after_snapshots(good, nodes)
@@ -140,7 +140,7 @@ async def test_a_bad_backup_is_refused_and_the_next_peer_used(nodes: Nodes, spoi
 
 
 async def test_a_bad_snapshot_is_refused_and_the_one_before_used(nodes: Nodes) -> None:
-    """Row 26: the log is trimmed behind the older of two snapshots, so the newest can be done without."""
+    """Row 26: the log is trimmed only behind the older of two snapshots, so the newest one can be replaced."""
     (one,) = await nodes.up("one")
     await trimmed_after_snapshots(one, nodes)
     digest = one.digest()
@@ -156,7 +156,7 @@ async def test_a_bad_snapshot_is_refused_and_the_one_before_used(nodes: Nodes) -
 
 
 async def test_a_snapshot_whose_writer_was_killed_does_not_count(nodes: Nodes) -> None:
-    """Row 26: killed while writing, it has no name yet."""
+    """Row 26: a file has its final name only when it is whole."""
     (one,) = await nodes.up("one")
     await trimmed_after_snapshots(one, nodes)
     digest = one.digest()
@@ -169,7 +169,7 @@ async def test_a_snapshot_whose_writer_was_killed_does_not_count(nodes: Nodes) -
 
 
 async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> None:
-    """Trimmed log, no peer, no snapshot: never ready with a part of the truth; ready as soon as a peer is."""
+    """With a trimmed log, no peer and no snapshot it is not ready; it is as soon as a peer is."""
     one, two = await nodes.up("one", "two")
     # Whoever lives trims the log behind its own snapshots: the one that has them must be the last.
     await two.kill()
@@ -195,8 +195,8 @@ async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> No
 # Gaps
 
 
-async def test_one_who_fell_behind_the_trimmed_end_restores(nodes: Nodes) -> None:
-    """Row 25 of the fault matrix: the gap is noticed and healed, and the digests are equal."""
+async def test_a_node_behind_the_trimmed_end_restores(nodes: Nodes) -> None:
+    """Row 25 of the fault matrix: the node notices the gap and restores, and the digests are equal."""
     one, two = await nodes.up("one", "two")
     await fill(one, 5)
     await nodes.agree()
@@ -209,8 +209,8 @@ async def test_one_who_fell_behind_the_trimmed_end_restores(nodes: Nodes) -> Non
     assert two.restores("peer", "done") == restored + 1
 
 
-async def test_a_disk_that_takes_no_snapshot_is_told_of_at_the_start(nodes: Nodes) -> None:
-    """Not when the first is due, perhaps a day later; what can be done without a disk is done."""
+async def test_a_disk_that_cannot_be_written_is_logged_at_the_start(nodes: Nodes) -> None:
+    """It is not logged only when the first snapshot is due, and the node works without the disk."""
     (nodes.folder / "one").write_text("a file where the folder is to be")
     with capture_logs() as said:
         one, two = await nodes.up("one", "two")
@@ -221,8 +221,8 @@ async def test_a_disk_that_takes_no_snapshot_is_told_of_at_the_start(nodes: Node
     await nodes.agree()
 
 
-async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
-    """From the gap to the swap the answer is 503, never a record that may be stale or half."""
+async def test_while_it_restores_no_old_state_is_shown(nodes: Nodes) -> None:
+    """Between the gap and the swap every read raises Unavailable, so no stale record is answered."""
     one, two = await nodes.up("one", "two")
     await fill(one, 5)
     await nodes.agree()
@@ -248,7 +248,7 @@ async def test_while_it_restores_nothing_old_is_shown(nodes: Nodes) -> None:
 
 
 async def test_without_gap_detection_the_digests_would_differ(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taken out, the mechanism is missed: this is what the check of numbers protects from."""
+    """Without the check of numbers the state would be wrong: the mechanism is needed."""
     monkeypatch.setattr("mesh.journal.journal.check_numbers", lambda *_: None)
     monkeypatch.setattr("mesh.journal.journal.check_continuity", lambda view, entries, position: list(entries))
     one, two = await nodes.up("one", "two")
@@ -261,8 +261,8 @@ async def test_without_gap_detection_the_digests_would_differ(nodes: Nodes, monk
     assert two.digest() != one.digest()
 
 
-async def test_an_entry_nobody_can_read_is_passed_over_by_all_alike(nodes: Nodes) -> None:
-    """A poison entry neither stops nor splits the replicas; it is counted."""
+async def test_an_unreadable_entry_is_skipped_by_all_alike(nodes: Nodes) -> None:
+    """An unreadable entry is counted; the nodes go on and stay equal."""
     one, two = await nodes.up("one", "two")
     log = Log(nodes.redis, nodes.client, nodes.key, writer="stranger")
     at = one.replication._known.position
@@ -283,8 +283,8 @@ async def test_an_entry_nobody_can_read_is_passed_over_by_all_alike(nodes: Nodes
 # A lost log
 
 
-async def test_when_the_log_is_deleted_nobody_forgets(nodes: Nodes) -> None:
-    """FLUSHALL or DEL under running replicas: a survivor founds the successor, and all go on with everything."""
+async def test_when_the_log_is_deleted_no_grade_is_lost(nodes: Nodes) -> None:
+    """After FLUSHALL or DEL a survivor founds a new log, and all nodes keep everything."""
     three = await nodes.up("one", "two", "three")
     await fill(three[0], 20)
     digest = await nodes.agree()
@@ -300,8 +300,8 @@ async def test_when_the_log_is_deleted_nobody_forgets(nodes: Nodes) -> None:
     assert three[2].replication.get("user-1").spp == 77
 
 
-async def test_what_only_one_survivor_knew_reaches_all(nodes: Nodes) -> None:
-    """The founder may know less than another survivor; the other carries its knowledge over."""
+async def test_grades_that_one_survivor_knew_reach_all(nodes: Nodes) -> None:
+    """Another survivor may know more than the founder; it carries the rest over."""
     one, two = await nodes.up("one", "two")
     await fill(one, 6)
     await nodes.agree()
@@ -322,7 +322,7 @@ async def test_what_only_one_survivor_knew_reaches_all(nodes: Nodes) -> None:
 
 
 async def test_a_newer_change_wins_against_what_is_carried_over(nodes: Nodes) -> None:
-    """Carried fields keep their own stamps: what was set in the new log stays."""
+    """Carried fields keep their own stamps, so a change in the new log wins."""
     one, two = await nodes.up("one", "two")
     await one.set("alice", spp=1)
     await nodes.agree()
@@ -337,8 +337,8 @@ async def test_a_newer_change_wins_against_what_is_carried_over(nodes: Nodes) ->
     assert two.replication.get("alice") == UserGrade(user_id="alice", spp=3, return_fee=2)
 
 
-async def test_leaving_without_a_log_writes_down_what_is_known(nodes: Nodes) -> None:
-    """The server is emptied and every replica ends (it lost its lease): what they knew is on their disks."""
+async def test_leaving_without_a_log_writes_a_snapshot(nodes: Nodes) -> None:
+    """The server is emptied and every node ends: their states are on their disks."""
     one, two = await nodes.up("one", "two")
     await fill(one, 3)
     digest = await nodes.agree()
@@ -348,8 +348,8 @@ async def test_leaving_without_a_log_writes_down_what_is_known(nodes: Nodes) -> 
     assert await nodes.agree() == digest
 
 
-async def test_a_log_founded_by_one_who_knew_nothing_takes_up_the_old_one(nodes: Nodes) -> None:
-    """A brand new replica may be first after the loss; those who knew carry everything over."""
+async def test_a_log_founded_by_an_empty_node_gets_the_old_grades(nodes: Nodes) -> None:
+    """A new node may be the first after the loss; the survivors carry everything over."""
     (one,) = await nodes.up("one")
     await fill(one, 7)
     await nodes.redis.flushall()
@@ -363,8 +363,8 @@ async def test_a_log_founded_by_one_who_knew_nothing_takes_up_the_old_one(nodes:
     assert new.replication.describe()[0].count == 7
 
 
-async def test_an_empty_log_just_founded_gives_way_to_one_that_knows(nodes: Nodes) -> None:
-    """Nothing was written to it yet, so the survivor's state becomes the beginning instead of a million entries."""
+async def test_an_empty_log_is_replaced_by_a_survivor(nodes: Nodes) -> None:
+    """Nothing was appended to it, so the survivor founds a log that begins with its state."""
     nodes.settings["founder_patience_s"] = 10  # it takes over in any case, however busy the machine is
     (one,) = await nodes.up("one")
     await fill(one, 7)
@@ -378,8 +378,8 @@ async def test_an_empty_log_just_founded_gives_way_to_one_that_knows(nodes: Node
     assert one.replication._metrics.carried._value.get() == 0
 
 
-async def test_a_strangers_snapshot_is_never_mixed_in(nodes: Nodes) -> None:
-    """A disk that belonged to another mesh: its file is refused and left alone."""
+async def test_a_snapshot_of_another_mesh_is_never_mixed_in(nodes: Nodes) -> None:
+    """A file on a disk of another mesh is refused and left alone."""
     (one,) = await nodes.up("one")
     await fill(one, 3)
     await one.pause()
@@ -396,8 +396,8 @@ async def test_a_strangers_snapshot_is_never_mixed_in(nodes: Nodes) -> None:
     assert len(two.snapshots()) == 1
 
 
-async def test_a_log_that_went_back_loses_nothing_that_is_in_memory(nodes: Nodes) -> None:
-    """The server comes back without its last second: those who had read it bring it in again."""
+async def test_a_log_that_lost_its_end_gets_it_back_from_memory(nodes: Nodes) -> None:
+    """The server returns without its last second; nodes that had read it append it again."""
     one, two = await nodes.up("one", "two")
     await fill(one, 4)
     await nodes.agree()
@@ -419,7 +419,7 @@ async def test_a_log_that_went_back_loses_nothing_that_is_in_memory(nodes: Nodes
 
 
 async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
-    """The log begins with a state that died with its founder, disk and all: another survivor founds it again."""
+    """The founder and its disk are lost, and with them the first state of the log: another survivor founds it again."""
     one, two = await nodes.up("one", "two")
     await fill(one, 5)
     digest = await nodes.agree()
@@ -439,7 +439,7 @@ async def test_a_founder_that_died_is_replaced(nodes: Nodes) -> None:
 
 
 async def test_with_the_stream_down_reads_go_on_and_changes_are_refused(nodes: Nodes, server: Server) -> None:
-    """503 for a change, at once; grades are served from memory; it goes on by itself when the server is back."""
+    """A change raises Unavailable at once, reads go on from memory, and changes work when the server is back."""
     (one,) = await nodes.up("one")
     await one.set("alice", spp=1)
     server.kill()
@@ -452,8 +452,10 @@ async def test_with_the_stream_down_reads_go_on_and_changes_are_refused(nodes: N
     assert (await one.set("alice", return_fee=3)).spp == 1
 
 
-async def test_a_lost_reply_is_made_up_for_by_the_log(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection broke after the append took effect: the entry comes back through the log, and is the answer."""
+async def test_a_change_whose_reply_is_lost_is_answered_from_the_log(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection broke after the append: the node reads the entry and answers it."""
     (one,) = await nodes.up("one")
     append = Log.append
 
@@ -467,7 +469,7 @@ async def test_a_lost_reply_is_made_up_for_by_the_log(nodes: Nodes, monkeypatch:
 
 
 async def test_an_append_that_never_arrived_is_refused_in_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is said to have happened that did not; the wait has an end and leaves nothing behind."""
+    """The change is not reported as done, and the wait ends after its time-out."""
     nodes.settings["set_timeout_ms"] = 200
     (one,) = await nodes.up("one")
 
@@ -482,7 +484,7 @@ async def test_an_append_that_never_arrived_is_refused_in_time(nodes: Nodes, mon
 
 
 async def test_changes_under_way_are_bounded(nodes: Nodes) -> None:
-    """More than the bound at once are refused at once; those within it are done."""
+    """Changes beyond the bound are refused at once; the others are done."""
     nodes.settings["set_in_flight"] = 5
     (one,) = await nodes.up("one")
     answers = await asyncio.gather(*(one.set("alice", spp=n) for n in range(20)), return_exceptions=True)
@@ -490,8 +492,8 @@ async def test_changes_under_way_are_bounded(nodes: Nodes) -> None:
     assert sum(isinstance(answer, Unavailable) for answer in answers) == 15
 
 
-async def test_full_memory_refuses_changes_and_nothing_else(nodes: Nodes) -> None:
-    """maxmemory reached: 503, nothing changed, reads go on; no restart needed afterwards."""
+async def test_full_memory_refuses_only_changes(nodes: Nodes) -> None:
+    """At maxmemory a change is refused and nothing is changed; reads go on, and no restart is needed."""
     (one,) = await nodes.up("one")
     await one.set("alice", spp=1)
     await nodes.redis.config_set("maxmemory", "1")
@@ -506,7 +508,7 @@ async def test_full_memory_refuses_changes_and_nothing_else(nodes: Nodes) -> Non
 
 
 async def test_a_backup_is_of_one_moment_while_changes_go_on(nodes: Nodes) -> None:
-    """Copy on write: what is set after the first byte is not in it, and setting does not wait for it."""
+    """Changes after its first byte are not in it and do not wait for it."""
     (one,) = await nodes.up("one")
     await fill(one, 100)
     header, state = one.replication.describe()
@@ -522,7 +524,7 @@ async def test_a_backup_is_of_one_moment_while_changes_go_on(nodes: Nodes) -> No
 
 
 async def test_nothing_is_trimmed_when_the_disk_refuses(nodes: Nodes) -> None:
-    """No durable snapshot, no trimming: the log grows rather than lose the only copy."""
+    """Without a durable snapshot the log is the only copy, so it grows."""
     (nodes.folder / "one").write_text("a file where the folder should be")
     (one,) = await nodes.up("one")
     for number in range(30):
@@ -533,8 +535,8 @@ async def test_nothing_is_trimmed_when_the_disk_refuses(nodes: Nodes) -> None:
     assert one.is_ready
 
 
-async def test_of_neighbours_on_one_disk_one_writes(nodes: Nodes) -> None:
-    """Replicas of one machine share the folder and do not all write the same."""
+async def test_of_the_nodes_on_one_disk_one_writes(nodes: Nodes) -> None:
+    """Nodes that share a folder write one snapshot together."""
     for node in await nodes.up("a", "b", "c", "d"):
         await node.kill()
         node.disk = nodes.folder / "shared"
@@ -549,8 +551,8 @@ async def test_of_neighbours_on_one_disk_one_writes(nodes: Nodes) -> None:
     assert all(node.replication.keeper.counted_from >= 5 for node in nodes)
 
 
-async def test_a_leaving_replica_writes_nothing_when_the_log_vouches(nodes: Nodes) -> None:
-    """An ordinary stop is quick: everything is in the log."""
+async def test_a_leaving_node_writes_nothing_when_the_log_has_its_state(nodes: Nodes) -> None:
+    """An ordinary stop is quick, because everything is in the log."""
     nodes.settings["snapshot_every"] = 1000
     (one,) = await nodes.up("one")
     await fill(one, 10)
@@ -562,15 +564,15 @@ async def test_a_leaving_replica_writes_nothing_when_the_log_vouches(nodes: Node
 
 
 def test_only_the_drawn_moves_exist() -> None:
-    """Closed -> restoring <-> ready, and closed from both."""
+    """The moves are closed -> restoring <-> ready, and to closed from both."""
     assert {(a.value, b.value) for a, to in MOVES.items() for b in to} == {
         ("closed", "restoring"), ("restoring", "ready"), ("restoring", "closed"),
         ("ready", "restoring"), ("ready", "closed"),
     }  # fmt: skip
 
 
-async def test_before_it_is_opened_it_says_so(nodes: Nodes) -> None:
-    """503 with the reason, not a 404 for everybody."""
+async def test_before_it_is_opened_it_is_unavailable(nodes: Nodes) -> None:
+    """A read raises Unavailable with the reason and does not return None."""
     node = Node(nodes, "one")
     with pytest.raises(Unavailable, match="not open yet"):
         node.replication.get("alice")

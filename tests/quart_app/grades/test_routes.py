@@ -1,4 +1,4 @@
-"""The routes by themselves: parsing, authentication, errors; one node, no other process."""
+"""The HTTP routes of one replica in this process: parsing, authentication, errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUTH = {"Authorization": "Basic " + b64encode(b"grades:grades").decode()}
 
 
 class Site:
-    """Both ports of one replica."""
+    """The two ports of one replica."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -50,7 +50,7 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
 
 
 async def test_set_answers_the_merged_record(site: Site) -> None:
-    """The five fields, after the change."""
+    """The answer has the five fields after the change."""
     await site.private.post("/set", json={"user_id": "alice", "spp": 5}, headers=AUTH)
     answer = await site.private.post("/set", json={"user_id": "alice", "return_fee": 2}, headers=AUTH)
     assert answer.status_code == 200
@@ -71,10 +71,10 @@ async def test_set_answers_the_merged_record(site: Site) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("method", "path"), [("POST", "/set"), ("GET", "/backup"), ("HEAD", "/backup")])
-async def test_without_the_right_user_and_password_nothing_opens(
+async def test_a_request_without_the_right_user_and_password_is_401(
     site: Site, header: str | None, method: str, path: str
 ) -> None:
-    """401 with a challenge, whatever is sent instead, and before the body is looked at."""
+    """The answer is 401 with a challenge for any header, and the body is not read before."""
     headers = {} if header is None else {"Authorization": header}
     answer = await site.private.open(path, method=method, headers=headers)
     assert answer.status_code == 401
@@ -94,8 +94,8 @@ async def test_without_the_right_user_and_password_nothing_opens(
         (json.dumps({"user_id": "x" * 256}).encode(), 422),
     ],
 )  # fmt: skip
-async def test_what_is_no_change_is_refused_and_changes_nothing(site: Site, body: bytes, status: int) -> None:
-    """400 what is not JSON, 422 what is not valid (null above all), with the place of the fault."""
+async def test_a_body_that_is_no_change_is_refused(site: Site, body: bytes, status: int) -> None:
+    """A body that is not JSON is 400, one that is not valid (such as null) is 422, and nothing is changed."""
     headers = {**AUTH, "Content-Type": "application/json"}
     answer = await site.private.post("/set", data=body, headers=headers)
     assert answer.status_code == status
@@ -104,20 +104,20 @@ async def test_what_is_no_change_is_refused_and_changes_nothing(site: Site, body
 
 
 async def test_null_is_named(site: Site) -> None:
-    """null is neither unchanged nor 0; the answer points at it."""
+    """null means neither unchanged nor 0; the answer has a pointer to it."""
     answer = await site.private.post("/set", json={"user_id": "a", "spp": None}, headers=AUTH)
     assert (await answer.get_json())["errors"][0]["pointer"] == "/spp"
 
 
 @pytest.mark.parametrize("query", ["", "?user_id=", "?user=alice", "?user_id=a&user_id=b"])
 async def test_get_needs_one_user_id(site: Site, query: str) -> None:
-    """400 when it is missing, empty, or not one."""
+    """A user_id that is missing, empty or repeated is 400."""
     assert (await site.public.get("/get" + query)).status_code == 400
 
 
 @pytest.mark.parametrize("user_id", ["alice", "a b", "a+b", "a/b?c=d&e", "Алиса", "#", "💰", "' OR 1=1", "%00"])
-async def test_any_user_id_goes_round(site: Site, user_id: str) -> None:
-    """What was set under a name is found under it, urlencoded."""
+async def test_any_user_id_can_be_set_and_read(site: Site, user_id: str) -> None:
+    """A grade is found under the id that it was set under, URL-encoded."""
     answer = await site.private.post("/set", json={"user_id": user_id, "spp": 1}, headers=AUTH)
     assert answer.status_code == 200
     shown = await site.public.get("/get", query_string={"user_id": user_id})
@@ -125,20 +125,20 @@ async def test_any_user_id_goes_round(site: Site, user_id: str) -> None:
 
 
 async def test_an_unknown_user_is_404(site: Site) -> None:
-    """Also one whose name could never be set."""
+    """So is a user whose id can never be set."""
     for user_id in ("bob", "x" * 3000, "\n"):
         assert (await site.public.get("/get", query_string={"user_id": user_id})).status_code == 404
 
 
-async def test_the_ports_do_not_mix(site: Site) -> None:
-    """get is public only, set and backup are private only."""
+async def test_each_route_is_on_one_port(site: Site) -> None:
+    """`/get` is only on the public port, `/set` and `/backup` only on the private one."""
     assert (await site.public.post("/set", json={"user_id": "a"}, headers=AUTH)).status_code == 404
     assert (await site.public.get("/backup", headers=AUTH)).status_code == 404
     assert (await site.private.get("/get?user_id=a", headers=AUTH)).status_code == 404
 
 
 async def test_a_backup_names_log_position_and_time(site: Site) -> None:
-    """In the headers, in the filename and inside."""
+    """They are in the headers, in the file name and in the content."""
     await site.node.set("alice", spp=5)
     answer = await site.private.get("/backup", headers=AUTH)
     data = await answer.get_data()
@@ -155,15 +155,15 @@ async def test_a_backup_names_log_position_and_time(site: Site) -> None:
     assert reader.result()[1].get("alice").spp == 5
 
 
-async def test_head_of_a_backup_says_where_a_replica_stands(site: Site) -> None:
-    """The headers alone, without the work."""
+async def test_head_of_a_backup_has_the_position(site: Site) -> None:
+    """It has the headers, and no backup is made."""
     answer = await site.private.head("/backup", headers=AUTH)
     assert answer.headers["Backup-Digest"] == site.node.digest()
     assert await answer.get_data() == b""
 
 
-async def test_more_backups_at_once_than_allowed_are_refused(nodes: Nodes) -> None:
-    """503 with Retry-After: the asker goes to the next peer. The place is free again afterwards."""
+async def test_too_many_backups_at_once_are_refused(nodes: Nodes) -> None:
+    """The answer is 503 with Retry-After; a peer asks the next replica. The place is free again afterwards."""
     nodes.settings["backups_at_once"] = 1
     (node,) = await nodes.up("one")
     await node.set("alice", spp=1)
@@ -179,8 +179,8 @@ async def test_more_backups_at_once_than_allowed_are_refused(nodes: Nodes) -> No
     assert answer.status_code == 200
 
 
-async def test_while_restoring_everything_is_503(site: Site) -> None:
-    """Neither 404 for a user that may be there, nor a backup of half a state, nor a change."""
+async def test_while_restoring_every_route_is_503(site: Site) -> None:
+    """There is no 404 for a user that may exist, no backup of a part of the state, and no change."""
     assert (await site.private.head("/backup", headers=AUTH)).status_code == 200
     await site.node.pause()  # or it would be ready again at the next look at the log
     site.node.replication._move(State.RESTORING, "the grades are being restored")

@@ -1,4 +1,4 @@
-"""Records in memory: merging by stamp, digests, snapshots that stay as they are."""
+"""Records in memory: merging by stamp, digests, and snapshots that do not change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def content(state: Frozen) -> dict[str, bytes]:
 
 @given(HISTORIES, st.randoms())
 def test_the_order_and_number_of_merges_do_not_matter(history: list[tuple[str, Changes]], random) -> None:
-    """Replicas that saw the same changes, in whatever order and however often, hold the same."""
+    """Replicas that applied the same changes, in any order and any number of times, have the same state."""
     shuffled = [*history, *history]
     random.shuffle(shuffled)
     one, two = filled(history), filled(shuffled)
@@ -47,8 +47,8 @@ def test_the_order_and_number_of_merges_do_not_matter(history: list[tuple[str, C
 
 
 @given(HISTORIES)
-def test_of_each_field_the_highest_stamp_wins(history: list[tuple[str, Changes]]) -> None:
-    """Against a model that keeps all stamps and looks for the highest at the end."""
+def test_for_each_field_the_highest_stamp_wins(history: list[tuple[str, Changes]]) -> None:
+    """The result equals that of a model that keeps all stamps."""
     storage = filled(history)
     for user_id in {user_id for user_id, _ in history}:
         grade = storage.get(user_id)
@@ -63,16 +63,16 @@ def test_of_each_field_the_highest_stamp_wins(history: list[tuple[str, Changes]]
 def test_digests_are_equal_exactly_when_contents_are(
     first: list[tuple[str, Changes]], second: list[tuple[str, Changes]]
 ) -> None:
-    """The digest, kept up with each merge, says the same as a comparison of everything."""
+    """The digest, which each merge updates, agrees with a comparison of all records."""
     one, two = filled(first), filled(second)
     assert (content(one.snapshot()) == content(two.snapshot())) == (one.digest == two.digest)
 
 
 @given(HISTORIES, HISTORIES)
-def test_what_differs_carried_over_makes_both_complete(
+def test_carrying_the_difference_over_makes_a_state_complete(
     first: list[tuple[str, Changes]], second: list[tuple[str, Changes]]
 ) -> None:
-    """After carrying over the difference, nothing that either knew is missing, and there is no difference left."""
+    """Afterwards it has the fields of both, and there is no difference left."""
     one, two, both = filled(first), filled(second), filled([*first, *second])
     for found in difference(one.snapshot(), two.snapshot()):
         for user_id, changes in found:
@@ -83,7 +83,7 @@ def test_what_differs_carried_over_makes_both_complete(
 
 @given(HISTORIES, HISTORIES)
 def test_a_snapshot_stays_as_it_is(before: list[tuple[str, Changes]], after: list[tuple[str, Changes]]) -> None:
-    """A backup is made from one moment's state while changes go on."""
+    """A backup has the state of one moment while changes go on."""
     storage = filled(before)
     snapshot = storage.snapshot()
     was = content(snapshot)
@@ -94,7 +94,7 @@ def test_a_snapshot_stays_as_it_is(before: list[tuple[str, Changes]], after: lis
 
 
 def test_only_shards_that_change_are_copied() -> None:
-    """A snapshot costs no copy of the records: what is not changed afterwards is shared."""
+    """A snapshot shares all shards that do not change afterwards."""
     storage = Storage()
     for number in range(1000):
         storage.merge(f"user-{number}", {0: (number, 1)})
@@ -106,8 +106,8 @@ def test_only_shards_that_change_are_copied() -> None:
     assert sum(changed) == 1
 
 
-def test_an_empty_change_notes_the_user() -> None:
-    """A set without fields makes a user whose fields are all 0."""
+def test_a_change_without_fields_adds_the_user() -> None:
+    """All fields of the user are 0."""
     storage = Storage()
     storage.merge("a", {})
     grade = storage.get("a")
@@ -116,7 +116,7 @@ def test_an_empty_change_notes_the_user() -> None:
 
 
 def test_zero_is_a_value_and_can_be_overwritten_only_by_a_later_one() -> None:
-    """0 = set to 0; it does not lose against an older value."""
+    """A field that is set to 0 does not lose against an older value."""
     record = merged(NEW, {1: (5, 10)})
     record = merged(record, {1: (0, 11)})
     assert newer(record, NEW) == {1: (0, 11)}
@@ -124,7 +124,7 @@ def test_zero_is_a_value_and_can_be_overwritten_only_by_a_later_one() -> None:
 
 
 def test_extreme_values_fit() -> None:
-    """What a 64-bit int of the task text holds comes back exactly."""
+    """The limits of a 64-bit integer are stored exactly."""
     storage = Storage()
     top = 2**63 - 1
     storage.merge("a", {0: (top, top), 1: (-(2**63), 1)})
@@ -133,7 +133,7 @@ def test_extreme_values_fit() -> None:
 
 
 def test_a_record_takes_little_memory() -> None:
-    """About 210 bytes for a user with a short id, everything included: a million users in about 210 MB."""
+    """A user with a short id takes about 210 bytes, so a million users take about 210 MB."""
     count = 500_000
     storage = Storage()
     for number in range(count):

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from mesh import Unavailable
 from mesh.events.consumer import Entry
 from quart_app.movements.intake import MAX_REASON, Intake, UnreadableEvent, read_event
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Direction, Event
 from quart_app.movements.producer import Message, sample
-from quart_app.movements.store import MovementStore
+from quart_app.movements.store import MovementStore, Stored
 
 
 def changed(path: str, value: Any) -> Message:
@@ -181,3 +182,22 @@ async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None
     assert await intake(entries) == {}
     assert registry.get_sample_value("movements_stored_counter_total") == 2
     assert registry.get_sample_value("movements_duplicates_counter_total") == 2
+
+
+async def test_trouble_is_told_until_events_are_stored_again(
+    store: MovementStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/readyz` names the reason while events wait; the next batch that is stored ends it."""
+    intake = Intake(store, MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
+    entries = [Entry("1-0", {"body": json.dumps(sample()[0])})]
+
+    async def full(events: object) -> Stored:
+        raise Unavailable("the movements database cannot be used: the disk is full")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(store, "add", full)
+        with pytest.raises(Unavailable):
+            await intake(entries)
+    assert intake.trouble == "events wait to be stored: the movements database cannot be used: the disk is full"
+    await intake(entries)
+    assert intake.trouble == ""
