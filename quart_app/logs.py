@@ -1,18 +1,115 @@
-"""Structured logs with request ids, to standard error."""
+"""Structured logs with request ids, to standard error.
+
+A log that cannot be written must not stop, delay or fail a request. So a thread writes the lines, and a bounded number
+of bytes waits for it. Lines beyond the bound are dropped and counted:
+
+    written -> waiting -> in the stream
+       |          '-> dropped: the stream is closed or full
+       '-> dropped: the reader of the stream is stuck or slow
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import select
 import sys
+import threading
+import time
+from collections import deque
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from quart_app.settings import AppSettings
 
+#: Bytes of lines that may wait for the stream.
+MOST_BYTES = 4 << 20
+#: How long the end of the process waits for the last lines.
+DRAIN_S = 1.0
+
+
+class Sink:
+    """A text stream that never blocks and never raises. `descriptor` is None if there is nowhere to write."""
+
+    def __init__(self, descriptor: int | None, most_bytes: int = MOST_BYTES) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._most_bytes = most_bytes
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def write(self, text: str) -> int:
+        """Hand a line to the thread, or drop it if too much waits."""
+        line = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._descriptor is None or self._bytes + len(line) > self._most_bytes:
+                self.dropped += 1
+            else:
+                self._waiting.append(line)
+                self._bytes += len(line)
+                self._changed.notify_all()
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: a stream has this method, and nobody may wait for the thread."""
+
+    def drain(self, most_s: float = DRAIN_S) -> None:
+        """Wait until all lines are written, but no longer than this."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, most_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                line = self._waiting.popleft()
+                dropped = self.dropped
+            if not self._put(line) or (dropped and not self._put(_dropped(dropped))):
+                dropped = -1
+            with self._changed:
+                self._bytes -= len(line)
+                self.dropped -= dropped
+                self._changed.notify_all()
+
+    def _put(self, line: bytes) -> bool:
+        """Write all of these bytes and return True, or return False if the stream cannot take them."""
+        assert self._descriptor is not None
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except BlockingIOError:
+            # Somebody has made the stream non-blocking; a terminal shares this state between processes.
+            select.select([], [self._descriptor], [], 1)
+            return self._put(line)
+        except OSError:
+            # A full disk may have room again.
+            time.sleep(0.01)
+            return False
+        return True
+
+
+def _dropped(count: int) -> bytes:
+    return b'{"event": "log lines dropped", "level": "warning", "count": %d}\n' % count
+
+
+_sinks: list[Sink] = []
+
+
+def drain(most_s: float = DRAIN_S) -> None:
+    """Wait until the lines logged so far are written, but no longer than this."""
+    for sink in _sinks:
+        sink.drain(most_s)
+
 
 def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
+    sink = Sink(_descriptor())
+    _sinks[:] = [sink]
+    atexit.register(drain)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -24,13 +121,32 @@ def configure(settings: AppSettings) -> None:
         processors += [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
         plain = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=sys.stderr is not None and sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
         )
         processors.append(plain)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=sink),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sink)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")
+
+
+def fill_standard_streams() -> None:
+    """Open the null device as each standard stream that is closed; call this before anything else is opened.
+
+    A socket would get the free number, and libuv aborts the process when it closes a descriptor of that number.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _descriptor() -> int | None:
+    """Return the descriptor of standard error; None if it was closed when the process began."""
+    return sys.stderr.fileno() if sys.stderr is not None else None

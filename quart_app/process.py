@@ -45,6 +45,10 @@ JOIN_AGAIN_S = 0.1
 LOST = "this replica lost its lease and joins the mesh again"
 
 
+#: For the last log lines of a process that must end before its lease does.
+LAST_LINES_S = 0.05
+
+
 class Process:
     """The process of one replica.
 
@@ -234,6 +238,7 @@ def _first(raised: BaseException) -> BaseException:
 
 
 def main() -> int:
+    logs.fill_standard_streams()
     try:
         environment.load()
         settings, mesh_settings = AppSettings(), MeshSettings()
@@ -249,6 +254,5 @@ def main() -> int:
 
 def _end_at_once(status: int) -> None:
     """End without cleaning up the interpreter, which could take longer than the rest of a lease."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    logs.drain(LAST_LINES_S)
     os._exit(status)

@@ -35,12 +35,14 @@ from werkzeug.routing import MapAdapter
 from quart_app.http import problems
 from quart_app.http.clients import Clients, Occupancy
 from quart_app.http.metrics import Requests
-from quart_app.http.problems import Problem
+from quart_app.http.problems import Problem, ProblemResponse
 from quart_app.http.protection import HEADERS, POLICY, Hosts
 from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
+#: Lines about failed requests in a second; an overload is a thousand failures, and one reason.
+WARNINGS_PER_S = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -200,6 +202,31 @@ class _Json(DefaultJSONProvider):
         return Response(content + b"\n", content_type=self.mimetype)
 
 
+class _Rate:
+    """So many events in each second; the others are counted."""
+
+    def __init__(self, most_per_s: int) -> None:
+        self.suppressed = 0
+        self._most = most_per_s
+        self._second = 0
+        self._count = 0
+
+    def allows(self, now_s: float) -> bool:
+        """Return whether one more event is allowed at this time; count it if it is not."""
+        if int(now_s) != self._second:
+            self._second, self._count = int(now_s), 0
+        self._count += 1
+        if self._count > self._most:
+            self.suppressed += 1
+            return False
+        return True
+
+    def take_suppressed(self) -> int:
+        """Return how many events were not allowed since the last call."""
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
 class Application(Quart):
     """The routes of one port. `leaving` returns whether clients should open their next connection elsewhere."""
 
@@ -214,6 +241,7 @@ class Application(Quart):
         self.clients = Clients(settings)
         self._hosts = Hosts(settings)
         self._requests = requests
+        self._warnings = _Rate(WARNINGS_PER_S)
         self._leaving = leaving
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
@@ -238,10 +266,23 @@ class Application(Quart):
         if self._leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule
-        self._requests.count(request.method, route, response.status_code, time.perf_counter() - begun)
-        say = log.warning if response.status_code >= 500 else log.debug
-        say("request", method=request.method, route=route, status=response.status_code)
+        seconds = time.perf_counter() - begun
+        self._requests.count(request.method, route, response.status_code, seconds)
+        self._log(request.method, route, response, seconds)
         return response
+
+    def _log(self, method: str, route: str, response: ResponseTypes, seconds: float) -> None:
+        """Log the request, never by path: a path may name a person. Failures of ours are warnings, up to a rate."""
+        status = response.status_code
+        facts: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        if isinstance(response, ProblemResponse):
+            facts["detail"] = response.detail
+        if status < 500:
+            log.debug("request", **facts)
+        elif self._warnings.allows(time.monotonic()):
+            if self._warnings.suppressed:
+                facts["suppressed"] = self._warnings.take_suppressed()
+            log.warning("request", **facts)
 
     async def preprocess_request(self, request_context: RequestContext | None = None) -> ResponseReturnValue | None:
         """Refuse requests that are meant for another host, whatever their path."""

@@ -50,6 +50,12 @@ STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
 }
 
 
+class ProblemResponse(Response):
+    """The answer that a problem becomes; the log shows its detail."""
+
+    detail = ""
+
+
 class Problem(Exception):
     """An answer that is an error: raise it anywhere below a route.
 
@@ -89,7 +95,8 @@ class Problem(Exception):
 
     def response(self) -> Response:
         """Return the answer to a client."""
-        answer = Response(self.document(), self.status, content_type="application/problem+json")
+        answer = ProblemResponse(self.document(), self.status, content_type="application/problem+json")
+        answer.detail = self.detail
         answer.headers.update(self.headers)
         if self.retry_after is not None:
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
+
+from quart_app import logs
 
 SECRET = "wombat-4711"
 
@@ -26,6 +31,7 @@ async def main():
     logs.configure(AppSettings(log_format=sys.argv[1]))
     app = applications(services="values,addresses,messages,grades,movements")
     for quart in (app.public, app.private):
+        quart.before_request_funcs.clear()
         for rule in list(quart.url_map.iter_rules()):
             quart.view_functions[rule.endpoint] = broken
             path = quart.url_map.bind("x").build(rule.endpoint, dict.fromkeys(rule.arguments, "6"))
@@ -46,9 +52,64 @@ def test_an_unexpected_error_in_any_route_logs_no_secret(log_format: str) -> Non
     )
     answers = done.stdout.splitlines()
     assert len(answers) > 25
-    assert all(answer.endswith(" 500") for answer in answers)
+    assert not [answer for answer in answers if not answer.endswith(" 500")]
     assert done.stderr.count("RuntimeError") >= len(answers), "each has a traceback"
     assert "in broken" in done.stderr or '"name": "broken"' in done.stderr
     assert SECRET not in done.stderr
     if log_format == "json":
         assert all(isinstance(json.loads(line), dict) for line in done.stderr.splitlines())
+
+
+def test_a_sink_writes_lines_in_their_order() -> None:
+    """All of them, by the time that the process ends."""
+    reading, writing = os.pipe()
+    sink = logs.Sink(writing)
+    for number in range(1000):
+        sink.write(f"line {number} \ud800\n")
+    sink.drain()
+    assert os.read(reading, 1 << 16).decode().splitlines() == [f"line {number} \\ud800" for number in range(1000)]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_stuck_reader_delays_nobody_and_is_told_what_it_missed() -> None:
+    """Lines beyond the bound are dropped and counted."""
+    reading, writing = os.pipe()
+    sink = logs.Sink(writing, most_bytes=1 << 18)
+    began = time.monotonic()
+    for _ in range(2000):
+        sink.write("x" * 999 + "\n")
+    sink.drain(0.1)
+    assert time.monotonic() - began < 2
+    os.set_blocking(reading, False)
+    received = b""
+    written = missed = 0
+    while written + missed < 2000:
+        with contextlib.suppress(BlockingIOError):
+            received += os.read(reading, 1 << 16)
+        lines = received.decode().splitlines(keepends=True)
+        written = lines.count("x" * 999 + "\n")
+        missed = sum(json.loads(line)["count"] for line in lines if line.startswith("{") and line.endswith("\n"))
+        assert time.monotonic() - began < 20
+    assert written < 1000 < missed
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["full", "closed", "none"])
+def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
+    """A full disk, a closed pipe, no stream at all."""
+    if kind == "full":
+        descriptor: int | None = os.open("/dev/full", os.O_WRONLY)
+    elif kind == "closed":
+        reading, descriptor = os.pipe()
+        os.close(reading)
+    else:
+        descriptor = None
+    sink = logs.Sink(descriptor)
+    for _ in range(100):
+        sink.write("line\n")
+    sink.drain(5)
+    assert sink.dropped == 100
+    if descriptor is not None:
+        os.close(descriptor)

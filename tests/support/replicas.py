@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,8 @@ class Replicas:
         self.processes: list[Process] = []
         self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=500))
 
-    def spawn(self, env: dict[str, str] | None = None) -> Process:
-        """Start one more replica, and do not wait for it."""
+    def spawn(self, env: dict[str, str] | None = None, prepare: Callable[[], None] | None = None) -> Process:
+        """Start one more replica, and do not wait for it. `prepare` runs in the new process first."""
         public, private = free_ports(2)
         log = self.folder / f"replica-{len(self.processes)}.log"
         own = {
@@ -73,7 +74,8 @@ class Replicas:
             "PORT": str(public), "PRIVATE_PORT": str(private), "LOG_FORMAT": "console", **(env or {}),
         }  # fmt: skip
         with log.open("wb") as out:
-            popen = subprocess.Popen([sys.executable, "-m", "quart_app"], stdout=out, stderr=out, env=own)
+            command = [sys.executable, "-m", "quart_app"]
+            popen = subprocess.Popen(command, stdout=out, stderr=out, env=own, preexec_fn=prepare)  # noqa: PLW1509
         process = Process(popen, f"http://127.0.0.1:{public}", f"http://127.0.0.1:{private}", log)
         self.processes.append(process)
         return process

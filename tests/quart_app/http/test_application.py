@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -18,7 +19,7 @@ from quart import Response, jsonify, request, session
 from structlog.testing import capture_logs
 
 from quart_app.http import server
-from quart_app.http.application import Application
+from quart_app.http.application import WARNINGS_PER_S, Application
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem
 from quart_app.http.sockets import listen
@@ -117,7 +118,28 @@ async def test_every_answer_is_followed(followed: Followed, path: str, status: i
     assert followed.registry.get_sample_value("http_request_seconds_count", {"route": route}) == 1
     lines = [line for line in said if line["event"] == "request"]
     level = "warning" if status >= 500 else "debug"
-    assert lines == [{"event": "request", "log_level": level, "method": "GET", "route": route, "status": status}]
+    (line,) = lines
+    assert 0 <= line.pop("ms") < 5000
+    assert bool(line.pop("detail", "")) == (status >= 400)
+    assert line == {"event": "request", "log_level": level, "method": "GET", "route": route, "status": status}
+
+
+async def test_a_failure_is_logged_with_its_reason_up_to_a_rate(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overload does not fill the log; the next line says how many are missing."""
+    now = 100.5
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    client = followed.app.test_client()
+    with capture_logs() as said:
+        for _ in range(WARNINGS_PER_S + 5):
+            await client.get("/refused")
+        now += 1
+        await client.get("/refused")
+    lines = [line for line in said if line["event"] == "request"]
+    assert len(lines) == WARNINGS_PER_S + 1
+    assert {line["detail"] for line in lines} == {"not now"}
+    assert [line["suppressed"] for line in lines if "suppressed" in line] == [5]
 
 
 async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> None:
@@ -287,8 +309,9 @@ class Gauge:
         self.app.post("/")(self._take)
 
     async def _take(self) -> Response:
+        size = len(await request.get_data())
         await self.read.wait()
-        return jsonify(len(await request.get_data()))
+        return jsonify(size)
 
     async def ask(self, address: str, size: int, source: str = "192.0.2.1") -> httpx.Response:
         async def parts() -> AsyncIterator[bytes]:
@@ -314,7 +337,8 @@ async def test_open_bodies_are_bounded_per_source_and_in_all() -> None:
         other_source = tasks.create_task(gauge.ask(served.address, 1000, "192.0.2.2"))
         await gauge.occupied(3000)
         third_source = tasks.create_task(gauge.ask(served.address, 1, "192.0.2.3"))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):
+            await asyncio.wait([same_source, third_source])
         gauge.read.set()
     assert [(await one).status_code for one in first] == [200, 200]
     assert (await other_source).json() == 1000
