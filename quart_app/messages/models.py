@@ -33,6 +33,13 @@ def _known_address(text: str) -> str:
         return ""
 
 
+def _bounded(password: SecretStr) -> SecretStr:
+    # Before anything looks at it: a password of megabytes would hold the event loop.
+    if len(password.get_secret_value()) > MAX_PASSWORD:
+        raise PydanticCustomError("long_password", "a password has at most {most} characters", {"most": MAX_PASSWORD})
+    return password
+
+
 def _normal(password: SecretStr) -> SecretStr:
     return SecretStr(normal_password(password.get_secret_value()))
 
@@ -47,12 +54,15 @@ def _strong(password: SecretStr) -> SecretStr:
 Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_address)]
 NewPassword = Annotated[
     SecretStr,
+    AfterValidator(_bounded),
     AfterValidator(_normal),
     AfterValidator(_strong),
     Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
 ]
 #: A password that is only compared. Its length is bounded, nothing else is checked.
-GivenPassword = Annotated[SecretStr, Field(max_length=MAX_PASSWORD), AfterValidator(_normal)]
+GivenPassword = Annotated[
+    SecretStr, AfterValidator(_bounded), AfterValidator(_normal), Field(json_schema_extra={"maxLength": MAX_PASSWORD})
+]
 
 
 class _Closed(BaseModel):

@@ -75,7 +75,16 @@ class Messages:
     async def _ensure_first_admin(self, accounts: Accounts) -> None:
         """Create the administrator that the settings name, once. No existing account is ever promoted."""
         email, password = self._settings.admin_email, self._settings.admin_password
-        if not email or await accounts.users.has_first_admin():
+        if not email:
+            return
+        recorded = await accounts.users.first_admin_email()
+        if recorded is not None:
+            if recorded != email:
+                log.warning(
+                    "setting ignored: the first administrator was created under another address",
+                    setting="MESSAGES_ADMIN_EMAIL",
+                    remedy="run: mesh admin promote EMAIL",
+                )
             return
         hashed = None if password is None else await accounts.passwords.hash(password.get_secret_value())
         outcome = await accounts.users.create_first_admin(email, hashed)

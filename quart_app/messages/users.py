@@ -168,10 +168,11 @@ class Users:
         _refuse(outcome)
         return outcome == "done"
 
-    async def has_first_admin(self) -> bool:
-        """Return whether the administrator of the settings was created before, under whichever address."""
+    async def first_admin_email(self) -> str | None:
+        """Return the reserved address of the first administrator; None while there is no such account."""
         async with redis_at_work():
-            return bool(await self._redis.hexists(FIRST_ADMIN, "id"))
+            stored = await self._redis.hgetall(FIRST_ADMIN)
+        return str(stored["email"]) if "id" in stored else None
 
     async def create_first_admin(
         self, email: str, password: str | None

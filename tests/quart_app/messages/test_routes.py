@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from quart import Quart, request
 from quart.typing import TestClientProtocol as Client
 from redis.asyncio import Redis
@@ -79,6 +80,7 @@ NO_CREDENTIALS = [
     ({"email": "no email", "password": "correct horse"}, "/email"),
     ({"email": "a@example.com", "password": "short"}, "/password"),
     ({"email": "a@example.com", "password": "x" * 257}, "/password"),
+    ({"email": "a@example.com", "password": "\ufdfa" * 100}, "/password"),
     ({"email": "a@example.com", "password": "correct horse", "paid_access": True}, "/paid_access"),
     ({"email": "a@example.com", "password": "correct horse", "is_admin": True}, "/is_admin"),
     ({"email": "a@example.com", "password": 12345678}, "/password"),
@@ -313,6 +315,18 @@ async def test_nobody_takes_the_administrators_old_address(shared: Redis, start:
         assert (await answer(running.client().post("/auth/login", json=login)))[0] == 401
         login["email"] = "new@corp.example"
         assert (await answer(running.client().post("/auth/login", json=login)))[0] == 204
+
+
+async def test_another_address_in_the_settings_changes_nothing(shared: Redis, start: Start) -> None:
+    """And the log says so."""
+    async with start(shared, admin_email="boss@corp.example", admin_password="of the operator"):
+        pass
+    with structlog.testing.capture_logs() as logged:
+        async with start(shared, admin_email="new@corp.example", admin_password="of the operator") as running:
+            login = {"email": "new@corp.example", "password": "of the operator"}
+            assert (await answer(running.client().post("/auth/login", json=login)))[0] == 401
+    warned = next(each["event"] for each in logged if each["log_level"] == "warning")
+    assert warned.startswith("setting ignored")
 
 
 async def test_the_last_administrator_cannot_be_deactivated(shared: Redis, start: Start) -> None:

@@ -18,7 +18,7 @@ async def test_an_event_is_in_the_log_and_on_the_stream(shared: Redis) -> None:
     with capture_logs() as logged:
         await Audit(shared).record("login failed", user=None, source="192.0.2.1")
     assert [entry for _, entry in await shared.xrange(keys.AUDIT)] == [{"event": "login failed", "source": "192.0.2.1"}]
-    assert logged == [{"event": "login failed", "source": "192.0.2.1", "log_level": "info"}]
+    assert logged == [{"event": "login failed", "source": "192.0.2.1", "log_level": "warning"}]
 
 
 async def test_the_stream_has_a_bound(shared: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
