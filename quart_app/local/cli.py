@@ -29,6 +29,8 @@ from quart_app.local.redis_server import DEFAULT_PORT, address_of
 from quart_app.local.teller import Teller, row
 
 READY_WAIT_S = 60.0
+#: Signals within this time are one: `timeout` and some terminals send theirs twice.
+TWICE_S = 0.3
 CLIENTS = ("redis-cli", "valkey-cli")
 
 
@@ -87,7 +89,8 @@ _data = click.option(
 def up(count: int, port: int, private_port: int, redis_url: str | None, data: Path) -> None:
     """Start a mesh on this machine; Ctrl-C drains and stops it.
 
-    Without REDIS_URL it runs a server of its own, which keeps its data in a folder.
+    Without REDIS_URL or REDIS_HOST it runs a server of its own, which keeps its data in a folder. Settings come from
+    the environment and from the file .env.
     """
     asyncio.run(_up(count, port or free_port(), private_port, redis_url or None, data))
 
@@ -112,21 +115,22 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
 
 
 def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
-    """Stop in order at the first signal, and at once at the second. SIGHUP comes when the terminal is closed."""
-    asked = False
+    """Stop in order at the first signal, and at once at a second one. SIGHUP comes when the terminal is closed."""
+    loop = asyncio.get_running_loop()
+    asked_at: float | None = None
 
     def stop() -> None:
-        nonlocal asked
-        if asked:
-            supervisor.say("ending everything at once")
-            supervisor.kill_all()
-        else:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = loop.time()
             supervisor.say("stopping; Ctrl-C again ends everything at once")
             work.cancel()
-        asked = True
+        elif loop.time() - asked_at > TWICE_S:
+            supervisor.say("ending everything at once")
+            supervisor.kill_all()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop)
 
 
 def _number(count: int) -> str:

@@ -272,5 +272,5 @@ class Supervisor:
 
 def _waiting(programs: Sequence[Program]) -> str:
     one = programs[0]
-    names = one.name if len(programs) == 1 else f"{len(programs)} of {one.name.rstrip(' 0123456789')}"
+    names = one.name if len(programs) == 1 else f"{len(programs)} {one.name.rstrip(' 0123456789')}s"
     return f"waiting for {names}: {one.stopping} (at most {one.stop_wait_s:.0f} s)"

@@ -245,9 +245,11 @@ async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_ends_it(
     for row in up.status():
         os.kill(row["pid"], signal.SIGSTOP)
     up.process.send_signal(signal.SIGINT)
-    await up.says("waiting for 2 of replica")
+    up.process.send_signal(signal.SIGTERM)  # as `timeout` does: the same wish, sent twice
+    await up.says("waiting for 2 replicas: requests in progress get their answers")
     await asyncio.sleep(0.5)
     assert up.process.poll() is None
+    assert "ending everything" not in up.said()
     assert await up.interrupt() == 0
     assert "stopping; Ctrl-C again ends everything at once" in up.said()
     assert "ending everything at once" in up.said()
