@@ -1,5 +1,7 @@
 """The name, type and meaning of every shared key. No other Python module spells one.
 
+    mesh:claim               string        "<name of the mesh> <bus>" that uses this server; always in database 0
+    mesh:format              string        the newest format that a replica of this mesh has written
     mesh:epoch               counter       the last epoch granted
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, version, state…
@@ -14,9 +16,10 @@
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
 
-All of them live in the bus database (REDIS_DB). A replica's own data are in database n:
+All of them but the claim live in the bus database (REDIS_DB). A replica's own data are in database n:
 
     db{n}:class              string        the class that the database got at its first lease
+    db{n}:format             string        the newest format that a holder has written there
     db{n}:{service}:*        any           a service's data there
 """
 
@@ -24,6 +27,8 @@ from __future__ import annotations
 
 from functools import cache
 
+CLAIM = "mesh:claim"
+FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"
 DEAD = "mesh:dead"
 BOOKS = "mesh:books"

@@ -167,6 +167,11 @@ class MeshSettings(BaseSettings):
 
     redis: RedisSettings = Field(default_factory=RedisSettings)
 
+    name: str = Field(
+        "mesh",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="the mesh claims its Redis by this name; a replica with another name or REDIS_DB is refused",
+    )
     lease_ttl_ms: int = Field(
         3000,
         ge=500,

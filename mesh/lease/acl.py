@@ -53,14 +53,17 @@ class Dialect:
     since_7_2: bool
 
 
-def username(database: int) -> str:
-    """The name of the user that holds this database; its password is new with every epoch."""
-    return f"mesh-db{database}"
+def username(database: int, bus: int = 0) -> str:
+    """Return the name of the user that holds this database; its password is new with every epoch.
+
+    A mesh with another bus has other names, so that two meshes never delete each other's users.
+    """
+    return f"mesh{bus or ''}-db{database}"
 
 
-def new_credentials(database: int) -> Credentials:
-    """A user for the next epoch, with a password that only this process knows."""
-    return Credentials(username(database), secrets.token_urlsafe(32))
+def new_credentials(database: int, bus: int) -> Credentials:
+    """Return a user for the next epoch, with a password that only this process knows."""
+    return Credentials(username(database, bus), secrets.token_urlsafe(32))
 
 
 def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]:

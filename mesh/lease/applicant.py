@@ -66,6 +66,7 @@ class Applicant:
         self._connections = connections
         self._replica = replica
         self._row = row
+        self._claim = f"{settings.name} {connections.bus}"
         self._waits_for = ""
         #: called with the reason why there is no lease yet
         self.on_wait: Callable[[str], None] = lambda reason: None
@@ -110,10 +111,15 @@ class Applicant:
                 return grant
 
     async def survey(self, client: Redis) -> list[Row]:
-        """Return every database as it is at one moment."""
-        bus = self._connections.bus
-        rows = await SURVEY.run(client, (), bus, self._settings.databases)
-        return [Row(*row) for row in rows]
+        """Return every database as it is at one moment. Raises SetupError where this server is not for us."""
+        names = (keys.CLAIM, keys.FORMAT)
+        claim, known, found = await SURVEY.run(client, names, self._connections.bus, self._settings.databases)
+        server.check_claim(claim, self._claim)
+        server.check_format(known, "to this mesh")
+        rows = [Row(*fields) for fields in found]
+        for row in rows:
+            server.check_format(row.format, f"database {row.database}")
+        return rows
 
     async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
@@ -121,14 +127,14 @@ class Applicant:
         Without a dialect the server does not enforce isolation. The transaction watches the lease: if another replica
         is granted it meanwhile, its Redis user must not be replaced.
         """
-        credentials = acl.new_credentials(database)
+        credentials = acl.new_credentials(database, self._connections.bus)
         granted_at = time.monotonic()
         async with client.pipeline(transaction=True) as pipeline:
             await pipeline.watch(keys.lease(database))
             if await pipeline.exists(keys.lease(database)):
                 return None
             pipeline.multi()
-            pipeline.eval(GRANT.source, 4, *self._grant_keys(database), *self._grant_arguments(database))
+            pipeline.eval(GRANT.source, 6, *self._grant_keys(database), *self._grant_arguments(database))
             if dialect is not None:
                 rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
                 pipeline.execute_command("ACL", "DELUSER", credentials.username)
@@ -137,6 +143,8 @@ class Applicant:
                 answers = await pipeline.execute()
             except redis_errors.WatchError:
                 return None
+        if not answers[0]:
+            return None  # another mesh, or a newer release, came first; the next survey says so
         epoch, cls, now_ms = answers[0]
         return Grant(
             database=database,
@@ -149,7 +157,9 @@ class Applicant:
         )
 
     def _grant_keys(self, database: int) -> list[str]:
-        return [keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica)]
+        return [
+            keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica), keys.FORMAT, keys.CLAIM,
+        ]  # fmt: skip
 
     def _grant_arguments(self, database: int) -> list[str]:
         settings = self._settings
@@ -163,6 +173,8 @@ class Applicant:
             settings.class_ or "",
             at_random,
             settings.databases,
+            self._claim,
+            server.FORMAT,
         ]
         for name, value in self._row.items():
             words += [name, value]

@@ -11,7 +11,7 @@ class Row:
     """One database as a survey finds it.
 
     `lease` is "<epoch> <replica>" or empty, `pttl` what is left of it in ms, `cls` the database's class or empty,
-    `size` its number of keys, `state` the holder's state in the roster.
+    `size` its number of keys, `state` the holder's state in the roster, `format` the newest format written there.
     """
 
     database: int
@@ -20,6 +20,7 @@ class Row:
     cls: str
     size: int
     state: str
+    format: int = 0
 
     @property
     def free(self) -> bool:

@@ -1,13 +1,31 @@
 #!lua flags=allow-oom
 -- Grants database n: a new epoch, the lease, the class, the roster row. Runs inside MULTI, beside the change of the
 -- Redis user, while the lease's key is watched.
--- KEYS: epoch, lease, roster row, reply stream
--- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases,
---       then field, value, ... of the row
--- Returns {epoch, class, now in ms}
+-- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0)
+-- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases, our claim,
+--       our format, then field, value, ... of the row
+-- Returns {epoch, class, now in ms}, or {} when another mesh or a newer release came first
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local format_key, claim_key = KEYS[5], KEYS[6]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local classes, wanted, random, databases = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local claim, format = ARGV[9], tonumber(ARGV[10])
+
+redis.call('SELECT', 0)
+local claimed = redis.call('GET', claim_key)
+redis.call('SELECT', bus)
+if claimed and claimed ~= claim then return {} end
+if tonumber(redis.call('GET', format_key) or '0') > format then return {} end
+redis.call('SELECT', database)
+local known = tonumber(redis.call('GET', 'db' .. database .. ':format') or '0')
+redis.call('SELECT', bus)
+if known > format then return {} end
+if not claimed then
+  redis.call('SELECT', 0)
+  redis.call('SET', claim_key, claim)
+  redis.call('SELECT', bus)
+end
+redis.call('SET', format_key, ARGV[10])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,6 +46,7 @@ local function rarest()
 end
 
 redis.call('SELECT', database)
+redis.call('SET', 'db' .. database .. ':format', ARGV[10])
 local class = redis.call('GET', 'db' .. database .. ':class')
 redis.call('SELECT', bus)
 if not class then
@@ -49,7 +68,7 @@ redis.call('SET', epoch_key, text)
 redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
-  'since', string.format('%.0f', now), unpack(ARGV, 9))
+  'since', string.format('%.0f', now), unpack(ARGV, 11))
 -- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 -- The reply stream exists before the first request. A reply to a sender that is gone does not create it again.

@@ -5,24 +5,61 @@ from __future__ import annotations
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from mesh import keys
 from mesh.errors import MeshError, ServerTooOld, SetupError, Unavailable, WrongCredentials
 from mesh.wire import failures
 from mesh.wire.failures import Meaning
 
 MINIMUM_VERSION = (7, 0)
+#: The only eviction policy that never deletes a key which was acknowledged.
+KEEPS_KEYS = "noeviction"
+#: The format of what this release writes to Redis. Raise it when an older release would misread or hide such data.
+FORMAT = 1
 
 
 async def check(client: Redis) -> tuple[int, ...]:
     """Return the server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
     try:
-        info = await client.info("server")
+        info = await client.info()
     except failures.ANY as error:
         raise refusal(error) from error
     text = str(info.get("redis_version", "0"))
     version = tuple(int(part) for part in text.split(".")[:3])
     if version < MINIMUM_VERSION:
         raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
+    policy = str(info.get("maxmemory_policy", KEEPS_KEYS))
+    if policy != KEEPS_KEYS:
+        raise SetupError(eviction(policy))
     return version
+
+
+def eviction(policy: str) -> str:
+    """Say why this eviction policy does not do."""
+    return (
+        f"the server's maxmemory-policy is {policy}: it would delete acknowledged data when memory is full; "
+        f"set maxmemory-policy {KEEPS_KEYS}"
+    )
+
+
+def check_claim(claim: str, ours: str) -> None:
+    """Raise SetupError where another mesh uses this server. A claim is "<name> <bus>", or "" where there is none."""
+    if claim in {"", ours}:
+        return
+    name, _, bus = claim.rpartition(" ")
+    raise SetupError(
+        f"the mesh {name!r} uses this server, with its shared keys in database {bus}. Set MESH_NAME={name} and "
+        f"REDIS_DB={bus} to join it, or use another server. If that mesh is gone for good, delete the key {keys.CLAIM} "
+        "in database 0"
+    )
+
+
+def check_format(found: int, where: str) -> None:
+    """Raise SetupError where a newer release has written data that this one may misread."""
+    if found > FORMAT:
+        raise SetupError(
+            f"a newer release has written {where} (format {found}, this release knows {FORMAT}); "
+            "run that release or a later one"
+        )
 
 
 def refusal(error: BaseException) -> MeshError:

@@ -1,7 +1,15 @@
--- Tells a starting replica about every database at one moment. Runs as the shared user.
+#!lua flags=allow-oom,no-writes
+-- Tells a starting replica about the mesh and every database at one moment. Runs as the shared user.
+-- KEYS: claim of the server (in database 0), format of the bus
 -- ARGV: bus database, number of databases
--- Returns one row per database: {number, lease or "", its PTTL, class or "", number of keys, holder's state or ""}
+-- Returns {claim or "", format of the bus or 0, rows}, one row per database:
+--   {number, lease or "", its PTTL, class or "", number of keys, holder's state or "", format or 0}
+local claim_key, format_key = KEYS[1], KEYS[2]
 local bus, databases = tonumber(ARGV[1]), tonumber(ARGV[2])
+redis.call('SELECT', 0)
+local claim = redis.call('GET', claim_key)
+redis.call('SELECT', bus)
+local format = redis.call('GET', format_key)
 local rows = {}
 for n = 0, databases - 1 do
   redis.call('SELECT', bus)
@@ -10,7 +18,11 @@ for n = 0, databases - 1 do
   local state = redis.call('HGET', 'mesh:replica:' .. n, 'state')
   redis.call('SELECT', n)
   local class = redis.call('GET', 'db' .. n .. ':class')
-  rows[#rows + 1] = {n, lease or '', pttl, class or '', redis.call('DBSIZE'), state or ''}
+  local known = redis.call('GET', 'db' .. n .. ':format')
+  local size = redis.call('DBSIZE')
+  -- The claim is not a key of anybody else.
+  if n == 0 and claim then size = size - 1 end
+  rows[#rows + 1] = {n, lease or '', pttl, class or '', size, state or '', tonumber(known or '0')}
 end
 redis.call('SELECT', bus)
-return rows
+return {claim or '', tonumber(format or '0'), rows}

@@ -136,7 +136,7 @@ async def test_the_probe_has_no_breach_where_the_server_has_rules_per_database(
         with server.redis(db=member.database) as admin:
             assert admin.get(f"db{member.database}:secret") == f"of {member.database}"
             assert admin.get(f"db{member.database}:own") == "1"
-            assert len(admin.keys()) == 3
+            assert len(admin.keys()) == 4
 
 
 async def test_each_key_is_open_only_in_the_database_where_it_belongs(

@@ -15,9 +15,9 @@ def test_the_names_are_those_of_the_table() -> None:
     """The module's docstring is what people look up with redis-cli."""
     table = keys.__doc__ or ""
     for name in (
-        keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, "mesh:lease:{n}", "mesh:replica:{n}", "mesh:requests:{A..D}",
-        "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
-        "mesh:committed:{replica}", "db{n}:class",
+        keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, "mesh:lease:{n}", "mesh:replica:{n}",
+        "mesh:requests:{A..D}", "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
+        "mesh:committed:{replica}", "db{n}:class", "db{n}:format",
     ):  # fmt: skip
         assert name in table
     assert keys.lease(3) == "mesh:lease:3" and keys.row(3) == "mesh:replica:3"

@@ -182,3 +182,80 @@ async def test_every_grant_has_a_higher_epoch_also_on_an_emptied_server(server: 
     assert epochs == sorted(set(epochs))
     seconds, _ = redis.Redis(port=server.port).time()
     assert abs(epochs[-1] / 1000 - seconds) < 60
+
+
+async def test_a_second_mesh_on_the_same_server_is_refused(mesh_of: Members, server: Server) -> None:
+    """One mesh claims a server: the second one is refused with the name of the first, which notices nothing."""
+    (first,) = await mesh_of(1)
+    other_bus = server.settings.model_copy(update={"db": 1})
+    for settings in (mesh_settings(other_bus), mesh_settings(server.settings, name="other")):
+        with pytest.raises(
+            SetupError, match=r"the mesh 'mesh' uses this server.*database 0.*MESH_NAME=mesh and REDIS_DB=0"
+        ):
+            async with join(Worker(), settings):
+                pass
+    assert [member.replica for member in await first.roster()] == [first.id]
+    with server.redis() as admin:
+        assert admin.get("mesh:claim") == "mesh 0"
+        assert admin.acl_users() == ["default", "mesh-db1"]
+    with server.redis(db=1) as admin:
+        assert sorted(admin.keys()) == ["db1:class", "db1:format"], "nothing of the second mesh"
+
+
+async def test_two_meshes_that_start_together_on_an_empty_server_do_not_share_it(server: Server) -> None:
+    """The grant itself checks the claim: exactly one of them gets the server."""
+    other = server.settings.model_copy(update={"db": 1})
+    settings = [mesh_settings(each, databases=4) for each in (server.settings, other) for _ in range(3)]
+    joining = [join(Worker(), each) for each in settings]
+    results = await asyncio.gather(*(each.__aenter__() for each in joining), return_exceptions=True)
+    kinds = [isinstance(result, SetupError) for result in results]
+    assert kinds in ([True] * 3 + [False] * 3, [False] * 3 + [True] * 3), results
+    for each, refused in zip(joining, kinds, strict=True):
+        if not refused:
+            await each.__aexit__(None, None, None)
+
+
+async def test_the_claim_outlives_its_replicas_and_ends_with_the_data(server: Server) -> None:
+    """The data of a mesh that is stopped are still its own; an emptied server is free."""
+    async with join(Worker(), mesh_settings(server.settings)):
+        pass
+    other = mesh_settings(server.settings, name="other")
+    with pytest.raises(SetupError, match="delete the key mesh:claim in database 0"):
+        async with join(Worker(), other):
+            pass
+    with server.redis() as admin:
+        admin.flushall()
+    async with join(Worker(), other) as replica:
+        assert replica.database == 1
+
+
+@pytest.mark.parametrize(("key", "db", "names"), [("mesh:format", 0, "this mesh"), ("db2:format", 2, "database 2")])
+async def test_data_of_a_newer_release_are_not_touched(server: Server, key: str, db: int, names: str) -> None:
+    """After a roll-back the older release ends with a sentence: it might hide records that it does not know."""
+    async with join(Worker(), mesh_settings(server.settings)):
+        pass
+    with server.redis(db=db) as admin:
+        admin.set(key, "2")
+    with pytest.raises(SetupError, match=f"a newer release has written .*{names} .format 2, this release knows 1"):
+        async with join(Worker(), mesh_settings(server.settings)):
+            pass
+
+
+async def test_data_without_a_format_are_taken_up(server: Server) -> None:
+    """They are of a release before formats; the grant notes the format from now on."""
+    with server.redis(db=1) as admin:
+        admin.set("db1:class", "C")
+    async with join(Worker(), mesh_settings(server.settings)) as replica:
+        assert (replica.database, replica.cls) == (1, "C")
+    with server.redis(db=1) as admin:
+        assert admin.get("db1:format") == "1"
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "allkeys-random"])
+async def test_a_server_that_may_evict_keys_is_refused(server: Server, policy: str) -> None:
+    """Acknowledged values would vanish; the sentence says what to set."""
+    with server.redis() as admin:
+        admin.config_set("maxmemory-policy", policy)
+    with pytest.raises(SetupError, match=f"maxmemory-policy is {policy}.*set maxmemory-policy noeviction"):
+        async with join(Worker(), mesh_settings(server.settings)):
+            pass

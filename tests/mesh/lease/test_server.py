@@ -19,7 +19,7 @@ class Answering:
     def __init__(self, answer: Any) -> None:
         self._answer = answer
 
-    async def info(self, section: str) -> Any:
+    async def info(self) -> Any:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
