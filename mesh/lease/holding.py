@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 RENEW = Script.beside(__file__, "renew.lua")
 RELEASE = Script.beside(__file__, "release.lua")
 
-#: The holder's trust ends this part of the ttl before the server's.
+#: The holder stops trusting its lease this part of the ttl before the server ends it.
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
@@ -201,7 +201,7 @@ class Lease:
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
             str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
         )  # fmt: skip
-        # Give a renewal that hangs up early: the next one counts from later.
+        # Give up a hanging renewal early: trust counts from the sending of a renewal, so a new one gains time.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
             outcome, now_ms = await RENEW.run(client, names, *words, *fields)
         if outcome == 0:

@@ -153,7 +153,7 @@ class Quota:
         return (await self._insist(RECORD, reservation.id, outcome, retry_ms))[1]
 
     async def _insist(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
-        """Run a script, a second time if its answer was lost: with the id of a reservation that changes nothing."""
+        """Run a script, and again if its answer was lost; the reservation id makes a second run harmless."""
         try:
             return await self._run(script, *arguments)
         except Unavailable as error:

@@ -10,7 +10,7 @@ from quart_app.settings import AppSettings, split
 
 
 class Proxies:
-    """The proxies that are believed when they say for whom they ask."""
+    """The proxies whose X-Forwarded-For header counts."""
 
     def __init__(self, trusted: str) -> None:
         self._networks = [ipaddress.ip_network(network) for network in split(trusted)]

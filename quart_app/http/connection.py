@@ -30,7 +30,7 @@ LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread.
 UNREAD_S = 30.0
-#: Connections beyond the bound that are told so at once; more than these are cut without a word.
+#: Connections beyond the bound that get an answer at the same time; further ones are cut without an answer.
 TURNED_AWAY = 200
 #: Why bytes are no request, by the status that h11 suggests.
 UNREADABLE = {
@@ -237,7 +237,7 @@ class Http1(H11Protocol):
         """Stay with HTTP/1.1."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Hand the request to the application, or refuse one whose end two headers disagree about.
+        """Hand the request to the application, or refuse one with two headers that disagree about its length.
 
         RFC 9112 (6.3) allows to process a request with both headers, but the connection must be closed afterwards in
         any case, and a proxy that reads the other header than we do lets a second request hide in the first.

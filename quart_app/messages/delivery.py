@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 ASK_AGAIN_S = 0.02
 #: Tries to record the outcome of a reservation. After them it counts as lost, which the quota repairs by itself.
 RECORD_TRIES = 3
-#: How often one message returns to the free provider because the last look before paying found it open.
+#: How often one message may try the free provider again because it was open when we looked just before paying.
 LAST_LOOKS = 3
 
 
@@ -237,7 +237,7 @@ class Delivery:
         return False
 
     async def _has_opened(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
-        """Return whether free has opened since the reservation was refused; the last look before paying."""
+        """Look once more before paying; return whether the free provider has opened since the reservation."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
             # Money is spent because of this moment's answer, so its time (of Redis's clock) is on record.
