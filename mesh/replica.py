@@ -27,18 +27,19 @@ from mesh.lease.holding import Lease
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.consumer import Consumer
-from mesh.requests.consumer import Member as Consuming
 from mesh.requests.protocol import Address, Body, Class, Database
 from mesh.requests.store import Store
 from mesh.requests.streams import BLOCK_MS, ReplyReader, RequestReader
 from mesh.requests.transaction import CONFLICT, Transaction
+from mesh.requests.work import Host
 from mesh.requests.worker import Worker
 from mesh.roster import Member
 from mesh.settings import MeshSettings
-from mesh.wire.clients import Connections, Link
-from mesh.wire.connection import Line
-from mesh.wire.durability import Copies
+from mesh.wire.clients import Connections
+from mesh.wire.connection import RedisConnection
+from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING
+from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
@@ -74,18 +75,18 @@ class Replica:
         self._grant = grant
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row)
-        self._clients: list[Redis | Line] = []
+        self._clients: list[Redis | RedisConnection] = []
         self._link = self._make_link([*LINK_SCRIPTS, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
-        self._copies = self._make_copies()
+        self._durability = self._make_durability()
         self._calls = Calls(
             self._link,
-            ReplyReader(self._line("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
+            ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
             self.id,
             settings.databases,
-            self._copies,
+            self._durability,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
@@ -144,8 +145,8 @@ class Replica:
 
         Replies to calls have been confirmed already. Raises Unavailable.
         """
-        if self._copies is not None:
-            await self._copies.confirm()
+        if self._durability is not None:
+            await self._durability.confirm()
 
     def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
         """Return a client with a connection of its own, for a reader that blocks. It is closed with the membership."""
@@ -187,10 +188,10 @@ class Replica:
         self._clients.append(client)
         return client
 
-    def _line(self, name: str, *, block_ms: int = 0) -> Line:
-        line = self._connections.line(f"{name}-{self.id}", block_ms=block_ms)
-        self._clients.append(line)
-        return line
+    def _connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:
+        connection = self._connections.connection(f"{name}-{self.id}", block_ms=block_ms)
+        self._clients.append(connection)
+        return connection
 
     def _make_link(self, known: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
@@ -205,7 +206,7 @@ class Replica:
             self.database, self._connections.bus, self.id,
         )  # fmt: skip
         return Link(
-            self._line("link"),
+            self._connection("link"),
             bus=self._connections.bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
@@ -216,17 +217,17 @@ class Replica:
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
         reader = RequestReader(
-            self._line("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
+            self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
-        member = Consuming(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
-        return Consumer(member, reader, worker, ordered=ordered)
+        host = Host(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
+        return Consumer(host, reader, worker, ordered=ordered)
 
-    def _make_copies(self) -> Copies | None:
+    def _make_durability(self) -> Durability | None:
         redis = self.settings.redis
         if not redis.wait_replicas:
             return None
-        return Copies(
-            self._line("copies", block_ms=redis.wait_timeout_ms),
+        return Durability(
+            self._connection("durability", block_ms=redis.wait_timeout_ms),
             # The key exists from the grant on, and every renewal extends its time.
             keys.replies(self.id),
             keep_ms=10 * self.settings.lease_ttl_ms,
@@ -243,8 +244,8 @@ class Replica:
             "class": self._class_consumer.run,
             "sweep": self._sweep,
         }
-        if self._copies is not None:
-            loops["copies"] = self._copies.run
+        if self._durability is not None:
+            loops["durability"] = self._durability.run
         for name, loop in loops.items():
             self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from mesh.wire.clients import Link
+from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 ROSTER = Script.beside(__file__, "roster.lua")

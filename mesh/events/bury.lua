@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Gives an event up: dead letter, acknowledgement, deletion; all or nothing, and once however many try.
--- The body is copied here, so that bytes which are no text arrive as they are.
+-- Gives an event up: dead letter, acknowledgement and deletion, all or nothing, and once however many consumers try.
+-- The body is copied here, so that bytes which are not text stay as they are.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, most dead letters kept
--- Returns 1 buried, 0 it was settled before
+-- Returns 1 if it was buried, 0 if it was settled before
 local stream, dead_key = KEYS[1], KEYS[2]
 local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local entry = redis.call('XRANGE', stream, id, id)[1]

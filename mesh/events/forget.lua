@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Forgets consumers whose processes are gone. One with pending events stays until those are taken over, for
--- deleting it would drop them.
+-- Deletes consumers of dead processes. One with pending events stays until those are taken over: deleting it would
+-- drop them.
 -- KEYS: stream
 -- ARGV: group, this consumer, least silence in ms
--- Returns how many were forgotten
+-- Returns how many were deleted
 local stream, group, own, silence, forgotten = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), 0
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local about = {}

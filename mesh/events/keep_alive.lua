@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Says that a consumer still works on its events, so that nobody takes them over.
+-- Resets the idle time of events in progress, so that no other consumer claims them.
 -- KEYS: stream
 -- ARGV: group, consumer, id, ...
--- Returns how many are still this consumer's
+-- Returns how many this consumer still has
 local stream, group, consumer, kept = KEYS[1], ARGV[1], ARGV[2], 0
 for i = 3, #ARGV do
-  -- Only what is ours: a plain XCLAIM would steal back what another claimed while we slept.
+  -- XCLAIM alone would take back an event that another consumer claimed while this one slept.
   if #redis.call('XPENDING', stream, group, ARGV[i], ARGV[i], 1, consumer) > 0 then
     redis.call('XCLAIM', stream, group, consumer, 0, ARGV[i], 'JUSTID')
     kept = kept + 1

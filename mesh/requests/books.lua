@@ -1,6 +1,6 @@
 #!lua flags=allow-oom,no-writes
--- Returns the books and the requests in flight, at one moment.
--- KEYS: books, stream, ...   (all request streams there can be)
+-- Reads the books, and the number of requests in flight, at one moment.
+-- KEYS: books, stream, ...   (all possible request streams)
 -- Returns {accepted, answered, expired, cancelled, dead, lost, in flight}
 local books = redis.call('HMGET', KEYS[1], 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')
 local result, waiting = {}, 0

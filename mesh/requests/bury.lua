@@ -1,26 +1,27 @@
 #!lua flags=allow-oom
--- Gives a request up: dead letter, an answer to whoever waits, acknowledgement, books; all or nothing.
--- KEYS: books, dead letters, request stream, reply stream if there is one
+-- Gives a request up: dead letter, reply to the caller, acknowledgement and books, all or nothing.
+-- KEYS: books, dead letters, request stream, and the reply stream if there is one
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
--- Returns 1 buried, 0 not ours
+-- Returns 1 if it was buried, 0 if this consumer does not have it
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, consumer, reason, deliveries = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local id, consumer, reason, deliveries, status, body, most = unpack(ARGV)
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, 'workers', id)
 if not entry then return 0 end
-local fields, key, op = entry[2], '', ''
+-- Lua can pass some 8000 words to a function; an entry written by hand may have more.
+local fields, key, op = {unpack(entry[2], 1, 4000)}, '', ''
 for i = 1, #fields, 2 do
   if fields[i] == 'request' then key = fields[i + 1] end
   if fields[i] == 'op' then op = fields[i + 1] end
 end
-redis.call('XADD', dead_key, 'MAXLEN', '~', ARGV[7], '*', 'stream', stream, 'id', id, 'reason', reason,
+redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
 if replies_key then
-  redis.call('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', ARGV[5],
-    'forwards', '0', 'body', ARGV[6])
+  redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
+    'forwards', '0', 'body', body)
 end
 redis.call('XDEL', stream, id)
-redis.call('HINCRBY', books_key, 'dead', 1)
+redis.pcall('HINCRBY', books_key, 'dead', 1)
 return 1

@@ -1,8 +1,8 @@
-"""Asking: call an address, or gather from every live database.
+"""The caller's side: call an address, or gather from every live database.
 
-A question is put on its streams in one atomic step, with the roster of that moment. It is complete when every part
-is: a part that its worker split up says how many answers follow (`forwards`). Whoever must answer is known; once it is
-no longer live, nobody waits for it: a gather goes on without that database, a call fails at once.
+All requests of a call are put on their streams in one atomic step, which also reads the roster. A call is complete
+when each of its requests is. A reply says in `forwards` how many further replies its worker has asked others for. When
+an address is no longer live, nobody waits for it: a gather goes on without that database, and a call fails at once.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from redis import exceptions as redis_errors
 from mesh import keys, roster
 from mesh.errors import Busy, DeadlineExceeded, Incomplete, InvalidBody, LeaseLost, MeshError, NoReplica, Unavailable
 from mesh.requests import streams
-from mesh.requests.deadlines import Alarms
+from mesh.requests.deadlines import Deadlines
 from mesh.requests.protocol import OK, Address, Body, Reply, encode_body
 from mesh.requests.streams import ReplyReader
-from mesh.wire.clients import Link
-from mesh.wire.durability import Copies
+from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
+from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: A question older than this is checked against the roster.
+#: Calls that take longer than this are checked against the roster.
 LOOK_S = 0.25
 PAUSE_S = 0.1
 #: Address of every live database at once.
 EVERY = "*"
-#: Requests that may be out at once; a bound for memory, far beyond what one process can serve.
+#: Most requests that wait for replies: a bound for memory, far beyond what one process can serve.
 MOST_OUT = 50_000
 
 
 class Ask(NamedTuple):
-    """One request to be sent."""
+    """One request to send."""
 
     to: Address
     op: str
@@ -48,22 +48,22 @@ class Ask(NamedTuple):
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one request: the bodies of all its parts, or the first error."""
+    """The replies to one request: the bodies of all its parts, or the first error."""
 
     to: str
-    #: the request's name to its sender
+    #: the name that the caller gave the request
     key: str
     bodies: list[Body] = field(default_factory=list)
     error: MeshError | None = None
-    #: whoever should have answered is no longer live
+    #: its address is no longer live
     gone: bool = False
     #: replies that are still to come
     outstanding: int = 1
-    #: of its entry, once it is known
+    #: the id of its entry, once that is known
     id: str = ""
 
     def take(self, reply: Reply) -> None:
-        """One of its replies."""
+        """Add a reply."""
         self.outstanding += reply.forwards - 1
         if reply.status == OK:
             self.bodies.append(reply.body)
@@ -71,8 +71,8 @@ class Answer:
             self.error = reply.failure
 
 
-class _Exchange:
-    """One question and its answers. The link tells it what came of its submission, even if nobody waits any more."""
+class _Question:
+    """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
 
     __slots__ = (
         "_end",
@@ -87,13 +87,13 @@ class _Exchange:
         "submitted",
     )
 
-    def __init__(self, name: str, answers: dict[str, Answer], end: Callable[[_Exchange, str], None]) -> None:
+    def __init__(self, name: str, answers: dict[str, Answer], end: Callable[[_Question, str], None]) -> None:
         self.answers = answers
         self.asked_at = time.monotonic()
         self.submitted = False
         self.abandoned = False
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: a gather's, with which the names of its parts begin; "" where each request has its own
+        #: the common beginning of the names of a gather's requests; "" for a call
         self._name = name
         self._end = end
         self._told = False
@@ -102,13 +102,13 @@ class _Exchange:
         self._rest: Iterator[Answer] = iter(())
 
     def done(self) -> bool:
-        """Whether it is known what came of the submission."""
+        """Return whether the submission has a result."""
         return self._told
 
     def set_result(self, result: Any) -> None:
-        """What the submission script said."""
+        """Receive the result of the submission script."""
         self._told = True
-        # An empty list is an empty object in Lua's JSON.
+        # Lua writes an empty list as an empty object.
         if isinstance(result, dict) and result:
             self.fail(_refusal(result["error"], result["about"]))
             return
@@ -125,7 +125,7 @@ class _Exchange:
         self.look()
 
     def set_exception(self, error: BaseException) -> None:
-        """The submission did not reach the script."""
+        """Receive the reason why there was no submission."""
         self._told = True
         if isinstance(error, redis_errors.DataError):
             self.fail(InvalidBody(str(error)))
@@ -133,7 +133,7 @@ class _Exchange:
             self.fail(error)
 
     def answer(self, key: str) -> Answer:
-        """An answer by its key; a gather's are first heard of by submission or reply, whichever is faster."""
+        """Return an answer by its key. A gather learns its keys from the submission or from an early reply."""
         answer = self.answers.get(key)
         if answer is None:
             answer = self.answers[key] = Answer(key.rpartition(".")[2], key)
@@ -159,30 +159,32 @@ class _Exchange:
 
 
 class Calls:
-    """All questions of one replica that wait for an answer. `run` listens until cancelled."""
+    """All calls of one replica that are in progress. `run` reads replies until cancelled."""
 
-    def __init__(self, link: Link, reader: ReplyReader, replica: str, databases: int, copies: Copies | None) -> None:
+    def __init__(
+        self, link: Link, reader: ReplyReader, replica: str, databases: int, durability: Durability | None
+    ) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica
         self._databases = databases
-        self._copies = copies
+        self._durability = durability
         self._numbers = itertools.count(1)
-        self._exchanges: dict[str, _Exchange] = {}
+        self._questions: dict[str, _Question] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
-        self._alarms = Alarms(self._expire)
+        self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for an answer."""
-        return len(self._exchanges)
+        """The number of requests that wait for replies."""
+        return len(self._questions)
 
     async def ask(self, asks: Sequence[Ask], deadline_ms: int) -> list[Answer]:
-        """Send requests, all or none, and wait for all their answers, in order.
+        """Send requests, all or none, and wait for all answers, in order.
 
-        An answer that did not come in time has DeadlineExceeded as its error. Raises NoReplica, Busy, Unavailable
-        where nothing was sent.
+        An answer that is late has the error DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if
+        nothing was sent.
         """
         answers: dict[str, Answer] = {}
         group: list[str | int] = [len(asks)]
@@ -190,19 +192,21 @@ class Calls:
             key, target = self._name(), to.target
             answers[key] = Answer(target, key)
             group += (target, op, key, deadline_ms, _encoded(body))
-        await self._exchange(_Exchange("", answers, self._end), answers, group, deadline_ms)
+        await self._ask(_Question("", answers, self._end), answers, group, deadline_ms)
         return [*answers.values()]
 
     async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
-        """Ask every live database. Raises Incomplete, with the numbers of those that are missing, and the first
-        failure that any of them answered."""
+        """Send one request to every live database, and return the replies by database.
+
+        Raises Incomplete with the numbers of missing databases, or the first error that a database answered.
+        """
         key = self._name()
         group: list[str | int] = [1, EVERY, op, key, deadline_ms, _encoded(body)]
-        exchange = _Exchange(key, {}, self._end)
-        await self._exchange(exchange, [key], group, deadline_ms)
+        question = _Question(key, {}, self._end)
+        await self._ask(question, [key], group, deadline_ms)
         found: dict[int, Body] = {}
         missing: list[int] = []
-        for answer in exchange.answers.values():
+        for answer in question.answers.values():
             number = int(answer.to.removeprefix("db"))
             if isinstance(answer.error, DeadlineExceeded):
                 missing.append(number)
@@ -217,50 +221,50 @@ class Calls:
     def _name(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
 
-    async def _exchange(
-        self, exchange: _Exchange, names: Collection[str], group: Sequence[str | int], deadline_ms: int
+    async def _ask(
+        self, question: _Question, names: Collection[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed
-        if len(self._exchanges) + len(names) > MOST_OUT:
-            raise Busy("too many requests wait for an answer", retry_after=1)
+        if len(self._questions) + len(names) > MOST_OUT:
+            raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
         for name in names:
-            self._exchanges[name] = exchange
-        alarm = self._alarms.add(exchange, deadline_ms / 1000)
+            self._questions[name] = question
+        deadline = self._deadlines.add(question, deadline_ms / 1000)
         try:
-            self._link.submit(group, exchange)
-            await exchange.complete
-            if self._copies is not None:
-                await self._copies.confirm()
+            self._link.submit(group, question)
+            await question.complete
+            if self._durability is not None:
+                await self._durability.confirm()
         except asyncio.CancelledError:
-            self._abandon(exchange)
+            self._abandon(question)
             raise
         finally:
-            alarm.discard(exchange)
+            deadline.discard(question)
             for name in names:
-                self._exchanges.pop(name, None)
+                self._questions.pop(name, None)
 
-    def _abandon(self, exchange: _Exchange) -> None:
-        """Nobody waits; what is still on its way to Redis is ended once it is there."""
-        exchange.abandoned = True
-        if exchange.submitted:
-            self._end(exchange, "cancelled")
+    def _abandon(self, question: _Question) -> None:
+        """Remove the requests of a cancelled call; those on their way to Redis as soon as they are there."""
+        question.abandoned = True
+        if question.submitted:
+            self._end(question, "cancelled")
 
-    def _expire(self, exchange: _Exchange) -> None:
-        if exchange.complete.done():
+    def _expire(self, question: _Question) -> None:
+        if question.complete.done():
             return
-        if not exchange.submitted:
-            exchange.abandoned = True
-            exchange.fail(DeadlineExceeded("Redis did not take the request in time"))
+        if not question.submitted:
+            question.abandoned = True
+            question.fail(DeadlineExceeded("Redis did not accept the request before its deadline"))
             return
-        for answer in exchange.open_answers:
+        for answer in question.open_answers:
             answer.error = DeadlineExceeded()
-        self._end(exchange, "expired")
-        exchange.complete.set_result(None)
+        self._end(question, "expired")
+        question.complete.set_result(None)
 
-    def _end(self, exchange: _Exchange, outcome: str) -> None:
-        """Take what was not answered off its stream; if it has been begun, its worker learns so."""
-        for answer in exchange.open_answers:
+    def _end(self, question: _Question, outcome: str) -> None:
+        """Remove unanswered requests from their streams; the worker of one in progress learns of it."""
+        for answer in question.open_answers:
             self._end_one(answer, outcome)
 
     def _end_one(self, answer: Answer, outcome: str) -> None:
@@ -268,7 +272,7 @@ class Calls:
             self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome))
 
     async def run(self) -> None:
-        """Listen for replies, watch over who must answer, end what nobody waits for."""
+        """Read replies, watch the roster, and remove requests that nobody waits for."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
@@ -278,10 +282,10 @@ class Calls:
             self.close(Unavailable("this replica has left the mesh"))
 
     def close(self, error: MeshError) -> None:
-        """Fail whatever waits, and whatever is asked from now on."""
+        """Raise an error in all calls, and in all later ones."""
         self._closed = error
-        for exchange in list(self._exchanges.values()):
-            exchange.fail(error)
+        for question in list(self._questions.values()):
+            question.fail(error)
 
     async def _listen(self) -> None:
         while True:
@@ -295,48 +299,48 @@ class Calls:
                 continue
             for reply in replies:
                 self._take(reply)
-            # Whoever has been answered goes first, and what is asked next; then the next read is sent.
+            # Let the callers go on and send their next requests before the next read.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _take(self, reply: Reply) -> None:
-        exchange = self._exchanges.get(reply.key) or self._exchanges.get(reply.key.rpartition(".")[0])
-        if exchange is not None:
-            exchange.answer(reply.key).take(reply)
-            exchange.look()
+        question = self._questions.get(reply.key) or self._questions.get(reply.key.rpartition(".")[0])
+        if question is not None:
+            question.answer(reply.key).take(reply)
+            question.look()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             before = time.monotonic() - LOOK_S
-            old = {id(e): e for e in self._exchanges.values() if e.submitted and e.asked_at < before}
+            old = {id(e): e for e in self._questions.values() if e.submitted and e.asked_at < before}
             if not old:
                 continue
             live: set[str] = set()
             for member in await roster.read(self._link, self._databases):
                 live |= {member.cls, f"db{member.database}"}
-            for exchange in old.values():
-                self._drop_gone(exchange, live)
+            for question in old.values():
+                self._drop_gone(question, live)
 
-    def _drop_gone(self, exchange: _Exchange, live: set[str]) -> None:
-        for answer in exchange.open_answers:
-            # What was forwarded waits for another than its first addressee.
+    def _drop_gone(self, question: _Question, live: set[str]) -> None:
+        for answer in question.open_answers:
+            # The rest of a forwarded request waits for other addresses.
             if answer.to in live or answer.bodies:
                 continue
             answer.outstanding = 0
             answer.gone = True
-            # A gather goes on without.
+            # A gather goes on without this database.
             if "." not in answer.key:
-                answer.error = NoReplica(f"{answer.to} has no live replica any more")
+                answer.error = NoReplica(f"{_name_of(answer.to)} no longer has a live replica")
             self._end_one(answer, "cancelled")
-        exchange.look()
+        question.look()
 
     async def _end_abandoned(self) -> None:
         while True:
             ended = [await self._endings.get()]
             while not self._endings.empty() and len(ended) < 256:
                 ended.append(self._endings.get_nowait())
-            await streams.settle(self._link, ended)
+            await streams.end(self._link, ended)
 
 
 def _encoded(body: Mapping[str, Any]) -> str:
@@ -349,9 +353,9 @@ def _encoded(body: Mapping[str, Any]) -> str:
 
 def _refusal(code: str, about: str) -> MeshError:
     if code == NoReplica.code:
-        return NoReplica(f"no live replica has {_spoken(about)}", address=about)
-    return Busy(f"as many requests as may wait for {_spoken(about)} do", retry_after=1, address=about)
+        return NoReplica(f"no live replica has {_name_of(about)}", address=about)
+    return Busy(f"the queue of {_name_of(about)} is full; retry after 1 s", retry_after=1, address=about)
 
 
-def _spoken(target: str) -> str:
+def _name_of(target: str) -> str:
     return f"database {target[2:]}" if target.startswith("db") else f"class {target}"

@@ -1,7 +1,7 @@
-"""Many deadlines, few timers.
+"""Many deadlines with few timers.
 
-Most waits end long before their deadline. To set and cancel a timer for each costs more than to pass the answer through
-the event loop. So all items whose deadlines are within one step share a timer, and an item leaves by leaving a set.
+Nearly everything that waits is done long before its deadline, and setting and cancelling one timer per wait costs more
+than the reply's way through the event loop. So all deadlines within one step share a timer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: How much later than its deadline an item may expire.
+#: Longest delay of a deadline, in seconds; also the time that shares one timer.
 STEP_S = 0.02
 
 
-class Alarms(Generic[T]):
-    """Calls `expire` with each item that is still there at its deadline, at most STEP_S later and never earlier."""
+class Deadlines(Generic[T]):
+    """Calls `expire` with each item whose deadline has passed: at most STEP_S late, never early."""
 
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
@@ -31,7 +31,7 @@ class Alarms(Generic[T]):
         return sorted(self._ends)
 
     def add(self, item: T, seconds: float) -> set[T]:
-        """Let an item expire after some seconds, unless the caller removes it from the returned set."""
+        """Set an item's deadline, counted from now. To cancel it, remove the item from the set that is returned."""
         step = math.ceil((self._loop.time() + seconds) / STEP_S)
         items = self._ends.get(step)
         if items is None:

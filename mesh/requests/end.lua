@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Ends requests without an effect, because no caller waits or the deadline has passed; each at most once.
+-- Removes requests without an effect: their callers no longer wait, or their deadlines have passed. Each counts once,
+-- however many replicas try.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome}; outcome is expired or cancelled
--- Returns the number of requests that were still there
+-- Returns how many still existed
 local books_key, ended = KEYS[1], 0
 for _, e in ipairs(cjson.decode(ARGV[1])) do
   if redis.call('XDEL', e[1], e[2]) == 1 then

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Keeps entries in progress alive, and finds those that this consumer no longer has.
+-- Resets the idle time of entries in progress, so that no other consumer claims them.
 -- KEYS: stream
 -- ARGV: consumer, id, ...
--- Returns the ids that another consumer has claimed, or that have ended
+-- Returns the ids that this consumer no longer has, because they were claimed or removed
 local stream, consumer, lost = KEYS[1], ARGV[1], {}
 for i = 2, #ARGV do
   local id = ARGV[i]
-  -- Claim only our own entries: XCLAIM alone would take back what another consumer claimed while we were stopped.
+  -- XCLAIM alone would take back an entry that another consumer claimed while this one slept.
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if not pending.err and #pending > 0 and #redis.call('XRANGE', stream, id, id) > 0 then
     redis.call('XCLAIM', stream, 'workers', consumer, 0, id, 'JUSTID')

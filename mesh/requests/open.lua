@@ -1,8 +1,7 @@
 #!lua flags=allow-oom
--- Creates missing streams and groups. When somebody deleted a stream (DEL, FLUSHALL), counts its requests as lost in the
--- books.
--- KEYS: books, stream, ...   (all request streams there can be)
--- ARGV: number of streams, from the first, to create
+-- Creates missing streams and groups. If a stream was deleted (DEL, FLUSHALL), its requests count as lost in the books.
+-- KEYS: books, stream, ...   (all possible request streams)
+-- ARGV: how many of the streams, from the first, to create
 local books_key = KEYS[1]
 for k = 2, 1 + tonumber(ARGV[1]) do
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')

@@ -1,15 +1,15 @@
-"""How a request ends: a pure table of outcome and deliveries.
+"""What becomes of a request: a pure table over the outcome of its handler and the number of deliveries.
 
-    outcome of the handler            deliveries < most      deliveries = most
-    done, refused                     Commit                 Commit
-    conflict (its reads changed)      Rerun                  Rerun
-    crashed (unforeseen exception)    Retry                  Bury
-    unreadable (no valid entry)       Bury                   Bury
-    late (deadline passed)            Expire                 Expire
-    interrupted (drain, not started)  HandBack               HandBack
-    not ours any more                 Forget                 Forget
+    outcome                                            deliveries < most      deliveries >= most
+    done, refused                                      Commit                 Commit
+    conflict (what it read has changed)                Rerun                  Rerun
+    crashed (an exception that is not a refusal)       Retry                  Bury
+    hopeless (not a request; contended, no caller)     Bury                   Bury
+    late (its deadline has passed)                     Expire                 Expire
+    interrupted (by a drain)                           HandBack               HandBack
+    not ours (another consumer has it)                 Forget                 Forget
 
-A request with more deliveries than that, such as one that killed its workers, is buried without another run.
+A request that was delivered more often than allowed has killed its workers; it is buried without another try.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from enum import Enum, auto
 
 
 class Outcome(Enum):
+    """How an attempt at a request ended."""
+
     DONE = auto()
     CONFLICT = auto()
     CRASHED = auto()
-    UNREADABLE = auto()
+    HOPELESS = auto()
     LATE = auto()
     INTERRUPTED = auto()
     NOT_OURS = auto()
@@ -30,51 +32,51 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Commit the transaction."""
+    """Apply the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """Run the handler again, with the present values."""
+    """Run the handler again, on what is stored now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Leave the request pending; it is delivered again after the claim idle time."""
+    """Deliver the request again, after a pause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """Write a dead letter and answer the caller with an error."""
+    """Make a dead letter, and answer the caller with GivenUp."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """End the request: its deadline has passed, and no caller waits."""
+    """Remove the request: its deadline has passed, and no caller waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Return the request to its stream, so that another replica takes it at once."""
+    """Let another replica take the request at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Do nothing: another replica has settled the request."""
+    """Do nothing: the request is over or in progress elsewhere."""
 
 
 Settlement = Commit | Rerun | Retry | Bury | Expire | HandBack | Forget
 
 
 def overdelivered(deliveries: int, most: int) -> bool:
-    """Return whether a request was delivered more often than allowed."""
+    """Return whether a request was delivered too often to be tried once more."""
     return deliveries > most
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
-    """Return what becomes of a request after an outcome."""
+    """Return what becomes of a request with this outcome."""
     match outcome:
         case Outcome.DONE:
             return Commit()
@@ -82,7 +84,7 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Rerun()
         case Outcome.CRASHED:
             return Bury(reason) if deliveries >= most else Retry()
-        case Outcome.UNREADABLE:
+        case Outcome.HOPELESS:
             return Bury(reason)
         case Outcome.LATE:
             return Expire()

@@ -7,7 +7,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.requests.verbs import Text, check_words
-from mesh.wire.clients import Link
+from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 

@@ -1,10 +1,10 @@
--- Appends groups of requests to their streams, by the roster and the bounds of this moment; each group as a whole or not
--- at all. Redis refuses this script when memory is full, so new work is refused while accepted work is finished.
+-- Puts requests on their streams: each group of them all or none, by the roster and the bounds of this moment.
+-- Does not run when memory is full: so new work is refused while accepted work is finished.
 -- KEYS: lease, books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       concurrency of a replica, number of the batch; then for each group the number of its requests, and for each of
---       them: to (class, "db<n>", or "*" for every live database), op, key, ttl (ms, 0: never), body
--- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} for a request to every live database,
+--       requests a replica works on at once, number of the batch, then for each group the number of its requests and
+--       of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
+-- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} where every live database was asked,
 --       or {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -12,12 +12,12 @@ local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local WORDS = 5
 
 local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
--- A missing lease is not always lost: on an emptied server, the next renewal writes it again, or finds it lost.
-if not held then return redis.error_reply('LEASEGONE there is no lease just now') end
-if held ~= holder then return redis.error_reply('LEASELOST the lease is over') end
+-- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
+if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
+if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- Read only the rows of the roster that are needed, each once; for a class, up to its first member.
+-- The rows of the roster are read only as far as they are needed, and each of them once.
 local classes = {}
 local function class_of(n)
   if classes[n] == nil then classes[n] = redis.call('HGET', 'mesh:replica:' .. n, 'class') end
@@ -30,7 +30,7 @@ local function is_live(to)
     live[to] = false
     local n = tonumber(string.match(to, '^db(%d+)$'))
     if n then live[to] = class_of(n) ~= false end
-    -- Database 0 is leased last, so look at it last.
+    -- Database 0 is leased last, so it is looked up last.
     for k = 1, n and 0 or databases do
       if class_of(k % databases) == to then
         live[to] = true
@@ -55,8 +55,8 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Returns how long the oldest undelivered request of the class has waited, in ms. Returns 0 while fewer requests are
--- pending than half of what the members of the class can handle: then workers are free, or away.
+-- How long the next request has waited for a worker, in ms. 0 while workers have room, or are absent: while the replicas
+-- of the class have less than half of the work that they take at once.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
@@ -72,9 +72,9 @@ local function delay_of(class)
   return now - tonumber(string.match(next[1], '^%d+'))
 end
 
--- The queue of a class may not be older than a tenth of a request's ttl. The last request of a growing queue waits several
--- times as long as the oldest has; in a queue as old as a deadline, workers begin each request just before its deadline
--- and finish none. The stream of a database has one worker, and is bounded by its length only.
+-- The queue of a class may be no older than a tenth of a request's deadline. The last request of a growing queue waits
+-- several times the queue's age; in a queue as old as a whole deadline, every request begins just before its deadline and
+-- none is finished. The stream of a database has one worker, and is bounded by its length only.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   waiting[to] = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Ends requests that are past their deadline, on streams that perhaps no replica reads.
+-- Removes requests that are past their deadline from all streams, also from those without a reader.
 -- KEYS: books, stream, ...
--- ARGV: grace after the deadline (ms), most entries to look at on one stream
--- Returns the number of requests ended
+-- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
+-- Returns how many were removed
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

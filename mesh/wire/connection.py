@@ -1,9 +1,9 @@
-"""One connection, spoken to directly.
+"""One connection to Redis, without redis-py's overhead.
 
-What redis-py's client puts around every command (a pool, retries, a timer and a task for each, metrics, reshaping)
-costs a replica more than the command itself, and asyncio's streams as much again. So a line lets redis-py connect and
-log in, and then takes the transport over: several commands go out as one, what arrives is parsed where it arrives,
-answers come back as the server sent them, and whoever asked is woken once, when all of them are there.
+redis-py adds a pool, retries, a timer, a task, metrics and reshaped replies to every command. That costs a replica
+more than the command itself, and asyncio's streams cost as much again. A `RedisConnection` lets redis-py connect and
+log in, and then takes over the transport: several commands leave in one write, replies are parsed in the protocol's
+`data_received`, and the caller wakes up once, when all replies are there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 Command = tuple[Any, ...]
 
-#: What the parser says when an answer has not arrived whole.
+#: The parser's value for a reply that has not arrived completely.
 _MORE = object()
 _CLOSED = "the connection to Redis was closed"
 
@@ -28,11 +28,11 @@ MOST_BYTES = 64 * 2**20
 
 
 class TooLarge(redis_errors.DataError):
-    """The commands of one round trip have more bytes than it may have."""
+    """The commands have more bytes than one round trip may have."""
 
 
 def pack(commands: Iterable[Command]) -> bytes:
-    """Commands as they are sent. Raises redis.exceptions.DataError for a word that is no text, number or bytes."""
+    """Return the bytes of some commands. Raises DataError for what cannot be encoded, TooLarge for too many bytes."""
     try:
         packed = b"".join(map(hiredis.pack_command, commands))
     except (TypeError, ValueError) as error:
@@ -43,9 +43,9 @@ def pack(commands: Iterable[Command]) -> bytes:
 
 
 class _Answers(asyncio.Protocol):
-    """Collects the answers of one trip at a time; lost for good with its connection.
+    """Collects the replies of one round trip at a time. It ends with its connection.
 
-    One timer serves trip after trip: it is set anew when it goes off too early.
+    One timer serves all round trips: when it fires too early, it is set again.
     """
 
     def __init__(self, former: Any, parse_error: Any, timeout_s: float) -> None:
@@ -56,7 +56,7 @@ class _Answers(asyncio.Protocol):
             protocolError=redis_errors.InvalidResponse,
             replyError=parse_error,
             encoding="utf-8",
-            # What somebody wrote by hand may be anything; it must not keep the answers around it from being read.
+            # A value may be any bytes; it must not keep the replies around it from being read.
             errors="replace",
             notEnoughData=_MORE,
         )
@@ -67,12 +67,12 @@ class _Answers(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def expect(self, count: int) -> asyncio.Future[list[Any]]:
-        """So many answers, once all are there. Raises redis.exceptions.*."""
+        """Return a future of the next `count` replies. Its exceptions are those of redis-py."""
         self._count = count
         self._answers = []
         self._end = self._loop.time() + self._timeout_s
         if self._timer is None:
-            self._timer = self._loop.call_at(self._end, self._look_at_time)
+            self._timer = self._loop.call_at(self._end, self._check_time)
         self._waiter = waiter = self._loop.create_future()
         return waiter
 
@@ -83,19 +83,19 @@ class _Answers(asyncio.Protocol):
             while (answer := reader.gets()) is not _MORE:
                 answers.append(answer)
         except (redis_errors.RedisError, ValueError) as error:
-            self._fail(redis_errors.InvalidResponse(f"Redis answered what nobody understands: {error}"))
+            self._fail(redis_errors.InvalidResponse(f"Redis sent a reply that cannot be parsed: {error}"))
             return
         if len(answers) >= self._count and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(answers)
 
-    def _look_at_time(self) -> None:
+    def _check_time(self) -> None:
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() < self._end:
-            self._timer = self._loop.call_at(self._end, self._look_at_time)
+            self._timer = self._loop.call_at(self._end, self._check_time)
         else:
-            self._fail(redis_errors.TimeoutError("Redis did not answer in time"))
+            self._fail(redis_errors.TimeoutError(f"Redis did not answer within {self._timeout_s:g} s"))
 
     def _fail(self, error: Exception) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -105,12 +105,12 @@ class _Answers(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._fail(redis_errors.ConnectionError(f"{_CLOSED}: {error}" if error else _CLOSED))
-        # redis-py waits for this when it closes.
+        # redis-py's own protocol; its `close` waits for this call.
         self._former.connection_lost(error)
 
 
-class Line:
-    """The one connection of a client. The client's own sockets need no time-out: `timeout_s` is for the whole trip."""
+class RedisConnection:
+    """The one connection of a redis-py client. `timeout_s` bounds a round trip; the socket needs no time-out."""
 
     def __init__(self, client: Redis, timeout_s: float) -> None:
         self._client = client
@@ -119,22 +119,22 @@ class Line:
         self._transport: Any = None
         self._answers: _Answers | None = None
 
-    async def say(self, commands: Sequence[Command]) -> list[Any]:
-        """One round trip; an error that the server answers is an answer.
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Make one round trip and return the replies; an error reply is returned, not raised.
 
-        Whatever goes wrong on the way, a cancellation too, disconnects, since nobody knows which answers are still to
-        come; the next words connect anew. Raises redis.exceptions.*, OSError.
+        Any failure on the way, and a cancellation, closes the connection, because it is not known which replies are
+        still to come. The next call connects again. Raises redis.exceptions.*, OSError.
         """
         packed = pack(commands)
         try:
             if self._answers is None:
                 await self._connect()
-            return await self._ask(packed, len(commands))
+            return await self._write(packed, len(commands))
         except BaseException:
             await self._disconnect()
             raise
 
-    def _ask(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
+    def _write(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         answers = self._answers
         if answers is None or self._transport.is_closing():
             raise redis_errors.ConnectionError(_CLOSED)
@@ -142,9 +142,9 @@ class Line:
         self._transport.write(packed)
         return waiter
 
-    async def ask(self, *command: Any) -> Any:
-        """Say one command. Raises the error that the server answers, too."""
-        (answer,) = await self.say([command])
+    async def execute(self, *command: Any) -> Any:
+        """Run one command and return its reply. Raises an error reply, too."""
+        (answer,) = await self.send([command])
         if isinstance(answer, redis_errors.RedisError):
             raise answer
         return answer

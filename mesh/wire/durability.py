@@ -1,6 +1,6 @@
-"""Waits until Redis replicas ("copies") have our writes; all callers that wait at the same time share one WAIT.
+"""Waiting until Redis replicas have our writes (WAIT). Concurrent callers share one WAIT.
 
-WAIT blocks its connection, so it has a connection of its own, and no other command waits behind it.
+WAIT blocks its connection, so it has one of its own.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import asyncio
 from redis import exceptions as redis_errors
 
 from mesh.errors import Unavailable
-from mesh.wire.connection import Line
+from mesh.wire.connection import RedisConnection
 
 
-class Copies:
-    """Confirms that copies have our writes. `run` serves the callers until it is cancelled."""
+class Durability:
+    """Confirms that copies of Redis have what was written. `run` sends one WAIT after the other until cancelled."""
 
-    def __init__(self, line: Line, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
-        self._line = line
+    def __init__(self, connection: RedisConnection, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
+        self._connection = connection
         self._commands = (
-            # WAIT covers the last write of its own connection and all writes before that. For a connection without a
-            # write, Valkey only counts connected copies. So each WAIT follows a write.
+            # WAIT counts the copies that have the last write of its own connection. For a connection that has written
+            # nothing, Valkey counts all connected copies; so each WAIT follows a write.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
         self._lost = False
         self._asked = asyncio.Event()
-        #: result of the next round: why the writes are not confirmed, or ""
+        #: the result of the next round: why the writes are not confirmed, or ""
         self._next = self._round()
 
     @staticmethod
@@ -35,42 +35,42 @@ class Copies:
         return asyncio.get_running_loop().create_future()
 
     async def confirm(self) -> None:
-        """Wait, for at most two rounds, until enough copies have all writes until now.
+        """Wait until enough copies have everything written so far. This takes two rounds at most.
 
-        Raises Unavailable when they do not confirm in time.
+        Raises Unavailable if they do not confirm in time.
         """
         self._asked.set()
-        # A cancelled caller must not cancel the others of its round.
+        # The other callers of this round go on waiting when one is cancelled.
         why_not = await asyncio.shield(self._next)
         if why_not:
             raise Unavailable(f"done, but {why_not}")
 
     async def run(self) -> None:
-        """Run one round after the other while there are callers."""
+        """Make a round whenever somebody waits for one."""
         current = self._next
         try:
             while True:
                 await self._asked.wait()
                 self._asked.clear()
                 current, self._next = self._next, self._round()
-                current.set_result(await self._ask())
+                current.set_result(await self._wait())
         finally:
             for each in (current, self._next):
                 if not each.done():
                     each.set_result("this replica left the mesh before copies of Redis confirmed it")
 
-    async def _ask(self) -> str:
+    async def _wait(self) -> str:
         """Return why the writes are not confirmed, or "".
 
-        After a failed connection, the round fails and is not repeated: a new connection may be to another server, which
-        never had the writes. So it confirms only callers that come after it.
+        After a lost connection nothing is confirmed: the new connection may lead to another server, one that never got
+        the writes.
         """
         try:
             if self._lost:
-                await self._line.ask("PING")
+                await self._connection.execute("PING")
                 self._lost = False
                 return "the connection to Redis was lost before a copy confirmed it"
-            wrote, reached = await self._line.say(self._commands)
+            wrote, reached = await self._connection.send(self._commands)
         except (redis_errors.RedisError, OSError) as error:
             self._lost = True
             return f"no copy of Redis could confirm it: {error}"

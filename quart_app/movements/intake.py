@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from mesh import Unavailable
-from mesh.events.consumer import Entry
+from mesh.events.group import DeliveredEvent
 from quart_app.http.body import parse_json
 from quart_app.http.problems import Problem, pointer
 from quart_app.movements.metrics import MovementMetrics
@@ -63,7 +63,7 @@ class Intake:
         #: why the last batch could not be stored; "" when it was
         self.trouble = ""
 
-    async def __call__(self, entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def __call__(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         """Store the events; return the id of each refused entry with the reason. Raises Unavailable."""
         ids, events, refused = [], [], {}
         for entry in entries:
@@ -91,7 +91,7 @@ class Intake:
         self.trouble = ""
         return stored
 
-    async def is_done(self, entry: Entry) -> bool:
+    async def is_done(self, entry: DeliveredEvent) -> bool:
         """Return whether the event of an entry is stored. Raises Unavailable."""
         try:
             return await self._store.has(read_event(entry.fields))

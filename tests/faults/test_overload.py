@@ -181,8 +181,10 @@ async def _hard(mesh: Mesh, chance: random.Random) -> None:
 async def test_row_45_a_hot_key_is_changed_by_everybody_in_time(faults: Faults) -> None:
     """All are answered within the deadline, and each counts once."""
     mesh = await faults.mesh(classes="AAAA", wired=False)
+    # A shared key allows one commit per round trip, and a busy machine needs 50 ms for one.
+    mesh.patience_s = 31
     began = time.monotonic()
-    asked = [mesh.tally(mesh.members[n % 4], cls="A", hot=True) for n in range(400)]
+    asked = [mesh.tally(mesh.members[n % 4], cls="A", hot=True, wait_ms=30_000) for n in range(400)]
     samples = await asyncio.gather(*asked)
     faults.took(time.monotonic() - began)
     failed = [sample for sample in samples if not sample.ok]

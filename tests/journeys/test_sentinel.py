@@ -69,7 +69,7 @@ class Cluster:
         return port
 
     def copies(self) -> int:
-        """Copies that the master counts as connected."""
+        """Durability that the master counts as connected."""
         with contextlib.suppress(redis.RedisError), redis.Redis(port=self.master(), decode_responses=True) as client:
             return int(client.info("replication")["connected_slaves"])  # type: ignore[index]
         return 0

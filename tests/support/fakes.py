@@ -11,7 +11,7 @@ import redis
 
 from mesh import Connections, RedisSettings
 from mesh.wire.clients import heeding_cancellation
-from mesh.wire.connection import Line, pack
+from mesh.wire.connection import RedisConnection, pack
 
 
 def without_flags(script: str) -> str:
@@ -41,7 +41,7 @@ class FakeClient(fakeredis.FakeAsyncRedis):
         return sha
 
 
-class FakeLine(Line):
+class FakeConnection(RedisConnection):
     """A connection to fakeredis that returns replies as a real server sends them."""
 
     def __init__(self, client: FakeClient) -> None:
@@ -49,7 +49,7 @@ class FakeLine(Line):
         self._fake = client
         client.response_callbacks.clear()
 
-    async def say(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pack(commands)
         return [await self._say(command) for command in commands]
 
@@ -74,6 +74,6 @@ class FakeConnections(Connections):
         heeding_cancellation(client)
         return client
 
-    def line(self, name: str, *, block_ms: int = 0) -> FakeLine:
+    def connection(self, name: str, *, block_ms: int = 0) -> FakeConnection:
         client = FakeClient(server=self.server, db=self.bus, decode_responses=True, protocol=2)
-        return FakeLine(heeding_cancellation(client))
+        return FakeConnection(heeding_cancellation(client))

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from mesh.events.consumer import Entry, Events
+from mesh.events.consumer import Events
+from mesh.events.group import DeliveredEvent
 from quart_app.movements.address import async_url
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake
@@ -39,7 +40,7 @@ async def _consume(redis_url: str, database_url: str, name: str, batch: int, die
     intake = Intake(MovementStore(database), MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
     commits = count(1)
 
-    async def handle(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def handle(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         refused = await intake(entries)
         if next(commits) == die_after:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from mesh.errors import Unavailable
-from mesh.events import consumer as module
-from mesh.events.consumer import Entry, Events, Group, Pending, next_group, pauses, shorter_than_timeout, together
+from mesh.events import group as module
+from mesh.events.consumer import Events, pauses, shorter_than_timeout
+from mesh.events.group import DeliveredEvent, Group, Pending, next_group, together
 from mesh.wire.clients import heeding_cancellation
 from tests.support.server import Server
 
@@ -59,13 +60,13 @@ class Handler:
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.seen: list[list[Entry]] = []
-        self.act: Callable[[Sequence[Entry]], Awaitable[Mapping[str, str]]] = self.accept
+        self.seen: list[list[DeliveredEvent]] = []
+        self.act: Callable[[Sequence[DeliveredEvent]], Awaitable[Mapping[str, str]]] = self.accept
 
-    async def accept(self, entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def accept(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {}
 
-    async def __call__(self, entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def __call__(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         self.seen.append(list(entries))
         refused = await self.act(entries)
         self.done += [entry.fields["body"] for entry in entries if entry.id not in refused]
@@ -187,7 +188,7 @@ async def test_consumers_of_a_group_share_the_events(connect: Any, redis: Redis)
 async def test_a_refused_event_is_a_dead_letter_at_once(connect: Any, redis: Redis, handler: Handler) -> None:
     """With its stream, id, reason, deliveries and body; the others of its batch are through."""
 
-    async def refuse_b(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def refuse_b(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "no b here" for entry in entries if entry.fields["body"] == "b"}
 
     handler.act = refuse_b
@@ -206,7 +207,7 @@ async def test_bytes_that_are_no_text_reach_the_dead_letters_unchanged(
 ) -> None:
     """They spoil neither the batch they came in nor the connection."""
 
-    async def refuse_surrogates(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def refuse_surrogates(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "bad \udcff" for entry in entries if not entry.fields["body"].isascii()}
 
     handler.act = refuse_surrogates
@@ -223,7 +224,7 @@ async def test_bytes_that_are_no_text_reach_the_dead_letters_unchanged(
 async def test_an_event_of_several_fields_is_buried_whole(connect: Any, redis: Redis) -> None:
     """Its fields are in the dead letter's body, so that none is lost or taken for the letter's own."""
 
-    async def refuse(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def refuse(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "no" for entry in entries}
 
     id = await redis.xadd(STREAM, {"id": "7", "reason": "theirs"})
@@ -237,7 +238,7 @@ async def test_an_event_of_several_fields_is_buried_whole(connect: Any, redis: R
 async def test_one_that_fails_holds_nobody_up(connect: Any, redis: Redis, handler: Handler) -> None:
     """The others are through at its first failure; it is tried again, then a dead letter with the error."""
 
-    async def fail_at_13(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def fail_at_13(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if any(entry.fields["body"] == "13" for entry in entries):
             raise ValueError("thirteen")
         return {}
@@ -257,7 +258,7 @@ async def test_one_that_fails_holds_nobody_up(connect: Any, redis: Redis, handle
 async def test_an_event_that_fails_once_is_not_lost(connect: Any, redis: Redis, handler: Handler) -> None:
     """A failure may have been of its moment."""
 
-    async def fail_at_first(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def fail_at_first(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if entries[0].deliveries == 1:
             raise ValueError("not today")
         return {}
@@ -274,7 +275,7 @@ async def test_nothing_is_buried_while_a_database_is_down(connect: Any, redis: R
     """It waits, keeps its events alive so that nobody takes them, and goes on with the first delivery."""
     down, patient, other = asyncio.Event(), Handler(), Handler()
 
-    async def wait_for_database(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def wait_for_database(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if not down.is_set():
             raise Unavailable("the database is down")
         return {}
@@ -296,7 +297,7 @@ async def test_nothing_is_buried_while_a_database_is_down(connect: Any, redis: R
 async def test_a_handler_that_hangs_is_ended_and_tried_again(connect: Any, redis: Redis, handler: Handler) -> None:
     """Every wait has a deadline."""
 
-    async def hang_once(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def hang_once(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if len(handler.seen) == 1:
             await asyncio.Event().wait()
         return {}
@@ -327,7 +328,7 @@ async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis)
     done: list[str] = []
     died = asyncio.Event()
 
-    async def die_at_77(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def die_at_77(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if any(entry.fields["body"] == "77" for entry in entries):
             died.set()
             await asyncio.Event().wait()
@@ -365,14 +366,14 @@ async def test_an_event_whose_effect_is_there_is_no_dead_letter(connect: Any, re
     done: list[str] = []
     died = asyncio.Event()
 
-    async def die_after_7(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def die_after_7(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         done.extend(entry.fields["body"] for entry in entries)
         if any(entry.fields["body"] == "7" for entry in entries):
             died.set()
             await asyncio.Event().wait()
         return {}
 
-    async def is_done(entry: Entry) -> bool:
+    async def is_done(entry: DeliveredEvent) -> bool:
         return entry.fields["body"] in done
 
     await publish(redis, *(str(n) for n in range(20)))
@@ -561,7 +562,7 @@ async def test_leaving_finishes_the_batch_in_hand(connect: Any, redis: Redis, ha
     """Its effect is made and acknowledged; nothing of it is done again."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def slow(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         begun.set()
         await go_on.wait()
         return {}
@@ -578,7 +579,7 @@ async def test_leaving_finishes_the_batch_in_hand(connect: Any, redis: Redis, ha
 async def test_leaving_hands_the_rest_back(connect: Any, redis: Redis, handler: Handler) -> None:
     """Another takes it over at once, whole and as if never delivered, however long the idle time is."""
 
-    async def never(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def never(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         raise Unavailable("the database is down")
 
     waiting, bodies = Handler(), [str(n) for n in range(100)]
@@ -608,7 +609,7 @@ async def test_leaving_does_not_wait_for_a_quiet_read(url: str, redis: Redis, ha
 async def test_leaving_ends_a_handler_that_does_not(connect: Any, redis: Redis, handler: Handler) -> None:
     """After `drain_ms`; its events go to another."""
 
-    async def hang(entries: Sequence[Entry]) -> Mapping[str, str]:
+    async def hang(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         await asyncio.Event().wait()
         return {}
 

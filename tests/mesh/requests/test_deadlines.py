@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.requests.deadlines import STEP_S, Alarms
+from mesh.requests.deadlines import STEP_S, Deadlines
 
 
 async def test_what_is_still_there_expires_once_not_before_its_time_and_soon_after() -> None:
     """Whatever order the deadlines come in."""
     loop = asyncio.get_running_loop()
     expired: dict[str, float] = {}
-    alarms: Alarms[str] = Alarms(lambda name: expired.update({name: loop.time()}))
+    deadlines: Deadlines[str] = Deadlines(lambda name: expired.update({name: loop.time()}))
     ends = {name: loop.time() + seconds for name, seconds in (("late", 0.11), ("soon", 0.03), ("also soon", 0.031))}
     for name, end in ends.items():
-        alarms.add(name, end - loop.time())
+        deadlines.add(name, end - loop.time())
     async with asyncio.timeout(5):
         while len(expired) < len(ends):
             await asyncio.sleep(0.005)
@@ -25,9 +25,9 @@ async def test_what_is_still_there_expires_once_not_before_its_time_and_soon_aft
 async def test_what_has_left_does_not_expire() -> None:
     """Its neighbours do."""
     expired: list[str] = []
-    alarms: Alarms[str] = Alarms(expired.append)
-    alarms.add("gone", 0.01).discard("gone")
-    alarms.add("here", 0.01)
+    deadlines: Deadlines[str] = Deadlines(expired.append)
+    deadlines.add("gone", 0.01).discard("gone")
+    deadlines.add("here", 0.01)
     async with asyncio.timeout(5):
         while not expired:
             await asyncio.sleep(STEP_S)
@@ -36,10 +36,10 @@ async def test_what_has_left_does_not_expire() -> None:
 
 async def test_thousands_of_deadlines_share_timers() -> None:
     """A timer a step, however many wait; none is kept once it has gone off."""
-    alarms: Alarms[int] = Alarms(lambda number: None)
+    deadlines: Deadlines[int] = Deadlines(lambda number: None)
     for number in range(10_000):
-        alarms.add(number, 0.01)
-    assert len(alarms.steps) <= 10
+        deadlines.add(number, 0.01)
+    assert len(deadlines.steps) <= 10
     async with asyncio.timeout(5):
-        while alarms.steps:
+        while deadlines.steps:
             await asyncio.sleep(STEP_S)

@@ -23,7 +23,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.DONE: (Commit(), Commit()),
     Outcome.CONFLICT: (Rerun(), Rerun()),
     Outcome.CRASHED: (Retry(), Bury("why")),
-    Outcome.UNREADABLE: (Bury("why"), Bury("why")),
+    Outcome.HOPELESS: (Bury("why"), Bury("why")),
     Outcome.LATE: (Expire(), Expire()),
     Outcome.INTERRUPTED: (HandBack(), HandBack()),
     Outcome.NOT_OURS: (Forget(), Forget()),

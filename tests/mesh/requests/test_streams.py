@@ -14,7 +14,7 @@ STREAM = Class("D").stream
 
 async def reader(backend: Backend, replica: Replica, consumer: str = "tested") -> RequestReader:
     """A reader of a stream that no member reads."""
-    line: Any = backend.connections.line("test", block_ms=250)
+    line: Any = backend.connections.connection("test", block_ms=250)
     made = RequestReader(line, replica._link, STREAM, consumer, keys.request_streams("ABCD", 16))
     await made.open()
     return made

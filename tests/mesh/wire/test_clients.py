@@ -9,7 +9,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from mesh import Busy, Connections, RedisSettings
-from mesh.wire.clients import Batch, Credentials, heeding_cancellation
+from mesh.wire.clients import Credentials, heeding_cancellation
+from mesh.wire.link import Batch
 from tests.support.server import Server
 
 
@@ -26,7 +27,7 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     assert len(batch) == 3
     (taken,) = batch.take(2)
     assert taken[0] == "cc"
-    batch.put_back([taken])
+    batch.put_first([taken])
     assert [item for item, _ in batch.take(2)] == ["cc"]
     assert [item for item, _ in batch.take(2)] == ["ddddddddd"]
     assert [item for item, _ in batch.take(2)] == ["e"]

@@ -13,8 +13,8 @@ from redis import exceptions as redis_errors
 
 from mesh import Connections, Replica
 from mesh.errors import Unavailable
-from mesh.wire.connection import Line
-from mesh.wire.durability import Copies
+from mesh.wire.connection import RedisConnection
+from mesh.wire.durability import Durability
 from tests.support.members import Members, mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -22,14 +22,14 @@ from tests.support.waiting import eventually
 KEY = "written"
 
 
-class Scripted(Line):
+class Scripted(RedisConnection):
     """A line that is told what the server says, round by round."""
 
     def __init__(self) -> None:
         self.said: list[Sequence[tuple[Any, ...]]] = []
         self.answers: asyncio.Queue[list[Any] | Exception] = asyncio.Queue()
 
-    async def say(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         self.said.append(commands)
         answer = await self.answers.get()
         if isinstance(answer, Exception):
@@ -38,15 +38,15 @@ class Scripted(Line):
 
 
 @asynccontextmanager
-async def running(line: Line) -> AsyncIterator[Copies]:
-    copies = Copies(line, KEY, keep_ms=60_000, copies=1, timeout_ms=300)
+async def running(line: RedisConnection) -> AsyncIterator[Durability]:
+    copies = Durability(line, KEY, keep_ms=60_000, copies=1, timeout_ms=300)
     task = asyncio.create_task(copies.run())
     yield copies
     task.cancel()
     await asyncio.wait([task])
 
 
-async def why_not(copies: Copies | Replica) -> str:
+async def why_not(copies: Durability | Replica) -> str:
     """What is said to somebody who wants to know, or ""."""
     try:
         await copies.confirm()
@@ -55,7 +55,7 @@ async def why_not(copies: Copies | Replica) -> str:
     return ""
 
 
-def confirmed_by(copies: Copies | Replica) -> Callable[[], Awaitable[bool]]:
+def confirmed_by(copies: Durability | Replica) -> Callable[[], Awaitable[bool]]:
     """A condition to wait for."""
 
     async def confirmed() -> bool:
@@ -64,7 +64,7 @@ def confirmed_by(copies: Copies | Replica) -> Callable[[], Awaitable[bool]]:
     return confirmed
 
 
-async def asked(copies: Copies, count: int) -> list[asyncio.Task[str]]:
+async def asked(copies: Durability, count: int) -> list[asyncio.Task[str]]:
     tasks = [asyncio.create_task(why_not(copies)) for _ in range(count)]
     await asyncio.sleep(0.01)
     return tasks
@@ -152,7 +152,7 @@ async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
     """WAIT alone would be, on Valkey: a connection that has written nothing waits for nothing."""
     copy = make_server("--replicaof", "127.0.0.1", str(server.port))
     assert copy.process is not None
-    line = Connections(server.settings).line("copies", block_ms=300)
+    line = Connections(server.settings).connection("copies", block_ms=300)
     server.redis().set(KEY, "1")
     async with running(line) as copies:
         confirmed = confirmed_by(copies)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from mesh import Unavailable
-from mesh.events.consumer import Entry
+from mesh.events.group import DeliveredEvent
 from quart_app.movements.intake import MAX_REASON, Intake, UnreadableEvent, read_event
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Direction, Event
@@ -161,7 +161,7 @@ async def test_a_batch_is_stored_without_its_refused_entries(store: MovementStor
     departure, arrival = sample()
     other = changed("data.quantity", 99)
     batch = [departure, "nonsense", arrival, departure, other]
-    entries = [Entry(f"{n}-0", body(message)) for n, message in enumerate(batch)]
+    entries = [DeliveredEvent(f"{n}-0", body(message)) for n, message in enumerate(batch)]
     refused = await intake(entries)
     assert refused == {
         "1-0": "the event: Input should be a valid dictionary or instance of Event",
@@ -177,7 +177,7 @@ async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None
     """This happens after a kill between the commit and its acknowledgement."""
     registry = CollectorRegistry()
     intake = Intake(store, MovementMetrics(registry), lambda movement_id: None)
-    entries = [Entry(f"{n}-0", body(message)) for n, message in enumerate(sample())]
+    entries = [DeliveredEvent(f"{n}-0", body(message)) for n, message in enumerate(sample())]
     assert await intake(entries) == {}
     assert await intake(entries) == {}
     assert registry.get_sample_value("movements_stored_counter_total") == 2
@@ -189,7 +189,7 @@ async def test_trouble_is_told_until_events_are_stored_again(
 ) -> None:
     """`/readyz` names the reason while events wait; the next batch that is stored ends it."""
     intake = Intake(store, MovementMetrics(CollectorRegistry()), changed=lambda movement_id: None)
-    entries = [Entry("1-0", {"body": json.dumps(sample()[0])})]
+    entries = [DeliveredEvent("1-0", {"body": json.dumps(sample()[0])})]
 
     async def full(events: object) -> Stored:
         raise Unavailable("the movements database cannot be used: the disk is full")

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart import Quart
 
-from mesh.events.consumer import Entry
+from mesh.events.group import DeliveredEvent
 from quart_app.http import problems
 from quart_app.http.openapi import openapi
 from quart_app.movements.database import MovementDatabase
@@ -167,7 +167,7 @@ async def test_storing_an_event_drops_its_movement_from_the_cache(
 ) -> None:
     """The answers of a replica are never behind its own writes."""
     served = Served(database_url, movement_cache_expiration=3600)
-    departure, arrival = (Entry(f"{n}-0", {"body": json.dumps(one)}) for n, one in enumerate(sample()))
+    departure, arrival = (DeliveredEvent(f"{n}-0", {"body": json.dumps(one)}) for n, one in enumerate(sample()))
     for entry, status in ((departure, "in_transit"), (arrival, "completed")):
         await served.ledger._intake([entry])
         assert (await served.get(f"/api/movements/{MOVEMENT}"))[1]["status"] == status

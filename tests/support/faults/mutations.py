@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from mesh.lease.loop_thread import LoopThread
-from mesh.requests import consumer, scripts, streams, turns
+from mesh.requests import runner, scripts, streams, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
 from quart_app.values import handlers
@@ -79,21 +79,19 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end",
         "",
     ),
-    "any-exception": function(
-        consumer.Consumer, "_attempt", "except BaseException as error:", "except OSError as error:"
-    ),
+    "any-exception": function(runner.Runner, "attempt", "except BaseException as error:", "except OSError as error:"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "turns": function(turns.Turns, "take", "if self._key_of.get(work) == key:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
-    "deadline": function(consumer.Consumer, "_attempt", "if self._is_late(request):", "if False:"),
+    "deadline": function(runner.Runner, "attempt", "if host.is_late(request):", "if False:"),
     "own-pending-read": function(
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "overdelivered": function(
-        consumer.Consumer, "_attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("
+        runner.Runner, "attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("
     ),
 }
 

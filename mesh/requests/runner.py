@@ -1,0 +1,114 @@
+"""Runs the handler of a request and hands its transaction to the link."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from mesh.errors import Contended, LeaseLost, MeshError, Refused
+from mesh.requests import settlement
+from mesh.requests.handling import Stretches, describe, traceback_of
+from mesh.requests.protocol import Request
+from mesh.requests.settlement import Outcome
+from mesh.requests.store import Store
+from mesh.requests.transaction import Transaction
+from mesh.requests.work import Counters, Host, Work
+from mesh.requests.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+#: Conflicts of one request before it is given up; each means that another one got through.
+MOST_CONFLICTS = 100
+#: A handler that keeps the event loop longer than this is named in the log.
+BLOCKED_S = 0.1
+
+#: The outcome of a request, and the reason.
+Found = tuple[Outcome, str]
+
+
+class Runner:
+    """Runs handlers for one consumer."""
+
+    def __init__(self, host: Host, worker: Worker, counters: Counters) -> None:
+        self._host = host
+        self._worker = worker
+        self._counters = counters
+        self._store = Store(host.link, host.database, host.cls)
+
+    async def attempt(self, work: Work) -> Found | None:
+        """Run the handler and hand its transaction to the link, which will tell the work what came of it.
+
+        Returns an outcome where there is no transaction. Raises LeaseLost.
+        """
+        host, request = self._host, work.request
+        if settlement.overdelivered(request.deliveries, host.settings.max_deliveries):
+            return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
+        if not request.op:
+            return Outcome.HOPELESS, "the entry is not a request"
+        if host.is_late(request):
+            return Outcome.LATE, ""
+        transaction = Transaction(host.database, host.replica, request)
+        try:
+            if work.conflicts >= MOST_CONFLICTS:
+                error = Contended.at(work.contended, work.conflicts)
+                if not request.reply_to:
+                    return Outcome.HOPELESS, error.detail
+                self._refuse(transaction, error)
+            else:
+                await self._handle(request, transaction)
+            words = transaction.wire()
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            return self._crashed(work, error)
+        except BaseException as error:
+            # Handlers are foreign code: even SystemExit ends the request, not the replica.
+            if isinstance(error, LeaseLost) and host.link.closed:
+                raise
+            return self._crashed(work, error)
+        # After a conflict it goes first, or newcomers would win again and again.
+        host.link.commit(words, work, first=work.conflicts > 0)
+        work.committing = True
+        return None
+
+    async def _handle(self, request: Request, transaction: Transaction) -> None:
+        """Fill the transaction. Raises whatever the handler raises, except a refusal."""
+        handler = self._worker.handler(request.op)
+        if handler is None:
+            self._refuse(transaction, Refused(f"no replica here knows the operation {request.op!r}", op=request.op))
+            return
+        running = Stretches(handler.handle(request, self._store, transaction))
+        try:
+            body = await running
+            if body is not None:
+                transaction.reply(body)
+        except LeaseLost:
+            raise
+        except MeshError as error:
+            self._refuse(transaction, error)
+        finally:
+            if running.longest_s > BLOCKED_S:
+                blocked_ms = round(running.longest_s * 1000)
+                log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
+
+    def _refuse(self, transaction: Transaction, error: MeshError) -> None:
+        self._counters.refused += 1
+        transaction.refuse(error)
+
+    @staticmethod
+    def _crashed(work: Work, error: BaseException) -> Found:
+        """The outcome for an exception; its traceback is printed once, and not for each delivery."""
+        reason, request = describe(error), work.request
+        facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
+        if reason != work.reason:
+            facts["exception"] = traceback_of(error)
+        log.error("handler failed", **facts)
+        work.reason = reason
+        return Outcome.CRASHED, reason
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the current task; a handler may raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

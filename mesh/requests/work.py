@@ -1,0 +1,89 @@
+"""What a consumer keeps of a request in progress, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.requests.protocol import NEVER, Request
+from mesh.settings import MeshSettings
+from mesh.wire.link import Link
+
+
+class Committer(Protocol):
+    """Learns the results of commits."""
+
+    def committed(self, work: Work, word: str) -> None: ...
+
+    def not_committed(self, work: Work, error: BaseException) -> None: ...
+
+
+class Work:
+    """One request in progress. As the waiter of its commit it passes the result to the consumer."""
+
+    __slots__ = (
+        "_committer", "committing", "conflicts", "contended", "ended", "given_away", "late", "reason", "request",
+        "task",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, committer: Committer) -> None:
+        self.request = request
+        self.task: asyncio.Task[None] | None = None
+        #: its transaction is with the link; its task has ended
+        self.committing = False
+        #: how many conflicts it met in this delivery, and the key of the last one
+        self.conflicts = 0
+        self.contended = ""
+        #: why its last attempt failed
+        self.reason = ""
+        #: another consumer has it or will get it; its result no longer matters here
+        self.given_away = False
+        #: its deadline passed while it was in progress
+        self.late = False
+        #: resolved when the work ends; set only for a request that others wait for
+        self.ended: asyncio.Future[None] | None = None
+        self._committer = committer
+
+    def done(self) -> bool:
+        """Never "done": only the link resolves it."""
+        return False
+
+    def set_result(self, word: str) -> None:
+        """Receive the word of the commit script."""
+        self._committer.committed(self, word)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Receive the reason why there was no commit."""
+        self._committer.not_committed(self, error)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a consumer has done since it started."""
+
+    done: int = 0
+    refused: int = 0
+    conflicts: int = 0
+    crashed: int = 0
+    expired: int = 0
+    buried: int = 0
+    reclaimed: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Host:
+    """What consumers and transactions need of the replica that they belong to."""
+
+    replica: str
+    database: int
+    cls: str
+    link: Link
+    settings: MeshSettings
+    now_ms: Callable[[], int]
+
+    def is_late(self, request: Request) -> bool:
+        """Return whether the deadline of a request has passed."""
+        return request.deadline != NEVER and request.deadline <= self.now_ms()

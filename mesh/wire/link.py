@@ -1,0 +1,367 @@
+"""The link: the one connection over which a replica sends every command that does not block.
+
+Commands that are asked for while a round trip is under way share the next one. One round trip carries, in this order:
+
+    commits          one run of commit.lua for all transactions
+    submissions      one run of submit.lua for all requests
+    shared           commands in the bus database
+    own              commands in the leased database, between two SELECTs
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from redis import exceptions as redis_errors
+
+from mesh.errors import Busy, LeaseLost, MeshError, Unavailable
+from mesh.wire.codec import decode
+from mesh.wire.connection import RedisConnection, pack
+from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
+from mesh.wire.script import Script
+
+T = TypeVar("T", bound=Iterable[Any])
+
+#: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
+MOST_WORDS = 20_000
+#: Most commands of one kind that may wait for a round trip.
+MOST_WAITING = 20_000
+#: Words count for one more with each 2^7 characters: the bound of a round trip is one of bytes, too.
+WORD_BITS = 7
+RETRY_S = 0.05
+
+
+class Waiter(Protocol):
+    """Receives one result: a Future, or an object like one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+Asked = list[tuple[T, Waiter]]
+
+
+def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
+    for _, waiter in asked:
+        if not waiter.done():
+            waiter.set_exception(error)
+
+
+def _weight(words: Iterable[Any]) -> int:
+    """Return how many words these count for in a round trip: long ones count for several."""
+    count = size = 0
+    for word in words:
+        count += 1
+        if word.__class__ is str:
+            size += len(word)
+    return count + (size >> WORD_BITS)
+
+
+class Batch(Generic[T]):
+    """Commands of one kind that wait for the next round trip, each with its waiter."""
+
+    def __init__(self, bound: int = MOST_WAITING) -> None:
+        self._bound = bound
+        self._items: deque[tuple[T, Waiter]] = deque()
+        self._weights: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: T, waiter: Waiter) -> None:
+        """Append an item. Raises Busy when the batch is full."""
+        if len(self._items) >= self._bound:
+            raise Busy(f"{self._bound} commands already wait to be sent to Redis; retry after 1 s", retry_after=1)
+        self._items.append((item, waiter))
+        self._weights.append(_weight(item))
+
+    def take(self, most_words: int) -> Asked[T]:
+        """Remove and return the oldest items: at most so many words, but at least one item."""
+        taken: Asked[T] = []
+        left = most_words
+        while self._items and (not taken or self._weights[0] <= left):
+            taken.append(self._items.popleft())
+            left -= self._weights.popleft()
+        return taken
+
+    def put_first(self, items: Asked[T]) -> None:
+        """Insert items before all others, whatever the bound."""
+        self._items.extendleft(reversed(items))
+        self._weights.extendleft(_weight(item) for item, _ in reversed(items))
+
+    def fail(self, error: BaseException) -> None:
+        """Remove all items, and raise an error at their waiters."""
+        failed, self._items, self._weights = self._items, deque(), deque()
+        _fail(failed, error)
+
+
+class Link:
+    """One connection, one round trip at a time.
+
+    A round trip that fails on the way is sent again for as long as `trusted` says that the lease holds; without a
+    lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
+    server recognises what it has done already, and all other commands have the same effect when they run twice.
+    `submit` and `commit` are the words that run these scripts, up to the number of the trip.
+    """
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        *,
+        bus: int,
+        database: int,
+        trusted: Callable[[], bool],
+        submit: tuple[Any, ...],
+        commit: tuple[Any, ...],
+        scripts: Sequence[Script],
+    ) -> None:
+        self._connection = connection
+        self._bus = bus
+        self._database = database
+        self._trusted = trusted
+        self._submit = submit
+        self._commit = commit
+        self._scripts = scripts
+        self._shared: Batch[tuple[Any, ...]] = Batch()
+        self._own: Batch[tuple[Any, ...]] = Batch()
+        self._submissions: Batch[Any] = Batch()
+        self._commits: Batch[Any] = Batch()
+        self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
+        self._wake = asyncio.Event()
+        self._number = 0
+        self._most_words = MOST_WORDS
+        self._down = False
+        self._closed: MeshError | None = None
+        self.trips = 0
+
+    def shared(self, *command: Any) -> Awaitable[Any]:
+        """Run a command in the bus database."""
+        return self._add(self._shared, command)
+
+    def own(self, *command: Any) -> Awaitable[Any]:
+        """Run a command in the leased database."""
+        return self._add(self._own, command)
+
+    def script(self, script: Script, keys: Sequence[str], *args: Any, own: bool = False) -> Awaitable[Any]:
+        """Run a script in the bus database, or (`own`) in the leased one."""
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        return self._add(self._own if own else self._shared, command)
+
+    def submit(self, group: Any, waiter: Waiter) -> None:
+        """Submit a group of requests. Raises Unavailable at once if the last round trip failed, and Busy."""
+        if self._down:
+            raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
+        self._check_open()
+        self._submissions.add(group, waiter)
+        self._wake.set()
+
+    def commit(self, transaction: Any, waiter: Waiter, *, first: bool = False) -> None:
+        """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
+        self._check_open()
+        if first:
+            self._commits.put_first([(transaction, waiter)])
+        else:
+            self._commits.add(transaction, waiter)
+        self._wake.set()
+
+    def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
+        self._check_open()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        batch.add(item, future)
+        self._wake.set()
+        return future
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether the link has ended, and with it the membership."""
+        return self._closed is not None
+
+    @property
+    def down(self) -> bool:
+        """Whether the last round trip failed on the way."""
+        return self._down
+
+    async def run(self) -> None:
+        """Make round trips until cancelled. Raises LeaseLost."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while any(self._batches):
+                    await self._trip()
+        except LeaseLost as error:
+            self.close(error)
+            raise
+        finally:
+            self.close(Unavailable("this replica is leaving the mesh"))
+
+    def close(self, error: MeshError) -> None:
+        """Raise an error at all waiters, and at every later caller."""
+        if self._closed is None:
+            self._closed = error
+        for batch in self._batches:
+            batch.fail(error)
+
+    async def _trip(self) -> None:
+        taken = self._take()
+        self._number += 1
+        try:
+            answers = await self._send(self._commands(*taken))
+        except redis_errors.DataError:
+            self._sort_out(taken)
+        except redis_errors.RedisError as error:
+            _fail(itertools.chain(*taken), error)
+        except BaseException as error:
+            gone = error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
+            _fail(itertools.chain(*taken), gone)
+            raise
+        else:
+            self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
+            self._hand_out(answers, *taken)
+
+    def _take(self) -> list[Asked[Any]]:
+        """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
+        taken: list[Asked[Any]] = []
+        for batch in self._batches:
+            alone = not self._most_words and any(taken)
+            taken.append([] if alone else batch.take(self._most_words))
+        return taken
+
+    def _sort_out(self, taken: Sequence[Asked[Any]]) -> None:
+        """Fail only the items that cannot be encoded or are too large; requeue the rest.
+
+        If no single item is at fault, they are too large together, and the next trip takes half as many.
+        """
+        all_sendable = True
+        for batch, asked in zip(self._batches, taken, strict=True):
+            sendable = []
+            for item, waiter in asked:
+                try:
+                    pack([tuple(item)])
+                except redis_errors.DataError as error:
+                    _fail([(item, waiter)], error)
+                    all_sendable = False
+                else:
+                    sendable.append((item, waiter))
+            batch.put_first(sendable)
+        if all_sendable:
+            words = max(sum(_weight(item) for item, _ in asked) for asked in taken)
+            self._most_words = min(self._most_words, words) // 2
+
+    def _commands(
+        self, shared: Asked[Any], own: Asked[Any], submissions: Asked[Any], commits: Asked[Any]
+    ) -> list[tuple[Any, ...]]:
+        commands = []
+        # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
+        if commits:
+            commands.append(self._numbered(self._commit, commits))
+        if submissions:
+            commands.append(self._numbered(self._submit, submissions))
+        commands.extend(item for item, _ in shared)
+        if own:
+            commands.append(("SELECT", self._database))
+            commands.extend(item for item, _ in own)
+            commands.append(("SELECT", self._bus))
+        return commands
+
+    def _numbered(self, script: tuple[Any, ...], asked: Asked[Any]) -> tuple[Any, ...]:
+        return (*script, self._number, *itertools.chain.from_iterable([item for item, _ in asked]))
+
+    def _hand_out(
+        self,
+        answers: list[Any],
+        shared: Asked[Any],
+        own: Asked[Any],
+        submissions: Asked[Any],
+        commits: Asked[Any],
+    ) -> None:
+        at = iter(answers)
+        for asked in (commits, submissions):
+            if asked:
+                self._hand_out_each(next(at), asked)
+        for _, waiter in shared:
+            _resolve(waiter, next(at))
+        if own:
+            next(at)
+            for _, waiter in own:
+                _resolve(waiter, next(at))
+
+    @staticmethod
+    def _hand_out_each(answer: Any, asked: Asked[Any]) -> None:
+        if isinstance(answer, str):
+            for (_, waiter), each in zip(asked, decode(answer), strict=True):
+                _resolve(waiter, each)
+        else:
+            for _, waiter in asked:
+                _resolve(waiter, answer)
+
+    async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Make one round trip, again and again until it succeeds. Raises LeaseLost."""
+        while True:
+            if not self._trusted():
+                raise LeaseLost()
+            self.trips += 1
+            try:
+                answers = await self._connection.send(commands)
+            except redis_errors.RedisError as error:
+                if is_fenced(error):
+                    raise LeaseLost("the Redis user of this lease is gone") from error
+                if not is_passing(error):
+                    raise
+            except OSError:
+                pass
+            else:
+                again = self._must_repeat(answers)
+                if not again:
+                    self._down = False
+                    return answers
+                if again == "scripts":
+                    await self._load_scripts()
+                    continue
+            self._down = True
+            await asyncio.sleep(RETRY_S)
+
+    @staticmethod
+    def _must_repeat(answers: list[Any]) -> str:
+        """Return why a trip must be made again: "scripts", "passing", or "" if it need not. Raises LeaseLost."""
+        why = ""
+        for answer in answers:
+            if not isinstance(answer, Exception):
+                continue
+            match classify(answer):
+                case Meaning.FENCED:
+                    raise LeaseLost(
+                        "the lease is over: its Redis user was deleted, or another replica has it"
+                    ) from answer
+                case Meaning.SCRIPT:
+                    return "scripts"
+                case Meaning.PASSING:
+                    why = "passing"
+        return why
+
+    async def _load_scripts(self) -> None:
+        with contextlib.suppress(*PASSING):
+            await self._connection.send([("SCRIPT", "LOAD", script.source) for script in self._scripts])
+
+
+def _resolve(waiter: Waiter, answer: Any) -> None:
+    if waiter.done():
+        return
+    if not isinstance(answer, BaseException):
+        waiter.set_result(answer)
+    elif classify(answer) is Meaning.FULL:
+        waiter.set_exception(Busy("the memory of Redis is full; retry after 5 s", retry_after=5))
+    else:
+        waiter.set_exception(answer)
