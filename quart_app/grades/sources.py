@@ -73,7 +73,7 @@ class Peer:
     async def open(self) -> AsyncIterator[AsyncIterator[bytes]]:
         settings = self._settings
         auth = httpx.BasicAuth(settings.username, settings.password.get_secret_value())
-        # A proxy of the environment is for the outside; peers are reached directly.
+        # Peers are reached directly, never through a proxy that the environment names.
         async with httpx.AsyncClient(auth=auth, timeout=settings.peer_timeout_s, trust_env=False) as client:
             async with client.stream("GET", f"http://{self.name}/backup") as response:
                 if response.status_code != 200:

@@ -1,4 +1,4 @@
-"""Movements over real HTTP: warehouses send, any replica stores, every replica tells."""
+"""Movements over real HTTP: warehouses send events, any replica stores them, every replica answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOBODY = "00000000-0000-4000-8000-000000000000"
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Replicas that share one SQLite file and notice deaths soon."""
+    """The environment of replicas that share one SQLite file and soon take over the events of a dead one."""
     return {
         "SERVICES": "movements",
         "MOVEMENTS_DB_PATH": str(tmp_path / "shared" / "movements.db"),
@@ -37,12 +37,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def trade(seed: int) -> Warehouses:
-    """Few warehouses and products, so that their stocks change often."""
+    """Return a source of messages with few warehouses and products, so that their stocks change often."""
     return Warehouses(warehouses=3, products=5, seed=seed)
 
 
 def send(replicas: Replicas, messages: Sequence[Message | str]) -> None:
-    """Put messages on the stream, as the retailer does; text goes as it is."""
+    """Add messages to the stream, as the retailer does. A text is sent unchanged."""
     with replicas.server.redis() as client:
         pipe = client.pipeline(transaction=False)
         for message in messages:
@@ -61,7 +61,7 @@ async def get(replicas: Replicas, replica: Process, path: str) -> tuple[int, Any
 
 
 async def told(replicas: Replicas, replica: Process, path: str, **wanted: Any) -> Any:
-    """What a replica tells, once these members of it are as wanted."""
+    """Wait until a replica answers these values, and return the answer."""
 
     async def as_wanted() -> Any:
         status, answer = await get(replicas, replica, path)
@@ -81,7 +81,7 @@ async def metrics(replicas: Replicas, replica: Process) -> dict[str, float]:
 
 
 async def all_settled(replicas: Replicas, wait_s: float = 40) -> None:
-    """Wait until nothing is left on the stream."""
+    """Wait until the stream is empty."""
 
     async def settled() -> bool:
         with replicas.server.redis() as client:
@@ -91,7 +91,7 @@ async def all_settled(replicas: Replicas, wait_s: float = 40) -> None:
 
 
 def stock_of(messages: Sequence[Message]) -> dict[str, int]:
-    """Where each product's stock is told, and how much it must be."""
+    """Return the path of each stock and the quantity it must have."""
     found: dict[str, int] = {}
     for message in {(one["source"], one["id"]): one for one in messages}.values():
         data = message["data"]
@@ -101,7 +101,7 @@ def stock_of(messages: Sequence[Message]) -> dict[str, int]:
 
 
 async def assert_exact(replicas: Replicas, replica: Process, messages: Sequence[Message]) -> None:
-    """Every stock, and of the movements a part, is what these messages, each counted once, make it."""
+    """Check every stock and a part of the movements: each message must count exactly once."""
     for path, balance in stock_of(messages).items():
         status, answer = await get(replicas, replica, path)
         assert (status, answer["quantity"]) == (200, max(balance, 0)), path
@@ -115,8 +115,10 @@ async def assert_exact(replicas: Replicas, replica: Process, messages: Sequence[
         assert answer["arrival_quantity"] == quantities.get("arrival")
 
 
-async def test_what_any_replica_stores_every_replica_tells(replicas: Replicas, environment: dict[str, str]) -> None:
-    """The two sample messages share an id, and both count. A 404 of before is forgotten."""
+async def test_an_event_that_one_replica_stores_is_answered_by_all(
+    replicas: Replicas, environment: dict[str, str]
+) -> None:
+    """The two sample messages share an id, and both count. An earlier 404 is not cached."""
     both = await replicas(2, environment)
     for replica in both:
         assert (await get(replicas, replica, MOVEMENT))[0] == 404
@@ -147,7 +149,7 @@ async def test_what_any_replica_stores_every_replica_tells(replicas: Replicas, e
 
 
 async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environment: dict[str, str]) -> None:
-    """Each row is counted by the one replica that inserted it; lag and deficit are the same at all."""
+    """The replica that inserted a row counts it; lag and deficit are equal at all replicas."""
     both = await replicas(2, environment)
     messages = trade(seed=3).messages(1000, duplicates=0.2, shuffle=True)
     only_departures = [message for message in sample() if message["data"]["event"] == "departure"]
@@ -171,7 +173,7 @@ async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environm
 async def test_a_poison_message_ends_as_a_dead_letter_with_its_reason(
     replicas: Replicas, environment: dict[str, str]
 ) -> None:
-    """And holds nobody up."""
+    """It delays no other message."""
     both = await replicas(2, environment)
     spoilt = json.dumps({**sample()[0], "time": "soon"})
     send(replicas, ["no json", spoilt, *sample()])
@@ -189,7 +191,7 @@ async def test_a_poison_message_ends_as_a_dead_letter_with_its_reason(
 async def test_replicas_that_come_and_go_lose_and_double_nothing(
     replicas: Replicas, environment: dict[str, str]
 ) -> None:
-    """One is killed, one leaves in order and one joins, all while events flow."""
+    """One replica is killed, one leaves in order and one joins while events arrive."""
     first, second, third = await replicas(3, environment)
     messages = trade(seed=4).messages(1200, duplicates=0.3, shuffle=True)
     for place, start in enumerate(range(0, len(messages), 300)):
@@ -207,7 +209,7 @@ async def test_replicas_that_come_and_go_lose_and_double_nothing(
 
 
 async def test_restarting_everything_loses_nothing(replicas: Replicas, environment: dict[str, str]) -> None:
-    """Replicas and Redis are killed in the middle of the work; what was on the stream is stored afterwards."""
+    """Replicas and Redis are killed meanwhile; every event of the stream is stored afterwards."""
     both = await replicas(2, environment)
     messages = trade(seed=5).messages(1000, duplicates=0.3, shuffle=True)
     send(replicas, messages)
@@ -221,7 +223,7 @@ async def test_restarting_everything_loses_nothing(replicas: Replicas, environme
 
 
 async def test_postgresql_goes_and_comes_back(replicas: Replicas, environment: dict[str, str]) -> None:
-    """Meanwhile reading is 503, events wait, and none is buried; the rest of the replica lives on."""
+    """Meanwhile reads are 503, events wait, none becomes a dead letter, and the other routes work."""
     with postgres.cluster() as cluster:
         both = await replicas(2, {**environment, "DATABASE_URL": cluster.address, "DATABASE_TIMEOUT_MS": "3000"})
         send(replicas, sample())

@@ -144,7 +144,7 @@ def test_a_changed_backup_is_refused(sample: bytes, edit: Callable[[list[str]], 
 
 @pytest.mark.parametrize(
     "data",
-    # Without a time in them: two workers must call them the same.
+    # Without a time in the gzip header the ids of the cases are the same in every test worker.
     [b"", b"hello", gzip.compress(b"", mtime=0), gzip.compress(b"\x00" * 100, mtime=0), b"\x1f\x8b"],
 )
 def test_other_data_are_refused(data: bytes) -> None:

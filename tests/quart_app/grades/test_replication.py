@@ -171,7 +171,7 @@ async def test_a_snapshot_whose_writer_was_killed_does_not_count(nodes: Nodes) -
 async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> None:
     """With a trimmed log, no peer and no snapshot it is not ready; it is as soon as a peer is."""
     one, two = await nodes.up("one", "two")
-    # Whoever lives trims the log behind its own snapshots: the one that has them must be the last.
+    # A running node trims the log behind its own snapshots, so the node that has them must run last.
     await two.kill()
     await trimmed_after_snapshots(one, nodes)
     await one.kill()
