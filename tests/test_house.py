@@ -36,6 +36,7 @@ LONG_MODULES = {
     "tests/mesh/requests/test_transaction.py": "one suite for one class",
     "tests/mesh/test_behaviour.py": "the behaviour of a whole mesh, over both servers",
     "tests/quart_app/grades/test_replication.py": "one suite for one class",
+    "tests/quart_app/values/test_pool.py": "one suite for one class",
     "tests/quart_app/messages/test_routes.py": "one suite for all routes of the service",
 }
 

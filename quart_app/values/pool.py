@@ -93,9 +93,20 @@ class Computation:
     hard: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    def progress(self, now_s: float, sieve_bits: int) -> Progress:
+    #: the latest estimate, and since when it holds
+    _estimated: tuple[float, float] = (math.inf, 0.0)
+
+    def left_s(self, now_s: float, sieve_bits: int) -> float:
+        """Return how much longer this is expected to take; the estimate of a stage runs down while the stage lasts."""
         known = self.factoring
         estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
+        if estimate != self._estimated[0]:
+            self._estimated = (estimate, now_s)
+        return max(0.0, estimate - (now_s - self._estimated[1]))
+
+    def progress(self, now_s: float, sieve_bits: int) -> Progress:
+        known = self.factoring
+        estimate = self.left_s(now_s, sieve_bits)
         return Progress(
             number=self.number,
             stage=self.stage,
@@ -297,11 +308,7 @@ class FactorPool:
     def _patience(self, others: list[Computation]) -> float:
         """Seconds until one of these is expected to end."""
         now_s = time.monotonic()
-        ends = [
-            min(other.deadline_s, other.begun_s + (known.estimate_s or math.inf)) - now_s
-            for other in others
-            for known in [other.progress(now_s, self.sieve_bits)]
-        ]
+        ends = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in others]
         return min(max(min(ends, default=1.0), 1.0), 60.0)
 
     async def _run(self, computation: Computation) -> None:

@@ -1,26 +1,36 @@
-"""What the client prefers (RFC 7240): `Prefer: respond-async, wait=10`."""
+"""What the client of a request about values prefers: `Prefer: respond-async, wait=10`."""
 
 from __future__ import annotations
 
-import re
-
 from quart import request
 
-_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})")
+from quart_app.http.preferences import preferences, wait_s
+from quart_app.http.problems import Problem
+
+#: What a client may do about a missed deadline, by the method of its request.
+ADVICE = {
+    "GET": "; ask for more time with Prefer: wait=N (seconds)",
+    "POST": "; ask for more time with Prefer: wait=N (seconds), or for a job with Prefer: respond-async",
+}
 
 
-def _preferences() -> str:
-    """Return all headers that name preferences, as one."""
-    return ",".join(request.headers.getlist("Prefer"))
+def _preferred() -> dict[str, str]:
+    return preferences(request.headers.getlist("Prefer"))
 
 
 def is_async() -> bool:
     """Return whether the client does not want to wait for the result."""
-    return _ASYNC.search(_preferences()) is not None
+    return _preferred().get("respond-async") == ""
 
 
 def wait_ms() -> int | None:
     """Return how long the client will wait, in ms; None if it does not say."""
-    asked = _WAIT.search(_preferences())
-    return None if asked is None else int(asked[1]) * 1000
+    seconds = wait_s(_preferred())
+    return None if seconds is None else seconds * 1000
+
+
+def advised(problem: Problem) -> Problem:
+    """Return the problem; if a deadline was missed, it says how to ask for more time."""
+    if problem.status == 504:
+        problem.detail += ADVICE.get(request.method, "")
+    return problem

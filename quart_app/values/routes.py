@@ -52,6 +52,7 @@ class ValuesRoutes:
         self._work = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, answers)
         self.blueprint = Blueprint("values", __name__)
+        self.blueprint.register_error_handler(DeadlineExceeded, _late)
         self.blueprint.add_url_rule("/classes", "classes", self.classes, methods=["GET"])
         self.blueprint.add_url_rule("/values", "create_values", self._create_view(), methods=["POST"])
         self.blueprint.add_url_rule("/values/<prime>", "find_values", self.find, methods=["GET"])
@@ -201,7 +202,11 @@ def _failure(answers: Sequence[Answer], missing: list[str]) -> Problem:
     problem.facts["missing"] = named
     if len(named) < len(missing):
         problem.facts["missing_count"] = len(missing)
-    return problem
+    return preferences.advised(problem)
+
+
+async def _late(error: DeadlineExceeded) -> Response:
+    return preferences.advised(from_mesh(error)).response()
 
 
 def _too_much(prime: str, settings: ValuesSettings) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -246,6 +247,16 @@ async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
     assert found.estimate_s is not None
     assert found.estimate_s > 60
     asked.cancel()
+
+
+async def test_an_estimate_runs_down_while_its_stage_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins anew with the next stage, and never goes below 0."""
+    computation = pools.Computation(6, None, 0.0, 60.0, asyncio.get_running_loop().create_future(), False)
+    assert math.isinf(computation.left_s(1.0, 300))
+    computation.factoring = object()  # type: ignore[assignment]
+    for seconds, now_s, left_s in ((100.0, 1.0, 100.0), (100.0, 31.0, 70.0), (40.0, 32.0, 40.0), (40.0, 99.0, 0.0)):
+        monkeypatch.setattr(pools.engine, "seconds", lambda *_, seconds=seconds: seconds)
+        assert computation.left_s(now_s, 300) == left_s
 
 
 async def test_a_killed_process_costs_a_slice_not_the_number(pool: FactorPool) -> None:

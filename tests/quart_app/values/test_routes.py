@@ -139,6 +139,7 @@ async def test_prefer_wait_sets_the_deadline(nodes: list[Node], prefer: str) -> 
     hard = (10**70 + 33) * (10**75 + 129)
     status, problem = await post(nodes[0], [item(hard), item(6)], Prefer=prefer)
     assert status == 504 and problem["missing"] == [hard]
+    assert "Prefer: wait=" in problem["detail"] and "Prefer: respond-async" in problem["detail"]
     assert (await get(nodes[0], "/values/3"))[1] == [{"value": 6, "prime_factors": [2, 3]}]
 
 
