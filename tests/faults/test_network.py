@@ -1,4 +1,4 @@
-"""Rows 11 to 14: the way between replicas and Redis."""
+"""Rows 11 to 14: faults of the network between replicas and Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.faults.scenario import D, L, Member, Mesh
 
 @row(11, "connections to Redis reset for 1 s; for 2 L")
 async def test_row_11_connections_are_reset(faults: Faults) -> None:
-    """Back within 2 s; within L + 2 s."""
+    """All replicas work within 2 s after a short cut, and within L + 2 s after a long one."""
     mesh = await faults.mesh()
     before = await mesh.epochs()
     async with mesh.load():
@@ -24,13 +24,13 @@ async def test_row_11_connections_are_reset(faults: Faults) -> None:
                 member.wire.restore()
             faults.took(await mesh.recovered(bound_s))
             if away_s == 1 and await mesh.epochs() != before:
-                raise Broken("a second without Redis cost somebody the lease")
+                raise Broken("a replica lost its lease in a second without Redis")
     await faults.check(mesh)
 
 
 @row(12, "Redis unreachable without a reset (black hole) for 2 L")
 async def test_row_12_a_replica_in_a_black_hole_stops_by_itself(faults: Faults) -> None:
-    """The replica stops by itself before L."""
+    """The replica stops its work by itself before L."""
     mesh = await faults.mesh()
     victim, *others = faults.chance.sample(mesh.members, 4)
     pid = victim.pid
@@ -53,7 +53,7 @@ async def _stopped(mesh: Mesh, member: Member) -> bool:
 
 @row(13, "replies of Redis swallowed after the command took effect", selection=True)
 async def test_row_13_lost_replies_double_nothing(faults: Faults) -> None:
-    """One effect per request."""
+    """Each request has one effect."""
     mesh = await faults.mesh()
     async with mesh.load(clients=12):
         for member in mesh.members:
@@ -68,7 +68,7 @@ async def test_row_13_lost_replies_double_nothing(faults: Faults) -> None:
 
 @row(13, "the reply that delivers a request swallowed", selection=True)
 async def test_row_13_a_delivery_that_was_lost_is_looked_for(faults: Faults) -> None:
-    """Its holder does it: nobody else reads the stream of a database, and no `>` shows it to the holder again."""
+    """The holder handles the request: no other replica reads this stream, and `>` does not deliver it again."""
     mesh = await faults.mesh(2, classes="AB")
     worker, asker = mesh.members
     held = await mesh.holder_of(worker)
@@ -87,7 +87,7 @@ async def test_row_13_a_delivery_that_was_lost_is_looked_for(faults: Faults) -> 
 
 @row(13, "the reply to a submission swallowed", selection=True)
 async def test_row_13_a_submission_that_was_answered_in_vain_is_one(faults: Faults) -> None:
-    """It is sent again, for nobody can know that it had arrived; the second one changes nothing."""
+    """The batch is sent again, because the sender cannot know that it arrived; the second one changes nothing."""
     mesh = await faults.mesh(2, classes="AB")
     asker = faults.chance.choice(mesh.members)
     id = f"submitted-{faults.chance.randrange(1 << 48):012x}"
@@ -97,13 +97,13 @@ async def test_row_13_a_submission_that_was_answered_in_vain_is_one(faults: Faul
     if asker.wire.swallowed != 1:
         raise Broken(f"{asker.wire.swallowed} replies were lost")
     if not asked.ok:
-        raise Broken(f"the client was told {asked.status} {asked.answer}")
+        raise Broken(f"the client got {asked.status} {asked.answer}")
     await faults.check(mesh)
 
 
 @row(14, "200 ms jitter, bytes one at a time")
 async def test_row_14_a_slow_and_crumbling_wire(faults: Faults) -> None:
-    """No wrong answer."""
+    """No answer is wrong, and no replica loses its lease."""
     mesh = await faults.mesh(classes="ABCD")
     before = await mesh.epochs()
     async with mesh.load(clients=16):
@@ -114,5 +114,5 @@ async def test_row_14_a_slow_and_crumbling_wire(faults: Faults) -> None:
             member.wire.restore()
         faults.took(await mesh.recovered(D + L))
     if await mesh.epochs() != before:
-        raise Broken("slowness cost somebody the lease")
+        raise Broken("a replica lost its lease on a slow network")
     await faults.check(mesh)

@@ -1,4 +1,4 @@
-"""Rows 5 to 9, 15, 29 and 35: processes that sleep, start together, have the wrong time, or block their event loop."""
+"""Rows 5 to 9, 15, 29 and 35: processes that are stopped, start together, have a wrong clock, or block their event loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_row_05_a_short_sleep_costs_nobody_a_lease(faults: Faults) -> None
 
 @row(6, "SIGSTOP for 2 L, then SIGCONT", selection=True)
 async def test_row_06_a_sleeper_is_shut_out(faults: Faults) -> None:
-    """None of the sleeper's writes or reads succeed; its database is leased again within 2 s; it waits."""
+    """No write or read of the stopped process succeeds; its database is leased again within 2 s; it waits for a lease."""
     mesh = await faults.mesh(5, MESH_DATABASES="4")
     sleeper = faults.chance.choice(await mesh.ready_members())
     held, pid = await mesh.holder_of(sleeper), sleeper.pid
@@ -50,7 +50,7 @@ async def test_row_06_a_sleeper_is_shut_out(faults: Faults) -> None:
 
 @row(6, "a write on its way while the lease passes to another (without ACL)", selection=True)
 async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> None:
-    """None of the sleeper's writes succeed, though nothing but the commit itself checks the lease."""
+    """No write of the stopped process succeeds, although only the commit itself checks the lease here."""
     mesh = await faults.mesh(5, MESH_DATABASES="4", MESH_ISOLATION="prefix")
     sleeper = faults.chance.choice(await mesh.ready_members())
     held = await mesh.holder_of(sleeper)
@@ -68,7 +68,7 @@ async def test_row_06_a_write_that_arrives_late_is_refused(faults: Faults) -> No
 
 
 def _other(mesh: Mesh, sleeper: Member) -> Member:
-    """Any replica but this one: what waits at a sleeper, nobody can answer."""
+    """Return another replica: a stopped one cannot answer."""
     return next(member for member in mesh.members if member is not sleeper and member.was_ready)
 
 
@@ -83,7 +83,7 @@ async def _taken(mesh: Mesh, held: object) -> bool:
 
 
 async def _no_connection_of(mesh: Mesh, replica: str) -> None:
-    """The server has cut the former holder off: not even what it had sent before is answered."""
+    """Check that the server has closed all connections of the former holder. Raises Broken."""
     clients = await mesh.admin.client_list()
     left = [
         client["name"] for client in clients if client["name"].endswith(replica) and "applicant" not in client["name"]
@@ -98,7 +98,7 @@ async def _true(value: bool) -> bool:
 
 @row(7, "SIGSTOP between compute and commit, taken over, SIGCONT", selection=True)
 async def test_row_07_work_taken_over_has_one_effect(faults: Faults) -> None:
-    """One effect. The lease is long here, so that nothing but the ownership of the entry is in the way."""
+    """The request has one effect. The lease is long here, so only the ownership of the entry prevents a second one."""
     mesh = await faults.mesh(MESH_LEASE_TTL_MS="10000")
     asked = mesh.tally(mesh.members[2], cls="A", hold_ms=1000)
     worker = await mesh.begun(asked)
@@ -109,13 +109,13 @@ async def test_row_07_work_taken_over_has_one_effect(faults: Faults) -> None:
         await asyncio.sleep(1.5)
     await asked
     if not asked.result().ok:
-        raise Broken(f"the client was told {asked.result()}")
+        raise Broken(f"the client got {asked.result()}")
     await faults.check(mesh)
 
 
 @row(7, "a commit on its way while its request is taken over", selection=True)
 async def test_row_07_a_commit_that_arrives_late_is_refused(faults: Faults) -> None:
-    """One effect, though the worker could not hear in time that its request is another's."""
+    """The request has one effect, although its worker learns too late that another replica has claimed it."""
     mesh = await faults.mesh(3, classes="AAB", MESH_LEASE_TTL_MS="10000")
     asked = mesh.tally(mesh.members[2], cls="A", hold_ms=1000)
     worker = await mesh.begun(asked)
@@ -124,13 +124,13 @@ async def test_row_07_a_commit_that_arrives_late_is_refused(faults: Faults) -> N
     worker.wire.restore()
     await mesh.recovered(L)
     if not asked.result().ok:
-        raise Broken(f"the client was told {asked.result()}")
+        raise Broken(f"the client got {asked.result()}")
     await faults.check(mesh)
 
 
 @row(8, "SIGSTOP all for 2 L, then SIGCONT")
 async def test_row_08_all_sleep_and_all_come_back(faults: Faults) -> None:
-    """N distinct databases within L + 2 s."""
+    """All replicas hold distinct databases within L + 2 s."""
     mesh = await faults.mesh()
     async with mesh.load():
         await asyncio.sleep(1)
@@ -155,7 +155,7 @@ async def test_row_08_all_sleep_and_all_come_back(faults: Faults) -> None:
 
 @row(9, "16 replicas start at once")
 async def test_row_09_sixteen_start_together(faults: Faults) -> None:
-    """16 distinct databases within 5 s of the last process being up."""
+    """Sixteen replicas hold distinct databases within 5 s after the last process is up."""
     mesh = await faults.mesh(16, classes="")
     faults.took(mesh.leased_s)
     if len(await mesh.epochs()) != 16:
@@ -168,7 +168,7 @@ async def test_row_09_sixteen_start_together(faults: Faults) -> None:
 
 @row(15, "SIGSTOP Redis for 5 s")
 async def test_row_15_a_sleeping_server(faults: Faults) -> None:
-    """Back within 2 s after SIGCONT."""
+    """All replicas work within 2 s after SIGCONT."""
     mesh = await faults.mesh()
     async with mesh.load():
         await asyncio.sleep(1)
@@ -181,7 +181,7 @@ async def test_row_15_a_sleeping_server(faults: Faults) -> None:
 
 @row(29, "a replica's clock is off by 60 s")
 async def test_row_29_a_wrong_clock_changes_nothing(faults: Faults) -> None:
-    """No lease changes hands, no expiry differs."""
+    """No lease changes hands, and all records expire on time."""
     mesh = await faults.mesh(2)
     await mesh.add(1, FAULTS_CLOCK_S="60", MESH_CLASS="A")
     await mesh.add(1, FAULTS_CLOCK_S="-60", MESH_CLASS="B")
@@ -208,5 +208,5 @@ async def test_row_35_a_blocked_loop_costs_no_lease(faults: Faults) -> None:
     if await mesh.epochs() != before or {member.pid for member in mesh.members} != pids:
         raise Broken(f"leases changed hands: {before} became {await mesh.epochs()}")
     if not asked.result().ok:
-        raise Broken(f"the client was told {asked.result()}")
+        raise Broken(f"the client got {asked.result()}")
     await faults.check(mesh)
