@@ -1,4 +1,4 @@
-"""Rows 5 to 9, 15, 29 and 35: processes that are stopped, start together, have a wrong clock, or block their event loop."""
+"""Rows 5 to 9, 15, 29 and 35: processes that stop, start together, have a wrong clock, or block the loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_row_05_a_short_sleep_costs_nobody_a_lease(faults: Faults) -> None
 
 @row(6, "SIGSTOP for 2 L, then SIGCONT", selection=True)
 async def test_row_06_a_sleeper_is_shut_out(faults: Faults) -> None:
-    """No write or read of the stopped process succeeds; its database is leased again within 2 s; it waits for a lease."""
+    """No write or read of the stopped process succeeds; its database is leased again within 2 s."""
     mesh = await faults.mesh(5, MESH_DATABASES="4")
     sleeper = faults.chance.choice(await mesh.ready_members())
     held, pid = await mesh.holder_of(sleeper), sleeper.pid
