@@ -119,7 +119,7 @@ class Sessions:
             claims = self._read(token, self._device_audience)
         except NotLoggedIn:
             return None
-        # Whoever knew an earlier password is a stranger again. A clock that is off costs nothing but the privilege.
+        # A new password makes every device a stranger again. A wrong clock of this process costs only the privilege.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)

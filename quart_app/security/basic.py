@@ -24,7 +24,7 @@ class BasicAuth:
     """The one user and password of a service.
 
     A right password from one source is believed for a minute, so that neighbours and operators cost no round trip and
-    are served while Redis is away. Whoever is not believed is admitted by the limiter before the password is compared.
+    are served while Redis is away. Every other request is admitted by the limiter before its password is compared.
     """
 
     def __init__(self, service: str, username: str, password: SecretStr) -> None:

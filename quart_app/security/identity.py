@@ -1,4 +1,4 @@
-"""The normal form of e-mail addresses and passwords, and what is refused as a password.
+"""The normal form of e-mail addresses and passwords, and the rules for new passwords.
 
 Every path uses these functions: registering, logging in, changing a profile, the administrator of the settings and the
 command line. Two spellings of one address are therefore one account.

@@ -150,7 +150,7 @@ async def test_a_failure_is_kept_only_if_a_provider_may_have_the_message(arrived
 
 @pytest.mark.parametrize("began", [False, True])
 async def test_an_unexpected_error_leaves_the_claim_as_it_is(began: bool) -> None:
-    """A message that may have been sent is not sent again; whoever asks is told to wait, then that it is not known."""
+    """A message that may have been sent is not sent again; later requests get an honest error."""
 
     async def break_down(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         if began:

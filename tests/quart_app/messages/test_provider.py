@@ -52,7 +52,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def gateway(url: str, **settings: Any) -> AsyncIterator[ProviderClient]:
+async def client_of(url: str, **settings: Any) -> AsyncIterator[ProviderClient]:
     chosen = {"provider_timeout_ms": 300, "connect_timeout_ms": 200} | settings
     made = ProviderClient(url, MessageSettings(**chosen))
     try:
@@ -71,13 +71,13 @@ def answering(head: str, body: bytes = b"") -> Handler:
 
 
 async def outcome_of(handler: Handler, **settings: Any) -> ProviderOutcome:
-    async with serving(handler) as url, gateway(url, **settings) as sender:
+    async with serving(handler) as url, client_of(url, **settings) as sender:
         return await sender.send("m1", "hello")
 
 
 async def test_the_reply_of_a_provider_is_returned(providers: Providers) -> None:
     """From the simulator itself; a refusal says for how long."""
-    async with gateway(providers.free_url) as sender:
+    async with client_of(providers.free_url) as sender:
         outcomes = [await sender.send(f"m{n}", f"hello {n}") for n in range(3)]
     assert outcomes[0] == Answered("handled by the free provider: hello 0")
     assert outcomes[2] == Blocked(1_000)
@@ -117,7 +117,7 @@ async def test_an_answer_without_a_reply_has_failed(head: str, body: bytes) -> N
 async def test_an_unreachable_provider_got_nothing() -> None:
     """A refused connection is certain, so it is tried a few times."""
     began = time.monotonic()
-    async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
+    async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
         assert isinstance(await sender.send("m1", "hello"), Unsent)
     assert 0.1 < time.monotonic() - began < 2
 
@@ -134,7 +134,7 @@ async def test_a_request_that_could_not_leave_is_repeated() -> None:
     async with serving(handler) as url:
         pass
     port = int(url.rsplit(":", 1)[1].strip("/"))
-    async with gateway(url, connect_tries=10) as sender:
+    async with client_of(url, connect_tries=10) as sender:
         sending = asyncio.create_task(sender.send("m1", "hello"))
         await asyncio.sleep(0.05)
         server = await asyncio.start_server(handler, "127.0.0.1", port)
@@ -186,7 +186,7 @@ async def test_a_slow_answer_ends_at_the_deadline() -> None:
 
 async def test_an_ended_reservation_sends_nothing(providers: Providers) -> None:
     """The reservation is checked right before the first byte, after connecting."""
-    async with gateway(providers.free_url) as sender:
+    async with client_of(providers.free_url) as sender:
         assert await sender.send("m1", "hello", may_leave=lambda: False) == Unsent(TOO_LATE)
         answers = iter([True, False, False])
         assert await sender.send("m1", "hello", may_leave=lambda: next(answers)) == Answered(
@@ -236,7 +236,7 @@ async def test_has_left_is_called_before_the_answer() -> None:
         await writer.drain()
         said.append("answered")
 
-    async with serving(handler) as url, gateway(url) as sender:
+    async with serving(handler) as url, client_of(url) as sender:
         await sender.send("m1", "hello", has_left=lambda: said.append("left"))
     assert said.index("left") < said.index("answered")
 
@@ -244,7 +244,7 @@ async def test_has_left_is_called_before_the_answer() -> None:
 async def test_has_left_is_called_when_the_first_try_fails() -> None:
     """Other messages do not wait for the next tries."""
     said = list[float]()
-    async with gateway("http://127.0.0.1:1/", connect_tries=3) as sender:
+    async with client_of("http://127.0.0.1:1/", connect_tries=3) as sender:
         # Making a client reads certificates, which takes longer than the try.
         began = time.monotonic()
         await sender.send("m1", "hello", has_left=lambda: said.append(time.monotonic() - began))

@@ -118,7 +118,7 @@ async def test_an_attempt_that_was_not_compared_is_given_back(shared: Redis) -> 
 
 
 async def test_a_window_ends(shared: Redis) -> None:
-    """And what is given back after it leaves no counter without an end."""
+    """Giving an attempt back after the window leaves no counter without an expiry."""
     limiter = CredentialLimiter(shared, Limits(tries=1, window_s=0.2))
     attempt = await limiter.admit(ANN, ATTACKER)
     with pytest.raises(TooManyAttempts):
@@ -131,7 +131,7 @@ async def test_a_window_ends(shared: Redis) -> None:
 
 
 async def test_no_key_shows_an_address(shared: Redis) -> None:
-    """Whoever reads Redis does not read who tried to log in."""
+    """Keys hold hashes of e-mail addresses."""
     limiter = CredentialLimiter(shared, LIMITS)
     await limiter.excuse(await limiter.admit(ANN, ATTACKER))
     assert not [key for key in await shared.keys("*") if "ann" in key]
