@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version as package_version
 
-from quart import Blueprint, Quart
+from quart import Blueprint
 
 from mesh import SetupError, Worker
 from quart_app.dashboard import LivePage, landing_routes
@@ -82,8 +82,9 @@ def _service(name: str, context: Context) -> Service:
     return service
 
 
-def _register(quart: Quart, blueprints: Sequence[Blueprint]) -> None:
+def _register(quart: Application, blueprints: Sequence[Blueprint]) -> None:
     for blueprint in blueprints:
         quart.register_blueprint(blueprint)
+    quart.expect_requests()
     if collision := collisions.find(quart):
         raise SetupError(f"two routes of the {quart.name} port collide: {collision}; change ENDPOINT_PREFIX")

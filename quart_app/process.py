@@ -25,9 +25,9 @@ from mesh import Busy, LeaseLost, MeshError, MeshSettings, Replica, SetupError, 
 from mesh.lease.applicant import Applicant
 from mesh.wire import failures
 from quart_app import environment, logs
-from quart_app.app import VERSION, App, create_app
+from quart_app.app import VERSION, App, create_app, why_not_ready
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
-from quart_app.http import server
+from quart_app.http import health, server
 from quart_app.http.drain import last_call
 from quart_app.http.sockets import BACKLOG, Sockets, listen
 from quart_app.security.secrets import refuse_open_redis
@@ -86,9 +86,13 @@ class Process:
             async with asyncio.TaskGroup() as tasks:
                 http = tasks.create_task(self._serve(sockets))
                 member = tasks.create_task(self._membership(sockets))
-                watching = tasks.create_task(self._watch_the_end_of_work())
+                beside = [
+                    tasks.create_task(self._watch_the_end_of_work()),
+                    tasks.create_task(health.report(lambda: why_not_ready(self._app))),
+                ]
                 await tasks.create_task(self._drain(http, member))
-                watching.cancel()
+                for task in beside:
+                    task.cancel()
         finally:
             sockets.close()
 

@@ -248,6 +248,12 @@ class Application(Quart):
         self.config["RESPONSE_TIMEOUT"] = None
         problems.install(self)
 
+    def expect_requests(self) -> None:
+        """Begin the metrics of every route; call this once all routes are there."""
+        for rule in self.url_map.iter_rules():
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+                self._requests.expect(method, rule.rule)
+
     async def handle_request(self, request: Request) -> ResponseTypes:
         """Answer a request, errors included: add the headers of every answer, count the request, log it.
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping
 
+import structlog
 from quart import Blueprint, Response, jsonify
 from quart_schema import tag
 
 from quart_app.http.problems import Problem
 from quart_app.service import Context
+
+log = structlog.get_logger(__name__)
+
+#: How often the reason is looked at, and how often it is logged while it stays the same.
+LOOK_S = 0.5
+REPEAT_S = 60.0
+
+
+async def report(reason: Callable[[], str]) -> None:
+    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Runs for ever."""
+    told, told_at = "", 0.0
+    while True:
+        why, now_s = reason(), time.monotonic()
+        if why and (why != told or now_s - told_at >= REPEAT_S):
+            log.warning("not ready", reason=why)
+            told_at = now_s
+        elif told and not why:
+            log.info("ready again", was=told)
+        told = why
+        await asyncio.sleep(LOOK_S)
 
 
 def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], Mapping[str, str]]) -> Blueprint:

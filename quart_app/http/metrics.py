@@ -1,10 +1,21 @@
-"""What Prometheus is told: HTTP by route, the mesh by its counters and books. Served on the private port only."""
+"""Metrics for Prometheus: HTTP by route, the mesh by its counters and books. Only the private port serves them."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
+from importlib.metadata import version
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from quart import Blueprint, Response
@@ -12,15 +23,19 @@ from quart import Blueprint, Response
 from mesh import MeshError
 from quart_app.service import Context
 
+# Each counter would have a second series with the time of its birth.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-
+#: Statuses that an alert looks at.
+FAILURES = (500, 502, 503, 504)
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Requests:
-    """Counts and times HTTP requests by route, never by path: a path may name a person, and both, like methods, can be
-    made up without end.
+    """Counts and times of HTTP requests, by route and never by path.
+
+    A path may name a person, and a client can invent paths and methods without end.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -32,21 +47,26 @@ class Requests:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One more request to this route, and how long its answer took."""
+        """Count one request to this route, and how long its answer took."""
         method = method if method in METHODS else "other"
         count, duration = self._children.get((method, route, status)) or self._child(method, route, status)
         count.inc()
         duration.observe(seconds)
 
+    def expect(self, method: str, route: str) -> None:
+        """Begin the counters of failures at 0: Prometheus sees no increase in a counter that begins with 1."""
+        for status in FAILURES:
+            self._count.labels(method, route, status)
+
     def _child(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-        """Looked up once: prometheus_client takes a lock and makes strings of the labels each time."""
+        """Look up the metrics once: prometheus_client takes a lock and makes strings of the labels each time."""
         child = self._count.labels(method, route, status), self._seconds.labels(route)
         self._children[method, route, status] = child
         return child
 
 
 class MeshCollector(Collector):
-    """This replica's counters in the mesh, read when they are asked for."""
+    """This replica's counters in the mesh, read at each scrape."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -68,8 +88,11 @@ class MeshCollector(Collector):
 
 
 def routes(context: Context) -> Blueprint:
-    """GET /metrics."""
+    """Return the route GET /metrics."""
     blueprint = Blueprint("metrics", __name__)
+    ProcessCollector(registry=context.metrics)
+    build = Info("mesh_build", "the release that this process runs", registry=context.metrics)
+    build.info({"version": version("quart-mesh"), "python": platform.python_version()})
     context.metrics.register(MeshCollector(context))
 
     @blueprint.get("/metrics")
@@ -81,7 +104,7 @@ def routes(context: Context) -> Blueprint:
 
 
 async def _books(context: Context) -> bytes:
-    """The mesh's accounts; the same whichever replica is asked, and left out while Redis is away."""
+    """Return the books of the whole mesh, which every replica can tell; nothing while Redis is away."""
     try:
         books = await context.mesh.books()
     except MeshError:

@@ -24,16 +24,19 @@ TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
-    408: "The request took too long to arrive",
+    408: "Request timeout",
     409: "Conflict",
-    413: "Too large",
+    413: "Content too large",
     415: "Unsupported media type",
-    422: "The content is not valid",
+    421: "Misdirected request",
+    422: "Content not valid",
     429: "Too many requests",
+    431: "Request header fields too large",
     500: "Internal error",
-    502: "A provider failed",
-    503: "Not available just now",
-    504: "Not done in time",
+    501: "Not implemented",
+    502: "Provider failed",
+    503: "Service unavailable",
+    504: "Deadline exceeded",
 }
 
 STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
@@ -57,7 +60,7 @@ class ProblemResponse(Response):
 
 
 class Problem(Exception):
-    """An answer that is an error: raise it anywhere below a route.
+    """An answer that is an error; raise it anywhere below a route.
 
     `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer.
     """
@@ -104,7 +107,7 @@ class Problem(Exception):
 
 
 def from_mesh(error: mesh_errors.MeshError) -> Problem:
-    """A problem for a failure of the mesh; the error's facts stay visible."""
+    """Return the problem for a failure of the mesh; its members are the error's facts."""
     status = error.facts.get("status") or next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
     retry_after = error.retry_after
@@ -114,9 +117,9 @@ def from_mesh(error: mesh_errors.MeshError) -> Problem:
 
 
 def from_validation(error: ValidationError, first: int = 0) -> Problem:
-    """A problem that names each wrong place with a JSON pointer (RFC 6901).
+    """Return a problem that names each wrong place with a JSON pointer (RFC 6901).
 
-    Where a part of a list was checked, `first` is the place of the part's first item.
+    If only a slice of a list was checked, `first` is the place of the first item of the slice.
     """
     found = [
         {"pointer": pointer(_moved(entry["loc"], first)), "message": entry["msg"]}
@@ -130,12 +133,12 @@ def _moved(path: Sequence[int | str], first: int) -> Sequence[int | str]:
 
 
 def pointer(path: Sequence[int | str]) -> str:
-    """The JSON pointer of a path."""
+    """Return the JSON pointer of a path."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
 def install(app: Quart) -> None:
-    """Make every error of an application a problem document."""
+    """Let an application answer every error with a problem document."""
 
     @app.errorhandler(Problem)
     async def problem(error: Problem) -> Response:

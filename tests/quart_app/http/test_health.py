@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from mesh import Worker, join
+from quart_app.http import health
 from tests.support.members import mesh_settings
 from tests.support.nodes import applications, node
 from tests.support.server import Server
@@ -127,3 +131,26 @@ async def test_who_is_about_to_leave_closes_connections() -> None:
     app = applications()
     app.reason = "this replica is about to leave"
     assert (await app.public.test_client().get("/health")).headers["Connection"] == "close"
+
+
+async def test_the_reason_is_logged_on_change_and_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with every look; and when it is over, that is logged, too."""
+    now = 0.0
+    reasons = ["", "no lease yet", "no lease yet", "no lease yet", "Redis cannot be reached", "", ""]
+
+    async def sleep(_: float) -> None:
+        nonlocal now
+        now += 40
+        if not reasons:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(health.asyncio, "sleep", sleep)
+    monkeypatch.setattr(health.time, "monotonic", lambda: now)
+    with capture_logs() as said, contextlib.suppress(asyncio.CancelledError):
+        await health.report(lambda: reasons.pop(0))
+    assert [(line["event"], line.get("reason") or line.get("was")) for line in said] == [
+        ("not ready", "no lease yet"),
+        ("not ready", "no lease yet"),
+        ("not ready", "Redis cannot be reached"),
+        ("ready again", "Redis cannot be reached"),
+    ]

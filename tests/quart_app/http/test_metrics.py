@@ -55,3 +55,13 @@ async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
         assert accounts.pop("accepted") == sum(accounts.values()) == 1
         labels = {"database": "1", "class": "A", "replica": one.replica.id}
         assert value(found, "mesh_leased", **labels) == 1
+
+
+async def test_metrics_follow_the_conventions() -> None:
+    """Failures begin at 0, so that an alert sees the first one; the process and its release are told."""
+    app = applications()
+    text = (await (await app.private.test_client().get("/metrics")).get_data()).decode()
+    assert 'http_requests_total{method="POST",route="/values",status="503"} 0.0' in text
+    assert "process_resident_memory_bytes" in text and "process_open_fds" in text
+    assert "mesh_build_info{" in text
+    assert "_created" not in text
