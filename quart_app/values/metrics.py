@@ -11,7 +11,7 @@ from enum import StrEnum
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
-class Outcome(StrEnum):
+class FactorOutcome(StrEnum):
     """How a computation ended, of numbers that are not done at once."""
 
     DONE = "done"
@@ -67,10 +67,10 @@ class FactorMetrics:
             ["lane", "reason"],
             registry=registry,
         )
-        for outcome in Outcome:  # so that there is a 0 to rise from
+        for outcome in FactorOutcome:  # so that there is a 0 to rise from
             self._ended.labels(outcome)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: FactorOutcome) -> None:
         self._ended.labels(outcome).inc()
 
     def lane(self, name: str) -> LaneMetrics:

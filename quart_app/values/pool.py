@@ -38,7 +38,7 @@ from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import child, notation
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring, Stage
-from quart_app.values.metrics import FactorMetrics, LaneMetrics, Outcome
+from quart_app.values.metrics import FactorMetrics, FactorOutcome, LaneMetrics
 from quart_app.values.pace import Pace
 
 #: makes a function and its arguments, at the moment when a process is free for them
@@ -243,7 +243,7 @@ class FactorPool:
         if found is not None:
             return found
         if len(self._computations) >= self.brisk_limit + self.hard_limit:
-            self._metrics.ended(Outcome.REFUSED)
+            self._metrics.ended(FactorOutcome.REFUSED)
             raise Busy("too many factorisations are in progress; retry after 1 s", retry_after=1)
         now_s = time.monotonic()
         answer = asyncio.get_running_loop().create_future()
@@ -287,7 +287,7 @@ class FactorPool:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():
             late = time.monotonic() >= computation.deadline_s
-            self._metrics.ended(Outcome.LATE if late else Outcome.CANCELLED)
+            self._metrics.ended(FactorOutcome.LATE if late else FactorOutcome.CANCELLED)
             computation.task.cancel()
 
     def _admit(self, computation: Computation) -> None:
@@ -297,7 +297,7 @@ class FactorPool:
             return
         others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
         if len(others) >= self.hard_limit:
-            self._metrics.ended(Outcome.REFUSED)
+            self._metrics.ended(FactorOutcome.REFUSED)
             retry_after = math.ceil(self._patience(others))
             raise Busy(
                 f"too many hard numbers ({len(others)}) are being factorised; retry after {retry_after} s",
@@ -321,12 +321,12 @@ class FactorPool:
             raise
         except Exception as error:
             if not isinstance(error, Busy):
-                self._metrics.ended(Outcome.FAILED)
+                self._metrics.ended(FactorOutcome.FAILED)
             if not answer.done():
                 answer.set_exception(error)
                 answer.exception()  # it has been seen, should the last waiter have left just now
         else:
-            self._metrics.ended(Outcome.DONE)
+            self._metrics.ended(FactorOutcome.DONE)
             if not answer.done():
                 answer.set_result(factors)
         if self._computations.get(computation.number) is computation:
