@@ -48,7 +48,7 @@ async def behind(processes: list[Process]) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def leads_to(client: httpx.AsyncClient, count: int) -> bool:
-    """Whether it balances over just so many replicas."""
+    """Return whether Caddy balances over exactly this many replicas."""
     answers = [await client.get("/readyz") for _ in range(4 * count)]
     return len({answer.json()["replica"] for answer in answers if answer.status_code == 200}) == count
 
@@ -61,7 +61,7 @@ async def classes_without(processes: list[Process], gone: Process) -> list[str]:
 
 
 async def wait_for_more(history: History, count: int = 100) -> None:
-    """Until the load has had so many more answers."""
+    """Wait until the load has had this many more answers."""
     wanted = len(history.samples) + count
 
     async def enough() -> bool:
@@ -148,7 +148,7 @@ async def lives(replicas: Replicas, process: Process) -> bool:
 
 @pytest.mark.parametrize("size", [3 << 20, 17 << 20], ids=["for-the-application", "for-the-balancer"])
 async def test_a_body_too_large_is_told_so(replicas: Replicas, size: int) -> None:
-    """413 as a problem, whoever of the two says it, and while the client is still sending."""
+    """Caddy or the replica answers 413 as a problem, while the client is still sending."""
     async with behind(await replicas(1)) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         head = f"POST /values HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}"
@@ -232,7 +232,7 @@ async def test_a_port_that_is_taken_is_an_error_even_by_another_caddy() -> None:
 
 
 async def test_a_caddy_that_does_not_start_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a wait until somebody gives up."""
+    """The error comes at once, not after a time-out."""
     broken = tmp_path / "Caddyfile"
     broken.write_text("{\n\tno_such_option\n}\n")
     monkeypatch.setattr("quart_app.local.caddy.CADDYFILE", broken)
@@ -318,7 +318,7 @@ def older_than_2_7() -> bool:
 async def test_found_by_name_a_mesh_grows_and_shrinks_under_load_without_a_failed_request(
     replicas: Replicas, tmp_path: Path
 ) -> None:
-    """No health checks there: a replica listens once ready, and closes its door without resetting anybody."""
+    """There are no health checks: a replica listens once it is ready, and stops listening without a reset."""
     hosts = ["127.0.1.1", "127.0.1.2", "127.0.1.3"]
     port = free_port()
     first, second = [await at_address(replicas, host, port) for host in hosts[:2]]

@@ -57,7 +57,7 @@ UNMAKING = {("POST", "/auth/logout"), ("PATCH", "/users/me")}
 
 @dataclass
 class World:
-    """A mesh in use, and who asks it."""
+    """A mesh in use, and a client of it."""
 
     public: str
     private: str
@@ -81,7 +81,7 @@ class World:
         return self.log_in(email, PASSWORD)
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        """Who asks: the administrator, unless the answer would unmake the session."""
+        """Return the headers of the administrator, or of a new user if the request would end the session."""
         cookie = self.newcomer() if (method, path) in UNMAKING else self.admin
         return {"Cookie": cookie, "Authorization": "Basic Z3JhZGVzOmdyYWRlcw=="}
 
@@ -166,7 +166,7 @@ async def _heard(replicas: Replicas, replica: Process) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_answers_are_what_the_document_says(world: World) -> None:
-    """Each operation as it should be used, then a dozen calls of it made up, and a dozen that are not allowed."""
+    """Each operation is called as it should be, then with a dozen generated calls, then with a dozen invalid ones."""
     await asyncio.to_thread(_hold_against_document, world, 12, 0)
 
 
@@ -319,7 +319,7 @@ def _make_up(world: World, calls: Any, examples: int, chance: int) -> None:
 
 
 def _ask(world: World, case: Any) -> Any:
-    """Send a call, and hold the answer against the document."""
+    """Send a call, and compare the answer with the document."""
     operation = case.operation
     private = "private" in (operation.definition.raw.get("tags") or ())
     answer = case.call(

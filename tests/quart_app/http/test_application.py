@@ -1,4 +1,4 @@
-"""Every request is followed, whatever becomes of it; whoever has gone is no longer worked for."""
+"""The application as a whole: metrics, log lines, bounds, and requests whose client has gone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from quart_app.settings import AppSettings
 
 @dataclass
 class Followed:
-    """An application with routes that end in every way, and what was seen of it."""
+    """An application with routes that end in every way, and its metrics."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,7 +110,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("path", "status", "route"), ENDINGS)
 async def test_every_answer_is_followed(followed: Followed, path: str, status: int, route: str) -> None:
-    """Its id out again, one count and one line, by route and never by path; a warning where it is our failure."""
+    """The answer repeats its id; one count and one log line name the route, never the path; a 5xx is a warning."""
     with capture_logs() as said:
         response = await followed.app.test_client().get(path, headers={"X-Request-ID": "abc-1"})
     assert (response.status_code, response.headers["X-Request-ID"]) == (status, "abc-1")
@@ -143,7 +143,7 @@ async def test_a_failure_is_logged_with_its_reason_up_to_a_rate(
 
 
 async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> None:
-    """And each request has its own."""
+    """Each request has its own id."""
     client = followed.app.test_client()
     responses = await asyncio.gather(*(client.get("/people/ada") for _ in range(3)))
     ids = [(await response.get_json())["id"] for response in responses]
@@ -152,14 +152,14 @@ async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> 
 
 
 async def test_methods_that_somebody_made_up_are_counted_together(followed: Followed) -> None:
-    """There are as many as callers like; each would be a time series."""
+    """Callers can invent methods without end, and each would be a time series."""
     for method in ("BREW", "WHEN"):
         assert (await followed.app.test_client().open("/refused", method=method)).status_code == 405
     assert followed.counted("other", "none", 405) == 2
 
 
 async def test_numbers_leave_exact_and_never_as_what_is_no_json(followed: Followed) -> None:
-    """At any size; what is no number is null, not NaN."""
+    """Numbers keep all digits; NaN is written as null."""
 
     @followed.app.get("/numbers")
     async def numbers() -> Response:
@@ -170,14 +170,14 @@ async def test_numbers_leave_exact_and_never_as_what_is_no_json(followed: Follow
 
 
 async def test_answers_are_plain_json_in_the_order_given(followed: Followed) -> None:
-    """Compact, with what Quart can write beyond JSON's own types."""
+    """The JSON is compact, and has the types that Quart adds to those of JSON."""
     response = await followed.app.test_client().get("/people/ada", headers={"X-Request-ID": "x"})
     assert await response.get_data() == b'{"z":"ada","id":"x","a":"1.5"}\n'
     assert response.content_type == "application/json"
 
 
 async def test_who_has_gone_is_no_longer_worked_for(followed: Followed) -> None:
-    """The route is cancelled, nothing is counted or said, and the application serves on."""
+    """The route is cancelled, nothing is counted or logged, and the application goes on."""
     async with serving(followed.app, 1) as there, asyncio.timeout(10):
         host, _, port = there.address.rpartition(":")
         with capture_logs() as said, socket.create_connection((host, int(port))) as client:
@@ -194,7 +194,7 @@ async def test_who_has_gone_is_no_longer_worked_for(followed: Followed) -> None:
 
 
 async def test_an_end_from_outside_is_not_taken_for_a_client_that_has_gone(followed: Followed) -> None:
-    """Who still waits when the server's grace is over hears 503."""
+    """A request that is not answered when the server's grace ends gets 503."""
     async with serving(followed.app, 0.1) as there, asyncio.timeout(10), httpx.AsyncClient() as client:
         asking = asyncio.create_task(client.get(f"http://{there.address}/never"))
         await followed.begun.wait()
@@ -212,7 +212,7 @@ async def test_every_host_has_the_same_routes(followed: Followed, host: str) -> 
 
 
 async def test_nothing_is_kept_in_sessions_of_quarts(followed: Followed) -> None:
-    """They are one and empty for all: what somebody wrote there would be everybody's."""
+    """All requests share one empty session, so nothing may be written to it."""
 
     @followed.app.get("/keep")
     async def keep() -> str:
@@ -223,7 +223,7 @@ async def test_nothing_is_kept_in_sessions_of_quarts(followed: Followed) -> None
 
 
 async def _said(app: Application, path: str) -> list[dict[str, Any]]:
-    """What the application tells the server for a GET."""
+    """Return the messages that the application sends to the server for a GET."""
     asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
     said: list[dict[str, Any]] = []
 
@@ -242,7 +242,7 @@ async def _said(app: Application, path: str) -> list[dict[str, Any]]:
 
 
 async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) -> None:
-    """Head and body; one that comes bit by bit has an end of its own."""
+    """A whole answer takes two messages; a streamed one has a third for its end."""
     head, body = await _said(followed.app, "/people/Ann")
     assert (head["status"], body["more_body"]) == (200, False)
     assert dict(head["headers"])[b"content-length"] == str(len(body["body"])).encode()
@@ -286,7 +286,7 @@ async def test_a_page_keeps_its_own_policy(followed: Followed) -> None:
 
 @pytest.mark.parametrize("path", ["/people/ada", "/nowhere"])
 async def test_a_request_for_another_host_is_refused(followed: Followed, path: str) -> None:
-    """Whatever its path: the page of a stranger learns nothing, not even which routes there are."""
+    """The path does not matter: a page of another site does not even learn which routes exist."""
     response = await followed.app.test_client().get(path, headers={"Host": "evil.example.com"})
     assert response.status_code == 421
     assert "evil.example.com" in (await response.get_json())["detail"]
@@ -295,7 +295,7 @@ async def test_a_request_for_another_host_is_refused(followed: Followed, path: s
 
 @dataclass
 class Gauge:
-    """An application that reads bodies when it is told to, within small bounds."""
+    """An application with small bounds that reads bodies, and answers when it is told to."""
 
     read: asyncio.Event = field(default_factory=asyncio.Event)
     app: Application = field(init=False)
@@ -328,7 +328,7 @@ class Gauge:
 
 
 async def test_open_bodies_are_bounded_per_source_and_in_all() -> None:
-    """Beyond a bound a request gets 503; when the others are answered there is room again."""
+    """Beyond a bound a request gets 503; once other requests are answered there is room again."""
     gauge = Gauge()
     async with serving(gauge.app, 1) as served, asyncio.TaskGroup() as tasks:
         first = [tasks.create_task(gauge.ask(served.address, 1000)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Strict JSON: whatever arrives, a model or a clear error, never a 500."""
+"""Strict JSON: every body becomes a model or a clear error, never a 500."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_body_is_a_clear_error(app: Quart, name: str) -> None:
-    """A problem document that says what is wrong; the next request is none the worse."""
+    """The answer says what is wrong, and the next request is served."""
     body, status, says = HOSTILE[name]
     client = app.test_client()
     response = await client.post("/", data=body, headers={"Content-Type": "application/json"})
@@ -102,7 +102,7 @@ async def test_a_hostile_body_is_a_clear_error(app: Quart, name: str) -> None:
 
 
 async def test_every_wrong_place_is_named_with_a_json_pointer(app: Quart) -> None:
-    """RFC 6901, so that a program can find it."""
+    """The pointers are those of RFC 6901, so that a program can follow them."""
     body = b'[{"value": 1}, {"value": "x", "name": 5}]'
     response = await app.test_client().post("/", data=body, headers={"Content-Type": "application/json"})
     found = {error["pointer"]: error["message"] for error in (await response.get_json())["errors"]}
@@ -111,20 +111,20 @@ async def test_every_wrong_place_is_named_with_a_json_pointer(app: Quart) -> Non
 
 @pytest.mark.parametrize("sent", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
 async def test_another_content_type_is_refused(app: Quart, sent: str) -> None:
-    """What is not said to be JSON is not read as JSON."""
+    """A body is read as JSON only if its content type says JSON."""
     response = await app.test_client().post("/", data=b"[]", headers={"Content-Type": sent})
     assert response.status_code == 415
 
 
 @pytest.mark.parametrize("sent", ["application/json", "application/json; charset=utf-8", "application/problem+json"])
 async def test_json_by_any_of_its_names_is_read(app: Quart, sent: str) -> None:
-    """With parameters, and the +json family."""
+    """Parameters and types that end in +json are accepted."""
     response = await app.test_client().post("/", data=item("7"), headers={"Content-Type": sent})
     assert (response.status_code, await response.get_json()) == (200, [{"value": 7, "name": ""}])
 
 
 async def test_a_body_that_stalls_is_given_up(app: Quart) -> None:
-    """408 after the time-out, not a connection held for a minute."""
+    """The answer is 408 after the time-out; the connection is not held for a minute."""
     async with app.test_client().request(
         "/", method="POST", headers={"Content-Type": "application/json", "Content-Length": "100"}
     ) as connection:
@@ -135,14 +135,14 @@ async def test_a_body_that_stalls_is_given_up(app: Quart) -> None:
 
 
 def test_large_numbers_stay_exact() -> None:
-    """At any size that is allowed."""
+    """Every size that is allowed keeps all digits."""
     assert parse_json("[%s]" % ("9" * MAX_INTEGER_DIGITS)) == [10**MAX_INTEGER_DIGITS - 1]
     with pytest.raises(Problem):
         parse_json("-" + "9" * MAX_INTEGER_DIGITS)
 
 
 def outcome(parse: Callable[[bytes], object], text: bytes) -> str:
-    """What a parser makes of a text, or how it refuses it. As text, since 1, 1.0 and True are equal."""
+    """Return the value of a text or its refusal, as text, because 1, 1.0 and True are equal."""
     try:
         return repr(parse(text))
     except Problem as problem:
@@ -150,7 +150,7 @@ def outcome(parse: Callable[[bytes], object], text: bytes) -> str:
 
 
 class Pairs(list[tuple[str, object]]):
-    """An object as it is written."""
+    """An object as a list of its pairs, in which a key may stand twice."""
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
@@ -165,7 +165,7 @@ VALUES = st.recursive(
 
 
 def written(value: object, *, plain: bool) -> str:
-    """JSON; `plain`: what is no ASCII stands for itself."""
+    """Return the JSON of a value; `plain`: without escapes for characters beyond ASCII."""
     if isinstance(value, Pairs):
         return "{" + ", ".join(f"{written(k, plain=plain)}: {written(v, plain=plain)}" for k, v in value) + "}"
     if isinstance(value, list):
@@ -177,14 +177,14 @@ def written(value: object, *, plain: bool) -> str:
     VALUES, st.booleans(), st.integers(0, 60), st.sampled_from(["", "", "", ",", '"', "0", "}", "\\", "NaN", "\x01"])
 )
 def test_both_parsers_say_the_same(value: object, plain: bool, place: int, added: str) -> None:
-    """Whichever is asked: of what is JSON, of what names a key twice, and of what something slipped into."""
+    """They agree about JSON, about keys that stand twice, and about JSON with something inserted."""
     text = written(value, plain=plain)
     sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass")
     assert outcome(parse_json, sent) == outcome(body._parsed_carefully, sent)
 
 
 def keys(count: int) -> str:
-    """An object of so many keys."""
+    """Return an object of so many keys."""
     return "{" + ",".join(f'"k{n}":"v"' for n in range(count)) + "}"
 
 
@@ -206,13 +206,13 @@ TRICKY = {
 
 @pytest.mark.parametrize("name", TRICKY)
 def test_both_parsers_say_the_same_of_what_is_tricky(name: str) -> None:
-    """Many keys, long numbers, quotes that count twice."""
+    """The cases are many keys, long numbers and quotes in strings."""
     text = f"[{','.join(TRICKY[name])}]".encode()
     assert outcome(parse_json, text) == outcome(body._parsed_carefully, text)
 
 
 def test_the_quick_parser_takes_what_is_plain() -> None:
-    """What nearly every client sends, in a batch as alone; else it would be there for nothing."""
+    """Bodies that nearly every client sends do not need the careful parser."""
     items = [{"value": (1 << 70) + n, "ttl": 300, "cls": "A"} for n in range(1000)]
     for value in (items, items[:1], {"a": [1, {"b": "ü"}]}):
         assert body._parsed_quickly(json.dumps(value, ensure_ascii=False).encode()) == value
@@ -227,7 +227,7 @@ async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart
 
 
 async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> None:
-    """By their places in the whole list, and not all of thousands."""
+    """The pointers count from the begin of the whole list; at most 100 errors are named."""
     items = [{"value": 1 if n < 700 else "x"} for n in range(MOST)]
     found = await app.test_client().post("/items", json=items)
     assert found.status_code == 422
@@ -238,7 +238,7 @@ async def test_of_a_long_list_the_first_wrong_items_are_named(app: Quart) -> Non
 
 @pytest.mark.parametrize(("body", "says"), [([{}] * (MOST + 1), "at most 4000 items"), ({"value": 1}, "not valid")])
 async def test_what_is_no_list_or_too_long_is_refused(app: Quart, body: object, says: str) -> None:
-    """Too long: before anything in it is looked at."""
+    """A list that is too long is refused before its items are checked."""
     found = await app.test_client().post("/items", json=body)
     assert found.status_code == 422
     assert says in (await found.get_json())["detail"]

@@ -19,7 +19,7 @@ from tests.support.serving import raw, served, settings
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is handed to a connection, piece by piece."""
+    """Collect what is written to connections, piece by piece."""
     pieces: list[bytes] = []
     really = asyncio.StreamWriter.write
 
@@ -33,7 +33,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_an_answer_leaves_in_one_piece(method: str, writes: list[bytes]) -> None:
-    """A process that dies between head and body would leave half an answer with a balancer that has passed it on."""
+    """If the process died between head and body, a balancer would already have passed half an answer on."""
     app = Quart("test")
     app.get("/")(lambda: "here")
     async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
@@ -47,7 +47,7 @@ async def test_an_answer_leaves_in_one_piece(method: str, writes: list[bytes]) -
 
 
 async def test_the_head_of_a_stream_does_not_wait_for_it() -> None:
-    """Of what has no length yet the head goes at once, and each part when it is there."""
+    """An answer without a length sends its head at once, and each part as soon as it exists."""
     app = Quart("test")
     go_on = asyncio.Event()
 
@@ -104,7 +104,7 @@ HANDSHAKE = f"{WEBSOCKET}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebS
 
 @pytest.mark.parametrize("head", [H2C, WEBSOCKET, HANDSHAKE], ids=["h2c", "websocket", "websocket handshake"])
 async def test_who_asks_for_another_protocol_is_answered_in_this_one(head: str) -> None:
-    """An upgrade is an offer; it is not taken, and the connection ends when the client wants it to."""
+    """The server ignores the offer of an upgrade, and closes the connection when the client asks for that."""
     app = Quart("test")
 
     @app.get("/")
@@ -123,7 +123,7 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(head: str) 
 
 
 async def test_http_2_is_not_spoken() -> None:
-    """Its first words are a bad request of HTTP/1.1, answered and done with."""
+    """The preface of HTTP/2 is a bad request in HTTP/1.1; the server answers it and closes."""
     async with served(Quart("test")) as address:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -149,7 +149,7 @@ def refusing() -> Quart:
 
 
 async def test_who_is_refused_while_it_still_sends_can_read_why(refusing: Quart) -> None:
-    """What arrives after a refusal is read, not answered with a reset that takes the refusal along."""
+    """Input after a refusal is read and discarded; a reset would make the client lose the refusal."""
 
     def send_all_and_read(host: str, port: int) -> bytes:
         with socket.create_connection((host, port), timeout=5) as client:
@@ -165,7 +165,7 @@ async def test_who_is_refused_while_it_still_sends_can_read_why(refusing: Quart)
 
 
 async def test_who_never_stops_sending_is_left_in_the_end(refusing: Quart) -> None:
-    """Lingering has an end, too."""
+    """Lingering ends after a bounded time."""
     async with served(refusing) as address:
         host, _, port = address.rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port))
@@ -202,7 +202,7 @@ async def test_an_answer_before_the_whole_body_says_that_the_connection_closes(r
 
 
 async def test_an_answer_after_the_whole_body_keeps_the_connection(refusing: Quart) -> None:
-    """Closing is for answers that came early, even where the route never looked at the body."""
+    """Only an early answer closes the connection, even if the route never reads the body."""
     refusing.post("/early")(lambda: ("no", 401))
     request = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n[1]"
     async with served(refusing) as address:
@@ -248,7 +248,7 @@ async def test_two_ways_to_tell_the_end_of_a_body_are_refused(
 async def test_bytes_that_are_no_request_are_answered_with_a_problem(
     refusing: Quart, sent: bytes, status: int, says: bytes
 ) -> None:
-    """The application is never asked; the answer looks like the application's all the same."""
+    """The application does not see the request, but the answer has the form of its answers."""
     async with served(refusing) as address:
         answer = await raw(address, sent)
     assert answer.startswith(b"http/1.1 %d" % status)
@@ -281,7 +281,7 @@ ASK = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     [{"max_connections": 2}, {"max_connections_per_source": 2}, {"max_connections": 2, "trusted_proxies": "::1"}],
 )
 async def test_connections_beyond_the_bound_are_answered_with_503(bounds: dict[str, object]) -> None:
-    """They are told when to come again; once others have gone there is room."""
+    """The answer says when to retry; once other connections have closed there is room."""
     app = Quart("test")
     app.get("/")(lambda: "here")
     clients = Clients(settings(**bounds))

@@ -1,4 +1,4 @@
-"""A listening socket is closed without resetting anybody."""
+"""Closing a listening socket without resetting a connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connect(to: socket.socket) -> socket.socket:
 
 
 async def serve_one(listening: socket.socket, after_s: float) -> None:
-    """An event loop that is late to accept."""
+    """Return an event loop that is late to accept."""
     await asyncio.sleep(after_s)
     loop = asyncio.get_running_loop()
     accepted, _ = await loop.sock_accept(listening)
@@ -38,7 +38,7 @@ async def serve_one(listening: socket.socket, after_s: float) -> None:
 
 
 async def test_who_had_connected_is_served(listening: socket.socket) -> None:
-    """Closing waits until nobody stands at the door: shut at once, it would reset this client unread."""
+    """Closing waits until the accept queue is empty; otherwise the kernel would reset this client."""
     with connect(listening) as early:
         early.sendall(b"question")
         serving = asyncio.create_task(serve_one(listening, 0.05))
@@ -49,7 +49,7 @@ async def test_who_had_connected_is_served(listening: socket.socket) -> None:
 
 
 async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> None:
-    """Refused means that nothing was sent, so any request may be tried elsewhere; the socket is still there."""
+    """A refused client has sent nothing, so a balancer may send any request to another replica."""
     closing = asyncio.create_task(last_call(listening, 5))
     await asyncio.sleep(0.05)
     began = time.monotonic()
@@ -60,14 +60,14 @@ async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> N
 
 
 async def test_who_had_connected_may_take_his_time_to_speak(listening: socket.socket) -> None:
-    """A connection without its request yet must not be ended as an idle one."""
+    """A connection whose request has not arrived yet is not closed as idle."""
     began = time.monotonic()
     await last_call(listening, 0.2)
     assert time.monotonic() - began >= 0.2
 
 
 async def test_a_door_that_is_never_free_is_shut_all_the_same(listening: socket.socket) -> None:
-    """Nobody accepts: the wait has an end."""
+    """If nothing accepts, the wait still ends."""
     with connect(listening):
         async with asyncio.timeout(5):
             await last_call(listening, 0.1)
@@ -76,7 +76,7 @@ async def test_a_door_that_is_never_free_is_shut_all_the_same(listening: socket.
 
 
 async def test_without_time_to_settle_nothing_is_touched(listening: socket.socket) -> None:
-    """Where no balancer is in front, there is nobody to be sent elsewhere."""
+    """Without a balancer in front, there is nothing to wait for."""
     await last_call(listening, 0)
     connect(listening).close()
 

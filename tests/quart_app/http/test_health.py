@@ -99,7 +99,7 @@ async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) ->
 
 @pytest.mark.timeout(30)
 async def test_a_replica_that_does_not_reach_redis_is_not_ready_and_lives(server: Server) -> None:
-    """/health asks nobody; a supervisor must not kill what only waits."""
+    """/health does not ask Redis: a supervisor must not kill a replica that only waits."""
     async with node(mesh_settings(server.settings, lease_ttl_ms=20_000)) as one:
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
@@ -118,7 +118,7 @@ async def test_a_replica_that_does_not_reach_redis_is_not_ready_and_lives(server
 
 
 async def test_requests_carry_an_id_through(server: Server) -> None:
-    """The caller's, where it has the form of one; else one of our own."""
+    """The caller's id is used if it has the form of an id; otherwise the replica makes one."""
     client = applications().public.test_client()
     assert (await client.get("/health", headers={"X-Request-ID": "abc-1"})).headers["X-Request-ID"] == "abc-1"
     for hostile in ("x" * 200, "a b", ""):
@@ -127,14 +127,14 @@ async def test_requests_carry_an_id_through(server: Server) -> None:
 
 
 async def test_who_is_about_to_leave_closes_connections() -> None:
-    """So that a client's next request goes elsewhere."""
+    """The answer closes the connection, so that the client's next request reaches another replica."""
     app = applications()
     app.reason = "this replica is about to leave"
     assert (await app.public.test_client().get("/health")).headers["Connection"] == "close"
 
 
 async def test_the_reason_is_logged_on_change_and_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with every look; and when it is over, that is logged, too."""
+    """A reason that stays is not logged at every look, and its end is logged, too."""
     now = 0.0
     reasons = ["", "no lease yet", "no lease yet", "no lease yet", "Redis cannot be reached", "", ""]
 

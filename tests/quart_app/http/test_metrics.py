@@ -1,4 +1,4 @@
-"""What Prometheus is told: on the private port only, by route, with books that balance."""
+"""Metrics: on the private port only, by route, with books that balance."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 
 async def test_metrics_are_private() -> None:
-    """Nobody from outside reads them."""
+    """The public port does not serve them."""
     app = applications()
     assert (await app.public.test_client().get("/metrics")).status_code == 404
     assert (await app.private.test_client().get("/metrics")).status_code == 200, "without a lease, too"
 
 
 async def test_requests_are_counted_by_route_and_never_by_path(server: Server) -> None:
-    """A path may name a person, and there are as many paths as callers like."""
+    """A path may name a person, and callers can invent paths without end."""
     async with node(mesh_settings(server.settings)) as one:
         for prime in (2, 3, 5):
             assert (await one.public.get(f"/values/{prime}")).status_code == 200
@@ -46,7 +46,7 @@ async def test_requests_are_counted_by_route_and_never_by_path(server: Server) -
 
 
 async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
-    """accepted is the sum of all the others."""
+    """The number of accepted requests is the sum of all other accounts."""
     async with node(mesh_settings(server.settings)) as one:
         body = [{"value": 10, "ttl": 60, "cls": "A"}]
         assert (await one.public.post("/values", json=body)).status_code == 200
@@ -58,7 +58,7 @@ async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
 
 
 async def test_metrics_follow_the_conventions() -> None:
-    """Failures begin at 0, so that an alert sees the first one; the process and its release are told."""
+    """Failures begin at 0, so that an alert sees the first one; there are process metrics and the release."""
     app = applications()
     text = (await (await app.private.test_client().get("/metrics")).get_data()).decode()
     assert 'http_requests_total{method="POST",route="/values",status="503"} 0.0' in text

@@ -55,13 +55,13 @@ async def test_what_is_no_success_is_a_problem() -> None:
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js"])
 async def test_the_page_and_its_parts_come_from_here(path: str) -> None:
-    """Nothing is fetched from anywhere else."""
+    """No other server is asked for a part of the page."""
     response = await applications().public.test_client().get(path)
     assert response.status_code == 200
 
 
 async def test_the_page_names_no_other_host() -> None:
-    """Every address in it is a path of ours, and each of them answers."""
+    """Every address in the page is a path of this server, and each path answers."""
     client = applications().public.test_client()
     page = await (await client.get("/docs")).get_data(as_text=True)
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -72,7 +72,7 @@ async def test_the_page_names_no_other_host() -> None:
 
 
 async def test_no_asset_outside_the_folder_is_served() -> None:
-    """Paths that climb are not found, nor are names that no file system takes."""
+    """Paths with `..` are not found, nor are names too long for a file system."""
     client = applications().public.test_client()
     for path in (
         "/docs/assets/../__init__.py",

@@ -1,4 +1,4 @@
-"""Every error is a problem document; the mesh's errors have their statuses in one table."""
+"""Every error is a problem document, and one table gives each error of the mesh its status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quart_app.http.problems import Problem, from_mesh, pointer
 async def test_an_error_of_the_mesh_has_its_status(
     error: mesh_errors.MeshError, status: int, retry_after: str | None
 ) -> None:
-    """Whatever can pass says when to try again; facts stay visible."""
+    """A passing failure has Retry-After; the facts of the error are members of the problem."""
     app = Quart(__name__)
     problems.install(app)
 
@@ -45,7 +45,7 @@ async def test_an_error_of_the_mesh_has_its_status(
 
 
 def test_no_error_of_the_mesh_is_a_500() -> None:
-    """A 500 is a defect of ours and nothing else."""
+    """Only a defect of this program is a 500."""
     every = [cls for cls in vars(mesh_errors).values() if isinstance(cls, type)]
     for cls in every:
         if issubclass(cls, mesh_errors.MeshError):
@@ -53,7 +53,7 @@ def test_no_error_of_the_mesh_is_a_500() -> None:
 
 
 async def test_an_unforeseen_error_is_a_500_that_tells_nothing_of_our_inside() -> None:
-    """The log has the details."""
+    """The client learns nothing of the error; the log has the details."""
     app = Quart(__name__)
     problems.install(app)
 
@@ -66,7 +66,7 @@ async def test_an_unforeseen_error_is_a_500_that_tells_nothing_of_our_inside() -
 
 
 async def test_http_errors_are_problems_too() -> None:
-    """404 and 405 of the router, the latter with what is allowed."""
+    """The router's 404 and 405 are problems; a 405 has Allow."""
     app = Quart(__name__)
     problems.install(app)
 
@@ -81,7 +81,7 @@ async def test_http_errors_are_problems_too() -> None:
 
 
 async def test_a_retry_after_is_whole_seconds_and_never_none_at_all() -> None:
-    """Rounded up: too early a retry would be refused again."""
+    """The seconds are rounded up, because an early retry would be refused again."""
     app = Quart(__name__)
     async with app.app_context():
         for given, said in ((0.001, "1"), (1.2, "2"), (30, "30")):

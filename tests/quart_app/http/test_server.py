@@ -15,7 +15,7 @@ from tests.support.serving import served, settings
 
 
 async def test_requests_under_way_are_finished_when_it_stops() -> None:
-    """Within its grace; nobody new is let in."""
+    """Requests in progress finish within the grace; new connections are refused."""
     app = Quart("test")
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -44,7 +44,7 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
 
 
 async def test_no_request_holds_it_up_beyond_its_grace() -> None:
-    """One that never ends is ended, and its client hears that it may come again: nothing went wrong."""
+    """A request that never ends is cancelled, and its client is answered with 503 and Retry-After."""
     app = Quart("test")
     begun = asyncio.Event()
 
@@ -71,7 +71,7 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
-    """They are closed when the server stops, whether they have had a request or not."""
+    """They are closed when the server stops, with or without an earlier request."""
     app = Quart("test")
     app.get("/")(lambda: "here")
     async with served(app) as address:
@@ -88,7 +88,7 @@ async def test_idle_connections_do_not_hold_up_the_end() -> None:
     ("target", "host"), [("?", "x"), ("http://[", "x"), ("/", "a" * 70 + ".x"), ("/", "....")], ids=repr
 )
 async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> None:
-    """Quart raises where it can make no request of it, and Hypercorn would call that our mistake."""
+    """Quart raises for such a request, and Hypercorn would answer 500."""
     async with served(Quart("test")) as address:
         listening, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(listening, int(port))

@@ -25,7 +25,7 @@ def test_any_free_port_will_do_and_is_told() -> None:
 
 
 def test_the_address_told_may_be_another_than_the_one_listened_on() -> None:
-    """In a container: its own address, or the one that is set."""
+    """In a container it is the address of the container, or ADVERTISE_HOST."""
     for chosen, host in (
         ({"advertise_host": "replica-7.mesh"}, "replica-7.mesh"),
         ({"host": "127.0.0.1"}, "127.0.0.1"),
@@ -39,7 +39,7 @@ def test_the_address_told_may_be_another_than_the_one_listened_on() -> None:
 
 
 def test_a_port_that_is_taken_is_told_with_its_address() -> None:
-    """And what was opened already is closed again."""
+    """The port that was opened before is closed again."""
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
         port, other = taken.getsockname()[1], free.getsockname()[1]
         free.close()
