@@ -27,13 +27,13 @@ class MeshError(Exception):
 
 
 class Unavailable(MeshError):
-    """The mesh cannot be reached just now: no Redis, or no lease."""
+    """The mesh cannot be reached: Redis is away, or this replica has no lease. Try again."""
 
     code = "unavailable"
 
 
 class Busy(MeshError):
-    """As much work as can be taken is under way; try again a little later."""
+    """Too much work is in progress; try again later."""
 
     code = "busy"
 
@@ -113,7 +113,7 @@ class InvalidBody(MeshError):
 
 
 class LeaseLost(MeshError):
-    """The lease is over or in other hands; this process must stop and start anew."""
+    """The lease has ended, or another replica holds it; join again for a new one."""
 
     code = "lease-lost"
 

@@ -125,7 +125,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @contextlib.asynccontextmanager
 async def supervised(cluster: Cluster, count: int, folder: Path, **settings: str) -> AsyncIterator[list[str]]:
-    """Replicas that are started anew when they end, as any orchestrator would; their public addresses."""
+    """Run replicas that are started again when they end, as any orchestrator does; yield their public addresses."""
     logs = folder / "logs"
     logs.mkdir()
     ports = free_ports(2 * count)
