@@ -24,6 +24,7 @@ from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError
 from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
+from mesh.memory import Memory
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.consumer import Consumer
@@ -80,6 +81,8 @@ class Replica:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
+        #: the server's memory: whether something new may be stored
+        self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
         self._calls = Calls(
             self._link,
@@ -243,6 +246,7 @@ class Replica:
             "database": self._database_consumer.run,
             "class": self._class_consumer.run,
             "sweep": self._sweep,
+            "memory": self.memory.run,
         }
         if self._durability is not None:
             loops["durability"] = self._durability.run

@@ -183,6 +183,9 @@ class MeshSettings(BaseSettings):
     deadline_ms: int = Field(5000, ge=100, description="the deadline of a request that does not name one")
     max_deliveries: int = Field(3, ge=1, description="deliveries before a request becomes a dead letter")
     concurrency: int = Field(256, ge=1, description="requests of its class that a replica handles at the same time")
+    memory_reserve: float = Field(
+        0.1, ge=0.01, le=0.5, description="share of Redis's maxmemory that stores leave to reads, logins and settlement"
+    )
     stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
     databases: int = Field(16, ge=1, le=16, description="number of databases that replicas may lease")
     isolation: Isolation = Field(

@@ -28,7 +28,7 @@ from mesh.wire.clients import Credentials
 from mesh.wire.failures import Meaning
 
 #: What a connection needs to begin and to end, in whatever database it is.
-CONNECTION = "+auth +hello +ping +reset +quit +time +wait +client|setname +client|id"
+CONNECTION = "+auth +hello +ping +reset +quit +time +wait +info +client|setname +client|id"
 
 COMMANDS = (
     "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"

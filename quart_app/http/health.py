@@ -53,7 +53,8 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
     async def readyz() -> Response:
         """Whether this replica may be sent requests; if not, 503 says why.
 
-        `not_ready` names services that answer 503 while the replica serves the others, each with the reason.
+        `not_ready` names services that answer 503 while the replica serves the others, each with the reason. `full`
+        says whether Redis has no room: nothing new is stored then, and reads go on.
         """
         why = reason()
         if why:
@@ -66,6 +67,7 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
                 "database": replica.database,
                 "class": replica.cls,
                 "not_ready": dict(not_ready()),
+                "full": replica.memory.is_full,
             }
         )
 

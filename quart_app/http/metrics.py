@@ -81,6 +81,9 @@ class MeshCollector(Collector):
         yield leased
         for name, value in replica.statistics().items():
             yield GaugeMetricFamily(f"mesh_{name}", f"{name.replace('_', ' ')} of this replica", value=value)
+        yield GaugeMetricFamily("mesh_redis_full", "1 while stores are refused", value=float(replica.memory.is_full))
+        yield GaugeMetricFamily("mesh_redis_memory_used_bytes", "memory that Redis uses", value=replica.memory.used)
+        yield GaugeMetricFamily("mesh_redis_memory_limit_bytes", "maxmemory; 0: none", value=replica.memory.limit)
         conflicts = GaugeMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
         for key, count in replica.conflicts().items():
             conflicts.add_metric([key], count)

@@ -12,7 +12,7 @@ Every write expects the place it has read, so of two racing writers one is run a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -64,8 +64,8 @@ class Decision:
     elsewhere: list[tuple[Address, list[Item]]]
 
 
-def handlers(factorise: Factorise, errands: Errands, pace: Pace) -> Worker:
-    """The operations of /values."""
+def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:
+    """The operations of /values. `store_room` counts bytes that are about to be stored, and raises Busy."""
     worker = Worker()
     for script in (records.FIND, claims.TAKE, claims.TEND, TELL):
         worker.uses(script)
@@ -89,6 +89,8 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace) -> Worker:
         """Decide, and wait for a turn: the commit's words are written in one piece."""
         decision = await _decide(request, store, factorise, pace)
         await pace()
+        new = [item.value for item in decision.here if item.value not in decision.before]
+        store_room(sum(records.size(value, decision.factors[value]) for value in new))
         return decision
 
     async def run(errand: Errand, request: Request, store: Store, transaction: Transaction) -> None:

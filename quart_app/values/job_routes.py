@@ -22,6 +22,9 @@ from quart_app.values.settings import ValuesSettings
 #: Between two looks at a job that a client waits for.
 LOOK_S = 0.1
 
+#: What an item of a job takes beside its digits, about.
+JOB_ITEM_BYTES = 120
+
 _tagged = tag(["values"])
 
 
@@ -44,6 +47,8 @@ class JobRoutes:
         missing = sorted({item.cls for item in items} - live)
         if missing:
             raise NoReplica(f"no live replica has class {missing[0]}")
+        # A job keeps its values, and then their factors, which are about as long.
+        mesh.memory.store(sum(2 * len(item.value) + JOB_ITEM_BYTES for item in items))
         id = await self._jobs.begin(mesh, [Wanted(item.value, item.ttl, item.cls) for item in items])
         job = await self._wait(id)
         await mesh.confirm()

@@ -79,6 +79,7 @@ class ValuesRoutes:
         return create_values
 
     async def _create(self) -> Response:
+        self._context.mesh.memory.store()
         items = await read_items(self._reader, self._settings.max_items, self._reader.decode)
         if items and preferences.is_async():
             return await self._jobs.begin(items)

@@ -38,6 +38,9 @@ def create(context: Context) -> Service:
 
     computing = Computing(lambda: context.mesh, pool, pace)
 
+    def store_room(amount: int) -> None:
+        context.mesh.memory.store(amount)
+
     @contextlib.asynccontextmanager
     async def lifespan(replica: Replica) -> AsyncIterator[None]:
         async with pool, asyncio.TaskGroup() as tasks:
@@ -48,6 +51,6 @@ def create(context: Context) -> Service:
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
-        worker=handlers(computing, Errands(lambda: context.mesh, settings.chunk, computing.progress), pace),
+        worker=handlers(computing, Errands(lambda: context.mesh, settings.chunk, computing.progress), pace, store_room),
         lifespan=lifespan,
     )

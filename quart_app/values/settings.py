@@ -17,7 +17,7 @@ class ValuesSettings(BaseSettings):
 
     max_digits: int = Field(1000, ge=1, le=4000, description="longest value")
     max_items: int = Field(10_000, ge=1, description="most values in one request")
-    max_ttl_s: int = Field(10 * 365 * 86_400, ge=1, description="longest time to live")
+    max_ttl_s: int = Field(7 * 86_400, ge=1, description="longest time to live; longer fills Redis for longer")
     max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
     max_answer_bytes: int = Field(
         8 << 20, ge=1024, description="longest answer of a GET; longer ones are to be paged for"

@@ -1,4 +1,4 @@
-"""Row 32: the most expensive inputs that admission accepts, for the routes of /values."""
+"""Rows 32 and 33: the most expensive inputs that admission accepts on /values, and a memory that they fill."""
 
 from __future__ import annotations
 
@@ -137,6 +137,52 @@ async def test_row_32_no_input_costs_anybody_else_anything(faults: Faults) -> No
     if slow := {name: round(ms) for name, ms in held.items() if ms > HELD_MS}:
         raise TooLate(f"the event loop was held (ms): {slow}")
     await faults.check(mesh)
+
+
+@row(33, "values again and again until memory is full")
+async def test_row_33_a_full_memory_refuses_stores_alone(faults: Faults) -> None:
+    """Stores are 503; reads go on, /readyz says full, nothing grows past the limit; expired data make room."""
+    limit = 60 << 20
+    options = ("--maxmemory", str(limit), "--maxmemory-policy", "noeviction")
+    mesh = await faults.mesh(2, classes="AA", wired=False, options=options)
+    before = await mesh.epochs()
+    job = await ask(mesh, "POST", "/values", await written(faults.chance, 100, 3600), Prefer="respond-async")
+    statuses = [await filled(mesh, faults.chance) for _ in range(12)]
+    if job.status_code != 202 or 200 not in statuses or statuses[-1] != 503:
+        raise Broken(f"the job was answered {job.status_code}, stores {statuses}")
+    used = []
+    for _ in range(20):
+        answers = [await ask(mesh, "GET", path) for path in ("/values/2?limit=3", "/classes", "/jobs/x")]
+        if [answer.status_code for answer in answers] != [200, 200, 404]:
+            raise Broken(f"reads were answered {[answer.status_code for answer in answers]}")
+        used.append(int((await mesh.admin.info("memory"))["used_memory"]))
+        await asyncio.sleep(0.2)
+    faults.note(f"{max(used) >> 20} MB of {limit >> 20} used, stores answered {statuses}")
+    looks = [(await mesh.client.get(f"{member.public}/readyz")).json() for member in mesh.members]
+    if max(used) > limit or not all(look["full"] for look in looks):
+        raise Broken(f"{max(used)} bytes used, /readyz says {looks}")
+
+    async def room() -> bool:
+        return await filled(mesh, faults.chance, 1) == 200
+
+    faults.took(await mesh.within(TTL + 5, room, "expired data make room"))
+    if await mesh.epochs() != before or any(member.exits for member in mesh.members):
+        raise Broken("a lease was lost, or a replica has ended")
+    await faults.check(mesh)
+
+
+TTL = 15
+
+
+async def written(chance: random.Random, count: int, ttl: int) -> str:
+    """A body with values that cost the most memory."""
+    values = await asyncio.to_thread(lambda: [primorial(chance) for _ in range(count)])
+    return json.dumps([{"value": value, "ttl": ttl, "cls": "A"} for value in values])
+
+
+async def filled(mesh: Mesh, chance: random.Random, count: int = 25) -> int:
+    """Store some values; return the status."""
+    return (await ask(mesh, "POST", "/values", await written(chance, count, TTL))).status_code
 
 
 def exchanges(chance: random.Random) -> Iterator[tuple[str, Exchange]]:

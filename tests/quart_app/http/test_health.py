@@ -49,6 +49,7 @@ async def test_a_ready_replica_says_who_it_is(server: Server) -> None:
             "database": 1,
             "class": "A",
             "not_ready": {},
+            "full": False,
         }
 
 

@@ -75,7 +75,7 @@ class Values:
                 return self.replicas[place]
 
             computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
-            worker: Worker = handlers(computing, Errands(here, 50, computing.progress), Pace())
+            worker: Worker = handlers(computing, Errands(here, 50, computing.progress), Pace(), lambda _: None)
             self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency))
         return self.replicas
 

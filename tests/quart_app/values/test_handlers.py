@@ -31,7 +31,7 @@ class Valued:
         self._backend = backend
         self.factorised: list[int] = []
         errands: Any = NoErrands()
-        self.worker = handlers(self, errands, Pace())
+        self.worker = handlers(self, errands, Pace(), lambda _: None)
 
     async def small(self, values: Sequence[str]) -> list[str]:
         return [await self.large(value) for value in values]

@@ -1,0 +1,96 @@
+"""How full the server's memory is, and whether something new may be stored.
+
+A server at `maxmemory` refuses every command that needs memory, those of reads and logins too. So stores are refused
+earlier: the last part of the memory is a reserve for requests, replies and sessions, which are soon gone again.
+
+    0 ------------------------------ maxmemory - reserve ------------- maxmemory
+      everything                     reads, logins, settlement         settlement, release and renewal
+
+Each replica asks the server a few times a second, and adds what it has stored itself since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+
+import structlog
+from redis import exceptions as redis_errors
+
+from mesh.errors import Busy, MeshError
+from mesh.wire.link import Link
+
+log = structlog.get_logger(__name__)
+
+#: Between two looks. What others store meanwhile is not known here.
+LOOK_S = 0.5
+#: Who is refused may try again after this: expired data are removed within seconds.
+RETRY_AFTER_S = 5
+
+_USED = re.compile(r"^used_memory:(\d+)", re.MULTILINE)
+_LIMIT = re.compile(r"^maxmemory:(\d+)", re.MULTILINE)
+
+
+class Memory:
+    """The server's memory as this replica knows it. `run` looks until cancelled."""
+
+    def __init__(self, link: Link, reserve_share: float) -> None:
+        self._link = link
+        self._reserve_share = reserve_share
+        self._stored = 0
+        self.used = 0
+        #: `maxmemory`; 0 if the server has no limit or does not say
+        self.limit = 0
+
+    async def run(self) -> None:
+        """Look at the server's memory a few times a second."""
+        with contextlib.suppress(_Unknown):
+            while True:
+                await self._look()
+                await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        try:
+            text = str(await self._link.shared("INFO", "memory"))
+        except redis_errors.ResponseError as error:
+            log.warning("memory of the server unknown", error=str(error))
+            raise _Unknown from error
+        except MeshError:
+            # The link says by itself what this means for the membership.
+            return
+        used, limit = _USED.search(text), _LIMIT.search(text)
+        was_full = self.is_full
+        self.used = int(used[1]) if used else 0
+        self.limit = int(limit[1]) if limit else 0
+        self._stored = 0
+        if self.is_full != was_full:
+            log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that may still be stored; None if there is no limit."""
+        if not self.limit:
+            return None
+        return int(self.limit * (1 - self._reserve_share)) - self.used - self._stored
+
+    @property
+    def is_full(self) -> bool:
+        """Whether stores are refused."""
+        return self.room is not None and self.room <= 0
+
+    def store(self, amount: int = 0) -> None:
+        """Count bytes that are about to be stored. Raises Busy if there is no room for them."""
+        room = self.room
+        if room is None or amount < room:
+            self._stored += amount
+            return
+        raise Busy(
+            f"Redis is full ({self.used} of {self.limit} bytes are used): nothing new is stored, reads go on; "
+            f"retry after {RETRY_AFTER_S} s",
+            retry_after=RETRY_AFTER_S,
+        )
+
+
+class _Unknown(Exception):
+    """The server does not say how much memory it uses."""
