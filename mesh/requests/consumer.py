@@ -23,8 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import structlog
 from redis import exceptions as redis_errors
@@ -246,26 +245,21 @@ class Consumer:
     async def _work(self, work: Work, found: Found | None) -> None:
         try:
             while True:
-                found = found or await self._unless_late(work, self._runner.attempt(work))
+                try:
+                    found = found or await self._runner.attempt(work)
+                except asyncio.CancelledError:
+                    if not work.late:
+                        raise
+                    found = Outcome.LATE, ""
                 if found is None or not await self._settle(work, *found):
                     return
                 self._turns.leave(work)
-                found = await self._unless_late(work, self._redeliver(work))
+                found = await self._redeliver(work)
         except Exception as error:
             self._fail(error)
         finally:
             if not work.committing:
                 self._forget(work)
-
-    @staticmethod
-    async def _unless_late(work: Work, step: Coroutine[Any, Any, Found | None]) -> Found | None:
-        """Take a step of the work; LATE where it is cancelled because its deadline has passed."""
-        try:
-            return await step
-        except asyncio.CancelledError:
-            if not work.late:
-                raise
-            return Outcome.LATE, ""
 
     def committed(self, work: Work, word: str) -> None:
         """Receive the word of the commit script; go on in a new task if the request is not done."""
@@ -295,7 +289,8 @@ class Consumer:
         self._forget(work)
 
     def _forget(self, work: Work) -> None:
-        self._turns.leave(work)
+        if work.conflicts:
+            self._turns.leave(work)
         if self._works.get(work.request.id) is work:
             del self._works[work.request.id]
         # The fetching task waits only while there was no room at all.
@@ -332,7 +327,12 @@ class Consumer:
 
         The next delivery counts in Redis, so that a request which kills its process is not tried for ever.
         """
-        await asyncio.sleep(self._pause_s(work.request))
+        try:
+            await asyncio.sleep(self._pause_s(work.request))
+        except asyncio.CancelledError:
+            if not work.late:
+                raise
+            return Outcome.LATE, ""
         deliveries = await self._reader.redeliver(work.request.id)
         if not deliveries:
             return Outcome.NOT_OURS, ""

@@ -31,16 +31,17 @@ class Stretches(Generic[T]):
         self.longest_s = 0.0
 
     def __await__(self) -> Generator[Any, Any, T]:
-        if not isinstance(self._awaitable, Awaitable):
-            raise HandlerMistake(
-                f"it returned {type(self._awaitable).__name__} at once; a handler is an async function"
-            )
-        steps = self._awaitable.__await__()
-        error: BaseException | None = None
+        try:
+            steps = self._awaitable.__await__()
+        except AttributeError as error:
+            kind = type(self._awaitable).__name__
+            raise HandlerMistake(f"it returned {kind} at once; a handler is an async function") from error
+        thrown: BaseException | None = None
+        clock = time.perf_counter
         while True:
-            began = time.perf_counter()
+            began = clock()
             try:
-                waits_for = steps.send(None) if error is None else steps.throw(error)
+                waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
             except StopIteration as end:
                 found: T = end.value
                 return found
@@ -48,17 +49,17 @@ class Stretches(Generic[T]):
                 # The loop closes coroutines with this exception, and takes one that raises it for closed.
                 raise HandlerMistake("it raised GeneratorExit") from exit
             finally:
-                took = time.perf_counter() - began
+                took = clock() - began
                 if took > self.longest_s:
                     self.longest_s = took
-            error = None
+            thrown = None
             try:
                 yield waits_for
             except GeneratorExit:
                 steps.close()
                 raise
-            except BaseException as thrown:
-                error = thrown
+            except BaseException as error:
+                thrown = error
 
 
 def describe(error: BaseException) -> str:

@@ -227,7 +227,9 @@ class Writes:
         needs = VERBS[verb].needs
         if verb in _COUNTERS:
             return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
-        if not needs or not (self._set[side] or any((side, key) in self._histories for key in keys)):
+        if not needs or not (self._histories or self._set[side]):
+            return _HOW[side, verb]
+        if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
             return _HOW[side, verb]
         return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
 

@@ -25,7 +25,7 @@ from mesh.wire.connection import RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
 from mesh.wire.script import Script
 
-T = TypeVar("T", bound=Iterable[Any])
+T = TypeVar("T", bound=Sequence[Any])
 
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
 MOST_WORDS = 20_000
@@ -55,14 +55,9 @@ def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
             waiter.set_exception(error)
 
 
-def _weight(words: Iterable[Any]) -> int:
+def _weight(words: Sequence[Any]) -> int:
     """Return how many words these count for in a round trip: long ones count for several."""
-    count = size = 0
-    for word in words:
-        count += 1
-        if word.__class__ is str:
-            size += len(word)
-    return count + (size >> WORD_BITS)
+    return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 
 class Batch(Generic[T]):
