@@ -177,14 +177,14 @@ async def _hard(mesh: Mesh, chance: random.Random) -> None:
             raise Broken(f"the hard number was answered {response.status_code} {response.text}")
 
 
-@row(45, "a shared hot key: 400 read-modify-writes over four replicas", selection=True)
+@row(45, "a shared hot key: 400 read-modify-writes over four replicas")
 async def test_row_45_a_hot_key_is_changed_by_everybody_in_time(faults: Faults) -> None:
     """All are answered within the deadline, and each counts once."""
     mesh = await faults.mesh(classes="AAAA", wired=False)
-    # A shared key allows one commit per round trip, and a busy machine needs 50 ms for one.
-    mesh.patience_s = 31
+    # A shared key allows one commit per round trip: 2 s in all on a quiet machine, 34 s at a load of 9 on two cores.
+    mesh.patience_s = 61
     began = time.monotonic()
-    asked = [mesh.tally(mesh.members[n % 4], cls="A", hot=True, wait_ms=30_000) for n in range(400)]
+    asked = [mesh.tally(mesh.members[n % 4], cls="A", hot=True, wait_ms=60_000) for n in range(400)]
     samples = await asyncio.gather(*asked)
     faults.took(time.monotonic() - began)
     failed = [sample for sample in samples if not sample.ok]
