@@ -24,6 +24,7 @@ EXAMPLES = [
     (['foo="respond-async, wait=9"'], {"foo": "respond-async, wait=9"}),
     (['return=minimal; foo="some parameter"'], {"return": "minimal"}),
     (["handling=lenient, wait=100, respond-async"], {"handling": "lenient", "wait": "100", "respond-async": ""}),
+    (["a," * 15_000 + "wait=3", "respond-async"], {"respond-async": ""}),
     (["x-respond-async, respond-asynchronously"], {"x-respond-async": "", "respond-asynchronously": ""}),
 ]
 
