@@ -207,6 +207,7 @@ class Replication:
             self._complete_at = await self._carry_over.carry(known, self._the_log)
         if known.position.number >= self._complete_at:
             self._move(State.READY)
+            self._restorer.succeeded()
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
     async def _farewell(self) -> None:

@@ -8,11 +8,13 @@ A replica takes the first good state of these that the log continues from:
 
 When the log is lost (an emptied or new server), the first survivor founds a new one on the best state that it knows or
 can get. When the state that a log began with is lost together with its founder, and nothing was appended since, a
-survivor founds it again after `founder_patience_s`.
+survivor founds it again after `founder_patience_s`. The patience doubles with each log that was founded in vain: on a
+busy machine a founder may need longer than that to be ready, and survivors that replace each other never are.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ from quart_app.grades.sources import Source, first_good
 from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
+
+#: Doublings of the founder's patience, at most.
+MOST_DOUBLINGS = 7
 
 Peers = Callable[[], Awaitable[Sequence[Source]]]
 
@@ -56,13 +61,19 @@ class Restorer:
         self._metrics = metrics
         self._keeper = keeper
         self._carry_over = carry_over
-        #: the log for which no state was found, and since when
+        #: the log for which no state was found, and when it may be founded again
         self._stuck: tuple[str, float] | None = None
+        #: logs for which no state was found since the grades were ready
+        self._in_vain = 0
 
     @property
     def explanation(self) -> str:
         """Why no state was found, or ""."""
         return "" if self._stuck is None else f"no peer and no snapshot has a state of the log {self._stuck[0]}"
+
+    def succeeded(self) -> None:
+        """Note that the grades are ready: the next founder gets the usual patience."""
+        self._in_vain = 0
 
     async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
         """Try once; return None when no state can be had now. Raises LogError and the errors of Redis."""
@@ -119,9 +130,11 @@ class Restorer:
         """Found a log anew whose first state is lost, if nothing was appended to it since."""
         now = time.monotonic()
         if self._stuck is None or self._stuck[0] != view.log:
-            self._stuck = (view.log, now)
+            patience_s = self._settings.founder_patience_s * 2 ** min(self._in_vain, MOST_DOUBLINGS)
+            self._stuck = (view.log, now + patience_s * random.uniform(1, 1.5))
+            self._in_vain += 1
             log.error("no peer and no snapshot has a state of the log", log=view.log)
-        if not view.just_founded or now - self._stuck[1] < self._settings.founder_patience_s:
+        if not view.just_founded or now < self._stuck[1]:
             return None
         base = self._carry_over.before or await self._any_state(peers)
         return await self._found(grades_log, base, view.log) if base is not None else None
