@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from typing import cast
+from typing import Any, cast
 
 import h11
 import structlog
@@ -202,6 +202,11 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     """Return the address that a connection comes from; "" for a local socket or a client that has gone."""
     name = writer.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def connection_for(app: Any, loop: Any, config: Config, *rest: Any) -> TCPServer:
+    """Return the connection class for a configuration; other servers of this process keep Hypercorn's own."""
+    return (Connection if isinstance(config, Settings) else TCPServer)(app, loop, config, *rest)
 
 
 class Http1(H11Protocol):

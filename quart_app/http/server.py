@@ -16,7 +16,7 @@ from quart import Quart
 from werkzeug.exceptions import BadRequest, HTTPException
 
 from quart_app.http.clients import Clients
-from quart_app.http.connection import KEEP_ALIVE_S, Connection, Http1, Settings, last_headers
+from quart_app.http.connection import KEEP_ALIVE_S, Http1, Settings, connection_for, last_headers
 from quart_app.http.problems import Problem
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
@@ -52,7 +52,7 @@ async def run(
     to accept from, which other processes accept from, too. `clients` is what the connections are counted in.
     """
     # Hypercorn makes each by this name, and has no other way to choose a class.
-    vars(hypercorn_run)["TCPServer"] = Connection
+    vars(hypercorn_run)["TCPServer"] = connection_for
     vars(hypercorn_protocol)["H11Protocol"] = Http1
     config = configuration(sockets if common is None else [*sockets, common], grace_s, clients)
     serving = asyncio.ensure_future(
