@@ -39,6 +39,13 @@ def client(url: str, database: int = 0) -> redis.Redis:
     return redis.Redis.from_url(f"{url.removesuffix('/0')}/{database}", decode_responses=True)
 
 
+def server_on(folder: Path) -> psutil.Process:
+    """Return the server that this process started on a folder; other tests may have left processes of their own."""
+    children = psutil.Process().children(recursive=True)
+    (server,) = [child for child in children if Path(child.cwd()).is_relative_to(folder)]
+    return server
+
+
 async def test_the_embedded_server_keeps_its_data(tmp_path: Path) -> None:
     """What was acknowledged before a stop is there after it, in every database."""
     async with embedded(tmp_path) as url:
@@ -60,8 +67,7 @@ async def test_the_embedded_server_asks_for_a_password_that_ps_does_not_show(tmp
         assert len(secret) >= 32
         with pytest.raises(redis.AuthenticationError):
             client(url.replace(f":{secret}@", "")).ping()
-        (process,) = psutil.Process().children()
-        assert secret not in " ".join(process.cmdline())
+        assert secret not in " ".join(server_on(tmp_path).cmdline())
         assert _files_with(tmp_path, secret) == []
 
 
@@ -74,8 +80,7 @@ async def test_a_killed_server_is_started_again_at_its_address_with_its_data(tmp
     said: list[str] = []
     async with embedded(tmp_path, said) as url:
         client(url).set("kept", "1")
-        (process,) = psutil.Process().children()
-        process.kill()
+        server_on(tmp_path).kill()
 
         async def back() -> bool:
             try:
