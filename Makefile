@@ -32,7 +32,7 @@ types: install  ## check types
 
 # These run in parallel first. Tests that measure time or start whole meshes run alone, afterwards.
 UNITS := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py
-test: lint types  ## run every check, in under 15 minutes
+test: lint types  ## run every check, in under 20 minutes
 	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(UNITS)
 	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(UNITS))
 

@@ -123,7 +123,7 @@ async def test_pictures_for_the_documentation(chromium: Browser, replicas: Repli
         for view, name in zip(VIEWS, ("overview", "streams", "dead"), strict=True):
             loading = asyncio.create_task(load())
             await page.goto(processes[0].private + view)
-            await asyncio.sleep(6)
+            await asyncio.sleep(3)
             await page.screenshot(path=folder / f"{name}.png", full_page=True)
             loading.cancel()
 

@@ -156,7 +156,7 @@ async def test_ctrl_c_leaves_nothing_but_the_data(tmp_path: Path, started: list[
 
 
 async def _is_a_roster(rows: list[dict[str, Any]]) -> None:
-    names = {"database", "class", "epoch", "replica", "pid", "public", "private", "state", "since"}
+    names = {"database", "class", "epoch", "replica", "pid", "public", "private", "state", "not_ready", "since"}
     assert [set(row) for row in rows] == [names, names]
     assert [row["database"] for row in rows] == [1, 2]
     assert [row["class"] for row in rows] == ["A", "B"]
