@@ -69,7 +69,7 @@ class LivePage:
         self._context = context
         self._leaving = leaving
         self._assets = Assets()
-        self._pages = Pages(self._assets, public_page=context.settings.page_public)
+        self._pages = Pages(self._assets)
         self._looks: _Looks | None = None
         self._viewers = 0
 

@@ -68,7 +68,7 @@ def grouped(letters: Sequence[DeadLetter]) -> list[LetterGroup]:
 class Pages:
     """Renders views. Templates escape everything that they show."""
 
-    def __init__(self, assets: Assets, *, public_page: bool) -> None:
+    def __init__(self, assets: Assets) -> None:
         self._environment = Environment(
             loader=PackageLoader("quart_app.dashboard"),
             autoescape=True,
@@ -86,7 +86,6 @@ class Pages:
         }
         self._environment.globals |= {
             "url": assets.url,
-            "public_page": public_page,
             "views": VIEWS,
             "moment_of": moment_of,
             "averaged": sentences.averaged,

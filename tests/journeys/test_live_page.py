@@ -1,4 +1,4 @@
-"""The live page in a real browser, over real replicas behind a proxy of connections."""
+"""The live page in a real browser, over real replicas."""
 
 from __future__ import annotations
 

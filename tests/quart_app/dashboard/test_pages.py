@@ -7,7 +7,7 @@ from quart_app.dashboard.figures import DeadLetter
 from quart_app.dashboard.pages import BLOCKS, VIEWS, Pages, PageView, grouped
 from tests.support.dashboard import QUIET
 
-PAGES = Pages(Assets(), public_page=True)
+PAGES = Pages(Assets())
 
 
 def letter(number: int, reason: str, stream: str = "mesh:requests:A") -> DeadLetter:
