@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W", bound=Hashable)
 
-#: A holder that takes longer than this keeps nobody else from running.
+#: Longest time for which a turn makes the others wait; after it the next one runs as well.
 PATIENCE_S = 0.25
 #: Keys whose conflicts are counted; beyond it the rarest are forgotten.
 MOST_KEYS = 1000
