@@ -71,7 +71,10 @@ class Answers:
 
     def respond(self, array: Array, head: str = "", tail: str = "") -> Response:
         """Return the response that an array is, or what it is a part of. Raises Busy."""
-        pieces = array.pieces(head, tail)
+        return self.send(array.pieces(head, tail))
+
+    def send(self, pieces: list[bytes]) -> Response:
+        """Return the response that some pieces of JSON are together. Raises Busy."""
         if len(pieces) == 1:
             return Response(pieces[0], content_type="application/json")
         size = sum(map(len, pieces))

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from mesh import Address, Body, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
+from mesh import Address, Body, Busy, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
 from quart_app.values import claims
 from quart_app.values import store as records
-from quart_app.values.jobs import PUT, TELL, Errand, Errands, Gone
+from quart_app.values.errands import TELL, Errand, Errands
+from quart_app.values.jobs import ADMIT, END, PUT, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.store import Place, Record
@@ -67,7 +68,7 @@ class Decision:
 def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:
     """The operations of /values. `store_room` counts bytes that are about to be stored, and raises Busy."""
     worker = Worker()
-    for script in (records.FIND, claims.TAKE, claims.TEND, TELL):
+    for script in (records.FIND, claims.TAKE, claims.TEND, ADMIT, END, TELL):
         worker.uses(script)
 
     @worker.handles(PUT)
@@ -90,15 +91,22 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
         decision = await _decide(request, store, factorise, pace)
         await pace()
         new = [item.value for item in decision.here if item.value not in decision.before]
-        store_room(sum(records.size(value, decision.factors[value]) for value in new))
+        if new:
+            store_room(sum(records.size(value, decision.factors[value]) for value in new))
         return decision
 
     async def run(errand: Errand, request: Request, store: Store, transaction: Transaction) -> None:
-        """A put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
+        """Do a put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
+        is_ordered = request.stream == Database(store.database).stream
         try:
-            decision = await errand.attended(errand.patiently(lambda: decide(request, store)))
+            # Other requests wait behind it on a database's stream.
+            work = decide(request, store) if is_ordered else errand.patiently(lambda: decide(request, store))
+            decision = await errand.attended(work)
         except LeaseLost:
             raise
+        except Busy:
+            errand.give_back(transaction)
+            return
         except MeshError as error:
             errand.failed(transaction, error)
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from quart import Blueprint, Response, jsonify
 from quart_schema import tag
@@ -14,16 +13,18 @@ from mesh import NoReplica
 from quart_app.http.problems import Problem
 from quart_app.service import Context
 from quart_app.values import preferences
-from quart_app.values.answers import Answers, Array
-from quart_app.values.jobs import Job, Jobs, Wanted
+from quart_app.values.answers import Answers, Array, element
+from quart_app.values.chunks import ItemAsked
+from quart_app.values.jobs import Gone, Job, Jobs, size
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
 #: Between two looks at a job that a client waits for.
 LOOK_S = 0.1
-
-#: What an item of a job takes beside its digits, about.
-JOB_ITEM_BYTES = 120
+#: What a result of several parts takes of the memory for answers while it is read.
+ROOM_BYTES = 4 << 20
+#: The error of a value that was not done in time.
+LATE = '{"detail": "not done before the job\'s time was over"}'
 
 _tagged = tag(["values"])
 
@@ -33,27 +34,25 @@ class JobRoutes:
 
     def __init__(self, context: Context, settings: ValuesSettings, pace: Pace, answers: Answers) -> None:
         self._context = context
-        self._pace = pace
         self._answers = answers
-        self._jobs = Jobs(settings)
+        self._jobs = Jobs(settings, pace)
         self.blueprint = Blueprint("jobs", __name__)
         self.blueprint.add_url_rule("/jobs/<id>", "show_job", self.show, methods=["GET"])
         self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.end, methods=["DELETE"])
 
-    async def begin(self, items: Sequence[Any]) -> Response:
+    async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Answer 202, or 200 with the result if it is there within `Prefer: wait`."""
         mesh = self._context.mesh
         live = {member.cls for member in await mesh.roster()}
         missing = sorted({item.cls for item in items} - live)
         if missing:
             raise NoReplica(f"no live replica has class {missing[0]}")
-        # A job keeps its values, and then their factors, which are about as long.
-        mesh.memory.store(sum(2 * len(item.value) + JOB_ITEM_BYTES for item in items))
-        id = await self._jobs.begin(mesh, [Wanted(item.value, item.ttl, item.cls) for item in items])
+        mesh.memory.store(size(items))
+        id = await self._jobs.begin(mesh, items)
         job = await self._wait(id)
         await mesh.confirm()
         if job is not None and job.state(mesh.now_ms()) == "done":
-            return await self._result(job)
+            return await self._finished(job, "", "")
         response = jsonify({"id": id, "state": "waiting"})
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{id}"
@@ -68,7 +67,10 @@ class JobRoutes:
         if job is None:
             raise _unknown()
         await mesh.confirm()
-        return await self._shown(job)
+        view = job.view(mesh.now_ms())
+        if not job.is_over(mesh.now_ms()):
+            return jsonify(view)
+        return await self._finished(job, json.dumps(view)[:-1] + ', "result": ', "}")
 
     @_tagged
     async def end(self, id: str) -> Response:
@@ -86,23 +88,29 @@ class JobRoutes:
         end_ms = mesh.now_ms() + min(asked, self._context.settings.max_wait_ms)
         while True:
             job = await self._jobs.get(mesh, id)
-            if job is None or job.state(mesh.now_ms()) in {"done", "failed"} or mesh.now_ms() >= end_ms:
+            if job is None or job.is_over(mesh.now_ms()) or mesh.now_ms() >= end_ms:
                 return job
             await asyncio.sleep(LOOK_S)
 
-    async def _shown(self, job: Job) -> Response:
-        now_ms = self._context.mesh.now_ms()
-        view, result = job.view(now_ms), job.result(now_ms)
-        if result is None:
-            return jsonify(view)
-        array = Array()
-        await array.extend(result, self._pace)
-        return self._answers.respond(array, json.dumps(view)[:-1] + ', "result": ', "}")
-
-    async def _result(self, job: Job) -> Response:
-        array = Array()
-        await array.extend(job.result(self._context.mesh.now_ms()) or [], self._pace)
-        return self._answers.respond(array)
+    async def _finished(self, job: Job, head: str, tail: str) -> Response:
+        """Return the results between `head` and `tail`; before `tail` come the errors of a failed job."""
+        results, errors = Array(), Array()
+        named: set[str] = set()
+        # A long answer takes its place in memory before it is read.
+        with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
+            try:
+                async for part in self._jobs.outcomes(self._context.mesh, job):
+                    for value, factors, failure in part:
+                        if factors is not None:
+                            results.add(element(value, factors))
+                        elif value not in named:
+                            named.add(value)
+                            errors.add(f'{{"value": {value}, {(failure or LATE)[1:]}')
+            except Gone:
+                raise _unknown() from None
+        if not named:
+            return self._answers.respond(results, head, tail)
+        return self._answers.send([*results.pieces(head, ""), *errors.pieces(', "errors": ', tail)])
 
 
 def _unknown() -> Problem:

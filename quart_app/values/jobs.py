@@ -1,60 +1,62 @@
-"""Jobs: a POST that nobody waits for. Any replica tells how one is, any one can end it.
+"""Jobs: a POST of values whose result is fetched later. Any replica begins, shows and ends one.
 
-    shared:values:job:{id}   hash, PX   created, deadline (ms of Redis's clock); order (the values as they were given),
-                                        items (each value once), both JSON; then, as it goes on, found:{value}
-                                        (factors), failed:{value} (JSON), stage:{class} (JSON)
-    shared:values:jobs       zset       id by expiry: how many there are
+    shared:values:job:{id}      hash, PX     created, deadline (ms of Redis's clock), size (bytes, about); values (how
+                                             many different ones), left (how many of them are neither found nor
+                                             failed), failures; parts, and the values as they were given in
+                                             order:0, order:1 …; the work of each step in work:{class}:{n}, until it is
+                                             done; found:{value}, failed:{value} (JSON), stage:{class} (JSON)
+    shared:values:jobs          zset, PX     "{id} {size}" by expiry: all that are kept
+    shared:values:jobs:open     zset, PX     id by deadline: those that are not finished, and some that just have
+    shared:values:jobs:size     counter, PX  the sum of the sizes of those that are kept
 
-The work travels as requests like any other, with nobody to reply to: one per class at a time, the next one sent by the
-commit that stores what the one before has found. So a job does everything once, whoever dies; it takes one place in a
-class's queue, however many values it has; and it ends when its hash is gone, for every commit expects that it is
-there, and whoever computes for it looks three times a second.
+The number of unfinished jobs has a bound, and so have the bytes of all that are kept. Nothing here reads a whole job at
+once: a step reads its own work, a client's question reads eight fields, and a result is read part by part.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import math
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from mesh import Busy, Class, MeshError, Replica, Request, Transaction
+import msgspec
+
+from mesh import Busy, Class, MeshError, Replica, Unavailable
 from mesh.wire.script import Script
-from quart_app.values.notation import is_small
+from quart_app.values.chunks import Chunks, ItemAsked
+from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
-T = TypeVar("T")
-
 JOB = "values:job:"
-JOBS = "values:jobs"
-SHARED = "shared:"
+KEPT = "values:jobs"
+OPEN = "values:jobs:open"
+SIZE = "values:jobs:size"
 
-#: the operation that a job's work travels as
+#: The operation that a job's work travels as.
 PUT = "values.put"
-#: between two looks whether a job is still wanted
-LOOK_S = 0.3
-#: between two tries to find room for a hard number
-BUSY_S = 0.5
 
-#: Tell how a job is. KEYS: job. ARGV: field, text. 0: the job is gone, and stays so.
-TELL = Script(
-    """
-local job, field, text = KEYS[1], ARGV[1], ARGV[2]
-if redis.call('EXISTS', job) == 0 then return 0 end
-redis.call('HSET', job, field, text)
-return 1
-"""
-)
+ADMIT = Script.beside(__file__, "admit_job.lua")
+END = Script.beside(__file__, "end_job.lua")
+
+#: A job is stored first and gets its work in a second step. If its replica dies in between, it is gone after this.
+HOLD_MS = 10_000
+#: Fields that are known before the job is: what an item takes beside its digits and its factors, about.
+ITEM_BYTES = 250
+#: A part of the values: as many as are read and shown in one piece of work.
+PART_VALUES, PART_BYTES = 100, 1 << 14
+
+#: The stages are those of the four classes; in the same order as admit_job.lua reads them.
+FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:C", "stage:D", "failures", "parts")
 
 
 class Gone(Exception):
     """The job was deleted, or its time is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """One value of a job."""
 
     value: str
@@ -62,225 +64,205 @@ class Wanted:
     cls: str
 
 
+class ValueOutcome(NamedTuple):
+    """What became of one value: its factors, or why there are none (JSON); neither while it is not finished."""
+
+    value: str
+    factors: str | None
+    failure: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it is stored."""
+    """A job without its values; times in ms of Redis's clock."""
 
     id: str
     created_ms: int
     deadline_ms: int
-    order: list[str]
-    items: list[Wanted]
-    found: dict[str, str]
-    failed: dict[str, dict[str, Any]]
-    stages: dict[str, dict[str, Any]]
+    values: int
+    left: int
+    stages: list[dict[str, Any]]
+    failures: int = 0
+    parts: int = 0
 
     @classmethod
-    def parse(cls, id: str, fields: dict[str, str]) -> Job:
-        def numbered(prefix: str) -> dict[str, str]:
-            return {name.removeprefix(prefix): text for name, text in fields.items() if name.startswith(prefix)}
+    def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
+        """Return the job of some `FIELDS`, at least up to the stages; None if it is gone, or has no work yet."""
+        created, deadline, values, left, *rest = fields
+        if created is None or deadline is None or values is None or left is None:
+            return None
+        stages = [json.loads(stage) for stage in rest[:4] if stage is not None]
+        return cls(id, int(created), int(deadline), int(values), int(left), stages, *map(int, filter(None, rest[4:])))
 
-        return cls(
-            id,
-            int(fields["created"]),
-            int(fields["deadline"]),
-            json.loads(fields["order"]),
-            [Wanted(**item) for item in json.loads(fields["items"])],
-            numbered("found:"),
-            {value: json.loads(text) for value, text in numbered("failed:").items()},
-            {name[6:]: json.loads(text) for name, text in fields.items() if name.startswith("stage:")},
-        )
+    @property
+    def done(self) -> int:
+        """How many values have their factors."""
+        return self.values - self.left - self.failures
 
     def state(self, now_ms: int) -> str:
-        """waiting, running, done, or failed."""
-        open_values = {item.value for item in self.items} - set(self.found) - set(self.failed)
-        if not open_values:
-            return "failed" if self.failed else "done"
+        """Return waiting, running, done, or failed."""
+        if not self.left:
+            return "failed" if self.failures else "done"
         if now_ms >= self.deadline_ms:
             return "failed"
-        return "running" if self.stages or self.found else "waiting"
+        return "running" if self.stages or self.left < self.values else "waiting"
+
+    def is_over(self, now_ms: int) -> bool:
+        """Return whether nothing more will come of it."""
+        return self.state(now_ms) in {"done", "failed"}
 
     def view(self, now_ms: int) -> dict[str, Any]:
-        """Return what a client sees beside the result. Times in seconds."""
-        state = self.state(now_ms)
+        """Return what a client sees beside the results. Times in seconds."""
         shown: dict[str, Any] = {
             "id": self.id,
-            "state": state,
+            "state": self.state(now_ms),
             "elapsed_s": round(max(0, now_ms - self.created_ms) / 1000, 3),
-            "values": len(self.items),
-            "values_done": len(self.found),
+            "values": self.values,
+            "values_done": self.done,
         }
-        if state in {"waiting", "running"}:
-            shown["working_on"] = list(self.stages.values())
-        if state == "failed":
-            late = {"detail": "not done before the job's time was over"}
-            missing = [item.value for item in self.items if item.value not in self.found]
-            shown["errors"] = [{"value": int(value), **self.failed.get(value, late)} for value in missing]
-        return shown
+        return shown if self.is_over(now_ms) else shown | {"working_on": self.stages}
 
-    def result(self, now_ms: int) -> list[tuple[str, str]] | None:
-        """Return the values with their factors: all in the order of the request once done, those there are once
-        failed; None before."""
-        match self.state(now_ms):
-            case "done":
-                return [(value, self.found[value]) for value in self.order]
-            case "failed":
-                return list(self.found.items())
-        return None
+    def expected_s(self, now_ms: int) -> float:
+        """Return in how many seconds the job will end: by its pace, by estimates for its last values, or at worst."""
+        longest_s = max(0, self.deadline_ms - now_ms) / 1000
+        finished = self.values - self.left
+        if finished:
+            return min(longest_s, (now_ms - self.created_ms) / 1000 * self.left / finished)
+        estimates = [stage.get("estimate_s") for stage in self.stages]
+        if len(estimates) == self.left and None not in estimates:
+            return min(longest_s, max(float(estimate) for estimate in estimates if estimate is not None))
+        return longest_s
+
+
+def size(items: Sequence[ItemAsked]) -> int:
+    """Return about how many bytes of Redis a job takes: its values, their work, and factors as long as they are."""
+    return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
 class Jobs:
-    """Jobs from outside: begin, look, end."""
+    """Jobs from outside: begin, look, read, end."""
 
-    def __init__(self, settings: ValuesSettings) -> None:
+    def __init__(self, settings: ValuesSettings, pace: Pace) -> None:
         self._settings = settings
+        self._pace = pace
 
-    async def begin(self, replica: Replica, items: Sequence[Wanted]) -> str:
-        """Store a job and send its work on its way, in one step; returns its id. Raises Busy.
+    async def begin(self, replica: Replica, items: Sequence[ItemAsked]) -> str:
+        """Store a job and send its first steps on their way; return its id. Raises Busy, Unavailable.
 
         Of items with the same value the last one counts.
         """
-        order = [item.value for item in items]
-        items = list({item.value: item for item in items}.values())
-        now_ms = replica.now_ms()
-        await self._admit(replica, now_ms)
+        different = {item.value: item for item in items}
+        await self._pace()
+        steps = Chunks(self._settings.chunk, 0)
+        await steps.extend(different.values(), self._pace)
+        first, work = await self._work(steps)
+        parts = await self._parts(items)
+        fields: dict[str, str | int] = {"values": len(different), "left": len(different), "failures": 0}
+        fields |= {"parts": len(parts)} | parts | work
+        await self._pace()
         id = secrets.token_urlsafe(16)
-        deadline_ms = now_ms + self._settings.job_s * 1000
-        expiry_ms = deadline_ms + self._settings.job_kept_s * 1000
-        transaction = replica.transaction()
-        fields: dict[str, str | int] = {"created": now_ms, "deadline": deadline_ms}
-        kept = [{"value": item.value, "ttl": item.ttl, "cls": item.cls} for item in items]
-        fields |= {"order": json.dumps(order), "items": json.dumps(kept)}
-        transaction.shared.hset(JOB + id, fields)
-        transaction.shared.write("PEXPIREAT", JOB + id, expiry_ms)
-        transaction.shared.zadd(JOBS, {id: expiry_ms})
-        for cls in sorted({item.cls for item in items}):
-            _send(transaction, id, cls, items, 0, self._settings.chunk, deadline_ms)
-        await replica.commit(transaction)
+        created_ms = await self._admit(replica, id, size(items), fields)
+        await self._send(replica, id, size(items), created_ms, first)
         return id
 
-    async def _admit(self, replica: Replica, now_ms: int) -> None:
-        await replica.shared.zremrangebyscore(SHARED + JOBS, "-inf", now_ms)
-        if await replica.shared.zcard(SHARED + JOBS) >= self._settings.max_jobs:
-            raise Busy("as many jobs as can be taken are kept", retry_after=10)
+    async def _work(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the items of the first step of each class, and the fields for those of the later ones."""
+        first: dict[str, Any] = {}
+        fields: dict[str, str] = {}
+        counts: dict[str, int] = {}
+        for number, (cls, chunk) in enumerate(steps.all):
+            if number % PART_VALUES == PART_VALUES - 1:
+                await self._pace()
+            step = counts[cls] = counts.get(cls, -1) + 1
+            if step:
+                fields[f"work:{cls}:{step}"] = msgspec.json.encode(chunk).decode()
+            else:
+                first[cls] = chunk
+        return first, fields
+
+    async def _parts(self, items: Sequence[ItemAsked]) -> dict[str, str]:
+        """Return the fields for the values as they were given."""
+        parts: dict[str, str] = {}
+        values: list[str] = []
+        length = 0
+        for item in items:
+            if len(values) >= PART_VALUES or (values and length + len(item.value) > PART_BYTES):
+                parts[f"order:{len(parts)}"] = " ".join(values)
+                values, length = [], 0
+                await self._pace()
+            values.append(item.value)
+            length += len(item.value)
+        parts[f"order:{len(parts)}"] = " ".join(values)
+        return parts
+
+    async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, str | int]) -> int:
+        """Store the job; return when, on Redis's clock. Raises Busy if there is no room."""
+        settings = self._settings
+        words = [word for pair in fields.items() for word in pair]
+        bounds = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
+        answer = await replica.store().shared.script(ADMIT, _names(id), id, size, *bounds, *words)
+        match answer:
+            case ["admitted", created]:
+                return int(created)
+            case ["open", now, *rows]:
+                raise _too_many(settings.max_jobs, int(now), rows)
+            case ["size", now, moment]:
+                retry_s = _seconds(int(moment) - int(now))
+                detail = f"the results of jobs take {settings.jobs_bytes} bytes; DELETE those that you have read"
+                raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
+        raise MeshError(f"a job was answered with {answer!r:.100}")
+
+    async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first: dict[str, Any]) -> None:
+        deadline_ms = created_ms + self._settings.job_s * 1000
+        expiry_ms = deadline_ms + self._settings.job_kept_s * 1000
+        transaction = replica.transaction()
+        shared = transaction.shared
+        shared.expect(JOB + id, str(created_ms), "created")
+        shared.hset(JOB + id, {"deadline": deadline_ms})
+        shared.zadd(KEPT, {f"{id} {size}": expiry_ms})
+        shared.zadd(OPEN, {id: deadline_ms})
+        shared.write("PEXPIREAT", JOB + id, expiry_ms)
+        for key in (KEPT, OPEN, SIZE):
+            shared.keep_until(key, expiry_ms)
+        for cls, items in sorted(first.items()):
+            transaction.send(Class(cls), PUT, {"items": items, "job": id, "next": 1}, deadline=deadline_ms)
+        if not await replica.commit(transaction):
+            raise Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry", retry_after=1)
 
     async def get(self, replica: Replica, id: str) -> Job | None:
-        """A job; None where there is none of that id any more."""
-        fields = await replica.store().shared.hgetall(JOB + id)
-        return Job.parse(id, fields) if fields else None
+        """Return a job, or None if there is none of that id any more."""
+        return Job.parse(id, await replica.store().shared.hmget(JOB + id, *FIELDS))
+
+    async def outcomes(self, replica: Replica, job: Job) -> AsyncIterator[list[ValueOutcome]]:
+        """Yield what became of each value, in the order of the request, part by part. Raises Gone."""
+        shared, key = replica.store().shared, JOB + job.id
+        for number in range(job.parts):
+            text = await shared.hget(key, f"order:{number}")
+            if text is None:
+                raise Gone(job.id)
+            values = text.split()
+            found = await shared.hmget(key, *[f"found:{value}" for value in values])
+            failed: Sequence[str | None] = [None] * len(values)
+            if None in found:
+                failed = await shared.hmget(key, *[f"failed:{value}" for value in values])
+            await self._pace()
+            yield list(map(ValueOutcome, values, found, failed))
 
     async def end(self, replica: Replica, id: str) -> bool:
-        """Forget a job, so that its work stops; False where there is none."""
-        await replica.shared.zrem(SHARED + JOBS, id)
-        return bool(await replica.shared.delete(SHARED + JOB + id))
+        """Forget a job, so that its work stops; return False if there is none."""
+        return bool(await replica.store().shared.script(END, _names(id), id))
 
 
-#: how the factorisation of a value is going; None where it is not under way here
-Progress = Callable[[str], dict[str, Any] | None]
+def _names(id: str) -> list[str]:
+    return [JOB + id, KEPT, OPEN, SIZE]
 
 
-class Errands:
-    """Makes errands; `chunk` small values go together."""
-
-    def __init__(self, replica: Callable[[], Replica], chunk: int, progress: Progress) -> None:
-        self._replica = replica
-        self.chunk = chunk
-        self.progress = progress
-
-    async def of(self, request: Request) -> Errand | None:
-        """The errand of a request; None where it belongs to no job. Raises Gone."""
-        id = request.body.get("job")
-        if id is None:
-            return None
-        replica = self._replica()
-        fields = await replica.store().shared.hgetall(JOB + id)
-        if not fields:
-            raise Gone(id)
-        return Errand(Job.parse(id, fields), request, replica, self)
+def _seconds(milliseconds: float) -> int:
+    return max(1, math.ceil(milliseconds / 1000))
 
 
-class Errand:
-    """The part of a job that one request is about, worker side."""
-
-    def __init__(self, job: Job, request: Request, replica: Replica, errands: Errands) -> None:
-        self._job = job
-        self._request = request
-        self._replica = replica
-        self._errands = errands
-
-    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work; tell how it is, three times a second. Raises Gone once the job is, and the work is cancelled."""
-        working = asyncio.create_task(work)
-        try:
-            while not (await asyncio.wait([working], timeout=LOOK_S))[0]:
-                if not await self._tell():
-                    raise Gone(self._job.id)
-            return working.result()
-        finally:
-            working.cancel()
-            await asyncio.wait([working])
-
-    async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
-        """Try until there is room for it: a job has time."""
-        while True:
-            try:
-                return await try_once()
-            except Busy as error:
-                await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
-
-    def found(self, transaction: Transaction, factors: dict[str, str]) -> None:
-        """Store what was found, and go on with the next values, in the same commit."""
-        self._expect(transaction)
-        texts = {f"found:{value}": found for value, found in factors.items()}
-        if texts:
-            transaction.shared.hset(JOB + self._job.id, texts)
-        self._go_on(transaction)
-
-    def failed(self, transaction: Transaction, error: MeshError) -> None:
-        """Store why the values were not factorised, and go on with the next ones."""
-        self._expect(transaction)
-        why = json.dumps({"detail": error.detail, **error.facts})
-        values = [item["value"] for item in self._request.body["items"]]
-        transaction.shared.hset(JOB + self._job.id, {f"failed:{value}": why for value in values})
-        self._go_on(transaction)
-
-    def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
-        """The body of a request for some of the values, to be sent to their holder."""
-        return {"items": items, "job": self._job.id}
-
-    @property
-    def deadline_ms(self) -> int:
-        return self._job.deadline_ms
-
-    def _expect(self, transaction: Transaction) -> None:
-        transaction.shared.expect(JOB + self._job.id, str(self._job.created_ms), "created")
-
-    def _go_on(self, transaction: Transaction) -> None:
-        after = self._request.body.get("next")
-        if after is not None:
-            cls = self._replica.cls
-            transaction.shared.hdel(JOB + self._job.id, f"stage:{cls}")
-            _send(transaction, self._job.id, cls, self._job.items, after, self._errands.chunk, self._job.deadline_ms)
-
-    async def _tell(self) -> bool:
-        values = [item["value"] for item in self._request.body["items"]]
-        known = next(filter(None, map(self._errands.progress, values)), {"value": int(values[0]), "stage": "waiting"})
-        text = json.dumps({**known, "replica": self._replica.id})
-        shared = self._replica.store().shared
-        return bool(await shared.script(TELL, [JOB + self._job.id], f"stage:{self._replica.cls}", text))
-
-
-def _send(
-    transaction: Transaction, id: str, cls: str, items: Sequence[Wanted], after: int, chunk: int, deadline_ms: int
-) -> None:
-    """Send the next values of a class, if there are any: some small ones, or a large one."""
-    own = [item for item in items if item.cls == cls]
-    if after >= len(own):
-        return
-    count = 1
-    if is_small(own[after].value):
-        while count < chunk and after + count < len(own) and is_small(own[after + count].value):
-            count += 1
-    group = [{"value": item.value, "ttl": item.ttl} for item in own[after : after + count]]
-    body = {"items": group, "job": id, "next": after + count}
-    transaction.send(Class(cls), PUT, body, deadline=deadline_ms)
+def _too_many(most: int, now_ms: int, rows: Sequence[Sequence[str | None]]) -> Busy:
+    """Return the error that says when the first of the unfinished jobs is expected to end."""
+    known = [job.expected_s(now_ms) for row in rows if (job := Job.parse("", row)) is not None]
+    retry_s = _seconds(1000 * min(known, default=HOLD_MS / 1000))
+    return Busy(f"{most} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

@@ -16,6 +16,7 @@ from quart_app.service import Context
 from quart_app.values import preferences
 from quart_app.values.answers import Answers, Array
 from quart_app.values.budget import Budget
+from quart_app.values.chunks import Chunks
 from quart_app.values.job_routes import JobRoutes
 from quart_app.values.jobs import PUT
 from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, SetValueResponse
@@ -25,8 +26,6 @@ from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-#: Items that are divided into chunks in one piece of work.
-ITEMS = 1000
 #: Large values go together up to so many digits. Their worker gives those that turn out to be hard back, each alone.
 LARGE_CHUNK_DIGITS = 8000
 #: A problem document names missing values up to this many, and up to this many digits of them.
@@ -150,11 +149,8 @@ class ValuesRoutes:
 
     async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
         """Return requests to the classes, each for a chunk of values."""
-        chunks = Chunks(self._settings.chunk)
-        for number, item in enumerate(items.values()):
-            if number % ITEMS == ITEMS - 1:
-                await self._pace()
-            chunks.add(item)
+        chunks = Chunks(self._settings.chunk, LARGE_CHUNK_DIGITS)
+        await chunks.extend(items.values(), self._pace)
         return [Ask(Class(cls), PUT, {"items": chunk}) for cls, chunk in chunks.all]
 
 
@@ -164,28 +160,6 @@ def deadline_ms(context: Context) -> int:
     if asked is None:
         return context.mesh.settings.deadline_ms
     return max(1, min(asked, context.settings.max_wait_ms))
-
-
-class Chunks:
-    """Divides items into chunks of one class each: so many small values, or a few large ones."""
-
-    def __init__(self, size: int) -> None:
-        self.all: list[tuple[str, list[dict[str, Any]]]] = []
-        self._size = size
-        #: by class, and whether for large values: the last chunk, and how much of it is left
-        self._last: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-        self._left: dict[tuple[str, bool], int] = {}
-
-    def add(self, item: Any) -> None:
-        """Put an item into a chunk."""
-        is_large = not is_small(item.value)
-        kind, cost = (item.cls, is_large), len(item.value) if is_large else 1
-        if self._left.get(kind, 0) < cost:
-            self._last[kind] = []
-            self._left[kind] = LARGE_CHUNK_DIGITS if is_large else self._size
-            self.all.append((item.cls, self._last[kind]))
-        self._left[kind] -= cost
-        self._last[kind].append({"value": item.value, "ttl": item.ttl})
 
 
 def _failure(answers: Sequence[Answer], missing: list[str]) -> Problem:

@@ -12,8 +12,8 @@ from quart_app.values import sweep
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.claims import Computing
+from quart_app.values.errands import Errands
 from quart_app.values.handlers import handlers
-from quart_app.values.jobs import Errands
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
@@ -51,6 +51,6 @@ def create(context: Context) -> Service:
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
-        worker=handlers(computing, Errands(lambda: context.mesh, settings.chunk, computing.progress), pace, store_room),
+        worker=handlers(computing, Errands(lambda: context.mesh, computing.progress), pace, store_room),
         lifespan=lifespan,
     )

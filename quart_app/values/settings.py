@@ -41,7 +41,12 @@ class ValuesSettings(BaseSettings):
     )
     job_s: int = Field(3600, ge=1, description="longest time that a job computes")
     job_kept_s: int = Field(3600, ge=1, description="how much longer its result can be asked for")
-    max_jobs: int = Field(64, ge=1, description="jobs kept at once; each may take one place in its classes' queues")
+    max_jobs: int = Field(
+        64, ge=1, description="unfinished jobs at once; each takes one place in the queue of each of its classes"
+    )
+    jobs_bytes: int = Field(
+        64 << 20, ge=1024, description="bytes of Redis that all jobs and their results take; beyond it 503"
+    )
     sweep_ms: int = Field(250, ge=10, description="between two looks for expired records")
 
     @property

@@ -139,6 +139,39 @@ async def test_row_32_no_input_costs_anybody_else_anything(faults: Faults) -> No
     await faults.check(mesh)
 
 
+@row(32, "one trivial job after the other")
+async def test_row_32_finished_jobs_hold_up_no_other(faults: Faults) -> None:
+    """Only unfinished jobs take a place; who finds none is told when the first one ends."""
+    mesh = await faults.mesh(2, classes="AA", wired=False, VALUES_MAX_JOBS="2", VALUES_JOB_S="100")
+    for _ in range(6):
+        answer = await job(mesh, 144)
+        if answer.status_code != 202:
+            raise Broken(f"finished jobs take places: {answer.text}")
+
+        async def done(path: str = answer.headers["Location"]) -> bool:
+            return (await ask(mesh, "GET", path)).json()["state"] == "done"
+
+        await mesh.within(10, done, "a trivial job is done")
+    hopeless = [await job(mesh, HOPELESS * n) for n in (1, 2, 3)]
+    after_s = int(hopeless[2].headers.get("Retry-After", 0))
+    if [answer.status_code for answer in hopeless] != [202, 202, 503] or not 90 <= after_s <= 100:
+        raise Broken(f"hopeless jobs were answered {hopeless}, Retry-After {after_s}")
+    for answer in hopeless[:2]:
+        await ask(mesh, "DELETE", answer.headers["Location"])
+    await faults.check(mesh)
+
+
+#: Of more digits than the sieve takes, and without small factors.
+HOPELESS = int(gmpy2.next_prime(10**70)) * int(gmpy2.next_prime(3 * 10**70))
+
+
+async def job(mesh: Mesh, value: int) -> httpx.Response:
+    """Begin a job of one value."""
+    return await ask(
+        mesh, "POST", "/values", json.dumps([{"value": value, "ttl": 30, "cls": "A"}]), Prefer="respond-async"
+    )
+
+
 @row(33, "values again and again until memory is full")
 async def test_row_33_a_full_memory_refuses_stores_alone(faults: Faults) -> None:
     """Stores are 503; reads go on, /readyz says full, nothing grows past the limit; expired data make room."""
@@ -146,10 +179,10 @@ async def test_row_33_a_full_memory_refuses_stores_alone(faults: Faults) -> None
     options = ("--maxmemory", str(limit), "--maxmemory-policy", "noeviction")
     mesh = await faults.mesh(2, classes="AA", wired=False, options=options)
     before = await mesh.epochs()
-    job = await ask(mesh, "POST", "/values", await written(faults.chance, 100, 3600), Prefer="respond-async")
+    begun = await ask(mesh, "POST", "/values", await written(faults.chance, 100, 3600), Prefer="respond-async")
     statuses = [await filled(mesh, faults.chance) for _ in range(12)]
-    if job.status_code != 202 or 200 not in statuses or statuses[-1] != 503:
-        raise Broken(f"the job was answered {job.status_code}, stores {statuses}")
+    if begun.status_code != 202 or 200 not in statuses or statuses[-1] != 503:
+        raise Broken(f"the job was answered {begun.status_code}, stores {statuses}")
     used = []
     for _ in range(20):
         answers = [await ask(mesh, "GET", path) for path in ("/values/2?limit=3", "/classes", "/jobs/x")]

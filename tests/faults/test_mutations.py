@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import test_crashes, test_network, test_overload, test_pauses, test_takeover
+from tests.faults import test_crashes, test_expensive, test_network, test_overload, test_pauses, test_takeover
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import ROWS
 from tests.support.faults.mutations import MUTATIONS
@@ -33,6 +33,7 @@ BREAKS = {
         "took effect 2 times",
     ),
     "drop-message": (test_pauses.test_row_05_a_short_sleep_costs_nobody_a_lease, "lies in databases"),
+    "finished-jobs": (test_expensive.test_row_32_finished_jobs_hold_up_no_other, "finished jobs take places"),
     "reserved-address": (
         test_takeover.test_row_46_no_stranger_becomes_administrator,
         "a stranger has the address of the administrator",

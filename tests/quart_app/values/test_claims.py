@@ -3,89 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
 
-import gmpy2
 import pytest
 
-from mesh import Body, Class, Database, DeadlineExceeded, Replica, Worker
+from mesh import Body, Class, Database, DeadlineExceeded, Replica
 from quart_app.values import claims as module
-from quart_app.values.claims import Computing, claim_key
-from quart_app.values.factorise import factors
-from quart_app.values.handlers import handlers
-from quart_app.values.jobs import PUT, Errands
-from quart_app.values.pace import Pace
+from quart_app.values.claims import claim_key
+from quart_app.values.jobs import PUT
 from tests.support.members import Members
+from tests.support.values import HARD, P, Q, Values
 from tests.support.waiting import eventually
-
-P, Q = (int(gmpy2.next_prime(10**n)) for n in (12, 14))
-HARD = P * Q
-
-
-class Pool:
-    """A pool whose numbers are done when the test says so; it counts what it computes."""
-
-    def __init__(self) -> None:
-        self.computed: list[int] = []
-        self.patient: list[bool] = []
-        self.quick: dict[int, str] = {}
-        self.may_end = asyncio.Event()
-        self.killed = 0
-
-    async def at_once(self, number: int) -> str | None:
-        return self.quick.get(number)
-
-    def expected_s(self, number: int) -> float:
-        return 60.0
-
-    def progress(self, number: int) -> None:
-        return None
-
-    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
-        return [factors(number) for number in numbers]
-
-    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
-        self.computed.append(number)
-        self.patient.append(patient)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.may_end.wait()
-        except TimeoutError:
-            raise DeadlineExceeded("late", factors=[], unfactored=[number]) from None
-        except asyncio.CancelledError:
-            self.killed += 1
-            raise
-        return factors(number)
-
-
-class Values:
-    """Members of one class that factorise with a pool in common."""
-
-    def __init__(self, members: Members) -> None:
-        self.members = members
-        self.pool = Pool()
-        self.replicas: list[Replica] = []
-
-    async def join(self, count: int, concurrency: int = 1) -> list[Replica]:
-        for _ in range(count):
-            place = len(self.replicas)
-
-            def here(place: int = place) -> Replica:
-                return self.replicas[place]
-
-            computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
-            worker: Worker = handlers(computing, Errands(here, 50, computing.progress), Pace(), lambda _: None)
-            self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency))
-        return self.replicas
-
-    def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
-        body = {"items": [{"value": str(value), "ttl": ttl}]}
-        return asyncio.create_task(asker.call(to or Class("A"), PUT, body, deadline_ms=ms))
-
-    async def claimed(self, value: int = HARD) -> str | None:
-        found: str | None = await self.replicas[0].shared.get("shared:" + claim_key("A", str(value)))
-        return found
 
 
 @pytest.fixture

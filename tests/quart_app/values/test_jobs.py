@@ -1,4 +1,4 @@
-"""Jobs: their states, their bound, and what becomes of their work."""
+"""Jobs: their states, their bounds, and how they are read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from mesh import Busy, Class, Replica
-from quart_app.values.jobs import PUT, Job, Jobs, Wanted
+from mesh import Busy
+from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, Wanted, size
+from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
-from tests.quart_app.values.test_claims import HARD, P, Q, Values
 from tests.support.members import Members
+from tests.support.values import HARD, Values, outcomes, state, until
 from tests.support.waiting import eventually
 
 MINUTE_MS = 60_000
@@ -20,20 +21,19 @@ MINUTE_MS = 60_000
 
 def job(**fields: Any) -> Job:
     """A job of two values, begun at 0, with a minute's time."""
-    items = [Wanted("6", 60, "A"), Wanted(str(HARD), 60, "A")]
-    defaults: dict[str, Any] = {"found": {}, "failed": {}, "stages": {}}
-    return Job("x", 0, MINUTE_MS, [str(HARD), "6", "6"], items, **{**defaults, **fields})
+    defaults: dict[str, Any] = {"values": 2, "left": 2, "stages": []}
+    return Job("x", 0, MINUTE_MS, **{**defaults, **fields})
 
 
 STATES = [
     ("waiting", job(), 10),
-    ("running", job(stages={"A": {"stage": "curves"}}), 10),
-    ("running", job(found={"6": "2 3"}), 10),
-    ("done", job(found={"6": "2 3", str(HARD): f"{P} {Q}"}), 10),
-    ("done", job(found={"6": "2 3", str(HARD): f"{P} {Q}"}), 2 * MINUTE_MS),
-    ("failed", job(found={"6": "2 3"}, failed={str(HARD): {"detail": "late"}}), 10),
-    ("running", job(failed={str(HARD): {"detail": "late"}}, stages={"A": {}}), 10),
-    ("failed", job(found={"6": "2 3"}, stages={"A": {}}), MINUTE_MS),
+    ("running", job(stages=[{"stage": "curves"}]), 10),
+    ("running", job(left=1), 10),
+    ("done", job(left=0), 10),
+    ("done", job(left=0), 2 * MINUTE_MS),
+    ("failed", job(left=0, failures=1), 10),
+    ("running", job(left=1, failures=1), 10),
+    ("failed", job(left=1), MINUTE_MS),
 ]
 
 
@@ -44,20 +44,28 @@ def test_states(state: str, one: Job, now_ms: int) -> None:
     assert one.view(now_ms)["state"] == state
 
 
-def test_a_result_has_the_order_that_was_asked_for() -> None:
-    """One element for each item of the request, a repeated one repeated."""
-    done = job(found={"6": "2 3", str(HARD): f"{P} {Q}"})
-    assert done.result(1500) == [(str(HARD), f"{P} {Q}"), ("6", "2 3"), ("6", "2 3")]
-    assert done.view(1500)["elapsed_s"] == 1.5
+ENDS = [
+    ("half of it took 2 s", job(left=1), 2000, 2.0),
+    ("the deadline is before that", job(values=10, left=9), 50_000, 10.0),
+    ("its last values have estimates", job(left=2, stages=[{"estimate_s": 3}, {"estimate_s": 7.5}]), 10, 7.5),
+    ("only luck can end one of them", job(left=2, stages=[{"estimate_s": 3}, {"estimate_s": None}]), 0, 60.0),
+    ("nothing is known", job(), 20_000, 40.0),
+    ("its time is over", job(), 2 * MINUTE_MS, 0.0),
+]
 
 
-def test_a_failed_job_keeps_what_was_found_and_says_what_was_not() -> None:
-    """Nothing that was computed is lost."""
-    failed = job(found={"6": "2 3"})
-    assert failed.result(MINUTE_MS) == [("6", "2 3")]
-    view = failed.view(MINUTE_MS)
-    assert [error["value"] for error in view["errors"]] == [HARD]
-    assert "time was over" in view["errors"][0]["detail"]
+@pytest.mark.parametrize(("why", "one", "now_ms", "expected_s"), ENDS, ids=[end[0] for end in ENDS])
+def test_when_a_job_is_expected_to_end(why: str, one: Job, now_ms: int, expected_s: float) -> None:
+    """Whoever finds no room is told when the first job ends; no constant."""
+    assert one.expected_s(now_ms) == expected_s
+
+
+def test_a_view_counts_what_is_done() -> None:
+    """Failures are not done; what the job works on is only shown while it works."""
+    view = job(values=5, left=1, failures=1, stages=[{"stage": "sieve"}]).view(1500)
+    assert (view["values"], view["values_done"], view["elapsed_s"]) == (5, 3, 1.5)
+    assert view["working_on"] == [{"stage": "sieve"}]
+    assert "working_on" not in job(left=0).view(1500)
 
 
 @pytest.fixture
@@ -67,130 +75,133 @@ async def values(mesh_of: Members) -> Values:
 
 @pytest.fixture
 def jobs() -> Jobs:
-    return Jobs(ValuesSettings(max_jobs=3))
+    return Jobs(ValuesSettings(max_jobs=3), Pace())
 
 
-async def state(jobs: Jobs, replica: Replica, id: str) -> str:
-    found = await jobs.get(replica, id)
-    return "gone" if found is None else found.state(replica.now_ms())
-
-
-async def until(jobs: Jobs, replica: Replica, id: str, wanted: str) -> Job | None:
-    async def reached() -> bool:
-        return await state(jobs, replica, id) == wanted
-
-    await eventually(reached, 15)
-    return await jobs.get(replica, id)
-
-
-async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs: Jobs) -> None:
-    """Small ones together, each hard one alone, in processes for those that nobody waits for."""
+async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: Jobs) -> None:
+    """One outcome for each item of the request, a repeated one repeated, however many parts that takes."""
     (replica,) = await values.join(1)
-    items = [Wanted(str(value), 60, "A") for value in (6, 10, HARD, 15, 2 * HARD)]
-    values.pool.may_end.set()
-    id = await jobs.begin(replica, items)
-    found = await until(jobs, replica, id, "done")
-    assert found is not None
-    assert found.found == {
-        "6": "2 3", "10": "2 5", str(HARD): f"{P} {Q}", "15": "3 5", str(2 * HARD): f"2 {P} {Q}"
-    }  # fmt: skip
-    assert found.stages == {}
-    assert values.pool.computed == [HARD, 2 * HARD]
-    assert values.pool.patient == [True, True]
-    assert sorted(await replica.store().hgetall("values:records")) == sorted(found.found)
+    asked = [str(15 + n % 7) for n in range(250)]
+    id = await jobs.begin(replica, [Wanted(value, 60, "A") for value in asked])
+    done = await until(jobs, replica, id, "done")
+    assert (done.values, done.parts) == (7, 3)
+    found = await outcomes(jobs, replica, done)
+    assert [outcome.value for outcome in found] == asked
+    assert found[0] == ValueOutcome("15", "3 5", None)
 
 
-async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) -> None:
-    """However many hard values it has: others get through beside it."""
-    (replica,) = await values.join(1, concurrency=2)
-    id = await jobs.begin(replica, [Wanted(str(HARD * i), 60, "A") for i in range(1, 30)])
-    await until(jobs, replica, id, "running")
-    body = {"items": [{"value": "6", "ttl": 60}]}
-    assert await replica.call(Class("A"), PUT, body, deadline_ms=3000) == {"6": "2 3"}
-    assert values.pool.computed == [HARD]
+async def test_a_failed_job_keeps_what_was_found_and_says_what_was_not(values: Values) -> None:
+    """Nothing that was computed is lost."""
+    (replica,) = await values.join(1)
+    jobs = Jobs(ValuesSettings(job_s=1), Pace())
+    id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted(str(HARD), 60, "A")])
+    failed = await until(jobs, replica, id, "failed")
+    found = {outcome.value: outcome for outcome in await outcomes(jobs, replica, failed)}
+    assert found["6"] == ValueOutcome("6", "2 3", None)
+    assert found[str(HARD)].factors is None
+
+
+async def test_a_job_that_is_deleted_while_it_is_read_is_gone(values: Values, jobs: Jobs) -> None:
+    """No result ends in the middle as if it were complete."""
+    (replica,) = await values.join(1)
+    id = await jobs.begin(replica, [Wanted(str(n), 60, "A") for n in range(2, 152)])
+    parts = jobs.outcomes(replica, await until(jobs, replica, id, "done"))
+    assert len(await anext(parts)) == 100
     await jobs.end(replica, id)
+    with pytest.raises(Gone):
+        await anext(parts)
 
 
-async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs) -> None:
-    """Its computation is killed within a second, no commit brings it back, and what it had not done stays undone."""
-    (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A"), Wanted("6", 60, "A")])
-    await until(jobs, replica, id, "running")
-    assert await jobs.end(replica, id)
-    assert not await jobs.end(replica, id)
-
-    async def killed() -> bool:
-        return values.pool.killed == 1
-
-    await eventually(killed, 1)
-
-    async def quiet() -> bool:
-        return (await replica.books())["in_flight"] == 0
-
-    await eventually(quiet)
-    await asyncio.sleep(0.3)
-    assert await state(jobs, replica, id) == "gone"
-    assert await replica.store().zcard("values:expiry") == 0
-
-
-async def test_a_job_ended_at_its_commit_is_not_brought_back(values: Values, jobs: Jobs) -> None:
-    """The commit expects the job to be there still."""
-    (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
-    await until(jobs, replica, id, "running")
-    await jobs.end(replica, id)
-    values.pool.may_end.set()
-
-    async def settled() -> bool:
-        return replica.statistics()["class_in_progress"] == 0
-
-    await eventually(settled)
-    assert await state(jobs, replica, id) == "gone"
-
-
-async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Busy is nothing to tell somebody who does not wait."""
-    (replica,) = await values.join(1)
-    refusals = 3
-    compute = values.pool.factorise
-
-    async def crowded(number: int, timeout_s: float, *, patient: bool = False) -> str:
-        nonlocal refusals
-        if refusals:
-            refusals -= 1
-            raise Busy(retry_after=0.05)
-        return await compute(number, timeout_s, patient=patient)
-
-    monkeypatch.setattr(values.pool, "factorise", crowded)
-    values.pool.may_end.set()
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
-    await until(jobs, replica, id, "done")
-    assert refusals == 0
-
-
-async def test_a_job_of_two_classes_is_worked_at_in_both(values: Values, jobs: Jobs) -> None:
-    """Each class has its own place in its own queue."""
-    (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted("10", 60, "B")])
-
-    async def half() -> bool:
-        found = await jobs.get(replica, id)
-        return found is not None and found.found == {"6": "2 3"}
-
-    await eventually(half)
-    assert await state(jobs, replica, id) == "running"
-    # Nobody has class B: its part waits until somebody does.
-    assert await replica.shared.xlen("mesh:requests:B") == 1
-
-
-async def test_there_are_only_so_many_jobs(values: Values, jobs: Jobs) -> None:
-    """Beyond them: Busy; one that has ended makes room."""
+async def test_there_are_only_so_many_unfinished_jobs(values: Values, jobs: Jobs) -> None:
+    """Beyond them: Busy, with the time until the first one ends; a deleted one makes room."""
     (replica,) = await values.join(1)
     ids = [await jobs.begin(replica, [Wanted(str(HARD), 60, "A")]) for _ in range(3)]
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="3 jobs are in progress") as refused:
         await jobs.begin(replica, [Wanted("6", 60, "A")])
+    assert refused.value.retry_after is not None and 3590 < refused.value.retry_after <= 3600
     await jobs.end(replica, ids[0])
     assert await jobs.begin(replica, [Wanted("6", 60, "A")])
+
+
+async def test_finished_jobs_take_no_place(values: Values, jobs: Jobs) -> None:
+    """Their results are kept for an hour, and nobody waits for that."""
+    (replica,) = await values.join(1)
+    ids = []
+    for n in range(10):
+        ids.append(await jobs.begin(replica, [Wanted(str(n + 2), 60, "A")]))
+        await until(jobs, replica, ids[-1], "done")
+    assert [await state(jobs, replica, id) for id in ids] == ["done"] * 10
+    assert await replica.shared.zcard("shared:values:jobs") == 10
+
+
+async def test_all_jobs_together_have_a_bound_of_bytes(values: Values) -> None:
+    """Kept results count; beyond the bound: Busy, until enough has expired or was deleted."""
+    (replica,) = await values.join(1)
+    items = [Wanted(str(n), 60, "A") for n in range(2, 12)]
+    jobs = Jobs(ValuesSettings(jobs_bytes=3 * size(items)), Pace())
+    ids = [await jobs.begin(replica, items) for _ in range(3)]
+    await until(jobs, replica, ids[2], "done")
+    with pytest.raises(Busy, match="DELETE those that you have read") as refused:
+        await jobs.begin(replica, items)
+    assert refused.value.retry_after is not None and 7190 < refused.value.retry_after <= 7200
+    await jobs.end(replica, ids[1])
+    ids.append(await jobs.begin(replica, items))
+    for id in ids:
+        await jobs.end(replica, id)
+    assert int(await replica.shared.get("shared:values:jobs:size")) == 0
+    assert await replica.shared.exists("shared:values:jobs", "shared:values:jobs:open") == 0
+
+
+async def test_expired_jobs_make_room(values: Values) -> None:
+    """Also where nobody has asked for them; a job larger than the bound is taken when no other is kept."""
+    (replica,) = await values.join(1)
+    jobs = Jobs(ValuesSettings(jobs_bytes=1024, job_s=1, job_kept_s=1), Pace())
+    items = [Wanted(str(n), 60, "A") for n in range(2, 12)]
+    id = await jobs.begin(replica, items)
+    with pytest.raises(Busy):
+        await jobs.begin(replica, items)
+
+    async def gone() -> bool:
+        return await state(jobs, replica, id) == "gone"
+
+    await eventually(gone, 5)
+    assert await jobs.begin(replica, items)
+    assert int(await replica.shared.get("shared:values:jobs:size")) == size(items)
+
+
+async def test_a_job_whose_replica_dies_between_the_two_steps_leaves_nothing(
+    values: Values, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stored, and its work was not sent: it is gone soon, and so are its place and its bytes."""
+    (replica,) = await values.join(1)
+    monkeypatch.setattr("quart_app.values.jobs.HOLD_MS", 300)
+
+    async def die(*_: Any) -> bool:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as dying:
+        dying.setattr(replica, "commit", die)
+        for _ in range(3):
+            with pytest.raises(asyncio.CancelledError):
+                await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+    with pytest.raises(Busy):
+        await jobs.begin(replica, [Wanted("6", 60, "A")])
+    ids = await replica.shared.zrange("shared:values:jobs:open", 0, -1)
+    await asyncio.sleep(0.4)
+    names = ["jobs", "jobs:open", "jobs:size", *(f"job:{id}" for id in ids)]
+    assert len(ids) == 3 and await replica.shared.exists(*(f"shared:values:{name}" for name in names)) == 0
+    id = await jobs.begin(replica, [Wanted("6", 60, "A")])
+    await until(jobs, replica, id, "done")
+
+
+async def test_a_job_that_is_admitted_twice_is_one(values: Values, jobs: Jobs) -> None:
+    """The link sends a command again when its answer was lost."""
+    (replica,) = await values.join(1)
+    words = ["x", 500, 3, 10_000, 10_000, "values", 1, "left", 1]
+    names = ["values:job:x", "values:jobs", "values:jobs:open", "values:jobs:size"]
+    first = await replica.store().shared.script(ADMIT, names, *words)
+    assert await replica.store().shared.script(ADMIT, names, *words) == first
+    assert int(await replica.shared.get("shared:values:jobs:size")) == 500
 
 
 async def test_a_job_can_be_read_with_redis_cli(values: Values, jobs: Jobs) -> None:
@@ -199,6 +210,29 @@ async def test_a_job_can_be_read_with_redis_cli(values: Values, jobs: Jobs) -> N
     id = await jobs.begin(replica, [Wanted("6", 60, "A")])
     await until(jobs, replica, id, "done")
     fields = await replica.shared.hgetall(f"shared:values:job:{id}")
-    assert fields["found:6"] == "2 3"
-    assert json.loads(fields["items"]) == [{"value": "6", "ttl": 60, "cls": "A"}]
-    assert 3600 * 1000 < await replica.shared.pttl(f"shared:values:job:{id}") <= 7200 * 1000
+    assert (fields["order:0"], fields["found:6"], fields["left"]) == ("6", "2 3", "0")
+    for key in (f"job:{id}", "jobs", "jobs:open", "jobs:size"):
+        assert 3600 * 1000 < await replica.shared.pttl(f"shared:values:{key}") <= 7200 * 1000
+
+
+async def test_begin_and_steps_share_the_event_loop(values: Values) -> None:
+    """However many values: their texts are made in pieces, and a step reads its own work only."""
+    (replica,) = await values.join(1)
+    pace = CountedPace()
+    jobs = Jobs(ValuesSettings(), pace)
+    id = await jobs.begin(replica, [Wanted(str(2**64 + n), 60, "A") for n in range(5000)])
+    assert pace.turns > 100
+    fields = await replica.shared.hgetall(f"shared:values:job:{id}")
+    assert json.loads(fields["work:A:4999"]) == [{"value": str(2**64 + 4999), "ttl": 60}]
+    assert max(map(len, fields.values())) < 20_000
+    await jobs.end(replica, id)
+
+
+class CountedPace(Pace):
+    """A pace that counts the pieces of work."""
+
+    turns = 0
+
+    async def __call__(self) -> None:
+        self.turns += 1
+        await super().__call__()

@@ -19,7 +19,7 @@ from mesh.lease.loop_thread import LoopThread
 from mesh.requests import runner, scripts, streams, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
-from quart_app.values import handlers
+from quart_app.values import handlers, jobs
 
 
 def _replace(source: str, old: str, new: str) -> str:
@@ -89,6 +89,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
+    "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "overdelivered": function(
         runner.Runner, "attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("

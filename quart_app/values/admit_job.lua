@@ -1,0 +1,68 @@
+-- Stores a new job, if there is room for it beside those that are kept and those that are not finished.
+-- KEYS: job, kept, open, size   (see jobs.py)
+-- ARGV: id, bytes of the job, most open jobs, most bytes, ms for which a job without work is kept, field, text, ...
+-- Returns {"admitted", moment}; or {"open", moment, facts of a job, ...}, a list of facts for each open job; or
+--         {"size", moment, when enough of the kept ones have expired}
+local job_key, kept_key, open_key, size_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, size, most_open, most_size, hold_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local prefix = string.sub(job_key, 1, #job_key - #id)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function text(number) return string.format('%.0f', number) end
+
+-- The same request again: its answer was lost on the way.
+local created = redis.call('HGET', job_key, 'created')
+if created then return {'admitted', created} end
+
+local function size_of(member) return tonumber(string.match(member, ' (%d+)$')) end
+
+-- What has expired makes room. More than this at once would hold the server; the next call takes the rest.
+local kept_size = tonumber(redis.call('GET', size_key) or '0')
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. text(now), 'LIMIT', 0, 1000)) do
+  redis.call('ZREM', kept_key, member)
+  kept_size = kept_size - size_of(member)
+end
+if redis.call('EXISTS', kept_key) == 0 then
+  kept_size = 0
+  redis.call('DEL', size_key)
+elseif redis.call('EXISTS', size_key) == 1 then
+  redis.call('SET', size_key, text(kept_size), 'KEEPTTL')
+end
+
+-- A finished job does not count. A job that was stored without its work, because its replica died, leaves by its score.
+redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. text(now))
+local facts = {}
+for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
+  local found = redis.call('HMGET', prefix .. other, 'created', 'deadline', 'values', 'left', 'stage:A', 'stage:B',
+    'stage:C', 'stage:D')
+  if found[4] == '0' then redis.call('ZREM', open_key, other) else facts[#facts + 1] = found end
+end
+if #facts >= most_open then return {'open', text(now), unpack(facts)} end
+
+-- A job that is larger than the bound is taken when nothing else is kept.
+local missing = kept_size > 0 and kept_size + size - most_size or 0
+if missing > 0 then
+  local moment, from = now, 0
+  while missing > 0 do
+    local rows = redis.call('ZRANGE', kept_key, from, from + 99, 'WITHSCORES')
+    for i = 1, #rows, 2 do
+      if missing > 0 then missing, moment = missing - size_of(rows[i]), rows[i + 1] end
+    end
+    from = from + 100
+    if #rows == 0 or from >= 1000 then break end
+  end
+  return {'size', text(now), text(moment)}
+end
+
+for at = 6, #ARGV, 2000 do
+  redis.call('HSET', job_key, unpack(ARGV, at, math.min(at + 1999, #ARGV)))
+end
+redis.call('HSET', job_key, 'created', text(now), 'size', ARGV[2])
+redis.call('ZADD', kept_key, text(now + hold_ms), id .. ' ' .. ARGV[2])
+redis.call('ZADD', open_key, text(now + hold_ms), id)
+redis.call('INCRBY', size_key, ARGV[2])
+for _, key in ipairs(KEYS) do
+  redis.call('PEXPIRE', key, hold_ms, 'NX')
+  redis.call('PEXPIRE', key, hold_ms, 'GT')
+end
+return {'admitted', text(now)}

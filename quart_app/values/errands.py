@@ -1,0 +1,157 @@
+"""The work of jobs, worker side.
+
+A step of a job is a request like any other, without a caller. The commit that stores what a step has found also sends
+the next step. So a job takes one place in the queue of a class, however many values it has, and does each step once,
+whichever process dies. Every commit expects that the job is still there, and a replica that computes for it looks three
+times a second; so the work ends soon after the job is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from mesh import Busy, Class, MeshError, Replica, Request, Transaction
+from mesh.wire.script import Script
+from quart_app.values.jobs import JOB, PUT, Gone
+
+T = TypeVar("T")
+
+#: Between two looks whether a job is still wanted.
+LOOK_S = 0.3
+#: Between two tries to find room for a hard number.
+BUSY_S = 0.5
+
+#: Stores how a job is going. KEYS: job. ARGV: field, text. Returns 0 if the job is gone, which it stays.
+TELL = Script(
+    """
+local job, field, text = KEYS[1], ARGV[1], ARGV[2]
+if redis.call('EXISTS', job) == 0 then return 0 end
+redis.call('HSET', job, field, text)
+return 1
+"""
+)
+
+#: How the factorisation of a value is going; None if none is under way here.
+Progress = Callable[[str], dict[str, Any] | None]
+
+
+class Errands:
+    """Makes errands."""
+
+    def __init__(self, replica: Callable[[], Replica], progress: Progress) -> None:
+        self._replica = replica
+        self.progress = progress
+
+    async def of(self, request: Request) -> Errand | None:
+        """Return the errand of a request; None if it belongs to no job. Raises Gone."""
+        id = request.body.get("job")
+        if id is None:
+            return None
+        replica = self._replica()
+        following = f"work:{replica.cls}:{request.body.get('next')}"
+        created, work = await replica.store().shared.hmget(JOB + id, "created", following)
+        if created is None:
+            raise Gone(id)
+        return Errand(id, created, following, work, request, replica, self.progress)
+
+
+class Errand:
+    """One step of a job, or a part of a step.
+
+    `work` is what the next step has to do; it is stored in the field `following` of the job.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        created: str,
+        following: str,
+        work: str | None,
+        request: Request,
+        replica: Replica,
+        progress: Progress,
+    ) -> None:
+        self._id = id
+        self._key = JOB + id
+        self._created = created
+        self._following = following
+        self._work = work
+        self._request = request
+        self._replica = replica
+        self._progress = progress
+
+    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, and store three times a second how it is going. Ends it and raises Gone once the job is gone."""
+        working = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait([working], timeout=LOOK_S))[0]:
+                if not await self._tell():
+                    raise Gone(self._id)
+            return working.result()
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+
+    async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
+        """Try until there is room: nobody waits for a job's work."""
+        while True:
+            try:
+                return await try_once()
+            except Busy as error:
+                await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
+
+    def found(self, transaction: Transaction, factors: dict[str, str]) -> None:
+        """Store what was found, and send the next step, in the same commit."""
+        self._expect(transaction)
+        if factors:
+            transaction.shared.hset(self._key, {f"found:{value}": found for value, found in factors.items()})
+            transaction.shared.write("HINCRBY", self._key, "left", -len(factors))
+        self._go_on(transaction)
+
+    def failed(self, transaction: Transaction, error: MeshError) -> None:
+        """Store why the values were not factorised, and send the next step."""
+        self._expect(transaction)
+        facts = {name: fact for name, fact in error.facts.items() if name != "value"}
+        why = json.dumps({"detail": error.detail, **facts})
+        values = [item["value"] for item in self._request.body["items"]]
+        transaction.shared.hset(self._key, {f"failed:{value}": why for value in values})
+        transaction.shared.write("HINCRBY", self._key, "left", -len(values))
+        transaction.shared.write("HINCRBY", self._key, "failures", len(values))
+        self._go_on(transaction)
+
+    def give_back(self, transaction: Transaction) -> None:
+        """Let the class do this part when there is room. On a database's stream other requests wait behind it."""
+        part = self.part(self._request.body["items"])
+        transaction.send(Class(self._replica.cls), PUT, part, deadline=self._request.deadline)
+
+    def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
+        """Return the body of a request for some of the values."""
+        return {"items": items, "job": self._id}
+
+    def _expect(self, transaction: Transaction) -> None:
+        transaction.shared.expect(self._key, self._created, "created")
+
+    def _go_on(self, transaction: Transaction) -> None:
+        number = self._request.body.get("next")
+        if number is None:
+            return
+        cls = self._replica.cls
+        transaction.shared.hdel(self._key, f"stage:{cls}", self._following)
+        if self._work is not None:
+            body = {"items": json.loads(self._work), "job": self._id, "next": number + 1}
+            transaction.send(Class(cls), PUT, body, deadline=self._request.deadline)
+
+    async def _tell(self) -> bool:
+        """Store how the work is going; return whether the job is still there."""
+        values = [item["value"] for item in self._request.body["items"]]
+        known = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})
+        text = json.dumps({**known, "replica": self._replica.id})
+        shared = self._replica.store().shared
+        try:
+            return bool(await shared.script(TELL, [self._key], f"stage:{self._replica.cls}", text))
+        except Busy:
+            # Redis is full. The job goes on when there is room; whether it was deleted, the commit will see.
+            return True

@@ -1,0 +1,40 @@
+"""Chunks of items: of one class each, so many small values or few large ones."""
+
+from __future__ import annotations
+
+from quart_app.values.chunks import ITEMS, Chunks
+from quart_app.values.jobs import Wanted
+from quart_app.values.pace import Pace
+
+LARGE = "9" * 30
+
+
+async def divided(chunks: Chunks, *items: Wanted) -> list[tuple[str, list[str]]]:
+    await chunks.extend(items, Pace())
+    return [(cls, [item["value"] for item in chunk]) for cls, chunk in chunks.all]
+
+
+async def test_small_values_go_together_up_to_a_number() -> None:
+    """Each class has its own chunks, in the order of their first items."""
+    items = [Wanted(str(n), 60, "AB"[n % 2]) for n in range(6)]
+    assert await divided(Chunks(2, 0), *items) == [("A", ["0", "2"]), ("B", ["1", "3"]), ("A", ["4"]), ("B", ["5"])]
+
+
+async def test_large_values_go_together_up_to_so_many_digits() -> None:
+    """Alone where no digits are allowed; a small value between them does not end their chunk."""
+    items = [Wanted(value, 60, "A") for value in (LARGE, "6", LARGE, LARGE)]
+    assert await divided(Chunks(5, 60), *items) == [("A", [LARGE, LARGE]), ("A", ["6"]), ("A", [LARGE])]
+    assert await divided(Chunks(5, 0), *items) == [("A", [LARGE]), ("A", ["6"]), ("A", [LARGE]), ("A", [LARGE])]
+
+
+async def test_many_items_are_divided_piece_by_piece() -> None:
+    """The event loop is not held by ten thousand of them."""
+    turns = 0
+
+    async def pace() -> None:
+        nonlocal turns
+        turns += 1
+
+    chunks = Chunks(125, 0)
+    await chunks.extend([Wanted("6", 60, "A")] * 4 * ITEMS, pace)  # type: ignore[arg-type]
+    assert turns == 4

@@ -1,0 +1,112 @@
+"""Replicas with /values whose hard numbers are done when a test says so, and what tests ask about jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gmpy2
+
+from mesh import Class, DeadlineExceeded, Replica, Worker
+from quart_app.values.claims import Computing, claim_key
+from quart_app.values.errands import Errands
+from quart_app.values.factorise import factors
+from quart_app.values.handlers import handlers
+from quart_app.values.jobs import PUT, Job, Jobs, ValueOutcome
+from quart_app.values.pace import Pace
+from tests.support.members import Members
+from tests.support.waiting import eventually
+
+P, Q = (int(gmpy2.next_prime(10**n)) for n in (12, 14))
+HARD = P * Q
+
+
+class Pool:
+    """A pool whose numbers are done when the test says so; it counts what it computes."""
+
+    def __init__(self) -> None:
+        self.computed: list[int] = []
+        self.patient: list[bool] = []
+        self.quick: dict[int, str] = {}
+        self.may_end = asyncio.Event()
+        self.killed = 0
+
+    async def at_once(self, number: int) -> str | None:
+        return self.quick.get(number)
+
+    def expected_s(self, number: int) -> float:
+        return 60.0
+
+    def progress(self, number: int) -> None:
+        return None
+
+    async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
+        return [factors(number) for number in numbers]
+
+    async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
+        self.computed.append(number)
+        self.patient.append(patient)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.may_end.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("late", factors=[], unfactored=[number]) from None
+        except asyncio.CancelledError:
+            self.killed += 1
+            raise
+        return factors(number)
+
+
+class Values:
+    """Members of one class that factorise with a pool in common."""
+
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self.pool = Pool()
+        self.replicas: list[Replica] = []
+        self.store_room: Callable[[int], None] = lambda _: None
+
+    async def join(self, count: int, concurrency: int = 1) -> list[Replica]:
+        for _ in range(count):
+            place = len(self.replicas)
+
+            def here(place: int = place) -> Replica:
+                return self.replicas[place]
+
+            computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
+            worker: Worker = handlers(computing, Errands(here, computing.progress), Pace(), self._store_room)
+            self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency))
+        return self.replicas
+
+    def _store_room(self, amount: int) -> None:
+        self.store_room(amount)
+
+    def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
+        body = {"items": [{"value": str(value), "ttl": ttl}]}
+        return asyncio.create_task(asker.call(to or Class("A"), PUT, body, deadline_ms=ms))
+
+    async def claimed(self, value: int = HARD) -> str | None:
+        found: str | None = await self.replicas[0].shared.get("shared:" + claim_key("A", str(value)))
+        return found
+
+
+async def state(jobs: Jobs, replica: Replica, id: str) -> str:
+    found = await jobs.get(replica, id)
+    return "gone" if found is None else found.state(replica.now_ms())
+
+
+async def until(jobs: Jobs, replica: Replica, id: str, wanted: str) -> Job:
+    """Return the job once it has this state."""
+
+    async def reached() -> bool:
+        return await state(jobs, replica, id) == wanted
+
+    await eventually(reached, 15)
+    found = await jobs.get(replica, id)
+    assert found is not None
+    return found
+
+
+async def outcomes(jobs: Jobs, replica: Replica, job: Job) -> list[ValueOutcome]:
+    return [outcome async for part in jobs.outcomes(replica, job) for outcome in part]
