@@ -125,7 +125,11 @@ async def sweep(link: Link, streams: Sequence[str]) -> int:
 
 async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
     """Return the books at one moment; `accepted` is the sum of all others."""
-    values = await link.script(BOOKS, [keys.BOOKS, *streams])
+    return to_books(await link.script(BOOKS, [keys.BOOKS, *streams]))
+
+
+def to_books(values: Sequence[Any]) -> dict[str, int]:
+    """Name the numbers that the script answers."""
     names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
     return dict(zip(names, map(int, values), strict=True))
 

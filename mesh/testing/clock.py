@@ -1,0 +1,175 @@
+"""Time under control: while every task waits, the clock jumps to the next timer.
+
+`virtual_time` wraps, in place, `time` of the running event loop and `select` of its selector. In the modules of `mesh`
+and `fakeredis` it replaces the name `time`. Everything else keeps the real clock, the code under test too.
+
+    select --something is ready--> no time passes
+       |
+       +--everybody waits, and only timers can wake them--> the clock jumps to the next timer
+       +--a thread, a pool or a connection may wake them--> the clock runs at its own speed
+
+The thread of a lease would live by the real clock. So it becomes a task for as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time as real_time
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any
+
+from mesh.errors import MeshError
+from mesh.lease import holding
+
+#: The date at which a kit's clock begins: the same in each run.
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+#: How long a jump waits for another thread that is about to say something.
+LISTEN_S = 0.0005
+#: Threads of the event loop's own pool; what they do is known from `run_in_executor`.
+_POOL = "asyncio_"
+
+
+class TaskNotThread:
+    """Stands in for `LoopThread`: runs its coroutine as a task of the caller's loop."""
+
+    def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._main = main
+
+    async def run(self) -> None:
+        """Run the coroutine to its end."""
+        await self._main()
+
+    def call(self, callback: Callable[[], Any]) -> None:
+        """Call something in the loop soon."""
+        asyncio.get_running_loop().call_soon(callback)
+
+    call_back = call
+
+
+class Clock:
+    """The clock of one event loop. It also stands in for the module `time`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not hasattr(loop, "_selector"):
+            kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+            raise MeshError(
+                f"MeshKit cannot move the clock of {kind}: run this test on asyncio's own event loop, or with "
+                'MeshKit(..., redis="redis://...") in real time'
+            )
+        self._loop: Any = loop
+        self._selector = self._loop._selector
+        self._select = self._selector.select
+        self._base = loop.time()
+        self._passed = 0.0
+        self._outside = 0
+        self._settled: list[asyncio.Future[None]] = []
+        self._known_threads = set(threading.enumerate())
+        self._known_files = len(self._selector.get_map())
+
+    def time(self) -> float:
+        """Return the date, in seconds since 1970."""
+        return BEGIN + self._passed
+
+    def monotonic(self) -> float:
+        """Return the loop's own time."""
+        return self._base + self._passed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_time, name)
+
+    def jump(self, seconds: float) -> None:
+        """Let so much time pass at once."""
+        self._passed += seconds
+
+    async def settled(self) -> None:
+        """Wait until every task waits for a timer, or for something outside."""
+        waiter = self._loop.create_future()
+        self._settled.append(waiter)
+        await waiter
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the loop live by this clock. Afterwards the loop's time goes on from there, and never back."""
+        in_executor = self._loop.run_in_executor
+        self._loop.time = self.monotonic
+        self._selector.select = self._wait
+        self._loop.run_in_executor = lambda *arguments: self._count(in_executor(*arguments))
+        try:
+            yield
+        finally:
+            ahead = self.monotonic() - real_time.monotonic()
+            self._loop.time = lambda: real_time.monotonic() + ahead
+            self._selector.select = self._select
+            del self._loop.run_in_executor
+            for waiter in self._settled:
+                waiter.cancel()
+
+    def _count(self, work: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        self._outside += 1
+        work.add_done_callback(self._uncount)
+        return work
+
+    def _uncount(self, _: object) -> None:
+        self._outside -= 1
+
+    def _wait(self, timeout: float | None = None) -> Any:
+        events = self._select(0)
+        if events or (timeout is not None and timeout <= 0):
+            return events
+        if self._settled:
+            settled, self._settled = self._settled, []
+            for waiter in settled:
+                if not waiter.done():
+                    waiter.set_result(None)
+            return events
+        if timeout is None or self._may_be_woken():
+            began = real_time.monotonic()
+            events = self._select(timeout)
+            self._passed += real_time.monotonic() - began
+            return events
+        events = self._select(LISTEN_S)
+        if not events:
+            self._passed += timeout
+        return events
+
+    def _may_be_woken(self) -> bool:
+        """Whether something outside of the loop may be at work for it: a pool, a thread, or a peer."""
+        return (
+            self._outside > 0
+            or len(self._selector.get_map()) > self._known_files
+            or any(
+                thread not in self._known_threads and not thread.name.startswith(_POOL)
+                for thread in threading.enumerate()
+            )
+        )
+
+
+@contextlib.contextmanager
+def virtual_time() -> Iterator[Clock]:
+    """Put the running loop, the mesh and fakeredis on a clock that jumps. Raises MeshError for another kind of loop."""
+    if isinstance(vars(holding)["time"], Clock):
+        raise MeshError("another MeshKit of this process has the clock; leave its block first")
+    clock = Clock(asyncio.get_running_loop())
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in ("mesh", "fakeredis") and getattr(module, "time", None) is real_time:
+                stack.enter_context(_replaced(module, "time", clock))
+        stack.enter_context(_replaced(holding, "LoopThread", TaskNotThread))
+        stack.enter_context(clock.running())
+        yield clock
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Give a name of a module another value for a while."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

@@ -1,0 +1,116 @@
+"""A Redis in this process: fakeredis, with the parts of a real server that it lacks and the mesh needs.
+
+It knows no access rules, so only key names keep replicas apart: `isolation=prefix`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+import fakeredis
+import redis
+
+from mesh.settings import Isolation, RedisSettings
+from mesh.wire.clients import Connections, heeding_cancellation
+from mesh.wire.connection import RedisConnection, pack
+
+#: What the mesh wants to know of a server; fakeredis has no memory of its own to speak of.
+INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
+
+
+def without_flags(script: str) -> str:
+    """Return a script without its first line `#!lua flags=...`, which fakeredis cannot read."""
+    return script.partition("\n")[2] if script.startswith("#!lua") else script
+
+
+class FakeClient(fakeredis.FakeAsyncRedis):
+    """fakeredis with INFO, and with scripts whose first line names flags (`#!lua flags=...`)."""
+
+    async def info(self, section: str | None = None, *args: str, **options: Any) -> dict[str, str]:
+        return {"redis_version": "7.0.0"}
+
+    async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
+        return await super().eval(without_flags(script), numkeys, *words)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
+        pipeline = super().pipeline(transaction, shard_hint)
+        evaluate = pipeline.eval
+        pipeline.eval = lambda script, *words: evaluate(without_flags(script), *words)  # type: ignore[method-assign]
+        return pipeline
+
+
+class FakeConnection(RedisConnection):
+    """A connection to fakeredis that returns replies as a real server sends them."""
+
+    def __init__(self, client: FakeClient, server: fakeredis.FakeServer) -> None:
+        super().__init__(client, timeout_s=5)
+        self._fake = client
+        self._server = server
+        self._id = 0
+        client.response_callbacks.clear()
+
+    async def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pack(commands)
+        try:
+            self._id = self._id or await self._fake.client_id()
+            return [await self._say(command) for command in commands]
+        except BaseException:
+            # A server forgets a read that blocks when its connection is closed; fakeredis would let it take entries.
+            fakeredis.FakeRedis(server=self._server).client_unblock(self._id)
+            self._id = 0
+            raise
+
+    async def _say(self, command: tuple[Any, ...]) -> Any:
+        if command[:2] == ("SCRIPT", "LOAD"):
+            return self._load(command[2])
+        if command[0] == "INFO":
+            return INFO
+        try:
+            return await cast(Any, self._fake).execute_command(*command)
+        except redis.exceptions.ResponseError as error:
+            # fakeredis says of a missing stream what a server says only in answer to XGROUP.
+            if "requires the key to exist" in str(error):
+                return redis.exceptions.ResponseError("NOGROUP No such key")
+            return error
+
+    def _load(self, script: str) -> str:
+        # The hash is that of the whole text, flags included, as on a real server.
+        sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        self._server.script_cache[sha.encode()] = without_flags(script).encode()
+        return sha
+
+
+class FakeConnections(Connections):
+    """Clients of a fakeredis server, which is an object in this process."""
+
+    def __init__(self, settings: RedisSettings, server: fakeredis.FakeServer | None = None) -> None:
+        super().__init__(settings)
+        self.server = server or fakeredis.FakeServer(version=(7,))
+
+    def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> FakeClient:
+        client = FakeClient(server=self.server, db=self.bus if db is None else db, decode_responses=True)
+        heeding_cancellation(client)
+        return client
+
+    def connection(self, name: str, *, block_ms: int = 0) -> FakeConnection:
+        client = FakeClient(server=self.server, db=self.bus, decode_responses=True, protocol=2)
+        heeding_cancellation(client)
+        return FakeConnection(client, self.server)
+
+
+class FakeBelow:
+    """fakeredis as the Redis below a kit."""
+
+    isolation = Isolation.PREFIX
+
+    def __init__(self) -> None:
+        self.connections = FakeConnections(RedisSettings())
+        self.direct = fakeredis.FakeRedis(server=self.connections.server, decode_responses=True)
+
+    async def begin(self) -> None:
+        """Do nothing: it is new, and so empty."""
+
+    async def end(self) -> None:
+        """Do nothing: it ends with the kit."""

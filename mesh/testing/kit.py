@@ -1,0 +1,226 @@
+"""A whole mesh in a test: replicas in this process, over fakeredis or over a real server.
+
+    async with MeshKit(worker, replicas=3) as kit:
+        await kit[0].call(...)
+
+Over fakeredis the time is the kit's own: while every task waits, it jumps, and `advance` moves it further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from mesh import keys
+from mesh.errors import MeshError
+from mesh.replica import Replica
+from mesh.requests import scripts, streams
+from mesh.requests.worker import Worker
+from mesh.settings import MeshSettings
+from mesh.testing.clock import Clock, virtual_time
+from mesh.testing.kit_replica import KitReplica
+from mesh.testing.record import Buried, Committed, Observed, Sent
+from mesh.testing.servers import RealServer, fake_server
+from mesh.testing.wire import Faults, Gate, KitConnections
+from mesh.testing.workers import Runs
+
+M = TypeVar("M", bound=BaseModel)
+
+#: Longest time that `advance` waits for on a real server.
+REAL_S = 60
+
+
+class MeshKit:
+    """A mesh of `replicas` replicas that serve `operations`; an asynchronous context manager.
+
+    `redis` is the address of an empty server to run on; without it, fakeredis is the server, and time jumps. `settings`
+    are fields of `MeshSettings`; the environment does not count. When the block ends, all replicas leave, and the books
+    must balance.
+    """
+
+    def __init__(self, *operations: Worker, replicas: int = 1, redis: str | None = None, **settings: Any) -> None:
+        self._operations = operations
+        self._count = replicas
+        self._below = fake_server() if redis is None else RealServer(redis)
+        self._settings = _defaults(
+            MeshSettings, redis=self._below.connections.settings, **{"isolation": self._below.isolation, **settings}
+        )
+        self._clock: Clock | None = None
+        self._virtual = redis is None
+        self._members: list[KitReplica] = []
+        self._clients: list[Redis] = []
+        self._stack = contextlib.ExitStack()
+        self._faults = Faults()
+        self._runs = Runs()
+        self._record = Observed(self._runs.effects)
+
+    async def __aenter__(self) -> Self:
+        await self._below.begin()
+        if self._virtual:
+            self._clock = self._stack.enter_context(virtual_time())
+        try:
+            for _ in range(self._count):
+                await self.start()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if error is None:
+                await self._leave()
+        finally:
+            await self._close()
+
+    async def _leave(self) -> None:
+        """End all replicas in order. Raises MeshError where one had ended by itself, or the books do not balance."""
+        for member in self._members:
+            if member.frozen:
+                await member.kill(self._below)
+        await asyncio.gather(*(member.stop() for member in self._members))
+        for member in self._members:
+            member.check()
+        books = await self.books()
+        if books["accepted"] != sum(books.values()) - books["accepted"]:
+            raise AssertionError(f"the books do not balance: {books}")
+
+    async def _close(self) -> None:
+        for member in self._members:
+            await member.kill(self._below)
+        for client in self._clients:
+            await client.aclose()
+        self._stack.close()
+        await self._below.end()
+
+    # Replicas
+
+    def __getitem__(self, number: int) -> Replica:
+        """Return the replica that was started as number so-and-so, from 0 on."""
+        return self._members[number].replica
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    async def start(self, *operations: Worker, **settings: Any) -> Replica:
+        """Start one more replica, and wait for its lease; with operations and settings of its own where given."""
+        worker = self._runs.watch(operations or self._operations)
+        gate = Gate()
+        connections = KitConnections(self._below.connections, gate, self._faults, self._record)
+        chosen = self._settings.model_copy(update=settings)
+        member = KitReplica(worker, chosen, connections, gate)
+        self._members.append(member)
+        return await member.joined()
+
+    async def stop(self, number: int) -> None:
+        """Let a replica leave in order, as at a SIGTERM."""
+        await self._members[number].stop()
+
+    async def kill(self, number: int) -> None:
+        """End a replica as `kill -9` does: it hands nothing back. Its lease ends at once, not after its ttl."""
+        await self._members[number].kill(self._below)
+
+    def freeze(self, number: int) -> None:
+        """Stop a replica as a SIGSTOP does: from now on Redis hears nothing of it, and it hears nothing of Redis."""
+        self._members[number].freeze()
+
+    def thaw(self, number: int) -> None:
+        """Let a frozen replica go on, as a SIGCONT does."""
+        self._members[number].thaw()
+
+    # Faults
+
+    def lose_requests(self, count: int) -> None:
+        """Lose the next trips to Redis that carry commits or submissions, before they arrive."""
+        self._faults.lost_requests += count
+
+    def lose_answers(self, count: int) -> None:
+        """Lose the answers of the next trips that carry commits or submissions: they have their effect."""
+        self._faults.lost_answers += count
+
+    def fail(self, op: str, times: int = 1, *, before: Literal["handler", "commit"] = "commit") -> None:
+        """Let the next runs of an operation fail, before the handler begins or before its commit.
+
+        As with any exception in a handler, nothing of it happens, and the request is delivered again.
+        """
+        failing = self._runs.failing if before == "handler" else self._faults.failing
+        failing[op] += times
+
+    # Time
+
+    @property
+    def now(self) -> datetime:
+        """The clock of the kit's Redis."""
+        return datetime.now(UTC) if self._clock is None else datetime.fromtimestamp(self._clock.time(), UTC)
+
+    async def advance(self, **time: float) -> None:
+        """Let time pass, named as for a `timedelta`: `await kit.advance(hours=24)`.
+
+        It passes in one jump, over which all leases are held. What is due by then happens before this returns. On a
+        real server it waits; raises MeshError where that would be long.
+        """
+        seconds = timedelta(**time).total_seconds()
+        if self._clock is None:
+            if seconds > REAL_S:
+                raise MeshError(
+                    f"on a real server the kit cannot move the clock, and will not wait for {seconds:g} s: "
+                    "let this test run over fakeredis only"
+                )
+            await asyncio.sleep(seconds)
+            return
+        await self._clock.settled()
+        for member in self._members:
+            if member.alive and not member.frozen:
+                member.hold_lease_over(seconds, self._below)
+        self._clock.jump(seconds)
+        await self._clock.settled()
+
+    # What happened
+
+    @property
+    def committed(self) -> list[Committed]:
+        """The commands that had their effect, in this order. Queries and refused commands have none."""
+        return self._record.committed
+
+    @property
+    def sent(self) -> list[Sent]:
+        """The requests that handlers sent or passed on with their commits."""
+        return self._record.sent
+
+    @property
+    def dead(self) -> list[Buried]:
+        """The requests that were given up."""
+        letters: Any = self._below.direct.xrange(keys.DEAD)
+        return [Buried.from_entry(fields) for _, fields in letters]
+
+    def ran(self, op: str) -> int:
+        """Return how often the handler of an operation was run; a request that runs again counts again."""
+        return self._runs.count[op]
+
+    async def books(self) -> dict[str, int]:
+        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        settings = self._settings
+        names = keys.request_streams(settings.classes, settings.databases)
+        return streams.to_books(await scripts.BOOKS.run(self.redis(), [keys.BOOKS, *names]))
+
+    async def read(self, key: str, *, database: int) -> str | None:
+        """Return a value of a database, whoever holds it."""
+        found = await self.redis(database).get(keys.own(database) + key)
+        return None if found is None else str(found)
+
+    def redis(self, db: int = 0) -> Redis:
+        """Return a client with all rights, for what this class does not offer. It is closed with the kit."""
+        client = self._below.connections.client("kit", db=db)
+        self._clients.append(client)
+        return client
+
+
+def _defaults(kind: type[M], **chosen: Any) -> M:
+    """Return settings as they are where the environment sets none."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
+    return kind(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})

@@ -1,0 +1,99 @@
+"""One replica of a kit, with a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from mesh import keys
+from mesh.errors import MeshError
+from mesh.replica import Replica, join
+from mesh.requests.worker import Worker
+from mesh.settings import MeshSettings
+from mesh.testing.servers import Below
+from mesh.testing.wire import Gate, KitConnections
+
+
+class KitReplica:
+    """A replica in this process, which can be stopped, killed and frozen."""
+
+    def __init__(self, worker: Worker, settings: MeshSettings, connections: KitConnections, gate: Gate) -> None:
+        self._worker = worker
+        self._settings = settings
+        self._connections = connections
+        self._gate = gate
+        self._leave = asyncio.Event()
+        self._joined: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+        self._expected = False
+        self._task = asyncio.create_task(self._live(), name="kit-replica")
+
+    async def _live(self) -> None:
+        try:
+            async with join(self._worker, self._settings, connections=self._connections) as replica:
+                self._joined.set_result(replica)
+                await self._leave.wait()
+        except Exception as error:
+            if self._joined.done():
+                raise
+            self._joined.set_exception(error)
+
+    async def joined(self) -> Replica:
+        """Wait for the lease. Raises what `join` raises."""
+        return await self._joined
+
+    @property
+    def replica(self) -> Replica:
+        """What `join` gave."""
+        return self._joined.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is a member: not stopped, not killed, and its lease not lost."""
+        return not self._task.done()
+
+    async def stop(self) -> None:
+        """Leave in order, as at a SIGTERM."""
+        self._leave.set()
+        await asyncio.wait([self._task])
+
+    async def kill(self, below: Below) -> None:
+        """End as at a SIGKILL: nothing is handed back. Its lease ends at once, not after its ttl."""
+        self._expected = self._gate.dead = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if self._joined.done() and not self._joined.cancelled() and self._joined.exception() is None:
+            grant = self.replica._grant
+            if below.direct.get(keys.lease(grant.database)) == grant.holder:
+                below.direct.delete(keys.lease(grant.database))
+
+    def freeze(self) -> None:
+        """Stand still, as at a SIGSTOP, for Redis and so for everybody else."""
+        self._expected = self._gate.frozen = True
+
+    def thaw(self) -> None:
+        """Go on, as at a SIGCONT."""
+        self._gate.frozen = False
+
+    @property
+    def frozen(self) -> bool:
+        return self._gate.frozen
+
+    def hold_lease_over(self, seconds: float, below: Below) -> None:
+        """Let the lease live through a jump of the clock, as if it had been renewed all the time."""
+        replica, lease = self.replica, self.replica._lease
+        for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
+            left_ms = below.direct.pttl(key)
+            if left_ms > 0:
+                below.direct.pexpire(key, left_ms + round(seconds * 1000))
+        lease._renewal = dataclasses.replace(
+            lease._renewal,
+            sent_at=lease._renewal.sent_at + seconds,
+            known_until_ms=lease._renewal.known_until_ms + round(seconds * 1000),
+        )
+        lease._seen_alive_at += seconds
+
+    def check(self) -> None:
+        """Raise the error that ended the membership, unless the test wanted its end."""
+        error = None if self._task.cancelled() else self._task.exception()
+        if error is not None and not self._expected:
+            raise MeshError(f"a replica ended by itself: {error}") from error

@@ -1,0 +1,112 @@
+"""What became of requests, as the server was told: commits, sends and dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.requests import scripts
+from mesh.requests.protocol import OK, Address, Body, Class, Database
+from mesh.wire.codec import decode
+from mesh.wire.connection import Command
+
+#: Where the number of the batch, and the first of its transactions, stand in the words that run commit.lua.
+BATCH, FIRST = 11, 12
+#: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from.
+SEND = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A transaction that the server applied. `op` is "" for one that belongs to no request."""
+
+    op: str
+    database: int
+    #: the id of the request on its stream
+    id: str
+    #: what the caller gets; None where nobody waits
+    reply: Body | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request that a handler sent, or passed on, with its commit."""
+
+    op: str
+    to: Address
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A request that was given up."""
+
+    op: str
+    body: Body
+    reason: str
+    deliveries: int
+
+    @classmethod
+    def from_entry(cls, fields: dict[str, str]) -> Buried:
+        """Read an entry of the stream of dead letters."""
+        body = decode(fields.get("body", "{}"))
+        return cls(fields.get("op", ""), body, fields["reason"], int(fields["deliveries"]))
+
+
+def is_commit(command: Command) -> bool:
+    """Whether a command runs commit.lua."""
+    return command[:2] == ("EVALSHA", scripts.COMMIT.sha)
+
+
+def is_numbered(command: Command) -> bool:
+    """Whether a command has an effect that must happen once: a batch of commits or of submissions."""
+    return command[0] == "EVALSHA" and command[1] in (scripts.COMMIT.sha, scripts.SUBMIT.sha)
+
+
+def transactions(commit: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the words of each transaction of a batch."""
+    begin = FIRST
+    while begin < len(commit):
+        end = begin + int(commit[begin])
+        yield tuple(commit[begin:end])
+        begin = end
+
+
+def op_of(transaction: Sequence[Any]) -> str:
+    """Return the operation that a transaction belongs to."""
+    return str(transaction[5])
+
+
+class Observed:
+    """Collects what the commits of all replicas did, in the order of the server."""
+
+    def __init__(self, effects: Container[str]) -> None:
+        self._effects = effects
+        self._known: set[tuple[str, int]] = set()
+        self.committed: list[Committed] = []
+        self.sent: list[Sent] = []
+
+    def take(self, commit: Sequence[Any], answer: Any) -> None:
+        """Note what the server answered to a batch. A batch that was sent again counts once."""
+        batch = (str(commit[5]), int(commit[BATCH]))
+        if not isinstance(answer, str) or batch in self._known:
+            return
+        self._known.add(batch)
+        for words, word in zip(transactions(commit), decode(answer), strict=True):
+            if word == "done" and words[6] == OK:
+                self._note(words, database=int(commit[8]))
+
+    def _note(self, words: Sequence[Any], database: int) -> None:
+        op = op_of(words)
+        if not op or op in self._effects:
+            reply = decode(words[8]) if words[3] else None
+            self.committed.append(Committed(op, database, str(words[2]), reply))
+        sends = len(words) - SEND * int(words[11])
+        for at in range(sends, len(words), SEND):
+            to, op, _, _, _, body, _ = words[at : at + SEND]
+            self.sent.append(Sent(op, _address(to), decode(body)))
+
+
+def _address(target: str) -> Address:
+    return Database(int(target[2:])) if target.startswith("db") else Class(target)

@@ -1,0 +1,151 @@
+"""What lies between a kit's replicas and their Redis: the place for faults, and for looking on.
+
+A replica of a kit gets `KitConnections`. They pass everything on to fakeredis or to a real server, unless the replica
+is frozen or dead, or a fault was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from mesh.testing.record import BATCH, FIRST, Observed, is_commit, is_numbered, op_of, transactions
+from mesh.wire.clients import Connections, Credentials
+from mesh.wire.connection import Command, RedisConnection
+
+#: How often a frozen replica looks whether it goes on.
+LOOK_S = 0.05
+#: The word for a transaction that `fail` kept from the server, which the caller's `GivenUp` repeats.
+FAILED = "the kit let it fail before its commit"
+
+
+@dataclass(slots=True)
+class Faults:
+    """The faults that are still to come, on the way of all replicas of a kit."""
+
+    lost_requests: int = 0
+    lost_answers: int = 0
+    #: by operation: transactions that fail before the server gets them
+    failing: Counter[str] = field(default_factory=Counter)
+
+    def lose_request(self) -> None:
+        """Raise ConnectionError where this trip is not to arrive."""
+        if self.lost_requests > 0:
+            self.lost_requests -= 1
+            raise redis.exceptions.ConnectionError("the kit lost the request on its way")
+
+    def lose_answer(self) -> None:
+        """Raise ConnectionError where nobody is to learn what came of this trip."""
+        if self.lost_answers > 0:
+            self.lost_answers -= 1
+            raise redis.exceptions.ConnectionError("the kit lost the answer on its way")
+
+    def fails(self, op: str) -> bool:
+        """Return whether the next transaction of this operation fails, and count it."""
+        if self.failing[op] <= 0:
+            return False
+        self.failing[op] -= 1
+        return True
+
+
+class Gate:
+    """What a replica says passes here, unless it is frozen (like a stopped process) or dead (like a killed one)."""
+
+    def __init__(self) -> None:
+        self.frozen = False
+        self.dead = False
+
+    async def passed(self) -> None:
+        """Wait while frozen. Raises ConnectionError when dead."""
+        while self.frozen and not self.dead:
+            await asyncio.sleep(LOOK_S)
+        if self.dead:
+            raise redis.exceptions.ConnectionError("the kit killed this replica")
+
+
+class KitConnections(Connections):
+    """The connections of one replica of a kit, to fakeredis or to a real server."""
+
+    def __init__(self, inner: Connections, gate: Gate, faults: Faults, record: Observed) -> None:
+        super().__init__(inner.settings)
+        self._inner = inner
+        self._gate = gate
+        self._faults = faults
+        self._record = record
+
+    def as_user(self, credentials: Credentials) -> KitConnections:
+        return KitConnections(self._inner.as_user(credentials), self._gate, self._faults, self._record)
+
+    def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
+        client = self._inner.client(name, db=db, block_ms=block_ms, shared=shared)
+        execute: Any = client.execute_command
+
+        async def gated(*words: Any, **options: Any) -> Any:
+            await self._gate.passed()
+            answer = await execute(*words, **options)
+            await self._gate.passed()
+            return answer
+
+        client.execute_command = gated  # type: ignore[method-assign]
+        return client
+
+    def connection(self, name: str, *, block_ms: int = 0) -> KitConnection:
+        return KitConnection(self._inner.connection(name, block_ms=block_ms), self._gate, self._faults, self._record)
+
+
+class KitConnection(RedisConnection):
+    """One connection of a replica of a kit."""
+
+    def __init__(self, inner: RedisConnection, gate: Gate, faults: Faults, record: Observed) -> None:
+        self._inner = inner
+        self._gate = gate
+        self._faults = faults
+        self._record = record
+        #: number of a batch -> the places of its transactions that fail, so that the batch is the same when sent again
+        self._failed: tuple[int, set[int]] = (0, set())
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        await self._gate.passed()
+        if any(map(is_numbered, commands)):
+            answers = await self._send_numbered(commands)
+        else:
+            answers = await self._inner.send(commands)
+        await self._gate.passed()
+        return answers
+
+    async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
+        self._faults.lose_request()
+        kept = [self._without_failed(command) if is_commit(command) else command for command in commands]
+        answers = await self._inner.send(kept)
+        for place, command in enumerate(kept):
+            if is_commit(command):
+                self._record.take(command, answers[place])
+                answers[place] = self._with_failed(answers[place])
+        self._faults.lose_answer()
+        return answers
+
+    def _without_failed(self, commit: Command) -> Command:
+        found = list(transactions(commit))
+        if self._failed[0] != commit[BATCH]:
+            failed = {place for place, words in enumerate(found) if self._faults.fails(op_of(words))}
+            self._failed = (commit[BATCH], failed)
+        left = [word for place, words in enumerate(found) if place not in self._failed[1] for word in words]
+        return (*commit[:FIRST], *left)
+
+    def _with_failed(self, answer: Any) -> Any:
+        if not isinstance(answer, str) or not self._failed[1]:
+            return answer
+        words = list(json.loads(answer))
+        for place in sorted(self._failed[1]):
+            words.insert(place, FAILED)
+        return json.dumps(words)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

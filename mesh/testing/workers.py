@@ -1,0 +1,58 @@
+"""The handlers of a kit's replicas, watched: how often each ran, and which are to fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mesh.requests.protocol import Body, Request
+from mesh.requests.store import Store
+from mesh.requests.transaction import Transaction
+from mesh.requests.worker import Handler, Worker
+
+
+class LetFail(Exception):
+    """The kit let this run of a handler fail."""
+
+
+class Runs:
+    """How often each handler ran, and how often it is still to fail."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.failing: Counter[str] = Counter()
+        self.effects: set[str] = set()
+
+    def watch(self, operations: Iterable[Worker]) -> Worker:
+        """Return one table of all operations, with handlers that are counted."""
+        watched = WatchedWorker(self)
+        for worker in operations:
+            watched.include(worker)
+        return watched
+
+    def begin(self, op: str) -> None:
+        """Count a run. Raises LetFail where it is to fail."""
+        self.count[op] += 1
+        if self.failing[op] > 0:
+            self.failing[op] -= 1
+            raise LetFail("the kit let it fail before its handler ran")
+
+
+class WatchedWorker(Worker):
+    """A table of operations whose runs are counted."""
+
+    def __init__(self, runs: Runs) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def _add(self, handler: Handler) -> None:
+        runs, handle, op = self._runs, handler.handle, handler.op
+
+        async def watched(request: Request, store: Store, transaction: Transaction) -> Body | None:
+            runs.begin(op)
+            return await handle(request, store, transaction)
+
+        if handler.effect:
+            runs.effects.add(op)
+        super()._add(replace(handler, handle=watched))

@@ -1,0 +1,256 @@
+"""The kit is a mesh: what it promises about replicas, faults and what it shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from mesh import (
+    Body,
+    Class,
+    Database,
+    GivenUp,
+    LeaseLost,
+    MeshError,
+    Refused,
+    Request,
+    SetupError,
+    Store,
+    Transaction,
+    Worker,
+)
+from mesh.testing import Committed, MeshKit, Sent
+from tests.support.server import Server
+
+TOTAL = "greetings:total"
+
+
+class Greetings:
+    """A worker that counts, and what its handlers saw."""
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.deliveries: list[tuple[int, int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.worker.handles("greetings.put")(self.put)
+        self.worker.handles("greetings.refuse")(self.refuse)
+        self.worker.handles("greetings.tell")(self.tell)
+        self.worker.handles("greetings.count", effect=False)(self.count)
+
+    async def put(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        self.deliveries.append((store.database, request.deliveries))
+        await self.gate.wait()
+        transaction.incrby(TOTAL, 1)
+        return {"database": store.database}
+
+    async def refuse(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.incrby(TOTAL, 1)
+        raise Refused("not today")
+
+    async def tell(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        transaction.send(Database(store.database), "greetings.put", {"from": "tell"})
+        return {}
+
+    async def count(self, request: Request, store: Store, transaction: Transaction) -> Body:
+        return {"count": int(await store.get(TOTAL) or 0)}
+
+
+@pytest.fixture
+def greetings() -> Greetings:
+    return Greetings()
+
+
+@pytest.fixture(params=["fake", "real"])
+def kit_of(request: pytest.FixtureRequest, greetings: Greetings) -> Callable[..., MeshKit]:
+    """`kit_of(replicas=2)`: a kit of greetings, over fakeredis and over a real server."""
+    url = None if request.param == "fake" else request.getfixturevalue("server").url
+    return lambda **options: MeshKit(greetings.worker, redis=url, **options)
+
+
+async def test_its_replicas_are_a_mesh(kit_of: Callable[..., MeshKit]) -> None:
+    """Each has a database of its own; a call reaches one, a gather all."""
+    async with kit_of(replicas=3) as kit:
+        assert [(kit[n].database, kit[n].cls) for n in range(len(kit))] == [(1, "A"), (2, "B"), (3, "C")]
+        assert await kit[0].call(Database(2), "greetings.put", {}) == {"database": 2}
+        found = await kit[2].gather("greetings.count", {})
+        assert found == {1: {"count": 0}, 2: {"count": 1}, 3: {"count": 0}}
+        assert await kit.read(TOTAL, database=2) == "1"
+        assert (await kit.books())["answered"] == 4
+
+
+async def test_it_shows_commands_that_had_their_effect(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
+    """Neither queries nor refusals are among them; a send is, and what it led to."""
+    async with kit_of() as kit:
+        await kit[0].call(Class("A"), "greetings.count", {})
+        with pytest.raises(Refused):
+            await kit[0].call(Class("A"), "greetings.refuse", {})
+        await kit[0].call(Class("A"), "greetings.tell", {})
+        await kit.advance(seconds=1)
+        assert [(c.op, c.database, c.reply) for c in kit.committed] == [
+            ("greetings.tell", 1, {}),
+            ("greetings.put", 1, None),
+        ]
+        assert isinstance(kit.committed[0], Committed)
+        assert kit.sent == [Sent("greetings.put", Database(1), {"from": "tell"})]
+        assert kit.ran("greetings.count") == kit.ran("greetings.refuse") == kit.ran("greetings.put") == 1
+
+
+async def test_a_lost_answer_changes_nothing(kit_of: Callable[..., MeshKit]) -> None:
+    """Redis has done it, the replica does not know, and sends it again."""
+    async with kit_of(replicas=2) as kit:
+        kit.lose_answers(7)
+        for _ in range(5):
+            await kit[0].call(Class("B"), "greetings.put", {})
+        kit.lose_requests(3)
+        await kit[0].call(Class("B"), "greetings.put", {})
+        assert await kit.read(TOTAL, database=2) == "6"
+        assert [c.op for c in kit.committed] == ["greetings.put"] * 6
+        assert kit.ran("greetings.put") == 6
+
+
+@pytest.mark.parametrize("before", ["handler", "commit"])
+async def test_a_run_that_fails_is_delivered_again(kit_of: Callable[..., MeshKit], before: str) -> None:
+    """Of a failed run nothing happens; neighbours in the same trip are not touched."""
+    async with kit_of() as kit:
+        kit.fail("greetings.put", before=before)  # type: ignore[arg-type]
+        calls = [kit[0].call(Class("A"), op, {}) for op in ("greetings.put", "greetings.tell", "greetings.put")]
+        await asyncio.gather(*calls)
+        await kit.advance(seconds=1)
+        assert kit.ran("greetings.put") == 4
+        assert await kit.read(TOTAL, database=1) == "3"
+
+
+async def test_a_request_that_fails_too_often_becomes_a_dead_letter(kit_of: Callable[..., MeshKit]) -> None:
+    """The caller learns of it, and the kit shows the letter."""
+    async with kit_of() as kit:
+        kit.fail("greetings.put", 3)
+        with pytest.raises(GivenUp):
+            await kit[0].call(Class("A"), "greetings.put", {"name": "x"})
+        (letter,) = kit.dead
+        assert (letter.op, letter.body, letter.deliveries) == ("greetings.put", {"name": "x"}, 3)
+        assert "the kit" in letter.reason
+        assert kit.committed == []
+
+
+async def test_the_work_of_a_killed_replica_is_done_by_its_successor(
+    kit_of: Callable[..., MeshKit], greetings: Greetings
+) -> None:
+    """It hands nothing back, and its lease ends at once."""
+    async with kit_of(replicas=2) as kit:
+        greetings.gate.clear()
+        call = asyncio.create_task(kit[0].call(Database(2), "greetings.put", {}))
+        while not greetings.deliveries:
+            await asyncio.sleep(0.01)
+        await kit.kill(1)
+        greetings.gate.set()
+        successor = await kit.start()
+        assert successor.database == 2
+        assert await call == {"database": 2}
+        assert greetings.deliveries == [(2, 1), (2, 2)]
+        with pytest.raises(MeshError):
+            await kit[1].call(Class("A"), "greetings.put", {})
+
+
+async def test_a_stopped_replica_leaves_in_order(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
+    """It finishes what it has begun."""
+    async with kit_of(replicas=2) as kit:
+        greetings.gate.clear()
+        call = asyncio.create_task(kit[0].call(Class("B"), "greetings.put", {}))
+        while not greetings.deliveries:
+            await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.5, greetings.gate.set)
+        await kit.stop(1)
+        assert await call == {"database": 2}
+        assert greetings.deliveries == [(2, 1)]
+
+
+async def test_a_frozen_replica_loses_its_lease(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
+    """Redis hears nothing of it, and another one gets its database; it notices when it goes on."""
+    async with kit_of(replicas=2) as kit:
+        kit.freeze(1)
+        successor = await kit.start()
+        assert successor.database == 2
+        kit.thaw(1)
+        await asyncio.sleep(0.5)
+        with pytest.raises((LeaseLost, MeshError)):
+            await kit[1].call(Class("A"), "greetings.put", {})
+        assert await kit[0].call(Database(2), "greetings.put", {}) == {"database": 2}
+
+
+async def test_a_short_freeze_costs_nothing(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
+    """Who goes on before its lease ends is a member as before."""
+    async with kit_of(replicas=2) as kit:
+        kit.freeze(1)
+        call = asyncio.create_task(kit[0].call(Database(2), "greetings.put", {}))
+        await asyncio.sleep(1)
+        assert greetings.deliveries == []
+        kit.thaw(1)
+        assert await call == {"database": 2}
+
+
+async def test_a_replica_may_have_operations_and_settings_of_its_own(kit_of: Callable[..., MeshKit]) -> None:
+    """Such as those of the next release."""
+    async with kit_of() as kit:
+        other = await kit.start(Worker(), class_="D")
+        assert (other.cls, other.settings.class_) == ("D", "D")
+        with pytest.raises(Refused, match=r"greetings\.put"):
+            await kit[0].call(Class("D"), "greetings.put", {})
+
+
+async def test_books_that_do_not_balance_fail_the_test(kit_of: Callable[..., MeshKit]) -> None:
+    """A request that vanished is a defect, whoever made it vanish."""
+    with pytest.raises(AssertionError, match="the books do not balance"):
+        async with kit_of() as kit:
+            await kit[0].call(Class("A"), "greetings.put", {})
+            await kit.redis().hincrby("mesh:books", "accepted", 1)
+
+
+async def test_the_error_of_the_test_itself_is_the_one_that_counts(kit_of: Callable[..., MeshKit]) -> None:
+    """An assertion that fails inside of the block is not hidden by what follows from it."""
+    with pytest.raises(ZeroDivisionError):
+        async with kit_of() as kit:
+            await kit.redis().hincrby("mesh:books", "accepted", 1)
+            raise ZeroDivisionError
+
+
+async def test_a_replica_that_ends_by_itself_fails_the_test(kit_of: Callable[..., MeshKit]) -> None:
+    """Nobody has to look at it for that."""
+    with pytest.raises(MeshError, match="ended by itself"):
+        async with kit_of() as kit:
+            await kit.redis().set("mesh:lease:1", "somebody else")
+            await asyncio.sleep(1)
+
+
+async def test_settings_come_from_the_test_and_not_from_the_environment(
+    greetings: Greetings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A developer's own variables do not change what a test does."""
+    monkeypatch.setenv("MESH_CLASSES", "B")
+    monkeypatch.setenv("REDIS_PORT", "1")
+    async with MeshKit(greetings.worker, claim_idle_ms=700) as kit:
+        assert (kit[0].settings.classes, kit[0].settings.claim_idle_ms) == ("ABCD", 700)
+
+
+async def test_a_server_that_is_not_empty_is_left_alone(server: Server) -> None:
+    """The kit would delete what it holds."""
+    kit = MeshKit(Worker(), redis=server.url)
+    await kit.redis(3).set("precious", "1")
+    with pytest.raises(SetupError, match="db3"):
+        async with kit:
+            raise AssertionError
+    assert await kit.redis(3).get("precious") == "1"
+
+
+async def test_a_real_server_is_empty_afterwards(server: Server) -> None:
+    """Keys and users are gone, so that the next test finds it as this one did."""
+    for _ in range(2):
+        async with MeshKit(Worker(), redis=server.url) as kit:
+            redis = kit.redis()
+            assert len(await redis.acl_list()) > 1
+    redis = kit.redis()
+    assert await redis.info("keyspace") == {}
+    assert len(await redis.acl_list()) == 1
+    await redis.aclose()
