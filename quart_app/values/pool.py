@@ -2,19 +2,17 @@
 
     factorise(n) ── cheap ──> here, in microseconds
           │ not cheap
-    Computation(n) ── slice by slice ──> Lane "brisk": what ends within half a second
-                                         Lane "hard":  the rest, of which only so many are taken
-                                         Lane "patient": the same for jobs, which nobody sits and waits for
+    Computation(n) ── slice by slice ──> Lane "brisk":   what is expected to end within half a second
+                                         Lane "hard":    the rest, of which a bounded number is accepted
+                                         Lane "patient": the same for jobs, for which no client waits
 
-A computation goes on in slices, each a call into a worker process with a plain value in and a plain value out. So
-what is known so far is always here, hopeless numbers take turns, and a process that dies loses one slice. A slice
-that is a sieve lasts as long as the sieve; whoever no longer wants it kills the process.
+A computation proceeds in slices. Each slice is a call into a worker process, with a plain value in and a plain value
+out. So the state of a computation is always known here, numbers take turns, and a process that dies costs one slice.
+A slice that is a sieve lasts as long as the sieve; when nobody waits for it any more, its process is killed. While
+only curves can split a number, every idle process of its lane runs curves on it.
 
-The processes are pebble's, which restarts the ones that were killed. They are forked from a server that was started
-afresh (no sockets or connections of ours in them), lazily, and run at low priority: the scheduler gives them what the
-event loop leaves. The lanes are sets of processes, so that a number of a few milliseconds never waits behind one of
-a few minutes, nor that behind a job of an hour. A worker outlives neither its replica nor its deadline, even if the
-replica is killed.
+Worker processes run at low priority, so the event loop gets the processor first. A worker ends with its replica and
+with its deadline, even when the replica is killed.
 """
 
 from __future__ import annotations
@@ -23,26 +21,24 @@ import asyncio
 import concurrent.futures
 import contextlib
 import math
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Self
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 from prometheus_client import CollectorRegistry
 
 from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import child, notation
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring, Stage
-from quart_app.values.metrics import FactorMetrics, FactorOutcome, LaneMetrics
+from quart_app.values.lanes import Call, Lane
+from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
-
-#: makes a function and its arguments, at the moment when a process is free for them
-Call = Callable[[], tuple[Any, ...]]
+from quart_app.values.side_by_side import race
 
 #: What small primes leave of a number is tested on the event loop up to this size: less than half a millisecond.
 INLINE_BITS = 512
@@ -53,10 +49,6 @@ WORDS_A_PIECE = 8
 BRISK_S = 0.5
 #: one step is tried again when its process dies under it; a number that kills two is given up
 ATTEMPTS = 2
-
-#: pebble looks for cancelled work every tenth of a second; after this its process is gone for certain
-_PEBBLE_CYCLE_S = 0.25
-_KILL_S = 5.0
 
 
 @lru_cache(maxsize=64)
@@ -338,11 +330,27 @@ class FactorPool:
                 computation.stage = Stage.DIVISION
             else:
                 self._admit(computation)
-            found: child.Slice = await self._again(self._lane(computation), partial(self._slice, computation))
-            computation.factoring, factors = found
+            computation.factoring, factors = await self._advance(computation)
             if factors is not None:
                 computation.stage = Stage.DONE
                 return factors
+
+    async def _advance(self, computation: Computation) -> child.Slice:
+        """Do the next slice; while only curves can split the number, one in every idle process of the lane."""
+        lane = self._lane(computation)
+        before = computation.factoring
+
+        async def run() -> child.Slice:
+            found: child.Slice = await self._again(lane, partial(self._slice, computation))
+            return found
+
+        if before is None or self._stage(computation) is not Stage.CURVES:
+            return await run()
+        return await race(before, run, max(1, lane.idle))
+
+    def _stage(self, computation: Computation) -> Stage:
+        assert computation.factoring is not None
+        return engine.stage(computation.factoring, computation.deadline_s - time.monotonic(), self.sieve_bits)
 
     def _lane(self, computation: Computation) -> Lane:
         if not computation.hard:
@@ -362,7 +370,7 @@ class FactorPool:
         factoring = computation.factoring
         if factoring is None:
             return child.begin, computation.number, seconds_left
-        computation.stage = engine.stage(factoring, seconds_left, self.sieve_bits)
+        computation.stage = self._stage(computation)
         return child.advance, factoring, seconds_left, self.sieve_bits
 
 
@@ -370,90 +378,3 @@ def cores() -> int:
     """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-class Lane:
-    """Some processes of one priority, and at most as many calls in them; the others wait for their turn."""
-
-    def __init__(self, processes: int, *, niceness: int, metrics: LaneMetrics) -> None:
-        self._metrics = metrics
-        self._processes = processes
-        self._niceness = niceness
-        self._slots = asyncio.Semaphore(processes)
-        self._starting = asyncio.Lock()
-        self._pool: ProcessPool | None = None
-        self._releases: set[asyncio.Task[None]] = set()
-
-    async def run(self, call: Call) -> Any:
-        """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
-
-        Raises what the function raises; ProcessExpired when the process died.
-        """
-        with self._metrics.waiting.track_inprogress():
-            await self._slots.acquire()
-        future: concurrent.futures.Future[Any] | None = None
-        try:
-            pool = await self._running()
-            function, *arguments = call()
-            with self._metrics.computing():
-                future = pool.schedule(function, args=arguments)
-                return await asyncio.wrap_future(future)
-        except (ProcessExpired, concurrent.futures.BrokenExecutor):
-            self._metrics.died.inc()
-            raise
-        finally:
-            self._release(future)
-
-    async def stop(self) -> None:
-        """Kill what runs and end the processes."""
-        for release in self._releases:
-            release.cancel()
-        if self._pool is not None:
-            await asyncio.to_thread(_stop, self._pool)
-            self._pool = None
-
-    async def _running(self) -> ProcessPool:
-        """The pool; started on first use, and anew where pebble has given up on it."""
-        async with self._starting:
-            if self._pool is None or not self._pool.active:
-                broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
-                await asyncio.to_thread(_start, self._pool)
-                if broken is not None:
-                    await asyncio.to_thread(_stop, broken)
-            return self._pool
-
-    def _release(self, future: concurrent.futures.Future[Any] | None) -> None:
-        """Give the place back once the process is free again, which for a cancelled call means killed."""
-        if future is None or not future.cancelled():
-            self._slots.release()
-            return
-        self._metrics.killed.inc()
-        task = asyncio.get_running_loop().create_task(self._release_when_gone(future))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-
-    async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
-        """Pebble settles a cancelled call when it sees its process; that is killed within the next cycle."""
-        end_s = time.monotonic() + _KILL_S
-        try:
-            while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
-                await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
-            await asyncio.sleep(_PEBBLE_CYCLE_S)
-        finally:
-            self._slots.release()
-
-
-def _new_pool(processes: int, niceness: int) -> ProcessPool:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([child.__name__, "cypari"])
-    return ProcessPool(processes, initializer=child.prepare, initargs=(niceness,), context=context)
-
-
-def _start(pool: ProcessPool) -> None:
-    """Start the processes. This waits for the fork server's imports: not on the event loop."""
-    _ = pool.active
-
-
-def _stop(pool: ProcessPool) -> None:
-    pool.stop()  # type: ignore[no-untyped-call]
-    pool.join()

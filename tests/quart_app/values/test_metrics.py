@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from mesh.errors import Busy, DeadlineExceeded
 from quart_app.values import pool as pools
 from quart_app.values.factorise import WrongFactors
+from quart_app.values.lanes import Lane
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pool import FactorPool
 from tests.support.members import mesh_settings
@@ -112,7 +113,7 @@ async def test_failures_and_dead_processes_are_counted(
     async def wrong(*_: object) -> None:
         raise WrongFactors("no")
 
-    monkeypatch.setattr(pools.Lane, "run", wrong)
+    monkeypatch.setattr(Lane, "run", wrong)
     with pytest.raises(WrongFactors):
         await pool.factorise(MEDIUM, 60)
     assert figures.ended() == {"failed": 2}

@@ -21,6 +21,7 @@ from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import notation
 from quart_app.values import pool as pools
 from quart_app.values.factorise import Stage, WrongFactors
+from quart_app.values.lanes import Lane
 from quart_app.values.pool import FactorPool, Progress
 from tests.support.waiting import Turns
 
@@ -234,6 +235,31 @@ async def test_hopeless_numbers_take_turns(pool: FactorPool) -> None:
         task.cancel()
 
 
+async def test_idle_processes_run_curves_on_one_number_together() -> None:
+    """Two processes compute for it; one of them goes to the next number that needs one."""
+    async with FactorPool(processes=2) as pool:
+        asked = [asyncio.create_task(pool.factorise(prime(60) * prime(61), 60))]
+        await until(lambda: len(busy()) == 2)
+        asked.append(asyncio.create_task(pool.factorise(prime(60, 1) * prime(61, 1), 60)))
+
+        def curves_run() -> list[int]:
+            computations = list(pool._computations.values())
+            return [one.factoring.composites[0].curves for one in computations if one.factoring is not None]
+
+        await until(lambda: len(found := curves_run()) == 2 and all(found))
+        for task in asked:
+            task.cancel()
+        await freed(busy())
+
+
+async def test_a_factor_found_by_one_process_ends_the_curves_of_the_others() -> None:
+    """The number has one factor that curves find soon, and is then done."""
+    async with FactorPool(processes=2) as pool:
+        number = prime(14) * prime(111)
+        assert await factors(pool, number, 60) == [prime(14), prime(111)]
+        await until(lambda: not busy())
+
+
 async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
     """For a job that somebody looks at."""
     assert pool.progress(EIGHTY_DIGITS) is None
@@ -294,7 +320,7 @@ async def test_an_error_of_the_engine_reaches_every_waiter(pool: FactorPool, mon
     async def wrong(*_: object) -> None:
         raise WrongFactors("no")
 
-    monkeypatch.setattr(pools.Lane, "run", wrong)
+    monkeypatch.setattr(Lane, "run", wrong)
     found = await asyncio.gather(*(pool.factorise(MEDIUM, 5) for _ in range(3)), return_exceptions=True)
     assert [type(error) for error in found] == [WrongFactors] * 3
     monkeypatch.undo()
@@ -336,7 +362,7 @@ CHILD = """
 import asyncio, math
 from prometheus_client import CollectorRegistry
 from quart_app.values.metrics import FactorMetrics
-from quart_app.values.pool import Lane
+from quart_app.values.lanes import Lane
 
 if __name__ == "__main__":
     lane = Lane(1, niceness=10, metrics=FactorMetrics(CollectorRegistry()).lane("hard"))

@@ -1,0 +1,133 @@
+"""Processes that compute for the pool: one set of them for each kind of work.
+
+A lane is a set of processes of one priority, so that a number of a few milliseconds never waits behind one of a few
+minutes, nor that one behind a job of an hour. The processes are pebble's, which restarts those that were killed. They
+are forked from a server that was started afresh, so they inherit no socket or connection of the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from quart_app.values import child
+from quart_app.values.metrics import LaneMetrics
+
+#: makes a function and its arguments, at the moment when a process is free for them
+Call = Callable[[], tuple[Any, ...]]
+
+#: pebble looks for cancelled work every tenth of a second; after this its process is gone for certain
+_PEBBLE_CYCLE_S = 0.25
+_KILL_S = 5.0
+
+
+class Lane:
+    """Some processes of one priority, and at most as many calls in them; the others wait for their turn."""
+
+    def __init__(self, processes: int, *, niceness: int, metrics: LaneMetrics) -> None:
+        self._metrics = metrics
+        self._processes = processes
+        self._niceness = niceness
+        self._slots = asyncio.Semaphore(processes)
+        #: calls that have a place or wait for one
+        self._calls = 0
+        self._starting = asyncio.Lock()
+        self._pool: ProcessPool | None = None
+        self._releases: set[asyncio.Task[None]] = set()
+
+    @property
+    def idle(self) -> int:
+        """Return how many processes nobody uses or waits for."""
+        return max(0, self._processes - self._calls)
+
+    async def run(self, call: Call) -> Any:
+        """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
+
+        Raises what the function raises; ProcessExpired when the process died.
+        """
+        await self._take()
+        future: concurrent.futures.Future[Any] | None = None
+        try:
+            pool = await self._running()
+            function, *arguments = call()
+            with self._metrics.computing():
+                future = pool.schedule(function, args=arguments)
+                return await asyncio.wrap_future(future)
+        except (ProcessExpired, concurrent.futures.BrokenExecutor):
+            self._metrics.died.inc()
+            raise
+        finally:
+            self._release(future)
+
+    async def _take(self) -> None:
+        self._calls += 1
+        try:
+            with self._metrics.waiting.track_inprogress():
+                await self._slots.acquire()
+        except asyncio.CancelledError:
+            self._calls -= 1
+            raise
+
+    def _give_back(self) -> None:
+        self._calls -= 1
+        self._slots.release()
+
+    async def stop(self) -> None:
+        """Kill what runs and end the processes."""
+        for release in self._releases:
+            release.cancel()
+        if self._pool is not None:
+            await asyncio.to_thread(_stop, self._pool)
+            self._pool = None
+
+    async def _running(self) -> ProcessPool:
+        """The pool; started on first use, and anew where pebble has given up on it."""
+        async with self._starting:
+            if self._pool is None or not self._pool.active:
+                broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
+                await asyncio.to_thread(_start, self._pool)
+                if broken is not None:
+                    await asyncio.to_thread(_stop, broken)
+            return self._pool
+
+    def _release(self, future: concurrent.futures.Future[Any] | None) -> None:
+        """Give the place back once the process is free again, which for a cancelled call means killed."""
+        if future is None or not future.cancelled():
+            self._give_back()
+            return
+        self._metrics.killed.inc()
+        task = asyncio.get_running_loop().create_task(self._release_when_gone(future))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
+        """Pebble settles a cancelled call when it sees its process; that is killed within the next cycle."""
+        end_s = time.monotonic() + _KILL_S
+        try:
+            while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:
+                await asyncio.sleep(_PEBBLE_CYCLE_S / 5)
+            await asyncio.sleep(_PEBBLE_CYCLE_S)
+        finally:
+            self._give_back()
+
+
+def _new_pool(processes: int, niceness: int) -> ProcessPool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([child.__name__, "cypari"])
+    return ProcessPool(processes, initializer=child.prepare, initargs=(niceness,), context=context)
+
+
+def _start(pool: ProcessPool) -> None:
+    """Start the processes. This waits for the fork server's imports: not on the event loop."""
+    _ = pool.active
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
