@@ -105,7 +105,7 @@ class Services:
 
     def __init__(self, services: Sequence[Service], metrics: CollectorRegistry) -> None:
         self._lives = [ServiceLife(service) for service in services]
-        ready = Gauge("service_ready", "1 while the service does all of its work", ["service"], registry=metrics)
+        ready = Gauge("mesh_service_ready", "1 while the service does all of its work", ["service"], registry=metrics)
         for life in self._lives:
             ready.labels(life.name).set_function(_readiness(life))
             for blueprint in (*life._service.public, *life._service.private):

@@ -31,6 +31,9 @@ class AppSettings(BaseSettings):
         False, description="open the public port only when ready, for a balancer that looks at nothing but the port"
     )
     services: str = Field(",".join(SERVICES), description="services to run, separated by commas")
+    replicas: int = Field(
+        0, ge=0, description="how many replicas there should be, for the alert MeshReplicasMissing; 0: not known"
+    )
     service_wait_ms: int = Field(
         10_000,
         ge=0,

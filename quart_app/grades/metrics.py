@@ -12,23 +12,23 @@ class GradesMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self.applied = Counter("grades_entries_applied_total", "log entries applied", registry=registry)
+        self.applied = Counter("mesh_grades_entries_applied_total", "log entries applied", registry=registry)
         self.unreadable = Counter(
-            "grades_entries_unreadable_total",
+            "mesh_grades_entries_unreadable_total",
             "log entries that no replica can read; they are skipped",
             registry=registry,
         )
         self.carried = Counter(
-            "grades_records_carried_total", "records carried over from a lost log", registry=registry
+            "mesh_grades_records_carried_total", "records carried over from a lost log", registry=registry
         )
         self.restores = Counter(
-            "grades_restores_total",
+            "mesh_grades_restores_total",
             "attempts to restore a state, by source and outcome",
             ["source", "outcome"],
             registry=registry,
         )
-        self.snapshots = Counter("grades_snapshots_total", "snapshots written", ["outcome"], registry=registry)
+        self.snapshots = Counter("mesh_grades_snapshots_total", "snapshots written", ["outcome"], registry=registry)
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is computed when it is read."""
-        Gauge(f"grades_{name}", meaning, registry=self._registry).set_function(value)
+        Gauge(f"mesh_grades_{name}", meaning, registry=self._registry).set_function(value)

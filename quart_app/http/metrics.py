@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
+from typing import NamedTuple
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -16,11 +18,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from quart import Blueprint, Response
+from redis.exceptions import RedisError
 
-from mesh import MeshError
+from mesh import MeshError, Replica, keys
 from quart_app.service import Context
 
 # Each counter would have a second series with the time of its birth.
@@ -39,9 +42,11 @@ class Requests:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._count = Counter("http_requests_total", "HTTP requests", ["method", "route", "status"], registry=registry)
+        self._count = Counter(
+            "mesh_http_requests_total", "HTTP requests", ["method", "route", "status"], registry=registry
+        )
         self._seconds = Histogram(
-            "http_request_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS
+            "mesh_http_request_duration_seconds", "time to answer", ["route"], registry=registry, buckets=BUCKETS
         )
 
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -71,23 +76,69 @@ class MeshCollector(Collector):
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         replica = self._context.replica
         leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
+        if wanted := self._context.settings.replicas:
+            yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted)
         if replica is None:
             yield leased
             return
         leased.add_metric([str(replica.database), replica.cls, replica.id], float(replica.trusted))
         yield leased
-        for name, value in replica.statistics().items():
-            yield GaugeMetricFamily(f"mesh_{name}", f"{name.replace('_', ' ')} of this replica", value=value)
+        yield from _work(replica.statistics())
         yield GaugeMetricFamily("mesh_redis_full", "1 while stores are refused", value=float(replica.memory.is_full))
         yield GaugeMetricFamily("mesh_redis_memory_used_bytes", "memory that Redis uses", value=replica.memory.used)
         yield GaugeMetricFamily("mesh_redis_memory_limit_bytes", "maxmemory; 0: none", value=replica.memory.limit)
-        conflicts = GaugeMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
+        conflicts = CounterMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
         for key, count in replica.conflicts().items():
             conflicts.add_metric([key], count)
         yield conflicts
+
+
+def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
+    """Yield the work of this replica; that on its two request streams is told apart by the label `stream`."""
+    yield GaugeMetricFamily("mesh_calls_waiting", "calls that wait for their reply", value=statistics["waiting"])
+    trips = statistics["round_trips"]
+    yield CounterMetricFamily("mesh_redis_round_trips", "round trips to Redis for requests and commits", value=trips)
+    names = [name.removeprefix("class_") for name in statistics if name.startswith("class_")]
+    for name in names:
+        kind = GaugeMetricFamily if name == "in_progress" else CounterMetricFamily
+        family = kind(f"mesh_requests_{name}", f"requests {name.replace('_', ' ')} here, by stream", labels=["stream"])
+        for stream in ("class", "database"):
+            family.add_metric([stream], statistics[f"{stream}_{name}"])
+        yield family
+
+
+class Queue(NamedTuple):
+    """How many requests are on a stream, and how long the oldest has been there; 0 where there is none."""
+
+    length: int
+    oldest_s: float
+
+
+class _Whole(Collector):
+    """What is true of the whole mesh: the books and the request streams. Every replica tells the same."""
+
+    def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue]) -> None:
+        self._books = books
+        self._queues = queues
+
+    def collect(self) -> Iterable[Metric]:
+        what = "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight"
+        accounts = CounterMetricFamily("mesh_books", what, labels=["account"])
+        for account, value in self._books.items():
+            if account != "in_flight":
+                accounts.add_metric([account], value)
+        yield accounts
+        yield GaugeMetricFamily("mesh_books_in_flight", "accepted requests in flight", value=self._books["in_flight"])
+        entries = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
+        oldest = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
+        for name, queue in self._queues.items():
+            entries.add_metric([name], queue.length)
+            oldest.add_metric([name], queue.oldest_s)
+        yield entries
+        yield oldest
 
 
 def routes(context: Context) -> Blueprint:
@@ -100,28 +151,38 @@ def routes(context: Context) -> Blueprint:
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:
-        text = generate_latest(context.metrics) + await _books(context)
+        text = generate_latest(context.metrics) + await _whole(context)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return blueprint
 
 
-async def _books(context: Context) -> bytes:
-    """Return the books of the whole mesh, which every replica can tell; nothing while Redis is away."""
+async def _queues(replica: Replica) -> dict[str, Queue]:
+    """Return the length of each request stream, and the age of its oldest entry. Raises RedisError."""
+    settings = replica.settings
+    names = keys.request_streams(settings.classes, settings.databases)
+    pipeline = replica.shared.pipeline(transaction=False)
+    pipeline.time()
+    for name in names:
+        pipeline.xlen(name)
+        pipeline.xrange(name, count=1)
+    (seconds, microseconds), *answers = await pipeline.execute()
+    now_s = int(seconds) + int(microseconds) / 1e6
+    return {
+        name.removeprefix(keys.REQUESTS): Queue(
+            length, now_s - int(oldest[0][0].partition("-")[0]) / 1000 if oldest else 0
+        )
+        for name, length, oldest in zip(names, answers[::2], answers[1::2], strict=True)
+    }
+
+
+async def _whole(context: Context) -> bytes:
+    """Return the metrics of the whole mesh; nothing while Redis is away."""
     try:
-        books = await context.mesh.books()
-    except MeshError:
+        replica = context.mesh
+        books, queues = await asyncio.gather(replica.books(), _queues(replica))
+    except (MeshError, RedisError):
         return b""
     registry = CollectorRegistry()
-
-    class Books(Collector):
-        def collect(self) -> Iterable[GaugeMetricFamily]:
-            family = GaugeMetricFamily(
-                "mesh_books", "accepted = answered + expired + cancelled + dead + lost + in_flight", labels=["account"]
-            )
-            for account, value in books.items():
-                family.add_metric([account], value)
-            yield family
-
-    registry.register(Books())
+    registry.register(_Whole(books, queues))
     return generate_latest(registry)

@@ -76,6 +76,7 @@ async def mesh(
         state = discovery.Running(discovery.url_of(redis), port, os.getpid())
         stack.enter_context(discovery.announced(folder, state))
         env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs) | front.told
+        env["REPLICAS"] = str(count)
         ports = replicas.choose_ports(count, front.replica_port)
         programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))

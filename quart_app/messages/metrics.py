@@ -11,17 +11,21 @@ class MessageMetrics:
     """The counters of one replica."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.delivered = Counter("messages_delivered", "messages delivered", ["provider", "reason"], registry=registry)
-        self.undelivered = Counter("messages_undelivered", "messages not delivered", ["reason"], registry=registry)
-        self.paid_avoidable = Counter(
-            "paid_avoidable", "messages paid for while the free provider was open; stays 0", registry=registry
+        self.delivered = Counter(
+            "mesh_messages_delivered", "messages delivered", ["provider", "reason"], registry=registry
         )
-        self.in_flight = Gauge("messages_in_flight", "messages in progress", registry=registry)
+        self.undelivered = Counter("mesh_messages_undelivered", "messages not delivered", ["reason"], registry=registry)
+        self.paid_avoidable = Counter(
+            "mesh_messages_paid_avoidable",
+            "messages paid for while the free provider was open; stays 0",
+            registry=registry,
+        )
+        self.in_flight = Gauge("mesh_messages_in_flight", "messages in progress", registry=registry)
         self._outcomes = Counter(
-            "messages_provider_requests", "requests to a provider", ["provider", "outcome"], registry=registry
+            "mesh_messages_provider_requests", "requests to a provider", ["provider", "outcome"], registry=registry
         )
         self._seconds = Histogram(
-            "messages_provider_seconds",
+            "mesh_messages_provider_seconds",
             "time until the outcome of a request was known",
             ["provider"],
             registry=registry,

@@ -10,15 +10,15 @@ class MovementMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.stored = Counter("movements_stored_counter", "rows inserted into movements", registry=registry)
-        self.duplicates = Counter("movements_duplicates_counter", "events that were already stored", registry=registry)
+        self.duplicates = Counter("mesh_movements_duplicates", "events that were already stored", registry=registry)
         self.dead_letters = Counter(
-            "movements_dead_letters_counter", "events moved to mesh:dead with a reason", registry=registry
+            "mesh_movements_dead_letters", "events moved to mesh:dead with a reason", registry=registry
         )
-        self.loads = Counter("movements_loads_counter", "movements read from the database", registry=registry)
-        self.lag = Gauge("movements_lag", "events on the stream that are not stored yet", registry=registry)
+        self.loads = Counter("mesh_movements_loads", "movements read from the database", registry=registry)
+        self.lag = Gauge("mesh_movements_lag", "events on the stream that are not stored yet", registry=registry)
         self.deficit = Gauge(
-            "movements_deficit", "items that departed before their arrival was known", registry=registry
+            "mesh_movements_deficit", "items that departed before their arrival was known", registry=registry
         )
         self.deficit_products = Gauge(
-            "movements_deficit_products", "pairs of warehouse and product with a deficit", registry=registry
+            "mesh_movements_deficit_products", "pairs of warehouse and product with a deficit", registry=registry
         )

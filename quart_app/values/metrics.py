@@ -50,19 +50,19 @@ class FactorMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = Counter(
-            "values_factorisations", "computations that ended, by how they did", ["outcome"], registry=registry
+            "mesh_values_factorisations", "computations that ended, by how they did", ["outcome"], registry=registry
         )
         self._in_flight = Gauge(
-            "values_factorisation_in_flight", "processes that compute now", ["lane"], registry=registry
+            "mesh_values_factorisation_in_flight", "processes that compute now", ["lane"], registry=registry
         )
         self._waiting = Gauge(
-            "values_factorisation_waiting", "computations that wait for a process", ["lane"], registry=registry
+            "mesh_values_factorisation_waiting", "computations that wait for a process", ["lane"], registry=registry
         )
         self._seconds = Counter(
-            "values_factorisation_seconds", "time that processes were computing", ["lane"], registry=registry
+            "mesh_values_factorisation_seconds", "time that processes were computing", ["lane"], registry=registry
         )
         self._lost = Counter(
-            "values_factorisation_processes_lost",
+            "mesh_values_factorisation_processes_lost",
             "processes killed because nobody waited any more, or that died by themselves",
             ["lane", "reason"],
             registry=registry,

@@ -134,7 +134,7 @@ async def test_row_10_the_seventeenth_replica_waits_for_a_seat(faults: Faults) -
 async def _served(mesh: Mesh, member: Member) -> bool:
     """Return whether a replica got any request except health checks."""
     metrics = (await mesh.client.get(f"{member.private}/metrics")).text
-    counts = [line for line in metrics.splitlines() if line.startswith("http_requests_total{")]
+    counts = [line for line in metrics.splitlines() if line.startswith("mesh_http_requests_total{")]
     return any("/values" in line or "/tally" in line for line in counts)
 
 

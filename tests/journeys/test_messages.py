@@ -359,7 +359,7 @@ async def race_for_the_quota(replicas: Replicas, count: int, limit: int, message
         check_windows(free, history, limit)
         check_paid_while_closed(replicas, paid, history)
         assert {id for id, _ in payments(replicas)} == {call["id"] for call in paid["calls"]}
-        assert await metric(replicas, "paid_avoidable_total") == 0
+        assert await metric(replicas, "mesh_messages_paid_avoidable_total") == 0
 
         first = {key: answer.json()["id"] for key, answer in race.answers.items()}
         race.answers.clear()
@@ -384,7 +384,7 @@ async def race_with_kills(
             history = record.history(replicas.server, limit, round(block_s * 1000))
         check_healing(await both.free.calls(), history, limit, kills)
         check_paid_while_closed(replicas, await both.paid.calls(), history)
-        assert await metric(replicas, "paid_avoidable_total") == 0
+        assert await metric(replicas, "mesh_messages_paid_avoidable_total") == 0
 
 
 async def kill_in_the_middle(replicas: Replicas, race: Race, processes: list[Process], kills: int, limit: int) -> None:

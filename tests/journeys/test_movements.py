@@ -159,12 +159,12 @@ async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environm
     stored = [one["movements_stored_counter_total"] for one in found]
     assert sum(stored) == 2001
     assert all(stored), "one replica did it all"
-    assert sum(one["movements_duplicates_counter_total"] for one in found) == len(messages) - 2000
+    assert sum(one["mesh_movements_duplicates_total"] for one in found) == len(messages) - 2000
     deficit = sum(-balance for balance in stock_of([*messages, *only_departures]).values() if balance < 0)
 
     async def measured() -> bool:
         now = [await metrics(replicas, replica) for replica in both]
-        return all((one["movements_lag"], one["movements_deficit"]) == (0, deficit) for one in now)
+        return all((one["mesh_movements_lag"], one["mesh_movements_deficit"]) == (0, deficit) for one in now)
 
     await eventually(measured, 10)
     await assert_exact(replicas, both[0], messages)
@@ -185,7 +185,7 @@ async def test_a_poison_message_ends_as_a_dead_letter_with_its_reason(
     assert letters[spoilt]["reason"].startswith("/time: ")
     assert {letter["stream"] for letter in letters.values()} == {STREAM}
     found = [await metrics(replicas, replica) for replica in both]
-    assert sum(one["movements_dead_letters_counter_total"] for one in found) == 2
+    assert sum(one["mesh_movements_dead_letters_total"] for one in found) == 2
 
 
 async def test_replicas_that_come_and_go_lose_and_double_nothing(

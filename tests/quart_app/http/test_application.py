@@ -71,7 +71,7 @@ class Followed:
 
     def counted(self, method: str, route: str, status: int) -> float | None:
         labels = {"method": method, "route": route, "status": str(status)}
-        return self.registry.get_sample_value("http_requests_total", labels)
+        return self.registry.get_sample_value("mesh_http_requests_total", labels)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_every_answer_is_followed(followed: Followed, path: str, status: i
         response = await followed.app.test_client().get(path, headers={"X-Request-ID": "abc-1"})
     assert (response.status_code, response.headers["X-Request-ID"]) == (status, "abc-1")
     assert followed.counted("GET", route, status) == 1
-    assert followed.registry.get_sample_value("http_request_seconds_count", {"route": route}) == 1
+    assert followed.registry.get_sample_value("mesh_http_request_duration_seconds_count", {"route": route}) == 1
     lines = [line for line in said if line["event"] == "request"]
     level = "warning" if status >= 500 else "debug"
     (line,) = lines

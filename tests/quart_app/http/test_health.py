@@ -70,8 +70,8 @@ async def test_readyz_names_a_service_that_is_not_ready_and_the_replica_serves_t
             refused = await one.public.get(f"/api/movements/{uuid4()}")
             assert refused.status_code == 503 and refused.headers["Retry-After"]
             metrics = (await (await one.private.get("/metrics")).get_data()).decode()
-            assert 'service_ready{service="movements"} 0.0' in metrics
-            assert 'service_ready{service="values"} 1.0' in metrics
+            assert 'mesh_service_ready{service="movements"} 0.0' in metrics
+            assert 'mesh_service_ready{service="values"} 1.0' in metrics
 
 
 async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) -> None:

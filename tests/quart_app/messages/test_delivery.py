@@ -117,8 +117,8 @@ async def test_free_first_then_paid_then_free_again() -> None:
         assert used == ["free"] * LIMIT + ["paid"] * 2
         await asyncio.sleep(BLOCK_MS / 1000)
         assert (await it.send()).provider == "free"
-        assert it.metric("messages_delivered_total", provider="paid", reason="closed") == 2
-        assert it.metric("paid_avoidable_total") == 0
+        assert it.metric("mesh_messages_delivered_total", provider="paid", reason="closed") == 2
+        assert it.metric("mesh_messages_paid_avoidable_total") == 0
 
 
 async def test_closed_without_paid_access_says_until_when() -> None:
@@ -156,9 +156,9 @@ async def test_a_refusal_of_a_counted_request_closes_the_allowance() -> None:
         assert (await it.send("first")).provider == "paid"
         assert (await it.send("second")).provider == "paid"
         assert it.free.sent == ["first"]
-        assert it.metric("messages_delivered_total", provider="paid", reason="refused") == 1
-        assert it.metric("messages_delivered_total", provider="paid", reason="closed") == 1
-        assert it.metric("paid_avoidable_total") == 0
+        assert it.metric("mesh_messages_delivered_total", provider="paid", reason="refused") == 1
+        assert it.metric("mesh_messages_delivered_total", provider="paid", reason="closed") == 1
+        assert it.metric("mesh_messages_paid_avoidable_total") == 0
 
 
 async def test_messages_wait_for_a_probe_rather_than_pay() -> None:
@@ -166,7 +166,7 @@ async def test_messages_wait_for_a_probe_rather_than_pay() -> None:
     async with scene(Scripted(latency_s=0.1)) as it:
         used = await asyncio.gather(*(it.send(f"m{n}") for n in range(LIMIT + 3)))
         assert sorted(each.provider for each in used) == ["free"] * LIMIT + ["paid"] * 3
-        assert it.metric("messages_delivered_total", provider="paid", reason="closed") == 3
+        assert it.metric("mesh_messages_delivered_total", provider="paid", reason="closed") == 3
 
 
 async def test_a_probe_that_takes_too_long_is_not_waited_for() -> None:
@@ -176,7 +176,7 @@ async def test_a_probe_that_takes_too_long_is_not_waited_for() -> None:
         await asyncio.sleep(0.02)
         assert (await it.send("second")).provider == "paid"
         assert (await first).provider == "free"
-        assert it.metric("paid_avoidable_total") == 1
+        assert it.metric("mesh_messages_paid_avoidable_total") == 1
 
 
 async def test_free_is_used_if_it_opens_right_before_paying() -> None:
@@ -208,8 +208,8 @@ async def test_free_out_of_order_is_replaced_by_paid(outcome: ProviderOutcome, s
     async with scene(Scripted(outcome)) as it:
         assert (await it.send()).provider == "paid"
         assert (await it.quota.look()).remaining == slots_left
-        assert it.metric("messages_delivered_total", provider="paid", reason=reason) == 1
-        assert it.metric("paid_avoidable_total") == 0
+        assert it.metric("mesh_messages_delivered_total", provider="paid", reason=reason) == 1
+        assert it.metric("mesh_messages_paid_avoidable_total") == 0
 
 
 @pytest.mark.parametrize(("outcome", "arrived"), [(Unsent("refused"), False), (Failed("500"), True)])

@@ -145,7 +145,9 @@ async def test_a_failure_is_kept_only_if_a_provider_may_have_the_message(arrived
             with pytest.raises(Problem, match="no answer"):
                 await it.send(key="k")
         assert it.delivered == ["m"] * (1 if arrived else 2)
-        assert it.registry.get_sample_value("messages_undelivered_total", {"reason": "unknown"}) == len(it.delivered)
+        assert it.registry.get_sample_value("mesh_messages_undelivered_total", {"reason": "unknown"}) == len(
+            it.delivered
+        )
 
 
 @pytest.mark.parametrize("began", [False, True])

@@ -381,8 +381,8 @@ async def test_free_then_paid_then_free(running: Running, shared: Redis, provide
     again = await send(client, "m3", max_wait_ms=2_000)
     assert again[1]["provider"] == "free"
     assert (providers.free.refused, providers.messages) == (0, ["m0", "m1", "m2", "m3"])
-    assert running.metric("messages_delivered_total", provider="paid", reason="closed") == 1
-    assert running.metric("paid_avoidable_total") == 0
+    assert running.metric("mesh_messages_delivered_total", provider="paid", reason="closed") == 1
+    assert running.metric("mesh_messages_paid_avoidable_total") == 0
 
 
 async def test_paid_access_is_read_from_the_store(running: Running, shared: Redis, providers: Providers) -> None:

@@ -170,7 +170,7 @@ async def test_a_batch_is_stored_without_its_refused_entries(store: MovementStor
     }
     assert heard == [UUID(departure["data"]["movement_id"])]
     assert registry.get_sample_value("movements_stored_counter_total") == 2
-    assert registry.get_sample_value("movements_duplicates_counter_total") == 1
+    assert registry.get_sample_value("mesh_movements_duplicates_total") == 1
 
 
 async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None:
@@ -181,7 +181,7 @@ async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None
     assert await intake(entries) == {}
     assert await intake(entries) == {}
     assert registry.get_sample_value("movements_stored_counter_total") == 2
-    assert registry.get_sample_value("movements_duplicates_counter_total") == 2
+    assert registry.get_sample_value("mesh_movements_duplicates_total") == 2
 
 
 async def test_trouble_is_told_until_events_are_stored_again(

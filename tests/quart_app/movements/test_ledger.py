@@ -40,7 +40,7 @@ async def test_it_stores_events_with_the_rights_of_a_member(
                 return await ledger.movement(MOVEMENT) is not None
 
             async def measured() -> bool:
-                names = ("movements_deficit", "movements_deficit_products", "movements_lag")
+                names = ("mesh_movements_deficit", "mesh_movements_deficit_products", "mesh_movements_lag")
                 return [registry.get_sample_value(name) for name in names] == [100, 1, 0]
 
             await eventually(known)
@@ -49,7 +49,7 @@ async def test_it_stores_events_with_the_rights_of_a_member(
         assert asyncio.get_running_loop().time() - began < 3
         assert client.xlen("events:movements") == 0
         assert [letter["body"] for _, letter in client.xrange("mesh:dead")] == ['"no event"']
-    assert registry.get_sample_value("movements_dead_letters_counter_total") == 1
+    assert registry.get_sample_value("mesh_movements_dead_letters_total") == 1
 
 
 async def test_a_database_that_is_away_fails_the_start_of_this_service_alone() -> None:

@@ -45,7 +45,7 @@ class Served:
 
     @property
     def loads(self) -> float | None:
-        return self.registry.get_sample_value("movements_loads_counter_total")
+        return self.registry.get_sample_value("mesh_movements_loads_total")
 
     async def get(self, path: str) -> tuple[int, Any]:
         response = await self.client.get(path)

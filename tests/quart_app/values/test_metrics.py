@@ -42,7 +42,7 @@ class Figures:
         self.registry = CollectorRegistry()
 
     def __call__(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"values_factorisation{name}", labels) or 0.0
+        return self.registry.get_sample_value(f"mesh_values_factorisation{name}", labels) or 0.0
 
     def ended(self) -> dict[str, float]:
         outcomes = ("done", "failed", "late", "cancelled", "refused")
@@ -129,10 +129,10 @@ async def test_the_figures_are_on_the_private_port(server: Server, monkeypatch: 
             response = await one.private.get("/metrics")
             return (await response.get_data(as_text=True)).splitlines()
 
-        assert 'values_factorisations_total{outcome="done"} 0.0' in await lines()
+        assert 'mesh_values_factorisations_total{outcome="done"} 0.0' in await lines()
         answer = await one.public.post("/values", json=[{"value": MEDIUM, "ttl": 60, "cls": "A"}])
         assert answer.status_code == 200
         found = await lines()
-        assert 'values_factorisations_total{outcome="done"} 1.0' in found
-        assert 'values_factorisation_in_flight{lane="brisk"} 0.0' in found
-        assert 'values_factorisation_waiting{lane="hard"} 0.0' in found
+        assert 'mesh_values_factorisations_total{outcome="done"} 1.0' in found
+        assert 'mesh_values_factorisation_in_flight{lane="brisk"} 0.0' in found
+        assert 'mesh_values_factorisation_waiting{lane="hard"} 0.0' in found
