@@ -10,9 +10,9 @@
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
     mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
     mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
-    mesh:dead                stream        requests given up, with reason and deliveries
+    mesh:dead                stream        requests and events given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
-    mesh:audit               stream        security events, the last 10,000 or so
+    mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
 
@@ -48,6 +48,8 @@ GROUP = "workers"
 
 #: Dead letters that are kept; adding one beyond the bound drops the oldest.
 DEAD_KEPT = 10_000
+#: Entries of the audit log, about 2 MB; older ones go first.
+AUDIT_KEPT = 10_000
 
 
 def lease(database: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from mesh.settings import settings_config
@@ -66,6 +66,10 @@ class AppSettings(BaseSettings):
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
     page_public: bool = Field(True, description="serve the landing page at / of the public port")
     page: bool = Field(True, description="serve the live page at /mesh of the private port")
+    page_password: SecretStr = Field(
+        SecretStr(""),
+        description="password of the user `operator`, who may act on the live page; empty: the page only reads",
+    )
     page_bodies: bool = Field(True, description="show bodies of requests on the live page; 0: only their sizes")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Gives an event up: dead letter, acknowledgement and deletion, all or nothing, and once however many consumers try.
--- The body is copied here, so that bytes which are not text stay as they are.
+-- The body is copied here, so that bytes which are not text stay as they are. An event with other fields than `body`
+-- becomes one body, which `encoded` says, so that a replay has its fields again.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, most dead letters kept
 -- Returns 1 if it was buried, 0 if it was settled before
@@ -9,15 +10,16 @@ local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 
 local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, group, id)
 if not entry then return 0 end
-local fields, body = entry[2], nil
+local fields, body, encoded = entry[2], nil, 'body'
 if #fields == 2 and fields[1] == 'body' then
   body = fields[2]
 else
   local all = {}
+  encoded = 'fields'
   for i = 1, #fields, 2 do all[fields[i]] = fields[i + 1] end
   body = cjson.encode(all)
 end
-redis.call('XADD', dead_key, 'MAXLEN', '~', most, '*', 'stream', stream, 'id', id, 'reason', reason,
-  'deliveries', deliveries, 'body', body)
+redis.call('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'event', 'group', group, 'encoded', encoded,
+  'stream', stream, 'id', id, 'reason', reason, 'deliveries', deliveries, 'body', body)
 redis.call('XDEL', stream, id)
 return 1

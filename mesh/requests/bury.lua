@@ -16,7 +16,7 @@ for i = 1, #fields, 2 do
   if fields[i] == 'request' then key = fields[i + 1] end
   if fields[i] == 'op' then op = fields[i + 1] end
 end
-redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'stream', stream, 'id', id, 'reason', reason,
+redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
 if replies_key then
   redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,

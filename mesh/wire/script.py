@@ -40,10 +40,14 @@ class Script:
             source = source.replace(f"--[[ {part} ]]", Path(module).with_name(part).read_text("utf-8"))
         return cls(source)
 
-    async def run(self, client: Redis, keys: Sequence[str], *args: Any) -> Any:
-        """Run the script over a client, and load it where the server does not know it. Raises redis-py's errors."""
+    async def run(self, client: Redis, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
+        """Run the script over a client, and load it where the server does not know it. Raises redis-py's errors.
+
+        Without `decode` the answer stays bytes, for what may not be text.
+        """
         words = (len(keys), *keys, *args)
+        options = {} if decode else {"NEVER_DECODE": True}
         try:
-            return await cast(Any, client.evalsha(self.sha, *words))
+            return await cast(Any, client.execute_command("EVALSHA", self.sha, *words, **options))
         except NoScriptError:
-            return await cast(Any, client.eval(self.source, *words))
+            return await cast(Any, client.execute_command("EVAL", self.source, *words, **options))

@@ -1,9 +1,9 @@
-"""What the live page shows, read from Redis in one round trip.
+"""What the live page shows, read from Redis in a few commands that are sent at once.
 
     accounts      books.lua, at one moment
     places        the roster, and PTTL of each lease
     streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
-    dead letters  XLEN, and the newest of the last hour
+    dead letters  XLEN, and look.lua: the newest of the last hour
 
 No command here costs more when there are more requests: each reads a fixed number of entries.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from mesh import Member, Replica, keys
+from mesh.dead.letters import DeadLetter, DeadLetters
 
 #: Rates that are kept: one minute at one look per second.
 KEPT = 60
@@ -71,19 +72,6 @@ class StreamFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """One dead letter. `at_ms` is when the request was given up."""
-
-    id: str
-    at_ms: int
-    reason: str
-    stream: str
-    op: str
-    deliveries: str
-    body: str
-
-
-@dataclass(frozen=True, slots=True)
 class Figures:
     """The mesh at one moment; `at_ms` is Redis's clock. Rates are per second, oldest first."""
 
@@ -105,13 +93,20 @@ class FiguresReader:
             name.removeprefix(keys.REQUESTS)
             for name in keys.request_streams(replica.settings.classes, replica.settings.databases)
         ]
+        self._letters = DeadLetters(replica.shared, replica.settings.stream_bound)
         self._history = History()
 
     async def read(self) -> Figures:
         """Read all figures now. Raises RedisError, MeshError."""
-        books, members, answers = await asyncio.gather(self._replica.books(), self._replica.roster(), self._ask_redis())
+        since = str(self._replica.now_ms() - HOUR_MS)
+        books, members, answers, recent = await asyncio.gather(
+            self._replica.books(),
+            self._replica.roster(),
+            self._ask_redis(),
+            self._letters.look(RECENT_DEAD, oldest=since, body=0),
+        )
         at_ms = answers.pop_clock()
-        dead, letters = answers.pop(2)
+        (dead,) = answers.pop(1)
         leases = answers.pop(self._replica.settings.databases)
         streams = [_stream(name, at_ms, *answers.pop(4)) for name in self._names]
         grown = {**books, **{f"stream {stream.name}": stream.added for stream in streams}}
@@ -121,7 +116,7 @@ class FiguresReader:
             places=_places(members, leases, streams),
             streams=streams,
             dead=dead,
-            recent_dead=[dead_letter(id, fields) for id, fields in letters],
+            recent_dead=recent,
             rates=self._history.add(at_ms, grown),
         )
 
@@ -129,8 +124,6 @@ class FiguresReader:
         pipeline = self._replica.shared.pipeline(transaction=False)
         pipeline.time()
         pipeline.xlen(keys.DEAD)
-        since = self._replica.now_ms() - HOUR_MS
-        pipeline.xrevrange(keys.DEAD, "+", str(since), count=RECENT_DEAD)
         for database in range(self._replica.settings.databases):
             pipeline.pttl(keys.lease(database))
         for name in self._names:
@@ -198,15 +191,6 @@ def _state(member: Member) -> str:
 def moment_of(id: str) -> int:
     """Return when a stream entry was added, in ms of Redis's clock."""
     return int(id.partition("-")[0])
-
-
-def dead_letter(id: str, fields: Mapping[str, str]) -> DeadLetter:
-    """Read one entry of the stream of dead letters: a request, or an event, whose body is in `data`."""
-    get = fields.get
-    body = get("body") or get("data") or ""
-    return DeadLetter(
-        id, moment_of(id), get("reason", ""), get("stream", ""), get("op", ""), get("deliveries", ""), body
-    )
 
 
 class History:

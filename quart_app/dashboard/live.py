@@ -2,10 +2,11 @@
 
     GET /mesh, /mesh/streams?stream=, /mesh/dead    a page, complete without JavaScript
     GET /mesh/events/{view}                         text/event-stream: what has changed, once a second
+    /mesh/sign-in, /mesh/confirm, /mesh/acts        see `acts`
 
 A viewer gets a whole section as HTML when anything in it changes, and an empty event when nothing does. All viewers of
 a replica share one read per second.
-Nothing is replayed: a new connection gets every section at once. The page is read-only.
+Nothing is replayed: a new connection gets every section at once.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, jsonify, request
 from quart_schema import hide
 from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
 from mesh import MeshError, Replica, keys
+from mesh.dead.letters import DeadLetter, DeadLetters
+from quart_app.dashboard import acts
 from quart_app.dashboard.assets import POLICY, Assets
-from quart_app.dashboard.figures import DeadLetter, Figures, FiguresReader, dead_letter
+from quart_app.dashboard.figures import Figures, FiguresReader
 from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, PageView, grouped
 from quart_app.dashboard.ticker import Ticker
 from quart_app.http.problems import Problem
@@ -31,8 +34,8 @@ from quart_app.service import Context
 
 LOOK_S = 1.0
 DEAD_LOOK_S = 5.0
-#: Dead letters that the view reads.
-MOST_LETTERS = 200
+#: Bytes of a dead letter's body that are shown.
+BODY_SHOWN = 300
 #: Entries of the chosen stream that are shown.
 SHOWN_ENTRIES = 5
 #: Viewers of one replica; the next one is told to come back, and the balancer may give it another replica.
@@ -40,7 +43,8 @@ MOST_VIEWERS = 50
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
+    # With "no-referrer" browsers send `Origin: null` with the page's own forms, which is then a foreign one.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
@@ -52,10 +56,17 @@ class _Looks:
         self.replica = replica
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
+        self._letters: Sequence[DeadLetter] = ()
+        self._letters_at: Any = 0
 
     async def _read_letters(self) -> Sequence[DeadLetter]:
-        found: Any = await self.replica.shared.xrevrange(keys.DEAD, count=MOST_LETTERS)
-        return [dead_letter(id, fields) for id, fields in found]
+        """Return all letters; they are read again only when there are others."""
+        known = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
+        state = known and (known["length"], known["entries-added"])
+        if state != self._letters_at:
+            dead = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
+            self._letters, self._letters_at = await dead.all(body=BODY_SHOWN), state
+        return self._letters
 
     async def entries(self, stream: str) -> Entries:
         found: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
@@ -70,6 +81,7 @@ class LivePage:
         self._leaving = leaving
         self._assets = Assets()
         self._pages = Pages(self._assets)
+        self._operators = acts.Operators(context.settings)
         self._looks: _Looks | None = None
         self._viewers = 0
 
@@ -82,23 +94,60 @@ class LivePage:
         @hide
         async def page(name: str) -> Response:
             arguments = request.args.to_dict()
-            view = await self._view(_known(name), arguments, await self._current().figures.newest())
+            view = await self._view(_known(name), arguments, await self._current().figures.newest(), await self._acts())
             html = self._pages.page(view, f"/mesh/events/{name}?{urlencode(arguments)}")
-            return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
+            return _page(html)
 
         @blueprint.get("/mesh/events/<name>")
         @hide
         async def events(name: str) -> Response:
             if self._viewers >= MOST_VIEWERS:
                 raise Problem(503, f"{MOST_VIEWERS} viewers follow this replica; try again later", retry_after=5)
-            stream = self._stream(_known(name), request.args.to_dict())
+            stream = self._stream(_known(name), request.args.to_dict(), await self._acts())
             response = Response(stream, content_type="text/event-stream; charset=utf-8", headers=HEADERS)
             response.timeout = None  # the stream has no end of its own
             return response
 
+        self._add_acts(blueprint)
         return [blueprint, self._assets.routes()]
 
-    async def _stream(self, name: str, arguments: Mapping[str, str]) -> AsyncIterator[str]:
+    def _add_acts(self, blueprint: Blueprint) -> None:
+        """GET /mesh/sign-in, GET /mesh/confirm/{act}, POST /mesh/acts/{act}."""
+
+        @blueprint.get("/mesh/sign-in")
+        @hide
+        async def sign_in() -> Response:
+            await self._operators.check(request, self._context.mesh)
+            return Response("", 303, {**HEADERS, "Location": "/mesh/dead"})
+
+        @blueprint.get("/mesh/confirm/<name>")
+        @hide
+        async def confirm(name: str) -> Response:
+            act, replica = acts.find(name), self._context.mesh
+            await self._operators.check(request, replica)
+            question = await acts.ask(act, replica, request.args.to_dict())
+            view = await self._view(act.view, {}, await self._current().figures.newest(), True)
+            return _page(self._pages.still(view, "confirm", act=act, question=question))
+
+        @blueprint.post("/mesh/acts/<name>")
+        @hide
+        async def do(name: str) -> Response:
+            act, replica = acts.find(name), self._context.mesh
+            actor = await self._operators.check(request, replica)
+            done = await acts.do(act, replica, await acts.about_of(request), actor)
+            if request.mimetype == "application/json":
+                return jsonify({"text": done.text, **done.facts})
+            looks = self._current()
+            looks.letters.expire()
+            looks.figures.expire()
+            view = await self._view(act.view, {}, await looks.figures.newest(), True)
+            return _page(self._pages.still(view, "done", act=act, text=done.text))
+
+    async def _acts(self) -> bool:
+        """Return whether the viewer is shown what an operator may do."""
+        return await self._operators.is_signed_in(request, self._context.mesh)
+
+    async def _stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
         self._viewers += 1
         try:
             yield "retry: 1000\n\n"
@@ -109,7 +158,7 @@ class LivePage:
                 try:
                     figures = await looks.figures.next(number)
                     number = looks.figures.number
-                    sections = self._pages.sections(await self._view(name, arguments, figures))
+                    sections = self._pages.sections(await self._view(name, arguments, figures, may_act))
                 except (RedisError, MeshError, OSError, TimeoutError):
                     await asyncio.sleep(LOOK_S)  # the page keeps its figures and says since when
                     continue
@@ -127,7 +176,7 @@ class LivePage:
             self._looks = _Looks(replica)
         return self._looks
 
-    async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures) -> PageView:
+    async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures, may_act: bool) -> PageView:
         looks = self._current()
         chosen = ""
         entries: Entries = ()
@@ -150,7 +199,13 @@ class LivePage:
             chosen=chosen,
             entries=entries,
             groups=grouped(letters),
+            can_sign_in=self._operators.exist,
+            may_act=may_act,
         )
+
+
+def _page(html: str) -> Response:
+    return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
 
 def _known(name: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mesh.dead.letters import DeadLetter
 from quart_app.dashboard import words as sentences
 from quart_app.dashboard.assets import Assets
-from quart_app.dashboard.figures import DeadLetter, Figures, moment_of
+from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.words import duration, shortened, spoken
 
 OVERVIEW = "overview"
@@ -33,7 +34,7 @@ Entries = Sequence[tuple[str, Mapping[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class LetterGroup:
+class ShownGroup:
     """Dead letters with one reason, from one stream; the newest first."""
 
     reason: str
@@ -53,15 +54,18 @@ class PageView:
     bodies: bool
     chosen: str = ""
     entries: Entries = ()
-    groups: Sequence[LetterGroup] = ()
+    groups: Sequence[ShownGroup] = ()
+    #: an operator may sign in to act; this one has
+    can_sign_in: bool = False
+    may_act: bool = False
 
 
-def grouped(letters: Sequence[DeadLetter]) -> list[LetterGroup]:
+def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
     """Group dead letters by reason and stream, the largest group first."""
     found: dict[tuple[str, str], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
         found[letter.reason, letter.stream].append(letter)
-    groups = [LetterGroup(reason, stream, each) for (reason, stream), each in found.items()]
+    groups = [ShownGroup(reason, stream, each) for (reason, stream), each in found.items()]
     return sorted(groups, key=lambda group: -len(group.letters))
 
 
@@ -96,7 +100,12 @@ class Pages:
 
     def page(self, view: PageView, events: str) -> str:
         """Return a whole page; `events` is the address of its changes."""
-        return self._environment.get_template(f"{view.name}.html").render(**self._context(view), events=events)
+        return self.still(view, view.name, events=events)
+
+    def still(self, view: PageView, template: str, *, events: str = "", **facts: Any) -> str:
+        """Return a page around a view's menu, by the name of its template; without `events` it stays as it is."""
+        context = {**self._context(view), **facts, "events": events}
+        return self._environment.get_template(f"{template}.html").render(context)
 
     def sections(self, view: PageView) -> dict[str, str]:
         """Return the view's sections that change, by the id of their element."""

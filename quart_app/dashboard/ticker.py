@@ -32,6 +32,10 @@ class Ticker(Generic[T]):
             return self._found
         return await self.next(self.number)
 
+    def expire(self) -> None:
+        """Read anew at the next look: somebody has changed what is read."""
+        self._read_at = float("-inf")
+
     async def next(self, after: int) -> T:
         """Wait for a result with a higher number than `after`, and return the newest. Raises what the read raises."""
         async with self._turn:

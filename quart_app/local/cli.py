@@ -1,4 +1,4 @@
-"""The `mesh` command: up, status, watch, redis-cli."""
+"""The `mesh` command: up, status, watch, redis-cli, and the commands of `operate`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
 from quart_app.local.mesh import Mesh, mesh
+from quart_app.local.operate import data_option, dead, redis_url_option, unreachable
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
@@ -56,22 +57,10 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"show_default": True})
 @click.version_option(version("quart-mesh"), prog_name="mesh")
 def main() -> None:
-    """Run a mesh of identical replicas on one Redis, and look at it."""
+    """Run a mesh of identical replicas on one Redis, look at it, and act on it."""
 
 
-_redis_url = click.option(
-    "--redis-url",
-    default=None,
-    envvar="REDIS_URL",
-    help="Use this server. Put a password into the variable REDIS_URL instead: `ps` shows options to every user.",
-)
-_data = click.option(
-    "--data",
-    default=discovery.default_folder,
-    show_default="data",
-    type=click.Path(path_type=Path),
-    help="Folder of the embedded server, of the logs, and of what the other commands need to find the mesh.",
-)
+main.add_command(dead)
 
 
 @main.command()
@@ -84,8 +73,8 @@ _data = click.option(
     envvar="PRIVATE_PORT",
     help="Port for operators (metrics, grades) if it is free, else any other.",
 )
-@_redis_url
-@_data
+@redis_url_option
+@data_option
 def up(count: int, port: int, private_port: int, redis_url: str | None, data: Path) -> None:
     """Start a mesh on this machine; Ctrl-C drains and stops it.
 
@@ -161,7 +150,7 @@ def _welcome(teller: Teller, members: list[Member], port: int, started: Mesh, da
     for line in (
         f"public         {public}   in a browser: a page to try it; {public}/docs: all routes",
         f"for operators  {private}/mesh   what happens now; {private}/metrics: metrics",
-        f"Redis          {address_of(started.redis)}   mesh redis-cli{at} XRANGE mesh:dead - +",
+        f"Redis          {address_of(started.redis)}   mesh dead list{at}",
         "",
         "Try it:",
         f"curl {public}/values -H 'Content-Type: application/json' -d '{json.dumps([item])}'",
@@ -173,8 +162,8 @@ def _welcome(teller: Teller, members: list[Member], port: int, started: Mesh, da
 
 
 @main.command()
-@_redis_url
-@_data
+@redis_url_option
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, for programs.")
 def status(redis_url: str | None, data: Path, as_json: bool) -> None:
     """Show which replica holds which database."""
@@ -182,7 +171,7 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
     try:
         found = asyncio.run(discovery.read_roster(settings))
     except (redis_errors.RedisError, OSError) as error:
-        raise click.ClickException(_unreachable(settings, error, data)) from error
+        raise unreachable(settings, error, data) from error
     members = [member for member in found if member.leased]
     if as_json:
         click.echo(json.dumps([row(member) for member in members], indent=2))
@@ -192,18 +181,13 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         click.echo("no replica is live")
 
 
-def _unreachable(settings: RedisSettings, error: Exception, data: Path) -> str:
-    where = "" if discovery.running(data) else f"; no mesh runs on {data}"
-    return f"Redis at {address_of(settings)} cannot be used: {error}{where}"
-
-
 #: What `mesh watch` can be limited to: a class, or a database.
 TARGETS = (*watch.CLASSES, *(f"db{number}" for number in range(watch.DATABASES)))
 
 
 @main.command(name="watch")
-@_redis_url
-@_data
+@redis_url_option
+@data_option
 @click.option(
     "--class",
     "cls",
@@ -221,12 +205,12 @@ def watch_command(redis_url: str | None, data: Path, cls: str | None, op: str | 
         try:
             asyncio.run(watch.run(settings, Console(soft_wrap=True), cls, op))
         except (redis_errors.RedisError, OSError) as error:
-            raise click.ClickException(_unreachable(settings, error, data)) from error
+            raise unreachable(settings, error, data) from error
 
 
 @main.command(name="redis-cli", context_settings={"ignore_unknown_options": True})
-@_redis_url
-@_data
+@redis_url_option
+@data_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None:
     """Run redis-cli on the Redis of this mesh, without a password that `ps` could show."""

@@ -15,7 +15,6 @@ from mesh.errors import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.messages.accounts import Accounts, LoggedIn, Origin
-from quart_app.messages.csrf import is_foreign
 from quart_app.messages.intake import MessageIntake
 from quart_app.messages.models import (
     AccessChange,
@@ -31,6 +30,7 @@ from quart_app.messages.sessions import DEVICE_S, NotLoggedIn, Session
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User
 from quart_app.security.audit import Audit
+from quart_app.security.csrf import is_foreign
 
 _REGISTRATION = TypeAdapter(Registration)
 _LOGIN = TypeAdapter(Login)

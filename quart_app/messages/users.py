@@ -151,7 +151,7 @@ class Users:
         entry = audit.entry("access changed", **facts)
         keys_ = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, wanted.get("is_active", ""), wanted.get("paid_access", "")]
-        _refuse(await self._run("change_access", keys_, *arguments, audit.MAX_ENTRIES, *entry))
+        _refuse(await self._run("change_access", keys_, *arguments, keys.AUDIT_KEPT, *entry))
         audit.say("access changed", **facts)
         return _known(await self.find(user_id))
 
@@ -164,7 +164,7 @@ class Users:
             "administrator promoted" if is_admin else "administrator demoted", user=user.id, actor="cli"
         )
         keys_ = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
-        outcome = await self._run("set_admin", keys_, user.id, int(is_admin), audit.MAX_ENTRIES, *entry)
+        outcome = await self._run("set_admin", keys_, user.id, int(is_admin), keys.AUDIT_KEPT, *entry)
         _refuse(outcome)
         return outcome == "done"
 
@@ -188,7 +188,7 @@ class Users:
         keys_ = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
         fields = _flat(account) if password is not None else []
         outcome: Any = await self._run(
-            "first_admin", keys_, user_id, email, audit.MAX_ENTRIES, len(entry), *entry, *fields
+            "first_admin", keys_, user_id, email, keys.AUDIT_KEPT, len(entry), *entry, *fields
         )
         return outcome  # type: ignore[no-any-return]
 

@@ -3,7 +3,8 @@
     XADD mesh:audit MAXLEN ~ 10000 * event <phrase> user <id> actor <id> source <address> …
 
 The stream's ids are the times. The stream keeps the last events for a look with `redis-cli XREVRANGE mesh:audit + -`;
-the process logs are the lasting record. No password, token or cookie is ever an argument here.
+the process logs are the lasting record. A flood of failed logins may push older events out of the stream, never out of
+the logs. No password, token or cookie is ever an argument here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from mesh import keys
 
 log = structlog.get_logger("audit")
 
-#: About 2 MB of Redis memory. A flood of failed logins may push older events out of the stream, never out of the logs.
-MAX_ENTRIES = 10_000
 #: Entries that one replica adds to the stream within a second; further ones are only logged.
 MAX_PER_SECOND = 100
 
@@ -51,7 +50,7 @@ class Audit:
             return
         try:
             words = entry(event, **facts)
-            await self._redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", MAX_ENTRIES, "*", *words)
+            await self._redis.execute_command("XADD", keys.AUDIT, "MAXLEN", "~", keys.AUDIT_KEPT, "*", *words)
         except (RedisError, OSError) as error:
             log.warning("audit entry not written", security_event=event, error=type(error).__name__)
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.support.browser import browser, needs_chromium, tab
+from tests.support.browser import needs_chromium, tab
 from tests.support.replicas import Process, Replicas
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
 #: Two primes of 32 digits: minutes of work for one process.
 HARD = 10000000000000000000000000000033 * 10000000000000000000000000000049
-
-
-@pytest.fixture
-async def chromium() -> AsyncIterator[Browser]:
-    """One browser for a test."""
-    async with browser() as started:
-        yield started
 
 
 @pytest.fixture

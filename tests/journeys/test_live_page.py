@@ -5,26 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, expect
 
 from mesh import keys
-from tests.support.browser import browser, needs_chromium, tab
+from tests.support.browser import needs_chromium, tab
 from tests.support.replicas import Replicas
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
 VIEWS = ("/mesh", "/mesh/streams", "/mesh/dead")
-
-
-@pytest.fixture
-async def chromium() -> AsyncIterator[Browser]:
-    """One browser for a test."""
-    async with browser() as started:
-        yield started
 
 
 async def test_the_books_follow_the_load_and_always_balance(chromium: Browser, replicas: Replicas) -> None:
@@ -128,21 +120,96 @@ async def test_pictures_for_the_documentation(chromium: Browser, replicas: Repli
             loading.cancel()
 
 
+def add_letters(replicas: Replicas, count: int, reason: str) -> None:
+    """Add dead letters of class D, which has no replica here, so that a replayed one stays on its stream."""
+    letter = {"kind": "request", "stream": keys.class_requests("D"), "id": "1-0", "reason": reason, "deliveries": "3"}
+    with replicas.server.redis() as admin, admin.pipeline(transaction=True) as pipeline:
+        for name in ("accepted", "dead"):
+            pipeline.hincrby(keys.BOOKS, name, count)
+        for number in range(count):
+            pipeline.xadd(keys.DEAD, {**letter, "op": "stock.take", "body": f'{{"product": {number}}}'})
+        pipeline.execute()
+
+
+async def test_a_group_of_dead_letters_is_replayed_whole(chromium: Browser, replicas: Replicas) -> None:
+    """213 letters of which 20 are shown: all leave, the books balance, and the audit log has one entry."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
+    add_letters(replicas, 213, "no such warehouse")
+    add_letters(replicas, 2, "another reason")
+    async with tab(chromium, operator="correct horse") as opened:
+        page = opened.page
+        await page.goto(f"{process.private}/mesh/sign-in")
+        await expect(page.locator("#group-1 tbody tr")).to_have_count(20)
+        await page.get_by_role("link", name="Replay all 213").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Replay 213 dead letters?")
+        await expect(page.locator("#answer")).to_contain_text("no such warehouse")
+        await page.get_by_role("button", name="Replay").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("213 replayed.")
+        await page.get_by_role("link", name="Back to dead letters").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("2 dead letters")
+        await page.goto(f"{process.private}/mesh")
+        await expect(page.locator("#books-title")).to_have_text("The books balance")
+        await expect(page.locator(".books dd:not(.rate)").nth(2)).to_have_text("213")
+    with replicas.server.redis() as admin:
+        ((_, entry),) = admin.xrange(keys.AUDIT)
+        assert (entry["outcome"], entry["actor"]) == ("213 replayed, 0 gone", "operator")
+
+
+async def test_discarding_needs_a_typed_word(chromium: Browser, replicas: Replicas) -> None:
+    """With the keyboard alone, and without JavaScript."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
+    add_letters(replicas, 3, "no such warehouse")
+    for javascript, left in ((True, 2), (False, 1)):
+        async with tab(chromium, operator="correct horse", javascript=javascript) as opened:
+            page = opened.page
+            await page.goto(f"{process.private}/mesh/sign-in")
+            await page.locator("[aria-label^=Discard]").first.focus()
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("heading", level=1)).to_have_text("Discard 1 dead letter?")
+            await page.get_by_role("button", name="Discard").click()  # the browser asks for the word
+            await expect(page.get_by_role("heading", level=1)).to_have_text("Discard 1 dead letter?")
+            await page.get_by_label("Type discard to confirm").fill("discard")
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("heading", level=1)).to_have_text("1 discarded.")
+        with replicas.server.redis() as admin:
+            assert admin.xlen(keys.DEAD) == left
+
+
+async def test_a_viewer_signs_in_to_act(chromium: Browser, replicas: Replicas) -> None:
+    """Without credentials there is a link to sign in and no button; with a foreign Origin nothing is done."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
+    add_letters(replicas, 1, "no such warehouse")
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(f"{process.private}/mesh/dead")
+        await expect(page.get_by_role("link", name="Sign in")).to_be_visible()
+        await expect(page.locator(".acts")).to_have_count(0)
+    async with tab(chromium, operator="correct horse") as opened:
+        await opened.page.goto(f"{process.private}/mesh/sign-in")
+        await expect(opened.page.locator(".acts").first).to_be_visible()
+        foreign = await opened.page.request.post(
+            f"{process.private}/mesh/acts/replay", form={"ids": "1-0"}, headers={"Origin": "https://evil.example"}
+        )
+        assert foreign.status == 403
+
+
 @pytest.mark.parametrize(("scheme", "widths"), [("light", (360, 390, 768, 1280, 1600)), ("dark", (360, 1280))])
 async def test_every_view_is_accessible_and_fits(
     chromium: Browser, replicas: Replicas, scheme: str, widths: tuple[int, ...]
 ) -> None:
     """axe finds nothing, nothing scrolls sideways, and strangers' text is shown exactly."""
     hostile = "<b>7</b>" + "9" * 300
-    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
     with replicas.server.redis() as admin:
         admin.xadd(keys.class_requests("D"), {"op": "x", "request": "r", "from": "f", "body": hostile})
-        admin.xadd(keys.DEAD, {"reason": hostile, "stream": "s", "deliveries": "3", "body": hostile})
+        id = admin.xadd(keys.DEAD, {"reason": hostile, "stream": "s", "deliveries": "3", "body": hostile})
     for width in widths:
-        async with tab(chromium, width=width, scheme=scheme) as opened:  # type: ignore[arg-type]
-            for view in VIEWS:
+        async with tab(chromium, width=width, scheme=scheme, operator="correct horse") as opened:  # type: ignore[arg-type]
+            await opened.page.goto(f"{process.private}/mesh/sign-in")
+            for view in (f"/mesh/confirm/discard?like={id}", *VIEWS):
                 await opened.page.goto(process.private + view)
-                await expect(opened.page.locator("#link-text")).to_have_text("live")
+                if view in VIEWS:
+                    await expect(opened.page.locator("#link-text")).to_have_text("live")
                 assert not await opened.scrolls_sideways(), (view, width)
                 if width in (360, 1280):
                     assert await opened.violations() == [], (view, width)

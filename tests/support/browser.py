@@ -71,11 +71,16 @@ async def tab(
     width: int = 1280,
     scheme: Literal["light", "dark"] = "light",
     javascript: bool = True,
+    operator: str = "",
 ) -> AsyncIterator[Tab]:
-    """Open a page of this width and colour scheme. Fails at the end if its console had complaints."""
+    """Open a page of this width and colour scheme. Fails at the end if its console had complaints.
+
+    `operator` is the password that the browser gives when the live page asks for one, at /mesh/sign-in.
+    """
     context = await started.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=javascript
-    )
+        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=javascript,
+        http_credentials={"username": "operator", "password": operator} if operator else None,
+    )  # fmt: skip
     context.set_default_timeout(15_000)
     opened = Tab(await context.new_page())
     opened.page.on("console", opened.hear)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mesh import Member
-from quart_app.dashboard.figures import DatabaseFigures, DeadLetter, Figures, StreamFigures
+from mesh.dead.letters import DeadLetter
+from quart_app.dashboard.figures import DatabaseFigures, Figures, StreamFigures
 
 
 def member(database: int, **facts: Any) -> Member:
@@ -25,7 +26,7 @@ def stream(name: str, length: int = 0, pending: int = 0, oldest_ms: int | None =
 
 
 def letter(reason: str) -> DeadLetter:
-    return DeadLetter("1-0", 1, reason, "mesh:requests:A", "count.put", "3", "{}")
+    return DeadLetter("1-0", 1, "request", "mesh:requests:A", reason, "count.put", "3", 2, "{}")
 
 
 QUIET = Figures(

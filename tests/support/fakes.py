@@ -25,8 +25,10 @@ class FakeClient(fakeredis.FakeAsyncRedis):
     async def info(self, section: str | None = None) -> dict[str, str]:
         return {"redis_version": "7.0.0"}
 
-    async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
-        return await super().eval(without_flags(script), numkeys, *words)
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        if words[0] == "EVAL":
+            words = ("EVAL", without_flags(words[1]), *words[2:])
+        return await super().execute_command(*words, **options)
 
     def pipeline(self, transaction: bool = True, **options: Any) -> Any:
         pipeline = super().pipeline(transaction, **options)

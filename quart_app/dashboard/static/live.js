@@ -35,7 +35,7 @@ function show(sections) {
 }
 
 function connect() {
-  if (source || document.hidden) return;
+  if (source || document.hidden || !address) return;
   source = new EventSource(address);
   source.addEventListener("open", () => (heardAt = Date.now()));
   source.addEventListener("sections", (event) => {
@@ -60,7 +60,7 @@ function reconnect(pauseMs) {
 }
 
 function tellState() {
-  if (document.hidden) return;
+  if (document.hidden || !address) return;
   const silentMs = Date.now() - heardAt, stale = silentMs > QUIET_MS;
   link.className = paused || stale ? "stale" : "live";
   if (paused) linkText.textContent = "paused";
@@ -80,7 +80,7 @@ function pause() {
 // A hidden page needs no figures, and a browser allows few connections to one host.
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
   if (event.key === "p") pause();
   document.querySelectorAll("#menu a")[event.key - 1]?.click();
 });

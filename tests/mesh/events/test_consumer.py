@@ -197,7 +197,10 @@ async def test_a_refused_event_is_a_dead_letter_at_once(connect: Any, redis: Red
     async with consume(connect, handler, on_buried=lambda entry, reason: heard.append((entry.id, reason))):
         await until(lambda: all_settled(redis))
     assert handler.done == ["a", "c"]
-    letter = {"stream": STREAM, "id": ids[1], "reason": "no b here", "deliveries": "1", "body": "b"}
+    letter = {
+        "kind": "event", "group": GROUP, "encoded": "body", "stream": STREAM, "id": ids[1], "reason": "no b here",
+        "deliveries": "1", "body": "b",
+    }  # fmt: skip
     assert await dead_letters(redis) == [letter]
     assert heard == [(ids[1], "no b here")]
 

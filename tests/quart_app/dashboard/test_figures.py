@@ -6,7 +6,7 @@ import pytest
 
 from mesh import Class, GivenUp, Transaction, Worker, keys
 from mesh.requests.protocol import Request
-from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History, dead_letter
+from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History
 from tests.support.members import Members
 
 
@@ -35,12 +35,6 @@ def test_the_last_minute_is_kept() -> None:
     assert len(rates["answered"]) == 60
     assert rates["answered"][-1] == 99**2 - 98**2
     assert history.add(100_000, {"answered": 0})["answered"][-1] == 0
-
-
-def test_an_event_that_died_has_no_operation() -> None:
-    """Its body is in another field."""
-    found = dead_letter("5-1", {"reason": "bad", "stream": "events:x", "deliveries": "1", "data": "{}"})
-    assert (found.at_ms, found.op, found.body) == (5, "", "{}")
 
 
 def worker_that_fails() -> Worker:

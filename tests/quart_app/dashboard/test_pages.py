@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mesh.dead.letters import DeadLetter
 from quart_app.dashboard.assets import Assets
-from quart_app.dashboard.figures import DeadLetter
 from quart_app.dashboard.pages import BLOCKS, VIEWS, Pages, PageView, grouped
 from tests.support.dashboard import QUIET
 
@@ -11,7 +11,7 @@ PAGES = Pages(Assets())
 
 
 def letter(number: int, reason: str, stream: str = "mesh:requests:A") -> DeadLetter:
-    return DeadLetter(f"{number}-0", number, reason, stream, "op", "3", "{}")
+    return DeadLetter(f"{number}-0", number, "request", stream, reason, "op", "3", 2, "{}")
 
 
 def view(name: str, **facts: object) -> PageView:

@@ -64,6 +64,15 @@ async def test_the_reader_hangs_up_in_the_middle_and_the_next_one_reads() -> Non
         assert await second == 2
 
 
+async def test_what_was_changed_is_read_anew() -> None:
+    """However young the newest result is."""
+    counted = Counted()
+    ticker = Ticker(counted, 60)
+    assert (await ticker.newest(), await ticker.newest()) == (1, 1)
+    ticker.expire()
+    assert await ticker.newest() == 2
+
+
 async def test_a_read_that_fails_is_not_repeated_at_once() -> None:
     """Each viewer learns of the error; the pace stays."""
     counted = Counted()

@@ -23,7 +23,7 @@ async def test_an_event_is_in_the_log_and_on_the_stream(shared: Redis) -> None:
 
 async def test_the_stream_has_a_bound(shared: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries go first."""
-    monkeypatch.setattr(audit, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(keys, "AUDIT_KEPT", 100)
     monkeypatch.setattr(audit, "MAX_PER_SECOND", 10_000)
     log = Audit(shared)
     for number in range(1000):

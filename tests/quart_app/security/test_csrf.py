@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from werkzeug.datastructures import Headers
 
-from quart_app.messages.csrf import is_foreign
+from quart_app.security.csrf import is_foreign
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Dead letters: look at them, give them another chance, or drop them."""

@@ -1,0 +1,15 @@
+-- Takes a dead letter apart. Its own fields come first and end with `deliveries`; all others are those of the request or
+-- event. Letters of releases before `kind` begin with `stream`.
+-- Returns the letter's own fields by name, and the position of the first other field.
+local function parse(fields)
+  local letter, i = {}, 1
+  while i < #fields do
+    local name = fields[i]
+    letter[name] = fields[i + 1]
+    i = i + 2
+    if name == 'deliveries' then break end
+  end
+  local stream = letter.stream or ''
+  letter.kind = letter.kind or (string.sub(stream, 1, 14) == 'mesh:requests:' and 'request' or 'event')
+  return letter, i
+end

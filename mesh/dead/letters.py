@@ -1,0 +1,177 @@
+"""Dead letters: requests and events that were given up, kept on one stream with the reason.
+
+    mesh:requests:A --bury.lua--> mesh:dead --replay.lua--> mesh:requests:A
+    events:movements -^               |       -------------> events:movements
+                                      +--discard.lua--> gone
+
+Each act is a script. It moves or drops up to `BATCH` letters in one step and adds what it did to `mesh:audit` in that
+step. An act on many letters is a series of such steps. When it is stopped half-way, or its answer is lost, it is done
+again: it finds only the letters that are left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mesh import keys
+from mesh.errors import Refused
+from mesh.wire.script import Script
+
+_PARTS = ("letter.lua", "walk.lua", "record.lua")
+REPLAY = Script.beside(__file__, "replay.lua", *_PARTS)
+DISCARD = Script.beside(__file__, "discard.lua", *_PARTS)
+LOOK = Script.beside(__file__, "look.lua", "letter.lua")
+
+#: Letters of one step: about 2 ms of the server's time.
+BATCH = 250
+#: Letters that one step looks at, to find those of its group.
+LOOKED_AT = 1000
+#: Characters of a body that are read for a list.
+BODY_SHOWN = 1000
+#: A body is never longer.
+MOST_BODY = 16 * 2**20
+#: An entry of the dead letters.
+ID = re.compile(r"\d{1,20}-\d{1,20}")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter. `at_ms` is when it was given up, `kind` is request or event, `body` may be a beginning only."""
+
+    id: str
+    at_ms: int
+    kind: str
+    stream: str
+    reason: str
+    op: str
+    deliveries: str
+    size: int
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetterGroup:
+    """All dead letters with one reason, from one stream, up to the letter `until`."""
+
+    reason: str
+    stream: str
+    until: str = "+"
+
+
+#: Letters by their ids, or all of a group.
+Chosen = Sequence[str] | LetterGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, and from which address: for the audit log."""
+
+    name: str
+    source: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What an act did: letters that it was applied to, named letters that were gone, and why it stopped early."""
+
+    done: int = 0
+    gone: int = 0
+    problem: str = ""
+
+
+class DeadLetters:
+    """The dead letters of a mesh, over a client of the bus database."""
+
+    def __init__(self, redis: Redis, stream_bound: int) -> None:
+        self._redis = redis
+        self._bound = stream_bound
+
+    async def look(
+        self, most: int, *, newest: str = "+", oldest: str = "-", body: int = BODY_SHOWN
+    ) -> list[DeadLetter]:
+        """Return letters, the newest first; fewer than `most` where bodies are large. Raises redis-py's errors."""
+        rows = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
+        return [_letter(row) for row in rows]
+
+    async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
+        """Return every letter up to one, the newest first, in short steps. Raises redis-py's errors."""
+        found: list[DeadLetter] = []
+        while page := await self.look(LOOKED_AT, newest=newest, body=body):
+            found += page
+            newest = f"({page[-1].id}"
+        return found
+
+    async def like(self, id: str) -> LetterGroup | None:
+        """Return the group of a letter: all with its reason and stream, up to it. None where it is gone."""
+        found = await self.find(id, body=0)
+        return LetterGroup(found.reason, found.stream, id) if found else None
+
+    async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
+        """Return one letter, or None where it is gone. Raises Refused for an id that is none."""
+        found = await self.look(1, newest=_checked(id), oldest=id, body=body)
+        return found[0] if found else None
+
+    async def counts(self, group: LetterGroup) -> int:
+        """Return how many letters a group has."""
+        return sum(
+            (letter.reason, letter.stream) == (group.reason, group.stream)
+            for letter in await self.all(newest=group.until)
+        )
+
+    async def replay(self, chosen: Chosen, actor: Actor) -> Report:
+        """Put letters back on their streams. Raises Refused for ids that are none, and redis-py's errors."""
+        return await self._act(REPLAY, [keys.DEAD, keys.BOOKS, keys.AUDIT], chosen, [self._bound], actor)
+
+    async def discard(self, chosen: Chosen, actor: Actor) -> Report:
+        """Drop letters for good. Raises Refused for ids that are none, and redis-py's errors."""
+        return await self._act(DISCARD, [keys.DEAD, keys.AUDIT], chosen, [], actor)
+
+    async def _act(
+        self, script: Script, names: Sequence[str], chosen: Chosen, more: Sequence[int], actor: Actor
+    ) -> Report:
+        report = Report()
+        about = [*more, actor.name, actor.source, keys.AUDIT_KEPT]
+        for words in await self._steps(chosen):
+            after: str = words[0]
+            while not report.problem:
+                step = [after, *words[1:6], *about, *words[6:]]
+                done, gone, after, report.problem = await script.run(self._redis, names, *step)
+                report.done += done
+                report.gone += gone
+                if not after:
+                    break
+        return report
+
+    async def _steps(self, chosen: Chosen) -> list[list[Any]]:
+        """Return the words of each step: those of walk.lua, then ids."""
+        if isinstance(chosen, LetterGroup):
+            # What becomes a dead letter again meanwhile is left alone.
+            until = chosen.until if chosen.until != "+" else await self._newest()
+            return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
+        return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
+
+    async def _newest(self) -> str:
+        newest = await self.look(1, body=0)
+        return newest[0].id if newest else ""
+
+
+def _checked(id: str) -> str:
+    if not ID.fullmatch(id):
+        raise Refused(f"{id!r:.50} is not the id of a dead letter, such as 1700000000000-0")
+    return id
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    id, kind, stream, reason, op, deliveries, body = (
+        row[at].decode("utf-8", "replace") for at in (0, 1, 2, 3, 4, 5, 7)
+    )
+    return DeadLetter(id, int(id.partition("-")[0]), kind, stream, reason, op, deliveries, int(row[6]), body)

@@ -1,0 +1,9 @@
+-- Adds what an act did to the audit log, in the same step as the act itself.
+local function record(first, event, ids, outcome, wrong)
+  local words = {'event', event, 'actor', ARGV[first], 'source', ARGV[first + 1], 'outcome', outcome}
+  if ARGV[5] ~= '' then words[#words + 1], words[#words + 2] = 'reason', string.sub(ARGV[5], 1, 200) end
+  if ARGV[6] ~= '' then words[#words + 1], words[#words + 2] = 'stream', ARGV[6] end
+  if wrong ~= '' then words[#words + 1], words[#words + 2] = 'problem', wrong end
+  words[#words + 1], words[#words + 2] = 'ids', table.concat(ids, ' ')
+  redis.call('XADD', audit_key, 'MAXLEN', '~', ARGV[first + 2], '*', unpack(words))
+end

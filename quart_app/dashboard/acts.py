@@ -1,0 +1,204 @@
+"""What an operator can do on the live page: look at the consequence, confirm it, and read what was done.
+
+    GET  /mesh/sign-in          Basic authentication: user `operator`, password PAGE_PASSWORD
+    GET  /mesh/confirm/{act}    what the act would do, and the form that does it
+    POST /mesh/acts/{act}       does it; a form gets a page, JSON gets JSON
+
+Every act is one script (or a series of them), which also adds it to `mesh:audit`. Without PAGE_PASSWORD every POST is
+refused: buttons that are not shown protect nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from quart import Request
+
+from mesh import Refused, Replica
+from mesh.dead.letters import Actor, Chosen, DeadLetters, LetterGroup, Report
+from quart_app.dashboard.words import counted, shortened
+from quart_app.http.body import read_json
+from quart_app.http.problems import Problem
+from quart_app.security.audit import Audit
+from quart_app.security.basic import BasicAuth
+from quart_app.security.credentials import CredentialLimiter, Limits
+from quart_app.security.csrf import is_foreign
+from quart_app.settings import AppSettings
+
+OPERATOR = "operator"
+#: Characters of a reason in a question.
+REASON_SHOWN = 200
+
+#: What an act is applied to, by the names of the form's fields.
+About = Mapping[str, str]
+_JSON: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
+
+
+@dataclass(frozen=True, slots=True)
+class ActQuestion:
+    """What an operator is asked before an act: its consequence, and the fields of the form that confirms it."""
+
+    title: str
+    consequence: str
+    about: About
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an act did, as a sentence and as facts."""
+
+    text: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One act. `word` must be typed to confirm it; "": a button is enough. `view` is where it is offered."""
+
+    name: str
+    button: str
+    word: str
+    view: str
+    ask: Callable[[Replica, About], Awaitable[ActQuestion]]
+    do: Callable[[Replica, About, Actor], Awaitable[Done]]
+
+
+class Operators:
+    """Who may act: one user, behind the limit on guessing, and never on behalf of another site."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        self.exist = bool(settings.page_password.get_secret_value())
+        self._auth = BasicAuth("page", OPERATOR, settings.page_password)
+        self._replica: Replica | None = None
+
+    async def is_signed_in(self, request: Request, replica: Replica) -> bool:
+        """Return whether a request shows what an operator may do. Raises Problem where it has wrong credentials."""
+        if not self.exist or request.authorization is None:
+            return False
+        await self.check(request, replica)
+        return True
+
+    async def check(self, request: Request, replica: Replica) -> Actor:
+        """Return who acts. Raises Problem: 401, 403, 429."""
+        if is_foreign(request.method, request.headers, frozenset()):
+            raise Problem(403, "this request was made by a page of another site")
+        if not self.exist:
+            raise Problem(403, "the page only reads; set PAGE_PASSWORD to act on it")
+        if self._replica is not replica:
+            self._auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
+            self._replica = replica
+        await self._auth.check(request)
+        return Actor(OPERATOR, request.remote_addr or "")
+
+
+async def about_of(request: Request) -> About:
+    """Return what a POST is about: the fields of a form, or a JSON object of texts and lists of texts."""
+    if request.mimetype == "application/x-www-form-urlencoded":
+        return (await request.form).to_dict()
+    given = await read_json(_JSON)
+    return {name: value if isinstance(value, str) else " ".join(value) for name, value in given.items()}
+
+
+def find(name: str) -> Act:
+    """Return an act by its name. Raises Problem where there is none."""
+    if name not in ACTS:
+        raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(ACTS)}")
+    return ACTS[name]
+
+
+# Dead letters
+
+
+def _letters(replica: Replica) -> DeadLetters:
+    return DeadLetters(replica.shared, replica.settings.stream_bound)
+
+
+async def _chosen(replica: Replica, about: About) -> Chosen:
+    """Return the letters that are named, or the group of the letter that is named by `like`."""
+    if not about.get("like"):
+        return about.get("ids", "").split()
+    # The newest letter of a group goes last. When it is gone, so are the others.
+    return await _letters(replica).like(about["like"]) or [about["like"]]
+
+
+async def _meant(replica: Replica, about: About) -> tuple[str, str, str]:
+    """Return what dead letters an operator means: their number and noun, where from, why."""
+    chosen = await _chosen(replica, about)
+    if not isinstance(chosen, LetterGroup):
+        return counted(len(chosen), "dead letter"), "", ""
+    count = await _letters(replica).counts(chosen)
+    reason = f" with the reason “{shortened(chosen.reason, REASON_SHOWN)}”"
+    return counted(count, "dead letter"), chosen.stream, reason
+
+
+async def _ask_replay(replica: Replica, about: About) -> ActQuestion:
+    number, stream, reason = await _meant(replica, about)
+    where = f"to {stream}" if stream else "to the streams that they came from"
+    return ActQuestion(
+        f"Replay {number}?",
+        f"{number}{reason} will go back {where}. Each is worked on once more, now and without a deadline; "
+        "nobody waits for the answers. What fails again becomes a dead letter again.",
+        about,
+    )
+
+
+async def _replay(replica: Replica, about: About, actor: Actor) -> Done:
+    return _told("replayed", await _letters(replica).replay(await _chosen(replica, about), actor))
+
+
+async def _ask_discard(replica: Replica, about: About) -> ActQuestion:
+    number, stream, reason = await _meant(replica, about)
+    return ActQuestion(
+        f"Discard {number}?",
+        f"{number}{f' of {stream}' if stream else ''}{reason} will be deleted with everything in them. "
+        "This cannot be undone.",
+        about,
+    )
+
+
+async def _discard(replica: Replica, about: About, actor: Actor) -> Done:
+    return _told("discarded", await _letters(replica).discard(await _chosen(replica, about), actor))
+
+
+def _told(verb: str, report: Report) -> Done:
+    parts = [f"{report.done:,} {verb}"]
+    if report.gone:
+        parts.append(f"{report.gone:,} {'was' if report.gone == 1 else 'were'} gone already")
+    stopped = f" It stopped: {report.problem}." if report.problem else ""
+    return Done(f"{', '.join(parts)}.{stopped}", asdict(report))
+
+
+ACTS = {
+    act.name: act
+    for act in (
+        Act("replay", "Replay", "", "dead", _ask_replay, _replay),
+        Act("discard", "Discard", "discard", "dead", _ask_discard, _discard),
+    )
+}
+
+
+async def ask(act: Act, replica: Replica, about: About) -> ActQuestion:
+    """Return what the operator is asked. Raises Problem for what cannot be meant."""
+    with _said():
+        return await act.ask(replica, about)
+
+
+async def do(act: Act, replica: Replica, about: About, actor: Actor) -> Done:
+    """Carry an act out. Raises Problem for what cannot be meant."""
+    if act.word and about.get("word", "").strip().lower() != act.word:
+        raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")
+    with _said():
+        return await act.do(replica, about, actor)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Turn the refusal of an act into the answer to its caller."""
+    try:
+        yield
+    except Refused as error:
+        raise Problem(422, error.detail) from error

@@ -1,0 +1,174 @@
+"""The commands of `mesh` that act on a running mesh, as an operator of Redis: no replica needs to answer.
+
+They run the same scripts as the live page, so the books balance and `mesh:audit` has an entry for each act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import Connections, MeshError, MeshSettings, RedisSettings
+from mesh.dead.letters import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from quart_app.local import discovery
+from quart_app.local.redis_server import address_of
+
+T = TypeVar("T")
+
+redis_url_option = click.option(
+    "--redis-url",
+    default=None,
+    envvar="REDIS_URL",
+    help="Use this server. Put a password into the variable REDIS_URL instead: `ps` shows options to every user.",
+)
+data_option = click.option(
+    "--data",
+    default=discovery.default_folder,
+    show_default="data",
+    type=click.Path(path_type=Path),
+    help="Folder of the embedded server, of the logs, and of what the other commands need to find the mesh.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def actor() -> Actor:
+    """Return who runs this command, for the audit log."""
+    return Actor(getpass.getuser(), "command line")
+
+
+def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable[T]]) -> T:
+    """Run something over a client of the mesh's bus. Raises ClickException where it cannot be done."""
+    settings = discovery.redis_settings(redis_url, data)
+
+    async def run() -> T:
+        client = Connections(settings).client("mesh-operator", shared=True)
+        try:
+            return await act(client)
+        finally:
+            await client.aclose()
+
+    try:
+        return asyncio.run(run())
+    except MeshError as error:
+        raise click.ClickException(error.detail) from error
+    except (redis_errors.RedisError, OSError) as error:
+        raise unreachable(settings, error, data) from error
+
+
+def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
+    """Return the sentence for a Redis that does not answer as it should."""
+    where = "" if discovery.running(data) else f"; no mesh runs on {data}"
+    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {error}{where}")
+
+
+@click.group()
+def dead() -> None:
+    """Look at dead letters, replay them, or discard them."""
+
+
+def _letters(redis: Redis) -> DeadLetters:
+    return DeadLetters(redis, MeshSettings().stream_bound)
+
+
+@dead.command(name="list")
+@redis_url_option
+@data_option
+@_json_option
+def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
+    """List dead letters in groups by reason and stream, the largest first, each with its newest id."""
+    found: list[DeadLetter] = on_redis(redis_url, data, lambda redis: _letters(redis).all())
+    groups: dict[tuple[str, str], list[DeadLetter]] = {}
+    for letter in found:
+        groups.setdefault((letter.reason, letter.stream), []).append(letter)
+    rows = [
+        {"count": len(each), "stream": stream, "newest": each[0].id, "at": _clock(each[0].at_ms), "reason": reason}
+        for (reason, stream), each in sorted(groups.items(), key=lambda group: -len(group[1]))
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['count']:>6}  {row['stream']}  {row['newest']}  {row['at']}  {row['reason']:.300}")
+    click.echo(f"{len(found)} dead letters" if rows else "there is no dead letter", err=True)
+
+
+@dead.command()
+@redis_url_option
+@data_option
+@click.argument("id")
+def show(redis_url: str | None, data: Path, id: str) -> None:
+    """Print one dead letter as JSON: reason, stream, operation, body."""
+    found = on_redis(redis_url, data, lambda redis: _letters(redis).find(id))
+    if found is None:
+        raise click.ClickException(f"there is no dead letter {id}")
+    click.echo(json.dumps({**asdict(found), "at": _clock(found.at_ms)}, indent=2))
+
+
+_ids = click.argument("ids", nargs=-1)
+_like = click.option("--like", metavar="ID", help="All with the reason and stream of this letter, up to it.")
+
+
+@dead.command()
+@redis_url_option
+@data_option
+@_ids
+@_like
+def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None) -> None:
+    """Put dead letters back on the streams that they came from: each is worked on once more.
+
+    Requests lose their deadline, and nobody gets their answers. It is safe to run it again: each letter goes back once.
+    """
+    _report(_act(redis_url, data, ids, like, DeadLetters.replay), "replayed")
+
+
+@dead.command()
+@redis_url_option
+@data_option
+@_ids
+@_like
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def discard(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None, yes: bool) -> None:
+    """Delete dead letters. This cannot be undone."""
+    if not yes:
+        what = f"all letters like {like}" if like else f"{len(ids)} dead letters"
+        click.confirm(f"Delete {what}, with everything in them?", abort=True)
+    _report(_act(redis_url, data, ids, like, DeadLetters.discard), "discarded")
+
+
+def _act(
+    redis_url: str | None,
+    data: Path,
+    ids: tuple[str, ...],
+    like: str | None,
+    act: Callable[[DeadLetters, Chosen, Actor], Awaitable[Report]],
+) -> Report:
+    if bool(ids) == bool(like):
+        raise click.UsageError("name letters by their ids, or a group of them with --like ID")
+
+    async def run(redis: Redis) -> Report:
+        letters = _letters(redis)
+        group: LetterGroup | None = await letters.like(like) if like else None
+        return await act(letters, group or ids or [str(like)], actor())
+
+    return on_redis(redis_url, data, run)
+
+
+def _report(report: Report, verb: str) -> None:
+    gone = f", {report.gone} gone already" if report.gone else ""
+    click.echo(f"{report.done} {verb}{gone}")
+    if report.problem:
+        raise click.ClickException(f"it stopped: {report.problem}")
+
+
+def _clock(milliseconds: int) -> Any:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,138 @@
+"""Acts over one replica: who may, from where, what they are asked and told."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from quart.testing.connections import Headers
+
+from mesh import MeshSettings, keys
+from quart_app.dashboard.acts import ACTS
+from tests.support.members import mesh_settings
+from tests.support.nodes import Node, node
+from tests.support.server import Server
+
+PASSWORD = "correct horse battery"
+A = keys.class_requests("D")
+
+
+@pytest.fixture
+def settings(server: Server) -> MeshSettings:
+    """Settings of a mesh on the real server."""
+    return mesh_settings(server.settings)
+
+
+def operator(password: str = PASSWORD, **headers: str) -> Headers:
+    token = base64.b64encode(f"operator:{password}".encode()).decode()
+    return Headers({"Authorization": f"Basic {token}", **headers})
+
+
+async def add_letters(one: Node, count: int, reason: str = "it crashed") -> list[str]:
+    """Add dead letters of a class without replicas, so that a replayed one stays on its stream."""
+    redis: Any = one.replica.shared
+    async with redis.pipeline(transaction=True) as pipeline:  # in one step: a replica that starts looks at the books
+        pipeline.hincrby(keys.BOOKS, "accepted", count)
+        pipeline.hincrby(keys.BOOKS, "dead", count)
+        await pipeline.execute()
+    letter = {"kind": "request", "stream": A, "id": "1-0", "reason": reason, "deliveries": "3", "op": "x", "body": "{}"}
+    return [await redis.xadd(keys.DEAD, letter) for _ in range(count)]
+
+
+async def text_of(one: Node, path: str, headers: Headers | None = None) -> str:
+    response = await one.private.get(path, headers=headers)
+    return (await response.get_data()).decode()
+
+
+async def test_without_a_password_the_page_only_reads(settings: MeshSettings) -> None:
+    """No button is shown, and every act is refused, with the right words or without."""
+    async with node(settings) as one:
+        (id,) = await add_letters(one, 1)
+        html = await text_of(one, "/mesh/dead", operator())
+        assert "/mesh/confirm" not in html and "PAGE_PASSWORD" in html
+        for act in ACTS:
+            for headers in (None, operator(), operator("")):
+                refused = await one.private.post(
+                    f"/mesh/acts/{act}", json={"ids": [id], "word": ACTS[act].word}, headers=headers
+                )
+                assert refused.status_code == 403
+                assert (await one.private.get(f"/mesh/confirm/{act}", headers=headers)).status_code == 403
+        assert await one.replica.shared.xlen(keys.DEAD) == 1
+
+
+async def test_with_a_password_only_the_operator_may_act(settings: MeshSettings) -> None:
+    """A viewer without it sees no button; a wrong one is refused by every route, and counted."""
+    async with node(settings, page_password=PASSWORD) as one:
+        (id,) = await add_letters(one, 1)
+        assert "/mesh/confirm" not in await text_of(one, "/mesh/dead")
+        for path in ("/mesh/sign-in", "/mesh/confirm/replay?ids=" + id):
+            refused = await one.private.get(path)
+            assert refused.status_code == 401 and "Basic" in refused.headers["WWW-Authenticate"]
+        for headers in (None, operator("wrong")):
+            assert (await one.private.post("/mesh/acts/replay", json={"ids": [id]}, headers=headers)).status_code == 401
+        assert (await one.private.get("/mesh/dead", headers=operator("wrong"))).status_code == 401
+        html = await text_of(one, "/mesh/dead", operator())
+        assert "/mesh/confirm/replay" in html and "/mesh/confirm/discard" in html
+        signed_in = await one.private.get("/mesh/sign-in", headers=operator())
+        assert (signed_in.status_code, signed_in.headers["Location"]) == (303, "/mesh/dead")
+        statuses = [(await one.private.get("/mesh/dead", headers=operator("wrong"))).status_code for _ in range(30)]
+        assert 429 in statuses
+
+
+async def test_a_page_of_another_site_acts_for_nobody(settings: MeshSettings) -> None:
+    """A browser sends the operator's password with any form."""
+    async with node(settings, page_password=PASSWORD) as one:
+        (id,) = await add_letters(one, 1)
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+            refused = await one.private.post("/mesh/acts/replay", form={"ids": id}, headers=operator(**headers))
+            assert refused.status_code == 403
+        for act in ACTS:
+            assert (await one.private.get(f"/mesh/acts/{act}", headers=operator())).status_code == 405
+        assert await one.replica.shared.xlen(keys.DEAD) == 1
+        own = operator(Origin="http://localhost", Host="localhost")
+        assert (await one.private.post("/mesh/acts/replay", form={"ids": id}, headers=own)).status_code == 200
+
+
+async def test_a_group_is_confirmed_and_replayed(settings: MeshSettings) -> None:
+    """The question names the consequence; the answer says what was done."""
+    async with node(settings, page_password=PASSWORD) as one:
+        await add_letters(one, 2, "another")
+        *_, newest = await add_letters(one, 3)
+        html = await text_of(one, f"/mesh/confirm/replay?like={newest}", operator())
+        assert "Replay 3 dead letters?" in html and "will go back to mesh:requests:D" in html and "it crashed" in html
+        response = await one.private.post("/mesh/acts/replay", form={"like": newest}, headers=operator())
+        assert "3 replayed." in (await response.get_data()).decode()
+        assert (await one.replica.shared.xlen(A), await one.replica.shared.xlen(keys.DEAD)) == (3, 2)
+        books = await one.replica.books()
+        assert books["accepted"] == sum(count for name, count in books.items() if name != "accepted")
+        again = await one.private.post("/mesh/acts/replay", json={"like": newest}, headers=operator())
+        assert (await again.get_json()) == {
+            "text": "0 replayed, 1 was gone already.", "done": 0, "gone": 1, "problem": "",
+        }  # fmt: skip
+
+
+async def test_discarding_needs_a_word(settings: MeshSettings) -> None:
+    """It cannot be undone."""
+    async with node(settings, page_password=PASSWORD) as one:
+        ids = await add_letters(one, 2)
+        html = await text_of(one, "/mesh/confirm/discard?ids=" + "+".join(ids), operator())
+        assert "Discard 2 dead letters?" in html and "cannot be undone" in html and 'name="word"' in html
+        refused = await one.private.post("/mesh/acts/discard", json={"ids": ids}, headers=operator())
+        assert refused.status_code == 422 and await one.replica.shared.xlen(keys.DEAD) == 2
+        done = await one.private.post("/mesh/acts/discard", json={"ids": ids, "word": "discard"}, headers=operator())
+        assert (await done.get_json())["text"] == "2 discarded."
+        redis: Any = one.replica.shared
+        ((_, entry),) = await redis.xrevrange(keys.AUDIT, count=1)
+        assert (entry["event"], entry["actor"], entry["ids"]) == ("dead letters discarded", "operator", " ".join(ids))
+
+
+async def test_what_cannot_be_meant_is_said(settings: MeshSettings) -> None:
+    """An act that does not exist, and ids that are none."""
+    async with node(settings, page_password=PASSWORD) as one:
+        assert (await one.private.post("/mesh/acts/explode", json={}, headers=operator())).status_code == 404
+        for about in ({"ids": ["first"]}, {"like": "+"}):
+            refused = await one.private.post("/mesh/acts/replay", json=about, headers=operator())
+            assert refused.status_code == 422 and "not the id" in (await refused.get_json())["detail"]
+        response = await one.private.get("/mesh/confirm/replay?like=x", headers=operator())
+        assert response.status_code == 422
