@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError
+from mesh.groups.reader import BLOCK_MS, FORGET, KEEP_ALIVE
 from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
@@ -30,7 +31,7 @@ from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.consumer import Consumer
 from mesh.requests.protocol import Address, Body, Class, Database
 from mesh.requests.store import Store
-from mesh.requests.streams import BLOCK_MS, ReplyReader, RequestReader
+from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.work import Host
 from mesh.requests.worker import Worker
@@ -52,8 +53,8 @@ RELEASE_WAIT_S = 0.5
 
 #: The scripts of the link; it loads them where the server does not know them.
 LINK_SCRIPTS = (
-    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, scripts.KEEP_ALIVE, scripts.RECLAIM,
-    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER, scripts.BURY,
+    scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
 

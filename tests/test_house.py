@@ -46,7 +46,9 @@ FULL_INITS = {
 
 #: Modules without a test file of their name -> the test file that covers them.
 TESTED_BY = {
-    "mesh/events/group.py": "mesh/events/test_consumer.py",
+    "mesh/events/reader.py": "mesh/events/test_consumer.py",
+    "mesh/groups/consumer.py": "mesh/events/test_consumer.py",
+    "mesh/groups/reader.py": "mesh/requests/test_streams.py",
     "mesh/journal/position.py": "mesh/journal/test_journal.py",
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
     "mesh/replica.py": "mesh/test_behaviour.py",

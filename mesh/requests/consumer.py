@@ -4,24 +4,23 @@ A replica has two consumers. The consumer of its class works on many requests at
 database works in order: the effect of one entry is applied before the next one is read. Neighbours without an effect
 run side by side.
 
-    fetch, reclaim ----> task: run the handler ----> commit ----> done
+    read, take over ---> task: run the handler ----> commit ----> done
                            ^       |                   |
                            |       |                   +--> conflict: wait for a turn, run again
                            |       |                   +--> any other word
                            |       v                             |
                            |    settlement decides <-------------+
                            |       +---> retry: after a pause, deliver again
-                           +-------+     bury | expire | hand back | forget
+                           +-------+     bury | expire | forget
     keep alive: cancel what another consumer has taken, and what is past its deadline
 
-No task waits for a commit: the link calls the work, and for most requests that is the end. Only if something is left to
-do, a new task begins.
+`GroupConsumer` reads, takes over and keeps alive. No task waits for a commit: the link calls the work, and for most
+requests that is the end. Only if something is left to do, a new task begins.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -29,47 +28,50 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh.errors import GivenUp, LeaseLost
+from mesh.groups.consumer import UNREACHABLE, GroupConsumer
+from mesh.groups.reader import Delivered, Fields
 from mesh.requests import streams
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, failure_body, reply_stream
 from mesh.requests.runner import Found, Runner
-from mesh.requests.settlement import Bury, Commit, Expire, Forget, HandBack, Outcome, Rerun, Retry, settle
+from mesh.requests.settlement import Bury, Commit, Expire, Forget, Outcome, Rerun, Retry, settle
 from mesh.requests.streams import RequestReader
 from mesh.requests.transaction import CONFLICT, contended_key
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
 from mesh.requests.worker import Worker
-from mesh.wire.failures import PASSING, is_fenced
+from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
 #: The words of the commit script, except conflicts.
 _OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS}
-#: Pause after a read that failed.
-PAUSE_S = 0.1
-#: Most entries of one read or reclaim.
+#: Longest pause after an error.
+LONGEST_PAUSE_S = 0.2
+#: Most entries of one read.
 MOST_READ = 64
 #: How long a cancelled handler may take to end before it is left to itself.
 CANCEL_S = 1.0
 
 
-class Consumer:
-    """The consumer of one request stream. `run` works until cancelled; `stop` ends it in order."""
+class Consumer(GroupConsumer[Work]):
+    """The consumer of one request stream; `ordered` for the stream of a database, which no other replica reads."""
+
+    _reader: RequestReader
 
     def __init__(self, host: Host, reader: RequestReader, worker: Worker, *, ordered: bool) -> None:
+        idle_ms, keep_ms = host.settings.claim_idle_ms, host.settings.keep_alive_ms
+        super().__init__(
+            reader, MOST_READ, claim_idle_ms=idle_ms, keep_alive_ms=keep_ms, pause_s=LONGEST_PAUSE_S, alone=ordered
+        )
         self._host = host
-        self._reader = reader
         self._worker = worker
         self._ordered = ordered
-        self._works: dict[str, Work] = {}
         self._turns: Turns[Work] = Turns(self._begin)
-        self._room = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._fetch_ended = asyncio.Event()
-        self._failed = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.counters = Counters()
         self._runner = Runner(host, worker, self.counters)
 
@@ -88,18 +90,19 @@ class Consumer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 failure = tasks.create_task(self._raise_failure())
-                alive = tasks.create_task(self._keep_alive())
-                reclaim = tasks.create_task(self._reclaim())
-                try:
-                    await self._fetch()
-                finally:
-                    self._fetch_ended.set()
-                    reclaim.cancel()
-                await self._idle.wait()
-                alive.cancel()
+                await super().run()
                 failure.cancel()
         finally:
             await self._end_all()
+
+    async def _raise_failure(self) -> None:
+        """Raise the failure of a request's task in `run`, and so end all others."""
+        await self._failure
+
+    async def stop(self, wait_s: float) -> None:
+        self._stopping.set()
+        self._has_room.set()
+        await super().stop(wait_s)
 
     def _begin(self, work: Work, found: Found | None = None) -> None:
         """Work on a request in a task, or settle it if its outcome is known.
@@ -109,39 +112,18 @@ class Consumer:
         work.task = asyncio.get_running_loop().create_task(self._work(work, found))
 
     def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._failed.set()
-
-    async def _raise_failure(self) -> None:
-        """Raise the failure of a task in `run`, and so end all others."""
-        await self._failed.wait()
-        if self._failure is not None:
-            raise self._failure
+        if not self._failure.done():
+            self._failure.set_exception(error)
 
     async def _end_all(self) -> None:
-        works = list(self._works.values())
-        for work in works:
-            self._give_away(work)
-        tasks = {work.task: work for work in works if work.task is not None}
+        await self._abandon()
+        tasks = {work.task: work for work in self._works.values() if work.task is not None}
         if not tasks:
             return
         _, left = await asyncio.wait(tasks, timeout=CANCEL_S)
         for task in left:
             # Nothing can force it to end. Its transaction will be refused: the link is closed.
             log.error("handler ignores its cancellation", op=tasks[task].request.op, id=tasks[task].request.id)
-
-    async def stop(self, wait_s: float) -> None:
-        """Take no more requests, finish those in progress, and hand back what is left after `wait_s` seconds."""
-        self._stopping.set()
-        self._room.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._fetch_ended.wait()
-                await self._idle.wait()
-        left = list(self._works.values())
-        for work in left:
-            self._give_away(work)
-        await self._reader.hand_back([work.request.id for work in left], self._host.settings.claim_idle_ms)
 
     def _give_away(self, work: Work) -> None:
         """Stop working on a request: another has it, or will."""
@@ -152,42 +134,31 @@ class Consumer:
             # A task that is cancelled before its first step does not get to its `finally`.
             work.task.add_done_callback(lambda _: self._forget(work))
 
-    async def _fetch(self) -> None:
-        if self._ordered:
-            await self._take_over_all()
-        while not self._stopping.is_set():
-            free = self._host.settings.concurrency - len(self._works)
-            if free <= 0:
-                self._room.clear()
-                await self._room.wait()
-                continue
-            try:
-                entries = await self._reader.read(min(free, MOST_READ))
-            except (*PASSING, redis_errors.ResponseError) as error:
-                await self._after_failed_read(error)
-                continue
-            await self._accept(entries)
+    async def _room(self) -> int:
+        while (free := self._host.settings.concurrency - len(self._works)) <= 0 and not self._stopping.is_set():
+            self._has_room.clear()
+            await self._has_room.wait()
+        return min(free, await super()._room())
 
-    async def _take_over_all(self) -> None:
-        """Take over what the former holder of the database had begun: it cannot go on with it."""
-        await self._reader.open()
-        while taken := await self._reader.reclaim(0, 1000):
-            works = [self._admit(id, fields, deliveries) for id, deliveries, fields in taken]
-            await self._in_order([work for work in works if work is not None])
+    async def _read_all(self) -> None:
+        await super()._read_all()
+        await self._idle.wait()
 
-    async def _after_failed_read(self, error: Exception) -> None:
+    async def _abandon(self) -> bool:
+        works = list(self._works.values())
+        for work in works:
+            self._give_away(work)
+        return bool(works)
+
+    def _failed(self, error: Exception) -> None:
         if is_fenced(error):
             raise LeaseLost("the lease is over: its Redis user is gone") from error
+        if not isinstance(error, UNREACHABLE):
+            raise error
         log.warning("requests could not be read", stream=self._reader.stream, error=str(error))
-        await asyncio.sleep(PAUSE_S)
 
-    async def _accept(self, entries: Sequence[tuple[str, streams.Fields | None]]) -> None:
-        works = []
-        for id, fields in entries:
-            if not fields:
-                await self._host.link.shared("XACK", self._reader.stream, "workers", id)
-            elif id not in self._works and (work := self._admit(id, fields)) is not None:
-                works.append(work)
+    async def _accept(self, entries: Sequence[Delivered]) -> None:
+        works = [self._admit(id, deliveries, fields) for id, deliveries, fields in entries if id not in self._works]
         if self._ordered:
             await self._in_order(works)
         else:
@@ -197,21 +168,14 @@ class Consumer:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _admit(self, id: str, fields: streams.Fields, deliveries: int = 1) -> Work | None:
+    def _admit(self, id: str, deliveries: int, fields: Fields) -> Work:
         request = streams.to_request(self._reader.stream, id, fields, deliveries)
         if isinstance(request, ValueError):
             log.error("the entry is not a request", id=id, reason=printable(str(request)))
-            request = Request(
-                self._reader.stream,
-                id,
-                "",
-                fields.get("request", ""),
-                "",
-                reply_stream(fields),
-                0,
-                {},
-                deliveries,
-            )
+            key, reply_to = fields.get("request", ""), reply_stream(fields)
+            request = Request(self._reader.stream, id, "", key, "", reply_to, NEVER, {}, deliveries)
+        if deliveries > 1:
+            self.counters.reclaimed += 1
         if not self._works:
             self._idle.clear()
         work = self._works[id] = Work(request, self)
@@ -225,12 +189,12 @@ class Consumer:
             if handler is not None and not handler.effect:
                 neighbours.append(work)
                 continue
-            await self._together(neighbours)
+            await self._run_together(neighbours)
             neighbours = []
-            await self._together([work])
-        await self._together(neighbours)
+            await self._run_together([work])
+        await self._run_together(neighbours)
 
-    async def _together(self, works: list[Work]) -> None:
+    async def _run_together(self, works: list[Work]) -> None:
         # Each has a task of its own, even if it is alone: a request that no caller waits for is cancelled by itself.
         for work in works:
             work.ended = asyncio.get_running_loop().create_future()
@@ -293,9 +257,9 @@ class Consumer:
             self._turns.leave(work)
         if self._works.get(work.request.id) is work:
             del self._works[work.request.id]
-        # The fetching task waits only while there was no room at all.
+        # The reading task waits only while there was no room at all.
         if len(self._works) == self._host.settings.concurrency - 1:
-            self._room.set()
+            self._has_room.set()
         if not self._works:
             self._idle.set()
         if work.ended is not None and not work.ended.done():
@@ -314,8 +278,6 @@ class Consumer:
             case Retry():
                 self.counters.crashed += 1
                 return True
-            case HandBack():
-                await self._reader.hand_back([request.id], self._host.settings.claim_idle_ms)
             case Forget():
                 self.counters.lost += 1
             case Commit() | Rerun():
@@ -359,36 +321,12 @@ class Consumer:
             request.id, request.reply_to, reason, request.deliveries, error.code, failure_body(error)
         )
 
-    async def _keep_alive(self) -> None:
-        interval_s = self._host.settings.keep_alive_ms / 1000
-        while True:
-            await asyncio.sleep(interval_s)
-            ids = list(self._works)
-            if not ids:
-                continue
-            lost = set(await self._reader.keep_alive(ids))
-            for id in ids:
-                work = self._works.get(id)
-                if work is not None and not work.given_away:
-                    work.late = self._host.is_late(work.request)
-                    if work.late and self._turns.leave(work):
-                        self._begin(work, (Outcome.LATE, ""))
-                    elif work.late or id in lost:
-                        self._give_away(work)
-
-    async def _reclaim(self) -> None:
-        settings = self._host.settings
-        while not self._ordered:
-            await asyncio.sleep(settings.claim_idle_ms / 4000)
-            room = settings.concurrency - len(self._works)
-            if room <= 0:
-                continue
-            try:
-                taken = await self._reader.reclaim(settings.claim_idle_ms, min(room, MOST_READ))
-            except redis_errors.ResponseError:  # no stream or no group: the fetching task creates them
-                continue
-            for id, deliveries, fields in taken:
-                work = self._admit(id, fields, deliveries) if id not in self._works else None
-                if work is not None:
-                    self.counters.reclaimed += 1
-                    self._begin(work)
+    def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
+        for id in ids:
+            work = self._works.get(id)
+            if work is not None and not work.given_away:
+                work.late = self._host.is_late(work.request)
+                if work.late and self._turns.leave(work):
+                    self._begin(work, (Outcome.LATE, ""))
+                elif work.late or id in lost:
+                    self._give_away(work)

@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from mesh.errors import Contended, LeaseLost, MeshError, Refused
-from mesh.requests import settlement
+from mesh.groups.deliveries import is_overdelivered
 from mesh.requests.handling import Stretches, describe, traceback_of
 from mesh.requests.protocol import Request
 from mesh.requests.settlement import Outcome
@@ -42,7 +42,7 @@ class Runner:
         Returns an outcome where there is no transaction. Raises LeaseLost.
         """
         host, request = self._host, work.request
-        if settlement.overdelivered(request.deliveries, host.settings.max_deliveries):
+        if is_overdelivered(request.deliveries, host.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.HOPELESS, "the entry is not a request"

@@ -7,8 +7,6 @@ from mesh.wire.script import Script
 SUBMIT = Script.beside(__file__, "submit.lua")
 COMMIT = Script.beside(__file__, "commit.lua", "commit_verbs.lua")
 END = Script.beside(__file__, "end.lua")
-KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
-RECLAIM = Script.beside(__file__, "reclaim.lua")
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua")
 SWEEP = Script.beside(__file__, "sweep.lua")

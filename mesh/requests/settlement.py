@@ -6,7 +6,6 @@
     crashed (an exception that is not a refusal)       Retry                  Bury
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
-    interrupted (by a drain)                           HandBack               HandBack
     not ours (another consumer has it)                 Forget                 Forget
 
 A request that was delivered more often than allowed has killed its workers; it is buried without another try.
@@ -17,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from mesh.groups.deliveries import is_last
+
 
 class Outcome(Enum):
     """How an attempt at a request ended."""
@@ -26,7 +27,6 @@ class Outcome(Enum):
     CRASHED = auto()
     HOPELESS = auto()
     LATE = auto()
-    INTERRUPTED = auto()
     NOT_OURS = auto()
 
 
@@ -58,21 +58,11 @@ class Expire:
 
 
 @dataclass(frozen=True, slots=True)
-class HandBack:
-    """Let another replica take the request at once."""
-
-
-@dataclass(frozen=True, slots=True)
 class Forget:
     """Do nothing: the request is over or in progress elsewhere."""
 
 
-Settlement = Commit | Rerun | Retry | Bury | Expire | HandBack | Forget
-
-
-def overdelivered(deliveries: int, most: int) -> bool:
-    """Return whether a request was delivered too often to be tried once more."""
-    return deliveries > most
+Settlement = Commit | Rerun | Retry | Bury | Expire | Forget
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -83,12 +73,10 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
         case Outcome.CONFLICT:
             return Rerun()
         case Outcome.CRASHED:
-            return Bury(reason) if deliveries >= most else Retry()
+            return Bury(reason) if is_last(deliveries, most) else Retry()
         case Outcome.HOPELESS:
             return Bury(reason)
         case Outcome.LATE:
             return Expire()
-        case Outcome.INTERRUPTED:
-            return HandBack()
         case Outcome.NOT_OURS:
             return Forget()

@@ -48,7 +48,7 @@ class _Answers(asyncio.Protocol):
     One timer serves all round trips: when it fires too early, it is set again.
     """
 
-    def __init__(self, former: Any, parse_error: Any, timeout_s: float) -> None:
+    def __init__(self, former: Any, parse_error: Any, timeout_s: float, errors: str) -> None:
         self._former = former
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -56,8 +56,7 @@ class _Answers(asyncio.Protocol):
             protocolError=redis_errors.InvalidResponse,
             replyError=parse_error,
             encoding="utf-8",
-            # A value may be any bytes; it must not keep the replies around it from being read.
-            errors="replace",
+            errors=errors,
             notEnoughData=_MORE,
         )
         self._count = 0
@@ -110,11 +109,16 @@ class _Answers(asyncio.Protocol):
 
 
 class RedisConnection:
-    """The one connection of a redis-py client. `timeout_s` bounds a round trip; the socket needs no time-out."""
+    """The one connection of a redis-py client. `timeout_s` bounds a round trip; the socket needs no time-out.
 
-    def __init__(self, client: Redis, timeout_s: float) -> None:
+    `errors` is how bytes that are not UTF-8 are read, as in `bytes.decode`. A value may be any bytes, and must not keep
+    the replies around it from being read.
+    """
+
+    def __init__(self, client: Redis, timeout_s: float, errors: str = "replace") -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self._errors = errors
         self._connection: Any = None
         self._transport: Any = None
         self._answers: _Answers | None = None
@@ -157,7 +161,9 @@ class RedisConnection:
                 await self._connection.connect()
         connection = self._connection
         self._transport = connection._writer.transport
-        self._answers = _Answers(self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s)
+        self._answers = _Answers(
+            self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._errors
+        )
         self._transport.set_protocol(self._answers)
 
     async def _disconnect(self) -> None:

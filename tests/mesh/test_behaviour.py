@@ -660,7 +660,7 @@ class Paused:
         self._read = self._reader.read
         idle = asyncio.Event()
 
-        async def nothing(count: int) -> list[Any]:
+        async def nothing(count: int, block_ms: int) -> list[Any]:
             idle.set()
             await asyncio.sleep(0.01)
             return []

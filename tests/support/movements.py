@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mesh.events.consumer import Events
-from mesh.events.group import DeliveredEvent
+from mesh.events.reader import DeliveredEvent
 from quart_app.movements.address import async_url
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake
@@ -47,11 +47,13 @@ async def _consume(redis_url: str, database_url: str, name: str, batch: int, die
         return refused
 
     def connect() -> Redis:
-        return Redis.from_url(redis_url, decode_responses=True, socket_timeout=3, retry=Retry(NoBackoff(), 0))
+        return Redis.from_url(
+            redis_url, decode_responses=True, protocol=2, socket_timeout=3, retry=Retry(NoBackoff(), 0)
+        )
 
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    options = {"batch": batch, "block_ms": 200, "claim_idle_ms": 500}
+    options = {"batch": batch, "claim_idle_ms": 500}
     async with Events(connect, STREAM, GROUP, name, handle, **options, is_done=intake.is_done):
         await ended.wait()
     await database.close()

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from mesh import Refused, keys
 from mesh.dead import letters
 from mesh.dead.letters import DISCARD, LOOK, REPLAY, Actor, DeadLetters, LetterGroup, Report
-from mesh.events.group import Group
+from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
 from mesh.requests.scripts import BOOKS, BURY, OPEN
 from tests.support.backend import Backend
 from tests.support.server import Server
@@ -138,18 +138,22 @@ async def test_a_full_stream_stops_a_replay(redis: Any) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"body": "one"}, {"b": "2", "a": "é"}, {"body": "x", "kind": "y"}])
-async def test_an_event_gets_its_own_fields_back(redis: Any, dead: DeadLetters, fields: dict[str, str]) -> None:
+async def test_an_event_gets_its_own_fields_back(
+    backend: Backend, redis: Any, dead: DeadLetters, fields: dict[str, str]
+) -> None:
     """The group that gave it up reads it again; events are not in the books."""
-    group = Group(redis, EVENTS, "ledger", "consumer")
-    await group.open()
+    connection = OneAtATime(backend.connections.connection("events"))
+    reader = EventReader(connection, EVENTS, "ledger", "consumer")
+    await reader.open()
     await redis.xadd(EVENTS, fields)
-    (event,) = await group.read(1, 100)
-    assert await group.bury(event, "no such product")
+    ((id, deliveries, delivered),) = await reader.read(1, 100)
+    assert await reader.bury(DeliveredEvent(id, delivered, deliveries), "no such product")
     (letter,) = await dead.look(1)
     assert (letter.kind, letter.stream) == ("event", EVENTS)
     assert await dead.replay([letter.id], ACTOR) == Report(done=1)
-    (again,) = await group.read(1, 100)
-    assert again.fields == fields
+    ((_, _, again),) = await reader.read(1, 100)
+    assert again == fields
+    await connection.aclose()
     assert await redis.hget(keys.BOOKS, "accepted") is None
 
 

@@ -18,10 +18,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from mesh.errors import Unavailable
-from mesh.events import group as module
-from mesh.events.consumer import Events, pauses, shorter_than_timeout
-from mesh.events.group import DeliveredEvent, Group, Pending, next_group, together
+from mesh.events.consumer import Events, together
+from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
+from mesh.groups import reader as module
 from mesh.wire.clients import heeding_cancellation
+from mesh.wire.connection import RedisConnection
 from tests.support.server import Server
 
 STREAM = "events:test"
@@ -40,9 +41,7 @@ def connect(url: str) -> Callable[[], Redis]:
 
     def connect() -> Redis:
         return heeding_cancellation(
-            Redis.from_url(
-                url, decode_responses=True, socket_timeout=2.5, retry=Retry(NoBackoff(), 0), max_connections=1
-            )
+            Redis.from_url(url, decode_responses=True, protocol=2, retry=Retry(NoBackoff(), 0), max_connections=1)
         )
 
     return connect
@@ -83,7 +82,7 @@ names = (f"consumer-{n}" for n in itertools.count())
 
 def consume(connect: Callable[[], Redis], handler: Any, consumer: str | None = None, **options: Any) -> Events:
     """A consumer in a hurry."""
-    options = {"block_ms": 100, "claim_idle_ms": 200, **options}
+    options = {"claim_idle_ms": 200, **options}
     return Events(connect, STREAM, GROUP, consumer or next(names), handler, **options)
 
 
@@ -120,7 +119,7 @@ async def crash(events: Events) -> None:
     events._task.cancel()
     _, alive = await asyncio.wait({events._task}, timeout=10)
     assert not alive, "a cancellation was forgotten"
-    await events._redis.aclose()
+    await events._connection.aclose()
 
 
 # The rules, bare
@@ -135,29 +134,6 @@ def test_company_gets_smaller_with_each_death(deliveries: int, size: int) -> Non
 def test_company_is_never_empty() -> None:
     """Small batches too."""
     assert together(1, 4) == 1
-
-
-def test_a_group_is_the_oldest_and_its_equals() -> None:
-    """Events of other deliveries wait for their own turn: their company has another size."""
-    pending = [Pending("1-0", 1), Pending("2-0", 1), Pending("3-0", 2), Pending("4-0", 1)]
-    assert next_group(pending, 500) == pending[:2]
-    assert next_group(pending, 8) == pending[:1]
-    assert next_group(pending[2:], 500) == [pending[2]]
-
-
-def test_pauses_grow_to_a_bound() -> None:
-    """Back-off, with an upper end and some chance in it."""
-    found = list(itertools.islice(pauses(0.1, 5.0), 20))
-    assert 0.05 <= found[0] <= 0.1
-    assert all(2.5 <= pause <= 5.0 for pause in found[10:])
-    assert len(set(found[10:])) > 1
-
-
-def test_a_read_blocks_for_less_than_the_socket_waits() -> None:
-    """Else every quiet read would look like a broken connection."""
-    assert shorter_than_timeout(1000, Redis(socket_timeout=10)) == 1000
-    assert shorter_than_timeout(1000, Redis(socket_timeout=1)) == 500
-    assert shorter_than_timeout(1000, Redis(socket_timeout=None)) == 1000
 
 
 # What happens to events
@@ -413,27 +389,30 @@ async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redi
 async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any, redis: Redis) -> None:
     """It slept through the idle time; saying then that it is alive must not take the events from who has them."""
     ids = await publish(redis, "a", "b")
-    sleeper, heir = (Group(connect(), STREAM, GROUP, name) for name in ("sleeper", "heir"))
+    connections = [OneAtATime.of(connect()), OneAtATime.of(connect())]
+    sleeper = EventReader(connections[0], STREAM, GROUP, "sleeper")
+    heir = EventReader(connections[1], STREAM, GROUP, "heir")
     await sleeper.open()
     await sleeper.read(10, 100)
     await heir.claim(ids[:1], 0, 2)
-    await sleeper.keep_alive(ids)
+    assert await sleeper.keep_alive(ids) == ids[:1]
     owners = {row["message_id"]: row["consumer"] for row in await redis.xpending_range(STREAM, GROUP, "-", "+", 10)}
     assert owners == {ids[0]: "heir", ids[1]: "sleeper"}
-    await sleeper.redis.aclose()
-    await heir.redis.aclose()
+    for connection in connections:
+        await connection.aclose()
 
 
 async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
     """Whoever tries, however often; and one that was handled meanwhile is not buried at all."""
     await publish(redis, "a", "b")
-    group = Group(connect(), STREAM, GROUP, "digger")
-    await group.open()
-    bad, good = await group.read(10, 100)
-    await group.finish([good.id])
-    assert [await group.bury(one, "bad") for one in (bad, bad, good)] == [True, False, False]
+    connection = OneAtATime.of(connect())
+    reader = EventReader(connection, STREAM, GROUP, "digger")
+    await reader.open()
+    bad, good = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in await reader.read(10, 100)]
+    await reader.finish([good.id])
+    assert [await reader.bury(one, "bad") for one in (bad, bad, good)] == [True, False, False]
     assert [letter["body"] for letter in await dead_letters(redis)] == ["a"]
-    await group.redis.aclose()
+    await connection.aclose()
 
 
 async def test_consumers_of_the_dead_are_forgotten(
@@ -454,30 +433,24 @@ async def test_consumers_of_the_dead_are_forgotten(
 # A network that breaks
 
 
-class Flaky(Redis):
-    """Loses the answers to some commands after they took effect."""
+async def test_events_of_a_lost_answer_are_not_forgotten(
+    connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are pending for us and no later read shows them. They are handled at once, not counted again."""
+    execute, lose = RedisConnection.execute, ["XREADGROUP", "XCLAIM"]
 
-    lose: list[str]
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        answer = await super().execute_command(*args, **options)
-        if answer and args[0] in self.lose:
-            self.lose.remove(args[0])
-            raise RedisConnectionError(f"lost the answer to {args[0]}")
+    async def flaky(self: RedisConnection, *command: Any) -> Any:
+        answer = await execute(self, *command)
+        if answer and command[0] in lose:
+            lose.remove(command[0])
+            raise RedisConnectionError(f"lost the answer to {command[0]}")
         return answer
 
-
-async def test_events_of_a_lost_answer_are_not_forgotten(url: str, redis: Redis, handler: Handler) -> None:
-    """They are pending for us and no later read shows them. They are handled at once, not counted again."""
-
-    def connect() -> Redis:
-        client = Flaky.from_url(url, decode_responses=True)
-        client.lose = ["XREADGROUP", "XCLAIM"]
-        return client
-
+    monkeypatch.setattr(RedisConnection, "execute", flaky)
     await publish(redis, "a", "b")
     async with consume(connect, handler, claim_idle_ms=60_000):
         await until(lambda: all_settled(redis), within=5)
+    assert lose == []
     assert handler.done == ["a", "b"]
     assert [entry.deliveries for entry in handler.seen[0]] == [1, 1]
 
@@ -486,14 +459,14 @@ async def test_a_lost_acknowledgement_means_once_more_and_not_never(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler sees it twice, which its unique key makes harmless; then it is settled."""
-    finish, failures = Group.finish, iter([True])
+    finish, failures = EventReader.finish, iter([True])
 
-    async def fail_once(self: Group, ids: Sequence[str]) -> None:
+    async def fail_once(self: EventReader, ids: Sequence[str]) -> None:
         if next(failures, False):
             raise RedisConnectionError("gone before the acknowledgement")
         await finish(self, ids)
 
-    monkeypatch.setattr(Group, "finish", fail_once)
+    monkeypatch.setattr(EventReader, "finish", fail_once)
     await publish(redis, "a")
     async with consume(connect, handler, claim_idle_ms=60_000):
         await until(lambda: all_settled(redis), within=5)
@@ -506,13 +479,13 @@ async def test_a_group_that_vanishes_is_made_again(
 ) -> None:
     """Soon, and without a hot loop meanwhile."""
     opened: list[float] = []
-    opening = Group.open
+    opening = EventReader.open
 
-    async def counted(self: Group) -> None:
+    async def counted(self: EventReader) -> None:
         opened.append(time.monotonic())
         await opening(self)
 
-    monkeypatch.setattr(Group, "open", counted)
+    monkeypatch.setattr(EventReader, "open", counted)
     async with consume(connect, handler):
         await publish(redis, "a")
         await until(lambda: handler.done == ["a"])
@@ -532,14 +505,14 @@ async def test_a_group_that_vanishes_is_made_again(
 async def test_redis_that_is_away_is_asked_now_and_then(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
     """With growing pauses."""
     opened: list[float] = []
-    opening = Group.open
+    opening = EventReader.open
 
-    async def counted(self: Group) -> None:
+    async def counted(self: EventReader) -> None:
         opened.append(time.monotonic())
         await opening(self)
 
-    monkeypatch.setattr(Group, "open", counted)
-    async with consume(lambda: Redis.from_url("redis://127.0.0.1:9", retry=Retry(NoBackoff(), 0)), handler):
+    monkeypatch.setattr(EventReader, "open", counted)
+    async with consume(lambda: Redis.from_url("redis://127.0.0.1:9", protocol=2, retry=Retry(NoBackoff(), 0)), handler):
         await until(lambda: len(opened) == 4)
     assert opened[3] - opened[0] > 0.3
 
@@ -548,11 +521,11 @@ async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handl
     """A client whose time-out is shorter than the BLOCK asked for still waits in peace."""
 
     def connect() -> Redis:
-        return Redis.from_url(url, decode_responses=True, socket_timeout=0.3, retry=Retry(NoBackoff(), 0))
+        return Redis.from_url(url, decode_responses=True, protocol=2, socket_timeout=0.1, retry=Retry(NoBackoff(), 0))
 
     with capture_logs() as said:
-        async with consume(connect, handler, block_ms=1000):
-            await asyncio.sleep(1.0)  # three of its time-outs long
+        async with consume(connect, handler, claim_idle_ms=2000):
+            await asyncio.sleep(1.0)  # ten of its time-outs long
             await publish(redis, "a")
             await until(lambda: handler.done == ["a"])
     assert said == []
@@ -597,16 +570,12 @@ async def test_leaving_hands_the_rest_back(connect: Any, redis: Redis, handler: 
     assert handler.seen[0][0].deliveries == 1
 
 
-async def test_leaving_does_not_wait_for_a_quiet_read(url: str, redis: Redis, handler: Handler) -> None:
-    """A read that blocks is ended."""
-
-    def connect() -> Redis:
-        return Redis.from_url(url, decode_responses=True, socket_timeout=60, retry=Retry(NoBackoff(), 0))
-
-    async with consume(connect, handler, block_ms=20_000, drain_ms=20_000) as events:
-        await until(lambda: events._reading)
+async def test_leaving_does_not_wait_for_an_event(connect: Any, redis: Redis, handler: Handler) -> None:
+    """A read blocks for a quarter of a second at most."""
+    async with consume(connect, handler, drain_ms=20_000, claim_idle_ms=60_000):
+        await asyncio.sleep(0.5)
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 1
 
 
 async def test_leaving_ends_a_handler_that_does_not(connect: Any, redis: Redis, handler: Handler) -> None:

@@ -9,12 +9,10 @@ from mesh.requests.settlement import (
     Commit,
     Expire,
     Forget,
-    HandBack,
     Outcome,
     Rerun,
     Retry,
     Settlement,
-    overdelivered,
     settle,
 )
 
@@ -25,7 +23,6 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.CRASHED: (Retry(), Bury("why")),
     Outcome.HOPELESS: (Bury("why"), Bury("why")),
     Outcome.LATE: (Expire(), Expire()),
-    Outcome.INTERRUPTED: (HandBack(), HandBack()),
     Outcome.NOT_OURS: (Forget(), Forget()),
 }
 
@@ -41,8 +38,3 @@ def test_what_follows_from_an_outcome(outcome: Outcome, deliveries: int) -> None
     """The last delivery that is allowed is the one that buries a crash."""
     expected = TABLE[outcome][deliveries >= MOST]
     assert settle(outcome, deliveries, MOST, "why") == expected
-
-
-def test_a_delivery_beyond_the_most_is_not_tried() -> None:
-    """The third delivery of three is still worked on; a fourth can only come of a worker that died."""
-    assert [overdelivered(deliveries, MOST) for deliveries in (1, 3, 4)] == [False, False, True]

@@ -1,11 +1,14 @@
-"""Readers: what a mishap hides, and what a stream that vanished costs."""
+"""The reader of a request stream: what a failed read hides, and what a stream that vanished costs."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from mesh import Class, Replica, keys
+import pytest
+
+from mesh import Class, Replica, Worker, keys
+from mesh.groups.reader import Delivered, GroupReader
 from mesh.requests.streams import RequestReader
 from tests.support.backend import Backend
 
@@ -14,8 +17,8 @@ STREAM = Class("D").stream
 
 async def reader(backend: Backend, replica: Replica, consumer: str = "tested") -> RequestReader:
     """A reader of a stream that no member reads."""
-    line: Any = backend.connections.connection("test", block_ms=250)
-    made = RequestReader(line, replica._link, STREAM, consumer, keys.request_streams("ABCD", 16))
+    connection: Any = backend.connections.connection("test", block_ms=250)
+    made = RequestReader(connection, replica._link, STREAM, consumer, keys.request_streams("ABCD", 16))
     await made.open()
     return made
 
@@ -24,27 +27,27 @@ def ids(entries: Any) -> list[str]:
     return [entry[0] for entry in entries]
 
 
-async def test_after_a_read_that_was_cancelled_the_next_one_begins_with_what_may_have_been_delivered(
-    backend: Backend,
-) -> None:
-    """It lies in our own pending list then, where `>` never shows it."""
-    one = await backend.join()
-    client = backend.redis()
-    reading = await reader(backend, one)
-    first, second = [await client.xadd(STREAM, {"op": "x", "body": "{}"}) for _ in range(2)]
-    # Delivered to us, and the answer lost on its way.
-    await client.xreadgroup(keys.GROUP, "tested", {STREAM: ">"}, count=1)
-    interrupted = asyncio.ensure_future(reading.read(10))
-    await asyncio.sleep(0)
-    interrupted.cancel()
-    await asyncio.wait([interrupted])
-    # fakeredis may have answered before anybody could interrupt it.
-    found = [] if interrupted.cancelled() else ids(interrupted.result())
-    async with asyncio.timeout(5):
-        while len(found) < 2:
-            found += ids(await reading.read(10))
-    assert found == [first, second]
-    await client.aclose()
+async def test_entries_of_a_read_that_failed_are_worked_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are pending for us then, and no read of new entries returns them. Nobody else need take them over."""
+    worker = Worker()
+
+    @worker.handles("test.count")
+    async def count(request: Any, store: Any, transaction: Any) -> dict[str, int]:
+        return {"deliveries": request.deliveries}
+
+    read, losing = GroupReader.read, [True]
+
+    async def lose_one(self: GroupReader, count: int, block_ms: int) -> list[Delivered]:
+        entries = await read(self, count, block_ms)
+        if entries and losing:
+            losing.clear()
+            raise ConnectionError("the answer was lost on its way")
+        return entries
+
+    monkeypatch.setattr(GroupReader, "read", lose_one)
+    one = await backend.join(worker, claim_idle_ms=60_000)
+    assert await one.call(Class(one.cls), "test.count", {}) == {"deliveries": 1}
+    assert not losing
 
 
 async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(backend: Backend) -> None:

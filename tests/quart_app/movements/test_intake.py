@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from mesh import Unavailable
-from mesh.events.group import DeliveredEvent
+from mesh.events.reader import DeliveredEvent
 from quart_app.movements.intake import MAX_REASON, Intake, UnreadableEvent, read_event
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Direction, Event

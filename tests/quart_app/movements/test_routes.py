@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart import Quart
 
-from mesh.events.group import DeliveredEvent
+from mesh.events.reader import DeliveredEvent
 from quart_app.http import problems
 from quart_app.http.openapi import openapi
 from quart_app.movements.database import MovementDatabase

@@ -15,8 +15,9 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
+from mesh.groups.consumer import GroupConsumer
 from mesh.lease.loop_thread import LoopThread
-from mesh.requests import runner, scripts, streams, turns
+from mesh.requests import runner, scripts, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
 from quart_app.values import handlers, jobs
@@ -86,14 +87,12 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "renewal-thread": _renew_on_the_replicas_loop,
     "deadline": function(runner.Runner, "attempt", "if host.is_late(request):", "if False:"),
     "own-pending-read": function(
-        streams.RequestReader, "read", 'self._recover_from = recovering or "0"', 'self._recover_from = ""'
+        GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
-    "overdelivered": function(
-        runner.Runner, "attempt", "if settlement.overdelivered(", "if False and settlement.overdelivered("
-    ),
+    "overdelivered": function(runner.Runner, "attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
 
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Deletes consumers of dead processes. One with pending events stays until those are taken over: deleting it would
+-- Deletes consumers of dead processes. One with pending entries stays until those are taken over: deleting it would
 -- drop them.
 -- KEYS: stream
 -- ARGV: group, this consumer, least silence in ms

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
 -- Resets the idle time of entries in progress, so that no other consumer claims them.
 -- KEYS: stream
--- ARGV: consumer, id, ...
+-- ARGV: group, consumer, id, ...
 -- Returns the ids that this consumer no longer has, because they were claimed or removed
-local stream, consumer, lost = KEYS[1], ARGV[1], {}
-for i = 2, #ARGV do
+local stream, group, consumer, lost = KEYS[1], ARGV[1], ARGV[2], {}
+for i = 3, #ARGV do
   local id = ARGV[i]
   -- XCLAIM alone would take back an entry that another consumer claimed while this one slept.
-  local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
+  local pending = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
   if not pending.err and #pending > 0 and #redis.call('XRANGE', stream, id, id) > 0 then
-    redis.call('XCLAIM', stream, 'workers', consumer, 0, id, 'JUSTID')
+    redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')
   else
     lost[#lost + 1] = id
   end

@@ -1,0 +1,7 @@
+#!lua flags=allow-oom
+-- Acknowledges and deletes events in one step: an event that is only acknowledged would stay forever.
+-- KEYS: stream
+-- ARGV: group, id, ...
+local stream, group = KEYS[1], ARGV[1]
+redis.call('XACK', stream, group, unpack(ARGV, 2))
+redis.call('XDEL', stream, unpack(ARGV, 2))

@@ -1,0 +1,77 @@
+"""One consumer of events: the commands on its stream, all over one connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from mesh.groups.reader import BLOCK_MS, GroupReader
+from mesh.keys import DEAD, DEAD_KEPT
+from mesh.wire.connection import RedisConnection
+from mesh.wire.script import Script
+
+BURY = Script.beside(__file__, "bury.lua")
+FINISH = Script.beside(__file__, "finish.lua")
+
+#: How much longer than its BLOCK a read may take before the connection counts as broken.
+READ_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredEvent:
+    """An event as a handler gets it. `deliveries` includes this one.
+
+    Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so that no byte is lost.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    deliveries: int = 1
+
+
+class OneAtATime:
+    """Commands of several tasks over one connection, one after the other."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self.aclose = connection.aclose
+
+    @classmethod
+    def of(cls, client: Redis) -> OneAtATime:
+        """Return the commands over a client's connection, which is for this consumer only."""
+        return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
+
+    async def shared(self, *command: Any) -> Any:
+        async with self._lock:
+            return await self._connection.execute(*command)
+
+    async def script(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        try:
+            return await self.shared(*command)
+        except NoScriptError:
+            await self.shared("SCRIPT", "LOAD", script.source)
+            return await self.shared(*command)
+
+
+class EventReader(GroupReader):
+    """One consumer of the group of a stream of events."""
+
+    def __init__(self, commands: OneAtATime, stream: str, group: str, consumer: str) -> None:
+        super().__init__(commands.shared, commands, stream, group, consumer)
+
+    async def finish(self, ids: Sequence[str]) -> None:
+        """Acknowledge and delete events."""
+        if ids:
+            await self._commands.script(FINISH, [self.stream], self.group, *ids)
+
+    async def bury(self, event: DeliveredEvent, reason: str) -> bool:
+        """Make an event a dead letter. Return False if it was settled before."""
+        about = (self.group, event.id, reason, event.deliveries, DEAD_KEPT)
+        return bool(await self._commands.script(BURY, [self.stream, DEAD], *about))

@@ -1,0 +1,112 @@
+"""One consumer of a consumer group: its commands on the stream, the same for requests and events."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
+
+from redis.exceptions import ResponseError
+
+from mesh.groups.deliveries import Pending
+from mesh.wire.script import Script
+
+KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
+FORGET = Script.beside(__file__, "forget.lua")
+
+#: Longest time for which a read blocks, and so the longest time that a stopping reader needs.
+BLOCK_MS = 250
+#: A consumer without pending entries that is silent for this long belongs to a process that is gone.
+SILENCE_MS = 60_000
+#: Most entries that one consumer hands back.
+MOST_HANDED_BACK = 10_000
+
+Fields = dict[str, str]
+#: An entry as this consumer gets it: its id, its deliveries including this one, its fields.
+Delivered = tuple[str, int, Fields]
+
+
+class CommandRunner(Protocol):
+    """Runs commands and scripts that do not block."""
+
+    def shared(self, *command: Any) -> Awaitable[Any]: ...
+
+    def script(self, script: Script, keys: Sequence[str], *args: Any) -> Awaitable[Any]: ...
+
+
+class GroupReader:
+    """One consumer's commands on its stream and group. `execute` runs the read, which blocks."""
+
+    def __init__(
+        self, execute: Callable[..., Awaitable[Any]], commands: CommandRunner, stream: str, group: str, consumer: str
+    ) -> None:
+        self._execute, self._commands = execute, commands
+        self.stream, self.group, self.consumer = stream, group, consumer
+
+    async def open(self) -> None:
+        """Create the stream and its group if they do not exist, and forget consumers of dead processes."""
+        await self._create()
+        await self._commands.script(FORGET, [self.stream], self.group, self.consumer, SILENCE_MS)
+
+    async def _create(self) -> None:
+        try:
+            await self._commands.shared("XGROUP", "CREATE", self.stream, self.group, "0", "MKSTREAM")
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read(self, count: int, block_ms: int = BLOCK_MS) -> list[Delivered]:
+        """Return new entries, in order; none if there were none within `block_ms`."""
+        started = time.monotonic()
+        answer = await self._execute(
+            "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
+            "STREAMS", self.stream, ">",
+        )  # fmt: skip
+        if not answer:
+            await not_too_fast(started, block_ms)
+            return []
+        return [(id, 1, fields_of(flat)) for id, flat in answer[0][1]]
+
+    async def pending(self, count: int, after: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
+        """Return pending entries: those of this consumer (`mine`), or those that nobody kept alive for `idle_ms`."""
+        own = [self.consumer] if mine else []
+        rows = await self._commands.shared(
+            "XPENDING", self.stream, self.group, "IDLE", idle_ms, after, "+", count, *own
+        )
+        return [Pending(id, deliveries) for id, _, _, deliveries in rows]
+
+    async def claim(self, ids: Sequence[str], idle_ms: int, deliveries: int) -> list[Delivered]:
+        """Claim entries and set their deliveries; leave out those that are gone or claimed by another consumer."""
+        rows = await self._commands.shared(
+            "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries
+        )
+        return [(row[0], deliveries, fields_of(row[1])) for row in rows if row]
+
+    async def keep_alive(self, ids: Sequence[str]) -> list[str]:
+        """Reset the idle time of entries in progress; return those that are no longer ours."""
+        lost: list[str] = await self._commands.script(KEEP_ALIVE, [self.stream], self.group, self.consumer, *ids)
+        return lost
+
+    async def hand_back(self, idle_ms: int) -> None:
+        """Make our entries look idle, so that others claim them at once. Their delivery to us does not count."""
+        mine = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
+        for deliveries, alike in itertools.groupby(mine, key=attrgetter("deliveries")):
+            await self._commands.shared(
+                "XCLAIM", self.stream, self.group, self.consumer, 0, *(one.id for one in alike),
+                "IDLE", idle_ms, "RETRYCOUNT", max(0, deliveries - 1), "JUSTID",
+            )  # fmt: skip
+
+
+def fields_of(flat: Sequence[str]) -> Fields:
+    """Return an entry's fields, which Redis sends as names and values in turn."""
+    words = iter(flat)
+    return dict(zip(words, words))  # noqa: B905 - one iterator, twice
+
+
+async def not_too_fast(started: float, block_ms: int = BLOCK_MS) -> None:
+    """Pause if a read that returned nothing did not block, so that no loop runs hot."""
+    if time.monotonic() - started < block_ms / 4000:
+        await asyncio.sleep(0.01)

@@ -1,0 +1,14 @@
+"""Pauses between attempts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+
+def pauses(least: float = 0.1, most: float = 5.0) -> Iterator[float]:
+    """Yield growing pauses in seconds, each with random jitter, so that replicas do not retry in step."""
+    pause = least
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(2 * pause, most)
