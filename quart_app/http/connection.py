@@ -1,24 +1,20 @@
-"""One connection of a client: Hypercorn's classes, changed where a balancer or a hostile client needs it."""
+"""One connection of a client: Hypercorn accepts it, and llhttp reads its requests."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
+from collections.abc import Awaitable
 from typing import Any, cast
 
-import h11
 import structlog
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.typing import H11SendableEvent
-from quart.utils import encode_headers
+from hypercorn.utils import parse_socket_addr
 
 from quart_app.http.clients import Clients
+from quart_app.http.exchange import MAX_UNREAD, Exchange, last_headers
+from quart_app.http.parser import Head, Parser, Unreadable
 from quart_app.http.problems import Problem
-from quart_app.http.protection import HEADERS
 
 log = structlog.get_logger(__name__)
 
@@ -32,12 +28,10 @@ LINGER_BYTES = 32 << 20
 UNREAD_S = 30.0
 #: Connections beyond the bound that get an answer at the same time; further ones are cut without an answer.
 TURNED_AWAY = 200
-#: Why bytes are no request, by the status that h11 suggests.
-UNREADABLE = {
-    400: "the request is not valid HTTP/1.1",
-    431: "the head of the request is longer than 32 KB",
-    501: "Transfer-Encoding can only be chunked",
-}
+#: Pieces that are parsed before others have their turn.
+PIECES = 1000
+#: What Hypercorn's reader may have read before we take over: all of it.
+EVERYTHING = 1 << 30
 
 
 class Settings(Config):
@@ -48,154 +42,279 @@ class Settings(Config):
         self.clients = clients
         self.connections: set[Connection] = set()
         self.turned_away = 0
+        self.is_stopping = False
+
+    def stop(self) -> None:
+        """Close each connection once its request is answered."""
+        self.is_stopping = True
+        for connection in list(self.connections):
+            connection.close_when_idle()
 
     def end(self) -> None:
         """Cancel every request that is not answered yet."""
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.end()
 
 
-class Connection(TCPServer):
-    """A connection that closes as soon as its client has gone, but not before its client can read the answer.
+class Connection(asyncio.Protocol):
+    """A connection, in the place of Hypercorn's, which has a task and two timers for each request.
 
-    Four differences from Hypercorn 0.18:
+    waiting for a head --head--> request in progress --answer--> waiting, or closed
+                                                     --answer before the whole body--> lingering: input is discarded
 
-    - Hypercorn keeps the descriptor for the whole keep-alive time after the client has closed, because it waits for the
-      task that would end an idle connection.
-    - Hypercorn closes at once after an answer to a request that is still being sent. The kernel then answers what
-      arrives with a reset, and the client loses the answer.
-    - Hypercorn makes two tasks per request to notice idleness. Here one task does so for the whole connection.
-    - Hypercorn ends connections after the grace only when asyncio says that the server is closed. From Python 3.12 on
-      that is when no connection is left (https://github.com/pgjones/hypercorn/issues/308; uvloop says so at once).
+    A request that comes before the answer to the one before it waits in `_input`, unread. The end of what the client
+    sends counts as its death.
     """
 
-    config: Settings
-    _task: asyncio.Task[None]
-    _ended = False
-    _client_gone = False
-    _lingering = False
-    #: since when no request is in progress, by the loop's clock
-    _idle_since = math.inf
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop, config: Settings, state: dict[str, Any]) -> None:
+        self.client: Any = None
+        self.server: Any = None
+        self.scheme = "http"
+        self.state = state
+        self._app = app
+        self._loop = loop
+        self.config = config
+        self._parser = Parser(self)
+        self._transport: asyncio.Transport
+        #: the request in progress
+        self._exchange: Exchange | None = None
+        self._input = b""
+        self._is_paused = self._is_parsing = False
+        #: whether nothing that comes is read any more
+        self._is_deaf = False
+        self._discarded = 0
+        self._requests = 0
+        #: since when no request is in progress, by the loop's clock
+        self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
+        self._timer: asyncio.TimerHandle | None = None
+        self._room: asyncio.Event | None = None
+        self._lost: asyncio.Future[None] = loop.create_future()
 
-    async def run(self) -> None:
-        clients = self.config.clients
-        peer = _peer(self.writer)
-        if not clients.connections.take(peer, 1, is_proxy=clients.proxies.trusts(peer)):
-            await self._turn_away(peer)
-            return
-        try:
-            await self._serve()
-        finally:
-            clients.connections.give_back(peer, 1)
-
-    async def _serve(self) -> None:
-        self._idle_since = self.loop.time() - max(0, self.config.keep_alive_timeout - FIRST_REQUEST_S)
-        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take the connection over from asyncio's streams, and return when it is closed."""
+        self._transport = cast("asyncio.Transport", writer.transport)
+        socket = writer.get_extra_info("socket")
+        self.client = parse_socket_addr(socket.family, socket.getpeername())
+        self.server = parse_socket_addr(socket.family, socket.getsockname())
+        if writer.get_extra_info("ssl_object") is not None:
+            self.scheme = "https"
         self.config.connections.add(self)
         try:
-            await super().run()
+            async with asyncio.timeout(self._idle_left_s()):
+                first = await reader.read(EVERYTHING)
+            if first and not self._transport.is_closing():
+                self._transport.set_protocol(self)
+                self._check_idle()
+                self.data_received(first)
+                if reader.at_eof():
+                    self.eof_received()
+                await self._lost
         except asyncio.CancelledError:
-            if not self._ended or self._task.uncancel():
-                raise
+            self.end()
+            raise
         finally:
+            if self._exchange is not None:
+                await self._exchange.ended()
             self.config.connections.discard(self)
+            self._transport.close()
+            self._hang_up()
 
-    async def _turn_away(self, peer: str) -> None:
-        """Answer the first request of a connection beyond the bound with 503.
+    # What asyncio tells.
 
-        The answer waits for the request: a balancer takes one that comes earlier for a broken connection.
-        """
-        if self.config.turned_away >= TURNED_AWAY:
-            self.writer.transport.abort()
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self._transport.abort()
             return
-        if not self.config.turned_away:
-            log.warning("too many connections", source=peer, connections=self.config.clients.connections.total)
-        self.config.turned_away += 1
+        self._input = self._input + data if self._input else data
+        self._parse()
+
+    def eof_received(self) -> bool:
+        """Take the end of what the client sends for its death."""
+        if self._exchange is not None:
+            self._exchange.client_went()
+        self._transport.close()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._exchange is not None:
+            self._exchange.client_went()
+        self._hang_up()
+
+    def pause_writing(self) -> None:
+        self._room = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    # What the parser finds.
+
+    def head_came(self, head: Head) -> None:
+        self._requests += 1
+        self._exchange = Exchange(self, head)
+        self._exchange.start(self._app)
+
+    def body_came(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.body_came(data)
+
+    def request_ended(self) -> None:
+        if self._exchange is not None:
+            self._exchange.body_ended()
+            self._is_deaf = not self._exchange.head.keep_alive
+
+    # What a request asks for.
+
+    def is_last(self) -> bool:
+        return self.config.is_stopping or self._requests > self.config.keep_alive_max_requests
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has read; cut the connection if it does not."""
+        if self._room is None:
+            return
         try:
-            async with asyncio.timeout(LINGER_S):
-                await self.reader.read(MAX_RECV)
-                self.writer.write(FULL)
-                self.writer.write_eof()
-                await self._discard()
-        except (OSError, TimeoutError):
-            pass
-        finally:
-            self.config.turned_away -= 1
-            self.writer.close()
+            async with asyncio.timeout(UNREAD_S):
+                await self._room.wait()
+        except TimeoutError:
+            self._transport.abort()
+
+    def body_was_read(self) -> None:
+        self._parse()
+
+    def answered(self, exchange: Exchange, *, keep: bool) -> None:
+        self._exchange = None
+        if not keep or self.config.is_stopping:
+            self._close(linger=not exchange.is_complete)
+            return
+        self._idle_since = self._loop.time()
+        if self._input:
+            self._parse()
+
+    # The end.
+
+    def close_when_idle(self) -> None:
+        if self._exchange is None:
+            self._close(linger=False)
 
     def end(self) -> None:
         """Cancel the request in progress; its client is answered with 503."""
-        self._ended = True
-        self._task.cancel()
+        if self._exchange is not None:
+            self._exchange.cancel()
 
-    async def _read_data(self) -> None:
-        """Hand what the client sends to the protocol until the client stops; while lingering, discard it."""
-        with contextlib.suppress(OSError):
-            while not self.reader.at_eof() and not self._lingering:
-                await self.protocol.handle(RawData(await self.reader.read(MAX_RECV)))
-            await self._discard()
-        await self.protocol.handle(Closed())
-        self._client_gone = True
-        await self.idle_task.stop()
+    def _is_full(self) -> bool:
+        """Return whether the parser must wait: for an answer, or until the application has read the body so far."""
+        exchange = self._exchange
+        return exchange is not None and (exchange.is_complete or exchange.unread >= MAX_UNREAD)
 
-    async def _discard(self) -> None:
-        """Read until the client stops, or has sent too much."""
-        left = LINGER_BYTES
-        while left > 0 and (data := await self.reader.read(MAX_RECV)):
-            left -= len(data)
+    def _parse(self) -> None:
+        """Parse what has come as far as it may be parsed now, and read on if there is room for more."""
+        if self._is_parsing:  # a request is refused while the parser runs
+            return
+        self._is_parsing = True
+        data, done = self._input, 0
+        try:
+            for _ in range(PIECES):
+                if done == len(data) or self._is_deaf or self._is_full():
+                    break
+                done = self._parser.feed(data, done)
+            else:
+                self._loop.call_soon(self._parse)
+        except Unreadable as error:
+            self._refuse(error)
+        finally:
+            self._is_parsing = False
+        self._input = b"" if self._is_deaf else data[done:]
+        self._read_on(len(self._input) < MAX_UNREAD)
 
-    async def protocol_send(self, event: Event) -> None:
-        if isinstance(event, Updated):
-            self._idle_since = self.loop.time() if event.idle else math.inf
-        elif isinstance(event, Closed) and not self._client_gone and self._is_still_sent_to():
-            self._linger()
-        elif isinstance(event, RawData):
-            await self._send(event.data)
+    def _read_on(self, wanted: bool) -> None:
+        if wanted == self._is_paused and not self._transport.is_closing():
+            self._is_paused = not wanted
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+
+    def _refuse(self, error: Unreadable) -> None:
+        """Answer bytes that are no request, or no body of the request in progress."""
+        self._is_deaf = True
+        if self._exchange is None:
+            self._exchange = Exchange(self, Head("HEAD" if self._parser.method == b"HEAD" else "GET", b"", "1.1", []))
+        self._exchange.refuse(Problem(error.status, error.detail))
+
+    def _close(self, *, linger: bool) -> None:
+        """Close the connection once all is written. A client that still sends can read its answer before."""
+        self._is_deaf = True
+        if linger and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._read_on(True)
+            self._loop.call_later(LINGER_S, self._transport.close)
+            return
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(UNREAD_S, self._transport.abort)
+
+    def _idle_left_s(self) -> float:
+        return self._idle_since + self.config.keep_alive_timeout - self._loop.time()
+
+    def _check_idle(self) -> None:
+        """Close the connection if it has been idle for long; one timer does so for all of its requests."""
+        busy = self._exchange is not None
+        left_s = self.config.keep_alive_timeout if busy else self._idle_left_s()
+        if left_s <= 0:
+            self._close(linger=False)
         else:
-            await super().protocol_send(event)
+            self._timer = self._loop.call_later(left_s, self._check_idle)
 
-    async def _send(self, data: bytes) -> None:
-        """Write, and cut the connection if its client does not read."""
-        async with self.send_lock:
-            try:
-                self.writer.write(data)
-                if not self.writer.transport.get_write_buffer_size():
-                    await self.writer.drain()
-                    return
-                async with asyncio.timeout(UNREAD_S):
-                    await self.writer.drain()
-            except TimeoutError:
-                self.writer.transport.abort()
-            except (ConnectionError, RuntimeError):
-                await self.protocol.handle(Closed())
+    def _hang_up(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.resume_writing()
+        if not self._lost.done():
+            self._lost.set_result(None)
 
-    async def _idle_timeout(self) -> None:
-        """Close the connection once it has been idle for long, or the server stops.
 
-        A connection with a request in progress is closed after its answer.
-        """
-        while not self.context.terminated.is_set():
-            now = self.loop.time()
-            left_s = min(self._idle_since, now) + self.config.keep_alive_timeout - now
-            if left_s <= 0:
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self.context.terminated.wait()
-        if self._idle_since < math.inf:
-            await asyncio.shield(self._initiate_server_close())
+async def _connected(connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve a connection if there is room for one more."""
+    config = connection.config
+    clients, peer = config.clients, _peer(writer)
+    if not clients.connections.take(peer, 1, is_proxy=clients.proxies.trusts(peer)):
+        await _turn_away(config, peer, reader, writer)
+        return
+    try:
+        await connection.serve(reader, writer)
+    except (OSError, TimeoutError):
+        pass  # the client has gone, or has never asked
+    finally:
+        clients.connections.give_back(peer, 1)
 
-    def _is_still_sent_to(self) -> bool:
-        connection = getattr(self.protocol.protocol, "connection", None)
-        return isinstance(connection, h11.Connection) and connection.their_state in {h11.SEND_BODY, h11.ERROR}
 
-    def _linger(self) -> None:
-        """Half-close the connection and discard input (lingering close)."""
-        if not self._lingering:
-            self._lingering = True
-            with contextlib.suppress(OSError, RuntimeError):
-                self.writer.write_eof()
-            self.loop.call_later(LINGER_S, self.writer.close)
+async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the first request of a connection beyond the bound with 503.
+
+    The answer waits for the request: a balancer takes one that comes earlier for a broken connection.
+    """
+    if config.turned_away >= TURNED_AWAY:
+        writer.transport.abort()
+        return
+    if not config.turned_away:
+        log.warning("too many connections", source=peer, connections=config.clients.connections.total)
+    config.turned_away += 1
+    try:
+        async with asyncio.timeout(LINGER_S):
+            await reader.read(MAX_RECV)
+            writer.write(FULL)
+            writer.write_eof()
+            left = LINGER_BYTES
+            while left > 0 and (data := await reader.read(MAX_RECV)):
+                left -= len(data)
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        config.turned_away -= 1
+        writer.close()
 
 
 def _peer(writer: asyncio.StreamWriter) -> str:
@@ -204,90 +323,19 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     return str(name[0]) if isinstance(name, tuple) else ""
 
 
-def connection_for(app: Any, loop: Any, config: Config, *rest: Any) -> TCPServer:
-    """Return the connection class for a configuration; other servers of this process keep Hypercorn's own."""
-    return (Connection if isinstance(config, Settings) else TCPServer)(app, loop, config, *rest)
-
-
-class Http1(H11Protocol):
-    """HTTP/1.1 and nothing else; an offer of another protocol is answered in this one, as RFC 9110 allows.
-
-    Hypercorn would switch to HTTP/2 for an unencrypted `Upgrade: h2c`, even if the client asks to close the connection
-    after the answer, and would keep a connection open after it has refused a WebSocket.
-    """
-
-    #: the head of an answer whose body is about to follow
-    _head = b""
-
-    async def _send_h11_event(self, event: H11SendableEvent) -> None:
-        """Send the head of an answer together with its body if the length of the body is known.
-
-        The client wakes up once, and a process that dies in between does not leave half an answer with a balancer.
-        """
-        if isinstance(event, h11.Response) and self.connection.their_state is h11.SEND_BODY:
-            event = _closing(event)
-        try:
-            data = self.connection.send(event) or b""
-        except h11.LocalProtocolError:
-            if self.connection.their_state != h11.ERROR:
-                raise
-            return
-        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
-            self._head = data
-        elif data or self._head:
-            head, self._head = self._head, b""
-            await self.send(RawData(head + data))
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Stay with HTTP/1.1."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        """Hand the request to the application, or refuse one with two headers that disagree about its length.
-
-        RFC 9112 (6.3) allows to process a request with both headers, but the connection must be closed afterwards in
-        any case, and a proxy that reads the other header than we do lets a second request hide in the first.
-        """
-        names = {name for name, _ in request.headers}
-        if b"transfer-encoding" in names and (b"content-length" in names or request.http_version < b"1.1"):
-            problem = Problem(400, "Transfer-Encoding cannot stand beside Content-Length or in HTTP/1.0")
-            await self._refuse(problem, request.method)
-            return
-        if b"upgrade" in names:
-            headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-            request = h11.Request(
-                method=request.method, target=request.target, headers=headers, http_version=request.http_version
-            )
-        await super()._create_stream(request)
-
-    async def _send_error_response(self, status_code: int) -> None:
-        """Answer bytes that are no HTTP/1.1 request with a problem document; Hypercorn's answer has no body."""
-        await self._refuse(Problem(status_code, UNREADABLE.get(status_code, UNREADABLE[400])))
-
-    async def _refuse(self, problem: Problem, method: bytes = b"") -> None:
-        """Answer without asking the application, and close the connection."""
-        headers = [*last_headers(problem), *self.config.response_headers("h11")]
-        await self._send_h11_event(h11.Response(status_code=problem.status, headers=headers))
-        if method != b"HEAD":
-            await self._send_h11_event(h11.Data(data=problem.document()))
-        await self._send_h11_event(h11.EndOfMessage())
-        await self.send(Closed())
-
-
-def _closing(response: h11.Response) -> h11.Response:
-    """Return the response with `Connection: close`.
-
-    An answer that leaves before its request has been read completely must say that the connection ends with it.
-    Otherwise a balancer puts the connection back into its pool, and the next request on it fails.
-    """
-    headers = [(name, value) for name, value in response.headers if name != b"connection"]
-    return h11.Response(status_code=response.status_code, headers=[*headers, (b"connection", b"close")])
-
-
-def last_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a problem that is answered without the application, as the last on its connection."""
-    headers = problem.response().headers
-    headers.update({**HEADERS, "Connection": "close"})
-    return encode_headers(headers)
+def connection_for(
+    app: Any,
+    loop: asyncio.AbstractEventLoop,
+    config: Config,
+    context: Any,
+    state: Any,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> Awaitable[None]:
+    """Return what serves a connection for a configuration; other servers of this process keep Hypercorn's own."""
+    if isinstance(config, Settings):
+        return _connected(Connection(app, loop, config, state), reader, writer)
+    return TCPServer(app, loop, config, context, state, reader, writer)
 
 
 def _full() -> bytes:

@@ -1,0 +1,235 @@
+"""Requests of HTTP/1.1 out of bytes: llhttp finds them; what it lets through and RFC 9112 does not is refused here.
+
+`tests/quart_app/http/test_parser.py` compares every answer of this module with that of h11, which is slower, and lists
+the differences.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import httptools
+
+#: Most bytes that llhttp gets at once where a request may end in them.
+PIECE = 4096
+#: What every head ends with, and every body of chunks. llhttp takes no line feed for it.
+END = b"\r\n\r\n"
+#: Longest head of a request, and longest run of bytes between two parts of a body (chunk sizes, trailers).
+MAX_HEAD = 32 * 1024
+#: Longest number of a Content-Length.
+MAX_LENGTH_DIGITS = 18
+#: The methods that llhttp knows, but for CONNECT and those of other protocols.
+METHODS = {
+    name: name.decode()
+    for name in (
+        b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH", b"QUERY", b"PROPFIND",
+        b"PROPPATCH", b"MKCOL", b"MKCALENDAR", b"COPY", b"MOVE", b"LOCK", b"UNLOCK", b"SEARCH", b"BIND", b"REBIND",
+        b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY", b"CHECKOUT", b"MERGE", b"M-SEARCH", b"PURGE", b"LINK", b"UNLINK",
+        b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE",
+    )
+}  # fmt: skip
+TWO_LENGTHS = "Transfer-Encoding cannot stand beside Content-Length or in HTTP/1.0"
+#: Why bytes are no request, by status.
+UNREADABLE = {
+    400: "the request is not valid HTTP/1.1",
+    431: "the head of the request is longer than 32 KB",
+    501: "Transfer-Encoding can only be chunked",
+}
+NO_METHOD = "this method is unknown here"
+_REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+_FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
+#: Headers that the parser looks at.
+_MEANT = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+
+
+class Unreadable(Exception):
+    """Bytes that are no request that we take; the connection ends after the answer."""
+
+    def __init__(self, status: int, detail: str = "") -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail or UNREADABLE[status]
+
+
+class Head:
+    """The head of a request."""
+
+    __slots__ = ("expects_continue", "headers", "keep_alive", "length", "method", "target", "version")
+
+    def __init__(self, method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        #: names in lower case
+        self.headers = headers
+        self.keep_alive = False
+        self.expects_continue = False
+        #: the bytes of the body; -1: chunks
+        self.length = 0
+
+
+class Taker(Protocol):
+    """Who takes what a parser finds."""
+
+    def head_came(self, head: Head) -> None: ...
+
+    def body_came(self, data: bytes) -> None: ...
+
+    def request_ended(self) -> None: ...
+
+
+class Parser:
+    """The parser of one connection. After Unreadable it must not be fed again.
+
+    llhttp cannot stop after a request. So it gets pieces that end where a request may end, and what follows a request
+    is parsed when it is its turn.
+    """
+
+    def __init__(self, taker: Taker) -> None:
+        self._taker = taker
+        self._llhttp = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._in_head = False
+        #: the bytes of the head so far, from its first piece on
+        self._seen = b""
+        #: the last bytes of a piece that may end within `END`
+        self._tail = b""
+        self._since_progress = 0
+        #: bytes of the body that are still to come, if its length was announced
+        self._left = 0
+        self._refusal: Unreadable | None = None
+        #: a request whose head offers an upgrade and whose body is still to come
+        self._upgrade: Head | None = None
+        self._resumed = False
+
+    @property
+    def method(self) -> bytes:
+        """The method of the request in which reading failed."""
+        return self._seen.lstrip(b"\r\n").partition(b" ")[0]
+
+    def feed(self, data: bytes, begin: int = 0) -> int:
+        """Parse data from `begin` on up to where a request may end; return that place. Raises Unreadable."""
+        end = min(self._end(data, begin), len(data))
+        piece = data[begin:end]
+        self._seen = self._seen + piece if self._in_head else piece
+        self._tail = b"" if self._left or piece.endswith(END) else (self._tail + piece[-3:])[-3:]
+        self._since_progress += len(piece)
+        try:
+            self._llhttp.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._stay()
+        except httptools.HttpParserError as error:
+            raise (self._refusal or self._reason(error)) from error
+        if self._since_progress > MAX_HEAD:
+            raise Unreadable(431)
+        return end
+
+    def _end(self, data: bytes, begin: int) -> int:
+        """Return where the piece ends that begins here: behind the body, or where a head or chunks may end."""
+        if self._left:
+            return begin + self._left
+        if self._tail:
+            found = (self._tail + data[begin : begin + 3]).find(END)
+            if found >= 0:
+                return begin + found + len(END) - len(self._tail)
+        found = data.find(END, begin, begin + PIECE)
+        return begin + PIECE if found < 0 else found + len(END)
+
+    def on_message_begin(self) -> None:
+        if not self._resumed:
+            self._in_head = True
+            self._since_progress = 0
+            self._target = b""
+            self._headers = []
+
+    def on_url(self, part: bytes) -> None:
+        self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # others are trailers, which nobody reads
+            name = name.lower()
+            # llhttp knows no transfer encoding with a space behind it.
+            self._headers.append((name, value if name == b"transfer-encoding" else value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        if self._resumed:
+            self._resumed = False
+            return
+        try:
+            head = self._checked()
+        except Unreadable as refusal:
+            self._refusal = refusal
+            raise
+        self._in_head = False
+        self._since_progress = 0
+        self._left = max(0, head.length)
+        if self._llhttp.should_upgrade() and head.length:
+            self._upgrade = head
+        self._taker.head_came(head)
+
+    def on_body(self, data: bytes) -> None:
+        self._since_progress = 0
+        if self._left:
+            self._left -= len(data)
+        self._taker.body_came(data)
+
+    def on_message_complete(self) -> None:
+        if self._upgrade is None:
+            self._taker.request_ended()
+
+    def _checked(self) -> Head:
+        """Return the head that is complete now. Raises Unreadable."""
+        method = METHODS.get(self._llhttp.get_method())
+        version = self._llhttp.get_http_version()
+        if method is None:
+            raise Unreadable(501, NO_METHOD)
+        line = b"%b %b HTTP/" % (method.encode(), self._target)
+        if version not in {"1.1", "1.0"} or not self._seen.lstrip(b"\r\n").startswith(line):
+            raise Unreadable(400)  # llhttp also takes other protocols, and several spaces in a row
+        head = Head(method, self._target, version, self._headers)
+        hosts = 0
+        for name, value in self._headers:
+            if name not in _MEANT:
+                continue
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                if len(value) > MAX_LENGTH_DIGITS:
+                    raise Unreadable(400)
+                head.length = int(value)
+            elif name == b"expect":
+                head.expects_continue = version == "1.1" and value.lower() == b"100-continue"
+            elif version == "1.0":
+                raise Unreadable(400, TWO_LENGTHS)
+            elif head.length or value.lower() != b"chunked":
+                raise Unreadable(501)
+            else:
+                head.length = -1
+        if hosts > 1 or (version == "1.1" and not hosts):
+            raise Unreadable(400)
+        # An HTTP/1.0 connection ends after its answer, as with h11.
+        head.keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
+        return head
+
+    def _stay(self) -> None:
+        """Go on in HTTP/1.1 behind an offer of another protocol.
+
+        llhttp takes what follows such a head for the other protocol, the body of the request included. A parser that
+        has not seen the offer reads the body.
+        """
+        head, self._upgrade = self._upgrade, None
+        if head is not None:
+            self._resumed = True
+            self._llhttp = httptools.HttpRequestParser(self)
+            framing = b"Transfer-Encoding: chunked" if head.length < 0 else b"Content-Length: %d" % head.length
+            self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+
+    def _reason(self, error: httptools.HttpParserError) -> Unreadable:
+        """Return the refusal for what llhttp did not take."""
+        if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._seen)}) > 1:
+            return Unreadable(400, TWO_LENGTHS)
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._seen):
+            return Unreadable(501, NO_METHOD)
+        return Unreadable(501 if "Transfer-Encoding" in str(error) else 400)
