@@ -1,5 +1,6 @@
 """Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP."""
 
+from mesh.client import Client, connect
 from mesh.errors import (
     Busy,
     Cancelled,
@@ -36,6 +37,7 @@ __all__ = [
     "Busy",
     "Cancelled",
     "Class",
+    "Client",
     "Connections",
     "Contended",
     "Database",
@@ -61,5 +63,6 @@ __all__ = [
     "Unavailable",
     "Worker",
     "WrongCredentials",
+    "connect",
     "join",
 ]

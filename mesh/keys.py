@@ -8,6 +8,7 @@
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
+    mesh:client:{client}     string, PX    "<host>:<pid>" of a client without a lease; gone when it has left or died
     mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
     mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
     mesh:dead                stream        requests and events given up, with reason and deliveries
@@ -39,9 +40,13 @@ LEASES = "mesh:lease:"
 ROWS = "mesh:replica:"
 REQUESTS = "mesh:requests:"
 REPLIES = "mesh:replies:"
+CLIENTS = "mesh:client:"
 SUBMITTED = "mesh:submitted:"
 COMMITTED = "mesh:committed:"
 EVENTS = "events:"
+
+#: How the name of every client begins, where that of a replica would stand.
+CLIENT = "client-"
 
 #: The one consumer group of every request stream.
 GROUP = "workers"
@@ -70,6 +75,10 @@ def database_requests(database: int) -> str:
 
 def replies(replica: str) -> str:
     return f"{REPLIES}{replica}"
+
+
+def client(name: str) -> str:
+    return f"{CLIENTS}{name}"
 
 
 def submitted(replica: str) -> str:

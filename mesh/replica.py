@@ -101,12 +101,7 @@ class Replica:
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
         """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
-        if answer.error is not None:
-            raise answer.error
-        merged: Body = {}
-        for part in answer.bodies:
-            merged.update(part)
-        return merged
+        return answer.merged()
 
     async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply."""

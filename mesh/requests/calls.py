@@ -21,7 +21,7 @@ from mesh import keys, roster
 from mesh.errors import Busy, DeadlineExceeded, Incomplete, InvalidBody, LeaseLost, MeshError, NoReplica, Unavailable
 from mesh.requests import streams
 from mesh.requests.deadlines import Deadlines
-from mesh.requests.protocol import OK, Address, Body, Reply, encode_body
+from mesh.requests.protocol import NEVER, OK, Address, Body, Reply, encode_body
 from mesh.requests.streams import ReplyReader
 from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
@@ -69,6 +69,15 @@ class Answer:
             self.bodies.append(reply.body)
         elif self.error is None:
             self.error = reply.failure
+
+    def merged(self) -> Body:
+        """Return the parts of the reply, merged key by key. Raises the first error."""
+        if self.error is not None:
+            raise self.error
+        merged: Body = {}
+        for part in self.bodies:
+            merged.update(part)
+        return merged
 
 
 class _Question:
@@ -194,6 +203,19 @@ class Calls:
             group += (target, op, key, deadline_ms, _encoded(body))
         await self._ask(_Question("", answers, self._end), answers, group, deadline_ms)
         return [*answers.values()]
+
+    async def send(self, ask: Ask) -> None:
+        """Send a request whose reply nobody waits for. Raises NoReplica, Busy, Unavailable or InvalidBody."""
+        to, op, body = ask
+        group: list[str | int] = [1, to.target, op, "", NEVER, _encoded(body)]
+        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._link.submit(group, sent)
+        try:
+            result = await sent
+        except redis_errors.DataError as error:
+            raise InvalidBody(str(error)) from error
+        if isinstance(result, dict):
+            raise _refusal(result["error"], result["about"])
 
     async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
         """Send one request to every live database, and return the replies by database.

@@ -1,9 +1,9 @@
 -- Puts requests on their streams: each group of them all or none, by the roster and the bounds of this moment.
 -- Does not run when memory is full: so new work is refused while accepted work is finished.
--- KEYS: lease, books, submitted
+-- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, then for each group the number of its requests and
---       of each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body
+--       of each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body
 -- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} where every live database was asked,
 --       or {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
@@ -104,7 +104,7 @@ local function put(at, to, key)
   deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
   accepted = accepted + 1
   return redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4])
+    'reply_to', key == '' and '' or reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4])
 end
 
 local function put_everywhere(at, key)

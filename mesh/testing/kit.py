@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from mesh import keys
+from mesh.client import Client, connect
 from mesh.errors import MeshError
 from mesh.replica import Replica
 from mesh.requests import scripts, streams
@@ -57,7 +59,7 @@ class MeshKit:
         self._stack = contextlib.ExitStack()
         self._faults = Faults()
         self._runs = Runs()
-        self._record = Observed(self._runs.effects)
+        self._observed = Observed(self._runs.effects)
 
     async def __aenter__(self) -> Self:
         await self._below.begin()
@@ -111,11 +113,16 @@ class MeshKit:
         """Start one more replica, and wait for its lease; with operations and settings of its own where given."""
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
-        connections = KitConnections(self._below.connections, gate, self._faults, self._record)
+        connections = KitConnections(self._below.connections, gate, self._faults, self._observed)
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
         self._members.append(member)
         return await member.joined()
+
+    def connect(self) -> AbstractAsyncContextManager[Client]:
+        """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""
+        connections = KitConnections(self._below.connections, Gate(), self._faults, self._observed)
+        return connect(settings=self._settings, connections=connections)
 
     async def stop(self, number: int) -> None:
         """Let a replica leave in order, as at a SIGTERM."""
@@ -185,12 +192,12 @@ class MeshKit:
     @property
     def committed(self) -> list[Committed]:
         """The commands that had their effect, in this order. Queries and refused commands have none."""
-        return self._record.committed
+        return self._observed.committed
 
     @property
     def sent(self) -> list[Sent]:
         """The requests that handlers sent or passed on with their commits."""
-        return self._record.sent
+        return self._observed.sent
 
     @property
     def dead(self) -> list[Buried]:

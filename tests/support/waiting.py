@@ -16,7 +16,7 @@ async def eventually(
     until = time.monotonic() + wait_s
     while not (found := await condition()):
         if time.monotonic() > until:
-            raise AssertionError(f"not within {wait_s} s: {condition.__name__}\n{explain()}")
+            raise AssertionError(f"not within {wait_s} s: {getattr(condition, '__name__', condition)}\n{explain()}")
         await asyncio.sleep(0.02)
     return found
 

@@ -1,0 +1,304 @@
+"""A client of the mesh: it asks, without a lease, and so takes none of the databases.
+
+    absent --presence written--> present --not renewed in time--> absent: a new presence, with a new name
+       |
+       +--the server is not for us, or refuses the credentials--> over: every call raises the reason
+
+A presence is what a lease is for a replica's requests: a key that expires, and without which Redis takes none of them.
+It also bounds how long a batch is sent again. A client that dies leaves three keys, all of which expire. Its requests
+go on: they are done, or they expire, and the answers are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import structlog
+from pydantic import SecretStr, ValidationError
+from redis.asyncio import Redis
+
+from mesh import keys, roster
+from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
+from mesh.lease import server
+from mesh.requests import scripts, streams
+from mesh.requests.calls import Answer, Ask, Calls
+from mesh.requests.protocol import Address, Body
+from mesh.requests.streams import BLOCK_MS, ReplyReader
+from mesh.roster import Member
+from mesh.settings import MeshSettings, RedisSettings, explain
+from mesh.wire import failures
+from mesh.wire.clients import Connections
+from mesh.wire.connection import RedisConnection
+from mesh.wire.durability import Durability
+from mesh.wire.link import Link
+from mesh.wire.script import Script
+
+log = structlog.get_logger(__name__)
+
+PRESENT = Script.beside(__file__, "present.lua")
+#: The scripts of a client's link.
+LINK_SCRIPTS = (roster.ROSTER, scripts.SUBMIT, scripts.END, scripts.BOOKS)
+#: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
+#: replica, because nobody waits for what it holds.
+TTLS = 10
+#: The client stops trusting its presence this part of the time before the server ends it.
+SAFETY = 0.1
+#: Pause after a presence ended, or could not be written.
+PAUSE_S = 0.5
+
+
+class Presence:
+    """One presence of a client, with its connections. `run` keeps it until it ends."""
+
+    def __init__(self, settings: MeshSettings, connections: Connections) -> None:
+        self.id = f"{keys.CLIENT}{secrets.token_hex(4)}"
+        self._settings = settings
+        self._connections = connections
+        self._ttl_ms = TTLS * settings.lease_ttl_ms
+        self._who = f"{socket.gethostname()}:{os.getpid()}"
+        self._renewed_at = 0.0
+        self._open: list[Redis | RedisConnection] = []
+        self._keeper = self._opened(connections.client(f"keeper-{self.id}"))
+        self.link = self._make_link()
+        self._durability = self._make_durability()
+        reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
+        self.calls = Calls(self.link, reader, self.id, settings.databases, self._durability)
+
+    def _opened(self, made: Any) -> Any:
+        self._open.append(made)
+        return made
+
+    def _connection(self, name: str, block_ms: int = 0) -> RedisConnection:
+        made: RedisConnection = self._opened(self._connections.connection(f"{name}-{self.id}", block_ms=block_ms))
+        return made
+
+    def _make_link(self) -> Link:
+        settings = self._settings
+        submit = (
+            "EVALSHA", scripts.SUBMIT.sha, 3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._who,
+            self._ttl_ms, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
+            settings.concurrency,
+        )  # fmt: skip
+        return Link(
+            self._connection("link"),
+            bus=self._connections.bus,
+            database=self._connections.bus,
+            trusted=lambda: self.trusted,
+            submit=submit,
+            commit=(),
+            scripts=LINK_SCRIPTS,
+        )
+
+    def _make_durability(self) -> Durability | None:
+        redis = self._settings.redis
+        if not redis.wait_replicas:
+            return None
+        return Durability(
+            self._connection("durability", redis.wait_timeout_ms),
+            keys.replies(self.id),
+            keep_ms=self._ttl_ms,
+            copies=redis.wait_replicas,
+            timeout_ms=redis.wait_timeout_ms,
+        )
+
+    @property
+    def trusted(self) -> bool:
+        """Whether Redis still knows of this client."""
+        return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY)
+
+    async def begin(self) -> None:
+        """Check that this server is for us, and write the presence. Raises SetupError, redis-py's errors."""
+        await server.check(self._keeper)
+        await self._check_mesh()
+        await self._renew()
+
+    async def _check_mesh(self) -> None:
+        bus = self._connections.bus
+        client = self._connections.client(f"claim-{self.id}", db=0)
+        try:
+            server.check_claim(str(await client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
+        finally:
+            await client.aclose()
+        server.check_format(int(await self._keeper.get(keys.FORMAT) or 0), "to this mesh")
+
+    async def _renew(self) -> None:
+        sent_at = time.monotonic()
+        await PRESENT.run(self._keeper, [keys.client(self.id), keys.replies(self.id)], self._who, self._ttl_ms)
+        self._renewed_at = sent_at
+
+    async def run(self) -> None:
+        """Stay present until cancelled. Raises LeaseLost when the presence has ended, or what Redis refuses."""
+        async with asyncio.TaskGroup() as tasks:
+            for loop in (
+                self._keep,
+                self.link.run,
+                self.calls.run,
+                *([self._durability.run] if self._durability else []),
+            ):
+                tasks.create_task(loop())
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_ttl_ms / 1000)
+            try:
+                await self._renew()
+            except failures.ANY as error:
+                if not self.trusted or not failures.is_passing(error):
+                    raise LeaseLost("Redis could not be reached for too long") from error
+                log.warning("presence not renewed", client=self.id, error=failures.text_of(error))
+
+    async def end(self) -> None:
+        """Remove what Redis keeps of this client, and close its connections."""
+        with contextlib.suppress(*failures.ANY):
+            await self._keeper.delete(keys.client(self.id), keys.replies(self.id), keys.submitted(self.id))
+        for each in self._open:
+            with contextlib.suppress(*failures.PASSING):
+                await each.aclose()
+
+
+class Client:
+    """Asks a mesh without being a member of it. `connect` makes it.
+
+    While Redis cannot be reached, calls raise Unavailable; afterwards they work again.
+    """
+
+    def __init__(self, settings: MeshSettings, connections: Connections) -> None:
+        self.settings = settings
+        self._connections = connections
+        self._presence: Presence | None = None
+        self._why_not: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
+        self._tried = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        """The name under which Redis knows this client now; another one after an interruption."""
+        return self._present().id
+
+    async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
+        """Send several requests, all or none, and wait for every reply. Raises MeshError."""
+        with _interrupted():
+            return await self._present().calls.ask(asks, deadline_ms or self.settings.deadline_ms)
+
+    async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
+        """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
+        (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
+        return answer.merged()
+
+    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> dict[int, Body]:
+        """Send one request to every live database at one moment; return the replies by database.
+
+        Raises Incomplete, MeshError.
+        """
+        with _interrupted():
+            return await self._present().calls.gather(op, body, deadline_ms or self.settings.deadline_ms)
+
+    async def send(self, to: Address, op: str, body: Mapping[str, Any]) -> None:
+        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
+        with _interrupted():
+            await self._present().calls.send(Ask(to, op, body))
+
+    async def roster(self) -> list[Member]:
+        """Return the rows of the roster at this moment."""
+        return await roster.read(self._present().link, self.settings.databases)
+
+    async def books(self) -> dict[str, int]:
+        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        names = keys.request_streams(self.settings.classes, self.settings.databases)
+        return await streams.books(self._present().link, names)
+
+    def _present(self) -> Presence:
+        if self._presence is None:
+            raise self._why_not
+        return self._presence
+
+    async def run(self) -> None:
+        """Be present, again and again, until cancelled or until it is clear that this server is not for us."""
+        while not isinstance(self._why_not, SetupError):
+            presence = Presence(self.settings, self._connections)
+            try:
+                await presence.begin()
+                self._presence = presence
+                self._tried.set()
+                await presence.run()
+            except Exception as error:
+                self._why_not = _meaning(error)
+                log.warning("the client is absent", client=presence.id, reason=str(self._why_not))
+            finally:
+                self._presence = None
+                self._tried.set()
+                await presence.end()
+            await asyncio.sleep(PAUSE_S)
+
+    async def begun(self) -> None:
+        """Wait until it was tried to be present. Raises SetupError."""
+        await self._tried.wait()
+        if self._presence is None and isinstance(self._why_not, SetupError):
+            raise self._why_not
+
+    async def leave(self) -> None:
+        """Wait until the calls in progress are answered, for as long as a deadline at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.deadline_ms / 1000):
+                while self._presence is not None and self._presence.calls.waiting:
+                    await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[None]:
+    """Call the end of a presence what it is to a caller."""
+    try:
+        yield
+    except LeaseLost as error:
+        raise Unavailable(
+            f"the connection to Redis was lost, and it is not known whether the request was done: {error.detail}",
+            retry_after=1,
+        ) from error
+
+
+def _meaning(error: BaseException) -> MeshError:
+    """Return what the end of a presence means: Unavailable, where another one may succeed, or SetupError."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, LeaseLost) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MeshError):
+        return error if isinstance(error, SetupError) else Unavailable(error.detail, retry_after=1)
+    return server.refusal(error)
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    settings: MeshSettings | None = None,
+    connections: Connections | None = None,
+) -> AsyncIterator[Client]:
+    """Become a client of the mesh at this address (or the one that the environment names), without a lease.
+
+    This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
+    or the credentials are not those of this mesh.
+    """
+    settings = settings or _settings_of(url)
+    client = Client(settings, connections or Connections(settings.redis))
+    running = asyncio.create_task(client.run(), name="mesh-client")
+    try:
+        await client.begun()
+        yield client
+        await client.leave()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+def _settings_of(url: str | None) -> MeshSettings:
+    try:
+        return MeshSettings() if url is None else MeshSettings(redis=RedisSettings(url=SecretStr(url)))
+    except ValidationError as error:
+        raise SetupError(explain(error)) from error

@@ -1,0 +1,9 @@
+-- Says that a client is there, for so long, and keeps its reply stream.
+-- KEYS: client, reply stream
+-- ARGV: who it is, how long this holds (ms)
+local client_key, replies_key = KEYS[1], KEYS[2]
+redis.call('SET', client_key, ARGV[1], 'PX', ARGV[2])
+if redis.call('EXISTS', replies_key) == 0 then
+  redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
+end
+redis.call('PEXPIRE', replies_key, ARGV[2])
