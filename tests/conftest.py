@@ -19,10 +19,10 @@ from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 
 from mesh import Connections, Isolation, RedisSettings
+from mesh.testing.fake_server import FakeConnections
 from quart_app.local.ports import free_port
 from quart_app.local.redis_program import ServerProgram, find_server
 from tests.support.backend import Backend
-from tests.support.fakes import FakeConnections
 from tests.support.members import Members, mesh_settings
 from tests.support.replicas import Replicas
 from tests.support.server import Server

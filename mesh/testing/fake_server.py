@@ -31,8 +31,10 @@ class FakeClient(fakeredis.FakeAsyncRedis):
     async def info(self, section: str | None = None, *args: str, **options: Any) -> dict[str, str]:
         return {"redis_version": "7.0.0"}
 
-    async def eval(self, script: str, numkeys: int, *words: Any) -> Any:
-        return await super().eval(without_flags(script), numkeys, *words)
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        if words[0] == "EVAL":
+            words = ("EVAL", without_flags(words[1]), *words[2:])
+        return await cast(Any, super()).execute_command(*words, **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         pipeline = super().pipeline(transaction, shard_hint)
@@ -68,7 +70,7 @@ class FakeConnection(RedisConnection):
         if command[0] == "INFO":
             return INFO
         try:
-            return await cast(Any, self._fake).execute_command(*command)
+            return await self._fake.execute_command(*command)
         except redis.exceptions.ResponseError as error:
             # fakeredis says of a missing stream what a server says only in answer to XGROUP.
             if "requires the key to exist" in str(error):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from tests.support.fakes import FakeClient, FakeConnections
 
 from mesh import (
     IsolationUnavailable,
@@ -21,7 +22,6 @@ from mesh import (
 )
 from mesh.lease.applicant import Applicant
 from quart_app.local.ports import free_port
-from tests.support.fakes import FakeClient, FakeConnections
 from tests.support.members import Members, mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually

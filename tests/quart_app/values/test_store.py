@@ -9,6 +9,7 @@ import fakeredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.fakes import without_flags
 
 from mesh import Replica, Transaction, Worker
 from mesh.requests.scripts import COMMIT
@@ -16,7 +17,6 @@ from quart_app.values import notation
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
 from tests.support.backend import Backend
-from tests.support.fakes import without_flags
 
 
 def text(factors: list[int]) -> str:
