@@ -26,11 +26,12 @@ from redis.asyncio import Redis
 
 from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
+from mesh.groups.reader import BLOCK_MS
 from mesh.lease import server
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Answer, Ask, Calls
 from mesh.requests.protocol import Address, Body
-from mesh.requests.streams import BLOCK_MS, ReplyReader
+from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
 from mesh.settings import MeshSettings, RedisSettings, explain
 from mesh.wire import failures

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from tests.support.fakes import FakeClient, FakeConnections
 
 from mesh import (
     IsolationUnavailable,
@@ -21,6 +20,7 @@ from mesh import (
     join,
 )
 from mesh.lease.applicant import Applicant
+from mesh.testing.fake_server import FakeClient, FakeConnections
 from quart_app.local.ports import free_port
 from tests.support.members import Members, mesh_settings
 from tests.support.server import Server

@@ -12,12 +12,12 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.fakes import without_flags
 
 from mesh import Class, Database, Transaction
 from mesh.requests.scripts import COMMIT
 from mesh.requests.transaction import CONFLICT
 from mesh.requests.verbs import VERBS
+from mesh.testing.fake_server import without_flags
 from tests.support.server import Server
 
 NAMES = ["a", "b", "c"]

@@ -9,10 +9,10 @@ import fakeredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.fakes import without_flags
 
 from mesh import Replica, Transaction, Worker
 from mesh.requests.scripts import COMMIT
+from mesh.testing.fake_server import without_flags
 from quart_app.values import notation
 from quart_app.values import store as records
 from quart_app.values.store import Place, Record, ordered
