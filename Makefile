@@ -30,11 +30,14 @@ lint: install  ## check style and import rules
 types: install  ## check types
 	$(BIN)/mypy
 
-# These run in parallel first. Tests that measure time or start whole meshes run alone, afterwards.
-UNITS := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py
+# These run two at a time first. Tests that measure time run alone, afterwards.
+PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page messages \
+	movements readme up))
+TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py \
+	tests/test_pytest_mesh.py $(PATIENT)
 test: lint types  ## run every check, in under 20 minutes
-	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(UNITS)
-	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(UNITS))
+	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(TOGETHER)
+	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(TOGETHER))
 
 faults: install  ## run the fault matrix without rows 25 to 28, in under ten minutes: ROW=row_06 FAULTS_SEED=…
 	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))
