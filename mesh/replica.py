@@ -51,9 +51,9 @@ SWEEP_S = 5.0
 #: successor waits meanwhile, and answers the rest.
 RELEASE_WAIT_S = 0.5
 
-#: The scripts of the link; it loads them where the server does not know them.
+#: The scripts of the link beside the commit; it loads them where the server does not know them.
 LINK_SCRIPTS = (
-    roster.ROSTER, scripts.SUBMIT, scripts.COMMIT, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER, scripts.BURY,
+    roster.ROSTER, scripts.SUBMIT, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER, scripts.BURY,
     scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
@@ -78,7 +78,8 @@ class Replica:
         self._connections = connections if grant.credentials is None else connections.as_user(grant.credentials)
         self._lease = Lease(grant, settings, self._connections, row)
         self._clients: list[Redis | RedisConnection] = []
-        self._link = self._make_link([*LINK_SCRIPTS, *worker.scripts])
+        self._verbs = worker.verbs
+        self._link = self._make_link(scripts.commit_with(worker.fragments), [*LINK_SCRIPTS, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
@@ -128,7 +129,7 @@ class Replica:
 
     def transaction(self) -> Transaction:
         """Return an empty transaction that belongs to no request; see `commit`."""
-        return Transaction(self.database, self.id)
+        return Transaction(self.database, self.id, verbs=self._verbs)
 
     async def commit(self, transaction: Transaction) -> bool:
         """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost."""
@@ -192,7 +193,7 @@ class Replica:
         self._clients.append(connection)
         return connection
 
-    def _make_link(self, known: list[Script]) -> Link:
+    def _make_link(self, commit_script: Script, others: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
         # The result of a batch is kept for longer than the lease, after which nothing is sent again.
         common = (grant.holder, 10 * settings.lease_ttl_ms)
@@ -201,7 +202,7 @@ class Replica:
             settings.databases, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit = (
-            "EVALSHA", scripts.COMMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
+            "EVALSHA", commit_script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
             self.database, self._connections.bus, self.id,
         )  # fmt: skip
         return Link(
@@ -211,7 +212,7 @@ class Replica:
             trusted=lambda: self._lease.trusted,
             submit=submit,
             commit=commit,
-            scripts=known,
+            scripts=[commit_script, *others],
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:

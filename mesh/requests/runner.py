@@ -48,7 +48,7 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        transaction = Transaction(host.database, host.replica, request)
+        transaction = Transaction(host.database, host.replica, request, self._worker.verbs)
         try:
             if work.conflicts >= MOST_CONFLICTS:
                 error = Contended.at(work.contended, work.conflicts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mesh.wire.script import Script
 
 SUBMIT = Script.beside(__file__, "submit.lua")
@@ -12,3 +14,9 @@ BURY = Script.beside(__file__, "bury.lua")
 SWEEP = Script.beside(__file__, "sweep.lua")
 OPEN = Script.beside(__file__, "open.lua")
 BOOKS = Script.beside(__file__, "books.lua")
+
+
+def commit_with(fragments: Iterable[str]) -> Script:
+    """Return the commit script with the Lua of services' verbs."""
+    blocks = [f"do\n{fragment}end" for fragment in fragments]
+    return Script(COMMIT.source.replace("--[[ verbs of services ]]", "\n".join(blocks)))

@@ -12,7 +12,7 @@ from typing import Any
 from mesh import keys
 from mesh.errors import MeshError
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
-from mesh.requests.verbs import LATEST_MS, Text, check_words, integer, score
+from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
 from mesh.requests.writes import Expectations, Writes, parts
 
 
@@ -80,21 +80,13 @@ class Writer:
         for part in parts(members):
             self._writes.add(self._side, "zadd-all", (self._prefix + key,), [score(each), *part])
 
-    def pair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
-        """Add names and texts, in turn. A name's first text becomes a field of the hash, which is cheap; any other
-        becomes a member "name:text" of the zset, with score 0."""
-        self._pairs("pair-all", hash, zset, pairs)
-
-    def unpair_all(self, hash: str, zset: str, pairs: Sequence[str]) -> None:
-        """Remove such pairs, wherever they are."""
-        self._pairs("unpair-all", hash, zset, pairs)
-
-    def _pairs(self, verb: str, hash: str, zset: str, pairs: Sequence[str]) -> None:
-        if len(pairs) % 2:
-            raise ValueError("names and texts come in pairs")
-        if hash == zset:
-            raise ValueError(f"the pairs need two keys, and both are {hash}")
-        self._writes.grow(self._side, verb, (self._prefix + hash, self._prefix + zset), pairs)
+    def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text]) -> None:
+        """Write with a verb that a service has added to its worker; `names` are its keys, each another one."""
+        if verb not in self._writes.verbs:
+            raise ValueError(f"no service of this worker has added the verb {verb}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{verb} takes different keys, not {names}")
+        self._writes.grow(self._side, verb, [self._prefix + name for name in names], words)
 
     def zrem(self, key: str, *members: Text) -> None:
         self._grow("ZREM", key, members)
@@ -120,11 +112,13 @@ def contended_key(word: str) -> str:
 class Transaction(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
 
-    def __init__(self, database: int, replica: str, request: Request | None = None) -> None:
+    def __init__(
+        self, database: int, replica: str, request: Request | None = None, verbs: Mapping[str, Verb] = VERBS
+    ) -> None:
         self._request = request
         self._replica = replica
         self.expects = Expectations()
-        self.writes = Writes()
+        self.writes = Writes(verbs)
         self.sends: list[Any] = []
         self._forwards = 0
         self._answer: tuple[str, Body] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Text = str | int
@@ -169,7 +169,7 @@ def _on(kind: str, check: Check, *, grows: bool = False) -> Verb:
     return Verb((kind,), check, grows=grows)
 
 
-#: Verbs in small letters are those of commit_verbs.lua; only the methods of `Writer` write them.
+#: Verbs in small letters are those of commit_verbs.lua; `Writer` has a method for each.
 VERBS: dict[str, Verb] = {
     "SET": Verb((), _set, makes="string"),
     "DEL": Verb((), _nothing, makes=ABSENT),
@@ -191,9 +191,23 @@ VERBS: dict[str, Verb] = {
     "set-all": Verb((), _nothing, makes="string"),
     "keep": Verb((), _nothing),
     "zadd-all": _on("zset", _nothing),
-    "pair-all": Verb(("hash", "zset"), _nothing, grows=True),
-    "unpair-all": Verb(("hash", "zset"), _nothing, grows=True),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceVerbs:
+    """Verbs that a service adds to those of transactions, by name in small letters.
+
+    `lua` is put into commit.lua; commit_verbs.lua says what it may use. Each verb takes the keys of the types that it
+    `needs`, and any number of words after them.
+    """
+
+    lua: str
+    needs: Mapping[str, tuple[str, ...]]
+
+    def table(self) -> dict[str, Verb]:
+        """Return the verbs by name."""
+        return {name: Verb(needs, _nothing, grows=True) for name, needs in self.needs.items()}
 
 
 def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:

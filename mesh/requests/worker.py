@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from mesh.requests.protocol import Body, Request
 from mesh.requests.store import Store
 from mesh.requests.transaction import Transaction
+from mesh.requests.verbs import VERBS, ServiceVerbs, Verb
 from mesh.wire.script import Script
 
 Handle = Callable[[Request, Store, Transaction], Awaitable[Body | None]]
@@ -35,8 +36,11 @@ class Worker:
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
-        #: scripts the handlers read with; known to the server before they run
+        #: scripts that handlers read with
         self.scripts: list[Script] = []
+        #: the verbs of transactions, and the Lua of those that services have added
+        self.verbs: dict[str, Verb] = dict(VERBS)
+        self.fragments: list[str] = []
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
         """Register a handler. What it returns is the reply; a MeshError it raises is the reply's failure."""
@@ -51,11 +55,22 @@ class Worker:
         """Name a script that handlers read with."""
         self.scripts.append(script)
 
+    def writes_with(self, added: ServiceVerbs) -> None:
+        """Add verbs to those of transactions. Raises ValueError for a name that is taken."""
+        self._add_verbs(added.table(), [added.lua])
+
+    def _add_verbs(self, table: Mapping[str, Verb], fragments: list[str]) -> None:
+        if taken := self.verbs.keys() & table.keys():
+            raise ValueError(f"the verbs {sorted(taken)} are there already")
+        self.verbs |= table
+        self.fragments += fragments
+
     def include(self, other: Worker) -> None:
-        """Take over another table's operations."""
+        """Take over another table's operations, scripts and verbs."""
         for handler in other._handlers.values():
             self._add(handler)
         self.scripts += other.scripts
+        self._add_verbs({name: verb for name, verb in other.verbs.items() if name not in VERBS}, other.fragments)
 
     def _add(self, handler: Handler) -> None:
         if handler.op in self._handlers:

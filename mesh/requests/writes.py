@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mesh.requests.verbs import (
     ABSENT,
@@ -12,6 +12,7 @@ from mesh.requests.verbs import (
     MOST_WORDS,
     VERBS,
     Text,
+    Verb,
     check_words,
     checked,
     integer,
@@ -60,8 +61,6 @@ class Expectations:
 
 
 _SIDES = ("0", "1")
-#: Side, and the types that a verb's keys must have where nothing is known of them.
-_HOW = {(side, verb): " ".join([_SIDES[side], *spec.needs]) for side in (0, 1) for verb, spec in VERBS.items()}
 #: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
 _KNOWN = "any"
@@ -134,7 +133,8 @@ class Writes:
     type of a key, the value of a counter) is named in the command's first word; the script checks it before it writes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
+        self.verbs = verbs
         self._commands: list[Command] = []
         #: by side and key: its commands, oldest first
         self._histories: dict[tuple[int, str], list[Command]] = {}
@@ -202,7 +202,7 @@ class Writes:
         """All commands; lifetimes come last, when their keys exist."""
         commands = list(self._commands)
         for (side, key), at_ms in self._lifetimes.items():
-            commands.append([_HOW[side, "keep"], 0, "keep", key, at_ms])
+            commands.append([_SIDES[side], 0, "keep", key, at_ms])
         for command in commands:
             command[1] = len(command) - 2
         return commands
@@ -224,13 +224,13 @@ class Writes:
 
     def _how(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
         """The command's side, and what the script has to check of its keys. Raises ValueError."""
-        needs = VERBS[verb].needs
+        needs = self.verbs[verb].needs
         if verb in _COUNTERS:
             return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
         if not needs or not (self._histories or self._set[side]):
-            return _HOW[side, verb]
+            return _how(side, needs)
         if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
-            return _HOW[side, verb]
+            return _how(side, needs)
         return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
 
     def _need(self, side: int, verb: str, key: str, needed: str) -> str:
@@ -247,7 +247,7 @@ class Writes:
         if key in self._set[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
-            spec = VERBS[str(command[2])]
+            spec = self.verbs[str(command[2])]
             made = spec.needs[command.index(key, 3) - 3] if spec.needs else spec.makes
             if made:
                 return made
@@ -268,6 +268,12 @@ class Writes:
         except ValueError as error:
             raise ValueError(f"{verb} of {key} {field}: {error}") from error
         return need
+
+
+@functools.cache
+def _how(side: int, needs: tuple[str, ...]) -> str:
+    """A command's side, and the types that its keys must have where nothing is known of them."""
+    return " ".join([_SIDES[side], *needs])
 
 
 def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mesh import keys
 from mesh.requests import scripts
 from mesh.requests.protocol import OK, Address, Body, Class, Database
 from mesh.wire.codec import decode
@@ -55,13 +56,13 @@ class Buried:
 
 
 def is_commit(command: Command) -> bool:
-    """Whether a command runs commit.lua."""
-    return command[:2] == ("EVALSHA", scripts.COMMIT.sha)
+    """Whether a command runs commit.lua, with whatever verbs of services."""
+    return command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.committed(""))
 
 
 def is_numbered(command: Command) -> bool:
     """Whether a command has an effect that must happen once: a batch of commits or of submissions."""
-    return command[0] == "EVALSHA" and command[1] in (scripts.COMMIT.sha, scripts.SUBMIT.sha)
+    return is_commit(command) or command[:2] == ("EVALSHA", scripts.SUBMIT.sha)
 
 
 def transactions(commit: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

@@ -70,6 +70,7 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
     worker = Worker()
     for script in (records.FIND, claims.TAKE, claims.TEND, ADMIT, END, TELL):
         worker.uses(script)
+    worker.writes_with(records.VERBS)
 
     @worker.handles(PUT)
     async def put(request: Request, store: Store, transaction: Transaction) -> Body | None:

@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh import Store, Transaction
+from mesh.requests.verbs import ServiceVerbs
 from mesh.wire.script import Script
 from quart_app.values import notation
 
@@ -37,6 +38,10 @@ EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
 FIND = Script.beside(__file__, "find.lua")
+#: What the commit does with primes of six digits and more; each needs ALONE and INDEX.
+PAIR, UNPAIR = "pair-all", "unpair-all"
+_NEEDS = ("hash", "zset")
+VERBS = ServiceVerbs(Script.beside(__file__, "index_verbs.lua").source, {PAIR: _NEEDS, UNPAIR: _NEEDS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ def put(
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
     common, rare = postings({value: factors[value] for value in expiries})
     transaction.zadd_all(INDEX, common, 0)
-    transaction.pair_all(ALONE, INDEX, rare)
+    transaction.write_with(PAIR, (ALONE, INDEX), rare)
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(ends))
 
@@ -187,7 +192,7 @@ def remove(transaction: Transaction, over: Mapping[str, Record]) -> None:
     transaction.hdel(RECORDS, *over)
     common, rare = postings({value: record.factors for value, record in over.items()})
     transaction.zrem(INDEX, *common)
-    transaction.unpair_all(ALONE, INDEX, rare)
+    transaction.write_with(UNPAIR, (ALONE, INDEX), rare)
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:

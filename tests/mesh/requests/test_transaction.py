@@ -11,8 +11,11 @@ import pytest
 
 from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
 from mesh.requests.protocol import NEVER
-from mesh.requests.verbs import MOST_WORDS
+from mesh.requests.verbs import MOST_WORDS, VERBS, ServiceVerbs
 from tests.support.backend import Backend
+
+#: The verbs of a worker whose service has added two.
+WITH_PAIRS = VERBS | ServiceVerbs("", {"pair-all": ("hash", "zset"), "unpair-all": ("hash", "zset")}).table()
 
 
 def request(**fields: Any) -> Request:
@@ -96,12 +99,12 @@ def test_every_writing_verb_puts_its_key_first() -> None:
 
 def test_a_write_names_what_the_script_must_check() -> None:
     """The types of its keys, unless the transaction itself decides them; counters by their values."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Transaction(3, "replica-2", verbs=WITH_PAIRS)
     transaction.set("k", 1)
     transaction.incrby("k", 1)
     transaction.incrby("n", 1)
     transaction.write("HINCRBY", "c", "f", 1)
-    transaction.shared.pair_all("h", "z", ["a", "1"])
+    transaction.shared.write_with("pair-all", ("h", "z"), ["a", "1"])
     transaction.delete("was-text")
     transaction.hset("was-text", {"f": 1})
     transaction.hset("l", {"f": 1})
@@ -133,14 +136,14 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
 
 def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
     """Its pairs may be in either of them, and so keep their order with what else is said of both."""
-    transaction = Transaction(3, "replica-2")
-    transaction.pair_all("h", "z", ["a", "1"])
-    transaction.pair_all("h", "z", ["b", "2"])
+    transaction = Transaction(3, "replica-2", verbs=WITH_PAIRS)
+    transaction.write_with("pair-all", ("h", "z"), ["a", "1"])
+    transaction.write_with("pair-all", ("h", "z"), ["b", "2"])
     transaction.zrem("z", "c:3")
-    transaction.pair_all("h", "z", ["c", "3"])
-    transaction.unpair_all("h", "z", ["a", "1"])
-    transaction.unpair_all("h", "y", ["b", "2"])
-    transaction.unpair_all("h", "y", [])
+    transaction.write_with("pair-all", ("h", "z"), ["c", "3"])
+    transaction.write_with("unpair-all", ("h", "z"), ["a", "1"])
+    transaction.write_with("unpair-all", ("h", "y"), ["b", "2"])
+    transaction.write_with("unpair-all", ("h", "y"), [])
     assert [write[1:] for write in read(transaction).writes] == [
         ("pair-all", "db3:h", "db3:z", "a", "1", "b", "2"),
         ("ZREM", "db3:z", "c:3"),
@@ -148,6 +151,14 @@ def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
         ("unpair-all", "db3:h", "db3:z", "a", "1"),
         ("unpair-all", "db3:h", "db3:y", "b", "2"),
     ]
+
+
+def test_a_verb_of_a_service_needs_its_service_and_different_keys() -> None:
+    """A verb that no service has added would fail in the script; one key cannot have two types."""
+    with pytest.raises(ValueError, match="no service of this worker has added the verb pair-all"):
+        Transaction(3, "replica-2").write_with("pair-all", ("h", "z"), ["a", "1"])
+    with pytest.raises(ValueError, match="pair-all takes different keys"):
+        Transaction(3, "replica-2", verbs=WITH_PAIRS).write_with("pair-all", ("h", "h"), ["a", "1"])
 
 
 def test_one_value_for_many_keys_is_one_command() -> None:

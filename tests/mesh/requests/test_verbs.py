@@ -14,11 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh import Class, Database, Transaction
-from mesh.requests.scripts import COMMIT
+from mesh.requests.scripts import commit_with
 from mesh.requests.transaction import CONFLICT
-from mesh.requests.verbs import VERBS
+from mesh.requests.verbs import VERBS, ServiceVerbs
 from mesh.testing.fake_server import without_flags
 from tests.support.server import Server
+
+#: A verb as a service may add it.
+NOTE = """
+verbs['note-all'] = function(first, last)
+  redis.call('HSET', ARGV[first + 1], unpack(ARGV, first + 3, last))
+  for k = first + 3, last, 2 do redis.call('ZADD', ARGV[first + 2], 0, ARGV[k]) end
+end
+"""
+ADDED = ServiceVerbs(NOTE, {"note-all": ("hash", "zset")})
+COMMIT = commit_with([ADDED.lua])
 
 NAMES = ["a", "b", "c"]
 END = "18446744073709551615-18446744073709551615"
@@ -83,8 +93,7 @@ any_write = st.tuples(
 others = st.one_of(
     st.tuples(st.just("set_until"), side, st.lists(name, min_size=1, max_size=3), st.sampled_from([LATER, 0, "x"])),
     st.tuples(st.just("zadd_all"), side, name, st.sampled_from([1, "inf", "nan"])),
-    st.tuples(st.just("pair_all"), side, name, name, st.sampled_from([["f", "1"], ["f", "1", "f", "2"], ["f"]])),
-    st.tuples(st.just("unpair_all"), side, name, name, st.sampled_from([["f", "1"], ["g", "text"]])),
+    st.tuples(st.just("note-all"), side, name, name, st.sampled_from([["f", "1"], ["f", "1", "g", "2"]])),
     st.tuples(st.just("keep_until"), side, name, st.sampled_from([LATER, -1])),
     st.tuples(st.just("send"), st.sampled_from([Class("A"), Class("B"), Database(3), "A"])),
     st.tuples(st.just("expect"), side, name, st.sampled_from([None, "5", "text"])),
@@ -154,8 +163,8 @@ def apply(transaction: Transaction, operation: Sequence[Any]) -> None:
             _writer(transaction, side).set_until(names, "5", at_ms)
         case "zadd_all", side, key, score:
             _writer(transaction, side).zadd_all(key, ["m", "o"], score)
-        case "pair_all" | "unpair_all" as method, side, hash, zset, pairs:
-            getattr(_writer(transaction, side), method)(hash, zset, pairs)
+        case "note-all", side, hash, zset, pairs:
+            _writer(transaction, side).write_with("note-all", (hash, zset), pairs)
         case "keep_until", side, key, at_ms:
             _writer(transaction, side).keep_until(key, at_ms)
         case "send", to:
@@ -178,18 +187,10 @@ def repeat(databases: Databases, operation: Sequence[Any]) -> None:
                 _on_copy(databases, side, "SET", each, "5", "PXAT", at_ms)
         case "zadd_all", side, key, score:
             _on_copy(databases, side, "ZADD", key, score, "m", score, "o")
-        case "pair_all", side, hash, zset, pairs:
+        case "note-all", side, hash, zset, pairs:
             for field, text in zip(pairs[::2], pairs[1::2], strict=True):
-                there = _on_copy(databases, side, "HGET", hash, field)
-                if there is None:
-                    _on_copy(databases, side, "HSET", hash, field, text)
-                elif there != text:
-                    _on_copy(databases, side, "ZADD", zset, 0, f"{field}:{text}")
-        case "unpair_all", side, hash, zset, pairs:
-            for field, text in zip(pairs[::2], pairs[1::2], strict=True):
-                if _on_copy(databases, side, "HGET", hash, field) == text:
-                    _on_copy(databases, side, "HDEL", hash, field)
-                _on_copy(databases, side, "ZREM", zset, f"{field}:{text}")
+                _on_copy(databases, side, "HSET", hash, field, text)
+                _on_copy(databases, side, "ZADD", zset, 0, field)
         case "send", to:
             databases.say(2, "XADD", to.stream, "*", "op", "x.y", "request", "", "from", "replica-2",
                           "reply_to", "", "deadline", "0", "body", "{}")  # fmt: skip
@@ -231,7 +232,7 @@ def test_all_of_a_transaction_becomes_true_or_none(
     What the transaction refuses itself (a handler may catch that) has left nothing in it.
     """
     databases.prepare(before)
-    transaction, taken = Transaction(1, "replica-2"), []
+    transaction, taken = Transaction(1, "replica-2", verbs=VERBS | ADDED.table()), []
     for each in operations:
         with contextlib.suppress(ValueError, TypeError):
             apply(transaction, each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh import Body, Request, Store, Transaction, Worker
+from mesh.requests.verbs import ServiceVerbs
 
 
 async def handle(request: Request, store: Store, transaction: Transaction) -> Body:
@@ -28,6 +29,18 @@ def test_a_handler_has_an_effect_unless_it_says_otherwise() -> None:
     assert put is not None and put.effect
     assert find is not None and not find.effect
     assert worker.handler("a.drop") is None
+
+
+def test_services_bring_verbs_under_names_of_their_own() -> None:
+    """A second verb of one name would take the place of the first."""
+    one, other, verbs = Worker(), Worker(), ServiceVerbs("-- a", {"note-all": ("hash", "zset")})
+    other.writes_with(verbs)
+    one.include(other)
+    assert one.verbs["note-all"].needs == ("hash", "zset")
+    assert one.fragments == ["-- a"]
+    for taken in ("note-all", "keep", "HSET"):
+        with pytest.raises(ValueError, match=rf"the verbs \['{taken}'\] are there already"):
+            one.writes_with(ServiceVerbs("", {taken: ()}))
 
 
 def test_a_worker_takes_over_anothers_table_once() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh import Replica, Transaction, Worker
-from mesh.requests.scripts import COMMIT
+from mesh.requests.scripts import commit_with
 from mesh.testing.fake_server import without_flags
 from quart_app.values import notation
 from quart_app.values import store as records
@@ -54,10 +54,14 @@ def test_a_place_is_read_as_it_was_written() -> None:
     assert Place.parse("3 C 17-0") == Place(3, "C", "17-0")
 
 
+WORKER = Worker()
+WORKER.uses(records.FIND)
+WORKER.writes_with(records.VERBS)
+COMMIT = commit_with(WORKER.fragments)
+
+
 async def reading(backend: Backend) -> Replica:
-    worker = Worker()
-    worker.uses(records.FIND)
-    return await backend.join(worker)
+    return await backend.join(WORKER)
 
 
 async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
@@ -119,7 +123,7 @@ class Memory:
         assert outcomes == '["done"]'
 
     def put(self, values: dict[str, Record]) -> None:
-        transaction = Transaction(0, "replica-2")
+        transaction = Transaction(0, "replica-2", verbs=WORKER.verbs)
         factors = {value: record.factors for value, record in values.items()}
         expiries = {value: record.expiry for value, record in values.items()}
         before = {value: self.values[value] for value in values if value in self.values}
@@ -128,7 +132,7 @@ class Memory:
         self.values |= values
 
     def remove(self, value: str) -> None:
-        transaction = Transaction(0, "replica-2")
+        transaction = Transaction(0, "replica-2", verbs=WORKER.verbs)
         records.remove(transaction, {value: self.values.pop(value)})
         self.commit(transaction)
 
@@ -182,7 +186,7 @@ def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
 
 def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
     """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Transaction(3, "replica-2", verbs=WORKER.verbs)
     expiries = {str(2 * n): 1000 + n for n in range(1, 50)}
     factors = {str(2 * n): text([2, n, 1000003]) for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
