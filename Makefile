@@ -4,18 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test faults faults-services lint types bench bench-check containers lock clean
+.PHONY: help install run test faults faults-services lint types bench bench-check containers lock dist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## install everything into .venv
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 install")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once, about a minute)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # `mesh up` reads REPLICAS, PORT and the other settings from the environment, to which make adds its own variables.
@@ -46,20 +47,25 @@ faults-services: install  ## run rows 25 to 28 and other long tests of services,
 	$(BIN)/pytest -q tests/journeys tests/quart_app -m faults $(if $(ROW),-k $(ROW))
 
 bench: install  ## measure speed beside peers; CLAIMS="request_reply http batch store_scale mesh_scale startup factorise"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,bench]'
 	$(BIN)/python -m bench $(or $(CLAIMS),all)
 
 bench-check: install  ## measure again, and fail when a ratio became worse than the recorded one beyond the spread
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,pari,test,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
 
 containers: install  ## build the image, start the compose stack and test it; needs docker compose, or CONTAINER_CHECK
 	tests/containers/check.sh
 
-lock: install  ## renew the pinned versions of the image
+LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --custom-compile-command "make lock"
+lock: install  ## renew the pinned versions of the image and of development
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --python-version 3.13 --universal --upgrade --generate-hashes \
-		--custom-compile-command "make lock" --output-file deploy/requirements.txt setup.cfg
+	$(LOCK) --python-version 3.13 --extra api --output-file deploy/requirements.txt setup.cfg
+	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test \
+		--output-file requirements-dev.txt setup.cfg
+
+dist: install  ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove everything that was built here
-	rm -rf $(VENV) .venv-bench-* data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench-* data build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

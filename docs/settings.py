@@ -146,7 +146,9 @@ def page() -> str:
         parts.append(
             f"## {settings.__name__}\n\n{said}\n\nRead in `{settings.__module__}`.\n\n{table(rows(settings))}\n"
         )
-    parts.append(f"## Caddyfile\n\nCaddy reads these, not the replicas.\n\n{table(head_rows('Caddyfile'))}\n")
+    parts.append(
+        f"## Caddyfile\n\nCaddy reads these, not the replicas.\n\n{table(head_rows('quart_app/local/Caddyfile'))}\n"
+    )
     compose = table(head_rows("compose.yaml"))
     parts.append(f"## compose.yaml\n\n`docker compose` reads these, also from a file `.env`.\n\n{compose}\n")
     return "\n".join(parts)

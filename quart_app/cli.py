@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from quart_app.local.cli import main
-from quart_app.messages.cli import admin
+import sys
+
+try:
+    from quart_app.local.cli import main
+    from quart_app.messages.cli import admin
+except ModuleNotFoundError as error:  # installed as a library, without the services
+    sys.exit(f"the mesh command needs {error.name}; install it with: pip install 'quart-mesh[api,local]'")
 
 main.add_command(admin)
 

@@ -1,6 +1,6 @@
 """Caddy in front of the replicas of this machine, with the Caddyfile that the containers use.
 
-    absent                  no Caddy, or no Caddyfile: the replicas share the listening address instead
+    absent                  no Caddy: the replicas share the listening address instead
     starting -> running     it listens; it leaves out a replica that goes, and takes it back when it returns
     running  -> stopped     it finishes requests in progress for a bounded time, then ends
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from quart_app.local.errors import LocalError
 from quart_app.local.processes import Child, Program, Supervisor, last_line
 
-CADDYFILE = Path(__file__).resolve().parents[2] / "Caddyfile"
+CADDYFILE = Path(__file__).with_name("Caddyfile")
 
 #: Longest time from its start until it listens.
 START_S = 10.0
@@ -44,9 +44,7 @@ class Site:
 
 
 def caddy() -> Path | None:
-    """Return the Caddy to use; None where there is none, or where its Caddyfile was not shipped."""
-    if not CADDYFILE.is_file():
-        return None
+    """Return the Caddy to use; None where there is none."""
     beside = Path(sys.executable).parent / "caddy"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("caddy")
     return Path(found) if found else None

@@ -28,7 +28,7 @@ def locked() -> dict[str, str]:
 def wanted() -> list[Requirement]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lines = setup["options"]["install_requires"].splitlines()
+    lines = (setup["options"]["install_requires"] + setup["options.extras_require"]["api"]).splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
