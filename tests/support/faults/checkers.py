@@ -74,13 +74,17 @@ class Data:
             if key.startswith("shared:values:where:"):
                 self.places[int(key.rpartition(":")[2])] = client.get(key) or ""
         own = keys.own(database)
-        for id, count in client.hgetall(f"{own}tally:effects").items():
+        # At one moment: between two reads a sweep may remove records together with their index.
+        with client.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(f"{own}tally:effects")
+            pipeline.zrange(f"{own}values:index", 0, -1)
+            pipeline.hgetall(f"{own}values:alone")
+            pipeline.hgetall(f"{own}values:records")
+            effects, ordered, alone, records = pipeline.execute()
+        for id, count in effects.items():
             self.effects[id] += int(count)
-        index = {
-            *client.zrange(f"{own}values:index", 0, -1),
-            *map(":".join, client.hgetall(f"{own}values:alone").items()),
-        }
-        for value, text in client.hgetall(f"{own}values:records").items():
+        index = {*ordered, *map(":".join, alone.items())}
+        for value, text in records.items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
             index -= postings({value: record.factors}).members()
