@@ -1,4 +1,7 @@
-"""What runs in a worker process of the pool. It imports the engine alone: a process is ready soon and stays small."""
+"""The functions that run in a worker process of the pool.
+
+This module imports nothing but the engine, so that a process starts fast and stays small.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ from typing import Any
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring
 
-#: how far a factorisation is after a slice; with the checked factors, as text, when it is done
+#: The result of a slice: how far the factorisation is, and the checked factors as text if it is done.
 Slice = tuple[Factoring, str | None]
 
-#: the time between two looks at a number that only curves can split
+#: The length of a slice of curves.
 SLICE_S = 0.5
-#: a process kills itself this long after its deadline, should nobody have done it
+#: How long after its deadline the system kills a process that the pool has not killed.
 GRACE_S = 5.0
 
 _PR_SET_PDEATHSIG = 1
 
 
 def prepare(niceness: int) -> None:
-    """Make a process killable within library code, lower its priority, and let it die when its replica does."""
+    """Let signals end the process also inside of C code, lower its priority, and tie its life to the replica's."""
     engine.load()
-    # Python's own handlers run between byte codes, and a sieve is one call of minutes.
+    # Python runs its signal handlers between byte codes only, and a sieve is one call that takes minutes.
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     os.nice(niceness)
@@ -36,10 +39,11 @@ def prepare(niceness: int) -> None:
 
 
 def _die_with_the_replica() -> None:
-    """A killed replica can tell its workers nothing, and one within library code looks at nothing.
+    """Have the system kill this process when its replica is killed.
 
-    The fork server, parent of the workers, ends when nobody holds the other end of its pipe; it hands that to every
-    worker, so each has to let it go. The system then kills them with their parent. That is Linux's way; elsewhere the
+    A replica that is killed cannot tell its workers, and a worker inside of C code could not listen. The fork server is
+    the parent of the workers. It ends when the last copy of its pipe's other end is closed. Every worker inherits such
+    a copy, so each closes its own. Linux then kills the workers, because their parent has ended. On other systems their
     alarm ends them.
     """
     server: Any = vars(forkserver)["_forkserver"]
@@ -52,17 +56,17 @@ def _die_with_the_replica() -> None:
 
 
 def begin(number: int, seconds_left: float) -> Slice:
-    """The cheap steps on a number too long for the event loop."""
+    """Do the cheap steps for a number that is too long for the event loop."""
     return _with_alarm(partial(engine.begin, number), seconds_left)
 
 
 def advance(factoring: Factoring, seconds_left: float, sieve_bits: int) -> Slice:
-    """One slice more."""
+    """Do the next slice of a factorisation."""
     return _with_alarm(partial(engine.advance, factoring, seconds_left, SLICE_S, sieve_bits), seconds_left)
 
 
 def _with_alarm(work: Callable[[], Factoring], seconds_left: float) -> Slice:
-    """Do the work. The system kills the process should it miss its deadline, even if nobody is left to do so."""
+    """Do the work. An alarm makes the system kill this process some seconds after its deadline, also without a pool."""
     signal.setitimer(signal.ITIMER_REAL, max(seconds_left, 0) + GRACE_S)
     try:
         factoring = work()

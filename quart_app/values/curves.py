@@ -1,16 +1,16 @@
-"""Lenstra's elliptic curves, one at a time, by FLINT: small factors of numbers too large for a sieve.
+"""Elliptic curves (Lenstra's method), one at a time, by FLINT. They find small factors of numbers of any size.
 
-python-flint offers the curves only behind `factor_smooth`, which starts from the same seed at each call (a second
-call repeats the first one's curves), proves every prime on its way, and says nothing until all its curves are run.
-The C function under it takes one curve, any bounds and any seed, so we call that one, in the library that
-python-flint brings along. What it found is then known at once, also when the deadline strikes a moment later.
+python-flint offers curves only through `factor_smooth`. That function starts from the same seed at each call, so a
+second call repeats the curves of the first. It proves that each factor is prime, and returns only after its last curve.
+The C function below it runs one curve, with any bounds and any seed. We call it directly, in the library that
+python-flint's wheel contains. So each factor is known as soon as its curve has found it, even just before a deadline.
 
-The schedule needs no table. With bounds B1 = 50·i and B2 = 50·B1 for the i-th curve the expected work to find a factor
-of 12 to 25 digits stays within a tenth of what the best fixed bound for that size takes, by Dickman's function and
-the cost of FLINT's two stages (`bench/curves.py` computes it). FLINT's own table lies a fifth to two fifths above.
+The bounds need no table: the i-th curve has B1 = 50·i and B2 = 50·B1. The expected work to find a factor of 12 to 25
+digits is then at most a tenth more than with the best fixed bound for that size, by Dickman's function and the cost of
+FLINT's two stages (`bench/curves.py` computes it). With FLINT's own table it is a fifth to two fifths more.
 
-GMP-ECM runs a curve two to three times faster, but no wheel brings it alone: the one that carries it pulls in a good
-part of a computer algebra system.
+GMP-ECM runs a curve two to three times faster. We do not use it: the only wheel that contains it brings a large part of
+a computer algebra system.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import secrets
 from functools import cache
 from importlib import metadata
 
-#: B1 of the i-th curve is i times this; B2 is B1 times STAGE_TWO
+#: The i-th curve has B1 = i · FIRST_STAGE and B2 = B1 · STAGE_TWO.
 FIRST_STAGE = 50
 STAGE_TWO = 50
 
-#: a smaller B1 costs as much as this one: the set-up of a curve outweighs it
+#: The least B1. A smaller one takes as long, because the set-up of the curve takes most of the time.
 _LEAST_BOUND = 60
 
-#: room for `flint_rand_t`, which is three words in FLINT 3
+#: Memory for a `flint_rand_t`, which has three words in FLINT 3.
 _RANDOM_STATE_BYTES = 512
 
 
 def bound(index: int) -> int:
-    """B1 of the curve with this number, counted from 1."""
+    """Return the bound B1 of the curve with this index, counted from 1."""
     return max(_LEAST_BOUND, FIRST_STAGE * index)
 
 
 def curve(number: int, index: int) -> int | None:
-    """A proper divisor of a composite number that the curve with this index finds, not always a prime; else None."""
+    """Run one curve on a composite number. Return a proper divisor, which may be composite, or None."""
     flint = _library()
     first = bound(index)
     with _Integer(flint, number) as composite, _Integer(flint, 0) as divisor:
@@ -50,7 +50,7 @@ def curve(number: int, index: int) -> int | None:
 
 
 class _Integer:
-    """A FLINT integer for as long as the block lasts."""
+    """An integer in FLINT's memory; the end of the `with` block frees it."""
 
     def __init__(self, flint: ctypes.CDLL, value: int) -> None:
         self._flint = flint
@@ -72,7 +72,7 @@ class _Integer:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """FLINT itself: the copy in python-flint's wheel (already loaded by it), else the system's."""
+    """Return FLINT's library: the copy in python-flint's wheel, which is loaded already, or else that of the system."""
     flint = ctypes.CDLL(_bundled() or ctypes.util.find_library("flint") or "libflint.so")
     flint.fmpz_factor_ecm.argtypes = [
         ctypes.c_void_p,  # the divisor found
@@ -93,7 +93,7 @@ def _bundled() -> str | None:
 
 @cache
 def _random_state() -> ctypes.Array[ctypes.c_char]:
-    """One state for the process, seeded anew, so that a second try on one number runs other curves."""
+    """Return the random state of this process. Its seed is random, so each process runs other curves on a number."""
     flint = _library()
     state = ctypes.create_string_buffer(_RANDOM_STATE_BYTES)
     flint.flint_rand_init(state)

@@ -1,27 +1,27 @@
-"""The prime factors of a number: `factorise(n)`.
+"""The engine: it finds the prime factors of a number, `factorise(n)`.
 
-Which method when, by measurement (`python -m bench factorise` repeats it; licences and wheels:
-`docs/factorisation.md`):
+The method depends on the size of what is still to be split. `python -m bench factorise` repeats the measurements;
+`docs/factorisation.md` has the licences and the wheels.
 
-| what is left | by | because |
+| size or kind | method | reason |
 | --- | --- | --- |
-| below 2^64 | FLINT | 0.5 to 15 µs, 0.3 ms for two primes of 32 bits; PARI needs 4 to 900, Python 40 to 600 |
-| small primes | FLINT | the first 1000 primes in 6 µs for 30 digits |
-| primes, perfect powers | GMP (gmpy2) | 10 to 100 µs, where FLINT and PARI prove a large prime for 1 to 40 ms |
-| Carmichael numbers and the like | a strong test | the test that tells composite gives a divisor as well |
-| up to 140 bits | PARI | its own mixture of rho and sieve; a quarter to a half of FLINT's time |
-| larger, up to `SIEVE_BITS` | some curves, then PARI's sieve | three quarters of FLINT's time at 40 to 75 digits |
-| larger still | curves (FLINT) | no sieve would end; small factors are found as their size allows |
+| below 2^64 | FLINT | 0.5 to 15 µs, 0.3 ms for two primes of 32 bits; PARI takes 4 to 900 µs, Python 40 to 600 µs |
+| small prime factors | FLINT | divides 30 digits by the first 1000 primes in 6 µs |
+| prime or perfect power | GMP (gmpy2) | 10 to 100 µs; FLINT and PARI take 1 to 40 ms to prove a large prime |
+| Carmichael number, similar | a strong test | the test that finds it composite also finds a divisor |
+| up to 140 bits | PARI | combines Pollard's rho and a sieve; takes a quarter to a half of FLINT's time |
+| up to `SIEVE_BITS` | some curves, then PARI's sieve | three quarters of FLINT's time at 40 to 75 digits |
+| larger | curves (FLINT) | no sieve would end; curves find small factors |
 
-PARI (`cypari`, wheels for x86_64 and arm64, 7 MB of memory) is under the GPL, this project under the MIT licence. So
-it is an extra: `pip install quart-mesh[pari]`. Without it FLINT does its work, correctly and between 20 and 60
-digits 1.2 to 4 times slower. Whoever passes on an image with the extra inside passes it on under the GPL's terms.
+PARI (`cypari`, with wheels for x86_64 and arm64, takes 7 MB of memory) is under the GPL, and this project is under the
+MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without it FLINT does its work, and takes 1.2 to 4
+times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
 
-Every result is checked before it leaves: the product is n, and every factor is prime by FLINT's test (a proof below
-2^81; above it BPSW, which is other code than the GMP test that had called it a prime on the way).
+Every result is checked: the product of the factors is n, and FLINT finds every factor prime. (Below 2^81 this is a
+proof. Above, it is a BPSW test, by other code than that of GMP, which found the factor prime before.)
 
-Work can be done in steps (`begin`, `advance`), each from one plain value to the next, so that another process can do
-them, curves can stop at a deadline, and whoever waits can see what is known so far.
+The work can be done in steps (`begin`, `advance`). Each step takes a plain value and returns a plain value. So another
+process can do a step, curves can stop at a deadline, and a caller can see how far the factorisation is.
 """
 
 from __future__ import annotations
@@ -40,45 +40,45 @@ from flint import fmpz
 from quart_app.values import estimate, notation
 from quart_app.values.curves import curve
 
-#: the first primes, divided out of every number; FLINT takes 6 µs for 1000 of them at 30 digits
+#: Every number is divided by this many of the first primes. FLINT takes 6 µs for 1000 of them at 30 digits.
 TRIAL_PRIMES = 1000
-#: the last of them, squared: what has no smaller factor and is below is a prime
+#: The square of the last of them. A number below it that none of them divides is prime.
 TRIAL_SQUARE = 7919**2
 
 WORD_BITS = 64
 _WORD = 1 << WORD_BITS
-#: from here on FLINT's integers leave the word, and what it does to a prime costs twice the test that tells it
+#: From here on a test comes before the search: to search a prime for factors takes twice as long as to test it.
 _TEST_FIRST = 1 << 62
-#: what a signed word cannot hold goes to FLINT by way of text, which takes 0.4 µs; without the top bit 0.1
+#: From here on python-flint passes a number on to FLINT as text, in 0.4 µs; without its top bit it takes 0.1 µs.
 _SIGNED = 1 << 63
 _TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
-#: below this a look-up tells a prime, cheaper than any test as long as the set is so small that it stays in the cache
+#: Primes below this are looked up. That is faster than a test as long as the set fits in the processor's cache.
 _LOOKED_UP = 1 << 8
 _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP)))
 
-#: FLINT's proof costs 4 µs below this bound and a thousand times as much above it
+#: Below this FLINT proves a prime in 4 µs; above it takes a thousand times as long.
 _PROVEN = 1 << 81
 
-#: up to here PARI splits by its own mixture of methods; below STRAIGHT_BITS its sieve alone is faster on any number
+#: Up to MIXTURE_BITS PARI may combine its methods. Up to STRAIGHT_BITS its sieve alone is faster for any number.
 MIXTURE_BITS = 140
 STRAIGHT_BITS = 90
 
-#: beyond (95 digits: an hour) the sieve is not tried
+#: The sieve is not tried beyond this: 95 digits, which take an hour.
 SIEVE_BITS = 315
 
-#: PARI's stack may grow to this; 80 digits need a tenth of it
+#: PARI's stack may grow to this size; 80 digits need a tenth of it.
 _PARI_STACK_BYTES = 1 << 30
 _PARI_MIXTURE, _PARI_SIEVE_ALONE = 0, 2 | 4
 
 
 class WrongFactors(ArithmeticError):
-    """A library gave factors that are not the number's prime factors."""
+    """The factors that a library returned are not the prime factors of the number."""
 
 
 class Stage(StrEnum):
-    """What is being done for a number."""
+    """What the engine does with a number."""
 
     DIVISION = "division"
     CURVES = "curves"
@@ -88,7 +88,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """A divisor still to be split: how often it divides, and how many curves were run on it."""
+    """A divisor that is still to be split; how often it divides the number, and how many curves were run on it."""
 
     value: int
     times: int = 1
@@ -101,10 +101,10 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class Factoring:
-    """How far a factorisation is: number = product of `powers` and of `composites`, the smallest of them first."""
+    """How far a factorisation is: number = product of `powers` and `composites`. The smallest composite is first."""
 
     number: int
-    #: (prime, exponent); a prime may stand here twice
+    #: (prime, exponent); one prime may be in several of them
     powers: tuple[tuple[int, int], ...] = ()
     composites: tuple[Composite, ...] = ()
 
@@ -124,9 +124,9 @@ class Factoring:
 
 
 def factorise(number: int) -> list[int]:
-    """Return the prime factors, ascending, with multiplicity; [] for 1. It takes as long as it takes: see `advance`.
+    """Return the prime factors, ascending, each as often as it divides the number; [] for 1. Nothing bounds the time.
 
-    Raises ValueError below 1; WrongFactors if a library erred.
+    Raises ValueError for a number below 1, and WrongFactors.
     """
     return notation.expanded(factors(number))
 
@@ -144,7 +144,7 @@ def factors(number: int) -> str:
 def word_factors(number: int) -> str:
     """Return the prime factors of a number below 2^64 as text.
 
-    Most requests ask for these: they are found and checked in one pass, of which FLINT's search is nine tenths.
+    Most requests are for such numbers. One pass finds and checks the factors; FLINT's search is nine tenths of it.
     """
     if number < _TEST_FIRST:
         if number < 1:
@@ -173,14 +173,14 @@ def word_factors(number: int) -> str:
 
 
 def begin(number: int) -> Factoring:
-    """Do the cheap steps: microseconds up to 500 bits. Raises ValueError below 1."""
+    """Do the cheap steps, which take microseconds up to 500 bits. Raises ValueError for a number below 1."""
     return _begun(number, _divided(number))
 
 
 def begin_short(number: int, most_bits: int) -> Factoring | None:
-    """Do the cheap steps if they are short: return None if small primes leave more than `most_bits` to be tested.
+    """Do the cheap steps; return None if a part of more than `most_bits` is left after division by small primes.
 
-    That much takes less than a millisecond for 1000 digits. Raises ValueError below 1.
+    The division takes less than a millisecond for 1000 digits. Raises ValueError for a number below 1.
     """
     parts = _divided(number)
     if any(found >= TRIAL_SQUARE and int(found).bit_length() > most_bits for found, _ in parts):
@@ -189,7 +189,7 @@ def begin_short(number: int, most_bits: int) -> Factoring | None:
 
 
 def _divided(number: int) -> list[tuple[fmpz, int]]:
-    """Divide a number by the first primes: return these and what is left, each with its exponent."""
+    """Divide a number by the first primes; return those that divide it, and what is left, each with its exponent."""
     if number < 1:
         raise ValueError(_TOO_SMALL)
     whole = fmpz(number)
@@ -213,7 +213,7 @@ def _begun(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
 
 
 def stage(factoring: Factoring, seconds_left: float = math.inf, sieve_bits: int = SIEVE_BITS) -> Stage:
-    """What comes next. A sieve that could not end in the time left gives way to curves, which may be lucky."""
+    """Return what to do next. If a sieve could not end in the time that is left, curves are run: they may be lucky."""
     if factoring.done:
         return Stage.DONE
     composite = factoring.composites[0]
@@ -231,7 +231,7 @@ def advance(
     slice_s: float = math.inf,
     sieve_bits: int = SIEVE_BITS,
 ) -> Factoring:
-    """Go on for about `slice_s` seconds, but at least one step: one curve, or one sieve to its end."""
+    """Do steps for about `slice_s` seconds, at least one. A step is one curve, or one sieve to its end."""
     begun = time.monotonic()
     spent = 0.0
     while not factoring.done:
@@ -244,14 +244,14 @@ def advance(
 
 
 def seconds_of(composite: Composite, following: Stage) -> float:
-    """Expected time of a composite's next step."""
+    """Return the expected time of the next step on a composite."""
     if following is Stage.SIEVE:
         return estimate.sieve_seconds(composite.bits)
     return estimate.curve_seconds(composite.bits, composite.curves + 1)
 
 
 def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
-    """Expected time to the end; infinite where no sieve will be tried."""
+    """Return the expected time to the end; infinite if no sieve will be tried."""
     if any(composite.bits > sieve_bits for composite in factoring.composites):
         return math.inf
     share = 1 + estimate.CURVES_SHARE
@@ -259,12 +259,12 @@ def seconds(factoring: Factoring, sieve_bits: int = SIEVE_BITS) -> float:
 
 
 def is_prime(number: int) -> bool:
-    """Whether a number is prime: a proof below 2^81, above it Baillie–PSW and a further Miller–Rabin round."""
+    """Return whether a number is prime: by proof below 2^81, above by Baillie–PSW and a round of Miller–Rabin."""
     return bool(fmpz(number).is_prime() if number < _PROVEN else gmpy2.is_prime(number, 25))
 
 
 def checked(number: int, powers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the powers, ascending, each prime once. Raises WrongFactors where they are not the number's factors."""
+    """Return the powers, ascending, each prime once. Raises WrongFactors if they are not the factors of the number."""
     merged = _merged(powers)
     if math.prod(factor**times for factor, times in merged) != number:
         raise WrongFactors(f"the factors found for {number} have another product: {merged}")
@@ -288,7 +288,7 @@ def _word_powers(number: int, times: int = 1) -> tuple[tuple[int, int], ...]:
 
 
 def _stepped(factoring: Factoring, following: Stage) -> Factoring:
-    """One step on the smallest composite."""
+    """Return the factorisation after one step on its smallest composite."""
     composite, *others = factoring.composites
     if following is Stage.SIEVE:
         return _with_parts(factoring, others, composite, sieve(composite.value))
@@ -301,7 +301,7 @@ def _stepped(factoring: Factoring, following: Stage) -> Factoring:
 
 
 def _with_parts(factoring: Factoring, others: list[Composite], composite: Composite, parts: list[int]) -> Factoring:
-    """The factoring with a composite replaced by the parts it was split into."""
+    """Return the factorisation with a composite replaced by the parts that it was split into."""
     powers = list(factoring.powers)
     for part in parts:
         more, left = _examined(replace(composite, value=part))
@@ -315,7 +315,7 @@ def _smallest_first(composites: list[Composite]) -> tuple[Composite, ...]:
 
 
 def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
-    """A divisor after the tests that cost microseconds: the powers of primes in it, and what is composite."""
+    """Do the tests that take microseconds on a divisor; return the powers of primes in it, and the composites."""
     value, times = composite.value, composite.times
     if value < _WORD:
         return _word_powers(value, times), []
@@ -332,7 +332,7 @@ def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Com
 
 
 def _root(value: int) -> tuple[int, int]:
-    """(r, k) with r^k = value and k a prime, or (value, 1). Small primes are divided out, so k cannot be large."""
+    """Return r and a prime k with r^k = value, or value and 1. k is small, because no small prime divides the value."""
     if gmpy2.is_power(value):
         exponent = 2
         while exponent < value.bit_length():
@@ -344,10 +344,10 @@ def _root(value: int) -> tuple[int, int]:
 
 
 def _strong_parts(value: int) -> list[int]:
-    """The parts of an odd composite that Fermat's test takes for a prime and the strong test does not.
+    """Return the parts of an odd composite n that passes Fermat's test for some bases, or n alone.
 
-    A Carmichael number is such for nearly every base: where b^(n-1) = 1, a square root of 1 on the way there that
-    is neither 1 nor -1 splits n. A few exponentiations instead of a sieve; one where Fermat's test fails at once.
+    A Carmichael number passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test squares repeatedly, and a
+    square root of 1 that it meets splits n if it is neither 1 nor -1. This takes a few exponentiations, not a sieve.
     """
     parts = [value]
     for base in (2, 3, 5, 7, 11, 13, 17):
@@ -360,7 +360,7 @@ def _strong_parts(value: int) -> list[int]:
 
 
 def _root_of_one(base: int, value: int) -> int | None:
-    """The last number but 1 in the repeated squares that Fermat's test takes to 1; None where they do not end there."""
+    """Return the square root of 1 that Fermat's test meets last before 1; None if the number does not pass the test."""
     exponent = value - 1
     twos = gmpy2.bit_scan1(exponent)
     power = gmpy2.powmod(base, exponent >> twos, value)
@@ -373,12 +373,12 @@ def _root_of_one(base: int, value: int) -> int | None:
 
 
 def load() -> None:
-    """Load what takes milliseconds to load, so that no number waits for it."""
+    """Load the library that takes milliseconds to load, so that no number waits for it."""
     _pari()
 
 
 def sieve(composite: int) -> list[int]:
-    """The parts that a sieve splits a composite of more than 64 bits into."""
+    """Return the parts into which a sieve splits a composite of more than 64 bits."""
     pari = _pari()
     if pari is None:
         return [int(prime) for prime, times in fmpz(composite).factor() for _ in range(times)]
@@ -390,7 +390,7 @@ def sieve(composite: int) -> list[int]:
 
 @cache
 def _pari() -> Any:
-    """PARI, or None where the extra is not installed. It keeps signal handlers of its own: never in a replica."""
+    """Return PARI, or None if the extra is not installed. Never call it in a replica: PARI replaces signal handlers."""
     try:
         from cypari import pari
     except ImportError:

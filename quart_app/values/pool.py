@@ -1,18 +1,18 @@
-"""Factorisation off the event loop: in processes that can be killed, one computation for all who ask for a number.
+"""The factor pool: it factors numbers in processes that can be killed. All callers of one number share a computation.
 
-    factorise(n) ── cheap ──> here, in microseconds
+    factorise(n) ── cheap ──> on the event loop, in microseconds
           │ not cheap
-    Computation(n) ── slice by slice ──> Lane "brisk":   what is expected to end within half a second
-                                         Lane "hard":    the rest, of which a bounded number is accepted
-                                         Lane "patient": the same for jobs, for which no client waits
+    Computation(n) ── slice by slice ──> Lane "brisk":   numbers that are expected to take at most half a second
+                                         Lane "hard":    all others; the number of them is bounded
+                                         Lane "patient": hard numbers of jobs, for which no client waits
 
-A computation proceeds in slices. Each slice is a call into a worker process, with a plain value in and a plain value
-out. So the state of a computation is always known here, numbers take turns, and a process that dies costs one slice.
-A slice that is a sieve lasts as long as the sieve; when nobody waits for it any more, its process is killed. While
-only curves can split a number, every idle process of its lane runs curves on it.
+A computation is made in slices. Each slice is a call into a worker process: a plain value goes in, and a plain value
+comes out. So the pool always knows how far a computation is, numbers take turns, and a process that dies costs one
+slice. A sieve is one slice, however long it takes; when its last caller leaves, the pool kills its process. While only
+curves can split a number, every idle process of its lane runs curves on it.
 
-Worker processes run at low priority, so the event loop gets the processor first. A worker ends with its replica and
-with its deadline, even when the replica is killed.
+Worker processes run at low priority, so the event loop gets the processor first. A worker process ends when its replica
+does, even if that is killed, and some seconds after its deadline at the latest.
 """
 
 from __future__ import annotations
@@ -40,26 +40,29 @@ from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
 
-#: What small primes leave of a number is tested on the event loop up to this size: less than half a millisecond.
+#: The event loop tests what is left after division by small primes up to this size. A test takes less than 0.5 ms.
 INLINE_BITS = 512
 #: Word-size numbers that are done in one piece. Two primes of 32 bits cost 0.3 ms, most numbers a fiftieth of that.
 WORDS_A_PIECE = 8
 
-#: what is expected to end within this goes to the brisk lane
+#: A number that is expected to take no longer than this goes to the brisk lane.
 BRISK_S = 0.5
-#: one step is tried again when its process dies under it; a number that kills two is given up
+#: How many processes a slice is tried in. A number whose slice ends all of them is given up.
 ATTEMPTS = 2
 
 
 @lru_cache(maxsize=64)
 def _begun(number: int) -> Factoring | None:
-    """Do the cheap steps; return None if they are for a process. Estimates and factors are asked for in turn."""
+    """Do the cheap steps; return None if they are too long for the event loop.
+
+    The cache is for callers that ask for the estimate of a number first, and then for its factors.
+    """
     return engine.begin_short(number, INLINE_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a computation is. Times are seconds; `estimate_s` is None where only luck can end it."""
+    """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation."""
 
     number: int
     stage: str
@@ -72,7 +75,7 @@ class Progress:
 
 @dataclass(slots=True, eq=False)
 class Computation:
-    """One number, and all who wait for it."""
+    """The factorisation of one number, for all of its callers."""
 
     number: int
     factoring: Factoring | None
@@ -111,11 +114,11 @@ class Computation:
 
 
 class FactorPool:
-    """Factors of numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
+    """Factors numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
-    `processes` for the hard ones, by default one for each core; `hard_limit` hard numbers at once and `brisk_limit`
-    others, Busy beyond (jobs are counted by themselves); numbers with a composite of more than `sieve_bits` get curves
-    until their deadline. `metrics` are told what becomes of them.
+    `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts `hard_limit`
+    hard numbers, as many hard numbers of jobs, and `brisk_limit` others at once; more are refused with Busy. A number
+    with a composite of more than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class FactorPool:
             self._closed = False
 
     async def at_once(self, number: int) -> str | None:
-        """Return the prime factors as text if a moment on the event loop is enough to find them, else None."""
+        """Return the prime factors as text if they can be found on the event loop in a moment, else None."""
         await self._pace()
         if number.bit_length() <= engine.WORD_BITS:
             return engine.word_factors(number)
@@ -168,10 +171,11 @@ class FactorPool:
         return factoring.factors() if factoring is not None and factoring.done else None
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
-        """Return the prime factors as text. `patient`: nobody waits for them over HTTP.
+        """Return the prime factors as text. `patient` is for jobs: no client waits for the factors.
 
-        Raises ValueError below 1; Busy; DeadlineExceeded with the facts `factors` (primes found) and `unfactored`;
-        Unavailable when the number's process dies again and again. The computation ends with its last waiter.
+        The computation ends when its last caller leaves. Raises ValueError for a number below 1, Busy,
+        DeadlineExceeded with the facts `factors` (primes found so far) and `unfactored`, and Unavailable if every
+        process that works on the number dies.
         """
         found = await self.at_once(number)
         if found is not None:
@@ -191,8 +195,10 @@ class FactorPool:
         return found
 
     async def _ready(self, timeout_s: float) -> None:
-        """Wait until the pool is open. Once it has ended, whoever calls is cancelled: a request that a leaving replica
-        cannot finish stays pending, and another replica of the class takes it over."""
+        """Wait until the pool is open. Raises DeadlineExceeded, and CancelledError when the pool has ended.
+
+        The cancelled request stays pending, and another replica of the class takes it over.
+        """
         if not self._opened.is_set():
             try:
                 async with asyncio.timeout(timeout_s):
@@ -203,7 +209,7 @@ class FactorPool:
             raise asyncio.CancelledError("the pool has ended")
 
     async def is_prime(self, number: int, timeout_s: float) -> bool:
-        """Whether a number is prime; of a long one found out in a process. Raises DeadlineExceeded, Unavailable."""
+        """Return whether a number is prime. A process tests a long one. Raises DeadlineExceeded, Unavailable."""
         if number.bit_length() <= INLINE_BITS:
             await self._pace()
             return engine.is_prime(number)
@@ -212,25 +218,25 @@ class FactorPool:
             async with asyncio.timeout(timeout_s):
                 return bool(await self._again(self._brisk, lambda: (engine.is_prime, number)))
         except TimeoutError:
-            raise DeadlineExceeded("not known in time whether the number is prime") from None
+            raise DeadlineExceeded("the test whether the number is prime did not end in time") from None
 
     def expected_s(self, number: int) -> float:
-        """Return the seconds that a number is expected to take: infinite if that is not known."""
+        """Return how many seconds a number is expected to take; infinite if that is not known."""
         factoring = _begun(number)
         return math.inf if factoring is None else engine.seconds(factoring, self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
-        """How far a number's computation is; None when there is none."""
+        """Return how far the computation of a number is; None if there is none."""
         computation = self._computations.get(number)
         return None if computation is None else computation.progress(time.monotonic(), self.sieve_bits)
 
     def state(self) -> list[Progress]:
-        """All computations, the oldest first."""
+        """Return the progress of all computations, the oldest first."""
         now_s = time.monotonic()
         return [computation.progress(now_s, self.sieve_bits) for computation in self._computations.values()]
 
     def _computation(self, number: int, factoring: Factoring | None, patient: bool) -> Computation:
-        """The number's computation, a new one where there is none. Raises Busy."""
+        """Return the computation of a number; begin one if there is none. Raises Busy."""
         found = self._computations.get(number)
         if found is not None:
             return found
@@ -253,7 +259,7 @@ class FactorPool:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(computation.answer)
         except TimeoutError:
-            # Deadlines of requests that came together strike together.
+            # Requests that came together reach their deadlines together, and each answer takes its time to write.
             await self._pace()
             raise self._late(computation) from None
         finally:
@@ -265,7 +271,7 @@ class FactorPool:
         known = computation.progress(time.monotonic(), self.sieve_bits)
         digits = ", ".join(str(len(str(composite))) for composite in known.unfactored)
         return DeadlineExceeded(
-            f"not factorised in time: what is left has {digits} digits",
+            f"not factorised in time: the composites that are left have {digits} digits",
             factors=notation.expanded(known.factors),
             unfactored=known.unfactored,
             stage=known.stage,
@@ -274,7 +280,7 @@ class FactorPool:
         )
 
     def _drop(self, computation: Computation) -> None:
-        """Forget a computation; what still runs for it is killed."""
+        """Remove a computation, and kill the processes that work on it."""
         if self._computations.get(computation.number) is computation:
             del self._computations[computation.number]
         if computation.task is not None and not computation.task.done():
@@ -283,7 +289,7 @@ class FactorPool:
             computation.task.cancel()
 
     def _admit(self, computation: Computation) -> None:
-        """Count a computation that turns out to be hard. Raises Busy."""
+        """Count a computation as hard if it is expected to take long. Raises Busy if there are too many."""
         assert computation.factoring is not None
         if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
             return
@@ -298,13 +304,16 @@ class FactorPool:
         computation.hard = True
 
     def _patience(self, others: list[Computation]) -> float:
-        """Seconds until one of these is expected to end."""
+        """Return in how many seconds the first of these is expected to end: 1 to 60."""
         now_s = time.monotonic()
         ends = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in others]
         return min(max(min(ends, default=1.0), 1.0), 60.0)
 
     async def _run(self, computation: Computation) -> None:
-        """Compute, and tell the waiters how it went. Never raises but for cancellation: the task group goes on."""
+        """Compute, and pass the result or the error to the callers.
+
+        Raises nothing but CancelledError: any other error would end the task group, and with it all computations.
+        """
         answer = computation.answer
         try:
             factors = await self._compute(computation)
@@ -316,7 +325,7 @@ class FactorPool:
                 self._metrics.ended(FactorOutcome.FAILED)
             if not answer.done():
                 answer.set_exception(error)
-                answer.exception()  # it has been seen, should the last waiter have left just now
+                answer.exception()  # or asyncio would report it, if the last caller has just left
         else:
             self._metrics.ended(FactorOutcome.DONE)
             if not answer.done():
@@ -358,14 +367,14 @@ class FactorPool:
         return self._patient if computation.patient else self._hard
 
     async def _again(self, lane: Lane, call: Call) -> Any:
-        """What the call gives; made again in another process when its process died. Raises Unavailable."""
+        """Return the result of a call. Make it again in another process if its process dies. Raises Unavailable."""
         for _ in range(ATTEMPTS):
             with contextlib.suppress(ProcessExpired, concurrent.futures.BrokenExecutor):
                 return await lane.run(call)
         raise Unavailable("the processes that tried to factorise the number died")
 
     def _slice(self, computation: Computation) -> tuple[Any, ...]:
-        """The next slice's call, made when a process is free: by then less time is left."""
+        """Return the call for the next slice. It is made when a process is free, because by then less time is left."""
         seconds_left = computation.deadline_s - time.monotonic()
         factoring = computation.factoring
         if factoring is None:
@@ -375,6 +384,6 @@ class FactorPool:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
