@@ -7,34 +7,40 @@ from mesh.errors import (
     Contended,
     DeadlineExceeded,
     GivenUp,
+    GuardTooLarge,
     Incomplete,
     InvalidBody,
+    InvalidReply,
     IsolationUnavailable,
     LeaseLost,
+    ManyParts,
     MeshError,
     NoReplica,
+    ReadAfterWrite,
     Refused,
     ServerTooOld,
     SetupError,
     Unavailable,
+    UsageError,
     WrongCredentials,
 )
-from mesh.replica import Replica, join
-from mesh.requests.calls import Answer, Ask
-from mesh.requests.protocol import Address, Body, Class, Database, Request
-from mesh.requests.store import Store
-from mesh.requests.transaction import Transaction
-from mesh.requests.worker import Worker
+from mesh.lease.applicant import Applicant
+from mesh.operations.calling import Caller
+from mesh.operations.membership import Mesh, join
+from mesh.operations.operation import Operation
+from mesh.operations.state import Field, Hash, Key, Set, SortedSet
+from mesh.operations.table import Operations
+from mesh.operations.transaction import Query, Reads, Transaction
+from mesh.requests.protocol import Address, Class, Database
 from mesh.roster import Member
 from mesh.settings import Isolation, MeshSettings, RedisSettings
 from mesh.wire.clients import Connections
 
 __all__ = [
     "Address",
-    "Answer",
-    "Ask",
-    "Body",
+    "Applicant",
     "Busy",
+    "Caller",
     "Cancelled",
     "Class",
     "Client",
@@ -42,26 +48,37 @@ __all__ = [
     "Contended",
     "Database",
     "DeadlineExceeded",
+    "Field",
     "GivenUp",
+    "GuardTooLarge",
+    "Hash",
     "Incomplete",
     "InvalidBody",
+    "InvalidReply",
     "Isolation",
     "IsolationUnavailable",
+    "Key",
     "LeaseLost",
+    "ManyParts",
     "Member",
+    "Mesh",
     "MeshError",
     "MeshSettings",
     "NoReplica",
+    "Operation",
+    "Operations",
+    "Query",
+    "ReadAfterWrite",
+    "Reads",
     "RedisSettings",
     "Refused",
-    "Replica",
-    "Request",
     "ServerTooOld",
+    "Set",
     "SetupError",
-    "Store",
+    "SortedSet",
     "Transaction",
     "Unavailable",
-    "Worker",
+    "UsageError",
     "WrongCredentials",
     "connect",
     "join",

@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -29,8 +29,9 @@ from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.lease import server
 from mesh.requests import scripts, streams
-from mesh.requests.calls import Answer, Ask, Calls
-from mesh.requests.protocol import Address, Body
+from mesh.requests.calls import Calls
+from mesh.requests.protocol import Address, Body, Decode, decode_object
+from mesh.requests.questions import Answer, Ask
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
 from mesh.settings import MeshSettings, RedisSettings, explain
@@ -182,25 +183,34 @@ class Client:
         """The name under which Redis knows this client now; another one after an interruption."""
         return self._present().id
 
-    async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
-        """Send several requests, all or none, and wait for every reply. Raises MeshError."""
+    async def ask(
+        self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
+    ) -> list[Answer]:
+        """Send several requests, all or none, and wait for every reply, which `decode` reads. Raises MeshError."""
         with _interrupted():
-            return await self._present().calls.ask(asks, deadline_ms or self.settings.deadline_ms)
+            return await self._present().calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
         """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
-    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> dict[int, Body]:
+    async def gather(
+        self,
+        op: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        deadline_ms: int | None = None,
+        decode: Decode = decode_object,
+    ) -> dict[int, Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
         Raises Incomplete, MeshError.
         """
         with _interrupted():
-            return await self._present().calls.gather(op, body, deadline_ms or self.settings.deadline_ms)
+            return await self._present().calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
-    async def send(self, to: Address, op: str, body: Mapping[str, Any]) -> None:
+    async def send(self, to: Address, op: str, body: Mapping[str, Any] | bytes) -> None:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
         with _interrupted():
             await self._present().calls.send(Ask(to, op, body))

@@ -6,7 +6,10 @@ raises the same class the worker raised. Facts travel as attributes.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import inspect
+from typing import Any, ClassVar, get_type_hints
+
+import msgspec
 
 
 class MeshError(Exception):
@@ -15,7 +18,7 @@ class MeshError(Exception):
     code: ClassVar[str] = "error"
 
     def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
-        self.detail = detail or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.detail = detail or ((type(self).__doc__ or "").strip() or type(self).__name__).splitlines()[0]
         self.facts: dict[str, Any] = facts
         super().__init__(self.detail)
 
@@ -54,6 +57,12 @@ class Incomplete(MeshError):
     """Not every live database answered."""
 
     code = "incomplete"
+    #: what the others answered, by database; only where the gather was made
+    partial: dict[int, Any]
+
+    def __init__(self, detail: str | None = None, /, *, partial: dict[int, Any] | None = None, **facts: Any) -> None:
+        super().__init__(detail, **facts)
+        self.partial = partial or {}
 
     @property
     def missing(self) -> list[int]:
@@ -95,9 +104,43 @@ class Contended(MeshError):
 
 
 class Refused(MeshError):
-    """The handler refused the request; `facts` say why."""
+    """The handler refused the request; `facts` say why.
+
+    A program's own refusals are subclasses with a code, which travels. At the caller the same class is raised:
+
+        class NameTaken(Refused, code="greetings.name-taken"):
+            name: str
+
+        raise NameTaken(name="ann")
+    """
 
     code = "refused"
+
+    def __init_subclass__(cls, *, code: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not code:
+            return
+        known = _BY_CODE.get(code)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"the code {code!r} belongs to {known.__qualname__}; give {cls.__qualname__} another one")
+        cls.code = code
+        _BY_CODE[code] = cls
+
+    def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
+        super().__init__(detail, **facts)
+        names = _facts_of(type(self))
+        if missing := sorted(names - facts.keys()):
+            raise UsageError(f"{type(self).__qualname__} needs {', '.join(f'{name}=' for name in missing)}")
+        for name in names:
+            setattr(self, name, facts[name])
+
+
+def _facts_of(cls: type[Refused]) -> set[str]:
+    """Return the names that the subclasses of Refused annotate: the facts that such an error must have."""
+    return {
+        name for base in cls.__mro__ if issubclass(base, Refused) and base is not Refused
+        for name in inspect.get_annotations(base)
+    }  # fmt: skip
 
 
 class Cancelled(MeshError):
@@ -107,9 +150,44 @@ class Cancelled(MeshError):
 
 
 class InvalidBody(MeshError):
-    """The body of the request cannot be sent."""
+    """The body of the request is not what the operation takes; `path` says where."""
 
     code = "invalid-body"
+
+    @property
+    def path(self) -> str:
+        """Where in the body, as `$.items[2].name`; "" where the whole of it is wrong."""
+        return str(self.facts.get("path", ""))
+
+
+class InvalidReply(MeshError):
+    """The reply is not what the operation answers: a mistake in its handler, or two releases that disagree."""
+
+    code = "invalid-reply"
+
+
+class ManyParts(MeshError):
+    """Several replicas answered a request that was to have one reply."""
+
+    code = "many-parts"
+
+
+class UsageError(MeshError):
+    """The program uses the mesh in a way that cannot work."""
+
+    code = "usage"
+
+
+class GuardTooLarge(UsageError):
+    """A guarded read returned too many elements to compare them again in the commit."""
+
+    code = "guard-too-large"
+
+
+class ReadAfterWrite(UsageError):
+    """A transaction reads what its own writes have changed, and only the commit knows the outcome."""
+
+    code = "read-after-write"
 
 
 class LeaseLost(MeshError):
@@ -142,6 +220,7 @@ class IsolationUnavailable(SetupError):
 _BY_CODE: dict[str, type[MeshError]] = {
     cls.code: cls
     for cls in (
+        MeshError,
         Unavailable,
         Busy,
         NoReplica,
@@ -152,11 +231,43 @@ _BY_CODE: dict[str, type[MeshError]] = {
         Cancelled,
         Contended,
         InvalidBody,
+        InvalidReply,
+        ManyParts,
+        UsageError,
+        GuardTooLarge,
+        ReadAfterWrite,
         LeaseLost,
     )
 }
 
 
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
-    """The error that a reply with this status stands for."""
-    return _BY_CODE.get(code, MeshError)(detail, **facts)
+    """Return the error that a reply with this status stands for.
+
+    A code that this process does not know is a refusal with these facts, and keeps its code when it travels on.
+    """
+    cls = _BY_CODE.get(code)
+    if cls is not None and issubclass(cls, Refused) and cls is not Refused:
+        facts = _typed(cls, facts)
+        if not _facts_of(cls) <= facts.keys():
+            cls = None
+    if cls is not None:
+        return cls(detail, **facts)
+    error = Refused(detail, **facts)
+    vars(error)["code"] = code
+    return error
+
+
+def _typed(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts in the types that the error names; those that another release wrote otherwise are left out."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # it is defined inside a function, with types that only that function knows
+        return facts
+    found = dict(facts)
+    for name in _facts_of(cls) & facts.keys():
+        try:
+            found[name] = msgspec.convert(facts[name], hints[name], strict=False)
+        except (msgspec.ValidationError, TypeError):
+            del found[name]
+    return found

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -27,12 +27,13 @@ from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
 from mesh.requests import scripts, streams
-from mesh.requests.calls import Answer, Ask, Calls
+from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
-from mesh.requests.protocol import Address, Body, Class, Database
+from mesh.requests.effects import CONFLICT, Effects
+from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
+from mesh.requests.questions import Answer, Ask
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader
-from mesh.requests.transaction import CONFLICT, Transaction
 from mesh.requests.work import Host
 from mesh.requests.worker import Worker
 from mesh.roster import Member
@@ -104,16 +105,25 @@ class Replica:
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
-    async def ask(self, asks: list[Ask], *, deadline_ms: int | None = None) -> list[Answer]:
-        """Send several requests, all or none, and wait for every reply."""
-        return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms)
+    async def ask(
+        self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
+    ) -> list[Answer]:
+        """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
+        return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
-    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> dict[int, Body]:
+    async def gather(
+        self,
+        op: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        deadline_ms: int | None = None,
+        decode: Decode = decode_object,
+    ) -> dict[int, Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
         Raises Incomplete, MeshError.
         """
-        return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms)
+        return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -127,11 +137,11 @@ class Replica:
         """Return the view of the leased database that handlers get, for work outside of a request."""
         return Store(self._link, self.database, self.cls)
 
-    def transaction(self) -> Transaction:
+    def transaction(self) -> Effects:
         """Return an empty transaction that belongs to no request; see `commit`."""
-        return Transaction(self.database, self.id, verbs=self._verbs)
+        return Effects(self.database, self.id, verbs=self._verbs)
 
-    async def commit(self, transaction: Transaction) -> bool:
+    async def commit(self, transaction: Effects) -> bool:
         """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost."""
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)

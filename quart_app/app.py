@@ -9,7 +9,8 @@ from importlib.metadata import version as package_version
 
 from quart import Blueprint
 
-from mesh import SetupError, Worker
+from mesh import SetupError
+from mesh.raw import Worker
 from quart_app.dashboard import LivePage, landing_routes
 from quart_app.http import collisions, health, metrics, openapi
 from quart_app.http.application import Application

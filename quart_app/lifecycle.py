@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from mesh import LeaseLost, MeshError, Replica
+from mesh import LeaseLost, MeshError
+from mesh.raw import Replica
 from mesh.wire.backoff import pauses
 from quart_app.http.problems import Problem
 from quart_app.service import Service

@@ -21,8 +21,9 @@ import uvloop
 from prometheus_client import CollectorRegistry, Counter
 from redis.exceptions import RedisError
 
-from mesh import Busy, LeaseLost, MeshError, MeshSettings, Replica, SetupError, Unavailable, join
+from mesh import Busy, LeaseLost, MeshError, MeshSettings, SetupError, Unavailable
 from mesh.lease.applicant import Applicant
+from mesh.raw import Replica, join
 from mesh.wire import failures
 from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app, why_not_ready

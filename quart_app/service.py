@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 from quart import Blueprint
 
-from mesh import Replica, Unavailable, Worker
+from mesh import Unavailable
+from mesh.raw import Replica, Worker
 from quart_app.settings import AppSettings
 
 

@@ -16,7 +16,8 @@ def test_nothing_is_imported():
     assert not {"mesh", "fakeredis", "redis", "pydantic"} & sys.modules.keys()
 """
 USED = """
-from mesh import Class, Worker
+from mesh import Class
+from mesh.raw import Worker
 
 worker = Worker()
 

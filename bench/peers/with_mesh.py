@@ -10,13 +10,14 @@ import sys
 import structlog
 from load import REDIS_URL, drive, run
 
-from mesh import Class, MeshSettings, RedisSettings, Request, Store, Transaction, Worker, join
+from mesh import Class, MeshSettings, RedisSettings
+from mesh.raw import Effects, Request, Store, Worker, join
 
 worker_table = Worker()
 
 
 @worker_table.handles("bench.store")
-async def handle(request: Request, store: Store, transaction: Transaction) -> dict[str, int]:
+async def handle(request: Request, store: Store, transaction: Effects) -> dict[str, int]:
     number = request.body["number"]
     transaction.set(f"stored:{number}", number)
     return {"number": number}

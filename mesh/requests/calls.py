@@ -10,18 +10,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
 
 from mesh import keys, roster
-from mesh.errors import Busy, DeadlineExceeded, Incomplete, InvalidBody, LeaseLost, MeshError, NoReplica, Unavailable
+from mesh.errors import (
+    Busy,
+    DeadlineExceeded,
+    Incomplete,
+    InvalidBody,
+    LeaseLost,
+    MeshError,
+    NoReplica,
+    Unavailable,
+    UsageError,
+)
 from mesh.requests import streams
 from mesh.requests.deadlines import Deadlines
-from mesh.requests.protocol import NEVER, OK, Address, Body, Reply, encode_body
+from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
+from mesh.requests.questions import Answer, Ask, Question, name_of, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
@@ -38,135 +48,6 @@ EVERY = "*"
 MOST_OUT = 50_000
 
 
-class Ask(NamedTuple):
-    """One request to send."""
-
-    to: Address
-    op: str
-    body: Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Answer:
-    """The replies to one request: the bodies of all its parts, or the first error."""
-
-    to: str
-    #: the name that the caller gave the request
-    key: str
-    bodies: list[Body] = field(default_factory=list)
-    error: MeshError | None = None
-    #: its address is no longer live
-    gone: bool = False
-    #: replies that are still to come
-    outstanding: int = 1
-    #: the id of its entry, once that is known
-    id: str = ""
-
-    def take(self, reply: Reply) -> None:
-        """Add a reply."""
-        self.outstanding += reply.forwards - 1
-        if reply.status == OK:
-            self.bodies.append(reply.body)
-        elif self.error is None:
-            self.error = reply.failure
-
-    def merged(self) -> Body:
-        """Return the parts of the reply, merged key by key. Raises the first error."""
-        if self.error is not None:
-            raise self.error
-        merged: Body = {}
-        for part in self.bodies:
-            merged.update(part)
-        return merged
-
-
-class _Question:
-    """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
-
-    __slots__ = (
-        "_end",
-        "_name",
-        "_open",
-        "_rest",
-        "_told",
-        "abandoned",
-        "answers",
-        "asked_at",
-        "complete",
-        "submitted",
-    )
-
-    def __init__(self, name: str, answers: dict[str, Answer], end: Callable[[_Question, str], None]) -> None:
-        self.answers = answers
-        self.asked_at = time.monotonic()
-        self.submitted = False
-        self.abandoned = False
-        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: the common beginning of the names of a gather's requests; "" for a call
-        self._name = name
-        self._end = end
-        self._told = False
-        #: an answer that is still to come, and those after it, which have not been looked at since
-        self._open: Answer | None = None
-        self._rest: Iterator[Answer] = iter(())
-
-    def done(self) -> bool:
-        """Return whether the submission has a result."""
-        return self._told
-
-    def set_result(self, result: Any) -> None:
-        """Receive the result of the submission script."""
-        self._told = True
-        # Lua writes an empty list as an empty object.
-        if isinstance(result, dict) and result:
-            self.fail(_refusal(result["error"], result["about"]))
-            return
-        if self._name:
-            for to, id in result[0].items():
-                self.answer(f"{self._name}.{to}").id = id
-        else:
-            for answer, id in zip(self.answers.values(), result, strict=True):
-                answer.id = id
-        self.submitted = True
-        self._rest = iter(list(self.answers.values()))
-        if self.abandoned:
-            self._end(self, "cancelled")
-        self.look()
-
-    def set_exception(self, error: BaseException) -> None:
-        """Receive the reason why there was no submission."""
-        self._told = True
-        if isinstance(error, redis_errors.DataError):
-            self.fail(InvalidBody(str(error)))
-        else:
-            self.fail(error)
-
-    def answer(self, key: str) -> Answer:
-        """Return an answer by its key. A gather learns its keys from the submission or from an early reply."""
-        answer = self.answers.get(key)
-        if answer is None:
-            answer = self.answers[key] = Answer(key.rpartition(".")[2], key)
-        return answer
-
-    @property
-    def open_answers(self) -> list[Answer]:
-        return [answer for answer in self.answers.values() if answer.outstanding > 0]
-
-    def look(self) -> None:
-        """Complete the exchange if no answer is still to come. Each answer is passed once, however many there are."""
-        if not self.submitted or self.complete.done():
-            return
-        while self._open is None or self._open.outstanding <= 0:
-            self._open = next(self._rest, None)
-            if self._open is None:
-                self.complete.set_result(None)
-                return
-
-    def fail(self, error: BaseException) -> None:
-        if not self.complete.done():
-            self.complete.set_exception(error)
-
-
 class Calls:
     """All calls of one replica that are in progress. `run` reads replies until cancelled."""
 
@@ -179,7 +60,7 @@ class Calls:
         self._databases = databases
         self._durability = durability
         self._numbers = itertools.count(1)
-        self._questions: dict[str, _Question] = {}
+        self._questions: dict[str, Question] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
@@ -189,7 +70,7 @@ class Calls:
         """The number of requests that wait for replies."""
         return len(self._questions)
 
-    async def ask(self, asks: Sequence[Ask], deadline_ms: int) -> list[Answer]:
+    async def ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode = decode_object) -> list[Answer]:
         """Send requests, all or none, and wait for all answers, in order.
 
         An answer that is late has the error DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if
@@ -198,16 +79,16 @@ class Calls:
         answers: dict[str, Answer] = {}
         group: list[str | int] = [len(asks)]
         for to, op, body in asks:
-            key, target = self._name(), to.target
+            key, target = self._name(), _target_of(to)
             answers[key] = Answer(target, key)
             group += (target, op, key, deadline_ms, _encoded(body))
-        await self._ask(_Question("", answers, self._end), answers, group, deadline_ms)
+        await self._ask(Question("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
     async def send(self, ask: Ask) -> None:
         """Send a request whose reply nobody waits for. Raises NoReplica, Busy, Unavailable or InvalidBody."""
         to, op, body = ask
-        group: list[str | int] = [1, to.target, op, "", NEVER, _encoded(body)]
+        group: list[str | int] = [1, _target_of(to), op, "", NEVER, _encoded(body)]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)
         try:
@@ -215,18 +96,21 @@ class Calls:
         except redis_errors.DataError as error:
             raise InvalidBody(str(error)) from error
         if isinstance(result, dict):
-            raise _refusal(result["error"], result["about"])
+            raise refusal(result["error"], result["about"])
 
-    async def gather(self, op: str, body: Mapping[str, Any], deadline_ms: int) -> dict[int, Body]:
+    async def gather(
+        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode = decode_object
+    ) -> dict[int, Any]:
         """Send one request to every live database, and return the replies by database.
 
-        Raises Incomplete with the numbers of missing databases, or the first error that a database answered.
+        Raises Incomplete with the numbers of missing databases and the replies of the others, or the first error that
+        a database answered.
         """
         key = self._name()
         group: list[str | int] = [1, EVERY, op, key, deadline_ms, _encoded(body)]
-        question = _Question(key, {}, self._end)
+        question = Question(key, {}, self._end, decode)
         await self._ask(question, [key], group, deadline_ms)
-        found: dict[int, Body] = {}
+        found: dict[int, Any] = {}
         missing: list[int] = []
         for answer in question.answers.values():
             number = int(answer.to.removeprefix("db"))
@@ -237,14 +121,15 @@ class Calls:
             elif not answer.gone:
                 found[number] = answer.bodies[0]
         if missing:
-            raise Incomplete(f"databases {sorted(missing)} did not answer in time", missing=sorted(missing))
+            missing.sort()
+            raise Incomplete(f"databases {missing} did not answer in time", partial=found, missing=missing)
         return found
 
     def _name(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _ask(
-        self, question: _Question, names: Collection[str], group: Sequence[str | int], deadline_ms: int
+        self, question: Question, names: Collection[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed
@@ -266,13 +151,13 @@ class Calls:
             for name in names:
                 self._questions.pop(name, None)
 
-    def _abandon(self, question: _Question) -> None:
+    def _abandon(self, question: Question) -> None:
         """Remove the requests of a cancelled call; those on their way to Redis as soon as they are there."""
         question.abandoned = True
         if question.submitted:
             self._end(question, "cancelled")
 
-    def _expire(self, question: _Question) -> None:
+    def _expire(self, question: Question) -> None:
         if question.complete.done():
             return
         if not question.submitted:
@@ -284,7 +169,7 @@ class Calls:
         self._end(question, "expired")
         question.complete.set_result(None)
 
-    def _end(self, question: _Question, outcome: str) -> None:
+    def _end(self, question: Question, outcome: str) -> None:
         """Remove unanswered requests from their streams; the worker of one in progress learns of it."""
         for answer in question.open_answers:
             self._end_one(answer, outcome)
@@ -312,7 +197,7 @@ class Calls:
     async def _listen(self) -> None:
         while True:
             try:
-                replies = await self._reader.read()
+                replies = await self._reader.read(self._decoder_of)
             except (*PASSING, redis_errors.ResponseError) as error:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
@@ -325,8 +210,15 @@ class Calls:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
+    def _question_of(self, key: str) -> Question | None:
+        return self._questions.get(key) or self._questions.get(key.rpartition(".")[0])
+
+    def _decoder_of(self, key: str) -> Decode:
+        question = self._question_of(key)
+        return decode_object if question is None else question.decode
+
     def _take(self, reply: Reply) -> None:
-        question = self._questions.get(reply.key) or self._questions.get(reply.key.rpartition(".")[0])
+        question = self._question_of(reply.key)
         if question is not None:
             question.answer(reply.key).take(reply)
             question.look()
@@ -344,7 +236,7 @@ class Calls:
             for question in old.values():
                 self._drop_gone(question, live)
 
-    def _drop_gone(self, question: _Question, live: set[str]) -> None:
+    def _drop_gone(self, question: Question, live: set[str]) -> None:
         for answer in question.open_answers:
             # The rest of a forwarded request waits for other addresses.
             if answer.to in live or answer.bodies:
@@ -353,7 +245,7 @@ class Calls:
             answer.gone = True
             # A gather goes on without this database.
             if "." not in answer.key:
-                answer.error = NoReplica(f"{_name_of(answer.to)} no longer has a live replica")
+                answer.error = NoReplica(f"{name_of(answer.to)} no longer has a live replica")
             self._end_one(answer, "cancelled")
         question.look()
 
@@ -365,19 +257,16 @@ class Calls:
             await streams.end(self._link, ended)
 
 
-def _encoded(body: Mapping[str, Any]) -> str:
+def _target_of(to: Address) -> str:
+    """What the scripts call an address. Raises UsageError for what is none."""
+    if not isinstance(to, Class | Database):
+        raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
+    return to.target
+
+
+def _encoded(body: Mapping[str, Any] | bytes) -> str:
     """The body as JSON. Raises InvalidBody."""
     try:
         return encode_body(body)
     except ValueError as error:
         raise InvalidBody(str(error)) from error
-
-
-def _refusal(code: str, about: str) -> MeshError:
-    if code == NoReplica.code:
-        return NoReplica(f"no live replica has {_name_of(about)}", address=about)
-    return Busy(f"the queue of {_name_of(about)} is full; retry after 1 s", retry_after=1, address=about)
-
-
-def _name_of(target: str) -> str:
-    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"

@@ -7,7 +7,8 @@
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
 --   number of groups of expectations, of writes, of sends, and then these:
 --   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
---                 the names (fields or keys), the values
+--                 the names (fields or keys), the values;
+--                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
 --   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
 --                 string that the command can increase), "field" (the same for a hash's field), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
@@ -73,25 +74,41 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
+--[[ commit_answers.lua ]]
+
+local answers
+-- Returns where the group ends; or nil and the reason, if the command has another answer now.
+local function unchanged_answer(i)
+  answers = answers or make_answers()
+  if not answers(i + 1) then return nil, 'conflict ' .. string.sub(ARGV[i], 1, 1) .. '  ' .. ARGV[i + 5] end
+  return i + 4 + ARGV[i + 2] + ARGV[i + 3]
+end
+
+-- Returns where a group of expected values ends; or nil and the reason, if one of them does not hold.
+local function unchanged_values(i)
+  local hash, names, values, found = ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), nil
+  local last = i + 3 + names
+  if hash == '' then
+    found = redis.call('MGET', unpack(ARGV, i + 4, last))
+  else
+    local wrong = wrong_type(hash, 'hash')
+    if wrong then return nil, wrong end
+    found = redis.call('HMGET', hash, unpack(ARGV, i + 4, last))
+  end
+  for k = 1, names do
+    local wanted = values > 0 and ARGV[last + k]
+    if found[k] ~= wanted then return nil, 'conflict ' .. ARGV[i] .. ' ' .. hash .. ' ' .. ARGV[i + 3 + k] end
+  end
+  return last + values + 1
+end
+
 -- Returns where the groups of expectations end; or nil and the reason, if one of them does not hold.
 local function unchanged(first, groups)
-  local i = first
+  local i, reason = first, nil
   for _ = 1, groups do
-    local hash, names, values, found = ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), nil
-    local last = i + 3 + names
     go(ARGV[i])
-    if hash == '' then
-      found = redis.call('MGET', unpack(ARGV, i + 4, last))
-    else
-      local wrong = wrong_type(hash, 'hash')
-      if wrong then return nil, wrong end
-      found = redis.call('HMGET', hash, unpack(ARGV, i + 4, last))
-    end
-    for k = 1, names do
-      local wanted = values > 0 and ARGV[last + k]
-      if found[k] ~= wanted then return nil, 'conflict ' .. ARGV[i] .. ' ' .. hash .. ' ' .. ARGV[i + 3 + k] end
-    end
-    i = last + values + 1
+    if #ARGV[i] > 1 then i, reason = unchanged_answer(i) else i, reason = unchanged_values(i) end
+    if not i then return nil, reason end
   end
   return i
 end

@@ -31,12 +31,12 @@ from mesh.errors import GivenUp, LeaseLost
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
 from mesh.requests import streams
+from mesh.requests.effects import CONFLICT, contended_key
 from mesh.requests.handling import describe, printable
-from mesh.requests.protocol import NEVER, Request, failure_body, reply_stream
+from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.runner import Found, Runner
 from mesh.requests.settlement import Bury, Commit, Expire, Forget, Outcome, Rerun, Retry, settle
 from mesh.requests.streams import RequestReader
-from mesh.requests.transaction import CONFLICT, contended_key
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
 from mesh.requests.worker import Worker
@@ -169,7 +169,9 @@ class Consumer(GroupConsumer[Work]):
             await asyncio.sleep(0)
 
     def _admit(self, id: str, deliveries: int, fields: Fields) -> Work:
-        request = streams.to_request(self._reader.stream, id, fields, deliveries)
+        handler = self._worker.handler(fields.get("op", ""))
+        decode = decode_object if handler is None else handler.decode
+        request = streams.to_request(self._reader.stream, id, fields, deliveries, decode)
         if isinstance(request, ValueError):
             log.error("the entry is not a request", id=id, reason=printable(str(request)))
             key, reply_to = fields.get("request", ""), reply_stream(fields)

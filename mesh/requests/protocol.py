@@ -8,12 +8,12 @@ An entry is for people too: plain names, text, one JSON field `body`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mesh import keys
-from mesh.errors import MeshError, from_wire
+from mesh.errors import InvalidReply, MeshError, from_wire
 from mesh.wire.codec import decode, encode
 
 #: `status` of a reply that is no failure.
@@ -25,6 +25,8 @@ NEVER = 0
 MOST_BODY = 16 * 2**20
 
 Body = dict[str, Any]
+#: Reads the text of a body. Raises ValueError where it cannot.
+Decode = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,11 @@ Address = Class | Database
 
 
 def encode_body(body: Any) -> str:
-    """Return the JSON text of a request's or a reply's body. Raises ValueError where there is none."""
-    if not isinstance(body, dict):
+    """Return the JSON text of a request's or a reply's body; `bytes` are such a text. Raises ValueError."""
+    if not isinstance(body, dict | bytes):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text = encode(body)
+        text = body.decode() if isinstance(body, bytes) else encode(body)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:
@@ -77,6 +79,14 @@ def encode_body(body: Any) -> str:
     return text
 
 
+def decode_object(text: str) -> Body:
+    """Return a body that is a JSON object, as a dict. Raises ValueError."""
+    body = decode(text)
+    if not isinstance(body, dict):
+        raise ValueError("the body is not an object")
+    return body
+
+
 def reply_stream(fields: Mapping[str, str]) -> str:
     """Where the answer to an entry goes, "" for nowhere: a stream of replies, whoever wrote the entry."""
     named = fields.get("reply_to", "")
@@ -84,7 +94,7 @@ def reply_stream(fields: Mapping[str, str]) -> str:
 
 
 class Request(NamedTuple):
-    """One request as its handler sees it.
+    """One request as its handler sees it. `body` is what its operation's decoder made of the text.
 
     `id` is the stream id, Redis's clock: two redeliveries of it have the same. `key` names the request to its
     sender. `deadline` is in ms of Redis's clock, NEVER for none. `deliveries` counts this one.
@@ -97,7 +107,7 @@ class Request(NamedTuple):
     sender: str
     reply_to: str
     deadline: int
-    body: Body
+    body: Any
     deliveries: int = 1
 
     @property
@@ -106,7 +116,9 @@ class Request(NamedTuple):
         return int(self.id.partition("-")[0])
 
     @classmethod
-    def from_entry(cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1) -> Request:
+    def from_entry(
+        cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1, decode: Decode = decode_object
+    ) -> Request:
         """Read an entry. Raises ValueError where it is none of ours."""
         get = fields.get
         reply_to = get("reply_to", "")
@@ -114,8 +126,6 @@ class Request(NamedTuple):
             raise ValueError("it wants its reply where no replies go")
         try:
             body = decode(fields["body"])
-            if not isinstance(body, dict):
-                raise ValueError("the body is not an object")
             deadline = int(get("deadline", NEVER))
             return cls(
                 stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries
@@ -125,33 +135,38 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One answer. `forwards` counts the requests sent on its behalf, each of which answers too."""
+    """One answer. `forwards` counts the requests sent on its behalf, each of which answers too.
+
+    One that only says that others answer has no `part` of the answer itself.
+    """
 
     key: str
     status: str
-    body: Body
+    body: Any
     forwards: int = 0
+    part: bool = False
 
     @classmethod
-    def from_entry(cls, fields: Mapping[str, str]) -> Reply:
+    def from_entry(cls, fields: Mapping[str, str], decode: Decode = decode_object) -> Reply:
         """Read an entry that has a field `request`. One that cannot be read is a failure of that request."""
         key = fields["request"]
         try:
-            body = decode(fields["body"])
-            if not isinstance(body, dict):
-                raise ValueError("its body is not an object")
-            return cls(key, fields["status"], body, int(fields.get("forwards", 0)))
+            status, forwards = fields["status"], int(fields.get("forwards", 0))
+            text = fields["body"]
+            if forwards and not text:
+                return cls(key, status, None, forwards)
+            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True)
         except KeyError as error:
-            return cls(key, MeshError.code, {"detail": f"the reply has no field {error}"})
+            return cls(key, InvalidReply.code, {"detail": f"the reply has no field {error}"})
         except ValueError as error:
-            return cls(key, MeshError.code, {"detail": f"the reply cannot be read: {error}"})
+            return cls(key, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"})
 
     @property
     def failure(self) -> MeshError | None:
         """The error it carries, or None."""
         if self.status == OK:
             return None
-        facts = dict(self.body)
+        facts: Body = dict(self.body)
         return from_wire(self.status, str(facts.pop("detail", "")), facts)
 
 

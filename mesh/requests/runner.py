@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 
 import structlog
 
-from mesh.errors import Contended, LeaseLost, MeshError, Refused
+from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Refused
 from mesh.groups.deliveries import is_overdelivered
+from mesh.requests.effects import Effects
 from mesh.requests.handling import Stretches, describe, traceback_of
 from mesh.requests.protocol import Request
 from mesh.requests.settlement import Outcome
 from mesh.requests.store import Store
-from mesh.requests.transaction import Transaction
 from mesh.requests.work import Counters, Host, Work
 from mesh.requests.worker import Worker
 
@@ -48,7 +49,7 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        transaction = Transaction(host.database, host.replica, request, self._worker.verbs)
+        transaction = Effects(host.database, host.replica, request, self._worker.verbs)
         try:
             if work.conflicts >= MOST_CONFLICTS:
                 error = Contended.at(work.contended, work.conflicts)
@@ -72,16 +73,24 @@ class Runner:
         work.committing = True
         return None
 
-    async def _handle(self, request: Request, transaction: Transaction) -> None:
+    async def _handle(self, request: Request, transaction: Effects) -> None:
         """Fill the transaction. Raises whatever the handler raises, except a refusal."""
         handler = self._worker.handler(request.op)
         if handler is None:
-            self._refuse(transaction, Refused(f"no replica here knows the operation {request.op!r}", op=request.op))
+            self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
-        running = Stretches(handler.handle(request, self._store, transaction))
+        try:
+            running = Stretches(handler.handle(request, self._store, transaction))
+        except InvalidBody as error:
+            self._refuse(transaction, error)
+            return
         try:
             body = await running
-            if body is not None:
+            if handler.encode is not None:
+                if request.reply_to:
+                    passed_on = body is None and transaction.forwards
+                    transaction.reply_json(b"" if passed_on else handler.encode(body))
+            elif body is not None:
                 transaction.reply(body)
         except LeaseLost:
             raise
@@ -92,7 +101,7 @@ class Runner:
                 blocked_ms = round(running.longest_s * 1000)
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
-    def _refuse(self, transaction: Transaction, error: MeshError) -> None:
+    def _refuse(self, transaction: Effects, error: MeshError) -> None:
         self._counters.refused += 1
         transaction.refuse(error)
 
@@ -106,6 +115,12 @@ class Runner:
         log.error("handler failed", **facts)
         work.reason = reason
         return Outcome.CRASHED, reason
+
+
+def _unknown(op: str, known: list[str]) -> Refused:
+    nearest = difflib.get_close_matches(op[:100], known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return Refused(f"no replica here knows the operation {op!r:.100}{hint}", op=op)
 
 
 def _is_cancelled() -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mesh import keys
-from mesh.requests.verbs import Text, check_words
+from mesh.requests.verbs import ANSWERS, Text, check_words
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
@@ -48,6 +48,12 @@ class Reader:
     async def hgetall(self, key: str) -> dict[str, str]:
         flat = await self._say("HGETALL", self.prefix + key)
         return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    async def read(self, verb: str, key: str, *args: Text) -> Any:
+        """Read with a verb that a transaction can guard: see `mesh.requests.verbs.ANSWERS`."""
+        if verb not in ANSWERS:
+            raise ValueError(f"{verb} is not a verb that a transaction can guard")
+        return await self._say(verb, self.prefix + key, *_sendable(*args))
 
     async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
         """At most `count` members by score; bounds as Redis writes them (`-inf`, `(5`)."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh import keys
 from mesh.groups.reader import BLOCK_MS, Fields, GroupReader, fields_of, not_too_fast
-from mesh.requests.protocol import Body, Reply, Request
+from mesh.requests.protocol import Body, Decode, Reply, Request, decode_object
 from mesh.requests.scripts import BOOKS, BURY, END, OPEN, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
@@ -81,8 +81,11 @@ class ReplyReader:
         self._kept: list[str] = []
         self._kept_bytes = 0
 
-    async def read(self) -> list[Reply]:
-        """Return the replies since the last read, after at most BLOCK_MS, and trim old ones."""
+    async def read(self, decoder_of: Callable[[str], Decode]) -> list[Reply]:
+        """Return the replies since the last read, after at most BLOCK_MS, and trim old ones.
+
+        `decoder_of` returns what reads the reply to the request of a key.
+        """
         started = time.monotonic()
         most = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
         if len(self._kept) > 2 * most:
@@ -104,16 +107,18 @@ class ReplyReader:
             self._kept.append(id)
             if "request" in fields:
                 self._kept_bytes += len(fields.get("body", ""))
-                replies.append(Reply.from_entry(fields))
+                replies.append(Reply.from_entry(fields, decoder_of(fields["request"])))
             if time.monotonic() > pause_s:
                 await asyncio.sleep(0)
                 pause_s = time.monotonic() + PARSE_S
         return replies
 
 
-def to_request(stream: str, id: str, fields: Fields, deliveries: int = 1) -> Request | ValueError:
+def to_request(
+    stream: str, id: str, fields: Fields, deliveries: int = 1, decode: Decode = decode_object
+) -> Request | ValueError:
     """Return an entry as a request, or the error that says why it is none."""
     try:
-        return Request.from_entry(stream, id, fields, deliveries)
+        return Request.from_entry(stream, id, fields, deliveries, decode)
     except ValueError as error:
         return error

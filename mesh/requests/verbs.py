@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 Text = str | int
 Check = Callable[[Sequence[Text]], Sequence[Text]]
@@ -208,6 +209,27 @@ class ServiceVerbs:
     def table(self) -> dict[str, Verb]:
         """Return the verbs by name."""
         return {name: Verb(needs, _nothing, grows=True) for name, needs in self.needs.items()}
+
+
+class Order(StrEnum):
+    """How commit.lua compares an answer with the one before."""
+
+    #: element by element
+    LIST = "list"
+    #: in any order: that of a set may change while the content does not
+    SET = "set"
+    #: the same for pairs of a name and a value
+    HASH = "hash"
+
+
+#: Verbs whose answer a transaction can expect to be the same in the commit: they read one key, and change nothing.
+ANSWERS = {
+    "HGETALL": Order.HASH,
+    "SMEMBERS": Order.SET,
+    "SISMEMBER": Order.LIST,
+    "ZRANGEBYSCORE": Order.LIST,
+    "ZSCORE": Order.LIST,
+}
 
 
 def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:

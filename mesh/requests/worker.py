@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mesh.requests.protocol import Body, Request
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import Decode, Request, decode_object
 from mesh.requests.store import Store
-from mesh.requests.transaction import Transaction
 from mesh.requests.verbs import VERBS, ServiceVerbs, Verb
 from mesh.wire.script import Script
 
-Handle = Callable[[Request, Store, Transaction], Awaitable[Body | None]]
+Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler. Without `effect` it only reads, so that neighbours on a database's stream may run beside it."""
+    """A handler. Without `effect` it only reads, so that neighbours on a database's stream may run beside it.
+
+    `decode` reads the body of a request. `encode` writes what `handle` returns; without it that is a dict, or None.
+    """
 
     op: str
     handle: Handle
     effect: bool
+    decode: Decode = decode_object
+    encode: Callable[[Any], bytes] | None = None
 
 
 class Worker:
@@ -46,7 +52,7 @@ class Worker:
         """Register a handler. What it returns is the reply; a MeshError it raises is the reply's failure."""
 
         def register(handle: Handle) -> Handle:
-            self._add(Handler(op, handle, effect))
+            self.add(Handler(op, handle, effect))
             return handle
 
         return register
@@ -68,11 +74,12 @@ class Worker:
     def include(self, other: Worker) -> None:
         """Take over another table's operations, scripts and verbs."""
         for handler in other._handlers.values():
-            self._add(handler)
+            self.add(handler)
         self.scripts += other.scripts
         self._add_verbs({name: verb for name, verb in other.verbs.items() if name not in VERBS}, other.fragments)
 
-    def _add(self, handler: Handler) -> None:
+    def add(self, handler: Handler) -> None:
+        """Register a handler. Raises ValueError where its operation has one already."""
         if handler.op in self._handlers:
             raise ValueError(f"{handler.op} has a handler already")
         self._handlers[handler.op] = handler

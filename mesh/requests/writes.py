@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from mesh.requests.verbs import (
     ABSENT,
+    ANSWERS,
     LATEST_MS,
     MOST_INTEGER,
     MOST_WORDS,
@@ -28,6 +30,7 @@ class Expectations:
     def __init__(self) -> None:
         self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
         self._absent: dict[tuple[int, str], list[str]] = {}
+        self._answers: list[list[Text]] = []
 
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
         """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
@@ -42,17 +45,31 @@ class Expectations:
         """All of these are absent."""
         self._absent.setdefault((side, hash), []).extend(names)
 
+    def add_answer(self, side: int, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
+        """A reading command still has this answer: a list, one element, or None. Raises ValueError for other verbs."""
+        if verb not in ANSWERS:
+            raise ValueError(f"{verb} is not a verb that a transaction can guard")
+        elements = answer if isinstance(answer, list) else [] if answer is None else [answer]
+        words: list[Text] = [verb, key, *args]
+        self._answers.append([f"{side}r", ANSWERS[verb], len(elements), len(words), *words, *elements])
+
     def clear(self) -> None:
         """Forget all of it."""
+        self._answers.clear()
         self._present.clear()
         self._absent.clear()
 
     def groups(self) -> list[list[Text]]:
-        """All of it: side, hash, number of names, number of values, the names, the values."""
+        """All of it: side, hash, number of names, number of values, the names, the values; and the answers."""
         if not self._absent and not self._present:
-            return []
+            return self._answers
         groups: list[list[Text]] = [
-            [side, hash, len(part), 0, *part] for (side, hash), names in self._absent.items() for part in parts(names)
+            *self._answers,
+            *(
+                [side, hash, len(part), 0, *part]
+                for (side, hash), names in self._absent.items()
+                for part in parts(names)
+            ),
         ]
         for (side, hash), (names, values) in self._present.items():
             for some, theirs in zip(parts(names), parts(values), strict=True):

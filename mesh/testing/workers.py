@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
-from mesh.requests.protocol import Body, Request
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import Request
 from mesh.requests.store import Store
-from mesh.requests.transaction import Transaction
 from mesh.requests.worker import Handler, Worker
 
 
@@ -46,13 +47,13 @@ class WatchedWorker(Worker):
         super().__init__()
         self._runs = runs
 
-    def _add(self, handler: Handler) -> None:
+    def add(self, handler: Handler) -> None:
         runs, handle, op = self._runs, handler.handle, handler.op
 
-        async def watched(request: Request, store: Store, transaction: Transaction) -> Body | None:
+        async def watched(request: Request, store: Store, transaction: Effects) -> Any:
             runs.begin(op)
             return await handle(request, store, transaction)
 
         if handler.effect:
             runs.effects.add(op)
-        super()._add(replace(handler, handle=watched))
+        super().add(replace(handler, handle=watched))

@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from quart import Request
 
-from mesh import Refused, Replica
+from mesh import Refused
 from mesh.dead.letters import Actor, Chosen, DeadLetters, LetterGroup, Report
+from mesh.raw import Replica
 from quart_app.dashboard.words import counted, shortened
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem

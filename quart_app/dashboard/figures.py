@@ -18,8 +18,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from mesh import Member, Replica, keys
+from mesh import Member, keys
 from mesh.dead.letters import DeadLetter, DeadLetters
+from mesh.raw import Replica
 
 #: Rates that are kept: one minute at one look per second.
 KEPT = 60

@@ -22,8 +22,9 @@ from quart_schema import hide
 from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
-from mesh import MeshError, Replica, keys
+from mesh import MeshError, keys
 from mesh.dead.letters import DeadLetter, DeadLetters
+from mesh.raw import Replica
 from quart_app.dashboard import acts
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import Figures, FiguresReader

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from mesh import Replica
 from mesh.journal.journal import Log
+from mesh.raw import Replica
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes

@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 from quart import Blueprint, Response
 from redis.exceptions import RedisError
 
-from mesh import MeshError, Replica, keys
+from mesh import MeshError, keys
+from mesh.raw import Replica
 from quart_app.service import Context
 
 # Each counter would have a second series with the time of its birth.

@@ -22,7 +22,7 @@ from quart_app import environment
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
-from quart_app.local.mesh import Mesh, mesh
+from quart_app.local.mesh import LocalMesh, mesh
 from quart_app.local.operate import data_option, dead, redis_url_option, unreachable
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
@@ -139,7 +139,7 @@ def _progress(teller: Teller, count: int) -> replicas.Progress:
     return progress
 
 
-def _welcome(teller: Teller, members: list[Member], port: int, started: Mesh, data: Path) -> None:
+def _welcome(teller: Teller, members: list[Member], port: int, started: LocalMesh, data: Path) -> None:
     public, private = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{started.private_port}"
     teller.roster(members)
     missing = len(started.replicas) - len(members)

@@ -44,7 +44,7 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Mesh:
+class LocalMesh:
     """A mesh that is running."""
 
     redis: RedisSettings
@@ -56,7 +56,7 @@ class Mesh:
 @contextlib.asynccontextmanager
 async def mesh(
     supervisor: Supervisor, *, count: int, port: int, private_port: int, redis_url: str | None, folder: Path
-) -> AsyncIterator[Mesh]:
+) -> AsyncIterator[LocalMesh]:
     """Run a mesh of `count` replicas behind one address. Leaving the block drains and stops everything.
 
     Raises ValidationError, before anything is started, where an address or the environment is not valid, and
@@ -83,7 +83,7 @@ async def mesh(
         await front.open(stack, supervisor, ports, logs)
         await stack.enter_async_context(_meanwhile(redis_server.watch(redis, supervisor.say)))
         await stack.enter_async_context(_meanwhile(_name_misspelt(supervisor, logs)))
-        yield Mesh(redis, children, front.private_port)
+        yield LocalMesh(redis, children, front.private_port)
 
 
 class Front:

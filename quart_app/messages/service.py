@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from mesh import Replica
 from mesh.quota.quota import Quota
+from mesh.raw import Replica
 from quart_app.messages.accounts import Accounts
 from quart_app.messages.delivery import Delivery
 from quart_app.messages.idempotency import IdempotencyKeys

@@ -11,8 +11,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Replica, Unavailable
+from mesh import Unavailable
 from mesh.events.consumer import Events
+from mesh.raw import Replica
 from quart_app.movements.cache import Cache
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake

@@ -20,7 +20,8 @@ from typing import Any
 
 import structlog
 
-from mesh import DeadlineExceeded, MeshError, Replica, Request, Transaction
+from mesh import DeadlineExceeded, MeshError
+from mesh.raw import Effects, Replica, Request
 from mesh.requests.protocol import NEVER
 from mesh.wire.script import Script
 from quart_app.values import notation
@@ -80,7 +81,7 @@ def claim_key(cls: str, value: str) -> str:
     return f"{CLAIM}{cls}:{value}"
 
 
-def release(transaction: Transaction, cls: str, values: Iterable[str]) -> None:
+def release(transaction: Effects, cls: str, values: Iterable[str]) -> None:
     """Let the claims end with the commit that writes the records."""
     for value in values:
         if not is_small(value):

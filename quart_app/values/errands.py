@@ -13,7 +13,8 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from mesh import Busy, Class, MeshError, Replica, Request, Transaction
+from mesh import Busy, Class, MeshError
+from mesh.raw import Effects, Replica, Request
 from mesh.wire.script import Script
 from quart_app.values.jobs import JOB, PUT, Gone
 
@@ -103,7 +104,7 @@ class Errand:
             except Busy as error:
                 await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
 
-    def found(self, transaction: Transaction, factors: dict[str, str]) -> None:
+    def found(self, transaction: Effects, factors: dict[str, str]) -> None:
         """Store what was found, and send the next step, in the same commit."""
         self._expect(transaction)
         if factors:
@@ -111,7 +112,7 @@ class Errand:
             transaction.shared.write("HINCRBY", self._key, "left", -len(factors))
         self._go_on(transaction)
 
-    def failed(self, transaction: Transaction, error: MeshError) -> None:
+    def failed(self, transaction: Effects, error: MeshError) -> None:
         """Store why the values were not factorised, and send the next step."""
         self._expect(transaction)
         facts = {name: fact for name, fact in error.facts.items() if name != "value"}
@@ -122,7 +123,7 @@ class Errand:
         transaction.shared.write("HINCRBY", self._key, "failures", len(values))
         self._go_on(transaction)
 
-    def give_back(self, transaction: Transaction) -> None:
+    def give_back(self, transaction: Effects) -> None:
         """Let the class do this part when there is room. On a database's stream other requests wait behind it."""
         part = self.part(self._request.body["items"])
         transaction.send(Class(self._replica.cls), PUT, part, deadline=self._request.deadline)
@@ -131,10 +132,10 @@ class Errand:
         """Return the body of a request for some of the values."""
         return {"items": items, "job": self._id}
 
-    def _expect(self, transaction: Transaction) -> None:
+    def _expect(self, transaction: Effects) -> None:
         transaction.shared.expect(self._key, self._created, "created")
 
-    def _go_on(self, transaction: Transaction) -> None:
+    def _go_on(self, transaction: Effects) -> None:
         number = self._request.body.get("next")
         if number is None:
             return

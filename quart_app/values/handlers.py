@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from mesh import Address, Body, Busy, Class, Database, LeaseLost, MeshError, Request, Store, Transaction, Worker
+from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
+from mesh.raw import Body, Effects, Request, Store, Worker
 from quart_app.values import claims
 from quart_app.values import store as records
 from quart_app.values.errands import TELL, Errand, Errands
@@ -73,7 +74,7 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
     worker.writes_with(records.VERBS)
 
     @worker.handles(PUT)
-    async def put(request: Request, store: Store, transaction: Transaction) -> Body | None:
+    async def put(request: Request, store: Store, transaction: Effects) -> Body | None:
         try:
             errand = await errands.of(request)
             if errand is not None:
@@ -96,7 +97,7 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
             store_room(sum(records.size(value, decision.factors[value]) for value in new))
         return decision
 
-    async def run(errand: Errand, request: Request, store: Store, transaction: Transaction) -> None:
+    async def run(errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
         """Do a put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
         is_ordered = request.stream == Database(store.database).stream
         try:
@@ -117,7 +118,7 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
         errand.found(transaction, decision.factors)
 
     @worker.handles(DROP)
-    async def drop(request: Request, store: Store, transaction: Transaction) -> None:
+    async def drop(request: Request, store: Store, transaction: Effects) -> None:
         await pace()
         value = str(request.body["value"])
         (record,) = await records.records(store, [value])
@@ -127,7 +128,7 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
             records.unschedule(transaction, [value])
 
     @worker.handles(FIND, effect=False)
-    async def find(request: Request, store: Store, transaction: Transaction) -> Body:
+    async def find(request: Request, store: Store, transaction: Effects) -> Body:
         body = request.body
         # The request's own moment, the same on every replica.
         found = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
@@ -241,7 +242,7 @@ async def _factors(
     return known
 
 
-def _write(decision: Decision, request: Request, store: Store, transaction: Transaction) -> None:
+def _write(decision: Decision, request: Request, store: Store, transaction: Effects) -> None:
     """Write what is to be here; whoever else had it drops it."""
     at_ms, here = request.at_ms, decision.here
     expiries = {item.value: at_ms + item.ttl * 1000 for item in here}

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mesh import Busy, Class, MeshError, Replica, Unavailable
+from mesh import Busy, Class, MeshError, Unavailable
+from mesh.raw import Replica
 from mesh.wire.script import Script
 from quart_app.values.chunks import Chunks, ItemAsked
 from quart_app.values.pace import Pace

@@ -9,7 +9,8 @@ from pydantic import RootModel
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_querystring, document_request, document_response, tag
 
-from mesh import Answer, Ask, Class, DeadlineExceeded
+from mesh import Class, DeadlineExceeded
+from mesh.raw import Answer, Ask
 from quart_app.http.body import read_items
 from quart_app.http.problems import Problem, from_mesh
 from quart_app.service import Context

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mesh import DeadlineExceeded, Replica
+from mesh import DeadlineExceeded
+from mesh.raw import Replica
 from quart_app.values import handlers
 from quart_app.values.answers import ELEMENTS, Answers, Array, element
 from quart_app.values.notation import rank

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from mesh import Replica
+from mesh.raw import Replica
 from quart_app.service import Context, Service
 from quart_app.values import sweep
 from quart_app.values.answers import Answers

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mesh import Store, Transaction
+from mesh.raw import Effects, Store
 from mesh.requests.verbs import ServiceVerbs
 from mesh.wire.script import Script
 from quart_app.values import notation
@@ -148,7 +148,7 @@ async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
 
 
 def put(
-    transaction: Transaction,
+    transaction: Effects,
     place: Place,
     expiries: Mapping[str, int],
     factors: Mapping[str, str],
@@ -174,18 +174,18 @@ def put(
         transaction.keep_until(key, max(ends))
 
 
-def schedule(transaction: Transaction, expiry: int, values: Sequence[str]) -> None:
+def schedule(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
     """Have the sweep look at these values then."""
     if values:
         transaction.zadd(EXPIRY, {" ".join(values): expiry})
 
 
-def expect_places(transaction: Transaction, places: Mapping[str, str | None]) -> None:
+def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> None:
     """Commit only if the values' records are still where they were when we looked."""
     transaction.shared.expect_each({WHERE + value: place for value, place in places.items()})
 
 
-def remove(transaction: Transaction, over: Mapping[str, Record]) -> None:
+def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
     """Remove our records of these values, if they are still these."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
@@ -201,7 +201,7 @@ async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
     return [group.split() for group in groups]
 
 
-def unschedule(transaction: Transaction, values: Sequence[str]) -> None:
+def unschedule(transaction: Effects, values: Sequence[str]) -> None:
     """Take these values off the sweep's list: it has looked at them, or need not."""
     transaction.zrem(EXPIRY, " ".join(values))
 

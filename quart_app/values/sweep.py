@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import structlog
 
-from mesh import MeshError, Replica, Transaction
+from mesh import MeshError
+from mesh.raw import Effects, Replica
 from quart_app.values import store as records
 from quart_app.values.pace import Pace
 from quart_app.values.store import Record
@@ -75,7 +76,7 @@ def _about(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str
     ]
 
 
-def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, transaction: Transaction) -> int:
+def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, transaction: Effects) -> int:
     """Put what a group needs into the transaction; return about how many bytes of index are removed."""
     records.unschedule(transaction, group)
     living: dict[int, list[str]] = {}

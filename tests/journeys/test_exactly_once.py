@@ -18,7 +18,8 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from mesh import Class, MeshError, Replica, Worker, join, keys
+from mesh import Class, MeshError, keys
+from mesh.raw import Replica, Worker, join
 from mesh.requests.scripts import BOOKS
 from tests.support.members import mesh_settings
 from tests.support.replicas import PROFILE, Process, Replicas

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import redis
 
-from mesh import Replica
 from mesh.lease import acl
+from mesh.raw import Replica
 from tests.support.members import Members, mesh_settings
 from tests.support.replicas import Replicas
 from tests.support.server import Server, server_programs

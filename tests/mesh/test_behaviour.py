@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from mesh import (
-    Ask,
-    Body,
     Busy,
     Class,
     Connections,
@@ -24,14 +22,9 @@ from mesh import (
     MeshError,
     NoReplica,
     Refused,
-    Replica,
-    Request,
-    Store,
-    Transaction,
-    Worker,
-    join,
     keys,
 )
+from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker, join
 from tests.support.backend import Backend
 from tests.support.members import Members, mesh_settings
 from tests.support.server import Server
@@ -60,7 +53,7 @@ class Counting:
         handles("count.forward")(self.forward)
         handles("count.tell")(self.tell)
 
-    async def add(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def add(self, request: Request, store: Store, transaction: Effects) -> Body:
         """Read, expect what was read, write one more: the pattern of every effect."""
         self.seen.append(request)
         name = request.body.get("name", "count:n")
@@ -70,16 +63,16 @@ class Counting:
         transaction.set(name, int(before or 0) + 1)
         return {"n": int(before or 0) + 1, "database": store.database}
 
-    async def read(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def read(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.seen.append(request)
         return {"n": int(await store.get("count:n") or 0)}
 
-    async def refuse(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def refuse(self, request: Request, store: Store, transaction: Effects) -> Body:
         transaction.set("count:n", 1000)
         transaction.send(Database(store.database), "count.add", {})
         raise Refused("not today", because="rain")
 
-    async def crash(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def crash(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.seen.append(request)
         transaction.set("count:n", 1000)
         if self.crashes > 0:
@@ -87,27 +80,27 @@ class Counting:
             raise RuntimeError("a defect")
         return {"deliveries": request.deliveries}
 
-    async def unsayable(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def unsayable(self, request: Request, store: Store, transaction: Effects) -> Body:
         transaction.set("count:n", None)  # type: ignore[arg-type]
         return {}
 
-    async def never(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def never(self, request: Request, store: Store, transaction: Effects) -> Body:
         """Expect what is not so, for ever."""
         self.seen.append(request)
         transaction.expect("count:n", "never")
         return {}
 
-    async def wrong(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def wrong(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.seen.append(request)
         transaction.write("HINCRBY", "count:text", "f", 1)
         return {}
 
-    async def many(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def many(self, request: Request, store: Store, transaction: Effects) -> Body:
         body = request.body
         transaction.set_until([f"count:{n}" for n in range(body["keys"])], body["value"], body["until"])
         return {}
 
-    async def wait(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def wait(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.seen.append(request)
         transaction.incrby("count:n", 1)
         try:
@@ -117,14 +110,14 @@ class Counting:
             raise
         return {"database": store.database}
 
-    async def forward(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def forward(self, request: Request, store: Store, transaction: Effects) -> Body:
         """Answer for ourselves and let every database that is named answer the rest."""
         others = [n for n in request.body.get("to", []) if n != store.database]
         for n in others:
             transaction.forward(Database(n), {"to": []})
         return {f"db{store.database}": True}
 
-    async def tell(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def tell(self, request: Request, store: Store, transaction: Effects) -> Body:
         transaction.send(Database(request.body["to"]), "count.add", {})
         return {}
 
@@ -284,7 +277,7 @@ async def test_requests_end_in_any_order(backend: Backend, order: list[int]) -> 
     begun: list[int] = []
 
     @worker.handles("gate.pass")
-    async def passing(request: Request, store: Store, transaction: Transaction) -> Body:
+    async def passing(request: Request, store: Store, transaction: Effects) -> Body:
         begun.append(request.body["n"])
         await gates[request.body["n"]].wait()
         transaction.incrby("count:n", 1)

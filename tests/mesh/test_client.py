@@ -13,22 +13,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from mesh import (
-    Body,
-    Class,
-    Client,
-    Database,
-    DeadlineExceeded,
-    InvalidBody,
-    NoReplica,
-    Request,
-    SetupError,
-    Store,
-    Transaction,
-    Unavailable,
-    Worker,
-    connect,
-)
+from mesh import Class, Client, Database, DeadlineExceeded, InvalidBody, NoReplica, SetupError, Unavailable, connect
+from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.settings import MeshSettings, RedisSettings
 from mesh.testing import MeshKit
 from tests.support.server import Server
@@ -39,14 +25,14 @@ KEYS_PAGE = Path(__file__).parents[2] / "docs" / "keys.md"
 
 
 @counting.handles("count.add")
-async def add(request: Request, store: Store, transaction: Transaction) -> Body:
+async def add(request: Request, store: Store, transaction: Effects) -> Body:
     transaction.incrby("count:n", 1)
     await asyncio.sleep(request.body.get("seconds", 0))
     return {"database": store.database, "from": request.sender}
 
 
 @counting.handles("count.read", effect=False)
-async def read(request: Request, store: Store, transaction: Transaction) -> Body:
+async def read(request: Request, store: Store, transaction: Effects) -> Body:
     return {"n": int(await store.get("count:n") or 0)}
 
 

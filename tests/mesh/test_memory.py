@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mesh import Busy, Class, Request, Store, Transaction, Worker
+from mesh import Busy, Class
 from mesh.memory import Memory
+from mesh.raw import Effects, Request, Store, Worker
 from tests.support.backend import Backend
 from tests.support.members import Members
 from tests.support.server import Server
@@ -17,7 +18,7 @@ worker = Worker()
 
 
 @worker.handles("memory.echo")
-async def echo(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+async def echo(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
     transaction.set("memory:last", "x")
     return {"echo": True}
 

@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from quart import Blueprint, Quart
 
-from mesh import LeaseLost, Replica, SetupError, Unavailable
+from mesh import LeaseLost, SetupError, Unavailable
+from mesh.raw import Replica
 from quart_app import lifecycle
 from quart_app.http import problems
 from quart_app.lifecycle import Services

@@ -6,26 +6,27 @@ import asyncio
 import random
 import signal
 
-from mesh import Body, Database, MeshSettings, Request, Store, Transaction, Worker, join
+from mesh import Database, MeshSettings
+from mesh.raw import Body, Effects, Request, Store, Worker, join
 
 worker = Worker()
 
 
-def mark(request: Request, store: Store, transaction: Transaction) -> Body:
+def mark(request: Request, store: Store, transaction: Effects) -> Body:
     """Count one effect of this request in this database."""
     transaction.write("HINCRBY", "count:effects", request.body["id"], 1)
     return {"by": store.database}
 
 
 @worker.handles("count.add")
-async def add(request: Request, store: Store, transaction: Transaction) -> Body:
+async def add(request: Request, store: Store, transaction: Effects) -> Body:
     # Long enough for a test to kill this process in the middle.
     await asyncio.sleep(random.random() / 50)
     return mark(request, store, transaction)
 
 
 @worker.handles("count.pass")
-async def hand_on(request: Request, store: Store, transaction: Transaction) -> Body:
+async def hand_on(request: Request, store: Store, transaction: Effects) -> Body:
     """Forward the request to the holder of a database, and send that database a note."""
     if store.database == request.body["to"]:
         return mark(request, store, transaction)
@@ -35,12 +36,12 @@ async def hand_on(request: Request, store: Store, transaction: Transaction) -> B
 
 
 @worker.handles("count.note")
-async def note(request: Request, store: Store, transaction: Transaction) -> None:
+async def note(request: Request, store: Store, transaction: Effects) -> None:
     transaction.write("HINCRBY", "count:notes", request.body["id"], 1)
 
 
 @worker.handles("count.read", effect=False)
-async def read(request: Request, store: Store, transaction: Transaction) -> Body:
+async def read(request: Request, store: Store, transaction: Effects) -> Body:
     return {"n": len(await store.hgetall("count:effects"))}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from mesh import Connections, MeshSettings, RedisSettings, Replica, Worker, join
+from mesh import Connections, MeshSettings, RedisSettings
+from mesh.raw import Replica, Worker, join
 
 
 def mesh_settings(redis_settings: RedisSettings, **settings: Any) -> MeshSettings:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mesh import Class, Database, LeaseLost, Refused, Store, Transaction
+from mesh import Class, Database, LeaseLost, Refused
+from mesh.raw import Effects, Store
 
 SURROGATE = "\ud800"
 #: More digits than Python prints; redis-py's encoder ends the process at it.
@@ -47,6 +48,7 @@ RETURNS: dict[str, Callable[[], Any]] = {
     "an object": object,
     "an object inside": lambda: {"in": object()},
     "a list": lambda: [1],
+    "bytes": lambda: b"{}",
     "text": lambda: "text",
     "a surrogate": lambda: {"in": SURROGATE},
     "a surrogate as a key": lambda: {SURROGATE: 1},
@@ -78,7 +80,7 @@ RAISES: dict[str, Callable[[], BaseException]] = {
 }
 
 #: What a handler may put into its transaction.
-WRITES: dict[str, Callable[[Transaction], None]] = {
+WRITES: dict[str, Callable[[Effects], None]] = {
     "none": lambda t: t.set("mistake", None),  # type: ignore[arg-type]
     "a boolean": lambda t: t.set("mistake", True),
     "an object": lambda t: t.hset("mistake", {"f": object()}),  # type: ignore[dict-item]
@@ -119,7 +121,7 @@ NAMES = [
 ]
 
 
-async def make(mistake: str, store: Store, transaction: Transaction) -> Any:
+async def make(mistake: str, store: Store, transaction: Effects) -> Any:
     """Make a mistake, by its name."""
     kind, _, name = mistake.partition(": ")
     match kind:

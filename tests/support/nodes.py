@@ -10,7 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from quart.typing import TestClientProtocol
 
-from mesh import MeshSettings, Replica, join
+from mesh import MeshSettings
+from mesh.raw import Replica, join
 from quart_app.app import App, create_app
 from quart_app.service import Context
 from quart_app.settings import AppSettings

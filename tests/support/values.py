@@ -8,7 +8,8 @@ from typing import Any
 
 import gmpy2
 
-from mesh import Class, DeadlineExceeded, Replica, Worker
+from mesh import Class, DeadlineExceeded
+from mesh.raw import Replica, Worker
 from quart_app.values.claims import Computing, claim_key
 from quart_app.values.errands import Errands
 from quart_app.values.factorise import factors

@@ -9,17 +9,9 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from mesh import (
-    IsolationUnavailable,
-    MeshSettings,
-    RedisSettings,
-    ServerTooOld,
-    SetupError,
-    Worker,
-    WrongCredentials,
-    join,
-)
+from mesh import IsolationUnavailable, MeshSettings, RedisSettings, ServerTooOld, SetupError, WrongCredentials
 from mesh.lease.applicant import Applicant
+from mesh.raw import Worker, join
 from mesh.testing.fake_server import FakeClient, FakeConnections
 from quart_app.local.ports import free_port
 from tests.support.members import Members, mesh_settings

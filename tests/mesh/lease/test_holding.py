@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, LeaseLost, Replica, Request, Store, Transaction, Worker, join
+from mesh import Class, LeaseLost
 from mesh.lease import holding
 from mesh.lease.loop_thread import LoopThread
+from mesh.raw import Effects, Replica, Request, Store, Worker, join
 from tests.support.faults.mutations import run_on_the_callers_loop
 from tests.support.members import mesh_settings
 from tests.support.server import Server
@@ -45,13 +46,13 @@ def blocking(block: Callable[[float], None], seconds: float, after: list[bool]) 
     worker = Worker()
 
     @worker.handles("block")
-    async def handle(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def handle(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         block(seconds)
         after.append(members[0].trusted)
         return {}
 
     @worker.handles("quick")
-    async def quick(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def quick(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         return {"answered": True}
 
     members: list[Replica] = []

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import structlog
 
-from mesh import Class, Database, GivenUp, InvalidBody, Request, Store, Transaction, Worker, keys
+from mesh import Class, Database, GivenUp, InvalidBody, keys
+from mesh.raw import Effects, Request, Store, Worker
 from tests.support import mistakes
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -21,21 +22,21 @@ def worker() -> Worker:
     made = Worker()
 
     @made.handles("mistake.make")
-    async def make(request: Request, store: Store, transaction: Transaction) -> Any:
+    async def make(request: Request, store: Store, transaction: Effects) -> Any:
         transaction.set("mistake:effect", 1)
         return await mistakes.make(request.body["mistake"], store, transaction)
 
     @made.handles("mistake.none")
-    async def none(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def none(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         transaction.incrby("mistake:right", 1)
         return {"right": True}
 
     @made.handles("mistake.plain")
-    def plain(request: Request, store: Store, transaction: Transaction) -> Any:  # type: ignore[misc]
+    def plain(request: Request, store: Store, transaction: Effects) -> Any:  # type: ignore[misc]
         return {}
 
     @made.handles("mistake.wait")
-    async def wait(request: Request, store: Store, transaction: Transaction) -> Any:
+    async def wait(request: Request, store: Store, transaction: Effects) -> Any:
         await asyncio.sleep(60)
 
     return made
@@ -124,7 +125,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_end(
     released, stubborn = asyncio.Event(), Worker()
 
     @stubborn.handles("mistake.stubborn")
-    async def ignore(request: Request, store: Store, transaction: Transaction) -> Any:
+    async def ignore(request: Request, store: Store, transaction: Effects) -> Any:
         while not released.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await released.wait()

@@ -96,7 +96,7 @@ def test_a_failure_is_the_same_error_at_both_ends() -> None:
     assert (ok.failure, ok.forwards) == (None, 2)
 
 
-def test_a_code_of_a_later_release_is_still_an_error() -> None:
-    """Two releases overlap during a roll-out."""
+def test_a_code_that_this_process_does_not_know_is_a_refusal_that_keeps_its_code() -> None:
+    """Another program's own errors, and two releases that overlap during a roll-out."""
     failure = Reply.from_entry({"request": "k", "status": "new-in-2", "body": '{"detail":"so"}'}).failure
-    assert type(failure) is errors.MeshError and failure.detail == "so"
+    assert type(failure) is errors.Refused and (failure.detail, failure.code) == ("so", "new-in-2")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, Replica, Worker, keys
+from mesh import Class, keys
 from mesh.groups.reader import Delivered, GroupReader
+from mesh.raw import Replica, Worker
 from mesh.requests.streams import RequestReader
 from tests.support.backend import Backend
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, Contended, Request, Store, Transaction, Worker, keys
+from mesh import Class, Contended, keys
+from mesh.raw import Effects, Request, Store, Worker
 from mesh.requests import turns
 from mesh.requests.turns import Turns
 from tests.support.backend import Backend
@@ -89,7 +90,7 @@ def counting() -> tuple[Worker, list[str]]:
     worker, runs = Worker(), []
 
     @worker.handles("hot.add")
-    async def add(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def add(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         runs.append(request.id)
         seen = await store.shared.get("hot")
         transaction.shared.expect("hot", seen)
@@ -97,13 +98,13 @@ def counting() -> tuple[Worker, list[str]]:
         return {"n": int(seen or 0) + 1}
 
     @worker.handles("hot.never")
-    async def never(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def never(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         runs.append(request.id)
         transaction.expect("other", "never", field="f")
         return {}
 
     @worker.handles("hot.tell")
-    async def tell(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def tell(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         transaction.send(Class("A"), "hot.never", {})
         return {}
 
@@ -146,7 +147,7 @@ async def test_requests_that_wait_for_their_turn_expire(backend: Backend) -> Non
     worker, release = Worker(), asyncio.Event()
 
     @worker.handles("hot.slow")
-    async def slow(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def slow(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         seen = await store.shared.get("hot")
         transaction.shared.expect("hot", seen)
         transaction.shared.set("hot", int(seen or 0) + 1)

@@ -13,9 +13,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh import Class, Database, Transaction
+from mesh import Class, Database
+from mesh.raw import Effects
+from mesh.requests.effects import CONFLICT
 from mesh.requests.scripts import commit_with
-from mesh.requests.transaction import CONFLICT
 from mesh.requests.verbs import VERBS, ServiceVerbs
 from mesh.testing.fake_server import without_flags
 from tests.support.server import Server
@@ -122,7 +123,7 @@ class Databases:
     def say(self, database: int, *words: Any) -> Any:
         return self.clients[database].execute_command(*words)
 
-    def commit(self, transaction: Transaction) -> str:
+    def commit(self, transaction: Effects) -> str:
         words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, *transaction.wire())
         (word,) = json.loads(self.clients[0].eval(self.source, 3, *words))
         return str(word)
@@ -154,7 +155,7 @@ def _content(client: redis.Redis, kind: str, key: str) -> Any:
     return [fields for _, fields in client.xrange(key)]
 
 
-def apply(transaction: Transaction, operation: Sequence[Any]) -> None:
+def apply(transaction: Effects, operation: Sequence[Any]) -> None:
     """Put one operation into a transaction, as a handler does."""
     match operation:
         case "write", side, key, verb, args:
@@ -173,7 +174,7 @@ def apply(transaction: Transaction, operation: Sequence[Any]) -> None:
             _writer(transaction, side).expect(key, value)
 
 
-def _writer(transaction: Transaction, side: str) -> Any:
+def _writer(transaction: Effects, side: str) -> Any:
     return transaction if side == "own" else transaction.shared
 
 
@@ -232,7 +233,7 @@ def test_all_of_a_transaction_becomes_true_or_none(
     What the transaction refuses itself (a handler may catch that) has left nothing in it.
     """
     databases.prepare(before)
-    transaction, taken = Transaction(1, "replica-2", verbs=VERBS | ADDED.table()), []
+    transaction, taken = Effects(1, "replica-2", verbs=VERBS | ADDED.table()), []
     for each in operations:
         with contextlib.suppress(ValueError, TypeError):
             apply(transaction, each)

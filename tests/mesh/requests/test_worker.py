@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mesh import Body, Request, Store, Transaction, Worker
+from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.requests.verbs import ServiceVerbs
 
 
-async def handle(request: Request, store: Store, transaction: Transaction) -> Body:
+async def handle(request: Request, store: Store, transaction: Effects) -> Body:
     return {}
 
 

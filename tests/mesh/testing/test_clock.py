@@ -10,8 +10,9 @@ from datetime import timedelta
 import pytest
 import uvloop
 
-from mesh import Body, Class, DeadlineExceeded, MeshError, Request, Store, Transaction, Worker
+from mesh import Class, DeadlineExceeded, MeshError
 from mesh.lease import holding
+from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.testing import MeshKit
 from mesh.testing.clock import virtual_time
 
@@ -19,13 +20,13 @@ waiting = Worker()
 
 
 @waiting.handles("waiting.sleep")
-async def sleep(request: Request, store: Store, transaction: Transaction) -> Body:
+async def sleep(request: Request, store: Store, transaction: Effects) -> Body:
     await asyncio.sleep(request.body["seconds"])
     return {"at": request.at_ms}
 
 
 @waiting.handles("waiting.compute")
-async def compute(request: Request, store: Store, transaction: Transaction) -> Body:
+async def compute(request: Request, store: Store, transaction: Effects) -> Body:
     await asyncio.to_thread(time.sleep, 0.3)
     return {}
 

@@ -7,20 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mesh import (
-    Body,
-    Class,
-    Database,
-    GivenUp,
-    LeaseLost,
-    MeshError,
-    Refused,
-    Request,
-    SetupError,
-    Store,
-    Transaction,
-    Worker,
-)
+from mesh import Class, Database, GivenUp, LeaseLost, MeshError, Refused, SetupError
+from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.testing import Committed, MeshKit, Sent
 from tests.support.server import Server
 
@@ -40,21 +28,21 @@ class Greetings:
         self.worker.handles("greetings.tell")(self.tell)
         self.worker.handles("greetings.count", effect=False)(self.count)
 
-    async def put(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def put(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.deliveries.append((store.database, request.deliveries))
         await self.gate.wait()
         transaction.incrby(TOTAL, 1)
         return {"database": store.database}
 
-    async def refuse(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def refuse(self, request: Request, store: Store, transaction: Effects) -> Body:
         transaction.incrby(TOTAL, 1)
         raise Refused("not today")
 
-    async def tell(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def tell(self, request: Request, store: Store, transaction: Effects) -> Body:
         transaction.send(Database(store.database), "greetings.put", {"from": "tell"})
         return {}
 
-    async def count(self, request: Request, store: Store, transaction: Transaction) -> Body:
+    async def count(self, request: Request, store: Store, transaction: Effects) -> Body:
         return {"count": int(await store.get(TOTAL) or 0)}
 
 

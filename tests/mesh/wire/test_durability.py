@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
-from mesh import Connections, Replica
+from mesh import Connections
 from mesh.errors import Unavailable
+from mesh.raw import Replica
 from mesh.wire.connection import RedisConnection
 from mesh.wire.durability import Durability
 from tests.support.members import Members, mesh_settings

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mesh import Class, GivenUp, Transaction, Worker, keys
+from mesh import Class, GivenUp, keys
+from mesh.raw import Transaction, Worker
 from mesh.requests.protocol import Request
 from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History
 from tests.support.members import Members

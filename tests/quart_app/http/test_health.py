@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from mesh import Worker, join
+from mesh.raw import Worker, join
 from quart_app.http import health
 from tests.support.members import mesh_settings
 from tests.support.nodes import applications, node

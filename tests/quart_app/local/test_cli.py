@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mesh import Worker, join
+from mesh.raw import Worker, join
 from quart_app.exits import EXIT_SETUP
 from quart_app.local.cli import main
 from quart_app.local.ports import free_port

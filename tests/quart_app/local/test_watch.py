@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mesh import Body, Class, Database, Request, Store, Transaction, Worker, keys
+from mesh import Class, Database, keys
+from mesh.raw import Body, Effects, Request, Store, Worker
 from quart_app.local import watch
 from quart_app.local.watch import LONGEST_BODY, Watcher, line
 from tests.support.members import Members
@@ -55,7 +56,7 @@ async def test_a_watcher_shows_what_it_is_asked_for(
     worker = Worker()
     gate = asyncio.Event()
 
-    async def handle(request: Request, store: Store, transaction: Transaction) -> Body:
+    async def handle(request: Request, store: Store, transaction: Effects) -> Body:
         # Wait until the watcher has read it: an answered request is deleted from its stream.
         await gate.wait()
         return {}

@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from mesh import Replica, SetupError, Unavailable
+from mesh import SetupError, Unavailable
+from mesh.raw import Replica
 from quart_app.movements.ledger import Ledger
 from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event

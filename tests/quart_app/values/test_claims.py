@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from mesh import Body, Class, Database, DeadlineExceeded, Replica
+from mesh import Class, Database, DeadlineExceeded
+from mesh.raw import Body, Replica
 from quart_app.values import claims as module
 from quart_app.values.claims import claim_key
 from quart_app.values.jobs import PUT

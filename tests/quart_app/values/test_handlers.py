@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mesh import Ask, Body, Class, Database, Replica, Request
+from mesh import Class, Database
+from mesh.raw import Ask, Body, Replica, Request
 from quart_app.values import store as records
 from quart_app.values.handlers import DROP, FIND, PUT, handlers
 from quart_app.values.pace import Pace

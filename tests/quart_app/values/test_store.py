@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh import Replica, Transaction, Worker
+from mesh.raw import Effects, Replica, Worker
 from mesh.requests.scripts import commit_with
 from mesh.testing.fake_server import without_flags
 from quart_app.values import notation
@@ -116,14 +116,14 @@ class Memory:
         self.values: dict[str, Record] = {}
         self.batch = 0
 
-    def commit(self, transaction: Transaction) -> None:
+    def commit(self, transaction: Effects) -> None:
         self.batch += 1
         words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, *transaction.wire())
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
         assert outcomes == '["done"]'
 
     def put(self, values: dict[str, Record]) -> None:
-        transaction = Transaction(0, "replica-2", verbs=WORKER.verbs)
+        transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
         factors = {value: record.factors for value, record in values.items()}
         expiries = {value: record.expiry for value, record in values.items()}
         before = {value: self.values[value] for value in values if value in self.values}
@@ -132,7 +132,7 @@ class Memory:
         self.values |= values
 
     def remove(self, value: str) -> None:
-        transaction = Transaction(0, "replica-2", verbs=WORKER.verbs)
+        transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
         records.remove(transaction, {value: self.values.pop(value)})
         self.commit(transaction)
 
@@ -186,7 +186,7 @@ def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
 
 def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
     """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
-    transaction = Transaction(3, "replica-2", verbs=WORKER.verbs)
+    transaction = Effects(3, "replica-2", verbs=WORKER.verbs)
     expiries = {str(2 * n): 1000 + n for n in range(1, 50)}
     factors = {str(2 * n): text([2, n, 1000003]) for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)

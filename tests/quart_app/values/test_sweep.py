@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh import Replica, Worker
+from mesh.raw import Replica, Worker
 from quart_app.values import store as records
 from quart_app.values import sweep
 from quart_app.values.pace import Pace

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, cast
 
 from quart import Blueprint, Response, jsonify, request
 
-from mesh import Class, Database, Replica, Request, Store, Transaction, Worker
+from mesh import Class, Database
+from mesh.raw import Effects, Replica, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
 from tests.support import mistakes
@@ -56,7 +57,7 @@ def _worker() -> Worker:
     worker = Worker()
 
     @worker.handles(ADD)
-    async def add(request: Request, store: Store, transaction: Transaction) -> dict[str, Any]:
+    async def add(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         body = request.body
         _journal(request, store)
         if body["poison"]:
@@ -76,7 +77,7 @@ def _worker() -> Worker:
     return worker
 
 
-async def _raise_hot(store: Store, transaction: Transaction) -> None:
+async def _raise_hot(store: Store, transaction: Effects) -> None:
     """Read, add one, write: on one key for all replicas."""
     seen = await store.shared.get(HOT)
     transaction.shared.expect(HOT, seen)

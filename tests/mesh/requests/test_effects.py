@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mesh import Ask, Body, Class, Database, GivenUp, MeshError, Refused, Request, Store, Transaction, Worker
+from mesh import Class, Database, GivenUp, MeshError, Refused
+from mesh.raw import Ask, Body, Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from mesh.requests.verbs import MOST_WORDS, VERBS, ServiceVerbs
 from tests.support.backend import Backend
@@ -39,7 +40,7 @@ class Read:
     types: list[list[str]] = field(default_factory=list)
 
 
-def read(transaction: Transaction) -> Read:
+def read(transaction: Effects) -> Read:
     """Decode; fails unless the first word is the number of words."""
     words = transaction.wire()
     length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, *rest = words
@@ -65,7 +66,7 @@ def read(transaction: Transaction) -> Read:
 
 def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
     """1 is the leased database, 0 the bus; nobody writes a key without a prefix."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.set("x:a", 5)
     transaction.shared.set("x:b", "6", "PX", 70)
     transaction.expect("x:a", None)
@@ -78,7 +79,7 @@ def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
 
 def test_every_writing_verb_puts_its_key_first() -> None:
     """The script checks the key's type before it writes anything; lifetimes come last."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.keep_until("k", 99)
     transaction.delete("k")
     transaction.hset("h", {"f": 1, "g": "2"})
@@ -99,7 +100,7 @@ def test_every_writing_verb_puts_its_key_first() -> None:
 
 def test_a_write_names_what_the_script_must_check() -> None:
     """The types of its keys, unless the transaction itself decides them; counters by their values."""
-    transaction = Transaction(3, "replica-2", verbs=WITH_PAIRS)
+    transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
     transaction.set("k", 1)
     transaction.incrby("k", 1)
     transaction.incrby("n", 1)
@@ -117,7 +118,7 @@ def test_a_write_names_what_the_script_must_check() -> None:
 
 def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:
     """Fewer commands that say the same; what stands between two of them on that key keeps them apart."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.hset("h", {"a": 1})
     transaction.zadd("z", {"m": 1})
     transaction.hset("h", {"b": 2})
@@ -136,7 +137,7 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
 
 def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
     """Its pairs may be in either of them, and so keep their order with what else is said of both."""
-    transaction = Transaction(3, "replica-2", verbs=WITH_PAIRS)
+    transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
     transaction.write_with("pair-all", ("h", "z"), ["a", "1"])
     transaction.write_with("pair-all", ("h", "z"), ["b", "2"])
     transaction.zrem("z", "c:3")
@@ -156,14 +157,14 @@ def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
 def test_a_verb_of_a_service_needs_its_service_and_different_keys() -> None:
     """A verb that no service has added would fail in the script; one key cannot have two types."""
     with pytest.raises(ValueError, match="no service of this worker has added the verb pair-all"):
-        Transaction(3, "replica-2").write_with("pair-all", ("h", "z"), ["a", "1"])
+        Effects(3, "replica-2").write_with("pair-all", ("h", "z"), ["a", "1"])
     with pytest.raises(ValueError, match="pair-all takes different keys"):
-        Transaction(3, "replica-2", verbs=WITH_PAIRS).write_with("pair-all", ("h", "h"), ["a", "1"])
+        Effects(3, "replica-2", verbs=WITH_PAIRS).write_with("pair-all", ("h", "h"), ["a", "1"])
 
 
 def test_one_value_for_many_keys_is_one_command() -> None:
     """They end together, too."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.shared.set_until(["a", "b"], "v", 99)
     transaction.shared.set_until([], "v", 99)
     assert read(transaction).writes == [(0, "set-all", "99", "v", "shared:a", "shared:b")]
@@ -171,7 +172,7 @@ def test_one_value_for_many_keys_is_one_command() -> None:
 
 def test_more_words_than_lua_hands_over_become_several_commands() -> None:
     """Pairs stay together, and a name with its value."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.hset("h", {f"f{n}": n for n in range(MOST_WORDS)})
     for n in range(MOST_WORDS):
         transaction.expect("h", f"{n}", field=f"f{n}")
@@ -190,7 +191,7 @@ def test_more_words_than_lua_hands_over_become_several_commands() -> None:
 
 def test_nothing_to_write_is_no_command() -> None:
     """Redis takes no HSET without a field; a value without prime factors has no member for the index."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.hset("h", {})
     transaction.zadd("z", {})
     transaction.hdel("h")
@@ -200,7 +201,7 @@ def test_nothing_to_write_is_no_command() -> None:
 
 def test_the_reply_goes_where_the_request_says() -> None:
     """With the request's key, and the number of answers still to come."""
-    transaction = Transaction(3, "replica-2", request())
+    transaction = Effects(3, "replica-2", request())
     transaction.forward(Database(5), {"part": 2})
     transaction.forward(Class("B"))
     transaction.reply({"done": True})
@@ -216,7 +217,7 @@ def test_the_reply_goes_where_the_request_says() -> None:
 
 def test_a_send_is_waited_for_by_nobody() -> None:
     """It is the replica's own, and lasts until somebody gets to it."""
-    transaction = Transaction(3, "replica-2", request(reply_to=""))
+    transaction = Effects(3, "replica-2", request(reply_to=""))
     transaction.send(Database(5), "x.tell", {})
     found = read(transaction)
     assert found.sends == [("db5", "x.tell", "", "", NEVER, "{}", "replica-2")]
@@ -225,7 +226,7 @@ def test_a_send_is_waited_for_by_nobody() -> None:
 
 def test_a_refusal_is_all_that_is_left() -> None:
     """No write, no send, no forward, no expectation survives it."""
-    transaction = Transaction(3, "replica-2", request())
+    transaction = Effects(3, "replica-2", request())
     transaction.set("x", 1)
     transaction.keep_until("x", 9)
     transaction.shared.set("y", 1)
@@ -240,12 +241,12 @@ def test_a_refusal_is_all_that_is_left() -> None:
 def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
     """There is nobody to answer."""
     with pytest.raises(ValueError):
-        Transaction(3, "replica-2").forward(Class("A"))
+        Effects(3, "replica-2").forward(Class("A"))
 
 
 def test_many_members_of_one_score_are_one_command() -> None:
     """The score is said once."""
-    transaction = Transaction(3, "replica-2")
+    transaction = Effects(3, "replica-2")
     transaction.zadd_all("z", ["a", "b"], 7)
     transaction.zadd_all("z", [], 7)
     assert read(transaction).writes == [(1, "zadd-all", "db3:z", 7, "a", "b")]
@@ -397,13 +398,13 @@ async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_a
     worker = Worker()
 
     @worker.handles("x.wrong")
-    async def wrong(request: Request, store: Store, transaction: Transaction) -> Body:
+    async def wrong(request: Request, store: Store, transaction: Effects) -> Body:
         transaction.set("a", "text")
         transaction.incrby("is-text", 1)
         return {}
 
     @worker.handles("x.right")
-    async def right(request: Request, store: Store, transaction: Transaction) -> Body:
+    async def right(request: Request, store: Store, transaction: Effects) -> Body:
         transaction.incrby(f"n:{request.body['n']}", 1)
         return {}
 

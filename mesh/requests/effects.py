@@ -44,6 +44,11 @@ class Writer:
             if value is not None:
                 self._expects.add(self._side, "", prefix + key, value)
 
+    def expect_answer(self, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
+        """Commit only if a reading command still has its answer; see `mesh.requests.verbs.ANSWERS`."""
+        check_words(args)
+        self._expects.add_answer(self._side, verb, self._prefix + key, args, answer)
+
     def write(self, verb: str, key: str, *args: Text) -> None:
         """Write with any verb of `mesh.verbs`; the key comes first."""
         self._writes.write(self._side, verb, self._prefix + key, args)
@@ -109,7 +114,7 @@ def contended_key(word: str) -> str:
     return hash_and_name.strip()
 
 
-class Transaction(Writer):
+class Effects(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
 
     def __init__(
@@ -120,8 +125,9 @@ class Transaction(Writer):
         self.expects = Expectations()
         self.writes = Writes(verbs)
         self.sends: list[Any] = []
-        self._forwards = 0
-        self._answer: tuple[str, Body] | None = None
+        #: how many more replies follow, because the request was passed on
+        self.forwards = 0
+        self._answer: tuple[str, Body | bytes] | None = None
         super().__init__(keys.own(database), 1, self.expects, self.writes)
         self._shared: Writer | None = None
 
@@ -132,16 +138,16 @@ class Transaction(Writer):
             self._shared = Writer(keys.SHARED, 0, self.expects, self.writes)
         return self._shared
 
-    def send(self, to: Address, op: str, body: Body, *, deadline: int = NEVER) -> None:
+    def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER) -> None:
         """Send a request nobody waits for; the holder of the database gets to it however late it comes."""
         self._send(to, op, body, key="", reply_to="", deadline=deadline)
 
-    def forward(self, to: Address, body: Body | None = None) -> None:
+    def forward(self, to: Address, body: Body | bytes | None = None) -> None:
         """Let another replica answer this request, or the part of it that `body` says."""
         request = self._request
         if request is None:
             raise ValueError("there is no request to forward")
-        self._forwards += 1
+        self.forwards += 1
         self._send(
             to,
             request.op,
@@ -156,7 +162,7 @@ class Transaction(Writer):
         self,
         to: Address,
         op: str,
-        body: Body,
+        body: Body | bytes,
         *,
         key: str,
         reply_to: str,
@@ -172,13 +178,19 @@ class Transaction(Writer):
 
     def reply(self, body: Body) -> None:
         """Answer the request."""
+        if not isinstance(body, dict):
+            raise ValueError(f"a body is a dict, not {type(body).__name__}")
+        self._answer = (OK, body)
+
+    def reply_json(self, body: bytes) -> None:
+        """Answer the request with a JSON text."""
         self._answer = (OK, body)
 
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect."""
         for collected in (self.expects, self.writes, self.sends):
             collected.clear()
-        self._forwards = 0
+        self.forwards = 0
         self._answer = (error.code, failure_body(error))
 
     def wire(self) -> list[Text]:
@@ -189,7 +201,7 @@ class Transaction(Writer):
         status, body = self._answer or (OK, {})
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
-            0, stream, id, reply_to, key, op, status, self._forwards, encode_body(body) if reply_to else "",
+            0, stream, id, reply_to, key, op, status, self.forwards, encode_body(body) if reply_to else "",
             len(expects), len(writes), len(sends),
         ]  # fmt: skip
         for kind in (expects, writes, sends):

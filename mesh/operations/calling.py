@@ -1,0 +1,120 @@
+"""Typed calls: what a member of a mesh and a client without a lease have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar, overload
+
+from mesh.errors import ManyParts, UsageError
+from mesh.operations.operation import Operation
+from mesh.operations.transaction import sendable
+from mesh.requests.protocol import Address, Decode
+from mesh.requests.questions import Answer, Ask
+
+B = TypeVar("B")
+R = TypeVar("R")
+
+
+class Asking(Protocol):
+    """Sends requests and collects their replies."""
+
+    async def ask(
+        self, asks: Sequence[Ask], *, deadline_ms: int | None = ..., decode: Decode = ...
+    ) -> list[Answer]: ...
+
+    async def gather(
+        self, op: str, body: bytes, *, deadline_ms: int | None = ..., decode: Decode = ...
+    ) -> dict[int, Any]: ...
+
+
+class Caller:
+    """Calls operations by value; its types are checked where it is called."""
+
+    def __init__(self, asking: Asking, default: Address | None) -> None:
+        self._asking = asking
+        self._default = default
+
+    @overload
+    async def call(
+        self, op: Operation[None, R], *, to: Address | None = ..., deadline: timedelta | None = ...
+    ) -> R: ...
+    @overload
+    async def call(
+        self, op: Operation[B, R], body: B, *, to: Address | None = ..., deadline: timedelta | None = ...
+    ) -> R: ...
+    async def call(
+        self,
+        op: Operation[Any, Any],
+        body: Any = None,
+        *,
+        to: Address | None = None,
+        deadline: timedelta | None = None,
+    ) -> Any:
+        """Send a request and return its reply. Without `to` it goes to a replica of the caller's own class.
+
+        Raises the handler's error, or another MeshError.
+        """
+        parts = await self._parts(op, body, to, deadline)
+        if len(parts) != 1:
+            raise ManyParts(f"{op.name} was answered in {len(parts)} parts; use mesh.parts() for it", parts=len(parts))
+        return parts[0]
+
+    @overload
+    async def parts(
+        self, op: Operation[None, R], *, to: Address | None = ..., deadline: timedelta | None = ...
+    ) -> list[R]: ...
+    @overload
+    async def parts(
+        self, op: Operation[B, R], body: B, *, to: Address | None = ..., deadline: timedelta | None = ...
+    ) -> list[R]: ...
+    async def parts(
+        self,
+        op: Operation[Any, Any],
+        body: Any = None,
+        *,
+        to: Address | None = None,
+        deadline: timedelta | None = None,
+    ) -> list[Any]:
+        """Send a request of which each replica answers a part (`tx.forward`), and return all parts."""
+        return await self._parts(op, body, to, deadline)
+
+    async def _parts(
+        self, op: Operation[Any, Any], body: Any, to: Address | None, deadline: timedelta | None
+    ) -> list[Any]:
+        name, text = sendable(op, body)
+        to = to or self._default
+        if to is None:
+            raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
+        (answer,) = await self._asking.ask(
+            [Ask(to, name, text)], deadline_ms=milliseconds(deadline), decode=op.decode_reply
+        )
+        if answer.error is not None:
+            raise answer.error
+        return answer.bodies
+
+    @overload
+    async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> dict[int, R]: ...
+    @overload
+    async def gather(self, op: Operation[B, R], body: B, *, deadline: timedelta | None = ...) -> dict[int, R]: ...
+    async def gather(
+        self, op: Operation[Any, Any], body: Any = None, *, deadline: timedelta | None = None
+    ) -> dict[int, Any]:
+        """Send a request to every live database at one moment; return the replies by database.
+
+        Raises Incomplete with `partial` and `missing`, or another MeshError.
+        """
+        name, text = sendable(op, body)
+        return await self._asking.gather(name, text, deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+
+
+def milliseconds(deadline: timedelta | None) -> int | None:
+    """Return a deadline in ms. Raises UsageError for what is none."""
+    if deadline is None:
+        return None
+    if not isinstance(deadline, timedelta):
+        raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
+    ms = round(deadline.total_seconds() * 1000)
+    if ms <= 0:
+        raise UsageError(f"a deadline lies in the future, and {deadline} does not")
+    return ms

@@ -1,0 +1,174 @@
+"""How values of a type become text: JSON for bodies, and the shortest readable text for what is stored.
+
+Types are those that msgspec knows (Structs, dataclasses, TypedDicts, builtins and containers of them), and pydantic
+models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from types import UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, is_typeddict
+
+import msgspec
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from mesh.errors import UsageError
+
+T = TypeVar("T")
+
+_ENCODER = msgspec.json.Encoder()
+_AT = re.compile(r" - at `(.+)`$", re.DOTALL)
+_DIGITS = re.compile(r"-?[0-9]+")
+
+
+class NotOfType(ValueError):
+    """A text that is no value of the type; `path` says where, as `$.items[2].name`, or is ""."""
+
+    def __init__(self, detail: str, path: str = "") -> None:
+        super().__init__(f"{detail} (at {path})" if path else detail)
+        self.path = path
+
+
+class Codec(Generic[T]):
+    """Writes and reads the JSON of one type. `encode` raises TypeError or ValueError, `decode` NotOfType."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        self._classes = _classes_of(kind)
+        self.encode: Callable[[T], bytes]
+        self.decode: Callable[[str], T]
+        if _has_model(kind):
+            adapter: TypeAdapter[T] = TypeAdapter(kind)
+            self.encode = adapter.dump_json
+            self.decode = _pydantic_decoder(adapter)
+        else:
+            self.encode = _ENCODER.encode
+            self.decode = _msgspec_decoder(kind)
+
+    def accepts(self, value: object) -> bool:
+        """Return whether a value can be of the type; only classes are checked, not what containers hold."""
+        return self._classes is None or isinstance(value, self._classes)
+
+
+def _classes_of(kind: Any) -> tuple[type, ...] | None:
+    """Return the classes of a type's values; None where no class tells."""
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        known = [_classes_of(each) for each in get_args(kind)]
+        return None if None in known else tuple(cls for classes in known if classes for cls in classes)
+    if origin is Any or not isinstance(origin, type):
+        return None
+    if is_typeddict(origin):
+        return (dict,)
+    return (float, int) if origin is float else (origin,)
+
+
+def name_of(kind: Any) -> str:
+    """Return a type as its user writes it."""
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _has_model(kind: Any) -> bool:
+    """Return whether a type is a pydantic model or a container of one."""
+    if any(map(_has_model, get_args(kind))):
+        return True
+    return isinstance(kind, type) and (issubclass(kind, BaseModel) or hasattr(kind, "__pydantic_validator__"))
+
+
+def _msgspec_decoder(kind: Any) -> Callable[[str], Any]:
+    _check_known(kind)
+    plain = msgspec.json.Decoder(kind).decode
+
+    def decode(text: str) -> Any:
+        try:
+            return plain(text)
+        except msgspec.ValidationError as error:
+            message = str(error)
+            place = _AT.search(message)
+            raise NotOfType(_AT.sub("", message), place[1] if place else "") from None
+        except (ValueError, RecursionError) as error:
+            raise NotOfType(str(error)) from None
+
+    return decode
+
+
+def _check_known(kind: Any) -> None:
+    """Raise UsageError for a type of which msgspec knows nothing."""
+    try:
+        found = msgspec.inspect.type_info(kind)
+    except (TypeError, NameError) as error:
+        raise UsageError(f"{name_of(kind)} cannot be JSON: {error}") from error
+    if isinstance(found, msgspec.inspect.CustomType):
+        raise UsageError(
+            f"{name_of(kind)} cannot be JSON; write a msgspec Struct, a dataclass, a pydantic model or a builtin type"
+        )
+
+
+def _pydantic_decoder(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
+    def decode(text: str) -> Any:
+        try:
+            return adapter.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise NotOfType(str(first["msg"]), _path(first["loc"])) from None
+
+    return decode
+
+
+def _path(places: tuple[int | str, ...]) -> str:
+    steps = (f"[{place}]" if isinstance(place, int) else f".{place}" for place in places)
+    return "$" + "".join(steps) if places else ""
+
+
+def is_object(kind: Any) -> bool:
+    """Return whether the values of a type are JSON objects, as every body of a request is."""
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type):
+        return False
+    return is_typeddict(kind) or issubclass(kind, msgspec.Struct | BaseModel | dict) or dataclasses.is_dataclass(kind)
+
+
+class StoredCodec(Generic[T]):
+    """Writes and reads values of one type as they are stored: text and numbers as they are, all else as JSON."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        self.encode: Callable[[T], str]
+        self.decode: Callable[[str], T]
+        if kind in (str, int):
+            self.encode = _plain_encoder(kind)
+            self.decode = _integer if kind is int else str  # type: ignore[assignment]
+        else:
+            json: Codec[T] = Codec(kind)
+            self.encode = _json_encoder(json)
+            self.decode = json.decode
+
+
+def _integer(text: str) -> int:
+    if not _DIGITS.fullmatch(text):
+        raise NotOfType(f"expected an integer, got {text!r:.100}")
+    return int(text)
+
+
+def _plain_encoder(kind: type) -> Callable[[Any], str]:
+    def encode(value: Any) -> str:
+        if type(value) is not kind:
+            raise UsageError(f"expected {kind.__name__}, got {type(value).__name__}: {value!r:.100}")
+        return str(value)
+
+    return encode
+
+
+def _json_encoder(json: Codec[Any]) -> Callable[[Any], str]:
+    def encode(value: Any) -> str:
+        if not json.accepts(value):
+            raise UsageError(f"expected {name_of(json.kind)}, got {type(value).__name__}: {value!r:.100}")
+        try:
+            return json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the value cannot be written as JSON: {error}") from error
+
+    return encode

@@ -1,0 +1,145 @@
+"""Joining a mesh with typed operations: `Mesh` is what `join` yields."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar, overload
+
+from redis.asyncio import Redis
+
+from mesh import replica as members
+from mesh.errors import MeshError, UsageError
+from mesh.lease.applicant import Applicant
+from mesh.memory import Memory
+from mesh.operations.calling import Caller
+from mesh.operations.operation import Operation
+from mesh.operations.table import Operations
+from mesh.operations.transaction import checked_address, sendable
+from mesh.replica import Replica
+from mesh.requests.protocol import Address, Class
+from mesh.requests.worker import Worker
+from mesh.roster import Member
+from mesh.settings import MeshSettings
+from mesh.wire.clients import Connections
+
+B = TypeVar("B")
+
+
+class Mesh(Caller):
+    """One membership: calls operations, and knows the mesh. `replica` is the same on the level of `mesh.raw`."""
+
+    def __init__(self, replica: Replica) -> None:
+        super().__init__(replica, Class(replica.cls))
+        self.replica = replica
+        self.id = replica.id
+        self.database = replica.database
+        self.cls = replica.cls
+        self.epoch = replica.epoch
+        self.settings: MeshSettings = replica.settings
+        #: a client for what services share: `shared:*` and `events:*` in the bus database
+        self.shared: Redis = replica.shared
+        #: the server's memory: whether something new may be stored
+        self.memory: Memory = replica.memory
+
+    @overload
+    async def send(self, op: Operation[None, Any], *, to: Address | None = ...) -> None: ...
+    @overload
+    async def send(self, op: Operation[B, Any], body: B, *, to: Address | None = ...) -> None: ...
+    async def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address | None = None) -> None:
+        """Send a request whose reply nobody waits for; return when Redis has it."""
+        name, text = sendable(op, body)
+        effects = self.replica.transaction()
+        effects.send(checked_address(to or Class(self.cls)), name, text)
+        if not await self.replica.commit(effects):
+            raise MeshError(f"{name} was not sent")
+
+    async def roster(self) -> list[Member]:
+        """Return the rows of the roster at this moment."""
+        return await self.replica.roster()
+
+    async def books(self) -> dict[str, int]:
+        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        return await self.replica.books()
+
+    async def confirm(self) -> None:
+        """Wait until copies of Redis have what was written so far, where `REDIS_WAIT_REPLICAS` asks for them."""
+        await self.replica.confirm()
+
+    def connect(self, **options: Any) -> Redis:
+        """Return a client with a connection of its own, for a reader that blocks for `block_ms`."""
+        return self.replica.connect(**options)
+
+    def now_ms(self) -> int:
+        """Return Redis's clock in ms, as estimated since the last renewal."""
+        return self.replica.now_ms()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the lease still holds."""
+        return self.replica.trusted
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last round trip to Redis succeeded."""
+        return self.replica.reachable
+
+    def statistics(self) -> dict[str, float]:
+        """Return the counters of this membership, for metrics."""
+        return self.replica.statistics()
+
+    def conflicts(self, most: int = 10) -> dict[str, int]:
+        """Return the conflicts that requests met, by key, of the keys with the most."""
+        return self.replica.conflicts(most)
+
+    def announce(self, not_ready: Callable[[], Iterable[str]] = tuple) -> None:
+        """Tell the roster that this replica is ready, and with each renewal which of its services are not."""
+        self.replica.announce(not_ready)
+
+    def drain(self) -> None:
+        """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
+        self.replica.drain()
+
+
+def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
+    """Return one table of all operations. Raises UsageError where two have one name."""
+    whole = Worker()
+    for table in tables:
+        if not isinstance(table, Operations | Worker):
+            raise UsageError(f'join() takes what Operations("...") returned, not {table!r:.100}')
+        try:
+            whole.include(table if isinstance(table, Worker) else table.worker)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return whole
+
+
+@contextlib.asynccontextmanager
+async def join(
+    *operations: Operations | Worker,
+    settings: MeshSettings | None = None,
+    connections: Connections | None = None,
+    public: str = "",
+    private: str = "",
+    version: str = "",
+    applicant: Callable[[Applicant], None] | None = None,
+    ready: bool = True,
+) -> AsyncIterator[Mesh]:
+    """Become a member: wait for a lease, process requests, leave in order.
+
+    Without `settings` they come from the environment. `public` and `private` (host:port) are shown in the roster.
+    `applicant` gets the object that waits for the lease and knows why it waits. With `ready` false the roster says
+    `starting` until `announce` is called. Raises SetupError when the mesh cannot work with this server or these
+    credentials, and LeaseLost when the membership ended by itself: join again then.
+    """
+    async with members.join(
+        worker_of(operations),
+        settings,
+        connections=connections,
+        public=public,
+        private=private,
+        version=version,
+        applicant=applicant,
+        ready=ready,
+    ) as replica:
+        yield Mesh(replica)

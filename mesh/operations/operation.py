@@ -1,0 +1,99 @@
+"""One operation: a name, the type of its body, the type of its reply. Callers pass it as a value.
+
+A contract for a caller in another program has no handler:
+
+    put = Operation("greetings.put", Greet, Greeted)      # in a package that both programs have
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar, overload
+
+from mesh.errors import InvalidBody, InvalidReply, UsageError
+from mesh.operations.codec import Codec, NotOfType, is_object, name_of
+
+B = TypeVar("B")
+R = TypeVar("R")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+#: The body of an operation that takes none.
+NOTHING = b"{}"
+
+
+class Operation(Generic[B, R]):
+    """A named request with its types. `handler` is the bare function, where this program has it."""
+
+    @overload
+    def __init__(self: Operation[None, R], name: str, body: None, reply: type[R]) -> None: ...
+    @overload
+    def __init__(self: Operation[None, None], name: str, body: None, reply: None) -> None: ...
+    @overload
+    def __init__(self: Operation[B, None], name: str, body: type[B], reply: None) -> None: ...
+    @overload
+    def __init__(self, name: str, body: type[B], reply: type[R]) -> None: ...
+    def __init__(self, name: str, body: Any, reply: Any) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UsageError(f'an operation has a name like "greetings.put", not {name!r:.100}')
+        self.name = name
+        self.body = None if body is type(None) else body
+        self.reply = type(None) if reply is None else reply
+        self.handler: Callable[..., Awaitable[Any]] | None = None
+        if self.body is not None and not is_object(self.body):
+            raise UsageError(
+                f"the body of {name} is {name_of(body)}; a body is an object with names: "
+                "a msgspec Struct, a dataclass, a pydantic model or a TypedDict"
+            )
+        self._bodies: Codec[Any] | None = None if self.body is None else Codec(self.body)
+        self._replies: Codec[Any] = Codec(self.reply)
+
+    def __repr__(self) -> str:
+        body = "None" if self.body is None else name_of(self.body)
+        return f"<Operation {self.name}: {body} -> {name_of(self.reply)}>"
+
+    def encode_body(self, body: B | None) -> bytes:
+        """Return the JSON of a request's body. Raises InvalidBody."""
+        codec = self._bodies
+        if codec is None:
+            if body is not None:
+                raise InvalidBody(f"{self.name} takes no body, and was called with {body!r:.100}")
+            return NOTHING
+        if not codec.accepts(body):
+            wanted = name_of(self.body)
+            given = "none" if body is None else f"{type(body).__name__}: {body!r:.100}"
+            raise InvalidBody(f"the body of {self.name} is a {wanted}, not {given}; write {wanted}(...)")
+        try:
+            return codec.encode(body)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidBody(f"the body of {self.name} cannot be written as JSON: {error}") from error
+
+    def decode_body(self, text: str) -> Any:
+        """Return a request's body, or the InvalidBody that says why it is none: raising is for the runner."""
+        if self._bodies is None:
+            return None
+        try:
+            return self._bodies.decode(text)
+        except NotOfType as error:
+            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {error}", path=error.path)
+
+    def encode_reply(self, reply: R) -> bytes:
+        """Return the JSON of a reply. Raises InvalidReply."""
+        codec = self._replies
+        if not codec.accepts(reply):
+            raise InvalidReply(
+                f"{self.name} answers {name_of(self.reply)}, and its handler returned "
+                f"{type(reply).__name__}: {reply!r:.100}; correct the annotation or the return"
+            )
+        try:
+            return codec.encode(reply)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidReply(f"the reply of {self.name} cannot be written as JSON: {error}") from error
+
+    def decode_reply(self, text: str) -> R:
+        """Return a reply. Raises ValueError."""
+        try:
+            found: R = self._replies.decode(text)
+        except NotOfType as error:
+            raise ValueError(f"{self.name} answers {name_of(self.reply)}: {error}") from None
+        return found

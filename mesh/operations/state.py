@@ -1,0 +1,145 @@
+"""What operations keep in Redis, as typed names: values, hashes, sets, sorted sets.
+
+A name only says where something is and of which type; a transaction or a query reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from mesh.errors import UsageError
+from mesh.operations.codec import NotOfType, StoredCodec
+
+T = TypeVar("T")
+K = TypeVar("K", str, int)
+
+#: Values that no reader can change, and so may be given to several.
+_IMMUTABLE = (str, int, float, bool, bytes, type(None))
+
+
+class Slot(Generic[T]):
+    """A key, or one field of a hash: `at` is its side (shared or own), key, and field or None."""
+
+    __slots__ = ("at", "codec")
+
+    def __init__(self, name: str, codec: StoredCodec[T], shared: bool, field: str | None = None) -> None:
+        self.at = (shared, name, field)
+        self.codec = codec
+
+    def __str__(self) -> str:
+        _, name, field = self.at
+        return name if field is None else f"{name} {field}"
+
+    def decode(self, text: str) -> T:
+        """Read what is stored there. Raises ValueError."""
+        try:
+            return self.codec.decode(text)
+        except NotOfType as error:
+            raise ValueError(f"{self} holds something else: {error}") from error
+
+    def encode(self, value: T) -> str:
+        """Write a value. Raises UsageError for one of another type."""
+        try:
+            return self.codec.encode(value)
+        except UsageError as error:
+            raise UsageError(f"{self}: {error.detail}") from error
+
+
+class Field(Slot[T]):
+    """A place that may be empty: reading it gives T or None."""
+
+    __slots__ = ()
+
+    def read(self, text: str | None) -> T | None:
+        """Return the value of a text, None where there is none."""
+        return None if text is None else self.decode(text)
+
+
+class Key(Slot[T]):
+    """A key with a default: reading it gives T."""
+
+    __slots__ = ("_default", "default")
+
+    def __init__(self, name: str, codec: StoredCodec[T], shared: bool, default: T) -> None:
+        super().__init__(name, codec, shared)
+        self.default = default
+        self._default = None if isinstance(default, _IMMUTABLE) else self.encode(default)
+
+    def read(self, text: str | None) -> T:
+        """Return the value of a text, the default where there is none."""
+        if text is None:
+            if self._default is None:
+                return self.default
+            text = self._default
+        return self.decode(text)
+
+
+class _Collection:
+    """A key with many elements."""
+
+    __slots__ = ("name", "shared")
+
+    def __init__(self, name: str, shared: bool) -> None:
+        self.name = name
+        self.shared = shared
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Hash(_Collection, Generic[K, T]):
+    """A hash: `seen[name]` is one of its fields."""
+
+    __slots__ = ("_codec", "_fields")
+
+    def __init__(self, name: str, fields: type[K], codec: StoredCodec[T], shared: bool) -> None:
+        super().__init__(name, shared)
+        self._fields: type[K] = fields
+        self._codec = codec
+
+    def __getitem__(self, field: K) -> Field[T]:
+        if type(field) is not self._fields:
+            raise UsageError(f"a field of {self.name} is named by {self._fields.__name__}, not by {field!r:.100}")
+        return Field(self.name, self._codec, self.shared, str(field))
+
+    def read(self, flat: list[str]) -> dict[K, T]:
+        """Return the fields and values of a flat list of texts."""
+        return {
+            self._fields(name): self[self._fields(name)].decode(text)
+            for name, text in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+
+class _Members(_Collection, Generic[T]):
+    __slots__ = ("_codec",)
+
+    def __init__(self, name: str, codec: StoredCodec[T], shared: bool) -> None:
+        super().__init__(name, shared)
+        self._codec = codec
+
+    def encode(self, member: T) -> str:
+        """Write a member. Raises UsageError for one of another type."""
+        try:
+            return self._codec.encode(member)
+        except UsageError as error:
+            raise UsageError(f"a member of {self.name}: {error.detail}") from error
+
+    def decode(self, text: str) -> T:
+        """Read a member. Raises ValueError."""
+        return self._codec.decode(text)
+
+
+class Set(_Members[T]):
+    """A set."""
+
+    __slots__ = ()
+
+
+class SortedSet(_Members[T]):
+    """A sorted set: members by score."""
+
+    __slots__ = ()
+
+
+#: What `Transaction.delete` takes.
+Deletable = Slot[Any] | Hash[Any, Any] | Set[Any] | SortedSet[Any]

@@ -1,0 +1,225 @@
+"""A table of operations and of the state that they share."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar, get_type_hints, overload
+
+from mesh.errors import InvalidBody, UsageError
+from mesh.operations.codec import StoredCodec, name_of
+from mesh.operations.operation import Operation
+from mesh.operations.state import Field, Hash, Key, Set, SortedSet
+from mesh.operations.transaction import Query, Transaction
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import Request
+from mesh.requests.store import Store
+from mesh.requests.worker import Handle, Handler, Worker
+
+B = TypeVar("B")
+R = TypeVar("R")
+T = TypeVar("T")
+K = TypeVar("K", str, int)
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NONE: Any = object()
+
+
+class _Register(Protocol):
+    """What `@operations.command(name=...)` returns."""
+
+    @overload
+    def __call__(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[Transaction, B], Awaitable[R]], /) -> Operation[B, R]: ...
+
+
+class _RegisterQuery(Protocol):
+    """What `@operations.query(name=...)` returns."""
+
+    @overload
+    def __call__(self, handler: Callable[[Query], Awaitable[R]], /) -> Operation[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[Query, B], Awaitable[R]], /) -> Operation[B, R]: ...
+
+
+class Operations:
+    """Operations and state under one name, which begins the names of both.
+
+    greetings = Operations("greetings")
+    total = greetings.value("total", int, 0)        # db{n}:greetings:total
+
+    @greetings.command                              # greetings.put
+    async def put(tx: Transaction, body: Greet) -> Greeted: ...
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UsageError(f'operations have a name like "greetings", not {name!r:.100}')
+        self.name = name
+        #: the operations by name
+        self.operations: dict[str, Operation[Any, Any]] = {}
+        #: the table of the level below, which `join` works with
+        self.worker = Worker()
+        self._state: dict[tuple[bool, str], str] = {}
+
+    # State
+
+    @overload
+    def value(self, name: str, kind: type[T], *, shared: bool = ...) -> Field[T]: ...
+    @overload
+    def value(self, name: str, kind: type[T], default: T, *, shared: bool = ...) -> Key[T]: ...
+    def value(self, name: str, kind: Any, default: Any = _NONE, *, shared: bool = False) -> Any:
+        """Define a value, with a default for its absence. A shared one belongs to all replicas."""
+        key = self._key(name, f"value of {name_of(kind)}", shared)
+        if default is _NONE:
+            return Field(key, StoredCodec(kind), shared)
+        return Key(key, StoredCodec(kind), shared, default)
+
+    def hash(self, name: str, fields: type[K], kind: type[T], *, shared: bool = False) -> Hash[K, T]:
+        """Define a hash from text or integers to values of one type."""
+        if fields not in (str, int):
+            raise UsageError(f"the fields of a hash are named by str or int, not by {name_of(fields)}")
+        return Hash(self._key(name, f"hash of {name_of(kind)}", shared), fields, StoredCodec(kind), shared)
+
+    def set(self, name: str, kind: type[T], *, shared: bool = False) -> Set[T]:
+        """Define a set."""
+        return Set(self._key(name, f"set of {name_of(kind)}", shared), StoredCodec(kind), shared)
+
+    def sorted_set(self, name: str, kind: type[T], *, shared: bool = False) -> SortedSet[T]:
+        """Define a sorted set: members by score."""
+        return SortedSet(self._key(name, f"sorted set of {name_of(kind)}", shared), StoredCodec(kind), shared)
+
+    def _key(self, name: str, what: str, shared: bool) -> str:
+        if not isinstance(name, str) or not name or any(each.isspace() for each in name):
+            raise UsageError(f"a key is named by text without spaces, not by {name!r:.100}")
+        before = self._state.setdefault((shared, name), what)
+        if before != what:
+            raise UsageError(f"{self.name}:{name} is a {before}, and cannot be a {what}, too")
+        return f"{self.name}:{name}"
+
+    # Operations
+
+    @overload
+    def command(self, handler: Callable[[Transaction, B], Awaitable[R]], /) -> Operation[B, R]: ...
+    @overload
+    def command(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
+    @overload
+    def command(self, *, name: str = ...) -> _Register: ...
+    def command(self, handler: Any = None, *, name: str = "") -> Any:
+        """Register a handler that has an effect. Its name is `name`, or that of the function."""
+        if handler is None:
+            return lambda handler: self._define(handler, name, Transaction)
+        return self._define(handler, name, Transaction)
+
+    @overload
+    def query(self, handler: Callable[[Query, B], Awaitable[R]], /) -> Operation[B, R]: ...
+    @overload
+    def query(self, handler: Callable[[Query], Awaitable[R]], /) -> Operation[None, R]: ...
+    @overload
+    def query(self, *, name: str = ...) -> _RegisterQuery: ...
+    def query(self, handler: Any = None, *, name: str = "") -> Any:
+        """Register a handler that only reads: neighbours on a database's stream run beside it."""
+        if handler is None:
+            return lambda handler: self._define(handler, name, Query)
+        return self._define(handler, name, Query)
+
+    @overload
+    def implements(
+        self, op: Operation[None, R], /
+    ) -> Callable[[Callable[[Transaction], Awaitable[R]] | Callable[[Query], Awaitable[R]]], Operation[None, R]]: ...
+    @overload
+    def implements(
+        self, op: Operation[B, R], /
+    ) -> Callable[[Callable[[Transaction, B], Awaitable[R]] | Callable[[Query, B], Awaitable[R]]], Operation[B, R]]: ...
+    def implements(self, op: Any, /) -> Any:
+        """Register the handler of an operation that was defined without one; its first parameter says which kind."""
+
+        def register(handler: Any) -> Operation[Any, Any]:
+            first, body, reply = _signature(handler)
+            if (body, reply) != (op.body, op.reply):
+                raise UsageError(f"{_where(handler)} is not of the types of {op!r}")
+            self._register(op, handler, first)
+            return op  # type: ignore[no-any-return]
+
+        return register
+
+    def _define(self, handler: Any, name: str, first: type) -> Operation[Any, Any]:
+        found, body, reply = _signature(handler)
+        if found is not first:
+            kind, other = ("command", "query") if first is Transaction else ("query", "command")
+            raise UsageError(
+                f"{_where(handler)}: a {kind} gets a {first.__name__}, and this one asks for a {name_of(found)}; "
+                f"change the annotation, or make it a {other}"
+            )
+        op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply)
+        self._register(op, handler, first)
+        return op
+
+    def _register(self, op: Operation[Any, Any], handler: Any, first: type) -> None:
+        handle = _command(handler, op) if first is Transaction else _query(handler, op)
+        try:
+            self.worker.add(Handler(op.name, handle, first is Transaction, op.decode_body, op.encode_reply))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        op.handler = handler
+        self.operations[op.name] = op
+
+
+def _where(handler: Any) -> str:
+    return f"{getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', repr(handler))}"
+
+
+def _signature(handler: Any) -> tuple[Any, Any, Any]:
+    """Return the types of a handler: what it gets first, its body or None, its reply. Raises UsageError."""
+    if not inspect.iscoroutinefunction(handler):
+        raise UsageError(f"{_where(handler)}: a handler is an `async def` function")
+    parameters = [*inspect.signature(handler).parameters.values()]
+    names = [each.name for each in parameters if each.default is each.empty]
+    if not 1 <= len(names) <= 2 or any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
+        raise UsageError(f"{_where(handler)}: a handler takes (tx) or (tx, body)")
+    try:
+        hints = get_type_hints(handler)
+    except NameError as error:
+        raise UsageError(
+            f"{_where(handler)}: {error}; the types of a handler are defined at the top level of a module, before it"
+        ) from error
+    missing = [name for name in [*names, "return"] if name not in hints]
+    if missing:
+        raise UsageError(f"{_where(handler)}: write the type of {', '.join(missing)}; the mesh reads them")
+    first, *body = (hints[name] for name in names)
+    if first not in (Transaction, Query):
+        raise UsageError(
+            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(first)}"
+        )
+    return first, body[0] if body else None, hints["return"]
+
+
+def _command(function: Any, op: Operation[Any, Any]) -> Handle:
+    """Return what the runner calls: no coroutine between it and the function."""
+    if op.body is None:
+        return lambda request, store, effects: function(Transaction(store, request, effects))
+
+    def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
+        body = request.body
+        if body.__class__ is InvalidBody:
+            raise body
+        found: Awaitable[Any] = function(Transaction(store, request, effects), body)
+        return found
+
+    return handle
+
+
+def _query(function: Any, op: Operation[Any, Any]) -> Handle:
+    if op.body is None:
+        return lambda request, store, effects: function(Query(store, request))
+
+    def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
+        body = request.body
+        if body.__class__ is InvalidBody:
+            raise body
+        found: Awaitable[Any] = function(Query(store, request), body)
+        return found
+
+    return handle

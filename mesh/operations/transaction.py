@@ -1,0 +1,359 @@
+"""What a handler gets: a `Query` that only reads, or a `Transaction` that reads and writes.
+
+Reads of a transaction are guarded: what was read becomes an expectation of the commit, by value, and absence is a
+value. If another request has changed it meanwhile, the handler runs again. So a handler's decision and its effect
+belong to one moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, overload
+
+import structlog
+
+from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
+from mesh.operations.operation import Operation
+from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
+from mesh.requests.effects import Effects, Writer
+from mesh.requests.protocol import Address, Class, Database, Request
+from mesh.requests.store import Reader, Store
+
+log = structlog.get_logger(__name__)
+
+B = TypeVar("B")
+T = TypeVar("T")
+K = TypeVar("K", str, int)
+
+#: Most elements of a collection that a guarded read compares again in the commit.
+MOST_ELEMENTS = 1000
+#: Longer values are compared in the commit, too, but each costs the server as much as several requests.
+LONG_VALUE = 64 * 1024
+
+_At = tuple[bool, str, str | None]
+
+
+class _Added:
+    """Instead of a text: the commit will add to it, so only the commit knows it."""
+
+
+_ADDED = _Added()
+_long: set[str] = set()
+
+
+class Reads:
+    """Reads of the replica's own database, and of what replicas share. Each shows what is stored at its moment."""
+
+    __slots__ = ("_store", "request")
+
+    def __init__(self, store: Store, request: Request) -> None:
+        self._store = store
+        #: the request itself: `id`, `sender`, `deadline`, `deliveries`
+        self.request = request
+
+    @property
+    def database(self) -> int:
+        """The number of the replica's database."""
+        return self._store.database
+
+    @property
+    def cls(self) -> str:
+        """The class of the replica's database."""
+        return self._store.cls
+
+    @property
+    def at(self) -> datetime:
+        """When the request was sent, on Redis's clock: the same however often the handler runs."""
+        return datetime.fromtimestamp(self.request.at_ms / 1000, UTC)
+
+    def _reader(self, shared: bool) -> Reader:
+        return self._store.shared if shared else self._store
+
+    @overload
+    async def get(self, key: Key[T]) -> T: ...
+    @overload
+    async def get(self, key: Field[T]) -> T | None: ...
+    async def get(self, key: Key[T] | Field[T]) -> T | None:
+        """Return a value: the default of a `Key`, or None of a `Field`, where there is none."""
+        return key.read(await self._text(_place(key)))
+
+    @overload
+    async def many(self, keys: Sequence[Key[T]]) -> list[T]: ...
+    @overload
+    async def many(self, keys: Sequence[Field[T]]) -> list[T | None]: ...
+    async def many(self, keys: Sequence[Any]) -> list[Any]:
+        """Return several values, each hash and all keys by themselves in one command: values of one moment."""
+        texts = await self._texts([_place(key) for key in keys])
+        return [key.read(text) for key, text in zip(keys, texts, strict=True)]
+
+    async def items(self, hash: Hash[K, T]) -> dict[K, T]:
+        """Return all fields of a hash."""
+        return hash.read(await self._answer("HGETALL", hash.shared, hash.name))
+
+    async def members(self, of: Set[T]) -> list[T]:
+        """Return the members of a set."""
+        return [of.decode(text) for text in await self._answer("SMEMBERS", of.shared, of.name)]
+
+    async def contains(self, of: Set[T], member: T) -> bool:
+        """Return whether a set has a member."""
+        return bool(await self._answer("SISMEMBER", of.shared, of.name, of.encode(member)))
+
+    async def range(
+        self, of: SortedSet[T], least: float = float("-inf"), most: float = float("inf"), *, count: int | None = None
+    ) -> list[T]:
+        """Return the members with scores from `least` to `most`, lowest first, `count` of them at most."""
+        limit = MOST_ELEMENTS + 1 if count is None else count
+        words = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, limit)
+        return [of.decode(text) for text in await self._answer(*words)]
+
+    async def score(self, of: SortedSet[T], member: T) -> float | None:
+        """Return the score of a member, None where the sorted set does not have it."""
+        text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
+        return None if text is None else float(text)
+
+    # How texts come: a transaction does this otherwise
+
+    async def _text(self, place: Slot[Any]) -> str | None:
+        shared, name, field = place.at
+        reader = self._store.shared if shared else self._store
+        return await (reader.get(name) if field is None else reader.hget(name, field))
+
+    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
+        """Read the texts of several places: one command for the keys of each side, and one for each hash."""
+        wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
+        for shared, name, field in dict.fromkeys(place.at for place in places):
+            wanted[shared, None if field is None else name].append(name if field is None else field)
+        answers = await asyncio.gather(*(self._group(*where, names) for where, names in wanted.items()))
+        found: dict[_At, str | None] = {}
+        for (shared, hash), texts in zip(wanted, answers, strict=True):
+            for name, text in zip(wanted[shared, hash], texts, strict=True):
+                found[(shared, name, None) if hash is None else (shared, hash, name)] = text
+        return [found[place.at] for place in places]
+
+    async def _group(self, shared: bool, hash: str | None, names: Sequence[str]) -> list[str | None]:
+        reader = self._reader(shared)
+        return await (reader.mget(*names) if hash is None else reader.hmget(hash, *names))
+
+    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        return await self._reader(shared).read(verb, name, *args)
+
+
+def _place(key: Any) -> Slot[Any]:
+    if not isinstance(key, Slot):
+        raise UsageError(f"only a value or the field of a hash is read by get(), not {key!r:.100}")
+    return key
+
+
+class Query(Reads):
+    """What the handler of a query gets. It has no way to write."""
+
+    __slots__ = ()
+
+
+class Transaction(Reads):
+    """Guarded reads, and the effects that the commit applies, all of them or none."""
+
+    __slots__ = ("_effects", "_known", "_touched")
+
+    def __init__(self, store: Store, request: Request, effects: Effects) -> None:
+        self._store = store
+        self.request = request
+        self._effects = effects
+        #: what was read or written, by place; and answers of other reading commands, by their words
+        self._known: dict[Any, Any] | None = None
+        #: keys that this transaction has written as a whole or in part, and those that it has deleted
+        self._touched: dict[tuple[bool, str], bool] | None = None
+
+    @property
+    def snapshot(self) -> Reads:
+        """Reads that are not guarded, and do not show what this transaction writes."""
+        return Reads(self._store, self.request)
+
+    # Reads
+
+    async def _text(self, place: Slot[Any]) -> str | None:
+        known = self._known
+        if known is not None and place.at in known:
+            return _told(place, known[place.at])
+        if self._is_deleted(place):
+            return None
+        text = await Reads._text(self, place)
+        return self._guard(place, text)
+
+    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
+        known = self._known
+        if known is None:
+            known = self._known = {}
+        unknown = [place for place in places if place.at not in known and not self._is_deleted(place)]
+        for place, text in zip(unknown, await Reads._texts(self, unknown), strict=True):
+            self._guard(place, text)
+        return [_told(place, known.get(place.at)) for place in places]
+
+    def _guard(self, place: Slot[Any], text: str | None) -> str | None:
+        """Expect what was read, unless the place was read or written while we waited for it."""
+        known, at = self._known, place.at
+        if known is None:
+            known = self._known = {}
+        if at not in known:
+            known[at] = text
+            shared, name, field = at
+            self._writer(shared).expect(name, text, "" if field is None else field)
+            if text is not None and len(text) > LONG_VALUE:
+                _warn_of(place, len(text))
+        return _told(place, known[at])
+
+    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        if self._touched and (shared, name) in self._touched:
+            raise ReadAfterWrite(f"{name} is read by {verb} after this transaction has written to it; read it first")
+        words = (shared, verb, name, *args)
+        if self._known is None:
+            self._known = {}
+        if words not in self._known:
+            answer = await Reads._answer(self, verb, shared, name, *args)
+            elements = len(answer) // (2 if verb == "HGETALL" else 1) if isinstance(answer, list) else 1
+            if elements > MOST_ELEMENTS:
+                raise GuardTooLarge(
+                    f"{name} has more than {MOST_ELEMENTS} elements, too many to compare in the commit; "
+                    "read it with tx.snapshot, and guard a value that changes with it",
+                    key=name,
+                )
+            if words not in self._known:
+                self._known[words] = answer
+                self._writer(shared).expect_answer(verb, name, args, answer)
+        return self._known[words]
+
+    def _is_deleted(self, place: Slot[Any]) -> bool:
+        shared, name, _ = place.at
+        return self._touched is not None and self._touched.get((shared, name), False)
+
+    # Writes
+
+    def _writer(self, shared: bool) -> Writer:
+        return self._effects.shared if shared else self._effects
+
+    def _remember(self, place: Slot[Any], text: str | _Added | None) -> None:
+        if self._known is None:
+            self._known = {}
+        self._known[place.at] = text
+        shared, name, field = place.at
+        if field is not None:
+            self._touch(shared, name)
+
+    def _touch(self, shared: bool, name: str) -> None:
+        if self._touched is None:
+            self._touched = {}
+        self._touched.setdefault((shared, name), False)
+
+    def set(self, key: Key[T] | Field[T], value: T, *, ttl: timedelta | None = None) -> None:
+        """Set a value, for as long as `ttl`. A hash's field has no ttl of its own."""
+        shared, name, field = _place(key).at
+        text = key.encode(value)
+        if field is not None:
+            if ttl is not None:
+                raise UsageError(f"{key}: a field of a hash cannot have a ttl; use a value of its own")
+            self._writer(shared).hset(name, {field: text})
+        elif ttl is None:
+            self._writer(shared).set(name, text)
+        else:
+            self._writer(shared).set(name, text, "PX", max(1, round(ttl.total_seconds() * 1000)))
+        self._remember(key, text)
+
+    def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
+        """Add to an integer, in the commit: this needs no read and meets no conflict. What is absent counts from 0."""
+        shared, name, field = _place(key).at
+        if isinstance(key, Key) and key.default != 0:
+            raise UsageError(f"{key} has the default {key.default!r}, and add() counts from 0; use get() and set()")
+        if field is None:
+            self._writer(shared).incrby(name, by)
+        else:
+            self._writer(shared).write("HINCRBY", name, field, by)
+        self._remember(key, _ADDED)
+
+    def delete(self, key: Deletable) -> None:
+        """Delete a value, a hash's field, or a whole hash, set or sorted set."""
+        if isinstance(key, Slot):
+            shared, name, field = key.at
+            if field is None:
+                self._writer(shared).delete(name)
+            else:
+                self._writer(shared).hdel(name, field)
+            self._remember(key, None)
+            return
+        if not isinstance(key, Hash | Set | SortedSet):
+            raise UsageError(f"delete() takes what Operations defined, not {key!r:.100}")
+        self._writer(key.shared).delete(key.name)
+        if self._known:
+            for at in [at for at in self._known if at[:2] == (key.shared, key.name)]:
+                del self._known[at]
+        self._touched = {**(self._touched or {}), (key.shared, key.name): True}
+
+    def insert(self, into: Set[T], *members: T) -> None:
+        """Insert members into a set."""
+        if members:
+            self._writer(into.shared).write("SADD", into.name, *map(into.encode, members))
+            self._touch(into.shared, into.name)
+
+    def put(self, into: SortedSet[T], scores: Mapping[T, float]) -> None:
+        """Put members into a sorted set, each with its score."""
+        if scores:
+            self._writer(into.shared).zadd(into.name, {into.encode(m): repr(float(s)) for m, s in scores.items()})
+            self._touch(into.shared, into.name)
+
+    def remove(self, of: Set[T] | SortedSet[T], *members: T) -> None:
+        """Remove members of a set or a sorted set."""
+        if members:
+            verb = "SREM" if isinstance(of, Set) else "ZREM"
+            self._writer(of.shared).write(verb, of.name, *map(of.encode, members))
+            self._touch(of.shared, of.name)
+
+    # Requests
+
+    @overload
+    def send(self, op: Operation[None, Any], *, to: Address | None = ...) -> None: ...
+    @overload
+    def send(self, op: Operation[B, Any], body: B, *, to: Address | None = ...) -> None: ...
+    def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address | None = None) -> None:
+        """Send a request with the commit; nobody waits for its reply. Without `to` it goes to the replica's class."""
+        name, text = sendable(op, body)
+        self._effects.send(checked_address(to or Class(self.cls)), name, text)
+
+    def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
+        """Let another replica answer this request, or a part of it; `op` is the operation that runs now.
+
+        A handler that passes all of it on returns None.
+        """
+        name, text = sendable(op, body)
+        if name != self.request.op:
+            raise UsageError(f"{self.request.op} cannot be forwarded as {name}; use send()")
+        self._effects.forward(checked_address(to), text)
+
+
+def sendable(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
+    """Return an operation's name and the JSON of a body. Raises UsageError, InvalidBody."""
+    if not isinstance(op, Operation):
+        raise UsageError(
+            f"an operation is what @operations.command returned or Operation(name, Body, Reply), not {op!r:.100}"
+        )
+    return op.name, op.encode_body(body)
+
+
+def checked_address(to: Address) -> Address:
+    """Return an address. Raises UsageError for what is none."""
+    if not isinstance(to, Class | Database):
+        raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
+    return to
+
+
+def _told(place: Slot[Any], known: str | _Added | None) -> str | None:
+    if isinstance(known, _Added):
+        raise ReadAfterWrite(f"{place} is read after add(); read it before, or use set()")
+    return known
+
+
+def _warn_of(place: Slot[Any], length: int) -> None:
+    if str(place) not in _long:
+        _long.add(str(place))
+        log.warning("guarded value is long", key=str(place), characters=length, advice="guard a short version key")

@@ -1,0 +1,28 @@
+"""The level below typed operations: named operations, bodies that are dicts, and writes by their Redis verbs.
+
+`mesh.join` takes a `Worker` beside typed operations, and `Mesh.replica` is the `Replica` that `join` here returns.
+"""
+
+from __future__ import annotations
+
+from mesh.replica import Replica, join
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import NEVER, Body, Request
+from mesh.requests.questions import Answer, Ask
+from mesh.requests.store import Store
+from mesh.requests.worker import Worker
+from mesh.wire.script import Script
+
+__all__ = [
+    "NEVER",
+    "Answer",
+    "Ask",
+    "Body",
+    "Effects",
+    "Replica",
+    "Request",
+    "Script",
+    "Store",
+    "Worker",
+    "join",
+]

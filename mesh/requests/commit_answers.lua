@@ -1,0 +1,49 @@
+-- Compares the answer of a reading command with the one that a transaction was made from. It stands inside commit.lua,
+-- where ARGV holds, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
+-- command, these words, and the elements.
+local function make_answers()
+  -- A collection of another size is not read: it may have grown beyond all bounds.
+  local counts = {HGETALL = 'HLEN', SMEMBERS = 'SCARD'}
+  local per_count = {HGETALL = 2, SMEMBERS = 1}
+
+  local function has_size(verb, key, number)
+    if not counts[verb] then return true end
+    local count = redis.pcall(counts[verb], key)
+    return type(count) == 'number' and count * per_count[verb] == number
+  end
+
+  local compare = {}
+  function compare.list(answer, before)
+    for k = 1, #answer do
+      if tostring(answer[k]) ~= ARGV[before + k] then return false end
+    end
+    return true
+  end
+
+  function compare.set(answer, before)
+    local known = {}
+    for k = 1, #answer do known[ARGV[before + k]] = true end
+    for k = 1, #answer do
+      if not known[answer[k]] then return false end
+    end
+    return true
+  end
+
+  function compare.hash(answer, before)
+    local known = {}
+    for k = 1, #answer, 2 do known[ARGV[before + k]] = ARGV[before + k + 1] end
+    for k = 1, #answer, 2 do
+      if known[answer[k]] ~= answer[k + 1] then return false end
+    end
+    return true
+  end
+
+  return function(at)
+    local number, last = tonumber(ARGV[at + 1]), at + 2 + tonumber(ARGV[at + 2])
+    if not has_size(ARGV[at + 3], ARGV[at + 4], number) then return false end
+    local answer = redis.pcall(unpack(ARGV, at + 3, last))
+    if not answer then answer = {} end
+    if type(answer) ~= 'table' then answer = {answer} end
+    return not answer.err and #answer == number and compare[ARGV[at]](answer, last)
+  end
+end

@@ -1,0 +1,161 @@
+"""One call or gather in progress: its requests, and the answers to them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from redis import exceptions as redis_errors
+
+from mesh.errors import Busy, InvalidBody, MeshError, NoReplica
+from mesh.requests.protocol import OK, Address, Body, Decode, Reply
+
+
+class Ask(NamedTuple):
+    """One request to send."""
+
+    to: Address
+    op: str
+    body: Mapping[str, Any] | bytes
+
+
+@dataclass(slots=True)
+class Answer:
+    """The replies to one request: the bodies of all its parts, or the first error."""
+
+    to: str
+    #: the name that the caller gave the request
+    key: str
+    bodies: list[Any] = field(default_factory=list)
+    error: MeshError | None = None
+    #: its address is no longer live
+    gone: bool = False
+    #: replies that are still to come
+    outstanding: int = 1
+    #: the id of its entry, once that is known
+    id: str = ""
+
+    def take(self, reply: Reply) -> None:
+        """Add a reply."""
+        self.outstanding += reply.forwards - 1
+        if reply.status == OK:
+            if reply.part:
+                self.bodies.append(reply.body)
+        elif self.error is None:
+            self.error = reply.failure
+
+    def merged(self) -> Body:
+        """Return the parts of the reply, merged key by key. Raises the first error."""
+        if self.error is not None:
+            raise self.error
+        merged: Body = {}
+        for part in self.bodies:
+            merged.update(part)
+        return merged
+
+
+class Question:
+    """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
+
+    __slots__ = (
+        "_end",
+        "_name",
+        "_open",
+        "_rest",
+        "_told",
+        "abandoned",
+        "answers",
+        "asked_at",
+        "complete",
+        "decode",
+        "submitted",
+    )
+
+    def __init__(
+        self, name: str, answers: dict[str, Answer], end: Callable[[Question, str], None], decode: Decode
+    ) -> None:
+        self.answers = answers
+        #: reads the replies
+        self.decode = decode
+        self.asked_at = time.monotonic()
+        self.submitted = False
+        self.abandoned = False
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: the common beginning of the names of a gather's requests; "" for a call
+        self._name = name
+        self._end = end
+        self._told = False
+        #: an answer that is still to come, and those after it, which have not been looked at since
+        self._open: Answer | None = None
+        self._rest: Iterator[Answer] = iter(())
+
+    def done(self) -> bool:
+        """Return whether the submission has a result."""
+        return self._told
+
+    def set_result(self, result: Any) -> None:
+        """Receive the result of the submission script."""
+        self._told = True
+        # Lua writes an empty list as an empty object.
+        if isinstance(result, dict) and result:
+            self.fail(refusal(result["error"], result["about"]))
+            return
+        if self._name:
+            for to, id in result[0].items():
+                self.answer(f"{self._name}.{to}").id = id
+        else:
+            for answer, id in zip(self.answers.values(), result, strict=True):
+                answer.id = id
+        self.submitted = True
+        self._rest = iter(list(self.answers.values()))
+        if self.abandoned:
+            self._end(self, "cancelled")
+        self.look()
+
+    def set_exception(self, error: BaseException) -> None:
+        """Receive the reason why there was no submission."""
+        self._told = True
+        if isinstance(error, redis_errors.DataError):
+            self.fail(InvalidBody(str(error)))
+        else:
+            self.fail(error)
+
+    def answer(self, key: str) -> Answer:
+        """Return an answer by its key. A gather learns its keys from the submission or from an early reply."""
+        answer = self.answers.get(key)
+        if answer is None:
+            answer = self.answers[key] = Answer(key.rpartition(".")[2], key)
+        return answer
+
+    @property
+    def open_answers(self) -> list[Answer]:
+        return [answer for answer in self.answers.values() if answer.outstanding > 0]
+
+    def look(self) -> None:
+        """Complete the exchange if no answer is still to come. Each answer is passed once, however many there are."""
+        if not self.submitted or self.complete.done():
+            return
+        while self._open is None or self._open.outstanding <= 0:
+            self._open = next(self._rest, None)
+            if self._open is None:
+                self.complete.set_result(None)
+                return
+
+    def fail(self, error: BaseException) -> None:
+        if not self.complete.done():
+            self.complete.set_exception(error)
+
+
+def refusal(code: str, about: str) -> MeshError:
+    """Return the error for a code of the submission script."""
+    if code == NoReplica.code:
+        return NoReplica(f"no live replica has {name_of(about)}", address=about)
+    return Busy(f"the queue of {name_of(about)} is full; retry after 1 s", retry_after=1, address=about)
+
+
+def name_of(target: str) -> str:
+    """Return what people call an address."""
+    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"
