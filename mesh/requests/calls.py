@@ -31,7 +31,7 @@ from mesh.errors import (
 from mesh.requests import streams
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
-from mesh.requests.questions import Answer, Ask, Question, name_of, refusal
+from mesh.requests.questions import Answer, Ask, CallInProgress, name_of, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
@@ -60,7 +60,7 @@ class Calls:
         self._databases = databases
         self._durability = durability
         self._numbers = itertools.count(1)
-        self._questions: dict[str, Question] = {}
+        self._questions: dict[str, CallInProgress] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
@@ -82,7 +82,7 @@ class Calls:
             key, target = self._name(), _target_of(to)
             answers[key] = Answer(target, key)
             group += (target, op, key, deadline_ms, _encoded(body))
-        await self._ask(Question("", answers, self._end, decode), answers, group, deadline_ms)
+        await self._ask(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
     async def send(self, ask: Ask) -> None:
@@ -108,7 +108,7 @@ class Calls:
         """
         key = self._name()
         group: list[str | int] = [1, EVERY, op, key, deadline_ms, _encoded(body)]
-        question = Question(key, {}, self._end, decode)
+        question = CallInProgress(key, {}, self._end, decode)
         await self._ask(question, [key], group, deadline_ms)
         found: dict[int, Any] = {}
         missing: list[int] = []
@@ -129,7 +129,7 @@ class Calls:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _ask(
-        self, question: Question, names: Collection[str], group: Sequence[str | int], deadline_ms: int
+        self, question: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed
@@ -151,13 +151,13 @@ class Calls:
             for name in names:
                 self._questions.pop(name, None)
 
-    def _abandon(self, question: Question) -> None:
+    def _abandon(self, question: CallInProgress) -> None:
         """Remove the requests of a cancelled call; those on their way to Redis as soon as they are there."""
         question.abandoned = True
         if question.submitted:
             self._end(question, "cancelled")
 
-    def _expire(self, question: Question) -> None:
+    def _expire(self, question: CallInProgress) -> None:
         if question.complete.done():
             return
         if not question.submitted:
@@ -169,7 +169,7 @@ class Calls:
         self._end(question, "expired")
         question.complete.set_result(None)
 
-    def _end(self, question: Question, outcome: str) -> None:
+    def _end(self, question: CallInProgress, outcome: str) -> None:
         """Remove unanswered requests from their streams; the worker of one in progress learns of it."""
         for answer in question.open_answers:
             self._end_one(answer, outcome)
@@ -210,7 +210,7 @@ class Calls:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _question_of(self, key: str) -> Question | None:
+    def _question_of(self, key: str) -> CallInProgress | None:
         return self._questions.get(key) or self._questions.get(key.rpartition(".")[0])
 
     def _decoder_of(self, key: str) -> Decode:
@@ -236,7 +236,7 @@ class Calls:
             for question in old.values():
                 self._drop_gone(question, live)
 
-    def _drop_gone(self, question: Question, live: set[str]) -> None:
+    def _drop_gone(self, question: CallInProgress, live: set[str]) -> None:
         for answer in question.open_answers:
             # The rest of a forwarded request waits for other addresses.
             if answer.to in live or answer.bodies:

@@ -57,7 +57,7 @@ class Answer:
         return merged
 
 
-class Question:
+class CallInProgress:
     """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Question:
     )
 
     def __init__(
-        self, name: str, answers: dict[str, Answer], end: Callable[[Question, str], None], decode: Decode
+        self, name: str, answers: dict[str, Answer], end: Callable[[CallInProgress, str], None], decode: Decode
     ) -> None:
         self.answers = answers
         #: reads the replies
