@@ -10,6 +10,7 @@ from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Body, Request
 from mesh.requests.questions import Answer, Ask
 from mesh.requests.store import Store
+from mesh.requests.verbs import ServiceVerbs
 from mesh.requests.worker import Worker
 from mesh.wire.script import Script
 
@@ -22,6 +23,7 @@ __all__ = [
     "Replica",
     "Request",
     "Script",
+    "ServiceVerbs",
     "Store",
     "Worker",
     "join",
