@@ -1,8 +1,8 @@
 """Snapshots of a replicated log's state, on disk.
 
-A file under its final name is complete and durable: it was written under another name, flushed to the disk (fsync) and
-renamed, and the folder was flushed, in this order. A file that a killed writer left behind never has a final name.
-Several replicas may share one folder, and take turns.
+A file under its final name is complete and durable. It was written under another name, flushed to the disk (fsync) and
+renamed; then the folder was flushed. A file that a killed writer left behind never has a final name. Several replicas
+may share one folder; one at a time writes.
 
     {log}-{number}-{stream id}.{suffix}
 """
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.
 
 
 class Snapshots:
-    """The snapshots in one folder. Every method raises OSError where the disk refuses."""
+    """The snapshots in one folder. Every method raises OSError if the disk refuses."""
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self.folder = folder
@@ -46,14 +46,14 @@ class Snapshots:
         return [snapshot for snapshot in found if log is None or snapshot.position.log == log]
 
     async def check(self) -> None:
-        """Raise OSError where no snapshot could be written."""
+        """Raise OSError if no snapshot could be written now."""
         await asyncio.to_thread(self._try)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until no other process has its turn in this folder, so that it can see what the one before wrote.
+        """Hold the lock of the folder, so that only one process at a time writes a snapshot there.
 
-        A turn ends with its process at the latest. Where the disk has no locks, nobody waits.
+        The lock ends with its process at the latest. On a disk without locks this does nothing.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
@@ -63,7 +63,7 @@ class Snapshots:
             yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
-        """Write a snapshot; it is durable when this returns. A failed or cancelled one leaves no file."""
+        """Write a snapshot; it is durable when this returns. If this fails or is cancelled, no file is left."""
         await asyncio.to_thread(self._prepare)
         part = self._part()
         try:
@@ -112,7 +112,7 @@ class Snapshots:
                     part.unlink()
 
     def _lock(self) -> BinaryIO | None:
-        """Return a file whose being open locks the folder, or None while another process has the lock."""
+        """Lock the folder; return the open lock file, or None if another process has the lock. Closing it unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".turn").open("ab")
         try:

@@ -2,7 +2,7 @@
 
     looking --a database can be taken--> granting --done--> holding (see `mesh.lease.holding`)
        ^  |                                 |
-       |  +--none can: says why, waits      +--another replica was faster--> looking
+       |  +--none: logs why, and waits      +--another replica was faster--> looking
 
 The grant raises the epoch, writes the lease and the roster row, and replaces the Redis user of the former epoch.
 """
@@ -41,7 +41,8 @@ POLL_S = 0.1
 class Grant:
     """A lease as it was granted.
 
-    `granted_at` is this process's monotonic clock before the grant was sent, `now_ms` Redis's clock in the grant.
+    `granted_at` is when the grant was sent, on the monotonic clock of this process. `now_ms` is when Redis ran it, on
+    the clock of Redis.
     """
 
     database: int
@@ -72,7 +73,7 @@ class Applicant:
         self.on_wait: Callable[[str], None] = lambda reason: None
 
     async def apply(self) -> Grant:
-        """Wait for a lease, however long it takes. Raises SetupError where waiting cannot help."""
+        """Wait for a lease, without a limit of time. Raises SetupError if waiting cannot help."""
         client = self._connections.client(f"applicant-{self._replica}")
         try:
             while True:
@@ -111,7 +112,10 @@ class Applicant:
                 return grant
 
     async def survey(self, client: Redis) -> list[Row]:
-        """Return every database as it is at one moment. Raises SetupError where this server is not for us."""
+        """Return every database as it is at one moment.
+
+        Raises SetupError if another mesh uses the server, or a newer release has written to it.
+        """
         names = (keys.CLAIM, keys.FORMAT)
         claim, known, found = await SURVEY.run(client, names, self._connections.bus, self._settings.databases)
         server.check_claim(claim, self._claim)

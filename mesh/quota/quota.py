@@ -7,14 +7,15 @@ The limit belongs to the provider, so there is one count for everybody, in Redis
         case Probing():             another sender tries first; ask again shortly
         case Closed(allowance):     no request can be sent before allowance.reopens_ms
 
-    open ──limit reached, or the provider refuses──> closed ──block over──> open, or careful where in doubt
-    careful: one request at a time ──as many successes as there are doubts, and one more──> open
+    open ──limit reached, or the provider refuses──> closed ──block over──> open, or careful if our count may be wrong
+    careful: one request at a time ──one success for each doubt, and one more──> open
 
-The outcome of a request is `used`, `unsent` (it provably never left, and its slot is free again), `uncertain`, or
-`refused`. A request whose sender died has no outcome. It counts as sent at the last moment at which it could have
-left, takes one slot, and leaves a doubt: the provider may have counted one request less than we did. After doubts,
-and after a refusal in spite of our count, requests go one at a time first. A wrong count then meets one refusal
-instead of a stampede.
+The outcome of a request is `used`, `unsent` (it certainly never left, and its slot is free again), `uncertain`, or
+`refused`. If a sender dies, its request has no outcome. It counts as sent, at the last moment at which it could have
+left, and keeps its slot. It also leaves a doubt: the provider may have counted one request less than we did.
+
+Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then requests
+go one at a time at first, so that a wrong count costs one refusal and not many at once.
 
 All times are those of Redis's clock. Only `Reservation.send_by` uses the clock of this process.
 """
@@ -37,7 +38,7 @@ from mesh.wire.script import Script
 
 
 def _with_common(name: str) -> Script:
-    """Read a script of the quota, with the part that all of them share in front of it."""
+    """Return a script of the quota. It begins with common.lua, the part that all of them share."""
     return Script(Script.beside(__file__, "common.lua").source + Script.beside(__file__, name).source)
 
 
@@ -123,7 +124,7 @@ class Quota:
     async def reserve(self) -> Verdict:
         """Ask for one slot; do not wait for one."""
         reservation = Reservation(uuid.uuid4().hex, time.monotonic() + self.hold_ms / 1000)
-        verdict, allowance = await self._insist(RESERVE, reservation.id)
+        verdict, allowance = await self._run_surely(RESERVE, reservation.id)
         if verdict == "granted":
             return Granted(reservation, allowance)
         return Probing(allowance) if verdict == "probing" else Closed(allowance)
@@ -133,7 +134,7 @@ class Quota:
         return await self._record(reservation, "used")
 
     async def unsent(self, reservation: Reservation) -> Allowance:
-        """Record that the request provably never left; its slot is free again."""
+        """Record that the request certainly never left; its slot is free again."""
         return await self._record(reservation, "unsent")
 
     async def uncertain(self, reservation: Reservation) -> Allowance:
@@ -141,7 +142,7 @@ class Quota:
         return await self._record(reservation, "uncertain")
 
     async def refused(self, reservation: Reservation, retry_after_ms: int | None = None) -> Allowance:
-        """Record that the provider blocks in spite of our count; close for everybody, for as long as it says."""
+        """Record that the provider refused the request. No sender sends another one until `retry_after_ms` is over."""
         retry_ms = self.block_ms if retry_after_ms is None else retry_after_ms
         return await self._record(reservation, "refused", retry_ms)
 
@@ -150,10 +151,10 @@ class Quota:
         return (await self._run(LOOK))[1]
 
     async def _record(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
-        return (await self._insist(RECORD, reservation.id, outcome, retry_ms))[1]
+        return (await self._run_surely(RECORD, reservation.id, outcome, retry_ms))[1]
 
-    async def _insist(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
-        """Run a script, and again if its answer was lost; the reservation id makes a second run harmless."""
+    async def _run_surely(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
+        """Run a script; run it again if its answer was lost. The id of the reservation makes a second run harmless."""
         try:
             return await self._run(script, *arguments)
         except Unavailable as error:
