@@ -70,6 +70,7 @@ class Presence:
         self._keeper = self._opened(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
         self._durability = self._make_durability()
+        # Which operations only read, a client does not know: when Redis is full, it is refused all of them.
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
         self.calls = Calls(self.link, reader, self.id, settings.databases, self._durability)
 

@@ -41,6 +41,11 @@ class Busy(MeshError):
     code = "busy"
 
 
+def redis_is_full() -> Busy:
+    """Return the error for everything that would store more while Redis has no memory left."""
+    return Busy("Redis is full: nothing new is stored, reads go on; retry after 5 s", retry_after=5)
+
+
 class NoReplica(MeshError):
     """No live replica has the class or database that was asked for."""
 

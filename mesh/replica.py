@@ -21,7 +21,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import keys, roster
-from mesh.errors import LeaseLost, MeshError
+from mesh.errors import LeaseLost, MeshError, redis_is_full
 from mesh.groups.reader import BLOCK_MS, FORGET, KEEP_ALIVE
 from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
@@ -29,7 +29,7 @@ from mesh.memory import Memory
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
-from mesh.requests.effects import CONFLICT, Effects
+from mesh.requests.effects import CONFLICT, FULL, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.questions import Answer, Ask
 from mesh.requests.store import Store
@@ -54,8 +54,8 @@ RELEASE_WAIT_S = 0.5
 
 #: The scripts of the link beside the commit; it loads them where the server does not know them.
 LINK_SCRIPTS = (
-    roster.ROSTER, scripts.SUBMIT, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER, scripts.BURY,
-    scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+    roster.ROSTER, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER,
+    scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class Replica:
             self.id,
             settings.databases,
             self._durability,
+            worker.only_reads,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
@@ -142,10 +143,12 @@ class Replica:
         return Effects(self.database, self.id, verbs=self._verbs)
 
     async def commit(self, transaction: Effects) -> bool:
-        """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost."""
+        """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost, Busy."""
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)
         word = await outcome
+        if word == FULL:
+            raise redis_is_full()
         if word != "done" and not word.startswith(CONFLICT):
             raise MeshError(f"the transaction was not applied: {word}")
         return word == "done"
@@ -205,6 +208,7 @@ class Replica:
 
     def _make_link(self, commit_script: Script, others: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
+        commit_when_full = scripts.when_full(commit_script)
         # The result of a batch is kept for longer than the lease, after which nothing is sent again.
         common = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
@@ -222,7 +226,11 @@ class Replica:
             trusted=lambda: self._lease.trusted,
             submit=submit,
             commit=commit,
-            scripts=[commit_script, *others],
+            scripts=[commit_script, commit_when_full, *others],
+            when_full={
+                scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha,
+                commit_script.sha: commit_when_full.sha,
+            },
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -52,13 +52,20 @@ class Calls:
     """All calls of one replica that are in progress. `run` reads replies until cancelled."""
 
     def __init__(
-        self, link: Link, reader: ReplyReader, replica: str, databases: int, durability: Durability | None
+        self,
+        link: Link,
+        reader: ReplyReader,
+        replica: str,
+        databases: int,
+        durability: Durability | None,
+        only_reads: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica
         self._databases = databases
         self._durability = durability
+        self._only_reads = only_reads
         self._numbers = itertools.count(1)
         self._questions: dict[str, CallInProgress] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
@@ -77,7 +84,8 @@ class Calls:
         nothing was sent.
         """
         answers: dict[str, Answer] = {}
-        group: list[str | int] = [len(asks)]
+        reads = all(self._only_reads(ask.op) for ask in asks)
+        group: list[str | int] = [-len(asks) if reads else len(asks)]
         for to, op, body in asks:
             key, target = self._name(), _target_of(to)
             answers[key] = Answer(target, key)
@@ -107,7 +115,7 @@ class Calls:
         a database answered.
         """
         key = self._name()
-        group: list[str | int] = [1, EVERY, op, key, deadline_ms, _encoded(body)]
+        group: list[str | int] = [-1 if self._only_reads(op) else 1, EVERY, op, key, deadline_ms, _encoded(body)]
         question = CallInProgress(key, {}, self._end, decode)
         await self._ask(question, [key], group, deadline_ms)
         found: dict[int, Any] = {}

@@ -1,5 +1,7 @@
-#!lua flags=allow-oom
+#!lua
 -- Applies transactions: of each, its writes, sends, reply, acknowledgement and books, all or nothing.
+-- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
+-- applies the transactions that store nothing: they finish what was accepted, and that frees memory.
 -- KEYS: lease, books, committed
 -- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, then each transaction:
 --   number of its words, this one included
@@ -13,12 +15,12 @@
 --                 string that the command can increase), "field" (the same for a hash's field), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from
--- Returns one word per transaction, as a JSON list: done, not-mine, "conflict <side> <hash> <name>", or why the writes
--- are not possible
--- Runs when memory is full, too: it finishes what was accepted, and finishing frees memory.
+-- Returns one word per transaction, as a JSON list: done, not-mine, full, "conflict <side> <hash> <name>", or why the
+-- writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
+local memory_is_full = false
 local held, before = unpack(redis.call('MGET', lease_key, committed_key))
 -- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
@@ -179,6 +181,9 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
+-- Verbs that remove something; verbs of services add theirs.
+local frees = {}
+
 --[[ commit_verbs.lua ]]
 
 -- Creating these functions costs about as much as a command, and most transactions need none of them.
@@ -202,6 +207,30 @@ local function write(first, count)
     end
     i = last + 1
   end
+end
+
+-- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose entry
+-- is removed. It may store as many bytes as it removes, so that a sweep can go on.
+local MOST_REPLY = 256 * 1024
+local function adds(t, first, writes, sends)
+  if #ARGV[t + 8] > MOST_REPLY or (sends > 0 and ARGV[t + 1] == '') then return true end
+  if not frees.DEL then
+    for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
+    verbs = verbs or make_verbs(keep)
+  end
+  local added, i = 0, first
+  for _ = 1, writes do
+    local verb, last, bytes = ARGV[i + 2], i + 1 + tonumber(ARGV[i + 1]), 0
+    -- Of ZADD only the members count: a group that the sweep puts down anew is as long as before.
+    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #ARGV[k] end
+    if frees[verb] then
+      added = added - bytes
+    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' then
+      added = added + bytes
+    end
+    i = last + 1
+  end
+  return added > 0
 end
 
 local SEND = 7
@@ -237,6 +266,7 @@ local function commit(t)
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
   local first_write, changed = unchanged(t + 12, expects)
   if not first_write then return changed end
+  if memory_is_full and adds(t, first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
   if not first_send then return wrong end
   local failed = send(first_send, sends) or write(first_write, writes)

@@ -4,6 +4,7 @@
 --   zadd-all, key, score, member, ...       ZADD each member with that score
 --   keep, key, ms                           let the key live at least until then, once all is written
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
+-- A verb that removes something has an entry in `frees`, too.
 local function make_verbs(keep)
   -- Lua can pass some 8000 words to a function.
   local PASSED = 2000

@@ -27,15 +27,15 @@ from collections.abc import Sequence
 import structlog
 from redis import exceptions as redis_errors
 
-from mesh.errors import GivenUp, LeaseLost
+from mesh.errors import GivenUp, LeaseLost, redis_is_full
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
 from mesh.requests import streams
-from mesh.requests.effects import CONFLICT, contended_key
+from mesh.requests.effects import CONFLICT, FULL, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.runner import Found, Runner
-from mesh.requests.settlement import Bury, Commit, Expire, Forget, Outcome, Rerun, Retry, settle
+from mesh.requests.settlement import Bury, Commit, Expire, Forget, Outcome, RefuseFull, Rerun, Retry, settle
 from mesh.requests.streams import RequestReader
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
@@ -45,13 +45,15 @@ from mesh.wire.failures import is_fenced
 log = structlog.get_logger(__name__)
 
 #: The words of the commit script, except conflicts.
-_OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS}
+_OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS, FULL: Outcome.FULL}
 #: Longest pause after an error.
 LONGEST_PAUSE_S = 0.2
 #: Most entries of one read.
 MOST_READ = 64
 #: How long a cancelled handler may take to end before it is left to itself.
 CANCEL_S = 1.0
+#: Pause before a request that no caller waits for runs again after memory was full.
+ROOM_S = 1.0
 
 
 class Consumer(GroupConsumer[Work]):
@@ -104,12 +106,12 @@ class Consumer(GroupConsumer[Work]):
         self._has_room.set()
         await super().stop(wait_s)
 
-    def _begin(self, work: Work, found: Found | None = None) -> None:
+    def _begin(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
         """Work on a request in a task, or settle it if its outcome is known.
 
         The consumer keeps and cancels these tasks itself: a TaskGroup would cost a tenth more per request.
         """
-        work.task = asyncio.get_running_loop().create_task(self._work(work, found))
+        work.task = asyncio.get_running_loop().create_task(self._work(work, found, after_s))
 
     def _fail(self, error: Exception) -> None:
         if not self._failure.done():
@@ -208,11 +210,11 @@ class Consumer(GroupConsumer[Work]):
             if work.ended is not None:
                 await work.ended
 
-    async def _work(self, work: Work, found: Found | None) -> None:
+    async def _work(self, work: Work, found: Found | None, after_s: float) -> None:
         try:
             while True:
                 try:
-                    found = found or await self._runner.attempt(work)
+                    found = found or await self._runner.attempt(work, after_s)
                 except asyncio.CancelledError:
                     if not work.late:
                         raise
@@ -231,16 +233,17 @@ class Consumer(GroupConsumer[Work]):
         """Receive the word of the commit script; go on in a new task if the request is not done."""
         work.committing = False
         outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
-        if outcome is Outcome.DONE:
-            self.counters.done += 1
-            self._forget(work)
-        elif work.given_away:
+        if outcome is Outcome.DONE or work.given_away:
+            self.counters.done += outcome is Outcome.DONE
             self._forget(work)
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
             work.contended = contended_key(word)
             self._turns.take(work, work.contended)
+        elif outcome is Outcome.FULL and not work.request.reply_to:
+            self._turns.leave(work)
+            self._begin(work, after_s=ROOM_S)
         else:
             self._begin(work, (outcome, word))
 
@@ -282,6 +285,8 @@ class Consumer(GroupConsumer[Work]):
                 return True
             case Forget():
                 self.counters.lost += 1
+            case RefuseFull():
+                self._runner.refuse(work, redis_is_full())
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False

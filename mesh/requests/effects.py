@@ -106,6 +106,8 @@ class Writer:
 
 #: How the script's word begins where an expectation does not hold; side, hash and name of the key follow.
 CONFLICT = "conflict "
+#: The script's word for a transaction that would store something while memory is full.
+FULL = "full"
 
 
 def contended_key(word: str) -> str:

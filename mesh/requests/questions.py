@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from redis import exceptions as redis_errors
 
-from mesh.errors import Busy, InvalidBody, MeshError, NoReplica
+from mesh.errors import Busy, InvalidBody, MeshError, NoReplica, redis_is_full
+from mesh.requests.effects import FULL
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
 
 
@@ -153,6 +154,8 @@ def refusal(code: str, about: str) -> MeshError:
     """Return the error for a code of the submission script."""
     if code == NoReplica.code:
         return NoReplica(f"no live replica has {name_of(about)}", address=about)
+    if code == FULL:
+        return redis_is_full()
     return Busy(f"the queue of {name_of(about)} is full; retry after 1 s", retry_after=1, address=about)
 
 

@@ -37,12 +37,14 @@ class Runner:
         self._counters = counters
         self._store = Store(host.link, host.database, host.cls)
 
-    async def attempt(self, work: Work) -> Found | None:
+    async def attempt(self, work: Work, after_s: float = 0) -> Found | None:
         """Run the handler and hand its transaction to the link, which will tell the work what came of it.
 
         Returns an outcome where there is no transaction. Raises LeaseLost.
         """
         host, request = self._host, work.request
+        if after_s:
+            await asyncio.sleep(after_s)
         if is_overdelivered(request.deliveries, host.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
@@ -100,6 +102,13 @@ class Runner:
             if running.longest_s > BLOCKED_S:
                 blocked_ms = round(running.longest_s * 1000)
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
+
+    def refuse(self, work: Work, error: MeshError) -> None:
+        """Answer the request with an error in place of the transaction of its handler."""
+        transaction = Effects(self._host.database, self._host.replica, work.request)
+        self._refuse(transaction, error)
+        self._host.link.commit(transaction.wire(), work)
+        work.committing = True
 
     def _refuse(self, transaction: Effects, error: MeshError) -> None:
         self._counters.refused += 1

@@ -20,3 +20,15 @@ def commit_with(fragments: Iterable[str]) -> Script:
     """Return the commit script with the Lua of services' verbs."""
     blocks = [f"do\n{fragment}end" for fragment in fragments]
     return Script(COMMIT.source.replace("--[[ verbs of services ]]", "\n".join(blocks)))
+
+
+def when_full(script: Script) -> Script:
+    """Return the variant of a script that the server runs when memory is full; it stores nothing then."""
+    header, flag = "#!lua\n", "local memory_is_full = false\n"
+    if not script.source.startswith(header) or script.source.count(flag) != 1:
+        raise ValueError("this script has no variant for a full memory")
+    source = script.source.removeprefix(header).replace(flag, flag.replace("false", "true"))
+    return Script(f"#!lua flags=allow-oom\n{source}")
+
+
+SUBMIT_WHEN_FULL = when_full(SUBMIT)

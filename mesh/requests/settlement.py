@@ -7,6 +7,7 @@
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
+    full (no memory for what it stores)                RefuseFull                 RefuseFull
 
 A request that was delivered more often than allowed has killed its workers; it is buried without another try.
 """
@@ -28,6 +29,7 @@ class Outcome(Enum):
     HOPELESS = auto()
     LATE = auto()
     NOT_OURS = auto()
+    FULL = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,12 @@ class Forget:
     """Do nothing: the request is over or in progress elsewhere."""
 
 
-Settlement = Commit | Rerun | Retry | Bury | Expire | Forget
+@dataclass(frozen=True, slots=True)
+class RefuseFull:
+    """Tell the caller that Redis is full; without a caller, run the handler again when there may be room."""
+
+
+Settlement = Commit | Rerun | Retry | Bury | Expire | Forget | RefuseFull
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -80,3 +87,5 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Expire()
         case Outcome.NOT_OURS:
             return Forget()
+        case Outcome.FULL:
+            return RefuseFull()

@@ -1,15 +1,19 @@
+#!lua
 -- Puts requests on their streams: each group of them all or none, by the roster and the bounds of this moment.
--- Does not run when memory is full: so new work is refused while accepted work is finished.
+-- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
+-- submits the groups that only read, and refuses the rest.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, then for each group the number of its requests and
---       of each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body
+--       of each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body.
+--       A group's number is negative if its requests only read.
 -- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} where every live database was asked,
 --       or {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
 local WORDS = 5
+local memory_is_full = false
 
 local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
 -- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
@@ -84,7 +88,8 @@ local function is_full(to, ttl)
   return delays[to] > ttl / 10
 end
 
-local function refused(first, last)
+local function refused(first, last, only_reads)
+  if memory_is_full and not only_reads then return 'full', '' end
   for at = first, last, WORDS do
     local to = ARGV[at]
     if to ~= '*' then
@@ -124,8 +129,9 @@ end
 
 local results, at = {}, 9
 while at <= #ARGV do
-  local first, last = at + 1, at + tonumber(ARGV[at]) * WORDS
-  local code, about = refused(first, last)
+  local number = tonumber(ARGV[at])
+  local first, last = at + 1, at + math.abs(number) * WORDS
+  local code, about = refused(first, last, number < 0)
   if code then
     results[#results + 1] = {error = code, about = about}
   else

@@ -87,6 +87,11 @@ class Worker:
     def handler(self, op: str) -> Handler | None:
         return self._handlers.get(op)
 
+    def only_reads(self, op: str) -> bool:
+        """Return whether an operation is known to have no effect."""
+        handler = self._handlers.get(op)
+        return handler is not None and not handler.effect
+
     @property
     def operations(self) -> list[str]:
         return sorted(self._handlers)

@@ -225,13 +225,15 @@ class Writes:
         return commands
 
     def _latest(self, side: int, keys: Sequence[str]) -> Command | None:
-        """The command that was the last one on each of these keys."""
+        """The command that was the last one on each of these keys, if it has them in this order."""
         latest: Command | None = None
         for key in keys:
             history = self._histories.get((side, key))
             if history is None or key in self._set[side] or (latest is not None and history[-1] is not latest):
                 return None
             latest = history[-1]
+        if len(keys) > 1 and latest is not None and latest[3 : 3 + len(keys)] != [*keys]:
+            return None
         return latest
 
     def _note(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:

@@ -62,7 +62,9 @@ def is_commit(command: Command) -> bool:
 
 def is_numbered(command: Command) -> bool:
     """Whether a command has an effect that must happen once: a batch of commits or of submissions."""
-    return is_commit(command) or command[:2] == ("EVALSHA", scripts.SUBMIT.sha)
+    return is_commit(command) or (
+        command[0] == "EVALSHA" and command[1] in (scripts.SUBMIT.sha, scripts.SUBMIT_WHEN_FULL.sha)
+    )
 
 
 def transactions(commit: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from enum import Enum
 
 from redis import exceptions as redis_errors
 
-from mesh.errors import Busy, LeaseLost, MeshError, SetupError, Unavailable
+from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable, redis_is_full
 
 
 class Meaning(Enum):
@@ -191,7 +191,7 @@ def translate(error: BaseException) -> MeshError | None:
         case Meaning.PASSING:
             return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)
         case Meaning.FULL:
-            return Busy("Redis is out of memory", retry_after=5)
+            return redis_is_full()
         case Meaning.FENCED:
             return LeaseLost("the Redis user of this lease was deleted")
         case Meaning.FATAL:

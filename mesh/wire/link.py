@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from redis import exceptions as redis_errors
 
-from mesh.errors import Busy, LeaseLost, MeshError, Unavailable
+from mesh.errors import Busy, LeaseLost, MeshError, Unavailable, redis_is_full
 from mesh.wire.codec import decode
 from mesh.wire.connection import RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
@@ -104,7 +105,8 @@ class Link:
     A round trip that fails on the way is sent again for as long as `trusted` says that the lease holds; without a
     lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
     server recognises what it has done already, and all other commands have the same effect when they run twice.
-    `submit` and `commit` are the words that run these scripts, up to the number of the trip.
+    `submit` and `commit` are the words that run these scripts, up to the number of the trip. `when_full` has, by the
+    hash of each of the two, that of the script which takes its place when the server is out of memory.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Link:
         submit: tuple[Any, ...],
         commit: tuple[Any, ...],
         scripts: Sequence[Script],
+        when_full: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._connection = connection
         self._bus = bus
@@ -125,6 +128,7 @@ class Link:
         self._submit = submit
         self._commit = commit
         self._scripts = scripts
+        self._when_full = when_full
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
         self._submissions: Batch[Any] = Batch()
@@ -213,7 +217,7 @@ class Link:
         taken = self._take()
         self._number += 1
         try:
-            answers = await self._send(self._commands(*taken))
+            answers = await self._exchange(self._commands(*taken))
         except redis_errors.DataError:
             self._sort_out(taken)
         except redis_errors.RedisError as error:
@@ -225,6 +229,22 @@ class Link:
         else:
             self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
             self._hand_out(answers, *taken)
+
+    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Make one round trip. What the server refuses because its memory is full is sent again as it may be then."""
+        answers = await self._send(commands)
+        # The numbered commands come first, and there are two at most.
+        refused = [n for n, answer in enumerate(answers[:2]) if self._is_full(commands[n], answer)]
+        if refused:
+            again = [("EVALSHA", self._when_full[commands[n][1]], *commands[n][2:]) for n in refused]
+            for n, answer in zip(refused, await self._send(again), strict=True):
+                answers[n] = answer
+        return answers
+
+    def _is_full(self, command: tuple[Any, ...], answer: Any) -> bool:
+        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._when_full:
+            return False
+        return classify(answer) is Meaning.FULL
 
     def _take(self) -> list[Asked[Any]]:
         """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
@@ -357,6 +377,6 @@ def _resolve(waiter: Waiter, answer: Any) -> None:
     if not isinstance(answer, BaseException):
         waiter.set_result(answer)
     elif classify(answer) is Meaning.FULL:
-        waiter.set_exception(Busy("the memory of Redis is full; retry after 5 s", retry_after=5))
+        waiter.set_exception(redis_is_full())
     else:
         waiter.set_exception(answer)

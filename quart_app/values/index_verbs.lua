@@ -2,7 +2,9 @@
 -- hash, any other a member "name:text" of a sorted set: a field costs a third of a member, and most names have one text.
 --   pair-all, hash, zset, name, text, ...     add these pairs
 --   unpair-all, hash, zset, name, text, ...   remove these pairs, wherever they are
--- It stands inside commit_verbs.lua, and uses `PASSED` and `verbs` of that file.
+-- It stands inside commit_verbs.lua, and uses `PASSED` and `verbs` of that file, and `frees`.
+
+frees['unpair-all'] = true
 
 -- Returns the texts that the hash has under the names of some pairs, and the names.
 local function texts_of(hash, first, last)

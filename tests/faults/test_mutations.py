@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import test_crashes, test_expensive, test_network, test_overload, test_pauses, test_takeover
+from tests.faults import (
+    test_crashes,
+    test_expensive,
+    test_network,
+    test_overload,
+    test_pauses,
+    test_server,
+    test_takeover,
+)
 from tests.support.faults.checkers import Broken
 from tests.support.faults.matrix import ROWS
 from tests.support.faults.mutations import MUTATIONS
@@ -20,6 +28,7 @@ BREAKS = {
     "renewal-thread": (test_pauses.test_row_35_a_blocked_loop_costs_no_lease, "leases changed hands"),
     "pending-ownership": (test_pauses.test_row_07_a_commit_that_arrives_late_is_refused, "took effect 2 times"),
     "deadline": (test_overload.test_row_23_nothing_expired_is_begun, "begun after its deadline"),
+    "full-memory": (test_server.test_row_20_a_full_server_stores_nothing_and_answers_all, "would exceed maxmemory got"),
     "expected-value": (test_network.test_row_14_a_slow_and_crumbling_wire, "lies in databases|no order explains"),
     "own-pending-read": (test_network.test_row_13_a_delivery_that_was_lost_is_looked_for, "never looked for: 504"),
     "checks-before-writes": (

@@ -113,8 +113,8 @@ async def test_row_19_vanished_streams_are_made_anew(faults: Faults) -> None:
 
 
 @row(20, "maxmemory reached")
-async def test_row_20_a_full_server_finishes_what_it_has(faults: Faults) -> None:
-    """New work gets 503, accepted work is finished, and no replica restarts."""
+async def test_row_20_a_full_server_stores_nothing_and_answers_all(faults: Faults) -> None:
+    """New work gets 503, as does accepted work that would store something; reads go on, and no replica restarts."""
     mesh = await faults.mesh()
     before, pids = await mesh.epochs(), [member.pid for member in mesh.members]
     async with mesh.load():
@@ -125,14 +125,17 @@ async def test_row_20_a_full_server_finishes_what_it_has(faults: Faults) -> None
         full = time.monotonic()
         refused = [await mesh.post(member, "/tally", {"id": "new", "cls": "A"}) for member in mesh.members]
         await asyncio.wait(begun)
+        reads = [(await mesh.client.get(f"{member.public}/values/3")).status_code for member in mesh.members]
         await asyncio.sleep(L)
         await mesh.admin.config_set("maxmemory", "0")
         faults.took(await mesh.recovered(1))
     faults.note(f"full for {time.monotonic() - full:.1f} s")
     if any(sample.status != 503 for sample in refused):
         raise Broken(f"new work got the statuses {[sample.status for sample in refused]}")
-    if not all(task.result().ok for task in begun):
-        raise Broken(f"work in progress got the statuses {[task.result().status for task in begun]}")
+    if any(task.result().status != 503 for task in begun):
+        raise Broken(f"work that would exceed maxmemory got {[task.result().status for task in begun]}")
+    if set(reads) != {200}:
+        raise Broken(f"reads got the statuses {reads}")
     if await mesh.epochs() != before or [member.pid for member in mesh.members] != pids:
         raise Broken("a replica restarted")
     await faults.check(mesh)

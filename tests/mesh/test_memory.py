@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from mesh import Busy, Class
 from mesh.memory import Memory
-from mesh.raw import Effects, Request, Store, Worker
+from mesh.raw import Effects, Replica, Request, Store, Worker
 from tests.support.backend import Backend
 from tests.support.members import Members
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
 worker = Worker()
+#: Set when a handler has begun, and when it may end.
+begun, may_end = asyncio.Event(), asyncio.Event()
 
 
-@worker.handles("memory.echo")
-async def echo(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
-    transaction.set("memory:last", "x")
-    return {"echo": True}
+@worker.handles("memory.read", effect=False)
+async def read(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
+    return {"last": await store.get("memory:last"), "long": "x" * request.body.get("long", 0)}
+
+
+@worker.handles("memory.store")
+async def keep(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
+    transaction.set("memory:last", request.body["text"])
+    begun.set()
+    if request.body.get("wait"):
+        await may_end.wait()
+    return {"stored": True}
+
+
+@worker.handles("memory.remove")
+async def remove(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
+    begun.set()
+    await may_end.wait()
+    for change in request.body["changes"]:
+        transaction.write(*change)
+    return {"removed": True}
 
 
 class Said:
@@ -66,7 +88,7 @@ async def test_a_server_that_does_not_say_has_no_limit(backend: Backend) -> None
     """Nothing is refused; the membership goes on."""
     one = await backend.join(worker)
     one.memory.store(1 << 40)
-    assert await one.call(Class(one.cls), "memory.echo", {}) == {"echo": True}
+    assert await one.call(Class(one.cls), "memory.store", {"text": "x"}) == {"stored": True}
 
 
 async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of: Members) -> None:
@@ -83,7 +105,7 @@ async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of:
         await eventually(full, 5)
         with pytest.raises(Busy, match="Redis is full"):
             one.memory.store()
-        assert await one.call(Class(one.cls), "memory.echo", {}) == {"echo": True}
+        assert await one.call(Class(one.cls), "memory.store", {"text": "x"}) == {"stored": True}
         admin.config_set("maxmemory", 0)
 
         async def has_room() -> bool:
@@ -91,3 +113,103 @@ async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of:
 
         await eventually(has_room, 5)
         one.memory.store(1 << 40)
+
+
+@pytest.fixture
+async def one(server: Server, mesh_of: Members) -> AsyncIterator[Replica]:
+    """A replica that has stored something; the server has its memory back afterwards."""
+    begun.clear()
+    may_end.clear()
+    (replica,) = await mesh_of(1, worker)
+    await replica.call(Class(replica.cls), "memory.store", {"text": "before"})
+    yield replica
+    with server.redis() as admin:
+        admin.config_set("maxmemory", 0)
+
+
+@contextlib.contextmanager
+def full(server: Server) -> Any:
+    """A server whose memory is really full, beyond all reserve."""
+    with server.redis() as admin:
+        admin.config_set("maxmemory", 1)
+        yield admin
+        admin.config_set("maxmemory", 0)
+
+
+async def test_reads_are_answered_when_memory_is_really_full(one: Replica, server: Server) -> None:
+    """Calls and gathers of operations without an effect; an answer may be as long as a part of a search."""
+    with full(server):
+        answer = await one.call(Class(one.cls), "memory.read", {"long": 100_000})
+        assert (answer["last"], len(answer["long"])) == ("before", 100_000)
+        assert [answer["last"] for answer in (await one.gather("memory.read", {})).values()] == ["before"]
+        with pytest.raises(Busy, match="Redis is full"):
+            await one.call(Class(one.cls), "memory.read", {"long": 1_000_000})
+
+
+async def test_stores_are_refused_when_memory_is_really_full(one: Replica, server: Server) -> None:
+    """Before they are submitted; others in the same turn of the loop are not held up, and it passes by itself."""
+    with full(server):
+        asked = [
+            one.call(Class(one.cls), op, {"text": "new"}) for op in ("memory.store", "memory.read", "memory.store")
+        ]
+        first, second, third = await asyncio.gather(*asked, return_exceptions=True)
+        assert second == {"last": "before", "long": ""}
+        assert isinstance(first, Busy) and isinstance(third, Busy)
+        transaction = one.transaction()
+        transaction.set("memory:last", "mine")
+        with pytest.raises(Busy, match="Redis is full"):
+            await one.commit(transaction)
+    assert (await one.call(Class(one.cls), "memory.read", {}))["last"] == "before"
+    assert await one.call(Class(one.cls), "memory.store", {"text": "new"}) == {"stored": True}
+
+
+async def test_a_commit_that_stores_is_refused_when_memory_has_become_full(one: Replica, server: Server) -> None:
+    """Nothing of it is applied, the caller learns why, and the books balance: nothing exceeds maxmemory for it."""
+    asked = asyncio.create_task(one.call(Class(one.cls), "memory.store", {"text": "late", "wait": True}))
+    await begun.wait()
+    with full(server):
+        may_end.set()
+        with pytest.raises(Busy, match="nothing new is stored"):
+            await asked
+        assert await one.store().get("memory:last") == "before"
+    books = await one.books()
+    assert books["in_flight"] == books["dead"] == 0
+    assert books["accepted"] == books["answered"]
+
+
+async def test_what_nobody_waits_for_is_done_when_there_is_room(one: Replica, server: Server) -> None:
+    """It is no dead letter, however long that takes."""
+    transaction = one.transaction()
+    transaction.send(Class(one.cls), "memory.store", {"text": "late", "wait": True})
+    await one.commit(transaction)
+    await begun.wait()
+    with full(server):
+        may_end.set()
+        await asyncio.sleep(2.5)
+        assert await one.store().get("memory:last") == "before"
+
+    async def done() -> bool:
+        return await one.store().get("memory:last") == "late"
+
+    await eventually(done, 5)
+    assert (await one.books())["dead"] == 0
+
+
+async def test_what_stores_no_more_than_it_removes_goes_on(one: Replica, server: Server) -> None:
+    """A sweep that puts some values down anew, a deletion."""
+    prepared = one.transaction()
+    prepared.zadd("memory:due", {"12 13 14": 1, "15": 2})
+    prepared.hset("memory:kept", {"a": "1", "b": "2"})
+    await one.commit(prepared)
+    changes = [["ZREM", "memory:due", "12 13 14", "15"], ["ZADD", "memory:due", 99, "12 13 14"]]
+    changes += [["HDEL", "memory:kept", "a"], ["DEL", "memory:last"], ["PEXPIREAT", "memory:kept", 2**52]]
+    removing = asyncio.create_task(one.call(Class(one.cls), "memory.remove", {"changes": changes}))
+    growing = asyncio.create_task(one.call(Class(one.cls), "memory.remove", {"changes": [changes[1]]}))
+    await begun.wait()
+    await asyncio.sleep(0.2)
+    with full(server):
+        may_end.set()
+        assert await removing == {"removed": True}
+        with pytest.raises(Busy):
+            await growing
+        assert await one.store().zrangebyscore("memory:due", "-inf", "+inf", 9) == ["12 13 14"]

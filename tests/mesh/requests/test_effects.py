@@ -162,6 +162,14 @@ def test_a_verb_of_a_service_needs_its_service_and_different_keys() -> None:
         Effects(3, "replica-2", verbs=WITH_PAIRS).write_with("pair-all", ("h", "h"), ["a", "1"])
 
 
+def test_two_keys_do_not_change_places() -> None:
+    """A hash does not become a zset because the next pair names the same keys the other way round."""
+    transaction = Effects(1, "replica-2", verbs=WITH_PAIRS)
+    transaction.write_with("pair-all", ("a", "b"), ["f", "1"])
+    with pytest.raises(ValueError, match="pair-all needs a hash, and this transaction makes db1:b a zset"):
+        transaction.write_with("pair-all", ("b", "a"), ["f", "1"])
+
+
 def test_one_value_for_many_keys_is_one_command() -> None:
     """They end together, too."""
     transaction = Effects(3, "replica-2")

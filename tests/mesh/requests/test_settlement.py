@@ -10,6 +10,7 @@ from mesh.requests.settlement import (
     Expire,
     Forget,
     Outcome,
+    RefuseFull,
     Rerun,
     Retry,
     Settlement,
@@ -24,6 +25,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.HOPELESS: (Bury("why"), Bury("why")),
     Outcome.LATE: (Expire(), Expire()),
     Outcome.NOT_OURS: (Forget(), Forget()),
+    Outcome.FULL: (RefuseFull(), RefuseFull()),
 }
 
 

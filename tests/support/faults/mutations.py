@@ -74,6 +74,7 @@ def _keep_users() -> None:
 MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
+    "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "checks-before-writes": script(
         scripts.COMMIT,
