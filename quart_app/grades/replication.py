@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 RETRY_S = 0.25
 #: Longest time in seconds that applying entries holds the event loop.
 APPLY_S = 0.01
-#: Longest wait in seconds for the answer whether the log still holds the state of a leaving replica.
+#: How long a leaving replica waits, in seconds, to learn whether the log holds its state.
 HOLDS_S = 1.0
 
 
@@ -62,7 +62,7 @@ MOVES = {
 
 
 class Replication:
-    """The grades of one replica. They follow a log within `following`, and keep their state between two such blocks."""
+    """The grades of one replica. They follow a log inside a block of `following`, and keep their state after it."""
 
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
         self._metrics = metrics
@@ -86,7 +86,7 @@ class Replication:
     # What the routes use
 
     def get(self, user_id: str) -> UserGrade | None:
-        """Return a user's grade, as of the last entry applied here. Raises Unavailable while restoring."""
+        """Return a user's grade after the last entry that this replica applied. Raises Unavailable while restoring."""
         return self._current().storage.get(user_id)
 
     async def set(self, update: GradeUpdate) -> UserGrade:
@@ -108,7 +108,7 @@ class Replication:
 
     @contextlib.asynccontextmanager
     async def following(self, grades_log: Log, peers: Peers) -> AsyncIterator[None]:
-        """Follow a log while the block lasts. It is entered when the state is restored and the log's end is reached."""
+        """Follow a log while the block lasts. The block begins when the state is restored up to the end of the log."""
         self._log, self._peers, self._ending = grades_log, peers, False
         self._move(State.RESTORING, "the grades are being restored")
         await self.keeper.check_disk()
@@ -128,7 +128,7 @@ class Replication:
             await grades_log.close()
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
-        # Not `while True`: an error that a client library raises while it is cancelled can hide the cancellation.
+        # Not `while True`: a client library that is cancelled may raise another error, which hides the cancellation.
         while not self._ending:
             try:
                 await self._restore()
@@ -165,7 +165,7 @@ class Replication:
                     self._move(State.RESTORING, self._restorer.explanation)
                 await asyncio.sleep(RETRY_S)
                 continue
-            # From here on this is the state: one assignment, after everything about it was verified.
+            # The state was verified as a whole before this one assignment.
             self._known, self._complete_at = restored.known, None
             self.keeper.counted_from = restored.snapshot_from
             self.sets.confirm_up_to(restored.known)
@@ -202,7 +202,7 @@ class Replication:
                 until = time.perf_counter() + APPLY_S
 
     async def _complete(self, known: KnownState) -> None:
-        """At the end of the log: carry over what was known before, and be ready once that is applied."""
+        """At the end of the log, carry over what was known before. Become ready once that is applied."""
         if self._complete_at is None:
             self._complete_at = await self._carry_over.carry(known, self._the_log)
         if known.position.number >= self._complete_at:
@@ -211,7 +211,7 @@ class Replication:
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
     async def _farewell(self) -> None:
-        """Write what this replica knows to disk if the log does not hold it: no other replica may know it."""
+        """Save what this replica knows to disk if the log does not hold it, because no other replica may know it."""
         for known in (self._known, self._carry_over.before):
             if known is not None and known.storage.count and not await self._log_holds(known):
                 await self.keeper.save_orphan(known, self._the_log)

@@ -1,10 +1,12 @@
 """Request bodies: strict JSON in, checked models out, and a clear error for everything else.
 
 Python's parser accepts `NaN`, duplicate keys and lone surrogates. It turns deep nesting into RecursionError or, from
-3.14 on, accepts most of it. None of that may reach a handler. Hooks that refuse all this make the parser several times
-as slow as msgspec's. So msgspec is asked first, and its answer counts if it is sure to be the same.
+3.14 on, accepts most of it. None of that may reach a handler. With hooks that refuse all this, Python's parser is
+several times as slow as msgspec's. So msgspec parses first. Its result is used if Python's parser would surely have the
+same one.
 
-No parser gives up the event loop. So all but small bodies are parsed in turn, one piece in each turn of the event loop:
+A parser blocks the event loop until it ends. So bodies that are not small are parsed one after the other, and in
+pieces:
 
     up to SMALL bytes           at once
     up to PIECE bytes           in one piece
@@ -35,16 +37,17 @@ T_co = TypeVar("T_co", covariant=True)
 MAX_INTEGER_DIGITS = 4000
 #: More keys than any object of ours has; each unknown key would be an error of its own.
 MAX_KEYS = 100
-#: Lists and objects within each other, several times as many as any of ours. Python's version decides how many its
-#: parser can bear.
+#: Levels of lists and objects in each other, several times as many as any service needs. How many levels Python's
+#: parser can handle depends on its version.
 MAX_DEPTH = 32
 #: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst.
 SMALL = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst.
 PIECE = 1 << 14
-#: Where the search for the end of a piece begins: an end within a long string is no end, so there are three tries.
+#: Where the search for the end of a piece begins. What looks like an end may be inside a long string, so there are
+#: three tries.
 PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
-#: Bounds of a body that is parsed at once though it is long: bytes, quotes and backslashes, signs outside of strings.
+#: A long body is parsed in one piece within these bounds: bytes, quotes and backslashes, and signs outside of strings.
 FEW_BYTES, FEW_QUOTES, FEW_SIGNS = 1 << 19, 50_000, 100
 #: Items of a list that are checked in one go, and errors that are described in one go.
 SLICE = 100
@@ -116,7 +119,7 @@ def _parsed_quickly(text: bytes) -> Any:
         value = _quick_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
-    # It keeps one of two equal keys. Then the text has more strings than the value.
+    # Of two equal keys msgspec keeps one. Then the text has more strings than the value.
     quotes = text.count(b'"')
     if _quick_encoder.encode(value).count(b'"') != quotes:
         return None
@@ -177,8 +180,8 @@ async def read_items(
     """Return the body of the current request as a list of up to `most` items; raises Problem as `read_json` does.
 
     The event loop runs between two slices. The error names the wrong items of the first slice that has some.
-    `quick` may read the items from the text by itself. It returns None where it is not sure; that of a long text must
-    let other threads run.
+    `quick` may read the items from the text, or return None if it is not sure that they are right. For a long text it
+    runs in a thread, and must let other threads run.
     """
     data = await _content()
     items = quick(data) if len(data) <= PIECE else await asyncio.to_thread(quick, data)
@@ -244,7 +247,7 @@ async def _parse_in_turn(data: bytes, most: int | None) -> Any:
 
 
 def _refusal(text: bytes, status: int, detail: str) -> Problem:
-    """Return the reason why this text is not parsed; too deep nesting is the better reason where it begins that way."""
+    """Return the reason why this text is refused: too deep nesting if the text begins so, or else the given reason."""
     if _is_deep(text[:PIECE].decode("utf-8", "replace")):
         return Problem(400, DEEP)
     return Problem(status, detail)
@@ -261,10 +264,10 @@ _END_OF_OBJECT = re.compile(rb"\}[ \t\r\n]*+,")
 
 
 async def _parse_list(text: bytes, most: int | None) -> list[Any]:
-    """Parse a list in pieces that end where an object and a comma do.
+    """Parse a list in pieces. A piece ends at the end of an object that a comma follows.
 
-    Such a place may be within a string or a nested list. Then the piece is no valid list of its own, because the piece
-    before it was: a place can only mislead in text that is not JSON, or after a string that has begun in the piece.
+    Such a place may be inside a string or a nested list. Then the string or list has no end in this piece, so the piece
+    is not valid JSON, and another place is tried.
     """
     if not text.endswith(b"]"):
         raise _refusal(text, 400, "the body is not JSON: the list has no end")

@@ -3,7 +3,7 @@
     starting --> running --ends by itself--> waiting (backoff) --> starting
     stopped in any state: told to stop, given time, then killed
 
-A `Supervisor` owns all children of a mesh. It says what happens to them, and can end all of them at once.
+A `Supervisor` owns all children of a mesh. It reports what happens to them, and can end all of them at once.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def reason_of(status: int) -> str:
 
 
 def bound_log(path: Path) -> None:
-    """Move the content of a long log to a file beside it. The process goes on: it appends to the one that is empty."""
+    """Move the content of a long log to a file beside it. The process keeps its file, which is empty then."""
     with contextlib.suppress(OSError):
         if path.stat().st_size > LOG_BYTES:
             shutil.copyfile(path, path.with_suffix(".log.1"))
@@ -206,7 +206,7 @@ class Child:
     def tell(self) -> None:
         """Tell the process to stop, without waiting for it."""
         self._stopping = True
-        # Once only: some programs take a second signal for impatience.
+        # Once only: some programs stop without finishing their work at a second signal.
         if self._process is not None and not self._told:
             self._told = True
             self._process.send_signal(self.program.stop_signal)

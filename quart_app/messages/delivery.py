@@ -1,7 +1,7 @@
-"""Delivers one message: through the free provider while it is open, through the paid one where that is needed.
+"""Delivers one message: through the free provider while it is open, or else through the paid one.
 
     reserve ─> decide ─┬─> send to free ─┬─> reply
-       ^               │                 ├─> refused in spite of our count, or out of time ─> reserve again
+       ^               │                 ├─> refused though our count allowed it, or out of time ─> reserve again
        │               │                 └─> unreachable or failed ─> pay, with paid access
        ├── wait ───────┤
        └── look again ─┴─> pay ─> reply
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 ASK_AGAIN_S = 0.02
 #: Tries to record the outcome of a reservation. After them it counts as lost, which the quota repairs by itself.
 RECORD_TRIES = 3
-#: How often one message may try the free provider again because it was open when we looked just before paying.
+#: How often one message may go back to the free provider because a look just before paying finds it open.
 LAST_LOOKS = 3
 
 
@@ -73,7 +73,7 @@ class OutgoingMessage:
     text: str
     #: `time.monotonic()` until which it waits for the free provider rather than pay
     wait_until: float
-    #: the free provider has refused it in spite of our count
+    #: the free provider has refused it, though our count allowed it
     refused: bool = False
     #: a provider has it, or may have it: another request with its key must not send it
     arrived: bool = False
@@ -85,10 +85,10 @@ class OutgoingMessage:
 
 
 class Turn:
-    """The right to reserve and to let the request leave; one message of a replica has it at a time.
+    """The right to reserve a slot. One message of a replica has it at a time, until its request has left.
 
     So a replica that is killed loses at most one slot that no request has used. While a probe is on its way, only the
-    message whose turn it is asks Redis again and again.
+    message that has the turn polls Redis.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:
@@ -124,7 +124,7 @@ class Delivery:
     #: set when the replica leaves: nobody waits for the free provider any more
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: whether the free provider could be reached the last time; if not, messages do not wait for each other's tries
+    #: whether the last request reached the free provider; if not, messages try at the same time
     _free_is_reachable: bool = True
 
     async def close(self) -> None:
@@ -206,7 +206,8 @@ class Delivery:
                 return None
             case Unsent(detail):
                 await self._record(self.quota.unsent, reservation)
-                # The slot ended because this process was held up, not the provider: the message may have another one.
+                # This process was too slow to use the slot, and the provider works. So the message may get another
+                # slot.
                 return (
                     None if detail == TOO_LATE else await self._instead_of_free(message, claim, "unreachable", detail)
                 )
@@ -221,7 +222,10 @@ class Delivery:
     async def _instead_of_free(
         self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, detail: str
     ) -> ProviderReply:
-        """Pay, with paid access: the free provider is out of order and has provably not handled the message."""
+        """Pay if the account has paid access.
+
+        The free provider does not work, and certainly has not sent the message.
+        """
         if await self._has_paid_access(message):
             return await self._pay(message, claim, reason)
         raise Undelivered(502, f"the free provider cannot be used ({detail}); try again later", reason=reason)
@@ -240,7 +244,7 @@ class Delivery:
         """Look once more before paying; return whether the free provider has opened since the reservation."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
-            # Money is spent because of this moment's answer, so its time (of Redis's clock) is on record.
+            # This look decides that money is spent, so the log has its time, on Redis's clock.
             log.info("a message is paid for", message_id=message.id, reason=reason, looked_ms=allowance.now_ms)
             return False
         if isinstance(verdict, Closed) and message.last_looks > 0:
