@@ -43,14 +43,14 @@ def find(config: Any, key: str) -> list[Any]:
 
 def test_in_containers_replicas_are_found_by_name() -> None:
     """Every address of the name is a replica; Caddy asks for them every second."""
-    (source,) = find(adapt(), "dynamic_upstreams")
-    assert source == {"source": "a", "name": "api", "port": "8000", "refresh": 1_000_000_000}
+    first, again = find(adapt(), "dynamic_upstreams")
+    assert first == again == {"source": "a", "name": "api", "port": "8000", "refresh": 1_000_000_000}
 
 
 def test_on_one_machine_replicas_are_listed_and_watched() -> None:
     """The same file; a replica that is not ready gets no request."""
     config = adapt(**LISTED)
-    assert find(config, "upstreams") == [[{"dial": "127.0.0.1:8010"}, {"dial": "127.0.0.1:8020"}]]
+    assert find(config, "upstreams") == [[{"dial": "127.0.0.1:8010"}, {"dial": "127.0.0.1:8020"}]] * 2
     assert [check["uri"] for check in find(config, "active")] == ["/readyz"]
 
 
@@ -60,7 +60,8 @@ def test_a_connection_is_given_up_before_the_drain_ends_and_an_answer_never_befo
 ) -> None:
     """Idle connections end within the drain (2 s); the longest deadline is 60 s."""
     config = adapt(**environment)
-    (transport,) = find(config, "transport")
+    transport, again = find(config, "transport")
+    assert transport == again
     assert transport["keep_alive"]["idle_timeout"] < 2_000_000_000
     assert transport["response_header_timeout"] > 61_000_000_000
 
@@ -88,6 +89,19 @@ def test_it_limits_bodies_and_headers() -> None:
     config = adapt()
     assert find(config, "max_size") == [16_000_000]
     assert find(config, "max_header_bytes") == [16_000]
+
+
+def test_http3_is_neither_served_nor_advertised() -> None:
+    """No UDP port is published, so browsers must not hear of one."""
+    servers = adapt(SITE="mesh.example.org")["apps"]["http"]["servers"].values()
+    assert [server["protocols"] for server in servers] == [["h1", "h2"]]
+
+
+def test_nobody_is_believed_about_whom_a_request_is_from_unless_named() -> None:
+    """192.0.2.1 is an address of documentation, which no host has."""
+    assert find(adapt(), "trusted_proxies") == [["192.0.2.1"]] * 2
+    named = adapt(PROXIES_IN_FRONT="10.0.0.0/8 172.16.0.0/12")
+    assert find(named, "trusted_proxies") == [["10.0.0.0/8", "172.16.0.0/12"]] * 2
 
 
 def test_a_domain_gets_a_certificate_and_a_port_does_not() -> None:
