@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Gives an event up: dead letter, acknowledgement and deletion, all or nothing, and once however many consumers try.
--- The body is copied here, so that bytes which are not text stay as they are. An event with other fields than `body`
--- becomes one body, which `encoded` says, so that a replay has its fields again.
+-- Gives an event up, in one step: dead letter, acknowledgement and deletion. When several consumers try, one succeeds.
+-- The body is copied here, so that bytes which are not text stay as they are. If an event has other fields than `body`,
+-- the body of its letter is all of its fields as JSON, and `encoded` says so: a replay gets its fields from there.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, most dead letters kept
 -- Returns 1 if it was buried, 0 if it was settled before

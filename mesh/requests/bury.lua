@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Gives a request up: dead letter, reply to the caller, acknowledgement and books, all or nothing.
+-- Gives a request up, in one step: dead letter, reply to the caller, acknowledgement and books. The request ends even
+-- when the dead letters or the replies cannot be written, because their key holds another type.
 -- KEYS: books, dead letters, request stream, and the reply stream if there is one
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
 -- Returns 1 if it was buried, 0 if this consumer does not have it

@@ -1,9 +1,10 @@
 #!lua
--- Applies transactions: of each, its writes, sends, reply, acknowledgement and books, all or nothing.
--- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
--- applies the transactions that store nothing: they finish what was accepted, and that frees memory.
+-- Applies transactions: of each, its sends, writes, reply, acknowledgement and books. A script cannot be rolled back,
+-- so everything that can make a transaction fail is checked before its first write, and one that would fail changes
+-- nothing. There are two of this script. The server refuses this one when memory is full. Then the other one, with
+-- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory.
 -- KEYS: lease, books, committed
--- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, then each transaction:
+-- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, then transactions:
 --   number of its words, this one included
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
@@ -25,11 +26,11 @@ local held, before = unpack(redis.call('MGET', lease_key, committed_key))
 -- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
--- The same batch again: its effect is there, and only its answer was lost on the way.
+-- The same batch again: it has been applied, and only its answer was lost.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- SELECT costs as much as any command, so the work in the bus database is done for all transactions together: the
--- lookup of their requests before the first of them, replies and acknowledgements after the last.
+-- SELECT costs as much as any command, so the bus database is used for all transactions together: their requests are
+-- looked up before the first transaction, and replies and acknowledgements are written after the last one.
 local at = bus
 local function go_to(number)
   if at ~= number then
@@ -52,8 +53,8 @@ while begin <= #ARGV do
   begin = begin + tonumber(ARGV[begin])
 end
 
--- By stream and id: whether the request is pending for this consumer. The requests of a stream end about in the order
--- of their arrival, so one XPENDING from the first to the last of the batch finds nearly all of them.
+-- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
+-- so one XPENDING from the first to the last request of the batch finds nearly all of them.
 local mine = {}
 local function look_up(stream, first, last, most)
   go_to(bus)
@@ -172,7 +173,7 @@ local function possible(first, count)
   return i
 end
 
--- By database and key: the latest lifetime that the whole batch asks for. Many of its transactions name the same keys.
+-- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
 local kept = {}
 local function keep(first)
   local key, ms = ARGV[first + 1], ARGV[first + 2]
@@ -194,8 +195,8 @@ local function run(first, last)
   return verbs[ARGV[first]](first, last)
 end
 
--- Returns the reason if a write fails in spite of all checks. It ends its own transaction only, which is not
--- acknowledged.
+-- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
+-- request is not acknowledged. The other transactions are.
 local function write(first, count)
   local i = first
   for _ = 1, count do
@@ -209,8 +210,8 @@ local function write(first, count)
   end
 end
 
--- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose entry
--- is removed. It may store as many bytes as it removes, so that a sweep can go on.
+-- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose
+-- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
 local MOST_REPLY = 256 * 1024
 local function adds(t, first, writes, sends)
   if #ARGV[t + 8] > MOST_REPLY or (sends > 0 and ARGV[t + 1] == '') then return true end
@@ -235,7 +236,8 @@ end
 
 local SEND = 7
 local accepted, sendable = 0, {}
--- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be undone.
+-- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
+-- undone.
 local function send(first, count)
   if count == 0 then return end
   go_to(bus)
@@ -274,7 +276,7 @@ local function commit(t)
   if stream ~= '' then mine[stream][id] = false end
 end
 
--- A key that is not a stream of replies has no reader, and must not stop the others' replies.
+-- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
 local function reply(t)
   local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
   if stream ~= '' then

@@ -1,5 +1,6 @@
 #!lua
--- Puts requests on their streams: each group of them all or none, by the roster and the bounds of this moment.
+-- Puts groups of requests on their streams: of a group all requests, or none if one of them has no live replica or a
+-- full queue.
 -- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
 -- submits the groups that only read, and refuses the rest.
 -- KEYS: lease (of a client: its presence), books, submitted
@@ -16,7 +17,7 @@ local WORDS = 5
 local memory_is_full = false
 
 local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
--- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
+-- A missing lease may come back: after the server was emptied, the next renewal decides.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
@@ -59,8 +60,8 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- How long the next request has waited for a worker, in ms. 0 while workers have room, or are absent: while the replicas
--- of the class have less than half of the work that they take at once.
+-- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
+-- of the requests that they work on at once, because then they have room or do not run.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
@@ -77,8 +78,8 @@ local function delay_of(class)
 end
 
 -- The queue of a class may be no older than a tenth of a request's deadline. The last request of a growing queue waits
--- several times the queue's age; in a queue as old as a whole deadline, every request begins just before its deadline and
--- none is finished. The stream of a database has one worker, and is bounded by its length only.
+-- several times the queue's age; in a queue as old as a whole deadline, every request begins just before its deadline
+-- and none is finished. The stream of a database has one worker, and is bounded by its length only.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   waiting[to] = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
