@@ -28,7 +28,7 @@ from mesh.lease.applicant import Applicant
 from mesh.operations.calling import Caller
 from mesh.operations.membership import Mesh, join
 from mesh.operations.operation import Operation
-from mesh.operations.state import Field, Hash, Key, Set, SortedSet
+from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
 from mesh.operations.table import Operations
 from mesh.operations.transaction import Query, Reads, Transaction
 from mesh.requests.protocol import Address, Class, Database
@@ -79,6 +79,7 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "UsageError",
+    "Values",
     "WrongCredentials",
     "connect",
     "join",

@@ -55,7 +55,11 @@ class Caller:
 
         Raises the handler's error, or another MeshError.
         """
-        parts = await self._parts(op, body, to, deadline)
+        ask = self._ask_for(op, body, to)
+        (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+        if answer.error is not None:
+            raise answer.error
+        parts = answer.bodies
         if len(parts) != 1:
             raise ManyParts(f"{op.name} was answered in {len(parts)} parts; use mesh.parts() for it", parts=len(parts))
         return parts[0]
@@ -77,21 +81,18 @@ class Caller:
         deadline: timedelta | None = None,
     ) -> list[Any]:
         """Send a request of which each replica answers a part (`tx.forward`), and return all parts."""
-        return await self._parts(op, body, to, deadline)
+        ask = self._ask_for(op, body, to)
+        (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
+        if answer.error is not None:
+            raise answer.error
+        return answer.bodies
 
-    async def _parts(
-        self, op: Operation[Any, Any], body: Any, to: Address | None, deadline: timedelta | None
-    ) -> list[Any]:
+    def _ask_for(self, op: Operation[Any, Any], body: Any, to: Address | None) -> Ask:
         name, text = sendable(op, body)
         to = to or self._default
         if to is None:
             raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
-        (answer,) = await self._asking.ask(
-            [Ask(to, name, text)], deadline_ms=milliseconds(deadline), decode=op.decode_reply
-        )
-        if answer.error is not None:
-            raise answer.error
-        return answer.bodies
+        return Ask(to, name, text)
 
     @overload
     async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> dict[int, R]: ...

@@ -24,6 +24,10 @@ _AT = re.compile(r" - at `(.+)`$", re.DOTALL)
 _DIGITS = re.compile(r"-?[0-9]+")
 
 
+#: What `Codec.decode` raises.
+ERRORS = (ValueError, RecursionError)
+
+
 class NotOfType(ValueError):
     """A text that is no value of the type; `path` says where, as `$.items[2].name`, or is ""."""
 
@@ -33,7 +37,11 @@ class NotOfType(ValueError):
 
 
 class Codec(Generic[T]):
-    """Writes and reads the JSON of one type. `encode` raises TypeError or ValueError, `decode` NotOfType."""
+    """Writes and reads the JSON of one type.
+
+    `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, of which `explain` makes a NotOfType: no
+    function of ours stands between a caller and the decoder, which matters where each request passes.
+    """
 
     def __init__(self, kind: Any) -> None:
         self.kind = kind
@@ -43,10 +51,22 @@ class Codec(Generic[T]):
         if _has_model(kind):
             adapter: TypeAdapter[T] = TypeAdapter(kind)
             self.encode = adapter.dump_json
-            self.decode = _pydantic_decoder(adapter)
+            self.decode = adapter.validate_json
         else:
+            _check_known(kind)
             self.encode = _ENCODER.encode
-            self.decode = _msgspec_decoder(kind)
+            self.decode = msgspec.json.Decoder(kind).decode
+        #: the class of most values, for a check that costs little
+        self.usual = self._classes[0] if self._classes else None
+
+    def explain(self, error: Exception) -> NotOfType:
+        """Return what an error of `decode` means."""
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            return NotOfType(str(first["msg"]), _path(first["loc"]))
+        message = str(error)
+        place = _AT.search(message)
+        return NotOfType(_AT.sub("", message), place[1] if place else "")
 
     def accepts(self, value: object) -> bool:
         """Return whether a value can be of the type; only classes are checked, not what containers hold."""
@@ -78,23 +98,6 @@ def _has_model(kind: Any) -> bool:
     return isinstance(kind, type) and (issubclass(kind, BaseModel) or hasattr(kind, "__pydantic_validator__"))
 
 
-def _msgspec_decoder(kind: Any) -> Callable[[str], Any]:
-    _check_known(kind)
-    plain = msgspec.json.Decoder(kind).decode
-
-    def decode(text: str) -> Any:
-        try:
-            return plain(text)
-        except msgspec.ValidationError as error:
-            message = str(error)
-            place = _AT.search(message)
-            raise NotOfType(_AT.sub("", message), place[1] if place else "") from None
-        except (ValueError, RecursionError) as error:
-            raise NotOfType(str(error)) from None
-
-    return decode
-
-
 def _check_known(kind: Any) -> None:
     """Raise UsageError for a type of which msgspec knows nothing."""
     try:
@@ -105,17 +108,6 @@ def _check_known(kind: Any) -> None:
         raise UsageError(
             f"{name_of(kind)} cannot be JSON; write a msgspec Struct, a dataclass, a pydantic model or a builtin type"
         )
-
-
-def _pydantic_decoder(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
-    def decode(text: str) -> Any:
-        try:
-            return adapter.validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise NotOfType(str(first["msg"]), _path(first["loc"])) from None
-
-    return decode
 
 
 def _path(places: tuple[int | str, ...]) -> str:
@@ -144,7 +136,7 @@ class StoredCodec(Generic[T]):
         else:
             json: Codec[T] = Codec(kind)
             self.encode = _json_encoder(json)
-            self.decode = json.decode
+            self.decode = _json_decoder(json)
 
 
 def _integer(text: str) -> int:
@@ -160,6 +152,16 @@ def _plain_encoder(kind: type) -> Callable[[Any], str]:
         return str(value)
 
     return encode
+
+
+def _json_decoder(json: Codec[Any]) -> Callable[[str], Any]:
+    def decode(text: str) -> Any:
+        try:
+            return json.decode(text)
+        except ERRORS as error:
+            raise json.explain(error) from None
+
+    return decode
 
 
 def _json_encoder(json: Codec[Any]) -> Callable[[Any], str]:

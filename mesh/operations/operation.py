@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
-from mesh.operations.codec import Codec, NotOfType, is_object, name_of
+from mesh.operations.codec import ERRORS, Codec, is_object, name_of
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ class Operation(Generic[B, R]):
             if body is not None:
                 raise InvalidBody(f"{self.name} takes no body, and was called with {body!r:.100}")
             return NOTHING
-        if not codec.accepts(body):
+        if body.__class__ is not codec.usual and not codec.accepts(body):
             wanted = name_of(self.body)
             given = "none" if body is None else f"{type(body).__name__}: {body!r:.100}"
             raise InvalidBody(f"the body of {self.name} is a {wanted}, not {given}; write {wanted}(...)")
@@ -74,13 +74,14 @@ class Operation(Generic[B, R]):
             return None
         try:
             return self._bodies.decode(text)
-        except NotOfType as error:
-            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {error}", path=error.path)
+        except ERRORS as error:
+            wrong = self._bodies.explain(error)
+            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {wrong}", path=wrong.path)
 
     def encode_reply(self, reply: R) -> bytes:
         """Return the JSON of a reply. Raises InvalidReply."""
         codec = self._replies
-        if not codec.accepts(reply):
+        if reply.__class__ is not codec.usual and not codec.accepts(reply):
             raise InvalidReply(
                 f"{self.name} answers {name_of(self.reply)}, and its handler returned "
                 f"{type(reply).__name__}: {reply!r:.100}; correct the annotation or the return"
@@ -94,6 +95,6 @@ class Operation(Generic[B, R]):
         """Return a reply. Raises ValueError."""
         try:
             found: R = self._replies.decode(text)
-        except NotOfType as error:
-            raise ValueError(f"{self.name} answers {name_of(self.reply)}: {error}") from None
+        except ERRORS as error:
+            raise ValueError(f"{self.name} answers {name_of(self.reply)}: {self._replies.explain(error)}") from None
         return found

@@ -110,6 +110,22 @@ class Hash(_Collection, Generic[K, T]):
         }
 
 
+class Values(_Collection, Generic[K, T]):
+    """Values of one type, each a key of its own: `stored[7]` is one of them, and may have a ttl."""
+
+    __slots__ = ("_codec", "_ids")
+
+    def __init__(self, name: str, ids: type[K], codec: StoredCodec[T], shared: bool) -> None:
+        super().__init__(name, shared)
+        self._ids: type[K] = ids
+        self._codec = codec
+
+    def __getitem__(self, id: K) -> Field[T]:
+        if type(id) is not self._ids:
+            raise UsageError(f"a value of {self.name} is named by {self._ids.__name__}, not by {id!r:.100}")
+        return Field(f"{self.name}:{id}", self._codec, self.shared)
+
+
 class _Members(_Collection, Generic[T]):
     __slots__ = ("_codec",)
 

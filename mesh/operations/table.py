@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints, overload
 from mesh.errors import InvalidBody, UsageError
 from mesh.operations.codec import StoredCodec, name_of
 from mesh.operations.operation import Operation
-from mesh.operations.state import Field, Hash, Key, Set, SortedSet
+from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
 from mesh.operations.transaction import Query, Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Request
@@ -76,6 +76,12 @@ class Operations:
         if default is _NONE:
             return Field(key, StoredCodec(kind), shared)
         return Key(key, StoredCodec(kind), shared, default)
+
+    def values(self, name: str, ids: type[K], kind: type[T], *, shared: bool = False) -> Values[K, T]:
+        """Define values by an id, which is text or an integer: each is a key of its own, and may have a ttl."""
+        if ids not in (str, int):
+            raise UsageError(f"values are named by str or int, not by {name_of(ids)}")
+        return Values(self._key(name, f"family of {name_of(kind)}", shared), ids, StoredCodec(kind), shared)
 
     def hash(self, name: str, fields: type[K], kind: type[T], *, shared: bool = False) -> Hash[K, T]:
         """Define a hash from text or integers to values of one type."""

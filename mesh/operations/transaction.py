@@ -249,17 +249,24 @@ class Transaction(Reads):
 
     def set(self, key: Key[T] | Field[T], value: T, *, ttl: timedelta | None = None) -> None:
         """Set a value, for as long as `ttl`. A hash's field has no ttl of its own."""
-        shared, name, field = _place(key).at
+        if not isinstance(key, Slot):
+            raise UsageError(f"set() takes a value or the field of a hash, not {key!r:.100}")
+        at = shared, name, field = key.at
         text = key.encode(value)
+        writer = self._effects.shared if shared else self._effects
         if field is not None:
             if ttl is not None:
                 raise UsageError(f"{key}: a field of a hash cannot have a ttl; use a value of its own")
-            self._writer(shared).hset(name, {field: text})
+            writer.hset(name, {field: text})
+            self._touch(shared, name)
         elif ttl is None:
-            self._writer(shared).set(name, text)
+            writer.set(name, text)
         else:
-            self._writer(shared).set(name, text, "PX", max(1, round(ttl.total_seconds() * 1000)))
-        self._remember(key, text)
+            writer.set(name, text, "PX", max(1, round(ttl.total_seconds() * 1000)))
+        if self._known is None:
+            self._known = {at: text}
+        else:
+            self._known[at] = text
 
     def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
         """Add to an integer, in the commit: this needs no read and meets no conflict. What is absent counts from 0."""

@@ -66,10 +66,10 @@ Address = Class | Database
 
 def encode_body(body: Any) -> str:
     """Return the JSON text of a request's or a reply's body; `bytes` are such a text. Raises ValueError."""
-    if not isinstance(body, dict | bytes):
+    if body.__class__ is not bytes and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text = body.decode() if isinstance(body, bytes) else encode(body)
+        text = encode(body) if isinstance(body, dict) else body.decode()
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh import Class, GivenUp, keys
-from mesh.raw import Transaction, Worker
+from mesh.raw import Effects, Worker
 from mesh.requests.protocol import Request
 from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History
 from tests.support.members import Members
@@ -42,7 +42,7 @@ def worker_that_fails() -> Worker:
     worker = Worker()
 
     @worker.handles("count.put")
-    async def put(request: Request, store: object, transaction: Transaction) -> None:
+    async def put(request: Request, store: object, transaction: Effects) -> None:
         raise ValueError("poison")
 
     return worker
