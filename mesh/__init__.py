@@ -1,6 +1,5 @@
 """Leased databases, requests with exactly one effect, gathers that know who must answer: over Redis, without HTTP."""
 
-from mesh.client import Client, connect
 from mesh.errors import (
     Busy,
     Cancelled,
@@ -31,6 +30,7 @@ from mesh.operations.operation import Operation
 from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
 from mesh.operations.table import Operations
 from mesh.operations.transaction import Query, Reads, Transaction
+from mesh.operations.visit import MeshClient, connect
 from mesh.requests.protocol import Address, Class, Database
 from mesh.roster import Member
 from mesh.settings import Isolation, MeshSettings, RedisSettings
@@ -43,7 +43,6 @@ __all__ = [
     "Caller",
     "Cancelled",
     "Class",
-    "Client",
     "Connections",
     "Contended",
     "Database",
@@ -62,6 +61,7 @@ __all__ = [
     "ManyParts",
     "Member",
     "Mesh",
+    "MeshClient",
     "MeshError",
     "MeshSettings",
     "NoReplica",

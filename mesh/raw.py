@@ -1,10 +1,12 @@
 """The level below typed operations: named operations, bodies that are dicts, and writes by their Redis verbs.
 
 `mesh.join` takes a `Worker` beside typed operations, and `Mesh.replica` is the `Replica` that `join` here returns.
+`connect` is without types, too: it yields a `Client`.
 """
 
 from __future__ import annotations
 
+from mesh.client import Client, connect
 from mesh.replica import Replica, join
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Body, Request
@@ -19,6 +21,7 @@ __all__ = [
     "Answer",
     "Ask",
     "Body",
+    "Client",
     "Effects",
     "Replica",
     "Request",
@@ -26,5 +29,6 @@ __all__ = [
     "ServiceVerbs",
     "Store",
     "Worker",
+    "connect",
     "join",
 ]

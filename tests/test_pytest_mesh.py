@@ -28,7 +28,7 @@ async def add(request, store, transaction):
 
 async def test_it_counts(mesh_kit):
     async with mesh_kit(worker, replicas=2) as kit:
-        await kit[0].call(Class("B"), "count.add", {})
+        await kit[0].replica.call(Class("B"), "count.add", {})
         assert await kit.read("count:n", database=2) == "1"
         print("replicas of", kit[0].settings.isolation)
 """

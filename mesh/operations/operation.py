@@ -8,11 +8,14 @@ A contract for a caller in another program has no handler:
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
 from mesh.operations.codec import ERRORS, Codec, is_object, name_of
+
+if TYPE_CHECKING:
+    from mesh.testing.alone import Ran
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -98,3 +101,15 @@ class Operation(Generic[B, R]):
         except ERRORS as error:
             raise ValueError(f"{self.name} answers {name_of(self.reply)}: {self._replies.explain(error)}") from None
         return found
+
+    @overload
+    async def run(
+        self: Operation[None, R], *, state: Mapping[Any, Any] | None = ..., database: int = ...
+    ) -> Ran[R]: ...
+    @overload
+    async def run(self, body: B, *, state: Mapping[Any, Any] | None = ..., database: int = ...) -> Ran[R]: ...
+    async def run(self, body: Any = None, *, state: Mapping[Any, Any] | None = None, database: int = 1) -> Ran[R]:
+        """Run the handler alone, in a test: on this state, without a mesh. See docs/testing.md."""
+        from mesh.testing.alone import run
+
+        return await run(self, body, state or {}, database)

@@ -28,8 +28,6 @@ from mesh.lease import holding
 
 #: The date at which a kit's clock begins: the same in each run.
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-#: How long a jump waits for another thread that is about to say something.
-LISTEN_S = 0.0005
 #: Threads of the event loop's own pool; what they do is known from `run_in_executor`.
 _POOL = "asyncio_"
 
@@ -132,9 +130,7 @@ class Clock:
             events = self._select(timeout)
             self._passed += real_time.monotonic() - began
             return events
-        events = self._select(LISTEN_S)
-        if not events:
-            self._passed += timeout
+        self._passed += timeout
         return events
 
     def _may_be_woken(self) -> bool:

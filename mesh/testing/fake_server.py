@@ -70,7 +70,7 @@ class FakeConnection(RedisConnection):
         if command[0] == "INFO":
             return INFO
         try:
-            return await self._fake.execute_command(*command)
+            return await self._fake.execute_command(*_for_fakeredis(command))
         except redis.exceptions.ResponseError as error:
             # fakeredis says of a missing stream what a server says only in answer to XGROUP.
             if "requires the key to exist" in str(error):
@@ -82,6 +82,14 @@ class FakeConnection(RedisConnection):
         sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._server.script_cache[sha.encode()] = without_flags(script).encode()
         return sha
+
+
+def _for_fakeredis(command: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a command that means to fakeredis what the given one means to a server: IDLE is "longer than" there."""
+    if command[0] != "XPENDING" or command[3:4] != ("IDLE",):
+        return command
+    idle_ms = int(command[4])
+    return (*command[:3], *(("IDLE", idle_ms - 1) if idle_ms else ()), *command[5:])
 
 
 class FakeConnections(Connections):

@@ -12,15 +12,18 @@ import asyncio
 import contextlib
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from mesh import keys
-from mesh.client import Client, connect
 from mesh.errors import MeshError
-from mesh.replica import Replica
+from mesh.operations.membership import Mesh
+from mesh.operations.operation import Operation
+from mesh.operations.state import Field, Key
+from mesh.operations.table import Operations
+from mesh.operations.visit import MeshClient, connect
 from mesh.requests import scripts, streams
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
@@ -32,6 +35,10 @@ from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+#: An operation, or the name of one.
+AnyOperation = Operation[Any, Any] | str
 
 #: Longest time that `advance` waits for on a real server.
 REAL_S = 60
@@ -45,7 +52,9 @@ class MeshKit:
     must balance.
     """
 
-    def __init__(self, *operations: Worker, replicas: int = 1, redis: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *operations: Operations | Worker, replicas: int = 1, redis: str | None = None, **settings: Any
+    ) -> None:
         self._operations = operations
         self._count = replicas
         self._below = fake_server() if redis is None else RealServer(redis)
@@ -55,11 +64,11 @@ class MeshKit:
         self._clock: Clock | None = None
         self._virtual = redis is None
         self._members: list[KitReplica] = []
-        self._clients: list[Redis] = []
+        self._clients: dict[int, Redis] = {}
         self._stack = contextlib.ExitStack()
         self._faults = Faults()
         self._runs = Runs()
-        self._observed = Observed(self._runs.effects)
+        self._observed = Observed(self._runs)
 
     async def __aenter__(self) -> Self:
         await self._below.begin()
@@ -95,21 +104,21 @@ class MeshKit:
     async def _close(self) -> None:
         for member in self._members:
             await member.kill(self._below)
-        for client in self._clients:
+        for client in self._clients.values():
             await client.aclose()
         self._stack.close()
         await self._below.end()
 
     # Replicas
 
-    def __getitem__(self, number: int) -> Replica:
+    def __getitem__(self, number: int) -> Mesh:
         """Return the replica that was started as number so-and-so, from 0 on."""
-        return self._members[number].replica
+        return self._members[number].mesh
 
     def __len__(self) -> int:
         return len(self._members)
 
-    async def start(self, *operations: Worker, **settings: Any) -> Replica:
+    async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
         """Start one more replica, and wait for its lease; with operations and settings of its own where given."""
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
@@ -119,7 +128,7 @@ class MeshKit:
         self._members.append(member)
         return await member.joined()
 
-    def connect(self) -> AbstractAsyncContextManager[Client]:
+    def connect(self) -> AbstractAsyncContextManager[MeshClient]:
         """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""
         connections = KitConnections(self._below.connections, Gate(), self._faults, self._observed)
         return connect(settings=self._settings, connections=connections)
@@ -150,13 +159,13 @@ class MeshKit:
         """Lose the answers of the next trips that carry commits or submissions: they have their effect."""
         self._faults.lost_answers += count
 
-    def fail(self, op: str, times: int = 1, *, before: Literal["handler", "commit"] = "commit") -> None:
+    def fail(self, op: AnyOperation, times: int = 1, *, before: Literal["handler", "commit"] = "commit") -> None:
         """Let the next runs of an operation fail, before the handler begins or before its commit.
 
         As with any exception in a handler, nothing of it happens, and the request is delivered again.
         """
         failing = self._runs.failing if before == "handler" else self._faults.failing
-        failing[op] += times
+        failing[_name_of(op)] += times
 
     # Time
 
@@ -205,9 +214,9 @@ class MeshKit:
         letters: Any = self._below.direct.xrange(keys.DEAD)
         return [Buried.from_entry(fields) for _, fields in letters]
 
-    def ran(self, op: str) -> int:
+    def ran(self, op: AnyOperation) -> int:
         """Return how often the handler of an operation was run; a request that runs again counts again."""
-        return self._runs.count[op]
+        return self._runs.count[_name_of(op)]
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
@@ -215,16 +224,27 @@ class MeshKit:
         names = keys.request_streams(settings.classes, settings.databases)
         return streams.to_books(await scripts.BOOKS.run(self.redis(), [keys.BOOKS, *names]))
 
-    async def read(self, key: str, *, database: int) -> str | None:
-        """Return a value of a database, whoever holds it."""
-        found = await self.redis(database).get(keys.own(database) + key)
-        return None if found is None else str(found)
+    @overload
+    async def read(self, key: Key[T], *, database: int) -> T: ...
+    @overload
+    async def read(self, key: Field[T] | str, *, database: int) -> T | None: ...
+    async def read(self, key: Any, *, database: int) -> Any:
+        """Return a value of a database, whoever holds it. A key that is a str names a text."""
+        if isinstance(key, str):
+            return await self.redis(database).get(keys.own(database) + key)
+        shared, name, field = key.at
+        redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
+        return key.read(await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field)))
 
     def redis(self, db: int = 0) -> Redis:
         """Return a client with all rights, for what this class does not offer. It is closed with the kit."""
-        client = self._below.connections.client("kit", db=db)
-        self._clients.append(client)
-        return client
+        if db not in self._clients:
+            self._clients[db] = self._below.connections.client("kit", db=db)
+        return self._clients[db]
+
+
+def _name_of(op: AnyOperation) -> str:
+    return op if isinstance(op, str) else op.name
 
 
 def _defaults(kind: type[M], **chosen: Any) -> M:

@@ -7,6 +7,7 @@ import dataclasses
 
 from mesh import keys
 from mesh.errors import MeshError
+from mesh.operations.membership import Mesh
 from mesh.replica import Replica, join
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
@@ -37,14 +38,19 @@ class KitReplica:
                 raise
             self._joined.set_exception(error)
 
-    async def joined(self) -> Replica:
+    async def joined(self) -> Mesh:
         """Wait for the lease. Raises what `join` raises."""
-        return await self._joined
+        return Mesh(await self._joined)
 
     @property
     def replica(self) -> Replica:
-        """What `join` gave."""
+        """The member of the mesh."""
         return self._joined.result()
+
+    @property
+    def mesh(self) -> Mesh:
+        """The member as its program sees it."""
+        return Mesh(self.replica)
 
     @property
     def alive(self) -> bool:

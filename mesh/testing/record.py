@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mesh import keys
 from mesh.requests import scripts
 from mesh.requests.protocol import OK, Address, Body, Class, Database
+from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
@@ -26,8 +27,8 @@ class Committed:
     database: int
     #: the id of the request on its stream
     id: str
-    #: what the caller gets; None where nobody waits
-    reply: Body | None
+    #: what the caller gets, of the operation's own type; None where nobody waits
+    reply: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Sent:
 
     op: str
     to: Address
-    body: Body
+    body: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def op_of(transaction: Sequence[Any]) -> str:
 class Observed:
     """Collects what the commits of all replicas did, in the order of the server."""
 
-    def __init__(self, effects: Container[str]) -> None:
-        self._effects = effects
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
         self._known: set[tuple[str, int]] = set()
         self.committed: list[Committed] = []
         self.sent: list[Sent] = []
@@ -102,13 +103,17 @@ class Observed:
 
     def _note(self, words: Sequence[Any], database: int) -> None:
         op = op_of(words)
-        if not op or op in self._effects:
-            reply = decode(words[8]) if words[3] else None
+        if not op or op in self._runs.effects:
+            reply = self._runs.reply_of(op, words[8]) if words[3] else None
             self.committed.append(Committed(op, database, str(words[2]), reply))
-        sends = len(words) - SEND * int(words[11])
-        for at in range(sends, len(words), SEND):
-            to, op, _, _, _, body, _ = words[at : at + SEND]
-            self.sent.append(Sent(op, _address(to), decode(body)))
+        self.sent.extend(sent_of(words, self._runs.body_of))
+
+
+def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterator[Sent]:
+    """Yield the requests that a transaction sends."""
+    for at in range(len(words) - SEND * int(words[11]), len(words), SEND):
+        to, op, _, _, _, body, _ = words[at : at + SEND]
+        yield Sent(op, _address(to), body_of(op, body))
 
 
 def _address(target: str) -> Address:

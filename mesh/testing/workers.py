@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from mesh.operations.membership import worker_of
+from mesh.operations.operation import Operation
+from mesh.operations.table import Operations
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Request
 from mesh.requests.store import Store
 from mesh.requests.worker import Handler, Worker
+from mesh.wire.codec import decode
 
 
 class LetFail(Exception):
@@ -24,13 +28,26 @@ class Runs:
         self.count: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
         self.effects: set[str] = set()
+        self._typed: dict[str, Operation[Any, Any]] = {}
 
-    def watch(self, operations: Iterable[Worker]) -> Worker:
+    def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
         """Return one table of all operations, with handlers that are counted."""
         watched = WatchedWorker(self)
-        for worker in operations:
-            watched.include(worker)
+        watched.include(worker_of(tables))
+        for table in tables:
+            if isinstance(table, Operations):
+                self._typed |= table.operations
         return watched
+
+    def body_of(self, op: str, text: str) -> Any:
+        """Read the body of a request, as its operation's own type."""
+        typed = self._typed.get(op)
+        return decode(text) if typed is None else typed.decode_body(text)
+
+    def reply_of(self, op: str, text: str) -> Any:
+        """Read a reply, as its operation's own type."""
+        typed = self._typed.get(op)
+        return decode(text) if typed is None else typed.decode_reply(text)
 
     def begin(self, op: str) -> None:
         """Count a run. Raises LetFail where it is to fail."""

@@ -10,11 +10,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from mesh import Class, Client, Database, DeadlineExceeded, InvalidBody, NoReplica, SetupError, Unavailable, connect
-from mesh.raw import Body, Effects, Request, Store, Worker
+from mesh import (
+    Class,
+    Database,
+    DeadlineExceeded,
+    InvalidBody,
+    NoReplica,
+    Operations,
+    Query,
+    SetupError,
+    Transaction,
+    Unavailable,
+    UsageError,
+)
+from mesh.raw import Body, Client, Effects, Request, Store, Worker, connect
 from mesh.settings import MeshSettings, RedisSettings
 from mesh.testing import MeshKit
 from tests.support.server import Server
@@ -50,7 +63,8 @@ async def left_by_clients(kit: MeshKit) -> list[str]:
 
 async def test_it_calls_gathers_and_sends(kit: MeshKit) -> None:
     """What it sends, it sends as a replica would."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         assert await client.call(Class("B"), "count.add", {}) == {"database": 2, "from": client.id}
         assert await client.gather("count.read", {}) == {1: {"n": 0}, 2: {"n": 1}}
         await client.send(Database(1), "count.add", {})
@@ -61,7 +75,8 @@ async def test_it_calls_gathers_and_sends(kit: MeshKit) -> None:
 
 async def test_it_is_in_no_roster_and_leaves_nothing(kit: MeshKit) -> None:
     """Nobody waits for it in a gather; while it is there, one key says who it is."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         assert len(await kit[0].roster()) == 2
         assert await kit.redis().get(f"mesh:client:{client.id}")
         await client.call(Class("A"), "count.add", {})
@@ -71,7 +86,8 @@ async def test_it_is_in_no_roster_and_leaves_nothing(kit: MeshKit) -> None:
 
 async def test_no_reply_is_stored_for_a_request_that_was_only_sent(kit: MeshKit) -> None:
     """The worker learns that nobody waits."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         for _ in range(3):
             await client.send(Class("A"), "count.add", {})
         await eventually(lambda: _is(kit, "count:n", "3"))
@@ -84,7 +100,8 @@ async def _is(kit: MeshKit, key: str, value: str) -> bool:
 
 async def test_its_mistakes_and_refusals_are_those_of_a_replica(kit: MeshKit) -> None:
     """The same errors, for calls and for sends."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         for ask in (client.call, client.send):
             with pytest.raises(NoReplica):
                 await ask(Class("D"), "count.add", {})
@@ -96,7 +113,8 @@ async def test_its_mistakes_and_refusals_are_those_of_a_replica(kit: MeshKit) ->
 
 async def test_a_lost_answer_of_a_submission_changes_nothing(kit: MeshKit) -> None:
     """Its batches are numbered as those of a replica."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         kit.lose_answers(3)
         kit.lose_requests(1)
         for _ in range(2):
@@ -107,7 +125,8 @@ async def test_a_lost_answer_of_a_submission_changes_nothing(kit: MeshKit) -> No
 
 async def test_calls_in_progress_are_answered_before_it_leaves(kit: MeshKit) -> None:
     """As a replica does before it leaves."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         call = asyncio.create_task(client.call(Class("A"), "count.add", {"seconds": 0.3}))
         await asyncio.sleep(0.1)
     assert (await call)["database"] == 1
@@ -115,7 +134,8 @@ async def test_calls_in_progress_are_answered_before_it_leaves(kit: MeshKit) -> 
 
 async def test_an_emptied_server_costs_it_a_moment(kit: MeshKit) -> None:
     """Its presence is written again."""
-    async with kit.connect() as client:
+    async with kit.connect() as connected:
+        client = connected.client
         await kit.redis().delete(f"mesh:client:{client.id}", f"mesh:replies:{client.id}")
 
         async def works() -> bool:
@@ -131,7 +151,8 @@ async def test_an_emptied_server_costs_it_a_moment(kit: MeshKit) -> None:
 async def test_it_works_beside_sixteen_full_databases() -> None:
     """It needs none of them."""
     async with MeshKit(counting, replicas=16) as kit:
-        async with kit.connect() as client:
+        async with kit.connect() as connected:
+            client = connected.client
             assert len(await client.gather("count.read", {})) == 16
             assert (await client.call(Database(0), "count.add", {}))["database"] == 0
 
@@ -177,7 +198,8 @@ async def test_a_presence_that_ended_is_followed_by_another(monkeypatch: pytest.
     """After a longer interruption Redis may have forgotten its batches, so it begins anew."""
     monkeypatch.setattr("mesh.client.SAFETY", 2)
     async with MeshKit(counting) as kit:
-        async with kit.connect() as client:
+        async with kit.connect() as connected:
+            client = connected.client
             with pytest.raises(Unavailable):
                 await client.call(Class("A"), "count.add", {})
             monkeypatch.setattr("mesh.client.SAFETY", 0.1)
@@ -238,7 +260,8 @@ async def test_refused_credentials_are_named(server: Server, asker: str) -> None
 
 ASKING = """
 import asyncio, sys
-from mesh import Class, connect, MeshSettings, RedisSettings
+from mesh import Class, MeshSettings, RedisSettings
+from mesh.raw import connect
 
 async def ask(client, n):
     while True:
@@ -290,3 +313,37 @@ async def _finished(kit: MeshKit) -> bool:
 def test_a_client_has_no_database() -> None:
     """So it has nothing to commit to."""
     assert not hasattr(Client, "transaction")
+
+
+typed = Operations("typed")
+n = typed.value("n", int, 0)
+
+
+class By(Struct):
+    by: int
+
+
+@typed.command
+async def increase(tx: Transaction, body: By) -> int:
+    tx.set(n, await tx.get(n) + body.by)
+    return await tx.get(n)
+
+
+@typed.query
+async def value(view: Query) -> int:
+    return await view.get(n)
+
+
+async def test_it_has_the_typed_face() -> None:
+    """A client calls operations by value, and names an address, because it has no class of its own."""
+    async with MeshKit(typed, replicas=2) as kit:
+        async with kit.connect() as client:
+            assert await client.call(increase, By(2), to=Class("A")) == 2
+            await client.send(increase, By(3), to=Database(1))
+            await kit.advance(seconds=1)
+            assert await client.gather(value) == {1: 5, 2: 0}
+            assert len(await client.roster()) == 2
+            assert (await client.books())["answered"] == 4
+            with pytest.raises(UsageError, match="needs an address"):
+                await client.call(increase, By(1))
+            assert [(c.op, c.reply) for c in kit.committed] == [("typed.increase", 2), ("typed.increase", None)]

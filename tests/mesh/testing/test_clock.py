@@ -37,7 +37,7 @@ async def test_a_wait_costs_no_time() -> None:
     async with MeshKit(waiting, replicas=2) as kit:
         before = kit.now
         with pytest.raises(DeadlineExceeded):
-            await kit[0].call(Class("B"), "waiting.sleep", {"seconds": 60})
+            await kit[0].replica.call(Class("B"), "waiting.sleep", {"seconds": 60})
         passed = kit.now - before
     assert timedelta(seconds=5) <= passed < timedelta(seconds=6)
     assert time.monotonic() - began < 4
@@ -57,7 +57,7 @@ async def test_a_day_passes_in_about_a_second() -> None:
         assert timedelta(hours=24) <= kit.now - before < timedelta(hours=24, minutes=1)
         assert await kit.read("greetings:soon", database=1) is None
         assert await kit.read("greetings:late", database=1) == "here"
-        at = (await kit[0].call(Class("B"), "waiting.sleep", {"seconds": 1}))["at"]
+        at = (await kit[0].replica.call(Class("B"), "waiting.sleep", {"seconds": 1}))["at"]
         assert at / 1000 == pytest.approx(kit.now.timestamp(), abs=2)
         assert [member.leased for member in await kit[0].roster()] == [True] * 3
 
@@ -68,14 +68,14 @@ async def test_days_pass_one_after_the_other() -> None:
         for _ in range(5):
             await kit.advance(days=1)
         assert kit.now.day == 6
-        await kit[0].call(Class("A"), "waiting.sleep", {"seconds": 0})
+        await kit[0].replica.call(Class("A"), "waiting.sleep", {"seconds": 0})
 
 
 async def test_time_does_not_jump_while_a_thread_works() -> None:
     """The request would be past its deadline before the work is done."""
     async with MeshKit(waiting) as kit:
         before = kit.now
-        assert await kit[0].call(Class("A"), "waiting.compute", {}, deadline_ms=1000) == {}
+        assert await kit[0].replica.call(Class("A"), "waiting.compute", {}, deadline_ms=1000) == {}
         assert kit.now - before < timedelta(seconds=1)
 
 
@@ -109,7 +109,7 @@ async def test_the_clock_is_put_back() -> None:
     await asyncio.sleep(0.05)
     assert 0.04 < time.monotonic() - began < 5
     async with MeshKit(waiting) as kit:
-        await kit[0].call(Class("A"), "waiting.sleep", {"seconds": 1})
+        await kit[0].replica.call(Class("A"), "waiting.sleep", {"seconds": 1})
 
 
 async def test_two_kits_do_not_share_a_clock() -> None:

@@ -62,8 +62,8 @@ async def test_its_replicas_are_a_mesh(kit_of: Callable[..., MeshKit]) -> None:
     """Each has a database of its own; a call reaches one, a gather all."""
     async with kit_of(replicas=3) as kit:
         assert [(kit[n].database, kit[n].cls) for n in range(len(kit))] == [(1, "A"), (2, "B"), (3, "C")]
-        assert await kit[0].call(Database(2), "greetings.put", {}) == {"database": 2}
-        found = await kit[2].gather("greetings.count", {})
+        assert await kit[0].replica.call(Database(2), "greetings.put", {}) == {"database": 2}
+        found = await kit[2].replica.gather("greetings.count", {})
         assert found == {1: {"count": 0}, 2: {"count": 1}, 3: {"count": 0}}
         assert await kit.read(TOTAL, database=2) == "1"
         assert (await kit.books())["answered"] == 4
@@ -72,10 +72,10 @@ async def test_its_replicas_are_a_mesh(kit_of: Callable[..., MeshKit]) -> None:
 async def test_it_shows_commands_that_had_their_effect(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
     """Neither queries nor refusals are among them; a send is, and what it led to."""
     async with kit_of() as kit:
-        await kit[0].call(Class("A"), "greetings.count", {})
+        await kit[0].replica.call(Class("A"), "greetings.count", {})
         with pytest.raises(Refused):
-            await kit[0].call(Class("A"), "greetings.refuse", {})
-        await kit[0].call(Class("A"), "greetings.tell", {})
+            await kit[0].replica.call(Class("A"), "greetings.refuse", {})
+        await kit[0].replica.call(Class("A"), "greetings.tell", {})
         await kit.advance(seconds=1)
         assert [(c.op, c.database, c.reply) for c in kit.committed] == [
             ("greetings.tell", 1, {}),
@@ -91,9 +91,9 @@ async def test_a_lost_answer_changes_nothing(kit_of: Callable[..., MeshKit]) -> 
     async with kit_of(replicas=2) as kit:
         kit.lose_answers(7)
         for _ in range(5):
-            await kit[0].call(Class("B"), "greetings.put", {})
+            await kit[0].replica.call(Class("B"), "greetings.put", {})
         kit.lose_requests(3)
-        await kit[0].call(Class("B"), "greetings.put", {})
+        await kit[0].replica.call(Class("B"), "greetings.put", {})
         assert await kit.read(TOTAL, database=2) == "6"
         assert [c.op for c in kit.committed] == ["greetings.put"] * 6
         assert kit.ran("greetings.put") == 6
@@ -104,7 +104,7 @@ async def test_a_run_that_fails_is_delivered_again(kit_of: Callable[..., MeshKit
     """Of a failed run nothing happens; neighbours in the same trip are not touched."""
     async with kit_of() as kit:
         kit.fail("greetings.put", before=before)  # type: ignore[arg-type]
-        calls = [kit[0].call(Class("A"), op, {}) for op in ("greetings.put", "greetings.tell", "greetings.put")]
+        calls = [kit[0].replica.call(Class("A"), op, {}) for op in ("greetings.put", "greetings.tell", "greetings.put")]
         await asyncio.gather(*calls)
         await kit.advance(seconds=1)
         assert kit.ran("greetings.put") == 4
@@ -116,7 +116,7 @@ async def test_a_request_that_fails_too_often_becomes_a_dead_letter(kit_of: Call
     async with kit_of() as kit:
         kit.fail("greetings.put", 3)
         with pytest.raises(GivenUp):
-            await kit[0].call(Class("A"), "greetings.put", {"name": "x"})
+            await kit[0].replica.call(Class("A"), "greetings.put", {"name": "x"})
         (letter,) = kit.dead
         assert (letter.op, letter.body, letter.deliveries) == ("greetings.put", {"name": "x"}, 3)
         assert "the kit" in letter.reason
@@ -129,7 +129,7 @@ async def test_the_work_of_a_killed_replica_is_done_by_its_successor(
     """It hands nothing back, and its lease ends at once."""
     async with kit_of(replicas=2) as kit:
         greetings.gate.clear()
-        call = asyncio.create_task(kit[0].call(Database(2), "greetings.put", {}))
+        call = asyncio.create_task(kit[0].replica.call(Database(2), "greetings.put", {}))
         while not greetings.deliveries:
             await asyncio.sleep(0.01)
         await kit.kill(1)
@@ -139,14 +139,14 @@ async def test_the_work_of_a_killed_replica_is_done_by_its_successor(
         assert await call == {"database": 2}
         assert greetings.deliveries == [(2, 1), (2, 2)]
         with pytest.raises(MeshError):
-            await kit[1].call(Class("A"), "greetings.put", {})
+            await kit[1].replica.call(Class("A"), "greetings.put", {})
 
 
 async def test_a_stopped_replica_leaves_in_order(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
     """It finishes what it has begun."""
     async with kit_of(replicas=2) as kit:
         greetings.gate.clear()
-        call = asyncio.create_task(kit[0].call(Class("B"), "greetings.put", {}))
+        call = asyncio.create_task(kit[0].replica.call(Class("B"), "greetings.put", {}))
         while not greetings.deliveries:
             await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.5, greetings.gate.set)
@@ -164,15 +164,15 @@ async def test_a_frozen_replica_loses_its_lease(kit_of: Callable[..., MeshKit], 
         kit.thaw(1)
         await asyncio.sleep(0.5)
         with pytest.raises((LeaseLost, MeshError)):
-            await kit[1].call(Class("A"), "greetings.put", {})
-        assert await kit[0].call(Database(2), "greetings.put", {}) == {"database": 2}
+            await kit[1].replica.call(Class("A"), "greetings.put", {})
+        assert await kit[0].replica.call(Database(2), "greetings.put", {}) == {"database": 2}
 
 
 async def test_a_short_freeze_costs_nothing(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
     """Who goes on before its lease ends is a member as before."""
     async with kit_of(replicas=2) as kit:
         kit.freeze(1)
-        call = asyncio.create_task(kit[0].call(Database(2), "greetings.put", {}))
+        call = asyncio.create_task(kit[0].replica.call(Database(2), "greetings.put", {}))
         await asyncio.sleep(1)
         assert greetings.deliveries == []
         kit.thaw(1)
@@ -185,14 +185,14 @@ async def test_a_replica_may_have_operations_and_settings_of_its_own(kit_of: Cal
         other = await kit.start(Worker(), class_="D")
         assert (other.cls, other.settings.class_) == ("D", "D")
         with pytest.raises(Refused, match=r"greetings\.put"):
-            await kit[0].call(Class("D"), "greetings.put", {})
+            await kit[0].replica.call(Class("D"), "greetings.put", {})
 
 
 async def test_books_that_do_not_balance_fail_the_test(kit_of: Callable[..., MeshKit]) -> None:
     """A request that vanished is a defect, whoever made it vanish."""
     with pytest.raises(AssertionError, match="the books do not balance"):
         async with kit_of() as kit:
-            await kit[0].call(Class("A"), "greetings.put", {})
+            await kit[0].replica.call(Class("A"), "greetings.put", {})
             await kit.redis().hincrby("mesh:books", "accepted", 1)
 
 

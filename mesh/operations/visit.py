@@ -1,0 +1,64 @@
+"""Asking a mesh with typed operations, without being a member of it: `connect` yields a `MeshClient`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar, overload
+
+from mesh import client as visitors
+from mesh.client import Client
+from mesh.operations.calling import Caller
+from mesh.operations.operation import Operation
+from mesh.operations.transaction import checked_address, sendable
+from mesh.requests.protocol import Address
+from mesh.roster import Member
+from mesh.settings import MeshSettings
+from mesh.wire.clients import Connections
+
+B = TypeVar("B")
+
+
+class MeshClient(Caller):
+    """A client without a lease. It has no class of its own, so it names an address: `to=Class("A")`.
+
+    `client` is the same on the level of `mesh.raw`.
+    """
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client, None)
+        self.client = client
+        self.settings: MeshSettings = client.settings
+
+    @overload
+    async def send(self, op: Operation[None, Any], *, to: Address) -> None: ...
+    @overload
+    async def send(self, op: Operation[B, Any], body: B, *, to: Address) -> None: ...
+    async def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address) -> None:
+        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
+        name, text = sendable(op, body)
+        await self.client.send(checked_address(to), name, text)
+
+    async def roster(self) -> list[Member]:
+        """Return the rows of the roster at this moment."""
+        return await self.client.roster()
+
+    async def books(self) -> dict[str, int]:
+        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        return await self.client.books()
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    settings: MeshSettings | None = None,
+    connections: Connections | None = None,
+) -> AsyncIterator[MeshClient]:
+    """Become a client of the mesh at this address (or the one that the environment names), without a lease.
+
+    This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
+    or the credentials are not those of this mesh.
+    """
+    async with visitors.connect(url, settings=settings, connections=connections) as client:
+        yield MeshClient(client)

@@ -1,0 +1,137 @@
+"""One handler alone: run on a state that the test gives, without a mesh and without a server.
+
+Its reads are answered and its writes are applied as in a mesh, by the script of the commit. What it sends goes nowhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
+
+from mesh import keys
+from mesh.errors import MeshError, UsageError
+from mesh.operations.operation import Operation
+from mesh.operations.state import Field, Key, Slot
+from mesh.operations.transaction import Query, Transaction
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import NEVER, Request
+from mesh.requests.scripts import COMMIT
+from mesh.requests.store import Store
+from mesh.testing.record import Sent, sent_of
+from mesh.testing.servers import fake_server
+from mesh.wire.codec import decode
+from mesh.wire.link import Link
+from mesh.wire.script import Script
+
+B = TypeVar("B")
+R = TypeVar("R")
+T = TypeVar("T")
+
+#: The holder of the one lease that there is.
+ALONE = "1 alone"
+
+
+class Alone:
+    """Answers what a handler reads, in place of a replica's link."""
+
+    def __init__(self, database: int) -> None:
+        self._database = database
+        below = fake_server()
+        self.direct = below.direct
+        self._connection = below.connections.connection("alone")
+        self._bus = below.connections.bus
+
+    async def shared(self, *command: Any) -> Any:
+        """Run a command in the bus database."""
+        return _answer(await self._connection.send([command]), 0)
+
+    async def own(self, *command: Any) -> Any:
+        """Run a command in the database."""
+        there, back = ("SELECT", self._database), ("SELECT", self._bus)
+        return _answer(await self._connection.send([there, command, back]), 1)
+
+    async def script(self, script: Script, names: Sequence[str], *words: Any, own: bool = False) -> Any:
+        """Run a script."""
+        return await (self.own if own else self.shared)("EVAL", script.source, len(names), *names, *words)
+
+    async def commit(self, effects: Effects) -> list[Any]:
+        """Apply a transaction; return the words of it. Raises MeshError where it is not possible."""
+        names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
+        await self.shared("SET", names[0], ALONE)
+        await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
+        words = effects.wire()
+        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
+        answer = await self.shared("EVALSHA", COMMIT.sha, len(names), *names, *fixed, *words)
+        (word,) = decode(answer)
+        if word != "done":
+            raise MeshError(f"the commit was refused: {word}")
+        return words
+
+
+def _answer(answers: Sequence[Any], place: int) -> Any:
+    if isinstance(answers[place], Exception):
+        raise answers[place]
+    return answers[place]
+
+
+@dataclass(frozen=True)
+class Ran(Generic[R]):
+    """What a handler did: its reply, what it sent, and the state that it left."""
+
+    reply: R
+    sent: list[Sent]
+    _database: int
+    _alone: Alone
+
+    @overload
+    def read(self, place: Key[T]) -> T: ...
+    @overload
+    def read(self, place: Field[T]) -> T | None: ...
+    def read(self, place: Any) -> Any:
+        """Return what is stored now."""
+        return read_directly(self._alone.direct, place, self._database)
+
+
+def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
+    """Return the value of a place, read over a client that answers at once."""
+    shared, name, field = place.at
+    if not shared:
+        direct.select(database)
+    try:
+        key = (keys.SHARED if shared else keys.own(database)) + name
+        return place.read(direct.get(key) if field is None else direct.hget(key, field))
+    finally:
+        direct.select(0)
+
+
+async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], database: int) -> Ran[R]:
+    """Run the handler of an operation on a state: place -> value. Raises what the handler raises."""
+    if op.handler is None:
+        raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
+    alone = Alone(database)
+    store = Store(cast(Link, alone), database, "A")
+    request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
+    await _prepare(alone, state, database)
+    effects = Effects(database, "alone", request)
+    first = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
+    view = Query(store, request) if first is Query else Transaction(store, request, effects)
+    given = op.decode_body(op.encode_body(body).decode())
+    if isinstance(given, MeshError):
+        raise given
+    reply = await (op.handler(view) if op.body is None else op.handler(view, given))
+    answered = op.decode_reply(op.encode_reply(reply).decode())
+    words = await alone.commit(effects)
+    return Ran(answered, list(sent_of(words, lambda name, text: decode(text))), database, alone)
+
+
+async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
+    for place, value in state.items():
+        if not isinstance(place, Slot):
+            raise UsageError(f"a state is of values and fields of hashes, not of {place!r:.100}")
+        shared, name, field = place.at
+        say, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
+        text = place.encode(value)
+        await (say("SET", prefix + name, text) if field is None else say("HSET", prefix + name, field, text))

@@ -1,0 +1,79 @@
+"""One handler alone: it reads the state that a test gives, and its effects are those of a commit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from msgspec import Struct
+
+from mesh import Database, InvalidBody, Operation, Operations, Query, Refused, Transaction, UsageError
+from mesh.testing import Sent
+
+things = Operations("things")
+total = things.value("total", int, 0)
+note = things.value("note", str)
+seen = things.hash("seen", str, int)
+shared = things.value("shared", int, 0, shared=True)
+names = things.set("names", str)
+
+
+class Name(Struct):
+    name: str
+
+
+@dataclasses.dataclass
+class Counted:
+    total: int
+    database: int
+
+
+@things.command
+async def add(tx: Transaction, body: Name) -> Counted:
+    tx.set(total, await tx.get(total) + 1)
+    tx.set(seen[body.name], (await tx.get(seen[body.name]) or 0) + 1)
+    tx.add(shared, 10)
+    tx.insert(names, body.name)
+    tx.send(add, Name("again"), to=Database(3))
+    return Counted(await tx.get(total), tx.database)
+
+
+@things.command
+async def refuse(tx: Transaction) -> None:
+    tx.set(total, 1000)
+    raise Refused("not today")
+
+
+@things.query
+async def count(view: Query) -> int:
+    return await view.get(total) + await view.get(shared)
+
+
+async def test_it_answers_writes_and_sends() -> None:
+    """All that a test of one rule wants to know."""
+    done = await add.run(Name("x"), state={total: 3, seen["x"]: 1, shared: 5}, database=7)
+    assert done.reply == Counted(4, 7)
+    assert (done.read(total), done.read(seen["x"]), done.read(shared), done.read(note)) == (4, 2, 15, None)
+    assert done.sent == [Sent("things.add", Database(3), {"name": "again"})]
+
+
+async def test_a_query_reads_the_state() -> None:
+    """Without a body, too."""
+    assert (await count.run(state={total: 3, shared: 5})).reply == 8
+    assert (await count.run()).reply == 0
+
+
+async def test_what_it_raises_is_raised() -> None:
+    """By the handler itself, or because the body is none."""
+    with pytest.raises(Refused, match="not today"):
+        await refuse.run()
+    with pytest.raises(InvalidBody):
+        await add.run({"name": "x"})  # type: ignore[arg-type]
+
+
+async def test_what_cannot_be_run_says_why() -> None:
+    """An operation of another program, and a state that is none."""
+    with pytest.raises(UsageError, match="no handler in this program"):
+        await Operation("things.elsewhere", Name, Counted).run(Name("x"))
+    with pytest.raises(UsageError, match="a state is of values"):
+        await count.run(state={names: 1})
