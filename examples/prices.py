@@ -53,9 +53,10 @@ async def cheapest(view: Query, body: Wanted) -> Offer | None:
 
 async def quote(mesh: Mesh, product: str, within: timedelta = timedelta(seconds=1)) -> Quote:
     """Ask all databases, and return the best offer of those that answered."""
-    missing: list[int] = []
+    found: dict[int, Offer | None]
     try:
-        found = await mesh.gather(cheapest, Wanted(product), deadline=within)
+        found = replies = await mesh.gather(cheapest, Wanted(product), deadline=within)
+        missing = replies.left_out
     except Incomplete as error:
         found, missing = error.partial, error.missing
     best = [each for each in found.values() if each is not None]

@@ -32,7 +32,8 @@ from mesh.operations.table import Operations
 from mesh.operations.transaction import Query, Reads, Transaction
 from mesh.operations.visit import MeshClient, connect
 from mesh.requests.protocol import Address, Class, Database
-from mesh.roster import Member
+from mesh.requests.questions import Replies
+from mesh.roster import Classes, Member, Missing
 from mesh.settings import Isolation, MeshSettings, RedisSettings
 from mesh.wire.clients import Connections
 
@@ -43,6 +44,7 @@ __all__ = [
     "Caller",
     "Cancelled",
     "Class",
+    "Classes",
     "Connections",
     "Contended",
     "Database",
@@ -64,6 +66,7 @@ __all__ = [
     "MeshClient",
     "MeshError",
     "MeshSettings",
+    "Missing",
     "NoReplica",
     "Operation",
     "Operations",
@@ -72,6 +75,7 @@ __all__ = [
     "Reads",
     "RedisSettings",
     "Refused",
+    "Replies",
     "ServerTooOld",
     "Set",
     "SetupError",

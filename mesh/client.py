@@ -31,7 +31,7 @@ from mesh.lease import server
 from mesh.requests import scripts, streams
 from mesh.requests.calls import Calls
 from mesh.requests.protocol import Address, Body, Decode, decode_object
-from mesh.requests.questions import Answer, Ask
+from mesh.requests.questions import Answer, Ask, Replies
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
 from mesh.settings import MeshSettings, RedisSettings, explain
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts of a client's link.
-LINK_SCRIPTS = (roster.ROSTER, scripts.SUBMIT, scripts.END, scripts.BOOKS)
+LINK_SCRIPTS = (roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.END, scripts.BOOKS)
 #: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
 #: replica, because nobody waits for what it holds.
 TTLS = 10
@@ -72,7 +72,7 @@ class Presence:
         self._durability = self._make_durability()
         # Which operations only read, a client does not know: when Redis is full, it is refused all of them.
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
-        self.calls = Calls(self.link, reader, self.id, settings.databases, self._durability)
+        self.calls = Calls(self.link, reader, self.id, self._durability)
 
     def _opened(self, made: Any) -> Any:
         self._open.append(made)
@@ -86,7 +86,7 @@ class Presence:
         settings = self._settings
         submit = (
             "EVALSHA", scripts.SUBMIT.sha, 3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._who,
-            self._ttl_ms, settings.databases, settings.stream_bound, self.id, keys.replies(self.id),
+            self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
         )  # fmt: skip
         return Link(
@@ -203,7 +203,7 @@ class Client:
         *,
         deadline_ms: int | None = None,
         decode: Decode = decode_object,
-    ) -> dict[int, Any]:
+    ) -> Replies[Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
         Raises Incomplete, MeshError.
@@ -218,7 +218,7 @@ class Client:
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
-        return await roster.read(self._present().link, self.settings.databases)
+        return await roster.read(self._present().link)
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""

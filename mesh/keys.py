@@ -5,6 +5,8 @@
     mesh:epoch               counter       the last epoch granted
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, version, state…
+    mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
+    mesh:written             zset, PX      databases that hold data, by the moment (ms) at which the last key ends
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
@@ -21,6 +23,8 @@ All of them but the claim live in the bus database (REDIS_DB). A replica's own d
 
     db{n}:class              string        the class that the database got at its first lease
     db{n}:format             string        the newest format that a holder has written there
+    db{n}:left               string        the last holder left in order, and the mesh went on without it
+    db{n}:written            zset, PX      the keys of the services there, by the moment (ms) at which each ends
     db{n}:{service}:*        any           a service's data there
 """
 
@@ -33,11 +37,13 @@ FORMAT = "mesh:format"
 EPOCH = "mesh:epoch"
 DEAD = "mesh:dead"
 BOOKS = "mesh:books"
+WRITTEN = "mesh:written"
 AUDIT = "mesh:audit"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"
 ROWS = "mesh:replica:"
+EXPECTED = "mesh:expected:"
 REQUESTS = "mesh:requests:"
 REPLIES = "mesh:replies:"
 CLIENTS = "mesh:client:"
@@ -51,6 +57,9 @@ CLIENT = "client-"
 #: The one consumer group of every request stream.
 GROUP = "workers"
 
+#: As many databases as any mesh may lease.
+MOST_DATABASES = 16
+
 #: Dead letters that are kept; adding one beyond the bound drops the oldest.
 DEAD_KEPT = 10_000
 #: Entries of the audit log, about 2 MB; older ones go first.
@@ -63,6 +72,10 @@ def lease(database: int) -> str:
 
 def row(database: int) -> str:
     return f"{ROWS}{database}"
+
+
+def expected(database: int) -> str:
+    return f"{EXPECTED}{database}"
 
 
 def class_requests(cls: str) -> str:

@@ -31,12 +31,12 @@ from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
 from mesh.requests.effects import CONFLICT, FULL, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
-from mesh.requests.questions import Answer, Ask
+from mesh.requests.questions import Answer, Ask, Replies
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.work import Host
 from mesh.requests.worker import Worker
-from mesh.roster import Member
+from mesh.roster import Classes, Member, Missing
 from mesh.settings import MeshSettings
 from mesh.wire.clients import Connections
 from mesh.wire.connection import RedisConnection
@@ -54,8 +54,8 @@ RELEASE_WAIT_S = 0.5
 
 #: The scripts of the link beside the commit; it loads them where the server does not know them.
 LINK_SCRIPTS = (
-    roster.ROSTER, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, KEEP_ALIVE, FORGET, scripts.REDELIVER,
-    scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+    roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, KEEP_ALIVE, FORGET,
+    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
 )  # fmt: skip
 
 
@@ -91,7 +91,6 @@ class Replica:
             self._link,
             ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
             self.id,
-            settings.databases,
             self._durability,
             worker.only_reads,
         )
@@ -119,16 +118,26 @@ class Replica:
         *,
         deadline_ms: int | None = None,
         decode: Decode = decode_object,
-    ) -> dict[int, Any]:
+    ) -> Replies[Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
-        Raises Incomplete, MeshError.
+        `left_out` of the replies names the databases that hold data, and whose holder is no longer expected back.
+        Raises Incomplete when a holder of data is expected back, or did not answer in time; MeshError.
         """
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
-        return await roster.read(self._link, self.settings.databases)
+        return await roster.read(self._link)
+
+    async def missing(self) -> list[Missing]:
+        """Return the databases that hold data or are expected back, and that are not live."""
+        return await roster.read_missing(self._link)
+
+    async def classes(self) -> Classes:
+        """Return the classes that have a live replica, and those whose holder is expected back."""
+        live = frozenset(member.cls for member in await self.roster())
+        return Classes(live, frozenset(each.cls for each in await self.missing() if each.cls) - live)
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
@@ -213,7 +222,7 @@ class Replica:
         common = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
             "EVALSHA", scripts.SUBMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
-            settings.databases, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
+            keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit = (
             "EVALSHA", commit_script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,

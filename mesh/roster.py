@@ -8,12 +8,17 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from mesh import keys
+from mesh.errors import MeshError, NoReplica, Unavailable
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 ROSTER = Script.beside(__file__, "roster.lua")
-#: As many databases as any mesh may lease.
-MOST_DATABASES = 16
+MISSING = Script.beside(__file__, "missing.lua")
+
+
+#: A client may try again after this: a replica that joins again does so within seconds.
+RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,72 @@ class Member:
         )
 
 
-async def read(link: Link, databases: int) -> list[Member]:
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A database that is not live, and that holds data or whose holder is expected back.
+
+    `cls` is its class while its holder is expected back, and "" afterwards.
+    """
+
+    database: int
+    cls: str
+    has_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a mesh: those that have a live replica, and others whose holder is expected back."""
+
+    live: frozenset[str]
+    expected: frozenset[str]
+
+    def absence(self, name: str) -> MeshError | None:
+        """Return why requests to this class are refused; None if it is live."""
+        return None if name in self.live else absence(name, expected=name in self.expected)
+
+
+def name_of(target: str) -> str:
+    """Return how an error calls a class ("A") or database ("db3")."""
+    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"
+
+
+def absence(target: str, *, expected: bool) -> MeshError:
+    """Return the error of a request to a class ("A") or database ("db3") that is not live."""
+    name = name_of(target)
+    if expected:
+        return Unavailable(
+            f"{name} has no replica at the moment, and its replica is expected back; retry after {RETRY_AFTER_S} s",
+            retry_after=RETRY_AFTER_S,
+            address=target,
+        )
+    return NoReplica(f"no live replica has {name}", address=target)
+
+
+async def read(link: Link) -> list[Member]:
     """Return every row at one moment, over a replica's link."""
-    return [Member.from_row(row) for row in await link.script(ROSTER, (), databases)]
+    return [Member.from_row(row) for row in await link.script(ROSTER, (), keys.MOST_DATABASES)]
 
 
-async def read_directly(client: Redis, databases: int = MOST_DATABASES) -> list[Member]:
+async def read_directly(client: Redis) -> list[Member]:
     """Return every row at one moment, over a client of the bus database that decodes answers.
 
     For whoever is no member: the commands of a shell, a supervisor. Raises redis-py's errors.
     """
-    return [Member.from_row(row) for row in await ROSTER.run(client, (), databases)]
+    return [Member.from_row(row) for row in await ROSTER.run(client, (), keys.MOST_DATABASES)]
+
+
+async def read_missing(link: Link) -> list[Missing]:
+    """Return the databases that are missing at one moment, over a replica's link."""
+    found = await link.script(MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
+    return [_missing(row) for row in found]
+
+
+async def read_missing_directly(client: Redis) -> list[Missing]:
+    """Return the databases that are missing at one moment, as `read_directly` reads the roster."""
+    found = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
+    return [_missing(row) for row in found]
+
+
+def _missing(row: Sequence[Any]) -> Missing:
+    database, cls, has_data = row
+    return Missing(int(database), str(cls), bool(has_data))

@@ -188,6 +188,12 @@ class MeshSettings(BaseSettings):
     )
     stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
     databases: int = Field(16, ge=1, le=16, description="number of databases that replicas may lease")
+    missing_ms: int = Field(
+        30_000,
+        ge=0,
+        description="how long the holder of a database is expected back: reads that need its data, and requests to its "
+        "class, get 503 meanwhile; afterwards reads leave the database out and say so",
+    )
     isolation: Isolation = Field(
         Isolation.ACL, description="acl: the server enforces isolation; prefix: only key names do, for hosted servers"
     )

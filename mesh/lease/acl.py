@@ -100,8 +100,10 @@ def _shared_patterns(database: int) -> list[str]:
         keys.AUDIT,
         keys.lease(database),
         keys.row(database),
+        keys.expected(database),
+        keys.WRITTEN,
     )
-    read = (f"{keys.LEASES}*", f"{keys.ROWS}*")
+    read = (f"{keys.LEASES}*", f"{keys.ROWS}*", f"{keys.EXPECTED}*")
     return [f"~{pattern}" for pattern in written] + [f"%R~{pattern}" for pattern in read]
 
 

@@ -32,7 +32,7 @@ from mesh.wire.script import Script
 log = structlog.get_logger(__name__)
 
 SURVEY = Script.beside(__file__, "survey.lua")
-GRANT = Script.beside(__file__, "grant.lua")
+GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 
 POLL_S = 0.1
 
@@ -138,7 +138,7 @@ class Applicant:
             if await pipeline.exists(keys.lease(database)):
                 return None
             pipeline.multi()
-            pipeline.eval(GRANT.source, 6, *self._grant_keys(database), *self._grant_arguments(database))
+            pipeline.eval(GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
             if dialect is not None:
                 rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
                 pipeline.execute_command("ACL", "DELUSER", credentials.username)
@@ -163,6 +163,7 @@ class Applicant:
     def _grant_keys(self, database: int) -> list[str]:
         return [
             keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica), keys.FORMAT, keys.CLAIM,
+            keys.expected(database),
         ]  # fmt: skip
 
     def _grant_arguments(self, database: int) -> list[str]:
@@ -179,6 +180,7 @@ class Applicant:
             settings.databases,
             self._claim,
             server.FORMAT,
+            settings.missing_ms,
         ]
         for name, value in self._row.items():
             words += [name, value]

@@ -1,15 +1,17 @@
 #!lua flags=allow-oom
 -- Grants database n: a new epoch, the lease, the class, the roster row. Runs inside MULTI, beside the change of the
 -- Redis user, while the lease's key is watched.
--- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0)
+-- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
 -- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases, our claim,
---       our format, then field, value, ... of the row
+--       our format, how long a holder is expected back (ms), then field, value, ... of the row
 -- Returns {epoch, class, now in ms}, or {} when another mesh or a newer release came first
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local format_key, claim_key = KEYS[5], KEYS[6]
+local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local classes, wanted, random, databases = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local claim, format = ARGV[9], tonumber(ARGV[10])
+local claim, format, missing_ms = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+
+--[[ written.lua ]]
 
 redis.call('SELECT', 0)
 local claimed = redis.call('GET', claim_key)
@@ -63,14 +65,51 @@ if not class then
   redis.call('SELECT', bus)
 end
 
+-- When the first replica comes back to a mesh that had none, the holders of all databases are expected back, but of
+-- those that the mesh had gone on without.
+local function expect_all()
+  for n = 0, databases - 1 do
+    if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then return end
+  end
+  for n = 0, databases - 1 do
+    redis.call('SELECT', n)
+    local its_class, left = unpack(redis.call('MGET', 'db' .. n .. ':class', 'db' .. n .. ':left'))
+    redis.call('SELECT', bus)
+    if its_class and not left and missing_ms > 0 then redis.call('SET', 'mesh:expected:' .. n, its_class, 'PX', missing_ms) end
+  end
+end
+expect_all()
+
+-- What the database holds is counted anew: an older release, or a person, may have written there without counting. The
+-- bus has too many other keys for that.
+local function count()
+  redis.call('SELECT', database)
+  local own, set = 'db' .. database .. ':', 'db' .. database .. ':written'
+  redis.call('DEL', own .. 'left')
+  if database ~= bus then
+    local rest, found = unpack(redis.call('SCAN', '0', 'COUNT', MOST_NAMED))
+    local names, mine = {}, {[own .. 'class'] = true, [own .. 'format'] = true, [set] = true}
+    for _, name in ipairs(found) do
+      if string.sub(name, 1, #own) == own and not mine[name] then names[name] = true end
+    end
+    redis.call('DEL', set)
+    local last = note_keys(set, names, rest ~= '0' and math.huge or nil, now)
+    redis.call('SELECT', bus)
+    note_database(database, last)
+  end
+  redis.call('SELECT', bus)
+end
+count()
+
 local text = string.format('%.0f', epoch)
 redis.call('SET', epoch_key, text)
 redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
-  'since', string.format('%.0f', now), unpack(ARGV, 11))
+  'since', string.format('%.0f', now), unpack(ARGV, 12))
 -- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
+redis.call('SET', expected_key, class, 'PX', ttl + missing_ms)
 -- The reply stream exists before the first request. A reply to a sender that is gone does not create it again.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)

@@ -196,10 +196,12 @@ class Lease:
             keys.lease(grant.database),
             keys.row(grant.database),
             keys.replies(grant.replica),
+            keys.expected(grant.database),
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
             str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
+            str(self._settings.missing_ms),
         )  # fmt: skip
         # Give up a hanging renewal early: trust counts from the sending of a renewal, so a new one gains time.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
@@ -223,12 +225,14 @@ class Lease:
             keys.replies(grant.replica),
             keys.submitted(grant.replica),
             keys.committed(grant.replica),
+            keys.expected(grant.database),
         )
+        where = (self._connections.bus, grant.database, keys.MOST_DATABASES)
         until = time.monotonic() + wait_s
         while self.trusted:
             force = time.monotonic() >= until
             try:
-                released = await RELEASE.run(client, names, grant.holder, int(force))
+                released = await RELEASE.run(client, names, grant.holder, int(force), *where)
             except failures.ANY as error:
                 log.warning("lease release failed", database=grant.database, error=failures.text_of(error))
                 return False

@@ -3,11 +3,11 @@
 -- After the server was emptied the lease is restored: only the user of this epoch can run this script, so no other
 -- replica was granted the database since. Without such users there is no proof, and the lease is lost. It is also lost
 -- when it may have ended by itself: a renewal can lie in a buffer until its sender is long dead.
--- KEYS: lease, roster row, reply stream
+-- KEYS: lease, roster row, reply stream, expected
 -- ARGV: holder ("<epoch> <replica>"), lease ttl in ms, state, 1 if the server enforces isolation, bus, database, class,
---       end of the lease (ms) as the holder knows it, then field, value, ... of the whole roster row
+--       end of the lease (ms) as the holder knows it, how long it is expected back (ms), then field, value, ... of the whole roster row
 -- Returns {1 renewed | 2 restored | 0 lost, now in ms}
-local lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3]
+local lease_key, row_key, replies_key, expected_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
@@ -24,9 +24,10 @@ elseif found ~= holder then
   return {0, now}
 end
 redis.call('PEXPIRE', lease_key, ttl)
-redis.call('HSET', row_key, 'state', state, unpack(ARGV, 9))
+redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
 -- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
+redis.call('SET', expected_key, class, 'PX', ttl + tonumber(ARGV[9]))
 if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end

@@ -10,7 +10,7 @@ from mesh.errors import ManyParts, UsageError
 from mesh.operations.operation import Operation
 from mesh.operations.transaction import sendable
 from mesh.requests.protocol import Address, Decode
-from mesh.requests.questions import Answer, Ask
+from mesh.requests.questions import Answer, Ask, Replies
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class Asking(Protocol):
 
     async def gather(
         self, op: str, body: bytes, *, deadline_ms: int | None = ..., decode: Decode = ...
-    ) -> dict[int, Any]: ...
+    ) -> Replies[Any]: ...
 
 
 class Caller:
@@ -95,15 +95,16 @@ class Caller:
         return Ask(to, name, text)
 
     @overload
-    async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> dict[int, R]: ...
+    async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> Replies[R]: ...
     @overload
-    async def gather(self, op: Operation[B, R], body: B, *, deadline: timedelta | None = ...) -> dict[int, R]: ...
+    async def gather(self, op: Operation[B, R], body: B, *, deadline: timedelta | None = ...) -> Replies[R]: ...
     async def gather(
         self, op: Operation[Any, Any], body: Any = None, *, deadline: timedelta | None = None
-    ) -> dict[int, Any]:
+    ) -> Replies[Any]:
         """Send a request to every live database at one moment; return the replies by database.
 
-        Raises Incomplete with `partial` and `missing`, or another MeshError.
+        `left_out` of the replies names the databases that hold data, and whose replica is no longer expected back.
+        Raises Incomplete with `partial` and `missing`, also when such a replica is expected back; or another MeshError.
         """
         name, text = sendable(op, body)
         return await self._asking.gather(name, text, deadline_ms=milliseconds(deadline), decode=op.decode_reply)

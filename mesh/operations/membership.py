@@ -19,7 +19,7 @@ from mesh.operations.transaction import checked_address, sendable
 from mesh.replica import Replica
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
-from mesh.roster import Member
+from mesh.roster import Classes, Member, Missing
 from mesh.settings import MeshSettings
 from mesh.wire.clients import Connections
 
@@ -57,6 +57,14 @@ class Mesh(Caller):
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
         return await self.replica.roster()
+
+    async def missing(self) -> list[Missing]:
+        """Return the databases that hold data or are expected back, and that are not live."""
+        return await self.replica.missing()
+
+    async def classes(self) -> Classes:
+        """Return the classes that have a live replica, and those whose replica is expected back."""
+        return await self.replica.classes()
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""

@@ -24,15 +24,16 @@ from mesh.errors import (
     InvalidBody,
     LeaseLost,
     MeshError,
-    NoReplica,
     Unavailable,
     UsageError,
 )
 from mesh.requests import streams
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
-from mesh.requests.questions import Answer, Ask, CallInProgress, name_of, refusal
+from mesh.requests.questions import Answer, Ask, CallInProgress, Replies
+from mesh.requests.refusals import incomplete, refusal
 from mesh.requests.streams import ReplyReader
+from mesh.roster import Missing
 from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
 from mesh.wire.link import Link
@@ -56,14 +57,12 @@ class Calls:
         link: Link,
         reader: ReplyReader,
         replica: str,
-        databases: int,
         durability: Durability | None,
         only_reads: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica
-        self._databases = databases
         self._durability = durability
         self._only_reads = only_reads
         self._numbers = itertools.count(1)
@@ -108,7 +107,7 @@ class Calls:
 
     async def gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode = decode_object
-    ) -> dict[int, Any]:
+    ) -> Replies[Any]:
         """Send one request to every live database, and return the replies by database.
 
         Raises Incomplete with the numbers of missing databases and the replies of the others, or the first error that
@@ -118,7 +117,8 @@ class Calls:
         group: list[str | int] = [-1 if self._only_reads(op) else 1, EVERY, op, key, deadline_ms, _encoded(body)]
         question = CallInProgress(key, {}, self._end, decode)
         await self._ask(question, [key], group, deadline_ms)
-        found: dict[int, Any] = {}
+        found: Replies[Any] = Replies()
+        found.left_out = sorted(question.left_out)
         missing: list[int] = []
         for answer in question.answers.values():
             number = int(answer.to.removeprefix("db"))
@@ -239,21 +239,30 @@ class Calls:
             if not old:
                 continue
             live: set[str] = set()
-            for member in await roster.read(self._link, self._databases):
+            for member in await roster.read(self._link):
                 live |= {member.cls, f"db{member.database}"}
-            for question in old.values():
-                self._drop_gone(question, live)
+            gone = {answer.to for question in old.values() for answer in question.open_answers} - live
+            if gone:
+                missing = await roster.read_missing(self._link)
+                for question in old.values():
+                    self._drop_gone(question, gone, missing)
 
-    def _drop_gone(self, question: CallInProgress, live: set[str]) -> None:
+    def _drop_gone(self, question: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
+        expected = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
+        holding = {f"db{each.database}": each.database for each in missing if each.has_data}
         for answer in question.open_answers:
             # The rest of a forwarded request waits for other addresses.
-            if answer.to in live or answer.bodies:
+            if answer.to not in gone or answer.bodies:
                 continue
             answer.outstanding = 0
             answer.gone = True
-            # A gather goes on without this database.
             if "." not in answer.key:
-                answer.error = NoReplica(f"{name_of(answer.to)} no longer has a live replica")
+                answer.error = roster.absence(answer.to, expected=answer.to in expected)
+            elif answer.to in holding and answer.to in expected:
+                answer.error = incomplete([holding[answer.to]])
+            elif answer.to in holding:
+                # A gather goes on without this database, and says so.
+                question.left_out.add(holding[answer.to])
             self._end_one(answer, "cancelled")
         question.look()
 

@@ -187,6 +187,38 @@ local frees = {}
 
 --[[ commit_verbs.lua ]]
 
+--[[ ../lease/written.lua ]]
+
+-- The keys of the own database that the batch writes to, and until when those live that `set-all` sets.
+local touched, unnamed = {}, nil
+local function touch(checks, first)
+  if ARGV[first] == 'set-all' then
+    unnamed = math.max(unnamed or 0, tonumber(ARGV[first + 1]))
+    return
+  end
+  touched[ARGV[first + 1]] = true
+  -- One word of what is checked for each leading key.
+  if not string.find(checks, ' ', 3, true) then return end
+  local k = first
+  for _ in string.gmatch(checks, '%a+') do
+    k = k + 1
+    touched[ARGV[k]] = true
+  end
+end
+
+local function note_what_is_there()
+  if not unnamed and not next(touched) then return end
+  go_to(database)
+  local set = 'db' .. database .. ':written'
+  -- More keys than have names, without an end: no write changes what is known.
+  if redis.call('ZSCORE', set, '*') == 'inf' then return end
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local last = note_keys(set, touched, unnamed, now)
+  go_to(bus)
+  note_database(database, last)
+end
+
 -- Creating these functions costs about as much as a command, and most transactions need none of them.
 local verbs
 local function run(first, last)
@@ -202,6 +234,7 @@ local function write(first, count)
   for _ = 1, count do
     go(ARGV[i])
     local last = i + 1 + tonumber(ARGV[i + 1])
+    if string.byte(ARGV[i]) == 49 then touch(ARGV[i], i + 2) end
     local result = run(i + 2, last)
     if type(result) == 'table' and result.err then
       return ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
@@ -303,6 +336,7 @@ for number, lifetimes in pairs(kept) do
     redis.call('PEXPIREAT', key, ms, 'GT')
   end
 end
+note_what_is_there()
 go_to(bus)
 for i, t in ipairs(transactions) do
   if outcomes[i] == 'done' then finish(t) end

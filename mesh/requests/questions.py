@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
-from mesh.errors import Busy, InvalidBody, MeshError, NoReplica, redis_is_full
-from mesh.requests.effects import FULL
+from mesh.errors import InvalidBody, MeshError
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
+from mesh.requests.refusals import refusal
+
+T = TypeVar("T")
 
 
 class Ask(NamedTuple):
@@ -58,6 +60,15 @@ class Answer:
         return merged
 
 
+class Replies(dict[int, T]):
+    """The replies to a gather, by database.
+
+    `left_out` are the databases that hold data and have no replica that could answer for them.
+    """
+
+    left_out: list[int]
+
+
 class CallInProgress:
     """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
 
@@ -72,6 +83,7 @@ class CallInProgress:
         "asked_at",
         "complete",
         "decode",
+        "left_out",
         "submitted",
     )
 
@@ -84,6 +96,8 @@ class CallInProgress:
         self.asked_at = time.monotonic()
         self.submitted = False
         self.abandoned = False
+        #: databases that hold data, are not live, and are not expected back
+        self.left_out: set[int] = set()
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: the common beginning of the names of a gather's requests; "" for a call
         self._name = name
@@ -107,6 +121,7 @@ class CallInProgress:
         if self._name:
             for to, id in result[0].items():
                 self.answer(f"{self._name}.{to}").id = id
+            self.left_out.update(map(int, result[1]))
         else:
             for answer, id in zip(self.answers.values(), result, strict=True):
                 answer.id = id
@@ -148,17 +163,3 @@ class CallInProgress:
     def fail(self, error: BaseException) -> None:
         if not self.complete.done():
             self.complete.set_exception(error)
-
-
-def refusal(code: str, about: str) -> MeshError:
-    """Return the error for a code of the submission script."""
-    if code == NoReplica.code:
-        return NoReplica(f"no live replica has {name_of(about)}", address=about)
-    if code == FULL:
-        return redis_is_full()
-    return Busy(f"the queue of {name_of(about)} is full; retry after 1 s", retry_after=1, address=about)
-
-
-def name_of(target: str) -> str:
-    """Return what people call an address."""
-    return f"database {target[2:]}" if target.startswith("db") else f"class {target}"

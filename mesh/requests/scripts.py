@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mesh.wire.script import Script
 
 SUBMIT = Script.beside(__file__, "submit.lua")
-COMMIT = Script.beside(__file__, "commit.lua", "commit_answers.lua", "commit_verbs.lua")
+COMMIT = Script.beside(__file__, "commit.lua", "commit_answers.lua", "commit_verbs.lua", "../lease/written.lua")
 END = Script.beside(__file__, "end.lua")
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua")

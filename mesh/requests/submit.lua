@@ -8,8 +8,8 @@
 --       requests a replica works on at once, number of the batch, then for each group the number of its requests and
 --       of each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read.
--- Returns one item per group, as JSON: [id, ...], with {"db<n>": id, ...} where every live database was asked,
---       or {"error": code, "about": what}
+-- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
+--       with the databases that hold data and nobody asks; or {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -46,6 +46,31 @@ local function is_live(to)
   return live[to]
 end
 
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Databases that hold data and are not live: those whose holder is expected back, and the others.
+local expected, left_out
+local function look_for_missing()
+  if expected then return end
+  expected, left_out = {}, {}
+  for _, n in ipairs(redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')) do
+    if not class_of(tonumber(n)) then
+      local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
+      table.insert(is_expected and expected or left_out, n)
+    end
+  end
+end
+
+-- Whether the holder of a database, or any holder of a class, is expected back.
+local function is_expected(to)
+  local n = string.match(to, '^db(%d+)$')
+  if n then return redis.call('EXISTS', 'mesh:expected:' .. n) == 1 end
+  for k = 0, databases - 1 do
+    if redis.call('GET', 'mesh:expected:' .. k) == to then return true end
+  end
+end
+
 local everybody
 local function all()
   if not everybody then
@@ -56,9 +81,6 @@ local function all()
   end
   return everybody
 end
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
 -- of the requests that they work on at once, because then they have room or do not run.
@@ -94,9 +116,11 @@ local function refused(first, last, only_reads)
   for at = first, last, WORDS do
     local to = ARGV[at]
     if to ~= '*' then
-      if not is_live(to) then return 'no-replica', to end
+      if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, ARGV[at + 3]) then return 'busy', to end
     else
+      look_for_missing()
+      if #expected > 0 then return 'missing', table.concat(expected, ' ') end
       for _, each in ipairs(all()) do
         if is_full(each, '0') then return 'busy', each end
       end
@@ -123,7 +147,12 @@ local function put_all(first, last)
   local ids = {}
   for at = first, last, WORDS do
     local to, key = ARGV[at], ARGV[at + 2]
-    ids[#ids + 1] = to == '*' and put_everywhere(at, key) or put(at, to, key)
+    if to == '*' then
+      ids[#ids + 1] = put_everywhere(at, key)
+      ids[#ids + 1] = left_out
+    else
+      ids[#ids + 1] = put(at, to, key)
+    end
   end
   return ids
 end

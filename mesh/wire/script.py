@@ -33,11 +33,13 @@ class Script:
     def beside(cls, module: str, name: str, *parts: str) -> Script:
         """Read the file `name` in the folder of a module; pass the module's `__file__`.
 
-        Each of `parts` is a file of that folder, too; it replaces the comment that holds its name: `--[[ part.lua ]]`.
+        Each of `parts` is a file, named as seen from that folder; it replaces the comment that holds its name:
+        `--[[ part.lua ]]`.
         """
-        source = Path(module).with_name(name).read_text("utf-8")
+        folder = Path(module).parent
+        source = (folder / name).read_text("utf-8")
         for part in parts:
-            source = source.replace(f"--[[ {part} ]]", Path(module).with_name(part).read_text("utf-8"))
+            source = source.replace(f"--[[ {part} ]]", (folder / part).read_text("utf-8"))
         return cls(source)
 
     async def run(self, client: Redis, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:

@@ -1,7 +1,7 @@
 """What the live page shows, read from Redis in a few commands that are sent at once.
 
     accounts      books.lua, at one moment
-    places        the roster, and PTTL of each lease
+    places        the roster, the missing databases, and PTTL of each lease
     streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
     dead letters  XLEN, and look.lua: the newest of the last hour
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from mesh import Member, keys
+from mesh import Member, Missing, keys
 from mesh.dead.letters import DeadLetter, DeadLetters
 from mesh.raw import Replica
 
@@ -38,12 +38,14 @@ class DatabaseFigures:
     """One database and the replica that holds it. A free place has no replica."""
 
     database: int
-    #: free, starting, ready, draining, left, or lost: the lease ended without a release
+    #: free, starting, ready, draining, left; lost: the lease ended without a release; missing: it has no replica, and
+    #: holds data or its replica is expected back
     state: str
     member: Member | None = None
     lease_ms: int = 0
     #: requests that the replica works on
     in_hand: int = 0
+    missing: Missing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,12 @@ class FiguresReader:
 
     async def read(self) -> Figures:
         """Read all figures now. Raises RedisError, MeshError."""
-        since = str(self._replica.now_ms() - HOUR_MS)
-        books, members, answers, recent = await asyncio.gather(
-            self._replica.books(),
-            self._replica.roster(),
+        replica = self._replica
+        since = str(replica.now_ms() - HOUR_MS)
+        books, members, missing, answers, recent = await asyncio.gather(
+            replica.books(),
+            replica.roster(),
+            replica.missing(),
             self._ask_redis(),
             self._letters.look(RECENT_DEAD, oldest=since, body=0),
         )
@@ -114,7 +118,7 @@ class FiguresReader:
         return Figures(
             at_ms=at_ms,
             books=books,
-            places=_places(members, leases, streams),
+            places=_places(members, missing, leases, streams),
             streams=streams,
             dead=dead,
             recent_dead=recent,
@@ -170,17 +174,18 @@ def _stream(name: str, at_ms: int, info: Any, groups: Any, consumers: Any, oldes
 
 
 def _places(
-    members: Sequence[Member], leases: Sequence[int], streams: Sequence[StreamFigures]
+    members: Sequence[Member], missing: Sequence[Missing], leases: Sequence[int], streams: Sequence[StreamFigures]
 ) -> list[DatabaseFigures]:
     in_hand: dict[str, int] = defaultdict(int)
     for stream in streams:
         for consumer in stream.consumers:
             in_hand[consumer.replica] += consumer.pending
     held = {member.database: member for member in members}
+    lacking = {each.database: each for each in missing}
     return [
         DatabaseFigures(database, _state(member), member, max(0, lease_ms), in_hand[member.replica])
         if (member := held.get(database))
-        else DatabaseFigures(database, "free")
+        else DatabaseFigures(database, "missing" if database in lacking else "free", missing=lacking.get(database))
         for database, lease_ms in enumerate(leases)
     ]
 

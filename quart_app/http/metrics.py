@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from quart import Blueprint, Response
 from redis.exceptions import RedisError
 
-from mesh import MeshError, keys
+from mesh import MeshError, Missing, keys
 from mesh.raw import Replica
 from quart_app.service import Context
 
@@ -119,11 +119,12 @@ class Queue(NamedTuple):
 
 
 class _Whole(Collector):
-    """What is true of the whole mesh: the books and the request streams. Every replica tells the same."""
+    """What is true of the whole mesh: books, request streams, missing databases. Every replica tells the same."""
 
-    def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue]) -> None:
+    def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue], missing: Sequence[Missing]) -> None:
         self._books = books
         self._queues = queues
+        self._missing = missing
 
     def collect(self) -> Iterable[Metric]:
         what = "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight"
@@ -140,6 +141,9 @@ class _Whole(Collector):
             oldest.add_metric([name], queue.oldest_s)
         yield entries
         yield oldest
+        lacking = sum(each.has_data for each in self._missing)
+        what = "databases that hold data and have no replica"
+        yield GaugeMetricFamily("mesh_missing_databases", what, value=lacking)
 
 
 def routes(context: Context) -> Blueprint:
@@ -181,9 +185,9 @@ async def _whole(context: Context) -> bytes:
     """Return the metrics of the whole mesh; nothing while Redis is away."""
     try:
         replica = context.mesh
-        books, queues = await asyncio.gather(replica.books(), _queues(replica))
+        books, queues, missing = await asyncio.gather(replica.books(), _queues(replica), replica.missing())
     except (MeshError, RedisError):
         return b""
     registry = CollectorRegistry()
-    registry.register(_Whole(books, queues))
+    registry.register(_Whole(books, queues, missing))
     return generate_latest(registry)

@@ -27,7 +27,7 @@ from quart_app.local.operate import data_option, dead, redis_url_option, unreach
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
-from quart_app.local.teller import Teller, row
+from quart_app.local.teller import Teller, missing_row, missing_sentence, row
 
 READY_WAIT_S = 60.0
 #: Signals within this time are one: `timeout` and some terminals send theirs twice.
@@ -170,15 +170,20 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
     settings = discovery.redis_settings(redis_url, data)
     try:
         found = asyncio.run(discovery.read_roster(settings))
+        missing = asyncio.run(discovery.read_missing(settings))
     except (redis_errors.RedisError, OSError) as error:
         raise unreachable(settings, error, data) from error
     members = [member for member in found if member.leased]
     if as_json:
-        click.echo(json.dumps([row(member) for member in members], indent=2))
-    elif members:
+        rows = [*map(row, members), *map(missing_row, missing)]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if members:
         Teller().roster(members)
     else:
         click.echo("no replica is live")
+    for each in missing:
+        click.echo(missing_sentence(each))
 
 
 #: What `mesh watch` can be limited to: a class, or a database.

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from mesh import Connections, Member, RedisSettings, roster
+from mesh import Connections, Member, Missing, RedisSettings, roster
 from quart_app.local.data_folder import in_use
 from quart_app.settings import host_and_port
 
@@ -88,5 +88,14 @@ async def read_roster(settings: RedisSettings) -> list[Member]:
     client = Connections(settings).client("mesh-status")
     try:
         return await roster.read_directly(client)
+    finally:
+        await client.aclose()
+
+
+async def read_missing(settings: RedisSettings) -> list[Missing]:
+    """Return the databases that are missing, read with the shared credentials. Raises redis-py's errors."""
+    client = Connections(settings).client("mesh-status")
+    try:
+        return await roster.read_missing_directly(client)
     finally:
         await client.aclose()

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from mesh import Member
+from mesh import Member, Missing
 
 COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
 #: Columns of a narrow terminal. The state is always among them.
@@ -58,6 +58,19 @@ def row(member: Member) -> dict[str, Any]:
         "not_ready": list(member.not_ready),
         "since": datetime.fromtimestamp(member.since / 1000, UTC).isoformat(timespec="milliseconds"),
     }
+
+
+def missing_row(missing: Missing) -> dict[str, Any]:
+    """Return the row of a database that has no replica, by the names of the columns that it has."""
+    return {"database": missing.database, "class": missing.cls, "state": "missing", "has_data": missing.has_data}
+
+
+def missing_sentence(missing: Missing) -> str:
+    """Say what a missing database means to requests."""
+    name = f"database {missing.database}" + (" holds data and" if missing.has_data else "")
+    if missing.cls:
+        return f"{name} has no replica; the replica of class {missing.cls} is expected back, and requests get 503"
+    return f"{name} has no replica; reads leave it out and say so"
 
 
 def table(members: Iterable[Member], width: int) -> Table:

@@ -88,7 +88,7 @@ async def run(settings: RedisSettings, console: Console, cls: str | None, op: st
     try:
         while True:
             seconds, microseconds = await client.time()
-            members = await roster.read_directly(client, DATABASES)
+            members = await roster.read_directly(client)
             replies = [keys.replies(member.replica) for member in members]
             watcher.follow(
                 [*keys.request_streams(CLASSES, DATABASES), *replies, keys.DEAD],

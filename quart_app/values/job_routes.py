@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from quart import Blueprint, Response, jsonify
 from quart_schema import tag
 
-from mesh import NoReplica
 from quart_app.http.problems import Problem
 from quart_app.service import Context
 from quart_app.values import preferences
@@ -43,10 +42,10 @@ class JobRoutes:
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Answer 202, or 200 with the result if it is there within `Prefer: wait`."""
         mesh = self._context.mesh
-        live = {member.cls for member in await mesh.roster()}
-        missing = sorted({item.cls for item in items} - live)
-        if missing:
-            raise NoReplica(f"no live replica has class {missing[0]}")
+        classes = await mesh.classes()
+        for cls in sorted({item.cls for item in items}):
+            if error := classes.absence(cls):
+                raise error
         mesh.memory.store(size(items))
         id = await self._jobs.begin(mesh, items)
         job = await self._wait(id)

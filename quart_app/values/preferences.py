@@ -23,6 +23,11 @@ def is_async() -> bool:
     return _preferred().get("respond-async") == ""
 
 
+def is_strict() -> bool:
+    """Return whether the client prefers an error to an answer that is not complete."""
+    return _preferred().get("handling", "").lower() == "strict"
+
+
 def wait_ms() -> int | None:
     """Return how long the client will wait, in ms; None if it does not say."""
     seconds = wait_s(_preferred())

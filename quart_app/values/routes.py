@@ -31,6 +31,8 @@ from quart_app.values.settings import ValuesSettings
 LARGE_CHUNK_DIGITS = 8000
 #: A problem document names missing values up to this many, and up to this many digits of them.
 MISSING, MISSING_DIGITS = 1000, 20_000
+#: When to ask again for an answer from databases whose replica is no longer expected back.
+STRICT_RETRY_AFTER_S = 30
 #: A longer number is not repeated in an error.
 SHOWN_DIGITS = 40
 
@@ -61,9 +63,9 @@ class ValuesRoutes:
     @_tagged
     @document_response(ClassesList)
     async def classes(self) -> Response:
-        """The classes that have a live replica."""
-        members = await self._context.mesh.roster()
-        return jsonify(sorted({member.cls for member in members}))
+        """The classes that have a live replica, or one that is expected back."""
+        classes = await self._context.mesh.classes()
+        return jsonify(sorted(classes.live | classes.expected))
 
     def _create_view(self) -> Callable[[], Coroutine[Any, Any, Response]]:
         """Return the route of POST /values, whose documentation depends on the settings."""
@@ -92,7 +94,11 @@ class ValuesRoutes:
     @document_querystring(Page)
     @document_response(SetValueResponse)
     async def find(self, prime: str) -> Response:
-        """Every value that has this prime as a factor, ascending; `limit` and `after` page."""
+        """Every value that has this prime as a factor, ascending; `limit` and `after` page.
+
+        The header `Missing-Databases` names databases that hold data and are not in the answer; with
+        `Prefer: handling=strict` such an answer is 503.
+        """
         number = await self._prime(prime)
         limit = self._argument("limit", self._settings.max_answer)
         after = self._argument("after", 0)
@@ -102,7 +108,11 @@ class ValuesRoutes:
         found = await search.run()
         if found.more and not limit:
             raise _too_much(number, settings)
+        if found.left_out and preferences.is_strict():
+            raise _incomplete(found.left_out)
         response = self._answers.respond(found.array)
+        if found.left_out:
+            response.headers["Missing-Databases"] = _listed(found.left_out)
         if found.more:
             response.headers["Link"] = f'</values/{number}?limit={limit}&after={found.last}>; rel="next"'
         return response
@@ -193,6 +203,15 @@ def _too_much(prime: str, settings: ValuesSettings) -> Problem:
         "Link header (?limit=1000&after=<last value>)",
         next=f"/values/{prime}?limit=1000",
     )
+
+
+def _listed(databases: Sequence[int]) -> str:
+    return ", ".join(map(str, databases))
+
+
+def _incomplete(databases: list[int]) -> Problem:
+    detail = f"databases that hold data have no replica: {_listed(databases)}; without handling=strict the answer"
+    return Problem(503, f"{detail} leaves them out", retry_after=STRICT_RETRY_AFTER_S, missing=databases)
 
 
 def _shown(number: str) -> str:

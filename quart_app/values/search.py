@@ -28,11 +28,15 @@ class Question(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Values as an answer, and the last of them; `more` says whether others follow."""
+    """Values as an answer, and the last of them; `more` says whether others follow.
+
+    `left_out` are databases that hold data and could not be asked.
+    """
 
     array: Array
     last: str
     more: bool
+    left_out: list[int]
 
 
 class Search:
@@ -47,6 +51,7 @@ class Search:
         self._array = Array()
         self._count = 0
         self._last = ""
+        self._left_out: set[int] = set()
 
     async def run(self) -> Result:
         """Search until all is found, or enough. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
@@ -56,7 +61,7 @@ class Search:
             with self._answers.budget.lent(self._question.most_bytes):
                 while after and not self._is_full:
                     after = await self._part(after)
-        return Result(self._array, self._last, self._is_full)
+        return Result(self._array, self._last, self._is_full, sorted(self._left_out))
 
     async def _part(self, after: str) -> str:
         """Take one part over; return the value up to which it goes, or "" if it is the last one."""
@@ -65,6 +70,7 @@ class Search:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         body = {"prime": self._question.prime, "after": after, "limit": self._question.most - self._count + 1}
         answers = await self._mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms)
+        self._left_out.update(answers.left_out)
         until = min((answer["until"] for answer in answers.values() if answer["until"]), key=rank, default="")
         records = await self._merged(answers)
         end = rank(until) if until else None

@@ -504,7 +504,7 @@ async def test_a_replicas_data_are_in_its_database_under_its_prefix(backend: Bac
     one, two = [await backend.join(counting.worker) for _ in range(2)]
     await one.call(Database(two.database), "count.add", {})
     client = backend.redis(db=two.database)
-    assert sorted(await client.keys()) == ["db2:class", "db2:count:n", "db2:format"]
+    assert sorted(await client.keys()) == ["db2:class", "db2:count:n", "db2:format", "db2:written"]
     assert not [key for key in await backend.redis().keys() if key.startswith("db")]
     await client.aclose()
 

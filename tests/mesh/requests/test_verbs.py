@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -132,12 +133,23 @@ class Databases:
         """All there is in a database: type, content, expiry."""
         client, found = self.clients[database], {}
         for key in client.scan_iter():
-            if key not in {"lease", "books", "committed"}:
+            if key not in {"lease", "books", "committed", "db1:written", "mesh:written"}:
                 kind = client.type(key)
                 # An expiry that counts from now is not the same twice.
                 expiry = client.pexpiretime(key)
                 found[key] = (kind, _content(client, kind, key), expiry if expiry in (-1, LATER) else "some day")
         return found
+
+    def check_count(self, taken: Sequence[Any]) -> None:
+        """The keys that were written to are counted, each until its end, and no others."""
+        own, counted = self.clients[1], dict(self.clients[1].zrange("db1:written", 0, -1, withscores=True))
+        ends = {key: own.pexpiretime(key) for key in own.scan_iter() if key != "db1:written"}
+        for key, end in counted.items():
+            assert key == "*" or end == (ends[key] if ends[key] > 0 else math.inf), taken
+        touched = {f"db1:{each[2]}" for each in taken if each[0] in {"write", "zadd_all"} and each[1] == "own"}
+        assert touched & ends.keys() <= counted.keys(), taken
+        last = self.clients[0].zscore("mesh:written", "1")
+        assert last == (max(counted.values()) if counted else None), taken
 
 
 def _content(client: redis.Redis, kind: str, key: str) -> Any:
@@ -248,6 +260,7 @@ def test_all_of_a_transaction_becomes_true_or_none(
                 _on_copy(databases, side, "PEXPIREAT", key, at_ms, condition)
         assert databases.state(1) == databases.state(3), taken
         assert databases.state(0) == databases.state(2), taken
+        databases.check_count(taken)
     else:
         assert [databases.state(n) for n in range(2)] == states, (word, taken)
         assert word.startswith(CONFLICT) or any(says in word for says in ("holds", "integer", "64 bits", "entries"))

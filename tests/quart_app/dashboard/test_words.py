@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mesh import Missing
 from quart_app.dashboard.figures import DatabaseFigures
 from quart_app.dashboard.words import counted, duration, shortened, words
 from tests.support.dashboard import QUIET, letter, place, stream
@@ -32,10 +33,23 @@ def limited(figures: DatabaseFigures) -> DatabaseFigures:
     return replace(figures, member=replace(figures.member, not_ready=("grades", "movements")))
 
 
+def lacking(database: int, cls: str) -> DatabaseFigures:
+    """Return a database that holds data and has no replica."""
+    return DatabaseFigures(database, "missing", missing=Missing(database, cls, has_data=True))
+
+
 TROUBLES = [
     ({"places": [place(1), place(2, "lost", cls="B")]}, "class-B", "Class B", "has no ready replica", True),
     ({"places": [place(1), place(2, "lost")]}, "place-2", "Database 2", "replica-2 ended without a release", True),
     ({"places": [place(1), place(2, "left")]}, "place-2", "Database 2", "has left in order", False),
+    ({"places": [place(1), lacking(2, "B")]}, "place-2", "Database 2", "of class B is expected back; requests", True),
+    (
+        {"places": [place(1), lacking(2, "")]},
+        "place-2",
+        "Database 2",
+        "holds data and has no replica. Reads leave",
+        True,
+    ),
     ({"places": [place(1), place(2, "draining", 1)]}, "place-2", "Database 2", "finishes 1 request and", False),
     ({"places": [place(1), place(2, "starting")]}, "place-2", "Database 2", "starting its services", False),
     ({"places": [place(1), limited(place(2))]}, "place-2", "Database 2", "works without grades, movements. GET", True),

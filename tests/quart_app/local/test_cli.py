@@ -62,6 +62,21 @@ async def test_status_is_a_table_for_people_and_a_list_for_programs(server: Serv
     assert json.loads((await in_thread("status", "--json", "--redis-url", server.url)).output) == []
 
 
+async def test_status_names_databases_that_no_replica_holds(server: Server) -> None:
+    """A class is named while its replica is expected back."""
+    with server.redis() as admin:
+        admin.zadd("mesh:written", {"3": "+inf", "5": "+inf"})
+        admin.set("mesh:expected:3", "B", ex=60)
+    text = (await in_thread("status", "--redis-url", server.url)).output
+    assert "database 3 holds data and has no replica; the replica of class B is expected back" in text
+    assert "database 5 holds data and has no replica; reads leave it out and say so" in text
+    rows = json.loads((await in_thread("status", "--json", "--redis-url", server.url)).output)
+    assert rows == [
+        {"database": 3, "class": "B", "state": "missing", "has_data": True},
+        {"database": 5, "class": "", "state": "missing", "has_data": True},
+    ]
+
+
 @pytest.mark.parametrize("columns", [40, 80, 117, 118, 200])
 async def test_the_state_is_in_the_table_however_narrow_the_terminal_is(server: Server, columns: int) -> None:
     """Whether a replica is ready is what one looks for; nothing is cut."""

@@ -12,6 +12,7 @@ import pytest
 from tests.support.members import mesh_settings
 from tests.support.nodes import Node, node
 from tests.support.server import Server
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -141,6 +142,55 @@ async def test_prefer_wait_sets_the_deadline(nodes: list[Node], prefer: str) -> 
     assert status == 504 and problem["missing"] == [hard]
     assert "Prefer: wait=" in problem["detail"] and "Prefer: respond-async" in problem["detail"]
     assert (await get(nodes[0], "/values/3"))[1] == [{"value": 6, "prime_factors": [2, 3]}]
+
+
+@contextlib.asynccontextmanager
+async def killed(server: Server, **settings: Any) -> AsyncIterator[Node]:
+    """Yield a replica that ends without releasing its lease."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with node(mesh_settings(server.settings, lease_ttl_ms=600, **settings)) as one:
+            yield one
+            raise ZeroDivisionError
+
+
+async def test_data_without_a_replica_are_never_left_out_silently(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GET and POST are 503 while the replica is expected back; then GET names the database, and POST is 404."""
+    monkeypatch.setenv("VALUES_PROCESSES", "1")
+    async with node(mesh_settings(server.settings, lease_ttl_ms=600)) as one:
+        async with killed(server, missing_ms=2000) as two:
+            assert await post(one, [item(6, "A"), item(10, "B")]) == (
+                200,
+                [{"value": 6, "prime_factors": [2, 3]}, {"value": 10, "prime_factors": [2, 5]}],
+            )
+            number = two.replica.database
+        for _ in range(2):  # one that waits for the row to end, one that is refused at once
+            response = await one.public.get("/values/2")
+            assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+            assert json.loads(await response.get_data())["missing"] == [number]
+        response = await one.public.post("/values", json=[item(10, "B")])
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+        job = await one.public.post("/values", json=[item(10, "B")], headers={"Prefer": "respond-async"})
+        assert job.status_code == 503
+        assert await get(one, "/classes") == (200, ["A", "B"])
+
+        async def is_given_up() -> bool:
+            return (await get(one, "/classes"))[1] == ["A"]
+
+        await eventually(is_given_up, 5)
+        response = await one.public.get("/values/2")
+        assert (response.status_code, response.headers["Missing-Databases"]) == (200, str(number))
+        assert json.loads(await response.get_data()) == [{"value": 6, "prime_factors": [2, 3]}]
+        response = await one.public.get("/values/2", headers={"Prefer": "Handling=Strict"})
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
+        assert json.loads(await response.get_data())["missing"] == [number]
+        assert (await post(one, [item(10, "B")]))[0] == 404
+        assert (await post(one, [item(10, "B")], Prefer="respond-async"))[0] == 404
+        metrics = await (await one.private.get("/metrics")).get_data(as_text=True)
+        assert "mesh_missing_databases 1.0" in metrics
+        page = await (await one.private.get("/mesh")).get_data(as_text=True)
+        assert f"Missing databases: <b>{number}</b>" in page
 
 
 async def test_other_methods_are_405(nodes: list[Node]) -> None:

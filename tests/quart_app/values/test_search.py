@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import Busy, DeadlineExceeded
+from mesh import Busy, DeadlineExceeded, Replies
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
@@ -29,12 +29,15 @@ class Databases:
     def now_ms(self) -> int:
         return self.clock_ms
 
-    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int) -> dict[int, Any]:
+    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int) -> Replies:
         assert op == "values.find" and deadline_ms > 0
         self.gathers += 1
         self.clock_ms += 10
         most = min(self._most, body["limit"])
-        return {database: self._part(records, body["after"], most) for database, records in self._records.items()}
+        parts = {database: self._part(records, body["after"], most) for database, records in self._records.items()}
+        replies = Replies(parts)
+        replies.left_out = [8 + self.gathers]
+        return replies
 
     @staticmethod
     def _part(records: Mapping[int, str], after: str, most: int) -> dict[str, Any]:
@@ -50,6 +53,13 @@ async def search(
     mesh: Any = databases
     answers = Answers(Budget(budget, "bytes", 1))
     return await Search(mesh, Pace(), answers, Question("2", after, most, most_bytes), 5000).run()
+
+
+async def test_databases_that_a_part_could_not_ask_are_named() -> None:
+    """A long answer is made of several gathers; each of them may lack other databases."""
+    databases = Databases({1: {n: f"{n}-0 1 2^1" for n in range(1, 6)}}, most=3)
+    found = await search(databases)
+    assert (databases.gathers, found.left_out) == (2, [9, 10])
 
 
 def shown(found: Result) -> list[int]:

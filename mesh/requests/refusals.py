@@ -1,0 +1,34 @@
+"""Why a request was not submitted, as the errors that its caller gets."""
+
+from __future__ import annotations
+
+from mesh import roster
+from mesh.errors import Busy, Incomplete, MeshError, NoReplica, redis_is_full
+from mesh.requests.effects import FULL
+
+#: The submission's code for an address whose replica is expected back.
+MISSING = "missing"
+
+
+def refusal(code: str, about: str) -> MeshError:
+    """Return the error for a code of submit.lua; `about` is an address, or for a gather the numbers of databases."""
+    if code == NoReplica.code:
+        return roster.absence(about, expected=False)
+    if code == MISSING and about[0].isdigit():
+        return incomplete([int(number) for number in about.split()])
+    if code == MISSING:
+        return roster.absence(about, expected=True)
+    if code == FULL:
+        return redis_is_full()
+    name = roster.name_of(about)
+    return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
+
+
+def incomplete(databases: list[int]) -> Incomplete:
+    """Return the error of a gather that would lack these databases, whose replicas are expected back."""
+    return Incomplete(
+        f"databases that hold data have no replica at the moment: {', '.join(map(str, databases))}; "
+        f"retry after {roster.RETRY_AFTER_S} s",
+        missing=databases,
+        retry_after=roster.RETRY_AFTER_S,
+    )
