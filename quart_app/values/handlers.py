@@ -1,13 +1,13 @@
-"""The rules of /values, worker side.
+"""The handlers of /values: what a replica does with the requests that it gets.
 
     where the record is         what a put does
     nowhere                     factorise, write here
     here                        refresh its time
     same class, live holder     forward to the holder, who refreshes it
-    another class, or a holder  factorise, write here, and tell the former holder to drop its record; the holder's
-    that is gone                stream keeps the drop until somebody holds that database
+    another class, or a holder  factorise, write here, and tell the former holder to drop its record; the stream of that
+    that is gone                database keeps the drop until a replica holds it
 
-Every write expects the place it has read, so of two racing writers one is run again.
+Every write expects the place that it has read to be unchanged. So if two writers race, one of them runs again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from quart_app.values.store import Place, Record
 
 
 class Factorise(Protocol):
-    """Where factors come from, as text (see `notation`)."""
+    """Finds factors, as text in the form of `notation`."""
 
     async def small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
 
     async def at_once(self, value: str) -> str | None:
-        """Return the factors of any other value if a moment is enough to find them, else None."""
+        """Return the factors of a larger value if they can be found in a moment, else None."""
 
     async def large(self, value: str, request: Request, place: str | None) -> str | None:
-        """Return the factors of any other value; None if its record, once at `place`, has been written meanwhile."""
+        """Return the factors of a larger value; None if its record, which was at `place`, has been written since."""
 
 
 DROP = "values.drop"
@@ -45,7 +45,7 @@ FIND = "values.find"
 
 
 class Item(NamedTuple):
-    """One value of a put; `place` is where its record was said to be, as text to be expected at the commit, too."""
+    """One value of a put. `place` says where its record was read to be, in the text that the commit expects."""
 
     value: str
     ttl: int
@@ -55,7 +55,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a put will do: write these here, with these factors, and let these holders do the rest.
+    """What a put will do: write the items `here` with `factors`, and let the addresses `elsewhere` do the rest.
 
     `before` are the records that are here now.
     """
@@ -66,43 +66,49 @@ class Decision:
     elsewhere: list[tuple[Address, list[Item]]]
 
 
-def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:
-    """The operations of /values. `store_room` counts bytes that are about to be stored, and raises Busy."""
-    worker = Worker()
-    for script in (records.FIND, claims.TAKE, claims.TEND, ADMIT, END, TELL):
-        worker.uses(script)
-    worker.writes_with(records.VERBS)
+@dataclass(frozen=True, slots=True)
+class _Operations:
+    """The handlers of /values, with what they work with."""
 
-    @worker.handles(PUT)
-    async def put(request: Request, store: Store, transaction: Effects) -> Body | None:
+    factorise: Factorise
+    errands: Errands
+    pace: Pace
+    store_room: Callable[[int], None]
+
+    async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
+        """Store the values of a request, or let their holders do it; reply with the factors of those stored here."""
         try:
-            errand = await errands.of(request)
+            errand = await self.errands.of(request)
             if errand is not None:
-                await run(errand, request, store, transaction)
+                await self._do_errand(errand, request, store, transaction)
                 return None
         except Gone:
             return None
-        decision = await decide(request, store)
+        decision = await self._decide_in_turn(request, store)
         for address, items in decision.elsewhere:
             transaction.forward(address, {"items": _plain(items)})
         _write(decision, request, store, transaction)
         return {item.value: decision.factors[item.value] for item in decision.here}
 
-    async def decide(request: Request, store: Store) -> Decision:
+    async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
         """Decide, and wait for a turn: the commit's words are written in one piece."""
-        decision = await _decide(request, store, factorise, pace)
-        await pace()
+        decision = await _decide(request, store, self.factorise, self.pace)
+        await self.pace()
         new = [item.value for item in decision.here if item.value not in decision.before]
         if new:
-            store_room(sum(records.size(value, decision.factors[value]) for value in new))
+            self.store_room(sum(records.size(value, decision.factors[value]) for value in new))
         return decision
 
-    async def run(errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
-        """Do a put that belongs to a job: nobody waits, so what comes of it is stored in the job. Raises Gone."""
+    async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
+        """Do a put that belongs to a job. No client waits, so its outcome is stored in the job. Raises Gone."""
         is_ordered = request.stream == Database(store.database).stream
         try:
-            # Other requests wait behind it on a database's stream.
-            work = decide(request, store) if is_ordered else errand.patiently(lambda: decide(request, store))
+            # On a database's stream other requests wait behind it.
+            work = (
+                self._decide_in_turn(request, store)
+                if is_ordered
+                else errand.patiently(lambda: self._decide_in_turn(request, store))
+            )
             decision = await errand.attended(work)
         except LeaseLost:
             raise
@@ -117,23 +123,33 @@ def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Cal
         _write(decision, request, store, transaction)
         errand.found(transaction, decision.factors)
 
-    @worker.handles(DROP)
-    async def drop(request: Request, store: Store, transaction: Effects) -> None:
-        await pace()
+    async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
+        """Remove the record of a value that is now stored elsewhere, unless it has been written here again."""
+        await self.pace()
         value = str(request.body["value"])
         (record,) = await records.records(store, [value])
-        # One that has been written again since is not the one to drop.
         if record is not None and record.id == request.body["id"]:
             records.remove(transaction, {value: record})
             records.unschedule(transaction, [value])
 
-    @worker.handles(FIND, effect=False)
-    async def find(request: Request, store: Store, transaction: Effects) -> Body:
-        body = request.body
-        # The request's own moment, the same on every replica.
-        found = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
-        return {"until": found.until, "found": found.flat}
 
+async def find(request: Request, store: Store, transaction: Effects) -> Body:
+    """Return a page of the values with a prime factor. All replicas compare expiries with the time of the request."""
+    body = request.body
+    found = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
+    return {"until": found.until, "found": found.flat}
+
+
+def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:
+    """Return the operations of /values. `store_room` counts bytes that are about to be stored, and raises Busy."""
+    worker = Worker()
+    for script in (records.FIND, claims.TAKE, claims.TEND, ADMIT, END, TELL):
+        worker.uses(script)
+    worker.writes_with(records.VERBS)
+    operations = _Operations(factorise, errands, pace, store_room)
+    worker.handles(PUT)(operations.put)
+    worker.handles(DROP)(operations.drop)
+    worker.handles(FIND, effect=False)(find)
     return worker
 
 
@@ -142,9 +158,9 @@ def _plain(items: list[Item]) -> list[dict[str, str | int]]:
 
 
 async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
-    """Find out where the records are, and the factors of those that are ours to write.
+    """Find out where the records are, and the factors of those that this replica is to write.
 
-    While a hard one is computed others may write its record: then look again.
+    While it factors a hard value, another replica may write the record of that value. Then it looks again.
     """
     while True:
         items = await _items(request, store, pace)
@@ -159,7 +175,7 @@ async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pa
 
 
 async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
-    """Return the items of a put, each with the place its record is said to be in now."""
+    """Return the items of a put, each with the place where its record is now."""
     # Entries of releases before 0.2 have values as integers.
     asked = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
     places = await records.places(store, [value for value, _ in asked])
@@ -174,12 +190,10 @@ async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
 async def _hard_ones_apart(
     items: list[Item], request: Request, store: Store, factorise: Factorise
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
-    """Split the items into those to do here and those to give back to the class, each alone.
-
-    The factors that were found on the way come third.
+    """Return the items to do here, those to give back to the class one by one, and the factors found meanwhile.
 
     A hard value would hold up the others of its request. On a database's stream, which is worked on in order, it would
-    hold up every GET: it got there because its record has expired since it was forwarded to the record's holder.
+    hold up every GET. (It comes to such a stream when its record expires after it was forwarded to the holder.)
     """
     large = [item for item in items if not is_small(item.value)]
     is_ordered = request.stream == Database(store.database).stream
@@ -195,7 +209,7 @@ async def _hard_ones_apart(
 
 
 async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
-    """Which items are ours to write, and which belong to a live holder of our class."""
+    """Return the items that this replica is to write, and those that belong to a live holder of its class."""
     here: list[Item] = []
     elsewhere: dict[Address, list[Item]] = {}
     held: dict[int, bool] = {}
@@ -214,7 +228,7 @@ async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Addre
 
 
 async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
-    """Return our own records of these values."""
+    """Return the records of these values that are in this database."""
     ours = [item.value for item in items if item.where is not None and item.where.database == store.database]
     if not ours:
         return {}
@@ -226,9 +240,9 @@ async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Reco
 async def _factors(
     items: list[Item], before: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
 ) -> dict[str, str] | None:
-    """The factors of each value: from our own record where there is one, else computed.
+    """Return the factors of each value: from its record if that is here, or else computed.
 
-    None where another has written one of the records meanwhile: then look again at where they are.
+    Return None if another replica has written one of the records meanwhile.
     """
     known = found | {value: record.factors for value, record in before.items()}
     small = [item.value for item in items if item.value not in known and is_small(item.value)]
@@ -243,7 +257,7 @@ async def _factors(
 
 
 def _write(decision: Decision, request: Request, store: Store, transaction: Effects) -> None:
-    """Write what is to be here; whoever else had it drops it."""
+    """Write the records that belong here, and tell their former holders to drop theirs."""
     at_ms, here = request.at_ms, decision.here
     expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
     place = Place(store.database, store.cls, request.id)
