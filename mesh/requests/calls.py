@@ -1,8 +1,8 @@
 """The caller's side: call an address, or gather from every live database.
 
 All requests of a call are put on their streams in one atomic step, which also reads the roster. A call is complete
-when each of its requests is. A reply says in `forwards` how many further replies its worker has asked others for. When
-an address is no longer live, nobody waits for it: a gather goes on without that database, and a call fails at once.
+when each of its requests is. If a handler forwards a request, its reply says in `forwards` how many more replies
+follow. No call waits for an address that is no longer live: a gather goes on without it, and a call fails at once.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Calls:
                 self._questions.pop(name, None)
 
     def _abandon(self, question: CallInProgress) -> None:
-        """Remove the requests of a cancelled call; those on their way to Redis as soon as they are there."""
+        """Remove the requests of a cancelled call. If they are on their way to Redis, `set_result` does it later."""
         question.abandoned = True
         if question.submitted:
             self._end(question, "cancelled")

@@ -1,6 +1,6 @@
-"""What travels: addresses, requests, replies. The only place that knows their stream fields.
+"""Addresses, requests and replies. No other Python module knows the fields of their stream entries.
 
-An entry is for people too: plain names, text, one JSON field `body`.
+People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
     request   op request from reply_to deadline body
     reply     request op from status forwards body
@@ -16,28 +16,28 @@ from mesh import keys
 from mesh.errors import InvalidReply, MeshError, from_wire
 from mesh.wire.codec import decode, encode
 
-#: `status` of a reply that is no failure.
+#: The `status` of a reply that is not a failure.
 OK = "ok"
-#: `deadline` of a request that waits for ever, such as a drop.
+#: The `deadline` of a request that has none, such as a drop.
 NEVER = 0
 
-#: Longest body: several must fit into one round trip.
+#: The longest body. Several must fit into one round trip.
 MOST_BODY = 16 * 2**20
 
 Body = dict[str, Any]
-#: Reads the text of a body. Raises ValueError where it cannot.
+#: Reads the text of a body. Raises ValueError for text that it cannot read.
 Decode = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """Address: any one replica of this class."""
+    """The address of a class: any one of its replicas handles the request."""
 
     name: str
 
     @property
     def target(self) -> str:
-        """How scripts and the roster call it: the end of its stream's name."""
+        """The name of this address in scripts; the name of its stream ends with it."""
         return self.name
 
     @property
@@ -47,13 +47,13 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Address: the replica that holds this database."""
+    """The address of a database: the replica that holds it handles the request."""
 
     number: int
 
     @property
     def target(self) -> str:
-        """The same."""
+        """The name of this address in scripts; the name of its stream ends with it."""
         return f"db{self.number}"
 
     @property
@@ -88,16 +88,16 @@ def decode_object(text: str) -> Body:
 
 
 def reply_stream(fields: Mapping[str, str]) -> str:
-    """Where the answer to an entry goes, "" for nowhere: a stream of replies, whoever wrote the entry."""
+    """Return the stream for the reply to an entry; "" if there is none, or if another kind of key is named."""
     named = fields.get("reply_to", "")
     return named if named.startswith(keys.REPLIES) else ""
 
 
 class Request(NamedTuple):
-    """One request as its handler sees it. `body` is what its operation's decoder made of the text.
+    """One request as its handler sees it. `body` is the text as the decoder of the operation read it.
 
-    `id` is the stream id, Redis's clock: two redeliveries of it have the same. `key` names the request to its
-    sender. `deadline` is in ms of Redis's clock, NEVER for none. `deliveries` counts this one.
+    `id` is the id of the entry, which is the same at each delivery, and begins with the time on Redis's clock. `key` is
+    the sender's name for the request. `deadline` is in ms of Redis's clock, or NEVER. `deliveries` includes this one.
     """
 
     stream: str
@@ -119,11 +119,11 @@ class Request(NamedTuple):
     def from_entry(
         cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1, decode: Decode = decode_object
     ) -> Request:
-        """Read an entry. Raises ValueError where it is none of ours."""
+        """Read an entry. Raises ValueError if it is not a request."""
         get = fields.get
         reply_to = get("reply_to", "")
         if reply_to and not reply_stream(fields):
-            raise ValueError("it wants its reply where no replies go")
+            raise ValueError(f"its field reply_to must begin with {keys.REPLIES}")
         try:
             body = decode(fields["body"])
             deadline = int(get("deadline", NEVER))
@@ -135,9 +135,9 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One answer. `forwards` counts the requests sent on its behalf, each of which answers too.
+    """One reply to a request. `forwards` says how many more replies follow, because the request was forwarded.
 
-    One that only says that others answer has no `part` of the answer itself.
+    `part` is false if this reply has nothing but that number.
     """
 
     key: str
@@ -148,7 +148,7 @@ class Reply(NamedTuple):
 
     @classmethod
     def from_entry(cls, fields: Mapping[str, str], decode: Decode = decode_object) -> Reply:
-        """Read an entry that has a field `request`. One that cannot be read is a failure of that request."""
+        """Read an entry that has a field `request`. If it cannot be read, the reply is a failure that says so."""
         key = fields["request"]
         try:
             status, forwards = fields["status"], int(fields.get("forwards", 0))
@@ -163,7 +163,7 @@ class Reply(NamedTuple):
 
     @property
     def failure(self) -> MeshError | None:
-        """The error it carries, or None."""
+        """The error that this reply carries, or None."""
         if self.status == OK:
             return None
         facts: Body = dict(self.body)
@@ -171,5 +171,5 @@ class Reply(NamedTuple):
 
 
 def failure_body(error: MeshError) -> Body:
-    """What a failed request's reply carries."""
+    """Return the body of a reply that carries an error."""
     return {"detail": error.detail, **error.facts}

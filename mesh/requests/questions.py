@@ -70,7 +70,7 @@ class Replies(dict[int, T]):
 
 
 class CallInProgress:
-    """A call or a gather in progress. As the waiter of its submission it gets the result even after a cancellation."""
+    """A call or a gather in progress. The link passes the result of its submission to it, also after a cancellation."""
 
     __slots__ = (
         "_end",
@@ -99,11 +99,11 @@ class CallInProgress:
         #: databases that hold data, are not live, and are not expected back
         self.left_out: set[int] = set()
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: the common beginning of the names of a gather's requests; "" for a call
+        #: the keys of a gather's requests begin with it; "" for a call
         self._name = name
         self._end = end
         self._told = False
-        #: an answer that is still to come, and those after it, which have not been looked at since
+        #: the first answer that is still to come, and the answers after it
         self._open: Answer | None = None
         self._rest: Iterator[Answer] = iter(())
 
@@ -151,7 +151,7 @@ class CallInProgress:
         return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
     def look(self) -> None:
-        """Complete the exchange if no answer is still to come. Each answer is passed once, however many there are."""
+        """Complete the call if no answer is still to come. `_open` moves forward only, so many replies cost little."""
         if not self.submitted or self.complete.done():
             return
         while self._open is None or self._open.outstanding <= 0:

@@ -1,4 +1,4 @@
-"""Which handler works off which operation."""
+"""The operations of a replica: a table from their names to their handlers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler. Without `effect` it only reads, so that neighbours on a database's stream may run beside it.
+    """One operation and its handler. Without an `effect` it only reads.
 
-    `decode` reads the body of a request. `encode` writes what `handle` returns; without it that is a dict, or None.
+    On a database's stream, operations without an effect that follow each other run side by side. `decode` reads the
+    body of a request. `encode` writes what `handle` returns; without `encode` this is a dict or None.
     """
 
     op: str
@@ -30,7 +31,7 @@ class Handler:
 
 
 class Worker:
-    """A table of operations.
+    """The table of operations.
 
     worker = Worker()
 
@@ -49,7 +50,10 @@ class Worker:
         self.fragments: list[str] = []
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
-        """Register a handler. What it returns is the reply; a MeshError it raises is the reply's failure."""
+        """Register a handler.
+
+        It returns the body of the reply; if it raises a MeshError, the caller gets that error.
+        """
 
         def register(handle: Handle) -> Handle:
             self.add(Handler(op, handle, effect))
@@ -58,11 +62,11 @@ class Worker:
         return register
 
     def uses(self, script: Script) -> None:
-        """Name a script that handlers read with."""
+        """Name a script with which handlers read, so that the server knows it before they run."""
         self.scripts.append(script)
 
     def writes_with(self, added: ServiceVerbs) -> None:
-        """Add verbs to those of transactions. Raises ValueError for a name that is taken."""
+        """Add verbs with which handlers write. Raises ValueError for a name that is taken."""
         self._add_verbs(added.table(), [added.lua])
 
     def _add_verbs(self, table: Mapping[str, Verb], fragments: list[str]) -> None:
@@ -79,7 +83,7 @@ class Worker:
         self._add_verbs({name: verb for name, verb in other.verbs.items() if name not in VERBS}, other.fragments)
 
     def add(self, handler: Handler) -> None:
-        """Register a handler. Raises ValueError where its operation has one already."""
+        """Register a handler. Raises ValueError if its operation has one already."""
         if handler.op in self._handlers:
             raise ValueError(f"{handler.op} has a handler already")
         self._handlers[handler.op] = handler
