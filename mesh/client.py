@@ -28,7 +28,7 @@ from mesh import keys, roster
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.lease import server
-from mesh.requests import scripts, streams
+from mesh.requests import scripts, streams, tracing
 from mesh.requests.calls import Calls
 from mesh.requests.protocol import Address, Body, Decode, decode_object
 from mesh.requests.questions import Answer, Ask, Replies
@@ -297,6 +297,7 @@ async def connect(
     This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
     or the credentials are not those of this mesh.
     """
+    tracing.activate()
     settings = settings or _settings_of(url)
     client = Client(settings, connections or Connections(settings.redis))
     running = asyncio.create_task(client.run(), name="mesh-client")

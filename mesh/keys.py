@@ -14,7 +14,8 @@
     mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
     mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
     mesh:dead                stream        requests and events given up, with reason and deliveries
-    mesh:books               hash          accepted, answered, expired, cancelled, dead, lost
+    mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
+    mesh:minutes             stream        the books, once a minute for a day
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
@@ -39,6 +40,7 @@ DEAD = "mesh:dead"
 BOOKS = "mesh:books"
 WRITTEN = "mesh:written"
 AUDIT = "mesh:audit"
+MINUTES = "mesh:minutes"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"
@@ -62,6 +64,8 @@ MOST_DATABASES = 16
 
 #: Dead letters that are kept; adding one beyond the bound drops the oldest.
 DEAD_KEPT = 10_000
+#: Minutes of which the books are kept.
+MINUTES_KEPT = 1440
 #: Entries of the audit log, about 2 MB; older ones go first.
 AUDIT_KEPT = 10_000
 

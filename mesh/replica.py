@@ -26,7 +26,7 @@ from mesh.groups.reader import BLOCK_MS, FORGET, KEEP_ALIVE
 from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
-from mesh.requests import scripts, streams
+from mesh.requests import scripts, streams, tracing
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
 from mesh.requests.effects import CONFLICT, FULL, Effects
@@ -55,7 +55,7 @@ RELEASE_WAIT_S = 0.5
 #: The scripts of the link beside the commit; it loads them where the server does not know them.
 LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, KEEP_ALIVE, FORGET,
-    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS,
+    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS, scripts.MINUTE,
 )  # fmt: skip
 
 
@@ -281,11 +281,29 @@ class Replica:
         while True:
             await asyncio.sleep(SWEEP_S)
             await streams.sweep(self._link, self._streams)
+            await streams.keep_minute(self._link, self._streams)
 
-    def announce(self, not_ready: Callable[[], Iterable[str]] = tuple) -> None:
-        """Tell the roster that this replica is ready, and with each renewal which of its services are not."""
-        self._lease.describe = lambda: {"not_ready": ",".join(not_ready())}
+    def announce(
+        self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        """Tell the roster that this replica is ready, and with each renewal what it does.
+
+        `not_ready` names the services that are not ready; `facts` are further fields of the roster row.
+        """
+        self._lease.describe = lambda: {"not_ready": ",".join(not_ready()), **self._load(), **facts()}
         self._lease.set_state("ready")
+
+    def _load(self) -> dict[str, str]:
+        """Return what the roster row tells of this replica's work: since its start, now, and of the last requests."""
+        consumers = (self._class_consumer, self._database_consumer)
+        took = sorted(us for consumer in consumers for us in consumer.took_us)
+        return {
+            "answered": str(sum(consumer.counters.done for consumer in consumers)),
+            "in_hand": str(sum(consumer.in_progress for consumer in consumers)),
+            "loop_ms": f"{self._lease.loop_ms:.1f}",
+            "p50_us": str(took[len(took) // 2]) if took else "",
+            "p99_us": str(took[len(took) * 99 // 100]) if took else "",
+        }
 
     def drain(self) -> None:
         """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
@@ -338,6 +356,7 @@ async def join(
     """
     settings = settings or MeshSettings()
     connections = connections or Connections(settings.redis)
+    tracing.activate()
     name = identity()
     row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version}
     applying = Applicant(settings, connections, name, row)

@@ -22,6 +22,7 @@ from collections import deque
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from mesh.requests import tracing
 from quart_app.settings import AppSettings
 
 #: Bytes of lines that may wait for the stream.
@@ -105,6 +106,16 @@ def drain(most_s: float = DRAIN_S) -> None:
         sink.drain(most_s)
 
 
+def add_origin(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the ids of the call and of the trace that a line belongs to, on whichever replica it is written."""
+    call, trace = tracing.CALL.get(), tracing.trace_id()
+    if call:
+        event.setdefault("request_id", call)
+    if trace:
+        event.setdefault("trace_id", trace)
+    return event
+
+
 def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
     sink = Sink(_descriptor())
@@ -112,6 +123,7 @@ def configure(settings: AppSettings) -> None:
     atexit.register(drain)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_origin,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

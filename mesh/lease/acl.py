@@ -98,6 +98,7 @@ def _shared_patterns(database: int) -> list[str]:
         keys.DEAD,
         keys.BOOKS,
         keys.AUDIT,
+        keys.MINUTES,
         keys.lease(database),
         keys.row(database),
         keys.expected(database),

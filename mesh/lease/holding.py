@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Lease:
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
         self._nudge = asyncio.Event()
         self._seen_alive_at = time.monotonic()
+        #: how long the replica's event loop took for the last renewal's call
+        self.loop_ms = 0.0
         self._release_within_s: float | None = None
         self._released = False
         self._over = asyncio.Event()
@@ -176,12 +179,13 @@ class Lease:
         if silent_s > HANGS * self._settings.lease_ttl_ms / 1000:
             self._lose(LeaseLost(f"the event loop of this replica has been blocked for {silent_s:.0f} s"))
         try:
-            self._thread.call_back(self._alive)
+            self._thread.call_back(functools.partial(self._alive, time.monotonic()))
         except RuntimeError as error:
             self._lose(LeaseLost("the event loop of this replica is closed"), error)
 
-    def _alive(self) -> None:
+    def _alive(self, called_at: float) -> None:
         self._seen_alive_at = time.monotonic()
+        self.loop_ms = (self._seen_alive_at - called_at) * 1000
         self._described = self.describe()
 
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:

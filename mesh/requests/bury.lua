@@ -21,7 +21,7 @@ redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'request', 'stre
   'deliveries', deliveries, unpack(fields))
 if replies_key then
   redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-    'forwards', '0', 'body', body)
+    'forwards', '0', 'body', body, 'asked', id)
 end
 redis.call('XDEL', stream, id)
 redis.pcall('HINCRBY', books_key, 'dead', 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -27,7 +27,7 @@ from mesh.errors import (
     Unavailable,
     UsageError,
 )
-from mesh.requests import streams
+from mesh.requests import streams, tracing
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
 from mesh.requests.questions import Answer, Ask, CallInProgress, Replies
@@ -76,15 +76,21 @@ class Calls:
         """The number of requests that wait for replies."""
         return len(self._questions)
 
-    async def ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode = decode_object) -> list[Answer]:
+    def ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode = decode_object) -> Awaitable[list[Answer]]:
         """Send requests, all or none, and wait for all answers, in order.
 
         An answer that is late has the error DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if
         nothing was sent.
         """
+        asking = self._ask_each(asks, deadline_ms, decode)
+        if not asks or not tracing.is_on():
+            return asking
+        return tracing.traced(asking, "PRODUCER", *tracing.sending(asks[0].to.stream, asks[0].op, len(asks)))
+
+    async def _ask_each(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         answers: dict[str, Answer] = {}
         reads = all(self._only_reads(ask.op) for ask in asks)
-        group: list[str | int] = [-len(asks) if reads else len(asks)]
+        group: list[str | int] = [-len(asks) if reads else len(asks), tracing.about()]
         for to, op, body in asks:
             key, target = self._name(), _target_of(to)
             answers[key] = Answer(target, key)
@@ -95,7 +101,7 @@ class Calls:
     async def send(self, ask: Ask) -> None:
         """Send a request whose reply nobody waits for. Raises NoReplica, Busy, Unavailable or InvalidBody."""
         to, op, body = ask
-        group: list[str | int] = [1, _target_of(to), op, "", NEVER, _encoded(body)]
+        group: list[str | int] = [1, tracing.about(), _target_of(to), op, "", NEVER, _encoded(body)]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)
         try:
@@ -105,16 +111,25 @@ class Calls:
         if isinstance(result, dict):
             raise refusal(result["error"], result["about"])
 
-    async def gather(
+    def gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode = decode_object
-    ) -> Replies[Any]:
+    ) -> Awaitable[Replies[Any]]:
         """Send one request to every live database, and return the replies by database.
 
         Raises Incomplete with the numbers of missing databases and the replies of the others, or the first error that
         a database answered.
         """
+        gathering = self._gather(op, body, deadline_ms, decode)
+        if not tracing.is_on():
+            return gathering
+        return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
+
+    async def _gather(
+        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode
+    ) -> Replies[Any]:
         key = self._name()
-        group: list[str | int] = [-1 if self._only_reads(op) else 1, EVERY, op, key, deadline_ms, _encoded(body)]
+        number = -1 if self._only_reads(op) else 1
+        group: list[str | int] = [number, tracing.about(), EVERY, op, key, deadline_ms, _encoded(body)]
         question = CallInProgress(key, {}, self._end, decode)
         await self._ask(question, [key], group, deadline_ms)
         found: Replies[Any] = Replies()
@@ -228,7 +243,10 @@ class Calls:
     def _take(self, reply: Reply) -> None:
         question = self._question_of(reply.key)
         if question is not None:
-            question.answer(reply.key).take(reply)
+            answer = question.answer(reply.key)
+            answer.take(reply)
+            if question.trail is not None:
+                question.trail.append((answer.to, reply.fields))
             question.look()
 
     async def _watch(self) -> None:

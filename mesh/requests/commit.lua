@@ -8,14 +8,14 @@
 --   number of its words, this one included
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
---   number of groups of expectations, of writes, of sends, and then these:
+--   number of groups of expectations, of writes, of sends, microseconds of work, and then these:
 --   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
 --                 the names (fields or keys), the values;
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
 --   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
 --                 string that the command can increase), "field" (the same for a hash's field), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
---   send          to, op, key, reply stream, deadline, body, from
+--   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
 -- Returns one word per transaction, as a JSON list: done, not-mine, full, "conflict <side> <hash> <name>", or why the
 -- writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
@@ -267,7 +267,15 @@ local function adds(t, first, writes, sends)
   return added > 0
 end
 
-local SEND = 7
+local SEND = 8
+local none = {}
+local function further_fields(words)
+  if words == '' then return none end
+  local fields = {}
+  for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
+  return fields
+end
+
 local accepted, sendable = 0, {}
 -- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
 -- undone.
@@ -284,7 +292,7 @@ local function send(first, count)
   for i = first, last, SEND do
     local stream = 'mesh:requests:' .. ARGV[i]
     local id = redis.pcall('XADD', stream, '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
-      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5])
+      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5], unpack(further_fields(ARGV[i + 7])))
     if type(id) == 'table' then
       for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
       return stream .. ': ' .. tostring(id.err)
@@ -299,7 +307,7 @@ local function commit(t)
   local stream, id = ARGV[t + 1], ARGV[t + 2]
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, changed = unchanged(t + 12, expects)
+  local first_write, changed = unchanged(t + 13, expects)
   if not first_write then return changed end
   if memory_is_full and adds(t, first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
@@ -314,17 +322,19 @@ local function reply(t)
   local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
   if stream ~= '' then
     redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-      'forwards', forwards, 'body', body)
+      'forwards', forwards, 'body', body, 'asked', ARGV[t + 2], 'took_us', ARGV[t + 12], 'db', database)
   end
 end
 
-local outcomes, ids_of, answered = {}, {}, 0
+local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 local function finish(t)
   reply(t)
   local stream = ARGV[t + 1]
   if stream ~= '' then
     local ids = ids_of[stream] or {}
-    ids[#ids + 1], ids_of[stream], answered = ARGV[t + 2], ids, answered + 1
+    ids[#ids + 1], ids_of[stream] = ARGV[t + 2], ids
+    -- The handler itself has found that the deadline has passed.
+    if ARGV[t + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
   end
 end
 
@@ -347,6 +357,7 @@ for stream, ids in pairs(ids_of) do
 end
 if accepted > 0 then redis.pcall('HINCRBY', books_key, 'accepted', accepted) end
 if answered > 0 then redis.pcall('HINCRBY', books_key, 'answered', answered) end
+if expired > 0 then redis.pcall('HINCRBY', books_key, 'expired', expired) end
 local result = cjson.encode(outcomes)
 redis.call('SET', committed_key, batch .. result, 'PX', remembered_ms)
 return result

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 from redis import exceptions as redis_errors
@@ -81,6 +81,11 @@ class Consumer(GroupConsumer[Work]):
     def in_progress(self) -> int:
         """The number of requests in progress."""
         return len(self._works)
+
+    @property
+    def took_us(self) -> Iterable[int]:
+        """How long the last requests were worked on, in microseconds."""
+        return self._runner.took_us
 
     @property
     def conflicts(self) -> Counter[str]:
@@ -305,7 +310,7 @@ class Consumer(GroupConsumer[Work]):
         deliveries = await self._reader.redeliver(work.request.id)
         if not deliveries:
             return Outcome.NOT_OURS, ""
-        work.request, work.conflicts = work.request._replace(deliveries=deliveries), 0
+        work.request, work.conflicts, work.begun = work.request._replace(deliveries=deliveries), 0, 0.0
         return None
 
     def _pause_s(self, request: Request) -> float:

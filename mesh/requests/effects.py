@@ -11,6 +11,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.errors import MeshError
+from mesh.requests import tracing
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
 from mesh.requests.writes import Expectations, Writes, parts
@@ -176,7 +177,9 @@ class Effects(Writer):
         if not isinstance(op, str):
             raise TypeError(f"an operation is named by text, not by {op!r:.100}")
         integer(deadline, NEVER, LATEST_MS)
-        self.sends.append((to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica))
+        self.sends.append(
+            (to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica, tracing.about())
+        )
 
     def reply(self, body: Body) -> None:
         """Answer the request."""
@@ -195,8 +198,8 @@ class Effects(Writer):
         self.forwards = 0
         self._answer = (error.code, failure_body(error))
 
-    def wire(self) -> list[Text]:
-        """The words that the commit script reads."""
+    def wire(self, took_us: int = 0) -> list[Text]:
+        """The words that the commit script reads. `took_us` is how long the handler worked."""
         stream, id, reply_to, key, op = "", "", "", "", ""
         if self._request is not None:
             stream, id, op, key, _, reply_to, *_ = self._request
@@ -204,7 +207,7 @@ class Effects(Writer):
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
             0, stream, id, reply_to, key, op, status, self.forwards, encode_body(body) if reply_to else "",
-            len(expects), len(writes), len(sends),
+            len(expects), len(writes), len(sends), took_us,
         ]  # fmt: skip
         for kind in (expects, writes, sends):
             for part in kind:

@@ -2,14 +2,15 @@
 
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
-    request   op request from reply_to deadline body
-    reply     request op from status forwards body
+    request   op request from reply_to deadline body, and call, traceparent where the caller has them
+    reply     request op from status forwards body asked took_us db
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mesh import keys
@@ -109,6 +110,9 @@ class Request(NamedTuple):
     deadline: int
     body: Any
     deliveries: int = 1
+    #: the outer call that it belongs to, and the trace; see `tracing`
+    call: str = ""
+    traceparent: str = ""
 
     @property
     def at_ms(self) -> int:
@@ -128,8 +132,9 @@ class Request(NamedTuple):
             body = decode(fields["body"])
             deadline = int(get("deadline", NEVER))
             return cls(
-                stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries
-            )
+                stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
+                get("call", ""), get("traceparent", ""),
+            )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error
 
@@ -145,6 +150,8 @@ class Reply(NamedTuple):
     body: Any
     forwards: int = 0
     part: bool = False
+    #: all fields of the entry
+    fields: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def from_entry(cls, fields: Mapping[str, str], decode: Decode = decode_object) -> Reply:
@@ -154,8 +161,8 @@ class Reply(NamedTuple):
             status, forwards = fields["status"], int(fields.get("forwards", 0))
             text = fields["body"]
             if forwards and not text:
-                return cls(key, status, None, forwards)
-            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True)
+                return cls(key, status, None, forwards, False, fields)
+            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True, fields)
         except KeyError as error:
             return cls(key, InvalidReply.code, {"detail": f"the reply has no field {error}"})
         except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from redis import exceptions as redis_errors
 
 from mesh.errors import InvalidBody, MeshError
+from mesh.requests import tracing
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
 from mesh.requests.refusals import refusal
 
@@ -85,6 +86,7 @@ class CallInProgress:
         "decode",
         "left_out",
         "submitted",
+        "trail",
     )
 
     def __init__(
@@ -94,6 +96,7 @@ class CallInProgress:
         #: reads the replies
         self.decode = decode
         self.asked_at = time.monotonic()
+        self.trail = tracing.TRAIL.get()
         self.submitted = False
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back

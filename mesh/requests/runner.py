@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+from collections import deque
+from collections.abc import Awaitable
+from time import perf_counter
 
 import structlog
 
 from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Refused
 from mesh.groups.deliveries import is_overdelivered
+from mesh.requests import tracing
 from mesh.requests.effects import Effects
 from mesh.requests.handling import Stretches, describe, traceback_of
 from mesh.requests.protocol import Request
@@ -21,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 #: Conflicts of one request before it is given up; each means that another one got through.
 MOST_CONFLICTS = 100
+#: Requests whose time of work is kept.
+RECENT = 512
 #: A handler that keeps the event loop longer than this is named in the log.
 BLOCKED_S = 0.1
 
@@ -35,22 +41,43 @@ class Runner:
         self._host = host
         self._worker = worker
         self._counters = counters
+        #: microseconds of work of the last requests
+        self.took_us: deque[int] = deque(maxlen=RECENT)
         self._store = Store(host.link, host.database, host.cls)
 
-    async def attempt(self, work: Work, after_s: float = 0) -> Found | None:
+    def attempt(self, work: Work, after_s: float = 0) -> Awaitable[Found | None]:
         """Run the handler and hand its transaction to the link, which will tell the work what came of it.
 
         Returns an outcome where there is no transaction. Raises LeaseLost.
         """
+        return self._spanning(work, after_s) if tracing.is_on() else self._attempt(work, after_s)
+
+    async def _spanning(self, work: Work, after_s: float) -> Found | None:
+        request = work.request
+        tracing.TRACEPARENT.set(request.traceparent)
+        name, about = tracing.processing(request.stream, request.op, request.id, request.deliveries)
+        with tracing.span("CONSUMER", name, about) as span:
+            found = await self._attempt(work, after_s, tracing.TRACEPARENT.get())
+            if found is None:
+                work.span = tracing.begin("INTERNAL", "commit", {})
+            else:
+                span.set_attribute("error.type", found[0].name.lower())
+        return found
+
+    async def _attempt(self, work: Work, after_s: float, traceparent: str = "") -> Found | None:
         host, request = self._host, work.request
         if after_s:
             await asyncio.sleep(after_s)
+        if request.call or request.traceparent:
+            tracing.CALL.set(request.call)
+            tracing.TRACEPARENT.set(traceparent or request.traceparent)
         if is_overdelivered(request.deliveries, host.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
+        begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs)
         try:
             if work.conflicts >= MOST_CONFLICTS:
@@ -60,7 +87,9 @@ class Runner:
                 self._refuse(transaction, error)
             else:
                 await self._handle(request, transaction)
-            words = transaction.wire()
+            took_us = int((perf_counter() - begun) * 1e6)
+            self.took_us.append(took_us)
+            words = transaction.wire(took_us)
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise

@@ -12,7 +12,8 @@ END = Script.beside(__file__, "end.lua")
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua")
 SWEEP = Script.beside(__file__, "sweep.lua")
-OPEN = Script.beside(__file__, "open.lua")
+OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua")
+MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua")
 BOOKS = Script.beside(__file__, "books.lua")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from mesh import keys
 from mesh.groups.reader import BLOCK_MS, Fields, GroupReader, fields_of, not_too_fast
 from mesh.requests.protocol import Body, Decode, Reply, Request, decode_object
-from mesh.requests.scripts import BOOKS, BURY, END, OPEN, REDELIVER, SWEEP
+from mesh.requests.scripts import BOOKS, BURY, END, MINUTE, OPEN, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
@@ -58,6 +58,11 @@ async def end(link: Link, ended: Sequence[tuple[str, str, str]]) -> int:
 async def sweep(link: Link, streams: Sequence[str]) -> int:
     """Remove requests that are long past their deadline. Return how many there were."""
     return int(await link.script(SWEEP, [keys.BOOKS, *streams], SWEEP_GRACE_MS, 100))
+
+
+async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
+    """Correct the books for what was done by hand, and keep them once a minute. Return whether this call kept them."""
+    return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
 
 
 async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:

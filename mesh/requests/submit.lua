@@ -5,8 +5,9 @@
 -- submits the groups that only read, and refuses the rest.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, then for each group the number of its requests and
---       of each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body.
+--       requests a replica works on at once, number of the batch, then for each group the number of its requests, further
+--       fields of all its entries ("name value name value", or "") and of each: to (class, "db<n>", or "*": every live
+--       database), op, key (empty: no reply), ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read.
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
 --       with the databases that hold data and nobody asks; or {"error": code, "about": what}
@@ -129,12 +130,13 @@ local function refused(first, last, only_reads)
 end
 
 local deadlines, accepted = {['0'] = '0'}, 0
+local further
 local function put(at, to, key)
   local ttl = ARGV[at + 3]
   deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
   accepted = accepted + 1
   return redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', key == '' and '' or reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4])
+    'reply_to', key == '' and '' or reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
 end
 
 local function put_everywhere(at, key)
@@ -157,10 +159,19 @@ local function put_all(first, last)
   return ids
 end
 
+local none = {}
+local function further_fields(words)
+  if words == '' then return none end
+  local fields = {}
+  for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
+  return fields
+end
+
 local results, at = {}, 9
 while at <= #ARGV do
   local number = tonumber(ARGV[at])
-  local first, last = at + 1, at + math.abs(number) * WORDS
+  local first, last = at + 2, at + 1 + math.abs(number) * WORDS
+  further = further_fields(ARGV[at + 1])
   local code, about = refused(first, last, number < 0)
   if code then
     results[#results + 1] = {error = code, about = about}

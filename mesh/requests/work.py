@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mesh.requests.protocol import NEVER, Request
 from mesh.settings import MeshSettings
@@ -24,8 +24,8 @@ class Work:
     """One request in progress. As the waiter of its commit it passes the result to the consumer."""
 
     __slots__ = (
-        "_committer", "committing", "conflicts", "contended", "ended", "given_away", "late", "reason", "request",
-        "task",
+        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "late", "reason",
+        "request", "span", "task",
     )  # fmt: skip
 
     def __init__(self, request: Request, committer: Committer) -> None:
@@ -44,6 +44,10 @@ class Work:
         self.late = False
         #: resolved when the work ends; set only for a request that others wait for
         self.ended: asyncio.Future[None] | None = None
+        #: when work on this delivery began, by `perf_counter`; 0: it has not
+        self.begun = 0.0
+        #: the span of its commit, where there are spans
+        self.span: Any = None
         self._committer = committer
 
     def done(self) -> bool:
@@ -52,11 +56,18 @@ class Work:
 
     def set_result(self, word: str) -> None:
         """Receive the word of the commit script."""
+        self._end_span()
         self._committer.committed(self, word)
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the reason why there was no commit."""
+        self._end_span()
         self._committer.not_committed(self, error)
+
+    def _end_span(self) -> None:
+        if self.span is not None:
+            self.span.end()
+            self.span = None
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from mesh.wire.connection import Command
 
 #: Where the number of the batch, and the first of its transactions, stand in the words that run commit.lua.
 BATCH, FIRST = 11, 12
-#: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from.
-SEND = 7
+#: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further fields.
+SEND = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Observed:
 def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterator[Sent]:
     """Yield the requests that a transaction sends."""
     for at in range(len(words) - SEND * int(words[11]), len(words), SEND):
-        to, op, _, _, _, body, _ = words[at : at + SEND]
+        to, op, _, _, _, body, *_ = words[at : at + SEND]
         yield Sent(op, _address(to), body_of(op, body))
 
 

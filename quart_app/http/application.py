@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,7 +32,8 @@ from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import MapAdapter
 
-from quart_app.http import problems
+from mesh.requests import tracing
+from quart_app.http import journey, problems
 from quart_app.http.clients import Clients, Occupancy
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem, ProblemResponse
@@ -263,8 +264,14 @@ class Application(Quart):
         given = request.headers.get("X-Request-ID", "")
         request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        response = await super().handle_request(request)
+        trail: list[tuple[str, Mapping[str, str]]] = []
+        tracing.CALL.set(request_id)
+        tracing.TRACEPARENT.set(tracing.valid_traceparent(request.headers.get("traceparent", "")))
+        tracing.TRAIL.set(trail)
+        response = await (self._answer_in_span(request) if tracing.is_on() else super().handle_request(request))
         response.headers["X-Request-ID"] = request_id
+        if trail:
+            response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun))
         if POLICY in response.headers:
             response.headers["X-Content-Type-Options"] = "nosniff"
         else:
@@ -275,6 +282,16 @@ class Application(Quart):
         seconds = time.perf_counter() - begun
         self._requests.count(request.method, route, response.status_code, seconds)
         self._log(request.method, route, response, seconds)
+        return response
+
+    async def _answer_in_span(self, request: Request) -> ResponseTypes:
+        about = {"http.request.method": request.method, "url.path": request.path, "url.scheme": request.scheme}
+        with tracing.span("SERVER", request.method, about) as span:
+            response = await super().handle_request(request)
+            if request.url_rule is not None:
+                span.update_name(f"{request.method} {request.url_rule.rule}")
+                span.set_attribute("http.route", request.url_rule.rule)
+            span.set_attribute("http.response.status_code", response.status_code)
         return response
 
     def _log(self, method: str, route: str, response: ResponseTypes, seconds: float) -> None:

@@ -15,7 +15,8 @@ def test_the_names_are_those_of_the_table() -> None:
     """The module's docstring is what people look up with redis-cli."""
     table = keys.__doc__ or ""
     for name in (
-        keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, "mesh:lease:{n}", "mesh:replica:{n}",
+        keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, keys.MINUTES,
+        "mesh:lease:{n}", "mesh:replica:{n}",
         "mesh:requests:{A..D}", "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
         "mesh:committed:{replica}", "db{n}:class", "db{n}:format",
     ):  # fmt: skip

@@ -43,7 +43,7 @@ class Read:
 def read(transaction: Effects) -> Read:
     """Decode; fails unless the first word is the number of words."""
     words = transaction.wire()
-    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, *rest = words
+    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, *rest = words
     assert length == len(words)
     at = iter(rest)
 
@@ -59,7 +59,7 @@ def read(transaction: Effects) -> Read:
         side, *types = str(how).split()
         found.types.append(types)
         found.writes.append((int(side), *take(count)))
-    found.sends = [take(7) for _ in range(int(sends))]
+    found.sends = [take(8)[:7] for _ in range(int(sends))]
     assert not list(at)
     return found
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, keys
+from mesh import Class, DeadlineExceeded, keys
 from mesh.groups.reader import Delivered, GroupReader
-from mesh.raw import Replica, Worker
+from mesh.raw import Body, Effects, Replica, Request, Store, Worker
+from mesh.requests import streams
 from mesh.requests.streams import RequestReader
 from tests.support.backend import Backend
 
@@ -89,4 +90,79 @@ async def test_a_stream_that_vanished_is_made_again_and_the_books_say_what_went_
                 await reading.open()
     books = await one.books()
     assert (books["accepted"], books["lost"], books["in_flight"]) == (3, 3, 0)
+    await client.aclose()
+
+
+async def test_what_is_written_by_hand_is_counted(backend: Backend) -> None:
+    """An operator's XADD is a request as any other; the books say how many of them there were."""
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> None:
+        return None
+
+    one = await backend.join(worker)
+    client: Any = backend.redis()
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await client.xadd(keys.class_requests(one.cls), {"op": "count.put", "body": "{}"})
+        while (await one.books())["answered"] < 3:
+            await asyncio.sleep(0.01)
+    await streams.keep_minute(one._link, one._streams)
+    books = await one.books()
+    assert books["accepted"] == sum(count for name, count in books.items() if name != "accepted") == 3
+    assert await client.hget(keys.BOOKS, "by_hand") == "3"
+    await client.aclose()
+
+
+async def test_the_books_are_kept_once_a_minute(backend: Backend) -> None:
+    """By whichever replica is first; the id is the minute."""
+    one = await backend.join()
+    client: Any = backend.redis()
+    await client.hset(keys.BOOKS, mapping={"accepted": 7, "answered": 7})
+    added = [await streams.keep_minute(one._link, one._streams) for _ in range(3)]
+    entries = await client.xrange(keys.MINUTES)
+    assert sum(added) == len(entries) <= 2, "the test may cross the end of a minute"
+    id, fields = entries[0]
+    assert int(id.partition("-")[0]) % 60_000 == 0
+    assert fields == {
+        "accepted": "7", "answered": "7", "expired": "0", "cancelled": "0", "dead": "0", "lost": "0", "in_flight": "0",
+    }  # fmt: skip
+    await client.aclose()
+
+
+async def test_a_request_that_expires_in_hand_counts_as_expired(backend: Backend) -> None:
+    """Its handler says so; its caller gets a 504, and that is no answer."""
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> None:
+        raise DeadlineExceeded
+
+    one = await backend.join(worker)
+    with pytest.raises(DeadlineExceeded):
+        await one.call(Class(one.cls), "count.put", {})
+    books = await one.books()
+    assert (books["expired"], books["answered"]) == (1, 0)
+
+
+async def test_the_roster_tells_what_a_replica_does(backend: Backend) -> None:
+    """With each renewal: requests answered and in hand, how long they took, how late the event loop is."""
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        await asyncio.sleep(0.005)
+        return {}
+
+    one = await backend.join(worker)
+    for _ in range(5):
+        await one.call(Class(one.cls), "count.put", {})
+    client: Any = backend.redis()
+    async with asyncio.timeout(10):
+        while (row := await client.hgetall(keys.row(one.database))).get("answered") != "5":
+            await asyncio.sleep(0.05)
+    assert (row["in_hand"], row["not_ready"]) == ("0", "")
+    assert 5000 <= int(row["p50_us"]) <= int(row["p99_us"]) < 5_000_000
+    assert float(row["loop_ms"]) >= 0
     await client.aclose()

@@ -1,0 +1,126 @@
+"""Which call a request belongs to, from the HTTP request through every replica that works for it.
+
+    call         the X-Request-Id of the HTTP request, or any other name that the caller sets
+    traceparent  the W3C trace context: "00-<trace id>-<span id>-<flags>"
+
+Both are fields of the entry where they are set, and cost nothing where they are not. A handler runs with those of its
+request, so its own requests and its log lines have them, too.
+
+With the API of OpenTelemetry and an SDK that provides tracers (`opentelemetry-instrument python -m quart_app`), each
+step is also a span. `activate` looks for them once; without them nothing here creates a span.
+
+    SERVER    POST /values               quart_app.http.application
+    PRODUCER  send mesh:requests:A       from the submission to the last reply
+    CONSUMER  process mesh:requests:A    each delivery, from the handler to the commit
+    INTERNAL  commit
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Awaitable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CALL: ContextVar[str] = ContextVar("mesh_call", default="")
+TRACEPARENT: ContextVar[str] = ContextVar("mesh_traceparent", default="")
+#: Collects the address and the fields of each reply to the requests of this call; None: nobody wants them.
+TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh_trail", default=None)
+
+#: A name that may be a field of an entry: readable, and without spaces.
+NAME = re.compile(r"[!-~]{1,200}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_trace: Any = None
+_tracer: Any = None
+
+
+def is_on() -> bool:
+    """Return whether spans are created."""
+    return _tracer is not None
+
+
+def activate() -> None:
+    """Create spans from now on if OpenTelemetry is installed and has an SDK. Called once per membership."""
+    global _trace, _tracer
+    with contextlib.suppress(ImportError):
+        trace: Any = importlib.import_module("opentelemetry.trace")
+        provider = trace.get_tracer_provider()
+        if not isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+            _trace, _tracer = trace, trace.get_tracer("quart-mesh", tracer_provider=provider)
+
+
+def valid_traceparent(text: str) -> str:
+    """Return a W3C trace context as it was given, or "" for anything else."""
+    return text if _TRACEPARENT.fullmatch(text) else ""
+
+
+def trace_id() -> str:
+    """Return the id of the current trace, or ""."""
+    return TRACEPARENT.get()[3:35]
+
+
+def about() -> str:
+    """Return the fields that tell where a request comes from, as one word of the scripts; "" for none."""
+    call, traceparent = CALL.get(), TRACEPARENT.get()
+    if not call and not traceparent:
+        return ""
+    found = f"call {call}" if call and NAME.fullmatch(call) else ""
+    return f"{found} traceparent {traceparent}" if traceparent else found
+
+
+def sending(stream: str, op: str, count: int) -> tuple[str, dict[str, Any]]:
+    """Return the name and the attributes of the span of a submission."""
+    return f"send {stream}", {**_messaging(stream, op), "messaging.operation.type": "send", "mesh.requests": count}
+
+
+def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dict[str, Any]]:
+    """Return the name and the attributes of the span of a delivery."""
+    about = {"messaging.operation.type": "process", "messaging.message.id": id, "mesh.deliveries": deliveries}
+    return f"process {stream}", {**_messaging(stream, op), **about}
+
+
+def _messaging(stream: str, op: str) -> dict[str, Any]:
+    return {"messaging.system": "redis", "messaging.destination.name": stream, "messaging.operation.name": op}
+
+
+async def traced(work: Awaitable[T], kind: str, name: str, attributes: Mapping[str, Any]) -> T:
+    """Await something within a span."""
+    with span(kind, name, attributes):
+        return await work
+
+
+@contextlib.contextmanager
+def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
+    """Let a block be a span, and the parent of what happens in it. Only where `is_on`."""
+    started = begin(kind, name, attributes)
+    token = TRACEPARENT.set(_written(started))
+    try:
+        with _trace.use_span(started, end_on_exit=True):
+            yield started
+    finally:
+        TRACEPARENT.reset(token)
+
+
+def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
+    """Begin a span that somebody else ends with `end()`. Only where `is_on`."""
+    return _tracer.start_span(name, _parent(), kind=_trace.SpanKind[kind], attributes=dict(attributes))
+
+
+def _parent() -> Any:
+    """Return the context of the span that is current here, or else of the one that the request names."""
+    here, named = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
+    if not named or (here.is_valid and f"{here.trace_id:032x}" == named[3:35]):
+        return None
+    _, trace, parent, flags = named.split("-")
+    remote = _trace.SpanContext(int(trace, 16), int(parent, 16), True, _trace.TraceFlags(int(flags, 16)))
+    return _trace.set_span_in_context(_trace.NonRecordingSpan(remote))
+
+
+def _written(span: Any) -> str:
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"

@@ -1,0 +1,39 @@
+"""Tells the client which replicas worked for its request, and for how long.
+
+    Mesh-Place: replica-1f2e3d4c;db=5;class=A, replica-5b6a7988;db=2
+    Server-Timing: total;dur=3.1, work;dur=0.4
+
+A place has a class where the request was sent to any replica of that class. `work` is the longest time that a handler
+took; the rest of the total is the way through Redis, the wait for a replica, and this replica's own work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+#: Places that an answer names; a gather has no more.
+MOST_PLACES = 16
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_NUMBER = re.compile(r"\d{1,12}", re.ASCII)
+
+#: Address and fields of each reply.
+Trail = Sequence[tuple[str, Mapping[str, str]]]
+
+
+def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
+    """Return the headers for an answer after these replies; none where no replica was asked."""
+    places: dict[str, None] = {}
+    work_us = 0
+    for to, fields in trail:
+        replica, database, took_us = fields.get("from", ""), fields.get("db", ""), fields.get("took_us", "")
+        # Replies are written by scripts; one that was written by hand must not break the answer.
+        if _NUMBER.fullmatch(took_us):
+            work_us = max(work_us, int(took_us))
+        if len(places) < MOST_PLACES and _NAME.fullmatch(replica) and _NUMBER.fullmatch(database):
+            cls = "" if to.startswith("db") else f";class={to}"
+            places[f"{replica};db={database}{cls}"] = None
+    if not places:
+        return {}
+    timing = f"total;dur={seconds * 1000:.1f}, work;dur={work_us / 1000:.1f}"
+    return {"Mesh-Place": ", ".join(places), "Server-Timing": timing}
