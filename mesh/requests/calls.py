@@ -124,9 +124,7 @@ class Calls:
             return gathering
         return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
 
-    async def _gather(
-        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode
-    ) -> Replies[Any]:
+    async def _gather(self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode) -> Replies[Any]:
         key = self._name()
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), EVERY, op, key, deadline_ms, _encoded(body)]
