@@ -43,6 +43,6 @@ USER 10001:10001
 WORKDIR /
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
-# Healthy means ready: the replica holds a lease, Redis answers, and the services have started.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["healthy", "8001", "/readyz"]
+# Healthy means ready: the replica holds a lease, Redis answers, and the services have started. A spare is healthy, too.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["healthy", "8001", "/readyz", "spare"]
 CMD ["python", "-m", "quart_app"]

@@ -24,16 +24,64 @@ def seconds(duration: str) -> int:
 def test_every_service_is_hardened(name: str) -> None:
     """A read-only root, no capability but the one that Caddy's program carries, no way to gain any, a restart."""
     service = SERVICES[name]
-    assert service["read_only"] is True
+    assert service["read_only"] is (name != "browser")
     assert service["cap_drop"] == ["ALL"]
     assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else [])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == ("no" if name == "secrets" else "unless-stopped")
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_bounds(name: str) -> None:
+    """Of memory, of processes and of its log: one of them must not take the host from the others."""
+    service = SERVICES[name]
+    assert service["mem_limit"] and service["pids_limit"]
+    assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+
+
+def test_a_full_redis_fits_into_its_container() -> None:
+    """A rewrite of the log copies pages; killed by its limit, Redis would take the mesh with it."""
+    defaults = dict(re.findall(r"\$\{(REDIS_[A-Z]+):-([^}]*)\}", TEXT))
+    assert (defaults["REDIS_MAXMEMORY"], defaults["REDIS_MEMORY"]) == ("512mb", "1g")
+
+
+#: What starts only when it is asked for, by profile.
+PROFILES = {"prometheus": "monitoring", "grafana": "monitoring", "redis-exporter": "monitoring", "browser": "browser"}
+
+
+def test_the_rest_is_there_only_when_it_is_asked_for() -> None:
+    """`docker compose up` starts the mesh; nothing of the mesh waits for a profile."""
+    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
+        name: [profile] for name, profile in PROFILES.items()
+    }
+    waited_for = {other for service in SERVICES.values() for other in service.get("depends_on", {})}
+    assert not waited_for & PROFILES.keys()
+
+
+def test_the_extras_publish_on_loopback_only() -> None:
+    """Metrics and the content of Redis are for people on this host."""
+    for name in PROFILES:
+        assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", ())), name
+    assert SERVICES["browser"]["environment"]["READ_ONLY"] == "true"
+
+
+def test_prometheus_finds_what_it_scrapes() -> None:
+    """Each target is a service that shares a network with it; files that are mounted exist."""
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    hosts = set()
+    for job in config["scrape_configs"]:
+        hosts |= {name for found in job.get("dns_sd_configs", ()) for name in found["names"]}
+        hosts |= {target.partition(":")[0] for found in job.get("static_configs", ()) for target in found["targets"]}
+    assert hosts == {"api", "redis-exporter", "caddy"}
+    for host in hosts:
+        assert set(SERVICES[host]["networks"]) & set(SERVICES["prometheus"]["networks"])
+    mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
+    assert [path for path in mounted if path.startswith("./") and not (ROOT / path).exists()] == []
+
+
 def test_only_caddy_publishes_ports() -> None:
     """Redis cannot be reached from outside, and operators only from this host."""
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["caddy"]
+    assert [name for name, service in SERVICES.items() if "ports" in service and name not in PROFILES] == ["caddy"]
     published = {port.rpartition(":")[2]: port for port in SERVICES["caddy"]["ports"]}
     assert set(published) == {"80", "443", "8001"}
     assert published["8001"].startswith("127.0.0.1:")
@@ -52,7 +100,9 @@ def test_redis_is_on_a_network_without_a_way_out_that_only_the_replicas_share() 
     """Nobody else can even try a password."""
     assert SERVICES["redis"]["networks"] == ["back"]
     assert COMPOSE["networks"]["back"] == {"internal": True}
-    assert [name for name, service in SERVICES.items() if "back" in service.get("networks", ())] == ["redis", "api"]
+    found = [name for name, service in SERVICES.items() if "back" in service.get("networks", ())]
+    assert [name for name in found if name not in PROFILES] == ["redis", "api"]
+    assert [name for name in found if name in PROFILES] == ["redis-exporter", "browser"]
 
 
 def test_there_is_one_redis_with_sixteen_databases_that_loses_nothing_silently() -> None:
@@ -94,9 +144,10 @@ def test_secrets_are_files_that_only_their_readers_mount() -> None:
     mount = "${SECRETS:-secrets}:/run/secrets"
     readers = {name for name, service in SERVICES.items() if f"{mount}:ro" in service.get("volumes", ())}
     writers = {name for name, service in SERVICES.items() if mount in service.get("volumes", ())}
-    assert (readers, writers) == ({"redis", "api"}, {"secrets"})
+    assert (readers - PROFILES.keys(), writers) == ({"redis", "api"}, {"secrets"})
+    assert readers & PROFILES.keys() == {"redis-exporter", "browser"}
     named = [name for service in SERVICES.values() for name in service.get("environment", {})]
-    assert [name for name in named if "PASSWORD" in name or "SECRET" in name] == []
+    assert [name for name in named if name.endswith("PASSWORD") or "SECRET" in name.removeprefix("GF_SECURITY")] == []
 
 
 def test_no_secret_is_committed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import re
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from quart_app.local.ports import free_port
+from tests.support.replicas import Process, Replicas
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 HADOLINT = Path(sys.executable).parent / "hadolint"
@@ -86,3 +91,30 @@ def test_only_what_the_image_is_made_of_enters_the_build() -> None:
     sources = {source for line in copies for source in line.split()[:-1] if not source.startswith("--")}
     assert rules[0] == "*"
     assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == sources
+
+
+HEALTHY = ROOT / "deploy/healthy"
+
+
+async def healthy(process: Process, *arguments: str) -> bool:
+    """Whether the health check of the image takes this replica for healthy."""
+    port = process.private.rpartition(":")[2]
+    done = await asyncio.create_subprocess_exec(HEALTHY, port, "/readyz", *arguments, stderr=subprocess.DEVNULL)
+    return await done.wait() == 0
+
+
+async def test_a_spare_replica_is_healthy_and_one_without_redis_is_not(replicas: Replicas) -> None:
+    """Otherwise a seventeenth replica would keep `docker compose up` waiting for ever."""
+    (holder,) = await replicas(1, {"MESH_DATABASES": "1"})
+    spare = replicas.spawn({"MESH_DATABASES": "1"})
+    astray = replicas.spawn({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"})
+    assert await healthy(holder) and await healthy(holder, "spare")
+    await eventually(lambda: healthy(spare, "spare"), 20)
+    assert not await healthy(spare)
+    await eventually(lambda: lives(replicas, astray), 20)
+    assert not await healthy(astray, "spare")
+    assert '["healthy", "8001", "/readyz", "spare"]' in (ROOT / "Dockerfile").read_text()
+
+
+async def lives(replicas: Replicas, process: Process) -> bool:
+    return await replicas.status(process, "/health") == 200
