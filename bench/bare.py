@@ -18,6 +18,7 @@ from hypercorn.asyncio import serve
 from prometheus_client import CollectorRegistry
 from quart import Quart, Response, jsonify, request
 
+from quart_app import logs
 from quart_app.http import server
 from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
@@ -31,6 +32,7 @@ TEN = [{"value": 2147483659 * n, "prime_factors": [n, 2147483659]} for n in (3, 
 def create_app(kind: str) -> Quart:
     app: Quart = Quart("bare")
     if kind == "application":
+        logs.configure(AppSettings())
         app = Application("bare", AppSettings(), Requests(CollectorRegistry()), leaving=lambda: False)
 
     @app.post("/values")

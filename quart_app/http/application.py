@@ -1,6 +1,7 @@
 """Quart as it is used here: bounds on what clients occupy, request ids, metrics, a log line per request.
 
-Where Quart lets an application choose a class, the class here does less work for the same answer.
+Where Quart lets an application choose a class, the class here does less work for the same answer. It leaves out what
+nothing here uses: sessions, signals, functions for the end of a request, subdomains.
 """
 
 from __future__ import annotations
@@ -12,32 +13,34 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Quart, Request, Response
+from quart import Quart, Response
+from quart import Request as QuartRequest
 from quart.asgi import ASGIHTTPConnection
-from quart.ctx import RequestContext
-from quart.globals import request_ctx
+from quart.ctx import AppContext, RequestContext
+from quart.globals import _cv_app, _cv_request, request_ctx
 from quart.json.provider import DefaultJSONProvider
-from quart.routing import QuartMap
-from quart.sessions import NullSession, SessionInterface
-from quart.typing import ResponseReturnValue, ResponseTypes
-from quart.utils import encode_headers
+from quart.routing import QuartMap, QuartRule
+from quart.sessions import NullSession
+from quart.typing import ResponseTypes
+from quart.utils import cancel_tasks, encode_headers, raise_task_exceptions
 from quart.wrappers import BaseRequestWebsocket
-from quart.wrappers.request import Body
 from quart.wrappers.response import DataBody
-from werkzeug.datastructures import Authorization
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
 from mesh.requests import tracing
 from quart_app.http import journey, problems
-from quart_app.http.clients import Clients, Occupancy
+from quart_app.http.clients import Clients
 from quart_app.http.metrics import Requests
-from quart_app.http.problems import Problem, ProblemResponse
+from quart_app.http.problems import ProblemResponse
 from quart_app.http.protection import HEADERS, POLICY, Hosts
+from quart_app.http.request import HttpRequest, headers_of
 from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
@@ -47,127 +50,116 @@ WARNINGS_PER_S = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class _Exchange(ASGIHTTPConnection):
-    """A request and its answer in the server's own task, beside a task that listens; a client that leaves ends both.
+class _Asgi(ASGIHTTPConnection):
+    """A request and its answer in one task; our server cancels it when the client has gone.
 
-    Quart's own class starts a second task for the answer, and leaves it running when the server ends the exchange.
+    Quart's own class starts two tasks, one of which waits for the client to go.
     """
 
     app: Application
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        request = cast("_Request", self._create_request_from_scope(send))
+        request = cast("HttpRequest", self._create_request_from_scope(send))
         forwarded_for = request.headers.getlist("X-Forwarded-For")
         if forwarded_for:
             peer = request.remote_addr or ""
             request.remote_addr = self.app.clients.proxies.client(peer, forwarded_for)
         body = request.body
-        body.charge(self.app.clients.bodies, request.remote_addr or "")
-        answering = cast("asyncio.Task[None]", asyncio.current_task())
-        listening = asyncio.ensure_future(self.handle_messages(request, receive))
-        ended = gone = False
-
-        def hang_up(_: asyncio.Task[None]) -> None:
-            nonlocal gone
-            if not ended:
-                gone = True
-                answering.cancel()
-
-        listening.add_done_callback(hang_up)
+        body.begin(receive, self.scope, self.app.clients.bodies, request.remote_addr or "")
         try:
-            await self.handle_request(request, send)
-            ended = True
-            await asyncio.sleep(0)  # Hypercorn has sent the end of the exchange; reading it costs less than a cancel.
-        except asyncio.CancelledError:
-            if not gone or answering.uncancel():
-                raise
+            response = await self.app.handle_request(request)
+            if isinstance(response.response, DataBody):
+                await self._send_whole(send, response, response.response)
+            else:
+                await self._send_stream(receive, send, response)
         finally:
-            ended = True
-            listening.cancel()
             body.discharge()
 
-    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """Send the answer in two messages if its whole body is known; Quart sends a third one for the end."""
-        body = response.response
-        if not isinstance(body, DataBody):
-            await super()._send_response(send, response)
-            return
+    def _create_request_from_scope(self, send: ASGISendCallable) -> QuartRequest:
+        scope, config = self.scope, self.app.config
+        headers = headers_of(scope)
+        path = scope["path"]
+        return self.app.request_class(
+            scope["method"],
+            scope["scheme"],
+            path if path[0] == "/" else urlsplit(path).path,
+            scope["query_string"],
+            headers,
+            "",
+            scope["http_version"],
+            scope,
+            max_content_length=config["MAX_CONTENT_LENGTH"],
+            body_timeout=config["BODY_TIMEOUT"],
+            send_push_promise=_no_push,
+        )
+
+    async def _send_whole(self, send: ASGISendCallable, response: ResponseTypes, body: DataBody) -> None:
+        """Send the answer in two messages; Quart sends a third one for the end."""
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
+    async def _send_stream(self, receive: ASGIReceiveCallable, send: ASGISendCallable, response: ResponseTypes) -> None:
+        """Send an answer that may have no end of its own, until its client has gone, with any ASGI server."""
 
-class _Body(Body):
-    """A request body that is bounded as a whole, and whose bytes are counted until the request is answered.
+        async def leaving() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
-    Quart's bound holds for what waits to be read, so a body of chunks that is read as it arrives has none.
-    """
-
-    _occupied: Occupancy | None = None
-    _source = ""
-    _arrived = 0
-
-    def charge(self, occupied: Occupancy, source: str) -> None:
-        """Count the bytes that arrive from now on."""
-        self._occupied, self._source = occupied, source
-
-    def discharge(self) -> None:
-        """Give the counted bytes back; later ones are dropped."""
-        if self._occupied is not None and self._arrived:
-            self._occupied.give_back(self._source, self._arrived)
-        self._occupied, self._arrived = None, 0
-
-    def append(self, data: bytes) -> None:
-        if not data or self._must_raise is not None or self._occupied is None:
-            return
-        if self._max_content_length is not None and self._arrived + len(data) > self._max_content_length:
-            self._refuse(RequestEntityTooLarge())
-        elif not self._occupied.take(self._source, len(data)):
-            self._refuse(
-                Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
-            )
-        else:
-            self._arrived += len(data)
-            super().append(data)
-
-    async def __anext__(self) -> bytes:
-        """Return what has arrived. A refusal that comes while we wait would look like the end of the body to Quart."""
+        tasks = {asyncio.ensure_future(self._send_response(send, response)), asyncio.ensure_future(leaving())}
         try:
-            return await super().__anext__()
-        except StopAsyncIteration:
-            if self._must_raise is not None:
-                raise self._must_raise from None
-            raise
-
-    def _refuse(self, error: Exception) -> None:
-        self._must_raise = error
-        self.clear()
-        self.set_complete()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            raise_task_exceptions(done)
+        finally:
+            await cancel_tasks(tasks)
 
 
-class _Request(Request):
-    """A request whose headers can always be read, and which looks up the blueprints of its route once.
+async def _no_push(path: str, headers: Headers) -> None:
+    """HTTP/1.1 has no push."""
 
-    `remote_addr` is the address of the client, behind trusted proxies, too.
-    """
 
-    body: _Body
-    body_class = _Body
+class _Context(RequestContext):
+    """The context of a request. It sends none of Quart's signals, and has no functions for the end of a request."""
+
+    def __init__(self, app: Application, request: HttpRequest) -> None:
+        self.app = app
+        self.request_websocket = request
+        self.session = _NO_SESSION
+        self.flashes = None
+        self.preserved = False
+        self._after_request_functions = []
+        request.json_module = app.json
+        app.find_route(request)
 
     @cached_property
-    def authorization(self) -> Authorization | None:
-        """The credentials; None where there are none or they cannot be read.
+    def url_adapter(self) -> MapAdapter | None:  # type: ignore[override]
+        return self.app.create_url_adapter(self.request)
 
-        Werkzeug 3.1 raises ValueError for characters beyond ASCII in Basic credentials.
-        """
-        try:
-            return super().authorization
-        except ValueError:
-            return None
+    async def push(self) -> None:
+        self._tokens = _cv_request.set(self), _cv_app.set(AppContext(self.app))
 
-    @cached_property
-    def blueprints(self) -> list[str]:
-        return super().blueprints
+    async def pop(self, exc: BaseException | None = None) -> None:
+        of_request, of_app = self._tokens
+        _cv_app.reset(of_app)
+        _cv_request.reset(of_request)
+
+
+class _Handling:
+    """What answers the requests of one endpoint: its route, and what its blueprints do before and after it."""
+
+    def __init__(self, app: Application, request: HttpRequest) -> None:
+        names = request.blueprints
+        self.before = [
+            app.ensure_async(function)
+            for name in (None, *reversed(names))
+            for function in app.before_request_funcs[name]
+        ]
+        self.after = [
+            app.ensure_async(function)
+            for name in (*names, None)
+            for function in reversed(app.after_request_funcs[name])
+        ]
+        self.view = app.ensure_async(app.view_functions[cast("str", request.endpoint)])
 
 
 class _Routes(QuartMap):
@@ -180,13 +172,8 @@ class _Routes(QuartMap):
         return self.bind(request.host, request.root_path, "", request.scheme, request.method, request.path, query)
 
 
-class _NoSessions(SessionInterface):
-    """One empty session for all requests: nothing here uses Quart's sessions."""
-
-    _session = NullSession()
-
-    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> NullSession:
-        return self._session
+#: The session of all requests: nothing here uses Quart's sessions.
+_NO_SESSION = NullSession()
 
 
 class _Json(DefaultJSONProvider):
@@ -231,10 +218,9 @@ class _Rate:
 class Application(Quart):
     """The routes of one port. `leaving` returns whether clients should open their next connection elsewhere."""
 
-    asgi_http_class = _Exchange
+    asgi_http_class = _Asgi
     json_provider_class = _Json
-    request_class = _Request
-    session_interface = _NoSessions()  # type: ignore[assignment]
+    request_class = HttpRequest
     url_map_class = _Routes
 
     def __init__(self, name: str, settings: AppSettings, requests: Requests, leaving: Callable[[], bool]) -> None:
@@ -247,6 +233,8 @@ class Application(Quart):
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
         self.config["RESPONSE_TIMEOUT"] = None
+        self._adapter = self.url_map.bind("")
+        self._handling: dict[str, _Handling] = {}
         problems.install(self)
 
     def expect_requests(self) -> None:
@@ -255,7 +243,7 @@ class Application(Quart):
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
                 self._requests.expect(method, rule.rule)
 
-    async def handle_request(self, request: Request) -> ResponseTypes:
+    async def handle_request(self, request: QuartRequest) -> ResponseTypes:
         """Answer a request, errors included: add the headers of every answer, count the request, log it.
 
         This wraps Quart's own method, because each hook would have to look up request, answer and route again.
@@ -284,7 +272,7 @@ class Application(Quart):
         self._log(request.method, route, response, seconds)
         return response
 
-    async def _answer_in_span(self, request: Request) -> ResponseTypes:
+    async def _answer_in_span(self, request: QuartRequest) -> ResponseTypes:
         about = {"http.request.method": request.method, "url.path": request.path, "url.scheme": request.scheme}
         with tracing.span("SERVER", request.method, about) as span:
             response = await super().handle_request(request)
@@ -307,8 +295,48 @@ class Application(Quart):
                 facts["suppressed"] = self._warnings.take_suppressed()
             log.warning("request", **facts)
 
-    async def preprocess_request(self, request_context: RequestContext | None = None) -> ResponseReturnValue | None:
-        """Refuse requests that are meant for another host, whatever their path."""
-        request = (request_context or request_ctx).request
-        self._hosts.check(request.headers.get("Host", ""))
-        return await super().preprocess_request(request_context)
+    def request_context(self, request: QuartRequest) -> RequestContext:
+        return _Context(self, cast("HttpRequest", request))
+
+    def find_route(self, request: HttpRequest) -> None:
+        """Note the route of a request, or why it has none. One adapter serves all hosts; a redirect needs its own."""
+        request.routing_exception = None
+        try:
+            found = self._adapter.match(request.path, request.method, return_rule=True)
+        except HTTPException:
+            try:
+                found = cast("MapAdapter", self.create_url_adapter(request)).match(return_rule=True)
+            except HTTPException as error:
+                request.routing_exception = error
+                return
+        request.url_rule, request.view_args = found  # type: ignore[assignment]
+
+    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> ResponseTypes:
+        """Answer a request. Requests meant for another host are refused, whatever their path."""
+        context = cast("_Context", request_context or request_ctx)
+        request = cast("HttpRequest", context.request)
+        rule = request.url_rule
+        handling = None if rule is None else self._handling.get(rule.endpoint) or self._handle(request)
+        result: Any = None
+        try:
+            self._hosts.check(request.headers.get("Host", ""))
+            if handling is None or (request.method == "OPTIONS" and cast("QuartRule", rule).provide_automatic_options):
+                result = await self.dispatch_request(context)
+            else:
+                for before in handling.before:
+                    result = await before()
+                    if result is not None:
+                        break
+                else:
+                    result = await handling.view(**(request.view_args or {}))
+        except Exception as error:
+            result = await self.handle_user_exception(error)
+        response: Any = result if isinstance(result, Response) else await self.make_response(result)
+        for after in (*context._after_request_functions, *(() if handling is None else handling.after)):
+            response = await after(response)
+        return cast("ResponseTypes", response)
+
+    def _handle(self, request: HttpRequest) -> _Handling:
+        """Find what handles the requests of an endpoint, once: the routes of an application do not change."""
+        handling = self._handling[cast("str", request.endpoint)] = _Handling(self, request)
+        return handling

@@ -29,6 +29,7 @@ from quart import request
 from werkzeug.exceptions import RequestTimeout
 
 from quart_app.http.problems import Problem, from_validation
+from quart_app.http.request import RequestBody
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -222,7 +223,9 @@ async def _parse(data: bytes, most: int | None = None) -> Any:
 
 
 async def _data() -> bytes:
-    """Return the whole body, which has usually arrived by now; Quart's own way of waiting for it takes a task."""
+    """Return the whole body. Waiting for it takes a timer; Quart's own way of waiting takes a task, too."""
+    if isinstance(request.body, RequestBody) and request.body.has_arrived():
+        return b"".join([part async for part in request.body])
     try:
         async with asyncio.timeout(request.body_timeout):
             return b"".join([part async for part in request.body])

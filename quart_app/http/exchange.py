@@ -19,6 +19,7 @@ from werkzeug.http import http_date
 from quart_app.http.parser import Head
 from quart_app.http.problems import Problem
 from quart_app.http.protection import HEADERS
+from quart_app.http.request import HAS_ARRIVED
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +92,9 @@ class Exchange:
         self._parts.append(data)
         self.unread += len(data)
         self._wake()
+
+    def has_arrived(self) -> bool:
+        return self.is_complete
 
     def body_ended(self) -> None:
         self.is_complete = True
@@ -269,7 +273,7 @@ class Exchange:
             "client": wire.client,
             "server": wire.server,
             "state": wire.state.copy(),
-            "extensions": {},
+            "extensions": {HAS_ARRIVED: self.has_arrived},
         }
 
 

@@ -1,0 +1,142 @@
+"""A request as Quart sees it: its headers, and its body, which is counted and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import cached_property, lru_cache
+from typing import Any
+
+from hypercorn.typing import ASGIReceiveCallable, HTTPScope
+from quart import Request as QuartRequest
+from quart.wrappers.request import Body
+from werkzeug.datastructures import Authorization, Headers
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+
+from quart_app.http.clients import Occupancy
+from quart_app.http.problems import Problem
+
+#: An extension of ASGI that our server has: a function that returns whether the whole body has arrived.
+HAS_ARRIVED = "quart_app.has_arrived"
+
+
+class RequestBody(Body):
+    """A request body that is asked for when it is read, and whose bytes are counted until the request is answered.
+
+    It is bounded as a whole. Quart's bound holds for what waits to be read, so a body of chunks that is read as it
+    arrives has none. Quart has a task that moves the body here.
+    """
+
+    _receive: ASGIReceiveCallable
+    _has_arrived: Callable[[], bool] = staticmethod(lambda: False)
+    _occupied: Occupancy | None = None
+    _source = ""
+    _arrived = 0
+
+    def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupied: Occupancy, source: str) -> None:
+        """Ask for the body here, and count the bytes that arrive."""
+        self._receive, self._occupied, self._source = receive, occupied, source
+        extensions: Any = scope.get("extensions") or {}
+        self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
+
+    def has_arrived(self) -> bool:
+        """Return whether it can be read without waiting, and so without a timer."""
+        return self._has_arrived()
+
+    def discharge(self) -> None:
+        """Give the counted bytes back; later ones are dropped."""
+        if self._occupied is not None and self._arrived:
+            self._occupied.give_back(self._source, self._arrived)
+        self._occupied, self._arrived = None, 0
+
+    def append(self, data: bytes) -> None:
+        if not data or self._must_raise is not None or self._occupied is None:
+            return
+        if self._max_content_length is not None and self._arrived + len(data) > self._max_content_length:
+            self._refuse(RequestEntityTooLarge())
+        elif not self._occupied.take(self._source, len(data)):
+            self._refuse(
+                Problem(503, "too many bytes of request bodies are in progress; retry after 1 s", retry_after=1)
+            )
+        else:
+            self._arrived += len(data)
+            super().append(data)
+
+    async def __anext__(self) -> bytes:
+        """Return what has arrived; wait until something has. Raises what the body was refused with."""
+        while True:
+            if self._must_raise is not None:
+                raise self._must_raise
+            if self._data:
+                data = bytes(self._data)
+                self._data.clear()
+                return data
+            if self._complete.is_set():
+                raise StopAsyncIteration
+            await self._ask()
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        while not self._complete.is_set() and self._must_raise is None:
+            yield from self._ask().__await__()
+        if self._must_raise is not None:
+            raise self._must_raise
+        return bytes(self._data)
+
+    async def _ask(self) -> None:
+        """Take what the server has of the body, or wait for it."""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            self._refuse(BadRequest("the body has no end"))
+            return
+        self.append(message["body"])
+        if not message["more_body"]:
+            self.set_complete()
+
+    def _refuse(self, error: Exception) -> None:
+        self._must_raise = error
+        self.clear()
+        self.set_complete()
+
+
+class HttpRequest(QuartRequest):
+    """A request whose headers can always be read, and which looks up the blueprints of its route once.
+
+    `remote_addr` is the address of the client, behind trusted proxies, too.
+    """
+
+    body: RequestBody
+    body_class = RequestBody
+
+    @cached_property
+    def authorization(self) -> Authorization | None:
+        """The credentials; None where there are none or they cannot be read.
+
+        Werkzeug 3.1 raises ValueError for characters beyond ASCII in Basic credentials.
+        """
+        try:
+            return super().authorization
+        except ValueError:
+            return None
+
+    @cached_property
+    def blueprints(self) -> list[str]:
+        return super().blueprints
+
+
+class _Headers(Headers):
+    """Headers that need no check, because the parser of HTTP has made it."""
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._list = pairs
+
+
+@lru_cache(maxsize=1024)
+def _title(name: bytes) -> str:
+    return name.decode("latin1").title()
+
+
+def headers_of(scope: HTTPScope) -> Headers:
+    """Return the headers of a request, and where Quart looks for the client's address."""
+    client = scope.get("client")
+    pairs = [("Remote-Addr", client[0] if client else "<local>")]
+    pairs += [(_title(name), value.decode("latin1")) for name, value in scope["headers"]]
+    return _Headers(pairs)
