@@ -212,7 +212,7 @@ class MeshKit:
     def dead(self) -> list[Buried]:
         """The requests that were given up."""
         letters: Any = self._below.direct.xrange(keys.DEAD)
-        return [Buried.from_entry(fields) for _, fields in letters]
+        return [Buried.from_entry(fields, self._runs.body_of) for _, fields in letters]
 
     def ran(self, op: AnyOperation) -> int:
         """Return how often the handler of an operation was run; a request that runs again counts again."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.requests import scripts
-from mesh.requests.protocol import OK, Address, Body, Class, Database
+from mesh.requests.protocol import OK, Address, Class, Database
 from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
@@ -45,15 +45,15 @@ class Buried:
     """A request that was given up."""
 
     op: str
-    body: Body
+    body: Any
     reason: str
     deliveries: int
 
     @classmethod
-    def from_entry(cls, fields: dict[str, str]) -> Buried:
+    def from_entry(cls, fields: dict[str, str], body_of: Callable[[str, str], Any]) -> Buried:
         """Read an entry of the stream of dead letters."""
-        body = decode(fields.get("body", "{}"))
-        return cls(fields.get("op", ""), body, fields["reason"], int(fields["deliveries"]))
+        op = fields.get("op", "")
+        return cls(op, body_of(op, fields.get("body", "{}")), fields["reason"], int(fields["deliveries"]))
 
 
 def is_commit(command: Command) -> bool:

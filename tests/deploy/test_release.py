@@ -153,6 +153,25 @@ def test_the_library_works_without_the_packages_of_the_services(
     assert "{'greeting': 'hello world'}" in done.stdout.splitlines()
 
 
+def test_a_program_and_its_test_work_with_the_wheel(installed: Path, server: Server, tmp_path: Path) -> None:
+    """Those of docs/testing.md: the program beside a server, its test with the kit and the plugin of the wheel."""
+    program, test = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)[:2]
+    (tmp_path / "greetings.py").write_text(program)
+    (tmp_path / "test_greetings.py").write_text(test)
+    environ = {"PATH": os.environ["PATH"], "REDIS_URL": server.url}
+    pytest_it = ["-m", "pytest", "-q", "-p", "no:valkey", "-o", "asyncio_mode=auto"]
+    for words, said in (
+        (["greetings.py"], "hello world 1"),
+        (pytest_it, "1 passed"),
+        # The option is that of the wheel's plugin.
+        ([*pytest_it, "--collect-only", f"--mesh-redis={server.url}"], "1 test collected"),
+    ):
+        done = subprocess.run(
+            [installed, *words], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
+
+
 def test_the_command_names_the_extra_that_is_missing(installed: Path, tmp_path: Path) -> None:
     """Somebody who installed the library alone, and tries the command, reads what to install."""
     code = refusing() + "from quart_app.cli import main"
