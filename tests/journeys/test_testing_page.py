@@ -19,7 +19,7 @@ IMPORTS = """
 from datetime import timedelta
 import pytest
 from greetings import Greet, Greeted, count, greetings, put, seen, total
-from mesh import Class, GivenUp, NoReplica
+from mesh import Class, GivenUp, Unavailable
 """
 
 
