@@ -9,7 +9,7 @@ from importlib.metadata import version as package_version
 
 from quart import Blueprint
 
-from mesh import SetupError
+from mesh import Operations, SetupError
 from mesh.raw import Worker
 from quart_app.dashboard import LivePage, landing_routes
 from quart_app.http import collisions, health, metrics, openapi
@@ -31,7 +31,7 @@ class App:
     private: Application
     #: why requests should go to another replica; "" when this one is ready
     reason: str = "starting"
-    worker: Worker = field(default_factory=Worker)
+    operations: list[Operations | Worker] = field(default_factory=list)
 
 
 def create_app(context: Context) -> App:
@@ -48,7 +48,7 @@ def create_app(context: Context) -> App:
     public_port, private_port = (Application(n, context.settings, requests, leaving) for n in ("public", "private"))
     app = App(context, Services(services, context.metrics), public_port, private_port)
     for service in services:
-        app.worker.include(service.worker)
+        app.operations += service.operations
     public = [blueprint for service in services for blueprint in service.public]
     private = [blueprint for service in services for blueprint in service.private]
 
@@ -70,7 +70,7 @@ def why_not_ready(app: App) -> str:
     """Return why no requests should be sent to this replica, or "" when it is ready."""
     if app.reason:
         return app.reason
-    replica = app.context.replica
+    replica = app.context.membership
     if replica is None or not replica.trusted:
         return "this replica holds no lease"
     if not replica.reachable:

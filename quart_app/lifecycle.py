@@ -18,8 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from mesh import LeaseLost, MeshError
-from mesh.raw import Replica
+from mesh import LeaseLost, Mesh, MeshError
 from mesh.wire.backoff import pauses
 from quart_app.http.problems import Problem
 from quart_app.service import Service
@@ -60,7 +59,7 @@ class ServiceLife:
 
         return refuse_until_ready
 
-    async def run(self, replica: Replica, closing: asyncio.Event) -> None:
+    async def run(self, replica: Mesh, closing: asyncio.Event) -> None:
         """Keep the service open until `closing` is set; open it again after each failure. Raises LeaseLost."""
         delays = pauses(MIN_PAUSE_S, MAX_PAUSE_S)
         opened_at = math.inf
@@ -117,7 +116,7 @@ class Services:
         return {life.name: reason for life in self._lives if (reason := life.reason)}
 
     @contextlib.asynccontextmanager
-    async def running(self, replica: Replica, wait_s: float) -> AsyncIterator[None]:
+    async def running(self, replica: Mesh, wait_s: float) -> AsyncIterator[None]:
         """Keep all services open while the block lasts.
 
         It is entered once every service is ready or has failed, and after `wait_s` seconds at the latest.

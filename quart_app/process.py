@@ -21,9 +21,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, Counter
 from redis.exceptions import RedisError
 
-from mesh import Busy, LeaseLost, MeshError, MeshSettings, SetupError, Unavailable
-from mesh.lease.applicant import Applicant
-from mesh.raw import Replica, join
+from mesh import Applicant, Busy, LeaseLost, Mesh, MeshError, MeshSettings, SetupError, Unavailable, join
 from mesh.wire import failures
 from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app, why_not_ready
@@ -131,7 +129,7 @@ class Process:
         await self._signalled.wait()
         log.info("draining")
         self._app.reason = "this replica is about to leave"
-        replica = self._app.context.replica
+        replica = self._app.context.membership
         if replica is None or not self._opened.is_set():
             # There is no membership to leave, and the lease that it waits for may never come.
             member.cancel()
@@ -155,7 +153,7 @@ class Process:
                 log.error("membership lost", error=str(error))
                 self._lost.inc()
             finally:
-                self._app.context.replica = None
+                self._app.context.membership = None
             if self._signalled.is_set():
                 return
             self._app.reason = LOST
@@ -166,7 +164,7 @@ class Process:
         lost_at = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
-            replica = self._app.context.replica
+            replica = self._app.context.membership
             if replica is None or replica.trusted:
                 lost_at = math.inf
             elif lost_at == math.inf:
@@ -177,29 +175,29 @@ class Process:
 
     async def _be_member(self, sockets: Sockets) -> None:
         membership = join(
-            self._app.worker,
-            self._mesh_settings,
+            *self._app.operations,
+            settings=self._mesh_settings,
             public=sockets.address(sockets.public),
             private=sockets.address(sockets.private),
             version=VERSION,
             applicant=self._explain,
             ready=False,
         )
-        async with membership as replica:
-            self._app.context.replica = replica
+        async with membership as mesh:
+            self._app.context.membership = mesh
             self._app.reason = "the services are starting"
-            async with self._app.services.running(replica, self._settings.service_wait_ms / 1000):
-                await self._serve_as(replica, sockets)
+            async with self._app.services.running(mesh, self._settings.service_wait_ms / 1000):
+                await self._serve_as(mesh, sockets)
 
-    async def _serve_as(self, replica: Replica, sockets: Sockets) -> None:
+    async def _serve_as(self, mesh: Mesh, sockets: Sockets) -> None:
         if not self._signalled.is_set():
             # A client may connect as soon as this replica says that it is ready; Hypercorn accepts a moment later.
             sockets.public.listen(BACKLOG)
             self._app.reason = ""
-            replica.announce(self._app.services.not_ready)
+            mesh.announce(self._app.services.not_ready)
             self._opened.set()
             not_ready = list(self._app.services.not_ready())
-            log.info("ready", database=replica.database, cls=replica.cls, services_not_ready=not_ready)
+            log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)
         await self._http_closed.wait()
 
     def _explain(self, applicant: Applicant) -> None:

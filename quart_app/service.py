@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from quart import Blueprint
 
-from mesh import Unavailable
-from mesh.raw import Replica, Worker
+from mesh import Mesh, Operations, Unavailable
+from mesh.raw import Worker
 from quart_app.settings import AppSettings
 
 
@@ -26,18 +26,18 @@ class Context:
 
     settings: AppSettings
     metrics: CollectorRegistry
-    replica: Replica | None = None
+    membership: Mesh | None = None
 
     @property
-    def mesh(self) -> Replica:
+    def mesh(self) -> Mesh:
         """This process's membership. Raises Unavailable while there is none."""
-        if self.replica is None:
+        if self.membership is None:
             raise Unavailable("this replica holds no lease yet")
-        return self.replica
+        return self.membership
 
 
 @contextlib.asynccontextmanager
-async def always_ready(replica: Replica) -> AsyncIterator[None]:
+async def always_ready(replica: Mesh) -> AsyncIterator[None]:
     """Do nothing: the lifespan of a service that has nothing to open or close."""
     yield
 
@@ -57,9 +57,9 @@ class Service:
     #: routes on the private port, for other replicas and operators
     private: Sequence[Blueprint] = ()
     #: operations that this service handles for the mesh
-    worker: Worker = field(default_factory=Worker)
+    operations: Sequence[Operations | Worker] = ()
     #: Entered once the lease is held, left before it is released. The service is ready while it is entered; until
     #: then its routes answer 503. An error that it raises is this service's alone: it is entered again after a pause.
-    lifespan: Callable[[Replica], AbstractAsyncContextManager[None]] = always_ready
+    lifespan: Callable[[Mesh], AbstractAsyncContextManager[None]] = always_ready
     #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` and the roster tell it.
     trouble: Callable[[], str] = no_trouble

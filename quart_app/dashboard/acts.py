@@ -18,9 +18,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from quart import Request
 
-from mesh import Refused
+from mesh import Mesh, Refused
 from mesh.dead.letters import Actor, Chosen, DeadLetters, LetterGroup, Report
-from mesh.raw import Replica
 from quart_app.dashboard.words import counted, shortened
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
@@ -64,8 +63,8 @@ class Act:
     button: str
     word: str
     view: str
-    ask: Callable[[Replica, About], Awaitable[ActQuestion]]
-    do: Callable[[Replica, About, Actor], Awaitable[Done]]
+    ask: Callable[[Mesh, About], Awaitable[ActQuestion]]
+    do: Callable[[Mesh, About, Actor], Awaitable[Done]]
 
 
 class Operators:
@@ -74,16 +73,16 @@ class Operators:
     def __init__(self, settings: AppSettings) -> None:
         self.exist = bool(settings.page_password.get_secret_value())
         self._auth = BasicAuth("page", OPERATOR, settings.page_password)
-        self._replica: Replica | None = None
+        self._replica: Mesh | None = None
 
-    async def is_signed_in(self, request: Request, replica: Replica) -> bool:
+    async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
         """Return whether a request shows what an operator may do. Raises Problem where it has wrong credentials."""
         if not self.exist or request.authorization is None:
             return False
         await self.check(request, replica)
         return True
 
-    async def check(self, request: Request, replica: Replica) -> Actor:
+    async def check(self, request: Request, replica: Mesh) -> Actor:
         """Return who acts. Raises Problem: 401, 403, 429."""
         if is_foreign(request.method, request.headers, frozenset()):
             raise Problem(403, "this request was made by a page of another site")
@@ -114,11 +113,11 @@ def find(name: str) -> Act:
 # Dead letters
 
 
-def _letters(replica: Replica) -> DeadLetters:
+def _letters(replica: Mesh) -> DeadLetters:
     return DeadLetters(replica.shared, replica.settings.stream_bound)
 
 
-async def _chosen(replica: Replica, about: About) -> Chosen:
+async def _chosen(replica: Mesh, about: About) -> Chosen:
     """Return the letters that are named, or the group of the letter that is named by `like`."""
     if not about.get("like"):
         return about.get("ids", "").split()
@@ -126,7 +125,7 @@ async def _chosen(replica: Replica, about: About) -> Chosen:
     return await _letters(replica).like(about["like"]) or [about["like"]]
 
 
-async def _meant(replica: Replica, about: About) -> tuple[str, str, str]:
+async def _meant(replica: Mesh, about: About) -> tuple[str, str, str]:
     """Return what dead letters an operator means: their number and noun, where from, why."""
     chosen = await _chosen(replica, about)
     if not isinstance(chosen, LetterGroup):
@@ -136,7 +135,7 @@ async def _meant(replica: Replica, about: About) -> tuple[str, str, str]:
     return counted(count, "dead letter"), chosen.stream, reason
 
 
-async def _ask_replay(replica: Replica, about: About) -> ActQuestion:
+async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
     number, stream, reason = await _meant(replica, about)
     where = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
@@ -147,11 +146,11 @@ async def _ask_replay(replica: Replica, about: About) -> ActQuestion:
     )
 
 
-async def _replay(replica: Replica, about: About, actor: Actor) -> Done:
+async def _replay(replica: Mesh, about: About, actor: Actor) -> Done:
     return _told("replayed", await _letters(replica).replay(await _chosen(replica, about), actor))
 
 
-async def _ask_discard(replica: Replica, about: About) -> ActQuestion:
+async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
     number, stream, reason = await _meant(replica, about)
     return ActQuestion(
         f"Discard {number}?",
@@ -161,7 +160,7 @@ async def _ask_discard(replica: Replica, about: About) -> ActQuestion:
     )
 
 
-async def _discard(replica: Replica, about: About, actor: Actor) -> Done:
+async def _discard(replica: Mesh, about: About, actor: Actor) -> Done:
     return _told("discarded", await _letters(replica).discard(await _chosen(replica, about), actor))
 
 
@@ -182,13 +181,13 @@ ACTS = {
 }
 
 
-async def ask(act: Act, replica: Replica, about: About) -> ActQuestion:
+async def ask(act: Act, replica: Mesh, about: About) -> ActQuestion:
     """Return what the operator is asked. Raises Problem for what cannot be meant."""
     with _said():
         return await act.ask(replica, about)
 
 
-async def do(act: Act, replica: Replica, about: About, actor: Actor) -> Done:
+async def do(act: Act, replica: Mesh, about: About, actor: Actor) -> Done:
     """Carry an act out. Raises Problem for what cannot be meant."""
     if act.word and about.get("word", "").strip().lower() != act.word:
         raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")

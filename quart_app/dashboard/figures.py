@@ -18,9 +18,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from mesh import Member, Missing, keys
+from mesh import Member, Mesh, Missing, keys
 from mesh.dead.letters import DeadLetter, DeadLetters
-from mesh.raw import Replica
 
 #: Rates that are kept: one minute at one look per second.
 KEPT = 60
@@ -90,7 +89,7 @@ class Figures:
 class FiguresReader:
     """Reads figures, and remembers the last minute of what grows."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Mesh) -> None:
         self._replica = replica
         self._names = [
             name.removeprefix(keys.REQUESTS)

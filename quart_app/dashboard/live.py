@@ -22,9 +22,8 @@ from quart_schema import hide
 from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
-from mesh import MeshError, keys
+from mesh import Mesh, MeshError, keys
 from mesh.dead.letters import DeadLetter, DeadLetters
-from mesh.raw import Replica
 from quart_app.dashboard import acts
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import Figures, FiguresReader
@@ -53,7 +52,7 @@ HEADERS = {
 class _Looks:
     """What one membership's viewers share."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Mesh) -> None:
         self.replica = replica
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from mesh import Mesh
 from mesh.journal.journal import Log
-from mesh.raw import Replica
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes
@@ -35,7 +35,7 @@ def create(context: Context) -> Service:
     routes = GradesRoutes(replication, settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(replica: Replica) -> AsyncIterator[None]:
+    async def lifespan(replica: Mesh) -> AsyncIterator[None]:
         async def others() -> list[Source]:
             return await peers(replica.roster, replica.id, settings)
 

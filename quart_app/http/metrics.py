@@ -23,8 +23,7 @@ from prometheus_client.registry import Collector
 from quart import Blueprint, Response
 from redis.exceptions import RedisError
 
-from mesh import MeshError, Missing, keys
-from mesh.raw import Replica
+from mesh import Mesh, MeshError, Missing, keys
 from quart_app.service import Context
 
 # Each counter would have a second series with the time of its birth.
@@ -78,7 +77,7 @@ class MeshCollector(Collector):
         self._context = context
 
     def collect(self) -> Iterable[Metric]:
-        replica = self._context.replica
+        replica = self._context.membership
         leased = GaugeMetricFamily("mesh_leased", "1 while a lease is held", labels=["database", "class", "replica"])
         if wanted := self._context.settings.replicas:
             yield GaugeMetricFamily("mesh_replicas_wanted", "how many replicas there should be", value=wanted)
@@ -162,7 +161,7 @@ def routes(context: Context) -> Blueprint:
     return blueprint
 
 
-async def _queues(replica: Replica) -> dict[str, Queue]:
+async def _queues(replica: Mesh) -> dict[str, Queue]:
     """Return the length of each request stream, and the age of its oldest entry. Raises RedisError."""
     settings = replica.settings
     names = keys.request_streams(settings.classes, settings.databases)

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from mesh import Mesh
 from mesh.quota.quota import Quota
-from mesh.raw import Replica
 from quart_app.messages.accounts import Accounts
 from quart_app.messages.delivery import Delivery
 from quart_app.messages.idempotency import IdempotencyKeys
@@ -41,7 +41,7 @@ class Messages:
         self.routes = MessageRoutes(settings, lambda: self._backend or no_backend())
 
     @asynccontextmanager
-    async def lifespan(self, replica: Replica) -> AsyncIterator[None]:
+    async def lifespan(self, replica: Mesh) -> AsyncIterator[None]:
         """Serve while the block lasts; leaving it waits for the deliveries in progress."""
         redis, settings = replica.shared, self._settings
         audit = Audit(redis)
@@ -62,7 +62,7 @@ class Messages:
             self._backend = None
             accounts.passwords.close()
 
-    def _intake(self, replica: Replica) -> MessageIntake:
+    def _intake(self, replica: Mesh) -> MessageIntake:
         redis, settings = replica.shared, self._settings
         quota = Quota(
             redis, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms

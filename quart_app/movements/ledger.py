@@ -11,9 +11,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Unavailable
+from mesh import Mesh, Unavailable
 from mesh.events.consumer import Events
-from mesh.raw import Replica
 from quart_app.movements.cache import Cache
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake
@@ -60,7 +59,7 @@ class Ledger:
         return await self._store.stock(warehouse_id, product_id)
 
     @asynccontextmanager
-    async def running(self, replica: Replica) -> AsyncIterator[None]:
+    async def running(self, replica: Mesh) -> AsyncIterator[None]:
         """Migrate the tables, then store events while the block lasts. Raises Unavailable, SetupError."""
         try:
             await self._database.migrate()
@@ -72,7 +71,7 @@ class Ledger:
             await self._cache.close()
             await self._database.close()
 
-    def _events(self, replica: Replica) -> Events:
+    def _events(self, replica: Mesh) -> Events:
         return Events(
             replica.connect,
             self._settings.movements_stream,

@@ -41,7 +41,7 @@ class JobRoutes:
 
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
         """Answer 202, or 200 with the result if it is there within `Prefer: wait`."""
-        mesh = self._context.mesh
+        mesh = self._context.mesh.replica
         classes = await mesh.classes()
         for cls in sorted({item.cls for item in items}):
             if error := classes.absence(cls):
@@ -61,7 +61,7 @@ class JobRoutes:
     @_tagged
     async def show(self, id: str) -> Response:
         """How a job is: waiting, running, done (with its result) or failed (with what is known)."""
-        mesh = self._context.mesh
+        mesh = self._context.mesh.replica
         job = await self._jobs.get(mesh, id)
         if job is None:
             raise _unknown()
@@ -74,14 +74,14 @@ class JobRoutes:
     @_tagged
     async def end(self, id: str) -> Response:
         """End a job; what it has stored before stays."""
-        if not await self._jobs.end(self._context.mesh, id):
+        if not await self._jobs.end(self._context.mesh.replica, id):
             raise _unknown()
         await self._context.mesh.confirm()
         return Response(status=204)
 
     async def _wait(self, id: str) -> Job | None:
         """Wait for a job as long as the client says; return it if the client says so."""
-        mesh, asked = self._context.mesh, preferences.wait_ms()
+        mesh, asked = self._context.mesh.replica, preferences.wait_ms()
         if asked is None:
             return None
         end_ms = mesh.now_ms() + min(asked, self._context.settings.max_wait_ms)
@@ -98,7 +98,7 @@ class JobRoutes:
         # A long answer takes its place in memory before it is read.
         with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
             try:
-                async for part in self._jobs.outcomes(self._context.mesh, job):
+                async for part in self._jobs.outcomes(self._context.mesh.replica, job):
                     for value, factors, failure in part:
                         if factors is not None:
                             results.add(element(value, factors))

@@ -104,7 +104,7 @@ class ValuesRoutes:
         after = self._argument("after", 0)
         settings = self._settings
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
-        search = Search(self._context.mesh, self._pace, self._answers, question, self._deadline_ms())
+        search = Search(self._context.mesh.replica, self._pace, self._answers, question, self._deadline_ms())
         found = await search.run()
         if found.more and not limit:
             raise _too_much(number, settings)
@@ -148,7 +148,7 @@ class ValuesRoutes:
         await self._pace()
         asks = await self._asks(last)
         with self._work.lent(sum(len(value) for value in last if not is_small(value))):
-            answers = await self._context.mesh.ask(asks, deadline_ms=self._deadline_ms())
+            answers = await self._context.mesh.replica.ask(asks, deadline_ms=self._deadline_ms())
         factors: dict[str, str] = {}
         for answer in answers:
             for body in answer.bodies:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from mesh.raw import Replica
+from mesh import Mesh
 from quart_app.service import Context, Service
 from quart_app.values import sweep
 from quart_app.values.answers import Answers
@@ -36,21 +36,21 @@ def create(context: Context) -> Service:
         pace=pace,
     )
 
-    computing = Computing(lambda: context.mesh, pool, pace)
+    computing = Computing(lambda: context.mesh.replica, pool, pace)
 
     def store_room(amount: int) -> None:
         context.mesh.memory.store(amount)
 
     @contextlib.asynccontextmanager
-    async def lifespan(replica: Replica) -> AsyncIterator[None]:
+    async def lifespan(mesh: Mesh) -> AsyncIterator[None]:
         async with pool, asyncio.TaskGroup() as tasks:
-            sweeping = tasks.create_task(sweep.run(replica, settings.sweep_ms, pace))
+            sweeping = tasks.create_task(sweep.run(mesh.replica, settings.sweep_ms, pace))
             yield
             sweeping.cancel()
 
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
-        worker=handlers(computing, Errands(lambda: context.mesh, computing.progress), pace, store_room),
+        operations=[handlers(computing, Errands(lambda: context.mesh.replica, computing.progress), pace, store_room)],
         lifespan=lifespan,
     )

@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from quart.typing import TestClientProtocol
 
-from mesh import MeshSettings
-from mesh.raw import Replica, join
+from mesh import MeshSettings, join
+from mesh.raw import Replica
 from quart_app.app import App, create_app
 from quart_app.service import Context
 from quart_app.settings import AppSettings
@@ -42,8 +42,8 @@ def applications(**settings: Any) -> App:
 async def node(mesh_settings: MeshSettings, **settings: Any) -> AsyncIterator[Node]:
     """Run a replica while the block lasts; it is ready from the start."""
     app = applications(**settings)
-    async with join(app.worker, mesh_settings) as replica:
-        app.context.replica = replica
-        async with app.services.running(replica, wait_s=10):
+    async with join(*app.operations, settings=mesh_settings) as mesh:
+        app.context.membership = mesh
+        async with app.services.running(mesh, wait_s=10):
             app.reason = ""
-            yield Node(app, replica)
+            yield Node(app, mesh.replica)

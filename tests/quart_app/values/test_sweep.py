@@ -10,6 +10,9 @@ from quart_app.values.store import Place, Record
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
+WORKER = Worker()
+WORKER.writes_with(records.VERBS)
+
 
 async def swept(replica: Replica) -> int:
     """How many records one sweep looked at."""
@@ -34,7 +37,7 @@ async def left(backend: Backend, replica: Replica) -> list[str]:
 
 async def test_a_sweep_removes_what_is_over_and_nothing_else(backend: Backend) -> None:
     """Record, index and expiry together."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + (100 if n < 20 else 90_000) for n in range(10, 30)})
 
@@ -49,7 +52,7 @@ async def test_a_sweep_removes_what_is_over_and_nothing_else(backend: Backend) -
 
 async def test_after_the_last_ttl_nothing_is_left(backend: Backend) -> None:
     """The memory is back; where a value was is forgotten, too."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     await write(one, {2 * n: one.now_ms() + 150 for n in range(10, 30)})
     assert await left(backend, one)
 
@@ -64,7 +67,7 @@ async def test_after_the_last_ttl_nothing_is_left(backend: Backend) -> None:
 
 async def test_a_sweep_has_a_bound(backend: Backend) -> None:
     """One commit of at most so many, lest the server be held up; the next takes the rest."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(1000, 1000 + 4 * sweep.GROUPS + 10)})
     # Their time is over, and the keys live on through one that is not.
@@ -83,7 +86,7 @@ async def test_a_sweep_has_a_bound(backend: Backend) -> None:
 
 async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
     """Whatever left it, the sweep does not meet it for ever."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     transaction = one.transaction()
     transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.LATER_MS - 5})
     assert await one.commit(transaction)
@@ -92,7 +95,7 @@ async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
 
 async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(backend: Backend) -> None:
     """A group of values is due when the first of them may be; who lives on is put down anew."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 100 for n in range(10, 20)})
     (first, *_) = await records.records(one.store(), ["20"])
@@ -113,7 +116,7 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
 
 async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
     """It is looked at when the shorter time is over, not when the former one was to be."""
-    one = await backend.join(Worker())
+    one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(10, 12)})
     (first,) = await records.records(one.store(), ["20"])

@@ -17,6 +17,7 @@ from redis.asyncio.client import Pipeline
 
 from mesh.groups.consumer import GroupConsumer
 from mesh.lease.loop_thread import LoopThread
+from mesh.operations import transaction
 from mesh.requests import runner, scripts, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
@@ -76,6 +77,13 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
+    "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
+    "guarded-reads": function(
+        transaction.Transaction,
+        "_guard",
+        'self._writer(shared).expect(name, text, "" if field is None else field)',
+        "pass",
+    ),
     "checks-before-writes": script(
         scripts.COMMIT,
         "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end",

@@ -1,12 +1,14 @@
 """A service for the fault matrix only: it counts how often each request took effect.
 
-    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "hot", "wait_ms"}
+    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "wait_ms"}
                       one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms
+    POST /tally       {"id", "cls", "hot" (value or hash), "wait_ms"}: one effect, and a number from a shared key
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
     GET  /tally/loop  the longest time, in ms, that the event loop was held since the last GET (private port)
 
     tally:effects     hash    request id -> how often it took effect; in the leased database
-    tally:hot         string  how many requests were `hot`; shared by all replicas
+    tally:hot         string  how many requests were hot on a value; shared by all replicas
+    tally:places      hash    number -> id, of the requests that were hot on a hash; shared by all replicas
 
 Each handler run adds a line to a file, FAULTS_JOURNAL: the id, the process, the number of deliveries, and how late it
 began.
@@ -22,21 +24,27 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from msgspec import Struct
 from quart import Blueprint, Response, jsonify, request
 
-from mesh import Class, Database
-from mesh.raw import Effects, Replica, Request, Store, Worker
+from mesh import Class, Database, Mesh, Operations, Transaction
+from mesh.raw import Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
 from tests.support import mistakes
 
 ADD = "tally.add"
 EFFECTS = "tally:effects"
-HOT = "tally:hot"
 BEAT_S = 0.005
+
+tally = Operations("tally")
+effects = tally.hash("effects", str, int)
+hot = tally.value("hot", int, 0, shared=True)
+places = tally.hash("places", str, str, shared=True)
 
 
 def create(context: Context) -> Service:
@@ -44,13 +52,13 @@ def create(context: Context) -> Service:
     watch = LoopWatch()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Replica) -> AsyncIterator[None]:
+    async def lifespan(_: Mesh) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
             beating = tasks.create_task(watch.run())
             yield
             beating.cancel()
 
-    return Service("tally", [_public(context)], [_private(watch)], _worker(), lifespan)
+    return Service("tally", [_public(context)], [_private(watch)], [_worker(), tally], lifespan)
 
 
 def _worker() -> Worker:
@@ -59,7 +67,7 @@ def _worker() -> Worker:
     @worker.handles(ADD)
     async def add(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         body = request.body
-        _journal(request, store)
+        _journal(request, store.database)
         if body["poison"]:
             os.kill(os.getpid(), signal.SIGKILL)
         before = await store.hget(EFFECTS, body["id"])
@@ -68,8 +76,6 @@ def _worker() -> Worker:
             await asyncio.sleep(body["hold_ms"] / 1000)
             time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
         transaction.write("HINCRBY", EFFECTS, body["id"], 1)
-        if body["hot"]:
-            await _raise_hot(store, transaction)
         if body["mistake"]:
             return cast(dict[str, Any], await mistakes.make(body["mistake"], store, transaction))
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
@@ -77,20 +83,34 @@ def _worker() -> Worker:
     return worker
 
 
-async def _raise_hot(store: Store, transaction: Effects) -> None:
-    """Read, add one, write: on one key for all replicas."""
-    seen = await store.shared.get(HOT)
-    transaction.shared.expect(HOT, seen)
-    transaction.shared.set(HOT, int(seen or 0) + 1)
+class Hot(Struct):
+    """A request for one key of all replicas: a value, or a hash that is read as a whole."""
+
+    id: str
+    on: str
 
 
-def _journal(request: Request, store: Store) -> None:
+@tally.command
+async def heat(tx: Transaction, body: Hot) -> int:
+    """Read, add one, write; or take the next place of a hash."""
+    _journal(tx.request, tx.database)
+    tx.add(effects[body.id])
+    if body.on == "value":
+        number = await tx.get(hot) + 1
+        tx.set(hot, number)
+    else:
+        number = len(await tx.items(places)) + 1
+        tx.set(places[str(number)], body.id)
+    return number
+
+
+def _journal(request: Request, database: int) -> None:
     """Add one line in one write, without a buffer: the process may be killed next."""
     late_ms = 0 if request.deadline == NEVER else time.clock_gettime(time.CLOCK_REALTIME) * 1000 - request.deadline
     line = {
-        "id": request.body["id"],
+        "id": request.body.id if isinstance(request.body, Hot) else request.body["id"],
         "pid": os.getpid(),
-        "database": store.database,
+        "database": database,
         "deliveries": request.deliveries,
         "late_ms": late_ms,
     }
@@ -108,6 +128,11 @@ def _public(context: Context) -> Blueprint:
     async def add() -> Response:
         asked = await request.get_json()
         to = Database(asked["database"]) if "database" in asked else Class(asked["cls"])
+        wait_ms = asked.get("wait_ms")
+        if "hot" in asked:
+            deadline = timedelta(milliseconds=wait_ms)
+            number = await context.mesh.call(heat, Hot(asked["id"], asked["hot"]), to=to, deadline=deadline)
+            return jsonify({"number": number})
         body = {
             "id": asked["id"],
             "hold_ms": asked.get("hold_ms", 0),
@@ -115,16 +140,15 @@ def _public(context: Context) -> Blueprint:
             "poison": asked.get("poison", False),
             "always": asked.get("always", False),
             "mistake": asked.get("mistake", ""),
-            "hot": asked.get("hot", False),
         }
-        return jsonify(await context.mesh.call(to, ADD, body, deadline_ms=asked.get("wait_ms")))
+        return jsonify(await context.mesh.replica.call(to, ADD, body, deadline_ms=wait_ms))
 
     @blueprint.post("/tally/own")
     async def add_own() -> Response:
         asked = await request.get_json()
-        transaction = context.mesh.transaction()
+        transaction = context.mesh.replica.transaction()
         transaction.write("HINCRBY", EFFECTS, asked["id"], 1)
-        return jsonify({"done": await context.mesh.commit(transaction)})
+        return jsonify({"done": await context.mesh.replica.commit(transaction)})
 
     return blueprint
 
