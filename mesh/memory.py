@@ -1,7 +1,8 @@
 """How full the server's memory is, and whether something new may be stored.
 
 A server at `maxmemory` refuses every command that needs memory, those of reads and logins too. So stores are refused
-earlier: the last part of the memory is a reserve for requests, replies and sessions, which are soon gone again.
+earlier: the last part of the memory is a reserve for requests, replies and sessions, which take memory for a short
+time.
 
     0 ------------------------------ maxmemory - reserve ------------- maxmemory
       everything                     reads, logins, settlement         settlement, release and renewal
@@ -23,9 +24,9 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: Between two looks. What others store meanwhile is not known here.
+#: Pause between two looks. A replica does not know what others store meanwhile.
 LOOK_S = 0.5
-#: Who is refused may try again after this: expired data are removed within seconds.
+#: When a refused client may try again. Expired data are removed within seconds.
 RETRY_AFTER_S = 5
 
 _USED = re.compile(r"^used_memory:(\d+)", re.MULTILINE)
@@ -57,7 +58,7 @@ class Memory:
             log.warning("memory of the server unknown", error=str(error))
             raise _Unknown from error
         except MeshError:
-            # The link says by itself what this means for the membership.
+            # The link ends the membership if that is necessary.
             return
         used, limit = _USED.search(text), _LIMIT.search(text)
         was_full = self.is_full

@@ -3,10 +3,10 @@
 Each entry carries the identity of the log and a number without gaps. Its stream id is the clock. Nothing is kept beside
 the stream: the newest entry tells which log it is and how long it is, so no part can be lost alone.
 
-    position    identity, number and stream id: how far a reader has come. A snapshot stands at one, too.
-    founding    the first entry of the log. Number 1: the log begins empty. Number 2: it begins with the state of its
-                founder, which takes the place of number 1 and is only in a snapshot.
-    gap         the entry that a reader stands at is gone, or a number after it is missing: the reader restores
+    position    how far a reader has read, or a snapshot reaches: identity, number and stream id of an entry
+    founding    the first entry of the log. With number 1 the log begins with an empty state. With number 2 it begins
+                with the state of its founder, which stands for entry 1 and is in a snapshot only.
+    gap         the last entry that a reader has read is gone, or a later number is missing: the reader restores
     replaced    the entries belong to another log: the reader restores
 
     async with log.follow(position) as tail:
@@ -135,8 +135,8 @@ def new_identity() -> str:
 class Log:
     """One replicated log. Short commands go over `redis`; each reader has a connection of its own (`connect`).
 
-    Both clients must decode responses. Errors of redis-py are raised as they are. An append that failed on its way may
-    have been done; its writer recognises it by `write` when it reads it.
+    Both clients must decode responses. Errors of redis-py are raised as they are. If the answer to an append is lost,
+    the entry may be in the log: its writer finds it there by its name, `write`.
     """
 
     def __init__(self, redis: Redis, connect: Callable[[], Redis], key: str, *, writer: str) -> None:
@@ -181,9 +181,10 @@ class Log:
     ) -> Position:
         """Append an entry and return its position.
 
-        `reader_at` is how far the writer has read. The id of the entry is above `floor`, a packed id. With `within_ms`
-        Redis refuses an append that arrives later than that, so a command that was still under way when its sender gave
-        up appends nothing. Raises NoLog, Replaced, Gap (the log is behind its writer), Late, and redis-py's errors.
+        `reader_at` is how far the writer has read. The id of the entry is above `floor`, a stream id as one integer
+        (`Position.stamp`). With `within_ms` Redis refuses an append that arrives later than that, so a command that was
+        still on its way when its sender gave up appends nothing. Raises NoLog, Replaced, Gap (the log is behind its
+        writer), Late, and redis-py's errors.
         """
         floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
         not_after = await self._not_after(within_ms)
@@ -197,7 +198,7 @@ class Log:
         return Position(reader_at.log, int(answer[3]), answer[2])
 
     async def trim(self, snapshot: Snapshot) -> int:
-        """Delete the entries before the one that a durable snapshot stands at; return how many there were.
+        """Delete the entries before the last one that is in a durable snapshot; return how many there were.
 
         A snapshot of another log, or at an entry that this log does not have, changes nothing.
         """
@@ -206,7 +207,7 @@ class Log:
 
     @contextlib.asynccontextmanager
     async def follow(self, position: Position) -> AsyncIterator[Tail]:
-        """Open a reader that stands at `position`. Only one at a time: the log has one connection for it."""
+        """Open a reader that has read up to `position`. Only one at a time: the log has one connection for it."""
         if self._reader is None:
             self._reader = self._connect()
         try:

@@ -1,7 +1,7 @@
 """Every error that Redis or Valkey can answer, and what it means to a replica.
 
 `CODES` and `PHRASES` are the table. A code is the first word of an error; the code `ERR` has many meanings, which the
-phrases tell apart. Lua adds text behind an error of a command in a script and leaves the code in front.
+phrases tell apart. When a command in a script fails, Lua adds text at the end of the error; the code stays in front.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Meaning(Enum):
     FENCED = "fenced"
     #: The server does not know a script; load it and send the command again.
     SCRIPT = "script"
-    #: The command was wrong, or its answer is for the code that sent it. Nobody repeats it.
+    #: The command was wrong, or the code that sent it expects this error. The command is not repeated.
     OURS = "ours"
     #: The mesh cannot work with this server. A starting replica ends with a sentence.
     FATAL = "fatal"

@@ -59,8 +59,8 @@ async def mesh(
 ) -> AsyncIterator[LocalMesh]:
     """Run a mesh of `count` replicas behind one address. Leaving the block drains and stops everything.
 
-    Raises ValidationError, before anything is started, where an address or the environment is not valid, and
-    LocalError where a part of the mesh cannot run.
+    Raises ValidationError, before anything is started, if an address or the environment is not valid, and LocalError if
+    a part of the mesh cannot run.
     """
     given = redis_server.given(redis_url)
     stop_wait_s = MeshSettings().deadline_ms / 1000 + DRAIN_S
@@ -89,14 +89,14 @@ async def mesh(
 class Front:
     """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
 
-    Whether the address is free is known at once, before anything is started.
+    It is checked at once, before anything is started, that the address is free.
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
         self.private_port = private_port
         #: file descriptors that each replica inherits
         self.inherited: list[int] = []
-        #: what each replica's environment says about it
+        #: variables of each replica's environment that describe it
         self.told: dict[str, str] = {}
         self._port = port
         self._has_caddy = caddy.caddy() is not None
@@ -168,7 +168,8 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
     """Say which variables look like settings and are none.
 
-    The names are known to the services, which we do not import: a child does it while the replicas start.
+    Only the services know the names, and this package does not import services. So a child process does it while the
+    replicas start.
     """
     log = logs / "environment.log"
     log.unlink(missing_ok=True)

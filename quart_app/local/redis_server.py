@@ -1,6 +1,6 @@
 """The Redis of a local mesh: an embedded server, or one that is running already.
 
-Whether it answers is looked at all the time: nothing works without it, and nothing else says so as early.
+`watch` reports when it stops answering, because then nothing works, and no other part reports it as early.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from quart_app.local.redis_program import ServerProgram, find_server, record_wri
 from quart_app.settings import host_and_port
 
 DEFAULT_PORT = 6379
-#: Longest silence of an embedded server after its start.
+#: How long an embedded server may take to answer after its start.
 START_S = 30.0
-#: Longest silence of a server that is said to be running already.
+#: How long a server that should be running already may take to answer.
 SILENCE_S = 2.0
 POLL_S = 0.05
-#: Between two looks at a running server.
+#: Pause between two looks at a running server.
 LOOK_S = 1.0
 
 
@@ -128,7 +128,7 @@ def address_of(settings: RedisSettings) -> str:
 
 
 async def answer_of(client: Redis) -> str:
-    """Return "" if the server answers us, else why it does not. Raises LocalError where it refuses us."""
+    """Return "" if the server answers, or why it does not. Raises LocalError if it refuses the user or password."""
     try:
         await client.ping()
     except (redis_errors.BusyLoadingError, redis_errors.MasterDownError):

@@ -116,7 +116,7 @@ class Accounts:
         return LoggedIn(session, None if device else await self.sessions.remember_device(user))
 
     async def _check(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
-        """Return whether this is the password of an active account. Admitted before it is hashed."""
+        """Return whether this is the password of an active account. The limits are checked before it is hashed."""
         device = self.sessions.known_device(origin.device, user)
         attempt = await self.limiter.admit(email, origin.source, device)
         try:

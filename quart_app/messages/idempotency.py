@@ -1,11 +1,11 @@
 """Idempotency keys: a message that is sent again with its key gets the same answer and is not delivered again.
 
     (none) ──claim──> claimed ──begin_sending──> sending ──finish──> done
-                         │  └── owner dead: the next one claims        │
-                         └──────── give_back (no provider has it) ──> (none)
+                         │  └── its replica dies: the next request claims the key
+                         └───── give_back (no provider has the message) ──> (none)
 
-If the owner dies while it is sending, nobody can know whether the message arrived. The claim then stays "sending" until
-it expires: an error is better than a second payment.
+If a replica dies while it sends, nobody can know whether the message arrived. The claim then stays "sending" until it
+expires: an error is better than a second payment.
 
     shared:messages:claim:{user}:{hash of the key}    hash, PX
 """
@@ -99,13 +99,13 @@ class IdempotencyKeys:
 class KeyClaim:
     """The right to deliver one message. Leaving its block records the outcome that was set inside.
 
-    Without an outcome (cancelled, out of time, an unexpected error) the claim is left as it is: if the message was
-    being sent, nobody may send it again; otherwise the next request takes the claim over when it is too old.
+    Without an outcome (cancelled, out of time, an unexpected error) the claim stays as it is. If the message was being
+    sent, no request may send it again. If not, the next request takes the claim over as soon as it is too old.
     """
 
     keys: IdempotencyKeys
     name: str
-    #: the id of the message; another request's claim has another one
+    #: the id of the message, by which the scripts know whose claim it is
     owner: str
     outcome: dict[str, Any] | str | None = field(default=None, init=False)
 

@@ -114,12 +114,13 @@ class Sessions:
         return self._sign(user, await self._now(), DEVICE_S, self._device_audience)
 
     def known_device(self, token: str | None, user: User | None) -> str | None:
-        """Return the id of a device that is known to this account, or None. Asks nobody."""
+        """Return the id of a device that is known to this account, or None. This does not need Redis."""
         try:
             claims = self._read(token, self._device_audience)
         except NotLoggedIn:
             return None
-        # A new password makes every device a stranger again. A wrong clock of this process costs only the privilege.
+        # After a change of password no device is known. If the clock of this process is wrong, a device only loses its
+        # own attempts.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)

@@ -6,7 +6,7 @@
                                              reserved for this one account
     shared:messages:administrators   set     ids of the active administrators
 
-Every change is one script, so that an address belongs to one account at every moment, whichever replicas are asked.
+Every change is one script, so an address belongs to at most one account at every moment, on all replicas.
 A change of address, password or activity raises `generation`; a session of an earlier generation is over.
 """
 
@@ -44,7 +44,7 @@ class AccountChanged(Exception):
 
 
 class NotAdministrator(Exception):
-    """The account that asks is not, or no longer, an active administrator."""
+    """The account that wants a change is not, or no longer, an active administrator."""
 
 
 class LastAdministrator(Exception):
@@ -177,7 +177,7 @@ class Users:
     async def create_first_admin(
         self, email: str, password: str | None
     ) -> Literal["created", "adopted", "reserved", "taken", "recorded"]:
-        """Create the first administrator once; without a password (a hash) reserve its address.
+        """Create the first administrator, once. `password` is a hash; without it only reserve the address.
 
         An account that has the address already is never promoted.
         """
