@@ -148,6 +148,12 @@ def _facts_of(cls: type[Refused]) -> set[str]:
     }  # fmt: skip
 
 
+class Paused(MeshError):
+    """An operator has paused the operation."""
+
+    code = "paused"
+
+
 class Cancelled(MeshError):
     """Nobody waits for the answer any more."""
 
@@ -234,6 +240,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         GivenUp,
         Refused,
         Cancelled,
+        Paused,
         Contended,
         InvalidBody,
         InvalidReply,

@@ -15,6 +15,8 @@
     mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
     mesh:dead                stream        requests and events given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
+    mesh:paused              hash          operation -> since when and by whom it is paused
+    mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
@@ -41,6 +43,7 @@ BOOKS = "mesh:books"
 WRITTEN = "mesh:written"
 AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
+PAUSED = "mesh:paused"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"
@@ -52,6 +55,7 @@ CLIENTS = "mesh:client:"
 SUBMITTED = "mesh:submitted:"
 COMMITTED = "mesh:committed:"
 EVENTS = "events:"
+DRAIN = "mesh:drain:"
 
 #: How the name of every client begins, where that of a replica would stand.
 CLIENT = "client-"
@@ -100,6 +104,10 @@ def client(name: str) -> str:
 
 def submitted(replica: str) -> str:
     return f"{SUBMITTED}{replica}"
+
+
+def drain(replica: str) -> str:
+    return f"{DRAIN}{replica}"
 
 
 def committed(replica: str) -> str:

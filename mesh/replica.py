@@ -246,7 +246,8 @@ class Replica:
         reader = RequestReader(
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
-        host = Host(self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms)
+        lease = self._lease
+        host = Host(self.id, self.database, self.cls, self._link, self.settings, lease.now_ms, lambda: lease.paused)
         return Consumer(host, reader, worker, ordered=ordered)
 
     def _make_durability(self) -> Durability | None:
@@ -304,6 +305,10 @@ class Replica:
             "p50_us": str(took[len(took) // 2]) if took else "",
             "p99_us": str(took[len(took) * 99 // 100]) if took else "",
         }
+
+    def on_drain(self, leave: Callable[[], None]) -> None:
+        """Call `leave` when an operator asks this replica to drain."""
+        self._lease.on_drain = leave
 
     def drain(self) -> None:
         """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""

@@ -185,6 +185,7 @@ class Process:
         )
         async with membership as mesh:
             self._app.context.membership = mesh
+            mesh.replica.on_drain(lambda: self._end(self._settings.drain_ms))
             self._app.reason = "the services are starting"
             async with self._app.services.running(mesh, self._settings.service_wait_ms / 1000):
                 await self._serve_as(mesh, sockets)

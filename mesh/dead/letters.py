@@ -52,6 +52,9 @@ class DeadLetter:
     deliveries: str
     size: int
     body: str
+    #: the id that it had on its stream, and the name that its sender gave the request
+    original: str = ""
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:
-    id, kind, stream, reason, op, deliveries, body = (
-        row[at].decode("utf-8", "replace") for at in (0, 1, 2, 3, 4, 5, 7)
-    )
-    return DeadLetter(id, int(id.partition("-")[0]), kind, stream, reason, op, deliveries, int(row[6]), body)
+    *words, size, body = row
+    id, kind, stream, reason, op, deliveries, original, request = (word.decode("utf-8", "replace") for word in words)
+    shown, at_ms = body.decode("utf-8", "replace"), int(id.partition("-")[0])
+    return DeadLetter(id, at_ms, kind, stream, reason, op, deliveries, int(size), shown, original, request)

@@ -2,7 +2,7 @@
 -- Reads dead letters, the newest first, one by one and with the beginning of each body only: a body may be large.
 -- KEYS: dead letters
 -- ARGV: newest id ("+"), oldest id ("-"), most letters, most bytes of a body
--- Returns {id, kind, stream, reason, op, deliveries, bytes of the body, its beginning} for each
+-- Returns {id, kind, stream, reason, op, deliveries, id and name of the request, bytes of the body, its beginning} of each
 local dead_key, most_bytes = KEYS[1], tonumber(ARGV[4])
 
 --[[ letter.lua ]]
@@ -12,14 +12,15 @@ for _ = 1, tonumber(ARGV[3]) do
   local entry = redis.call('XREVRANGE', dead_key, before, ARGV[2], 'COUNT', 1)[1]
   if not entry then break end
   local letter, first = parse(entry[2])
-  local op, body = '', ''
+  local op, body, request = '', '', ''
   for i = first, #entry[2], 2 do
     if entry[2][i] == 'op' then op = entry[2][i + 1] end
+    if entry[2][i] == 'request' then request = entry[2][i + 1] end
     if entry[2][i] == 'body' then body = entry[2][i + 1] end
   end
   found[#found + 1] = {
-    entry[1], letter.kind, letter.stream or '', letter.reason or '', op, letter.deliveries or '', #body,
-    string.sub(body, 1, most_bytes),
+    entry[1], letter.kind, letter.stream or '', letter.reason or '', op, letter.deliveries or '',
+    letter.id or '', request, #body, string.sub(body, 1, most_bytes),
   }
   before, read = '(' .. entry[1], read + #body
   if read > MOST_READ then break end

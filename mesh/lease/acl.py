@@ -99,6 +99,8 @@ def _shared_patterns(database: int) -> list[str]:
         keys.BOOKS,
         keys.AUDIT,
         keys.MINUTES,
+        keys.PAUSED,
+        f"{keys.DRAIN}*",
         keys.lease(database),
         keys.row(database),
         keys.expected(database),

@@ -92,6 +92,10 @@ class Lease:
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
         self._nudge = asyncio.Event()
         self._seen_alive_at = time.monotonic()
+        #: operations that an operator has paused, as the last renewal told
+        self.paused: frozenset[str] = frozenset()
+        #: called in the replica's event loop when an operator asks it to drain
+        self.on_drain: Callable[[], None] = lambda: None
         #: how long the replica's event loop took for the last renewal's call
         self.loop_ms = 0.0
         self._release_within_s: float | None = None
@@ -201,6 +205,8 @@ class Lease:
             keys.row(grant.database),
             keys.replies(grant.replica),
             keys.expected(grant.database),
+            keys.PAUSED,
+            keys.drain(grant.replica),
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
@@ -209,7 +215,7 @@ class Lease:
         )  # fmt: skip
         # Give up a hanging renewal early: trust counts from the sending of a renewal, so a new one gains time.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms = await RENEW.run(client, names, *words, *fields)
+            outcome, now_ms, *wishes = await RENEW.run(client, names, *words, *fields)
         if outcome == 0:
             self._lose(LeaseLost("the lease has ended, or another replica holds it"))
         if outcome == 2:
@@ -219,6 +225,11 @@ class Lease:
             known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
             clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) * 500,
         )
+        drain, *paused = wishes or [0]
+        self.paused = frozenset(paused)
+        if drain:
+            log.info("an operator asks this replica to drain", database=grant.database)
+            self._thread.call_back(self.on_drain)
 
     async def _release(self, client: Redis, wait_s: float) -> bool:
         grant = self.grant

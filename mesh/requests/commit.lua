@@ -8,7 +8,7 @@
 --   number of its words, this one included
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
---   number of groups of expectations, of writes, of sends, microseconds of work, and then these:
+--   number of groups of expectations, of writes, of sends, microseconds of work, the call or "", and then these:
 --   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
 --                 the names (fields or keys), the values;
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
@@ -307,7 +307,7 @@ local function commit(t)
   local stream, id = ARGV[t + 1], ARGV[t + 2]
   local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, changed = unchanged(t + 13, expects)
+  local first_write, changed = unchanged(t + 14, expects)
   if not first_write then return changed end
   if memory_is_full and adds(t, first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
@@ -322,7 +322,8 @@ local function reply(t)
   local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
   if stream ~= '' then
     redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-      'forwards', forwards, 'body', body, 'asked', ARGV[t + 2], 'took_us', ARGV[t + 12], 'db', database)
+      'forwards', forwards, 'body', body, 'asked', ARGV[t + 2], 'took_us', ARGV[t + 12], 'db', database,
+      unpack(ARGV[t + 13] ~= '' and {'call', ARGV[t + 13]} or none))
   end
 end
 

@@ -200,14 +200,14 @@ class Effects(Writer):
 
     def wire(self, took_us: int = 0) -> list[Text]:
         """The words that the commit script reads. `took_us` is how long the handler worked."""
-        stream, id, reply_to, key, op = "", "", "", "", ""
+        stream, id, reply_to, key, op, call = "", "", "", "", "", ""
         if self._request is not None:
-            stream, id, op, key, _, reply_to, *_ = self._request
+            stream, id, op, key, _, reply_to, *_, call, _ = self._request
         status, body = self._answer or (OK, {})
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
             0, stream, id, reply_to, key, op, status, self.forwards, encode_body(body) if reply_to else "",
-            len(expects), len(writes), len(sends), took_us,
+            len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
         for kind in (expects, writes, sends):
             for part in kind:

@@ -3,7 +3,7 @@
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
     request   op request from reply_to deadline body, and call, traceparent where the caller has them
-    reply     request op from status forwards body asked took_us db
+    reply     request op from status forwards body asked took_us db, and call
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from time import perf_counter
 
 import structlog
 
-from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Refused
+from mesh import keys
+from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Paused, Refused
 from mesh.groups.deliveries import is_overdelivered
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 #: Conflicts of one request before it is given up; each means that another one got through.
 MOST_CONFLICTS = 100
+#: How often a request of a paused operation looks whether it goes on.
+PAUSE_LOOK_S = 0.25
 #: Requests whose time of work is kept.
 RECENT = 512
 #: A handler that keeps the event loop longer than this is named in the log.
@@ -77,6 +80,8 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
+        if request.op in host.paused() and await self._is_refused(work):
+            return None
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs)
         try:
@@ -103,6 +108,20 @@ class Runner:
         host.link.commit(words, work, first=work.conflicts > 0)
         work.committing = True
         return None
+
+    async def _is_refused(self, work: Work) -> bool:
+        """Refuse a call of a paused operation, or let a request that nobody waits for wait until it goes on.
+
+        On a database's stream the next entries would wait, too, and such a request is a part of another one's effect.
+        """
+        request = work.request
+        if request.reply_to:
+            error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
+            self.refuse(work, error)
+            return True
+        while request.op in self._host.paused() and request.stream != keys.database_requests(self._host.database):
+            await asyncio.sleep(PAUSE_LOOK_S)
+        return False
 
     async def _handle(self, request: Request, transaction: Effects) -> None:
         """Fill the transaction. Raises whatever the handler raises, except a refusal."""

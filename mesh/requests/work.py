@@ -94,6 +94,8 @@ class Host:
     link: Link
     settings: MeshSettings
     now_ms: Callable[[], int]
+    #: operations that an operator has paused
+    paused: Callable[[], frozenset[str]]
 
     def is_late(self, request: Request) -> bool:
         """Return whether the deadline of a request has passed."""

@@ -46,6 +46,7 @@ STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
     mesh_errors.Unavailable: 503,
     mesh_errors.LeaseLost: 503,
     mesh_errors.Incomplete: 503,
+    mesh_errors.Paused: 503,
     mesh_errors.GivenUp: 503,
     mesh_errors.SetupError: 503,
     mesh_errors.Cancelled: 503,

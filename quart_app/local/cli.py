@@ -23,7 +23,7 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local import discovery, replicas, watch
 from quart_app.local.errors import LocalError
 from quart_app.local.mesh import LocalMesh, mesh
-from quart_app.local.operate import data_option, dead, redis_url_option, unreachable
+from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unreachable
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
@@ -60,7 +60,8 @@ def main() -> None:
     """Run a mesh of identical replicas on one Redis, look at it, and act on it."""
 
 
-main.add_command(dead)
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

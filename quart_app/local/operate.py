@@ -18,7 +18,9 @@ import click
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Connections, MeshError, MeshSettings, RedisSettings
+from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
+from mesh.control.control import Control, PausedOperation
+from mesh.control.journeys import SEARCHED, Journeys, Step
 from mesh.dead.letters import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
@@ -69,6 +71,115 @@ def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.
     """Return the sentence for a Redis that does not answer as it should."""
     where = "" if discovery.running(data) else f"; no mesh runs on {data}"
     return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {error}{where}")
+
+
+def _control(redis: Redis) -> Control:
+    return Control(redis, MeshSettings())
+
+
+@click.command()
+@redis_url_option
+@data_option
+@_json_option
+def ops(redis_url: str | None, data: Path, as_json: bool) -> None:
+    """List the operations that were answered lately, and those that are paused."""
+
+    async def read(redis: Redis) -> tuple[list[Step], list[PausedOperation]]:
+        return await Journeys(redis, MeshSettings()).newest(SEARCHED), await _control(redis).paused()
+
+    steps, paused = on_redis(redis_url, data, read)
+    rows: dict[str, dict[str, Any]] = {each.op: _no_calls(each.op) for each in paused}
+    for each in paused:
+        rows[each.op] |= {"paused": True, "since": _clock(each.since_ms), "by": each.actor}
+    for step in steps:
+        row = rows.setdefault(step.op, _no_calls(step.op))
+        row["answered"] += 1
+        row["failed"] += step.status != "ok"
+        row["longest_ms"] = max(row["longest_ms"], step.total_ms)
+    if as_json:
+        click.echo(json.dumps([*rows.values()], indent=2))
+        return
+    for op, row in sorted(rows.items()):
+        state = f"paused since {row['since']} by {row['by']}" if row["paused"] else ""
+        count = f"{row['answered']} answered, {row['failed']} of them failed, longest {row['longest_ms']} ms"
+        click.echo(f"{op:<24} {count}  {state}".rstrip())
+    click.echo("of the replies that replicas still keep" if rows else "no replica keeps a reply", err=True)
+
+
+def _no_calls(op: str) -> dict[str, Any]:
+    return {"op": op, "answered": 0, "failed": 0, "longest_ms": 0, "paused": False}
+
+
+@click.command()
+@redis_url_option
+@data_option
+@click.argument("op")
+def pause(redis_url: str | None, data: Path, op: str) -> None:
+    """Pause an operation, such as values.put: calls are refused, and what nobody waits for stays on its stream."""
+    changed = on_redis(redis_url, data, lambda redis: _control(redis).pause(op, actor()))
+    click.echo(f"{op} is paused within a second; mesh resume {op} ends it" if changed else f"{op} was paused before")
+
+
+@click.command()
+@redis_url_option
+@data_option
+@click.argument("op")
+def resume(redis_url: str | None, data: Path, op: str) -> None:
+    """Let a paused operation go on."""
+    changed = on_redis(redis_url, data, lambda redis: _control(redis).resume(op, actor()))
+    click.echo(f"{op} goes on within a second" if changed else f"{op} was not paused")
+
+
+@click.command()
+@redis_url_option
+@data_option
+@click.argument("id")
+def cancel(redis_url: str | None, data: Path, id: str) -> None:
+    """Cancel a request that is not answered yet, by the id of its entry (mesh trace, mesh watch, XRANGE show it)."""
+    found = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
+    if found is None:
+        raise click.ClickException(f"no stream has the request {id}: it was answered, or it never was there")
+    click.echo(f"cancelled {found[1] or 'a request'} on {found[0]}")
+
+
+@click.command()
+@redis_url_option
+@data_option
+@click.argument("replica")
+def drain(redis_url: str | None, data: Path, replica: str) -> None:
+    """Let a replica finish what it works on and leave, by its name (mesh status shows it)."""
+    if not on_redis(redis_url, data, lambda redis: _control(redis).drain(replica, actor())):
+        raise click.ClickException(f"no live replica is called {replica}, or it leaves already; see mesh status")
+    click.echo(f"{replica} begins to drain within a second")
+
+
+@click.command()
+@redis_url_option
+@data_option
+@_json_option
+@click.argument("reference", metavar="ID")
+def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> None:
+    """Show what became of a request: by the id of its entry, its name, or the X-Request-Id of its call.
+
+    A gather has a line for each database. Answered requests are known for as long as their replies stay: the last few
+    hundred of each replica.
+    """
+    steps = on_redis(redis_url, data, lambda redis: Journeys(redis, MeshSettings()).find(reference))
+    if not steps:
+        raise click.ClickException(f"nothing is known of {reference}: it is not waiting, and no reply to it is kept")
+    if as_json:
+        click.echo(json.dumps([asdict(step) for step in steps], indent=2))
+        return
+    for step in steps:
+        click.echo(_line(step))
+
+
+def _line(step: Step) -> str:
+    """Return one request as a line: when, what, how it ended, who worked for how long."""
+    at = _clock(step.accepted_ms or step.answered_ms)
+    where = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
+    times = f"{step.total_ms} ms, of which {step.took_us / 1000:.1f} ms work" if step.answered_ms else ""
+    return "  ".join(part for part in (at, step.id, step.op, step.status, where, times, step.reason) if part)
 
 
 @click.group()
@@ -168,6 +279,10 @@ def _report(report: Report, verb: str) -> None:
     click.echo(f"{report.done} {verb}{gone}")
     if report.problem:
         raise click.ClickException(f"it stopped: {report.problem}")
+
+
+#: The commands of this module, for the group `mesh`.
+COMMANDS = (dead, ops, pause, resume, cancel, drain, trace)
 
 
 def _clock(milliseconds: int) -> Any:

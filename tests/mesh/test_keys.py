@@ -16,6 +16,7 @@ def test_the_names_are_those_of_the_table() -> None:
     table = keys.__doc__ or ""
     for name in (
         keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, keys.MINUTES,
+        keys.PAUSED, "mesh:drain:{replica}",
         "mesh:lease:{n}", "mesh:replica:{n}",
         "mesh:requests:{A..D}", "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
         "mesh:committed:{replica}", "db{n}:class", "db{n}:format",
@@ -23,6 +24,7 @@ def test_the_names_are_those_of_the_table() -> None:
         assert name in table
     assert keys.lease(3) == "mesh:lease:3" and keys.row(3) == "mesh:replica:3"
     assert keys.replies("r") == "mesh:replies:r" and keys.submitted("r") == "mesh:submitted:r"
+    assert keys.drain("r") == "mesh:drain:r"
     assert keys.committed("r") == "mesh:committed:r"
     assert keys.class_of(3) == "db3:class"
 

@@ -43,7 +43,7 @@ class Read:
 def read(transaction: Effects) -> Read:
     """Decode; fails unless the first word is the number of words."""
     words = transaction.wire()
-    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, *rest = words
+    length, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, _call, *rest = words
     assert length == len(words)
     at = iter(rest)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mesh import keys
+from mesh import Cancelled, Class, keys
+from mesh.raw import Body, Effects, Request, Store, Worker, join
 from quart_app.local.cli import main
+from tests.support.members import mesh_settings
 from tests.support.server import Server
 
 A = keys.class_requests("A")
@@ -91,3 +94,41 @@ def test_a_redis_that_is_away_is_a_sentence() -> None:
     """As for every command."""
     result = CliRunner(env={"REDIS_URL": "redis://127.0.0.1:1"}).invoke(main, ["dead", "list"])
     assert result.exit_code == 1 and "cannot be used" in result.output
+
+
+async def in_thread(server: Server, *words: str) -> Result:
+    return await asyncio.to_thread(run, server, *words)
+
+
+async def test_a_running_mesh_is_operated(server: Server) -> None:
+    """Pause, resume, trace, ops, cancel, drain: each says what it did, and what cannot be done is a sentence."""
+    worker = Worker()
+    gate = asyncio.Event()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        await gate.wait()
+        return {}
+
+    async with join(worker, mesh_settings(server.settings)) as one:
+        assert "is paused within a second" in (await in_thread(server, "pause", "count.get")).output
+        assert "count.get" in (await in_thread(server, "ops")).output
+        assert "goes on within a second" in (await in_thread(server, "resume", "count.get")).output
+        assert "was not paused" in (await in_thread(server, "resume", "count.get")).output
+        first = asyncio.create_task(one.call(Class(one.cls), "count.put", {}))
+        second = asyncio.create_task(one.call(Class(one.cls), "count.put", {}))
+        async with asyncio.timeout(10):
+            while not (found := (await in_thread(server, "trace", "--json", f"{one.id}-1")).output).startswith("["):
+                await asyncio.sleep(0.05)
+        assert (await in_thread(server, "cancel", json.loads(found)[0]["id"])).output.startswith("cancelled count.put")
+        with pytest.raises(Cancelled):
+            await first
+        gate.set()
+        await second
+        traced = (await in_thread(server, "trace", f"{one.id}-2")).output
+        assert "count.put  ok" in traced and "ms work" in traced
+        rows = json.loads((await in_thread(server, "ops", "--json")).output)
+        assert [(row["op"], row["answered"], row["failed"]) for row in rows] == [("count.put", 2, 1)]
+        assert f"{one.id} begins to drain" in (await in_thread(server, "drain", one.id)).output
+    for words in (("cancel", "1-0"), ("drain", "nobody"), ("trace", "nothing")):
+        assert (await in_thread(server, *words)).exit_code == 1

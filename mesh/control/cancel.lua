@@ -1,0 +1,27 @@
+#!lua flags=allow-oom
+-- Cancels a request that is not answered yet: removes it, answers its caller, counts it, and says so in the audit log.
+-- A replica that works on it learns of it when it next keeps its entries alive; its commit is refused from now on.
+-- KEYS: books, audit log, stream, ...   (all possible request streams)
+-- ARGV: id, actor, source, length of the audit log, status and body of the reply
+-- Returns {stream, op}; nothing if no stream has the request
+local books_key, audit_key = KEYS[1], KEYS[2]
+local id, actor, source, status, body = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
+for k = 3, #KEYS do
+  local stream = KEYS[k]
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  if entry then
+    local fields = {}
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    redis.pcall('XACK', stream, 'workers', id)
+    redis.call('XDEL', stream, id)
+    redis.call('HINCRBY', books_key, 'cancelled', 1)
+    local replies, op = fields.reply_to or '', fields.op or ''
+    if string.sub(replies, 1, 13) == 'mesh:replies:' then
+      redis.pcall('XADD', replies, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor, 'status',
+        status, 'forwards', '0', 'body', body, 'asked', id)
+    end
+    redis.call('XADD', audit_key, 'MAXLEN', '~', ARGV[4], '*', 'event', 'request cancelled', 'actor', actor, 'source',
+      source, 'stream', stream, 'ids', id, 'op', op)
+    return {stream, op}
+  end
+end

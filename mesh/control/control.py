@@ -1,0 +1,90 @@
+"""Acts on a running mesh: pause and resume an operation, cancel a request, drain a replica.
+
+    pause    calls of the operation are refused with Paused; a request that nobody waits for stays on its class's stream
+    cancel   a request that is not answered yet; its caller gets Cancelled
+    drain    a replica finishes what it works on, and leaves
+
+Each act is one script, which also adds it to `mesh:audit`. It needs no replica: replicas learn of pauses and of the
+wish that they drain with their next renewal, within half a second or so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mesh import keys, roster
+from mesh.dead.letters import ID, Actor
+from mesh.errors import Cancelled, Refused
+from mesh.requests.protocol import failure_body
+from mesh.settings import MeshSettings
+from mesh.wire.codec import encode
+from mesh.wire.script import Script
+
+PAUSE = Script.beside(__file__, "pause.lua")
+CANCEL = Script.beside(__file__, "cancel.lua")
+DRAIN = Script.beside(__file__, "drain.lua")
+
+#: How long the wish that a replica drains holds.
+DRAIN_HOLDS_MS = 60_000
+#: Longest name of an operation.
+MOST_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PausedOperation:
+    """An operation that is paused, since when (ms of Redis's clock) and by whom."""
+
+    op: str
+    since_ms: int
+    actor: str
+
+
+class Control:
+    """The acts of an operator, over a client of the bus database that decodes answers."""
+
+    def __init__(self, redis: Redis, settings: MeshSettings) -> None:
+        self._redis = redis
+        self._streams = keys.request_streams(settings.classes, settings.databases)
+
+    async def pause(self, op: str, actor: Actor) -> bool:
+        """Pause an operation; return False if it was paused before. Raises Refused for a name that is none."""
+        return await self._set_paused(op, actor, pause=True)
+
+    async def resume(self, op: str, actor: Actor) -> bool:
+        """Resume an operation; return False if it was not paused."""
+        return await self._set_paused(op, actor, pause=False)
+
+    async def _set_paused(self, op: str, actor: Actor, *, pause: bool) -> bool:
+        if not op or len(op) > MOST_NAME or not op.isprintable():
+            raise Refused(f"{op!r:.50} is not the name of an operation, such as values.put")
+        words = (int(pause), op, actor.name, actor.source, keys.AUDIT_KEPT)
+        return bool(await PAUSE.run(self._redis, [keys.PAUSED, keys.AUDIT], *words))
+
+    async def paused(self) -> list[PausedOperation]:
+        """Return the operations that are paused."""
+        found: Any = await self._redis.hgetall(keys.PAUSED)
+        return [
+            PausedOperation(op, int(since), actor)
+            for op, (since, _, actor) in sorted((op, text.partition(" ")) for op, text in found.items())
+        ]
+
+    async def cancel(self, id: str, actor: Actor) -> tuple[str, str] | None:
+        """Cancel a request by the id of its entry; return its stream and operation, or None where there is none."""
+        if not ID.fullmatch(id):
+            raise Refused(f"{id!r:.50} is not the id of a request, such as 1700000000000-0")
+        body = encode(failure_body(Cancelled("an operator cancelled this request")))
+        words = (id, actor.name, actor.source, keys.AUDIT_KEPT, Cancelled.code, body)
+        found = await CANCEL.run(self._redis, [keys.BOOKS, keys.AUDIT, *self._streams], *words)
+        return (str(found[0]), str(found[1])) if found else None
+
+    async def drain(self, replica: str, actor: Actor) -> bool:
+        """Ask a replica, by its name, to drain and leave; return False where it is not live or leaves already."""
+        members = [member for member in await roster.read_directly(self._redis) if member.replica == replica]
+        if not members:
+            return False
+        names = [keys.row(members[0].database), keys.AUDIT]
+        words = (replica, DRAIN_HOLDS_MS, actor.name, actor.source, keys.AUDIT_KEPT)
+        return bool(await DRAIN.run(self._redis, names, *words))

@@ -1,0 +1,163 @@
+"""What became of a request: read from the streams that have it, while they have it.
+
+A request that waits or is worked on is on its stream. One that was answered left a reply, which stays on the stream of
+its sender with the last few hundred. One that was given up is a dead letter. Nothing else is stored.
+
+    accepted (id of the request) --> begun --> answered (id of the reply)
+                                       '- took_us before it, as the worker measured it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mesh import keys, roster
+from mesh.dead.letters import ID, DeadLetters
+from mesh.roster import Member
+from mesh.settings import MeshSettings
+
+#: Newest replies of each replica that a search reads; about as many stay there.
+SEARCHED = 512
+#: Entries of each request stream that a search by name reads.
+WAITING_SEARCHED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request, as far as it has come; times are ms of Redis's clock, 0 where they are not known.
+
+    `status` is waiting, in hand, given up, or that of the reply: ok, or the code of an error.
+    """
+
+    key: str
+    op: str
+    status: str
+    stream: str
+    id: str
+    sender: str
+    worker: str = ""
+    database: str = ""
+    call: str = ""
+    accepted_ms: int = 0
+    answered_ms: int = 0
+    took_us: int = 0
+    reason: str = ""
+
+    @property
+    def total_ms(self) -> int:
+        """From the acceptance to the answer; 0 where one of them is not known."""
+        return max(0, self.answered_ms - self.accepted_ms) if self.answered_ms and self.accepted_ms else 0
+
+    @property
+    def group(self) -> str:
+        """The common name of the requests of a gather, or the request's own name."""
+        return self.key.rpartition(".")[0] or self.key
+
+
+class Journeys:
+    """Looks for requests, over a client of the bus database that decodes answers."""
+
+    def __init__(self, redis: Redis, settings: MeshSettings) -> None:
+        self._redis = redis
+        self._streams = keys.request_streams(settings.classes, settings.databases)
+        self._letters = DeadLetters(redis, settings.stream_bound)
+
+    async def newest(self, most: int) -> list[Step]:
+        """Return the newest replies to each replica, the newest first."""
+        found = await self._replies(await roster.read_directly(self._redis), most)
+        return sorted(found, key=lambda step: step.answered_ms, reverse=True)
+
+    async def find(self, reference: str) -> list[Step]:
+        """Return the requests with this id, name or call (`X-Request-Id`), and all parts of a gather, oldest first."""
+        found = await self._matching(lambda step: reference in (step.id, step.key, step.group, step.call))
+        groups = {step.group for step in found if step.key != step.group}
+        if groups:
+            found += await self._matching(lambda step: step.group in groups)
+        if ID.fullmatch(reference):
+            found += [step for step in await self._waiting(reference, reference, 1) if step not in found]
+        unique = {(step.stream, step.id, step.key): step for step in found}
+        return sorted(unique.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
+
+    async def _matching(self, wanted: Callable[[Step], bool]) -> list[Step]:
+        members = await roster.read_directly(self._redis)
+        waiting, replies, dead = await asyncio.gather(
+            self._waiting("-", "+", WAITING_SEARCHED), self._replies(members, SEARCHED), self._dead()
+        )
+        answered = [step for step in replies if wanted(step)]
+        return [*(step for step in [*waiting, *dead] if wanted(step)), *answered]
+
+    async def _replies(self, members: Sequence[Member], most: int) -> list[Step]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for member in members:
+            pipeline.xrevrange(keys.replies(member.replica), count=most)
+        return [
+            _reply(id, fields, member.replica)
+            for member, entries in zip(members, await _answers(pipeline), strict=True)
+            for id, fields in entries
+            if "request" in fields
+        ]
+
+    async def _waiting(self, first: str, last: str, most: int) -> list[Step]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for stream in self._streams:
+            pipeline.xrange(stream, first, last, count=most)
+            pipeline.xpending_range(stream, keys.GROUP, first, last, most)
+        answers = iter(await _answers(pipeline))
+        found = []
+        for stream in self._streams:
+            entries, pending = next(answers), next(answers)
+            workers = {row["message_id"]: row["consumer"] for row in pending}
+            found += [_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
+        return found
+
+    async def _dead(self) -> list[Step]:
+        letters = await self._letters.look(WAITING_SEARCHED, body=0)
+        return [
+            Step(
+                key=letter.request, op=letter.op, status="given up", stream=letter.stream, id=letter.original,
+                sender="", accepted_ms=_ms(letter.original), answered_ms=letter.at_ms, reason=letter.reason,
+            )
+            for letter in letters
+            if letter.kind == "request"
+        ]  # fmt: skip
+
+
+async def _answers(pipeline: Any) -> list[Any]:
+    """Run a pipeline; what does not exist is empty."""
+    return [[] if isinstance(answer, Exception) else answer for answer in await pipeline.execute(raise_on_error=False)]
+
+
+def _request(stream: str, id: str, fields: Mapping[str, str], worker: str) -> Step:
+    get = fields.get
+    return Step(
+        key=get("request", ""), op=get("op", ""), status="in hand" if worker else "waiting", stream=stream, id=id,
+        sender=get("from", ""), worker=worker, call=get("call", ""), accepted_ms=_ms(id),
+    )  # fmt: skip
+
+
+def _reply(id: str, fields: Mapping[str, str], sender: str) -> Step:
+    get = fields.get
+    asked, took = get("asked", ""), get("took_us", "")
+    target = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
+    return Step(
+        key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=target and keys.REQUESTS + target,
+        id=asked, sender=sender, worker=get("from", ""), database=get("db", ""), call=get("call", ""),
+        accepted_ms=_ms(asked), answered_ms=_ms(id), took_us=int(took) if took.isdecimal() else 0,
+    )  # fmt: skip
+
+
+def _ms(id: str) -> int:
+    return int(id.partition("-")[0]) if ID.fullmatch(id) else 0
+
+
+def lanes(steps: Iterable[Step]) -> list[list[Step]]:
+    """Return requests in groups, the parts of a gather together, in the order given."""
+    groups: dict[str, list[Step]] = {}
+    for step in steps:
+        groups.setdefault(step.group, []).append(step)
+    return list(groups.values())
