@@ -28,7 +28,7 @@ WAITING_SEARCHED = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class JourneyStep:
     """One request, as far as it has come; times are ms of Redis's clock, 0 where they are not known.
 
     `status` is waiting, in hand, given up, or that of the reply: ok, or the code of an error.
@@ -67,12 +67,12 @@ class Journeys:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._letters = DeadLetters(redis, settings.stream_bound)
 
-    async def newest(self, most: int) -> list[Step]:
+    async def newest(self, most: int) -> list[JourneyStep]:
         """Return the newest replies to each replica, the newest first."""
         found = await self._replies(await roster.read_directly(self._redis), most)
         return sorted(found, key=lambda step: step.answered_ms, reverse=True)
 
-    async def find(self, reference: str) -> list[Step]:
+    async def find(self, reference: str) -> list[JourneyStep]:
         """Return the requests with this id, name or call (`X-Request-Id`), and all parts of a gather, oldest first."""
         found = await self._matching(lambda step: reference in (step.id, step.key, step.group, step.call))
         groups = {step.group for step in found if step.key != step.group}
@@ -83,7 +83,7 @@ class Journeys:
         unique = {(step.stream, step.id, step.key): step for step in found}
         return sorted(unique.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
 
-    async def _matching(self, wanted: Callable[[Step], bool]) -> list[Step]:
+    async def _matching(self, wanted: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
         members = await roster.read_directly(self._redis)
         waiting, replies, dead = await asyncio.gather(
             self._waiting("-", "+", WAITING_SEARCHED), self._replies(members, SEARCHED), self._dead()
@@ -91,7 +91,7 @@ class Journeys:
         answered = [step for step in replies if wanted(step)]
         return [*(step for step in [*waiting, *dead] if wanted(step)), *answered]
 
-    async def _replies(self, members: Sequence[Member], most: int) -> list[Step]:
+    async def _replies(self, members: Sequence[Member], most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for member in members:
             pipeline.xrevrange(keys.replies(member.replica), count=most)
@@ -102,7 +102,7 @@ class Journeys:
             if "request" in fields
         ]
 
-    async def _waiting(self, first: str, last: str, most: int) -> list[Step]:
+    async def _waiting(self, first: str, last: str, most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for stream in self._streams:
             pipeline.xrange(stream, first, last, count=most)
@@ -115,10 +115,10 @@ class Journeys:
             found += [_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
         return found
 
-    async def _dead(self) -> list[Step]:
+    async def _dead(self) -> list[JourneyStep]:
         letters = await self._letters.look(WAITING_SEARCHED, body=0)
         return [
-            Step(
+            JourneyStep(
                 key=letter.request, op=letter.op, status="given up", stream=letter.stream, id=letter.original,
                 sender="", accepted_ms=_ms(letter.original), answered_ms=letter.at_ms, reason=letter.reason,
             )
@@ -132,19 +132,19 @@ async def _answers(pipeline: Any) -> list[Any]:
     return [[] if isinstance(answer, Exception) else answer for answer in await pipeline.execute(raise_on_error=False)]
 
 
-def _request(stream: str, id: str, fields: Mapping[str, str], worker: str) -> Step:
+def _request(stream: str, id: str, fields: Mapping[str, str], worker: str) -> JourneyStep:
     get = fields.get
-    return Step(
+    return JourneyStep(
         key=get("request", ""), op=get("op", ""), status="in hand" if worker else "waiting", stream=stream, id=id,
         sender=get("from", ""), worker=worker, call=get("call", ""), accepted_ms=_ms(id),
     )  # fmt: skip
 
 
-def _reply(id: str, fields: Mapping[str, str], sender: str) -> Step:
+def _reply(id: str, fields: Mapping[str, str], sender: str) -> JourneyStep:
     get = fields.get
     asked, took = get("asked", ""), get("took_us", "")
     target = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
-    return Step(
+    return JourneyStep(
         key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=target and keys.REQUESTS + target,
         id=asked, sender=sender, worker=get("from", ""), database=get("db", ""), call=get("call", ""),
         accepted_ms=_ms(asked), answered_ms=_ms(id), took_us=int(took) if took.isdecimal() else 0,
@@ -155,9 +155,9 @@ def _ms(id: str) -> int:
     return int(id.partition("-")[0]) if ID.fullmatch(id) else 0
 
 
-def lanes(steps: Iterable[Step]) -> list[list[Step]]:
+def lanes(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
     """Return requests in groups, the parts of a gather together, in the order given."""
-    groups: dict[str, list[Step]] = {}
+    groups: dict[str, list[JourneyStep]] = {}
     for step in steps:
         groups.setdefault(step.group, []).append(step)
     return list(groups.values())

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
 from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import SEARCHED, Journeys, Step
+from mesh.control.journeys import SEARCHED, Journeys, JourneyStep
 from mesh.dead.letters import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
@@ -84,7 +84,7 @@ def _control(redis: Redis) -> Control:
 def ops(redis_url: str | None, data: Path, as_json: bool) -> None:
     """List the operations that were answered lately, and those that are paused."""
 
-    async def read(redis: Redis) -> tuple[list[Step], list[PausedOperation]]:
+    async def read(redis: Redis) -> tuple[list[JourneyStep], list[PausedOperation]]:
         return await Journeys(redis, MeshSettings()).newest(SEARCHED), await _control(redis).paused()
 
     steps, paused = on_redis(redis_url, data, read)
@@ -174,7 +174,7 @@ def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> N
         click.echo(_line(step))
 
 
-def _line(step: Step) -> str:
+def _line(step: JourneyStep) -> str:
     """Return one request as a line: when, what, how it ended, who worked for how long."""
     at = _clock(step.accepted_ms or step.answered_ms)
     where = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mesh import Class, GivenUp, Refused, keys
-from mesh.control.journeys import Journeys, Step, lanes
+from mesh.control.journeys import Journeys, JourneyStep, lanes
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
 from mesh.requests.tracing import CALL
 from tests.support.backend import Backend
@@ -94,5 +94,5 @@ async def test_a_request_that_waits_is_in_hand_or_given_up_is_found(backend: Bac
 
 def test_times_that_are_not_known_are_not_made_up() -> None:
     """A reply of an older release has no `asked`."""
-    step = Step(key="r-1", op="x", status="ok", stream="", id="", sender="r", answered_ms=5)
+    step = JourneyStep(key="r-1", op="x", status="ok", stream="", id="", sender="r", answered_ms=5)
     assert (step.total_ms, step.group) == (0, "r-1")
