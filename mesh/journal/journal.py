@@ -100,7 +100,7 @@ class Entry:
     body: str
 
     def content(self) -> Any:
-        """Parse the body. Raises ValueError where it is not JSON."""
+        """Parse the body. Raises ValueError if it is not JSON."""
         return json.loads(self.body)
 
 
@@ -148,7 +148,7 @@ class Log:
         self.writer = writer
 
     async def view(self) -> View | None:
-        """Return both ends of the log, or None where there is no log. Raises UnreadableLog."""
+        """Return both ends of the log, or None if there is no log. Raises UnreadableLog."""
         view, _ = await self._look(self._redis, START_ID, 1)
         return view
 
@@ -164,7 +164,7 @@ class Log:
     async def found(
         self, *, body: Mapping[str, Any], after: Position | None = None, instead_of: str = ""
     ) -> Position | None:
-        """Begin a log and return the position of its first entry, or None where there is a log already.
+        """Begin a log and return the position of its first entry, or None if there is a log already.
 
         With `after`, the position of the founder's state, the log begins with that state. `instead_of` names a log that
         may be replaced if the founding is its only entry.

@@ -42,7 +42,7 @@ def eviction(policy: str) -> str:
 
 
 def check_claim(claim: str, ours: str) -> None:
-    """Raise SetupError where another mesh uses this server. A claim is "<name> <bus>", or "" where there is none."""
+    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if there is none."""
     if claim in {"", ours}:
         return
     name, _, bus = claim.rpartition(" ")
@@ -54,7 +54,7 @@ def check_claim(claim: str, ours: str) -> None:
 
 
 def check_format(found: int, where: str) -> None:
-    """Raise SetupError where a newer release has written data that this one may misread."""
+    """Raise SetupError if a newer release has written data that this one may misread."""
     if found > FORMAT:
         raise SetupError(
             f"a newer release has written {where} (format {found}, this release knows {FORMAT}); "

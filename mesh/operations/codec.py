@@ -74,7 +74,7 @@ class Codec(Generic[T]):
 
 
 def _classes_of(kind: Any) -> tuple[type, ...] | None:
-    """Return the classes of a type's values; None where no class tells."""
+    """Return the classes of a type's values; None if no class tells."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
         known = [_classes_of(each) for each in get_args(kind)]

@@ -110,7 +110,7 @@ class Mesh(Caller):
 
 
 def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
-    """Return one table of all operations. Raises UsageError where two have one name."""
+    """Return one table of all operations. Raises UsageError if two have one name."""
     whole = Worker()
     for table in tables:
         if not isinstance(table, Operations | Worker):

@@ -51,7 +51,7 @@ class Field(Slot[T]):
     __slots__ = ()
 
     def read(self, text: str | None) -> T | None:
-        """Return the value of a text, None where there is none."""
+        """Return the value of a text, None if there is none."""
         return None if text is None else self.decode(text)
 
 

@@ -110,7 +110,7 @@ class Reads:
         return [of.decode(text) for text in await self._answer(*words)]
 
     async def score(self, of: SortedSet[T], member: T) -> float | None:
-        """Return the score of a member, None where the sorted set does not have it."""
+        """Return the score of a member, None if the sorted set does not have it."""
         text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
         return None if text is None else float(text)
 

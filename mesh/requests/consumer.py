@@ -276,7 +276,7 @@ class Consumer(GroupConsumer[Work]):
             work.ended.set_result(None)
 
     async def _settle(self, work: Work, outcome: Outcome, reason: str) -> bool:
-        """End the request, or return True where it is to be delivered again."""
+        """End the request, or return True if it is to be delivered again."""
         request = work.request
         match settle(outcome, request.deliveries, self._host.settings.max_deliveries, reason):
             case Bury(reason):

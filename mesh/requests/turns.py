@@ -64,7 +64,7 @@ class Turns(Generic[W]):
                 self._watch(key, queue)
 
     def leave(self, work: W) -> bool:
-        """Give up the turn, or the place in the queue; True where the request was waiting and so is not running."""
+        """Give up the turn, or the place in the queue; True if the request was waiting and so is not running."""
         key = self._key_of.pop(work, None)
         if key is None:
             return False

@@ -40,7 +40,7 @@ def check_words(words: Sequence[Text]) -> None:
         if isinstance(word, bool) or not isinstance(word, str | int | float | bytes):
             raise TypeError(f"Redis stores text and numbers, not {type(word).__name__}: {word!r:.100}")
         if isinstance(word, int) and word.bit_length() > _MOST_BITS:
-            str(word)  # raises ValueError where it has more digits than Python prints
+            str(word)  # raises ValueError if it has more digits than Python prints
 
 
 def integer(word: Text, least: int, most: int) -> int:

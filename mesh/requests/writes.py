@@ -88,7 +88,7 @@ Command = list[Text]
 class Sums:
     """How large the integers of one key can be after what one transaction has written to it so far.
 
-    A field is "" where the key itself is the counter. Signs are ignored: a sum of magnitudes is a bound that also
+    A field is "" if the key itself is the counter. Signs are ignored: a sum of magnitudes is a bound that also
     holds where an expiry in the past removes the key in between.
     """
 
@@ -124,7 +124,7 @@ class Sums:
         return self._replaced or field in self._bounds
 
     def check(self, field: str, by: int) -> None:
-        """Raise ValueError where the field cannot be increased by this much."""
+        """Raise ValueError if the field cannot be increased by this much."""
         bound = self._bounds.get(field, 0)
         if bound is None:
             raise ValueError("this transaction writes something there that is not an integer")
@@ -273,7 +273,7 @@ class Writes:
         return ""
 
     def _counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
-        """What the script must check of a counter. Raises ValueError where it would fail in any case."""
+        """What the script must check of a counter. Raises ValueError if it would fail in any case."""
         need = self._need(side, verb, key, VERBS[verb].needs[0])
         *names, by = args
         field = str(names[0]) if names else ""

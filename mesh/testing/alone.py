@@ -58,7 +58,7 @@ class Alone:
         return await (self.own if own else self.shared)("EVAL", script.source, len(names), *names, *words)
 
     async def commit(self, effects: Effects) -> list[Any]:
-        """Apply a transaction; return the words of it. Raises MeshError where it is not possible."""
+        """Apply a transaction; return the words of it. Raises MeshError if it is not possible."""
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])

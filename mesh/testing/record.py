@@ -27,7 +27,7 @@ class Committed:
     database: int
     #: the id of the request on its stream
     id: str
-    #: what the caller gets, of the operation's own type; None where nobody waits
+    #: what the caller gets, of the operation's own type; None if nobody waits
     reply: Any
 
 

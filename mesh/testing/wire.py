@@ -36,13 +36,13 @@ class Faults:
     failing: Counter[str] = field(default_factory=Counter)
 
     def lose_request(self) -> None:
-        """Raise ConnectionError where this trip is not to arrive."""
+        """Raise ConnectionError if this trip is not to arrive."""
         if self.lost_requests > 0:
             self.lost_requests -= 1
             raise redis.exceptions.ConnectionError("the kit lost the request on its way")
 
     def lose_answer(self) -> None:
-        """Raise ConnectionError where nobody is to learn what came of this trip."""
+        """Raise ConnectionError if nobody is to learn what came of this trip."""
         if self.lost_answers > 0:
             self.lost_answers -= 1
             raise redis.exceptions.ConnectionError("the kit lost the answer on its way")

@@ -50,7 +50,7 @@ class Runs:
         return decode(text) if typed is None else typed.decode_reply(text)
 
     def begin(self, op: str) -> None:
-        """Count a run. Raises LetFail where it is to fail."""
+        """Count a run. Raises LetFail if it is to fail."""
         self.count[op] += 1
         if self.failing[op] > 0:
             self.failing[op] -= 1

@@ -180,13 +180,13 @@ def is_passing(error: BaseException) -> bool:
 
 
 def remedy(error: BaseException) -> str:
-    """Say what to do about a fatal error, or "" where nothing is known."""
+    """Say what to do about a fatal error, or "" if nothing is known."""
     code, text = code_of(error), str(error)
     return next((advice for key, advice in REMEDIES.items() if key == code or key in text), "")
 
 
 def translate(error: BaseException) -> MeshError | None:
-    """Return what a caller is told about an error of Redis; None where the error is ours."""
+    """Return what a caller is told about an error of Redis; None if the error is ours."""
     match classify(error):
         case Meaning.PASSING:
             return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)

@@ -46,7 +46,7 @@ class Assets:
             self._assets[name] = Asset(content, TYPES[path.suffix])
 
     def url(self, file: str) -> str:
-        """Return the address of a file in the folder. Raises KeyError where there is no such file."""
+        """Return the address of a file in the folder. Raises KeyError if there is no such file."""
         return f"{PREFIX}/{self._names[file]}"
 
     def routes(self) -> Blueprint:

@@ -108,7 +108,7 @@ class HttpRequest(QuartRequest):
 
     @cached_property
     def authorization(self) -> Authorization | None:
-        """The credentials; None where there are none or they cannot be read.
+        """The credentials; None if there are none or they cannot be read.
 
         Werkzeug 3.1 raises ValueError for characters beyond ASCII in Basic credentials.
         """

@@ -22,7 +22,7 @@ THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 
 def jemalloc() -> str:
-    """Return the name to preload jemalloc by, or "" where it or LD_PRELOAD, which is Linux's, is missing."""
+    """Return the name to preload jemalloc by, or "" if it or LD_PRELOAD, which is Linux's, is missing."""
     found = ctypes.util.find_library("jemalloc") if platform.system() == "Linux" else None
     return found or ""
 

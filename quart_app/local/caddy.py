@@ -44,7 +44,7 @@ class Site:
 
 
 def caddy() -> Path | None:
-    """Return the Caddy to use; None where there is none."""
+    """Return the Caddy to use; None if there is none."""
     beside = Path(sys.executable).parent / "caddy"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("caddy")
     return Path(found) if found else None

@@ -20,7 +20,7 @@ LOCK_WAIT_S = 0.5
 
 @contextlib.contextmanager
 def data_folder(path: Path) -> Iterator[Path]:
-    """Create and lock the folder while the block lasts. Raises LocalError where it cannot be used.
+    """Create and lock the folder while the block lasts. Raises LocalError if it cannot be used.
 
     Files that are made meanwhile, by us or by our children, can be read by our user alone.
     """

@@ -30,7 +30,7 @@ def default_folder() -> Path:
 class Running:
     """How to reach a mesh that runs on this machine."""
 
-    #: "" where no address can say it, because sentinels know it
+    #: "" if no address can say it, because sentinels know it
     redis_url: str
     port: int
     pid: int

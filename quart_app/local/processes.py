@@ -155,7 +155,7 @@ class Child:
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Start a process. Raises OSError where the system cannot."""
+        """Start a process. Raises OSError if the system cannot."""
         program = self.program
         self._started = time.monotonic()
         with program.log.open("ab") as log:
@@ -240,7 +240,7 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def starting(self, program: Program) -> AsyncIterator[Child]:
-        """Start a program once; stop it at the end of the block. Raises OSError where it cannot be started."""
+        """Start a program once; stop it at the end of the block. Raises OSError if it cannot be started."""
         child = Child(program, self.say)
         child.start()
         self._children.append(child)
