@@ -1,13 +1,13 @@
-"""Takes requests from one stream, runs their handlers, and decides what becomes of each.
+"""The consumer of one request stream: it takes requests, has their handlers run, and acts on the outcome of each.
 
 A replica has two consumers. The consumer of its class works on many requests at once, in no order. The consumer of its
-database works in order: the effect of one entry is applied before the next one is read. Neighbours without an effect
-run side by side.
+database works in order: it applies the effect of one entry before the handler of the next one reads. Entries without an
+effect that follow each other run side by side.
 
     read, take over ---> task: run the handler ----> commit ----> done
                            ^       |                   |
                            |       |                   +--> conflict: wait for a turn, run again
-                           |       |                   +--> any other word
+                           |       |                   +--> any other answer
                            |       v                             |
                            |    settlement decides <-------------+
                            |       +---> retry: after a pause, deliver again
@@ -15,7 +15,7 @@ run side by side.
     keep alive: cancel what another consumer has taken, and what is past its deadline
 
 `GroupConsumer` reads, takes over and keeps alive. No task waits for a commit: the link calls the work, and for most
-requests that is the end. Only if something is left to do, a new task begins.
+requests nothing is left to do then. If something is, a new task begins.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
-#: The words of the commit script, except conflicts.
+#: The answers of the commit script, except conflicts.
 _OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS, FULL: Outcome.FULL}
 #: Longest pause after an error.
 LONGEST_PAUSE_S = 0.2
@@ -133,7 +133,7 @@ class Consumer(GroupConsumer[Work]):
             log.error("handler ignores its cancellation", op=tasks[task].request.op, id=tasks[task].request.id)
 
     def _give_away(self, work: Work) -> None:
-        """Stop working on a request: another has it, or will."""
+        """Stop working on a request, because another consumer has it or will get it."""
         work.given_away = True
         if self._turns.leave(work):
             self._forget(work)
@@ -191,7 +191,7 @@ class Consumer(GroupConsumer[Work]):
         return work
 
     async def _in_order(self, works: list[Work]) -> None:
-        """Work on a database's entries: one with an effect alone, neighbours without an effect together."""
+        """Work on a database's entries: each one with an effect alone, and those between them side by side."""
         neighbours: list[Work] = []
         for work in works:
             handler = self._worker.handler(work.request.op)
@@ -204,7 +204,7 @@ class Consumer(GroupConsumer[Work]):
         await self._run_together(neighbours)
 
     async def _run_together(self, works: list[Work]) -> None:
-        # Each has a task of its own, even if it is alone: a request that no caller waits for is cancelled by itself.
+        # Each has its own task, even if it is alone, so that a request can be cancelled when no caller waits for it.
         for work in works:
             work.ended = asyncio.get_running_loop().create_future()
             if work.given_away:
@@ -235,7 +235,7 @@ class Consumer(GroupConsumer[Work]):
                 self._forget(work)
 
     def committed(self, work: Work, word: str) -> None:
-        """Receive the word of the commit script; go on in a new task if the request is not done."""
+        """Receive the answer of the commit script; go on in a new task if the request is not done."""
         work.committing = False
         outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
         if outcome is Outcome.DONE or work.given_away:
@@ -297,9 +297,9 @@ class Consumer(GroupConsumer[Work]):
         return False
 
     async def _redeliver(self, work: Work) -> Found | None:
-        """Deliver a request to ourselves once more, after a pause; NOT_OURS where somebody else has ended it.
+        """Deliver a request to this consumer again, after a pause; return NOT_OURS if it has ended meanwhile.
 
-        The next delivery counts in Redis, so that a request which kills its process is not tried for ever.
+        Redis counts the delivery, so that a request which kills its process is not tried without end.
         """
         try:
             await asyncio.sleep(self._pause_s(work.request))
@@ -314,9 +314,10 @@ class Consumer(GroupConsumer[Work]):
         return None
 
     def _pause_s(self, request: Request) -> float:
-        """Seconds before the next delivery. All of them fit into the deadline, so that the caller learns the reason.
+        """Return the pause before the next delivery, in seconds.
 
-        On a database's stream the next entry waits for this one, so there is none.
+        All deliveries fit into the deadline, so that the caller learns the reason. On a database's stream there is no
+        pause, because the next entry waits for this one.
         """
         if self._ordered:
             return 0

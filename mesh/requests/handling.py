@@ -1,7 +1,7 @@
-"""Running foreign code: a handler may raise anything, and may keep the event loop for itself.
+"""Tools to run handlers, which may raise anything and may block the event loop.
 
-`Stretches` awaits a handler and measures how long it runs without giving way to the loop. `describe` turns whatever it
-raised into text that can be logged, sent and stored.
+`Stretches` awaits a handler and measures how long it blocks the event loop. `describe` turns any exception into text
+that can be logged, sent and stored.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MOST_CHARACTERS = 2000
 
 
 class HandlerMistake(Exception):
-    """The handler did what no handler may do."""
+    """A handler is not an async function, or raised GeneratorExit."""
 
 
 class Stretches(Generic[T]):
-    """Awaits once; `longest_s` is the longest time that it kept the event loop without a pause."""
+    """Awaits an awaitable once. `longest_s` is the longest time for which it blocked the event loop."""
 
     __slots__ = ("_awaitable", "longest_s")
 
@@ -46,7 +46,7 @@ class Stretches(Generic[T]):
                 found: T = end.value
                 return found
             except GeneratorExit as exit:
-                # The loop closes coroutines with this exception, and takes one that raises it for closed.
+                # The event loop closes coroutines with this exception, so a coroutine that raises it seems closed.
                 raise HandlerMistake("it raised GeneratorExit") from exit
             finally:
                 took = clock() - began
@@ -74,8 +74,7 @@ def describe(error: BaseException) -> str:
 def traceback_of(error: BaseException) -> str:
     """Return the traceback of an exception, from the handler on, as text of bounded length.
 
-    It is made here, because what logging libraries make of an exception may show secrets (local variables), take
-    seconds, or fail.
+    Logging libraries are not used for this: their tracebacks may show secrets (local variables), take seconds, or fail.
     """
     inner = error.__traceback__
     while inner is not None and inner.tb_frame.f_globals.get("__package__") == __package__:
@@ -88,7 +87,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def printable(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Return text without what UTF-8 cannot encode, at most so many characters of it."""
+    """Return at most so many characters of a text; what UTF-8 cannot encode becomes an escape such as `\\udcff`."""
     if len(text) > most:
         text = text[:most] + "…"
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What becomes of a request: a pure table over the outcome of its handler and the number of deliveries.
+"""What to do with a request after its handler has run: a pure table of outcomes and numbers of deliveries.
 
     outcome                                            deliveries < most      deliveries >= most
     done, refused                                      Commit                 Commit
@@ -9,7 +9,8 @@
     not ours (another consumer has it)                 Forget                 Forget
     full (no memory for what it stores)                RefuseFull                 RefuseFull
 
-A request that was delivered more often than allowed has killed its workers; it is buried without another try.
+A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
+another try.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ Settlement = Commit | Rerun | Retry | Bury | Expire | Forget | RefuseFull
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
-    """Return what becomes of a request with this outcome."""
+    """Return what to do with a request that had this outcome."""
     match outcome:
         case Outcome.DONE:
             return Commit()

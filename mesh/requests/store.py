@@ -1,4 +1,4 @@
-"""A handler's view of what is stored: reads of the replica's own database, and of the keys that replicas share."""
+"""What handlers read with: the replica's own database, and the keys that replicas share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mesh.wire.script import Script
 
 
 def _sendable(*words: Text) -> Sequence[Text]:
-    """The words, checked. Raises TypeError or ValueError for those that cannot be sent to Redis."""
+    """Return the words. Raises TypeError or ValueError for a word that cannot be sent to Redis."""
     check_words(words)
     return words
 
@@ -56,7 +56,7 @@ class Reader:
         return await self._say(verb, self.prefix + key, *_sendable(*args))
 
     async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
-        """At most `count` members by score; bounds as Redis writes them (`-inf`, `(5`)."""
+        """Return at most `count` members between two scores, which are written as in Redis (`-inf`, `(5`)."""
         found: list[str] = await self._say(
             "ZRANGEBYSCORE", self.prefix + key, *_sendable(least, most), "LIMIT", 0, count
         )
@@ -71,7 +71,7 @@ class Reader:
 
 
 class Store(Reader):
-    """A handler's view of its own database; `shared` is the view of the keys that replicas share."""
+    """Reads the replica's own database. `shared` reads the keys that replicas share."""
 
     def __init__(self, link: Link, database: int, cls: str) -> None:
         super().__init__(link, keys.own(database), own=True)
@@ -80,5 +80,5 @@ class Store(Reader):
         self.database = database
 
     async def is_held(self, database: int) -> bool:
-        """Whether somebody holds a database now."""
+        """Return whether a replica holds a database now."""
         return bool(await self._link.shared("EXISTS", keys.lease(database)))

@@ -40,7 +40,7 @@ class RequestReader(GroupReader):
         await self._commands.script(OPEN, [keys.BOOKS, *self._all], 1)
 
     async def redeliver(self, id: str) -> int:
-        """Deliver an entry to us once more; return the number of its deliveries, or 0 if it is not ours."""
+        """Deliver an entry to this consumer again; return the number of its deliveries, or 0 if it is not ours."""
         return int(await self._commands.script(REDELIVER, [self.stream], self.consumer, id))
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:
@@ -122,7 +122,7 @@ class ReplyReader:
 def to_request(
     stream: str, id: str, fields: Fields, deliveries: int = 1, decode: Decode = decode_object
 ) -> Request | ValueError:
-    """Return an entry as a request, or the error that says why it is none."""
+    """Return an entry as a request, or the error that says why it is not a request."""
     try:
         return Request.from_entry(stream, id, fields, deliveries, decode)
     except ValueError as error:

@@ -1,14 +1,14 @@
-"""Turns at contended keys: after a conflict, requests run again one after the other.
+"""Turns: after conflicts at one key, requests run again one after the other.
 
-If all requests that met a conflict at one key ran again at once, all but one would meet the next conflict: n requests
-would run about n²/2 times. So each key has a queue of those that wait to run again, first come, first served.
+If all requests with a conflict at one key ran again at once, all but one would have a conflict again: n requests would
+run about n²/2 times. So each key has a queue of requests that wait to run again, first come, first served.
 
     conflict ----> no queue at this key: runs again, and holds the turn ----> ends: the next one gets the turn
        |                                       |
        +-----> queue: waits ---- turn ---------+
                        +-------- PATIENCE_S without a turn passed on: runs again anyway
 
-Turns only give speed; that no update is lost is the work of the commit's check. Requests that run for the first time
+Turns only save time; the check in the commit makes sure that no update is lost. Requests that run for the first time
 need no turn. A request holds one turn at most, so there is no deadlock.
 """
 
@@ -21,14 +21,14 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W", bound=Hashable)
 
-#: Longest time for which a turn makes the others wait; after it the next one runs as well.
+#: The longest time for which others wait for a turn. Then the next request runs as well.
 PATIENCE_S = 0.25
-#: Keys whose conflicts are counted; beyond it the rarest are forgotten.
+#: Conflicts are counted for so many keys. Beyond that, the keys with the fewest conflicts are forgotten.
 MOST_KEYS = 1000
 
 
 class _Queue(Generic[W]):
-    """Those that hold the turn at one key (mostly one), and those that wait for it."""
+    """The requests that hold the turn at one key (mostly one), and those that wait for it."""
 
     def __init__(self) -> None:
         self.holders: set[W] = set()
@@ -43,7 +43,7 @@ class Turns(Generic[W]):
         self._begin = begin
         self._queues: dict[str, _Queue[W]] = {}
         self._key_of: dict[W, str] = {}
-        #: by key: conflicts met there
+        #: by key: how many conflicts there were
         self.conflicts: Counter[str] = Counter()
 
     def take(self, work: W, key: str) -> None:
@@ -64,7 +64,10 @@ class Turns(Generic[W]):
                 self._watch(key, queue)
 
     def leave(self, work: W) -> bool:
-        """Give up the turn, or the place in the queue; True if the request was waiting and so is not running."""
+        """Give up the turn, or the place in the queue.
+
+        Return whether the request was waiting, and so is not running.
+        """
         key = self._key_of.pop(work, None)
         if key is None:
             return False

@@ -1,8 +1,8 @@
 """The verbs that a transaction may write with, and what each accepts.
 
 A Redis script cannot be rolled back, so a command that fails after others were written would leave half a transaction
-behind. Everything that can make a command fail is therefore checked before the first write: the verb, the number and
-form of its arguments here, where the handler writes them; the types of keys and the values of counters in commit.lua.
+behind. Therefore everything that can make a command fail is checked before the first write. This module checks the verb
+and its arguments when the handler writes; commit.lua checks the types of keys and the values of counters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ABSENT = "none"
 
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _PLAIN = frozenset((str,))
-#: Integers of more bits are tried before the client sees them: it ends the process where Python refuses to print one.
+#: Longer integers are printed here first. If Python refuses to print one, the C client would end the process.
 _MOST_BITS = 2000
 
 

@@ -22,9 +22,9 @@ from mesh.requests.verbs import (
 
 
 class Expectations:
-    """What must still be as it was read, by the hash it is in, and the keys by themselves.
+    """The values that must be unchanged at the commit: fields by their hash, and keys.
 
-    What must be absent goes by itself, without values: no value is mistaken for none.
+    Names that must be absent are listed apart, without values, so that no value can be mistaken for an absent one.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Expectations:
         self._answers: list[list[Text]] = []
 
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
-        """The field of a hash, or the key where `hash` is "", has this value; None: is absent."""
+        """Expect that a field of a hash has this value, or (`hash` is "") a key. None: that it is absent."""
         if value is None:
             self.add_absent(side, hash, [name])
             return
@@ -42,7 +42,7 @@ class Expectations:
         values.append(value)
 
     def add_absent(self, side: int, hash: str, names: Iterable[str]) -> None:
-        """All of these are absent."""
+        """Expect that all of these fields or keys are absent."""
         self._absent.setdefault((side, hash), []).extend(names)
 
     def add_answer(self, side: int, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
@@ -86,15 +86,15 @@ Command = list[Text]
 
 
 class Sums:
-    """How large the integers of one key can be after what one transaction has written to it so far.
+    """Bounds for the integers of one key, after the writes of one transaction so far.
 
-    A field is "" if the key itself is the counter. Signs are ignored: a sum of magnitudes is a bound that also
-    holds where an expiry in the past removes the key in between.
+    A field is "" if the key itself is the counter. Magnitudes are added without their signs. This bound also holds if
+    an expiry in the past removes the key between two writes.
     """
 
     def __init__(self, history: Iterable[Command]) -> None:
         self._bounds: dict[str, int | None] = {}
-        #: the transaction deletes or replaces the key, so that what it held before does not count
+        #: whether the transaction deletes or replaces the key, so that its former value does not matter
         self._replaced = False
         for _, _, verb, _, *args in history:
             self.note(str(verb), args)
@@ -120,7 +120,7 @@ class Sums:
             self._bounds[field] = bound + abs(by)
 
     def knows(self, field: str) -> bool:
-        """Whether this transaction has written the field, so that the database cannot tell its value."""
+        """Return whether this transaction has written the field, so that the value in the database does not matter."""
         return self._replaced or field in self._bounds
 
     def check(self, field: str, by: int) -> None:
@@ -133,7 +133,7 @@ class Sums:
 
 
 def _magnitude(word: Text) -> int | None:
-    """How far from 0 an integer is; None for what Redis does not take for one."""
+    """Return the magnitude of an integer; None for text that is not an integer to Redis."""
     try:
         return abs(integer(word, -(2**63), 2**63 - 1))
     except ValueError:
@@ -141,13 +141,13 @@ def _magnitude(word: Text) -> int | None:
 
 
 class Writes:
-    """The writing commands of a transaction, as few as have the same effect.
+    """The writing commands of a transaction, as few as possible.
 
-    Several writes to one key with one verb in a row become one command. Commands on different keys do not affect each
-    other, so "in a row" is counted for each key by itself (for both keys of a verb that has two).
+    Writes to one key with one verb become one command if no other command on that key (or on one of the two keys of the
+    verb) is between them. Commands on other keys do not matter.
 
-    Every command is one that Redis will accept. One that cannot be is refused here. What depends on the database (the
-    type of a key, the value of a counter) is named in the command's first word; the script checks it before it writes.
+    A command that Redis would not accept is refused here. What depends on the database (the type of a key, the value of
+    a counter) is named in the first word of the command, and the script checks it before it writes.
     """
 
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
