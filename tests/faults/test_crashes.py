@@ -81,7 +81,7 @@ async def test_row_03_whoever_waits_at_a_dead_replica_is_answered_by_the_balance
 
 async def _waits_at(mesh: Mesh, member: Member) -> bool:
     metrics = (await mesh.client.get(f"{member.private}/metrics")).text
-    return any(line.startswith("mesh_waiting ") and float(line.split()[1]) > 3 for line in metrics.splitlines())
+    return any(line.startswith("mesh_calls_waiting ") and float(line.split()[1]) > 3 for line in metrics.splitlines())
 
 
 async def _gone(mesh: Mesh, key: str) -> bool:
