@@ -35,10 +35,11 @@ from mesh.operations.visit import MeshClient, connect
 from mesh.requests.protocol import Address, Class, Database
 from mesh.requests.questions import Replies
 from mesh.roster import Classes, Member, Missing
-from mesh.settings import Isolation, MeshSettings, RedisSettings
+from mesh.settings import SECRETS_DIR, Isolation, MeshSettings, RedisSettings, explain, settings_config
 from mesh.wire.clients import Connections
 
 __all__ = [
+    "SECRETS_DIR",
     "Address",
     "Applicant",
     "Busy",
@@ -88,5 +89,7 @@ __all__ = [
     "Values",
     "WrongCredentials",
     "connect",
+    "explain",
     "join",
+    "settings_config",
 ]

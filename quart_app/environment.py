@@ -18,7 +18,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsError
 
-from mesh.settings import SECRETS_DIR, explain
+from mesh import SECRETS_DIR, explain
 from quart_app.registry import SERVICES
 
 #: Names that are read, but not by a class of settings: by commands, by Caddy, by compose.yaml.

@@ -19,7 +19,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from mesh import LeaseLost, Mesh, MeshError
-from mesh.wire.backoff import pauses
+from mesh.raw import pauses
 from quart_app.http.problems import Problem
 from quart_app.service import Service
 

@@ -22,7 +22,7 @@ from collections import deque
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from mesh.requests import tracing
+from mesh.raw import tracing
 from quart_app.settings import AppSettings
 
 #: Bytes of lines that may wait for the stream.

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
-from mesh.settings import settings_config
+from mesh import settings_config
 from quart_app.registry import SERVICES
 
 

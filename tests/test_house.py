@@ -51,7 +51,6 @@ TESTED_BY = {
     "mesh/journal/position.py": "mesh/journal/test_journal.py",
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
     "mesh/operations/transaction.py": "mesh/operations/test_guards.py",
-    "mesh/raw.py": "mesh/test_behaviour.py",
     "mesh/replica.py": "mesh/test_behaviour.py",
     "mesh/requests/calls.py": "mesh/test_behaviour.py",
     "mesh/requests/questions.py": "mesh/test_behaviour.py",

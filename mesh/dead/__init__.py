@@ -1,1 +1,5 @@
 """Dead letters: look at them, give them another chance, or drop them."""
+
+from mesh.dead.letters import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+
+__all__ = ["Actor", "Chosen", "DeadLetter", "DeadLetters", "LetterGroup", "Report"]

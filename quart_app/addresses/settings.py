@@ -8,7 +8,7 @@ import phonenumbers
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
-from mesh.settings import settings_config
+from mesh import settings_config
 
 #: One part of a path. Other characters have a meaning in a route, a query or a URL.
 _SEGMENT = re.compile(r"[\w.~-]+")

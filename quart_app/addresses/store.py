@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh.errors import Unavailable
+from mesh import Unavailable
 from quart_app.addresses.phone import Phone
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from mesh import Member, Mesh, Missing, keys
-from mesh.dead.letters import DeadLetter, DeadLetters
+from mesh.dead import DeadLetter, DeadLetters
 
 #: Rates that are kept: one minute at one look per second.
 KEPT = 60

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
 from mesh import Mesh, MeshError, keys
-from mesh.dead.letters import DeadLetter, DeadLetters
+from mesh.dead import DeadLetter, DeadLetters
 from quart_app.dashboard import acts
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import Figures, FiguresReader

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mesh.dead.letters import DeadLetter
+from mesh.dead import DeadLetter
 from quart_app.dashboard import words as sentences
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mesh.journal.position import Position, pack_id, unpack_id
+from mesh.journal import Position, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, USER_ID_MAX
 from quart_app.grades.storage import RECORD, Frozen, N, Storage
 

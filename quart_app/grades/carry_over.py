@@ -11,8 +11,7 @@ import itertools
 import secrets
 from pathlib import Path
 
-from mesh.journal.journal import Log
-from mesh.journal.position import Position, Snapshot
+from mesh.journal import Log, Position, Snapshot
 from quart_app.grades import entries
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.known_state import KnownState, merge

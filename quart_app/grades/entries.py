@@ -16,8 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from mesh.journal.journal import FOUNDED, Entry
-from mesh.journal.position import pack_id, unpack_id
+from mesh.journal import FOUNDED, Entry, pack_id, unpack_id
 from quart_app.grades.models import FIELDS, Amount, GradeUpdate, UserId
 from quart_app.grades.storage import FIELD_AT, Changes
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
-from mesh.journal.position import Position
+from mesh.journal import Position
 from quart_app.grades import backup
 from quart_app.grades.backup import Header
 from quart_app.grades.storage import Frozen, Storage

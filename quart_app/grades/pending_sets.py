@@ -10,8 +10,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from mesh import MeshError, Unavailable
-from mesh.journal.journal import Log
-from mesh.journal.position import Position
+from mesh.journal import Log, Position
 from quart_app.grades import entries
 from quart_app.grades.known_state import KnownState
 from quart_app.grades.models import GradeUpdate, UserGrade

@@ -22,7 +22,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from mesh import MeshError, Unavailable
-from mesh.journal.journal import Entry, Log, LogError
+from mesh.journal import Entry, Log, LogError
 from quart_app.grades import entries
 from quart_app.grades.backup import Header
 from quart_app.grades.carry_over import CarryOver

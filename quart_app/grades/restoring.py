@@ -21,8 +21,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mesh.journal.journal import Log, View
-from mesh.journal.position import Position
+from mesh.journal import Log, Position, View
 from quart_app.grades.backup import BadBackup, Header
 from quart_app.grades.carry_over import CarryOver
 from quart_app.grades.known_state import KnownState, union

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from mesh import Mesh
-from mesh.journal.journal import Log
+from mesh.journal import Log
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes

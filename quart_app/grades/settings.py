@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from mesh.settings import settings_config
+from mesh import settings_config
 
 #: For trials on one machine only. A replica that others can reach refuses to start with it.
 TRIAL_PASSWORD = "grades"

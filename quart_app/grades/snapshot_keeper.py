@@ -10,9 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from mesh import MeshError
-from mesh.journal.journal import Log
-from mesh.journal.position import Position
-from mesh.journal.snapshots import KEPT, Snapshots
+from mesh.journal import KEPT, Log, Position, Snapshots
 from quart_app.grades import backup
 from quart_app.grades.known_state import KnownState, stream
 from quart_app.grades.metrics import GradesMetrics

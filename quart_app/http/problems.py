@@ -13,8 +13,8 @@ from quart import Quart, Response
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException
 
-from mesh import errors as mesh_errors
-from mesh.wire import failures
+import mesh
+from mesh.raw import failures
 
 log = structlog.get_logger(__name__)
 
@@ -39,18 +39,23 @@ TITLES = {
     504: "Deadline exceeded",
 }
 
-STATUS_OF: dict[type[mesh_errors.MeshError], int] = {
-    mesh_errors.NoReplica: 404,
-    mesh_errors.Busy: 503,
-    mesh_errors.Contended: 503,
-    mesh_errors.Unavailable: 503,
-    mesh_errors.LeaseLost: 503,
-    mesh_errors.Incomplete: 503,
-    mesh_errors.Paused: 503,
-    mesh_errors.GivenUp: 503,
-    mesh_errors.SetupError: 503,
-    mesh_errors.Cancelled: 503,
-    mesh_errors.DeadlineExceeded: 504,
+STATUS_OF: dict[type[mesh.MeshError], int] = {
+    mesh.NoReplica: 404,
+    mesh.Busy: 503,
+    mesh.Contended: 503,
+    mesh.Unavailable: 503,
+    mesh.LeaseLost: 503,
+    mesh.Incomplete: 503,
+    mesh.Paused: 503,
+    mesh.GivenUp: 503,
+    mesh.SetupError: 503,
+    mesh.Cancelled: 503,
+    mesh.DeadlineExceeded: 504,
+    mesh.InvalidBody: 422,
+    # Mistakes in our own code, or two releases that disagree: a new try meets the same.
+    mesh.InvalidReply: 500,
+    mesh.ManyParts: 500,
+    mesh.UsageError: 500,
 }
 
 
@@ -107,7 +112,7 @@ class Problem(Exception):
         return answer
 
 
-def from_mesh(error: mesh_errors.MeshError) -> Problem:
+def from_mesh(error: mesh.MeshError) -> Problem:
     """Return the problem for a failure of the mesh; its members are the error's facts."""
     status = error.facts.get("status") or next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
@@ -145,8 +150,8 @@ def install(app: Quart) -> None:
     async def problem(error: Problem) -> Response:
         return error.response()
 
-    @app.errorhandler(mesh_errors.MeshError)
-    async def mesh_error(error: mesh_errors.MeshError) -> Response:
+    @app.errorhandler(mesh.MeshError)
+    async def mesh_error(error: mesh.MeshError) -> Response:
         return from_mesh(error).response()
 
     @app.errorhandler(RedisError)

@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from mesh import Connections, Member, Missing, RedisSettings, roster
+from mesh import Connections, Member, Missing, RedisSettings
+from mesh.raw import roster
 from quart_app.local.data_folder import in_use
 from quart_app.settings import host_and_port
 

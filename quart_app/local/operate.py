@@ -19,9 +19,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
-from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import SEARCHED, Journeys, JourneyStep
-from mesh.dead.letters import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from mesh.control import SEARCHED, Control, Journeys, JourneyStep, PausedOperation
+from mesh.dead import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
 

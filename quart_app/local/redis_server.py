@@ -19,7 +19,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import Connections, RedisSettings
-from mesh.wire.failures import is_fenced
+from mesh.raw import is_fenced
 from quart_app.local.errors import LocalError
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Child, Program, Say, Supervisor, last_line

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mesh import Connections, RedisSettings, keys, roster
+from mesh import Connections, RedisSettings, keys
+from mesh.raw import roster
 
 CLASSES = "ABCD"
 DATABASES = 16

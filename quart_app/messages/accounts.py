@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from mesh.errors import Busy
+from mesh import Busy
 from quart_app.http.problems import Problem
 from quart_app.messages.models import Login, ProfileChange
 from quart_app.messages.passwords import Passwords

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mesh.quota.quota import Closed, Granted, Reservation, Verdict
+from mesh.quota import Closed, Granted, Reservation, Verdict
 
 #: Why a message is paid for.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]

@@ -19,8 +19,8 @@ from typing import Literal
 
 import structlog
 
-from mesh.errors import MeshError, Unavailable
-from mesh.quota.quota import Allowance, Closed, Granted, Probing, Quota, Reservation, Verdict
+from mesh import MeshError, Unavailable
+from mesh.quota import Allowance, Closed, Granted, Probing, Quota, Reservation, Verdict
 from quart_app.http.problems import Problem
 from quart_app.messages.decision import PROBE_MS, Pay, Reason, Refuse, SendFree, WaitForFree, next_step
 from quart_app.messages.idempotency import KeyClaim

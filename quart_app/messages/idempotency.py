@@ -22,8 +22,8 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
-from mesh.errors import MeshError
-from mesh.wire.script import Script
+from mesh import MeshError
+from mesh.raw import Script
 from quart_app.messages.users import redis_at_work
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.errors import MeshError, Unavailable
+from mesh import MeshError, Unavailable
 from quart_app.http.problems import Problem, from_mesh
 from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
 from quart_app.messages.idempotency import (

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from mesh.quota.quota import Allowance
+from mesh.quota import Allowance
 from quart_app.security.identity import (
     MAX_EMAIL,
     MAX_PASSWORD,

@@ -12,7 +12,7 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from mesh.errors import Busy
+from mesh import Busy
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_request, document_response, tag
 
-from mesh.errors import MeshError, Unavailable
+from mesh import MeshError, Unavailable
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.messages.accounts import Accounts, LoggedIn, Origin

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from mesh import Mesh
-from mesh.quota.quota import Quota
+from mesh.quota import Quota
 from quart_app.messages.accounts import Accounts
 from quart_app.messages.delivery import Delivery
 from quart_app.messages.idempotency import IdempotencyKeys

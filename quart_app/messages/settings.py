@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings
 
-from mesh.settings import settings_config
+from mesh import settings_config
 from quart_app.providers.launch import environment
 from quart_app.security.credentials import Limits
 from quart_app.security.identity import normal_email, normal_password, why_weak

@@ -21,9 +21,8 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import keys
-from mesh.errors import Unavailable
-from mesh.wire.script import Script
+from mesh import Unavailable, keys
+from mesh.raw import Script
 from quart_app.messages.models import Profile
 from quart_app.security import audit
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from mesh import Unavailable
-from mesh.events.reader import DeliveredEvent
+from mesh.events import DeliveredEvent
 from quart_app.http.body import parse_json
 from quart_app.http.problems import Problem, pointer
 from quart_app.movements.metrics import MovementMetrics

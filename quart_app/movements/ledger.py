@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mesh import Mesh, Unavailable
-from mesh.events.consumer import Events
+from mesh.events import Events
 from quart_app.movements.cache import Cache
 from quart_app.movements.database import MovementDatabase
 from quart_app.movements.intake import Intake

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL
 
-from mesh.settings import settings_config
+from mesh import settings_config
 from quart_app.movements.address import DRIVERS, async_url
 
 #: Most rows in one INSERT. Both databases accept about 32,000 values, and a row has nine.

@@ -9,7 +9,7 @@ import time
 from pydantic import SecretStr
 from quart import Request
 
-from mesh.errors import Unavailable
+from mesh import Unavailable
 from quart_app.http.problems import Problem
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter

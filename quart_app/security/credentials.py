@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh.errors import Busy, Unavailable
-from mesh.wire.script import Script
+from mesh import Busy, Unavailable
+from mesh.raw import Script
 
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")

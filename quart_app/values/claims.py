@@ -21,9 +21,7 @@ from typing import Any
 import structlog
 
 from mesh import DeadlineExceeded, MeshError
-from mesh.raw import Effects, Replica, Request
-from mesh.requests.protocol import NEVER
-from mesh.wire.script import Script
+from mesh.raw import NEVER, Effects, Replica, Request, Script
 from quart_app.values import notation
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace

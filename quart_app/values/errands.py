@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError
-from mesh.raw import Effects, Replica, Request
-from mesh.wire.script import Script
+from mesh.raw import Effects, Replica, Request, Script
 from quart_app.values.jobs import JOB, PUT, Gone
 
 T = TypeVar("T")

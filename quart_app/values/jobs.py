@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mesh import Busy, Class, MeshError, Unavailable
-from mesh.raw import Replica
-from mesh.wire.script import Script
+from mesh.raw import Replica, Script
 from quart_app.values.chunks import Chunks, ItemAsked
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings

@@ -31,7 +31,7 @@ from typing import Any, Self
 from pebble import ProcessExpired
 from prometheus_client import CollectorRegistry
 
-from mesh.errors import Busy, DeadlineExceeded, Unavailable
+from mesh import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import child, notation
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring, Stage

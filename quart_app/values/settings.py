@@ -7,7 +7,7 @@ import math
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from mesh.settings import settings_config
+from mesh import settings_config
 
 
 class ValuesSettings(BaseSettings):

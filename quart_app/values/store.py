@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mesh.raw import Effects, ServiceVerbs, Store
-from mesh.wire.script import Script
+from mesh.raw import Effects, Script, ServiceVerbs, Store
 from quart_app.values import notation
 
 RECORDS = "values:records"
