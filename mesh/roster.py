@@ -17,7 +17,7 @@ ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
 
-#: A client may try again after this: a replica that joins again does so within seconds.
+#: When a refused client may try again. A replica that joins again does so within seconds.
 RETRY_AFTER_S = 1
 
 
@@ -67,7 +67,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A database that is not live, and that holds data or whose holder is expected back.
+    """A database without a replica that is missed: it holds data, or its holder is expected back, or both.
 
     `cls` is its class while its holder is expected back, and "" afterwards.
     """
@@ -114,7 +114,7 @@ async def read(link: Link) -> list[Member]:
 async def read_directly(client: Redis) -> list[Member]:
     """Return every row at one moment, over a client of the bus database that decodes answers.
 
-    For whoever is no member: the commands of a shell, a supervisor. Raises redis-py's errors.
+    This is for programs that are not members, such as commands and the supervisor. Raises redis-py's errors.
     """
     return [Member.from_row(row) for row in await ROSTER.run(client, (), keys.MOST_DATABASES)]
 

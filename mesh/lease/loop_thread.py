@@ -75,7 +75,8 @@ class LoopThread:
 
     async def _run(self) -> None:
         self._task = asyncio.current_task()
-        # `run` sets the mark before it looks for the loop; here it is the other way round, so that one of them sees it.
+        # When cancelled, `run` sets `_cancelled` and then reads `_loop`. Here the order is the opposite, so that at
+        # least one of the two sees what the other has set.
         self._loop = asyncio.get_running_loop()
         if not self._cancelled:
             await self._main()

@@ -23,8 +23,8 @@ class Proxies:
     def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
         """Return the address of the client behind `peer`, as the X-Forwarded-For headers of trusted proxies tell it.
 
-        Each proxy appends the address that it was asked from. So the list is believed from its end, as far as the
-        proxies are trusted; a client can only write the part before.
+        Each proxy appends the address from which the request came to it. So this reads the addresses from the last one
+        back, and stops at the first that is not a trusted proxy. A client can only write addresses before that one.
         """
         client = peer
         hops = [hop.strip() for line in forwarded_for for hop in line.split(",")]

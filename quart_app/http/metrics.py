@@ -97,7 +97,10 @@ class MeshCollector(Collector):
 
 
 def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
-    """Yield the work of this replica; that on its two request streams is told apart by the label `stream`."""
+    """Yield the work of this replica.
+
+    The label `stream` tells whether it is on the class's or the database's stream.
+    """
     yield GaugeMetricFamily("mesh_calls_waiting", "calls that wait for their reply", value=statistics["waiting"])
     trips = statistics["round_trips"]
     yield CounterMetricFamily("mesh_redis_round_trips", "round trips to Redis for requests and commits", value=trips)
@@ -118,7 +121,7 @@ class Queue(NamedTuple):
 
 
 class _Whole(Collector):
-    """What is true of the whole mesh: books, request streams, missing databases. Every replica tells the same."""
+    """Metrics of the whole mesh, which are the same at every replica: books, request streams, missing databases."""
 
     def __init__(self, books: Mapping[str, int], queues: Mapping[str, Queue], missing: Sequence[Missing]) -> None:
         self._books = books

@@ -15,7 +15,8 @@ from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
 from quart_app.settings import AppSettings, split
 
-#: On every answer: browsers take its type as it is said, and neither run nor frame it. A page has a policy of its own.
+#: Headers of every answer. A browser must believe its content type, and neither run it nor show it in a frame. A page
+#: has its own policy.
 POLICY = "Content-Security-Policy"
 HEADERS = {"X-Content-Type-Options": "nosniff", POLICY: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).

@@ -54,10 +54,10 @@ def caddy() -> Path | None:
 async def balancer(
     supervisor: Supervisor, public: Site, private: Site | None = None, *, log: Path | None = None
 ) -> AsyncIterator[Child]:
-    """Balance over the replicas' public addresses, and over their private ones at a second address, in the block.
+    """Run Caddy while the block lasts: one address for the replicas' public ports, another one for their private ports.
 
-    It may be entered before the replicas are ready: it answers 503 until one is. Leaving it lets requests in progress
-    finish, so leave it before the replicas are stopped. Raises LocalError, with what Caddy said.
+    The block may begin before the replicas are ready: Caddy answers 503 until one is. At its end requests in progress
+    get their answers, so it must end before the replicas are stopped. Raises LocalError, with what Caddy said.
     """
     binary = caddy()
     if binary is None:

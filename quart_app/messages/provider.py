@@ -1,4 +1,4 @@
-"""The HTTP client of one provider. It tells the outcomes of a request apart by what is certain.
+"""The HTTP client of one provider. The outcome of a request says what is certain about the message.
 
     Answered    the provider handled the message
     Blocked     it refused because it is closed (429): it does not have the message
@@ -80,7 +80,7 @@ TOO_LATE = "the right to send had ended"
 
 @dataclass(slots=True)
 class _Departure:
-    """Watches one request: it leaves in time or not at all, and whether it left is known."""
+    """Watches one request: stops it if it is too late to send it, and notes whether any of it was sent."""
 
     may_leave: Callable[[], bool]
     has_left: Callable[[], None]
@@ -123,8 +123,8 @@ class ProviderClient:
     ) -> ProviderOutcome:
         """Send one message, and repeat it a few times if it could not leave and `may_leave` returns true.
 
-        `has_left` is called when the whole request is on its way, so that the death of this process loses nothing, or
-        when the first try could not leave: other messages need not wait for the next tries.
+        `has_left` is called when the whole request was sent, because then nothing is lost if this process dies. It is
+        also called when the first try could not send it, so that other messages do not wait for the next tries.
         """
         outcome = await self._send_once(message_id, message, may_leave, has_left)
         has_left()
