@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.replicas import Replicas
 from tests.support.server import Server
 
-RESTORE = Path(__file__).parents[2] / "deploy/redis/restore"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RESTORE = DEPLOY / "redis/restore"
 
 
 def restore(backup: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -66,3 +71,71 @@ def test_what_is_not_a_backup_is_refused(tmp_path: Path, content: bytes) -> None
     backup.write_bytes(content)
     assert restore(backup, tmp_path).returncode == 1
     assert not (tmp_path / "appendonlydir").exists()
+
+
+def command_of(name: str, places: dict[str, str]) -> list[str]:
+    """The command of a Job or CronJob of the Kubernetes component, with paths of this machine."""
+    text = (DEPLOY / "kubernetes/components/backup" / name).read_text()
+    manifest: dict[str, Any] = yaml.safe_load(text)
+    spec = manifest["spec"].get("jobTemplate", manifest)["spec"]["template"]["spec"]
+    command: list[str] = spec["containers"][0]["command"]
+    for old, new in places.items():
+        command = [new + word.removeprefix(old) if (word + "/").startswith(old + "/") else word for word in command]
+    return command
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli here")
+async def test_the_cronjob_and_the_restore_job_bring_a_mesh_back(
+    replicas: Replicas, make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """The rehearsal: their own commands, while the mesh works, and a mesh on the server that is made from the copy."""
+    (first,) = await replicas(1)
+    cls = (await replicas.roster())[0].cls
+    await replicas.client.post(first.public + "/values", json=[{"value": 210, "ttl": 3600, "cls": cls}])
+    environ = prepare(tmp_path, replicas.server)
+    (tmp_path / "backup").mkdir()
+    places = {"/etc/mesh": str(DEPLOY / "redis"), "/backup": str(tmp_path / "backup")}
+    backup = command_of("cronjob.yaml", places)
+    backup = [*backup[:-2], "-p", str(replicas.server.port)]
+    await asyncio.to_thread(subprocess.run, backup, env=environ, check=True, capture_output=True, timeout=30)
+    first.kill()
+
+    restored = make_server()
+    restored.kill()
+    shutil.rmtree(restored.folder / "appendonlydir")
+    (made,) = (tmp_path / "backup").glob("*.rdb")
+    script, _, folder = command_of("restore.yaml", {**places, "/data": str(restored.folder)})
+    await asyncio.to_thread(subprocess.run, [script, made, folder], check=True, timeout=30)
+    restored.start()
+    replicas.server = restored
+    (second,) = await replicas(1)
+    found = (await replicas.client.get(second.public + "/values/7")).json()
+    assert found == [{"value": 210, "prime_factors": [2, 3, 5, 7]}]
+
+
+def prepare(folder: Path, server: Server) -> dict[str, str]:
+    """Give the server a password, and return the environment in which the scripts find it and the client."""
+    with server.redis() as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetpass", ">word")
+    (folder / "redis_password").write_text("word\n")
+    (folder / "valkey-cli").symlink_to(shutil.which("redis-cli") or "")
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "SECRETS_DIR": str(folder)}
+
+
+def test_only_the_newest_backups_are_kept_and_a_broken_one_never(tmp_path: Path) -> None:
+    """A copy has its name once it is whole; a server that sends something else costs no older copy."""
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    for day in range(1, 9):
+        (folder / f"redis-2025010{day}T000000Z.rdb").write_bytes(b"REDIS0011")
+    (tmp_path / "redis_password").write_text("word")
+    client = tmp_path / "valkey-cli"
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SECRETS_DIR": str(tmp_path)}
+    command = [DEPLOY / "redis/backup", str(folder), "7"]
+    for sent, status, kept in (("nonsense", 1, 8), ("VALKEY080", 0, 7)):
+        client.write_text(f'#!/bin/sh\nprintf {sent} > "$2"\n')
+        client.chmod(0o755)
+        done = subprocess.run(command, env=environ, capture_output=True, check=False, timeout=20)
+        assert done.returncode == status, done.stderr
+        assert len(list(folder.iterdir())) == kept
+    assert sorted(path.name for path in folder.iterdir())[0] == "redis-20250103T000000Z.rdb"
