@@ -24,6 +24,8 @@ from mesh.errors import (
     UsageError,
     WrongCredentials,
 )
+from mesh.later.due import Ticket
+from mesh.later.schedule import Tick
 from mesh.lease.applicant import Applicant
 from mesh.operations.calling import Caller
 from mesh.operations.membership import Mesh, join
@@ -83,6 +85,8 @@ __all__ = [
     "Set",
     "SetupError",
     "SortedSet",
+    "Tick",
+    "Ticket",
     "Transaction",
     "Unavailable",
     "UsageError",

@@ -18,6 +18,10 @@
     mesh:paused              hash          operation -> since when and by whom it is paused
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
+    mesh:later               zset          requests that wait for their time: key by due time (ms of Redis's clock)
+    mesh:later:{key}         hash          such a request: to, op, from, reply_to, ttl (ms after the due time), body
+    mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
+    mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
@@ -44,6 +48,9 @@ WRITTEN = "mesh:written"
 AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
 PAUSED = "mesh:paused"
+LATER = "mesh:later"
+SCHEDULES = "mesh:schedules"
+SCHEDULE = "mesh:schedule:"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"
@@ -92,6 +99,14 @@ def class_requests(cls: str) -> str:
 
 def database_requests(database: int) -> str:
     return f"{REQUESTS}db{database}"
+
+
+def later(key: str) -> str:
+    return f"{LATER}:{key}"
+
+
+def schedule(op: str) -> str:
+    return f"{SCHEDULE}{op}"
 
 
 def replies(replica: str) -> str:

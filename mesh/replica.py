@@ -21,17 +21,20 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import keys, roster
-from mesh.errors import LeaseLost, MeshError, redis_is_full
-from mesh.groups.reader import BLOCK_MS, FORGET, KEEP_ALIVE
+from mesh.errors import LeaseLost
+from mesh.groups.reader import BLOCK_MS
+from mesh.later import waking
+from mesh.later.waking import Waking
 from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
 from mesh.requests import scripts, streams, tracing
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
-from mesh.requests.effects import CONFLICT, FULL, Effects
+from mesh.requests.effects import CONFLICT, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.questions import Answer, Ask, Replies
+from mesh.requests.refusals import not_applied
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.work import Host
@@ -51,12 +54,6 @@ SWEEP_S = 5.0
 #: How long requests on the database's stream may delay its release. Longer lets this replica answer more of them; a
 #: successor waits meanwhile, and answers the rest.
 RELEASE_WAIT_S = 0.5
-
-#: The scripts of the link beside the commit; it loads them where the server does not know them.
-LINK_SCRIPTS = (
-    roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, KEEP_ALIVE, FORGET,
-    scripts.REDELIVER, scripts.BURY, scripts.SWEEP, scripts.OPEN, scripts.BOOKS, scripts.MINUTE,
-)  # fmt: skip
 
 
 class Replica:
@@ -80,8 +77,10 @@ class Replica:
         self._lease = Lease(grant, settings, self._connections, row)
         self._clients: list[Redis | RedisConnection] = []
         self._verbs = worker.verbs
-        self._link = self._make_link(scripts.commit_with(worker.fragments), [*LINK_SCRIPTS, *worker.scripts])
+        self._link = self._make_link(scripts.commit_with(worker.fragments), [*scripts.OF_LINK, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
+        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules)
+        self._lease.on_due = self._waking.learn
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
         #: the server's memory: whether something new may be stored
@@ -149,18 +148,22 @@ class Replica:
 
     def transaction(self) -> Effects:
         """Return an empty transaction that belongs to no request; see `commit`."""
-        return Effects(self.database, self.id, verbs=self._verbs)
+        return Effects(self.database, self.id, verbs=self._verbs, later_bound=self.settings.later_bound)
 
     async def commit(self, transaction: Effects) -> bool:
         """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost, Busy."""
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)
         word = await outcome
-        if word == FULL:
-            raise redis_is_full()
-        if word != "done" and not word.startswith(CONFLICT):
-            raise MeshError(f"the transaction was not applied: {word}")
-        return word == "done"
+        for due in transaction.dues:
+            self._waking.learn(due.moment_ms(self.now_ms()))
+        if word == "done" or word.startswith(CONFLICT):
+            return word == "done"
+        raise not_applied(word)
+
+    async def cancel(self, key: str) -> bool:
+        """Remove the request with this key. Return False when it is over already."""
+        return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
         """Wait until as many copies of Redis as `REDIS_WAIT_REPLICAS` have everything written so far.
@@ -247,7 +250,10 @@ class Replica:
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
         lease = self._lease
-        host = Host(self.id, self.database, self.cls, self._link, self.settings, lease.now_ms, lambda: lease.paused)
+        host = Host(
+            self.id, self.database, self.cls, self._link, self.settings, lease.now_ms, lambda: lease.paused,
+            self._waking.learn,
+        )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 
     def _make_durability(self) -> Durability | None:
@@ -272,6 +278,7 @@ class Replica:
             "class": self._class_consumer.run,
             "sweep": self._sweep,
             "memory": self.memory.run,
+            "waking": self._waking.run,
         }
         if self._durability is not None:
             loops["durability"] = self._durability.run

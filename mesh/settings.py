@@ -187,6 +187,7 @@ class MeshSettings(BaseSettings):
         0.1, ge=0.01, le=0.5, description="share of Redis's maxmemory that stores leave to reads, logins and settlement"
     )
     stream_bound: int = Field(10_000, ge=1, description="requests that may wait on one stream; more are refused")
+    later_bound: int = Field(100_000, ge=1, description="requests that may wait for their time; more are refused")
     databases: int = Field(16, ge=1, le=16, description="number of databases that replicas may lease")
     missing_ms: int = Field(
         30_000,

@@ -50,6 +50,8 @@ TESTED_BY = {
     "mesh/groups/reader.py": "mesh/requests/test_streams.py",
     "mesh/journal/position.py": "mesh/journal/test_journal.py",
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
+    "mesh/later/due.py": "mesh/later/test_waking.py",
+    "mesh/operations/sending.py": "mesh/later/test_waking.py",
     "mesh/operations/transaction.py": "mesh/operations/test_guards.py",
     "mesh/replica.py": "mesh/test_behaviour.py",
     "mesh/requests/calls.py": "mesh/test_behaviour.py",

@@ -72,6 +72,8 @@ class Lease:
         self.state = "starting"
         #: further fields of the roster row; the replica's loop calls it before each renewal
         self.describe: Callable[[], Mapping[str, str]] = dict
+        #: the replica's loop calls it with the time (ms of Redis's clock) that something is due next
+        self.on_due: Callable[[int], None] = lambda _: None
         self._described: Mapping[str, str] = {}
         self._settings = settings
         self._row = {
@@ -207,6 +209,8 @@ class Lease:
             keys.expected(grant.database),
             keys.PAUSED,
             keys.drain(grant.replica),
+            keys.LATER,
+            keys.SCHEDULES,
         )
         words = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
@@ -215,7 +219,7 @@ class Lease:
         )  # fmt: skip
         # Give up a hanging renewal early: trust counts from the sending of a renewal, so a new one gains time.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms, *wishes = await RENEW.run(client, names, *words, *fields)
+            outcome, now_ms, *news = await RENEW.run(client, names, *words, *fields)
         if outcome == 0:
             self._lose(LeaseLost("the lease has ended, or another replica holds it"))
         if outcome == 2:
@@ -225,8 +229,10 @@ class Lease:
             known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
             clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) * 500,
         )
-        drain, *paused = wishes or [0]
+        due_ms, drain, *paused = news or ["", 0]
         self.paused = frozenset(paused)
+        if due_ms:
+            self._thread.call_back(functools.partial(self.on_due, int(due_ms)))
         if drain:
             log.info("an operator asks this replica to drain", database=grant.database)
             self._thread.call_back(self.on_drain)

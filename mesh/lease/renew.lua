@@ -3,12 +3,13 @@
 -- After the server was emptied the lease is restored: only the user of this epoch can run this script, so no other
 -- replica was granted the database since. Without such users there is no proof, and the lease is lost. It is also lost
 -- when it may have ended by itself: a renewal can lie in a buffer until its sender is long dead.
--- KEYS: lease, roster row, reply stream, expected, paused operations, the wish that this replica drains
+-- KEYS: lease, roster row, reply stream, expected, paused operations, the wish that this replica drains, later, schedules
 -- ARGV: holder ("<epoch> <replica>"), lease ttl in ms, state, 1 if the server enforces isolation, bus, database, class,
---       end of the lease (ms) as the holder knows it, how long it is expected back (ms), then field, value, ... of the whole roster row
--- Returns {1 renewed | 2 restored | 0 lost, now in ms}, and unless it is lost 1 if the replica should drain, else 0, and
---       the paused operations
-local lease_key, row_key, replies_key, expected_key, paused_key, drain_key = unpack(KEYS)
+--       end of the lease (ms) as the holder knows it, how long it is expected back (ms), then field, value, ... of the
+--       whole roster row
+-- Returns {1 renewed | 2 restored | 0 lost, now in ms}, and unless it is lost: when (ms) a request or a schedule is due
+--       next, or "", 1 if the replica should drain, else 0, and the paused operations
+local lease_key, row_key, replies_key, expected_key, paused_key, drain_key, later_key, schedules_key = unpack(KEYS)
 local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
@@ -33,6 +34,8 @@ if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, 10 * ttl)
-local answer = {outcome, now, redis.call('DEL', drain_key)}
+local function earliest(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) or math.huge end
+local due = math.min(earliest(later_key), earliest(schedules_key))
+local answer = {outcome, now, due < math.huge and string.format('%.0f', due) or '', redis.call('DEL', drain_key)}
 for _, op in ipairs(redis.call('HKEYS', paused_key)) do answer[#answer + 1] = op end
 return answer

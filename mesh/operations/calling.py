@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from mesh.errors import ManyParts, UsageError
 from mesh.operations.operation import Operation
-from mesh.operations.transaction import sendable
+from mesh.operations.sending import sendable
 from mesh.requests.protocol import Address, Decode
 from mesh.requests.questions import Answer, Ask, Replies
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
 from redis.asyncio import Redis
 
 from mesh import replica as members
-from mesh.errors import MeshError, UsageError
+from mesh.errors import UsageError
+from mesh.later.due import Due, Ticket
 from mesh.lease.applicant import Applicant
 from mesh.memory import Memory
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
+from mesh.operations.sending import dispatch
 from mesh.operations.table import Operations
-from mesh.operations.transaction import checked_address, sendable
 from mesh.replica import Replica
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
@@ -43,16 +45,50 @@ class Mesh(Caller):
         self.memory: Memory = replica.memory
 
     @overload
-    async def send(self, op: Operation[None, Any], *, to: Address | None = ...) -> None: ...
+    async def send(
+        self,
+        op: Operation[None, Any],
+        *,
+        to: Address | None = ...,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+    ) -> Ticket: ...
     @overload
-    async def send(self, op: Operation[B, Any], body: B, *, to: Address | None = ...) -> None: ...
-    async def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address | None = None) -> None:
-        """Send a request whose reply nobody waits for; return when Redis has it."""
-        name, text = sendable(op, body)
+    async def send(
+        self,
+        op: Operation[B, Any],
+        body: B,
+        *,
+        to: Address | None = ...,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+    ) -> Ticket: ...
+    async def send(
+        self,
+        op: Operation[Any, Any],
+        body: Any = None,
+        *,
+        to: Address | None = None,
+        after: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Ticket:
+        """Send a request whose reply nobody waits for; return when Redis has it.
+
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock. Raises UsageError, InvalidBody, Busy.
+        """
         effects = self.replica.transaction()
-        effects.send(checked_address(to or Class(self.cls)), name, text)
-        if not await self.replica.commit(effects):
-            raise MeshError(f"{name} was not sent")
+        ticket = dispatch(effects, op, body, to or Class(self.cls), Due.of(after, at))
+        await self.replica.commit(effects)
+        return ticket
+
+    async def cancel(self, ticket: Ticket) -> bool:
+        """Take back a request that was sent; return False when it is over already.
+
+        A replica that works on it then changes nothing.
+        """
+        if not isinstance(ticket, Ticket):
+            raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
+        return await self.replica.cancel(ticket.key)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""

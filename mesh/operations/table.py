@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
 from mesh.errors import InvalidBody, UsageError
+from mesh.later.schedule import Missed, Schedule, Tick, missed_of
 from mesh.operations.codec import StoredCodec, name_of
 from mesh.operations.operation import Operation
 from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
@@ -130,6 +131,35 @@ class Operations:
         if handler is None:
             return lambda handler: self._define(handler, name, Query)
         return self._define(handler, name, Query)
+
+    def every(
+        self,
+        cron: str,
+        *,
+        tz: str = "UTC",
+        each: bool = False,
+        missed: str = Missed.ONCE,
+        overlap: bool = False,
+        name: str = "",
+    ) -> Callable[[Callable[[Transaction, Tick], Awaitable[None]]], Operation[Tick, None]]:
+        """Register a command that runs by itself, at the times of a cron expression in a time zone.
+
+        With `each` it runs in every live database, else on one replica. `missed` says what becomes of times that passed
+        while no replica was live: "once" (one run for all), "skip", or "all". Without `overlap` a run is left out
+        while the one before is not over. Raises UsageError.
+        """
+        schedule = Schedule(cron, tz, each, missed_of(missed), overlap)
+
+        def register(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
+            op: Operation[Tick, None] = self.command(name=name)(handler)
+            if (op.body, op.reply) != (Tick, type(None)):
+                raise UsageError(
+                    f"{_where(handler)}: what runs by itself takes (tx: Transaction, tick: Tick) and returns None"
+                )
+            self.worker.schedules[op.name] = schedule
+            return op
+
+        return register
 
     @overload
     def implements(

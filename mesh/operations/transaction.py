@@ -16,10 +16,12 @@ from typing import Any, TypeVar, overload
 import structlog
 
 from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
+from mesh.later.due import Due, Ticket
 from mesh.operations.operation import Operation
+from mesh.operations.sending import checked_address, dispatch, sendable
 from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
 from mesh.requests.effects import Effects, Writer
-from mesh.requests.protocol import Address, Class, Database, Request
+from mesh.requests.protocol import Address, Class, Request
 from mesh.requests.store import Reader, Store
 
 log = structlog.get_logger(__name__)
@@ -319,13 +321,38 @@ class Transaction(Reads):
     # Requests
 
     @overload
-    def send(self, op: Operation[None, Any], *, to: Address | None = ...) -> None: ...
+    def send(
+        self,
+        op: Operation[None, Any],
+        *,
+        to: Address | None = ...,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+    ) -> Ticket: ...
     @overload
-    def send(self, op: Operation[B, Any], body: B, *, to: Address | None = ...) -> None: ...
-    def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address | None = None) -> None:
-        """Send a request with the commit; nobody waits for its reply. Without `to` it goes to the replica's class."""
-        name, text = sendable(op, body)
-        self._effects.send(checked_address(to or Class(self.cls)), name, text)
+    def send(
+        self,
+        op: Operation[B, Any],
+        body: B,
+        *,
+        to: Address | None = ...,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+    ) -> Ticket: ...
+    def send(
+        self,
+        op: Operation[Any, Any],
+        body: Any = None,
+        *,
+        to: Address | None = None,
+        after: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Ticket:
+        """Send a request with the commit; nobody waits for its reply. Without `to` it goes to the replica's class.
+
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock. Raises UsageError, InvalidBody.
+        """
+        return dispatch(self._effects, op, body, to or Class(self.cls), Due.of(after, at))
 
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
         """Let another replica answer this request, or a part of it; `op` is the operation that runs now.
@@ -336,22 +363,6 @@ class Transaction(Reads):
         if name != self.request.op:
             raise UsageError(f"{self.request.op} cannot be forwarded as {name}; use send()")
         self._effects.forward(checked_address(to), text)
-
-
-def sendable(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
-    """Return an operation's name and the JSON of a body. Raises UsageError, InvalidBody."""
-    if not isinstance(op, Operation):
-        raise UsageError(
-            f"an operation is what @operations.command returned or Operation(name, Body, Reply), not {op!r:.100}"
-        )
-    return op.name, op.encode_body(body)
-
-
-def checked_address(to: Address) -> Address:
-    """Return an address. Raises UsageError for what is none."""
-    if not isinstance(to, Class | Database):
-        raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
-    return to
 
 
 def _told(place: Slot[Any], known: str | _Added | None) -> str | None:

@@ -10,7 +10,7 @@ from mesh import client as visitors
 from mesh.client import Client
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.transaction import checked_address, sendable
+from mesh.operations.sending import checked_address, sendable
 from mesh.requests.protocol import Address
 from mesh.roster import Member
 from mesh.settings import MeshSettings

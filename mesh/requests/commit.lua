@@ -13,11 +13,12 @@
 --                 the names (fields or keys), the values;
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
 --   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
---                 string that the command can increase), "field" (the same for a hash's field), or "any";
+--                 string that the command can increase), "field" (the same for a hash's field), "bounded" (a sorted
+--                 set with room), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
--- Returns one word per transaction, as a JSON list: done, not-mine, full, "conflict <side> <hash> <name>", or why the
--- writes are not possible
+-- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "conflict <side> <hash>
+-- <name>", or why the writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
@@ -152,7 +153,14 @@ local function wrong_stream(k)
   end
 end
 
-local special = {integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
+-- A sorted set that may have only so many members; the number follows the two keys.
+local function wrong_size(k)
+  local wrong = wrong_type(ARGV[k], 'zset')
+  if wrong or redis.call('ZCARD', ARGV[k]) < tonumber(ARGV[k + 2]) then return wrong end
+  return 'too-many ' .. ARGV[k]
+end
+
+local special = {bounded = wrong_size, integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first

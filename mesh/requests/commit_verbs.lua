@@ -3,6 +3,8 @@
 --   set-all, ms, value, key, ...            SET each key to the value until that moment
 --   zadd-all, key, score, member, ...       ZADD each member with that score
 --   keep, key, ms                           let the key live at least until then, once all is written
+--   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
+--                                         send a request that waits for its time
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
 -- A verb that removes something has an entry in `frees`, too.
 local function make_verbs(keep)
@@ -54,7 +56,19 @@ local function make_verbs(keep)
     end
   end
 
-  local verbs = {['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep}
+  local function later(first, last)
+    local later_key, entry_key, _, due, key, to, op, from, ttl, body = unpack(ARGV, first + 1, last)
+    if string.sub(due, 1, 1) == '+' then
+      local time = redis.call('TIME')
+      due = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + string.sub(due, 2))
+    end
+    local added = redis.pcall('ZADD', later_key, due, key)
+    if type(added) == 'table' then return added end
+    redis.call('HSET', entry_key, 'to', to, 'op', op, 'from', from, 'reply_to', '', 'ttl', ttl, 'body', body)
+    redis.pcall('HINCRBY', books_key, 'accepted', 1)
+  end
+
+  local verbs = {['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, later = later}
   --[[ verbs of services ]]
   return verbs
 end

@@ -11,6 +11,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.errors import MeshError
+from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
@@ -109,6 +110,8 @@ class Writer:
 CONFLICT = "conflict "
 #: The script's word for a transaction that would store something while memory is full.
 FULL = "full"
+#: How the script's word begins where more requests would wait for their time than may.
+TOO_MANY = "too-many "
 
 
 def contended_key(word: str) -> str:
@@ -117,14 +120,29 @@ def contended_key(word: str) -> str:
     return hash_and_name.strip()
 
 
+def _check(to: Address, op: str) -> None:
+    if not isinstance(to, Class | Database):
+        raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
+    if not isinstance(op, str):
+        raise TypeError(f"an operation is named by text, not by {op!r:.100}")
+
+
 class Effects(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
 
     def __init__(
-        self, database: int, replica: str, request: Request | None = None, verbs: Mapping[str, Verb] = VERBS
+        self,
+        database: int,
+        replica: str,
+        request: Request | None = None,
+        verbs: Mapping[str, Verb] = VERBS,
+        later_bound: int = 0,
     ) -> None:
         self._request = request
         self._replica = replica
+        self._later_bound = later_bound
+        #: when the requests that it sends for later are due
+        self.dues: list[Due] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         self.sends: list[Any] = []
@@ -141,9 +159,16 @@ class Effects(Writer):
             self._shared = Writer(keys.SHARED, 0, self.expects, self.writes)
         return self._shared
 
-    def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER) -> None:
+    def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER, key: str = "") -> None:
         """Send a request nobody waits for; the holder of the database gets to it however late it comes."""
-        self._send(to, op, body, key="", reply_to="", deadline=deadline)
+        self._send(to, op, body, key=key, reply_to="", deadline=deadline)
+
+    def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str) -> None:
+        """Send a request when it is due. If too many wait already, nothing of the transaction is applied."""
+        _check(to, op)
+        self.dues.append(due)
+        words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
+        self.writes.add(0, "later", (keys.LATER, keys.later(key)), words)
 
     def forward(self, to: Address, body: Body | bytes | None = None) -> None:
         """Let another replica answer this request, or the part of it that `body` says."""
@@ -172,10 +197,7 @@ class Effects(Writer):
         deadline: int,
         sender: str | None = None,
     ) -> None:
-        if not isinstance(to, Class | Database):
-            raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
-        if not isinstance(op, str):
-            raise TypeError(f"an operation is named by text, not by {op!r:.100}")
+        _check(to, op)
         integer(deadline, NEVER, LATEST_MS)
         self.sends.append(
             (to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica, tracing.about())

@@ -11,5 +11,6 @@ local now = redis.call('TIME')[1]
 local id = string.format('%.0f-0', (now - now % 60) * 1000)
 -- An id that is not higher than the last one is refused.
 local added = redis.pcall('XADD', minutes_key, 'MAXLEN', '~', ARGV[1], id, 'accepted', counts[1], 'answered', counts[2],
-  'expired', counts[3], 'cancelled', counts[4], 'dead', counts[5], 'lost', counts[6], 'in_flight', counts[7])
+  'expired', counts[3], 'cancelled', counts[4], 'dead', counts[5], 'lost', counts[6], 'in_flight', counts[7],
+  'waiting', counts[8])
 return type(added) == 'string' and 1 or 0

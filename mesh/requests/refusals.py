@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh import roster
 from mesh.errors import Busy, Incomplete, MeshError, NoReplica, redis_is_full
-from mesh.requests.effects import FULL
+from mesh.requests.effects import FULL, TOO_MANY
 
 #: The submission's code for an address whose replica is expected back.
 MISSING = "missing"
@@ -22,6 +22,15 @@ def refusal(code: str, about: str) -> MeshError:
         return redis_is_full()
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
+
+
+def not_applied(word: str) -> MeshError:
+    """Return the error for a word of commit.lua that is neither "done" nor a conflict."""
+    if word == FULL:
+        return redis_is_full()
+    if word.startswith(TOO_MANY):
+        return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
+    return MeshError(f"the transaction was not applied: {word}")
 
 
 def incomplete(databases: list[int]) -> Incomplete:

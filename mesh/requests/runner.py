@@ -83,7 +83,7 @@ class Runner:
         if request.op in host.paused() and await self._is_refused(work):
             return None
         begun = work.begun = work.begun or perf_counter()
-        transaction = Effects(host.database, host.replica, request, self._worker.verbs)
+        transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:
                 error = Contended.at(work.contended, work.conflicts)
@@ -106,6 +106,8 @@ class Runner:
             return self._crashed(work, error)
         # After a conflict it goes first, or newcomers would win again and again.
         host.link.commit(words, work, first=work.conflicts > 0)
+        for due in transaction.dues:
+            host.learn(due.moment_ms(host.now_ms()))
         work.committing = True
         return None
 

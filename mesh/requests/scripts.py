@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mesh import roster
+from mesh.groups.reader import FORGET, KEEP_ALIVE
+from mesh.later import waking
 from mesh.wire.script import Script
 
 SUBMIT = Script.beside(__file__, "submit.lua")
@@ -33,3 +36,9 @@ def when_full(script: Script) -> Script:
 
 
 SUBMIT_WHEN_FULL = when_full(SUBMIT)
+
+#: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
+OF_LINK = (
+    roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS,
+)  # fmt: skip

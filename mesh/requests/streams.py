@@ -72,7 +72,7 @@ async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
 
 def to_books(values: Sequence[Any]) -> dict[str, int]:
     """Name the numbers that the script answers."""
-    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
+    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
     return dict(zip(names, map(int, values), strict=True))
 
 

@@ -96,6 +96,8 @@ class Host:
     now_ms: Callable[[], int]
     #: operations that an operator has paused
     paused: Callable[[], frozenset[str]]
+    #: is told the moment (ms) at which a request that was sent for later is due
+    learn: Callable[[int], None]
 
     def is_late(self, request: Request) -> bool:
         """Return whether the deadline of a request has passed."""

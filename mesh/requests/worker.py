@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.later.schedule import Schedule
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Decode, Request, decode_object
 from mesh.requests.store import Store
@@ -48,6 +49,8 @@ class Worker:
         #: the verbs of transactions, and the Lua of those that services have added
         self.verbs: dict[str, Verb] = dict(VERBS)
         self.fragments: list[str] = []
+        #: when operations run by themselves
+        self.schedules: dict[str, Schedule] = {}
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
         """Register a handler.
@@ -80,6 +83,7 @@ class Worker:
         for handler in other._handlers.values():
             self.add(handler)
         self.scripts += other.scripts
+        self.schedules |= other.schedules
         self._add_verbs({name: verb for name, verb in other.verbs.items() if name not in VERBS}, other.fragments)
 
     def add(self, handler: Handler) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, TypeVar, overload
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 
 from mesh import keys
 from mesh.errors import MeshError
+from mesh.later.waking import STAGGER_MS
 from mesh.operations.membership import Mesh
 from mesh.operations.operation import Operation
 from mesh.operations.state import Field, Key
@@ -37,6 +39,8 @@ from mesh.testing.workers import Runs
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
+#: How long, and how often, `advance` waits for something that is due and not woken yet.
+OVERDUE_STEP_S, OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
 
@@ -177,8 +181,8 @@ class MeshKit:
     async def advance(self, **time: float) -> None:
         """Let time pass, named as for a `timedelta`: `await kit.advance(hours=24)`.
 
-        It passes in one jump, over which all leases are held. What is due by then happens before this returns. On a
-        real server it waits; raises MeshError where that would be long.
+        It jumps to each moment at which a request or a schedule is due, and holds all leases meanwhile. What is due by
+        then happens before this returns. On a real server it waits; raises MeshError where that would be long.
         """
         seconds = timedelta(**time).total_seconds()
         if self._clock is None:
@@ -190,11 +194,29 @@ class MeshKit:
             await asyncio.sleep(seconds)
             return
         await self._clock.settled()
+        end, due, steps = self._clock.time() + seconds, 0.0, 0
+        while (left := end - self._clock.time()) > 0:
+            before, due = due, self._due()
+            steps = steps + 1 if due == before else 0
+            if (ahead := due - self._clock.time()) > 0:
+                await self._jump(self._clock, min(left, ahead))
+            else:
+                # Replicas that cannot reach Redis wake it later. What no replica knows stays due for ever.
+                await self._jump(self._clock, min(left, OVERDUE_STEP_S) if steps < OVERDUE_STEPS else left)
+
+    async def _jump(self, clock: Clock, seconds: float) -> None:
         for member in self._members:
             if member.alive and not member.frozen:
                 member.hold_lease_over(seconds, self._below)
-        self._clock.jump(seconds)
-        await self._clock.settled()
+        clock.jump(seconds)
+        await clock.settled()
+
+    def _due(self) -> float:
+        """Return when the next replica will wake something, in seconds since 1970; infinity if nothing waits."""
+        direct: Any = self._below.direct
+        firsts = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
+        found = [score for first in firsts for _, score in first]
+        return (min(found) + STAGGER_MS * self._settings.databases) / 1000 if found else math.inf
 
     # What happened
 

@@ -129,13 +129,15 @@ class _Whole(Collector):
         self._missing = missing
 
     def collect(self) -> Iterable[Metric]:
-        what = "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight"
+        what = "accepted = answered + expired + cancelled + dead + lost + mesh_books_in_flight + mesh_books_waiting"
         accounts = CounterMetricFamily("mesh_books", what, labels=["account"])
         for account, value in self._books.items():
-            if account != "in_flight":
+            if account not in ("in_flight", "waiting"):
                 accounts.add_metric([account], value)
         yield accounts
         yield GaugeMetricFamily("mesh_books_in_flight", "accepted requests in flight", value=self._books["in_flight"])
+        what = "accepted requests that wait for their time"
+        yield GaugeMetricFamily("mesh_books_waiting", what, value=self._books["waiting"])
         entries = GaugeMetricFamily("mesh_stream_entries", "requests on the stream", labels=["stream"])
         oldest = GaugeMetricFamily("mesh_stream_oldest_seconds", "age of the oldest one; 0: none", labels=["stream"])
         for name, queue in self._queues.items():

@@ -27,7 +27,7 @@ from tests.support.server import Server
 from tests.support.waiting import eventually
 
 DEADLINE_S = 5.0
-ACCOUNTS = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
+ACCOUNTS = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
 STREAMS = keys.request_streams("ABCD", 16)
 
 

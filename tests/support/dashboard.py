@@ -29,9 +29,19 @@ def letter(reason: str) -> DeadLetter:
     return DeadLetter("1-0", 1, "request", "mesh:requests:A", reason, "count.put", "3", 2, "{}")
 
 
+OTHER_COUNTS = ("expired", "cancelled", "lost", "waiting")
 QUIET = Figures(
     at_ms=1_000_000,
-    books={"accepted": 5, "answered": 3, "expired": 0, "cancelled": 0, "dead": 1, "lost": 0, "in_flight": 1},
+    books={
+        "accepted": 5,
+        "answered": 3,
+        "expired": 0,
+        "cancelled": 0,
+        "dead": 1,
+        "lost": 0,
+        "in_flight": 1,
+        "waiting": 0,
+    },
     places=[place(1), place(2, cls="B"), DatabaseFigures(0, "free")],
     streams=[stream("A"), stream("db1")],
     dead=0,

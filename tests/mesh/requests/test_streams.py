@@ -127,6 +127,7 @@ async def test_the_books_are_kept_once_a_minute(backend: Backend) -> None:
     assert int(id.partition("-")[0]) % 60_000 == 0
     assert fields == {
         "accepted": "7", "answered": "7", "expired": "0", "cancelled": "0", "dead": "0", "lost": "0", "in_flight": "0",
+        "waiting": "0",
     }  # fmt: skip
     await client.aclose()
 

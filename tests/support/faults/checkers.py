@@ -94,7 +94,7 @@ class Data:
 def books(client: redis.Redis) -> dict[str, int]:
     """Return the books; they balance when accepted is the sum of the other counts. No row writes requests by hand."""
     found = client.eval(BOOKS.source, 1 + len(STREAMS), keys.BOOKS, *STREAMS)
-    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight")
+    names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
     counts = dict(zip(names, map(int, found), strict=True))
     counts["accepted"] -= int(client.hget(keys.BOOKS, "by_hand") or 0)  # those ended, and no script had accepted them
     return counts

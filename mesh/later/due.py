@@ -1,0 +1,50 @@
+"""When a request that waits is due, and how the sender may name it afterwards."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from mesh.errors import UsageError
+
+_MS = timedelta(milliseconds=1)
+#: Longest delay: a hundred years of ms are exact in Lua and in a sorted set.
+LONGEST = timedelta(days=36500)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that was sent without waiting for its reply. `mesh.cancel(ticket)` takes it back."""
+
+    op: str
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A moment on Redis's clock, as commit.lua reads it: "<ms>" of Unix time, or "+<ms>" from the commit on."""
+
+    word: str
+
+    def moment_ms(self, now_ms: int) -> int:
+        """Return the moment in ms, where it is committed now."""
+        return now_ms + int(self.word[1:]) if self.word[0] == "+" else int(self.word)
+
+    @classmethod
+    def of(cls, after: timedelta | None, at: datetime | None) -> Due | None:
+        """Return when a request is due; None for now. Raises UsageError."""
+        if after is not None and at is not None:
+            raise UsageError("a request is sent after=… or at=…, not both")
+        if after is not None:
+            if not isinstance(after, timedelta) or not timedelta(0) <= after <= LONGEST:
+                raise UsageError(f"after= is a timedelta such as timedelta(minutes=5), not {after!r:.100}")
+            return cls(f"+{after // _MS}") if after else None
+        if at is None:
+            return None
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise UsageError(f"at= is a datetime with a time zone such as datetime.now(UTC), not {at!r:.100}")
+        at_ms = int(at.timestamp() * 1000)
+        if not 0 <= at_ms <= 2**47:
+            raise UsageError(f"at= is a moment between 1970 and 6429, not {at!r:.100}")
+        return cls(str(at_ms))

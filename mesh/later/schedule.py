@@ -1,0 +1,110 @@
+"""When an operation runs by itself: a cron expression in a time zone, and what happens to ticks that were missed."""
+
+from __future__ import annotations
+
+import json
+import zoneinfo
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from cronsim import CronSim, CronSimError
+
+from mesh.errors import UsageError
+
+#: A tick that no replica sent for so long is missed, even when the next one is not due yet.
+LATE_MS = 60_000
+#: Missed ticks are counted up to this number: finding each costs some microseconds on the event loop.
+MOST_COUNTED = 1000
+
+
+class Missed(StrEnum):
+    """What becomes of the ticks that passed while no replica was live."""
+
+    #: one run for all of them
+    ONCE = "once"
+    #: none
+    SKIP = "skip"
+    #: one run for each, one after another
+    ALL = "all"
+
+
+def missed_of(word: str) -> Missed:
+    """Return the Missed of this name. Raises UsageError."""
+    try:
+        return Missed(word)
+    except ValueError as error:
+        raise UsageError(f"missed= is one of {', '.join(Missed)}, not {word!r:.100}") from error
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The body of a request that a schedule sends."""
+
+    #: the moment that this run is for, in ms of Unix time
+    at: int
+    #: earlier ticks that it stands for, because no replica was live
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do about a tick that is due. Times in ms."""
+
+    sends: bool
+    #: earlier ticks that this one stands for
+    missed: int
+    following_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When an operation runs by itself.
+
+    `cron` has five fields (or six, with seconds last), as Debian's cron reads them, in the time zone `tz`. With `each`
+    a tick goes to every live database, else to one replica. Without `overlap` a tick is left out while a request of
+    the one before is still on its stream. Raises UsageError.
+    """
+
+    cron: str
+    tz: str = "UTC"
+    each: bool = False
+    missed: Missed = Missed.ONCE
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            zone = zoneinfo.ZoneInfo(self.tz)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+            raise UsageError(f"there is no time zone {self.tz!r:.100}; write one like Europe/Berlin") from error
+        try:
+            CronSim(self.cron, datetime(2024, 1, 1, tzinfo=zone))
+        except CronSimError as error:
+            raise UsageError(
+                f"{self.cron!r:.100} is not a cron expression ({error}); write one like '0 4 * * *'"
+            ) from error
+
+    @property
+    def definition(self) -> str:
+        """Return what makes two schedules the same, as JSON."""
+        return json.dumps([self.cron, self.tz, self.each, self.missed, self.overlap])
+
+    def after(self, at_ms: int) -> int:
+        """Return the first tick after a moment, both in ms of Unix time."""
+        at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zoneinfo.ZoneInfo(self.tz))
+        return int(next(CronSim(self.cron, at)).timestamp() * 1000)
+
+    def plan(self, due_ms: int, now_ms: int) -> Plan:
+        """Decide about the tick that was due at `due_ms`."""
+        following = self.after(due_ms)
+        if self.missed is Missed.ALL:
+            return Plan(True, 0, following)
+        late = 0
+        while following <= now_ms and late < MOST_COUNTED:
+            late += 1
+            following = self.after(following)
+        if following <= now_ms:
+            following = self.after(now_ms)
+        if self.missed is Missed.SKIP and (late or now_ms - due_ms > LATE_MS):
+            return Plan(False, late, following)
+        return Plan(True, late, following)

@@ -1,0 +1,49 @@
+-- Sends the requests of one tick, and sets the next one in the same step: so a tick happens once, whoever tries.
+-- KEYS: schedules, schedule, books
+-- ARGV: name, tick (ms) that the caller read, following tick (ms), 1 to send or 0 to pass over it, operation, sender,
+--       ttl (ms after now, 0: never), body, 1 if the next tick waits for the end of this one's requests,
+--       then to (class or "db<n>"), or "*" and the number of databases: every live database
+-- Returns how many requests were sent, or -1 if the tick is another one's
+local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
+local name, tick, following, sends, op, sender, ttl, body, alone, to = unpack(ARGV, 1, 10)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if redis.call('HGET', schedule_key, 'next') ~= tick or now < tonumber(tick) then return -1 end
+
+-- The entries of the last tick, as "stream id stream id ...".
+local function still_runs()
+  for stream, id in string.gmatch(redis.call('HGET', schedule_key, 'entries') or '', '(%S+) (%S+)') do
+    local found = redis.pcall('XRANGE', stream, id, id)
+    if #found > 0 then return true end
+  end
+end
+
+local function targets()
+  if to ~= '*' then return {to} end
+  local live = {}
+  for n = 0, tonumber(ARGV[11]) - 1 do
+    if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then live[#live + 1] = 'db' .. n end
+  end
+  return live
+end
+
+local entries, sent = {}, 0
+local function send(each)
+  local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
+  local stream = 'mesh:requests:' .. each
+  local id = redis.pcall('XADD', stream, '*', 'op', op, 'request', name .. '.' .. tick .. '.' .. each, 'from', sender,
+    'reply_to', '', 'deadline', deadline, 'body', body)
+  if type(id) == 'string' then
+    sent = sent + 1
+    entries[#entries + 1] = stream .. ' ' .. id
+  end
+end
+
+if sends == '1' and not (alone == '1' and still_runs()) then
+  for _, each in ipairs(targets()) do send(each) end
+  redis.call('HSET', schedule_key, 'entries', table.concat(entries, ' '), 'last', tick)
+end
+redis.call('HSET', schedule_key, 'next', following)
+redis.call('ZADD', schedules_key, following, name)
+if sent > 0 then redis.call('HINCRBY', books_key, 'accepted', sent) end
+return sent

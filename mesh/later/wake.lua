@@ -1,0 +1,45 @@
+#!lua flags=allow-oom
+-- Moves the requests whose time has come from "later" to their streams. Any replica may run it at any moment, also twice.
+-- Runs when memory is full, too: the requests were accepted before.
+-- KEYS: later, schedules
+-- ARGV: most requests to move
+-- Returns {how many were moved, the earliest time (ms) that something is due, or "", the due schedules...}
+local later_key, schedules_key, most = KEYS[1], KEYS[2], tonumber(ARGV[1])
+local FIELDS = {'to', 'op', 'from', 'reply_to', 'ttl', 'body', 'first', 'try', 'deadline'}
+local POSTPONED_MS = 1000
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function deadline_of(due, ttl)
+  if not ttl or ttl == '0' then return '0' end
+  return string.format('%.0f', due + ttl)
+end
+
+-- Returns whether the request is over: on its stream, or without content. The stream may be a key of another type.
+local function put(key, entry_key, due)
+  local to, op, from, reply_to, ttl, body, first, try, deadline = unpack(redis.call('HMGET', entry_key, unpack(FIELDS)))
+  if not to then return true end
+  local words = {'op', op, 'request', key, 'from', from, 'reply_to', reply_to or '',
+    'deadline', deadline or deadline_of(due, ttl), 'body', body}
+  if first then
+    for _, word in ipairs({'first', first, 'try', try}) do words[#words + 1] = word end
+  end
+  return type(redis.pcall('XADD', 'mesh:requests:' .. to, '*', unpack(words))) == 'string'
+end
+
+local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
+for i = 1, #due, 2 do
+  local key, entry_key = due[i], later_key .. ':' .. due[i]
+  if put(key, entry_key, due[i + 1]) then
+    redis.call('ZREM', later_key, key)
+    redis.call('DEL', entry_key)
+  else
+    redis.call('ZADD', later_key, now + POSTPONED_MS, key)
+  end
+end
+
+local function earliest(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) end
+local ticks = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
+local next_request, next_tick = earliest(later_key), earliest(schedules_key)
+local following = math.min(next_request or math.huge, next_tick or math.huge)
+return {#due / 2, following < math.huge and string.format('%.0f', following) or '', unpack(ticks)}

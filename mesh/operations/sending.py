@@ -1,0 +1,38 @@
+"""Checks of what is sent, and requests that no caller waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.errors import UsageError
+from mesh.later.due import Due, Ticket
+from mesh.operations.operation import Operation
+from mesh.requests.effects import Effects
+from mesh.requests.protocol import Address, Class, Database
+
+
+def dispatch(effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None) -> Ticket:
+    """Add a request without a caller to a transaction. Raises UsageError, InvalidBody."""
+    name, text = sendable(op, body)
+    ticket = Ticket(name)
+    if due is None:
+        effects.send(checked_address(to), name, text, key=ticket.key)
+    else:
+        effects.send_later(checked_address(to), name, text, due, key=ticket.key)
+    return ticket
+
+
+def sendable(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
+    """Return an operation's name and the JSON of a body. Raises UsageError, InvalidBody."""
+    if not isinstance(op, Operation):
+        raise UsageError(
+            f"an operation is what @operations.command returned or Operation(name, Body, Reply), not {op!r:.100}"
+        )
+    return op.name, op.encode_body(body)
+
+
+def checked_address(to: Address) -> Address:
+    """Return an address. Raises UsageError for what is none."""
+    if not isinstance(to, Class | Database):
+        raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
+    return to

@@ -1,0 +1,379 @@
+"""Requests that wait for their time, and operations that run by themselves: once each, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from msgspec import Struct
+
+from mesh import Busy, Class, Database, Mesh, Operations, Query, Tick, Ticket, Transaction, UsageError, keys
+from mesh.testing import MeshKit
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+ONE_CLASS = {"classes": "A"}
+
+
+class Note(Struct):
+    text: str
+
+
+def notes() -> Operations:
+    """Operations that count in the database of the replica that runs them."""
+    found = Operations("notes")
+    texts = found.hash("texts", str, int, shared=True)
+
+    @found.command
+    async def put(tx: Transaction, body: Note) -> None:
+        tx.set(texts[body.text], (await tx.get(texts[body.text]) or 0) + 1)
+
+    @found.query
+    async def read(view: Query) -> dict[str, int]:
+        return await view.items(texts)
+
+    @found.command
+    async def send_and_fail(tx: Transaction, body: Note) -> None:
+        tx.send(put, body, after=timedelta(seconds=1))
+        raise UsageError(body.text)
+
+    @found.command
+    async def send_soon(tx: Transaction, body: Note) -> None:
+        tx.send(put, body, after=timedelta(seconds=1))
+
+    return found
+
+
+@pytest.fixture
+def table() -> Operations:
+    return notes()
+
+
+async def texts(mesh: Mesh, table: Operations) -> dict[str, int]:
+    found: dict[str, int] = await mesh.call(table.operations["notes.read"])
+    return found
+
+
+async def seen(mesh: Mesh, table: Operations, expected: dict[str, int]) -> None:
+    """Wait until exactly these texts were put."""
+
+    async def all_there() -> bool:
+        return await texts(mesh, table) == expected
+
+    await eventually(all_there)
+
+
+async def test_a_request_runs_once_at_its_time(table: Operations) -> None:
+    """Not before, and once, although three replicas wake it."""
+    async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        await mesh.send(table.operations["notes.put"], Note("an hour"), after=timedelta(hours=1))
+        at = datetime.fromtimestamp(mesh.now_ms() / 1000, UTC) + timedelta(hours=2)
+        await mesh.send(table.operations["notes.put"], Note("two hours"), at=at)
+        books = await mesh.books()
+        assert (books["accepted"], books["waiting"]) == (2, 2)
+        await kit.advance(minutes=59)
+        assert await texts(mesh, table) == {}
+        await kit.advance(minutes=2)
+        assert await texts(mesh, table) == {"an hour": 1}
+        await kit.advance(hours=1)
+        assert await texts(mesh, table) == {"an hour": 1, "two hours": 1}
+        assert (await mesh.books())["waiting"] == 0
+        assert not [key async for key in kit.redis().scan_iter("mesh:later*")]
+
+
+async def test_a_request_of_a_moment_ago_runs_at_once(table: Operations) -> None:
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        await mesh.send(table.operations["notes.put"], Note("late"), at=datetime(2000, 1, 1, tzinfo=UTC))
+        await kit.advance(seconds=2)
+        assert await texts(mesh, table) == {"late": 1}
+
+
+async def test_over_a_server_it_runs_within_a_moment_of_its_time(backend: Backend, table: Operations) -> None:
+    mesh = Mesh(await backend.join(table.worker))
+    begun = asyncio.get_running_loop().time()
+    await mesh.send(table.operations["notes.put"], Note("soon"), after=timedelta(milliseconds=300))
+    await seen(mesh, table, {"soon": 1})
+    assert asyncio.get_running_loop().time() - begun >= 0.3
+
+
+async def test_a_send_belongs_to_the_commit(table: Operations) -> None:
+    """A handler that fails has sent nothing; one that succeeds has."""
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        with pytest.raises(UsageError):
+            await mesh.call(table.operations["notes.send_and_fail"], Note("no"))
+        await mesh.call(table.operations["notes.send_soon"], Note("yes"))
+        await kit.advance(seconds=3)
+        assert await texts(mesh, table) == {"yes": 1}
+
+
+async def test_requests_wait_for_a_replica(table: Operations) -> None:
+    """All replicas are gone when they are due; the next one to join works them off."""
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        await kit[0].send(table.operations["notes.put"], Note("kept"), after=timedelta(minutes=1))
+        await kit.stop(0)
+        await kit.advance(minutes=10)
+        mesh = await kit.start()
+        await kit.advance(seconds=5)
+        assert await texts(mesh, table) == {"kept": 1}
+
+
+async def test_lost_answers_change_nothing(table: Operations) -> None:
+    """Neither to the send nor to the waking nor to the cancellation."""
+    async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        kit.lose_answers(3)
+        tickets = [
+            await mesh.send(table.operations["notes.put"], Note(f"n{n}"), after=timedelta(seconds=10))
+            for n in range(20)
+        ]
+        kit.lose_answers(1)
+        assert await mesh.cancel(tickets[7])
+        kit.lose_answers(1)
+        await kit.advance(seconds=20)
+        assert await texts(mesh, table) == {f"n{n}": 1 for n in range(20) if n != 7}
+        assert (await mesh.books())["cancelled"] == 1
+
+
+async def test_a_killed_replica_leaves_what_waits(table: Operations) -> None:
+    async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
+        for n in range(30):
+            await kit[n % 3].send(table.operations["notes.put"], Note(f"n{n}"), after=timedelta(seconds=n))
+        await kit.advance(seconds=5)
+        await kit.kill(0)
+        await kit.advance(seconds=5)
+        await kit.kill(1)
+        await kit.advance(seconds=40)
+        assert await texts(kit[2], table) == {f"n{n}": 1 for n in range(30)}
+
+
+class TestCancel:
+    """`mesh.cancel(ticket)`."""
+
+    async def test_while_it_waits(self, backend: Backend, table: Operations) -> None:
+        mesh = Mesh(await backend.join(table.worker))
+        ticket = await mesh.send(table.operations["notes.put"], Note("no"), after=timedelta(hours=1))
+        assert await mesh.cancel(ticket)
+        assert not await mesh.cancel(ticket)
+        books = await mesh.books()
+        assert (books["cancelled"], books["waiting"]) == (1, 0)
+
+    async def test_while_it_is_worked_on(self, backend: Backend) -> None:
+        """The handler's commit then changes nothing."""
+        table = Operations("slow")
+        done = table.value("done", int, 0, shared=True)
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        @table.command
+        async def work(tx: Transaction) -> None:
+            tx.set(done, 1)
+            begun.set()
+            await go_on.wait()
+
+        @table.query
+        async def read(view: Query) -> int:
+            return await view.get(done)
+
+        mesh = Mesh(await backend.join(table.worker))
+        ticket = await mesh.send(work)
+        async with asyncio.timeout(10):
+            await begun.wait()
+        assert await mesh.cancel(ticket)
+        go_on.set()
+        books = await mesh.books()
+        assert (books["cancelled"], books["in_flight"]) == (1, 0)
+        assert await mesh.call(read) == 0
+
+    async def test_when_it_is_over(self, backend: Backend, table: Operations) -> None:
+        mesh = Mesh(await backend.join(table.worker))
+        ticket = await mesh.send(table.operations["notes.put"], Note("done"))
+        await seen(mesh, table, {"done": 1})
+        assert not await mesh.cancel(ticket)
+        assert not await mesh.cancel(Ticket("notes.put"))
+
+    async def test_what_is_no_ticket_is_refused(self, backend: Backend, table: Operations) -> None:
+        mesh = Mesh(await backend.join(table.worker))
+        with pytest.raises(UsageError, match="the Ticket that send"):
+            await mesh.cancel("notes.put")  # type: ignore[arg-type]
+
+
+async def test_no_more_wait_than_may(backend: Backend, table: Operations) -> None:
+    """A send beyond the bound is refused; nothing of a handler's transaction is applied then."""
+    mesh = Mesh(await backend.join(table.worker, later_bound=2))
+    for n in range(2):
+        await mesh.send(table.operations["notes.put"], Note(f"n{n}"), after=timedelta(hours=1))
+    with pytest.raises(Busy, match="too many requests wait"):
+        await mesh.send(table.operations["notes.put"], Note("n2"), after=timedelta(hours=1))
+    books = await mesh.books()
+    assert (books["accepted"], books["waiting"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"after": 5},
+        {"after": timedelta(seconds=-1)},
+        {"after": timedelta.max},
+        {"at": 5},
+        {"at": datetime(2030, 1, 1)},
+        {"at": datetime(1969, 1, 1, tzinfo=UTC)},
+        {"after": timedelta(seconds=1), "at": datetime(2030, 1, 1, tzinfo=UTC)},
+    ],
+)
+async def test_mistakes_about_time_say_what_to_write(
+    backend: Backend, table: Operations, options: dict[str, object]
+) -> None:
+    mesh = Mesh(await backend.join(table.worker))
+    with pytest.raises(UsageError, match=r"after=|at="):
+        await mesh.send(table.operations["notes.put"], Note("x"), **options)  # type: ignore[call-overload]
+    assert (await mesh.books())["accepted"] == 0
+
+
+async def test_a_request_for_a_database_and_a_class_that_come_later(table: Operations) -> None:
+    """The target needs to be live only when the request runs."""
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        await mesh.send(table.operations["notes.put"], Note("two"), to=Database(2), after=timedelta(seconds=5))
+        await mesh.send(table.operations["notes.put"], Note("A"), to=Class("A"), after=timedelta(seconds=5))
+        await kit.advance(seconds=10)
+        assert await texts(mesh, table) == {"A": 1}
+        await kit.start()
+        await kit.advance(seconds=5)
+        assert await texts(mesh, table) == {"two": 1, "A": 1}
+
+
+def ticking(**options: object) -> tuple[Operations, list[Tick]]:
+    """An operation that runs each minute, and the ticks that it saw."""
+    table, ticks = Operations("clock"), list[Tick]()
+
+    @table.every("* * * * *", **options)  # type: ignore[arg-type]
+    async def tick(tx: Transaction, tick: Tick) -> None:
+        tx.set(table.value("last", int, 0), tick.at)
+        ticks.append(tick)
+
+    return table, ticks
+
+
+def minutes(ticks: list[Tick]) -> list[int]:
+    """The minutes between ticks."""
+    return [(after.at - before.at) // 60_000 for before, after in itertools.pairwise(ticks)]
+
+
+class TestEvery:
+    """`@operations.every(cron)`."""
+
+    async def test_each_tick_is_one_run(self) -> None:
+        table, ticks = ticking()
+        async with MeshKit(table, replicas=3) as kit:
+            await kit.advance(minutes=20, seconds=5)
+            assert len(ticks) in (20, 21)
+            assert set(minutes(ticks)) == {1}
+            assert {tick.missed for tick in ticks} == {0}
+
+    async def test_with_each_every_database_runs(self) -> None:
+        table, ticks = ticking(each=True)
+        async with MeshKit(table, replicas=3) as kit:
+            await kit.advance(minutes=5, seconds=5)
+            moments = sorted({tick.at for tick in ticks})
+            assert len(moments) >= 5
+            assert [sum(tick.at == at for tick in ticks) for at in moments] == [3] * len(moments)
+
+    @pytest.mark.parametrize(("missed", "runs"), [("once", 1), ("skip", 0), ("all", 30)])
+    async def test_ticks_without_a_replica(self, missed: str, runs: int) -> None:
+        """Half an hour without any."""
+        table, ticks = ticking(missed=missed)
+        async with MeshKit(table) as kit:
+            await kit.advance(minutes=2)
+            await kit.stop(0)
+            await kit.advance(minutes=30)
+            before = len(ticks)
+            await kit.start()
+            await kit.advance(seconds=5)
+            assert runs <= len(ticks) - before <= runs + 1
+            await kit.advance(minutes=3)
+            assert ticks[-1].missed == 0
+
+    async def test_a_run_that_lasts_leaves_ticks_out(self) -> None:
+        """One run at a time, unless it is asked for otherwise."""
+        table, running, most = Operations("slow"), [0], [0]
+
+        @table.every("* * * * *")
+        async def run(tx: Transaction, tick: Tick) -> None:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            await asyncio.sleep(150)
+            running[0] -= 1
+
+        async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
+            await kit.advance(minutes=10)
+            assert most[0] == 1
+            await kit.advance(minutes=3)
+
+    async def test_kills_repeat_no_tick_and_lose_none(self) -> None:
+        table, ticks = ticking(overlap=True)
+        async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
+            await kit.advance(minutes=5)
+            await kit.kill(0)
+            kit.lose_answers(5)
+            await kit.advance(minutes=5)
+            await kit.kill(1)
+            await kit.advance(minutes=5, seconds=10)
+            ticks.sort(key=lambda tick: tick.at)
+            assert set(minutes(ticks)) == {1}
+            assert len(ticks) in (15, 16)
+
+    async def test_a_new_definition_replaces_the_old_one(self) -> None:
+        """That of the replica that joined last: of a newer release."""
+        table, ticks = ticking()
+        changed, hourly = Operations("clock"), list[Tick]()
+
+        @changed.every("0 * * * *", name="tick")
+        async def tick(tx: Transaction, tick: Tick) -> None:
+            hourly.append(tick)
+
+        async with MeshKit(table) as kit:
+            await kit.advance(minutes=3)
+            await kit.stop(0)
+            seen = len(ticks)
+            await kit.start(changed)
+            await kit.advance(hours=3)
+            assert len(ticks) == seen
+            assert len(hourly) == 3
+
+    async def test_a_removed_schedule_is_left_alone(self) -> None:
+        """No replica of this release knows it; it does not keep them busy."""
+        table, ticks = ticking()
+        async with MeshKit(table) as kit:
+            await kit.advance(minutes=3)
+            await kit.stop(0)
+            seen = len(ticks)
+            await kit.start(notes())
+            await kit.advance(minutes=10)
+            assert len(ticks) == seen
+            assert await kit.redis().zscore(keys.SCHEDULES, "clock.tick") is not None
+
+    @pytest.mark.parametrize(
+        "register",
+        [
+            lambda table: table.every("never"),
+            lambda table: table.every("* * * * *", tz="Nowhere"),
+            lambda table: table.every("* * * * *", missed="sometimes"),
+        ],
+    )
+    def test_mistakes_are_told_at_import(self, register: Callable[[Operations], object]) -> None:
+        with pytest.raises(UsageError):
+            register(Operations("clock"))
+
+    def test_a_handler_of_other_types_is_refused(self) -> None:
+        table = Operations("clock")
+        every: Callable[[object], Awaitable[object]] = table.every("* * * * *")  # type: ignore[assignment]
+
+        async def wrong(tx: Transaction, body: Note) -> None: ...
+
+        with pytest.raises(UsageError, match="tick: Tick"):
+            every(wrong)
