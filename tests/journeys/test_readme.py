@@ -44,4 +44,4 @@ def test_the_example_runs(server: Server, tmp_path: Path) -> None:
     env = {**os.environ, "REDIS_URL": server.url, "MESH_LEASE_TTL_MS": "1000"}
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "{'greeting': 'hello world'}" in done.stdout
+    assert "hello world\n" in done.stdout
