@@ -1,4 +1,4 @@
-"""What a mesh promises to those who use it: one suite, over fakeredis and over a real server."""
+"""The promises of a mesh to its users: one suite, over fakeredis and over a real server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Counting:
         handles("count.tell")(self.tell)
 
     async def add(self, request: Request, store: Store, transaction: Effects) -> Body:
-        """Read, expect what was read, write one more: the pattern of every effect."""
+        """Read a number, expect it to be unchanged, and write the next one."""
         self.seen.append(request)
         name = request.body.get("name", "count:n")
         before = await store.get(name)
@@ -85,7 +85,7 @@ class Counting:
         return {}
 
     async def never(self, request: Request, store: Store, transaction: Effects) -> Body:
-        """Expect what is not so, for ever."""
+        """Expect a value that is never there."""
         self.seen.append(request)
         transaction.expect("count:n", "never")
         return {}
@@ -111,7 +111,7 @@ class Counting:
         return {"database": store.database}
 
     async def forward(self, request: Request, store: Store, transaction: Effects) -> Body:
-        """Answer for ourselves and let every database that is named answer the rest."""
+        """Answer a part, and forward the rest to the databases that the request names."""
         others = [n for n in request.body.get("to", []) if n != store.database]
         for n in others:
             transaction.forward(Database(n), {"to": []})
@@ -131,14 +131,14 @@ def counting() -> Counting:
 
 
 async def balanced(replica: Replica) -> dict[str, int]:
-    """The books; fails unless they balance."""
+    """Return the books. Fails if they do not balance."""
     books = await replica.books()
     assert books["accepted"] == sum(value for name, value in books.items() if name != "accepted"), books
     return books
 
 
 async def test_a_call_to_a_class_is_answered_by_a_replica_of_that_class(backend: Backend, counting: Counting) -> None:
-    """An address that is a class means any one replica of it."""
+    """The address of a class means any one of its replicas."""
     one, two = [await backend.join(counting.worker) for _ in range(2)]
     assert (one.cls, two.cls) == ("A", "B")
     answer = await one.call(Class("B"), "count.add", {})
@@ -147,7 +147,7 @@ async def test_a_call_to_a_class_is_answered_by_a_replica_of_that_class(backend:
 
 
 async def test_a_call_to_a_database_is_answered_by_its_holder(backend: Backend, counting: Counting) -> None:
-    """An address that is a database means the replica that holds it, the caller's own included."""
+    """The address of a database means the replica that holds it. This may be the caller."""
     one, two = [await backend.join(counting.worker) for _ in range(2)]
     for replica in (one, two):
         answer = await one.call(Database(replica.database), "count.add", {})
@@ -155,7 +155,7 @@ async def test_a_call_to_a_database_is_answered_by_its_holder(backend: Backend, 
 
 
 async def test_a_gather_has_the_answer_of_every_live_database(backend: Backend, counting: Counting) -> None:
-    """One request to each, one answer from each, by database."""
+    """Each gets one request and gives one answer."""
     members = [await backend.join(counting.worker) for _ in range(3)]
     await members[0].call(Database(members[2].database), "count.add", {})
     answers = await members[1].gather("count.read", {})
@@ -163,7 +163,7 @@ async def test_a_gather_has_the_answer_of_every_live_database(backend: Backend, 
 
 
 async def test_what_a_handler_sees_of_its_request(backend: Backend, counting: Counting) -> None:
-    """Operation, body, sender, Redis's own time, the deadline on the same clock."""
+    """It sees the operation, the body, the sender, and the time and deadline on Redis's clock."""
     one = await backend.join(counting.worker)
     client = backend.redis()
     seconds, microseconds = await client.time()
@@ -179,7 +179,7 @@ async def test_what_a_handler_sees_of_its_request(backend: Backend, counting: Co
 async def test_a_class_without_a_live_replica_is_refused_and_nothing_is_sent(
     backend: Backend, counting: Counting
 ) -> None:
-    """A request of several parts is sent whole or not at all."""
+    """Of several requests all are sent, or none."""
     one = await backend.join(counting.worker)
     with pytest.raises(NoReplica) as caught:
         await one.ask([Ask(Class("A"), "count.add", {}), Ask(Class("D"), "count.add", {})])
@@ -191,7 +191,7 @@ async def test_a_class_without_a_live_replica_is_refused_and_nothing_is_sent(
 
 
 async def test_an_operation_nobody_knows_is_refused(backend: Backend, counting: Counting) -> None:
-    """It is an answer, not a time-out: the caller and the worker may be of different releases."""
+    """The caller gets an answer, not a time-out. Its release may differ from that of the worker."""
     one = await backend.join(counting.worker)
     with pytest.raises(Refused, match="no replica here knows the operation"):
         await one.call(Class("A"), "count.unheard", {})
@@ -210,14 +210,14 @@ async def test_a_refusal_travels_with_its_facts_and_takes_the_effect_back(backen
 
 
 async def test_an_answer_in_parts_is_complete_when_every_part_is(backend: Backend, counting: Counting) -> None:
-    """A worker may answer some of a request and forward the rest; the caller waits for all of it."""
+    """A handler may answer a part and forward the rest. The caller waits for all parts."""
     members = [await backend.join(counting.worker) for _ in range(3)]
     answer = await members[0].call(Class("A"), "count.forward", {"to": [1, 2, 3]})
     assert answer == {"db1": True, "db2": True, "db3": True}
 
 
 async def test_what_a_transaction_sends_is_worked_off(backend: Backend, counting: Counting) -> None:
-    """The outbox: a send becomes an entry with the commit, and has its effect where it was sent to."""
+    """The commit turns a send into an entry, which has its effect at its address (an outbox)."""
     one, two = [await backend.join(counting.worker) for _ in range(2)]
     await one.call(Class("A"), "count.tell", {"to": two.database})
 
@@ -244,14 +244,14 @@ async def set_many_keys(backend: Backend, counting: Counting, count: int) -> Non
 
 @pytest.mark.parametrize("count", [1, 2000, 4001], ids=str)
 async def test_many_keys_are_set_until_one_moment(backend: Backend, counting: Counting, count: int) -> None:
-    """With as few commands as Lua can hand over."""
+    """This takes as few commands as possible."""
     await set_many_keys(backend, counting, count)
 
 
 async def test_many_keys_are_set_one_by_one_where_the_server_cannot_otherwise(
     make_server: Callable[..., Server], server: Server, counting: Counting
 ) -> None:
-    """MSETEX is younger than the oldest server that will do."""
+    """The oldest server that is supported does not have MSETEX."""
     known = server.redis().command_list(pattern="msetex")
     without = make_server("--rename-command", "MSETEX", "") if known else server
     settings = mesh_settings(without.settings)
@@ -261,7 +261,7 @@ async def test_many_keys_are_set_one_by_one_where_the_server_cannot_otherwise(
 
 
 async def test_concurrent_effects_on_one_key_are_all_counted(backend: Backend, counting: Counting) -> None:
-    """What a handler read and named as expected is unchanged at its commit, or the handler runs again."""
+    """If a value that a handler expects has changed at the commit, the handler runs again."""
     one = await backend.join(counting.worker)
     answers = await asyncio.gather(*(one.call(Class("A"), "count.add", {}) for _ in range(50)))
     assert sorted(answer["n"] for answer in answers) == list(range(1, 51))
@@ -271,7 +271,7 @@ async def test_concurrent_effects_on_one_key_are_all_counted(backend: Backend, c
 
 @pytest.mark.parametrize("order", [[0, 21], [21, 0], [9, 3, 20, 4]], ids=str)
 async def test_requests_end_in_any_order(backend: Backend, order: list[int]) -> None:
-    """One trip commits some of those under way, whichever: with many between them, and the later ones first."""
+    """One commit may have any of the requests in progress: distant ones, and later ones first."""
     worker = Worker()
     gates = [asyncio.Event() for _ in range(22)]
     begun: list[int] = []
@@ -303,7 +303,7 @@ async def test_requests_end_in_any_order(backend: Backend, order: list[int]) -> 
 
 
 async def test_a_databases_stream_is_worked_in_order(backend: Backend, counting: Counting) -> None:
-    """One entry's effect is there before the next one is read: no reruns, and each sees the one before."""
+    """Each handler sees the effect of the entry before, so no handler runs again."""
     one = await backend.join(counting.worker)
     to = Database(one.database)
     answers = await asyncio.gather(*(one.call(to, "count.add", {}) for _ in range(30)))
@@ -314,7 +314,7 @@ async def test_a_databases_stream_is_worked_in_order(backend: Backend, counting:
 async def test_a_handler_that_crashes_is_tried_again_and_its_writes_are_not_there(
     backend: Backend, counting: Counting
 ) -> None:
-    """An unforeseen exception leaves the request pending; after the claim idle time it is delivered once more."""
+    """After an unexpected exception the request is delivered again."""
     one = await backend.join(counting.worker, claim_idle_ms=200)
     counting.crashes = 1
     call = asyncio.ensure_future(one.call(Class("A"), "count.crash", {}))
@@ -332,7 +332,7 @@ async def test_a_handler_that_crashes_is_tried_again_and_its_writes_are_not_ther
 async def test_a_request_that_always_crashes_becomes_a_dead_letter_with_an_answer(
     backend: Backend, counting: Counting, to: Class | Database
 ) -> None:
-    """At most so many deliveries; then the reason is kept for people and the waiter gets an error."""
+    """After the allowed deliveries the dead letter has the reason, and the caller gets an error."""
     one = await backend.join(counting.worker, claim_idle_ms=200)
     counting.crashes = 1000
     with pytest.raises(GivenUp, match="RuntimeError: a defect"):
@@ -377,7 +377,10 @@ async def test_a_commit_that_never_comes_true_is_given_up(
 async def test_what_cannot_be_said_to_redis_fails_its_own_request_and_none_beside_it(
     backend: Backend, counting: Counting
 ) -> None:
-    """A handler that writes what is no text and no number has crashed; its neighbours of the same trip have not."""
+    """A handler that writes something other than text or a number crashes.
+
+    Other transactions of the trip are applied.
+    """
     one = await backend.join(counting.worker, claim_idle_ms=200)
     beside = [one.call(Class("A"), "count.add", {"name": f"count:{n}"}) for n in range(20)]
     wrong, *right = await asyncio.gather(one.call(Class("A"), "count.unsayable", {}), *beside, return_exceptions=True)
@@ -390,7 +393,7 @@ async def test_what_cannot_be_said_to_redis_fails_its_own_request_and_none_besid
 async def test_an_entry_that_is_no_request_becomes_a_dead_letter_and_holds_nobody_up(
     backend: Backend, counting: Counting
 ) -> None:
-    """Whatever somebody puts on a stream by hand, the requests behind it are worked off."""
+    """An operator may put anything on a stream. The requests behind it are still handled."""
     one = await backend.join(counting.worker)
     client = backend.redis()
     for stream in (Class("A").stream, Database(1).stream):
@@ -407,7 +410,7 @@ async def test_an_entry_that_is_no_request_becomes_a_dead_letter_and_holds_nobod
 
 
 async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(backend: Backend, counting: Counting) -> None:
-    """Work in progress past its deadline stops; it has no effect, and the books say that it expired."""
+    """The handler is cancelled at the deadline and has no effect. The books count the request as expired."""
     one = await backend.join(counting.worker)
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
@@ -422,7 +425,7 @@ async def test_a_call_ends_at_its_deadline_and_its_work_is_cancelled(backend: Ba
 
 
 async def test_work_past_its_deadline_is_not_begun(backend: Backend, counting: Counting) -> None:
-    """A worker that finds a request whose time is over ends it, unseen by the handler."""
+    """A replica that gets a request after its deadline removes it without running its handler."""
     one = await backend.join(counting.worker, concurrency=1)
     busy = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}, deadline_ms=1500))
 
@@ -444,7 +447,7 @@ async def test_work_past_its_deadline_is_not_begun(backend: Backend, counting: C
 
 
 async def test_work_nobody_waits_for_any_more_is_cancelled(backend: Backend, counting: Counting) -> None:
-    """A caller that is cancelled takes its request off the stream; whoever works on it learns so."""
+    """A cancelled call removes its request from the stream, and the replica that works on it cancels the handler."""
     one = await backend.join(counting.worker)
     call = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}))
 
@@ -462,7 +465,7 @@ async def test_work_nobody_waits_for_any_more_is_cancelled(backend: Backend, cou
 
 
 async def test_a_gather_that_is_not_complete_names_who_is_missing(backend: Backend, counting: Counting) -> None:
-    """Never a part of the truth as if it were the whole."""
+    """A part of the answers is never returned as if it were all."""
     fast = Counting()
     fast.gate.set()
     one = await backend.join(fast.worker)
@@ -473,7 +476,7 @@ async def test_a_gather_that_is_not_complete_names_who_is_missing(backend: Backe
 
 
 async def test_more_than_may_wait_is_refused_at_once(backend: Backend, counting: Counting) -> None:
-    """Every queue has a bound; beyond it a request is refused before it is accepted."""
+    """Every queue has a bound. A request beyond it is refused, and is never in the books."""
     one = await backend.join(counting.worker, stream_bound=3)
     calls = [asyncio.ensure_future(one.call(Class("A"), "count.wait", {})) for _ in range(3)]
 
@@ -490,7 +493,7 @@ async def test_more_than_may_wait_is_refused_at_once(backend: Backend, counting:
 
 
 async def test_what_was_answered_leaves_nothing_behind(backend: Backend, counting: Counting) -> None:
-    """Acknowledged and deleted: a request stream holds what waits, and nothing else."""
+    """Requests are acknowledged and deleted, so a request stream holds only those in progress."""
     one = await backend.join(counting.worker)
     await asyncio.gather(*(one.call(Class("A"), "count.add", {}) for _ in range(20)))
     client = backend.redis()
@@ -500,7 +503,7 @@ async def test_what_was_answered_leaves_nothing_behind(backend: Backend, countin
 
 
 async def test_a_replicas_data_are_in_its_database_under_its_prefix(backend: Backend, counting: Counting) -> None:
-    """db{n}:… in database n; nothing of it in the bus."""
+    """The keys db{n}:… are in database n, and none of them in the bus."""
     one, two = [await backend.join(counting.worker) for _ in range(2)]
     await one.call(Database(two.database), "count.add", {})
     client = backend.redis(db=two.database)
@@ -510,7 +513,7 @@ async def test_a_replicas_data_are_in_its_database_under_its_prefix(backend: Bac
 
 
 async def test_a_database_keeps_its_class_and_its_data(backend: Backend, counting: Counting) -> None:
-    """Whoever leases it later takes the class up, whatever class it was told to have."""
+    """A later holder takes over its class, even if it was told to have another one."""
     worker = counting.worker
     async with _joined(backend, worker) as one:
         database, cls = one.database, one.cls
@@ -522,7 +525,7 @@ async def test_a_database_keeps_its_class_and_its_data(backend: Backend, countin
 
 
 async def test_the_first_class_is_the_rarest_live_one_unless_it_is_set(backend: Backend) -> None:
-    """Four replicas show all four classes; MESH_CLASS says otherwise."""
+    """Four replicas have all four classes, unless MESH_CLASS names one."""
     members = [await backend.join() for _ in range(5)]
     assert [member.cls for member in members] == ["A", "B", "C", "D", "A"]
     assert (await backend.join(class_="C")).cls == "C"
@@ -530,7 +533,7 @@ async def test_the_first_class_is_the_rarest_live_one_unless_it_is_set(backend: 
 
 
 async def test_work_of_a_replica_that_is_gone_is_taken_over(backend: Backend, counting: Counting) -> None:
-    """What nobody kept alive for the claim idle time is claimed, with its deliveries counted on."""
+    """Another replica claims a request that was not kept alive for the claim idle time. This counts as a delivery."""
     one = await backend.join(counting.worker, claim_idle_ms=400, class_="A")
     await one.call(Class("A"), "count.read", {})
     client = backend.redis()
@@ -550,7 +553,7 @@ async def test_work_of_a_replica_that_is_gone_is_taken_over(backend: Backend, co
 
 
 async def test_work_claimed_by_another_has_no_effect_here(backend: Backend, counting: Counting) -> None:
-    """The commit takes only what is still pending for its own consumer. This is what makes an effect happen once."""
+    """The commit refuses a request that is not pending for its own consumer. So each effect happens once."""
     one = await backend.join(counting.worker, claim_idle_ms=60_000)
     call = asyncio.ensure_future(one.call(Class("A"), "count.wait", {}, deadline_ms=1000))
 
@@ -568,7 +571,7 @@ async def test_work_claimed_by_another_has_no_effect_here(backend: Backend, coun
 
 
 async def test_a_lease_in_other_hands_stops_the_replica(backend: Backend, counting: Counting) -> None:
-    """Every commit and every submission looks at the lease; the membership ends with LeaseLost."""
+    """Every commit and every submission checks the lease. The membership ends with LeaseLost."""
     client = backend.redis()
     with pytest.raises(LeaseLost):
         async with _joined(backend, counting.worker) as one:
@@ -604,7 +607,7 @@ async def test_a_membership_that_ends_by_itself_ends_the_work_under_way(backend:
 
 
 async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, counting: Counting) -> None:
-    """Drain: what it cannot finish in time another takes over at once, and the caller gets its answer."""
+    """In a drain, work that does not end in time is handed back, so that another replica takes it over at once."""
     slow = Counting()
     async with _joined(backend, slow.worker, class_="A", deadline_ms=600) as leaving:
         caller = await backend.join(counting.worker, class_="A", claim_idle_ms=60_000)
@@ -628,7 +631,7 @@ async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, count
 
 
 async def test_released_and_granted_again_at_once(backend: Backend) -> None:
-    """An orderly end frees the database now, not when the lease would have run out."""
+    """After an orderly end the database is free at once, not only at the end of its lease."""
     async with _joined(backend) as one:
         first = one.database
     started = time.monotonic()
@@ -638,13 +641,13 @@ async def test_released_and_granted_again_at_once(backend: Backend) -> None:
 
 
 def _joined(backend: Backend, worker: Worker | None = None, **settings: Any) -> Any:
-    """A membership that the test itself ends."""
+    """Return a membership that the test ends itself."""
     chosen = backend.members.settings.model_copy(update=settings)
     return join(worker or Worker(), chosen, connections=backend.connections)
 
 
 class Paused:
-    """A replica that reads no requests of its class meanwhile."""
+    """Stops a replica from reading the requests of its class while the block lasts."""
 
     def __init__(self, replica: Replica) -> None:
         self._reader = replica._class_consumer._reader

@@ -1,4 +1,4 @@
-"""Durable events, bare, on a real server."""
+"""Durable events without a mesh, on a real server."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ GROUP = "tested"
 
 @pytest.fixture
 def url(server: Server) -> str:
-    """Of a real server."""
+    """Return the address of a real server."""
     return server.url
 
 
 @pytest.fixture
 def connect(url: str) -> Callable[[], Redis]:
-    """Opens clients like a replica's: one connection, nothing retried behind our back."""
+    """Return a function that opens clients like a replica's: one connection, without retries."""
 
     def connect() -> Redis:
         return heeding_cancellation(
@@ -55,7 +55,7 @@ async def redis(url: str) -> AsyncIterator[Redis]:
 
 
 class Handler:
-    """Keeps what it handled; what it does about it is set by each test."""
+    """Keeps the events that it gets. Each test sets what it does with them in `act`."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -81,7 +81,7 @@ names = (f"consumer-{n}" for n in itertools.count())
 
 
 def consume(connect: Callable[[], Redis], handler: Any, consumer: str | None = None, **options: Any) -> Events:
-    """A consumer in a hurry."""
+    """Return a consumer that takes events over soon."""
     options = {"claim_idle_ms": 200, **options}
     return Events(connect, STREAM, GROUP, consumer or next(names), handler, **options)
 
@@ -94,7 +94,7 @@ async def publish(redis: Redis, *bodies: str | bytes) -> list[str]:
 
 
 async def until(true: Callable[[], Any], within: float = 10.0) -> None:
-    """Wait until it is true; its awaitable answers count too."""
+    """Wait until a condition holds, which may be a coroutine function."""
     limit = time.monotonic() + within
     while True:
         answer = true()
@@ -105,7 +105,7 @@ async def until(true: Callable[[], Any], within: float = 10.0) -> None:
 
 
 async def all_settled(redis: Redis) -> bool:
-    """Nothing waits and nothing is pending."""
+    """Return whether no event waits and none is pending."""
     groups = await redis.xinfo_groups(STREAM) if await redis.exists(STREAM) else []
     return await redis.xlen(STREAM) == 0 and all(group["pending"] == 0 for group in groups)
 
@@ -115,7 +115,7 @@ async def dead_letters(redis: Redis) -> list[dict[str, str]]:
 
 
 async def crash(events: Events) -> None:
-    """End a consumer as kill -9 would: nothing is handed back."""
+    """End a consumer as kill -9 would, without handing events back."""
     events._task.cancel()
     _, alive = await asyncio.wait({events._task}, timeout=10)
     assert not alive, "a cancellation was forgotten"
@@ -126,13 +126,13 @@ async def crash(events: Events) -> None:
 
 
 @pytest.mark.parametrize(("deliveries", "size"), [(0, 500), (1, 62), (2, 1), (3, 1), (9, 1)])
-def test_company_gets_smaller_with_each_death(deliveries: int, size: int) -> None:
-    """An event that kills its process stands alone before its deliveries are used up."""
+def test_groups_get_smaller_with_each_death(deliveries: int, size: int) -> None:
+    """An event that kills its process is alone in its group before its last delivery."""
     assert together(deliveries, 500) == size
 
 
-def test_company_is_never_empty() -> None:
-    """Small batches too."""
+def test_a_group_is_never_empty() -> None:
+    """A group has at least one event, also with a small batch."""
     assert together(1, 4) == 1
 
 
@@ -140,7 +140,7 @@ def test_company_is_never_empty() -> None:
 
 
 async def test_events_are_handled_and_deleted(connect: Any, redis: Redis, handler: Handler) -> None:
-    """Published before or after the start; the stream is as short as the work that waits."""
+    """It does not matter whether they come before or after the start. The stream holds only events that wait."""
     await publish(redis, "a", "b")
     async with consume(connect, handler):
         await until(lambda: len(handler.done) == 2)
@@ -162,7 +162,7 @@ async def test_consumers_of_a_group_share_the_events(connect: Any, redis: Redis)
 
 
 async def test_a_refused_event_is_a_dead_letter_at_once(connect: Any, redis: Redis, handler: Handler) -> None:
-    """With its stream, id, reason, deliveries and body; the others of its batch are through."""
+    """The letter has stream, id, reason, deliveries and body. The other events of the batch are handled."""
 
     async def refuse_b(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "no b here" for entry in entries if entry.fields["body"] == "b"}
@@ -184,7 +184,7 @@ async def test_a_refused_event_is_a_dead_letter_at_once(connect: Any, redis: Red
 async def test_bytes_that_are_no_text_reach_the_dead_letters_unchanged(
     connect: Any, redis: Redis, url: str, handler: Handler
 ) -> None:
-    """They spoil neither the batch they came in nor the connection."""
+    """They do no harm to their batch, nor to the connection."""
 
     async def refuse_surrogates(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "bad \udcff" for entry in entries if not entry.fields["body"].isascii()}
@@ -201,7 +201,7 @@ async def test_bytes_that_are_no_text_reach_the_dead_letters_unchanged(
 
 
 async def test_an_event_of_several_fields_is_buried_whole(connect: Any, redis: Redis) -> None:
-    """Its fields are in the dead letter's body, so that none is lost or taken for the letter's own."""
+    """The body of the letter has all of its fields, so that none is lost or taken for a field of the letter."""
 
     async def refuse(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         return {entry.id: "no" for entry in entries}
@@ -214,8 +214,11 @@ async def test_an_event_of_several_fields_is_buried_whole(connect: Any, redis: R
     assert json.loads(letter["body"]) == {"id": "7", "reason": "theirs"}
 
 
-async def test_one_that_fails_holds_nobody_up(connect: Any, redis: Redis, handler: Handler) -> None:
-    """The others are through at its first failure; it is tried again, then a dead letter with the error."""
+async def test_an_event_that_fails_does_not_hold_up_others(connect: Any, redis: Redis, handler: Handler) -> None:
+    """The others are handled after its first failure.
+
+    It is tried again, and then becomes a dead letter with the error.
+    """
 
     async def fail_at_13(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if any(entry.fields["body"] == "13" for entry in entries):
@@ -235,7 +238,7 @@ async def test_one_that_fails_holds_nobody_up(connect: Any, redis: Redis, handle
 
 
 async def test_an_event_that_fails_once_is_not_lost(connect: Any, redis: Redis, handler: Handler) -> None:
-    """A failure may have been of its moment."""
+    """The next delivery may succeed."""
 
     async def fail_at_first(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if entries[0].deliveries == 1:
@@ -251,7 +254,7 @@ async def test_an_event_that_fails_once_is_not_lost(connect: Any, redis: Redis, 
 
 
 async def test_nothing_is_buried_while_a_database_is_down(connect: Any, redis: Redis) -> None:
-    """It waits, keeps its events alive so that nobody takes them, and goes on with the first delivery."""
+    """The consumer waits, and keeps its events alive so that no other takes them. The delivery does not count again."""
     down, patient, other = asyncio.Event(), Handler(), Handler()
 
     async def wait_for_database(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
@@ -274,7 +277,7 @@ async def test_nothing_is_buried_while_a_database_is_down(connect: Any, redis: R
 
 
 async def test_a_handler_that_hangs_is_ended_and_tried_again(connect: Any, redis: Redis, handler: Handler) -> None:
-    """Every wait has a deadline."""
+    """The handler is cancelled after its time, and gets the event again."""
 
     async def hang_once(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         if len(handler.seen) == 1:
@@ -291,7 +294,7 @@ async def test_a_handler_that_hangs_is_ended_and_tried_again(connect: Any, redis
 
 
 async def test_events_of_the_dead_are_taken_over(connect: Any, redis: Redis, handler: Handler) -> None:
-    """What a consumer read and never finished goes to another once it has been idle."""
+    """Events that a consumer read and did not finish go to another one after the idle time."""
     bodies = [str(n) for n in range(100)]
     await publish(redis, *bodies)
     await redis.xgroup_create(STREAM, GROUP, id="0")
@@ -302,8 +305,8 @@ async def test_events_of_the_dead_are_taken_over(connect: Any, redis: Redis, han
     assert {entry.deliveries for entries in handler.seen for entry in entries} == {1, 2}
 
 
-async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis) -> None:
-    """One event ends every process that touches it. It alone is a dead letter, all others are handled."""
+async def test_an_event_that_kills_its_process_takes_no_other_along(connect: Any, redis: Redis) -> None:
+    """One event ends every process that handles it. Only this event becomes a dead letter; all others are handled."""
     done: list[str] = []
     died = asyncio.Event()
 
@@ -325,7 +328,7 @@ async def test_a_killer_takes_no_other_event_with_it(connect: Any, redis: Redis)
 
 
 async def settled_by_the_dying(redis: Redis, died: asyncio.Event, begin: Callable[[], Events]) -> int:
-    """One consumer after the other, each until it dies or all is settled; how many died."""
+    """Run one consumer after the other, each until it dies or all events are settled. Return how many died."""
     deaths = 0
     while not await all_settled(redis):
         events = await begin().__aenter__()
@@ -341,7 +344,7 @@ async def settled_by_the_dying(redis: Redis, died: asyncio.Event, begin: Callabl
 
 
 async def test_an_event_whose_effect_is_there_is_no_dead_letter(connect: Any, redis: Redis) -> None:
-    """All who had it died before the acknowledgement, and of something else: it is done, and they are asked no more."""
+    """Its consumers died between the effect and the acknowledgement. The event counts as done."""
     done: list[str] = []
     died = asyncio.Event()
 
@@ -362,8 +365,8 @@ async def test_an_event_whose_effect_is_there_is_no_dead_letter(connect: Any, re
     assert await dead_letters(redis) == []
 
 
-async def test_who_dies_of_being_asked_about_an_event_is_the_last(connect: Any, redis: Redis) -> None:
-    """It is asked about once; after that it is a dead letter without a further look."""
+async def test_the_check_for_an_effect_runs_once(connect: Any, redis: Redis) -> None:
+    """If the check for the effect kills its process, the event becomes a dead letter without a second check."""
     died = asyncio.Event()
 
     async def die(*_: object) -> Any:
@@ -377,7 +380,7 @@ async def test_who_dies_of_being_asked_about_an_event_is_the_last(connect: Any, 
 
 
 async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redis: Redis, handler: Handler) -> None:
-    """A process that comes back under its name does not wait for the idle time, and counts the delivery."""
+    """A process that starts again under its name takes its events at once. The delivery counts."""
     await publish(redis, "a")
     await redis.xgroup_create(STREAM, GROUP, id="0")
     await redis.xreadgroup(GROUP, "phoenix", {STREAM: ">"})
@@ -387,7 +390,7 @@ async def test_a_consumer_begins_with_what_is_already_its_own(connect: Any, redi
 
 
 async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any, redis: Redis) -> None:
-    """It slept through the idle time; saying then that it is alive must not take the events from who has them."""
+    """It did not run during the idle time. When it then keeps its events alive, it must not take them back."""
     ids = await publish(redis, "a", "b")
     connections = [OneAtATime.of(connect()), OneAtATime.of(connect())]
     sleeper = EventReader(connections[0], STREAM, GROUP, "sleeper")
@@ -403,7 +406,7 @@ async def test_a_sleeper_does_not_take_back_what_another_took_over(connect: Any,
 
 
 async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
-    """Whoever tries, however often; and one that was handled meanwhile is not buried at all."""
+    """A second attempt changes nothing, and an event that was handled meanwhile is not buried."""
     await publish(redis, "a", "b")
     connection = OneAtATime.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")
@@ -418,7 +421,7 @@ async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
 async def test_consumers_of_the_dead_are_forgotten(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each start has a new name, and the group would grow for ever. One with pending events stays."""
+    """Each process has a new name, so the group would grow without end. A consumer with pending events stays."""
     monkeypatch.setattr(module, "SILENCE_MS", 100)
     await publish(redis, "a", "b")
     await redis.xgroup_create(STREAM, GROUP, id="0")
@@ -436,7 +439,10 @@ async def test_consumers_of_the_dead_are_forgotten(
 async def test_events_of_a_lost_answer_are_not_forgotten(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are pending for us and no later read shows them. They are handled at once, not counted again."""
+    """They are pending for this consumer, and no later read returns them.
+
+    It handles them at once, as their first delivery.
+    """
     execute, lose = RedisConnection.execute, ["XREADGROUP", "XCLAIM"]
 
     async def flaky(self: RedisConnection, *command: Any) -> Any:
@@ -455,10 +461,10 @@ async def test_events_of_a_lost_answer_are_not_forgotten(
     assert [entry.deliveries for entry in handler.seen[0]] == [1, 1]
 
 
-async def test_a_lost_acknowledgement_means_once_more_and_not_never(
+async def test_after_a_lost_acknowledgement_an_event_is_handled_again(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler sees it twice, which its unique key makes harmless; then it is settled."""
+    """The handler gets the event twice, and its unique key makes that harmless."""
     finish, failures = EventReader.finish, iter([True])
 
     async def fail_once(self: EventReader, ids: Sequence[str]) -> None:
@@ -474,10 +480,10 @@ async def test_a_lost_acknowledgement_means_once_more_and_not_never(
 
 
 @pytest.mark.parametrize("harm", ["destroy", "delete", "flush"])
-async def test_a_group_that_vanishes_is_made_again(
+async def test_a_deleted_group_is_created_again(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    """Soon, and without a hot loop meanwhile."""
+    """The consumer creates it again soon, and does not loop fast meanwhile."""
     opened: list[float] = []
     opening = EventReader.open
 
@@ -502,8 +508,10 @@ async def test_a_group_that_vanishes_is_made_again(
     assert len(opened) <= 4
 
 
-async def test_redis_that_is_away_is_asked_now_and_then(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With growing pauses."""
+async def test_an_unreachable_redis_is_tried_with_growing_pauses(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses between two attempts grow."""
     opened: list[float] = []
     opening = EventReader.open
 
@@ -518,7 +526,7 @@ async def test_redis_that_is_away_is_asked_now_and_then(handler: Handler, monkey
 
 
 async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handler) -> None:
-    """A client whose time-out is shorter than the BLOCK asked for still waits in peace."""
+    """A time-out of the client that is shorter than the BLOCK causes no error."""
 
     def connect() -> Redis:
         return Redis.from_url(url, decode_responses=True, protocol=2, socket_timeout=0.1, retry=Retry(NoBackoff(), 0))
@@ -535,7 +543,7 @@ async def test_a_quiet_stream_is_no_error(redis: Redis, url: str, handler: Handl
 
 
 async def test_leaving_finishes_the_batch_in_hand(connect: Any, redis: Redis, handler: Handler) -> None:
-    """Its effect is made and acknowledged; nothing of it is done again."""
+    """The effect is made and acknowledged, so the events are not delivered again."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
@@ -553,7 +561,7 @@ async def test_leaving_finishes_the_batch_in_hand(connect: Any, redis: Redis, ha
 
 
 async def test_leaving_hands_the_rest_back(connect: Any, redis: Redis, handler: Handler) -> None:
-    """Another takes it over at once, whole and as if never delivered, however long the idle time is."""
+    """Another consumer takes the whole batch over at once, as its first delivery, however long the idle time is."""
 
     async def never(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         raise Unavailable("the database is down")
@@ -579,7 +587,7 @@ async def test_leaving_does_not_wait_for_an_event(connect: Any, redis: Redis, ha
 
 
 async def test_leaving_ends_a_handler_that_does_not(connect: Any, redis: Redis, handler: Handler) -> None:
-    """After `drain_ms`; its events go to another."""
+    """The handler is cancelled after `drain_ms`, and its events go to another consumer."""
 
     async def hang(entries: Sequence[DeliveredEvent]) -> Mapping[str, str]:
         await asyncio.Event().wait()

@@ -8,7 +8,7 @@ from mesh.requests.deadlines import STEP_S, Deadlines
 
 
 async def test_what_is_still_there_expires_once_not_before_its_time_and_soon_after() -> None:
-    """Whatever order the deadlines come in."""
+    """The order in which deadlines are added does not matter."""
     loop = asyncio.get_running_loop()
     expired: dict[str, float] = {}
     deadlines: Deadlines[str] = Deadlines(lambda name: expired.update({name: loop.time()}))
@@ -23,7 +23,7 @@ async def test_what_is_still_there_expires_once_not_before_its_time_and_soon_aft
 
 
 async def test_what_has_left_does_not_expire() -> None:
-    """Its neighbours do."""
+    """The other deadlines of its timer do."""
     expired: list[str] = []
     deadlines: Deadlines[str] = Deadlines(expired.append)
     deadlines.add("gone", 0.01).discard("gone")
@@ -35,7 +35,7 @@ async def test_what_has_left_does_not_expire() -> None:
 
 
 async def test_thousands_of_deadlines_share_timers() -> None:
-    """A timer a step, however many wait; none is kept once it has gone off."""
+    """Each step of time has one timer, and a timer that has fired is not kept."""
     deadlines: Deadlines[int] = Deadlines(lambda number: None)
     for number in range(10_000):
         deadlines.add(number, 0.01)

@@ -1,4 +1,4 @@
-"""A handler may do anything wrong: its request fails with a reason, and nothing else does."""
+"""Whatever a handler does wrong, its own request fails with a reason, and nothing else does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def worker() -> Worker:
 
 @pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])
 async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, to: Class | Database) -> None:
-    """Every mistake becomes a dead letter with a reason; the caller is told while it waits; the member lives."""
+    """Every mistake becomes a dead letter with a reason, the caller gets an error in time, and the replica goes on."""
     one = await backend.join(worker(), max_deliveries=1)
     client = backend.redis()
     for mistake in [*mistakes.NAMES, *OTHERS]:
@@ -63,7 +63,7 @@ async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, t
 
 
 async def test_the_reason_names_the_mistake(backend: Backend) -> None:
-    """A developer learns from the dead letter what to change."""
+    """The dead letter tells a developer what to change."""
     one = await backend.join(worker(), claim_idle_ms=200, max_deliveries=1)
     for mistake, says in {
         "return: a list": "a body is a dict, not list",
@@ -89,7 +89,7 @@ async def test_the_reason_names_the_mistake(backend: Backend) -> None:
 
 
 async def test_a_mistake_that_is_retried_prints_its_traceback_once(backend: Backend) -> None:
-    """Each delivery is one line."""
+    """Each further delivery is one line in the log."""
     one = await backend.join(worker(), claim_idle_ms=200)
     with structlog.testing.capture_logs() as lines:
         with pytest.raises(GivenUp):
@@ -102,7 +102,7 @@ async def test_a_mistake_that_is_retried_prints_its_traceback_once(backend: Back
 
 
 async def test_a_handler_that_keeps_the_event_loop_is_named_in_the_log(backend: Backend) -> None:
-    """With the operation and the time; one that waits is not."""
+    """The line has the operation and the time. A handler that only waits has no such line."""
     one = await backend.join(worker(), claim_idle_ms=200, max_deliveries=1)
     with structlog.testing.capture_logs() as lines:
         with pytest.raises(GivenUp):
@@ -113,7 +113,7 @@ async def test_a_handler_that_keeps_the_event_loop_is_named_in_the_log(backend: 
 
 
 async def test_the_caller_learns_the_reason_before_its_deadline(backend: Backend) -> None:
-    """All deliveries fit into the deadline, whatever the claim idle time is."""
+    """All deliveries fit into the deadline, however long the claim idle time is."""
     one = await backend.join(worker(), claim_idle_ms=2000)
     for deadline_ms in (1500, 5000):
         with pytest.raises(GivenUp, match="grave"):
@@ -147,7 +147,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_end(
 
 @pytest.mark.parametrize("body", [{"in": object()}, {"in": mistakes.SURROGATE}, [1], {"in": "x" * 20_000_000}])
 async def test_a_call_with_a_body_that_cannot_be_sent_is_refused_here(backend: Backend, body: Any) -> None:
-    """Nothing is sent, and the member works on."""
+    """Nothing is sent, and the replica goes on."""
     one = await backend.join(worker())
     with pytest.raises(InvalidBody):
         await one.call(Class("A"), "mistake.none", body)
@@ -157,7 +157,7 @@ async def test_a_call_with_a_body_that_cannot_be_sent_is_refused_here(backend: B
 
 
 async def test_bodies_that_are_too_large_together_go_in_several_trips(backend: Backend) -> None:
-    """A trip has a bound in bytes; every call is answered."""
+    """One round trip has a bound in bytes. Every call is answered."""
     one = await backend.join(worker(), deadline_ms=30_000)
     calls = (one.call(Class("A"), "mistake.none", {"in": "x" * 9_000_000}) for _ in range(9))
     assert await asyncio.gather(*calls) == [{"right": True}] * 9
@@ -171,7 +171,7 @@ async def test_bodies_that_are_too_large_together_go_in_several_trips(backend: B
     ids=str,
 )  # fmt: skip
 async def test_a_reply_that_cannot_be_read_fails_its_own_call(backend: Backend, fields: dict[str, str]) -> None:
-    """Whoever wrote it: the caller's other calls are answered."""
+    """The other calls of the caller are answered."""
     one = await backend.join(worker())
     client = backend.redis()
     call = asyncio.ensure_future(one.call(Class("A"), "mistake.wait", {}))

@@ -1,4 +1,4 @@
-"""What travels: an entry is read as it was written, or refused as none of ours."""
+"""Requests and replies: an entry is read as it was written, or refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENTRY = {
 
 
 def test_a_request_is_read_field_by_field() -> None:
-    """The stream id is the clock."""
+    """The id of the entry has the time."""
     request = Request.from_entry("mesh:requests:A", "1700000000000-3", ENTRY, 2)
     assert request == Request(
         stream="mesh:requests:A", id="1700000000000-3", op="values.put", key="replica-1-7", sender="replica-1",
@@ -32,7 +32,7 @@ def test_a_request_is_read_field_by_field() -> None:
 
 
 def test_a_request_needs_an_operation_and_a_body_and_nothing_else() -> None:
-    """What nobody waits for has no key and nowhere to reply to, and no deadline."""
+    """A request without a caller has no key, no stream for the reply and no deadline."""
     request = Request.from_entry("mesh:requests:db1", "5-0", {"op": "values.drop", "body": "{}"})
     assert (request.key, request.reply_to, request.deadline, request.deliveries) == ("", "", NEVER, 1)
 
@@ -53,14 +53,14 @@ def test_a_request_needs_an_operation_and_a_body_and_nothing_else() -> None:
     ],
 )
 def test_an_entry_that_is_no_request_is_refused(wrong: dict[str, str | None]) -> None:
-    """Whoever wrote it by hand; a reply goes to a stream of replies and nowhere else."""
+    """An entry written by hand may have anything. A reply goes to a stream of replies only."""
     fields = {name: value for name, value in {**ENTRY, **wrong}.items() if value is not None}
     with pytest.raises(ValueError):
         Request.from_entry("mesh:requests:A", "1-0", fields)
 
 
 def test_a_reply_goes_to_a_stream_of_replies_or_nowhere() -> None:
-    """Another's key is not to be written because an entry says so."""
+    """An entry cannot make a replica write to another key."""
     assert reply_stream(ENTRY) == "mesh:replies:replica-1"
     assert reply_stream({"reply_to": "mesh:books"}) == "" == reply_stream({})
 
@@ -71,14 +71,14 @@ def test_addresses_have_their_streams() -> None:
 
 
 def test_a_body_is_json_a_person_can_read() -> None:
-    """Not escaped, not padded, and as large as its numbers are."""
+    """It has no escapes and no spaces, and numbers of any size."""
     body = {"text": "grüße", "n": 10**400, "list": [1, None, True]}
     assert encode(body).startswith('{"text":"grüße","n":1000')
     assert json.loads(encode(body)) == body
 
 
 def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
-    """Libraries have lost the first digit of a number just above 64 bits, or made a fraction of it."""
+    """Some libraries lose a digit of numbers just above 64 bits, or turn them into fractions."""
     chance = random.Random(64)
     numbers = [1 << 63, 1 << 64, (1 << 64) + 10**18 + 1, 19933688932870350000, 2 * 10**19, -(1 << 63) - 1]
     numbers += [chance.getrandbits(bits) for bits in range(60, 400) for _ in range(20)]
@@ -86,7 +86,7 @@ def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
 
 
 def test_a_failure_is_the_same_error_at_both_ends() -> None:
-    """Its class by its code, with its facts."""
+    """The code gives the class of the error, and the facts are kept."""
     error = errors.Busy("full", retry_after=3, address="A")
     fields = {"request": "k", "status": error.code, "body": encode(failure_body(error))}
     failure = Reply.from_entry(fields).failure
@@ -97,6 +97,6 @@ def test_a_failure_is_the_same_error_at_both_ends() -> None:
 
 
 def test_a_code_that_this_process_does_not_know_is_a_refusal_that_keeps_its_code() -> None:
-    """Another program's own errors, and two releases that overlap during a roll-out."""
+    """Other programs have their own errors, and two releases may overlap during a roll-out."""
     failure = Reply.from_entry({"request": "k", "status": "new-in-2", "body": '{"detail":"so"}'}).failure
     assert type(failure) is errors.Refused and (failure.detail, failure.code) == ("so", "new-in-2")

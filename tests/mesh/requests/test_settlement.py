@@ -1,4 +1,4 @@
-"""The whole table of outcomes, walked."""
+"""The table of outcomes, cell by cell."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
 
 
 def test_every_outcome_is_in_the_table() -> None:
-    """Whoever adds an outcome says what follows from it."""
+    """A new outcome needs a row in the table."""
     assert set(TABLE) == set(Outcome)
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 @pytest.mark.parametrize("deliveries", [1, MOST - 1, MOST, MOST + 1])
 def test_what_follows_from_an_outcome(outcome: Outcome, deliveries: int) -> None:
-    """The last delivery that is allowed is the one that buries a crash."""
+    """A crash is buried at the last allowed delivery."""
     expected = TABLE[outcome][deliveries >= MOST]
     assert settle(outcome, deliveries, MOST, "why") == expected

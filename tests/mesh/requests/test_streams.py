@@ -1,4 +1,4 @@
-"""The reader of a request stream: what a failed read hides, and what a stream that vanished costs."""
+"""The reader of a request stream, after failed reads and deleted streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STREAM = Class("D").stream
 
 
 async def reader(backend: Backend, replica: Replica, consumer: str = "tested") -> RequestReader:
-    """A reader of a stream that no member reads."""
+    """Return a reader of a stream that no replica reads."""
     connection: Any = backend.connections.connection("test", block_ms=250)
     made = RequestReader(connection, replica._link, STREAM, consumer, keys.request_streams("ABCD", 16))
     await made.open()
@@ -30,7 +30,7 @@ def ids(entries: Any) -> list[str]:
 
 
 async def test_entries_of_a_read_that_failed_are_worked_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are pending for us then, and no read of new entries returns them. Nobody else need take them over."""
+    """They are pending for this consumer, and no read of new entries returns them. It takes them over itself."""
     worker = Worker()
 
     @worker.handles("test.count")
@@ -53,7 +53,7 @@ async def test_entries_of_a_read_that_failed_are_worked_on(backend: Backend, mon
 
 
 async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(backend: Backend) -> None:
-    """A plain XCLAIM would steal what another claimed while we slept."""
+    """XCLAIM alone would take back an entry that another consumer has claimed."""
     one = await backend.join()
     client = backend.redis()
     reading = await reader(backend, one)
@@ -71,7 +71,7 @@ async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(bac
 
 
 async def test_a_stream_that_vanished_is_made_again_and_the_books_say_what_went_with_it(backend: Backend) -> None:
-    """DEL, FLUSHALL, XGROUP DESTROY: told, and balanced."""
+    """After DEL, FLUSHALL or XGROUP DESTROY the books count the lost requests, and balance."""
     one = await backend.join()
     client = backend.redis()
     reading = await reader(backend, one)

@@ -1,4 +1,4 @@
-"""Turns at contended keys: first come, first served, and never a deadlock."""
+"""Turns at contended keys: first come, first served, without deadlocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def made() -> tuple[Turns[str], list[str]]:
 
 
 async def test_those_that_met_a_conflict_run_one_after_the_other() -> None:
-    """In the order of their conflicts; a holder that meets another conflict keeps its turn."""
+    """They run in the order of their conflicts. A holder that has another conflict keeps its turn."""
     taken, begun = made()
     for work in "abc":
         taken.take(work, "key")
@@ -38,7 +38,7 @@ async def test_those_that_met_a_conflict_run_one_after_the_other() -> None:
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:
-    """A conflict at another key passes the turn on."""
+    """A request with a conflict at another key passes its turn on."""
     taken, begun = made()
     for work, key in (("a", "one"), ("b", "one"), ("c", "two")):
         taken.take(work, key)
@@ -50,7 +50,7 @@ async def test_keys_do_not_wait_for_each_other() -> None:
 
 
 async def test_one_that_waits_may_leave() -> None:
-    """It has lost its place, and nobody waits for it."""
+    """It gives up its place, and the others do not wait for it."""
     taken, begun = made()
     for work in "abc":
         taken.take(work, "key")
@@ -61,7 +61,7 @@ async def test_one_that_waits_may_leave() -> None:
 
 
 async def test_a_holder_that_takes_long_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns give speed, and must not cost it."""
+    """The next request runs after a while, so that turns never cost time."""
     monkeypatch.setattr(turns, "PATIENCE_S", 0.02)
     taken, begun = made()
     for work in "abc":
@@ -77,7 +77,7 @@ async def test_a_holder_that_takes_long_keeps_nobody_from_running(monkeypatch: p
 
 
 async def test_the_keys_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The most contended ones stay."""
+    """The keys with the most conflicts are kept."""
     monkeypatch.setattr(turns, "MOST_KEYS", 10)
     taken, _ = made()
     for n in range(30):
@@ -112,7 +112,7 @@ def counting() -> tuple[Worker, list[str]]:
 
 
 async def test_a_hot_key_costs_few_runs(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """About two each, where all at once would take n²/2; the key is in the replica's statistics."""
+    """Each request runs about twice; all at once would need n²/2 runs. The replica's statistics name the key."""
     # However slow this machine is: only turns are at stake.
     monkeypatch.setattr(turns, "PATIENCE_S", 10)
     worker, runs = counting()
@@ -124,7 +124,7 @@ async def test_a_hot_key_costs_few_runs(backend: Backend, monkeypatch: pytest.Mo
 
 
 async def test_a_request_that_never_gets_through_is_refused_with_the_key(backend: Backend) -> None:
-    """At once, with what helps; one without a caller becomes a dead letter."""
+    """The error comes at once and names the key. A request without a caller becomes a dead letter."""
     worker, runs = counting()
     one = await backend.join(worker)
     with pytest.raises(Contended, match=r"changed 100 times .* use incrby\(\)") as caught:
@@ -143,7 +143,7 @@ async def test_a_request_that_never_gets_through_is_refused_with_the_key(backend
 
 
 async def test_requests_that_wait_for_their_turn_expire(backend: Backend) -> None:
-    """A request whose deadline passes in the queue is over, and the replica is free again."""
+    """A request whose deadline passes while it waits for its turn ends, and makes room for others."""
     worker, release = Worker(), asyncio.Event()
 
     @worker.handles("hot.slow")

@@ -1,4 +1,4 @@
-"""Of a transaction everything becomes true or nothing: drawn at random, valid and not, over every verb."""
+"""A transaction is applied as a whole or not at all: random ones, valid or not, with every verb."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Databases:
         return str(word)
 
     def state(self, database: int) -> dict[str, Any]:
-        """All there is in a database: type, content, expiry."""
+        """Return the type, content and expiry of every key of a database."""
         client, found = self.clients[database], {}
         for key in client.scan_iter():
             if key not in {"lease", "books", "committed", "db1:written", "mesh:written"}:
@@ -168,7 +168,7 @@ def _content(client: redis.Redis, kind: str, key: str) -> Any:
 
 
 def apply(transaction: Effects, operation: Sequence[Any]) -> None:
-    """Put one operation into a transaction, as a handler does."""
+    """Add one operation to a transaction, as a handler does."""
     match operation:
         case "write", side, key, verb, args:
             _writer(transaction, side).write(verb, key, *args)
@@ -191,7 +191,7 @@ def _writer(transaction: Effects, side: str) -> Any:
 
 
 def repeat(databases: Databases, operation: Sequence[Any]) -> None:
-    """Do the same on the copy, command by command; raises where Redis refuses one."""
+    """Run the same operation on the copy, command by command. Raises if Redis refuses a command."""
     match operation:
         case "write", side, key, verb, args:
             _on_copy(databases, side, verb, key, *args)
@@ -216,7 +216,7 @@ def _on_copy(databases: Databases, side: str, verb: str, key: str, *args: Any) -
 
 @pytest.fixture(params=["fake", "real"])
 def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
-    """The same over fakeredis and over the real server."""
+    """Return the databases of fakeredis, and of a real server."""
     with contextlib.ExitStack() as stack:
         if request.param == "fake":
             fake = fakeredis.FakeServer(version=(7,))
