@@ -18,12 +18,9 @@ import pytest
 from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 
-from mesh import Connections, Isolation, RedisSettings
-from mesh.testing.fake_server import FakeConnections
 from quart_app.local.ports import free_port
 from quart_app.local.redis_program import ServerProgram, find_server
 from tests.support.backend import Backend
-from tests.support.members import Members, mesh_settings
 from tests.support.replicas import Replicas
 from tests.support.server import Server
 
@@ -56,25 +53,17 @@ def server(make_server: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture
-async def mesh_of(server: Server) -> AsyncIterator[Members]:
+async def mesh_of(server: Server) -> AsyncIterator[Backend]:
     """`await mesh_of(n, worker)`: members in this process, on the real server."""
-    members = Members(mesh_settings(server.settings))
-    yield members
-    await members.close()
+    async with Backend(server.settings) as members:
+        yield members
 
 
 @pytest.fixture(params=["fake", "real"])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    """Members in this process, over fakeredis (which enforces no access rules) and over the real server."""
-    if request.param == "fake":
-        settings = mesh_settings(RedisSettings(), isolation=Isolation.PREFIX)
-        connections: Connections = FakeConnections(settings.redis)
-    else:
-        settings = mesh_settings(request.getfixturevalue("server").settings)
-        connections = Connections(settings.redis)
-    members = Members(settings, connections)
-    yield Backend(members, connections)
-    await members.close()
+    """Backend in this process, over fakeredis (which enforces no access rules) and over the real server."""
+    async with Backend(None if request.param == "fake" else request.getfixturevalue("server").settings) as kit:
+        yield kit
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -28,7 +28,7 @@ from mesh.operations.table import Operations
 from mesh.operations.visit import MeshClient, connect
 from mesh.requests import scripts, streams
 from mesh.requests.worker import Worker
-from mesh.settings import MeshSettings
+from mesh.settings import MeshSettings, RedisSettings
 from mesh.testing.clock import Clock, virtual_time
 from mesh.testing.kit_replica import KitReplica
 from mesh.testing.record import Buried, Committed, Observed, Sent
@@ -51,13 +51,17 @@ REAL_S = 60
 class MeshKit:
     """A mesh of `replicas` replicas that serve `operations`; an asynchronous context manager.
 
-    `redis` is the address of an empty server to run on; without it, fakeredis is the server, and time jumps. `settings`
-    are fields of `MeshSettings`; the environment does not count. When the block ends, all replicas leave, and the books
-    must balance.
+    `redis` is the address of an empty server to run on, or its settings; without it, fakeredis is the server, and time
+    jumps. `settings` are fields of `MeshSettings`; the environment does not count. When the block ends, all replicas
+    leave, and the books must balance.
     """
 
     def __init__(
-        self, *operations: Operations | Worker, replicas: int = 1, redis: str | None = None, **settings: Any
+        self,
+        *operations: Operations | Worker,
+        replicas: int = 1,
+        redis: str | RedisSettings | None = None,
+        **settings: Any,
     ) -> None:
         self._operations = operations
         self._count = replicas

@@ -27,7 +27,7 @@ class Committed:
     database: int
     #: the id of the request on its stream
     id: str
-    #: what the caller gets, of the operation's own type; None if nobody waits
+    #: what the caller gets, of the operation's own type; None if nobody waits, or others answer
     reply: Any
 
 
@@ -104,7 +104,7 @@ class Observed:
     def _note(self, words: Sequence[Any], database: int) -> None:
         op = op_of(words)
         if not op or op in self._runs.effects:
-            reply = self._runs.reply_of(op, words[8]) if words[3] else None
+            reply = self._runs.reply_of(op, words[8]) if words[3] and words[8] else None
             self.committed.append(Committed(op, database, str(words[2]), reply))
         self.sent.extend(sent_of(words, self._runs.body_of))
 

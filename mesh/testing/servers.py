@@ -36,13 +36,14 @@ class Below(Protocol):
 
 
 class RealServer:
-    """A server at an address. It must be empty, because the kit empties it afterwards."""
+    """A server, by its address or settings. It must be empty, because the kit empties it afterwards."""
 
     isolation = Isolation.ACL
 
-    def __init__(self, url: str) -> None:
-        self.connections = Connections(RedisSettings(url=SecretStr(url)))
-        self.direct = redis.Redis.from_url(url, decode_responses=True)
+    def __init__(self, where: str | RedisSettings) -> None:
+        settings = RedisSettings(url=SecretStr(where)) if isinstance(where, str) else where
+        self.connections = Connections(settings)
+        self.direct = _direct(settings)
 
     async def begin(self) -> None:
         """Refuse a server that holds anything."""
@@ -61,6 +62,20 @@ class RealServer:
         if made:
             self.direct.acl_deluser(*sorted(made))
         self.direct.close()
+
+
+def _direct(settings: RedisSettings) -> redis.Redis:
+    password = None if settings.password is None else settings.password.get_secret_value()
+    if settings.url is not None:
+        return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)
+    return redis.Redis(
+        host=settings.host,
+        port=settings.port,
+        db=settings.bus,
+        username=settings.username if password else None,
+        password=password,
+        decode_responses=True,
+    )
 
 
 def fake_server() -> Below:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,9 +67,9 @@ class WatchedWorker(Worker):
     def add(self, handler: Handler) -> None:
         runs, handle, op = self._runs, handler.handle, handler.op
 
-        async def watched(request: Request, store: Store, transaction: Effects) -> Any:
+        def watched(request: Request, store: Store, transaction: Effects) -> Awaitable[Any]:
             runs.begin(op)
-            return await handle(request, store, transaction)
+            return handle(request, store, transaction)
 
         if handler.effect:
             runs.effects.add(op)

@@ -10,7 +10,7 @@ import redis
 
 from mesh.lease import acl
 from mesh.raw import Replica
-from tests.support.members import Members, mesh_settings
+from tests.support.backend import Backend
 from tests.support.replicas import Replicas
 from tests.support.server import Server, server_programs
 
@@ -92,14 +92,13 @@ def databases_have_rules(server: Server) -> bool:
 @pytest.fixture
 async def members(server: Server) -> AsyncIterator[list[Replica]]:
     """Three members, each with a secret of its own; the one with database 0 is not among them."""
-    mesh = Members(mesh_settings(server.settings))
-    members = await mesh(3)
-    for member in members:
-        with server.redis(db=member.database) as admin:
-            admin.set(f"db{member.database}:secret", f"of {member.database}")
-            admin.set(f"db{member.database}:own", "1")
-    yield members
-    await mesh.close()
+    async with Backend(server.settings) as mesh:
+        members = await mesh(3)
+        for member in members:
+            with server.redis(db=member.database) as admin:
+                admin.set(f"db{member.database}:secret", f"of {member.database}")
+                admin.set(f"db{member.database}:own", "1")
+        yield members
 
 
 def ordered_pairs(members: list[Replica]) -> Iterator[tuple[Replica, Replica]]:
@@ -165,21 +164,19 @@ async def test_the_grant_uses_no_first_argument_rule_where_the_server_has_rules_
 
 async def test_the_holder_of_the_bus_database_has_both_kinds_of_keys_there(server: Server) -> None:
     """With 16 replicas database 0 is leased, too."""
-    mesh = Members(mesh_settings(server.settings, databases=1))
-    (one,) = await mesh(1)
-    assert one.database == 0
-    with user(server, one) as client:
-        assert client.set("db0:x", "1") and client.set("shared:x", "1")
-        assert refused(client, "GET", "db1:x") and refused(client, "SELECT", "1")
-    await mesh.close()
+    async with Backend(server.settings, databases=1) as mesh:
+        (one,) = await mesh(1)
+        assert one.database == 0
+        with user(server, one) as client:
+            assert client.set("db0:x", "1") and client.set("shared:x", "1")
+            assert refused(client, "GET", "db1:x") and refused(client, "SELECT", "1")
 
 
 async def test_a_bus_in_another_database_than_0_can_be_used(server: Server) -> None:
     """A connection begins in database 0, which such a replica may not use for anything else."""
-    mesh = Members(mesh_settings(server.settings.model_copy(update={"db": 5})))
-    (one,) = await mesh(1)
-    assert [member.database for member in await one.roster()] == [one.database] == [0]
-    await mesh.close()
+    async with Backend(server.settings.model_copy(update={"db": 5})) as mesh:
+        (one,) = await mesh(1)
+        assert [member.database for member in await one.roster()] == [one.database] == [0]
 
 
 async def test_acl_dryrun_refuses_every_command_on_anothers_keys(members: list[Replica], server: Server) -> None:

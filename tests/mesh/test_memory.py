@@ -13,7 +13,6 @@ from mesh import Busy, Class
 from mesh.memory import Memory
 from mesh.raw import Effects, Replica, Request, Store, Worker
 from tests.support.backend import Backend
-from tests.support.members import Members
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -91,7 +90,7 @@ async def test_a_server_that_does_not_say_has_no_limit(backend: Backend) -> None
     assert await one.call(Class(one.cls), "memory.store", {"text": "x"}) == {"stored": True}
 
 
-async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of: Members) -> None:
+async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of: Backend) -> None:
     """As the Redis user of its epoch; requests are still taken and settled within the reserve."""
     (one,) = await mesh_of(1, worker)
     with server.redis() as admin:
@@ -116,7 +115,7 @@ async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of:
 
 
 @pytest.fixture
-async def one(server: Server, mesh_of: Members) -> AsyncIterator[Replica]:
+async def one(server: Server, mesh_of: Backend) -> AsyncIterator[Replica]:
     """A replica that has stored something; the server has its memory back afterwards."""
     begun.clear()
     may_end.clear()

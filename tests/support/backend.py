@@ -1,33 +1,37 @@
-"""One suite over two servers: a real one and fakeredis."""
+"""The test kit on the level of `mesh.raw`: one suite over two servers, a real one and fakeredis."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
-
-from mesh import Connections, Mesh, Operations
-from mesh.operations.membership import worker_of
+from mesh import Connections, Mesh, MeshSettings, Operations
 from mesh.raw import Replica, Worker
-from tests.support.members import Members
+from mesh.testing import MeshKit
 
 
-@dataclass
-class Backend:
-    """A Redis, real or fake, with members of a mesh on it."""
+class Backend(MeshKit):
+    """Members of a mesh in this process: none at first."""
 
-    members: Members
-    connections: Connections
+    def __init__(self, redis: Any = None, **settings: Any) -> None:
+        super().__init__(replicas=0, redis=redis, **settings)
 
     async def join(self, worker: Worker | None = None, **settings: Any) -> Replica:
-        """Let one more member join."""
-        return await self.members.join(worker, **settings)
+        """Let one more member join; `settings` override the common ones for it."""
+        return (await self.start(worker or Worker(), **settings)).replica
 
     async def mesh(self, *operations: Operations | Worker) -> Mesh:
         """Let one more member join, with typed operations."""
-        return Mesh(await self.members.join(worker_of(operations)))
+        return await self.start(*operations)
 
-    def redis(self, db: int = 0) -> redis.asyncio.Redis:
-        """Return a client with administrator rights."""
-        return self.connections.client("test", db=db)
+    async def __call__(self, count: int, worker: Worker | None = None, **settings: Any) -> list[Replica]:
+        return [await self.join(worker, **settings) for _ in range(count)]
+
+    @property
+    def settings(self) -> MeshSettings:
+        """The settings of all members."""
+        return self._settings
+
+    @property
+    def connections(self) -> Connections:
+        """Connections with administrator rights."""
+        return self._below.connections

@@ -16,7 +16,7 @@ from quart_app.values.factorise import factors
 from quart_app.values.handlers import handlers
 from quart_app.values.jobs import PUT, Job, Jobs, ValueOutcome
 from quart_app.values.pace import Pace
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
 P, Q = (int(gmpy2.next_prime(10**n)) for n in (12, 14))
@@ -60,9 +60,9 @@ class Pool:
 
 
 class Values:
-    """Members of one class that factorise with a pool in common."""
+    """Backend of one class that factorise with a pool in common."""
 
-    def __init__(self, members: Members) -> None:
+    def __init__(self, members: Backend) -> None:
         self.members = members
         self.pool = Pool()
         self.replicas: list[Replica] = []

@@ -14,7 +14,8 @@ from mesh.lease.applicant import Applicant
 from mesh.raw import Worker, join
 from mesh.testing.fake_server import FakeClient, FakeConnections
 from quart_app.local.ports import free_port
-from tests.support.members import Members, mesh_settings
+from tests.support.backend import Backend
+from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -109,7 +110,7 @@ async def test_credentials_that_may_not_even_ask_for_the_version_are_refused(ser
             pass
 
 
-async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Members, server: Server) -> None:
+async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Backend, server: Server) -> None:
     """Nothing of theirs is read, moved or deleted. Where no other database is free, the replica waits and says why."""
     for number in (1, 3):
         with server.redis(db=number) as stranger:
@@ -176,7 +177,7 @@ async def test_every_grant_has_a_higher_epoch_also_on_an_emptied_server(server: 
     assert abs(epochs[-1] / 1000 - seconds) < 60
 
 
-async def test_a_second_mesh_on_the_same_server_is_refused(mesh_of: Members, server: Server) -> None:
+async def test_a_second_mesh_on_the_same_server_is_refused(mesh_of: Backend, server: Server) -> None:
     """One mesh claims a server: the second one is refused with the name of the first, which notices nothing."""
     (first,) = await mesh_of(1)
     other_bus = server.settings.model_copy(update={"db": 1})

@@ -139,7 +139,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_end(
 
         await eventually(begun)
         async with asyncio.timeout(20):
-            await backend.members.close()
+            await backend.stop(0)
         await asyncio.gather(call, return_exceptions=True)
     released.set()
     assert [line["op"] for line in lines if line["event"] == "handler ignores its cancellation"] == ["mistake.stubborn"]

@@ -16,7 +16,7 @@ from mesh.errors import Unavailable
 from mesh.raw import Replica
 from mesh.wire.connection import RedisConnection
 from mesh.wire.durability import Durability
-from tests.support.members import Members, mesh_settings
+from tests.support.backend import Backend
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -173,6 +173,5 @@ async def test_a_member_that_has_asked_for_nothing_yet_is_confirmed(
 ) -> None:
     """What another wrote is shown by it, perhaps."""
     make_server("--replicaof", "127.0.0.1", str(server.port))
-    members = Members(mesh_settings(server.settings.model_copy(update={"wait_replicas": 1})))
-    await eventually(confirmed_by(await members.join()), 20)
-    await members.close()
+    async with Backend(server.settings.model_copy(update={"wait_replicas": 1})) as members:
+        await eventually(confirmed_by(await members.join()), 20)

@@ -8,7 +8,7 @@ from mesh import Class, GivenUp, keys
 from mesh.raw import Effects, Worker
 from mesh.requests.protocol import Request
 from quart_app.dashboard.figures import HOUR_MS, LONGEST_PAUSE_MS, FiguresReader, History
-from tests.support.members import Members
+from tests.support.backend import Backend
 
 
 def test_rates_are_known_from_the_second_look_on() -> None:
@@ -49,7 +49,7 @@ def worker_that_fails() -> Worker:
 
 
 @pytest.mark.slow
-async def test_figures_of_a_real_mesh(mesh_of: Members) -> None:
+async def test_figures_of_a_real_mesh(mesh_of: Backend) -> None:
     """Places, streams, books and dead letters, with two replicas and one request that died."""
     one, _two = await mesh_of(2, worker_that_fails(), class_="A", claim_idle_ms=200, databases=4)
     with pytest.raises(GivenUp):

@@ -11,7 +11,7 @@ from mesh import Class, Database, keys
 from mesh.raw import Body, Effects, Request, Store, Worker
 from quart_app.local import watch
 from quart_app.local.watch import LONGEST_BODY, Watcher, line
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.server import Server
 
 AT = "1700000000123-0"
@@ -50,7 +50,7 @@ def test_a_long_body_is_cut_and_says_so() -> None:
     ],
 )
 async def test_a_watcher_shows_what_it_is_asked_for(
-    mesh_of: Members, server: Server, cls: str | None, op: str | None, seen: set[str]
+    mesh_of: Backend, server: Server, cls: str | None, op: str | None, seen: set[str]
 ) -> None:
     """A class or database, and the first letters of the operation, select requests."""
     worker = Worker()

@@ -18,7 +18,7 @@ from quart_app.movements.metrics import MovementMetrics
 from quart_app.movements.models import Event
 from quart_app.movements.producer import sample
 from quart_app.movements.settings import MovementSettings
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -26,7 +26,7 @@ MOVEMENT = Event.model_validate(sample()[0]).data.movement_id
 
 
 async def test_it_stores_events_with_the_rights_of_a_member(
-    mesh_of: Members, server: Server, database_url: str
+    mesh_of: Backend, server: Server, database_url: str
 ) -> None:
     """The rights of a replica's Redis user suffice, the gauges are measured, and leaving is quick."""
     registry = CollectorRegistry()

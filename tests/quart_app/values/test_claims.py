@@ -11,13 +11,13 @@ from mesh.raw import Body, Replica
 from quart_app.values import claims as module
 from quart_app.values.claims import claim_key
 from quart_app.values.jobs import PUT
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.values import HARD, P, Q, Values
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def values(mesh_of: Members) -> Values:
+async def values(mesh_of: Backend) -> Values:
     return Values(mesh_of)
 
 

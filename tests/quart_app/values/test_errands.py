@@ -10,13 +10,13 @@ from mesh import Busy, Class, Database, MeshError
 from quart_app.values.jobs import PUT, Jobs, Wanted
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.values import HARD, P, Q, Values, outcomes, state, until
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def values(mesh_of: Members) -> Values:
+async def values(mesh_of: Backend) -> Values:
     return Values(mesh_of)
 
 

@@ -12,7 +12,7 @@ from mesh import Busy
 from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, Wanted, size
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
-from tests.support.members import Members
+from tests.support.backend import Backend
 from tests.support.values import HARD, Values, outcomes, state, until
 from tests.support.waiting import eventually
 
@@ -69,7 +69,7 @@ def test_a_view_counts_what_is_done() -> None:
 
 
 @pytest.fixture
-async def values(mesh_of: Members) -> Values:
+async def values(mesh_of: Backend) -> Values:
     return Values(mesh_of)
 
 
