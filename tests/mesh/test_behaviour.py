@@ -204,6 +204,7 @@ async def test_a_refusal_travels_with_its_facts_and_takes_the_effect_back(backen
     assert await counting.n(one) == 0
     assert await balanced(one) == {
         "accepted": 1, "answered": 1, "expired": 0, "cancelled": 0, "dead": 0, "lost": 0, "in_flight": 0,
+        "waiting": 0,
     }  # fmt: skip
 
 
