@@ -1,4 +1,4 @@
-"""Opens the services of a replica beside each other, so that the trouble of one never stops the others.
+"""Opens the services of a replica side by side, so that one that fails never stops the others.
 
     opening --lifespan entered--> ready --the replica leaves--> closed
        ^                            |

@@ -1,12 +1,12 @@
-"""A lease in our hands: renewed, trusted, released, or lost.
+"""A lease that this replica holds: it is renewed, trusted, released, or lost.
 
     held --renewed--> held --released--> the database is free; the roster row stays as "left" for the rest of its time
       |
       +--not renewed in time, refused by the server, or the replica hangs--> lost
 
-A thread with an event loop and a connection of its own renews and releases the lease, so that a handler that blocks the
-replica's event loop does not cost it. The holder counts its trust from before the renewal was sent, and stops a little
-before the server does.
+A thread with its own event loop and connection renews and releases the lease, so that a handler that blocks the
+replica's event loop does not cost the lease. The holder trusts its lease from the time at which it sent the renewal,
+and for a little less than the ttl, so its trust ends before the lease does.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ RELEASE = Script.beside(__file__, "release.lua")
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
-#: A replica whose event loop has not run for this many ttls gives its lease up. More frees the database of a hung
-#: process later; less ends memberships over a handler that blocks for long.
+#: A replica whose event loop has not run for this many ttls gives its lease up. A larger number frees the database of a
+#: process that hangs later; a smaller one ends the membership when a handler blocks for long.
 HANGS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """What the last renewal that succeeded has told. Replaced as a whole, because two threads read it."""
+    """The result of the last renewal that succeeded. It is replaced as a whole, because two threads read it."""
 
-    #: when it was sent, by this process's monotonic clock
+    #: when it was sent, on this process's monotonic clock
     sent_at: float
     #: the end of the lease, in ms of the server's clock
     known_until_ms: int
@@ -63,8 +63,8 @@ class Lease:
     `_described` and `state`. Each of them is written by one of the two, in one assignment.
 
     Two kinds of standstill end the lease. A process that does not run at all for most of the ttl (stopped, swapped out,
-    or within one call into C that keeps Python's lock) looks dead to everybody else. An event loop that has not run
-    once in `HANGS` ttls serves nobody, and another replica can.
+    or within one call into C that keeps Python's lock) looks dead to all others. If the event loop has not run once in
+    `HANGS` ttls, the replica does no work, and another one could.
     """
 
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
@@ -111,11 +111,11 @@ class Lease:
         return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
 
     def now_ms(self) -> int:
-        """Redis's clock in ms: what the last renewal told, and the time since by our own clock."""
+        """Return Redis's clock in ms: its time at the last renewal, and the time since then on our own clock."""
         return int(time.monotonic() * 1000 + self._renewal.clock_offset_ms)
 
     def set_state(self, state: str) -> None:
-        """Tell the roster a new state, by a renewal that is sent at once."""
+        """Put a new state into the roster, by a renewal that is sent at once."""
         self._described = self.describe()
         self.state = state
         self._thread.call(self._nudge.set)
@@ -129,9 +129,9 @@ class Lease:
             self._over.set()
 
     async def release(self, wait_s: float) -> bool:
-        """Give the database back and return whether that was done; `run` ends then.
+        """Release the lease, and return whether that was done; `run` ends then.
 
-        While requests wait on the database's stream, and for `wait_s` at most, the release is put off.
+        While requests wait on the database's stream, the release waits, too, but no longer than `wait_s`.
         """
         self._release_within_s = wait_s
         self._thread.call(self._nudge.set)
@@ -169,7 +169,7 @@ class Lease:
         return interval_s
 
     async def _pause(self, pause_s: float) -> None:
-        # Not wait_for: Python 3.11's forgets a cancellation that comes together with the nudge.
+        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the nudge.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._nudge.wait()
@@ -217,7 +217,7 @@ class Lease:
             str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
             str(self._settings.missing_ms),
         )  # fmt: skip
-        # Give up a hanging renewal early: trust counts from the sending of a renewal, so a new one gains time.
+        # Give up a renewal that hangs early: trust counts from the time of sending, so a new renewal gains time.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
             outcome, now_ms, *news = await RENEW.run(client, names, *words, *fields)
         if outcome == 0:

@@ -1,6 +1,6 @@
 """The link: the one connection over which a replica sends every command that does not block.
 
-Commands that are asked for while a round trip is under way share the next one. One round trip carries, in this order:
+Commands that come while a round trip is under way share the next one. One round trip carries, in this order:
 
     commits          one run of commit.lua for all transactions
     submissions      one run of submit.lua for all requests
@@ -32,7 +32,7 @@ T = TypeVar("T", bound=Sequence[Any])
 MOST_WORDS = 20_000
 #: Most commands of one kind that may wait for a round trip.
 MOST_WAITING = 20_000
-#: Words count for one more with each 2^7 characters: the bound of a round trip is one of bytes, too.
+#: A word counts for one more with each 2^7 characters, so that the bound of a round trip is one of bytes, too.
 WORD_BITS = 7
 RETRY_S = 0.05
 
@@ -57,7 +57,7 @@ def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
 
 
 def _weight(words: Sequence[Any]) -> int:
-    """Return how many words these count for in a round trip: long ones count for several."""
+    """Return for how many words these words count in a round trip: a long word counts for several."""
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 
@@ -89,7 +89,7 @@ class Batch(Generic[T]):
         return taken
 
     def put_first(self, items: Asked[T]) -> None:
-        """Insert items before all others, whatever the bound."""
+        """Insert items before all others, even beyond the bound."""
         self._items.extendleft(reversed(items))
         self._weights.extendleft(_weight(item) for item, _ in reversed(items))
 
@@ -231,7 +231,10 @@ class Link:
             self._hand_out(answers, *taken)
 
     async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Make one round trip. What the server refuses because its memory is full is sent again as it may be then."""
+        """Make one round trip.
+
+        If the server refuses a batch because its memory is full, send the variant for that case.
+        """
         answers = await self._send(commands)
         # The numbered commands come first, and there are two at most.
         refused = [n for n, answer in enumerate(answers[:2]) if self._is_full(commands[n], answer)]

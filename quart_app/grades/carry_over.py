@@ -1,7 +1,7 @@
-"""Brings what a replica knew of a lost log into the log that took its place.
+"""Appends to the present log what a replica knows of a lost log.
 
-Each field is carried with the stamp of the entry that set it, so a newer change in the present log wins. States of a
-log that the present one does not continue are never mixed in, unless this process itself followed that log.
+Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. A state of a log that
+the present log does not continue is never used, unless this process itself followed that log.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ A replica takes the first good state of these that the log continues from:
     3. the newest good snapshot on disk
 
 When the log is lost (an emptied or new server), the first survivor founds a new one on the best state that it knows or
-can get. When the state that a log began with is lost together with its founder, and nothing was appended since, a
-survivor founds it again after `founder_patience_s`. The patience doubles with each log that was founded in vain: on a
-busy machine a founder may need longer than that to be ready, and survivors that replace each other never are.
+can get. If the founder dies, and with it the only copy of this state, and nothing was appended since, another survivor
+founds the log again after `founder_patience_s`. This time doubles with each log that was founded in vain: on a busy
+machine a founder may need longer to be ready, and survivors that replace each other's logs would never be ready.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Peers = Callable[[], Awaitable[Sequence[Source]]]
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A state to go on from."""
+    """A state from which the replica can follow the log."""
 
     known: KnownState
     #: number of the entry from which the next snapshot is counted
@@ -71,11 +71,11 @@ class Restorer:
         return "" if self._stuck is None else f"no peer and no snapshot has a state of the log {self._stuck[0]}"
 
     def succeeded(self) -> None:
-        """Note that the grades are ready: the next founder gets the usual patience."""
+        """Note that the grades are ready, so that the next founder gets the usual time."""
         self._in_vain = 0
 
     async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
-        """Try once; return None when no state can be had now. Raises LogError and the errors of Redis."""
+        """Try once to find a state; return None if there is none now. Raises LogError and the errors of Redis."""
         view = await grades_log.view()
         if view is None:
             base = self._carry_over.before or await self._any_state(peers)

@@ -35,7 +35,7 @@ class SnapshotKeeper:
         self.task: asyncio.Task[None] | None = None
 
     async def check_disk(self) -> None:
-        """Log at the start that no snapshot can be written. Without a disk there are still the peers."""
+        """Log a warning if no snapshot can be written. The peers can still give a backup."""
         try:
             await self.snapshots.check()
         except OSError as error:
@@ -59,7 +59,7 @@ class SnapshotKeeper:
     def start(
         self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
     ) -> None:
-        """Write a snapshot in a task of this group. Raises nothing: the log is trimmed later then."""
+        """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is trimmed later."""
         self.task = tasks.create_task(self._write_in_turn(current, grades_log, carried), name="grades-snapshot")
 
     def cancel(self) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from werkzeug.http import parse_list_header, unquote_header_value
 
-#: A longer header is ignored: taking 30 KB apart holds the event loop for 10 ms.
+#: A longer header is ignored: to parse 30 KB holds the event loop for 10 ms.
 MAX_LENGTH = 1000
-#: More digits than any time to wait has; a longer number is no time.
+#: More digits than any time to wait has; a longer number is ignored.
 MAX_DIGITS = 9
 
 

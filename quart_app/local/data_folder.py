@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quart_app.local.errors import LocalError
 
-#: What we put into the folder. Anything else there belongs to somebody, who would not expect us to write beside it.
+#: What a mesh puts into the folder. A folder with anything else is refused, because it may be used for something else.
 OURS = ("redis", "logs", "lock", "mesh.json", "grades")
 MOVEMENTS = "movements.db"
 #: How long another `mesh` command may hold the lock.
@@ -22,7 +22,7 @@ LOCK_WAIT_S = 0.5
 def data_folder(path: Path) -> Iterator[Path]:
     """Create and lock the folder while the block lasts. Raises LocalError if it cannot be used.
 
-    Files that are made meanwhile, by us or by our children, can be read by our user alone.
+    Files that this process and its children make meanwhile can be read by our user only.
     """
     before = os.umask(0o077)
     try:

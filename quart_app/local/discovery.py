@@ -31,7 +31,7 @@ def default_folder() -> Path:
 class Running:
     """How to reach a mesh that runs on this machine."""
 
-    #: "" if no address can say it, because sentinels know it
+    #: "" if only sentinels know the address
     redis_url: str
     port: int
     pid: int

@@ -25,7 +25,7 @@ def subject(cls: str | None, op: str | None) -> str:
 
 
 class Watcher:
-    """Follows every stream from now on. If the mesh is faster than the terminal, entries are missed."""
+    """Follows every stream from now on. If the mesh is faster than the terminal, some entries are not shown."""
 
     def __init__(self, cls: str | None, op: str | None) -> None:
         self._cls = cls

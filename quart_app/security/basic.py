@@ -38,7 +38,7 @@ class BasicAuth:
         self._audit: Audit | None = None
 
     def open(self, limiter: CredentialLimiter, audit: Audit) -> None:
-        """Begin to admit; to be called when the replica is a member."""
+        """Begin to admit requests. Call it when the replica is a member."""
         self._limiter, self._audit = limiter, audit
 
     async def check(self, request: Request) -> None:

@@ -13,7 +13,7 @@ def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
     """Return whether a browser sends this request on behalf of another site.
 
     Only the host is compared, because a proxy may have ended TLS and changed the scheme. Programs that are not browsers
-    send neither header; they carry nobody else's cookies.
+    send neither header, and they do not carry the cookies of another user.
     """
     if method in SAFE_METHODS:
         return False
