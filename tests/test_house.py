@@ -101,7 +101,6 @@ TESTED_BY = {
     "quart_app/movements/models.py": "quart_app/movements/test_intake.py",
     "quart_app/movements/service.py": "journeys/test_movements.py",
     "quart_app/movements/tables.py": "quart_app/movements/test_store.py",
-    "quart_app/process.py": "journeys/test_leases.py",
     "quart_app/providers/__main__.py": "quart_app/providers/test_launch.py",
     "quart_app/service.py": "quart_app/http/test_openapi.py",
     "quart_app/values/child.py": "quart_app/values/test_pool.py",
