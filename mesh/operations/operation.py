@@ -26,7 +26,7 @@ NOTHING = b"{}"
 
 
 class Operation(Generic[B, R]):
-    """A named request with its types. `handler` is the bare function, where this program has it."""
+    """A named request with its types. `handler` is the function itself; a contract has none."""
 
     @overload
     def __init__(self: Operation[None, R], name: str, body: None, reply: type[R]) -> None: ...
@@ -72,7 +72,7 @@ class Operation(Generic[B, R]):
             raise InvalidBody(f"the body of {self.name} cannot be written as JSON: {error}") from error
 
     def decode_body(self, text: str) -> Any:
-        """Return a request's body, or the InvalidBody that says why it is none: raising is for the runner."""
+        """Return a request's body, or an InvalidBody that says what is wrong. The runner raises it."""
         if self._bodies is None:
             return None
         try:

@@ -1,8 +1,8 @@
 """What a handler gets: a `Query` that only reads, or a `Transaction` that reads and writes.
 
-Reads of a transaction are guarded: what was read becomes an expectation of the commit, by value, and absence is a
-value. If another request has changed it meanwhile, the handler runs again. So a handler's decision and its effect
-belong to one moment.
+Reads of a transaction are guarded: the commit expects each value that was read to be unchanged, and each absent one to
+be still absent. If another request has changed one meanwhile, the handler runs again. So a handler's decision and its
+effect belong to one moment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _At = tuple[bool, str, str | None]
 
 
 class _Added:
-    """Instead of a text: the commit will add to it, so only the commit knows it."""
+    """Stands for a number to which the commit will add, so that only the commit knows it."""
 
 
 _ADDED = _Added()
@@ -116,7 +116,7 @@ class Reads:
         text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
         return None if text is None else float(text)
 
-    # How texts come: a transaction does this otherwise
+    # A transaction overrides how texts are read.
 
     async def _text(self, place: Slot[Any]) -> str | None:
         shared, name, field = place.at

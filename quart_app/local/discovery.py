@@ -1,7 +1,7 @@
 """How a mesh that runs on this machine is found: its data folder says how to reach it.
 
-The file has the password of the embedded server, so only our user can read it. It counts only while a mesh holds the
-lock of the folder: one that was killed could not remove it.
+The file has the password of the embedded server, so only our user can read it. It is valid only while a mesh holds the
+lock of the folder, because a mesh that was killed could not remove the file.
 """
 
 from __future__ import annotations

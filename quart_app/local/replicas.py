@@ -44,7 +44,7 @@ def choose_ports(count: int, first_private: int) -> list[Ports]:
 
 
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
-    """Return the environment of a replica: its data go beside the server's unless our environment says otherwise.
+    """Return the environment of a replica. Its data are in the folder of the mesh, unless our environment names others.
 
     Without an address the replica finds Redis in our environment, as we did.
     """
@@ -52,7 +52,7 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
         "LOG_FORMAT": "console",
         "MOVEMENTS_DB_PATH": str(folder / MOVEMENTS),
         "GRADES_SNAPSHOT_DIR": str(folder / "grades"),
-        # A browser keeps a secure cookie to itself over plain HTTP, which is all there is on this machine.
+        # Over plain HTTP, which a local mesh uses, a browser does not send a secure cookie.
         "MESSAGES_COOKIE_SECURE": "false",
     }
     told = {} if redis_url is None else {"REDIS_URL": redis_url}
