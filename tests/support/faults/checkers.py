@@ -186,7 +186,7 @@ def _brief(history: History, findings: Findings, lost_until: float) -> None:
             if get.called > put.returned + ttl and value in values:
                 findings.other.append(f"{value} was shown {get.called - put.returned - ttl:.3f} s after its expiry")
             alive = put.returned < get.called and get.returned < put.called + ttl
-            if alive and value not in values and put.returned > lost_until and not history.in_doubt(get):
+            if alive and value not in values and put.returned > lost_until and not get.left_out:
                 findings.lost.append(f"{value} was not shown {get.called - put.returned:.3f} s after its answer")
 
 
@@ -219,7 +219,7 @@ def _reads(history: History, value: int) -> Iterable[Operation]:
         if not sample.ok:
             continue
         there = any(item["value"] == value for item in sample.answer)
-        if there or not history.in_doubt(sample):
+        if there or not sample.left_out:
             yield Operation(Kind.SEEN, 0 if there else None, sample.called, sample.returned)
 
 

@@ -27,6 +27,8 @@ class Sample:
     error: str
     called: float
     returned: float
+    #: the databases that the answer says it lacks: its header `Missing-Databases`
+    left_out: str = ""
 
     @property
     def ok(self) -> bool:
@@ -60,18 +62,11 @@ class History:
 
     samples: list[Sample] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    #: spans of time in which a database had no live holder, so that a GET could not know its records
-    holderless: list[tuple[float, float]] = field(default_factory=list)
-
     #: a different tag for each put
     tags: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_TAG))
 
     def of(self, path: str) -> Iterator[Sample]:
         return (sample for sample in self.samples if sample.path.startswith(path))
-
-    def in_doubt(self, sample: Sample) -> bool:
-        """Return whether a GET may have missed records because their database had no holder."""
-        return any(sample.called < end and began < sample.returned for began, end in self.holderless)
 
     def says(self) -> str:
         counted = Counter(f"{sample.path.split('/')[1]} {sample.status or sample.error}" for sample in self.samples)
@@ -81,11 +76,12 @@ class History:
 async def send(client: httpx.AsyncClient, path: str, asked: Any = None) -> Sample:
     """Send a POST of `asked`, or a GET when it is None, and return a sample, also after a failure."""
     called = time.monotonic()
-    status, answer, error = 0, None, ""
+    status, answer, error, left_out = 0, None, "", ""
     try:
         response = await (client.get(path) if asked is None else client.post(path, json=asked))
         status = response.status_code
+        left_out = response.headers.get("Missing-Databases", "")
         answer = response.json()
     except (httpx.HTTPError, ValueError) as failure:
         error = type(failure).__name__
-    return Sample(path, asked, status, answer, error, called, time.monotonic())
+    return Sample(path, asked, status, answer, error, called, time.monotonic(), left_out)

@@ -36,7 +36,6 @@ from tests.support.faults import checkers
 from tests.support.faults.checkers import Broken, Data, TooLate
 from tests.support.faults.history import History, Sample, send
 from tests.support.faults.load import Load
-from tests.support.faults.roster_watch import RosterWatch
 from tests.support.faults.wire import Wire
 from tests.support.server import Server
 
@@ -303,12 +302,8 @@ class Mesh:
         classes = "".join(sorted({holder.cls for holder in holders}))
         databases = [holder.database for holder in holders]
         load = Load(to or self.address, self.history, classes, databases, self.chance)
-        watching = asyncio.create_task(RosterWatch(self.rows, self.history, databases).run())
-        try:
-            async with load.running(self.admin, clients, pause_s):
-                yield self.history
-        finally:
-            watching.cancel()
+        async with load.running(self.admin, clients, pause_s):
+            yield self.history
 
     async def settled(self) -> bool:
         with self.connect() as client:
