@@ -7,7 +7,8 @@ time.
     0 ------------------------------ maxmemory - reserve ------------- maxmemory
       everything                     reads, logins, settlement         settlement, release and renewal
 
-Each replica asks the server a few times a second, and adds what it has stored itself since.
+Each replica asks the server a few times a second, and adds what it has stored itself since. The same answer tells
+whether the server may delete keys to make room, or has done so: then no replica is ready.
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 
 import structlog
 from redis import exceptions as redis_errors
 
 from mesh.errors import Busy, MeshError
+from mesh.wire.failures import KEEPS_KEYS, eviction
 from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
 #: Pause between two looks. A replica does not know what others store meanwhile.
 LOOK_S = 0.5
+#: A server that does not name its policy counts as one that deletes keys for so long after it has deleted one.
+EVICTING_S = 60.0
 #: When a refused client may try again. Expired data are removed within seconds.
 RETRY_AFTER_S = 5
 
 _USED = re.compile(r"^used_memory:(\d+)", re.MULTILINE)
+_POLICY = re.compile(r"^maxmemory_policy:([a-z-]+)", re.MULTILINE)
+_EVICTED = re.compile(r"^evicted_keys:(\d+)", re.MULTILINE)
 _LIMIT = re.compile(r"^maxmemory:(\d+)", re.MULTILINE)
 
 
@@ -43,6 +50,10 @@ class Memory:
         self.used = 0
         #: `maxmemory`; 0 if the server has no limit or does not say
         self.limit = 0
+        #: why acknowledged data may vanish, or "": the server deletes keys to make room
+        self.evicting = ""
+        self._evicted: int | None = None
+        self._evicted_at = -EVICTING_S
 
     async def run(self) -> None:
         """Look at the server's memory a few times a second."""
@@ -53,7 +64,7 @@ class Memory:
 
     async def _look(self) -> None:
         try:
-            text = str(await self._link.shared("INFO", "memory"))
+            text = str(await self._link.shared("INFO", "memory", "stats"))
         except redis_errors.ResponseError as error:
             log.warning("memory of the server unknown", error=str(error))
             raise _Unknown from error
@@ -65,8 +76,26 @@ class Memory:
         self.used = int(used[1]) if used else 0
         self.limit = int(limit[1]) if limit else 0
         self._stored = 0
+        self._look_for_eviction(text)
         if self.is_full != was_full:
             log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
+
+    def _look_for_eviction(self, text: str) -> None:
+        """Compare the policy, and the number of keys that the server has deleted, with what may be."""
+        policy, evicted = _POLICY.search(text), _EVICTED.search(text)
+        count = int(evicted[1]) if evicted else 0
+        if self._evicted is not None and count > self._evicted:
+            self._evicted_at = time.monotonic()
+            log.error("the server has deleted keys to make room", keys=count - self._evicted)
+        self._evicted = count
+        why = ""
+        if policy and policy[1] != KEEPS_KEYS:
+            why = eviction(policy[1])
+        elif not policy and time.monotonic() - self._evicted_at < EVICTING_S:
+            why = "the server deletes keys to make room; set maxmemory-policy noeviction, and restore what is missing"
+        if why and not self.evicting:
+            log.error("the server may delete acknowledged data", reason=why)
+        self.evicting = why
 
     @property
     def room(self) -> int | None:

@@ -75,7 +75,7 @@ def why_not_ready(app: App) -> str:
         return "this replica holds no lease"
     if not replica.reachable:
         return "Redis cannot be reached"
-    return ""
+    return replica.memory.evicting
 
 
 def _service(name: str, context: Context) -> Service:

@@ -11,8 +11,6 @@ from mesh.wire import failures
 from mesh.wire.failures import Meaning
 
 MINIMUM_VERSION = (7, 0)
-#: The only eviction policy that never deletes a key which was acknowledged.
-KEEPS_KEYS = "noeviction"
 #: The format of what this release writes to Redis. Raise it when an older release would misread or hide such data.
 FORMAT = 1
 
@@ -27,18 +25,10 @@ async def check(client: Redis) -> tuple[int, ...]:
     version = tuple(int(part) for part in text.split(".")[:3])
     if version < MINIMUM_VERSION:
         raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
-    policy = str(info.get("maxmemory_policy", KEEPS_KEYS))
-    if policy != KEEPS_KEYS:
-        raise SetupError(eviction(policy))
+    policy = str(info.get("maxmemory_policy", failures.KEEPS_KEYS))
+    if policy != failures.KEEPS_KEYS:
+        raise SetupError(failures.eviction(policy))
     return version
-
-
-def eviction(policy: str) -> str:
-    """Say why this eviction policy does not do."""
-    return (
-        f"the server's maxmemory-policy is {policy}: it would delete acknowledged data when memory is full; "
-        f"set maxmemory-policy {KEEPS_KEYS}"
-    )
 
 
 def check_claim(claim: str, ours: str) -> None:

@@ -14,6 +14,9 @@ from redis import exceptions as redis_errors
 
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable, redis_is_full
 
+#: The only eviction policy that never deletes a key which was acknowledged.
+KEEPS_KEYS = "noeviction"
+
 
 class Meaning(Enum):
     """What an error means to a replica."""
@@ -177,6 +180,14 @@ def is_fenced(error: BaseException) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether the same command may succeed later."""
     return classify(error) is Meaning.PASSING
+
+
+def eviction(policy: str) -> str:
+    """Say why this eviction policy does not do."""
+    return (
+        f"the server's maxmemory-policy is {policy}: it would delete acknowledged data when memory is full; "
+        f"set maxmemory-policy {KEEPS_KEYS}"
+    )
 
 
 def remedy(error: BaseException) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from mesh import Busy, Class
+from mesh import Busy, Class, Mesh
 from mesh.memory import Memory
 from mesh.raw import Effects, Replica, Request, Store, Worker
+from quart_app.app import why_not_ready
 from tests.support.backend import Backend
+from tests.support.nodes import applications
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -51,7 +53,7 @@ class Said:
         self.text = f"# Memory\r\nused_memory:{used}\r\nused_memory_human:x\r\nmaxmemory:{limit}\r\nmaxmemory_human:x"
 
     async def shared(self, *command: str) -> str:
-        assert command == ("INFO", "memory")
+        assert command == ("INFO", "memory", "stats")
         return self.text
 
 
@@ -81,6 +83,44 @@ async def test_what_was_stored_since_the_last_look_counts() -> None:
         memory.store(1)
     await memory._look()
     memory.store(99)
+
+
+async def test_a_policy_that_deletes_keys_is_noticed_while_it_lasts(server: Server, mesh_of: Backend) -> None:
+    """It was changed at run time. Nothing was deleted yet, and no data may be acknowledged any more."""
+    (one,) = await mesh_of(1, worker)
+    app = applications()
+    app.context.membership, app.reason = Mesh(one), ""
+    with server.redis() as admin:
+        assert why_not_ready(app) == ""
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+
+        async def is_not_ready() -> bool:
+            return "maxmemory-policy is allkeys-lru" in why_not_ready(app)
+
+        await eventually(is_not_ready, 5)
+        admin.config_set("maxmemory-policy", "noeviction")
+
+        async def is_ready() -> bool:
+            return why_not_ready(app) == ""
+
+        await eventually(is_ready, 5)
+
+
+async def test_deleted_keys_are_noticed_where_the_policy_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hosted server may hide its policy; the number of keys that it deleted tells."""
+    said: Any = Said(0, 0)
+    said.text += "\r\n# Stats\r\nevicted_keys:5\r\n"
+    memory = Memory(said, 0.1)
+    await memory._look()
+    assert memory.evicting == "", "they were deleted before this membership"
+    said.text = said.text.replace("evicted_keys:5", "evicted_keys:7")
+    await memory._look()
+    assert "deletes keys to make room; set maxmemory-policy noeviction" in memory.evicting
+    await memory._look()
+    assert memory.evicting, "it is not over at the next look"
+    monkeypatch.setattr("mesh.memory.EVICTING_S", 0.0)
+    await memory._look()
+    assert memory.evicting == ""
 
 
 async def test_a_server_that_does_not_say_has_no_limit(backend: Backend) -> None:
