@@ -1,11 +1,11 @@
 """How full the server's memory is, and whether something new may be stored.
 
-A server at `maxmemory` refuses every command that needs memory, those of reads and logins too. So stores are refused
-earlier: the last part of the memory is a reserve for requests, replies and sessions, which take memory for a short
-time.
+Stores are refused before memory is full: its last part is a reserve for requests, replies and logins, which are soon
+gone again. If memory is full all the same, the server refuses everything that needs memory, except for scripts that may
+exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`).
 
-    0 ------------------------------ maxmemory - reserve ------------- maxmemory
-      everything                     reads, logins, settlement         settlement, release and renewal
+    0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
+      everything                 all but new data           reads, logins, settlement, renewal
 
 Each replica asks the server a few times a second, and adds what it has stored itself since. The same answer tells
 whether the server may delete keys to make room, or has done so: then no replica is ready.

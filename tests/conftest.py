@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 
+from mesh.testing.fake_server import FakeClient
 from quart_app.local.ports import free_port
 from quart_app.local.redis_program import ServerProgram, find_server
 from tests.support.backend import Backend
@@ -70,7 +70,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
 async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     """An empty Redis, fake and real, as a replica's `shared` client."""
     if request.param == "fake":
-        redis: Redis = FakeAsyncRedis(decode_responses=True)
+        redis: Redis = FakeClient(decode_responses=True)
     else:
         redis = Redis.from_url(request.getfixturevalue("server").url, decode_responses=True)
     yield redis

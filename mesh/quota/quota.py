@@ -43,7 +43,8 @@ def _with_common(name: str) -> Script:
 
 
 RESERVE = _with_common("reserve.lua")
-RECORD = _with_common("record.lua")
+#: Runs when memory is full: it settles what was reserved.
+RECORD = Script(f"#!lua flags=allow-oom\n{_with_common('record.lua').source}")
 LOOK = _with_common("look.lua")
 
 

@@ -20,6 +20,8 @@ from quart_app.service import Context
 _FULL = TypeAdapter(CustomerAddress)
 _NEW = TypeAdapter(NewAddress)
 _tagged = tag(["addresses"])
+#: Bytes that Redis takes for a phone, about, beside its address.
+ENTRY_BYTES = 150
 
 
 class AddressRoutes:
@@ -47,6 +49,7 @@ class AddressRoutes:
         """Store an address for a phone that has none; 409 when it has one."""
         given = await read_json(_FULL)
         phone = self._to_write(given.phone)
+        self._store_room(given.address)
         if not await self._addresses.create(phone, given.address):
             raise Problem(409, "this phone already has an address; use PUT to replace it")
         return jsonify(_shown(Created, phone, given.address)), 201
@@ -105,9 +108,13 @@ class AddressRoutes:
         return jsonify({"phone": phone.shown, "address": address})
 
     async def _update(self, phone: Phone, address: str) -> Response:
+        self._store_room(address)
         if not await self._addresses.update(phone, address):
             raise _not_found()
         return jsonify(_shown(Updated, phone, address))
+
+    def _store_room(self, address: str) -> None:
+        self._context.mesh.memory.store(ENTRY_BYTES + len(address.encode()))
 
     async def _delete(self, phone: Phone) -> tuple[str, int]:
         if not await self._addresses.delete(phone):

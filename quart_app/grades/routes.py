@@ -23,6 +23,8 @@ from quart_app.security.basic import BasicAuth
 
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
+#: Bytes of an entry of the log, about.
+ENTRY_BYTES = 300
 
 
 class UserQuery(BaseModel):
@@ -32,10 +34,14 @@ class UserQuery(BaseModel):
 
 
 class GradesRoutes:
-    """The routes of one replica, one method each."""
+    """The routes of one replica, one method each.
 
-    def __init__(self, replication: Replication, settings: GradesSettings) -> None:
+    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them.
+    """
+
+    def __init__(self, replication: Replication, settings: GradesSettings, store_room: Callable[[int], None]) -> None:
         self._replication = replication
+        self._store_room = store_room
         self._settings = settings
         self._backups = 0
         self.auth = BasicAuth("grades", settings.username, settings.password)
@@ -69,7 +75,9 @@ class GradesRoutes:
 
         An absent field stays unchanged, 0 sets a field to 0. Needs Basic authentication.
         """
-        grade = await self._replication.set(await read_json(_UPDATE))
+        update = await read_json(_UPDATE)
+        self._store_room(ENTRY_BYTES)
+        grade = await self._replication.set(update)
         return jsonify(grade.model_dump())
 
     @_tagged

@@ -32,7 +32,11 @@ def create(context: Context) -> Service:
     if settings.password.get_secret_value() == TRIAL_PASSWORD:
         log.warning("default password in use", setting="GRADES_PASSWORD")
     replication = Replication(settings, GradesMetrics(context.metrics))
-    routes = GradesRoutes(replication, settings)
+
+    def store_room(amount: int) -> None:
+        context.mesh.memory.store(amount)
+
+    routes = GradesRoutes(replication, settings, store_room)
 
     @contextlib.asynccontextmanager
     async def lifespan(replica: Mesh) -> AsyncIterator[None]:

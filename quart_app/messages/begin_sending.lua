@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Record that a provider may have the message from now on.
 -- KEYS[1]  hash  the claim
 -- ARGV[1]  the owner

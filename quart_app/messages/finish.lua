@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Keep the answer for later requests with the key.
 -- KEYS[1]  hash  the claim
 -- ARGV     owner, answer, keep_ms

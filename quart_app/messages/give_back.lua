@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Free the key: no provider has the message.
 -- KEYS[1]  hash  the claim
 -- ARGV[1]  the owner

@@ -65,7 +65,7 @@ class IdempotencyKeys:
     def __init__(self, redis: Redis, *, work_ms: int, keep_ms: int) -> None:
         self._work_ms = work_ms
         self._keep_ms = keep_ms
-        self._scripts = {name: redis.register_script(script.source) for name, script in SCRIPTS.items()}
+        self._redis = redis
 
     async def claim(
         self, user_id: str, key: str, body: bytes, message_id: str, max_wait_ms: int
@@ -92,7 +92,7 @@ class IdempotencyKeys:
     async def run(self, script: str, name: str, *arguments: str | int) -> Any:
         """Run one of the scripts on the key of this name."""
         async with redis_at_work():
-            return await self._scripts[script]([name], list(arguments))
+            return await SCRIPTS[script].run(self._redis, [name], *arguments)
 
 
 @dataclass(slots=True)

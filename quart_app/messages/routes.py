@@ -39,6 +39,8 @@ _ACCESS_CHANGE = TypeAdapter(AccessChange)
 _MESSAGE = TypeAdapter(NewMessage)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
+#: Bytes that Redis takes for a new account, and for a message that is being delivered or whose answer is kept; about.
+ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Backend:
     accounts: Accounts
     intake: MessageIntake
     audit: Audit
+    #: counts bytes that are about to be stored; raises Busy if there is no room for them
+    store_room: Callable[[int], None]
 
 
 class MessageRoutes:
@@ -78,8 +82,9 @@ class MessageRoutes:
     @document_response(Profile, 201)
     async def register(self) -> tuple[Response, int]:
         """Create an account. 409: another account has this address; 422: the password is too common."""
-        accounts = self._backend().accounts
-        given = await read_json(_REGISTRATION)
+        backend = self._backend()
+        accounts, given = backend.accounts, await read_json(_REGISTRATION)
+        backend.store_room(ACCOUNT_BYTES)
         return _shown(await accounts.register(given.email, given.password, self._origin())), 201
 
     @_tagged
@@ -137,6 +142,7 @@ class MessageRoutes:
         delivered again. 403: free is closed and this account has no paid access; Retry-After says until when.
         """
         backend, session = self._backend(), await self._session()
+        backend.store_room(MESSAGE_BYTES)
         key = _key()
         given = await read_json(_MESSAGE)
         if given.max_wait_ms > self._settings.max_wait_ms:

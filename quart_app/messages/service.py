@@ -56,7 +56,7 @@ class Messages:
         try:
             await self._ensure_first_admin(accounts)
             async with intake.open():
-                self._backend = Backend(accounts, intake, audit)
+                self._backend = Backend(accounts, intake, audit, replica.memory.store)
                 yield
         finally:
             self._backend = None

@@ -1,4 +1,6 @@
--- Admit one attempt to use a password, and charge it as a failure until it is known to be right.
+#!lua flags=allow-oom
+-- Admit one attempt to use a password, and charge it as a failure until it is known to be right. Its few small keys expire
+-- soon, so it runs when memory is full: nobody is logged out by data.
 -- KEYS[1]  string   exists while this source is known for this account
 -- KEYS[2]  counter  attempts of the source on accounts that do not know it
 -- KEYS[3]  counter  attempts of the source on accounts that know it

@@ -83,8 +83,6 @@ class CredentialLimiter:
 
     def __init__(self, redis: Redis, limits: Limits) -> None:
         self._redis = redis
-        self._admit = redis.register_script(ADMIT.source)
-        self._excuse = redis.register_script(EXCUSE.source)
         self._limits = limits
 
     async def admit(self, account: str, source: str | None, device: str | None = None) -> Attempt:
@@ -98,7 +96,7 @@ class CredentialLimiter:
             int(device is not None),
         ]
         try:
-            wait_ms, is_last, *charged = await self._admit(list(keys), arguments)
+            wait_ms, is_last, *charged = await ADMIT.run(self._redis, keys, *arguments)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
         if wait_ms:
@@ -136,7 +134,7 @@ class CredentialLimiter:
 
     async def _take_back(self, attempt: Attempt, known_ms: int) -> None:
         try:
-            await self._excuse(list(attempt.keys), [known_ms, *attempt.charged])
+            await EXCUSE.run(self._redis, attempt.keys, known_ms, *attempt.charged)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
 

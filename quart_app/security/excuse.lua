@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take back the charges of an admitted attempt: its password was right, or was not compared.
 -- KEYS     as for admit.lua
 -- ARGV     how long the source is known from now on, in ms (0: the password was not compared), then the numbers of the

@@ -64,6 +64,11 @@ class Running:
 
     app: Quart
     registry: CollectorRegistry
+    #: a test may replace it, to say that Redis is full
+    store_room: Callable[[int], None] = lambda _: None
+
+    def count(self, amount: int) -> None:
+        self.store_room(amount)
 
     def client(self) -> Client:
         return self.app.test_client()
@@ -95,6 +100,8 @@ async def start(redis: Redis, **settings: Any) -> AsyncIterator[Running]:
     app = Quart(__name__)
     problems.install(app)
     app.register_blueprint(service.routes.blueprint)
-    replica: Any = SimpleNamespace(shared=redis)
+    running = Running(app, registry)
+    memory = SimpleNamespace(store=running.count)
+    replica: Any = SimpleNamespace(shared=redis, memory=memory)
     async with service.lifespan(replica):
-        yield Running(app, registry)
+        yield running

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart import Blueprint, request
 
+from mesh.testing.fake_server import FakeClient
 from quart_app import logs, messages
 from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
@@ -57,7 +57,9 @@ async def main() -> None:
     settings = AppSettings(services="messages", log_format=sys.argv[1])  # type: ignore[arg-type]
     logs.configure(settings)
     registry = CollectorRegistry()
-    replica: Any = SimpleNamespace(shared=FakeAsyncRedis(decode_responses=True))
+    replica: Any = SimpleNamespace(
+        shared=FakeClient(decode_responses=True), memory=SimpleNamespace(store=lambda _: None)
+    )
     service = messages.create(Context(settings, registry))
     assert service.lifespan is not None
     auth = BasicAuth("grades", "grades", SecretStr(BASIC_PASSWORD))

@@ -10,7 +10,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fakeredis import FakeAsyncRedis
 from fakeredis.commands_mixins import server_mixin
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mesh.errors import Unavailable
 from mesh.quota.quota import Closed, Granted, Probing, Quota, Reservation
+from mesh.testing.fake_server import FakeClient
 from mesh.wire.script import Script
 
 LIMIT = 3
@@ -80,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(params=["fake", "real"])
 async def bench(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Bench]:
     if request.param == "fake":
-        redis: Redis = FakeAsyncRedis(decode_responses=True)
+        redis: Redis = FakeClient(decode_responses=True)
 
         async def advance(ms: int) -> None:
             clock.ms += ms
@@ -315,7 +315,7 @@ def test_a_sender_that_slept_may_not_send() -> None:
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     """Wrong numbers are refused when the quota is made."""
     with pytest.raises(ValueError, match="at least 1"):
-        Quota(FakeAsyncRedis(), "shared:x", **{"limit": 1, "block_ms": 1, "hold_ms": 1} | wrong)
+        Quota(FakeClient(), "shared:x", **{"limit": 1, "block_ms": 1, "hold_ms": 1} | wrong)
 
 
 class Provider:
@@ -372,7 +372,7 @@ def test_refusals_are_never_more_than_windows_with_a_death(rounds: list[tuple[li
 
 
 async def _live(clock: Clock, rounds: list[tuple[list[Life], int]]) -> None:
-    redis = FakeAsyncRedis(decode_responses=True)
+    redis = FakeClient(decode_responses=True)
     quota = Quota(redis, "shared:model", limit=LIMIT, block_ms=BLOCK_MS, hold_ms=HOLD_MS)
     provider, window, with_deaths = Provider(clock), 0, set[int]()
     for lives, pause in rounds:

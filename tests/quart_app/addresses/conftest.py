@@ -29,11 +29,11 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     await redis.aclose()
 
 
-def client_over(redis: Any, **settings: Any) -> Client:
+def client_over(redis: Any, store_room: Callable[[int], None] = lambda _: None, **settings: Any) -> Client:
     """Return a test client of the address routes over this Redis."""
     app = Quart(__name__)
     problems.install(app)
-    context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis))
+    context: Any = SimpleNamespace(mesh=SimpleNamespace(shared=redis, memory=SimpleNamespace(store=store_room)))
     app.register_blueprint(AddressRoutes(context, AddressSettings(**settings)).blueprint)
     return app.test_client()
 

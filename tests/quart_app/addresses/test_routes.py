@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from mesh import Busy
+
 Make = Callable[..., Client]
 
 ROOT = "/addr_by_phone"
@@ -157,3 +159,26 @@ async def test_a_failure_of_redis_is_503(caplog: pytest.LogCaptureFixture, make_
         assert response.status_code == 503
         assert response.headers["Retry-After"]
     assert "1234567" not in caplog.text
+
+
+async def test_a_full_redis_refuses_new_addresses_and_goes_on_reading(shared: Redis, make_client: Make) -> None:
+    """503 before anything is written; what is there is read and deleted."""
+    assert (await answer(make_client(shared, default_region="RU").post(ROOT, json=HOME)))[0] == 201
+    asked: list[int] = []
+
+    def store_room(amount: int) -> None:
+        asked.append(amount)
+        raise Busy("Redis is full", retry_after=5)
+
+    full = make_client(shared, store_room)
+    new = {"phone": "+79111234568", "address": "Nevsky 2, Saint Petersburg"}
+    for sent in (
+        full.post(ROOT, json=new),
+        full.put(f"{ROOT}/+79111234567", json={"address": "Nevsky 2, Saint Petersburg"}),
+    ):
+        response = await sent
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    assert len(asked) == 2 and min(asked) > 150
+    assert (await answer(full.get(f"{ROOT}/+79111234567")))[0] == 200
+    assert (await answer(full.delete(f"{ROOT}/+79111234567")))[0] == 204
+    assert (await answer(full.get(f"{ROOT}/+79111234568")))[0] == 404

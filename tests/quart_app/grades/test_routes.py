@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry
 from quart import Blueprint, Quart
 
+from mesh import Busy
+from mesh.testing.fake_server import FakeClient
 from quart_app.grades.backup import BackupReader
 from quart_app.grades.replication import State
 from quart_app.grades.routes import GradesRoutes
@@ -30,11 +31,15 @@ class Site:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        routes = GradesRoutes(node.replication, node.settings)
-        redis = FakeAsyncRedis(decode_responses=True)
+        self.store_room: Callable[[int], None] = lambda _: None
+        routes = GradesRoutes(node.replication, node.settings, self._store_room)
+        redis = FakeClient(decode_responses=True)
         routes.auth.open(CredentialLimiter(redis, Limits()), Audit(redis))
         self.public = self._app("public", routes.public).test_client()
         self.private = self._app("private", routes.private).test_client()
+
+    def _store_room(self, amount: int) -> None:
+        self.store_room(amount)
 
     @staticmethod
     def _app(name: str, blueprint: Blueprint) -> Quart:
@@ -192,3 +197,15 @@ async def test_while_restoring_every_route_is_503(site: Site) -> None:
     ):
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "1"
+
+
+async def test_a_full_redis_refuses_changes_and_goes_on_reading(site: Site) -> None:
+    """503 before the log is touched; reads and backups need no memory of Redis."""
+    assert (await site.private.post("/set", json={"user_id": "alice", "spp": 5}, headers=AUTH)).status_code == 200
+
+    def full(amount: int) -> None:
+        raise Busy("Redis is full", retry_after=5)
+
+    site.store_room = full
+    assert (await site.private.post("/set", json={"user_id": "alice", "spp": 6}, headers=AUTH)).status_code == 503
+    assert (await (await site.public.get("/get?user_id=alice")).get_json())["spp"] == 5

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import structlog
-from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry
 
 from mesh.errors import Unavailable
 from mesh.quota.quota import Granted, Quota
+from mesh.testing.fake_server import FakeClient
 from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
 from quart_app.messages.idempotency import NoKey
 from quart_app.messages.metrics import MessageMetrics
@@ -73,9 +73,9 @@ class Scene:
     def __init__(self, free: Scripted, paid: Scripted, **settings: Any) -> None:
         self.free, self.paid = free, paid
         self.registry = CollectorRegistry()
-        redis = FakeAsyncRedis(decode_responses=True)
+        redis = FakeClient(decode_responses=True)
         self.users = Users(redis)
-        self.quota = Quota(FakeAsyncRedis(), "shared:q", limit=LIMIT, block_ms=BLOCK_MS, hold_ms=2_000)
+        self.quota = Quota(FakeClient(), "shared:q", limit=LIMIT, block_ms=BLOCK_MS, hold_ms=2_000)
         chosen = MessageSettings(**{"probe_wait_ms": 500} | settings)
         providers: Any = (free, paid)
         self.delivery = Delivery(self.quota, *providers, self.users, MessageMetrics(self.registry), chosen)
@@ -278,7 +278,7 @@ async def test_one_slot_at_most_waits_for_its_request_to_leave() -> None:
     """A killed replica loses one slot at most; the answers are waited for together."""
     free = Scripted(reach_s=0.02, latency_s=0.2)
     async with scene(free) as it:
-        it.quota = it.delivery.quota = Quota(FakeAsyncRedis(), "shared:q", limit=6, block_ms=BLOCK_MS)
+        it.quota = it.delivery.quota = Quota(FakeClient(), "shared:q", limit=6, block_ms=BLOCK_MS)
         await it.send("tells that free is open")
         await asyncio.gather(*(it.send(f"m{n}") for n in range(5)))
     assert (free.most_leaving, free.most_unanswered) == (1, 5)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fakeredis import FakeAsyncRedis
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from mesh.errors import LeaseLost
+from mesh.testing.fake_server import FakeClient
 from quart_app.http.problems import Problem
 from quart_app.messages.delivery import Delivery, OutgoingMessage, ProviderReply, Undelivered
 from quart_app.messages.idempotency import IdempotencyKeys, KeyClaim
@@ -29,7 +29,7 @@ Step = Callable[[OutgoingMessage, KeyClaim], Awaitable[ProviderReply]]
 class Scene:
     """An intake whose deliveries do what the test says."""
 
-    redis: Redis = field(default_factory=lambda: FakeAsyncRedis(decode_responses=True))
+    redis: Redis = field(default_factory=lambda: FakeClient(decode_responses=True))
     settings: MessageSettings = field(default_factory=MessageSettings)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     delivered: list[str] = field(default_factory=list)

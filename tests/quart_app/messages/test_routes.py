@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mesh import keys
-from mesh.errors import Unavailable
+from mesh.errors import Busy, Unavailable
 from mesh.quota.quota import Quota
 
 if TYPE_CHECKING:
@@ -537,9 +537,9 @@ async def test_a_delivered_message_is_200_if_the_quota_cannot_be_read(
 async def test_redis_away_is_503(start: Start) -> None:
     """For every route: not 401, not 404, and no message is paid for."""
     away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
-    from fakeredis import FakeAsyncRedis
+    from mesh.testing.fake_server import FakeClient
 
-    redis = FakeAsyncRedis(decode_responses=True)
+    redis = FakeClient(decode_responses=True)
     async with start(redis) as running:
         client = await running.user("a@example.com")
         redis.connection_pool = away.connection_pool
@@ -554,3 +554,21 @@ async def test_redis_away_is_503(start: Start) -> None:
             response = await sent
             assert response.status_code == 503
             assert response.headers["Retry-After"]
+
+
+async def test_a_full_redis_refuses_accounts_and_messages_and_lets_people_in(
+    shared: Redis, start: Start, providers: Providers
+) -> None:
+    """No provider gets a message whose answer cannot be kept; logins, accounts and the quota are there."""
+
+    def full(amount: int) -> None:
+        raise Busy("Redis is full", retry_after=5)
+
+    async with start(shared, free_url=providers.free_url, paid_url=providers.paid_url) as running:
+        client = await running.user("a@example.com")
+        running.store_room = full
+        assert (await answer(client.post("/messages", json={"message": "m"})))[0] == 503
+        assert (await answer(client.post("/auth/register", json=ANN)))[0] == 503
+        for path in ("/users/me", "/quota"):
+            assert (await answer(client.get(path)))[0] == 200
+    assert providers.messages == []
