@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 #: The holder of the one lease that there is.
 ALONE = "1 alone"
+#: Most requests that may wait to be due.
+MOST_LATER = 1000
 
 
 class Alone:
@@ -115,7 +117,7 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     store = Store(cast(Link, alone), database, "A")
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
     await _prepare(alone, state, database)
-    effects = Effects(database, "alone", request)
+    effects = Effects(database, "alone", request, later_bound=MOST_LATER)
     first = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
     view = Query(store, request) if first is Query else Transaction(store, request, effects)
     given = op.decode_body(op.encode_body(body).decode())

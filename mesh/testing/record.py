@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mesh import keys
+from mesh.later.due import Due
 from mesh.requests import scripts
 from mesh.requests.protocol import OK, Address, Class, Database
 from mesh.testing.workers import Runs
@@ -38,6 +40,8 @@ class Sent:
     op: str
     to: Address
     body: Any
+    #: when it is due; None for at once
+    due: Due | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,10 @@ def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterato
     for at in range(len(words) - SEND * int(words[11]), len(words), SEND):
         to, op, _, _, _, body, *_ = words[at : at + SEND]
         yield Sent(op, _address(to), body_of(op, body))
+    for at, (verb, key) in enumerate(pairwise(words)):
+        if (verb, key) == ("later", keys.LATER):
+            due, _, to, op, _, _, body = words[at + 4 : at + 11]
+            yield Sent(op, _address(to), body_of(op, body), Due(due))
 
 
 def _address(target: str) -> Address:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 
 import pytest
 from msgspec import Struct
 
-from mesh import Database, InvalidBody, Operation, Operations, Query, Refused, Transaction, UsageError
+from mesh import Class, Database, InvalidBody, Operation, Operations, Query, Refused, Transaction, UsageError
+from mesh.later.due import Due
 from mesh.testing import Sent
 
 things = Operations("things")
@@ -35,6 +37,7 @@ async def add(tx: Transaction, body: Name) -> Counted:
     tx.add(shared, 10)
     tx.insert(names, body.name)
     tx.send(add, Name("again"), to=Database(3))
+    tx.send(add, Name("later"), to=Class("B"), after=timedelta(minutes=5))
     return Counted(await tx.get(total), tx.database)
 
 
@@ -54,7 +57,10 @@ async def test_it_answers_writes_and_sends() -> None:
     done = await add.run(Name("x"), state={total: 3, seen["x"]: 1, shared: 5}, database=7)
     assert done.reply == Counted(4, 7)
     assert (done.read(total), done.read(seen["x"]), done.read(shared), done.read(note)) == (4, 2, 15, None)
-    assert done.sent == [Sent("things.add", Database(3), {"name": "again"})]
+    assert done.sent == [
+        Sent("things.add", Database(3), {"name": "again"}),
+        Sent("things.add", Class("B"), {"name": "later"}, Due("+300000")),
+    ]
 
 
 async def test_a_query_reads_the_state() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
-from mesh import Class, Database, GivenUp, LeaseLost, MeshError, Refused, SetupError
+from mesh import Class, Database, GivenUp, LeaseLost, MeshError, Operations, Refused, SetupError, Transaction
+from mesh.later.due import Due
 from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.testing import Committed, MeshKit, Sent
 from tests.support.server import Server
@@ -242,3 +244,31 @@ async def test_a_real_server_is_empty_afterwards(server: Server) -> None:
     assert await redis.info("keyspace") == {}
     assert len(await redis.acl_list()) == 1
     await redis.aclose()
+
+
+reminders = Operations("reminders")
+told = reminders.value("told", int, 0)
+
+
+@reminders.command
+async def tell(tx: Transaction) -> None:
+    """Count that somebody was told."""
+    tx.set(told, await tx.get(told) + 1)
+
+
+@reminders.command
+async def remind(tx: Transaction) -> None:
+    """Have somebody told tomorrow."""
+    tx.send(tell, to=Database(tx.database), after=timedelta(days=1))
+
+
+async def test_a_request_for_later_is_sent_now_and_done_when_it_is_due() -> None:
+    """A jump of the clock stops where something is due."""
+    async with MeshKit(reminders, replicas=2) as kit:
+        await kit[0].call(remind)
+        assert kit.sent == [Sent("reminders.tell", Database(1), None, Due.of(timedelta(days=1), None))]
+        await kit.advance(hours=23)
+        assert kit.ran(tell) == 0
+        await kit.advance(hours=2)
+        assert kit.ran(tell) == await kit.read(told, database=1) == 1
+        assert (await kit.books())["waiting"] == 0
