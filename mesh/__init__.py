@@ -25,6 +25,7 @@ from mesh.errors import (
     WrongCredentials,
 )
 from mesh.later.due import Ticket
+from mesh.later.retry import Retry
 from mesh.later.schedule import Tick
 from mesh.lease.applicant import Applicant
 from mesh.operations.calling import Caller
@@ -81,6 +82,7 @@ __all__ = [
     "RedisSettings",
     "Refused",
     "Replies",
+    "Retry",
     "ServerTooOld",
     "Set",
     "SetupError",

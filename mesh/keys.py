@@ -19,7 +19,7 @@
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait for their time: key by due time (ms of Redis's clock)
-    mesh:later:{key}         hash          such a request: to, op, from, reply_to, ttl (ms after the due time), body
+    mesh:later:{key}         hash          such a request: its fields, to, and ttl (ms after the due time) or deadline
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so

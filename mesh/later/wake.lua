@@ -1,36 +1,37 @@
 #!lua flags=allow-oom
--- Moves the requests whose time has come from "later" to their streams. Any replica may run it at any moment, also twice.
+-- Moves the requests whose time has come to their streams. Any replica may run it at any moment, also twice.
 -- Runs when memory is full, too: the requests were accepted before.
 -- KEYS: later, schedules
 -- ARGV: most requests to move
 -- Returns {how many were moved, the earliest time (ms) that something is due, or "", the due schedules...}
 local later_key, schedules_key, most = KEYS[1], KEYS[2], tonumber(ARGV[1])
-local FIELDS = {'to', 'op', 'from', 'reply_to', 'ttl', 'body', 'first', 'try', 'deadline'}
 local POSTPONED_MS = 1000
+-- These fields of the hash are not for the stream.
+local OWN = {to = true, ttl = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function deadline_of(due, ttl)
-  if not ttl or ttl == '0' then return '0' end
-  return string.format('%.0f', due + ttl)
-end
-
 -- Returns whether the request is over: on its stream, or without content. The stream may be a key of another type.
-local function put(key, entry_key, due)
-  local to, op, from, reply_to, ttl, body, first, try, deadline = unpack(redis.call('HMGET', entry_key, unpack(FIELDS)))
-  if not to then return true end
-  local words = {'op', op, 'request', key, 'from', from, 'reply_to', reply_to or '',
-    'deadline', deadline or deadline_of(due, ttl), 'body', body}
-  if first then
-    for _, word in ipairs({'first', first, 'try', try}) do words[#words + 1] = word end
+local function put(entry_key, due)
+  local words, named = {}, {}
+  local fields = redis.call('HGETALL', entry_key)
+  for i = 1, #fields, 2 do
+    local name, value = fields[i], fields[i + 1]
+    named[name] = value
+    if not OWN[name] then words[#words + 1], words[#words + 2] = name, value end
   end
-  return type(redis.pcall('XADD', 'mesh:requests:' .. to, '*', unpack(words))) == 'string'
+  if not named.to then return true end
+  if not named.deadline then
+    local deadline = named.ttl == '0' and '0' or string.format('%.0f', due + named.ttl)
+    words[#words + 1], words[#words + 2] = 'deadline', deadline
+  end
+  return type(redis.pcall('XADD', 'mesh:requests:' .. named.to, '*', unpack(words))) == 'string'
 end
 
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
 for i = 1, #due, 2 do
   local key, entry_key = due[i], later_key .. ':' .. due[i]
-  if put(key, entry_key, due[i + 1]) then
+  if put(entry_key, due[i + 1]) then
     redis.call('ZREM', later_key, key)
     redis.call('DEL', entry_key)
   else

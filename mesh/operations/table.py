@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
 from mesh.errors import InvalidBody, UsageError
+from mesh.later.retry import Retry
 from mesh.later.schedule import Missed, Schedule, Tick, missed_of
 from mesh.operations.codec import StoredCodec, name_of
 from mesh.operations.operation import Operation
@@ -113,12 +114,17 @@ class Operations:
     @overload
     def command(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
     @overload
-    def command(self, *, name: str = ...) -> _Register: ...
-    def command(self, handler: Any = None, *, name: str = "") -> Any:
-        """Register a handler that has an effect. Its name is `name`, or that of the function."""
+    def command(self, *, name: str = ..., retry: Retry | None = ...) -> _Register: ...
+    def command(self, handler: Any = None, *, name: str = "", retry: Retry | None = None) -> Any:
+        """Register a handler that has an effect. Its name is `name`, or that of the function.
+
+        With `retry` a request whose handler raised an exception waits for its next try, and holds no worker meanwhile.
+        """
+        if retry is not None and not isinstance(retry, Retry):
+            raise UsageError(f"command(retry=) takes a Retry(...), not {retry!r:.100}")
         if handler is None:
-            return lambda handler: self._define(handler, name, Transaction)
-        return self._define(handler, name, Transaction)
+            return lambda handler: self._define(handler, name, Transaction, retry)
+        return self._define(handler, name, Transaction, retry)
 
     @overload
     def query(self, handler: Callable[[Query, B], Awaitable[R]], /) -> Operation[B, R]: ...
@@ -181,7 +187,7 @@ class Operations:
 
         return register
 
-    def _define(self, handler: Any, name: str, first: type) -> Operation[Any, Any]:
+    def _define(self, handler: Any, name: str, first: type, retry: Retry | None = None) -> Operation[Any, Any]:
         found, body, reply = _signature(handler)
         if found is not first:
             kind, other = ("command", "query") if first is Transaction else ("query", "command")
@@ -190,13 +196,13 @@ class Operations:
                 f"change the annotation, or make it a {other}"
             )
         op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply)
-        self._register(op, handler, first)
+        self._register(op, handler, first, retry)
         return op
 
-    def _register(self, op: Operation[Any, Any], handler: Any, first: type) -> None:
+    def _register(self, op: Operation[Any, Any], handler: Any, first: type, retry: Retry | None = None) -> None:
         handle = _command(handler, op) if first is Transaction else _query(handler, op)
         try:
-            self.worker.add(Handler(op.name, handle, first is Transaction, op.decode_body, op.encode_reply))
+            self.worker.add(Handler(op.name, handle, first is Transaction, op.decode_body, op.encode_reply, retry))
         except ValueError as error:
             raise UsageError(str(error)) from error
         op.handler = handler

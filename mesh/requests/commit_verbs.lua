@@ -64,7 +64,7 @@ local function make_verbs(keep)
     end
     local added = redis.pcall('ZADD', later_key, due, key)
     if type(added) == 'table' then return added end
-    redis.call('HSET', entry_key, 'to', to, 'op', op, 'from', from, 'reply_to', '', 'ttl', ttl, 'body', body)
+    redis.call('HSET', entry_key, 'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'to', to, 'ttl', ttl)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 

@@ -30,12 +30,13 @@ from redis import exceptions as redis_errors
 from mesh.errors import GivenUp, LeaseLost, redis_is_full
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
+from mesh.later.retry import defer
 from mesh.requests import streams
 from mesh.requests.effects import CONFLICT, FULL, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.runner import Found, Runner
-from mesh.requests.settlement import Bury, Commit, Expire, Forget, Outcome, RefuseFull, Rerun, Retry, settle
+from mesh.requests.settlement import Bury, Commit, Defer, Expire, Forget, Outcome, Redeliver, RefuseFull, Rerun, settle
 from mesh.requests.streams import RequestReader
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
@@ -285,16 +286,26 @@ class Consumer(GroupConsumer[Work]):
             case Expire():
                 self.counters.expired += 1
                 await streams.end(self._host.link, [(request.stream, request.id, "expired")])
-            case Retry():
+            case Redeliver():
                 self.counters.crashed += 1
                 return True
             case Forget():
                 self.counters.lost += 1
+            case Defer(reason):
+                self.counters.crashed += 1
+                await self._defer(work, reason)
             case RefuseFull():
                 self._runner.refuse(work, redis_is_full())
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False
+
+    async def _defer(self, work: Work, reason: str) -> None:
+        request, host = work.request, self._host
+        tries = request.failed_tries + 1
+        due_ms = await defer(host.link, request.stream, request.id, host.replica, work.pause_ms, tries, reason)
+        if due_ms:
+            host.learn(due_ms)
 
     async def _redeliver(self, work: Work) -> Found | None:
         """Deliver a request to this consumer again, after a pause; return NOT_OURS if it has ended meanwhile.

@@ -215,7 +215,7 @@ class Effects(Writer):
 
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect."""
-        for collected in (self.expects, self.writes, self.sends):
+        for collected in (self.expects, self.writes, self.sends, self.dues):
             collected.clear()
         self.forwards = 0
         self._answer = (error.code, failure_body(error))
@@ -224,7 +224,7 @@ class Effects(Writer):
         """The words that the commit script reads. `took_us` is how long the handler worked."""
         stream, id, reply_to, key, op, call = "", "", "", "", "", ""
         if self._request is not None:
-            stream, id, op, key, _, reply_to, *_, call, _ = self._request
+            stream, id, op, key, _, reply_to, _, _, _, call, *_ = self._request
         status, body = self._answer or (OK, {})
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [

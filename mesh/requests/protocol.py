@@ -113,11 +113,14 @@ class Request(NamedTuple):
     #: the outer call that it belongs to, and the trace; see `tracing`
     call: str = ""
     traceparent: str = ""
+    #: tries that failed before, and the id of the first one's entry
+    failed_tries: int = 0
+    first: str = ""
 
     @property
     def at_ms(self) -> int:
         """When it was sent, in ms of Redis's clock."""
-        return int(self.id.partition("-")[0])
+        return int((self.first or self.id).partition("-")[0])
 
     @classmethod
     def from_entry(
@@ -133,7 +136,7 @@ class Request(NamedTuple):
             deadline = int(get("deadline", NEVER))
             return cls(
                 stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
-                get("call", ""), get("traceparent", ""),
+                get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error

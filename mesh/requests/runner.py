@@ -16,7 +16,7 @@ from mesh.groups.deliveries import is_overdelivered
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
 from mesh.requests.handling import Stretches, describe, traceback_of
-from mesh.requests.protocol import Request
+from mesh.requests.protocol import NEVER, Request
 from mesh.requests.settlement import Outcome
 from mesh.requests.store import Store
 from mesh.requests.work import Counters, Host, Work
@@ -32,6 +32,9 @@ PAUSE_LOOK_S = 0.25
 RECENT = 512
 #: A handler that keeps the event loop longer than this is named in the log.
 BLOCKED_S = 0.1
+
+#: How the names of the streams of databases begin.
+DATABASE_STREAMS = f"{keys.REQUESTS}db"
 
 #: The outcome of a request, and the reason.
 Found = tuple[Outcome, str]
@@ -98,12 +101,12 @@ class Runner:
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            return self._crashed(work, error)
+            return self._failed(work, error)
         except BaseException as error:
             # Handlers are foreign code: even SystemExit ends the request, not the replica.
             if isinstance(error, LeaseLost) and host.link.closed:
                 raise
-            return self._crashed(work, error)
+            return self._failed(work, error)
         # After a conflict it goes first, or newcomers would win again and again.
         host.link.commit(words, work, first=work.conflicts > 0)
         for due in transaction.dues:
@@ -174,6 +177,24 @@ class Runner:
         log.error("handler failed", **facts)
         work.reason = reason
         return Outcome.CRASHED, reason
+
+    def _failed(self, work: Work, error: BaseException) -> Found:
+        """Return the outcome for an exception of a handler: another try later, where its operation has some left.
+
+        On a database's stream the next entries wait for this one, so it is delivered again at once, as without a Retry.
+        """
+        outcome, reason = self._crashed(work, error)
+        request = work.request
+        handler = self._worker.handler(request.op)
+        retry = None if handler is None else handler.retry
+        if retry is None or not isinstance(error, retry.on) or request.stream.startswith(DATABASE_STREAMS):
+            return outcome, reason
+        pause_ms = retry.pause_ms(request.failed_tries + 1)
+        late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
+        if pause_ms is None or late:
+            return Outcome.HOPELESS, reason
+        work.pause_ms = pause_ms
+        return Outcome.TRY_FAILED, reason
 
 
 def _unknown(op: str, known: list[str]) -> Refused:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from mesh import roster
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
+from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
 SUBMIT = Script.beside(__file__, "submit.lua")
@@ -40,5 +41,5 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER,
 )  # fmt: skip

@@ -3,11 +3,12 @@
     outcome                                            deliveries < most      deliveries >= most
     done, refused                                      Commit                 Commit
     conflict (what it read has changed)                Rerun                  Rerun
-    crashed (an exception that is not a refusal)       Retry                  Bury
+    crashed (an exception that is not a refusal)       Redeliver              Bury
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
     full (no memory for what it stores)                RefuseFull                 RefuseFull
+    try failed (its operation has a Retry)             Defer                      Defer
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
 another try.
@@ -31,6 +32,7 @@ class Outcome(Enum):
     LATE = auto()
     NOT_OURS = auto()
     FULL = auto()
+    TRY_FAILED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Rerun:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class Redeliver:
     """Deliver the request again, after a pause."""
 
 
@@ -70,7 +72,14 @@ class RefuseFull:
     """Tell the caller that Redis is full; without a caller, run the handler again when there may be room."""
 
 
-Settlement = Commit | Rerun | Retry | Bury | Expire | Forget | RefuseFull
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Let the request wait for its next try, on no stream."""
+
+    reason: str
+
+
+Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -81,7 +90,7 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
         case Outcome.CONFLICT:
             return Rerun()
         case Outcome.CRASHED:
-            return Bury(reason) if is_last(deliveries, most) else Retry()
+            return Bury(reason) if is_last(deliveries, most) else Redeliver()
         case Outcome.HOPELESS:
             return Bury(reason)
         case Outcome.LATE:
@@ -90,3 +99,5 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Forget()
         case Outcome.FULL:
             return RefuseFull()
+        case Outcome.TRY_FAILED:
+            return Defer(reason)

@@ -24,8 +24,8 @@ class Work:
     """One request in progress. As the waiter of its commit it passes the result to the consumer."""
 
     __slots__ = (
-        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "late", "reason",
-        "request", "span", "task",
+        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "late", "pause_ms",
+        "reason", "request", "span", "task",
     )  # fmt: skip
 
     def __init__(self, request: Request, committer: Committer) -> None:
@@ -40,6 +40,8 @@ class Work:
         self.reason = ""
         #: another consumer has it or will get it; its result no longer matters here
         self.given_away = False
+        #: pause before its next try, in ms
+        self.pause_ms = 0
         #: its deadline passed while it was in progress
         self.late = False
         #: resolved when the work ends; set only for a request that others wait for

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.later.retry import Retry
 from mesh.later.schedule import Schedule
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Decode, Request, decode_object
@@ -29,6 +30,7 @@ class Handler:
     effect: bool
     decode: Decode = decode_object
     encode: Callable[[Any], bytes] | None = None
+    retry: Retry | None = None
 
 
 class Worker:

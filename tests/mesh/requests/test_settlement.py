@@ -7,12 +7,13 @@ import pytest
 from mesh.requests.settlement import (
     Bury,
     Commit,
+    Defer,
     Expire,
     Forget,
     Outcome,
+    Redeliver,
     RefuseFull,
     Rerun,
-    Retry,
     Settlement,
     settle,
 )
@@ -21,11 +22,12 @@ MOST = 3
 TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.DONE: (Commit(), Commit()),
     Outcome.CONFLICT: (Rerun(), Rerun()),
-    Outcome.CRASHED: (Retry(), Bury("why")),
+    Outcome.CRASHED: (Redeliver(), Bury("why")),
     Outcome.HOPELESS: (Bury("why"), Bury("why")),
     Outcome.LATE: (Expire(), Expire()),
     Outcome.NOT_OURS: (Forget(), Forget()),
     Outcome.FULL: (RefuseFull(), RefuseFull()),
+    Outcome.TRY_FAILED: (Defer("why"), Defer("why")),
 }
 
 

@@ -1,0 +1,63 @@
+"""Trying a request again that failed, without holding a worker meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from mesh import keys
+from mesh.errors import UsageError
+from mesh.wire.link import Link
+from mesh.wire.script import Script
+
+DEFER = Script.beside(__file__, "defer.lua")
+
+#: Longest error that is kept with a request that waits for its next try.
+MOST_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and after which pauses, an operation is tried again when its handler raises one of `on`.
+
+    The pause after the n-th try is `first` times `factor` to the power of n - 1, at most `longest`; of that a random
+    part between 1 - `jitter` and 1. `most` counts all tries. A refusal (a MeshError) is an answer and is not tried
+    again. Neither the death of a replica nor a conflict is a try. Raises UsageError.
+    """
+
+    most: int = 3
+    first: timedelta = timedelta(seconds=1)
+    factor: float = 2.0
+    longest: timedelta = timedelta(hours=1)
+    jitter: float = 0.1
+    on: type[Exception] | tuple[type[Exception], ...] = Exception
+
+    def __post_init__(self) -> None:
+        classes = self.on if isinstance(self.on, tuple) else (self.on,)
+        if not classes or not all(isinstance(each, type) and issubclass(each, Exception) for each in classes):
+            raise UsageError(f"Retry(on=) names classes of exceptions, not {self.on!r:.100}")
+        if not isinstance(self.most, int) or self.most < 1:
+            raise UsageError(f"Retry(most=) is a number of tries such as 5, not {self.most!r:.100}")
+        if not all(isinstance(each, timedelta) and each > timedelta(0) for each in (self.first, self.longest)):
+            raise UsageError("Retry(first=, longest=) are times such as timedelta(seconds=1)")
+        if not (self.factor >= 1 and 0 <= self.jitter <= 1):
+            raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
+
+    def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
+        """Return the pause after so many tries, in ms; None if no more are made."""
+        if tries >= self.most:
+            return None
+        longest_s = self.longest.total_seconds()
+        try:
+            whole_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
+        except OverflowError:
+            whole_s = longest_s
+        return max(1, round(1000 * whole_s * (1 - self.jitter * chance())))
+
+
+async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, tries: int, reason: str) -> int:
+    """Let a request wait for its next try; return when it is due in ms, or 0 if another consumer has it."""
+    words = (id, consumer, pause_ms, tries, reason[:MOST_CHARACTERS])
+    return int(await link.script(DEFER, [stream, keys.LATER], *words))
