@@ -625,6 +625,7 @@ async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, count
     pending = await client.xpending_range(Class("A").stream, keys.GROUP, "-", "+", 10)
     assert [entry["message_id"] for entry in pending] == [slow.seen[0].id]
     assert pending[0]["time_since_delivered"] >= 2000
+    assert pending[0]["times_delivered"] == 0, "an interrupted delivery does not count"
     assert slow.cancelled == 1
     call.cancel()
     await client.aclose()
