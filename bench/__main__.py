@@ -14,7 +14,7 @@ from bench import record, report
 from bench.record import Record, Settings
 
 #: Each claim is a module with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
-CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup", "factorise")
+CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup", "factorise", "page")
 
 
 def module(claim: str) -> ModuleType:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,6 +19,10 @@ MISSING = Script.beside(__file__, "missing.lua")
 
 #: When a refused client may try again. A replica that joins again does so within seconds.
 RETRY_AFTER_S = 1
+
+
+#: Fields that each renewal writes.
+LOAD = ("answered", "in_hand", "p50_us", "p99_us", "loop_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Member:
     leased: bool
     #: services of a ready replica that answer 503 now
     not_ready: tuple[str, ...] = ()
+    #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms
+    load: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
@@ -62,6 +68,7 @@ class Member:
             version=fields.get("version", ""),
             leased=bool(leased),
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
+            load={name: fields[name] for name in LOAD if name in fields},
         )
 
 

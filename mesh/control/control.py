@@ -85,6 +85,5 @@ class Control:
         members = [member for member in await roster.read_directly(self._redis) if member.replica == replica]
         if not members:
             return False
-        names = [keys.row(members[0].database), keys.AUDIT]
-        words = (replica, DRAIN_HOLDS_MS, actor.name, actor.source, keys.AUDIT_KEPT)
-        return bool(await DRAIN.run(self._redis, names, *words))
+        words = (replica, DRAIN_HOLDS_MS, actor.name, actor.source, keys.AUDIT_KEPT, members[0].database)
+        return bool(await DRAIN.run(self._redis, [keys.AUDIT], *words))

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from quart import Request
 
 from mesh import Mesh, Refused
+from mesh.control.control import Control
 from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
 from quart_app.dashboard.words import counted, shortened
 from quart_app.http.body import read_json
@@ -172,11 +173,84 @@ def _told(verb: str, report: Report) -> Done:
     return Done(f"{', '.join(parts)}.{stopped}", asdict(report))
 
 
+# Operations, requests, replicas
+
+
+def _control(replica: Mesh) -> Control:
+    return Control(replica.shared, replica.settings)
+
+
+async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
+    op = about.get("op", "")
+    return ActQuestion(
+        f"Pause {shortened(op, REASON_SHOWN)}?",
+        "Every replica will refuse its calls with 503 until you resume it. What nobody waits for stays on the stream "
+        "of its class; requests to a database go on.",
+        about,
+    )
+
+
+async def _pause(replica: Mesh, about: About, actor: Actor) -> Done:
+    changed = await _control(replica).pause(about.get("op", ""), actor)
+    text = "It is paused within a second." if changed else "It was paused before."
+    return Done(text, {"changed": changed})
+
+
+async def _ask_resume(replica: Mesh, about: About) -> ActQuestion:
+    op = about.get("op", "")
+    return ActQuestion(f"Resume {shortened(op, REASON_SHOWN)}?", "Replicas will work on it again.", about)
+
+
+async def _resume(replica: Mesh, about: About, actor: Actor) -> Done:
+    changed = await _control(replica).resume(about.get("op", ""), actor)
+    return Done("It goes on within a second." if changed else "It was not paused.", {"changed": changed})
+
+
+async def _ask_cancel(replica: Mesh, about: About) -> ActQuestion:
+    return ActQuestion(
+        f"Cancel the request {shortened(about.get('id', ''), REASON_SHOWN)}?",
+        "It will have no effect, and its caller gets an error. A replica that works on it stops.",
+        about,
+    )
+
+
+async def _cancel(replica: Mesh, about: About, actor: Actor) -> Done:
+    found = await _control(replica).cancel(about.get("id", ""), actor)
+    if found is None:
+        return Done("No stream has this request: it was answered before.", {"changed": False})
+    return Done(f"Cancelled {found[1] or 'a request'} on {found[0]}.", {"changed": True})
+
+
+async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
+    name = about.get("replica", "")
+    members = [member for member in await replica.roster() if member.leased and member.state == "ready"]
+    cls = next((member.cls for member in members if member.replica == name), "")
+    others = sum(member.cls == cls for member in members) - 1
+    left = f"{counted(others, 'replica')} of class {cls} will be left."
+    if not others:
+        left = f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
+    return ActQuestion(
+        f"Drain {shortened(name, REASON_SHOWN)}?",
+        f"It finishes what it works on, gives its database back and ends its process. {left if cls else ''}",
+        about,
+    )
+
+
+async def _drain(replica: Mesh, about: About, actor: Actor) -> Done:
+    changed = await _control(replica).drain(about.get("replica", ""), actor)
+    text = "It begins to drain within a second." if changed else "No such replica is live, or it leaves already."
+    return Done(text, {"changed": changed})
+
+
 ACTS = {
     act.name: act
     for act in (
         Act("replay", "Replay", "", "dead", _ask_replay, _replay),
         Act("discard", "Discard", "discard", "dead", _ask_discard, _discard),
+        Act("pause", "Pause", "", "services", _ask_pause, _pause),
+        Act("resume", "Resume", "", "services", _ask_resume, _resume),
+        Act("cancel", "Cancel the request", "", "requests", _ask_cancel, _cancel),
+        Act("drain", "Drain", "drain", "services", _ask_drain, _drain),
     )
 }
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response
 
 from quart_app.dashboard.assets import POLICY, Assets
+from quart_app.dashboard.templating import environment
 
 
 def routes() -> Sequence[Blueprint]:
     """GET / and the files that the page loads."""
     assets = Assets()
-    templates = Environment(
-        loader=PackageLoader("quart_app.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = templates.get_template("landing.html").render(url=assets.url).encode()
+    page = environment(assets).get_template("landing.html").render().encode()
     blueprint = Blueprint("landing", __name__)
 
     @blueprint.get("/")

@@ -1,8 +1,9 @@
 """The live page's routes, on the private port: the views, and their changes as Server-Sent Events.
 
-    GET /mesh, /mesh/streams?stream=, /mesh/dead    a page, complete without JavaScript
-    GET /mesh/events/{view}                         text/event-stream: what has changed, once a second
-    /mesh/sign-in, /mesh/confirm, /mesh/acts        see `acts`
+    GET /mesh, /mesh/streams?stream=, /mesh/requests?request=&op=, /mesh/dead, /mesh/services
+                                                a page, complete without JavaScript
+    GET /mesh/events/{view}                     text/event-stream: what has changed, once a second
+    /mesh/sign-in, /mesh/confirm, /mesh/acts    see `acts`
 
 A viewer gets a whole section as HTML when anything in it changes, and an empty event when nothing does. All viewers of
 a replica share one read per second.
@@ -12,6 +13,7 @@ Nothing is replayed: a new connection gets every section at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -23,8 +25,11 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
 from mesh import Mesh, MeshError, keys
+from mesh.control.control import Control
+from mesh.control.journeys import Journeys, JourneyStep
 from mesh.dead import DeadLetter, DeadLetters
-from quart_app.dashboard import acts
+from quart_app.dashboard import activity, acts
+from quart_app.dashboard.activity import OperationFigures
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import Figures, FiguresReader
 from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, PageView, grouped
@@ -38,6 +43,12 @@ DEAD_LOOK_S = 5.0
 BODY_SHOWN = 300
 #: Entries of the chosen stream that are shown.
 SHOWN_ENTRIES = 5
+#: Newest replies of each replica that are read, and answers that are shown.
+SAMPLED, SHOWN_ROWS = 20, 40
+#: Entries of the audit log that are shown.
+SHOWN_AUDIT = 10
+#: Longest reference to a request, and references that are looked for at once.
+MOST_REFERENCE, MOST_FOUND = 200, 50
 #: Viewers of one replica; the next one is told to come back, and the balancer may give it another replica.
 MOST_VIEWERS = 50
 HEADERS = {
@@ -57,7 +68,27 @@ class _Looks:
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
         self._letters: Sequence[DeadLetter] = ()
+        self._found: dict[str, Ticker[list[JourneyStep]]] = {}
         self._letters_at: Any = 0
+        self._journeys = Journeys(replica.shared, replica.settings)
+        self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
+
+    async def _read_steps(self) -> Sequence[JourneyStep]:
+        return await self._journeys.newest(SAMPLED)
+
+    async def find(self, reference: str) -> Sequence[JourneyStep]:
+        """Return the requests of a reference, read at most once a second for all viewers of it."""
+        if reference not in self._found:
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
+            self._found[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
+        return await self._found[reference].newest()
+
+    async def services(self) -> tuple[Sequence[OperationFigures], Entries]:
+        """Return the operations, and the newest entries of the audit log."""
+        steps, paused = await self.steps.newest(), await Control(self.replica.shared, self.replica.settings).paused()
+        audit: Any = await self.replica.shared.xrevrange(keys.AUDIT, count=SHOWN_AUDIT)
+        return activity.operations(steps, paused), audit or ()
 
     async def _read_letters(self) -> Sequence[DeadLetter]:
         """Return all letters; they are read again only when there are others."""
@@ -188,6 +219,11 @@ class LivePage:
             entries = await looks.entries(chosen)
         if name == "dead":
             letters = await looks.letters.newest()
+        about: dict[str, Any] = {}
+        if name == "requests":
+            about = await self._requests(looks, arguments, figures)
+        if name == "services":
+            about["operations"], about["audit"] = await looks.services()
         settings = looks.replica.settings
         return PageView(
             name=name,
@@ -201,7 +237,20 @@ class LivePage:
             groups=grouped(letters),
             can_sign_in=self._operators.exist,
             may_act=may_act,
+            **about,
         )
+
+    async def _requests(self, looks: _Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
+        """Return what the view of requests shows."""
+        reference = arguments.get("request", "").strip()[:MOST_REFERENCE]
+        wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in ("op", "to", "status")}
+        steps = await looks.find(reference) if reference else ()
+        return {
+            "reference": reference,
+            "lanes": activity.timeline(steps, figures.at_ms),
+            "rows": activity.rows(await looks.steps.newest(), wanted, SHOWN_ROWS),
+            "wanted": wanted,
+        }
 
 
 def _page(html: str) -> Response:

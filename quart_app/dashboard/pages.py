@@ -5,26 +5,31 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mesh.dead import DeadLetter
+from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
+from quart_app.dashboard.activity import Lane, OperationFigures, Row
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
+from quart_app.dashboard.templating import environment
 from quart_app.dashboard.words import duration, shortened, spoken
 
 OVERVIEW = "overview"
 #: The views and their titles. The overview is at /mesh, each other one at /mesh/{name}.
-VIEWS = {OVERVIEW: "Overview", "streams": "Streams", "dead": "Dead letters"}
+VIEWS = {
+    OVERVIEW: "Overview", "streams": "Streams", "requests": "Requests", "dead": "Dead letters", "services": "Services",
+}  # fmt: skip
 #: Blocks that are sent again when they change, by view. `menu` is part of every view.
 BLOCKS = {
     OVERVIEW: ("answer", "books", "places"),
     "streams": ("answer", "table", "entries"),
+    "requests": ("answer", "journey", "newest"),
     "dead": ("answer", "groups"),
+    "services": ("answer", "operations", "replicas", "audit"),
 }
 _ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
 #: Dead letters of a group that are shown; the group says how many there are.
@@ -55,6 +60,14 @@ class PageView:
     chosen: str = ""
     entries: Entries = ()
     groups: Sequence[ShownGroup] = ()
+    #: requests: the one that was asked for, its lanes, the newest answers, and what they are limited to
+    reference: str = ""
+    lanes: Sequence[Lane] = ()
+    rows: Sequence[Row] = ()
+    wanted: Mapping[str, str] = field(default_factory=lambda: {"op": ""})
+    #: services
+    operations: Sequence[OperationFigures] = ()
+    audit: Entries = ()
     #: an operator may sign in to act; this one has
     can_sign_in: bool = False
     may_act: bool = False
@@ -73,13 +86,7 @@ class Pages:
     """Renders views. Templates escape everything that they show."""
 
     def __init__(self, assets: Assets) -> None:
-        self._environment = Environment(
-            loader=PackageLoader("quart_app.dashboard"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._environment = environment(assets)
         self._environment.filters |= {
             "age": duration,
             "clock": _clock,
@@ -89,7 +96,7 @@ class Pages:
             "spoken": spoken,
         }
         self._environment.globals |= {
-            "url": assets.url,
+            "target": activity.target,
             "views": VIEWS,
             "moment_of": moment_of,
             "averaged": sentences.averaged,

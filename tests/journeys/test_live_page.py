@@ -16,7 +16,7 @@ from tests.support.replicas import Replicas
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
-VIEWS = ("/mesh", "/mesh/streams", "/mesh/dead")
+VIEWS = ("/mesh", "/mesh/streams", "/mesh/requests", "/mesh/dead", "/mesh/services")
 
 
 async def test_the_books_follow_the_load_and_always_balance(chromium: Browser, replicas: Replicas) -> None:
@@ -112,12 +112,17 @@ async def test_pictures_for_the_documentation(chromium: Browser, replicas: Repli
         await page.get_by_role("button", name="Find").click()
         await expect(page.locator("#found")).to_be_visible()
         await page.screenshot(path=folder / "landing.png", full_page=True)
-        for view, name in zip(VIEWS, ("overview", "streams", "dead"), strict=True):
+        for view, name in zip(VIEWS, ("overview", "streams", "requests", "dead", "services"), strict=True):
             loading = asyncio.create_task(load())
             await page.goto(processes[0].private + view)
             await asyncio.sleep(3)
             await page.screenshot(path=folder / f"{name}.png", full_page=True)
             loading.cancel()
+        posted = await replicas.client.get(f"{processes[0].public}/values/3", headers={"X-Request-Id": "picture"})
+        assert posted.status_code == 200
+        await page.goto(f"{processes[0].private}/mesh/requests?request=picture")
+        await expect(page.locator(".lane")).to_have_count(4)
+        await page.screenshot(path=folder / "request.png", full_page=True)
 
 
 def add_letters(replicas: Replicas, count: int, reason: str) -> None:
@@ -153,6 +158,55 @@ async def test_a_group_of_dead_letters_is_replayed_whole(chromium: Browser, repl
     with replicas.server.redis() as admin:
         ((_, entry),) = admin.xrange(keys.AUDIT)
         assert (entry["outcome"], entry["actor"]) == ("213 replayed, 0 gone", "operator")
+
+
+async def test_one_request_has_a_timeline(chromium: Browser, replicas: Replicas) -> None:
+    """A gather has a lane for each database; a POST is found by the X-Request-Id that its client sent."""
+    one, two = [(await replicas(1, {"MESH_CLASS": cls}))[0] for cls in "AB"]
+    items = [{"value": 2**61 - 1, "ttl": 60, "cls": "A"}]
+    posted = await replicas.client.post(f"{two.public}/values", json=items, headers={"X-Request-Id": "my-post"})
+    assert posted.status_code == 200 and ";class=A" in posted.headers["Mesh-Place"]
+    assert "work;dur=" in posted.headers["Server-Timing"]
+    found = await replicas.client.get(f"{one.public}/values/{2**61 - 1}", headers={"X-Request-Id": "my-get"})
+    assert found.headers["Mesh-Place"].count("db=") == 2
+    async with tab(chromium) as opened:
+        page = opened.page
+        await page.goto(f"{one.private}/mesh/requests?request=my-post")
+        await expect(page.locator(".lane")).to_have_count(1)
+        await expect(page.locator(".lane")).to_contain_text("values.put")
+        await page.goto(f"{one.private}/mesh/requests")
+        await page.get_by_label("Id, name or X-Request-Id").fill("my-get")
+        await page.get_by_role("button", name="Find").click()
+        await expect(page.locator(".lane")).to_have_count(2)
+        await expect(page.locator(".timeline .work").first).to_be_visible()
+
+
+async def test_an_operation_is_paused_and_a_replica_drained(chromium: Browser, replicas: Replicas) -> None:
+    """Calls get 503 while it is paused; the drained process ends by itself."""
+    one, two = await replicas(2, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
+    items = [{"value": 6, "ttl": 60, "cls": "A"}]
+    await replicas.client.post(f"{one.public}/values", json=items)
+    gone = next(member for member in await replicas.roster() if member.public == two.public.removeprefix("http://"))
+    async with tab(chromium, operator="correct horse") as opened:
+        page = opened.page
+        await page.goto(f"{one.private}/mesh/sign-in")
+        await page.goto(f"{one.private}/mesh/services")
+        await page.get_by_role("link", name="Pause values.put").click()
+        await page.get_by_role("button", name="Pause").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("It is paused within a second.")
+        await asyncio.sleep(1.5)
+        refused = await replicas.client.post(f"{one.public}/values", json=items)
+        assert refused.status_code == 503 and "paused by an operator" in refused.json()["detail"]
+        await page.goto(f"{one.private}/mesh/confirm/resume?op=values.put")
+        await page.get_by_role("button", name="Resume").click()
+        await page.goto(f"{one.private}/mesh/services")
+        await page.get_by_role("link", name=f"Drain {gone.replica}").click()
+        await expect(page.locator("#answer")).to_contain_text("1 replica of class A will be left")
+        await page.get_by_label("Type drain to confirm").fill("drain")
+        await page.get_by_role("button", name="Drain").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("It begins to drain within a second.")
+    assert await two.ended(20) == 0
+    assert (await replicas.client.post(f"{one.public}/values", json=items)).status_code == 200
 
 
 async def test_discarding_needs_a_typed_word(chromium: Browser, replicas: Replicas) -> None:
@@ -213,6 +267,7 @@ async def test_every_view_is_accessible_and_fits(
                 assert not await opened.scrolls_sideways(), (view, width)
                 if width in (360, 1280):
                     assert await opened.violations() == [], (view, width)
+            await opened.page.goto(f"{process.private}/mesh/dead")
             await expect(opened.page.locator("#groups h2")).to_contain_text(hostile[:150])
 
 
@@ -224,6 +279,14 @@ async def test_the_keyboard_and_no_script_are_enough(chromium: Browser, replicas
         await opened.page.keyboard.press("2")
         await expect(opened.page.get_by_role("heading", level=1)).to_have_text("Nothing waits")
         await opened.page.keyboard.press("3")
+        await expect(opened.page.get_by_role("heading", level=1)).to_have_text("Newest answers")
+        await opened.page.keyboard.press("/")
+        await expect(opened.page.get_by_label("Id, name or X-Request-Id")).to_be_focused()
+        await opened.page.keyboard.type("1-0")
+        await opened.page.keyboard.press("Enter")
+        await expect(opened.page.get_by_role("heading", level=1)).to_have_text("Request 1-0")
+        await expect(opened.page.locator("#answer")).to_contain_text("Nothing is known of it")
+        await opened.page.keyboard.press("4")
         await expect(opened.page.get_by_role("heading", level=1)).to_have_text("No dead letters")
     async with tab(chromium, javascript=False) as opened:
         for view in VIEWS:

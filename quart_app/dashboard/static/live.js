@@ -82,6 +82,10 @@ document.addEventListener("visibilitychange", () => (document.hidden ? disconnec
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
   if (event.key === "p") pause();
+  if (event.key === "/" && document.getElementById("request")) {
+    event.preventDefault(); // or the browser types the key into the field
+    document.getElementById("request").focus();
+  }
   document.querySelectorAll("#menu a")[event.key - 1]?.click();
 });
 setInterval(tellState, 1000);

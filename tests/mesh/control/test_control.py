@@ -12,6 +12,7 @@ from mesh.control.control import Control
 from mesh.dead.letters import Actor
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker
 from tests.support.backend import Backend
+from tests.support.members import Members
 
 ACTOR = Actor("operator", "192.0.2.1")
 
@@ -111,6 +112,23 @@ async def test_a_request_in_hand_is_cancelled_without_an_effect(backend: Backend
     assert (books["accepted"], books["cancelled"], books["in_flight"]) == (1, 1, 0)
     assert await backend.redis(one.database).get(f"{keys.own(one.database)}count") is None
     assert await audited(backend) == ["request cancelled"]
+
+
+async def test_a_replica_acts_with_the_rights_of_its_own_user(mesh_of: Members) -> None:
+    """On others, too: the page's acts run over the client of the replica that serves it."""
+    one, two = await mesh_of(2, counting([]))
+    acts = Control(one.shared, one.settings)
+    heard: list[str] = []
+    two.on_drain(lambda: heard.append("drain"))
+    async with asyncio.timeout(5):
+        while {member.state for member in await one.roster()} != {"ready"}:
+            await asyncio.sleep(0.01)
+    assert await acts.pause("count.put", ACTOR) and await acts.resume("count.put", ACTOR)
+    assert await acts.cancel("1-0", ACTOR) is None
+    assert await acts.drain(two.id, ACTOR)
+    async with asyncio.timeout(5):
+        while not heard:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_replica_is_asked_to_drain(backend: Backend) -> None:

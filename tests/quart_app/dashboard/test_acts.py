@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -125,6 +126,45 @@ async def test_discarding_needs_a_word(settings: MeshSettings) -> None:
         redis: Any = one.replica.shared
         ((_, entry),) = await redis.xrevrange(keys.AUDIT, count=1)
         assert (entry["event"], entry["actor"], entry["ids"]) == ("dead letters discarded", "operator", " ".join(ids))
+
+
+async def test_an_operation_is_paused_and_resumed(settings: MeshSettings) -> None:
+    """The view of services says so, and by whom."""
+    async with node(settings, page_password=PASSWORD) as one:
+        about = {"op": "values.put"}
+        assert "refuse its calls" in await text_of(one, "/mesh/confirm/pause?op=values.put", operator())
+        for act, changed in (("pause", True), ("pause", False), ("resume", True), ("resume", False)):
+            done = await one.private.post(f"/mesh/acts/{act}", json=about, headers=operator())
+            assert (await done.get_json())["changed"] is changed
+            if act == "pause":
+                html = await text_of(one, "/mesh/services", operator())
+                assert "paused</b> since" in html and "/mesh/confirm/resume?op=values.put" in html
+        refused = await one.private.post("/mesh/acts/pause", json={"op": ""}, headers=operator())
+        assert refused.status_code == 422
+
+
+async def test_a_request_is_cancelled_and_a_replica_asked_to_drain(settings: MeshSettings) -> None:
+    """What is not there is said; the question about the last replica of a class says that it is the last."""
+    async with node(settings, page_password=PASSWORD) as one:
+        redis: Any = one.replica.shared
+        id = await redis.xadd(A, {"op": "x", "request": "r", "from": "f", "body": "{}"})
+        texts = []
+        for _ in range(2):
+            done = await one.private.post("/mesh/acts/cancel", json={"id": id}, headers=operator())
+            texts.append((await done.get_json())["text"])
+        assert texts == [f"Cancelled x on {A}.", "No stream has this request: it was answered before."]
+        heard: list[str] = []
+        one.replica.on_drain(lambda: heard.append("drain"))
+        html = await text_of(one, f"/mesh/confirm/drain?replica={one.replica.id}", operator())
+        assert "the last replica of class" in html
+        asked = {"replica": one.replica.id, "word": "drain"}
+        done = await one.private.post("/mesh/acts/drain", json=asked, headers=operator())
+        assert (await done.get_json())["changed"]
+        nobody = await one.private.post("/mesh/acts/drain", json={"replica": "x", "word": "drain"}, headers=operator())
+        assert not (await nobody.get_json())["changed"]
+        async with asyncio.timeout(5):
+            while not heard:
+                await asyncio.sleep(0.01)
 
 
 async def test_what_cannot_be_meant_is_said(settings: MeshSettings) -> None:

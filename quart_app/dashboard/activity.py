@@ -1,0 +1,103 @@
+"""What happened lately: the newest answers, the operations that they are of, and one request's timeline.
+
+Pure functions over what `mesh.control` reads. The figures of operations are of a sample: the newest answers to each
+replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mesh import keys
+from mesh.control.control import PausedOperation
+from mesh.control.journeys import JourneyStep, lanes
+
+
+@dataclass(frozen=True, slots=True)
+class OperationFigures:
+    """One operation. Times are ms from the acceptance to the answer; None where no answer is known."""
+
+    op: str
+    answered: int
+    failed: int
+    p50_ms: int | None
+    p99_ms: int | None
+    paused: PausedOperation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One request of a timeline. Positions are parts of its width, from 0 to 100."""
+
+    step: JourneyStep
+    wait_from: float
+    work_from: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer of the list, or a gather with its slowest part."""
+
+    step: JourneyStep
+    parts: int
+
+
+def operations(steps: Sequence[JourneyStep], paused: Sequence[PausedOperation]) -> list[OperationFigures]:
+    """Return figures of each operation, by name."""
+    by_op: dict[str, list[JourneyStep]] = {each.op: [] for each in paused}
+    for step in steps:
+        by_op.setdefault(step.op, []).append(step)
+    pauses = {each.op: each for each in paused}
+    return [_operation(op, each, pauses.get(op)) for op, each in sorted(by_op.items())]
+
+
+def _operation(op: str, steps: Sequence[JourneyStep], paused: PausedOperation | None) -> OperationFigures:
+    times = sorted(step.total_ms for step in steps if step.accepted_ms)
+    failed = sum(step.status != "ok" for step in steps)
+    p50, p99 = (times[len(times) * part // 100] if times else None for part in (50, 99))
+    return OperationFigures(op, len(steps), failed, p50, p99, paused)
+
+
+def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[Row]:
+    """Return the newest answers that fit: by operation, worker or database (`to`) and status. A gather is one row."""
+    fitting = [
+        step
+        for step in steps
+        if step.op.startswith(wanted.get("op", ""))
+        and wanted.get("status", "") in ("", step.status)
+        and wanted.get("to", "") in ("", step.worker, f"db{step.database}")
+    ]
+    slowest = [Row(max(each, key=lambda step: step.total_ms), len(each)) for each in lanes(fitting)]
+    return slowest[:most]
+
+
+def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[Lane]:
+    """Return the lanes of one request, on one scale from its first acceptance to its last answer."""
+    known = [step for step in steps if step.accepted_ms]
+    if not known:
+        return [Lane(step, 0, 0, 0) for step in steps]
+    first = min(step.accepted_ms for step in known)
+    last = max(step.answered_ms or now_ms for step in known)
+    width = max(1, last - first)
+
+    def at(moment_ms: float) -> float:
+        return round(100 * min(1.0, max(0.0, (moment_ms - first) / width)), 2)
+
+    return [
+        Lane(
+            step,
+            at(step.accepted_ms),
+            at((step.answered_ms or now_ms) - step.took_us / 1000),
+            at(step.answered_ms or now_ms),
+        )
+        for step in steps
+    ]
+
+
+def target(step: JourneyStep) -> str:
+    """Return where a request went, for people."""
+    if step.stream.startswith(keys.REQUESTS):
+        return step.stream.removeprefix(keys.REQUESTS)
+    return f"database {step.database}" if step.database else ""

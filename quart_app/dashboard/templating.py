@@ -1,0 +1,20 @@
+"""The one environment of templates: everything shown is escaped, and a name that is missing is an error."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from quart_app.dashboard.assets import Assets
+
+
+def environment(assets: Assets) -> Environment:
+    """Return the templates of this package; `url('live.css')` in them is the address of a file."""
+    made = Environment(
+        loader=PackageLoader("quart_app.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["url"] = assets.url
+    return made
