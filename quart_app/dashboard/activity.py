@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh import keys
-from mesh.control.control import PausedOperation
-from mesh.control.journeys import JourneyStep, lanes
+from mesh.control import JourneyStep, PausedOperation, lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AnswerRow:
     """One answer of the list, or a gather with its slowest part."""
 
     step: JourneyStep
@@ -60,7 +59,7 @@ def _operation(op: str, steps: Sequence[JourneyStep], paused: PausedOperation | 
     return OperationFigures(op, len(steps), failed, p50, p99, paused)
 
 
-def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[Row]:
+def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[AnswerRow]:
     """Return the newest answers that fit: by operation, worker or database (`to`) and status. A gather is one row."""
     fitting = [
         step
@@ -69,7 +68,7 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
         and wanted.get("status", "") in ("", step.status)
         and wanted.get("to", "") in ("", step.worker, f"db{step.database}")
     ]
-    slowest = [Row(max(each, key=lambda step: step.total_ms), len(each)) for each in lanes(fitting)]
+    slowest = [AnswerRow(max(each, key=lambda step: step.total_ms), len(each)) for each in lanes(fitting)]
     return slowest[:most]
 
 

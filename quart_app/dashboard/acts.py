@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from quart import Request
 
 from mesh import Mesh, Refused
-from mesh.control.control import Control
+from mesh.control import Control
 from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
 from quart_app.dashboard.words import counted, shortened
 from quart_app.http.body import read_json

@@ -25,8 +25,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
 from mesh import Mesh, MeshError, keys
-from mesh.control.control import Control
-from mesh.control.journeys import Journeys, JourneyStep
+from mesh.control import Control, Journeys, JourneyStep
 from mesh.dead import DeadLetter, DeadLetters
 from quart_app.dashboard import activity, acts
 from quart_app.dashboard.activity import OperationFigures

@@ -12,7 +12,7 @@ from typing import Any
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
-from quart_app.dashboard.activity import Lane, OperationFigures, Row
+from quart_app.dashboard.activity import AnswerRow, Lane, OperationFigures
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.templating import environment
@@ -63,7 +63,7 @@ class PageView:
     #: requests: the one that was asked for, its lanes, the newest answers, and what they are limited to
     reference: str = ""
     lanes: Sequence[Lane] = ()
-    rows: Sequence[Row] = ()
+    rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: {"op": ""})
     #: services
     operations: Sequence[OperationFigures] = ()
