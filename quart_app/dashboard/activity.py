@@ -26,7 +26,7 @@ class OperationFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class TimelineLane:
     """One request of a timeline. Positions are parts of its width, from 0 to 100."""
 
     step: JourneyStep
@@ -72,11 +72,11 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
     return slowest[:most]
 
 
-def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[Lane]:
+def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
     """Return the lanes of one request, on one scale from its first acceptance to its last answer."""
     known = [step for step in steps if step.accepted_ms]
     if not known:
-        return [Lane(step, 0, 0, 0) for step in steps]
+        return [TimelineLane(step, 0, 0, 0) for step in steps]
     first = min(step.accepted_ms for step in known)
     last = max(step.answered_ms or now_ms for step in known)
     width = max(1, last - first)
@@ -85,7 +85,7 @@ def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[Lane]:
         return round(100 * min(1.0, max(0.0, (moment_ms - first) / width)), 2)
 
     return [
-        Lane(
+        TimelineLane(
             step,
             at(step.accepted_ms),
             at((step.answered_ms or now_ms) - step.took_us / 1000),

@@ -12,7 +12,7 @@ from typing import Any
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
-from quart_app.dashboard.activity import AnswerRow, Lane, OperationFigures
+from quart_app.dashboard.activity import AnswerRow, OperationFigures, TimelineLane
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.templating import environment
@@ -62,7 +62,7 @@ class PageView:
     groups: Sequence[ShownGroup] = ()
     #: requests: the one that was asked for, its lanes, the newest answers, and what they are limited to
     reference: str = ""
-    lanes: Sequence[Lane] = ()
+    lanes: Sequence[TimelineLane] = ()
     rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: {"op": ""})
     #: services
