@@ -91,7 +91,7 @@ class Contended(MeshError):
         """Name the key and say what helps."""
         return cls(
             f"{key} changed {conflicts} times while this request was handled; "
-            "use incrby(), or send such requests to one Database",
+            "use add() for a counter, or send such requests to one Database",
             key=key,
             conflicts=conflicts,
             retry_after=1,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
 from mesh.operations.codec import ERRORS, Codec, is_object, name_of
+from mesh.requests.protocol import MOST_BODY
 
 if TYPE_CHECKING:
     from mesh.testing.alone import Ran
@@ -90,9 +91,14 @@ class Operation(Generic[B, R]):
                 f"{type(reply).__name__}: {reply!r:.100}; correct the annotation or the return"
             )
         try:
-            return codec.encode(reply)
+            text = codec.encode(reply)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidReply(f"the reply of {self.name} cannot be written as JSON: {error}") from error
+        if len(text) > MOST_BODY:
+            raise InvalidReply(
+                f"the reply of {self.name} is {len(text)} bytes of JSON; at most {MOST_BODY} can be sent"
+            )
+        return text
 
     def decode_reply(self, text: str) -> R:
         """Return a reply. Raises ValueError."""

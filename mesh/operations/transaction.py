@@ -202,7 +202,7 @@ class Transaction(Reads):
         if at not in known:
             known[at] = text
             shared, name, field = at
-            self._writer(shared).expect(name, text, "" if field is None else field)
+            self._writer(shared).expect(name, text, field)
             if text is not None and len(text) > LONG_VALUE:
                 _warn_of(place, len(text))
         return _told(place, known[at])

@@ -30,11 +30,11 @@ class Writer:
         self._expects = expects
         self._writes = writes
 
-    def expect(self, key: str, value: str | None, field: Text = "") -> None:
+    def expect(self, key: str, value: str | None, field: Text | None = None) -> None:
         """Commit only if the key (or hash field) still has the value that was read; None: is absent."""
-        check_words((field,) if value is None else (field, value))
+        check_words([word for word in (field, value) if word is not None])
         key = self._prefix + key
-        hash, name = (key, str(field)) if field != "" else ("", key)
+        hash, name = ("", key) if field is None else (key, str(field))
         self._expects.add(self._side, hash, name, value)
 
     def expect_each(self, values: Mapping[str, str | None]) -> None:

@@ -53,6 +53,21 @@ def test_a_reply_of_another_type_is_not_sent() -> None:
         put.decode_reply("7")
 
 
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ({"in": object()}, "cannot be written as JSON: .*type object is unsupported"),
+        ({"in": chr(0xD800)}, "cannot be written as JSON"),
+        ({"in": "x" * 17_000_000}, "is 17000009 bytes of JSON; at most 16777216 can be sent"),
+    ],
+)
+def test_a_reply_that_is_no_json_or_too_long_is_not_sent(reply: dict[str, Any], says: str) -> None:
+    """It is an error for the caller, and not a handler that is run again."""
+    anything: Operation[None, Any] = Operation("greetings.anything", None, dict[str, Any])
+    with pytest.raises(InvalidReply, match=says):
+        anything.encode_reply(reply)
+
+
 @pytest.mark.parametrize(("name", "body"), [("a b", Greet), ("", Greet), (7, Greet), ("a", list[int]), ("a", int)])
 def test_what_is_no_operation_is_refused(name: Any, body: Any) -> None:
     """A name without spaces, a body with names."""

@@ -127,7 +127,7 @@ async def test_a_request_that_never_gets_through_is_refused_with_the_key(backend
     """The error comes at once and names the key. A request without a caller becomes a dead letter."""
     worker, runs = counting()
     one = await backend.join(worker)
-    with pytest.raises(Contended, match=r"changed 100 times .* use incrby\(\)") as caught:
+    with pytest.raises(Contended, match=r"changed 100 times .* use add\(\)") as caught:
         await one.call(Class("A"), "hot.never", {})
     assert (caught.value.key, caught.value.conflicts, len(runs)) == ("db1:other f", 100, 100)
     books = await one.books()

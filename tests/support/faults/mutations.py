@@ -81,7 +81,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "guarded-reads": function(
         transaction.Transaction,
         "_guard",
-        'self._writer(shared).expect(name, text, "" if field is None else field)',
+        "self._writer(shared).expect(name, text, field)",
         "pass",
     ),
     "checks-before-writes": script(
