@@ -89,12 +89,12 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end",
         "",
     ),
-    "any-exception": function(runner.Runner, "attempt", "except BaseException as error:", "except OSError as error:"),
+    "any-exception": function(runner.Runner, "_attempt", "except BaseException as error:", "except OSError as error:"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
     "turns": function(turns.Turns, "take", "if self._key_of.get(work) == key:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
-    "deadline": function(runner.Runner, "attempt", "if host.is_late(request):", "if False:"),
+    "deadline": function(runner.Runner, "_attempt", "if host.is_late(request):", "if False:"),
     "own-pending-read": function(
         GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
@@ -102,7 +102,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
-    "overdelivered": function(runner.Runner, "attempt", "if is_overdelivered(", "if False and is_overdelivered("),
+    "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
 
 
