@@ -18,10 +18,9 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from mesh import Class, MeshError, keys
+from mesh import Class, MeshError, MeshSettings, keys
 from mesh.raw import Replica, Worker, join
 from mesh.requests.scripts import BOOKS
-from tests.support.members import mesh_settings
 from tests.support.replicas import PROFILE, Process, Replicas
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -147,7 +146,7 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
 
     outcomes = Outcomes()
     # The caller comes first and has a class of its own.
-    async with join(Worker(), mesh_settings(server.settings, class_="B")) as caller, balanced(server):
+    async with join(Worker(), MeshSettings(redis=server.settings, class_="B")) as caller, balanced(server):
         with Mortals(spawn, 3) as mortals:
 
             async def all_live() -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import quart_app
+from mesh import MeshSettings
 from quart_app.registry import SERVICES
-from tests.support.members import mesh_settings
 from tests.support.nodes import node
 from tests.support.server import Server
 
@@ -47,7 +47,7 @@ def test_every_service_of_the_registry_can_be_imported(package: str) -> None:
 async def test_the_service_of_the_page_runs(greetings: str, server: Server) -> None:
     """It answers as the page says, beside another service, and stands in the OpenAPI document."""
     (shown,) = re.findall(r"curl -X POST localhost:8000(/\S+)\n    (\{.*\})", PAGE)
-    async with node(mesh_settings(server.settings), services=f"{greetings},values") as one:
+    async with node(MeshSettings(redis=server.settings), services=f"{greetings},values") as one:
         answer = await one.public.post(shown[0])
         assert (answer.status_code, await answer.get_json()) == (200, ast.literal_eval(shown[1]))
         assert (await (await one.public.post(shown[0])).get_json())["count"] == 2

@@ -15,7 +15,6 @@ from mesh.raw import Worker, join
 from mesh.testing.fake_server import FakeClient, FakeConnections
 from quart_app.local.ports import free_port
 from tests.support.backend import Backend
-from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -49,7 +48,7 @@ async def reason_to_wait(settings: MeshSettings) -> str:
 
 async def test_without_a_server_it_waits_and_says_so() -> None:
     """Redis may start later than the replica; a restart of the replica would not help."""
-    settings = mesh_settings(RedisSettings(host="127.0.0.1", port=free_port(), connect_timeout_ms=200))
+    settings = MeshSettings(redis=RedisSettings(host="127.0.0.1", port=free_port(), connect_timeout_ms=200))
     assert "Redis cannot be reached" in await reason_to_wait(settings)
 
 
@@ -58,7 +57,7 @@ async def test_a_wrong_password_ends_it_at_once(server: Server) -> None:
     with server.redis() as admin:
         admin.config_set("requirepass", "right")
     for password in ("wrong-password", None):
-        settings = mesh_settings(RedisSettings(host="127.0.0.1", port=server.port, password=password))
+        settings = MeshSettings(redis=RedisSettings(host="127.0.0.1", port=server.port, password=password))
         with pytest.raises(WrongCredentials, match="refuses the user or the password") as caught:
             async with join(Worker(), settings):
                 pass
@@ -67,7 +66,7 @@ async def test_a_wrong_password_ends_it_at_once(server: Server) -> None:
 
 async def test_a_database_that_the_server_does_not_have_ends_it_at_once(server: Server) -> None:
     """REDIS_DB is beyond the server's databases: an error with a sentence, not a crash that repeats."""
-    settings = mesh_settings(RedisSettings(host="127.0.0.1", port=server.port, db=99))
+    settings = MeshSettings(redis=RedisSettings(host="127.0.0.1", port=server.port, db=99))
     with pytest.raises(SetupError, match="out of range"):
         async with join(Worker(), settings):
             pass
@@ -80,7 +79,7 @@ async def test_a_server_that_is_too_old_ends_it_at_once(monkeypatch: pytest.Monk
         return {"redis_version": "6.2.14"}
 
     monkeypatch.setattr(FakeClient, "info", info)
-    settings = mesh_settings(RedisSettings(), isolation="prefix")
+    settings = MeshSettings(redis=RedisSettings(), isolation="prefix")
     with pytest.raises(ServerTooOld, match=r"the server is 6\.2\.14; the mesh needs 7\.0 or later"):
         async with join(Worker(), settings, connections=FakeConnections(settings.redis)):
             pass
@@ -97,16 +96,16 @@ async def test_credentials_that_may_not_manage_users_are_refused_unless_told_oth
     """Without rights to enforce isolation the replica starts only where MESH_ISOLATION=prefix says so."""
     redis_settings = user(server, "+@all", "-acl")
     with pytest.raises(IsolationUnavailable, match="MESH_ISOLATION=prefix"):
-        async with join(Worker(), mesh_settings(redis_settings)):
+        async with join(Worker(), MeshSettings(redis=redis_settings)):
             pass
-    async with join(Worker(), mesh_settings(redis_settings, isolation="prefix")) as replica:
+    async with join(Worker(), MeshSettings(redis=redis_settings, isolation="prefix")) as replica:
         assert replica.database == 1
 
 
 async def test_credentials_that_may_not_even_ask_for_the_version_are_refused(server: Server) -> None:
     """The error says which right is missing."""
     with pytest.raises(SetupError, match=r"lacks a right: .*'info'"):
-        async with join(Worker(), mesh_settings(user(server, "+@all", "-info"))):
+        async with join(Worker(), MeshSettings(redis=user(server, "+@all", "-info"))):
             pass
 
 
@@ -117,7 +116,7 @@ async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Backend, ser
             stranger.set("theirs", "precious")
     members = await mesh_of(2, databases=4)
     assert [member.database for member in members] == [2, 0]
-    settings = mesh_settings(server.settings, databases=4)
+    settings = MeshSettings(redis=server.settings, databases=4)
     assert "the only free databases (1, 3) hold keys that are not the mesh's" in await reason_to_wait(settings)
     for number in (1, 3):
         with server.redis(db=number) as stranger:
@@ -128,7 +127,7 @@ async def test_a_lease_is_granted_when_memory_is_full(server: Server) -> None:
     """A replica that restarts then must take its database up: reads and settlement go on without new work."""
     with server.redis() as admin:
         admin.config_set("maxmemory", 1)
-    async with join(Worker(), mesh_settings(server.settings)) as replica:
+    async with join(Worker(), MeshSettings(redis=server.settings)) as replica:
         assert replica.database == 1
 
 
@@ -140,7 +139,7 @@ async def test_a_passing_refusal_at_the_start_is_waited_out(
     server: Server, setting: str, value: str, reason: str
 ) -> None:
     """The replica says what it waits for, and is granted a lease as soon as the server can do it."""
-    settings = mesh_settings(server.settings)
+    settings = MeshSettings(redis=server.settings)
     with server.redis() as admin:
         before = admin.config_get(setting)[setting]
         admin.config_set(setting, value)
@@ -158,9 +157,9 @@ async def test_too_few_databases_end_it_with_a_sentence(make_server: Callable[..
     """The server has 8, the mesh wants 16."""
     server = make_server("--databases", "8")
     with pytest.raises(SetupError, match="MESH_DATABASES must fit the `databases` setting"):
-        async with join(Worker(), mesh_settings(server.settings)):
+        async with join(Worker(), MeshSettings(redis=server.settings)):
             pass
-    async with join(Worker(), mesh_settings(server.settings, databases=8)) as replica:
+    async with join(Worker(), MeshSettings(redis=server.settings, databases=8)) as replica:
         assert replica.database == 1
 
 
@@ -168,7 +167,7 @@ async def test_every_grant_has_a_higher_epoch_also_on_an_emptied_server(server: 
     """The epoch is never below Redis's clock, so that an emptied server cannot repeat one."""
     epochs = []
     for _ in range(3):
-        async with join(Worker(), mesh_settings(server.settings)) as replica:
+        async with join(Worker(), MeshSettings(redis=server.settings)) as replica:
             epochs.append(replica.epoch)
         with server.redis() as admin:
             admin.flushall()
@@ -181,7 +180,7 @@ async def test_a_second_mesh_on_the_same_server_is_refused(mesh_of: Backend, ser
     """One mesh claims a server: the second one is refused with the name of the first, which notices nothing."""
     (first,) = await mesh_of(1)
     other_bus = server.settings.model_copy(update={"db": 1})
-    for settings in (mesh_settings(other_bus), mesh_settings(server.settings, name="other")):
+    for settings in (MeshSettings(redis=other_bus), MeshSettings(redis=server.settings, name="other")):
         with pytest.raises(
             SetupError, match=r"the mesh 'mesh' uses this server.*database 0.*MESH_NAME=mesh and REDIS_DB=0"
         ):
@@ -198,7 +197,7 @@ async def test_a_second_mesh_on_the_same_server_is_refused(mesh_of: Backend, ser
 async def test_two_meshes_that_start_together_on_an_empty_server_do_not_share_it(server: Server) -> None:
     """The grant itself checks the claim: exactly one of them gets the server."""
     other = server.settings.model_copy(update={"db": 1})
-    settings = [mesh_settings(each, databases=4) for each in (server.settings, other) for _ in range(3)]
+    settings = [MeshSettings(redis=each, databases=4) for each in (server.settings, other) for _ in range(3)]
     joining = [join(Worker(), each) for each in settings]
     results = await asyncio.gather(*(each.__aenter__() for each in joining), return_exceptions=True)
     kinds = [isinstance(result, SetupError) for result in results]
@@ -210,9 +209,9 @@ async def test_two_meshes_that_start_together_on_an_empty_server_do_not_share_it
 
 async def test_the_claim_outlives_its_replicas_and_ends_with_the_data(server: Server) -> None:
     """The data of a mesh that is stopped are still its own; an emptied server is free."""
-    async with join(Worker(), mesh_settings(server.settings)):
+    async with join(Worker(), MeshSettings(redis=server.settings)):
         pass
-    other = mesh_settings(server.settings, name="other")
+    other = MeshSettings(redis=server.settings, name="other")
     with pytest.raises(SetupError, match="delete the key mesh:claim in database 0"):
         async with join(Worker(), other):
             pass
@@ -225,12 +224,12 @@ async def test_the_claim_outlives_its_replicas_and_ends_with_the_data(server: Se
 @pytest.mark.parametrize(("key", "db", "names"), [("mesh:format", 0, "this mesh"), ("db2:format", 2, "database 2")])
 async def test_data_of_a_newer_release_are_not_touched(server: Server, key: str, db: int, names: str) -> None:
     """After a roll-back the older release ends with a sentence: it might hide records that it does not know."""
-    async with join(Worker(), mesh_settings(server.settings)):
+    async with join(Worker(), MeshSettings(redis=server.settings)):
         pass
     with server.redis(db=db) as admin:
         admin.set(key, "2")
     with pytest.raises(SetupError, match=f"a newer release has written .*{names} .format 2, this release knows 1"):
-        async with join(Worker(), mesh_settings(server.settings)):
+        async with join(Worker(), MeshSettings(redis=server.settings)):
             pass
 
 
@@ -238,7 +237,7 @@ async def test_data_without_a_format_are_taken_up(server: Server) -> None:
     """They are of a release before formats; the grant notes the format from now on."""
     with server.redis(db=1) as admin:
         admin.set("db1:class", "C")
-    async with join(Worker(), mesh_settings(server.settings)) as replica:
+    async with join(Worker(), MeshSettings(redis=server.settings)) as replica:
         assert (replica.database, replica.cls) == (1, "C")
     with server.redis(db=1) as admin:
         assert admin.get("db1:format") == "1"
@@ -250,5 +249,5 @@ async def test_a_server_that_may_evict_keys_is_refused(server: Server, policy: s
     with server.redis() as admin:
         admin.config_set("maxmemory-policy", policy)
     with pytest.raises(SetupError, match=f"maxmemory-policy is {policy}.*set maxmemory-policy noeviction"):
-        async with join(Worker(), mesh_settings(server.settings)):
+        async with join(Worker(), MeshSettings(redis=server.settings)):
             pass

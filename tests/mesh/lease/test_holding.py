@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, LeaseLost
+from mesh import Class, LeaseLost, MeshSettings
 from mesh.lease import holding
 from mesh.lease.loop_thread import LoopThread
 from mesh.raw import Effects, Replica, Request, Store, Worker, join
 from tests.support.faults.mutations import run_on_the_callers_loop
-from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -66,7 +65,7 @@ async def block_a_member(
     """Whether a replica trusts its lease right after its loop was blocked, and whether it then goes on working."""
     after: list[bool] = []
     worker = blocking(block, seconds, after)
-    chosen = mesh_settings(server.settings, lease_ttl_ms=TTL_MS, **settings)
+    chosen = MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS, **settings)
     async with join(worker, chosen) as replica:
         worker.members.append(replica)  # type: ignore[attr-defined]
         await asyncio.sleep(0.2)
@@ -105,7 +104,7 @@ async def test_a_c_call_that_keeps_the_interpreters_lock_for_two_ttls_costs_the_
     after: list[bool] = []
     worker = blocking(keep_the_lock, 2 * TTL_S, after)
     with pytest.raises(LeaseLost):
-        async with join(worker, mesh_settings(server.settings, lease_ttl_ms=TTL_MS)) as replica:
+        async with join(worker, MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)) as replica:
             worker.members.append(replica)  # type: ignore[attr-defined]
             await asyncio.sleep(0.2)
             await replica.call(Class(replica.cls), "block", {})
@@ -116,7 +115,7 @@ async def test_a_loop_that_hangs_gives_its_database_to_another(server: Server, m
     """A process that never answers again must not keep a database for ever."""
     monkeypatch.setattr(holding, "HANGS", 1)
     with pytest.raises(LeaseLost, match="event loop of this replica has been blocked for 1 s"):
-        async with join(Worker(), mesh_settings(server.settings, lease_ttl_ms=TTL_MS)):
+        async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)):
             await asyncio.sleep(0.2)
             sleep(2.2 * TTL_S)
             await asyncio.sleep(5)
@@ -128,7 +127,7 @@ async def no_lease_thread() -> bool:
 
 async def live(server: Server, ready: asyncio.Event, end: asyncio.Future[None]) -> None:
     """A membership that ends as `end` does."""
-    async with join(Worker(), mesh_settings(server.settings, lease_ttl_ms=TTL_MS)):
+    async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)):
         await asyncio.sleep(0.1)
         assert not await no_lease_thread()
         ready.set()
@@ -162,7 +161,7 @@ async def test_the_thread_ends_with_the_membership(server: Server, how: str) -> 
 
 async def test_the_thread_ends_although_the_loop_was_closed_without_it(server: Server) -> None:
     """Nobody cancels anything: the renewals end by themselves, and the lease runs out."""
-    settings = mesh_settings(server.settings, lease_ttl_ms=TTL_MS)
+    settings = MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)
 
     def abandon() -> None:
         loop = asyncio.new_event_loop()
@@ -185,7 +184,7 @@ async def test_the_thread_ends_although_the_loop_was_closed_without_it(server: S
 
 async def test_a_state_reaches_the_roster_from_the_replicas_loop(server: Server) -> None:
     """With the next renewal, which comes at once, also when one is just on its way."""
-    settings = mesh_settings(server.settings, lease_ttl_ms=30_000)
+    settings = MeshSettings(redis=server.settings, lease_ttl_ms=30_000)
     async with join(Worker(), settings) as replica:
         with server.redis() as admin:
             for state in ("draining", "ready") * 10:

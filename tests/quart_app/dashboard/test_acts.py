@@ -11,7 +11,6 @@ from quart.testing.connections import Headers
 
 from mesh import MeshSettings, keys
 from quart_app.dashboard.acts import ACTS
-from tests.support.members import mesh_settings
 from tests.support.nodes import Node, node
 from tests.support.server import Server
 
@@ -22,7 +21,7 @@ A = keys.class_requests("D")
 @pytest.fixture
 def settings(server: Server) -> MeshSettings:
     """Settings of a mesh on the real server."""
-    return mesh_settings(server.settings)
+    return MeshSettings(redis=server.settings)
 
 
 def operator(password: str = PASSWORD, **headers: str) -> Headers:

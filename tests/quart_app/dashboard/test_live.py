@@ -11,7 +11,6 @@ import pytest
 from mesh import MeshSettings, keys
 from quart_app.dashboard import live
 from quart_app.dashboard.pages import VIEWS
-from tests.support.members import mesh_settings
 from tests.support.nodes import Node, applications, node
 from tests.support.server import Server
 
@@ -19,7 +18,7 @@ from tests.support.server import Server
 @pytest.fixture
 def settings(server: Server) -> MeshSettings:
     """Settings of a mesh on the real server."""
-    return mesh_settings(server.settings)
+    return MeshSettings(redis=server.settings)
 
 
 async def listen(one: Node, view: str, ticks: int) -> list[tuple[str, dict[str, str]]]:

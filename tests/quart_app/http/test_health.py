@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from mesh import MeshSettings
 from mesh.raw import Worker, join
 from quart_app.http import health
-from tests.support.members import mesh_settings
 from tests.support.nodes import applications, node
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -41,7 +41,7 @@ async def test_a_route_that_needs_the_mesh_is_503_while_there_is_none() -> None:
 
 async def test_a_ready_replica_says_who_it_is(server: Server) -> None:
     """Its database and class, as in the roster."""
-    async with node(mesh_settings(server.settings)) as one:
+    async with node(MeshSettings(redis=server.settings)) as one:
         answer = await (await one.public.get("/readyz")).get_json()
         assert answer == {
             "status": "ready",
@@ -59,7 +59,7 @@ async def test_readyz_names_a_service_that_is_not_ready_and_the_replica_serves_t
     """A movements database that is no database: 200 with the reason, `/classes` goes on, movements answer 503."""
     broken = tmp_path / "movements.db"
     broken.write_bytes(b"this is not a database" * 1000)
-    settings = mesh_settings(server.settings)
+    settings = MeshSettings(redis=server.settings)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MOVEMENTS_DB_PATH", str(broken))
         async with node(settings, services="values,movements") as one:
@@ -76,7 +76,7 @@ async def test_readyz_names_a_service_that_is_not_ready_and_the_replica_serves_t
 
 async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) -> None:
     """Until then it says `starting`; then it names the services that are not ready."""
-    worker, settings = Worker(), mesh_settings(server.settings)
+    worker, settings = Worker(), MeshSettings(redis=server.settings)
     trouble = ["grades"]
     async with join(worker, settings, ready=False) as replica:
         (row,) = await replica.roster()
@@ -101,7 +101,7 @@ async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) ->
 @pytest.mark.timeout(30)
 async def test_a_replica_that_does_not_reach_redis_is_not_ready_and_lives(server: Server) -> None:
     """/health does not ask Redis: a supervisor must not kill a replica that only waits."""
-    async with node(mesh_settings(server.settings, lease_ttl_ms=20_000)) as one:
+    async with node(MeshSettings(redis=server.settings, lease_ttl_ms=20_000)) as one:
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.members import mesh_settings
+from mesh import MeshSettings
 from tests.support.nodes import Node, applications, node
 from tests.support.server import Server
 
@@ -35,7 +35,7 @@ async def test_metrics_are_private() -> None:
 
 async def test_requests_are_counted_by_route_and_never_by_path(server: Server) -> None:
     """A path may name a person, and callers can invent paths without end."""
-    async with node(mesh_settings(server.settings)) as one:
+    async with node(MeshSettings(redis=server.settings)) as one:
         for prime in (2, 3, 5):
             assert (await one.public.get(f"/values/{prime}")).status_code == 200
         await one.public.get("/nowhere/at/all")
@@ -47,7 +47,7 @@ async def test_requests_are_counted_by_route_and_never_by_path(server: Server) -
 
 async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
     """The number of accepted requests is the sum of all other accounts."""
-    async with node(mesh_settings(server.settings)) as one:
+    async with node(MeshSettings(redis=server.settings)) as one:
         body = [{"value": 10, "ttl": 60, "cls": "A"}]
         assert (await one.public.post("/values", json=body)).status_code == 200
         found = await samples(one)
@@ -59,7 +59,7 @@ async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
 
 async def test_a_queue_tells_its_length_and_its_age(server: Server) -> None:
     """Of every stream of the mesh, also of a database that nobody holds."""
-    async with node(mesh_settings(server.settings)) as one:
+    async with node(MeshSettings(redis=server.settings)) as one:
         with server.redis() as client:
             client.xadd("mesh:requests:db9", {"op": "values.drop"}, id=f"{one.replica.now_ms() - 90_000}-0")
         found = await samples(one)
@@ -71,7 +71,7 @@ async def test_a_queue_tells_its_length_and_its_age(server: Server) -> None:
 
 async def test_the_work_of_a_replica_is_counted_by_stream(server: Server) -> None:
     """Counters have `_total`; what is in progress is a gauge."""
-    async with node(mesh_settings(server.settings)) as one:
+    async with node(MeshSettings(redis=server.settings)) as one:
         await one.public.post("/values", json=[{"value": 10, "ttl": 60, "cls": one.replica.cls}])
         found = await samples(one)
         assert value(found, "mesh_requests_done_total", stream="class") == 1

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mesh import MeshSettings
 from mesh.raw import Worker, join
 from quart_app.exits import EXIT_SETUP
 from quart_app.local.cli import main
 from quart_app.local.ports import free_port
-from tests.support.members import mesh_settings
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -51,7 +51,7 @@ def test_a_number_out_of_its_range_is_refused_before_anything_starts(words: list
 
 async def test_status_is_a_table_for_people_and_a_list_for_programs(server: Server) -> None:
     """Every field by its name, addresses as host:port."""
-    async with join(Worker(), mesh_settings(server.settings), public="h:1", private="h:2") as replica:
+    async with join(Worker(), MeshSettings(redis=server.settings), public="h:1", private="h:2") as replica:
         rows = json.loads((await in_thread("status", "--json", "--redis-url", server.url)).output)
         assert [(row["database"], row["class"], row["epoch"]) for row in rows] == [(1, "A", replica.epoch)]
         assert [(row["public"], row["private"], row["replica"]) for row in rows] == [("h:1", "h:2", replica.id)]
@@ -80,7 +80,7 @@ async def test_status_names_databases_that_no_replica_holds(server: Server) -> N
 @pytest.mark.parametrize("columns", [40, 80, 117, 118, 200])
 async def test_the_state_is_in_the_table_however_narrow_the_terminal_is(server: Server, columns: int) -> None:
     """Whether a replica is ready is what one looks for; nothing is cut."""
-    async with join(Worker(), mesh_settings(server.settings), public="h:1", private="h:2") as replica:
+    async with join(Worker(), MeshSettings(redis=server.settings), public="h:1", private="h:2") as replica:
         table = (await in_thread("status", "--redis-url", server.url, columns=columns)).output
     assert "state" in table and re.search(r"\b(starting|ready)\b", table) and "…" not in table
     assert columns < 80 or replica.id in table

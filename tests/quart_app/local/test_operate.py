@@ -9,10 +9,9 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
-from mesh import Cancelled, Class, keys
+from mesh import Cancelled, Class, MeshSettings, keys
 from mesh.raw import Body, Effects, Request, Store, Worker, join
 from quart_app.local.cli import main
-from tests.support.members import mesh_settings
 from tests.support.server import Server
 
 A = keys.class_requests("A")
@@ -110,7 +109,7 @@ async def test_a_running_mesh_is_operated(server: Server) -> None:
         await gate.wait()
         return {}
 
-    async with join(worker, mesh_settings(server.settings)) as one:
+    async with join(worker, MeshSettings(redis=server.settings)) as one:
         assert "is paused within a second" in (await in_thread(server, "pause", "count.get")).output
         assert "count.get" in (await in_thread(server, "ops")).output
         assert "goes on within a second" in (await in_thread(server, "resume", "count.get")).output

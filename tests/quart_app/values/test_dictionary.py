@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from mesh import MeshSettings
 from quart_app.values import store as records
 from quart_app.values.store import Place
-from tests.support.members import mesh_settings
 from tests.support.nodes import Node, node
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -65,7 +65,7 @@ class Mesh:
 
     async def _open(self) -> None:
         # The loop stands still between two steps, and the leases with it.
-        chosen = mesh_settings(self.server.settings, lease_ttl_ms=30_000)
+        chosen = MeshSettings(redis=self.server.settings, lease_ttl_ms=30_000)
         for _ in range(REPLICAS):
             self.nodes.append(await self._stack.enter_async_context(node(chosen)))
 

@@ -12,13 +12,13 @@ import gmpy2
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mesh import MeshSettings
 from mesh.errors import Busy, DeadlineExceeded
 from quart_app.values import pool as pools
 from quart_app.values.factorise import WrongFactors
 from quart_app.values.lanes import Lane
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pool import FactorPool
-from tests.support.members import mesh_settings
 from tests.support.nodes import node
 from tests.support.server import Server
 
@@ -123,7 +123,7 @@ async def test_the_figures_are_on_the_private_port(server: Server, monkeypatch: 
     """A POST of a number that takes a process is seen in /metrics of the replica that computed it."""
     monkeypatch.setenv("VALUES_PROCESSES", "1")
     async with contextlib.AsyncExitStack() as stack:
-        one = await stack.enter_async_context(node(mesh_settings(server.settings)))
+        one = await stack.enter_async_context(node(MeshSettings(redis=server.settings)))
 
         async def lines() -> list[str]:
             response = await one.private.get("/metrics")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.members import mesh_settings
+from mesh import MeshSettings
 from tests.support.nodes import Node, node
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -20,7 +20,7 @@ async def nodes(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """Two replicas, of the classes A and B."""
     monkeypatch.setenv("VALUES_PROCESSES", "1")
     async with contextlib.AsyncExitStack() as stack:
-        settings = mesh_settings(server.settings)
+        settings = MeshSettings(redis=server.settings)
         yield [await stack.enter_async_context(node(settings)) for _ in range(2)]
 
 
@@ -148,7 +148,7 @@ async def test_prefer_wait_sets_the_deadline(nodes: list[Node], prefer: str) -> 
 async def killed(server: Server, **settings: Any) -> AsyncIterator[Node]:
     """Yield a replica that ends without releasing its lease."""
     with contextlib.suppress(ZeroDivisionError):
-        async with node(mesh_settings(server.settings, lease_ttl_ms=600, **settings)) as one:
+        async with node(MeshSettings(redis=server.settings, lease_ttl_ms=600, **settings)) as one:
             yield one
             raise ZeroDivisionError
 
@@ -158,7 +158,7 @@ async def test_data_without_a_replica_are_never_left_out_silently(
 ) -> None:
     """GET and POST are 503 while the replica is expected back; then GET names the database, and POST is 404."""
     monkeypatch.setenv("VALUES_PROCESSES", "1")
-    async with node(mesh_settings(server.settings, lease_ttl_ms=600)) as one:
+    async with node(MeshSettings(redis=server.settings, lease_ttl_ms=600)) as one:
         async with killed(server, missing_ms=2000) as two:
             assert await post(one, [item(6, "A"), item(10, "B")]) == (
                 200,
