@@ -12,7 +12,6 @@ from mesh.control.control import Control
 from mesh.dead.letters import Actor
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker
 from tests.support.backend import Backend
-from tests.support.members import Members
 
 ACTOR = Actor("operator", "192.0.2.1")
 
@@ -114,7 +113,7 @@ async def test_a_request_in_hand_is_cancelled_without_an_effect(backend: Backend
     assert await audited(backend) == ["request cancelled"]
 
 
-async def test_a_replica_acts_with_the_rights_of_its_own_user(mesh_of: Members) -> None:
+async def test_a_replica_acts_with_the_rights_of_its_own_user(mesh_of: Backend) -> None:
     """On others, too: the page's acts run over the client of the replica that serves it."""
     one, two = await mesh_of(2, counting([]))
     acts = Control(one.shared, one.settings)
