@@ -76,7 +76,8 @@ def test_what_is_not_a_backup_is_refused(tmp_path: Path, content: bytes) -> None
 def command_of(name: str, places: dict[str, str]) -> list[str]:
     """The command of a Job or CronJob of the Kubernetes component, with paths of this machine."""
     text = (DEPLOY / "kubernetes/components/backup" / name).read_text()
-    manifest: dict[str, Any] = yaml.safe_load(text)
+    found: list[dict[str, Any]] = list(yaml.safe_load_all(text))
+    (manifest,) = [each for each in found if each["kind"] in {"Job", "CronJob"}]
     spec = manifest["spec"].get("jobTemplate", manifest)["spec"]["template"]["spec"]
     command: list[str] = spec["containers"][0]["command"]
     for old, new in places.items():
