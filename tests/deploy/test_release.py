@@ -32,7 +32,7 @@ from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 #: Everything that the library alone may install.
-LIBRARY = {"redis", "msgspec", "pydantic", "pydantic-settings", "structlog"}
+LIBRARY = {"redis", "msgspec", "pydantic", "pydantic-settings", "structlog", "cronsim"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def test_the_library_works_without_the_packages_of_the_services(
     command = [installed, "-c", refusing() + example[1]]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "{'greeting': 'hello world'}" in done.stdout.splitlines()
+    assert "hello world" in done.stdout
 
 
 def test_a_program_and_its_test_work_with_the_wheel(installed: Path, server: Server, tmp_path: Path) -> None:
