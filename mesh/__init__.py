@@ -35,8 +35,8 @@ from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
 from mesh.operations.table import Operations
 from mesh.operations.transaction import Query, Reads, Transaction
 from mesh.operations.visit import MeshClient, connect
+from mesh.requests.answers import Replies
 from mesh.requests.protocol import Address, Class, Database
-from mesh.requests.questions import Replies
 from mesh.roster import Classes, Member, Missing
 from mesh.settings import SECRETS_DIR, Isolation, MeshSettings, RedisSettings, explain, settings_config
 from mesh.wire.clients import Connections

@@ -29,9 +29,9 @@ from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.lease import server
 from mesh.requests import scripts, streams, tracing
+from mesh.requests.answers import Answer, Ask, Replies
 from mesh.requests.calls import Calls
 from mesh.requests.protocol import Address, Body, Decode, decode_object
-from mesh.requests.questions import Answer, Ask, Replies
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
 from mesh.settings import MeshSettings, RedisSettings, explain

@@ -12,9 +12,9 @@ from mesh import roster
 from mesh.client import Client, connect
 from mesh.replica import Replica, join
 from mesh.requests import tracing
+from mesh.requests.answers import Answer, Ask
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Body, Request
-from mesh.requests.questions import Answer, Ask
 from mesh.requests.store import Store
 from mesh.requests.verbs import ServiceVerbs
 from mesh.requests.worker import Worker

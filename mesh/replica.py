@@ -29,11 +29,11 @@ from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
 from mesh.requests import scripts, streams, tracing
+from mesh.requests.answers import Answer, Ask, Replies
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer
 from mesh.requests.effects import CONFLICT, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
-from mesh.requests.questions import Answer, Ask, Replies
 from mesh.requests.refusals import not_applied
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader

@@ -55,7 +55,7 @@ TESTED_BY = {
     "mesh/operations/transaction.py": "mesh/operations/test_guards.py",
     "mesh/replica.py": "mesh/test_behaviour.py",
     "mesh/requests/calls.py": "mesh/test_behaviour.py",
-    "mesh/requests/questions.py": "mesh/test_behaviour.py",
+    "mesh/requests/answers.py": "mesh/test_behaviour.py",
     "mesh/requests/consumer.py": "mesh/test_behaviour.py",
     "mesh/requests/runner.py": "mesh/requests/test_handling.py",
     "mesh/requests/work.py": "mesh/test_behaviour.py",

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar, overload
 from mesh.errors import ManyParts, UsageError
 from mesh.operations.operation import Operation
 from mesh.operations.sending import sendable
+from mesh.requests.answers import Answer, Ask, Replies
 from mesh.requests.protocol import Address, Decode
-from mesh.requests.questions import Answer, Ask, Replies
 
 B = TypeVar("B")
 R = TypeVar("R")

@@ -28,9 +28,9 @@ from mesh.errors import (
     UsageError,
 )
 from mesh.requests import streams, tracing
+from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
-from mesh.requests.questions import Answer, Ask, CallInProgress, Replies
 from mesh.requests.refusals import incomplete, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Missing
@@ -66,7 +66,7 @@ class Calls:
         self._durability = durability
         self._only_reads = only_reads
         self._numbers = itertools.count(1)
-        self._questions: dict[str, CallInProgress] = {}
+        self._in_progress: dict[str, CallInProgress] = {}
         self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
@@ -74,7 +74,7 @@ class Calls:
     @property
     def waiting(self) -> int:
         """The number of requests that wait for replies."""
-        return len(self._questions)
+        return len(self._in_progress)
 
     def ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode = decode_object) -> Awaitable[list[Answer]]:
         """Send requests, all or none, and wait for all answers, in order.
@@ -95,7 +95,7 @@ class Calls:
             key, target = self._name(), _target_of(to)
             answers[key] = Answer(target, key)
             group += (target, op, key, deadline_ms, _encoded(body))
-        await self._ask(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
+        await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
     async def send(self, ask: Ask) -> None:
@@ -128,12 +128,12 @@ class Calls:
         key = self._name()
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), EVERY, op, key, deadline_ms, _encoded(body)]
-        question = CallInProgress(key, {}, self._end, decode)
-        await self._ask(question, [key], group, deadline_ms)
+        call = CallInProgress(key, {}, self._end, decode)
+        await self._wait_for(call, [key], group, deadline_ms)
         found: Replies[Any] = Replies()
-        found.left_out = sorted(question.left_out)
+        found.left_out = sorted(call.left_out)
         missing: list[int] = []
-        for answer in question.answers.values():
+        for answer in call.answers.values():
             number = int(answer.to.removeprefix("db"))
             if isinstance(answer.error, DeadlineExceeded):
                 missing.append(number)
@@ -149,50 +149,50 @@ class Calls:
     def _name(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
 
-    async def _ask(
-        self, question: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int
+    async def _wait_for(
+        self, call: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int
     ) -> None:
         if self._closed is not None:
             raise self._closed
-        if len(self._questions) + len(names) > MOST_OUT:
+        if len(self._in_progress) + len(names) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
         for name in names:
-            self._questions[name] = question
-        deadline = self._deadlines.add(question, deadline_ms / 1000)
+            self._in_progress[name] = call
+        deadline = self._deadlines.add(call, deadline_ms / 1000)
         try:
-            self._link.submit(group, question)
-            await question.complete
+            self._link.submit(group, call)
+            await call.complete
             if self._durability is not None:
                 await self._durability.confirm()
         except asyncio.CancelledError:
-            self._abandon(question)
+            self._abandon(call)
             raise
         finally:
-            deadline.discard(question)
+            deadline.discard(call)
             for name in names:
-                self._questions.pop(name, None)
+                self._in_progress.pop(name, None)
 
-    def _abandon(self, question: CallInProgress) -> None:
+    def _abandon(self, call: CallInProgress) -> None:
         """Remove the requests of a cancelled call. If they are on their way to Redis, `set_result` does it later."""
-        question.abandoned = True
-        if question.submitted:
-            self._end(question, "cancelled")
+        call.abandoned = True
+        if call.submitted:
+            self._end(call, "cancelled")
 
-    def _expire(self, question: CallInProgress) -> None:
-        if question.complete.done():
+    def _expire(self, call: CallInProgress) -> None:
+        if call.complete.done():
             return
-        if not question.submitted:
-            question.abandoned = True
-            question.fail(DeadlineExceeded("Redis did not accept the request before its deadline"))
+        if not call.submitted:
+            call.abandoned = True
+            call.fail(DeadlineExceeded("Redis did not accept the request before its deadline"))
             return
-        for answer in question.open_answers:
+        for answer in call.open_answers:
             answer.error = DeadlineExceeded()
-        self._end(question, "expired")
-        question.complete.set_result(None)
+        self._end(call, "expired")
+        call.complete.set_result(None)
 
-    def _end(self, question: CallInProgress, outcome: str) -> None:
+    def _end(self, call: CallInProgress, outcome: str) -> None:
         """Remove unanswered requests from their streams; the worker of one in progress learns of it."""
-        for answer in question.open_answers:
+        for answer in call.open_answers:
             self._end_one(answer, outcome)
 
     def _end_one(self, answer: Answer, outcome: str) -> None:
@@ -212,8 +212,8 @@ class Calls:
     def close(self, error: MeshError) -> None:
         """Raise an error in all calls, and in all later ones."""
         self._closed = error
-        for question in list(self._questions.values()):
-            question.fail(error)
+        for call in list(self._in_progress.values()):
+            call.fail(error)
 
     async def _listen(self) -> None:
         while True:
@@ -231,42 +231,42 @@ class Calls:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _question_of(self, key: str) -> CallInProgress | None:
-        return self._questions.get(key) or self._questions.get(key.rpartition(".")[0])
+    def _call_of(self, key: str) -> CallInProgress | None:
+        return self._in_progress.get(key) or self._in_progress.get(key.rpartition(".")[0])
 
     def _decoder_of(self, key: str) -> Decode:
-        question = self._question_of(key)
-        return decode_object if question is None else question.decode
+        call = self._call_of(key)
+        return decode_object if call is None else call.decode
 
     def _take(self, reply: Reply) -> None:
-        question = self._question_of(reply.key)
-        if question is not None:
-            answer = question.answer(reply.key)
+        call = self._call_of(reply.key)
+        if call is not None:
+            answer = call.answer(reply.key)
             answer.take(reply)
-            if question.trail is not None:
-                question.trail.append((answer.to, reply.fields))
-            question.look()
+            if call.trail is not None:
+                call.trail.append((answer.to, reply.fields))
+            call.look()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             before = time.monotonic() - LOOK_S
-            old = {id(e): e for e in self._questions.values() if e.submitted and e.asked_at < before}
+            old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}
             if not old:
                 continue
             live: set[str] = set()
             for member in await roster.read(self._link):
                 live |= {member.cls, f"db{member.database}"}
-            gone = {answer.to for question in old.values() for answer in question.open_answers} - live
+            gone = {answer.to for call in old.values() for answer in call.open_answers} - live
             if gone:
                 missing = await roster.read_missing(self._link)
-                for question in old.values():
-                    self._drop_gone(question, gone, missing)
+                for call in old.values():
+                    self._drop_gone(call, gone, missing)
 
-    def _drop_gone(self, question: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
+    def _drop_gone(self, call: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
         expected = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
         holding = {f"db{each.database}": each.database for each in missing if each.has_data}
-        for answer in question.open_answers:
+        for answer in call.open_answers:
             # The rest of a forwarded request waits for other addresses.
             if answer.to not in gone or answer.bodies:
                 continue
@@ -278,9 +278,9 @@ class Calls:
                 answer.error = incomplete([holding[answer.to]])
             elif answer.to in holding:
                 # A gather goes on without this database, and says so.
-                question.left_out.add(holding[answer.to])
+                call.left_out.add(holding[answer.to])
             self._end_one(answer, "cancelled")
-        question.look()
+        call.look()
 
     async def _end_abandoned(self) -> None:
         while True:
