@@ -114,12 +114,18 @@ class Problem(Exception):
 
 def from_mesh(error: mesh.MeshError) -> Problem:
     """Return the problem for a failure of the mesh; its members are the error's facts."""
-    status = error.facts.get("status") or next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 503)
+    status = error.facts.get("status") or _status_of(type(error))
     facts = {name: value for name, value in error.facts.items() if name not in {"retry_after", "status"}}
     retry_after = error.retry_after
     if retry_after is None and status == 503:
         retry_after = 1
     return Problem(status, error.detail, retry_after=retry_after, **facts)
+
+
+def _status_of(kind: type[mesh.MeshError]) -> int:
+    # A service's own refusal is about the request, and a new try meets the same.
+    own = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
+    return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), own)
 
 
 def from_validation(error: ValidationError, first: int = 0) -> Problem:

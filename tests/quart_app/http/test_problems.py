@@ -53,6 +53,19 @@ def test_an_error_of_the_mesh_is_a_500_only_where_it_is_a_defect_of_this_program
             assert from_mesh(cls()).status in ((500,) if issubclass(cls, defects) else (404, 422, 503, 504))
 
 
+class NameTaken(mesh_errors.Refused, code="problems.name-taken"):
+    """Somebody else has this name."""
+
+    name: str
+
+
+def test_a_services_own_refusal_is_a_409_with_its_facts() -> None:
+    """A new try meets the same, so there is no Retry-After; a plain refusal may be a release that is on its way."""
+    problem = from_mesh(NameTaken(name="ann"))
+    assert (problem.status, problem.facts, problem.retry_after) == (409, {"name": "ann"}, None)
+    assert from_mesh(mesh_errors.Refused("no replica here knows it")).status == 503
+
+
 async def test_an_unforeseen_error_is_a_500_that_tells_nothing_of_our_inside() -> None:
     """The client learns nothing of the error; the log has the details."""
     app = Quart(__name__)
