@@ -6,6 +6,7 @@
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, version, state…
     mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
+    mesh:clock               string        the time (ms) of the latest request; ids of requests do not go back behind it
     mesh:written             zset, PX      databases that hold data, by the moment (ms) at which the last key ends
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
@@ -45,6 +46,7 @@ EPOCH = "mesh:epoch"
 DEAD = "mesh:dead"
 BOOKS = "mesh:books"
 WRITTEN = "mesh:written"
+CLOCK = "mesh:clock"
 AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
 PAUSED = "mesh:paused"

@@ -108,6 +108,7 @@ def _shared_patterns(database: int) -> list[str]:
         keys.row(database),
         keys.expected(database),
         keys.WRITTEN,
+        keys.CLOCK,
     )
     read = (f"{keys.LEASES}*", f"{keys.ROWS}*", f"{keys.EXPECTED}*")
     return [f"~{pattern}" for pattern in written] + [f"%R~{pattern}" for pattern in read]

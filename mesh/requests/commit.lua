@@ -284,6 +284,8 @@ local function further_fields(words)
   return fields
 end
 
+--[[ append.lua ]]
+
 local accepted, sendable = 0, {}
 -- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
 -- undone.
@@ -299,7 +301,7 @@ local function send(first, count)
   end
   for i = first, last, SEND do
     local stream = 'mesh:requests:' .. ARGV[i]
-    local id = redis.pcall('XADD', stream, '*', 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
+    local id = append(stream, 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
       'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5], unpack(further_fields(ARGV[i + 7])))
     if type(id) == 'table' then
       for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end

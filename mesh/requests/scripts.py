@@ -10,8 +10,10 @@ from mesh.later import waking
 from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
-SUBMIT = Script.beside(__file__, "submit.lua")
-COMMIT = Script.beside(__file__, "commit.lua", "commit_answers.lua", "commit_verbs.lua", "../lease/written.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "append.lua")
+COMMIT = Script.beside(
+    __file__, "commit.lua", "commit_answers.lua", "commit_verbs.lua", "../lease/written.lua", "append.lua"
+)
 END = Script.beside(__file__, "end.lua")
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua")

@@ -129,14 +129,18 @@ local function refused(first, last, only_reads)
   end
 end
 
+--[[ append.lua ]]
+
 local deadlines, accepted = {['0'] = '0'}, 0
 local further
 local function put(at, to, key)
   local ttl = ARGV[at + 3]
   deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
   accepted = accepted + 1
-  return redis.call('XADD', 'mesh:requests:' .. to, '*', 'op', ARGV[at + 1], 'request', key, 'from', sender,
+  local id = append('mesh:requests:' .. to, 'op', ARGV[at + 1], 'request', key, 'from', sender,
     'reply_to', key == '' and '' or reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
+  if type(id) == 'table' then error(id.err) end
+  return id
 end
 
 local function put_everywhere(at, key)

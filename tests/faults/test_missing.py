@@ -21,13 +21,6 @@ async def _watched(faults: Faults, mesh: Mesh) -> Watch:
     return watch
 
 
-async def _everything(mesh: Mesh, watch: Watch) -> bool:
-    """Return whether all replicas are ready and show all values."""
-    if not await mesh.all_ready():
-        return False
-    return all(sample.ok and not sample.left_out for sample in await watch.look())
-
-
 async def _expect(watch: Watch, *kinds: str) -> None:
     for kind in kinds:
         if not watch.seen[kind]:
@@ -50,7 +43,7 @@ async def test_row_50_after_redis_was_away_no_answer_lacks_data_silently(faults:
         mesh.server.kill()
         await asyncio.sleep(8)
         await asyncio.to_thread(mesh.server.start)
-        faults.took(await mesh.within(L + 3, lambda: _everything(mesh, watch), "all values are shown"))
+        faults.took(await mesh.within(L + 3, watch.everything, "all values are shown"))
     faults.note(watch.says())
     await faults.check(mesh)
 
@@ -71,7 +64,7 @@ async def test_row_51_a_mesh_that_starts_waits_for_its_data(faults: Faults) -> N
             member.supervised = True
         await mesh.within(20, lambda: _says(mesh, watch, late), "answers name what they lack")
         late.supervised = True
-        faults.took(await mesh.within(20, lambda: _everything(mesh, watch), "all values are shown"))
+        faults.took(await mesh.within(20, watch.everything, "all values are shown"))
     await _expect(watch, "refused", "says so", "complete")
     faults.note(watch.says())
     await faults.check(mesh)
@@ -106,7 +99,7 @@ async def test_row_52_a_class_that_is_away_for_a_while_is_missing_and_not_unknow
             raise Broken(f"404 after {time.monotonic() - killed:.1f} s")
         await mesh.within(L, lambda: _says(mesh, watch, victim), "answers name what they lack")
         victim.supervised = True
-        faults.took(await mesh.within(20, lambda: _everything(mesh, watch), "all values are shown"))
+        faults.took(await mesh.within(20, watch.everything, "all values are shown"))
         if not (await mesh.post(one, "/values", [item])).ok:
             raise Broken("the class is back, and POST does not work")
     if set(statuses) != {503, 404} or sorted(statuses, reverse=True) != statuses:
@@ -135,6 +128,6 @@ async def test_row_53_scaling_down_loses_no_request_and_the_answers_say_what_the
     if wrong:
         raise Broken(f"GETs had the statuses {wrong} too")
     leaver.supervised = True
-    await mesh.within(20, lambda: _everything(mesh, watch), "all values are shown")
+    await mesh.within(20, watch.everything, "all values are shown")
     faults.note(watch.says())
     await faults.check(mesh)

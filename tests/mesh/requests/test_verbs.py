@@ -133,7 +133,7 @@ class Databases:
         """Return the type, content and expiry of every key of a database."""
         client, found = self.clients[database], {}
         for key in client.scan_iter():
-            if key not in {"lease", "books", "committed", "db1:written", "mesh:written"}:
+            if key not in {"lease", "books", "committed", "db1:written", "mesh:written", "mesh:clock"}:
                 kind = client.type(key)
                 # An expiry that counts from now is not the same twice.
                 expiry = client.pexpiretime(key)

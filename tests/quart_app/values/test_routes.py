@@ -198,3 +198,28 @@ async def test_other_methods_are_405(nodes: list[Node]) -> None:
     for path, allowed in (("/values", "POST"), ("/classes", "GET"), ("/values/7", "GET")):
         response = await nodes[0].public.delete(path)
         assert response.status_code == 405 and allowed in response.headers["Allow"]
+
+
+async def test_a_clock_that_steps_back_ends_no_value_early(nodes: list[Node], server: Server) -> None:
+    """As after a step of a minute: some streams have entries from after the step, and others have none."""
+    with server.redis() as admin:
+        seconds, _ = admin.time()
+        ahead = (seconds + 60) * 1000
+        admin.set("mesh:clock", ahead)
+        for node_ in nodes:
+            stream = f"mesh:requests:db{node_.replica.database}"
+            admin.xdel(stream, admin.xadd(stream, {"op": "open"}, id=f"{ahead}-0"))
+        assert (await post(nodes[0], [item(15, "A", ttl=30), item(21, "B", ttl=2)]))[0] == 200
+        for one in nodes:
+            assert [found["value"] for found in (await get(one, "/values/3"))[1]] == [15, 21]
+        assert int(admin.get("mesh:clock")) == ahead, "time stands still"
+
+
+async def test_time_does_not_go_back_behind_the_latest_request(nodes: list[Node], server: Server) -> None:
+    """The ids of requests of all streams, those of commits too, are in the order of their submission."""
+    with server.redis() as admin:
+        assert (await post(nodes[0], [item(15, "A")]))[0] == 200
+        before = int(admin.get("mesh:clock"))
+        assert (await post(nodes[0], [item(15, "B")]))[0] == 200
+        place = admin.get("shared:values:where:15")
+        assert before <= int(place.split(" ")[2].partition("-")[0]) <= int(admin.get("mesh:clock"))

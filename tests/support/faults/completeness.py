@@ -16,7 +16,7 @@ from tests.support.faults.scenario import Mesh
 
 #: A prime that no other load uses.
 PRIME = 1_000_037
-TTL_S = 3600
+TTL_S = 36_000
 PAUSE_S = 0.03
 
 
@@ -59,6 +59,12 @@ class Watch:
         for sample in samples:
             self._note(sample)
         return samples
+
+    async def everything(self) -> bool:
+        """Return whether all replicas are ready and show all values."""
+        if not await self._mesh.all_ready():
+            return False
+        return all(sample.ok and not sample.left_out for sample in await self.look())
 
     async def _ask(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.faults.checkers import Broken, Findings, TooLate
+from tests.support.faults.clock import ServerClock
 from tests.support.faults.scenario import Mesh, open_mesh
 
 SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -45,7 +46,7 @@ class Faults:
     def __init__(self, folder: Path, chance: random.Random, mutation: str, result: Result) -> None:
         self.chance = chance
         self.result = result
-        self._folder = folder
+        self.folder = folder
         self._mutation = mutation
         self._meshes = 0
         self._stack = contextlib.AsyncExitStack()
@@ -57,17 +58,18 @@ class Faults:
         classes: str = "AABB",
         options: tuple[str, ...] = (),
         wired: bool = True,
+        clock: ServerClock | None = None,
         **env: str,
     ) -> Mesh:
         """Start a mesh behind Caddy and wait until it is ready; it ends with the row.
 
-        With `wired`, replicas reach Redis through proxies, which a row can cut.
+        With `wired`, replicas reach Redis through proxies, which a row can cut. The server has the `clock`.
         """
         self._meshes += 1
-        folder = self._folder / f"mesh-{self._meshes}"
+        folder = self.folder / f"mesh-{self._meshes}"
         chosen = {"FAULTS_MUTATION": self._mutation, **env}
         return await self._stack.enter_async_context(
-            open_mesh(folder, self.chance, count, chosen, classes, options, wired=wired)
+            open_mesh(folder, self.chance, count, chosen, classes, options, wired=wired, clock=clock)
         )
 
     def took(self, seconds: float) -> None:

@@ -99,6 +99,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
         GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
     "missing-databases": script(scripts.SUBMIT, "if not class_of(tonumber(n)) then", "if false then"),
+    "mesh-clock": script(scripts.SUBMIT, "stamp = latest .. '-*'", "stamp = '*'"),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from quart_app.local.ports import free_port, free_ports
 from quart_app.local.processes import Supervisor, spawn
 from tests.support.faults import checkers
 from tests.support.faults.checkers import Broken, Data, TooLate
+from tests.support.faults.clock import ServerClock
 from tests.support.faults.history import History, Sample, send
 from tests.support.faults.load import Load
 from tests.support.faults.wire import Wire
@@ -360,9 +361,10 @@ async def open_mesh(
     options: Iterable[str] = (),
     *,
     wired: bool = True,
+    clock: ServerClock | None = None,
 ) -> AsyncIterator[Mesh]:
     """Start a mesh of `count` replicas behind Caddy and wait until all are ready; they get the `classes` in turn."""
-    server = _server(folder, list(options))
+    server = _server(folder, list(options), {} if clock is None else clock.environ)
     mesh = Mesh(server, folder, chance, env)
     mesh.wired = wired
     try:
@@ -383,9 +385,10 @@ async def open_mesh(
         server.kill()
 
 
-def _server(folder: Path, options: list[str]) -> Server:
+def _server(folder: Path, options: list[str], environ: Mapping[str, str]) -> Server:
     (folder / "redis").mkdir(parents=True)
     server = Server(free_port(), folder / "redis", options)
+    server.program = replace(server.program, environ={**server.program.environ, **environ})
     server.start()
     return server
 
