@@ -14,7 +14,9 @@ from bench import record, report
 from bench.record import Record, Settings
 
 #: Each claim is a module with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
-CLAIMS = ("request_reply", "http", "batch", "store_scale", "mesh_scale", "startup", "factorise", "page")
+CLAIMS = (
+    "request_reply", "http", "end_to_end", "batch", "store_scale", "mesh_scale", "startup", "factorise", "page",
+)  # fmt: skip
 
 
 def module(claim: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """HTTP: what the mesh adds to a request. POST of one new 64-bit number to one replica, GET with ten results from four.
 
-The comparison is a bare Quart route in one process, with the same Hypercorn settings and the same JSON in and out.
+The comparison is a bare Quart route in one process, with the same settings and the same JSON in and out: on an
+unchanged Hypercorn, and on our server with our class of application.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.environments import ROOT
@@ -30,22 +32,22 @@ class NotStored(RuntimeError):
 
 
 @contextmanager
-def bare() -> Iterator[tuple[int, int]]:
-    """Run the bare application; yield its port and process."""
+def bare(kind: str = "hypercorn") -> Iterator[tuple[int, int]]:
+    """Run the bare application on one of the servers of `bench.bare`; yield its port and process."""
     port = free_port()
-    with child([sys.executable, "-m", "bench.bare", str(port)], folder=ROOT) as process:
+    with child([sys.executable, "-m", "bench.bare", str(port), kind], folder=ROOT) as process:
         until(lambda: is_ready(port), 30, "the bare application is ready")
         yield port, process.pid
 
 
-def bare_post(settings: Settings) -> Outcome:
-    with bare() as (port, pid):
+def bare_post(settings: Settings, kind: str = "hypercorn") -> Outcome:
+    with bare(kind) as (port, pid):
         load("post.lua", [port], posting(), seconds=WARM_UP_S)
         return load("post.lua", [port], posting(), seconds=settings.seconds, watched={"replicas": [pid]})
 
 
-def bare_get(settings: Settings) -> Outcome:
-    with bare() as (port, pid):
+def bare_get(settings: Settings, kind: str = "hypercorn") -> Outcome:
+    with bare(kind) as (port, pid):
         load("get.lua", [port], getting(PRIMES), seconds=WARM_UP_S)
         return load("get.lua", [port], getting(PRIMES), seconds=settings.seconds, watched={"replicas": [pid]})
 
@@ -80,9 +82,11 @@ class Turn:
 
 
 TURNS = (
-    Turn("post|bare", "POST, bare Quart route", bare_post),
+    Turn("post|bare", "POST, bare Quart route, unchanged Hypercorn", bare_post),
+    Turn("post|ours", "POST, bare Quart route, our server", partial(bare_post, kind="application")),
     Turn("post|mesh", "POST /values, one new 64-bit number, one replica", mesh_post),
-    Turn("get|bare", "GET, bare Quart route", bare_get),
+    Turn("get|bare", "GET, bare Quart route, unchanged Hypercorn", bare_get),
+    Turn("get|ours", "GET, bare Quart route, our server", partial(bare_get, kind="application")),
     Turn("get|mesh", "GET /values/{prime}, ten results, four replicas", mesh_get),
 )
 
@@ -106,22 +110,31 @@ def figures(found: Outcome) -> dict[str, float]:
     return {"rate": found.rate, "median_ms": found.median_ms, "p99_ms": found.p99_ms, **costs}
 
 
+#: title -> (turn, turn that it is compared with, figure, goal)
+RATIOS: dict[str, tuple[str, str, str, float | None]] = {
+    "POST, rate, mesh / bare": ("post|mesh", "post|bare", "rate", 0.6),
+    "GET, rate, mesh / bare": ("get|mesh", "get|bare", "rate", 0.4),
+    "POST, rate, mesh / bare on our server": ("post|mesh", "post|ours", "rate", 0.75),
+    "GET, rate, mesh / bare on our server": ("get|mesh", "get|ours", "rate", 0.7),
+    "POST, processor time of the application, mesh / bare": ("post|mesh", "post|bare", "cpu_ms_replicas", None),
+    "GET, processor time of all four replicas, mesh / bare": ("get|mesh", "get|bare", "cpu_ms_replicas", None),
+    "POST, processor time, bare on our server / unchanged Hypercorn": (
+        "post|ours", "post|bare", "cpu_ms_replicas", 0.77
+    ),
+    "GET, processor time, bare on our server / unchanged Hypercorn": (
+        "get|ours", "get|bare", "cpu_ms_replicas", 0.77
+    ),
+}  # fmt: skip
+
+
 def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    """Return the mesh's rate and processor time as ratios to those of the bare route."""
-    goals = (
-        ("POST, rate, mesh / bare", "post", "rate", 0.6),
-        ("GET, rate, mesh / bare", "get", "rate", 0.4),
-        ("POST, processor time of the application, mesh / bare", "post", "cpu_ms_replicas", None),
-        ("GET, processor time of all four replicas, mesh / bare", "get", "cpu_ms_replicas", None),
-    )
+    """Return rates and processor times as ratios of two turns of the same round."""
     return {
         title: Ratio.of(
-            per_round(series[f"{verb}|mesh|{what}"], series[f"{verb}|bare|{what}"]),
-            goal=goal,
-            more_is_better=what == "rate",
+            per_round(series[f"{above}|{what}"], series[f"{below}|{what}"]), goal=goal, more_is_better=what == "rate"
         )
-        for title, verb, what, goal in goals
-        if f"{verb}|mesh|{what}" in series and f"{verb}|bare|{what}" in series
+        for title, (above, below, what, goal) in RATIOS.items()
+        if f"{above}|{what}" in series and f"{below}|{what}" in series
     }
 
 
