@@ -39,6 +39,8 @@ from mesh.testing.workers import Runs
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
+#: Longest wait for the lease of a replica.
+START_S = 60
 #: How long, and how often, `advance` waits for something that is due and not woken yet.
 OVERDUE_STEP_S, OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
@@ -134,7 +136,14 @@ class MeshKit:
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
         self._members.append(member)
-        return await member.joined()
+        try:
+            async with asyncio.timeout(START_S):
+                return await member.joined()
+        except TimeoutError as error:
+            await member.kill(self._below)
+            raise MeshError(
+                f"the replica got no lease within {START_S} s; {chosen.databases} databases exist"
+            ) from error
 
     def connect(self) -> AbstractAsyncContextManager[MeshClient]:
         """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""

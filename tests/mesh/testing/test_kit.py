@@ -272,3 +272,10 @@ async def test_a_request_for_later_is_sent_now_and_done_when_it_is_due() -> None
         await kit.advance(hours=2)
         assert kit.ran(tell) == await kit.read(told, database=1) == 1
         assert (await kit.books())["waiting"] == 0
+
+
+async def test_a_replica_for_which_there_is_no_database_fails_the_test(greetings: Greetings) -> None:
+    """It would wait for one for ever."""
+    async with MeshKit(greetings.worker, databases=1) as kit:
+        with pytest.raises(MeshError, match="no lease within 60 s; 1 databases exist"):
+            await kit.start()
