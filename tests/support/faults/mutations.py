@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
+from mesh.dead import letters
 from mesh.groups.consumer import GroupConsumer
 from mesh.lease.loop_thread import LoopThread
 from mesh.operations import transaction
@@ -103,6 +104,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
+    "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
     "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
 
