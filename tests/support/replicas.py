@@ -65,8 +65,16 @@ class Replicas:
         self.processes: list[Process] = []
         self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=500))
 
-    def spawn(self, env: dict[str, str] | None = None, prepare: Callable[[], None] | None = None) -> Process:
-        """Start one more replica, and do not wait for it. `prepare` runs in the new process first."""
+    def spawn(
+        self,
+        env: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+        code: Path | None = None,
+    ) -> Process:
+        """Start one more replica, and do not wait for it.
+
+        `prepare` runs in the new process first. `code` is the folder of another release.
+        """
         public, private = free_ports(2)
         log = self.folder / f"replica-{len(self.processes)}.log"
         own = {
@@ -75,7 +83,7 @@ class Replicas:
         }  # fmt: skip
         with log.open("wb") as out:
             command = [sys.executable, "-m", "quart_app"]
-            popen = subprocess.Popen(command, stdout=out, stderr=out, env=own, preexec_fn=prepare)  # noqa: PLW1509
+            popen = subprocess.Popen(command, stdout=out, stderr=out, env=own, preexec_fn=prepare, cwd=code)  # noqa: PLW1509
         process = Process(popen, f"http://127.0.0.1:{public}", f"http://127.0.0.1:{private}", log)
         self.processes.append(process)
         return process
