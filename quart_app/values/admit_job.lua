@@ -54,10 +54,7 @@ if missing > 0 then
   return {'size', text(now), text(moment)}
 end
 
-for at = 6, #ARGV, 2000 do
-  redis.call('HSET', job_key, unpack(ARGV, at, math.min(at + 1999, #ARGV)))
-end
-redis.call('HSET', job_key, 'created', text(now), 'size', ARGV[2])
+redis.call('HSET', job_key, 'created', text(now), 'size', ARGV[2], unpack(ARGV, 6))
 redis.call('ZADD', kept_key, text(now + hold_ms), id .. ' ' .. ARGV[2])
 redis.call('ZADD', open_key, text(now + hold_ms), id)
 redis.call('INCRBY', size_key, ARGV[2])

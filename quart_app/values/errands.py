@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError
-from mesh.raw import Effects, Replica, Request, Script
-from quart_app.values.jobs import JOB, PUT, Gone
+from mesh.raw import Effects, Replica, Request
+from quart_app.values.jobs import JOB, PUT, TELL, Gone
 
 T = TypeVar("T")
 
@@ -23,16 +23,6 @@ T = TypeVar("T")
 LOOK_S = 0.3
 #: Between two tries to find room for a hard number.
 BUSY_S = 0.5
-
-#: Stores how a job is going. KEYS: job. ARGV: field, text. Returns 0 if the job is gone, which it stays.
-TELL = Script(
-    """
-local job, field, text = KEYS[1], ARGV[1], ARGV[2]
-if redis.call('EXISTS', job) == 0 then return 0 end
-redis.call('HSET', job, field, text)
-return 1
-"""
-)
 
 #: How the factorisation of a value is going; None if none is under way here.
 Progress = Callable[[str], dict[str, Any] | None]

@@ -20,8 +20,8 @@ from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
 from mesh.raw import Body, Effects, Request, Store, Worker
 from quart_app.values import claims
 from quart_app.values import store as records
-from quart_app.values.errands import TELL, Errand, Errands
-from quart_app.values.jobs import ADMIT, END, PUT, Gone
+from quart_app.values.errands import Errand, Errands
+from quart_app.values.jobs import ADMIT, END, PUT, TELL, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.store import Place, Record

@@ -41,12 +41,24 @@ PUT = "values.put"
 ADMIT = Script.beside(__file__, "admit_job.lua")
 END = Script.beside(__file__, "end_job.lua")
 
+#: Adds facts to a job. KEYS: job. ARGV: field, text, ... Returns 0 if the job is gone, which it stays.
+TELL = Script(
+    """
+local job = KEYS[1]
+if redis.call('EXISTS', job) == 0 then return 0 end
+redis.call('HSET', job, unpack(ARGV))
+return 1
+"""
+)
+
 #: A job is stored first and gets its work in a second step. If its replica dies in between, it is gone after this.
 HOLD_MS = 10_000
 #: Fields that are known before the job is: what an item takes beside its digits and its factors, about.
 ITEM_BYTES = 250
 #: A part of the values: as many as are read and shown in one piece of work.
 PART_VALUES, PART_BYTES = 100, 1 << 14
+#: A piece of a job that is sent to Redis at once.
+PIECE_WORDS, PIECE_BYTES = 2000, 1 << 16
 
 #: The stages are those of the four classes; in the same order as admit_job.lua reads them.
 FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:C", "stage:D", "failures", "parts")
@@ -157,11 +169,10 @@ class Jobs:
         await steps.extend(different.values(), self._pace)
         first, work = await self._work(steps)
         parts = await self._parts(items)
-        fields: dict[str, str | int] = {"values": len(different), "left": len(different), "failures": 0}
-        fields |= {"parts": len(parts)} | parts | work
-        await self._pace()
+        counts = {"values": len(different), "left": len(different), "failures": 0, "parts": len(parts)}
         id = secrets.token_urlsafe(16)
-        created_ms = await self._admit(replica, id, size(items), fields)
+        created_ms = await self._admit(replica, id, size(items), counts)
+        await self._store(replica, id, parts | work)
         await self._send(replica, id, size(items), created_ms, first)
         return id
 
@@ -195,8 +206,8 @@ class Jobs:
         parts[f"order:{len(parts)}"] = " ".join(values)
         return parts
 
-    async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, str | int]) -> int:
-        """Store the job; return when, on Redis's clock. Raises Busy if there is no room."""
+    async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, int]) -> int:
+        """Store the job without its values; return when, on Redis's clock. Raises Busy if there is no room."""
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
         bounds = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
@@ -211,6 +222,20 @@ class Jobs:
                 detail = f"the results of jobs take {settings.jobs_bytes} bytes; DELETE those that you have read"
                 raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
         raise MeshError(f"a job was answered with {answer!r:.100}")
+
+    async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
+        """Store the values, and the work that follows the first steps, piece by piece. Raises Unavailable."""
+        words: list[str] = []
+        length = 0
+        for number, (field, text) in enumerate(fields.items(), 1):
+            words += (field, text)
+            length += len(text)
+            if length < PIECE_BYTES and len(words) < PIECE_WORDS and number < len(fields):
+                continue
+            if not await replica.store().shared.script(TELL, [JOB + id], *words):
+                raise _too_slow()
+            words, length = [], 0
+            await self._pace()
 
     async def _send(self, replica: Replica, id: str, size: int, created_ms: int, first: dict[str, Any]) -> None:
         deadline_ms = created_ms + self._settings.job_s * 1000
@@ -227,7 +252,7 @@ class Jobs:
         for cls, items in sorted(first.items()):
             transaction.send(Class(cls), PUT, {"items": items, "job": id, "next": 1}, deadline=deadline_ms)
         if not await replica.commit(transaction):
-            raise Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry", retry_after=1)
+            raise _too_slow()
 
     async def get(self, replica: Replica, id: str) -> Job | None:
         """Return a job, or None if there is none of that id any more."""
@@ -259,6 +284,10 @@ def _names(id: str) -> list[str]:
 
 def _seconds(milliseconds: float) -> int:
     return max(1, math.ceil(milliseconds / 1000))
+
+
+def _too_slow() -> Unavailable:
+    return Unavailable(f"the job was not begun within {HOLD_MS // 1000} s; retry after 1 s", retry_after=1)
 
 
 def _too_many(most: int, now_ms: int, rows: Sequence[Sequence[str | None]]) -> Busy:
