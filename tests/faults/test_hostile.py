@@ -338,7 +338,9 @@ def dear(chance: random.Random) -> dict[str, bytes]:
     return found
 
 
-@row(32, "the largest bodies in every form, eight at a time, and the dearest input of every other route")
+@row(
+    32, "the largest bodies in every form, eight at a time, and the dearest input of every other route", selection=True
+)
 async def test_row_32_no_body_holds_the_event_loop(faults: Faults) -> None:
     """Nobody else waits for it, and no lease is lost."""
     mesh = await faults.mesh(2, classes="AB", wired=False, SERVICES=SERVICES)
