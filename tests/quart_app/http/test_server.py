@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
+from pathlib import Path
 
 import httpx
+import hypercorn
 import pytest
 from quart import Quart
 
@@ -98,3 +101,12 @@ async def test_what_cannot_be_read_is_a_bad_request(target: str, host: str) -> N
         writer.close()
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("patch", sorted(Path("docs/patches").glob("hypercorn-*.patch")), ids=lambda path: path.name)
+def test_the_patch_for_hypercorn_fits_the_installed_release(patch: Path) -> None:
+    """When Hypercorn has changed there, the patch must follow, or is no longer needed."""
+    packages = Path(hypercorn.__file__).parent.parent
+    argv = ["git", "apply", "--check", "-p2", "--unsafe-paths", f"--directory={packages}", str(patch.resolve())]
+    done = subprocess.run(argv, cwd=packages, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
