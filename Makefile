@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test faults faults-services lint types bench bench-check containers lock dist clean
+.PHONY: help install run test faults faults-services lint types bench bench-check containers lock site dist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,11 +61,14 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --
 lock: install  ## renew the pinned versions of the image and of development
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --python-version 3.13 --extra api --output-file deploy/requirements.txt setup.cfg
-	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test \
+	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test --extra docs \
 		--output-file requirements-dev.txt setup.cfg
+
+site: install  ## build the documentation into site/
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 dist: install  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove everything that was built here
-	rm -rf $(VENV) .venv-bench-* data build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench-* data build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

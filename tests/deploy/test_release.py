@@ -237,7 +237,7 @@ def test_development_is_locked_with_hashes() -> None:
 
 
 #: The extras that `make install` installs.
-EXTRAS = ("api", "local", "pari", "test")
+EXTRAS = ("api", "local", "pari", "test", "docs")
 
 
 def test_the_workflow_runs_the_one_check_command() -> None:
