@@ -21,6 +21,7 @@
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait for their time: key by due time (ms of Redis's clock)
     mesh:later:{key}         hash          such a request: its fields, to, and ttl (ms after the due time) or deadline
+    mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
@@ -51,6 +52,7 @@ AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
 PAUSED = "mesh:paused"
 LATER = "mesh:later"
+CANCELLED = "mesh:later:cancelled:"
 SCHEDULES = "mesh:schedules"
 SCHEDULE = "mesh:schedule:"
 SHARED = "shared:"

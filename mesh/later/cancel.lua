@@ -1,17 +1,17 @@
 #!lua flags=allow-oom
 -- Removes a request that is not over yet: from "later", or from the stream that it is on. A replica that works on it then
 -- has nothing to commit.
--- KEYS: later, books, stream, ...   (all possible request streams)
--- ARGV: key of the request, most entries to look at on one stream, name of this attempt, how long to remember it (ms)
+-- KEYS: later, books, this attempt, stream, ...   (all possible request streams)
+-- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)
 -- Returns 1 if it was removed, 0 if it is over
-local later_key, books_key, key, most, attempt, remembered_ms = KEYS[1], KEYS[2], unpack(ARGV)
+local later_key, books_key, attempt_key = KEYS[1], KEYS[2], KEYS[3]
+local key, most, remembered_ms = unpack(ARGV)
 -- The same attempt again: only its answer was lost on the way.
-local done_key = later_key .. ':cancelled:' .. attempt
-if redis.call('EXISTS', done_key) == 1 then return 1 end
+if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
 local function count()
   redis.call('HINCRBY', books_key, 'cancelled', 1)
-  redis.call('SET', done_key, key, 'PX', remembered_ms)
+  redis.call('SET', attempt_key, key, 'PX', remembered_ms)
   return 1
 end
 
@@ -19,7 +19,7 @@ if redis.call('ZREM', later_key, key) == 1 then
   redis.call('DEL', later_key .. ':' .. key)
   return count()
 end
-for k = 3, #KEYS do
+for k = 4, #KEYS do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'request' and entry[2][i + 1] == key then

@@ -127,5 +127,5 @@ class Waking:
 
 async def cancel(link: Link, streams: Sequence[str], key: str) -> bool:
     """Remove a request that waits or is being worked on. Return False when it is over already."""
-    words = key, MOST_SEARCHED, secrets.token_hex(8), CANCELLATION_REMEMBERED_MS
-    return bool(await link.script(CANCEL, [keys.LATER, keys.BOOKS, *streams], *words))
+    names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
+    return bool(await link.script(CANCEL, names, key, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))

@@ -183,17 +183,19 @@ class Runner:
 
         On a database's stream the next entries wait for this one, so it is delivered again at once, as without a Retry.
         """
-        outcome, reason = self._crashed(work, error)
         request = work.request
         handler = self._worker.handler(request.op)
         retry = None if handler is None else handler.retry
         if retry is None or not isinstance(error, retry.on) or request.stream.startswith(DATABASE_STREAMS):
-            return outcome, reason
-        pause_ms = retry.pause_ms(request.failed_tries + 1)
+            return self._crashed(work, error)
+        tries = request.failed_tries + 1
+        pause_ms = retry.pause_ms(tries)
         late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
         if pause_ms is None or late:
-            return Outcome.HOPELESS, reason
+            return Outcome.HOPELESS, self._crashed(work, error)[1]
         work.pause_ms = pause_ms
+        reason = describe(error)
+        log.warning("try failed", op=request.op, id=request.id, tries=tries, pause_ms=pause_ms, reason=reason)
         return Outcome.TRY_FAILED, reason
 
 

@@ -10,81 +10,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import pytest
 
-from mesh import Class, MeshError, MeshSettings, keys
+from mesh import Class, MeshError, MeshSettings
 from mesh.raw import Replica, Worker, join
-from mesh.requests.scripts import BOOKS
+from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE, Process, Replicas
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
 DEADLINE_S = 5.0
-ACCOUNTS = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
-STREAMS = keys.request_streams("ABCD", 16)
-
-
-async def balance(server: Server, stop: asyncio.Event) -> list[dict[str, int]]:
-    """The books as the administrator reads them, again and again; fails at the first sample that does not balance."""
-    samples = []
-    with server.redis() as admin:
-        while not stop.is_set():
-            values = await asyncio.to_thread(admin.eval, BOOKS.source, 1 + len(STREAMS), keys.BOOKS, *STREAMS)
-            books = dict(zip(ACCOUNTS, map(int, values), strict=True))
-            assert books["accepted"] == sum(books[name] for name in ACCOUNTS[1:]), books
-            assert books["lost"] == 0, books
-            samples.append(books)
-            await asyncio.sleep(0.05)
-    return samples
-
-
-@contextlib.asynccontextmanager
-async def balanced(server: Server) -> AsyncIterator[None]:
-    """While the block lasts the books balance."""
-    stop = asyncio.Event()
-    sampling = asyncio.create_task(balance(server, stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        samples = await sampling
-    assert len(samples) > 10
-
-
-class Mortals:
-    """Worker processes; whoever is killed, or ends by itself, is started anew. None is left behind."""
-
-    def __init__(self, spawn: Callable[[], subprocess.Popen[bytes]], count: int) -> None:
-        self._spawn = spawn
-        self.living = [spawn() for _ in range(count)]
-        self.killed = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    async def kill_at_random(self, until: float, pause_s: float) -> None:
-        while time.monotonic() < until:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            victim = random.choice(self.living)
-            victim.kill()
-            await asyncio.to_thread(victim.wait)
-            self.killed += 1
-            self.revive()
-
-    def revive(self) -> None:
-        """Replace whoever ended: one whose lease passed while the machine stood still, say."""
-        self.living = [self._spawn() if process.poll() is not None else process for process in self.living]
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.living:
-            process.kill()
-            process.wait()
 
 
 @dataclass

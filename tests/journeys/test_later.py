@@ -1,0 +1,120 @@
+"""Processes are killed at random: what waits, is tried again, or runs by itself has its effect once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from mesh import Mesh, MeshSettings, Ticket, join, keys
+from tests.support import later_worker
+from tests.support.later_worker import Mark
+from tests.support.mortals import Mortals, balanced
+from tests.support.replicas import PROFILE
+from tests.support.server import Server
+from tests.support.waiting import eventually
+
+WORKERS = 4
+
+
+async def _send(mesh: Mesh, seconds: float, rate: float) -> tuple[set[str], set[str]]:
+    """Send marks for some seconds; return the texts that must take effect, and those that were cancelled."""
+    sent, cancelled = set[str](), set[str]()
+    tickets: list[tuple[str, Ticket]] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        text = f"m{len(sent)}"
+        sent.add(text)
+        operation = random.choice([later_worker.mark, later_worker.begin])
+        after = timedelta(milliseconds=random.randrange(3000))
+        tickets.append((text, await mesh.send(operation, Mark(text), after=after)))
+        if random.random() < 0.1:
+            text, ticket = tickets.pop(random.randrange(len(tickets)))
+            if await mesh.cancel(ticket):
+                cancelled.add(text)
+        await asyncio.sleep(1 / rate)
+    return sent, cancelled
+
+
+async def _once(server: Server, folder: Path, seconds: float, rate: float) -> None:
+    env = {**os.environ, **PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
+
+    def spawn() -> subprocess.Popen[bytes]:
+        with (folder / "workers.log").open("ab") as log:
+            command = [sys.executable, "-m", "tests.support.later_worker"]
+            return subprocess.Popen(command, stdout=log, stderr=log, env=env)
+
+    # The sender works, too: without it a moment in which all others are dead would end the test's sends.
+    settings = MeshSettings(redis=server.settings, lease_ttl_ms=3000, claim_idle_ms=2000, class_="A")
+    async with join(later_worker.later, settings=settings) as mesh, balanced(server):
+        with Mortals(spawn, WORKERS) as mortals:
+
+            async def all_live() -> bool:
+                mortals.revive()
+                return len(await mesh.roster()) > WORKERS
+
+            await eventually(all_live, 30, lambda: (folder / "workers.log").read_text()[-4000:])
+            begun = time.time()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(mortals.kill_at_random(time.monotonic() + seconds, 0.5))
+                sending = tasks.create_task(_send(mesh, seconds, rate))
+            sent, cancelled = sending.result()
+
+            admin = redis.asyncio.Redis.from_url(server.url, decode_responses=True)
+
+            async def settled() -> bool:
+                entries = await admin.xrange(keys.class_requests("A"))
+                ticks = [fields for _, fields in entries if fields["op"] == later_worker.tick.name]
+                return (await mesh.books())["waiting"] == 0 and len(ticks) == len(entries)
+
+            async with admin:
+                await eventually(settled, 60)
+            ended = time.time()
+            assert mortals.killed > seconds / 2
+    _judge(server, sent, cancelled)
+    _judge_ticks(server, begun, ended)
+
+
+def _judge(server: Server, sent: set[str], cancelled: set[str]) -> None:
+    with server.redis() as admin:
+        marks = {text: int(times) for text, times in admin.hgetall("shared:later:marks").items()}
+        assert {text: times for text, times in marks.items() if times != 1} == {}
+        assert admin.xrange(keys.DEAD) == []
+        # A mark that was sent by `begin` has another key, so that cancelling `begin` is certain, and late for the mark.
+        assert sent - marks.keys() <= cancelled
+        assert len(marks) >= len(sent) - len(cancelled)
+        left = [key for key in admin.keys(f"{keys.LATER}*") if not key.startswith(keys.CANCELLED)]
+        assert left == []
+
+
+def _judge_ticks(server: Server, begun: float, ended: float) -> None:
+    """Each second of the test has one tick, or one that stood for it."""
+    with server.redis() as admin:
+        ticks = {int(second): int(times) for second, times in admin.hgetall("shared:later:ticks").items()}
+        assert {second: times for second, times in ticks.items() if times != 1} == {}
+        first, last = min(ticks), max(ticks)
+        assert first <= begun + 2
+        assert last >= ended - 15, "ticks came to an end"
+        left_out = last - first + 1 - len(ticks) - int(admin.get("shared:later:missed") or 0)
+        assert left_out >= 0, "more ticks than seconds"
+
+
+@pytest.mark.slow
+async def test_what_waits_happens_once_while_workers_are_killed(server: Server, tmp_path: Path) -> None:
+    """kill -9 at random under delayed sends, retries, cancellations and ticks."""
+    await _once(server, tmp_path, 8, 40)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+async def test_what_waits_happens_once_through_minutes_of_killing(server: Server, tmp_path: Path) -> None:
+    """The same for ten thousand sends and two hundred ticks."""
+    await _once(server, tmp_path, 200, 60)
