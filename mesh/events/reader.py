@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from mesh.groups.reader import BLOCK_MS, GroupReader
 from mesh.keys import DEAD, DEAD_KEPT
@@ -47,17 +46,14 @@ class OneAtATime:
         """Return the commands over a client's connection, which is for this consumer only."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
-    async def shared(self, *command: Any) -> Any:
+    async def execute_command(self, *command: Any) -> Any:
         async with self._lock:
             return await self._connection.execute(*command)
 
+    shared = execute_command
+
     async def script(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
-        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        try:
-            return await self.shared(*command)
-        except NoScriptError:
-            await self.shared("SCRIPT", "LOAD", script.source)
-            return await self.shared(*command)
+        return await script.run(self, keys, *args)
 
 
 class EventReader(GroupReader):

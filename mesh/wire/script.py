@@ -12,10 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
+
+
+class Executor(Protocol):
+    """Runs commands: a client of redis-py, or an object like one."""
+
+    def execute_command(self, *command: Any, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ class Script:
             source = source.replace(f"--[[ {part} ]]", (folder / part).read_text("utf-8"))
         return cls(source)
 
-    async def run(self, client: Redis, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
-        """Run the script over a client, and load it where the server does not know it. Raises redis-py's errors.
+    async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
+        """Run the script over a client, and load it if the server does not know it. Raises redis-py's errors.
 
         Without `decode` the answer stays bytes, for what may not be text.
         """
         words = (len(keys), *keys, *args)
         options = {} if decode else {"NEVER_DECODE": True}
         try:
-            return await cast(Any, client.execute_command("EVALSHA", self.sha, *words, **options))
+            return await client.execute_command("EVALSHA", self.sha, *words, **options)
         except NoScriptError:
-            return await cast(Any, client.execute_command("EVAL", self.source, *words, **options))
+            return await client.execute_command("EVAL", self.source, *words, **options)

@@ -114,7 +114,6 @@ class Users:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._scripts = {name: redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
     async def register(self, email: str, password: str) -> User:
         """Create an account without rights; `password` is a hash. Raises EmailTaken."""
@@ -198,7 +197,7 @@ class Users:
 
     async def _run(self, name: str, keys_: list[str], *arguments: str | int) -> str:
         async with redis_at_work():
-            return str(await self._scripts[name](keys_, list(arguments)))
+            return str(await SCRIPTS[name].run(self._redis, keys_, *arguments))
 
 
 def _new_account(email: str, password: str, *, is_admin: bool) -> dict[str, str]:
