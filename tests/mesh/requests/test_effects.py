@@ -430,3 +430,59 @@ async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_a
         assert await one.store().get(f"n:{n}") == (None if n % 5 == 0 else "1")
     books = await one.books()
     assert (books["accepted"], books["answered"], books["dead"], books["in_flight"]) == (25, 20, 5, 0)
+
+
+HASHES: list[dict[str, str]] = [
+    {}, {"a": "1"}, {"a": "2"}, {"b": "1"}, {"1": "a"}, {"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"": "a", "a": ""},
+    {"é": "\n"},
+]  # fmt: skip
+
+
+async def test_an_answer_is_expected_by_its_content(backend: Backend) -> None:
+    """Of a hash, a set and a range: whatever differs is a conflict, and nothing else is."""
+    one = await backend.join()
+    client, key = backend.redis(one.database), f"db{one.database}:it"
+    store = one.store()
+
+    async def fill(content: dict[str, str]) -> None:
+        await client.delete(key, key + "s", key + "z")
+        if content:
+            await client.hset(key, mapping=content)
+            await client.sadd(key + "s", *content)
+            await client.zadd(key + "z", {name: n for n, name in enumerate(content)})
+
+    for before, now in itertools.product(HASHES, HASHES):
+        for verb, name, args, same in (
+            ("HGETALL", "it", (), before == now),
+            ("SMEMBERS", "its", (), set(before) == set(now)),
+            ("SISMEMBER", "its", ("a",), ("a" in before) == ("a" in now)),
+            ("ZRANGEBYSCORE", "itz", ("-inf", "inf", "LIMIT", 0, 1001), list(before) == list(now)),
+            ("ZSCORE", "itz", ("a",), _place(before) == _place(now)),
+        ):
+            await fill(before)
+            answer = await store.read(verb, name, *args)
+            await fill(now)
+            transaction = one.transaction()
+            transaction.expect_answer(verb, name, args, answer)
+            assert await one.commit(transaction) is same, (verb, before, now)
+    await client.aclose()
+
+
+def _place(content: dict[str, str]) -> int | None:
+    return list(content).index("a") if "a" in content else None
+
+
+async def test_a_key_of_another_type_now_is_a_conflict_and_other_verbs_are_refused(backend: Backend) -> None:
+    """The handler then runs again, and meets the new type itself."""
+    one = await backend.join()
+    client = backend.redis(one.database)
+    transaction = one.transaction()
+    transaction.expect_answer("SMEMBERS", "it", (), [])
+    await client.set(f"db{one.database}:it", "text")
+    assert await one.commit(transaction) is False
+    for verb in ("DEL", "KEYS", "GET", "SORT"):
+        with pytest.raises(ValueError, match=f"{verb} is not a verb that a transaction can guard"):
+            one.transaction().expect_answer(verb, "it", (), [])
+        with pytest.raises(ValueError, match="can guard"):
+            await one.store().read(verb, "it")
+    await client.aclose()
