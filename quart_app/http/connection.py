@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -75,6 +76,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self.config = config
         self._parser = Parser(self)
+        self._context = contextvars.copy_context()
         self._transport: asyncio.Transport
         #: the request in progress
         self._exchange: Exchange | None = None
@@ -116,7 +118,7 @@ class Connection(asyncio.Protocol):
             if self._exchange is not None:
                 await self._exchange.ended()
             self.config.connections.discard(self)
-            self._transport.close()
+            self._end()
             self._hang_up()
 
     # What asyncio tells.
@@ -134,7 +136,7 @@ class Connection(asyncio.Protocol):
         """Take the end of what the client sends for its death."""
         if self._exchange is not None:
             self._exchange.client_went()
-        self._transport.close()
+        self._end()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -155,7 +157,8 @@ class Connection(asyncio.Protocol):
     def head_came(self, head: Head) -> None:
         self._requests += 1
         self._exchange = Exchange(self, head)
-        self._exchange.start(self._app)
+        # The parser may run in the task of the request before this one.
+        self._exchange.start(self._app, self._context.copy())
 
     def body_came(self, data: bytes) -> None:
         if self._exchange is not None:
@@ -250,8 +253,12 @@ class Connection(asyncio.Protocol):
         if linger and self._transport.can_write_eof():
             self._transport.write_eof()
             self._read_on(True)
-            self._loop.call_later(LINGER_S, self._transport.close)
-            return
+            self._loop.call_later(LINGER_S, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Close the connection when its client has read all, or does not read any more."""
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(UNREAD_S, self._transport.abort)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -84,9 +85,9 @@ class Exchange:
         #: bytes that the application has announced and not sent yet; None: it has announced no length
         self._left: int | None = None
 
-    def start(self, app: Any) -> None:
-        """Begin to answer."""
-        self._task = asyncio.get_running_loop().create_task(self._run(app))
+    def start(self, app: Any, context: contextvars.Context) -> None:
+        """Begin to answer, in a task with this context."""
+        self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
     def body_came(self, data: bytes) -> None:
         self._parts.append(data)

@@ -357,3 +357,24 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: py
             while clients.connections.total:
                 await asyncio.sleep(0.05)
         writer.transport.abort()
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_last_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    """Its connection would otherwise stay until the client closes it, however little is left of the answer."""
+    monkeypatch.setattr(connection, "UNREAD_S", 0.3)
+    monkeypatch.setattr(connection, "LINGER_S", 0.1)
+    monkeypatch.setattr(connection.Connection, "drain", lambda self: asyncio.sleep(0))
+    app = Quart("test")
+    app.post("/")(lambda: b" " * (8 << 20))
+    clients = Clients(settings())
+    async with served(app, clients) as address:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % early)
+        async with asyncio.timeout(10):
+            while not clients.connections.total:
+                await asyncio.sleep(0.01)
+            while clients.connections.total:
+                await asyncio.sleep(0.05)
+        writer.transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -120,6 +121,23 @@ async def test_requests_in_any_pieces_are_answered_in_order(framing: str, split:
     assert app.bodies == [b"abc"] * 3 + [b""]
     assert [scope["path"] for scope in app.scopes] == ["/a"] * 3 + ["/"]
     assert found.count(b"http/1.1 200") == found.count(b"\r\n\r\nhere") == 4
+
+
+async def test_a_request_sees_nothing_of_the_one_before_it() -> None:
+    """A request that waited for the one before it starts in that one's task, but not with its context."""
+    mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="")
+    seen: list[str] = []
+
+    async def marking(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        seen.append(mark.get())
+        mark.set("marked")
+        await send(head(200, LENGTH))
+        await send(part(b"here"))
+
+    await answers(cast("Application", marking), ASK + ASK + LAST)
+    assert seen == ["", "", ""]
 
 
 async def test_who_asks_whether_to_send_is_told_when_the_body_is_wanted() -> None:
