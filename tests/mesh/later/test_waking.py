@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec import Struct
 
-from mesh import Busy, Class, Database, Mesh, Operations, Query, Tick, Ticket, Transaction, UsageError, keys
+from mesh import Busy, Class, Database, Mesh, Operations, Query, Ticket, Transaction, UsageError
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
+from tests.support.other_lines import instead
 from tests.support.waiting import eventually
 
 ONE_CLASS = {"classes": "A"}
@@ -247,133 +246,13 @@ async def test_a_request_for_a_database_and_a_class_that_come_later(table: Opera
         assert await texts(mesh, table) == {"two": 1, "A": 1}
 
 
-def ticking(**options: object) -> tuple[Operations, list[Tick]]:
-    """An operation that runs each minute, and the ticks that it saw."""
-    table, ticks = Operations("clock"), list[Tick]()
-
-    @table.every("* * * * *", **options)  # type: ignore[arg-type]
-    async def tick(tx: Transaction, tick: Tick) -> None:
-        tx.set(table.value("last", int, 0), tick.at)
-        ticks.append(tick)
-
-    return table, ticks
-
-
-def minutes(ticks: list[Tick]) -> list[int]:
-    """The minutes between ticks."""
-    return [(after.at - before.at) // 60_000 for before, after in itertools.pairwise(ticks)]
-
-
-class TestEvery:
-    """`@operations.every(cron)`."""
-
-    async def test_each_tick_is_one_run(self) -> None:
-        table, ticks = ticking()
-        async with MeshKit(table, replicas=3) as kit:
-            await kit.advance(minutes=20, seconds=5)
-            assert len(ticks) in (20, 21)
-            assert set(minutes(ticks)) == {1}
-            assert {tick.missed for tick in ticks} == {0}
-
-    async def test_with_each_every_database_runs(self) -> None:
-        table, ticks = ticking(each=True)
-        async with MeshKit(table, replicas=3) as kit:
-            await kit.advance(minutes=5, seconds=5)
-            moments = sorted({tick.at for tick in ticks})
-            assert len(moments) >= 5
-            assert [sum(tick.at == at for tick in ticks) for at in moments] == [3] * len(moments)
-
-    @pytest.mark.parametrize(("missed", "runs"), [("once", 1), ("skip", 0), ("all", 30)])
-    async def test_ticks_without_a_replica(self, missed: str, runs: int) -> None:
-        """Half an hour without any."""
-        table, ticks = ticking(missed=missed)
-        async with MeshKit(table) as kit:
-            await kit.advance(minutes=2)
-            await kit.stop(0)
-            await kit.advance(minutes=30)
-            before = len(ticks)
-            await kit.start()
-            await kit.advance(seconds=5)
-            assert runs <= len(ticks) - before <= runs + 1
-            await kit.advance(minutes=3)
-            assert ticks[-1].missed == 0
-
-    async def test_a_run_that_lasts_leaves_ticks_out(self) -> None:
-        """One run at a time, unless it is asked for otherwise."""
-        table, running, most = Operations("slow"), [0], [0]
-
-        @table.every("* * * * *")
-        async def run(tx: Transaction, tick: Tick) -> None:
-            running[0] += 1
-            most[0] = max(most[0], running[0])
-            await asyncio.sleep(150)
-            running[0] -= 1
-
+async def test_a_request_that_is_not_taken_from_the_waiting_ones_runs_again(
+    monkeypatch: pytest.MonkeyPatch, table: Operations
+) -> None:
+    removal = "    redis.call('ZREM', later_key, key)\n    redis.call('DEL', entry_key)\n"
+    instead(monkeypatch, "WAKE", removal, "    redis.call('ZADD', later_key, now + 1000, key)\n")
+    with pytest.raises(AssertionError, match="do not balance"):
         async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
-            await kit.advance(minutes=10)
-            assert most[0] == 1
-            await kit.advance(minutes=3)
-
-    async def test_kills_repeat_no_tick_and_lose_none(self) -> None:
-        table, ticks = ticking(overlap=True)
-        async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
-            await kit.advance(minutes=5)
-            await kit.kill(0)
-            kit.lose_answers(5)
-            await kit.advance(minutes=5)
-            await kit.kill(1)
-            await kit.advance(minutes=5, seconds=10)
-            ticks.sort(key=lambda tick: tick.at)
-            assert set(minutes(ticks)) == {1}
-            assert len(ticks) in (15, 16)
-
-    async def test_a_new_definition_replaces_the_old_one(self) -> None:
-        """That of the replica that joined last: of a newer release."""
-        table, ticks = ticking()
-        changed, hourly = Operations("clock"), list[Tick]()
-
-        @changed.every("0 * * * *", name="tick")
-        async def tick(tx: Transaction, tick: Tick) -> None:
-            hourly.append(tick)
-
-        async with MeshKit(table) as kit:
-            await kit.advance(minutes=3)
-            await kit.stop(0)
-            seen = len(ticks)
-            await kit.start(changed)
-            await kit.advance(hours=3)
-            assert len(ticks) == seen
-            assert len(hourly) == 3
-
-    async def test_a_removed_schedule_is_left_alone(self) -> None:
-        """No replica of this release knows it; it does not keep them busy."""
-        table, ticks = ticking()
-        async with MeshKit(table) as kit:
-            await kit.advance(minutes=3)
-            await kit.stop(0)
-            seen = len(ticks)
-            await kit.start(notes())
-            await kit.advance(minutes=10)
-            assert len(ticks) == seen
-            assert await kit.redis().zscore(keys.SCHEDULES, "clock.tick") is not None
-
-    @pytest.mark.parametrize(
-        "register",
-        [
-            lambda table: table.every("never"),
-            lambda table: table.every("* * * * *", tz="Nowhere"),
-            lambda table: table.every("* * * * *", missed="sometimes"),
-        ],
-    )
-    def test_mistakes_are_told_at_import(self, register: Callable[[Operations], object]) -> None:
-        with pytest.raises(UsageError):
-            register(Operations("clock"))
-
-    def test_a_handler_of_other_types_is_refused(self) -> None:
-        table = Operations("clock")
-        every: Callable[[object], Awaitable[object]] = table.every("* * * * *")  # type: ignore[assignment]
-
-        async def wrong(tx: Transaction, body: Note) -> None: ...
-
-        with pytest.raises(UsageError, match="tick: Tick"):
-            every(wrong)
+            await kit[0].send(table.operations["notes.put"], Note("twice"), after=timedelta(seconds=1))
+            await kit.advance(seconds=5)
+            assert (await texts(kit[0], table))["twice"] > 1
