@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from functools import cached_property
 
 from mesh import keys
 from mesh.errors import MeshError
@@ -40,14 +41,15 @@ class KitReplica:
 
     async def joined(self) -> Mesh:
         """Wait for the lease. Raises what `join` raises."""
-        return Mesh(await self._joined)
+        await self._joined
+        return self.mesh
 
     @property
     def replica(self) -> Replica:
         """The member of the mesh."""
         return self._joined.result()
 
-    @property
+    @cached_property
     def mesh(self) -> Mesh:
         """The member as its program sees it."""
         return Mesh(self.replica)
