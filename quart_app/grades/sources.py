@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import httpx
+import httpx2
 import structlog
 
 from mesh import Member
@@ -28,7 +28,7 @@ Accept = Callable[[Header], Awaitable[None]]
 
 
 class Source(Protocol):
-    """Something that may have a backup. `open` raises NoBackup, OSError or httpx.HTTPError."""
+    """Something that may have a backup. `open` raises NoBackup, OSError or httpx2.HTTPError."""
 
     kind: str
     name: str
@@ -72,9 +72,9 @@ class Peer:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[AsyncIterator[bytes]]:
         settings = self._settings
-        auth = httpx.BasicAuth(settings.username, settings.password.get_secret_value())
+        auth = httpx2.BasicAuth(settings.username, settings.password.get_secret_value())
         # Peers are reached directly, never through a proxy that the environment names.
-        async with httpx.AsyncClient(auth=auth, timeout=settings.peer_timeout_s, trust_env=False) as client:
+        async with httpx2.AsyncClient(auth=auth, timeout=settings.peer_timeout_s, trust_env=False) as client:
             async with client.stream("GET", f"http://{self.name}/backup") as response:
                 if response.status_code != 200:
                     raise NoBackup(f"the peer answered {response.status_code}")
@@ -82,7 +82,7 @@ class Peer:
 
 
 #: The errors of a source after which the next one is tried. A roster can name an address that is no URL.
-FAILURES = (BadBackup, NoBackup, httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError)
+FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 
 async def peers(roster: Callable[[], Awaitable[Sequence[Member]]], own: str, settings: GradesSettings) -> list[Source]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from quart_app.messages.settings import MessageSettings
 
@@ -103,9 +103,9 @@ class ProviderClient:
         self._tries = settings.connect_tries
         self._timeout_s = settings.provider_timeout_ms / 1000
         connect_s = settings.connect_timeout_ms / 1000
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(self._timeout_s, connect=connect_s, pool=connect_s),
-            limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=IDLE_S),
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(self._timeout_s, connect=connect_s, pool=connect_s),
+            limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=IDLE_S),
             follow_redirects=False,
             trust_env=False,
         )
@@ -153,21 +153,21 @@ class ProviderClient:
                     return _read(response, await _content(response))
                 finally:
                     await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, _TooLate) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, _TooLate) as error:
             what = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
             return Unknown(what) if departure.left else Unsent(what)
 
 
-async def _content(response: httpx.Response) -> bytes:
+async def _content(response: httpx2.Response) -> bytes:
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > MAX_ANSWER_BYTES:
-            raise httpx.DecodingError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            raise httpx2.DecodingError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(content)
 
 
-def _read(response: httpx.Response, content: bytes) -> ProviderOutcome:
+def _read(response: httpx2.Response, content: bytes) -> ProviderOutcome:
     if response.status_code == 429:
         return Blocked(retry_after_ms(response.headers))
     if response.status_code != 200:
@@ -180,7 +180,7 @@ def _read(response: httpx.Response, content: bytes) -> ProviderOutcome:
     return Answered(reply) if isinstance(reply, str) else Failed("the answer holds no response")
 
 
-def retry_after_ms(headers: httpx.Headers) -> int | None:
+def retry_after_ms(headers: httpx2.Headers) -> int | None:
     """Return how long a Retry-After asks to wait, given in seconds or as a date; None if it is absent or invalid.
 
     A date counts from the Date of the answer, so that our clock and the provider's need not agree.
