@@ -47,6 +47,9 @@ def by_pyright(folder: Path) -> set[tuple[str, int]]:
         [program or "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)],
         capture_output=True, text=True, timeout=300, cwd=folder, check=False,
     )  # fmt: skip
+    if not done.stdout.startswith("{") and not os.environ.get("CI"):
+        # Its package fetches the program itself at the first start.
+        pytest.skip(f"pyright does not start here: {(done.stderr or done.stdout)[-200:]}")
     return {
         (Path(each["file"]).name, each["range"]["start"]["line"] + 1)
         for each in json.loads(done.stdout)["generalDiagnostics"]
