@@ -22,6 +22,7 @@ AddressText = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=10, max_length=255),
     AfterValidator(_no_control_characters),
+    Field(examples=["Nevsky Prospekt 28, Saint Petersburg"]),
 ]
 
 

@@ -29,7 +29,7 @@ class GradeUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    user_id: UserId
+    user_id: Annotated[UserId, Field(examples=["user-1"])]
     postpaid_limit: Amount = 0
     spp: Amount = 0
     shipping_fee: Amount = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, jsonify, request
-from quart_schema import document_querystring, document_request, document_response, tag
+from quart_schema import document_querystring, document_request, document_response, security_scheme, tag
 
 from quart_app.grades.backup import MEDIA_TYPE, Header
 from quart_app.grades.known_state import stream
@@ -18,11 +18,13 @@ from quart_app.grades.replication import Replication
 from quart_app.grades.settings import GradesSettings
 from quart_app.grades.storage import Frozen
 from quart_app.http.body import read_json
+from quart_app.http.openapi import BASIC
 from quart_app.http.problems import Problem
 from quart_app.security.basic import BasicAuth
 
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
+_needs_password = security_scheme([{BASIC: []}])
 #: Bytes of an entry of the log, about.
 ENTRY_BYTES = 300
 
@@ -68,6 +70,7 @@ class GradesRoutes:
         return jsonify(grade.model_dump())
 
     @_tagged
+    @_needs_password
     @document_request(GradeUpdate)
     @document_response(UserGrade)
     async def set(self) -> Response:
@@ -81,6 +84,7 @@ class GradesRoutes:
         return jsonify(grade.model_dump())
 
     @_tagged
+    @_needs_password
     async def backup(self) -> Response:
         """Return all grades of this moment as csv.gz, with the log's identity and position.
 

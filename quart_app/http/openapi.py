@@ -42,9 +42,21 @@ POLICY = (
 
 DESCRIPTION = (
     "N identical replicas and one Redis. Every replica answers every route; errors are application/problem+json "
-    "(RFC 9457). Routes tagged `private` are on the private port."
+    "(RFC 9457). Routes tagged `private` are on the private port, whose own /docs can try them."
 )
 
+
+#: How requests say whose they are; services name these in `security_scheme([{BASIC: []}])`.
+BASIC, SESSION = "basic", "session"
+SECURITY: dict[str, Any] = {
+    BASIC: {"type": "http", "scheme": "basic", "description": "user and password of the service"},
+    SESSION: {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "__Host-session",
+        "description": "set by POST /auth/login; a browser then sends it by itself",
+    },
+}
 
 #: The schema of every answer that is not a success.
 PROBLEM = {
@@ -88,6 +100,7 @@ async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[B
         app.register_blueprint(blueprint)
     async with app.app_context():
         document: dict[str, Any] = schema.openapi_provider_class(app, schema).schema()
+    document["components"]["securitySchemes"] = SECURITY
     _describe_problems(document)
     return document
 
@@ -102,6 +115,8 @@ def _describe_problems(document: dict[str, Any]) -> None:
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
         for operation in operations.values():
+            # A blueprint that is in the documents of both ports is tagged twice.
+            operation["tags"] = list(dict.fromkeys(operation["tags"]))
             responses = operation["responses"] or {"2XX": {"description": "Done."}}
             operation["responses"] = {**responses, "default": {"description": "A problem.", "content": content}}
 

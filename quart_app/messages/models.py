@@ -75,15 +75,20 @@ class _Closed(BaseModel):
 class Registration(_Closed):
     """An account to be created."""
 
-    email: Email
-    password: NewPassword
+    email: Annotated[Email, Field(examples=["you@example.org"])]
+    password: Annotated[NewPassword, Field(examples=["a long phrase of your own"])]
 
 
 class Login(_Closed):
     """A login. An invalid address becomes "", which no account has: the answer does not tell it from a wrong one."""
 
-    email: Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_known_address)]
-    password: GivenPassword
+    email: Annotated[
+        str,
+        StringConstraints(max_length=MAX_EMAIL),
+        AfterValidator(_known_address),
+        Field(examples=["you@example.org"]),
+    ]
+    password: Annotated[GivenPassword, Field(examples=["a long phrase of your own"])]
 
 
 class ProfileChange(_Closed):
@@ -123,10 +128,18 @@ class Profile(BaseModel):
     is_admin: bool
 
 
+class IdempotencyKeyHeader(BaseModel):
+    """A name for the message: sent again with it, the message gets the same answer and is not delivered again."""
+
+    key: str | None = Field(
+        None, alias="Idempotency-Key", description="1 to 255 printable characters, new for each message"
+    )
+
+
 class NewMessage(_Closed):
     """A message to be delivered."""
 
-    message: Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+    message: Annotated[str, StringConstraints(min_length=1, max_length=10_000), Field(examples=["hello"])]
     max_wait_ms: int = Field(default=0, ge=0, description="wait this long for the free provider instead of paying")
 
 

@@ -9,16 +9,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from quart import Blueprint, Response, jsonify, request
-from quart_schema import document_request, document_response, tag
+from quart_schema import document_headers, document_request, document_response, security_scheme, tag
 
 from mesh import MeshError, Unavailable
 from quart_app.http.body import read_json
+from quart_app.http.openapi import SESSION
 from quart_app.http.problems import Problem
 from quart_app.messages.accounts import Accounts, LoggedIn, Origin
 from quart_app.messages.intake import MessageIntake
 from quart_app.messages.models import (
     AccessChange,
     Delivered,
+    IdempotencyKeyHeader,
     Login,
     NewMessage,
     Profile,
@@ -39,6 +41,7 @@ _ACCESS_CHANGE = TypeAdapter(AccessChange)
 _MESSAGE = TypeAdapter(NewMessage)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
+_needs_session = security_scheme([{SESSION: []}])
 #: Bytes that Redis takes for a new account, and for a message that is being delivered or whose answer is kept; about.
 ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
 
@@ -95,6 +98,7 @@ class MessageRoutes:
         return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._origin())), 204
 
     @_tagged
+    @_needs_session
     async def logout(self) -> tuple[Response, int]:
         """End the session, on every replica."""
         await self._backend().accounts.log_out(await self._session(), self._origin())
@@ -105,12 +109,14 @@ class MessageRoutes:
         return answer, 204
 
     @_tagged
+    @_needs_session
     @document_response(Profile)
     async def me(self) -> Response:
         """Return the account that is logged in."""
         return _shown((await self._session()).user)
 
     @_tagged
+    @_needs_session
     @document_request(ProfileChange)
     @document_response(Profile)
     async def change_me(self) -> Response:
@@ -121,6 +127,7 @@ class MessageRoutes:
         return self._with_cookies(_shown(user), logged_in)
 
     @_tagged
+    @_needs_session
     @document_request(AccessChange)
     @document_response(Profile)
     async def change_access(self, user_id: str) -> Response:
@@ -133,6 +140,8 @@ class MessageRoutes:
         return _shown(await accounts.change_access(session, user_id, changes, self._origin()))
 
     @_tagged
+    @_needs_session
+    @document_headers(IdempotencyKeyHeader)
     @document_request(NewMessage)
     @document_response(Delivered)
     async def send(self) -> Response:
@@ -153,6 +162,7 @@ class MessageRoutes:
         return jsonify(shown | {"quota": await _quota_if_it_can_be_read(backend)})
 
     @_tagged
+    @_needs_session
     @document_response(QuotaShown)
     async def quota(self) -> Response:
         """Return what is left of the free provider's allowance, which all replicas share."""

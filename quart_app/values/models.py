@@ -61,6 +61,18 @@ class CalculatedValueEntity(BaseModel):
 SetValueResponse = RootModel[list[CalculatedValueEntity]]
 
 
+class PreferHeader(BaseModel):
+    """What a client prefers (RFC 7240)."""
+
+    prefer: str | None = Field(
+        None,
+        alias="Prefer",
+        description="`wait=N`: answer within N seconds; `respond-async` (POST): begin a job and answer 202; "
+        "`handling=strict` (GET): 503 where data are missing",
+        examples=["wait=10"],
+    )
+
+
 class Page(BaseModel):
     """Which part of an answer."""
 
@@ -134,7 +146,7 @@ class ItemsReader:
 
 
 #: In the OpenAPI document a value is what clients mostly send.
-_VALUE_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 1})
+_VALUE_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 1, "examples": [720720]})
 
 
 def values_request(settings: ValuesSettings) -> Any:
@@ -146,7 +158,7 @@ def values_request(settings: ValuesSettings) -> Any:
         model_config = ConfigDict(extra="forbid")
 
         value: Annotated[str, _digits(settings.max_digits), _VALUE_SCHEMA]
-        ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s), Decimal]
+        ttl: Annotated[int, Field(ge=1, le=settings.max_ttl_s, examples=[300]), Decimal]
         cls: ClassName
 
     return Annotated[list[CreateValueEntity], Field(max_length=settings.max_items)]

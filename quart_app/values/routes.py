@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import RootModel
 from quart import Blueprint, Response, jsonify, request
-from quart_schema import document_querystring, document_request, document_response, tag
+from quart_schema import document_headers, document_querystring, document_request, document_response, tag
 
 from mesh import Class, DeadlineExceeded
 from mesh.raw import Answer, Ask
@@ -20,7 +20,7 @@ from quart_app.values.budget import Budget
 from quart_app.values.chunks import Chunks
 from quart_app.values.job_routes import JobRoutes
 from quart_app.values.jobs import PUT
-from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, SetValueResponse
+from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, PreferHeader, SetValueResponse
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
@@ -71,6 +71,7 @@ class ValuesRoutes:
         """Return the route of POST /values, whose documentation depends on the settings."""
 
         @_tagged
+        @document_headers(PreferHeader)
         @document_request(RootModel[self._reader.type])  # type: ignore[name-defined]
         @document_response(SetValueResponse)
         @document_response(JobBegun, 202)
@@ -91,6 +92,7 @@ class ValuesRoutes:
         return self._answers.respond(array)
 
     @_tagged
+    @document_headers(PreferHeader)
     @document_querystring(Page)
     @document_response(SetValueResponse)
     async def find(self, prime: str) -> Response:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
+from mesh import MeshSettings
 from quart_app.registry import SERVICES
-from tests.support.nodes import applications
+from tests.support.nodes import applications, node
+from tests.support.server import Server
 
 
-async def document(services: str = "values") -> dict[str, dict[str, dict[str, object]]]:
+async def document(services: str = "values") -> dict[str, Any]:
     response = await applications(services=services).public.test_client().get("/openapi.json")
     assert response.status_code == 200
-    found: dict[str, dict[str, dict[str, object]]] = await response.get_json()
+    found: dict[str, Any] = await response.get_json()
     return found
 
 
@@ -86,3 +89,66 @@ async def test_no_asset_outside_the_folder_is_served() -> None:
 def test_the_registry_names_the_five_services() -> None:
     """In the order in which the settings name them by default."""
     assert tuple(SERVICES) == ("values", "addresses", "messages", "grades", "movements")
+
+
+async def test_authorize_knows_every_route_that_asks_who_is_there() -> None:
+    """By password or by session; each scheme that a route names is described."""
+    found = await document(",".join(SERVICES))
+    schemes: dict[str, Any] = found["components"]["securitySchemes"]
+    needs = {
+        (path, method): [*scheme]
+        for path, methods in found["paths"].items()
+        for method, operation in methods.items()
+        for scheme in operation.get("security", [])
+    }
+    assert needs[("/set", "post")] == needs[("/backup", "get")] == ["basic"]
+    assert needs[("/messages", "post")] == needs[("/users/me", "get")] == ["session"]
+    assert {name for names in needs.values() for name in names} == schemes.keys()
+
+
+async def test_headers_that_a_client_may_send_are_parameters() -> None:
+    """So that the page can send them."""
+    found = await document(",".join(SERVICES))
+    headers = {
+        (path, method): [one["name"] for one in operation["parameters"] if one["in"] == "header"]
+        for path, methods in found["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert headers[("/values", "post")] == headers[("/values/{prime}", "get")] == ["Prefer"]
+    assert headers[("/messages", "post")] == ["Idempotency-Key"]
+
+
+async def test_private_routes_can_be_tried_at_their_own_port() -> None:
+    """The private port has a document of its routes, and a page that shows it."""
+    client = applications(services=",".join(SERVICES)).private.test_client()
+    paths = (await (await client.get("/openapi.json")).get_json())["paths"]
+    assert {"/set", "/backup"} <= paths.keys() and "/values" not in paths
+    assert (await client.get("/docs")).status_code == 200
+
+
+def example(schema: dict[str, Any], components: dict[str, Any]) -> Any:
+    """Return what the page offers to send: the first example of each field, or its first choice."""
+    if "$ref" in schema:
+        return example(components[schema["$ref"].rpartition("/")[2]], components)
+    if "examples" in schema:
+        return schema["examples"][0]
+    if schema.get("type") == "array":
+        return [example(schema["items"], components)]
+    if schema.get("type") == "object":
+        required = schema.get("required", ())
+        return {name: example(each, components) for name, each in schema["properties"].items() if name in required}
+    return schema["enum"][0]
+
+
+async def test_the_examples_succeed_when_they_are_tried(server: Server) -> None:
+    """What a visitor sends without a thought is answered with a success."""
+    async with node(MeshSettings(redis=server.settings), services="values,addresses") as one:
+        found = await (await one.public.get("/openapi.json")).get_json()
+        tried = []
+        for path in ("/values", "/addr_by_phone"):
+            content = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+            body = example(content["schema"], found["components"]["schemas"])
+            response = await one.public.post(path, json=body)
+            assert response.status_code in (200, 201), (path, body, await response.get_data())
+            tried.append(body)
+        assert tried[0] == [{"value": 720720, "ttl": 300, "cls": "A"}]
