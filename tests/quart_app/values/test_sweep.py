@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+from typing import Any
+
+import pytest
+
+from mesh import MeshError
 from mesh.raw import Replica, Worker
 from quart_app.values import store as records
 from quart_app.values import sweep
 from quart_app.values.pace import Pace
 from quart_app.values.store import Place, Record
+from quart_app.values.sweep import Swept
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
@@ -131,3 +140,25 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
         return list(await one.store().hgetall(records.RECORDS)) == ["22"]
 
     await eventually(gone)
+
+
+async def test_the_sweep_rests_unless_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It rests after an error too, and goes on at once after a full round."""
+    rounds: list[float] = []
+    outcomes = [MeshError("no"), Swept(9, True), Swept(9, True)]
+
+    async def one_round(replica: Replica, pace: Pace) -> Swept:
+        rounds.append(asyncio.get_running_loop().time())
+        found = outcomes.pop(0) if outcomes else Swept(0, False)
+        if isinstance(found, MeshError):
+            raise found
+        return found
+
+    monkeypatch.setattr(sweep, "sweep", one_round)
+    replica: Any = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.75):
+            await sweep.run(replica, 200, Pace())
+    pauses = [after - before for before, after in itertools.pairwise(rounds)]
+    assert 5 <= len(rounds) <= 6
+    assert pauses[0] > 0.15 and max(pauses[1:3]) < 0.15 and min(pauses[3:]) > 0.15

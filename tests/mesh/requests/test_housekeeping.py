@@ -1,0 +1,200 @@
+"""Error paths and housekeeping of requests: one test for each rule and each line that a mutation could drop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from mesh import Busy, Class, LeaseLost, keys
+from mesh.groups.reader import FORGET
+from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
+from mesh.requests import scripts, streams
+from mesh.wire.script import Script
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+STREAM = "mesh:requests:A"
+
+
+@pytest.fixture
+def gate() -> asyncio.Event:
+    return asyncio.Event()
+
+
+@pytest.fixture
+def worker(gate: asyncio.Event) -> Worker:
+    """Two operations: one that waits for the gate, and one that answers at once."""
+    table = Worker()
+
+    @table.handles("wait")
+    async def wait(request: Request, store: Store, effects: Effects) -> Body:
+        await gate.wait()
+        return {}
+
+    @table.handles("quick")
+    async def quick(request: Request, store: Store, effects: Effects) -> Body:
+        return {"answered": True}
+
+    return table
+
+
+async def test_a_queue_is_no_older_than_a_tenth_of_the_deadline(
+    backend: Backend, worker: Worker, gate: asyncio.Event
+) -> None:
+    """A request is refused that would be finished too late; one with more time is taken."""
+    one = await backend.join(worker, concurrency=1)
+    work = [asyncio.create_task(one.call(Class("A"), "wait", {}, deadline_ms=20_000)) for _ in range(6)]
+    async with backend.connections.client("test") as client:
+
+        async def all_wait() -> bool:
+            return bool(await client.xlen(STREAM) == 6)
+
+        await eventually(all_wait, 5)
+        await asyncio.sleep(0.4)
+        with pytest.raises(Busy, match="the queue of class A is full"):
+            await one.call(Class("A"), "quick", {}, deadline_ms=2000)
+        more = asyncio.create_task(one.call(Class("A"), "quick", {}, deadline_ms=20_000))
+        await asyncio.sleep(0.1)
+        gate.set()
+        assert await more == {"answered": True}
+        await asyncio.gather(*work)
+
+
+async def test_a_read_of_replies_that_fails_is_repeated(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replies are still on their stream; the calls that wait for them go on."""
+    one = await backend.join(worker)
+    reader, failures = one._calls._reader, [redis_errors.ConnectionError("gone"), redis_errors.ResponseError("no")]
+    read = reader.read
+
+    async def failing(*words: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(*words)
+
+    monkeypatch.setattr(reader, "read", failing)
+    for _ in range(3):
+        assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+    assert failures == []
+
+
+async def test_a_user_that_was_deleted_ends_the_membership(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reply can be read any more, so no call may wait for one."""
+    with pytest.raises(LeaseLost):
+        async with join(worker, backend.settings, connections=backend.connections) as one:
+
+            async def fenced(*words: Any) -> Any:
+                raise redis_errors.NoPermissionError("NOPERM this user has no permissions")
+
+            monkeypatch.setattr(one._calls._reader, "read", fenced)
+            with pytest.raises(LeaseLost):
+                await one.call(Class("A"), "wait", {}, deadline_ms=20_000)
+            await asyncio.sleep(10)
+
+
+async def test_a_call_that_is_cancelled_before_its_submission_is_confirmed_is_removed(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller gets its cancellation at once; the request is taken off its stream when Redis has it."""
+    one, on_their_way = await backend.join(worker), []
+    with monkeypatch.context() as patch:
+        patch.setattr(type(one._link), "submit", lambda link, *words: on_their_way.append(words))
+        call = asyncio.create_task(one.call(Class("A"), "wait", {}, deadline_ms=20_000))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    ((group, waiter),) = on_their_way
+    one._link.submit(group, waiter)
+
+    async def is_removed() -> bool:
+        books = await one.books()
+        return books["accepted"] == books["cancelled"] == 1 and books["in_flight"] == 0
+
+    await eventually(is_removed, 5)
+
+
+async def test_a_row_outlives_its_lease(backend: Backend, worker: Worker) -> None:
+    """By a third: a gather waits for the successor instead of leaving the database out."""
+    one = await backend.join(worker)
+    ttl = one.settings.lease_ttl_ms
+    await asyncio.sleep(2.5 * one.settings.renew_interval_ms / 1000)
+    async with backend.connections.client("test") as client:
+        row, lease = await client.pttl(keys.row(one.database)), await client.pttl(keys.lease(one.database))
+    assert abs(row - lease - ttl / 3) < 50
+
+
+async def run(redis: Redis, script: Script, names: list[str], *words: Any) -> Any:
+    """Run a script on a real server or on fakeredis, which knows no flags."""
+    source = script.source.split("\n", 1)[1] if script.source.startswith("#!") else script.source
+    return await redis.eval(source, len(names), *names, *words)  # type: ignore[misc]
+
+
+async def deliver(redis: Redis, consumer: str, **fields: Any) -> str:
+    """Add an entry and deliver it to a consumer; return its id."""
+    id = str(await redis.xadd(STREAM, fields or {"op": "x"}))
+    await redis.xreadgroup(keys.GROUP, consumer, {STREAM: ">"}, count=1)
+    return id
+
+
+@pytest.fixture
+async def stream(shared: Redis) -> Redis:
+    """A server with an empty request stream and its group."""
+    await shared.xgroup_create(STREAM, keys.GROUP, id="0", mkstream=True)
+    return shared
+
+
+async def test_a_silent_consumer_is_deleted_only_without_pending_entries(stream: Redis) -> None:
+    """With it, its entries would be gone; they must be taken over first."""
+    await deliver(stream, "died-at-work")
+    for name in ("died-idle", "this"):
+        await stream.xgroup_createconsumer(STREAM, keys.GROUP, name)
+    assert await run(stream, FORGET, [STREAM], keys.GROUP, "this", 60_000) == 0, "not silent for long enough"
+    assert await run(stream, FORGET, [STREAM], keys.GROUP, "this", 0) == 1
+    left = {consumer["name"] for consumer in await stream.xinfo_consumers(STREAM, keys.GROUP)}
+    assert left == {"died-at-work", "this"}
+    assert (await stream.xpending(STREAM, keys.GROUP))["pending"] == 1
+
+
+@pytest.mark.parametrize("how", ["sweep", "end"])
+async def test_a_removed_request_is_acknowledged_too(stream: Redis, how: str) -> None:
+    """An entry that is deleted but pending would be claimed by one replica after the other."""
+    id = await deliver(stream, "one", deadline=1)
+    if how == "sweep":
+        assert await run(stream, scripts.SWEEP, [keys.BOOKS, STREAM], 0, 100) == 1
+    else:
+        assert await run(stream, scripts.END, [keys.BOOKS], json.dumps([[STREAM, id, "expired"]])) == 1
+    assert await stream.xlen(STREAM) == 0
+    assert (await stream.xpending(STREAM, keys.GROUP))["pending"] == 0
+    assert await stream.hget(keys.BOOKS, "expired") == "1"  # type: ignore[misc]
+
+
+async def test_a_sweep_leaves_requests_that_have_time(stream: Redis) -> None:
+    """Those without a deadline for ever; others until the grace after their deadline is over."""
+    seconds, _ = await stream.time()
+    for deadline in (0, 1000 * seconds + 60_000, 1000 * seconds - 5000):
+        await deliver(stream, "one", deadline=deadline)
+    assert await run(stream, scripts.SWEEP, [keys.BOOKS, STREAM], 10_000, 100) == 0
+    assert await run(stream, scripts.SWEEP, [keys.BOOKS, STREAM], 1000, 100) == 1
+
+
+async def test_the_sweep_has_a_pace(backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at every stream, so it rests between two rounds."""
+    rounds: list[Replica | None] = []
+
+    async def sweep(*words: Any) -> None:
+        rounds.append(None)
+
+    monkeypatch.setattr("mesh.replica.SWEEP_S", 0.2)
+    monkeypatch.setattr(streams, "sweep", sweep)
+    await backend.join(worker)
+    await asyncio.sleep(1.1)
+    assert 2 <= len(rounds) <= 6
