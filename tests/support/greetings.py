@@ -49,7 +49,7 @@ class Person:
     age: int
 
 
-class NameTaken(Refused, code="greetings.name-taken"):
+class NameTaken(Refused, code="tests.name-taken"):
     """Somebody else has this name."""
 
     name: str
