@@ -66,6 +66,8 @@ class _Looks:
         self.replica = replica
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
+        #: by view, arguments and rights: the figures that the sections were made of, and the sections
+        self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
         self._letters: Sequence[DeadLetter] = ()
         self._found: dict[str, Ticker[list[JourneyStep]]] = {}
         self._letters_at: Any = 0
@@ -181,14 +183,14 @@ class LivePage:
         self._viewers += 1
         try:
             yield "retry: 1000\n\n"
-            shown: dict[str, str] = {}
+            shown: Mapping[str, str] = {}
             number = 0
             while not self._leaving():
                 looks = self._current()
                 try:
                     figures = await looks.figures.next(number)
                     number = looks.figures.number
-                    sections = self._pages.sections(await self._view(name, arguments, figures, may_act))
+                    sections = await self._sections(looks, (name, tuple(sorted(arguments.items())), may_act), figures)
                 except (RedisError, MeshError, OSError, TimeoutError):
                     await asyncio.sleep(LOOK_S)  # the page keeps its figures and says since when
                     continue
@@ -198,6 +200,19 @@ class LivePage:
             yield "event: bye\ndata: \n\n"
         finally:
             self._viewers -= 1
+
+    async def _sections(
+        self, looks: _Looks, shown: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
+    ) -> Mapping[str, str]:
+        """Return the sections of a view, made once for all viewers who see the same."""
+        made = looks.sections.get(shown)
+        if made is None or made[0] is not figures:
+            if len(looks.sections) >= MOST_VIEWERS:
+                looks.sections.clear()
+            name, arguments, may_act = shown
+            view = await self._view(name, dict(arguments), figures, may_act)
+            made = looks.sections[shown] = figures, self._pages.sections(view)
+        return made[1]
 
     def _current(self) -> _Looks:
         """Return the looks of the present membership. Raises Unavailable while there is none."""

@@ -110,6 +110,10 @@ class _Asgi(ASGIHTTPConnection):
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             raise_task_exceptions(done)
+        except Exception:
+            # The status is sent, so nobody else learns of it: the client sees a connection that ends too early.
+            log.exception("an answer ended in the middle")
+            raise
         finally:
             await cancel_tasks(tasks)
 

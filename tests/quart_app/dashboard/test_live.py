@@ -10,7 +10,7 @@ import pytest
 
 from mesh import MeshSettings, keys
 from quart_app.dashboard import live
-from quart_app.dashboard.pages import VIEWS
+from quart_app.dashboard.pages import VIEWS, Pages, PageView
 from tests.support.nodes import Node, applications, node
 from tests.support.server import Server
 
@@ -99,6 +99,21 @@ async def test_a_replica_that_leaves_says_so_and_ends_the_stream(settings: MeshS
         await listen(one, "dead", 1)
         one.app.reason = "this replica is about to leave"
         assert (await listen(one, "dead", 1))[0][0] == "bye"
+
+
+async def test_viewers_of_one_view_share_its_sections(settings: MeshSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica renders a view once a second, however many people look at it."""
+    async with node(settings) as one:
+        rendered: list[str] = []
+        sections = Pages.sections
+
+        def counted(pages: Pages, view: PageView) -> dict[str, str]:
+            rendered.append(view.name)
+            return sections(pages, view)
+
+        monkeypatch.setattr(Pages, "sections", counted)
+        await asyncio.gather(*(listen(one, "overview", 2) for _ in range(8)), listen(one, "dead", 2))
+        assert rendered.count("dead") <= 4 and rendered.count("overview") <= 4
 
 
 async def test_viewers_have_a_bound(settings: MeshSettings, monkeypatch: pytest.MonkeyPatch) -> None:

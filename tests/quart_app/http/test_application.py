@@ -43,6 +43,7 @@ class Followed:
         self.app.get("/broken")(self._broken)
         self.app.get("/never")(self._never)
         self.app.get("/bits")(self._bits)
+        self.app.get("/half")(self._half)
 
     async def _person(self, name: str) -> Response:
         return jsonify({"z": name, "id": structlog.contextvars.get_contextvars()["request_id"], "a": Decimal("1.5")})
@@ -68,6 +69,13 @@ class Followed:
             yield b"two"
 
         return bits()
+
+    async def _half(self) -> AsyncIterator[bytes]:
+        async def half() -> AsyncIterator[bytes]:
+            yield b"one "
+            raise RuntimeError("the second is missing")
+
+        return half()
 
     def counted(self, method: str, route: str, status: int) -> float | None:
         labels = {"method": method, "route": route, "status": str(status)}
@@ -248,6 +256,17 @@ async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) 
     assert dict(head["headers"])[b"content-length"] == str(len(body["body"])).encode()
     head, *bits = await _said(followed.app, "/bits")
     assert [(bit["body"], bit["more_body"]) for bit in bits] == [(b"one ", True), (b"two", True), (b"", False)]
+
+
+async def test_an_answer_that_ends_in_the_middle_is_logged(followed: Followed) -> None:
+    """Its status was sent before; the client cannot be told."""
+    with capture_logs() as logged:
+        async with serving(followed.app, 1) as served, httpx.AsyncClient() as client:
+            with contextlib.suppress(httpx.TransportError):
+                await client.get(f"http://{served.address}/half")
+            async with asyncio.timeout(5):
+                while not any(line["event"] == "an answer ended in the middle" for line in logged):
+                    await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
