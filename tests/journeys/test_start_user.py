@@ -27,8 +27,9 @@ def create_user(server: Server) -> None:
     found = re.search(r"^    ACL SETUSER mesh-start (.*?)\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert found is not None
     words = found[1].replace("PASSWORD", "word").split()
-    later = ["+client|setinfo"] if server.program.kind.version >= (7, 2) else []
     with server.redis() as client:
+        version = [int(part) for part in client.info("server")["redis_version"].split(".")]
+        later = ["+client|setinfo"] if version >= [7, 2] else []
         client.execute_command("ACL", "SETUSER", "mesh-start", "reset", *words, *later)
 
 
