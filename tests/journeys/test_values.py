@@ -86,7 +86,9 @@ async def test_requests_on_their_stream_are_readable_with_redis_cli_alone(replic
             stop.set()
 
     for id, entry in seen.items():
-        assert set(entry) == {"op", "request", "from", "reply_to", "deadline", "body"}, "all fields, and only these"
+        fields = {"op", "request", "from", "reply_to", "deadline", "body", "call"}
+        assert set(entry) == fields, "all fields, and only these"
+        assert entry["call"], "the X-Request-ID of the POST"
         assert entry["op"] == "values.put"
         assert entry["from"] in members
         assert entry["reply_to"] == keys.replies(entry["from"])
