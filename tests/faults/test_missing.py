@@ -15,9 +15,10 @@ from tests.support.faults.scenario import L, Member, Mesh
 MISSING_S = 6.0
 
 
-async def _watched(faults: Faults, mesh: Mesh) -> Watch:
+async def _watched(mesh: Mesh) -> Watch:
+    """Return a watch whose values are in a database of each class."""
     watch = Watch(mesh)
-    await watch.store("AB")
+    await watch.store("".join(sorted({holder.cls for holder in await mesh.holders()})))
     return watch
 
 
@@ -37,7 +38,7 @@ def _stop(member: Member, number: int = signal.SIGKILL) -> None:
 async def test_row_50_after_redis_was_away_no_answer_lacks_data_silently(faults: Faults) -> None:
     """All leases have ended; from the first grant on, GETs are refused until each replica is back."""
     mesh = await faults.mesh(options=("--appendfsync", "always"))
-    watch = await _watched(faults, mesh)
+    watch = await _watched(mesh)
     async with mesh.load(), watch.running():
         await asyncio.sleep(0.5)
         mesh.server.kill()
@@ -51,8 +52,10 @@ async def test_row_50_after_redis_was_away_no_answer_lacks_data_silently(faults:
 @row(51, "cold start with one replica late")
 async def test_row_51_a_mesh_that_starts_waits_for_its_data(faults: Faults) -> None:
     """Everything was killed. While one replica is not up yet GETs are 503, then answers say what they lack."""
-    mesh = await faults.mesh(options=("--appendfsync", "always"), MESH_MISSING_MS=str(int(MISSING_S * 1000)))
-    watch = await _watched(faults, mesh)
+    mesh = await faults.mesh(
+        classes="ABCD", options=("--appendfsync", "always"), MESH_MISSING_MS=str(int(MISSING_S * 1000))
+    )
+    watch = await _watched(mesh)
     late = mesh.members[-1]
     for member in mesh.members:
         _stop(member)
@@ -80,7 +83,7 @@ async def _says(mesh: Mesh, watch: Watch, without: Member) -> bool:
 async def test_row_52_a_class_that_is_away_for_a_while_is_missing_and_not_unknown(faults: Faults) -> None:
     """GET and POST are 503 with Retry-After, then GET says what it lacks and POST is 404; then all is back."""
     mesh = await faults.mesh(3, classes="AAB", MESH_MISSING_MS=str(int(MISSING_S * 1000)))
-    watch = await _watched(faults, mesh)
+    watch = await _watched(mesh)
     victim, one = mesh.members[2], mesh.members[0]
     item = {"value": 6, "ttl": 600, "cls": "B"}
     statuses: list[int] = []
@@ -112,8 +115,8 @@ async def test_row_52_a_class_that_is_away_for_a_while_is_missing_and_not_unknow
 @row(53, "scale down by one")
 async def test_row_53_scaling_down_loses_no_request_and_the_answers_say_what_they_lack(faults: Faults) -> None:
     """No request fails; when no successor has come, GETs name the database."""
-    mesh = await faults.mesh()
-    watch = await _watched(faults, mesh)
+    mesh = await faults.mesh(classes="ABCD")
+    watch = await _watched(mesh)
     leaver = mesh.members[1]
     async with mesh.load() as history:
         async with watch.running():
