@@ -112,9 +112,6 @@ TESTED_BY = {
     "quart_app/values/settings.py": "quart_app/test_settings.py",
 }
 
-#: Imports of a test module or a conftest by another module.
-TESTS_THAT_LEND = {}
-
 
 @cache
 def modules(*folders: str) -> list[Path]:
