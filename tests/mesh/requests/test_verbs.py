@@ -20,7 +20,7 @@ from mesh.requests.effects import CONFLICT
 from mesh.requests.scripts import commit_with
 from mesh.requests.verbs import VERBS, ServiceVerbs
 from mesh.testing.fake_server import without_flags
-from tests.support.server import Server
+from tests.support.server import Server, server_programs
 
 #: A verb as a service may add it.
 NOTE = """
@@ -214,9 +214,9 @@ def _on_copy(databases: Databases, side: str, verb: str, key: str, *args: Any) -
     return databases.say(database, verb, prefix + key, *args)
 
 
-@pytest.fixture(params=["fake", "real"])
-def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
-    """Return the databases of fakeredis, and of a real server."""
+@pytest.fixture(params=["fake", *server_programs()])
+def databases(request: pytest.FixtureRequest, make_server: Callable[..., Server]) -> Iterator[Databases]:
+    """Return the databases of fakeredis, and of each real server."""
     with contextlib.ExitStack() as stack:
         if request.param == "fake":
             fake = fakeredis.FakeServer(version=(7,))
@@ -224,7 +224,7 @@ def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
                 lambda n: fakeredis.FakeRedis(server=fake, db=n, decode_responses=True), without_flags(COMMIT.source)
             )
         else:
-            server: Server = request.getfixturevalue("server")
+            server = make_server(program=request.param)
             made = Databases(lambda n: stack.enter_context(server.redis(n)), COMMIT.source)
         yield made
 
