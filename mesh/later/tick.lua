@@ -27,11 +27,13 @@ local function targets()
   return live
 end
 
+--[[ ../requests/append.lua ]]
+
 local entries, sent = {}, 0
 local function send(each)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
   local stream = 'mesh:requests:' .. each
-  local id = redis.pcall('XADD', stream, '*', 'op', op, 'request', name .. '.' .. tick .. '.' .. each, 'from', sender,
+  local id = append(stream, 'op', op, 'request', name .. '.' .. tick .. '.' .. each, 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
     sent = sent + 1

@@ -11,6 +11,8 @@ local OWN = {to = true, ttl = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+--[[ ../requests/append.lua ]]
+
 -- Returns whether the request is over: on its stream, or without content. The stream may be a key of another type.
 local function put(entry_key, due)
   local words, named = {}, {}
@@ -25,7 +27,7 @@ local function put(entry_key, due)
     local deadline = named.ttl == '0' and '0' or string.format('%.0f', due + named.ttl)
     words[#words + 1], words[#words + 2] = 'deadline', deadline
   end
-  return type(redis.pcall('XADD', 'mesh:requests:' .. named.to, '*', unpack(words))) == 'string'
+  return type(append('mesh:requests:' .. named.to, unpack(words))) == 'string'
 end
 
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')

@@ -26,10 +26,10 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-WAKE = Script.beside(__file__, "wake.lua")
+WAKE = Script.beside(__file__, "wake.lua", "../requests/append.lua")
 CANCEL = Script.beside(__file__, "cancel.lua")
 SCHEDULE = Script.beside(__file__, "schedule.lua")
-TICK = Script.beside(__file__, "tick.lua")
+TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
 #: Requests that are moved in one step: some milliseconds of the server's time.
