@@ -36,6 +36,8 @@ local function event_of(letter, fields, first)
   return words
 end
 
+--[[ ../requests/append.lua ]]
+
 local lengths, requests, ids = {}, 0, {}
 local function replay(id, fields)
   local letter, first = parse(fields)
@@ -49,7 +51,8 @@ local function replay(id, fields)
   end
   local words = is_request and request_of(fields, first) or event_of(letter, fields, first)
   if #words == 0 then return id .. ' has no fields to replay' end
-  redis.call('XADD', stream, '*', unpack(words))
+  local added = append(stream, unpack(words))
+  if type(added) == 'table' then return stream .. ': ' .. tostring(added.err) end
   redis.call('XDEL', dead_key, id)
   if is_request then requests = requests + 1 end
   ids[#ids + 1] = id
