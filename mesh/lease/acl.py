@@ -116,13 +116,11 @@ def _shared_patterns(database: int) -> list[str]:
 
 async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Ask the server which rules it knows. Raises IsolationUnavailable where these credentials may not manage users."""
-    async with client.pipeline(transaction=True) as pipeline:
+    # Not a transaction: Redis 7 queues no command when memory is full.
+    async with client.pipeline(transaction=False) as pipeline:
         pipeline.execute_command("ACL", "SETUSER", PROBE, "reset", "off", "(db=0)")
         pipeline.execute_command("ACL", "DELUSER", PROBE)
-        try:
-            selectors, deleted = await pipeline.execute(raise_on_error=False)
-        except redis_errors.ResponseError as error:
-            _refuse(error)
+        selectors, deleted = await pipeline.execute(raise_on_error=False)
     if isinstance(deleted, redis_errors.ResponseError):
         _refuse(deleted)
     return Dialect(

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 SURVEY = Script.beside(__file__, "survey.lua")
 GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 
+Command = tuple[Any, ...]
+
 POLL_S = 0.1
 
 
@@ -128,28 +130,25 @@ class Applicant:
     async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
 
-        Without a dialect the server does not enforce isolation. The transaction watches the lease: if another replica
-        is granted it meanwhile, its Redis user must not be replaced.
+        Without a dialect the server does not enforce isolation.
         """
         credentials = acl.new_credentials(database, self._connections.bus)
         granted_at = time.monotonic()
-        async with client.pipeline(transaction=True) as pipeline:
-            await pipeline.watch(keys.lease(database))
-            if await pipeline.exists(keys.lease(database)):
-                return None
-            pipeline.multi()
-            pipeline.eval(GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
-            if dialect is not None:
-                rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
-                pipeline.execute_command("ACL", "DELUSER", credentials.username)
-                pipeline.execute_command("ACL", "SETUSER", credentials.username, *rules)
-            try:
-                answers = await pipeline.execute()
-            except redis_errors.WatchError:
-                return None
-        if not answers[0]:
-            return None  # another mesh, or a newer release, came first; the next survey says so
-        epoch, cls, now_ms = answers[0]
+        commands: list[Command] = [
+            ("EVAL", GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
+        ]
+        if dialect is not None:
+            rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
+            forget: Command = ("ACL", "DELUSER", credentials.username)
+            commands = [forget, *commands, ("ACL", "SETUSER", credentials.username, *rules)]
+        try:
+            answers = await self._together(client, database, commands)
+        except redis_errors.OutOfMemoryError:
+            answers = await self._one_by_one(client, database, commands)
+        granted = answers[1 if dialect is not None else 0] if answers else None
+        if not granted:
+            return None  # another replica, another mesh or a newer release came first; the next survey says so
+        epoch, cls, now_ms = granted
         return Grant(
             database=database,
             cls=cls,
@@ -159,6 +158,40 @@ class Applicant:
             granted_at=granted_at,
             now_ms=int(now_ms),
         )
+
+    @staticmethod
+    async def _together(client: Redis, database: int, commands: list[Command]) -> list[Any]:
+        """Run the commands of a grant in one transaction; return nothing if the database is leased.
+
+        It watches the lease: if another replica is granted it meanwhile, the Redis user of that one stays.
+        """
+        async with client.pipeline(transaction=True) as pipeline:
+            await pipeline.watch(keys.lease(database))
+            if await pipeline.exists(keys.lease(database)):
+                return []
+            pipeline.multi()
+            for command in commands:
+                pipeline.execute_command(*command)
+            try:
+                return list(await pipeline.execute())
+            except redis_errors.WatchError:
+                return []
+
+    @staticmethod
+    async def _one_by_one(client: Redis, database: int, commands: list[Command]) -> list[Any]:
+        """Do the same without a transaction: Redis 7 queues no command when memory is full.
+
+        The order keeps it safe. The user of the former epoch is gone before the lease is granted, and the grant is
+        refused where another replica was faster; that one may lose its user, and asks for a new lease then.
+        """
+        if await client.exists(keys.lease(database)):
+            return []
+        answers: list[Any] = []
+        for command in commands:
+            answers.append(await client.execute_command(*command))
+            if command[0] == "EVAL" and not answers[-1]:
+                break
+        return answers
 
     def _grant_keys(self, database: int) -> list[str]:
         return [

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Grants database n: a new epoch, the lease, the class, the roster row. Runs inside MULTI, beside the change of the
--- Redis user, while the lease's key is watched.
+-- Grants database n: a new epoch, the lease, the class, the roster row. Runs between the deletion of the former Redis
+-- user and the creation of the new one.
 -- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
 -- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases, our claim,
 --       our format, how long a holder is expected back (ms), then field, value, ... of the row
--- Returns {epoch, class, now in ms}, or {} when another mesh or a newer release came first
+-- Returns {epoch, class, now in ms}, or {} when another replica, another mesh or a newer release came first
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
@@ -13,6 +13,7 @@ local claim, format, missing_ms = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]
 
 --[[ written.lua ]]
 
+if redis.call('EXISTS', lease_key) == 1 then return {} end
 redis.call('SELECT', 0)
 local claimed = redis.call('GET', claim_key)
 redis.call('SELECT', bus)

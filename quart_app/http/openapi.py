@@ -116,7 +116,8 @@ def _describe_problems(document: dict[str, Any]) -> None:
     for operations in document["paths"].values():
         for operation in operations.values():
             # A blueprint that is in the documents of both ports is tagged twice.
-            operation["tags"] = list(dict.fromkeys(operation["tags"]))
+            if "tags" in operation:
+                operation["tags"] = list(dict.fromkeys(operation["tags"]))
             responses = operation["responses"] or {"2XX": {"description": "Done."}}
             operation["responses"] = {**responses, "default": {"description": "A problem.", "content": content}}
 

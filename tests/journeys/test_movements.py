@@ -76,7 +76,7 @@ async def metrics(replicas: Replicas, replica: Process) -> dict[str, float]:
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name.startswith("movements_")
+        if sample.name.startswith(("movements_", "mesh_movements_"))
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from redis import exceptions as redis_errors
 
 from mesh import IsolationUnavailable, MeshSettings, RedisSettings, ServerTooOld, SetupError, WrongCredentials
 from mesh.lease.applicant import Applicant
@@ -129,6 +130,24 @@ async def test_a_lease_is_granted_when_memory_is_full(server: Server) -> None:
         admin.config_set("maxmemory", 1)
     async with join(Worker(), MeshSettings(redis=server.settings)) as replica:
         assert replica.database == 1
+
+
+async def test_grants_without_a_transaction_give_each_replica_its_own_database(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis 7 refuses transactions when memory is full. Replicas that ask at the same moment all get a lease."""
+
+    async def refused(*_: object) -> list[object]:
+        raise redis_errors.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+
+    monkeypatch.setattr(Applicant, "_together", staticmethod(refused))
+    async with contextlib.AsyncExitStack() as stack:
+        joining = [join(Worker(), MeshSettings(redis=server.settings)) for _ in range(4)]
+        async with asyncio.timeout(30):
+            members = await asyncio.gather(*map(stack.enter_async_context, joining))
+        assert len({member.database for member in members}) == 4
+        for member in members:
+            assert await member.commit(member.transaction())
 
 
 @pytest.mark.parametrize(
