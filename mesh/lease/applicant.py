@@ -139,16 +139,14 @@ class Applicant:
         ]
         if dialect is not None:
             rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
-            forget: Command = ("ACL", "DELUSER", credentials.username)
-            commands = [forget, *commands, ("ACL", "SETUSER", credentials.username, *rules)]
+            commands += [("ACL", "DELUSER", credentials.username), ("ACL", "SETUSER", credentials.username, *rules)]
         try:
             answers = await self._together(client, database, commands)
         except redis_errors.OutOfMemoryError:
-            answers = await self._one_by_one(client, database, commands)
-        granted = answers[1 if dialect is not None else 0] if answers else None
-        if not granted:
+            answers = await self._one_by_one(client, commands)
+        if not answers or not answers[0]:
             return None  # another replica, another mesh or a newer release came first; the next survey says so
-        epoch, cls, now_ms = granted
+        epoch, cls, now_ms = answers[0]
         return Grant(
             database=database,
             cls=cls,
@@ -178,18 +176,16 @@ class Applicant:
                 return []
 
     @staticmethod
-    async def _one_by_one(client: Redis, database: int, commands: list[Command]) -> list[Any]:
+    async def _one_by_one(client: Redis, commands: list[Command]) -> list[Any]:
         """Do the same without a transaction: Redis 7 queues no command when memory is full.
 
-        The order keeps it safe. The user of the former epoch is gone before the lease is granted, and the grant is
-        refused where another replica was faster; that one may lose its user, and asks for a new lease then.
+        The script grants a free database only, so one replica changes its user. Until then, a moment later, the user of
+        the former epoch can read the database; its commits are refused, because the lease is another one's.
         """
-        if await client.exists(keys.lease(database)):
-            return []
         answers: list[Any] = []
         for command in commands:
             answers.append(await client.execute_command(*command))
-            if command[0] == "EVAL" and not answers[-1]:
+            if not answers[0]:
                 break
         return answers
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Grants database n: a new epoch, the lease, the class, the roster row. Runs between the deletion of the former Redis
--- user and the creation of the new one.
+-- Grants database n: a new epoch, the lease, the class, the roster row. The change of the Redis user follows, where
+-- possible in the same transaction.
 -- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
 -- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases, our claim,
 --       our format, how long a holder is expected back (ms), then field, value, ... of the row

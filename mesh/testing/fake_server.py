@@ -25,6 +25,11 @@ def without_flags(script: str) -> str:
     return script.partition("\n")[2] if script.startswith("#!lua") else script
 
 
+def _readable(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a command whose script, if it has one, fakeredis can read."""
+    return ("EVAL", without_flags(words[1]), *words[2:]) if words[0] == "EVAL" else words
+
+
 class FakeClient(fakeredis.FakeAsyncRedis):
     """fakeredis with INFO, and with scripts whose first line names flags (`#!lua flags=...`)."""
 
@@ -32,14 +37,12 @@ class FakeClient(fakeredis.FakeAsyncRedis):
         return {"redis_version": "7.0.0"}
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
-        if words[0] == "EVAL":
-            words = ("EVAL", without_flags(words[1]), *words[2:])
-        return await cast(Any, super()).execute_command(*words, **options)
+        return await cast(Any, super()).execute_command(*_readable(words), **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         pipeline = super().pipeline(transaction, shard_hint)
-        evaluate = pipeline.eval
-        pipeline.eval = lambda script, *words: evaluate(without_flags(script), *words)  # type: ignore[method-assign]
+        execute = pipeline.execute_command
+        pipeline.execute_command = lambda *words, **options: execute(*_readable(words), **options)  # type: ignore[method-assign]
         return pipeline
 
 
