@@ -41,8 +41,6 @@ for i = 1, #due, 2 do
   end
 end
 
-local function earliest(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) end
+--[[ next_due.lua ]]
 local ticks = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
-local next_request, next_tick = earliest(later_key), earliest(schedules_key)
-local following = math.min(next_request or math.huge, next_tick or math.huge)
-return {#due / 2, following < math.huge and string.format('%.0f', following) or '', unpack(ticks)}
+return {#due / 2, next_due(later_key, schedules_key), unpack(ticks)}

@@ -26,7 +26,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-WAKE = Script.beside(__file__, "wake.lua", "../requests/append.lua")
+WAKE = Script.beside(__file__, "wake.lua", "next_due.lua", "../requests/append.lua")
 CANCEL = Script.beside(__file__, "cancel.lua")
 SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")

@@ -32,7 +32,7 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-RENEW = Script.beside(__file__, "renew.lua")
+RENEW = Script.beside(__file__, "renew.lua", "../later/next_due.lua")
 RELEASE = Script.beside(__file__, "release.lua")
 
 #: The holder stops trusting its lease this part of the ttl before the server ends it.

@@ -34,8 +34,9 @@ if redis.call('EXISTS', replies_key) == 0 then
   redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 end
 redis.call('PEXPIRE', replies_key, 10 * ttl)
-local function earliest(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) or math.huge end
-local due = math.min(earliest(later_key), earliest(schedules_key))
-local answer = {outcome, now, due < math.huge and string.format('%.0f', due) or '', redis.call('DEL', drain_key)}
+
+--[[ ../later/next_due.lua ]]
+
+local answer = {outcome, now, next_due(later_key, schedules_key), redis.call('DEL', drain_key)}
 for _, op in ipairs(redis.call('HKEYS', paused_key)) do answer[#answer + 1] = op end
 return answer
