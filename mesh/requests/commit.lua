@@ -276,13 +276,8 @@ local function adds(t, first, writes, sends)
 end
 
 local SEND = 8
-local none = {}
-local function further_fields(words)
-  if words == '' then return none end
-  local fields = {}
-  for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
-  return fields
-end
+
+--[[ further_fields.lua ]]
 
 --[[ append.lua ]]
 
@@ -333,7 +328,7 @@ local function reply(t)
   if stream ~= '' then
     redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
       'forwards', forwards, 'body', body, 'asked', ARGV[t + 2], 'took_us', ARGV[t + 12], 'db', database,
-      unpack(ARGV[t + 13] ~= '' and {'call', ARGV[t + 13]} or none))
+      unpack(ARGV[t + 13] ~= '' and {'call', ARGV[t + 13]} or no_fields))
   end
 end
 

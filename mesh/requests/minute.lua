@@ -6,7 +6,7 @@
 local books_key, minutes_key = KEYS[1], KEYS[2]
 
 --[[ count_by_hand.lua ]]
-local counts = corrected(books_key, 3, #KEYS)
+local counts = corrected(books_key, 3)
 local now = redis.call('TIME')[1]
 local id = string.format('%.0f-0', (now - now % 60) * 1000)
 -- An id that is not higher than the last one is refused.

@@ -8,5 +8,5 @@
 for k = 2, 1 + tonumber(ARGV[1]) do
   pcall(redis.call, 'XGROUP', 'CREATE', KEYS[k], 'workers', '0', 'MKSTREAM')
 end
-local _, missing = corrected(KEYS[1], 2, #KEYS)
+local _, missing = corrected(KEYS[1], 2)
 return missing

@@ -10,17 +10,23 @@ from mesh.later import waking
 from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
-SUBMIT = Script.beside(__file__, "submit.lua", "append.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "append.lua", "further_fields.lua")
 COMMIT = Script.beside(
-    __file__, "commit.lua", "commit_answers.lua", "commit_verbs.lua", "../lease/written.lua", "append.lua"
+    __file__,
+    "commit.lua",
+    "commit_answers.lua",
+    "commit_verbs.lua",
+    "../lease/written.lua",
+    "append.lua",
+    "further_fields.lua",
 )
 END = Script.beside(__file__, "end.lua")
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua")
 SWEEP = Script.beside(__file__, "sweep.lua")
-OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua")
-MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua")
-BOOKS = Script.beside(__file__, "books.lua")
+OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
+MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
+BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
 
 
 def commit_with(fragments: Iterable[str]) -> Script:

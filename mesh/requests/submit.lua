@@ -163,13 +163,7 @@ local function put_all(first, last)
   return ids
 end
 
-local none = {}
-local function further_fields(words)
-  if words == '' then return none end
-  local fields = {}
-  for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
-  return fields
-end
+--[[ further_fields.lua ]]
 
 local results, at = {}, 9
 while at <= #ARGV do
