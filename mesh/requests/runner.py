@@ -33,9 +33,6 @@ RECENT = 512
 #: A handler that keeps the event loop longer than this is named in the log.
 BLOCKED_S = 0.1
 
-#: How the names of the streams of databases begin.
-DATABASE_STREAMS = f"{keys.REQUESTS}db"
-
 #: The outcome of a request, and the reason.
 Found = tuple[Outcome, str]
 
@@ -124,9 +121,13 @@ class Runner:
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
             self.refuse(work, error)
             return True
-        while request.op in self._host.paused() and request.stream != keys.database_requests(self._host.database):
+        while request.op in self._host.paused() and not self._is_ordered(request):
             await asyncio.sleep(PAUSE_LOOK_S)
         return False
+
+    def _is_ordered(self, request: Request) -> bool:
+        """Return whether the next entries of its stream wait for the request: on the stream of our database."""
+        return request.stream == keys.database_requests(self._host.database)
 
     async def _handle(self, request: Request, transaction: Effects) -> None:
         """Fill the transaction. Raises whatever the handler raises, except a refusal."""
@@ -186,7 +187,7 @@ class Runner:
         request = work.request
         handler = self._worker.handler(request.op)
         retry = None if handler is None else handler.retry
-        if retry is None or not isinstance(error, retry.on) or request.stream.startswith(DATABASE_STREAMS):
+        if retry is None or not isinstance(error, retry.on) or self._is_ordered(request):
             return self._crashed(work, error)
         tries = request.failed_tries + 1
         pause_ms = retry.pause_ms(tries)
