@@ -7,22 +7,16 @@ import time
 
 import redis
 from celery import Celery
+from celery_settings import SHORT_TASKS
 from flask import Flask, jsonify, request
 from rest_engine import REDIS_URL, Items, factors, store
 
 POLL_S = {1: 0.001, 32: 0.01}.get(int(os.environ.get("BENCH_CONNECTIONS", "0")), 0.05)
 celery = Celery("rest_celery", broker=REDIS_URL, backend=REDIS_URL)
-# From Celery's optimising guide: short tasks need a large prefetch, no events and a small result.
 celery.conf.update(
-    worker_prefetch_multiplier=128,
-    worker_send_task_events=False,
-    task_send_sent_event=False,
-    result_expires=60,
-    result_extended=False,
-    task_serializer="json",
+    **SHORT_TASKS,
     broker_pool_limit=64,
     redis_max_connections=1000,
-    broker_connection_retry_on_startup=True,
 )
 client = redis.Redis.from_url(REDIS_URL)
 web = Flask("rest")

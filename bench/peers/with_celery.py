@@ -9,22 +9,14 @@ from collections import deque
 
 import redis
 from celery import Celery
+from celery_settings import SHORT_TASKS
 from load import LEVELS, REDIS_URL, SECONDS, START_TIMEOUT_S, WARM_UP_S, say, summary
 
 POOL = os.environ.get("BENCH_CELERY_POOL", "solo")
 CONCURRENCY = os.environ.get("BENCH_CELERY_CONCURRENCY", "1")
 
 app = Celery("bench", broker=REDIS_URL, backend=REDIS_URL)
-# From Celery's optimising guide: short tasks need a large prefetch, no events and a small result.
-app.conf.update(
-    worker_prefetch_multiplier=128,
-    worker_send_task_events=False,
-    task_send_sent_event=False,
-    result_expires=60,
-    result_extended=False,
-    task_serializer="json",
-    broker_connection_retry_on_startup=True,
-)
+app.conf.update(**SHORT_TASKS)
 store = redis.Redis.from_url(REDIS_URL)
 
 
