@@ -8,21 +8,8 @@ import pytest
 
 from mesh import Busy, Class, Database, MeshError
 from quart_app.values.jobs import PUT, Jobs, Wanted
-from quart_app.values.pace import Pace
-from quart_app.values.settings import ValuesSettings
-from tests.support.backend import Backend
 from tests.support.values import HARD, P, Q, Values, outcomes, state, until
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-async def values(mesh_of: Backend) -> Values:
-    return Values(mesh_of)
-
-
-@pytest.fixture
-def jobs() -> Jobs:
-    return Jobs(ValuesSettings(max_jobs=3), Pace())
 
 
 async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs: Jobs) -> None:

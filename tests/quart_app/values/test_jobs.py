@@ -12,7 +12,6 @@ from mesh import Busy
 from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, Wanted, size
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
-from tests.support.backend import Backend
 from tests.support.values import HARD, Values, outcomes, state, until
 from tests.support.waiting import eventually
 
@@ -66,16 +65,6 @@ def test_a_view_counts_what_is_done() -> None:
     assert (view["values"], view["values_done"], view["elapsed_s"]) == (5, 3, 1.5)
     assert view["working_on"] == [{"stage": "sieve"}]
     assert "working_on" not in job(left=0).view(1500)
-
-
-@pytest.fixture
-async def values(mesh_of: Backend) -> Values:
-    return Values(mesh_of)
-
-
-@pytest.fixture
-def jobs() -> Jobs:
-    return Jobs(ValuesSettings(max_jobs=3), Pace())
 
 
 async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: Jobs) -> None:
