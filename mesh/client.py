@@ -5,8 +5,8 @@
        +--the server is not for us, or refuses the credentials--> over: every call raises the reason
 
 A presence is what a lease is for a replica's requests: a key that expires, and without which Redis takes none of them.
-It also bounds how long a batch is sent again. A client that dies leaves three keys, all of which expire. Its requests
-go on: they are done, or they expire, and the answers are dropped.
+When the presence ends, no batch is sent again. A client that dies leaves three keys, and all three expire. Its requests
+go on: they are done, or they expire, and their answers are dropped.
 """
 
 from __future__ import annotations

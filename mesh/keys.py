@@ -79,7 +79,7 @@ MOST_DATABASES = 16
 
 #: Dead letters that are kept; adding one beyond the bound drops the oldest.
 DEAD_KEPT = 10_000
-#: Minutes of which the books are kept.
+#: For how many minutes `mesh:minutes` has the books.
 MINUTES_KEPT = 1440
 #: Entries of the audit log, about 2 MB; older ones go first.
 AUDIT_KEPT = 10_000

@@ -1,4 +1,5 @@
--- Sends the requests of one tick, and sets the next one in the same step: so a tick happens once, whoever tries.
+-- Sends the requests of one tick, and sets the time of the next tick in the same step. So a tick happens once, however
+-- many replicas try.
 -- KEYS: schedules, schedule, books
 -- ARGV: name, tick (ms) that the caller read, following tick (ms), 1 to send or 0 to pass over it, operation, sender,
 --       ttl (ms after now, 0: never), body, 1 if the next tick waits for the end of this one's requests,

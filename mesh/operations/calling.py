@@ -80,7 +80,7 @@ class Caller:
         to: Address | None = None,
         deadline: timedelta | None = None,
     ) -> list[Any]:
-        """Send a request of which each replica answers a part (`tx.forward`), and return all parts."""
+        """Send a request that several replicas answer in parts (see `tx.forward`), and return all parts."""
         ask = self._ask_for(op, body, to)
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
         if answer.error is not None:

@@ -99,7 +99,7 @@ def _has_model(kind: Any) -> bool:
 
 
 def _check_known(kind: Any) -> None:
-    """Raise UsageError for a type of which msgspec knows nothing."""
+    """Raise UsageError for a type that msgspec does not know."""
     try:
         found = msgspec.inspect.type_info(kind)
     except (TypeError, NameError) as error:

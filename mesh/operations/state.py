@@ -1,6 +1,6 @@
 """What operations keep in Redis, as typed names: values, hashes, sets, sorted sets.
 
-A name only says where something is and of which type; a transaction or a query reads it.
+A name has a key and a type, and no value. Transactions and queries read the value.
 """
 
 from __future__ import annotations

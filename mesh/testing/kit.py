@@ -264,7 +264,7 @@ class MeshKit:
     @overload
     async def read(self, key: Field[T] | str, *, database: int) -> T | None: ...
     async def read(self, key: Any, *, database: int) -> Any:
-        """Return a value of a database, whoever holds it. A key that is a str names a text."""
+        """Return a value in a database; no replica needs to hold it. A key that is a str names a text."""
         if isinstance(key, str):
             return await self.redis(database).get(keys.own(database) + key)
         shared, name, field = key.at

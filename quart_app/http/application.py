@@ -111,7 +111,7 @@ class _Asgi(ASGIHTTPConnection):
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             raise_task_exceptions(done)
         except Exception:
-            # The status is sent, so nobody else learns of it: the client sees a connection that ends too early.
+            # The client has the status already, and only sees that the connection ends. So the log must say it.
             log.exception("an answer ended in the middle")
             raise
         finally:

@@ -30,7 +30,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different free ports, none of which was returned recently. Raises LocalError if there are too few."""
+    """Return different free ports that were not returned recently. Raises LocalError if there are too few."""
     with contextlib.ExitStack() as stack:
         found: list[int] = []
         for port in random.sample(range(*LISTENING), 20 * count):

@@ -137,7 +137,7 @@ def add_letters(replicas: Replicas, count: int, reason: str) -> None:
 
 
 async def test_a_group_of_dead_letters_is_replayed_whole(chromium: Browser, replicas: Replicas) -> None:
-    """213 letters of which 20 are shown: all leave, the books balance, and the audit log has one entry."""
+    """The page shows 20 of 213 letters. All 213 leave, the books balance, and the audit log has one entry."""
     (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
     add_letters(replicas, 213, "no such warehouse")
     add_letters(replicas, 2, "another reason")
