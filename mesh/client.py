@@ -46,7 +46,9 @@ log = structlog.get_logger(__name__)
 
 PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts of a client's link.
-LINK_SCRIPTS = (roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.END, scripts.BOOKS)
+LINK_SCRIPTS = (
+    roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
+)  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
 #: replica, because nobody waits for what it holds.
 TTLS = 10
@@ -66,13 +68,17 @@ class Presence:
         self._ttl_ms = TTLS * settings.lease_ttl_ms
         self._who = f"{socket.gethostname()}:{os.getpid()}"
         self._renewed_at = 0.0
+        #: operations that have no effect, as the replicas say: they are called even while Redis is full
+        self._readers: frozenset[str] = frozenset()
         self._open: list[Redis | RedisConnection] = []
         self._keeper = self._opened(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
         self._durability = self._make_durability()
-        # Which operations only read, a client does not know: when Redis is full, it is refused all of them.
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
-        self.calls = Calls(self.link, reader, self.id, self._durability)
+        self.calls = Calls(self.link, reader, self.id, self._durability, self._only_reads)
+
+    def _only_reads(self, op: str) -> bool:
+        return op in self._readers
 
     def _opened(self, made: Any) -> Any:
         self._open.append(made)
@@ -97,6 +103,7 @@ class Presence:
             submit=submit,
             commit=(),
             scripts=LINK_SCRIPTS,
+            when_full={scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha},
         )
 
     def _make_durability(self) -> Durability | None:
@@ -135,6 +142,8 @@ class Presence:
         sent_at = time.monotonic()
         await PRESENT.run(self._keeper, [keys.client(self.id), keys.replies(self.id)], self._who, self._ttl_ms)
         self._renewed_at = sent_at
+        members = await roster.read_directly(self._keeper)
+        self._readers = frozenset().union(*[member.readers for member in members])
 
     async def run(self) -> None:
         """Stay present until cancelled. Raises LeaseLost when the presence has ended, or what Redis refuses."""

@@ -7,8 +7,11 @@ exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`
     0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
       everything                 all but new data           reads, logins, settlement, renewal
 
-Each replica asks the server a few times a second, and adds what it has stored itself since. The same answer tells
-whether the server may delete keys to make room, or has done so: then no replica is ready.
+Each replica asks the server a few times a second, and adds what it has stored itself since the look before the last
+one: its commit may have been under way at the last look. What replicas store at the same time may take some of the
+reserve. It does not take the memory beyond `maxmemory`: a large batch looks at the memory itself (`room.lua`).
+
+The same answer tells whether the server may delete keys to make room, or has done so: then no replica is ready.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Memory:
     def __init__(self, link: Link, reserve_share: float) -> None:
         self._link = link
         self._reserve_share = reserve_share
-        self._stored = 0
+        #: bytes stored since the last look, and between the last two looks
+        self._stored = self._stored_before = 0
         self.used = 0
         #: `maxmemory`; 0 if the server has no limit or does not say
         self.limit = 0
@@ -63,6 +67,7 @@ class Memory:
                 await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
+        stored_before = self._stored
         try:
             text = str(await self._link.shared("INFO", "memory", "stats"))
         except redis_errors.ResponseError as error:
@@ -75,7 +80,8 @@ class Memory:
         was_full = self.is_full
         self.used = int(used[1]) if used else 0
         self.limit = int(limit[1]) if limit else 0
-        self._stored = 0
+        self._stored_before = stored_before
+        self._stored -= stored_before
         self._look_for_eviction(text)
         if self.is_full != was_full:
             log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
@@ -102,7 +108,7 @@ class Memory:
         """Bytes that may still be stored; None if there is no limit."""
         if not self.limit:
             return None
-        return int(self.limit * (1 - self._reserve_share)) - self.used - self._stored
+        return int(self.limit * (1 - self._reserve_share)) - self.used - self._stored - self._stored_before
 
     @property
     def is_full(self) -> bool:

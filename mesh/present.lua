@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Says that a client is there, for so long, and keeps its reply stream.
 -- KEYS: client, reply stream
 -- ARGV: who it is, how long this holds (ms)

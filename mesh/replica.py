@@ -370,7 +370,13 @@ async def join(
     connections = connections or Connections(settings.redis)
     tracing.activate()
     name = identity()
-    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version}
+    row = {
+        "pid": str(os.getpid()),
+        "public": public,
+        "private": private,
+        "version": version,
+        "readers": " ".join(worker.readers),
+    }
     applying = Applicant(settings, connections, name, row)
     if applicant is not None:
         applicant(applying)

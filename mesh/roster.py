@@ -47,6 +47,8 @@ class Member:
     leased: bool
     #: services of a ready replica that answer 503 now
     not_ready: tuple[str, ...] = ()
+    #: operations of this replica that have no effect
+    readers: frozenset[str] = frozenset()
     #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms
     load: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +70,7 @@ class Member:
             version=fields.get("version", ""),
             leased=bool(leased),
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
+            readers=frozenset(fields.get("readers", "").split()),
             load={name: fields[name] for name in LOAD if name in fields},
         )
 

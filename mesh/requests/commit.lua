@@ -2,9 +2,11 @@
 -- Applies transactions: of each, its sends, writes, reply, acknowledgement and books. A script cannot be rolled back,
 -- so everything that can make a transaction fail is checked before its first write, and one that would fail changes
 -- nothing. There are two of this script. The server refuses this one when memory is full. Then the other one, with
--- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory.
+-- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory. This
+-- one does the same for a batch that would exceed the memory.
 -- KEYS: lease, books, committed
--- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, then transactions:
+-- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, about how many bytes
+--       it would store, then transactions:
 --   number of its words, this one included
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
@@ -30,6 +32,10 @@ if held ~= holder then return redis.error_reply('LEASELOST another replica holds
 -- The same batch again: it has been applied, and only its answer was lost.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
+--[[ room.lua ]]
+
+memory_is_full = memory_is_full or has_no_room(tonumber(ARGV[7]))
+
 -- SELECT costs as much as any command, so the bus database is used for all transactions together: their requests are
 -- looked up before the first transaction, and replies and acknowledgements are written after the last one.
 local at = bus
@@ -42,7 +48,7 @@ end
 
 local function go(side) go_to(string.byte(side) == 49 and database or bus) end
 
-local transactions, first_of, last_of, number_of, begin = {}, {}, {}, {}, 7
+local transactions, first_of, last_of, number_of, begin = {}, {}, {}, {}, 8
 while begin <= #ARGV do
   local stream = ARGV[begin + 1]
   transactions[#transactions + 1] = begin

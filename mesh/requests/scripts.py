@@ -10,10 +10,11 @@ from mesh.later import waking
 from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
-SUBMIT = Script.beside(__file__, "submit.lua", "append.lua", "further_fields.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "append.lua", "further_fields.lua")
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
+    "room.lua",
     "commit_answers.lua",
     "commit_verbs.lua",
     "../lease/written.lua",

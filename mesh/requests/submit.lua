@@ -2,12 +2,13 @@
 -- Puts groups of requests on their streams: of a group all requests, or none if one of them has no live replica or a
 -- full queue.
 -- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
--- submits the groups that only read, and refuses the rest.
+-- submits the groups that only read, and refuses the rest. This one does the same for a batch that would exceed the
+-- memory.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, then for each group the number of its requests, further
---       fields of all its entries ("name value name value", or "") and of each: to (class, "db<n>", or "*": every live
---       database), op, key (empty: no reply), ttl (ms, 0: never), body.
+--       requests a replica works on at once, number of the batch, about how many bytes it would store, then for each
+--       group the number of its requests, further fields of all its entries ("name value name value", or "") and of
+--       each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read.
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
 --       with the databases that hold data and nobody asks; or {"error": code, "about": what}
@@ -22,6 +23,10 @@ local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
+
+--[[ room.lua ]]
+
+memory_is_full = memory_is_full or has_no_room(tonumber(ARGV[9]))
 
 -- The rows of the roster are read only as far as they are needed, and each of them once.
 local classes = {}
@@ -165,7 +170,7 @@ end
 
 --[[ further_fields.lua ]]
 
-local results, at = {}, 9
+local results, at = {}, 10
 while at <= #ARGV do
   local number = tonumber(ARGV[at])
   local first, last = at + 2, at + 1 + math.abs(number) * WORDS

@@ -65,7 +65,7 @@ class Alone:
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
         words = effects.wire()
-        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
+        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1, 0)
         answer = await self.shared("EVALSHA", COMMIT.sha, len(names), *names, *fixed, *words)
         (word,) = decode(answer)
         if word != "done":

@@ -16,7 +16,7 @@ from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
 #: Where the number of the batch, and the first of its transactions, stand in the words that run commit.lua.
-BATCH, FIRST = 11, 12
+BATCH, FIRST = 11, 13
 #: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further fields.
 SEND = 8
 

@@ -32,7 +32,8 @@ T = TypeVar("T", bound=Sequence[Any])
 MOST_WORDS = 20_000
 #: Most commands of one kind that may wait for a round trip.
 MOST_WAITING = 20_000
-#: A word counts for one more with each 2^7 characters, so that the bound of a round trip is one of bytes, too.
+#: A word counts for one more with each 2^7 characters, so that the bound of a round trip is one of bytes, too. Redis
+#: keeps a short word in about as many bytes, as an entry of a hash or a sorted set.
 WORD_BITS = 7
 RETRY_S = 0.05
 
@@ -68,6 +69,8 @@ class Batch(Generic[T]):
         self._bound = bound
         self._items: deque[tuple[T, Waiter]] = deque()
         self._weights: deque[int] = deque()
+        #: about how many bytes the items of the last `take` would occupy in Redis
+        self.taken_bytes = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -86,6 +89,7 @@ class Batch(Generic[T]):
         while self._items and (not taken or self._weights[0] <= left):
             taken.append(self._items.popleft())
             left -= self._weights.popleft()
+        self.taken_bytes = (most_words - left) << WORD_BITS
         return taken
 
     def put_first(self, items: Asked[T]) -> None:
@@ -105,7 +109,8 @@ class Link:
     A round trip that fails on the way is sent again for as long as `trusted` says that the lease holds; without a
     lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
     server recognises what it has done already, and all other commands have the same effect when they run twice.
-    `submit` and `commit` are the words that run these scripts, up to the number of the trip. `when_full` has, by the
+    `submit` and `commit` are the words that run these scripts, up to the number of the trip; about how many bytes the
+    batch would occupy follows. `when_full` has, by the
     hash of each of the two, that of the script which takes its place when the server is out of memory.
     """
 
@@ -284,9 +289,9 @@ class Link:
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
         if commits:
-            commands.append(self._numbered(self._commit, commits))
+            commands.append(self._numbered(self._commit, self._commits, commits))
         if submissions:
-            commands.append(self._numbered(self._submit, submissions))
+            commands.append(self._numbered(self._submit, self._submissions, submissions))
         commands.extend(item for item, _ in shared)
         if own:
             commands.append(("SELECT", self._database))
@@ -294,8 +299,9 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, script: tuple[Any, ...], asked: Asked[Any]) -> tuple[Any, ...]:
-        return (*script, self._number, *itertools.chain.from_iterable([item for item, _ in asked]))
+    def _numbered(self, script: tuple[Any, ...], batch: Batch[Any], asked: Asked[Any]) -> tuple[Any, ...]:
+        words = itertools.chain.from_iterable([item for item, _ in asked])
+        return (*script, self._number, batch.taken_bytes, *words)
 
     def _hand_out(
         self,

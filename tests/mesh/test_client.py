@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from mesh import (
+    Busy,
     Class,
     Database,
     DeadlineExceeded,
@@ -347,3 +348,26 @@ async def test_it_has_the_typed_face() -> None:
             with pytest.raises(UsageError, match="needs an address"):
                 await client.call(increase, By(1))
             assert [(c.op, c.reply) for c in kit.committed] == [("typed.increase", 2), ("typed.increase", None)]
+
+
+async def test_it_reads_when_memory_is_really_full(server: Server) -> None:
+    """As a replica does; the replicas say which operations have no effect. It may come when memory is full, too."""
+    async with (
+        MeshKit(counting, replicas=2, redis=server.url, lease_ttl_ms=1000) as kit,
+        Redis.from_url(server.url) as admin,
+    ):
+        try:
+            async with kit.connect() as early:
+                await early.client.call(Class("A"), "count.add", {})
+                await admin.config_set("maxmemory", 1)
+                async with kit.connect() as late:
+                    for client in (early.client, late.client):
+                        assert await client.call(Class("A"), "count.read", {}) == {"n": 1}
+                        assert await client.gather("count.read", {}) == {1: {"n": 1}, 2: {"n": 0}}
+                        for ask in (client.call, client.send):
+                            with pytest.raises(Busy, match="Redis is full"):
+                                await ask(Class("A"), "count.add", {})
+                    await asyncio.sleep(1.5)  # each has renewed its presence
+                    assert await early.client.call(Class("A"), "count.read", {}) == {"n": 1}
+        finally:
+            await admin.config_set("maxmemory", 0)

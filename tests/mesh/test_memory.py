@@ -73,12 +73,15 @@ async def test_the_reserve_begins_before_the_limit() -> None:
 
 
 async def test_what_was_stored_since_the_last_look_counts() -> None:
-    """The server is asked twice a second, and a request may store megabytes."""
+    """The server is asked twice a second, a request may store megabytes, and its commit may be under way at a look."""
     memory = await looked(800, 1000)
     memory.store(60)
     with pytest.raises(Busy, match="nothing new is stored, reads go on; retry after 5 s"):
         memory.store(40)
     memory.store(39)
+    with pytest.raises(Busy):
+        memory.store(1)
+    await memory._look()
     with pytest.raises(Busy):
         memory.store(1)
     await memory._look()
@@ -252,3 +255,30 @@ async def test_what_stores_no_more_than_it_removes_goes_on(one: Replica, server:
         with pytest.raises(Busy):
             await growing
         assert await one.store().zrangebyscore("memory:due", "-inf", "+inf", 9) == ["12 13 14"]
+
+
+async def test_a_batch_does_not_take_the_memory_beyond_the_limit(one: Replica, server: Server) -> None:
+    """The server itself compares only before a script begins; a large batch compares before its first write."""
+    with server.redis() as admin:
+        facts = admin.info("memory")
+        limit = int(facts["used_memory"]) - int(facts["mem_not_counted_for_evict"]) + (3 << 20)
+        admin.config_set("maxmemory", limit)
+        large = one.transaction()
+        large.hset("memory:kept", {str(n): "x" * 1000 for n in range(4000)})
+        with pytest.raises(Busy, match="Redis is full"):
+            await one.commit(large)
+        with pytest.raises(Busy, match="Redis is full"):
+            await one.call(Class(one.cls), "memory.store", {"text": "x" * 4_000_000})
+
+        async def has_room() -> bool:
+            # The server keeps the buffer of a large command for a moment.
+            small = one.transaction()
+            small.set("memory:last", "small")
+            try:
+                return await one.commit(small)
+            except Busy:
+                return False
+
+        await eventually(has_room, 5)
+        assert admin.select(1) and admin.hlen("db1:memory:kept") == 0
+        assert (await one.call(Class(one.cls), "memory.read", {}))["last"] == "small"

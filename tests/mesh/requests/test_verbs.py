@@ -125,7 +125,7 @@ class Databases:
         return self.clients[database].execute_command(*words)
 
     def commit(self, transaction: Effects) -> str:
-        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, *transaction.wire())
+        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, 0, *transaction.wire())
         (word,) = json.loads(self.clients[0].eval(self.source, 3, *words))
         return str(word)
 

@@ -118,7 +118,7 @@ class Memory:
 
     def commit(self, transaction: Effects) -> None:
         self.batch += 1
-        words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, *transaction.wire())
+        words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, 0, *transaction.wire())
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
         assert outcomes == '["done"]'
 

@@ -1,0 +1,12 @@
+-- The server compares its memory with `maxmemory` only before a script begins. A batch of some size looks itself, so that
+-- it does not take the memory beyond the limit. A server that does not tell its memory gets no look.
+local SMALL = 65536
+local function has_no_room(bytes)
+  if bytes < SMALL then return false end
+  local memory = redis.pcall('INFO', 'memory')
+  if type(memory) ~= 'string' then return false end
+  local function number(name) return tonumber(string.match(memory, '\n' .. name .. ':(%d+)') or 0) end
+  local limit = number('maxmemory')
+  -- The server does not count the buffers of copies and of the append-only file either.
+  return limit > 0 and number('used_memory') - number('mem_not_counted_for_evict') + bytes > limit
+end
