@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Unavailable
+from mesh import Busy, Unavailable
+from mesh.raw import failures
 from quart_app.addresses.phone import Phone
 
 
@@ -56,4 +57,6 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
+        if isinstance(full := failures.translate(error), Busy):
+            raise full from None
         raise Unavailable(f"the addresses cannot be reached: Redis failed ({type(error).__name__})") from None

@@ -1,4 +1,6 @@
--- An administrator grants or revokes paid access, or activates or deactivates an account.
+#!lua flags=allow-oom
+-- An administrator grants or revokes paid access, or activates or deactivates an account. It runs when memory is full,
+-- too: it replaces what is there.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  hash    the account of the administrator who asks
 -- KEYS[3]  set     ids of the active administrators

@@ -1,4 +1,5 @@
--- Change the address or the password of an account.
+#!lua flags=allow-oom
+-- Change the address or the password of an account. It runs when memory is full, too: it replaces what is there.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  string  the id of the account that has the present address
 -- KEYS[3]  string  the id of the account that has the new address

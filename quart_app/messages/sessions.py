@@ -24,6 +24,7 @@ from typing import Any
 import jwt
 from redis.asyncio import Redis
 
+from mesh.raw import Script
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, redis_at_work, user_key
 
@@ -33,6 +34,7 @@ REQUIRED = ["exp", "iat", "aud", "iss", "jti", "sub"]
 CLOCK_STEP_S = 30
 #: How long a device is known after a login.
 DEVICE_S = 180 * 86_400
+REVOKE = Script.beside(__file__, "revoke.lua")
 SIGNING_KEY = "shared:messages:signing-key"
 
 
@@ -72,8 +74,11 @@ async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
     if settings.jwt_secret:
         return Keys(settings.jwt_secret.get_secret_value(), previous)
     async with redis_at_work():
-        await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
-        return Keys(str(await redis.get(SIGNING_KEY)), previous)
+        # Not SET NX alone: the server refuses any SET when memory is full.
+        if not (found := await redis.get(SIGNING_KEY)):
+            await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
+            found = await redis.get(SIGNING_KEY)
+        return Keys(str(found), previous)
 
 
 class Sessions:
@@ -107,7 +112,7 @@ class Sessions:
     async def end(self, session: Session) -> None:
         """Make the session's token invalid on every replica."""
         async with redis_at_work():
-            await self._redis.set(_revoked(session.id), "logged out", exat=session.expires_s + 1)
+            await REVOKE.run(self._redis, [_revoked(session.id)], session.expires_s + 1)
 
     async def remember_device(self, user: User) -> str:
         """Return a token for a device on which somebody has just logged in to this account."""

@@ -1,4 +1,6 @@
--- Make an account an administrator, or end that. Only the command line runs this.
+#!lua flags=allow-oom
+-- Make an account an administrator, or end that. Only the command line runs this. It runs when memory is full, too: it
+-- replaces what is there.
 -- KEYS[1]  hash    the account
 -- KEYS[2]  set     ids of the active administrators
 -- KEYS[3]  stream  the audit log

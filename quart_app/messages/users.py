@@ -21,8 +21,8 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Unavailable, keys
-from mesh.raw import Script
+from mesh import Busy, Unavailable, keys
+from mesh.raw import Script, failures
 from quart_app.messages.models import Profile
 from quart_app.security import audit
 
@@ -30,7 +30,7 @@ FIRST_ADMIN = "shared:messages:first-admin"
 ADMINISTRATORS = "shared:messages:administrators"
 SCRIPTS = {
     name: Script.beside(__file__, f"{name}.lua")
-    for name in ("register", "change_profile", "change_access", "first_admin", "set_admin")
+    for name in ("register", "change_profile", "change_access", "first_admin", "set_admin", "renew_hash")
 }
 
 
@@ -94,10 +94,12 @@ class User:
 
 @asynccontextmanager
 async def redis_at_work() -> AsyncIterator[None]:
-    """Turn every failure of Redis into Unavailable, so that none looks like an absent account."""
+    """Turn every failure of Redis into Unavailable (Busy if it is full), so that none looks like an absent account."""
     try:
         yield
     except (RedisError, OSError) as error:
+        if isinstance(full := failures.translate(error), Busy):
+            raise full from None
         raise Unavailable(f"the message service cannot reach its store ({type(error).__name__}); try again") from None
 
 
@@ -191,9 +193,8 @@ class Users:
         return outcome  # type: ignore[no-any-return]
 
     async def renew_hash(self, user: User, password: str) -> None:
-        """Store the same password hashed with today's costs; sessions stay."""
-        async with redis_at_work():
-            await self._redis.hset(user_key(user.id), "password", password)
+        """Store the same password hashed with today's costs, unless it was changed meanwhile; sessions stay."""
+        await self._run("renew_hash", [user_key(user.id)], user.password, password)
 
     async def _run(self, name: str, keys_: list[str], *arguments: str | int) -> str:
         async with redis_at_work():

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Busy, Unavailable
-from mesh.raw import Script
+from mesh import Busy, MeshError, Unavailable
+from mesh.raw import Script, failures
 
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
@@ -174,5 +174,7 @@ def _refused(what: str, wait_ms: int) -> TooManyAttempts:
     return TooManyAttempts(f"{what}; retry after {retry_s} s", retry_after=retry_s, status=429)
 
 
-def _unavailable(error: Exception) -> Unavailable:
+def _unavailable(error: Exception) -> MeshError:
+    if isinstance(full := failures.translate(error), Busy):
+        return full
     return Unavailable(f"logins cannot be checked, Redis does not answer ({type(error).__name__}); try again")

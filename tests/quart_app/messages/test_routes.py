@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from redis.backoff import NoBackoff
 from mesh import keys
 from mesh.errors import Busy, Unavailable
 from mesh.quota.quota import Quota
+from tests.support.server import Server, ServerProgram, server_programs
 
 if TYPE_CHECKING:
     from tests.support.messages import Listening, Providers, Running, Start
@@ -572,3 +574,31 @@ async def test_a_full_redis_refuses_accounts_and_messages_and_lets_people_in(
         for path in ("/users/me", "/quota"):
             assert (await answer(client.get(path)))[0] == 200
     assert providers.messages == []
+
+
+@pytest.mark.parametrize("program", server_programs())
+async def test_a_really_full_memory_refuses_new_accounts_alone(
+    make_server: Callable[..., Server], start: Start, program: ServerProgram | None
+) -> None:
+    """Logins, logouts, new passwords, deactivations and grants go on. They replace what is there, or end soon."""
+    redis = Redis.from_url(make_server(program=program).url, decode_responses=True)
+    async with redis, start(redis) as running:
+        admin = await running.user("admin@example.com", redis, is_admin=True)
+        user, other = await running.user("user@example.com"), await running.user("other@example.com")
+        ids = {each: (await (await each.get("/users/me")).get_json())["id"] for each in (user, other)}
+        await redis.config_set("maxmemory", 1)
+        refused = await running.client().post("/auth/register", json=ANN)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert "Redis is full" in (await refused.get_json())["detail"]
+        assert (await user.post("/auth/logout")).status_code == 204
+        assert (await user.get("/users/me")).status_code == 401
+        again = {"email": "user@example.com", "password": "correct horse"}
+        assert (await user.post("/auth/login", json=again)).status_code == 204
+        changed = CURRENT | {"password": "another horse", "email": "new@example.com"}
+        assert (await user.patch("/users/me", json=changed)).status_code == 200
+        assert (await admin.patch(f"/users/{ids[user]}", json={"paid_access": True})).status_code == 200
+        assert (await user.get("/users/me")).status_code == 200
+        assert (await admin.patch(f"/users/{ids[other]}", json={"is_active": False})).status_code == 200
+        assert (await other.get("/users/me")).status_code == 401
+        async with start(redis) as second:
+            assert (await second.client().post("/auth/login", json=again)).status_code == 401

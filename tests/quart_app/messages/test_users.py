@@ -222,3 +222,16 @@ async def test_redis_away_is_unavailable() -> None:
     for action in (users.find("x"), users.find_by_email("a@example.com"), users.register("a@example.com", "hash")):
         with pytest.raises(Unavailable):
             await action
+
+
+async def test_a_renewed_hash_undoes_no_change_of_the_password(shared: Redis) -> None:
+    """Somebody logged in with the former password while it was changed."""
+    users = Users(shared)
+    before = await users.register("a@example.com", "costs of last year")
+    changed = await users.change_profile(before, password="another password")
+    await users.renew_hash(before, "former password, costs of today")
+    assert (await users.find(before.id)) == changed
+    await users.renew_hash(changed, "another password, costs of today")
+    renewed = await users.find(before.id)
+    assert renewed is not None
+    assert (renewed.password, renewed.generation) == ("another password, costs of today", changed.generation)
