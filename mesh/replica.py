@@ -370,13 +370,7 @@ async def join(
     connections = connections or Connections(settings.redis)
     tracing.activate()
     name = identity()
-    row = {
-        "pid": str(os.getpid()),
-        "public": public,
-        "private": private,
-        "version": version,
-        "readers": " ".join(worker.readers),
-    }
+    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, "readers": worker.readers}
     applying = Applicant(settings, connections, name, row)
     if applicant is not None:
         applicant(applying)

@@ -103,9 +103,9 @@ class Worker:
         return handler is not None and not handler.effect
 
     @property
-    def readers(self) -> list[str]:
-        """The operations that are known to have no effect."""
-        return [op for op in self.operations if self.only_reads(op)]
+    def readers(self) -> str:
+        """The operations that are known to have no effect, with spaces between them, for the roster."""
+        return " ".join(op for op in self.operations if self.only_reads(op))
 
     @property
     def operations(self) -> list[str]:
