@@ -25,6 +25,7 @@ from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from mesh import keys, roster
+from mesh.discovery import SERVED, Directory
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.lease import server
@@ -47,7 +48,7 @@ log = structlog.get_logger(__name__)
 PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts of a client's link.
 LINK_SCRIPTS = (
-    roster.ROSTER, roster.MISSING, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
+    roster.ROSTER, roster.MISSING, SERVED, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
 )  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
 #: replica, because nobody waits for what it holds.
@@ -76,6 +77,7 @@ class Presence:
         self._durability = self._make_durability()
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
         self.calls = Calls(self.link, reader, self.id, self._durability, self._only_reads)
+        self.directory = Directory(self.link, ())
 
     def _only_reads(self, op: str) -> bool:
         return op in self._readers
@@ -198,7 +200,8 @@ class Client:
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply, which `decode` reads. Raises MeshError."""
         with _interrupted():
-            return await self._present().calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
+            presence = await self._serving([ask.op for ask in asks])
+            return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
         """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
@@ -218,12 +221,14 @@ class Client:
         Raises Incomplete, MeshError.
         """
         with _interrupted():
-            return await self._present().calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
+            presence = await self._serving([op])
+            return await presence.calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def send(self, to: Address, op: str, body: Mapping[str, Any] | bytes) -> None:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
         with _interrupted():
-            await self._present().calls.send(Ask(to, op, body))
+            presence = await self._serving([op])
+            await presence.calls.send(Ask(to, op, body))
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -233,6 +238,12 @@ class Client:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
         names = keys.request_streams(self.settings.classes, self.settings.databases)
         return await streams.books(self._present().link, names)
+
+    async def _serving(self, ops: Sequence[str]) -> Presence:
+        """Return the presence. Raises Refused for an operation that no live replica serves."""
+        presence = self._present()
+        await presence.directory.check(ops)
+        return presence
 
     def _present(self) -> Presence:
         if self._presence is None:

@@ -35,6 +35,12 @@ class Unavailable(MeshError):
     code = "unavailable"
 
 
+class OlderRelease(Unavailable):
+    """An option was used that an older release, of which a replica is live, does not know."""
+
+    code = "older-release"
+
+
 class Busy(MeshError):
     """Too much work is in progress; try again later."""
 
@@ -233,6 +239,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
     for cls in (
         MeshError,
         Unavailable,
+        OlderRelease,
         Busy,
         NoReplica,
         DeadlineExceeded,
@@ -251,6 +258,19 @@ _BY_CODE: dict[str, type[MeshError]] = {
         LeaseLost,
     )
 }
+
+
+def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
+    """Return the program's own refusals whose code begins with the name of a service, and the types of their facts."""
+    found: list[tuple[type[MeshError], dict[str, Any]]] = []
+    for code, cls in sorted(_BY_CODE.items()):
+        if issubclass(cls, Refused) and code.startswith(f"{service}."):
+            try:
+                hints = get_type_hints(cls)
+            except NameError:  # it is defined inside a function, with types that only that function knows
+                hints = {}
+            found.append((cls, {name: hints.get(name, Any) for name in sorted(_facts_of(cls))}))
+    return found
 
 
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:

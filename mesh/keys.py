@@ -24,6 +24,8 @@
     mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
+    mesh:operations          hash          operation -> what it is, as JSON; those that a live replica serves
+    mesh:operations:served   hash          digest of a table of operations, as roster rows name it -> its operations
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
@@ -55,6 +57,8 @@ LATER = "mesh:later"
 CANCELLED = "mesh:later:cancelled:"
 SCHEDULES = "mesh:schedules"
 SCHEDULE = "mesh:schedule:"
+OPERATIONS = "mesh:operations"
+SERVED = "mesh:operations:served"
 SHARED = "shared:"
 
 LEASES = "mesh:lease:"

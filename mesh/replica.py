@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import keys, roster
+from mesh.discovery import LATER, Directory, Publication
 from mesh.errors import LeaseLost
 from mesh.groups.reader import BLOCK_MS
 from mesh.later import waking
@@ -31,7 +33,7 @@ from mesh.memory import Memory
 from mesh.requests import scripts, streams, tracing
 from mesh.requests.answers import Answer, Ask, Replies
 from mesh.requests.calls import Calls
-from mesh.requests.consumer import Consumer
+from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.effects import CONFLICT, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.refusals import not_applied
@@ -66,6 +68,7 @@ class Replica:
         settings: MeshSettings,
         connections: Connections,
         row: Mapping[str, str],
+        publication: Publication,
     ) -> None:
         self.id = grant.replica
         self.database = grant.database
@@ -79,7 +82,10 @@ class Replica:
         self._verbs = worker.verbs
         self._link = self._make_link(scripts.commit_with(worker.fragments), [*scripts.OF_LINK, *worker.scripts])
         self._streams = keys.request_streams(settings.classes, settings.databases)
-        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules)
+        self._directory = Directory(self._link, worker.operations)
+        self._publication = publication
+        everybody = functools.partial(self._directory.understands, LATER)
+        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, everybody)
         self._lease.on_due = self._waking.learn
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
@@ -108,6 +114,7 @@ class Replica:
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
+        await self._directory.check([ask.op for ask in asks])
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def gather(
@@ -123,6 +130,7 @@ class Replica:
         `left_out` of the replies names the databases that hold data, and whose holder is no longer expected back.
         Raises Incomplete when a holder of data is expected back, or did not answer in time; MeshError.
         """
+        await self._directory.check([op])
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def roster(self) -> list[Member]:
@@ -151,7 +159,11 @@ class Replica:
         return Effects(self.database, self.id, verbs=self._verbs, later_bound=self.settings.later_bound)
 
     async def commit(self, transaction: Effects) -> bool:
-        """Apply a transaction; return False when a value that it expected has changed. Raises LeaseLost, Busy."""
+        """Apply a transaction; return False when a value that it expected has changed.
+
+        Raises LeaseLost, Busy, Refused for an operation that nobody serves, and OlderRelease.
+        """
+        await self._directory.check(transaction.asked, transaction.level)
         outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._link.commit(transaction.wire(), outcome)
         word = await outcome
@@ -252,7 +264,7 @@ class Replica:
         lease = self._lease
         host = Host(
             self.id, self.database, self.cls, self._link, self.settings, lease.now_ms, lambda: lease.paused,
-            self._waking.learn,
+            self._waking.learn, self._directory,
         )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 
@@ -286,8 +298,10 @@ class Replica:
             self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
 
     async def _sweep(self) -> None:
+        await self._publication.publish(self._link)
         while True:
             await asyncio.sleep(SWEEP_S)
+            await self._publication.keep(self._link)
             await streams.sweep(self._link, self._streams)
             await streams.keep_minute(self._link, self._streams)
 
@@ -298,20 +312,9 @@ class Replica:
 
         `not_ready` names the services that are not ready; `facts` are further fields of the roster row.
         """
-        self._lease.describe = lambda: {"not_ready": ",".join(not_ready()), **self._load(), **facts()}
-        self._lease.set_state("ready")
-
-    def _load(self) -> dict[str, str]:
-        """Return what the roster row tells of this replica's work: since its start, now, and of the last requests."""
-        consumers = (self._class_consumer, self._database_consumer)
-        took = sorted(us for consumer in consumers for us in consumer.took_us)
-        return {
-            "answered": str(sum(consumer.counters.done for consumer in consumers)),
-            "in_hand": str(sum(consumer.in_progress for consumer in consumers)),
-            "loop_ms": f"{self._lease.loop_ms:.1f}",
-            "p50_us": str(took[len(took) // 2]) if took else "",
-            "p99_us": str(took[len(took) * 99 // 100]) if took else "",
-        }
+        lease, consumers = self._lease, (self._class_consumer, self._database_consumer)
+        lease.describe = lambda: {"not_ready": ",".join(not_ready()), **load_of(consumers, lease.loop_ms), **facts()}
+        lease.set_state("ready")
 
     def on_drain(self, leave: Callable[[], None]) -> None:
         """Call `leave` when an operator asks this replica to drain."""
@@ -342,11 +345,6 @@ class Replica:
                 await client.aclose()
 
 
-def identity() -> str:
-    """Return a name that no other replica has."""
-    return f"replica-{secrets.token_hex(4)}"
-
-
 @contextlib.asynccontextmanager
 async def join(
     worker: Worker,
@@ -369,14 +367,15 @@ async def join(
     settings = settings or MeshSettings()
     connections = connections or Connections(settings.redis)
     tracing.activate()
-    name = identity()
-    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, "readers": worker.readers}
+    name = f"replica-{secrets.token_hex(4)}"
+    publication = Publication(worker.definitions(version), worker.readers)
+    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
     applying = Applicant(settings, connections, name, row)
     if applicant is not None:
         applicant(applying)
     grant = await applying.apply()
     log.info("lease granted", replica=name, database=grant.database, cls=grant.cls, epoch=grant.epoch)
-    replica = Replica(grant, worker, settings, connections, row)
+    replica = Replica(grant, worker, settings, connections, row, publication)
     try:
         async with asyncio.TaskGroup() as tasks:
             replica._start(tasks)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import structlog
@@ -53,12 +53,15 @@ class Waking:
         databases: int,
         now_ms: Callable[[], int],
         schedules: Mapping[str, Schedule],
+        is_understood: Callable[[], Awaitable[bool]],
     ) -> None:
         self._link = link
         self._grant = grant
         self._databases = databases
         self._now_ms = now_ms
         self._schedules = schedules
+        #: whether every live replica knows what `every` is
+        self._is_understood = is_understood
         self._next_ms: int | None = None
         self._news = asyncio.Event()
 
@@ -100,14 +103,14 @@ class Waking:
 
     async def _wake(self) -> None:
         _, following, *ticks = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES], MOST_AT_ONCE)
-        unknown = True
-        for name in ticks:
-            schedule = self._schedules.get(name)
-            if schedule is not None:
-                unknown = False
-                await self._tick(name, schedule)
-        # A schedule that only another release knows stays due; the next renewal says when to look again.
-        self._next_ms = int(following) if following and not (ticks and unknown) else None
+        ours = [name for name in ticks if name in self._schedules]
+        if ours and not await self._is_understood():
+            ours = []
+        for name in ours:
+            await self._tick(name, self._schedules[name])
+        # A schedule stays due that only another release knows, or that an older live release could not run. The next
+        # renewal says when to look again.
+        self._next_ms = int(following) if following and (ours or not ticks) else None
 
     async def _tick(self, name: str, schedule: Schedule) -> None:
         found = await self._link.shared("HGET", keys.schedule(name), "next")

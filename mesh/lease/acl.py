@@ -104,6 +104,8 @@ def _shared_patterns(database: int) -> list[str]:
         f"{keys.LATER}*",
         keys.SCHEDULES,
         f"{keys.SCHEDULE}*",
+        keys.OPERATIONS,
+        keys.SERVED,
         keys.lease(database),
         keys.row(database),
         keys.expected(database),

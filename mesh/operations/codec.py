@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, is_typedd
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from mesh.errors import UsageError
 
@@ -121,6 +122,19 @@ def is_object(kind: Any) -> bool:
     if not isinstance(kind, type):
         return False
     return is_typeddict(kind) or issubclass(kind, msgspec.Struct | BaseModel | dict) or dataclasses.is_dataclass(kind)
+
+
+def schema_of(kind: Any, *, written: bool) -> dict[str, Any]:
+    """Return the JSON schema of a type, with its parts in `$defs`: of what is `written`, or of what is read.
+
+    A type that has no schema gets one that says nothing.
+    """
+    try:
+        if _has_model(kind):
+            return TypeAdapter(kind).json_schema(mode="serialization" if written else "validation")
+        return msgspec.json.schema(kind)
+    except (TypeError, ValueError, PydanticUserError):
+        return {}
 
 
 class StoredCodec(Generic[T]):

@@ -11,6 +11,7 @@ from mesh.errors import InvalidBody, UsageError
 from mesh.later.retry import Retry
 from mesh.later.schedule import Missed, Schedule, Tick, missed_of
 from mesh.operations.codec import StoredCodec, name_of
+from mesh.operations.definition import define
 from mesh.operations.operation import Operation
 from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
 from mesh.operations.transaction import Query, Transaction
@@ -202,7 +203,17 @@ class Operations:
     def _register(self, op: Operation[Any, Any], handler: Any, first: type, retry: Retry | None = None) -> None:
         handle = _command(handler, op) if first is Transaction else _query(handler, op)
         try:
-            self.worker.add(Handler(op.name, handle, first is Transaction, op.decode_body, op.encode_reply, retry))
+            self.worker.add(
+                Handler(
+                    op.name,
+                    handle,
+                    first is Transaction,
+                    op.decode_body,
+                    op.encode_reply,
+                    retry=retry,
+                    define=lambda: define(op, self.name, handler),
+                )
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
         op.handler = handler

@@ -354,3 +354,15 @@ class Consumer(GroupConsumer[Work]):
                     self._begin(work, (Outcome.LATE, ""))
                 elif work.late or id in lost:
                     self._give_away(work)
+
+
+def load_of(consumers: Sequence[Consumer], loop_ms: float) -> dict[str, str]:
+    """Return what a roster row tells of a replica's work: since its start, now, and of the last requests."""
+    took = sorted(us for consumer in consumers for us in consumer.took_us)
+    return {
+        "answered": str(sum(consumer.counters.done for consumer in consumers)),
+        "in_hand": str(sum(consumer.in_progress for consumer in consumers)),
+        "loop_ms": f"{loop_ms:.1f}",
+        "p50_us": str(took[len(took) // 2]) if took else "",
+        "p99_us": str(took[len(took) * 99 // 100]) if took else "",
+    }

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
+from mesh.discovery import LATER
 from mesh.errors import MeshError
 from mesh.later.due import Due
 from mesh.requests import tracing
@@ -143,6 +144,8 @@ class Effects(Writer):
         self._later_bound = later_bound
         #: when the requests that it sends for later are due
         self.dues: list[Due] = []
+        #: the operations of the requests that it sends, except of those that it passes on
+        self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         self.sends: list[Any] = []
@@ -162,13 +165,20 @@ class Effects(Writer):
     def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER, key: str = "") -> None:
         """Send a request nobody waits for; the holder of the database gets to it however late it comes."""
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
+        self.asked.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str) -> None:
         """Send a request when it is due. If too many wait already, nothing of the transaction is applied."""
         _check(to, op)
         self.dues.append(due)
+        self.asked.append(op)
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
         self.writes.add(0, "later", (keys.LATER, keys.later(key)), words)
+
+    @property
+    def level(self) -> int:
+        """The level of entries that every live replica must understand; see `mesh.discovery`."""
+        return LATER if self.dues else 0
 
     def forward(self, to: Address, body: Body | bytes | None = None) -> None:
         """Let another replica answer this request, or the part of it that `body` says."""
@@ -215,7 +225,7 @@ class Effects(Writer):
 
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect."""
-        for collected in (self.expects, self.writes, self.sends, self.dues):
+        for collected in (self.expects, self.writes, self.sends, self.dues, self.asked):
             collected.clear()
         self.forwards = 0
         self._answer = (error.code, failure_body(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections import deque
 from collections.abc import Awaitable
 from time import perf_counter
@@ -11,6 +10,7 @@ from time import perf_counter
 import structlog
 
 from mesh import keys
+from mesh.discovery import nearest
 from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Paused, Refused
 from mesh.groups.deliveries import is_overdelivered
 from mesh.requests import tracing
@@ -148,6 +148,8 @@ class Runner:
                     transaction.reply_json(b"" if passed_on else handler.encode(body))
             elif body is not None:
                 transaction.reply(body)
+            if transaction.asked:
+                await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:
             raise
         except MeshError as error:
@@ -201,9 +203,8 @@ class Runner:
 
 
 def _unknown(op: str, known: list[str]) -> Refused:
-    nearest = difflib.get_close_matches(op[:100], known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return Refused(f"no replica here knows the operation {op!r:.100}{hint}", op=op)
+    """Return the error for an operation that another release serves, or a replica that has left meanwhile."""
+    return Refused(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
 
 
 def _is_cancelled() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mesh import roster
+from mesh.discovery import PUBLISH, SERVED
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
 from mesh.later.retry import DEFER
@@ -50,5 +51,5 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, SERVED, PUBLISH,
 )  # fmt: skip

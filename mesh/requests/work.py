@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mesh.discovery import Directory
 from mesh.requests.protocol import NEVER, Request
 from mesh.settings import MeshSettings
 from mesh.wire.link import Link
@@ -100,6 +101,8 @@ class Host:
     paused: Callable[[], frozenset[str]]
     #: is told the moment (ms) at which a request that was sent for later is due
     learn: Callable[[int], None]
+    #: what the other replicas serve and understand
+    directory: Directory
 
     def is_late(self, request: Request) -> bool:
         """Return whether the deadline of a request has passed."""

@@ -12,6 +12,7 @@ from mesh.requests.effects import Effects
 from mesh.requests.protocol import Decode, Request, decode_object
 from mesh.requests.store import Store
 from mesh.requests.verbs import VERBS, ServiceVerbs, Verb
+from mesh.wire.codec import encode
 from mesh.wire.script import Script
 
 Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
@@ -22,7 +23,8 @@ class Handler:
     """One operation and its handler. Without an `effect` it only reads.
 
     On a database's stream, operations without an effect that follow each other run side by side. `decode` reads the
-    body of a request. `encode` writes what `handle` returns; without `encode` this is a dict or None.
+    body of a request. `encode` writes what `handle` returns; without `encode` this is a dict or None. `define` returns
+    what there is to know about the operation, for `mesh:operations`.
     """
 
     op: str
@@ -31,6 +33,7 @@ class Handler:
     decode: Decode = decode_object
     encode: Callable[[Any], bytes] | None = None
     retry: Retry | None = None
+    define: Callable[[], Mapping[str, Any]] | None = None
 
 
 class Worker:
@@ -102,6 +105,10 @@ class Worker:
         handler = self._handlers.get(op)
         return handler is not None and not handler.effect
 
+    def definitions(self, version: str) -> dict[str, str]:
+        """Return what `mesh:operations` says of each operation, as JSON by name."""
+        return {name: encode(_definition(handler, version)) for name, handler in self._handlers.items()}
+
     @property
     def readers(self) -> str:
         """The operations that are known to have no effect, with spaces between them, for the roster."""
@@ -110,3 +117,19 @@ class Worker:
     @property
     def operations(self) -> list[str]:
         return sorted(self._handlers)
+
+
+def _definition(handler: Handler, version: str) -> dict[str, Any]:
+    service, dot, _ = handler.op.partition(".")
+    found: dict[str, Any] = {"kind": "command" if handler.effect else "query", "version": version}
+    if handler.define is not None:
+        return {**found, **handler.define()}
+    anything = {"type": "object"}
+    return {
+        **found,
+        "service": service if dot else "",
+        "summary": "",
+        "request": anything,
+        "reply": anything,
+        "errors": {},
+    }

@@ -189,10 +189,19 @@ async def test_a_class_without_a_live_replica_is_refused_and_nothing_is_sent(
 
 
 async def test_an_operation_nobody_knows_is_refused(backend: Backend, counting: Counting) -> None:
-    """The caller gets an answer, not a time-out. Its release may differ from that of the worker."""
+    """The caller is told at once; nothing is written."""
     one = await backend.join(counting.worker)
-    with pytest.raises(Refused, match="no replica here knows the operation"):
+    with pytest.raises(Refused, match=r"no live replica serves the operation 'count\.unheard'"):
         await one.call(Class("A"), "count.unheard", {})
+    assert (await balanced(one))["accepted"] == 0
+
+
+async def test_a_replica_that_does_not_know_an_operation_says_so(backend: Backend, counting: Counting) -> None:
+    """The caller gets an answer, not a time-out. Another release of the worker's class serves the operation."""
+    one = await backend.join(counting.worker, class_="A")
+    await backend.join(Worker(), class_="B")
+    with pytest.raises(Refused, match="no replica here knows the operation"):
+        await one.call(Class("B"), "count.add", {})
 
 
 async def test_a_refusal_travels_with_its_facts_and_takes_the_effect_back(backend: Backend, counting: Counting) -> None:

@@ -1,0 +1,50 @@
+"""What this replica serves, written to Redis for people, programs and other replicas.
+
+    mesh:operations          hash   operation -> its definition, as JSON
+    mesh:operations:served   hash   digest of a table -> its operations; roster rows name the digest
+
+A replica writes its definitions when it joins, over those of another release. It looks now and then whether they are
+still there, and removes the operations that no live replica serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from mesh import keys
+from mesh.discovery.directory import READS
+from mesh.wire.link import Link
+from mesh.wire.script import Script
+
+PUBLISH = Script.beside(__file__, "publish.lua")
+
+
+class Publication:
+    """The definitions of one replica's operations: JSON by name. `readers` names those without an effect."""
+
+    def __init__(self, definitions: Mapping[str, str], readers: str) -> None:
+        self._readers = readers
+        self._definitions = dict(sorted(definitions.items()))
+        text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
+        #: what roster rows name
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The fields of the roster row that say what this replica serves and understands."""
+        return {"serves": self.digest, "reads": str(READS), "readers": self._readers}
+
+    async def publish(self, link: Link) -> None:
+        """Write the definitions, over those of other releases. Raises MeshError, redis-py's errors."""
+        await self._run(link, 1, self._definitions)
+
+    async def keep(self, link: Link) -> None:
+        """Write definitions that are missing, and remove what no live replica serves."""
+        if not await self._run(link, 0, {}):
+            await self._run(link, 0, self._definitions)
+
+    async def _run(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
+        words = [word for pair in definitions.items() for word in pair]
+        names = [keys.OPERATIONS, keys.SERVED]
+        return bool(await link.script(PUBLISH, names, keys.MOST_DATABASES, self.digest, overwrites, *words))

@@ -1,0 +1,35 @@
+#!lua flags=allow-oom,no-writes
+-- Reads what the live replicas serve, and the oldest release among them.
+-- ARGV: databases
+-- Returns {1 if every replica and what it serves is known, else 0, what the oldest release reads, its replica, database
+--       and version, operation, ...}
+-- The keys are not in KEYS: the user of an older client may not read all of them, and then nothing is known.
+local known, oldest, seen, names = 1, {math.huge, '', '', ''}, {}, {}
+local tables = redis.pcall('HGETALL', 'mesh:operations:served')
+if tables.err then tables, known = {}, 0 end
+local served = {}
+for i = 1, #tables, 2 do served[tables[i]] = tables[i + 1] end
+
+local found = false
+for n = 0, tonumber(ARGV[1]) - 1 do
+  local row = redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'state', 'serves', 'reads', 'version')
+  if not row[1] then
+    -- What serves this database is expected back.
+    if redis.call('EXISTS', 'mesh:expected:' .. n) == 1 then known = 0 end
+  elseif row[2] ~= 'left' then
+    found = true
+    local reads = tonumber(row[4] or '0') or 0
+    if reads < oldest[1] then oldest = {reads, row[1], tostring(n), row[5] or ''} end
+    local text = row[3] and served[row[3]]
+    if not text then known = 0 end
+    for name in string.gmatch(text or '', '%S+') do
+      if not seen[name] then
+        seen[name] = true
+        names[#names + 1] = name
+      end
+    end
+  end
+end
+if #names > 4000 then known = 0 end
+if not found then known, oldest[1] = 0, 2 ^ 31 end
+return {known, oldest[1], oldest[2], oldest[3], oldest[4], unpack(names, 1, 4000)}

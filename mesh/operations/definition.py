@@ -1,0 +1,28 @@
+"""What an operation is, for people and programs that do not have its code: a JSON object."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mesh.errors import refusals_of
+from mesh.operations.codec import schema_of
+from mesh.operations.operation import Operation
+
+
+def define(op: Operation[Any, Any], service: str, handler: Any) -> dict[str, Any]:
+    """Return the definition of an operation: schemas of its request and reply, and the errors of its service."""
+    summary = (inspect.getdoc(handler) or "").partition("\n")[0]
+    return {
+        "service": service,
+        "summary": summary,
+        "request": None if op.body is None else schema_of(op.body, written=False),
+        "reply": schema_of(op.reply, written=True),
+        "errors": {
+            cls.code: {
+                "detail": (inspect.getdoc(cls) or cls.__name__).partition("\n")[0],
+                "facts": {name: schema_of(kind, written=True) for name, kind in facts.items()},
+            }
+            for cls, facts in refusals_of(service)
+        },
+    }

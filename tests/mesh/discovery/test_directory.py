@@ -1,0 +1,171 @@
+"""What a process knows of the others before it sends something: operations that nobody serves, and older releases."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec import Struct
+
+from mesh import Class, Mesh, OlderRelease, Operation, Operations, Refused, Transaction, Unavailable
+from mesh.discovery import Publication, directory
+from mesh.raw import Effects, Replica, Request, Store, Worker
+from mesh.testing import MeshKit
+from tests.support.backend import Backend
+
+
+class Note(Struct):
+    text: str
+
+
+notes = Operations("notes")
+texts = notes.hash("texts", str, int, shared=True)
+absent: Operation[Note, None] = Operation("notes.pat", Note, None)
+other = Operations("other")
+
+
+@notes.command
+async def put(tx: Transaction, body: Note) -> None:
+    tx.add(texts[body.text])
+
+
+@notes.command
+async def pass_on(tx: Transaction, body: Note) -> None:
+    tx.add(texts["passed on"])
+    tx.send(absent, body)
+
+
+@notes.command
+async def later(tx: Transaction, body: Note) -> None:
+    tx.add(texts["later"])
+    tx.send(put, body, after=timedelta(seconds=1))
+
+
+@other.command
+async def ask(tx: Transaction, body: Note) -> None:
+    tx.send(put, body, to=Class("A"))
+
+
+WAYS: dict[str, Callable[[Mesh], Awaitable[Any]]] = {
+    "call": lambda mesh: mesh.call(absent, Note("a")),
+    "parts": lambda mesh: mesh.parts(absent, Note("a")),
+    "gather": lambda mesh: mesh.gather(absent, Note("a")),
+    "send": lambda mesh: mesh.send(absent, Note("a")),
+    "send later": lambda mesh: mesh.send(absent, Note("a"), after=timedelta(hours=1)),
+    "call of the level below": lambda mesh: mesh.replica.call(Class("A"), "notes.pat", {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_operation_that_nobody_serves_is_refused_before_anything_is_written(
+    backend: Backend, way: str
+) -> None:
+    """With the nearest name."""
+    mesh = await backend.mesh(notes)
+    with pytest.raises(Refused, match=r"no live replica serves the operation 'notes\.pat'; did you mean 'notes\.put'"):
+        await WAYS[way](mesh)
+    assert (await mesh.books())["accepted"] == 0
+
+
+async def test_a_handler_that_sends_such_a_request_is_refused_with_all_its_effects(backend: Backend) -> None:
+    mesh = await backend.mesh(notes)
+    with pytest.raises(Refused, match="no live replica serves the operation"):
+        await mesh.call(pass_on, Note("a"))
+    books = await mesh.books()
+    assert (books["accepted"], books["in_flight"]) == (1, 0)
+    assert await mesh.shared.hgetall("shared:notes:texts") == {}
+
+
+async def test_what_another_replica_serves_is_sent(backend: Backend) -> None:
+    """By a replica that joined before it or after it, and by a handler."""
+    before = await backend.join(other.worker, class_="B")
+    one = await backend.join(notes.worker, class_="A")
+    after = Mesh(await backend.join(other.worker, class_="C"))
+    await Mesh(before).call(put, Note("first"), to=Class("A"))
+    await after.call(put, Note("second"), to=Class("A"))
+    await after.call(ask, Note("third"))
+    await Mesh(one).call(put, Note("fourth"))
+    assert (await after.books())["accepted"] == 5
+
+
+async def test_what_the_last_replica_has_served_is_unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second after it has left in order. Until then its class says that it is gone."""
+    async with MeshKit(other, classes="AB") as kit:
+        await kit.start(notes)
+        await kit[0].call(put, Note("a"), to=Class(kit[1].cls))
+        await kit.stop(1)
+        await kit.advance(seconds=60)
+        with pytest.raises(Refused, match=r"no live replica serves the operation 'notes\.put'"):
+            await kit[0].call(put, Note("a"), to=Class("A"))
+
+
+async def test_an_operation_whose_replica_is_expected_back_is_not_unserved() -> None:
+    """The caller may try again soon, so the error says so."""
+    async with MeshKit(other, classes="AB") as kit:
+        await kit.start(notes)
+        cls = kit[1].cls
+        await kit.kill(1)
+        await kit.advance(seconds=10)
+        with pytest.raises(Unavailable, match="expected back"):
+            await kit[0].call(put, Note("a"), to=Class(cls))
+
+
+async def older_release(backend: Backend) -> Replica:
+    """A replica of class B whose row says nothing of operations, as before the first level."""
+    worker = Worker()
+
+    @worker.handles("old.put")
+    async def handle(request: Request, store: Store, effects: Effects) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Publication, "row", {})
+        return await backend.join(worker, class_="B")
+
+
+async def test_an_older_release_may_serve_anything(backend: Backend) -> None:
+    """It does not say what it serves, so it is asked."""
+    await older_release(backend)
+    mesh = Mesh(await backend.join(notes.worker, class_="A"))
+    old: Operation[Note, None] = Operation("old.put", Note, None)
+    await mesh.send(old, Note("a"), to=Class("B"))
+    with pytest.raises(Refused, match="no replica here knows the operation"):
+        await mesh.call(absent, Note("a"), to=Class("B"))
+
+
+async def test_options_are_refused_while_an_older_release_is_live(backend: Backend) -> None:
+    """With nothing written; when it has left they work."""
+    older = await older_release(backend)
+    mesh = Mesh(await backend.join(notes.worker, class_="A"))
+    says = f"after= and at= cannot be used while {older.id} .database {older.database}, an older version. is live"
+    with pytest.raises(OlderRelease, match=says) as caught:
+        await mesh.send(put, Note("a"), after=timedelta(seconds=1))
+    assert (caught.value.retry_after, caught.value.facts["replica"]) == (5, older.id)
+    with pytest.raises(OlderRelease, match=says):
+        await mesh.call(later, Note("a"))
+    assert (await mesh.books())["waiting"] == 0
+    assert await mesh.shared.hgetall("shared:notes:texts") == {}
+    await backend.stop(0)
+    await mesh.send(put, Note("a"), after=timedelta(hours=1))
+    await mesh.call(later, Note("a"))
+    assert (await mesh.books())["waiting"] == 2
+
+
+async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a process that only sends what it serves never looks."""
+    mesh = await backend.mesh(notes)
+    looks, script = list[object](), mesh.replica._link.script
+
+    def counting(found: Any, *words: Any, **options: Any) -> Any:
+        looks.append(found) if found is directory.SERVED else None
+        return script(found, *words, **options)
+
+    monkeypatch.setattr(mesh.replica._link, "script", counting)
+    await mesh.call(put, Note("a"))
+    await mesh.send(put, Note("a"))
+    assert looks == []
+    known = mesh.replica._directory
+    for _ in range(20):
+        assert await known.understands(directory.LATER)
+    assert len(looks) == 1
