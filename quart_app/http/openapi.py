@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from quart import Blueprint, Quart, Response, send_from_directory
 from quart_schema import Info, QuartSchema, tag_blueprint
 from werkzeug.exceptions import NotFound
 
-#: Found, not imported: the import would load templates and parsers that we do not use.
-ASSETS = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
+#: Files of Swagger UI; `SHA256SUMS` there names their release.
+ASSETS = Path(__file__).parent / "swagger_ui"
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
 import pytest
 
 from mesh import MeshSettings
+from quart_app.http.openapi import ASSETS
 from quart_app.registry import SERVICES
 from tests.support.nodes import applications, node
 from tests.support.server import Server
@@ -61,6 +63,17 @@ async def test_the_page_and_its_parts_come_from_here(path: str) -> None:
     """No other server is asked for a part of the page."""
     response = await applications().public.test_client().get(path)
     assert response.status_code == 200
+
+
+def test_the_files_of_swagger_ui_are_those_of_its_release() -> None:
+    """SHA256SUMS names each file beside it, and each has the hash that is written there."""
+    release, *lines = (ASSETS / "SHA256SUMS").read_text().splitlines()
+    assert release.startswith("# Swagger UI 5.")
+    pinned = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in ASSETS.iterdir()}
+    del found["SHA256SUMS"]
+    assert found == pinned
+    assert {"LICENSE", "NOTICE"} < pinned.keys()
 
 
 async def test_the_page_names_no_other_host() -> None:
