@@ -21,8 +21,10 @@ MISSING = Script.beside(__file__, "missing.lua")
 RETRY_AFTER_S = 1
 
 
-#: Fields that each renewal writes.
-LOAD = ("answered", "in_hand", "p50_us", "p99_us", "loop_ms")
+#: Fields of a row that have a place of their own in `Member`.
+_OWN = {
+    "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Member:
     not_ready: tuple[str, ...] = ()
     #: operations of this replica that have no effect
     readers: frozenset[str] = frozenset()
-    #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms
+    #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms, and
+    #: whatever its application adds
     load: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -71,7 +74,7 @@ class Member:
             leased=bool(leased),
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
             readers=frozenset(fields.get("readers", "").split()),
-            load={name: fields[name] for name in LOAD if name in fields},
+            load={name: value for name, value in fields.items() if name not in _OWN},
         )
 
 

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
@@ -48,6 +48,10 @@ class ServiceLife:
         if self.ready:
             return self._service.trouble()
         return self._failure or self._service.trouble() or "it is starting"
+
+    def told(self) -> Mapping[str, str]:
+        """What the service tells the roster."""
+        return self._service.told()
 
     def gate(self) -> Callable[[], Awaitable[None]]:
         """A function that Quart runs before each route of the service. It raises a 503 until the service is ready."""
@@ -114,6 +118,10 @@ class Services:
     def not_ready(self) -> dict[str, str]:
         """The services that cannot do all of their work, each with the reason."""
         return {life.name: reason for life in self._lives if (reason := life.reason)}
+
+    def told(self) -> dict[str, str]:
+        """What the services tell the roster, as fields of this replica's row."""
+        return {name: fact for life in self._lives for name, fact in life.told().items()}
 
     @contextlib.asynccontextmanager
     async def running(self, replica: Mesh, wait_s: float) -> AsyncIterator[None]:

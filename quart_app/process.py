@@ -198,7 +198,7 @@ class Process:
             # A client may connect as soon as this replica says that it is ready; Hypercorn accepts a moment later.
             sockets.public.listen(BACKLOG)
             self._app.reason = ""
-            mesh.announce(self._app.services.not_ready)
+            mesh.announce(self._app.services.not_ready, self._app.services.told)
             self._opened.set()
             not_ready = list(self._app.services.not_ready())
             log.info("ready", database=mesh.database, cls=mesh.cls, services_not_ready=not_ready)

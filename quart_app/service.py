@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from quart import Blueprint
 
 from mesh import Mesh, Operations, Unavailable
 from mesh.raw import Worker
+from quart_app.panels import Act, Panel
 from quart_app.settings import AppSettings
 
 
@@ -47,6 +48,11 @@ def no_trouble() -> str:
     return ""
 
 
+def nothing_told() -> Mapping[str, str]:
+    """Return {}: the service tells the roster nothing."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """One service on the mesh."""
@@ -63,3 +69,9 @@ class Service:
     lifespan: Callable[[Mesh], AbstractAsyncContextManager[None]] = always_ready
     #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` and the roster tell it.
     trouble: Callable[[], str] = no_trouble
+    #: Fields that each renewal writes into this replica's roster row.
+    told: Callable[[], Mapping[str, str]] = nothing_told
+    #: Reads what the live page shows of the service, for the whole mesh. Raises RedisError, MeshError.
+    panel: Callable[[Mesh], Awaitable[Panel]] | None = None
+    #: What an operator can do to it there.
+    acts: Sequence[Act] = ()

@@ -2,5 +2,17 @@
 
 from mesh.control.control import Control, PausedOperation
 from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, lanes
+from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
-__all__ = ["SEARCHED", "Control", "JourneyStep", "Journeys", "PausedOperation", "lanes"]
+__all__ = [
+    "SEARCHED",
+    "Control",
+    "JourneyStep",
+    "Journeys",
+    "LaterRequest",
+    "PausedOperation",
+    "ScheduledOperation",
+    "Waiting",
+    "lanes",
+    "read_waiting",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
@@ -136,9 +136,14 @@ class Mesh(Caller):
         """Return the conflicts that requests met, by key, of the keys with the most."""
         return self.replica.conflicts(most)
 
-    def announce(self, not_ready: Callable[[], Iterable[str]] = tuple) -> None:
-        """Tell the roster that this replica is ready, and with each renewal which of its services are not."""
-        self.replica.announce(not_ready)
+    def announce(
+        self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        """Tell the roster that this replica is ready, and with each renewal which of its services are not.
+
+        `facts` are further fields of the roster row, which `Member.load` has.
+        """
+        self.replica.announce(not_ready, facts)
 
     def drain(self) -> None:
         """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""

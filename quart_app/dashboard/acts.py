@@ -11,9 +11,8 @@ refused: buttons that are not shown protect nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 from pydantic import TypeAdapter
 from quart import Request
@@ -21,9 +20,9 @@ from quart import Request
 from mesh import Mesh, Refused
 from mesh.control import Control
 from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
-from quart_app.dashboard.words import counted, shortened
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
+from quart_app.panels import About, Act, ActQuestion, Done, counted, shortened
 from quart_app.security.audit import Audit
 from quart_app.security.basic import BasicAuth
 from quart_app.security.credentials import CredentialLimiter, Limits
@@ -34,38 +33,7 @@ OPERATOR = "operator"
 #: Characters of a reason in a question.
 REASON_SHOWN = 200
 
-#: What an act is applied to, by the names of the form's fields.
-About = Mapping[str, str]
 _JSON: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
-
-
-@dataclass(frozen=True, slots=True)
-class ActQuestion:
-    """What an operator is asked before an act: its consequence, and the fields of the form that confirms it."""
-
-    title: str
-    consequence: str
-    about: About
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What an act did, as a sentence and as facts."""
-
-    text: str
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """One act. `word` must be typed to confirm it; "": a button is enough. `view` is where it is offered."""
-
-    name: str
-    button: str
-    word: str
-    view: str
-    ask: Callable[[Mesh, About], Awaitable[ActQuestion]]
-    do: Callable[[Mesh, About, Actor], Awaitable[Done]]
 
 
 class Operators:
@@ -104,11 +72,11 @@ async def about_of(request: Request) -> About:
     return {name: value if isinstance(value, str) else " ".join(value) for name, value in given.items()}
 
 
-def find(name: str) -> Act:
+def find(name: str, among: Mapping[str, Act]) -> Act:
     """Return an act by its name. Raises Problem where there is none."""
-    if name not in ACTS:
-        raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(ACTS)}")
-    return ACTS[name]
+    if name not in among:
+        raise Problem(404, f"there is no act {shortened(name, 50)!r}; there are {', '.join(among)}")
+    return among[name]
 
 
 # Dead letters
@@ -242,6 +210,7 @@ async def _drain(replica: Mesh, about: About, actor: Actor) -> Done:
     return Done(text, {"changed": changed})
 
 
+#: The acts on the mesh itself. Services have further ones.
 ACTS = {
     act.name: act
     for act in (

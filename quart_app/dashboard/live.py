@@ -13,7 +13,6 @@ Nothing is replayed: a new connection gets every section at once.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -24,30 +23,20 @@ from quart_schema import hide
 from redis.exceptions import RedisError
 from werkzeug.exceptions import NotFound
 
-from mesh import Mesh, MeshError, keys
-from mesh.control import Control, Journeys, JourneyStep
-from mesh.dead import DeadLetter, DeadLetters
+from mesh import MeshError
+from mesh.dead import DeadLetter
 from quart_app.dashboard import activity, acts
-from quart_app.dashboard.activity import OperationFigures
 from quart_app.dashboard.assets import POLICY, Assets
-from quart_app.dashboard.figures import Figures, FiguresReader
+from quart_app.dashboard.figures import Figures
+from quart_app.dashboard.looks import LOOK_S, Looks
 from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, PageView, grouped
-from quart_app.dashboard.ticker import Ticker
 from quart_app.http.problems import Problem
-from quart_app.service import Context
+from quart_app.service import Context, Service
 
-LOOK_S = 1.0
-DEAD_LOOK_S = 5.0
-#: Bytes of a dead letter's body that are shown.
-BODY_SHOWN = 300
-#: Entries of the chosen stream that are shown.
-SHOWN_ENTRIES = 5
-#: Newest replies of each replica that are read, and answers that are shown.
-SAMPLED, SHOWN_ROWS = 20, 40
-#: Entries of the audit log that are shown.
-SHOWN_AUDIT = 10
-#: Longest reference to a request, and references that are looked for at once.
-MOST_REFERENCE, MOST_FOUND = 200, 50
+#: Answers that are shown.
+SHOWN_ROWS = 40
+#: Longest reference to a request.
+MOST_REFERENCE = 200
 #: Viewers of one replica; the next one is told to come back, and the balancer may give it another replica.
 MOST_VIEWERS = 50
 HEADERS = {
@@ -59,62 +48,18 @@ HEADERS = {
 }
 
 
-class _Looks:
-    """What one membership's viewers share."""
-
-    def __init__(self, replica: Mesh) -> None:
-        self.replica = replica
-        self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
-        self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
-        #: by view, arguments and rights: the figures that the sections were made of, and the sections
-        self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
-        self._letters: Sequence[DeadLetter] = ()
-        self._found: dict[str, Ticker[list[JourneyStep]]] = {}
-        self._letters_at: Any = 0
-        self._journeys = Journeys(replica.shared, replica.settings)
-        self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
-
-    async def _read_steps(self) -> Sequence[JourneyStep]:
-        return await self._journeys.newest(SAMPLED)
-
-    async def find(self, reference: str) -> Sequence[JourneyStep]:
-        """Return the requests of a reference, read at most once a second for all viewers of it."""
-        if reference not in self._found:
-            if len(self._found) >= MOST_FOUND:
-                self._found.clear()
-            self._found[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
-        return await self._found[reference].newest()
-
-    async def services(self) -> tuple[Sequence[OperationFigures], Entries]:
-        """Return the operations, and the newest entries of the audit log."""
-        steps, paused = await self.steps.newest(), await Control(self.replica.shared, self.replica.settings).paused()
-        audit: Any = await self.replica.shared.xrevrange(keys.AUDIT, count=SHOWN_AUDIT)
-        return activity.operations(steps, paused), audit or ()
-
-    async def _read_letters(self) -> Sequence[DeadLetter]:
-        """Return all letters; they are read again only when there are others."""
-        known = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
-        state = known and (known["length"], known["entries-added"])
-        if state != self._letters_at:
-            dead = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
-            self._letters, self._letters_at = await dead.all(body=BODY_SHOWN), state
-        return self._letters
-
-    async def entries(self, stream: str) -> Entries:
-        found: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
-        return found or ()
-
-
 class LivePage:
     """Views of the mesh, as this replica sees it."""
 
-    def __init__(self, context: Context, leaving: Callable[[], bool]) -> None:
+    def __init__(self, context: Context, leaving: Callable[[], bool], services: Sequence[Service] = ()) -> None:
         self._context = context
+        self._services = services
+        self._acts = {**acts.ACTS, **{act.name: act for service in services for act in service.acts}}
         self._leaving = leaving
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._operators = acts.Operators(context.settings)
-        self._looks: _Looks | None = None
+        self._looks: Looks | None = None
         self._viewers = 0
 
     def routes(self) -> list[Blueprint]:
@@ -126,7 +71,9 @@ class LivePage:
         @hide
         async def page(name: str) -> Response:
             arguments = request.args.to_dict()
-            view = await self._view(_known(name), arguments, await self._current().figures.newest(), await self._acts())
+            view = await self._view(
+                _known(name), arguments, await self._current().figures.newest(), await self._may_act()
+            )
             html = self._pages.page(view, f"/mesh/events/{name}?{urlencode(arguments)}")
             return _page(html)
 
@@ -135,15 +82,15 @@ class LivePage:
         async def events(name: str) -> Response:
             if self._viewers >= MOST_VIEWERS:
                 raise Problem(503, f"{MOST_VIEWERS} viewers follow this replica; try again later", retry_after=5)
-            stream = self._stream(_known(name), request.args.to_dict(), await self._acts())
+            stream = self._stream(_known(name), request.args.to_dict(), await self._may_act())
             response = Response(stream, content_type="text/event-stream; charset=utf-8", headers=HEADERS)
             response.timeout = None  # the stream has no end of its own
             return response
 
-        self._add_acts(blueprint)
+        self._add_act_routes(blueprint)
         return [blueprint, self._assets.routes()]
 
-    def _add_acts(self, blueprint: Blueprint) -> None:
+    def _add_act_routes(self, blueprint: Blueprint) -> None:
         """GET /mesh/sign-in, GET /mesh/confirm/{act}, POST /mesh/acts/{act}."""
 
         @blueprint.get("/mesh/sign-in")
@@ -155,7 +102,7 @@ class LivePage:
         @blueprint.get("/mesh/confirm/<name>")
         @hide
         async def confirm(name: str) -> Response:
-            act, replica = acts.find(name), self._context.mesh
+            act, replica = acts.find(name, self._acts), self._context.mesh
             await self._operators.check(request, replica)
             question = await acts.ask(act, replica, request.args.to_dict())
             view = await self._view(act.view, {}, await self._current().figures.newest(), True)
@@ -164,18 +111,17 @@ class LivePage:
         @blueprint.post("/mesh/acts/<name>")
         @hide
         async def do(name: str) -> Response:
-            act, replica = acts.find(name), self._context.mesh
+            act, replica = acts.find(name, self._acts), self._context.mesh
             actor = await self._operators.check(request, replica)
             done = await acts.do(act, replica, await acts.about_of(request), actor)
+            looks = self._current()
+            looks.expire()
             if request.mimetype == "application/json":
                 return jsonify({"text": done.text, **done.facts})
-            looks = self._current()
-            looks.letters.expire()
-            looks.figures.expire()
             view = await self._view(act.view, {}, await looks.figures.newest(), True)
             return _page(self._pages.still(view, "done", act=act, text=done.text))
 
-    async def _acts(self) -> bool:
+    async def _may_act(self) -> bool:
         """Return whether the viewer is shown what an operator may do."""
         return await self._operators.is_signed_in(request, self._context.mesh)
 
@@ -202,23 +148,24 @@ class LivePage:
             self._viewers -= 1
 
     async def _sections(
-        self, looks: _Looks, shown: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
+        self, looks: Looks, shown: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
         """Return the sections of a view, made once for all viewers who see the same."""
-        made = looks.sections.get(shown)
-        if made is None or made[0] is not figures:
-            if len(looks.sections) >= MOST_VIEWERS:
-                looks.sections.clear()
-            name, arguments, may_act = shown
-            view = await self._view(name, dict(arguments), figures, may_act)
-            made = looks.sections[shown] = figures, self._pages.sections(view)
-        return made[1]
+        async with looks.making:
+            made = looks.sections.get(shown)
+            if made is None or made[0] is not figures:
+                if len(looks.sections) >= MOST_VIEWERS:
+                    looks.sections.clear()
+                name, arguments, may_act = shown
+                view = await self._view(name, dict(arguments), figures, may_act)
+                made = looks.sections[shown] = figures, self._pages.sections(view)
+            return made[1]
 
-    def _current(self) -> _Looks:
+    def _current(self) -> Looks:
         """Return the looks of the present membership. Raises Unavailable while there is none."""
         replica = self._context.mesh
         if self._looks is None or self._looks.replica is not replica:
-            self._looks = _Looks(replica)
+            self._looks = Looks(replica, self._services)
         return self._looks
 
     async def _view(self, name: str, arguments: Mapping[str, str], figures: Figures, may_act: bool) -> PageView:
@@ -237,7 +184,9 @@ class LivePage:
         if name == "requests":
             about = await self._requests(looks, arguments, figures)
         if name == "services":
-            about["operations"], about["audit"] = await looks.services()
+            about["services"] = await looks.services.newest()
+        if name == OVERVIEW:
+            about["minutes"] = await looks.minutes.newest()
         settings = looks.replica.settings
         return PageView(
             name=name,
@@ -251,10 +200,11 @@ class LivePage:
             groups=grouped(letters),
             can_sign_in=self._operators.exist,
             may_act=may_act,
+            acts=self._acts,
             **about,
         )
 
-    async def _requests(self, looks: _Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
+    async def _requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
         """Return what the view of requests shows."""
         reference = arguments.get("request", "").strip()[:MOST_REFERENCE]
         wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in ("op", "to", "status")}

@@ -16,7 +16,8 @@ from quart_app.dashboard.activity import AnswerRow, OperationFigures, TimelineLa
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.templating import environment
-from quart_app.dashboard.words import duration, shortened, spoken
+from quart_app.dashboard.words import spoken
+from quart_app.panels import Act, Panel, counted, duration, shortened
 
 OVERVIEW = "overview"
 #: The views and their titles. The overview is at /mesh, each other one at /mesh/{name}.
@@ -29,7 +30,7 @@ BLOCKS = {
     "streams": ("answer", "table", "entries"),
     "requests": ("answer", "journey", "newest"),
     "dead": ("answer", "groups"),
-    "services": ("answer", "operations", "replicas", "audit"),
+    "services": ("answer", "panels", "operations", "replicas", "audit"),
 }
 _ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
 #: Dead letters of a group that are shown; the group says how many there are.
@@ -45,6 +46,15 @@ class ShownGroup:
     reason: str
     stream: str
     letters: Sequence[DeadLetter]
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesView:
+    """What the view of services shows beside the replicas."""
+
+    operations: Sequence[OperationFigures] = ()
+    audit: Entries = ()
+    panels: Sequence[Panel] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +75,11 @@ class PageView:
     lanes: Sequence[TimelineLane] = ()
     rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: {"op": ""})
-    #: services
-    operations: Sequence[OperationFigures] = ()
-    audit: Entries = ()
+    #: overview: answers in each of the last minutes
+    minutes: Sequence[float] = ()
+    services: ServicesView = field(default_factory=ServicesView)
+    #: the acts there are, by name
+    acts: Mapping[str, Act] = field(default_factory=dict)
     #: an operator may sign in to act; this one has
     can_sign_in: bool = False
     may_act: bool = False
@@ -80,6 +92,15 @@ def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
         found[letter.reason, letter.stream].append(letter)
     groups = [ShownGroup(reason, stream, each) for (reason, stream), each in found.items()]
     return sorted(groups, key=lambda group: -len(group.letters))
+
+
+def services_headline(services: ServicesView) -> str:
+    """Return what the services say of themselves as one sentence; without any, how many operations there were."""
+    phrases = [panel.phrase for panel in services.panels if panel.phrase]
+    if not phrases:
+        return f"{counted(len(services.operations), 'operation')} lately"
+    sentence = "; ".join(phrases)
+    return sentence[0].upper() + sentence[1:]
 
 
 class Pages:
@@ -100,6 +121,7 @@ class Pages:
             "views": VIEWS,
             "moment_of": moment_of,
             "averaged": sentences.averaged,
+            "services_headline": services_headline,
             "shown_letters": SHOWN_LETTERS,
         }
         # A global, not an import of the templates: a block that is rendered alone has no imports.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from quart_app.dashboard.figures import RECENT_DEAD, Figures, StreamFigures
+from quart_app.panels import counted, duration, shortened
 
 #: Age of the oldest waiting request from which a stream gets a note.
 OLD_MS = 1000
@@ -141,23 +142,3 @@ def averaged(rates: Sequence[float]) -> float:
     """Return the average of the last seconds; 0 when nothing is known."""
     last = rates[-AVERAGED:]
     return sum(last) / len(last) if last else 0.0
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number and its noun: "1 replica", "1,204 replicas"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def duration(milliseconds: int) -> str:
-    """Return a span of time for people, with two significant figures."""
-    seconds = milliseconds / 1000
-    for most, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < most:
-            amount = seconds / per_unit
-            return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} days"
-
-
-def shortened(text: str, most: int) -> str:
-    """Return a text cut to so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -83,6 +83,11 @@ class Replication:
         self.explanation = "the grades are not open yet"
         self._watch()
 
+    @property
+    def number(self) -> int | None:
+        """Return the number of the last entry that is applied; None while the grades are not ready."""
+        return self._known.position.number if self._known is not None and self.state is State.READY else None
+
     # What the routes use
 
     def get(self, user_id: str) -> UserGrade | None:

@@ -9,11 +9,13 @@ import structlog
 
 from mesh import Mesh
 from mesh.journal import Log
+from quart_app.grades import panel
 from quart_app.grades.metrics import GradesMetrics
 from quart_app.grades.replication import Replication
 from quart_app.grades.routes import GradesRoutes
 from quart_app.grades.settings import TRIAL_PASSWORD, GradesSettings
 from quart_app.grades.sources import Source, peers
+from quart_app.panels import Panel
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter, Limits
 from quart_app.security.secrets import refuse_known
@@ -48,10 +50,17 @@ def create(context: Context) -> Service:
         async with replication.following(grades_log, others):
             yield
 
+    async def read_panel(replica: Mesh) -> Panel:
+        return panel.panel_of(
+            await Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id).view(), await replica.roster()
+        )
+
     return Service(
         "grades",
         public=[routes.public],
         private=[routes.private],
         lifespan=lifespan,
         trouble=lambda: replication.explanation,
+        told=lambda: {panel.POSITION: "" if replication.number is None else str(replication.number)},
+        panel=read_panel,
     )

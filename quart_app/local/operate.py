@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
 from mesh.control import SEARCHED, Control, Journeys, JourneyStep, PausedOperation
-from mesh.dead import Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
 
@@ -129,16 +129,35 @@ def resume(redis_url: str | None, data: Path, op: str) -> None:
     click.echo(f"{op} goes on within a second" if changed else f"{op} was not paused")
 
 
-@click.command()
-@redis_url_option
-@data_option
-@click.argument("id")
-def cancel(redis_url: str | None, data: Path, id: str) -> None:
-    """Cancel a request that is not answered yet, by the id of its entry (mesh trace, mesh watch, XRANGE show it)."""
-    found = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
-    if found is None:
-        raise click.ClickException(f"no stream has the request {id}: it was answered, or it never was there")
-    click.echo(f"cancelled {found[1] or 'a request'} on {found[0]}")
+#: Cancels something of a service by its id and returns what was done as a sentence; None if there is no such thing.
+CancelOther = Callable[[Redis, str, Actor], Awaitable[str | None]]
+
+
+def cancel_command(other: CancelOther, what: str) -> click.Command:
+    """Return `mesh cancel`; ids that are not those of entries go to `other`, which cancels `what`."""
+
+    # The id of a job may begin with a hyphen.
+    @click.command(name="cancel", context_settings={"ignore_unknown_options": True})
+    @redis_url_option
+    @data_option
+    @click.argument("id")
+    def cancel(redis_url: str | None, data: Path, id: str) -> None:
+        if ID.fullmatch(id):
+            found = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
+            if found is None:
+                raise click.ClickException(f"no stream has the request {id}: it was answered, or it never was there")
+            click.echo(f"cancelled {found[1] or 'a request'} on {found[0]}")
+            return
+        said = on_redis(redis_url, data, lambda redis: other(redis, id, actor()))
+        if said is None:
+            raise click.ClickException(f"there is no {what} {id}: it was deleted, or its time is over")
+        click.echo(said)
+
+    cancel.help = (
+        f"Cancel a request that is not answered yet, by the id of its entry (mesh trace, mesh watch, XRANGE show it), "
+        f"or a {what} by its id."
+    )
+    return cancel
 
 
 @click.command()
@@ -281,7 +300,7 @@ def _report(report: Report, verb: str) -> None:
 
 
 #: The commands of this module, for the group `mesh`.
-COMMANDS = (dead, ops, pause, resume, cancel, drain, trace)
+COMMANDS = (dead, ops, pause, resume, drain, trace)
 
 
 def _clock(milliseconds: int) -> Any:

@@ -9,6 +9,7 @@ import structlog
 
 from mesh import Mesh
 from mesh.quota import Quota
+from quart_app.messages import panel
 from quart_app.messages.accounts import Accounts
 from quart_app.messages.delivery import Delivery
 from quart_app.messages.idempotency import IdempotencyKeys
@@ -20,6 +21,7 @@ from quart_app.messages.routes import Backend, MessageRoutes, no_backend
 from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
+from quart_app.panels import Panel
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter
 from quart_app.security.secrets import refuse_known
@@ -64,13 +66,21 @@ class Messages:
 
     def _intake(self, replica: Mesh) -> MessageIntake:
         redis, settings = replica.shared, self._settings
-        quota = Quota(
-            redis, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms
-        )
+        quota = self._quota(replica)
         free, paid = ProviderClient(settings.free_url, settings), ProviderClient(settings.paid_url, settings)
         delivery = Delivery(quota, free, paid, Users(redis), self._metrics, settings)
         keys = IdempotencyKeys(redis, work_ms=settings.work_ms, keep_ms=settings.keep_answers_s * 1000)
         return MessageIntake(keys, delivery)
+
+    def _quota(self, replica: Mesh) -> Quota:
+        settings = self._settings
+        return Quota(
+            replica.shared, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms
+        )
+
+    async def panel(self, replica: Mesh) -> Panel:
+        """Read what the live page shows of the free provider. Raises Unavailable."""
+        return panel.panel_of(await self._quota(replica).look())
 
     async def _ensure_first_admin(self, accounts: Accounts) -> None:
         """Create the administrator that the settings name, once. No existing account is ever promoted."""
@@ -104,4 +114,4 @@ def create(context: Context) -> Service:
     if settings.jwt_secret is not None:
         refuse_known(context.settings.host, "MESSAGES_JWT_SECRET", settings.jwt_secret)
     messages = Messages(settings, MessageMetrics(context.metrics))
-    return Service("messages", public=[messages.routes.blueprint], lifespan=messages.lifespan)
+    return Service("messages", public=[messages.routes.blueprint], lifespan=messages.lifespan, panel=messages.panel)

@@ -39,7 +39,7 @@ SIZE = "values:jobs:size"
 PUT = "values.put"
 
 ADMIT = Script.beside(__file__, "admit_job.lua")
-END = Script.beside(__file__, "end_job.lua")
+END = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
 #: Adds facts to a job. KEYS: job. ARGV: field, text, ... Returns 0 if the job is gone, which it stays.
 TELL = Script(

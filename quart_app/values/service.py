@@ -16,6 +16,7 @@ from quart_app.values.errands import Errands
 from quart_app.values.handlers import handlers
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pace import Pace
+from quart_app.values.panel import JobsPanel
 from quart_app.values.pool import FactorPool
 from quart_app.values.routes import ValuesRoutes
 from quart_app.values.settings import ValuesSettings
@@ -48,9 +49,12 @@ def create(context: Context) -> Service:
             yield
             sweeping.cancel()
 
+    panel = JobsPanel(settings)
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
         operations=[handlers(computing, Errands(lambda: context.mesh.replica, computing.progress), pace, store_room)],
         lifespan=lifespan,
+        panel=panel.read,
+        acts=[panel.act],
     )

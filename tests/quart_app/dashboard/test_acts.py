@@ -175,3 +175,28 @@ async def test_what_cannot_be_meant_is_said(settings: MeshSettings) -> None:
             assert refused.status_code == 422 and "not the id" in (await refused.get_json())["detail"]
         response = await one.private.get("/mesh/confirm/replay?like=x", headers=operator())
         assert response.status_code == 422
+
+
+async def test_a_job_is_cancelled(settings: MeshSettings) -> None:
+    """The question says how far it is; afterwards its client gets 404."""
+    hard = [{"value": 10**150 + 7 * 10**75 + 3, "ttl": 60, "cls": "A"}]
+    async with node(settings, page_password=PASSWORD) as one:
+        posted = await one.public.post("/values", json=hard, headers=Headers({"Prefer": "respond-async"}))
+        id = (await posted.get_json())["id"]
+        html = await text_of(one, f"/mesh/confirm/cancel-job?id={id}", operator())
+        assert "Done so far: 0 of 1 value" in html and "404 from then on" in html
+        assert f"/mesh/confirm/cancel-job?id={id}" in await text_of(one, "/mesh/services", operator())
+        assert (await one.private.post("/mesh/acts/cancel-job", json={"id": id})).status_code == 401
+        texts = []
+        for _ in range(2):
+            done = await one.private.post("/mesh/acts/cancel-job", json={"id": id}, headers=operator())
+            texts.append((await done.get_json())["text"])
+        assert texts[0] == "Cancelled with 0 of 1 value done."
+        assert texts[1] == "There is no such job: it was deleted, or its time is over."
+        assert (await one.public.get(f"/jobs/{id}")).status_code == 404
+        redis: Any = one.replica.shared
+        ((_, entry),) = await redis.xrange(keys.AUDIT)
+        assert (entry["event"], entry["actor"], entry["ids"]) == ("job cancelled", "operator", id)
+        for nonsense in ("", "x", "1-0", "x" * 300):
+            refused = await one.private.post("/mesh/acts/cancel-job", json={"id": nonsense}, headers=operator())
+            assert refused.status_code == 422

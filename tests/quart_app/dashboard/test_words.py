@@ -9,7 +9,7 @@ import pytest
 
 from mesh import Missing
 from quart_app.dashboard.figures import DatabaseFigures
-from quart_app.dashboard.words import counted, duration, shortened, words
+from quart_app.dashboard.words import words
 from tests.support.dashboard import QUIET, letter, place, stream
 
 
@@ -74,19 +74,3 @@ def test_each_trouble_has_its_sentence(change: dict[str, Any], key: str, what: s
 def test_a_stream_that_is_only_worked_on_gets_no_note() -> None:
     """A long request in hand is kept alive; nobody waits."""
     assert words(replace(QUIET, streams=[stream("A", 1, 1, 60_000)])).notes == []
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "text"),
-    [(0, "0 ms"), (999, "999 ms"), (1500, "1.5 s"), (61_000, "61 s"), (600_000, "10 min"), (36_000_000, "10 h"),
-     (400_000_000, "5 days")],
-)  # fmt: skip
-def test_spans_of_time_are_short(milliseconds: int, text: str) -> None:
-    """Two significant figures are enough to act on."""
-    assert duration(milliseconds) == text
-
-
-def test_numbers_have_their_nouns_and_texts_an_end() -> None:
-    """Singular, plural, thousands; a cut is visible."""
-    assert [counted(n, "replica") for n in (0, 1, 1204)] == ["0 replicas", "1 replica", "1,204 replicas"]
-    assert (shortened("abc", 3), shortened("abcd", 3)) == ("abc", "ab…")

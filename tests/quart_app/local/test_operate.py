@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from mesh import Cancelled, Class, MeshSettings, keys
 from mesh.raw import Body, Effects, Request, Store, Worker, join
-from quart_app.local.cli import main
+from quart_app.cli import main
 from tests.support.server import Server
 
 A = keys.class_requests("A")
@@ -129,5 +129,23 @@ async def test_a_running_mesh_is_operated(server: Server) -> None:
         rows = json.loads((await in_thread(server, "ops", "--json")).output)
         assert [(row["op"], row["answered"], row["failed"]) for row in rows] == [("count.put", 2, 1)]
         assert f"{one.id} begins to drain" in (await in_thread(server, "drain", one.id)).output
-    for words in (("cancel", "1-0"), ("drain", "nobody"), ("trace", "nothing")):
-        assert (await in_thread(server, *words)).exit_code == 1
+    for words in ("cancel 1-0", "cancel nothing", f"cancel {'-' * 22}", "drain nobody", "trace nothing"):
+        assert (await in_thread(server, *words.split())).exit_code == 1
+
+
+def test_a_job_is_cancelled_by_its_id(server: Server) -> None:
+    """The id of a job may begin with a hyphen, which is no option then; the audit log has an entry."""
+    id = "-b_" + "x" * 19
+    with server.redis() as redis:
+        redis.hset(f"shared:values:job:{id}", mapping={"size": 900, "values": 4, "left": 1})
+        redis.zadd("shared:values:jobs", {f"{id} 900": 1})
+        redis.set("shared:values:jobs:size", 1000)
+    said = run(server, "cancel", id)
+    assert (said.exit_code, said.output) == (0, "Cancelled with 3 of 4 values done.\n")
+    again = run(server, "cancel", id)
+    assert again.exit_code == 1 and f"there is no job {id}: it was deleted, or its time is over" in again.output
+    assert "is not the id of a job" in run(server, "cancel", "nonsense").output
+    with server.redis() as redis:
+        assert redis.get("shared:values:jobs:size") == "100"
+        ((_, entry),) = redis.xrange(keys.AUDIT)
+        assert (entry["event"], entry["actor"], entry["ids"]) == ("job cancelled", getpass.getuser(), id)

@@ -1,0 +1,74 @@
+"""What waits for its time: requests for later, and the next ticks of schedules."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mesh import keys
+
+
+@dataclass(frozen=True, slots=True)
+class LaterRequest:
+    """A request that waits for its time (ms of Redis's clock), or for its next try after `tries` with this error."""
+
+    key: str
+    op: str
+    to: str
+    due_ms: int
+    tries: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledOperation:
+    """An operation that runs by itself. `last_ms` is the last tick that was sent, 0 before the first."""
+
+    op: str
+    cron: str
+    tz: str
+    each: bool
+    next_ms: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many requests wait for their time, and those that are due first; the schedules likewise."""
+
+    count: int
+    requests: list[LaterRequest]
+    scheduled: int
+    schedules: list[ScheduledOperation]
+
+
+async def read_waiting(redis: Redis, most: int) -> Waiting:
+    """Read at most so many requests and schedules, over a client of the bus that decodes answers. Raises RedisError."""
+    pipeline = redis.pipeline(transaction=False)
+    for key in (keys.LATER, keys.SCHEDULES):
+        pipeline.zcard(key)
+        pipeline.zrange(key, 0, most - 1, withscores=True)
+    count, due, scheduled, ticks = await pipeline.execute()
+    pipeline = redis.pipeline(transaction=False)
+    for key, _ in due:
+        pipeline.hmget(keys.later(key), "op", "to", "try", "error")
+    for op, _ in ticks:
+        pipeline.hmget(keys.schedule(op), "definition", "last")
+    facts: list[Any] = await pipeline.execute() if due or ticks else []
+    requests = [_request(key, int(at), *facts.pop(0)) for key, at in due]
+    schedules = [_schedule(op, int(at), *facts.pop(0)) for op, at in ticks]
+    return Waiting(count, requests, scheduled, schedules)
+
+
+def _request(
+    key: str, due_ms: int, op: str | None, to: str | None, tries: str | None, error: str | None
+) -> LaterRequest:
+    return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "")
+
+
+def _schedule(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:
+    cron, tz, each, *_ = json.loads(definition) if definition else ("", "", False)
+    return ScheduledOperation(op, cron, tz, bool(each), next_ms, int(last or 0))

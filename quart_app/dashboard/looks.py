@@ -1,0 +1,103 @@
+"""What the viewers of one membership share: each thing is read at most once in its interval, while somebody looks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mesh import Mesh, MeshError, keys
+from mesh.control import Control, Journeys, JourneyStep, read_waiting
+from mesh.dead import DeadLetter, DeadLetters
+from quart_app.dashboard import activity, later, minutes
+from quart_app.dashboard.figures import Figures, FiguresReader
+from quart_app.dashboard.pages import Entries, ServicesView
+from quart_app.dashboard.ticker import Ticker
+from quart_app.panels import Panel
+from quart_app.service import Service
+
+LOOK_S = 1.0
+DEAD_LOOK_S = 5.0
+MINUTES_LOOK_S = 10.0
+#: Bytes of a dead letter's body that are shown.
+BODY_SHOWN = 300
+#: Entries of the chosen stream that are shown.
+SHOWN_ENTRIES = 5
+#: Newest replies of each replica that are read.
+SAMPLED = 20
+#: Entries of the audit log that are shown.
+SHOWN_AUDIT = 10
+#: References to requests that are looked for at once.
+MOST_FOUND = 50
+
+
+class Looks:
+    """What one membership's viewers share."""
+
+    def __init__(self, replica: Mesh, services: Sequence[Service]) -> None:
+        self.replica = replica
+        self._services = services
+        self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
+        self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
+        self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
+        self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
+        self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
+        #: by view, arguments and rights: the figures that the sections were made of, and the sections
+        self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
+        #: held while sections are made: viewers who wait for the same ones then find them
+        self.making = asyncio.Lock()
+        self._letters: Sequence[DeadLetter] = ()
+        self._letters_at: Any = 0
+        self._found: dict[str, Ticker[list[JourneyStep]]] = {}
+        self._journeys = Journeys(replica.shared, replica.settings)
+
+    async def find(self, reference: str) -> Sequence[JourneyStep]:
+        """Return the requests of a reference, read at most once a second for all viewers of it."""
+        if reference not in self._found:
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
+            self._found[reference] = Ticker(functools.partial(self._journeys.find, reference), LOOK_S)
+        return await self._found[reference].newest()
+
+    async def entries(self, stream: str) -> Entries:
+        """Return the oldest entries of a stream."""
+        found: Any = await self.replica.shared.xrange(keys.REQUESTS + stream, count=SHOWN_ENTRIES)
+        return found or ()
+
+    def expire(self) -> None:
+        """Read everything anew at the next look: an operator has acted."""
+        for ticker in (self.figures, self.letters, self.steps, self.services):
+            ticker.expire()
+
+    async def _read_steps(self) -> Sequence[JourneyStep]:
+        return await self._journeys.newest(SAMPLED)
+
+    async def _read_minutes(self) -> Sequence[float]:
+        found: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
+        return minutes.answered(found[::-1])
+
+    async def _read_services(self) -> ServicesView:
+        redis = self.replica.shared
+        steps, paused = await self.steps.newest(), await Control(redis, self.replica.settings).paused()
+        audit: Any = await redis.xrevrange(keys.AUDIT, count=SHOWN_AUDIT)
+        panels = [await self._read_panel(service) for service in self._services if service.panel is not None]
+        panels.append(later.panel(await read_waiting(redis, later.SHOWN), self.replica.now_ms()))
+        return ServicesView(activity.operations(steps, paused), audit or (), panels)
+
+    async def _read_panel(self, service: Service) -> Panel:
+        """Read the panel of a service; what the service refuses is a sentence in it."""
+        assert service.panel is not None
+        try:
+            return await service.panel(self.replica)
+        except MeshError as error:
+            return Panel(service.name, service.name.capitalize(), note=error.detail)
+
+    async def _read_letters(self) -> Sequence[DeadLetter]:
+        """Return all letters; they are read again only when there are others."""
+        known = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
+        state = known and (known["length"], known["entries-added"])
+        if state != self._letters_at:
+            dead = DeadLetters(self.replica.shared, self.replica.settings.stream_bound)
+            self._letters, self._letters_at = await dead.all(body=BODY_SHOWN), state
+        return self._letters

@@ -1,0 +1,26 @@
+"""The last hour, from the books that the mesh keeps once a minute (`mesh:minutes`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from quart_app.dashboard.figures import moment_of
+
+MINUTES = 60
+MINUTE_MS = 60_000
+
+
+def answered(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[float]:
+    """Return how many requests were answered in each of the last minutes, oldest first; at most 60 minutes.
+
+    `entries` are in the order of the stream. Minutes that nobody has kept, because no replica was live, share what came
+    between their neighbours.
+    """
+    counts: list[float] = []
+    for (earlier, before), (later, after) in itertools.pairwise(entries):
+        passed = max(1, round((moment_of(later) - moment_of(earlier)) / MINUTE_MS))
+        # An emptied server begins to count anew.
+        grown = max(0, int(after.get("answered", 0)) - int(before.get("answered", 0)))
+        counts += [grown / passed] * min(passed, MINUTES)
+    return counts[-MINUTES:]

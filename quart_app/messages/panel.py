@@ -1,0 +1,37 @@
+"""What an operator sees of the free provider: how many messages it still takes, and when it opens again."""
+
+from __future__ import annotations
+
+from mesh.quota import Allowance
+from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration
+
+
+def panel_of(allowance: Allowance) -> Panel:
+    """Return the panel of an allowance."""
+    closed = allowance.reopens_ms is not None
+    taken = allowance.limit if closed else allowance.limit - allowance.remaining
+    figures = [PanelFigure("free messages left", f"{allowance.remaining:,}", f"of {allowance.limit:,}", bad=closed)]
+    if closed:
+        figures.append(PanelFigure("opens in", duration(allowance.retry_after_ms), "users with paid access go on"))
+    if allowance.caution:
+        figures.append(
+            PanelFigure("one at a time", f"{allowance.caution:,}", "messages, until the count is certain again")
+        )
+    state = f"closed for {duration(allowance.retry_after_ms)}" if closed else "open"
+    return Panel(
+        "messages",
+        "Free provider of /messages",
+        note="one allowance for all replicas",
+        phrase=f"the free provider is {state}",
+        figures=figures,
+        items=[
+            PanelItem(
+                "allowance",
+                "closed" if closed else "open",
+                [f"{taken:,} of {counted(allowance.limit, 'message')} taken"],
+                done=taken,
+                whole=allowance.limit,
+                bad=closed,
+            )
+        ],
+    )

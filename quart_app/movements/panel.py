@@ -1,0 +1,46 @@
+"""What an operator sees of the events of movements: how many wait, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from mesh import Mesh
+from quart_app.panels import Panel, PanelFigure, counted, duration
+
+#: Age of the oldest event from which the panel says so in the headline.
+OLD_MS = 5000
+
+
+async def read(mesh: Mesh, stream: str, group: str) -> Panel:
+    """Read the length, the oldest entry and the group of the event stream. Raises RedisError."""
+    pipeline = mesh.shared.pipeline(transaction=False)
+    pipeline.xinfo_stream(stream)
+    pipeline.xinfo_groups(stream)
+    pipeline.xrange(stream, count=1)
+    answers = await pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and not (isinstance(answer, ResponseError) and "no such key" in str(answer)):
+            raise answer
+    info, groups, oldest = [None if isinstance(answer, Exception) else answer for answer in answers]
+    pending = next((each["pending"] for each in groups or () if each["name"] == group), 0)
+    return panel_of(info, pending, mesh.now_ms() - int(oldest[0][0].partition("-")[0]) if oldest else None)
+
+
+def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
+    """Return the panel of a stream (None: there is none yet); `oldest_ms` is the age of its first entry."""
+    length = info["length"] if info else 0
+    old = oldest_ms is not None and oldest_ms > OLD_MS
+    age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"
+    return Panel(
+        "movements",
+        "Events of movements",
+        note="stored once, by any replica",
+        phrase=f"{counted(length, 'event')} of movements not stored yet" if old else "",
+        figures=[
+            PanelFigure("not stored yet", f"{length:,}", age, bad=old),
+            PanelFigure("in hand", f"{pending:,}", "of those"),
+            PanelFigure("ever came", f"{info['entries-added'] if info else 0:,}"),
+        ],
+    )

@@ -1,0 +1,116 @@
+"""What a service shows an operator on the live page, and what it lets one do there.
+
+A service describes facts; the live page draws them. So the page knows no service, and no service knows HTML.
+
+    panel(mesh) -> Panel       read once a second while somebody looks at the view of services
+    acts                       see `Act`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mesh import Mesh
+from mesh.dead import Actor
+
+
+@dataclass(frozen=True, slots=True)
+class PanelFigure:
+    """One figure of a panel, and a note below it. `bad`: it needs attention."""
+
+    name: str
+    value: str
+    note: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PanelItem:
+    """One thing in the list of a panel, such as a job.
+
+    `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": there is none.
+    """
+
+    id: str
+    state: str
+    lines: Sequence[str] = ()
+    done: float = 0
+    whole: float = 0
+    act: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What one service shows. `phrase` becomes a part of the page's headline, unless it is empty."""
+
+    name: str
+    title: str
+    note: str = ""
+    phrase: str = ""
+    figures: Sequence[PanelFigure] = ()
+    items: Sequence[PanelItem] = ()
+
+
+#: What an act is applied to, by the names of the form's fields.
+About = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ActQuestion:
+    """What an operator is asked before an act: its consequence, and the fields of the form that confirms it."""
+
+    title: str
+    consequence: str
+    about: About
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an act did, as a sentence and as facts."""
+
+    text: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One act. `word` must be typed to confirm it; "": a button is enough. `view` is where it is offered."""
+
+    name: str
+    button: str
+    word: str
+    view: str
+    ask: Callable[[Mesh, About], Awaitable[ActQuestion]]
+    do: Callable[[Mesh, About, Actor], Awaitable[Done]]
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun: "1 replica", "1,204 replicas"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(milliseconds: int) -> str:
+    """Return a span of time for people, with two significant figures."""
+    seconds = milliseconds / 1000
+    for most, unit, per_unit in ((1, "ms", 0.001), (120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < most:
+            amount = seconds / per_unit
+            return f"{amount:.1f} {unit}" if amount < 10 and unit == "s" else f"{amount:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text cut to so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def data_size(count: int) -> str:
+    """Return a number of bytes for people: "120 bytes", "3.2 MB"."""
+    for unit, size in (("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            amount = count / size
+            return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
+    return counted(count, "byte")

@@ -1,0 +1,52 @@
+"""What waits for its time, as an operator reads it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from msgspec import Struct
+
+from mesh import Operations, Tick, Transaction
+from mesh.control import read_waiting
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+
+class Note(Struct):
+    text: str
+
+
+async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backend: Backend) -> None:
+    """Both with what they are about; no more than was asked for is read, and all are counted."""
+    table = Operations("notes")
+
+    @table.command
+    async def put(tx: Transaction, body: Note) -> None: ...
+
+    @table.every("0 4 * * *", tz="Europe/Berlin")
+    async def nightly(tx: Transaction, tick: Tick) -> None: ...
+
+    mesh = await backend.mesh(table)
+    for minutes in (9, 3, 6):
+        await mesh.send(put, Note("x"), after=timedelta(minutes=minutes))
+
+    async def scheduled() -> bool:
+        return bool((await read_waiting(mesh.shared, 2)).schedules)
+
+    await eventually(scheduled, 10)
+    found = await read_waiting(mesh.shared, 2)
+    assert (found.count, found.scheduled) == (3, 1)
+    assert [round((each.due_ms - mesh.now_ms()) / 60_000) for each in found.requests] == [3, 6]
+    assert {(each.op, each.tries, each.error) for each in found.requests} == {("notes.put", 0, "")}
+    (tick,) = found.schedules
+    assert (tick.op, tick.cron, tick.tz, tick.each, tick.last_ms) == (
+        "notes.nightly", "0 4 * * *", "Europe/Berlin", False, 0,
+    )  # fmt: skip
+    assert tick.next_ms > mesh.now_ms()
+
+
+async def test_nothing_waits_on_a_new_server(backend: Backend) -> None:
+    """No key is there yet."""
+    mesh = await backend.mesh()
+    found = await read_waiting(mesh.shared, 5)
+    assert (found.count, found.requests, found.scheduled, found.schedules) == (0, [], 0, [])
