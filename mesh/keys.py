@@ -17,9 +17,10 @@
     mesh:dead                stream        requests and events given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
     mesh:paused              hash          operation -> since when and by whom it is paused
+    mesh:parked:{op}         zset          those of a paused operation in mesh:later: key by time (ms) of acceptance
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
-    mesh:later               zset          requests that wait for their time: key by due time (ms of Redis's clock)
+    mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf
     mesh:later:{key}         hash          such a request: its fields, to, and ttl (ms after the due time) or deadline
     mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
@@ -53,6 +54,7 @@ CLOCK = "mesh:clock"
 AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
 PAUSED = "mesh:paused"
+PARKED = "mesh:parked:"
 LATER = "mesh:later"
 CANCELLED = "mesh:later:cancelled:"
 SCHEDULES = "mesh:schedules"
@@ -111,6 +113,10 @@ def database_requests(database: int) -> str:
 
 def later(key: str) -> str:
     return f"{LATER}:{key}"
+
+
+def parked(op: str) -> str:
+    return f"{PARKED}{op}"
 
 
 def schedule(op: str) -> str:

@@ -1,6 +1,6 @@
 """Acts on a running mesh: pause and resume an operation, cancel a request, drain a replica.
 
-    pause    calls of the operation are refused with Paused; a request that nobody waits for stays on its class's stream
+    pause    calls of the operation are refused with Paused; requests that nobody waits for wait in mesh:later
     cancel   a request that is not answered yet; its caller gets Cancelled
     drain    a replica finishes what it works on, and leaves
 
@@ -61,7 +61,7 @@ class Control:
         if not op or len(op) > MOST_NAME or not op.isprintable():
             raise Refused(f"{op!r:.50} is not the name of an operation, such as values.put")
         words = (int(pause), op, actor.name, actor.source, keys.AUDIT_KEPT)
-        return bool(await PAUSE.run(self._redis, [keys.PAUSED, keys.AUDIT], *words))
+        return bool(await PAUSE.run(self._redis, [keys.PAUSED, keys.AUDIT, keys.parked(op), keys.LATER], *words))
 
     async def paused(self) -> list[PausedOperation]:
         """Return the operations that are paused."""

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Pauses an operation, or resumes it, and says so in the audit log. Each replica learns of it with its next renewal.
--- KEYS: paused operations, audit log
+-- What waits for the end of a pause is due at once then; any replica wakes it.
+-- KEYS: paused operations, audit log, parked requests of the operation, later
 -- ARGV: 1 to pause or 0 to resume, operation, actor, source, length of the audit log
 -- Returns 1 if that changed something
-local paused_key, audit_key = KEYS[1], KEYS[2]
+local paused_key, audit_key, parked_key, later_key = unpack(KEYS)
 local pause, op, actor, source = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
@@ -12,6 +13,15 @@ if pause then
   changed = redis.call('HSETNX', paused_key, op, now .. ' ' .. actor)
 else
   changed = redis.call('HDEL', paused_key, op)
+  local names, PASSED = redis.call('ZRANGE', parked_key, 0, -1), 2000
+  for first = 1, #names, PASSED do
+    local words = {}
+    for k = first, math.min(first + PASSED - 1, #names) do
+      words[#words + 1], words[#words + 2] = now, names[k]
+    end
+    redis.call('ZADD', later_key, 'XX', unpack(words))
+  end
+  redis.call('DEL', parked_key)
 end
 if changed == 1 then
   redis.call('XADD', audit_key, 'MAXLEN', '~', ARGV[5], '*', 'event', pause and 'operation paused' or 'operation resumed',

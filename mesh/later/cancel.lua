@@ -16,6 +16,8 @@ local function count()
 end
 
 if redis.call('ZREM', later_key, key) == 1 then
+  local parked = redis.call('HGET', later_key .. ':' .. key, 'parked')
+  if parked then redis.call('ZREM', 'mesh:parked:' .. parked, key) end
   redis.call('DEL', later_key .. ':' .. key)
   return count()
 end

@@ -100,6 +100,7 @@ def _shared_patterns(database: int) -> list[str]:
         keys.AUDIT,
         keys.MINUTES,
         keys.PAUSED,
+        f"{keys.PARKED}*",
         f"{keys.DRAIN}*",
         f"{keys.LATER}*",
         keys.SCHEDULES,

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, overload
 from redis.asyncio import Redis
 
 from mesh import replica as members
+from mesh.control.control import Control
+from mesh.dead.letters import Actor
 from mesh.errors import UsageError
 from mesh.later.due import Due, Ticket
 from mesh.lease.applicant import Applicant
@@ -43,6 +45,8 @@ class Mesh(Caller):
         self.shared: Redis = replica.shared
         #: the server's memory: whether something new may be stored
         self.memory: Memory = replica.memory
+        self._control = Control(replica.shared, replica.settings)
+        self._actor = Actor(replica.id, "")
 
     @overload
     async def send(
@@ -89,6 +93,17 @@ class Mesh(Caller):
         if not isinstance(ticket, Ticket):
             raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
         return await self.replica.cancel(ticket.key)
+
+    async def pause(self, op: Operation[Any, Any] | str) -> bool:
+        """Pause an operation on all replicas, within a second; return False if it was paused before.
+
+        Calls of it raise Paused. A request to a class that nobody waits for waits until the operation goes on.
+        """
+        return await self._control.pause(_name_of(op), self._actor)
+
+    async def resume(self, op: Operation[Any, Any] | str) -> bool:
+        """Let a paused operation go on, with all requests that wait for it; return False if it was not paused."""
+        return await self._control.resume(_name_of(op), self._actor)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -148,6 +163,10 @@ class Mesh(Caller):
     def drain(self) -> None:
         """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
         self.replica.drain()
+
+
+def _name_of(op: Operation[Any, Any] | str) -> str:
+    return op.name if isinstance(op, Operation) else op
 
 
 def worker_of(tables: Iterable[Operations | Worker]) -> Worker:

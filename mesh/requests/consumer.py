@@ -36,7 +36,19 @@ from mesh.requests.effects import CONFLICT, FULL, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.runner import Found, Runner
-from mesh.requests.settlement import Bury, Commit, Defer, Expire, Forget, Outcome, Redeliver, RefuseFull, Rerun, settle
+from mesh.requests.settlement import (
+    Bury,
+    Commit,
+    Defer,
+    Expire,
+    Forget,
+    Leave,
+    Outcome,
+    Redeliver,
+    RefuseFull,
+    Rerun,
+    settle,
+)
 from mesh.requests.streams import RequestReader
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
@@ -291,6 +303,8 @@ class Consumer(GroupConsumer[Work]):
                 return True
             case Forget():
                 self.counters.lost += 1
+            case Leave():
+                pass
             case Defer(reason):
                 self.counters.crashed += 1
                 await self._defer(work, reason)

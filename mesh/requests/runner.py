@@ -13,6 +13,7 @@ from mesh import keys
 from mesh.discovery import nearest
 from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Paused, Refused
 from mesh.groups.deliveries import is_overdelivered
+from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
 from mesh.requests.handling import Stretches, describe, traceback_of
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 #: Conflicts of one request before it is given up; each means that another one got through.
 MOST_CONFLICTS = 100
-#: How often a request of a paused operation looks whether it goes on.
+#: How often a request of a paused operation, for which there is no room where it could wait, looks again.
 PAUSE_LOOK_S = 0.25
 #: Requests whose time of work is kept.
 RECENT = 512
@@ -35,6 +36,8 @@ BLOCKED_S = 0.1
 
 #: The outcome of a request, and the reason.
 Found = tuple[Outcome, str]
+#: The request is to run; it has no outcome yet.
+_RUNS: Found = (Outcome.DONE, "")
 
 
 class Runner:
@@ -80,8 +83,8 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        if request.op in host.paused() and await self._is_refused(work):
-            return None
+        if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
+            return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
@@ -111,19 +114,29 @@ class Runner:
         work.committing = True
         return None
 
-    async def _is_refused(self, work: Work) -> bool:
-        """Refuse a call of a paused operation, or let a request that nobody waits for wait until it goes on.
+    async def _paused(self, work: Work) -> Found | None:
+        """Refuse a call of a paused operation; let a request that nobody waits for wait on no stream.
 
-        On a database's stream the next entries would wait, too, and such a request is a part of another one's effect.
+        Returns _RUNS where it is to run all the same: the operation goes on by now, or the request is on the stream of
+        our database, where it is a part of another request's effect.
         """
-        request = work.request
+        host, request = self._host, work.request
         if request.reply_to:
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
             self.refuse(work, error)
-            return True
-        while request.op in self._host.paused() and not self._is_ordered(request):
-            await asyncio.sleep(PAUSE_LOOK_S)
-        return False
+            return None
+        while request.op in host.paused() and not self._is_ordered(request):
+            most = host.settings.later_bound
+            match await park(host.link, request.stream, request.id, host.replica, request.op, most):
+                case Parked.PARKED:
+                    return Outcome.PARKED, ""
+                case Parked.NOT_MINE:
+                    return Outcome.NOT_OURS, ""
+                case Parked.GOES_ON:
+                    break
+                case Parked.FULL:
+                    await asyncio.sleep(PAUSE_LOOK_S)
+        return _RUNS
 
     def _is_ordered(self, request: Request) -> bool:
         """Return whether the next entries of its stream wait for the request: on the stream of our database."""

@@ -8,6 +8,7 @@ from mesh import roster
 from mesh.discovery import PUBLISH, SERVED
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
+from mesh.later.parking import PARK
 from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
@@ -51,5 +52,5 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, SERVED, PUBLISH,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, SERVED, PUBLISH,
 )  # fmt: skip

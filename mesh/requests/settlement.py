@@ -9,6 +9,7 @@
     not ours (another consumer has it)                 Forget                 Forget
     full (no memory for what it stores)                RefuseFull                 RefuseFull
     try failed (its operation has a Retry)             Defer                      Defer
+    parked (its operation is paused)                   Leave                      Leave
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
 another try.
@@ -33,6 +34,7 @@ class Outcome(Enum):
     NOT_OURS = auto()
     FULL = auto()
     TRY_FAILED = auto()
+    PARKED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,12 @@ class Defer:
     reason: str
 
 
-Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Do nothing: the request waits on no stream already."""
+
+
+Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | Leave
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -101,3 +108,5 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return RefuseFull()
         case Outcome.TRY_FAILED:
             return Defer(reason)
+        case Outcome.PARKED:
+            return Leave()

@@ -16,7 +16,7 @@ def test_the_names_are_those_of_the_table() -> None:
     table = keys.__doc__ or ""
     for name in (
         keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, keys.MINUTES,
-        keys.PAUSED, keys.OPERATIONS, keys.SERVED, "mesh:drain:{replica}",
+        keys.PAUSED, "mesh:parked:{op}", keys.OPERATIONS, keys.SERVED, "mesh:drain:{replica}",
         "mesh:lease:{n}", "mesh:replica:{n}",
         "mesh:requests:{A..D}", "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
         "mesh:committed:{replica}", "db{n}:class", "db{n}:format",

@@ -66,31 +66,6 @@ async def test_a_paused_operation_refuses_calls(backend: Backend) -> None:
     assert await audited(backend) == ["operation paused", "operation resumed"]
 
 
-async def test_what_nobody_waits_for_stays_until_the_operation_goes_on(backend: Backend) -> None:
-    """It is kept alive meanwhile, so that no other replica takes it over and no delivery counts."""
-    done: list[str] = []
-    one = await backend.join(counting(done), claim_idle_ms=300)
-    two = await backend.join(counting(done), claim_idle_ms=300, class_=one.cls)
-    acts = control(backend, one)
-    await acts.pause("count.put", ACTOR)
-    await told(one, "count.put")
-    await told(two, "count.put")
-    await one._calls.send(_ask(one.cls))
-    await asyncio.sleep(1)
-    assert done == [] and (await one.books())["in_flight"] == 1
-    await acts.resume("count.put", ACTOR)
-    async with asyncio.timeout(5):
-        while (await one.books())["answered"] < 1:
-            await asyncio.sleep(0.01)
-    assert len(done) == 1
-
-
-def _ask(cls: str) -> Any:
-    from mesh.raw import Ask
-
-    return Ask(Class(cls), "count.put", {})
-
-
 async def test_a_request_in_hand_is_cancelled_without_an_effect(backend: Backend) -> None:
     """Its caller is told, the books balance, and the handler that goes on commits nothing."""
     done: list[str] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, MeshError, Operations, UsageError, join
+from mesh import Class, MeshError, Operations, Paused, UsageError, join
 from mesh.operations.membership import worker_of
 from mesh.raw import Worker
 from tests.support.backend import Backend
@@ -24,6 +24,34 @@ async def test_what_nobody_waits_for_happens_all_the_same(backend: Backend) -> N
         return await mesh.call(count) == 2
 
     await eventually(both)
+
+
+async def test_a_member_pauses_an_operation_and_lets_it_go_on(backend: Backend) -> None:
+    """By value or by name; with the rights of its own user."""
+    mesh = await backend.mesh(greetings)
+    assert await mesh.pause(put) and not await mesh.pause("greetings.put")
+
+    async def refused() -> bool:
+        try:
+            await mesh.call(put, Greet("a"))
+        except Paused:
+            return True
+        return False
+
+    await eventually(refused)
+    await mesh.send(put, Greet("b"))
+
+    async def parked() -> bool:
+        return (await mesh.books())["waiting"] == 1
+
+    await eventually(parked)
+    before = await mesh.call(count)
+    assert await mesh.resume("greetings.put") and not await mesh.resume(put)
+
+    async def done() -> bool:
+        return await mesh.call(count) == before + 1
+
+    await eventually(done)
 
 
 async def test_a_mistake_in_a_handler_reaches_the_caller_as_itself(backend: Backend) -> None:

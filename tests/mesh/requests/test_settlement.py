@@ -10,6 +10,7 @@ from mesh.requests.settlement import (
     Defer,
     Expire,
     Forget,
+    Leave,
     Outcome,
     Redeliver,
     RefuseFull,
@@ -28,6 +29,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.NOT_OURS: (Forget(), Forget()),
     Outcome.FULL: (RefuseFull(), RefuseFull()),
     Outcome.TRY_FAILED: (Defer("why"), Defer("why")),
+    Outcome.PARKED: (Leave(), Leave()),
 }
 
 

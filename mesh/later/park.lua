@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Takes a request of a paused operation from its stream, and lets it wait until the operation goes on.
+-- KEYS: stream, later, paused operations, parked requests of the operation
+-- ARGV: id, consumer, operation, most requests that may wait
+-- Returns parked; goes-on, if the operation is not paused any more; full, if no more may wait; not-mine
+local stream, later_key, paused_key, parked_key = unpack(KEYS)
+local id, consumer, op, most = unpack(ARGV)
+-- A replica learns of a pause, and of its end, some time later.
+if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
+if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
+
+--[[ taken.lua ]]
+local fields, named, name = taken(stream, id, consumer)
+if not fields then return 'not-mine' end
+local entry_key, deadline = later_key .. ':' .. name, named.deadline or '0'
+redis.call('HSET', entry_key, unpack(fields))
+redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'parked', op)
+redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
+redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
+redis.call('XDEL', stream, id)
+return 'parked'

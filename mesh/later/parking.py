@@ -1,0 +1,30 @@
+"""Requests of a paused operation: those that nobody waits for wait on no stream until the operation goes on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mesh import keys
+from mesh.wire.link import Link
+from mesh.wire.script import Script
+
+PARK = Script.beside(__file__, "park.lua", "taken.lua")
+
+
+class Parked(StrEnum):
+    """What became of a request that was to wait for the end of a pause."""
+
+    #: it waits
+    PARKED = "parked"
+    #: the operation is not paused any more
+    GOES_ON = "goes-on"
+    #: too many requests wait already; it is still on its stream
+    FULL = "full"
+    #: another consumer has it
+    NOT_MINE = "not-mine"
+
+
+async def park(link: Link, stream: str, id: str, consumer: str, op: str, most: int) -> Parked:
+    """Let a request of a paused operation wait until the operation goes on."""
+    names = [stream, keys.LATER, keys.PAUSED, keys.parked(op)]
+    return Parked(await link.script(PARK, names, id, consumer, op, most))

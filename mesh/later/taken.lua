@@ -1,0 +1,21 @@
+-- Takes a request that is pending for a consumer from its stream, so that it can wait elsewhere.
+-- Returns its fields as words, the same by name, and its name among those that wait; or nothing. Its entry is deleted by
+-- the caller, after it has been written elsewhere.
+local function taken(stream, id, consumer)
+  local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
+  if pending.err or #pending == 0 then return end
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  redis.call('XACK', stream, 'workers', id)
+  if not entry then return end
+  -- Lua can pass some 8000 words to a function; an entry written by hand may have more.
+  local fields = {unpack(entry[2], 1, 4000)}
+  local named = {first = id}
+  for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
+  -- The parts of one request have one key, so the first id tells them apart. A request without a caller has a key of its
+  -- own.
+  local name = named.request or ''
+  if (named.reply_to or '') ~= '' or name == '' then name = name .. '@' .. named.first end
+  -- Requests written by hand may have one key.
+  if redis.call('EXISTS', 'mesh:later:' .. name) == 1 then name = name .. '@' .. id end
+  return fields, named, name
+end

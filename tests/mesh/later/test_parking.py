@@ -1,0 +1,162 @@
+"""Requests of a paused operation that nobody waits for: they wait on no stream, and hold no worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from mesh import Class, Database, Mesh, Operations, Transaction, keys
+from mesh.control.control import Control
+from mesh.dead.letters import Actor
+from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+ACTOR = Actor("operator", "192.0.2.1")
+
+
+def counting(done: list[str]) -> Worker:
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        done.append(request.id)
+        return {}
+
+    return worker
+
+
+def control(backend: Backend, one: Replica) -> Control:
+    return Control(backend.redis(), one.settings)
+
+
+async def told(one: Replica, *paused: str) -> None:
+    """Wait until a replica knows which operations are paused."""
+
+    async def knows() -> bool:
+        return one._lease.paused == frozenset(paused)
+
+    await eventually(knows)
+
+
+async def _two_paused(backend: Backend, worker: Worker, **settings: Any) -> list[Replica]:
+    """Two replicas of one class that know that `count.put` is paused."""
+    one = await backend.join(worker, **settings)
+    two = await backend.join(worker, class_=one.cls, **settings)
+    await control(backend, one).pause("count.put", ACTOR)
+    await told(one, "count.put")
+    await told(two, "count.put")
+    return [one, two]
+
+
+async def _books(one: Replica, **expected: int) -> None:
+    """Wait until the books say this; they balance at each look."""
+    async with asyncio.timeout(10):
+        while True:
+            books = await one.books()
+            assert books["accepted"] == sum(books.values()) - books["accepted"]
+            if expected.items() <= books.items():
+                return
+            await asyncio.sleep(0.02)
+
+
+def _ask(cls: str) -> Ask:
+    return Ask(Class(cls), "count.put", {})
+
+
+async def test_they_run_once_when_the_operation_goes_on(backend: Backend) -> None:
+    done: list[str] = []
+    one, two = await _two_paused(backend, counting(done))
+    for _ in range(5):
+        await one._calls.send(_ask(one.cls))
+    await _books(one, waiting=5, in_flight=0)
+    assert done == []
+    acts = control(backend, one)
+    assert await acts.resume("count.put", ACTOR)
+    await _books(one, answered=5, waiting=0, in_flight=0)
+    assert len(done) == len(set(done)) == 5
+    await told(two)
+    assert [key async for key in backend.redis().scan_iter("mesh:*") if "later" in key or "parked" in key] == []
+
+
+async def test_they_keep_the_time_at_which_they_were_sent(backend: Backend) -> None:
+    done: list[Request] = []
+    worker = Worker()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        done.append(request)
+        return {}
+
+    one, _ = await _two_paused(backend, worker)
+    sent_ms = one.now_ms()
+    await one._calls.send(_ask(one.cls))
+    await _books(one, waiting=1)
+    await asyncio.sleep(0.3)
+    await control(backend, one).resume("count.put", ACTOR)
+    await _books(one, answered=1)
+    assert abs(done[0].at_ms - sent_ms) < 250
+
+
+async def test_a_replica_that_has_not_heard_of_the_end_of_a_pause_runs_them(backend: Backend) -> None:
+    """Otherwise they would wait for ever: nothing wakes what is parked after the pause."""
+    done: list[str] = []
+    one = await backend.join(counting(done))
+    one._lease.paused = frozenset(["count.put"])
+    await one._calls.send(_ask(one.cls))
+    await _books(one, answered=1)
+    assert len(done) == 1
+
+
+async def test_no_more_wait_than_may(backend: Backend) -> None:
+    """The rest stays on the stream, and is in nobody's way there."""
+    done: list[str] = []
+    one, _ = await _two_paused(backend, counting(done), later_bound=3)
+    for _ in range(5):
+        await one._calls.send(_ask(one.cls))
+    await _books(one, waiting=3, in_flight=2)
+    await control(backend, one).resume("count.put", ACTOR)
+    await _books(one, answered=5, waiting=0)
+    assert len(done) == len(set(done)) == 5
+
+
+async def test_a_parked_request_is_cancelled(backend: Backend) -> None:
+    table = Operations("count")
+
+    @table.command
+    async def put(tx: Transaction) -> None: ...
+
+    one = Mesh(await backend.join(table.worker))
+    acts = control(backend, one.replica)
+    await acts.pause("count.put", ACTOR)
+    await told(one.replica, "count.put")
+    ticket = await one.send(put)
+    await _books(one.replica, waiting=1)
+    assert await one.cancel(ticket)
+    await _books(one.replica, waiting=0, cancelled=1)
+    assert await backend.redis().exists(keys.parked("count.put")) == 0
+
+
+async def test_replicas_that_die_lose_none(backend: Backend) -> None:
+    """They wait in Redis, for whoever is there when the operation goes on."""
+    done: list[str] = []
+    one, _ = await _two_paused(backend, counting(done))
+    for _ in range(5):
+        await one._calls.send(_ask(one.cls))
+    await _books(one, waiting=5)
+    cls = one.cls
+    await backend.kill(0)
+    await backend.kill(1)
+    await control(backend, one).resume("count.put", ACTOR)
+    three = await backend.join(counting(done), class_=cls)
+    await _books(three, answered=5, waiting=0)
+    assert len(done) == 5
+
+
+async def test_those_to_a_database_go_on(backend: Backend) -> None:
+    """They are a part of another request's effect, and the next ones wait for them."""
+    done: list[str] = []
+    one, _ = await _two_paused(backend, counting(done))
+    await one._calls.send(Ask(Database(one.database), "count.put", {}))
+    await _books(one, answered=1)
+    assert len(done) == 1
