@@ -114,7 +114,7 @@ def _no_calls(op: str) -> dict[str, Any]:
 @data_option
 @click.argument("op")
 def pause(redis_url: str | None, data: Path, op: str) -> None:
-    """Pause an operation, such as values.put: calls are refused, and what nobody waits for stays on its stream."""
+    """Pause an operation, such as values.put: calls are refused, and what nobody waits for waits until it goes on."""
     changed = on_redis(redis_url, data, lambda redis: _control(redis).pause(op, actor()))
     click.echo(f"{op} is paused within a second; mesh resume {op} ends it" if changed else f"{op} was paused before")
 
