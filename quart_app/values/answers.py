@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from collections.abc import AsyncIterator, Iterable
 
@@ -20,38 +21,55 @@ ELEMENTS = 50
 SEND_S = 60.0
 
 
-def element(value: str, factors: str) -> str:
+def element(value: str, factors: str) -> bytes:
     """Return one element of an answer."""
-    return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'
+    return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'.encode()
+
+
+#: Turns the text of a search into JSON: the length of a value is left out, and commas stand between factors.
+_COMMAS, _LENGTHS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
+_LONG = re.compile(rb"z\d{4}")
+
+
+def elements(found: str) -> bytes:
+    """Return the elements, with commas between them, of values as a search finds them: "c136=2 2 2 17;c137=137".
+
+    Their factors must be without exponents. All of the work is done by few calls of C, however many values there are.
+    """
+    text = found.encode()
+    if b"z" in text:
+        text = _LONG.sub(b"", text)
+    text = text.translate(_COMMAS, _LENGTHS).replace(b"=", b',"prime_factors":[').replace(b";", b']},{"value":')
+    return b'{"value":%b]}' % text
 
 
 class Array:
-    """A JSON array that grows by one element at a time."""
+    """A JSON array that grows."""
 
     def __init__(self) -> None:
         self.size = 2
-        self._words: list[str] = []
+        self._words: list[bytes] = []
         self._words_size = 0
         self._pieces: list[bytes] = []
 
-    def add(self, text: str) -> None:
-        """Append one element, which is JSON already."""
+    def add(self, text: bytes) -> None:
+        """Append one element, or several with commas between them; they are JSON already."""
         self._words.append(text)
         self._words_size += len(text) + 1
         self.size += len(text) + 1
         if self._words_size >= PIECE_BYTES:
             self._cut()
 
-    async def extend(self, elements: Iterable[tuple[str, str]], pace: Pace) -> None:
+    async def extend(self, items: Iterable[tuple[str, str]], pace: Pace) -> None:
         """Append values and their factors, a piece of work at a time."""
-        for number, (value, factors) in enumerate(elements):
+        for number, (value, factors) in enumerate(items):
             if number % ELEMENTS == ELEMENTS - 1:
                 await pace()
             self.add(element(value, factors))
 
     def _cut(self) -> None:
-        between = "," if self._pieces else ""
-        self._pieces.append((between + ",".join(self._words)).encode())
+        between = b"," if self._pieces else b""
+        self._pieces.append(between + b",".join(self._words))
         self._words.clear()
         self._words_size = 0
 

@@ -1,16 +1,19 @@
 #!lua flags=allow-oom,no-writes
--- Finds the values that have a prime as a factor, ascending. The time it takes depends on what it returns and on how
--- many expired records it meets, never on how many values are stored.
+-- Finds the values that have a prime as a factor, ascending, as text. The time it takes depends on what it returns and on
+-- how many expired records it meets, never on how many values are stored.
 -- KEYS: index, alone, records
 -- ARGV: prime; the value above which to search, or "" (both as the index has them); moment in ms; the most values and
 --       bytes to return and the most records to look at
--- Returns {until, value, record, ...}: everything up to the value `until`, or everything where it is ""
+-- Returns {until, text}: everything up to the value `until`, or everything where it is "". The text is
+--       "<value>=<factors>;<value>=<factors>", with values as the index has them and factors as records have them.
 local index_key, alone_key, records_key = KEYS[1], KEYS[2], KEYS[3]
 local prime, after, moment, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local most_bytes, most_looked_at = tonumber(ARGV[5]), tonumber(ARGV[6])
--- Members are as long as their values, so a step of this many reads at most 400 KB.
-local STEP = 100
+-- Members are as long as their values, so a step of this many reads at most 400 KB; of short ones it may have more.
+local STEP, SHORT, STEP_OF_SHORT = 100, 100, 1000
+local size = STEP
 local from, beyond = (after == '' and '[' or '(') .. prime .. ':' .. after, '(' .. prime .. ';'
+local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
 -- One value of a rare prime is not in the index. It is put among those that are. The order does not depend on the
 -- server's collation: a letter decides, and where the letters are equal, both texts have as many digits.
@@ -30,43 +33,52 @@ local function put_in_place(texts, complete)
   end
 end
 
-local function number(text)
-  return string.match(text, '^[a-y](%d+)$') or string.match(text, '^z%d%d%d%d(%d+)$')
+-- Returns the factors of a record; nothing if it has expired. Times have 13 digits until the year 2286, and texts of
+-- the same length are compared without making numbers of them.
+local moment_text, is_usual = ARGV[3], #ARGV[3] == 13
+local function factors_of(record)
+  local at = find(record, ' ', 1, true)
+  local behind = byte(record, at + 14)
+  if is_usual and (behind == 32 or not behind) then
+    if sub(record, at + 1, at + 13) > moment_text then return sub(record, at + 15) end
+  else
+    local expiry, factors = match(record, '^(%d+) ?(.*)$', at + 1)
+    if tonumber(expiry) > moment then return factors end
+  end
 end
 
-local found, count, bytes, looked_at = {''}, 0, 0, 0
-local function is_full() return count >= most or bytes >= most_bytes or looked_at >= most_looked_at end
+local lines, count, bytes, looked_at = {}, 0, 0, 0
 
 -- The value at which this search ends because it has found enough; nothing if it can go on.
 local function add(texts)
   local values = {}
-  for i, text in ipairs(texts) do values[i] = number(text) end
-  for i, record in ipairs(redis.call('HMGET', records_key, unpack(values))) do
+  -- The digits follow one letter, or "z" and four digits.
+  for i = 1, #texts do values[i] = sub(texts[i], byte(texts[i]) == 122 and 6 or 2) end
+  local records = redis.call('HMGET', records_key, unpack(values))
+  for i = 1, #records do
     looked_at = looked_at + 1
     -- The sweep has not reached a record that has expired: it counts as gone.
-    local expiry = record and tonumber(string.match(record, '^%S+ (%d+)'))
-    if expiry and expiry > moment then
-      found[#found + 1] = values[i]
-      found[#found + 1] = record
-      count = count + 1
-      bytes = bytes + #values[i] + #record
+    local factors = records[i] and factors_of(records[i])
+    if factors then
+      local line = texts[i] .. '=' .. factors
+      count, bytes = count + 1, bytes + #line
+      lines[count] = line
     end
-    if is_full() then return values[i] end
+    if count >= most or bytes >= most_bytes or looked_at >= most_looked_at then return values[i] end
   end
 end
 
+local until_value
 repeat
-  local step = math.min(STEP, most - count)
+  local step = math.min(size, most - count)
   local members = redis.call('ZRANGEBYLEX', index_key, from, beyond, 'LIMIT', 0, step)
-  local complete = #members < step
-  local texts = {}
-  for i, member in ipairs(members) do texts[i] = string.sub(member, #prime + 2) end
+  local complete, texts = #members < step, {}
+  for i = 1, #members do texts[i] = sub(members[i], #prime + 2) end
   if alone then put_in_place(texts, complete) end
-  local until_value = #texts > 0 and add(texts)
-  if until_value then
-    found[1] = until_value
-    break
+  until_value = #texts > 0 and add(texts) or nil
+  if not complete then
+    from = '(' .. members[step]
+    size = #from < SHORT and STEP_OF_SHORT or STEP
   end
-  if not complete then from = '(' .. members[step] end
-until complete
-return found
+until complete or until_value
+return {until_value or '', table.concat(lines, ';')}

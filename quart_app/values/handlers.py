@@ -42,6 +42,8 @@ class Factorise(Protocol):
 
 DROP = "values.drop"
 FIND = "values.find"
+#: The form of an answer to FIND: one text, as it leaves Redis.
+TEXT = "text"
 
 
 class Item(NamedTuple):
@@ -134,10 +136,13 @@ class _Operations:
 
 
 async def find(request: Request, store: Store, transaction: Effects) -> Body:
-    """Return a page of the values with a prime factor. All replicas compare expiries with the time of the request."""
+    """Return a page of the values with a prime factor. All replicas compare expiries with the time of the request.
+
+    The answer has them as text, if the body says so. Earlier releases ask for values and records in turn.
+    """
     body = request.body
-    found = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
-    return {"until": found.until, "found": found.flat}
+    until, text = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
+    return {"until": until, "found": text if body.get("as") == TEXT else records.flat(text)}
 
 
 def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:

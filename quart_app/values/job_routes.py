@@ -104,7 +104,7 @@ class JobRoutes:
                             results.add(element(value, factors))
                         elif value not in named:
                             named.add(value)
-                            errors.add(f'{{"value": {value}, {(failure or LATE)[1:]}')
+                            errors.add(f'{{"value": {value}, {(failure or LATE)[1:]}'.encode())
             except Gone:
                 raise _unknown() from None
         if not named:

@@ -7,15 +7,20 @@ at one moment: while it moves from one database to another it is found once, nei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mesh import DeadlineExceeded
 from mesh.raw import Replica
 from quart_app.values import handlers
-from quart_app.values.answers import ELEMENTS, Answers, Array, element
+from quart_app.values.answers import Answers, Array, element, elements
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
+from quart_app.values.store import digits, ordered
+
+#: Values that are added to an answer at once, where not all of them can be.
+BLOCK = 100
 
 
 class Question(NamedTuple):
@@ -68,46 +73,103 @@ class Search:
         deadline_ms = self._end_ms - self._mesh.now_ms()
         if deadline_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
-        body = {"prime": self._question.prime, "after": after, "limit": self._question.most - self._count + 1}
+        limit = self._question.most - self._count + 1
+        body = {"prime": self._question.prime, "after": after, "limit": limit, "as": handlers.TEXT}
         answers = await self._mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms)
         self._left_out.update(answers.left_out)
         until = min((answer["until"] for answer in answers.values() if answer["until"]), key=rank, default="")
-        records = await self._merged(answers)
-        end = rank(until) if until else None
-        for number, value in enumerate(sorted(records, key=rank)):
-            if number % ELEMENTS == ELEMENTS - 1:
-                await self._pace()
-            if (end is not None and rank(value) > end) or not self._add(value, records[value]):
-                break
+        found = [answer["found"] for answer in answers.values() if answer["found"]]
+        text = await self._merged(found, until)
+        if text:
+            await self._add(text)
         return until
 
-    def _add(self, value: str, record: str) -> bool:
+    async def _merged(self, found: Sequence[Any], until: str) -> str:
+        """Return the texts that databases have found as one, up to a value ("" for all), and each value once.
+
+        If two databases have a value, because it moves from one to the other, both have its only factorisation.
+        """
+        texts = [each for each in found if isinstance(each, str)]
+        if len(texts) < len(found):
+            texts.append(_text([each for each in found if not isinstance(each, str)]))
+        if len(texts) == 1 and not until:
+            return texts[0]
+        lines: list[str] = []
+        for text in texts:
+            await self._pace()
+            lines += text.split(";")
+        lines.sort()
+        await self._pace()
+        if any("^" in text for text in texts):
+            # Releases write exponents differently.
+            lines = [*{line.partition("=")[0]: line for line in lines}.values()]
+        elif len(texts) > 1:
+            lines = [*dict.fromkeys(lines)]
+        if until:
+            # ">" follows "=", with which factors begin.
+            del lines[bisect.bisect_left(lines, f"{ordered(until)}>") :]
+        return ";".join(lines)
+
+    async def _add(self, text: str) -> bool:
+        """Append values; return False if the answer is full."""
+        if self._add_at_once(text):
+            return True
+        lines = text.split(";")
+        if len(lines) == 1:
+            return self._add_one(text)
+        # What is neither too much nor has exponents is added at once all the same, and only the rest one by one.
+        size = max(1, min(BLOCK, len(lines) // 2))
+        for first in range(0, len(lines), size):
+            await self._pace()
+            if not await self._add(";".join(lines[first : first + size])):
+                return False
+        return True
+
+    def _add_at_once(self, text: str) -> bool:
+        """Append all of these values, or return False if they do not fit or have exponents."""
+        count = self._count + text.count(";") + 1
+        if "^" in text or count > self._question.most:
+            return False
+        json = elements(text)
+        if self._array.size + len(json) > self._question.most_bytes:
+            return False
+        self._array.add(json)
+        self._count = count
+        self._last = digits(text[text.rfind(";") + 1 :].partition("=")[0])
+        return True
+
+    def _add_one(self, line: str) -> bool:
         """Append a value; return False if the answer is full."""
-        text = element(value, record.split(" ", 2)[2] if record.count(" ") > 1 else "")
+        name, _, factors = line.partition("=")
+        value = digits(name)
+        json = element(value, factors)
         if self._count >= self._question.most or (
-            self._count and self._array.size + len(text) > self._question.most_bytes
+            self._count and self._array.size + len(json) > self._question.most_bytes
         ):
             self._is_full = True
             return False
-        self._array.add(text)
+        self._array.add(json)
         self._count += 1
         self._last = value
         return True
 
-    async def _merged(self, answers: Mapping[int, Any]) -> dict[str, str]:
-        """Return every value's record; if two databases have one, the record of the newer request counts."""
-        best: dict[str, str] = {}
-        for answer in answers.values():
-            await self._pace()
-            flat = answer["found"]
-            found = dict(zip(flat[::2], flat[1::2], strict=True))
-            for value in best.keys() & found.keys():
-                if _order(found[value]) < _order(best[value]):
-                    del found[value]
-            best |= found
-        return best
-
     _is_full = False
+
+
+def _text(answers: Sequence[list[str]]) -> str:
+    """Return the answers of earlier releases, which have values and records in turn, as text.
+
+    If two databases have a value, the record of the newer request counts.
+    """
+    best: dict[str, str] = {}
+    for flat in answers:
+        for value, record in zip(flat[::2], flat[1::2], strict=True):
+            if value not in best or _order(best[value]) <= _order(record):
+                best[value] = record
+    return ";".join(
+        f"{ordered(value)}={record.split(' ', 2)[2] if record.count(' ') > 1 else ''}"
+        for value, record in sorted(best.items(), key=lambda item: rank(item[0]))
+    )
 
 
 def _order(record: str) -> tuple[int, int]:

@@ -2,8 +2,7 @@
 
 In the database of its holder, under db{n}:
 
-    values:records   hash   value -> "<request id> <expiry ms> <prime>^<exponent> <prime> ..."; releases before 0.2
-                            repeated a prime instead
+    values:records   hash   value -> "<request id> <expiry ms> <prime>^<exponent> <prime> <prime> ..."; see `notation`
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
                             as a letter (b17:c136), so that lexical order is numerical order; all scores 0
     values:alone     hash   prime -> value, in the same letters, for primes of six digits and more: the first value that
@@ -89,6 +88,11 @@ _LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for 
 def ordered(number: str) -> str:
     """Return a number as text whose lexical order is the numerical one."""
     return _LENGTHS[len(number)] + number
+
+
+def digits(text: str) -> str:
+    """Return the number that `ordered` has written."""
+    return text[5:] if text[0] == "z" else text[1:]
 
 
 #: Primes of so many digits and more mostly have one value only.
@@ -205,17 +209,18 @@ def unschedule(transaction: Effects, values: Sequence[str]) -> None:
 
 
 class Part(NamedTuple):
-    """Our values with a prime factor, ascending, and their records in turn; all of them up to the value `until`.
+    """Our values with a prime factor, ascending, up to the value `until`, or all of them where it is "".
 
-    `until` is "" where there are no more.
+    The text is "c136=2 2 2 17;c137=137". Each value stands there as `ordered` writes it, so a sort of the lines of
+    several databases puts the values in order.
     """
 
     until: str
-    flat: list[str]
+    text: str
 
 
 #: What one search may return and look at, so that neither the server nor the event loop is held for long.
-FOUND_VALUES = 1000
+FOUND_VALUES = 2000
 FOUND_BYTES = 100_000
 LOOKED_AT = 4000
 
@@ -224,5 +229,17 @@ async def find(store: Store, prime: str, moment_ms: int, most: int, after: str) 
     """Return our values that have this prime as a factor, above `after` ("" for all), as of a moment."""
     above = ordered(after) if after else ""
     names, most = [INDEX, ALONE, RECORDS], min(most, FOUND_VALUES)
-    until, *flat = await store.script(FIND, names, ordered(prime), above, moment_ms, most, FOUND_BYTES, LOOKED_AT)
-    return Part(until, flat)
+    until, text = await store.script(FIND, names, ordered(prime), above, moment_ms, most, FOUND_BYTES, LOOKED_AT)
+    return Part(until, text)
+
+
+def flat(text: str) -> list[str]:
+    """Return the values of a part's text, each with a record, as earlier releases expect them.
+
+    They use the id of a record to choose between two records of a value. Both have the same factors, so any id will do.
+    """
+    found: list[str] = []
+    for line in text.split(";") if text else ():
+        value, _, factors = line.partition("=")
+        found += (digits(value), f"0-0 0 {factors}")
+    return found

@@ -8,12 +8,16 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from quart import Quart, Response
 
 from mesh import Busy
-from quart_app.values.answers import PIECE_BYTES, Answers, Array
+from quart_app.values import notation
+from quart_app.values.answers import PIECE_BYTES, Answers, Array, element, elements
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
+from quart_app.values.store import ordered
 
 ELEMENT = {"value": 144, "prime_factors": [2, 2, 2, 2, 3, 3]}
 
@@ -49,6 +53,18 @@ async def test_the_size_is_that_of_the_json() -> None:
         found = await array(count)
         size = found.size
         assert abs(sum(map(len, found.pieces("", ""))) - size) <= 2
+
+
+@given(st.dictionaries(st.integers(2, 10**40), st.lists(st.integers(2, 10**30), min_size=1), min_size=1))
+def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list[int]]) -> None:
+    """All at once or one by one: the same JSON, for values of any length."""
+    factors = {str(value): " ".join(map(str, each)) for value, each in found.items()}
+    text = ";".join(f"{ordered(value)}={each}" for value, each in factors.items())
+    assert elements(text) == b",".join(element(value, each) for value, each in factors.items())
+    assert json.loads(b"[%b]" % elements(text)) == [
+        {"value": value, "prime_factors": each} for value, each in found.items()
+    ]
+    assert all(notation.expanded(each) == found[int(value)] for value, each in factors.items())
 
 
 async def test_a_long_answer_takes_its_memory_until_it_is_gone() -> None:

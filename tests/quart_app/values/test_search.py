@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
@@ -14,14 +14,16 @@ from mesh import Busy, DeadlineExceeded, Replies
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
-from quart_app.values.search import Question, Result, Search
+from quart_app.values.search import BLOCK, Question, Result, Search
+from quart_app.values.store import ordered
 
 
 class Databases:
-    """Databases with records, which answer at most so many values at once."""
+    """Databases with records, which answer at most so many values at once. The `older` answer as earlier releases."""
 
-    def __init__(self, records: Mapping[int, Mapping[int, str]], most: int) -> None:
+    def __init__(self, records: Mapping[int, Mapping[int, str]], most: int, older: Collection[int] = ()) -> None:
         self._records = records
+        self._older = older
         self._most = most
         self.gathers = 0
         self.clock_ms = 0
@@ -34,17 +36,22 @@ class Databases:
         self.gathers += 1
         self.clock_ms += 10
         most = min(self._most, body["limit"])
-        parts = {database: self._part(records, body["after"], most) for database, records in self._records.items()}
+        assert body["as"] == "text"
+        parts = {
+            database: self._part(records, body["after"], most, database in self._older)
+            for database, records in self._records.items()
+        }
         replies = Replies(parts)
         replies.left_out = [8 + self.gathers]
         return replies
 
     @staticmethod
-    def _part(records: Mapping[int, str], after: str, most: int) -> dict[str, Any]:
+    def _part(records: Mapping[int, str], after: str, most: int, is_older: bool) -> dict[str, Any]:
         above = sorted(value for value in records if value > int(after or 0))
         part = above[:most]
         flat = [text for value in part for text in (str(value), records[value])]
-        return {"until": str(part[-1]) if len(part) == most else "", "found": flat}
+        text = ";".join(f"{ordered(str(value))}={records[value].split(' ', 2)[2]}" for value in part)
+        return {"until": str(part[-1]) if len(part) == most else "", "found": flat if is_older else text}
 
 
 async def search(
@@ -70,17 +77,22 @@ def shown(found: Result) -> list[int]:
     st.dictionaries(st.integers(1, 3), st.sets(st.integers(1, 10**30), max_size=8), min_size=1),
     st.integers(1, 4),
     st.integers(1, 9),
+    st.sets(st.integers(1, 3)),
+    st.sampled_from(["2^2 3", "2 2 3"]),
 )
 async def test_pages_are_complete_and_ascending_whatever_the_parts(
-    values: dict[int, set[int]], part: int, most: int
+    values: dict[int, set[int]], part: int, most: int, older: set[int], factors: str
 ) -> None:
-    """Each value once, though a database stops anywhere and the others go on beyond it."""
-    records = {database: dict.fromkeys(found, f"{database}-0 99 2") for database, found in values.items()}
+    """Each value once, wherever a database stops, and whatever its release and its way to write factors are."""
+    records = {
+        database: dict.fromkeys(found, f"{database}-0 99 {factors if database > 1 else '2 2 3'}")
+        for database, found in values.items()
+    }
     expected = sorted(set().union(*values.values()))
     all_of_them: list[int] = []
     after, more = "", True
     while more:
-        found = await search(Databases(records, part), most, after=after)
+        found = await search(Databases(records, part, older), most, after=after)
         page = shown(found)
         assert len(page) <= most and found.last == (str(page[-1]) if page else "")
         all_of_them += page
@@ -90,10 +102,10 @@ async def test_pages_are_complete_and_ascending_whatever_the_parts(
 
 
 async def test_the_record_of_the_newer_request_counts() -> None:
-    """While a value moves to another class, two databases have it."""
+    """While a value moves to another class, two databases have it. Only earlier releases tell the age of a record."""
     old, new = {6: "1700000000000-9 99 2"}, {6: "1700000000000-10 99 2 3"}
     for records in ({1: old, 2: new}, {1: new, 2: old}):
-        (element,) = json.loads(b"".join((await search(Databases(records, 5))).array.pieces("", "")))
+        (element,) = json.loads(b"".join((await search(Databases(records, 5, older=[1, 2]))).array.pieces("", "")))
         assert element == {"value": 6, "prime_factors": [2, 3]}
 
 
@@ -104,6 +116,17 @@ async def test_an_answer_is_bounded_in_bytes_but_has_one_value_at_least() -> Non
     assert shown(found) == [10**900] and found.more
     found = await search(Databases(records, 5), most_bytes=16_000)
     assert len(shown(found)) == 2 and found.more and found.array.size <= 16_000
+
+
+async def test_values_with_exponents_stand_among_many_without() -> None:
+    """These are added one by one, and the others are not."""
+    records = {1: {n: "1-0 99 2^3 5" if n % 77 == 0 else "1-0 99 2 3" for n in range(1, 5 * BLOCK)}}
+    found = await search(Databases(records, 5000))
+    for element in json.loads(b"".join(found.array.pieces("", ""))):
+        assert element["prime_factors"] == ([2, 2, 2, 5] if element["value"] % 77 == 0 else [2, 3])
+    assert shown(found) == [*range(1, 5 * BLOCK)] and not found.more
+    found = await search(Databases(records, 5000), most=3 * BLOCK + 1)
+    assert shown(found) == [*range(1, 3 * BLOCK + 2)] and found.more and found.last == str(3 * BLOCK + 1)
 
 
 async def test_a_long_answer_needs_room_in_memory() -> None:

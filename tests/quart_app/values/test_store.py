@@ -38,7 +38,7 @@ def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> 
 )
 def test_a_number_stands_after_its_length(number: int, text: str) -> None:
     """As a letter where one does; the longest value there may be has a place, too."""
-    assert ordered(str(number)) == text
+    assert ordered(str(number)) == text and records.digits(text) == str(number)
 
 
 @given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
@@ -74,7 +74,11 @@ async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
 
 async def found(replica: Replica, prime: int, moment: int, most: int = 100, after: int = 0) -> list[int]:
     above = str(after) if after else ""
-    return [int(value) for value in (await records.find(replica.store(), str(prime), moment, most, above)).flat[::2]]
+    return values_of((await records.find(replica.store(), str(prime), moment, most, above)).text)
+
+
+def values_of(part: str) -> list[int]:
+    return [int(value) for value in records.flat(part)[::2]]
 
 
 async def test_the_index_finds_by_prime_in_numerical_order(backend: Backend) -> None:
@@ -140,9 +144,11 @@ class Memory:
         names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
         above = ordered(str(after)) if after else ""
         words = (*names, ordered(str(prime)), above, moment, most, records.FOUND_BYTES, records.LOOKED_AT)
-        until, *flat = self.fake.eval(without_flags(records.FIND.source), 3, *words)
-        assert until == (flat[-2] if len(flat) == 2 * most else "")
-        return [int(value) for value in flat[::2]]
+        until, part = self.fake.eval(without_flags(records.FIND.source), 3, *words)
+        assert part.split(";") == sorted(part.split(";"))
+        values = values_of(part)
+        assert until == (str(values[-1]) if len(values) == most else "")
+        return values
 
     def members(self) -> set[str]:
         """What the index says, wherever it is kept."""
@@ -202,6 +208,17 @@ async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: B
     assert await found(one, 2, now + 49_999) == [6, 8, 10, 12, 14]
     assert await found(one, 2, now + 50_000) == [8, 12]
     assert await found(one, 2, now + 50_000, most=2) == [8, 12]
+
+
+async def test_a_part_has_the_factors_as_records_have_them(backend: Backend) -> None:
+    """For releases that expect records, each value has one."""
+    one = await reading(backend)
+    now = one.now_ms()
+    await write(one, (12, now + 60_000, [2, 2, 3]), (2**100, now + 60_000, [2] * 100))
+    part = await records.find(one.store(), "2", now, 10, "")
+    assert part == ("", f"b12=2 2 3;z0031{2**100}=2^100")
+    assert records.flat(part.text) == ["12", "0-0 0 2 2 3", str(2**100), "0-0 0 2^100"]
+    assert records.flat("") == []
 
 
 async def test_everything_expires_with_the_last_record(backend: Backend) -> None:
