@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from mesh import Class, Contended, keys
 from mesh.raw import Effects, Request, Store, Worker
 from mesh.requests import turns
 from mesh.requests.turns import Turns
+from mesh.testing.clock import virtual_time
 from tests.support.backend import Backend
 
 
@@ -61,19 +65,84 @@ async def test_one_that_waits_may_leave() -> None:
 
 
 async def test_a_holder_that_takes_long_keeps_nobody_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next request runs after a while, so that turns never cost time."""
+    """The turn passes to the next request, and from there on without a wait, so that turns never cost time."""
     monkeypatch.setattr(turns, "PATIENCE_S", 0.02)
     taken, begun = made()
-    for work in "abc":
+    for work in "abcd":
         taken.take(work, "key")
     async with asyncio.timeout(5):
-        while len(begun) < 3:
+        while len(begun) < 2:
             await asyncio.sleep(0.01)
+    taken.leave("b")
     assert begun == ["a", "b", "c"]
-    for work in "abc":
-        taken.leave(work)
-    taken.take("d", "key")
-    assert begun[-1] == "d"
+    taken.take("a", "key")
+    assert begun == ["a", "b", "c"], "a ran on without the turn, and waits for another one now"
+    taken.leave("c")
+    taken.leave("d")
+    assert begun == ["a", "b", "c", "d", "a"]
+    taken.leave("a")
+    taken.take("e", "key")
+    assert begun[-1] == "e"
+
+
+class Contest:
+    """One value that many requests read and write; each run takes so long between the two."""
+
+    def __init__(self, run_s: Callable[[str], float]) -> None:
+        self.run_s = run_s
+        self.turns: Turns[str] = Turns(self.begin)
+        self.value = self.runs = 0
+        self.conflicts: Counter[str] = Counter()
+        self.ended_at: dict[str, float] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: str) -> None:
+        """Run a request in a task."""
+        self.tasks.add(asyncio.create_task(self.run(work)))
+
+    async def run(self, work: str) -> None:
+        """Read, work, and write unless another one has written."""
+        self.runs += 1
+        read = self.value
+        await asyncio.sleep(self.run_s(work))
+        if read != self.value:
+            self.conflicts[work] += 1
+            self.turns.take(work, "key")
+        else:
+            self.value += 1
+            self.ended_at[work] = asyncio.get_running_loop().time()
+            self.turns.leave(work)
+
+    async def all_of(self, *works: str) -> float:
+        """Begin all at once, and return how long they took."""
+        began = asyncio.get_running_loop().time()
+        for work in works:
+            self.begin(work)
+        while len(self.ended_at) < len(works):
+            await asyncio.sleep(0.05)
+        return max(self.ended_at.values()) - began
+
+
+@pytest.mark.parametrize("run_s", [0.001, 0.1, 0.3, 2.0, 30.0])
+async def test_a_slow_machine_only_makes_it_slower(run_s: float) -> None:
+    """However long a run takes, each request runs two or three times, and none loses again and again."""
+    with virtual_time():
+        contest = Contest(lambda _: run_s * random.uniform(0.5, 1.5))
+        took = await contest.all_of(*map(str, range(200)))
+    assert (contest.value, contest.turns._queues, contest.turns._key_of) == (200, {}, {})
+    assert contest.runs <= 600
+    assert max(contest.conflicts.values()) <= 20
+    assert took <= 250 * run_s
+
+
+async def test_a_slow_request_holds_up_the_quick_ones_for_a_moment_only() -> None:
+    """It loses its turn while it waits for something else; the others do not wait at each turn again."""
+    with virtual_time():
+        contest = Contest(lambda work: 20.0 if work == "slow" else 0.01)
+        await contest.all_of("slow", *map(str, range(100)))
+    quick = max(at for work, at in contest.ended_at.items() if work != "slow")
+    assert contest.ended_at["slow"] - quick > 15
+    assert quick - min(contest.ended_at.values()) < 100 * 0.02 + 2 * turns.PATIENCE_S
 
 
 async def test_the_keys_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +180,8 @@ def counting() -> tuple[Worker, list[str]]:
     return worker, runs
 
 
-async def test_a_hot_key_costs_few_runs(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hot_key_costs_few_runs(backend: Backend) -> None:
     """Each request runs about twice; all at once would need n²/2 runs. The replica's statistics name the key."""
-    # However slow this machine is: only turns are at stake.
-    monkeypatch.setattr(turns, "PATIENCE_S", 10)
     worker, runs = counting()
     one = await backend.join(worker, deadline_ms=30_000)
     answers = await asyncio.gather(*(one.call(Class("A"), "hot.add", {}) for _ in range(150)))

@@ -92,7 +92,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "any-exception": function(runner.Runner, "_attempt", "except BaseException as error:", "except OSError as error:"),
     "batch-number": script(scripts.SUBMIT, "string.sub(before, 1, #batch) == batch", "false"),
-    "turns": function(turns.Turns, "take", "if self._key_of.get(work) == key:", "if True:"),
+    "turns": function(turns.Turns, "take", "if queue.holder == work:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
     "deadline": function(runner.Runner, "_attempt", "if host.is_late(request):", "if False:"),
