@@ -28,6 +28,8 @@ from mesh import keys, roster
 from mesh.discovery import SERVED, Directory
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
+from mesh.later import waking
+from mesh.later.due import Due
 from mesh.lease import server
 from mesh.requests import scripts, streams, tracing
 from mesh.requests.answers import Answer, Ask, Replies
@@ -49,6 +51,7 @@ PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts of a client's link.
 LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, SERVED, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
+    waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
 #: replica, because nobody waits for what it holds.
@@ -186,6 +189,7 @@ class Client:
     def __init__(self, settings: MeshSettings, connections: Connections) -> None:
         self.settings = settings
         self._connections = connections
+        self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
         self._why_not: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         self._tried = asyncio.Event()
@@ -224,11 +228,21 @@ class Client:
             presence = await self._serving([op])
             return await presence.calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
-    async def send(self, to: Address, op: str, body: Mapping[str, Any] | bytes) -> None:
-        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
+    async def send(
+        self, to: Address, op: str, body: Mapping[str, Any] | bytes, *, key: str = "", due: Due | None = None
+    ) -> None:
+        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
+
+        `key` is a name of its own for the request; one that is `due` later needs it.
+        """
         with _interrupted():
-            presence = await self._serving([op])
-            await presence.calls.send(Ask(to, op, body))
+            presence = await self._serving([op] if due is None else [])
+            await presence.calls.send(Ask(to, op, body), key, due, self.settings.later_bound)
+
+    async def cancel(self, key: str) -> bool:
+        """Remove the request with this key. Return False when it is over already."""
+        with _interrupted():
+            return await waking.cancel(self._present().link, self._streams, key)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -236,8 +250,7 @@ class Client:
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
-        names = keys.request_streams(self.settings.classes, self.settings.databases)
-        return await streams.books(self._present().link, names)
+        return await streams.books(self._present().link, self._streams)
 
     async def _serving(self, ops: Sequence[str]) -> Presence:
         """Return the presence. Raises Refused for an operation that no live replica serves."""

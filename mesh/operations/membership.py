@@ -18,7 +18,7 @@ from mesh.lease.applicant import Applicant
 from mesh.memory import Memory
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import dispatch
+from mesh.operations.sending import dispatch, key_of
 from mesh.operations.table import Operations
 from mesh.replica import Replica
 from mesh.requests.protocol import Address, Class
@@ -90,9 +90,7 @@ class Mesh(Caller):
 
         A replica that works on it then changes nothing.
         """
-        if not isinstance(ticket, Ticket):
-            raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
-        return await self.replica.cancel(ticket.key)
+        return await self.replica.cancel(key_of(ticket))
 
     async def pause(self, op: Operation[Any, Any] | str) -> bool:
         """Pause an operation on all replicas, within a second; return False if it was paused before.

@@ -36,3 +36,10 @@ def checked_address(to: Address) -> Address:
     if not isinstance(to, Class | Database):
         raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
     return to
+
+
+def key_of(ticket: Ticket) -> str:
+    """Return the name of a request that was sent. Raises UsageError for what is no ticket."""
+    if not isinstance(ticket, Ticket):
+        raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
+    return ticket.key

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
 from mesh import client as visitors
 from mesh.client import Client
+from mesh.later.due import Due, Ticket
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, sendable
+from mesh.operations.sending import checked_address, key_of, sendable
 from mesh.requests.protocol import Address
 from mesh.roster import Member
 from mesh.settings import MeshSettings
@@ -31,13 +33,39 @@ class MeshClient(Caller):
         self.settings: MeshSettings = client.settings
 
     @overload
-    async def send(self, op: Operation[None, Any], *, to: Address) -> None: ...
+    async def send(
+        self, op: Operation[None, Any], *, to: Address, after: timedelta | None = ..., at: datetime | None = ...
+    ) -> Ticket: ...
     @overload
-    async def send(self, op: Operation[B, Any], body: B, *, to: Address) -> None: ...
-    async def send(self, op: Operation[Any, Any], body: Any = None, *, to: Address) -> None:
-        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client."""
+    async def send(
+        self, op: Operation[B, Any], body: B, *, to: Address, after: timedelta | None = ..., at: datetime | None = ...
+    ) -> Ticket: ...
+    async def send(
+        self,
+        op: Operation[Any, Any],
+        body: Any = None,
+        *,
+        to: Address,
+        after: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Ticket:
+        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
+
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock; up to half a second later, because
+        replicas look so often for what others have sent. Raises UsageError, InvalidBody, Busy, and NoReplica for a
+        request that begins at once.
+        """
         name, text = sendable(op, body)
-        await self.client.send(checked_address(to), name, text)
+        ticket = Ticket(name)
+        await self.client.send(checked_address(to), name, text, key=ticket.key, due=Due.of(after, at))
+        return ticket
+
+    async def cancel(self, ticket: Ticket) -> bool:
+        """Take back a request that was sent; return False when it is over already.
+
+        A replica that works on it then changes nothing.
+        """
+        return await self.client.cancel(key_of(ticket))
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""

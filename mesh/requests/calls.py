@@ -27,10 +27,11 @@ from mesh.errors import (
     Unavailable,
     UsageError,
 )
+from mesh.later.due import Due
 from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
-from mesh.requests.protocol import NEVER, Address, Class, Database, Decode, Reply, decode_object, encode_body
+from mesh.requests.protocol import Address, Class, Database, Decode, Reply, decode_object, encode_body
 from mesh.requests.refusals import incomplete, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Missing
@@ -98,10 +99,15 @@ class Calls:
         await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
-    async def send(self, ask: Ask) -> None:
-        """Send a request whose reply nobody waits for. Raises NoReplica, Busy, Unavailable or InvalidBody."""
+    async def send(self, ask: Ask, key: str = "", due: Due | None = None, later_bound: int = 0) -> None:
+        """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
+
+        At most `later_bound` requests wait until they are due. Raises NoReplica (unless it is due later), Busy,
+        Unavailable, InvalidBody, or SetupError where the Redis user may not send requests for later.
+        """
         to, op, body = ask
-        group: list[str | int] = [1, tracing.about(), _target_of(to), op, "", NEVER, _encoded(body)]
+        when = "0" if due is None else f"{later_bound} {due.word}"
+        group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, _encoded(body)]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)
         try:

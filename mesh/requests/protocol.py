@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mesh import keys
-from mesh.errors import InvalidReply, MeshError, from_wire
+from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
 from mesh.wire.codec import decode, encode
 
 #: The `status` of a reply that is not a failure.
@@ -25,6 +25,10 @@ NEVER = 0
 #: The longest body. Several must fit into one round trip.
 MOST_BODY = 16 * 2**20
 
+#: The classes and the databases that a mesh can have.
+_CLASSES = frozenset("ABCD")
+_NUMBERS = frozenset(range(keys.MOST_DATABASES))
+
 Body = dict[str, Any]
 #: Reads the text of a body. Raises ValueError for text that it cannot read.
 Decode = Callable[[str], Any]
@@ -32,9 +36,13 @@ Decode = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """The address of a class: any one of its replicas handles the request."""
+    """The address of a class: any one of its replicas handles the request. Raises UsageError for what is no class."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or self.name not in _CLASSES:
+            raise UsageError(f'a class is "A", "B", "C" or "D", not {self.name!r:.100}')
 
     @property
     def target(self) -> str:
@@ -48,9 +56,16 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The address of a database: the replica that holds it handles the request."""
+    """The address of a database: the replica that holds it handles the request.
+
+    Raises UsageError for what is no database.
+    """
 
     number: int
+
+    def __post_init__(self) -> None:
+        if type(self.number) is not int or self.number not in _NUMBERS:
+            raise UsageError(f"a database is a number from 0 to {keys.MOST_DATABASES - 1}, not {self.number!r:.100}")
 
     @property
     def target(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mesh import roster
-from mesh.errors import Busy, Incomplete, MeshError, NoReplica, redis_is_full
+from mesh.errors import Busy, Incomplete, MeshError, NoReplica, SetupError, redis_is_full
 from mesh.requests.effects import FULL, TOO_MANY
 
 #: The submission's code for an address whose replica is expected back.
 MISSING = "missing"
+#: Its code for a request for later that the Redis user may not send.
+FORBIDDEN = "forbidden"
 
 
 def refusal(code: str, about: str) -> MeshError:
@@ -20,6 +22,12 @@ def refusal(code: str, about: str) -> MeshError:
         return roster.absence(about, expected=True)
     if code == FULL:
         return redis_is_full()
+    if code == TOO_MANY.strip():
+        return _too_many()
+    if code == FORBIDDEN:
+        return SetupError(
+            f'this Redis user may not send requests for later: {about}; see "The user of a client" in docs/keys.md'
+        )
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
 
@@ -29,8 +37,12 @@ def not_applied(word: str) -> MeshError:
     if word == FULL:
         return redis_is_full()
     if word.startswith(TOO_MANY):
-        return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
+        return _too_many()
     return MeshError(f"the transaction was not applied: {word}")
+
+
+def _too_many() -> Busy:
+    return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
 
 
 def incomplete(databases: list[int]) -> Incomplete:

@@ -8,10 +8,13 @@
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, about how many bytes it would store, then for each
 --       group the number of its requests, further fields of all its entries ("name value name value", or "") and of
---       each: to (class, "db<n>", or "*": every live database), op, key (empty: no reply), ttl (ms, 0: never), body.
---       A group's number is negative if its requests only read.
+--       each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body.
+--       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
+--       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
+--       from now on.
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
---       with the databases that hold data and nobody asks; or {"error": code, "about": what}
+--       with the databases that hold data and nobody asks; [""] for a request that waits until it is due; or
+--       {"error": code, "about": what}
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -138,19 +141,19 @@ end
 
 local deadlines, accepted = {['0'] = '0'}, 0
 local further
-local function put(at, to, key)
+local function put(at, to, key, reply_to)
   local ttl = ARGV[at + 3]
   deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
   accepted = accepted + 1
   local id = append('mesh:requests:' .. to, 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', key == '' and '' or reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
   if type(id) == 'table' then error(id.err) end
   return id
 end
 
 local function put_everywhere(at, key)
   local ids = {}
-  for _, each in ipairs(all()) do ids[each] = put(at, each, key .. '.' .. each) end
+  for _, each in ipairs(all()) do ids[each] = put(at, each, key .. '.' .. each, reply_to) end
   return ids
 end
 
@@ -162,25 +165,50 @@ local function put_all(first, last)
       ids[#ids + 1] = put_everywhere(at, key)
       ids[#ids + 1] = left_out
     else
-      ids[#ids + 1] = put(at, to, key)
+      ids[#ids + 1] = put(at, to, key, reply_to)
     end
   end
   return ids
+end
+
+-- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
+local function put_later(at, most, due)
+  if memory_is_full then return {error = 'full', about = ''} end
+  if redis.call('ZCARD', 'mesh:later') >= tonumber(most) then return {error = 'too-many', about = ''} end
+  local key = ARGV[at + 2]
+  if string.sub(due, 1, 1) == '+' then due = string.format('%.0f', now + string.sub(due, 2)) end
+  local added = redis.pcall('ZADD', 'mesh:later', due, key)
+  if type(added) == 'table' then return {error = 'forbidden', about = added.err} end
+  redis.call('HSET', 'mesh:later:' .. key, 'op', ARGV[at + 1], 'request', key, 'from', sender, 'reply_to', '',
+    'body', ARGV[at + 4], 'to', ARGV[at], 'ttl', '0', unpack(further))
+  accepted = accepted + 1
+  return {''}
+end
+
+-- Sends a request that nobody waits for.
+local function send(at)
+  local most, due = string.match(ARGV[at + 3], '^(%d+) (%+?%d+)$')
+  if due then return put_later(at, most, due) end
+  local code, about = refused(at, at, false)
+  if code then return {error = code, about = about} end
+  return {put(at, ARGV[at], ARGV[at + 2], '')}
+end
+
+-- Puts a group of requests whose replies somebody waits for on their streams.
+local function submit(first, last, only_reads)
+  local code, about = refused(first, last, only_reads)
+  if code then return {error = code, about = about} end
+  return put_all(first, last)
 end
 
 --[[ further_fields.lua ]]
 
 local results, at = {}, 10
 while at <= #ARGV do
-  local number = tonumber(ARGV[at])
-  local first, last = at + 2, at + 1 + math.abs(number) * WORDS
+  local number, first = tonumber(ARGV[at]), at + 2
+  local last = at + 1 + math.max(math.abs(number), 1) * WORDS
   further = further_fields(ARGV[at + 1])
-  local code, about = refused(first, last, number < 0)
-  if code then
-    results[#results + 1] = {error = code, about = about}
-  else
-    results[#results + 1] = put_all(first, last)
-  end
+  results[#results + 1] = number == 0 and send(first) or submit(first, last, number < 0)
   at = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
