@@ -11,7 +11,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.discovery import LATER
-from mesh.errors import MeshError
+from mesh.errors import InvalidReply, MeshError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
@@ -151,7 +151,7 @@ class Effects(Writer):
         self.sends: list[Any] = []
         #: how many more replies follow, because the request was passed on
         self.forwards = 0
-        self._answer: tuple[str, Body | bytes] | None = None
+        self._answer = (OK, "{}")
         super().__init__(keys.own(database), 1, self.expects, self.writes)
         self._shared: Writer | None = None
 
@@ -214,31 +214,41 @@ class Effects(Writer):
         )
 
     def reply(self, body: Body) -> None:
-        """Answer the request."""
+        """Answer the request. Raises InvalidReply for what is no JSON object."""
         if not isinstance(body, dict):
-            raise ValueError(f"a body is a dict, not {type(body).__name__}")
-        self._answer = (OK, body)
+            raise InvalidReply(f"the reply cannot be sent: a handler returns a dict or None, not {type(body).__name__}")
+        try:
+            self._answer = (OK, encode_body(body))
+        except ValueError as error:
+            raise InvalidReply(f"the reply cannot be sent: {error}") from error
 
     def reply_json(self, body: bytes) -> None:
         """Answer the request with a JSON text."""
-        self._answer = (OK, body)
+        self._answer = (OK, body.decode())
 
     def refuse(self, error: MeshError) -> None:
-        """Answer the request with an error, and have no other effect."""
+        """Answer the request with an error, and have no other effect.
+
+        If the error cannot be written as JSON, the answer is an InvalidReply that says so.
+        """
         for collected in (self.expects, self.writes, self.sends, self.dues, self.asked):
             collected.clear()
         self.forwards = 0
-        self._answer = (error.code, failure_body(error))
+        try:
+            self._answer = (error.code, encode_body(failure_body(error)))
+        except ValueError as why:
+            wrong = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {why}")
+            self._answer = (wrong.code, encode_body(failure_body(wrong)))
 
     def wire(self, took_us: int = 0) -> list[Text]:
         """The words that the commit script reads. `took_us` is how long the handler worked."""
         stream, id, reply_to, key, op, call = "", "", "", "", "", ""
         if self._request is not None:
             stream, id, op, key, _, reply_to, _, _, _, call, *_ = self._request
-        status, body = self._answer or (OK, {})
+        status, body = self._answer
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         words: list[Text] = [
-            0, stream, id, reply_to, key, op, status, self.forwards, encode_body(body) if reply_to else "",
+            0, stream, id, reply_to, key, op, status, self.forwards, body if reply_to else "",
             len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
         for kind in (expects, writes, sends):

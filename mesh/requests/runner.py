@@ -11,12 +11,12 @@ import structlog
 
 from mesh import keys
 from mesh.discovery import nearest
-from mesh.errors import Contended, InvalidBody, LeaseLost, MeshError, Paused, Refused
+from mesh.errors import Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Refused
 from mesh.groups.deliveries import is_overdelivered
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
-from mesh.requests.handling import Stretches, describe, traceback_of
+from mesh.requests.handling import Stretches, describe, printable, traceback_of
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.settlement import Outcome
 from mesh.requests.store import Store
@@ -155,10 +155,11 @@ class Runner:
             return
         try:
             body = await running
+            if not request.reply_to:
+                return
             if handler.encode is not None:
-                if request.reply_to:
-                    passed_on = body is None and transaction.forwards
-                    transaction.reply_json(b"" if passed_on else handler.encode(body))
+                passed_on = body is None and transaction.forwards
+                transaction.reply_json(b"" if passed_on else handler.encode(body))
             elif body is not None:
                 transaction.reply(body)
             if transaction.asked:
@@ -166,6 +167,8 @@ class Runner:
         except LeaseLost:
             raise
         except MeshError as error:
+            if isinstance(error, InvalidReply):
+                log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
             self._refuse(transaction, error)
         finally:
             if running.longest_s > BLOCKED_S:

@@ -121,6 +121,10 @@ NAMES = [
 ]
 
 
+#: Those whose answer is at fault, not the work: the caller is told so at once.
+UNSENDABLE = [name for name in NAMES if name.startswith(("return: ", "raise: a refusal"))]
+
+
 async def make(mistake: str, store: Store, transaction: Effects) -> Any:
     """Make a mistake, by its name."""
     kind, _, name = mistake.partition(": ")

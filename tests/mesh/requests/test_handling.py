@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from mesh import Class, Database, GivenUp, InvalidBody, keys
+from mesh import Class, Database, GivenUp, InvalidBody, InvalidReply, keys
 from mesh.raw import Effects, Request, Store, Worker
 from tests.support import mistakes
 from tests.support.backend import Backend
@@ -44,7 +44,10 @@ def worker() -> Worker:
 
 @pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])
 async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, to: Class | Database) -> None:
-    """Every mistake becomes a dead letter with a reason, the caller gets an error in time, and the replica goes on."""
+    """The caller gets an error with a reason in time, and the replica goes on.
+
+    What cannot be sent is refused; every other mistake becomes a dead letter.
+    """
     one = await backend.join(worker(), max_deliveries=1)
     client = backend.redis()
     for mistake in [*mistakes.NAMES, *OTHERS]:
@@ -53,6 +56,10 @@ async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, t
         beside = one.call(Class("A"), "mistake.none", {})
         wrong, right = await asyncio.gather(asked, beside, return_exceptions=True)
         assert right == {"right": True}, mistake
+        if mistake in mistakes.UNSENDABLE:
+            assert isinstance(wrong, InvalidReply), (mistake, wrong)
+            assert (await client.xlen(keys.DEAD), 10 < len(wrong.detail) < 2500) == (before, True), mistake
+            continue
         assert isinstance(wrong, GivenUp), (mistake, wrong)
         ((_, letter),) = await client.xrevrange(keys.DEAD, count=1)
         assert await client.xlen(keys.DEAD) == before + 1, mistake
@@ -66,11 +73,6 @@ async def test_the_reason_names_the_mistake(backend: Backend) -> None:
     """The dead letter tells a developer what to change."""
     one = await backend.join(worker(), claim_idle_ms=200, max_deliveries=1)
     for mistake, says in {
-        "return: a list": "a body is a dict, not list",
-        "return: an object": "a body is a dict, not object",
-        "return: a surrogate": "cannot be written as JSON",
-        "return: 100,000 levels": "nested too deeply",
-        "return: 20 MB": "the body is 20000009 characters of JSON; at most 16777216 can be sent",
         "raise: exit": "SystemExit: 3",
         "raise: cancelled": "CancelledError",
         "raise: generator exit": "GeneratorExit",
@@ -86,6 +88,30 @@ async def test_the_reason_names_the_mistake(backend: Backend) -> None:
         assert says in caught.value.detail
     with pytest.raises(GivenUp, match="it returned dict at once; a handler is an async function"):
         await one.call(Class("A"), "mistake.plain", {})
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("return: a list", "the reply cannot be sent: a handler returns a dict or None, not list"),
+        ("return: an object", "the reply cannot be sent: a handler returns a dict or None, not object"),
+        ("return: a surrogate", "the reply cannot be sent: the body cannot be written as JSON"),
+        ("return: 100,000 levels", "nested too deeply"),
+        ("return: 20 MB", "the body is 20000009 characters of JSON; at most 16777216 can be sent"),
+        ("raise: a refusal with an object", "the handler raised Refused, which cannot be sent: .*type object"),
+    ],
+)
+async def test_an_answer_that_cannot_be_sent_fails_at_once(backend: Backend, mistake: str, says: str) -> None:
+    """The handler runs once and has no effect. The caller and the log have the reason."""
+    one = await backend.join(worker())
+    with structlog.testing.capture_logs() as lines:
+        with pytest.raises(InvalidReply, match=says):
+            await one.call(Class("A"), "mistake.make", {"mistake": mistake})
+    assert (one.statistics()["class_done"], one.statistics()["class_reclaimed"]) == (1, 0)
+    assert await one.store().get("mistake:effect") is None
+    if mistake.startswith("return"):
+        (line,) = [line for line in lines if line["event"] == "reply cannot be sent"]
+        assert line["op"] == "mistake.make"
 
 
 async def test_a_mistake_that_is_retried_prints_its_traceback_once(backend: Backend) -> None:
