@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, cast
 from msgspec import Struct
 from quart import Blueprint, Response, jsonify, request
 
-from mesh import Class, Database, Mesh, Operations, Transaction
+from mesh import Class, Database, Mesh, Operations, Query, Transaction
 from mesh.raw import Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
@@ -102,6 +102,12 @@ async def heat(tx: Transaction, body: Hot) -> int:
         number = len(await tx.items(places)) + 1
         tx.set(places[str(number)], body.id)
     return number
+
+
+@tally.query
+async def counted(view: Query) -> int:
+    """Return how many requests had an effect in this database."""
+    return len(await view.items(effects))
 
 
 def _journal(request: Request, database: int) -> None:
