@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test faults faults-services lint types bench bench-check containers lock site dist clean
+.PHONY: help install run test faults faults-services lint types bench bench-check containers lock pages site dist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,11 @@ lock: install  ## renew the pinned versions of the image and of development
 	$(LOCK) --python-version 3.13 --extra api --output-file deploy/requirements.txt setup.cfg
 	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test --extra docs \
 		--output-file requirements-dev.txt setup.cfg
+
+pages: install  ## write the pages that are made of code: settings, commands, errors
+	$(BIN)/python docs/settings.py
+	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/errors.py
 
 site: install  ## build the documentation into site/
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site

@@ -29,7 +29,7 @@ from bench.mesh_scale import line
 from bench.processes import child, cpu_seconds, until
 from bench.replicas import ROOT, is_ready, replica
 from bench.report import table
-from bench.servers import Server, valkey
+from bench.servers import Server, accepts, valkey
 from examples.several_meshes.meshes import owner
 from quart_app.local.ports import free_port
 
@@ -178,6 +178,7 @@ def check_stored(stored: Mapping[str, set[int]], values: int) -> None:
 def refusal_without(found: Meshes, name: str) -> str:
     """Stop the Redis of one mesh and return what a GET says then. Raises RuntimeError if it is no 503 by that name."""
     os.kill(found.servers[name].pid, signal.SIGTERM)
+    until(lambda: not accepts(found.servers[name].port), 10, "Redis has stopped")
     ends = time.monotonic() + 30
     while time.monotonic() < ends:
         answer = httpx.get(f"{found.url}/values/{PRIMES[0]}", timeout=60)

@@ -302,7 +302,7 @@ def _interrupted() -> Iterator[None]:
         yield
     except LeaseLost as error:
         raise Unavailable(
-            f"the connection to Redis was lost, and it is not known whether the request was done: {error.detail}",
+            "the connection to Redis was lost, and it is not known whether the request was done; retry after 1 s",
             retry_after=1,
         ) from error
 

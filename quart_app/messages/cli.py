@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from mesh import Connections, RedisSettings, Unavailable
-from quart_app.local.discovery import default_folder, redis_settings
+from quart_app.local.discovery import redis_settings
+from quart_app.local.operate import data_option, redis_url_option
 from quart_app.messages.users import LastAdministrator, NoSuchAccount, Users
 from quart_app.security.identity import normal_email
 
@@ -21,8 +22,8 @@ def admin() -> None:
 def _add_command(name: str, help_text: str, *, is_admin: bool) -> None:
     @admin.command(name=name, help=help_text)
     @click.argument("email")
-    @click.option("--redis-url", default=None, envvar="REDIS_URL")
-    @click.option("--data", default=default_folder, type=click.Path(path_type=Path))
+    @redis_url_option
+    @data_option
     def command(email: str, redis_url: str | None, data: Path) -> None:
         address = _normal(email)
         changed = _run(redis_settings(redis_url, data), address, is_admin=is_admin)
