@@ -32,8 +32,9 @@ from mesh.later import waking
 from mesh.later.due import Due
 from mesh.lease import server
 from mesh.requests import scripts, streams, tracing
-from mesh.requests.answers import Answer, Ask, Replies
+from mesh.requests.answers import Answer, Ask, Replies, needs
 from mesh.requests.calls import Calls
+from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Body, Decode, decode_object
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
@@ -204,7 +205,7 @@ class Client:
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply, which `decode` reads. Raises MeshError."""
         with _interrupted():
-            presence = await self._serving([ask.op for ask in asks])
+            presence = await self._serving(*needs(asks))
             return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
@@ -229,15 +230,24 @@ class Client:
             return await presence.calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def send(
-        self, to: Address, op: str, body: Mapping[str, Any] | bytes, *, key: str = "", due: Due | None = None
+        self,
+        to: Address,
+        op: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        key: str = "",
+        due: Due | None = None,
+        once: Once | None = None,
     ) -> None:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
 
-        `key` is a name of its own for the request; one that is `due` later needs it.
+        `key` is a name of its own for the request; one that is `due` later, or has an idempotency key, needs it.
         """
         with _interrupted():
-            presence = await self._serving([op] if due is None else [])
-            await presence.calls.send(Ask(to, op, body), key, due, self.settings.later_bound)
+            ask = Ask(to, op, body, once)
+            ops, level = needs([ask])
+            presence = await self._serving(ops if due is None else [], level)
+            await presence.calls.send(ask, key, due, self.settings.later_bound)
 
     async def cancel(self, key: str) -> bool:
         """Remove the request with this key. Return False when it is over already."""
@@ -252,10 +262,10 @@ class Client:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
         return await streams.books(self._present().link, self._streams)
 
-    async def _serving(self, ops: Sequence[str]) -> Presence:
-        """Return the presence. Raises Refused for an operation that no live replica serves."""
+    async def _serving(self, ops: Sequence[str], level: int = 0) -> Presence:
+        """Return the presence. Raises Refused for an operation that nobody serves, OlderRelease."""
         presence = self._present()
-        await presence.directory.check(ops)
+        await presence.directory.check(ops, level)
         return presence
 
     def _present(self) -> Presence:

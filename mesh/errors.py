@@ -154,6 +154,12 @@ def _facts_of(cls: type[Refused]) -> set[str]:
     }  # fmt: skip
 
 
+class KeyReused(MeshError):
+    """The idempotency key was used with another body."""
+
+    code = "key-reused"
+
+
 class Paused(MeshError):
     """An operator has paused the operation."""
 
@@ -248,6 +254,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         Refused,
         Cancelled,
         Paused,
+        KeyReused,
         Contended,
         InvalidBody,
         InvalidReply,

@@ -23,6 +23,7 @@
     mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf
     mesh:later:{key}         hash          such a request: its fields, to, and ttl (ms after the due time) or deadline
     mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
+    mesh:once:{op}:{key}     hash, PX      an idempotency key: its request and who waits for it, or the answer
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
     mesh:operations          hash          operation -> what it is, as JSON; those that a live replica serves
@@ -57,6 +58,7 @@ PAUSED = "mesh:paused"
 PARKED = "mesh:parked:"
 LATER = "mesh:later"
 CANCELLED = "mesh:later:cancelled:"
+ONCE = "mesh:once:"
 SCHEDULES = "mesh:schedules"
 SCHEDULE = "mesh:schedule:"
 OPERATIONS = "mesh:operations"
@@ -117,6 +119,10 @@ def later(key: str) -> str:
 
 def parked(op: str) -> str:
     return f"{PARKED}{op}"
+
+
+def once(op: str, key: str) -> str:
+    return f"{ONCE}{op}:{key}"
 
 
 def schedule(op: str) -> str:

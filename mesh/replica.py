@@ -31,7 +31,7 @@ from mesh.lease.applicant import Applicant, Grant
 from mesh.lease.holding import Lease
 from mesh.memory import Memory
 from mesh.requests import scripts, streams, tracing
-from mesh.requests.answers import Answer, Ask, Replies
+from mesh.requests.answers import Answer, Ask, Replies, needs
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.effects import CONFLICT, Effects
@@ -114,8 +114,13 @@ class Replica:
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
-        await self._directory.check([ask.op for ask in asks])
+        await self._directory.check(*needs(asks))
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
+
+    async def send(self, ask: Ask, key: str) -> None:
+        """Send a request with an idempotency key, whose reply nobody waits for; `key` names it for `cancel`."""
+        await self._directory.check(*needs([ask]))
+        await self._calls.send(ask, key)
 
     async def gather(
         self,
@@ -178,10 +183,7 @@ class Replica:
         return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
-        """Wait until as many copies of Redis as `REDIS_WAIT_REPLICAS` have everything written so far.
-
-        Replies to calls have been confirmed already. Raises Unavailable.
-        """
+        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis have all that was written so far. Raises Unavailable."""
         if self._durability is not None:
             await self._durability.confirm()
 
@@ -361,8 +363,7 @@ async def join(
 
     `public` and `private` (host:port) are shown in the roster. `applicant` gets the object that waits for the lease and
     knows why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError when
-    the mesh cannot work with this server or these credentials, and LeaseLost when the membership ended by itself: join
-    again then.
+    the mesh cannot work with this server or these credentials, and LeaseLost when it ended by itself: join again.
     """
     settings = settings or MeshSettings()
     connections = connections or Connections(settings.redis)

@@ -5,16 +5,20 @@
 -- ARGV: id, actor, source, length of the audit log, status and body of the reply
 -- Returns {stream, op}; nothing if no stream has the request
 local books_key, audit_key = KEYS[1], KEYS[2]
+
+--[[ ../requests/options.lua ]]
+
+local options = make_options()
 local id, actor, source, status, body = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 for k = 3, #KEYS do
   local stream = KEYS[k]
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry then
-    local fields = {}
-    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    local fields = options.named(entry[2])
     redis.pcall('XACK', stream, 'workers', id)
     redis.call('XDEL', stream, id)
     redis.call('HINCRBY', books_key, 'cancelled', 1)
+    options.ended(fields, {status = status, body = body, from = actor, asked = id})
     local replies, op = fields.reply_to or '', fields.op or ''
     if string.sub(replies, 1, 13) == 'mesh:replies:' then
       redis.pcall('XADD', replies, 'NOMKSTREAM', '*', 'request', fields.request or '', 'op', op, 'from', actor, 'status',

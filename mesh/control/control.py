@@ -24,7 +24,7 @@ from mesh.wire.codec import encode
 from mesh.wire.script import Script
 
 PAUSE = Script.beside(__file__, "pause.lua")
-CANCEL = Script.beside(__file__, "cancel.lua")
+CANCEL = Script.beside(__file__, "cancel.lua", "../requests/options.lua", "../requests/once.lua")
 DRAIN = Script.beside(__file__, "drain.lua")
 
 #: How long the wish that a replica drains holds.

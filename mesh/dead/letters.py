@@ -23,7 +23,14 @@ from mesh.errors import Refused
 from mesh.wire.script import Script
 
 _PARTS = ("letter.lua", "walk.lua", "record.lua")
-REPLAY = Script.beside(__file__, "replay.lua", *_PARTS, "../requests/append.lua")
+REPLAY = Script.beside(
+    __file__,
+    "replay.lua",
+    *_PARTS,
+    "../requests/append.lua",
+    "../requests/options.lua",
+    "../requests/once.lua",
+)
 DISCARD = Script.beside(__file__, "discard.lua", *_PARTS)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 

@@ -1,6 +1,7 @@
 -- Puts dead letters back on the streams that they came from, all of a call in one step: each leaves the dead letters in
 -- the step that adds it, so a call that is repeated, or that another one overtakes, finds it gone.
 -- A request comes back without its deadline, which has passed, and without a stream for its reply: nobody waits any more.
+-- With an idempotency key it takes its key again, so a later call with the key gets its answer.
 -- An event comes back with the fields that it had. A stream of events has one group, so the one that gave it up gets it.
 -- Does not run when memory is full, as every script that adds work.
 -- KEYS: dead letters, books, audit log
@@ -38,13 +39,31 @@ end
 
 --[[ ../requests/append.lua ]]
 
+--[[ ../requests/options.lua ]]
+-- A request takes its idempotency key again. It is not replayed if a later request has used the key.
+local options = make_options()
+local function later_one(id, about)
+  if options.has(about) and options.once.find(about.op, about.once) then
+    return id .. ' has the idempotency key ' .. about.once .. ', which a later request has used'
+  end
+end
+
+local function take_key(about, stream, id)
+  if not options.has(about) then return end
+  options.once.open(about.op, about.once, about.sha or '', about.request or '', stream, id, about.keep)
+  options.once.wait(about.op, about.once, '', '0', '')
+end
+
 local lengths, requests, ids = {}, 0, {}
 local function replay(id, fields)
   local letter, first = parse(fields)
+  local about = options.named(fields)
   local stream, is_request = letter.stream or '', letter.kind == 'request'
   local prefix = is_request and 'mesh:requests:' or 'events:'
   if string.sub(stream, 1, #prefix) ~= prefix then return id .. ' is of no stream that can be replayed to' end
   if is_request then
+    local taken = later_one(id, about)
+    if taken then return taken end
     lengths[stream] = lengths[stream] or redis.call('EXISTS', stream) == 1 and redis.call('XLEN', stream) or 0
     if lengths[stream] >= bound then return stream .. ' is full' end
     lengths[stream] = lengths[stream] + 1
@@ -54,7 +73,10 @@ local function replay(id, fields)
   local added = append(stream, unpack(words))
   if type(added) == 'table' then return stream .. ': ' .. tostring(added.err) end
   redis.call('XDEL', dead_key, id)
-  if is_request then requests = requests + 1 end
+  if is_request then
+    requests = requests + 1
+    take_key(about, stream, added)
+  end
   ids[#ids + 1] = id
 end
 

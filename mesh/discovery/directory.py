@@ -31,10 +31,11 @@ SERVED = Script.beside(__file__, "served.lua")
 #: Levels of entries: what a release must understand to work beside one that uses it. Releases before the first level
 #: have none in their rows.
 LATER = 1
+ONCE = 2
 #: The newest level that this release understands.
-READS = LATER
+READS = ONCE
 #: What needs a level, as its user calls it.
-OPTIONS = {LATER: "after= and at="}
+OPTIONS = {LATER: "after= and at=", ONCE: "key="}
 
 #: Knowledge that is older is looked up again.
 FRESH_S = 1.0

@@ -9,17 +9,23 @@ local key, most, remembered_ms = unpack(ARGV)
 -- The same attempt again: only its answer was lost on the way.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
-local function count()
+--[[ ../requests/options.lua ]]
+
+local options = make_options()
+local CANCELLED = {status = 'cancelled', body = '{"detail":"the request was cancelled"}', from = '', asked = ''}
+local function count(fields)
+  options.ended(options.named(fields), CANCELLED)
   redis.call('HINCRBY', books_key, 'cancelled', 1)
   redis.call('SET', attempt_key, key, 'PX', remembered_ms)
   return 1
 end
 
 if redis.call('ZREM', later_key, key) == 1 then
+  local fields = redis.call('HGETALL', later_key .. ':' .. key)
   local parked = redis.call('HGET', later_key .. ':' .. key, 'parked')
   if parked then redis.call('ZREM', 'mesh:parked:' .. parked, key) end
   redis.call('DEL', later_key .. ':' .. key)
-  return count()
+  return count(fields)
 end
 for k = 4, #KEYS do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
@@ -27,7 +33,7 @@ for k = 4, #KEYS do
       if entry[2][i] == 'request' and entry[2][i + 1] == key then
         redis.pcall('XACK', KEYS[k], 'workers', entry[1])
         redis.call('XDEL', KEYS[k], entry[1])
-        return count()
+        return count(entry[2])
       end
     end
   end

@@ -7,6 +7,8 @@
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, pause, tries, reason = unpack(ARGV)
 
+--[[ ../requests/options.lua ]]
+
 --[[ taken.lua ]]
 local fields, named, name = taken(stream, id, consumer)
 if not fields then return 0 end
@@ -17,4 +19,5 @@ redis.call('HSET', entry_key, unpack(fields))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'try', tries, 'error', reason)
 redis.call('ZADD', later_key, due, name)
 redis.call('XDEL', stream, id)
+make_options().moved(named, later_key, name, pause)
 return tonumber(due)

@@ -9,6 +9,8 @@ local id, consumer, op, most = unpack(ARGV)
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
 if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
 
+--[[ ../requests/options.lua ]]
+
 --[[ taken.lua ]]
 local fields, named, name = taken(stream, id, consumer)
 if not fields then return 'not-mine' end
@@ -18,4 +20,5 @@ redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', nam
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
 redis.call('XDEL', stream, id)
+make_options().moved(named, later_key, name, 0)
 return 'parked'

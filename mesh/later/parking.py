@@ -8,7 +8,7 @@ from mesh import keys
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-PARK = Script.beside(__file__, "park.lua", "taken.lua")
+PARK = Script.beside(__file__, "park.lua", "taken.lua", "../requests/options.lua", "../requests/once.lua")
 
 
 class Parked(StrEnum):

@@ -12,7 +12,7 @@ from mesh.errors import UsageError
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-DEFER = Script.beside(__file__, "defer.lua", "taken.lua")
+DEFER = Script.beside(__file__, "defer.lua", "taken.lua", "../requests/options.lua", "../requests/once.lua")
 
 #: Longest error that is kept with a request that waits for its next try.
 MOST_CHARACTERS = 500

@@ -13,6 +13,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 --[[ ../requests/append.lua ]]
 
+--[[ ../requests/options.lua ]]
+
+local options = make_options()
+
 -- Returns whether the request is over: on its stream, or without content. The stream may be a key of another type.
 local function put(name, entry_key, due)
   local words, named = {}, {}
@@ -28,7 +32,11 @@ local function put(name, entry_key, due)
     local deadline = named.ttl == '0' and '0' or string.format('%.0f', due + named.ttl)
     words[#words + 1], words[#words + 2] = 'deadline', deadline
   end
-  return type(append('mesh:requests:' .. named.to, unpack(words))) == 'string'
+  local stream = 'mesh:requests:' .. named.to
+  local id = append(stream, unpack(words))
+  if type(id) ~= 'string' then return false end
+  options.moved(named, stream, id, 0)
+  return true
 end
 
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')

@@ -26,8 +26,15 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-WAKE = Script.beside(__file__, "wake.lua", "next_due.lua", "../requests/append.lua")
-CANCEL = Script.beside(__file__, "cancel.lua")
+WAKE = Script.beside(
+    __file__,
+    "wake.lua",
+    "next_due.lua",
+    "../requests/append.lua",
+    "../requests/options.lua",
+    "../requests/once.lua",
+)
+CANCEL = Script.beside(__file__, "cancel.lua", "../requests/options.lua", "../requests/once.lua")
 SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)

@@ -103,6 +103,7 @@ def _shared_patterns(database: int) -> list[str]:
         f"{keys.PARKED}*",
         f"{keys.DRAIN}*",
         f"{keys.LATER}*",
+        f"{keys.ONCE}*",
         keys.SCHEDULES,
         f"{keys.SCHEDULE}*",
         keys.OPERATIONS,

@@ -10,6 +10,7 @@ from mesh.errors import ManyParts, UsageError
 from mesh.operations.operation import Operation
 from mesh.operations.sending import sendable
 from mesh.requests.answers import Answer, Ask, Replies
+from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Decode
 
 B = TypeVar("B")
@@ -37,11 +38,24 @@ class Caller:
 
     @overload
     async def call(
-        self, op: Operation[None, R], *, to: Address | None = ..., deadline: timedelta | None = ...
+        self,
+        op: Operation[None, R],
+        *,
+        to: Address | None = ...,
+        deadline: timedelta | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> R: ...
     @overload
     async def call(
-        self, op: Operation[B, R], body: B, *, to: Address | None = ..., deadline: timedelta | None = ...
+        self,
+        op: Operation[B, R],
+        body: B,
+        *,
+        to: Address | None = ...,
+        deadline: timedelta | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> R: ...
     async def call(
         self,
@@ -50,12 +64,15 @@ class Caller:
         *,
         to: Address | None = None,
         deadline: timedelta | None = None,
+        key: str | None = None,
+        keep: timedelta = KEEP,
     ) -> Any:
         """Send a request and return its reply. Without `to` it goes to a replica of the caller's own class.
 
-        Raises the handler's error, or another MeshError.
+        All calls of an operation with one idempotency `key` have one effect and one answer, for as long as `keep` after
+        it. Raises KeyReused where the key was used with another body, the handler's error, or another MeshError.
         """
-        ask = self._ask_for(op, body, to)
+        ask = self._ask_for(op, body, to)._replace(once=Once.of(key, keep))
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error

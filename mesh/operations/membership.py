@@ -18,9 +18,11 @@ from mesh.lease.applicant import Applicant
 from mesh.memory import Memory
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import dispatch, key_of
+from mesh.operations.sending import checked_address, dispatch, key_of, once_of, sendable
 from mesh.operations.table import Operations
 from mesh.replica import Replica
+from mesh.requests.answers import Ask
+from mesh.requests.once import KEEP
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
@@ -56,6 +58,8 @@ class Mesh(Caller):
         to: Address | None = ...,
         after: timedelta | None = ...,
         at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     @overload
     async def send(
@@ -66,6 +70,8 @@ class Mesh(Caller):
         to: Address | None = ...,
         after: timedelta | None = ...,
         at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     async def send(
         self,
@@ -75,14 +81,24 @@ class Mesh(Caller):
         to: Address | None = None,
         after: timedelta | None = None,
         at: datetime | None = None,
+        key: str | None = None,
+        keep: timedelta = KEEP,
     ) -> Ticket:
         """Send a request whose reply nobody waits for; return when Redis has it.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock. Raises UsageError, InvalidBody, Busy.
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
+        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused.
         """
-        effects = self.replica.transaction()
-        ticket = dispatch(effects, op, body, to or Class(self.cls), Due.of(after, at))
-        await self.replica.commit(effects)
+        due, address = Due.of(after, at), to or Class(self.cls)
+        once = once_of(key, keep, due)
+        if once is None:
+            effects = self.replica.transaction()
+            ticket = dispatch(effects, op, body, address, due)
+            await self.replica.commit(effects)
+            return ticket
+        name, text = sendable(op, body)
+        ticket = Ticket(name)
+        await self.replica.send(Ask(checked_address(address), name, text, once), ticket.key)
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from mesh.errors import UsageError
 from mesh.later.due import Due, Ticket
 from mesh.operations.operation import Operation
 from mesh.requests.effects import Effects
+from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Class, Database
 
 
@@ -36,6 +38,14 @@ def checked_address(to: Address) -> Address:
     if not isinstance(to, Class | Database):
         raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
     return to
+
+
+def once_of(key: str | None, keep: timedelta, due: Due | None) -> Once | None:
+    """Return the idempotency key of a request that is sent; None if it has none. Raises UsageError."""
+    once = Once.of(key, keep)
+    if once is not None and due is not None:
+        raise UsageError("a request that is sent for later takes no key=; its ticket names it")
+    return once
 
 
 def key_of(ticket: Ticket) -> str:

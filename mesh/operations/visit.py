@@ -12,7 +12,8 @@ from mesh.client import Client
 from mesh.later.due import Due, Ticket
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, key_of, sendable
+from mesh.operations.sending import checked_address, key_of, once_of, sendable
+from mesh.requests.once import KEEP
 from mesh.requests.protocol import Address
 from mesh.roster import Member
 from mesh.settings import MeshSettings
@@ -34,11 +35,26 @@ class MeshClient(Caller):
 
     @overload
     async def send(
-        self, op: Operation[None, Any], *, to: Address, after: timedelta | None = ..., at: datetime | None = ...
+        self,
+        op: Operation[None, Any],
+        *,
+        to: Address,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     @overload
     async def send(
-        self, op: Operation[B, Any], body: B, *, to: Address, after: timedelta | None = ..., at: datetime | None = ...
+        self,
+        op: Operation[B, Any],
+        body: B,
+        *,
+        to: Address,
+        after: timedelta | None = ...,
+        at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     async def send(
         self,
@@ -48,16 +64,20 @@ class MeshClient(Caller):
         to: Address,
         after: timedelta | None = None,
         at: datetime | None = None,
+        key: str | None = None,
+        keep: timedelta = KEEP,
     ) -> Ticket:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
 
         It begins at once, `after` some time, or `at` a moment, on Redis's clock; up to half a second later, because
-        replicas look so often for what others have sent. Raises UsageError, InvalidBody, Busy, and NoReplica for a
-        request that begins at once.
+        replicas look so often for what others have sent. With an idempotency `key`, nothing is sent where the key was
+        used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, and NoReplica for a request
+        that begins at once.
         """
         name, text = sendable(op, body)
-        ticket = Ticket(name)
-        await self.client.send(checked_address(to), name, text, key=ticket.key, due=Due.of(after, at))
+        ticket, due = Ticket(name), Due.of(after, at)
+        once = once_of(key, keep, due)
+        await self.client.send(checked_address(to), name, text, key=ticket.key, due=due, once=once)
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:

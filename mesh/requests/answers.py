@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
+from mesh.discovery import ONCE
 from mesh.errors import InvalidBody, MeshError
 from mesh.requests import tracing
+from mesh.requests.once import Once
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
 from mesh.requests.refusals import refusal
 
@@ -19,11 +21,17 @@ T = TypeVar("T")
 
 
 class Ask(NamedTuple):
-    """One request to send."""
+    """One request to send; with an idempotency key it is asked alone."""
 
     to: Address
     op: str
     body: Mapping[str, Any] | bytes
+    once: Once | None = None
+
+
+def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
+    """Return the operations of requests, and the level of entries that they need: see `mesh.discovery`."""
+    return [ask.op for ask in asks], ONCE if any(ask.once for ask in asks) else 0
 
 
 @dataclass(slots=True)
@@ -41,6 +49,8 @@ class Answer:
     outstanding: int = 1
     #: the id of its entry, once that is known
     id: str = ""
+    #: operation and idempotency key, where others may wait for the same answer
+    once: tuple[str, str] | None = None
 
     def take(self, reply: Reply) -> None:
         """Add a reply."""

@@ -6,6 +6,10 @@
 -- Returns 1 if it was buried, 0 if this consumer does not have it
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, consumer, reason, deliveries, status, body, most = unpack(ARGV)
+
+--[[ options.lua ]]
+
+local options = make_options()
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]
@@ -19,6 +23,7 @@ for i = 1, #fields, 2 do
 end
 redis.pcall('XADD', dead_key, 'MAXLEN', '~', most, '*', 'kind', 'request', 'stream', stream, 'id', id, 'reason', reason,
   'deliveries', deliveries, unpack(fields))
+options.ended(options.named(fields), {status = status, body = body, from = consumer, asked = id})
 if replies_key then
   redis.pcall('XADD', replies_key, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
     'forwards', '0', 'body', body, 'asked', id)

@@ -68,7 +68,7 @@ class Calls:
         self._only_reads = only_reads
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
-        self._endings: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
+        self._endings: asyncio.Queue[streams.Ended] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
 
@@ -90,12 +90,18 @@ class Calls:
 
     async def _ask_each(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         answers: dict[str, Answer] = {}
+        if len(asks) > 1 and any(ask.once for ask in asks):
+            raise UsageError("a request with an idempotency key is asked alone")
         reads = all(self._only_reads(ask.op) for ask in asks)
         group: list[str | int] = [-len(asks) if reads else len(asks), tracing.about()]
-        for to, op, body in asks:
-            key, target = self._name(), _target_of(to)
-            answers[key] = Answer(target, key)
-            group += (target, op, key, deadline_ms, _encoded(body))
+        for to, op, body, once in asks:
+            key, target, text = self._name(), _target_of(to), _encoded(body)
+            answer = answers[key] = Answer(target, key)
+            if once is None:
+                group += (target, op, key, deadline_ms, text)
+            else:
+                answer.once = op, once.key
+                group += (target, op, key, once.after(deadline_ms, text), text)
         await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
@@ -103,11 +109,14 @@ class Calls:
         """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
 
         At most `later_bound` requests wait until they are due. Raises NoReplica (unless it is due later), Busy,
-        Unavailable, InvalidBody, or SetupError where the Redis user may not send requests for later.
+        Unavailable, InvalidBody, KeyReused, or SetupError where the Redis user may not send requests for later.
         """
-        to, op, body = ask
+        to, op, body, once = ask
+        text = _encoded(body)
         when = "0" if due is None else f"{later_bound} {due.word}"
-        group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, _encoded(body)]
+        if once is not None:
+            when = once.after(0, text)
+        group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, text]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)
         try:
@@ -203,7 +212,8 @@ class Calls:
 
     def _end_one(self, answer: Answer, outcome: str) -> None:
         if answer.id:
-            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome))
+            leaving = (*answer.once, answer.key) if answer.once else False
+            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, leaving))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""

@@ -187,6 +187,9 @@ local function possible(first, count)
   return i
 end
 
+-- The words of the verb `ends`, from where it was run to where its transaction is over.
+local ending
+
 -- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
 local kept = {}
 local function keep(first)
@@ -313,6 +316,9 @@ local function send(first, count)
   accepted = accepted + count
 end
 
+-- By where its words begin: those words, of a transaction whose request has options.
+local endings = {}
+
 -- Returns nothing, or why the transaction is not applied.
 local function commit(t)
   local stream, id = ARGV[t + 1], ARGV[t + 2]
@@ -326,6 +332,7 @@ local function commit(t)
   local failed = send(first_send, sends) or write(first_write, writes)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
+  endings[t], ending = ending, nil
 end
 
 -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
@@ -338,10 +345,21 @@ local function reply(t)
   end
 end
 
+--[[ options.lua ]]
+
+local options
+local function end_options(t, words)
+  options = options or make_options()
+  local fields = options.named(words)
+  local answer = {status = ARGV[t + 6], body = ARGV[t + 8], from = consumer, asked = ARGV[t + 2], db = database}
+  options.ended(fields, answer, fields.kept == '1')
+end
+
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 local function finish(t)
   reply(t)
   local stream = ARGV[t + 1]
+  if endings[t] then end_options(t, endings[t]) end
   if stream ~= '' then
     local ids = ids_of[stream] or {}
     ids[#ids + 1], ids_of[stream] = ARGV[t + 2], ids

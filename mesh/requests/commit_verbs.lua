@@ -5,6 +5,8 @@
 --   keep, key, ms                           let the key live at least until then, once all is written
 --   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
 --                                         send a request that waits for its time
+--   ends, name, value, ...                 the request has these fields, which options.lua reads; `kept` is 1 if later calls
+--                                         with its idempotency key get this answer. The last command of a transaction.
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
 -- A verb that removes something has an entry in `frees`, too.
 local function make_verbs(keep)
@@ -68,7 +70,9 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  local verbs = {['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, later = later}
+  local function ends(first, last) ending = {unpack(ARGV, first + 1, last)} end
+
+  local verbs = {ends = ends, ['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, later = later}
   --[[ verbs of services ]]
   return verbs
 end

@@ -11,9 +11,10 @@ from typing import Any
 
 from mesh import keys
 from mesh.discovery import LATER
-from mesh.errors import InvalidReply, MeshError
+from mesh.errors import InvalidReply, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
+from mesh.requests.once import is_kept
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
 from mesh.requests.writes import Expectations, Writes, parts
@@ -152,6 +153,7 @@ class Effects(Writer):
         #: how many more replies follow, because the request was passed on
         self.forwards = 0
         self._answer = (OK, "{}")
+        self._is_kept = True
         super().__init__(keys.own(database), 1, self.expects, self.writes)
         self._shared: Writer | None = None
 
@@ -185,6 +187,8 @@ class Effects(Writer):
         request = self._request
         if request is None:
             raise ValueError("there is no request to forward")
+        if request.options:
+            raise UsageError(f"{request.op} forwards its requests, so it takes none with an idempotency key")
         self.forwards += 1
         self._send(
             to,
@@ -239,16 +243,21 @@ class Effects(Writer):
         except ValueError as why:
             wrong = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {why}")
             self._answer = (wrong.code, encode_body(failure_body(wrong)))
+        self._is_kept = is_kept(error)
 
     def wire(self, took_us: int = 0) -> list[Text]:
         """The words that the commit script reads. `took_us` is how long the handler worked."""
         stream, id, reply_to, key, op, call = "", "", "", "", "", ""
+        options: tuple[str, ...] = ()
         if self._request is not None:
-            stream, id, op, key, _, reply_to, _, _, _, call, *_ = self._request
+            stream, id, op, key, _, reply_to, _, _, _, call, *_, options = self._request
         status, body = self._answer
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
+        if options:
+            ends: list[Text] = ["ends", "op", op, "request", key, "kept", int(self._is_kept), *options]
+            writes = [*writes, ["0", len(ends), *ends]]
         words: list[Text] = [
-            0, stream, id, reply_to, key, op, status, self.forwards, body if reply_to else "",
+            0, stream, id, reply_to, key, op, status, self.forwards, body if reply_to or options else "",
             len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
         for kind in (expects, writes, sends):

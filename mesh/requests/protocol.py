@@ -2,7 +2,8 @@
 
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
-    request   op request from reply_to deadline body, and call, traceparent where the caller has them
+    request   op request from reply_to deadline body, and call, traceparent where the caller has them,
+              once, sha, keep where it has an idempotency key
     reply     request op from status forwards body asked took_us db, and call
 """
 
@@ -131,6 +132,13 @@ class Request(NamedTuple):
     #: tries that failed before, and the id of the first one's entry
     failed_tries: int = 0
     first: str = ""
+    #: names and values of its options, in turn; see options.lua
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether its reply is needed: a caller waits, or others may ask for it."""
+        return bool(self.reply_to or self.options)
 
     @property
     def at_ms(self) -> int:
@@ -152,6 +160,7 @@ class Request(NamedTuple):
             return cls(
                 stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
+                ("once", fields["once"], "keep", get("keep", "0")) if "once" in fields else (),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error

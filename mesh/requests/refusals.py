@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mesh import roster
-from mesh.errors import Busy, Incomplete, MeshError, NoReplica, SetupError, redis_is_full
+from mesh.errors import Busy, Incomplete, KeyReused, MeshError, NoReplica, SetupError, redis_is_full
 from mesh.requests.effects import FULL, TOO_MANY
 
 #: The submission's code for an address whose replica is expected back.
@@ -13,7 +13,7 @@ FORBIDDEN = "forbidden"
 
 
 def refusal(code: str, about: str) -> MeshError:
-    """Return the error for a code of submit.lua; `about` is an address, or for a gather the numbers of databases."""
+    """Return the error for a code of submit.lua; `about` is an address, a key, or numbers of databases."""
     if code == NoReplica.code:
         return roster.absence(about, expected=False)
     if code == MISSING and about[0].isdigit():
@@ -28,6 +28,10 @@ def refusal(code: str, about: str) -> MeshError:
         return SetupError(
             f'this Redis user may not send requests for later: {about}; see "The user of a client" in docs/keys.md'
         )
+    if code == KeyReused.code:
+        return KeyReused(f"the idempotency key {about} was used with another body; give each request its own key")
+    if code == "wrong-type":
+        return MeshError(f"{about} is not what the mesh stores there; delete it with redis-cli")
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
 

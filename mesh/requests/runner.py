@@ -155,7 +155,7 @@ class Runner:
             return
         try:
             body = await running
-            if not request.reply_to:
+            if not request.is_answered:
                 return
             if handler.encode is not None:
                 passed_on = body is None and transaction.forwards

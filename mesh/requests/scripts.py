@@ -12,7 +12,9 @@ from mesh.later.parking import PARK
 from mesh.later.retry import DEFER
 from mesh.wire.script import Script
 
-SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "append.lua", "further_fields.lua")
+#: What every script has that adds, moves or ends requests which may have options.
+OPTIONS = ("options.lua", "once.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "append.lua", "further_fields.lua", *OPTIONS)
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
@@ -22,11 +24,12 @@ COMMIT = Script.beside(
     "../lease/written.lua",
     "append.lua",
     "further_fields.lua",
+    *OPTIONS,
 )
-END = Script.beside(__file__, "end.lua")
+END = Script.beside(__file__, "end.lua", "append.lua", "expire.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")
-BURY = Script.beside(__file__, "bury.lua")
-SWEEP = Script.beside(__file__, "sweep.lua")
+BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
+SWEEP = Script.beside(__file__, "sweep.lua", "append.lua", "expire.lua", *OPTIONS)
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
 MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
 BOOKS = Script.beside(__file__, "books.lua", "counts.lua")

@@ -50,8 +50,13 @@ class RequestReader(GroupReader):
         return bool(await self._commands.script(BURY, names, *words))
 
 
-async def end(link: Link, ended: Sequence[tuple[str, str, str]]) -> int:
-    """Remove requests without an effect: (stream, id, "expired" or "cancelled"). Return how many still existed."""
+#: A request to remove without an effect: stream, id, "expired" or "cancelled", and whether it has options. Where one of
+#: the callers of an idempotency key leaves, the last item is its operation, the key and the name of the call.
+Ended = tuple[str, str, str, bool | tuple[str, str, str]]
+
+
+async def end(link: Link, ended: Sequence[Ended]) -> int:
+    """Remove requests without an effect. Return how many still existed and had no other caller."""
     return int(await link.script(END, [keys.BOOKS], json.dumps(ended))) if ended else 0
 
 

@@ -11,10 +11,12 @@
 --       each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
---       from now on.
+--       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
+--         once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
---       with the databases that hold data and nobody asks; [""] for a request that waits until it is due; or
---       {"error": code, "about": what}
+--       with the databases that hold data and nobody asks; [""] for a request that waits until it is due, or
+--       whose answer is on its way; or {"error": code, "about": what}. A call with an idempotency key gets the id of the
+--       request that it waits for.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -120,13 +122,48 @@ local function is_full(to, ttl)
   return delays[to] > ttl / 10
 end
 
+--[[ options.lua ]]
+
+-- By the word of a ttl: the deadline, and the options that follow it.
+local once
+local deadlines, options = {['0'] = '0'}, {}
+local function read_ttl(word)
+  local ttl, json = string.match(word, '^(%d+) (.*)$')
+  if json then
+    options[word] = cjson.decode(json)
+    options[word].ttl = ttl
+    once = once or make_options().once
+  end
+  ttl = ttl or word
+  deadlines[word] = ttl == '0' and '0' or string.format('%.0f', now + ttl)
+end
+
+-- Looks whether the answer to a call with an idempotency key exists, or is on its way. Returns true if so; or false, and
+-- why the call is refused if it is.
+local function is_known(op, with)
+  local known = once.find(op, with.once)
+  if not known then return false end
+  if known.err then return false, 'wrong-type', 'mesh:once:' .. op .. ':' .. with.once end
+  if known.sha ~= with.sha then return false, 'key-reused', with.once end
+  with.known = known
+  return true
+end
+
 local function refused(first, last, only_reads)
-  if memory_is_full and not only_reads then return 'full', '' end
   for at = first, last, WORDS do
-    local to = ARGV[at]
+    local to, ttl, known = ARGV[at], ARGV[at + 3], nil
+    if not deadlines[ttl] then read_ttl(ttl) end
+    local with = options[ttl]
+    if with then
+      local code, about
+      known, code, about = is_known(ARGV[at + 1], with)
+      if code then return code, about end
+    end
+    if known then return end
+    if memory_is_full and not only_reads then return 'full', '' end
     if to ~= '*' then
       if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
-      if is_full(to, ARGV[at + 3]) then return 'busy', to end
+      if is_full(to, with and with.ttl or ttl) then return 'busy', to end
     else
       look_for_missing()
       if #expected > 0 then return 'missing', table.concat(expected, ' ') end
@@ -139,16 +176,36 @@ end
 
 --[[ append.lua ]]
 
-local deadlines, accepted = {['0'] = '0'}, 0
-local further
+local accepted, further = 0, nil
 local function put(at, to, key, reply_to)
-  local ttl = ARGV[at + 3]
-  deadlines[ttl] = deadlines[ttl] or string.format('%.0f', now + ttl)
+  local stream, op, ttl = 'mesh:requests:' .. to, ARGV[at + 1], ARGV[at + 3]
+  local with = options[ttl]
+  local fields = with and {'once', with.once, 'sha', with.sha, 'keep', string.format('%.0f', with.keep), unpack(further)}
+    or further
   accepted = accepted + 1
-  local id = append('mesh:requests:' .. to, 'op', ARGV[at + 1], 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
+  local id = append(stream, 'op', op, 'request', key, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(fields))
   if type(id) == 'table' then error(id.err) end
+  if with then
+    once.open(op, with.once, with.sha, key, stream, id, string.format('%.0f', with.keep + with.ttl))
+    once.wait(op, with.once, key, deadlines[ttl], reply_to)
+  end
   return id
+end
+
+-- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
+-- answered; "" if it is over.
+local function put_or_join(at, to, key, reply_to)
+  local op, ttl = ARGV[at + 1], ARGV[at + 3]
+  local with = options[ttl]
+  local known = with and with.known
+  if not known then return put(at, to, key, reply_to) end
+  if known.state == 'open' then
+    once.wait(op, with.once, key, deadlines[ttl], reply_to)
+    return known.id
+  end
+  if reply_to ~= '' then once.repeat_answer(op, with.once, key, reply_to) end
+  return ''
 end
 
 local function put_everywhere(at, key)
@@ -165,7 +222,7 @@ local function put_all(first, last)
       ids[#ids + 1] = put_everywhere(at, key)
       ids[#ids + 1] = left_out
     else
-      ids[#ids + 1] = put(at, to, key, reply_to)
+      ids[#ids + 1] = put_or_join(at, to, key, reply_to)
     end
   end
   return ids
@@ -191,7 +248,7 @@ local function send(at)
   if due then return put_later(at, most, due) end
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
-  return {put(at, ARGV[at], ARGV[at + 2], '')}
+  return {put_or_join(at, ARGV[at], ARGV[at + 2], '')}
 end
 
 -- Puts a group of requests whose replies somebody waits for on their streams.

@@ -4,6 +4,13 @@
 -- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
 -- Returns how many were removed
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
+
+--[[ options.lua ]]
+
+--[[ append.lua ]]
+
+--[[ expire.lua ]]
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for k = 2, #KEYS do
@@ -15,6 +22,7 @@ for k = 2, #KEYS do
     if deadline > 0 and deadline + grace < now then
       pcall(redis.call, 'XACK', KEYS[k], 'workers', entry[1])
       redis.call('XDEL', KEYS[k], entry[1])
+      end_early(KEYS[k], entry[1], fields, 'expired')
       ended = ended + 1
     end
   end

@@ -39,12 +39,14 @@ class Script:
         """Read the file `name` in the folder of a module; pass the module's `__file__`.
 
         Each of `parts` is a file, named as seen from that folder; it replaces the comment that holds its name:
-        `--[[ part.lua ]]`.
+        `--[[ part.lua ]]`. A part may contain such a comment for a later part of its own folder.
         """
         folder = Path(module).parent
         source = (folder / name).read_text("utf-8")
         for part in parts:
-            source = source.replace(f"--[[ {part} ]]", (folder / part).read_text("utf-8"))
+            text = (folder / part).read_text("utf-8")
+            for name in {part, Path(part).name}:
+                source = source.replace(f"--[[ {name} ]]", text)
         return cls(source)
 
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:

@@ -52,6 +52,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.Cancelled: 503,
     mesh.DeadlineExceeded: 504,
     mesh.InvalidBody: 422,
+    mesh.KeyReused: 422,
     # Mistakes in our own code, or two releases that disagree: a new try meets the same.
     mesh.InvalidReply: 500,
     mesh.ManyParts: 500,

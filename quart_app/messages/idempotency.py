@@ -35,7 +35,7 @@ UNUSED: Final = "unused"
 
 
 @dataclass(frozen=True, slots=True)
-class KeyReused:
+class OtherBody:
     """The key was used for another message."""
 
 
@@ -69,7 +69,7 @@ class IdempotencyKeys:
 
     async def claim(
         self, user_id: str, key: str, body: bytes, message_id: str, max_wait_ms: int
-    ) -> KeyClaim | KeyReused | Finished | InProgress | SenderLost:
+    ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Ask for the right to deliver the message with this key; do not wait for it."""
         name = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
         work_ms = self._work_ms + max_wait_ms
@@ -78,7 +78,7 @@ class IdempotencyKeys:
             case "mine":
                 return KeyClaim(self, name, message_id)
             case "other-body":
-                return KeyReused()
+                return OtherBody()
             case "done":
                 return Finished(rest[0], json.loads(rest[1]))
             case "lost":

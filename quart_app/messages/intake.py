@@ -23,8 +23,8 @@ from quart_app.messages.idempotency import (
     IdempotencyKeys,
     InProgress,
     KeyClaim,
-    KeyReused,
     NoKey,
+    OtherBody,
     SenderLost,
 )
 from quart_app.messages.models import NewMessage
@@ -79,7 +79,7 @@ class MessageIntake:
                 return Receipt(message.id, reply.provider, reply.response)
             case Finished(message_id, answer):
                 return _again(message_id, answer)
-            case KeyReused():
+            case OtherBody():
                 raise Problem(409, "this Idempotency-Key was used for another message; use a new key")
             case SenderLost():
                 raise Problem(502, "the replica that sent this message died; whether a provider has it is not known")
@@ -87,7 +87,7 @@ class MessageIntake:
 
     async def _claim(
         self, user_id: str, new: NewMessage, key: str | None, message_id: str
-    ) -> KeyClaim | KeyReused | Finished | InProgress | SenderLost:
+    ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key; while another request has it, wait for the outcome of that one."""
         if key is None:
             return NoKey()

@@ -14,8 +14,8 @@ from quart_app.messages.idempotency import (
     IdempotencyKeys,
     InProgress,
     KeyClaim,
-    KeyReused,
     NoKey,
+    OtherBody,
     SenderLost,
 )
 
@@ -50,9 +50,9 @@ async def test_an_answer_is_given_again(shared: Redis) -> None:
 async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
     """In progress and finished; the key of another user is another key."""
     async with await claimed(keys(shared)) as claim:
-        assert await keys(shared).claim("u", "k", b"other", "m2", 0) == KeyReused()
+        assert await keys(shared).claim("u", "k", b"other", "m2", 0) == OtherBody()
         claim.outcome = ANSWER
-    assert await keys(shared).claim("u", "k", b"other", "m2", 0) == KeyReused()
+    assert await keys(shared).claim("u", "k", b"other", "m2", 0) == OtherBody()
     assert isinstance(await keys(shared).claim("v", "k", b"other", "m2", 0), KeyClaim)
 
 

@@ -1,0 +1,23 @@
+-- Ends the options of a request that was removed without an effect, for the scripts that remove requests past their
+-- deadline. Other callers may have more time than the one that made it. Then it goes on with the latest of their
+-- deadlines, as another entry.
+local options
+local function end_early(stream, id, flat, outcome)
+  options = options or make_options()
+  local fields = options.named(flat)
+  if not options.has(fields) then return end
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local deadline = outcome == 'expired' and options.once.latest(fields, now)
+  if not deadline then return options.ended(fields) end
+  -- Lua can pass some 8000 words to a function.
+  local words = {unpack(flat, 1, 4000)}
+  for i = 1, #words, 2 do
+    if words[i] == 'deadline' then words[i + 1] = deadline end
+  end
+  if not fields.first then words[#words + 1], words[#words + 2] = 'first', id end
+  local again = append(stream, unpack(words))
+  if type(again) == 'table' then return options.ended(fields) end
+  redis.call('HINCRBY', books_key, 'accepted', 1)
+  options.moved(fields, stream, again, deadline == '0' and 0 or deadline - now)
+end

@@ -1,0 +1,71 @@
+"""Idempotency keys: one request, and one answer, for all calls of an operation with one key."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from mesh.errors import (
+    Busy,
+    Cancelled,
+    Contended,
+    DeadlineExceeded,
+    GivenUp,
+    Incomplete,
+    InvalidReply,
+    LeaseLost,
+    MeshError,
+    NoReplica,
+    Paused,
+    Unavailable,
+    UsageError,
+)
+from mesh.wire.codec import encode
+
+#: How long the answer to a call with a key is kept.
+KEEP = timedelta(hours=24)
+LONGEST = timedelta(days=365)
+#: A key is a word of scripts and a part of a key's name, so that people can read both.
+_KEY = re.compile(r"[!-~]{1,200}")
+_MS = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An idempotency key, and how long the answer is kept, in ms."""
+
+    key: str
+    keep_ms: int
+
+    @classmethod
+    def of(cls, key: str | None, keep: timedelta) -> Once | None:
+        """Return what `key=` and `keep=` say; None without a key. Raises UsageError."""
+        if key is None:
+            return None
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise UsageError(
+                f"a key is 1 to 200 visible ASCII characters without spaces, not {key!r:.100}; "
+                "take the SHA-256 of anything else"
+            )
+        if not isinstance(keep, timedelta) or not timedelta(0) < keep <= LONGEST:
+            raise UsageError(f"keep= is a timedelta such as timedelta(hours=24), at most a year, not {keep!r:.100}")
+        return cls(key, max(1, keep // _MS))
+
+    def after(self, ttl_ms: int, body: str) -> str:
+        """Return the word of submit.lua for the ttl of a request with this key."""
+        sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
+        return f"{ttl_ms} {encode({'once': self.key, 'sha': sha, 'keep': self.keep_ms})}"
+
+
+#: Errors that free the key: a later try may succeed, or our own code is at fault.
+_PASSING = (
+    Busy, Cancelled, Contended, DeadlineExceeded, GivenUp, Incomplete, InvalidReply, LeaseLost, NoReplica, Paused,
+    Unavailable, UsageError,
+)  # fmt: skip
+
+
+def is_kept(error: MeshError) -> bool:
+    """Return whether an error is the answer to all calls with the key."""
+    return error.retry_after is None and not isinstance(error, _PASSING)
