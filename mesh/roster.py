@@ -24,6 +24,7 @@ RETRY_AFTER_S = 1
 #: Fields of a row that have a place of their own in `Member`.
 _OWN = {
     "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
+    "serves", "reads",
 }  # fmt: skip
 
 
@@ -51,6 +52,8 @@ class Member:
     not_ready: tuple[str, ...] = ()
     #: operations of this replica that have no effect
     readers: frozenset[str] = frozenset()
+    #: the digest of its table of operations, as `mesh:operations:served` has it
+    serves: str = ""
     #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms, and
     #: whatever its application adds
     load: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Member:
             leased=bool(leased),
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
             readers=frozenset(fields.get("readers", "").split()),
+            serves=fields.get("serves", ""),
             load={name: value for name, value in fields.items() if name not in _OWN},
         )
 

@@ -2,6 +2,7 @@
 
 from mesh.control.control import Control, PausedOperation
 from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, lanes
+from mesh.control.operations import OperationState, OperationStates, definitions, states
 from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
 __all__ = [
@@ -10,9 +11,13 @@ __all__ = [
     "JourneyStep",
     "Journeys",
     "LaterRequest",
+    "OperationState",
+    "OperationStates",
     "PausedOperation",
     "ScheduledOperation",
     "Waiting",
+    "definitions",
     "lanes",
     "read_waiting",
+    "states",
 ]

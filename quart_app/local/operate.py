@@ -19,8 +19,9 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
-from mesh.control import SEARCHED, Control, Journeys, JourneyStep, PausedOperation
+from mesh.control import SEARCHED, Control, Journeys, JourneyStep, OperationState, OperationStates, definitions, states
 from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
+from mesh.discovery import document
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
 
@@ -80,33 +81,61 @@ def _control(redis: Redis) -> Control:
 @redis_url_option
 @data_option
 @_json_option
-def ops(redis_url: str | None, data: Path, as_json: bool) -> None:
-    """List the operations that were answered lately, and those that are paused."""
+@click.option("--asyncapi", "as_asyncapi", is_flag=True, help="Print an AsyncAPI 3 document of all operations.")
+def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> None:
+    """List the operations: who serves them, what waits, runs and is paused, and how calls were answered lately.
 
-    async def read(redis: Redis) -> tuple[list[JourneyStep], list[PausedOperation]]:
-        return await Journeys(redis, MeshSettings()).newest(SEARCHED), await _control(redis).paused()
-
-    steps, paused = on_redis(redis_url, data, read)
-    rows: dict[str, dict[str, Any]] = {each.op: _no_calls(each.op) for each in paused}
-    for each in paused:
-        rows[each.op] |= {"paused": True, "since": _clock(each.since_ms), "by": each.actor}
-    for step in steps:
-        row = rows.setdefault(step.op, _no_calls(step.op))
-        row["answered"] += 1
-        row["failed"] += step.status != "ok"
-        row["longest_ms"] = max(row["longest_ms"], step.total_ms)
-    if as_json:
-        click.echo(json.dumps([*rows.values()], indent=2))
+    Numbers of requests are of the first 1,000 on each stream, answers of the last few hundred that replicas still keep.
+    """
+    if as_asyncapi:
+        click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, definitions)), indent=2))
         return
-    for op, row in sorted(rows.items()):
-        state = f"paused since {row['since']} by {row['by']}" if row["paused"] else ""
-        count = f"{row['answered']} answered, {row['failed']} of them failed, longest {row['longest_ms']} ms"
-        click.echo(f"{op:<24} {count}  {state}".rstrip())
-    click.echo("of the replies that replicas still keep" if rows else "no replica keeps a reply", err=True)
+
+    async def read(redis: Redis) -> tuple[list[JourneyStep], OperationStates]:
+        settings = MeshSettings()
+        return await Journeys(redis, settings).newest(SEARCHED), await states(redis, settings)
+
+    steps, found = on_redis(redis_url, data, read)
+    for step in steps:
+        found.of(step.op)
+    rows = [_operation(state, [step for step in steps if step.op == op]) for op, state in sorted(found.by_name.items())]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(_operation_line(row))
+    if not rows:
+        click.echo("there is no operation", err=True)
+    if not found.complete:
+        click.echo("not all requests were counted: there are too many, or they are too large", err=True)
 
 
-def _no_calls(op: str) -> dict[str, Any]:
-    return {"op": op, "answered": 0, "failed": 0, "longest_ms": 0, "paused": False}
+def _asyncapi(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    settings = MeshSettings()
+    version = max((str(each.get("version", "")) for each in known.values()), default="")
+    return document(known, title=settings.name, version=version, classes=settings.classes, databases=settings.databases)
+
+
+def _operation(state: OperationState, steps: list[JourneyStep]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
+        "later": state.later, "answered": len(steps), "failed": sum(step.status != "ok" for step in steps),
+        "longest_ms": max((step.total_ms for step in steps), default=0), "paused": state.paused is not None,
+    }  # fmt: skip
+    row |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
+    if state.paused is not None:
+        row |= {"since": _clock(state.paused.since_ms), "by": state.paused.actor}
+    return row
+
+
+def _operation_line(row: dict[str, Any]) -> str:
+    databases = " ".join(map(str, row["served_by"]))
+    work = f"{row['waits']} wait, {row['runs']} run, {row['later']} later"
+    answers = f"{row['answered']} answered, {row['failed']} of them failed, longest {row['longest_ms']} ms"
+    served = f"served by {databases}" if databases else "served by nobody"
+    paused = f"paused since {row['since']} by {row['by']}" if row["paused"] else ""
+    parts = (f"{row['op']:<24} {row['kind']:<7}", f"{served};", f"{work};", answers, paused)
+    return " ".join(parts).rstrip()
 
 
 @click.command()

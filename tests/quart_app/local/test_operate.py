@@ -128,6 +128,13 @@ async def test_a_running_mesh_is_operated(server: Server) -> None:
         assert "count.put  ok" in traced and "ms work" in traced
         rows = json.loads((await in_thread(server, "ops", "--json")).output)
         assert [(row["op"], row["answered"], row["failed"]) for row in rows] == [("count.put", 2, 1)]
+        assert (rows[0]["kind"], rows[0]["served_by"]) == ("command", {str(one.database): one.id})
+        listed = (await in_thread(server, "ops")).output
+        assert (
+            f"count.put                command served by {one.database}; 0 wait, 0 run, 0 later; 2 answered" in listed
+        )
+        document = json.loads((await in_thread(server, "ops", "--asyncapi")).output)
+        assert document["asyncapi"] == "3.0.0" and document["operations"].keys() == {"count.put", "count.put.database"}
         assert f"{one.id} begins to drain" in (await in_thread(server, "drain", one.id)).output
     for words in ("cancel 1-0", "cancel nothing", f"cancel {'-' * 22}", "drain nobody", "trace nothing"):
         assert (await in_thread(server, *words.split())).exit_code == 1

@@ -1,0 +1,96 @@
+"""The operations of a mesh as an operator sees them: what they are, who serves them, and what they have to do now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mesh import keys, roster
+from mesh.control.control import Control, PausedOperation
+from mesh.settings import MeshSettings
+from mesh.wire.codec import decode
+from mesh.wire.script import Script
+
+TALLY = Script.beside(__file__, "tally.lua")
+
+#: Entries of each stream, and of `mesh:later`, that are counted; some milliseconds of the server's time for each.
+MOST_COUNTED = 1000
+#: Bytes of bodies on one stream beyond which the rest is not counted.
+MOST_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class OperationState:
+    """One operation; `waits`, `runs` and `later` are numbers of requests.
+
+    `waits` are on a stream, and no replica has begun them; `later` are in `mesh:later`. `served_by` names the live
+    replicas that serve it, by database. `definition` is its entry of `mesh:operations`, {} where there is none.
+    """
+
+    op: str
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    served_by: dict[int, str] = field(default_factory=dict)
+    waits: int = 0
+    runs: int = 0
+    later: int = 0
+    paused: PausedOperation | None = None
+
+    @property
+    def kind(self) -> str:
+        """The word "command" or "query"; "" where it is not known."""
+        return str(self.definition.get("kind", ""))
+
+
+@dataclass(slots=True)
+class OperationStates:
+    """All operations that are served, paused, or have requests, by name."""
+
+    by_name: dict[str, OperationState] = field(default_factory=dict)
+    #: whether all requests were counted; else the numbers are of the first ones of each stream
+    complete: bool = True
+
+    def of(self, op: str) -> OperationState:
+        """Return the state of an operation, a new one if there is none yet."""
+        return self.by_name.setdefault(op, OperationState(op))
+
+
+async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
+    """Return what `mesh:operations` says, by operation."""
+    found: Any = await redis.hgetall(keys.OPERATIONS)
+    return {op: decode(text) for op, text in sorted(found.items())}
+
+
+async def states(redis: Redis, settings: MeshSettings) -> OperationStates:
+    """Return all operations, over a client of the bus database that decodes answers."""
+    found = OperationStates()
+    for op, definition in (await definitions(redis)).items():
+        found.of(op).definition = definition
+    served: Any = await redis.hgetall(keys.SERVED)
+    for member in await roster.read_directly(redis):
+        for op in served.get(member.serves, "").split():
+            if member.leased:
+                found.of(op).served_by[member.database] = member.replica
+    for each in await Control(redis, settings).paused():
+        found.of(each.op).paused = each
+    for stream in keys.request_streams(settings.classes, settings.databases):
+        complete, *counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
+        found.complete &= bool(complete)
+        for op, waits, runs in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
+            found.of(op).waits += waits
+            found.of(op).runs += runs
+    await _count_later(redis, found)
+    return found
+
+
+async def _count_later(redis: Redis, found: OperationStates) -> None:
+    waiting: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
+    found.complete &= len(waiting) <= MOST_COUNTED
+    pipeline = redis.pipeline(transaction=False)
+    for key in waiting[:MOST_COUNTED]:
+        pipeline.hget(keys.later(key), "op")
+    for op in await pipeline.execute():
+        if op is not None:
+            found.of(op).later += 1

@@ -1,0 +1,243 @@
+"""An AsyncAPI 3 document of a mesh: its streams as channels, its operations with their replies.
+
+It is made from the definitions in `mesh:operations`, so it needs no code of the services. A request goes to the stream
+of a class or of a database, so each operation is listed once for either. AsyncAPI reads schemas as JSON Schema draft 7.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mesh import keys
+
+Schema = dict[str, Any]
+
+_NO_COMPONENT = re.compile(r"[^\w.-]")
+_DEFS = "#/$defs/"
+#: Keywords whose value has schemas by names that are the user's.
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_TEXT: Schema = {"type": "string"}
+
+#: What the entry of a request carries beside its body.
+_REQUEST_FIELDS: Mapping[str, str] = {
+    "request": "the sender's key for the request; the reply carries the same key",
+    "from": "the replica, or client without a lease, that sent the request",
+    "reply_to": "the stream for the reply; empty when no caller waits",
+    "deadline": "ms of Redis's clock; no replica begins the request later; 0 means no deadline",
+    "call": "the X-Request-Id of the HTTP request, or another name that the caller set; only where there is one",
+    "traceparent": "the W3C trace context; only where there is one",
+}
+_OPTIONAL = frozenset({"call", "traceparent"})
+_REPLY_FIELDS: Mapping[str, str] = {
+    "request": "the sender's key for the request",
+    "from": "the replica that answered",
+    "forwards": "how many more replies follow, because the request was passed on",
+}
+
+
+def document(
+    definitions: Mapping[str, Mapping[str, Any]], *, title: str, version: str, classes: str, databases: int
+) -> dict[str, Any]:
+    """Return the AsyncAPI document of these operations, on the streams of these classes and databases."""
+    schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
+    requests, replies = dict[str, Any](), dict[str, Any]()
+    for key, op in _components(definitions):
+        about = definitions[op]
+        messages[f"{key}.request"] = _request(op, about, schemas)
+        requests[key] = _ref("components", "messages", f"{key}.request")
+        answers = {f"{key}.reply": _reply(op, about, schemas), **_failures(about, schemas)}
+        messages |= answers
+        replies |= {name: _ref("components", "messages", name) for name in answers}
+        for channel in ("class", "database"):
+            name = key if channel == "class" else f"{key}.database"
+            operations[name] = _operation(channel, key, list(answers), about)
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": title, "version": version or "0", "description": _DESCRIPTION},
+        "defaultContentType": "application/json",
+        "channels": _channels(requests, replies, classes, databases),
+        "operations": operations,
+        "components": {"messages": messages, "schemas": schemas.found},
+    }
+
+
+_DESCRIPTION = (
+    "Requests and replies are entries of Redis streams. The headers of a message are fields of the entry; its payload "
+    "is the field `body`, as JSON."
+)
+
+
+def _ref(*path: str) -> dict[str, str]:
+    return {"$ref": "#/" + "/".join(path)}
+
+
+def _components(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each operation with the name of its components, which has letters, digits, "_", "." and "-" only."""
+    taken: set[str] = set()
+    for op in sorted(definitions):
+        key = name = _NO_COMPONENT.sub("_", op) or "_"
+        number = 2
+        while key in taken:
+            key, number = f"{name}-{number}", number + 1
+        taken.add(key)
+        yield key, op
+
+
+def _channels(requests: Schema, replies: Schema, classes: str, databases: int) -> dict[str, Any]:
+    numbers = [str(number) for number in range(databases)]
+    return {
+        "class": {
+            "address": keys.class_requests("{class}"),
+            "title": "Requests to any one replica of a class",
+            "parameters": {"class": {"enum": list(classes), "description": "the class"}},
+            "messages": requests,
+        },
+        "database": {
+            "address": f"{keys.REQUESTS}db{{database}}",
+            "title": "Requests to the replica that holds a database; a gather puts one on each",
+            "parameters": {"database": {"enum": numbers, "description": "the number of the database"}},
+            "messages": requests,
+        },
+        # The address is null, because each request names it: AsyncAPI demands that.
+        "replies": {
+            "address": None,
+            "title": "Replies to one replica or client",
+            "description": f"The stream {keys.replies('{replica}')}; the field `reply_to` of the request names it.",
+            "messages": replies,
+        },
+    }
+
+
+def _operation(channel: str, key: str, answers: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "action": "receive",
+        "summary": about.get("summary", ""),
+        "channel": _ref("channels", channel),
+        "messages": [_ref("channels", channel, "messages", key)],
+        "reply": {
+            "address": {"location": "$message.header#/reply_to"},
+            "channel": _ref("channels", "replies"),
+            "messages": [_ref("channels", "replies", "messages", name) for name in answers],
+        },
+        "tags": [{"name": name} for name in (about.get("service"), about.get("kind")) if name],
+    }
+
+
+def _request(op: str, about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    nothing = {"type": "object", "description": "no body"}
+    schema = about.get("request")
+    return _message(
+        f"{op}: request",
+        _headers(op, _REQUEST_FIELDS),
+        nothing if schema is None else schemas.add(f"{op}.request", schema),
+    )
+
+
+def _reply(op: str, about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    headers = _headers(op, _REPLY_FIELDS, {"const": "ok"})
+    return _message(f"{op}: reply", headers, schemas.add(f"{op}.reply", about.get("reply") or {}))
+
+
+def _failures(about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    """Return the messages of the service's own errors, and one for all other failures."""
+    errors: Mapping[str, Any] = about.get("errors") or {}
+    found = {}
+    for code, error in errors.items():
+        facts = {name: schemas.add(f"{code}.{name}", schema) for name, schema in error["facts"].items()}
+        payload = {"type": "object", "properties": {"detail": _TEXT, **facts}, "required": ["detail", *facts]}
+        headers = _headers(None, _REPLY_FIELDS, {"const": code})
+        found[_NO_COMPONENT.sub("_", code)] = {**_message(code, headers, payload), "summary": error["detail"]}
+    other = {"not": {"enum": ["ok", *errors]}, **_TEXT}
+    payload = {"type": "object", "properties": {"detail": _TEXT}, "required": ["detail"]}
+    service = _NO_COMPONENT.sub("_", str(about.get("service") or "")) if errors else ""
+    found[f"{service}.failure" if service else "failure"] = {
+        **_message("another failure", _headers(None, _REPLY_FIELDS, other), payload),
+        "summary": "`status` is the code of an error, `detail` says what happened, and further fields are its facts.",
+    }
+    return found
+
+
+def _message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
+    return {
+        "title": title,
+        "contentType": "application/json",
+        "correlationId": {"location": "$message.header#/request"},
+        "headers": headers,
+        "payload": payload,
+    }
+
+
+def _headers(op: str | None, fields: Mapping[str, str], status: Schema | None = None) -> Schema:
+    properties: Schema = {"op": {"const": op, **_TEXT} if op else _TEXT}
+    properties |= {name: {**_TEXT, "description": text} for name, text in fields.items()}
+    if status is not None:
+        properties["status"] = status
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in _OPTIONAL],
+    }
+
+
+class _Schemas:
+    """The schemas of a document by name. Those that are equal, with all that they refer to, are there once."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self._origin: dict[str, str] = {}
+
+    def add(self, owner: str, schema: Mapping[str, Any]) -> Schema:
+        """Return the schema with its definitions moved here; `owner` is unique, and names those that clash."""
+        definitions: Mapping[str, Any] = schema.get("$defs", {})
+        names = {name: self._name(owner, name, definitions) for name in definitions}
+        for name, each in definitions.items():
+            self.found[names[name]] = _translated(each, names)
+        rest = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
+        found: Schema = _translated(rest, names)
+        return found
+
+    def _name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
+        origin = json.dumps({each: definitions[each] for each in sorted(_reached(name, definitions))}, sort_keys=True)
+        wanted = _NO_COMPONENT.sub("_", name)
+        if self._origin.setdefault(wanted, origin) != origin:
+            wanted = f"{_NO_COMPONENT.sub('_', owner)}.{wanted}"
+            self._origin[wanted] = origin
+        return wanted
+
+
+def _reached(name: str, definitions: Mapping[str, Any]) -> set[str]:
+    """Return a definition and all that it refers to, itself or through others."""
+    found, open_ = {name}, [name]
+    while open_:
+        for each in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[open_.pop()])):
+            if each in definitions and each not in found:
+                found.add(each)
+                open_.append(each)
+    return found
+
+
+def _translated(schema: Any, names: Mapping[str, str]) -> Any:
+    """Return a schema of 2020-12 as one of draft 7, with other names for its definitions."""
+    if isinstance(schema, list):
+        return [_translated(each, names) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: Schema = {}
+    for keyword, value in schema.items():
+        if keyword in _NAMED and isinstance(value, dict):
+            found[keyword] = {name: _translated(each, names) for name, each in value.items()}
+        elif keyword == "$ref" and isinstance(value, str) and value.startswith(_DEFS):
+            target = value.removeprefix(_DEFS)
+            found[keyword] = f"#/components/schemas/{names.get(target, target)}"
+        elif keyword in ("const", "enum", "default", "examples"):
+            found[keyword] = value
+        # AsyncAPI has another meaning for it, and `anyOf` says the same.
+        elif keyword != "discriminator":
+            found[keyword] = _translated(value, names)
+    if "prefixItems" in found:
+        rest = found.pop("items", True)
+        found["items"], found["additionalItems"] = found.pop("prefixItems"), rest
+    return found
