@@ -1,15 +1,24 @@
--- Records when an operation runs. The definition of the highest epoch counts, so of two releases the newer one's does.
+-- Records when an operation runs. The definition of the highest epoch of a live replica counts, so of two releases the
+-- newer one's does.
 -- KEYS: schedules, schedule
--- ARGV: name, epoch, definition, first tick (ms)
+-- ARGV: name, epoch, definition, first tick (ms), databases
 -- Returns the next tick in ms
 local schedules_key, schedule_key = KEYS[1], KEYS[2]
 local name, epoch, definition, first = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local known, by, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
-if next and (known == definition or tonumber(by) > epoch) then
-  if known == definition and tonumber(by) < epoch then redis.call('HSET', schedule_key, 'epoch', epoch) end
+
+local function is_live(author)
+  for n = 0, tonumber(ARGV[5]) - 1 do
+    local found, state = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'epoch', 'state'))
+    if found == author and state ~= 'left' then return true end
+  end
+end
+
+if next and (known == definition or tonumber(by) > epoch and is_live(by)) then
+  if known == definition and tonumber(by) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end
   redis.call('ZADD', schedules_key, next, name)
   return next
 end
-redis.call('HSET', schedule_key, 'definition', definition, 'epoch', epoch, 'next', first)
+redis.call('HSET', schedule_key, 'definition', definition, 'epoch', ARGV[2], 'next', first)
 redis.call('ZADD', schedules_key, first, name)
 return first

@@ -3,13 +3,15 @@
 -- KEYS: schedules, schedule, books
 -- ARGV: name, tick (ms) that the caller read, following tick (ms), 1 to send or 0 to pass over it, operation, sender,
 --       ttl (ms after now, 0: never), body, 1 if the next tick waits for the end of this one's requests,
+--       definition that the caller computed with,
 --       then to (class or "db<n>"), or "*" and the number of databases: every live database
--- Returns how many requests were sent, or -1 if the tick is another one's
+-- Returns how many requests were sent, or -1 if the tick is another one's, or that of another definition
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
-local name, tick, following, sends, op, sender, ttl, body, alone, to = unpack(ARGV, 1, 10)
+local name, tick, following, sends, op, sender, ttl, body, alone, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if redis.call('HGET', schedule_key, 'next') ~= tick or now < tonumber(tick) then return -1 end
+local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
+if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
 -- The entries of the last tick, as "stream id stream id ...".
 local function still_runs()
@@ -22,7 +24,7 @@ end
 local function targets()
   if to ~= '*' then return {to} end
   local live = {}
-  for n = 0, tonumber(ARGV[11]) - 1 do
+  for n = 0, tonumber(ARGV[12]) - 1 do
     if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then live[#live + 1] = 'db' .. n end
   end
   return live

@@ -88,14 +88,8 @@ class Waking:
                 await self._wake()
 
     async def _record(self, name: str, schedule: Schedule) -> None:
-        first = schedule.after(self._now_ms())
-        self.learn(
-            int(
-                await self._link.script(
-                    SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, self._grant.epoch, schedule.definition, first
-                )
-            )
-        )
+        words = (self._grant.epoch, schedule.definition, schedule.after(self._now_ms()), keys.MOST_DATABASES)
+        self.learn(int(await self._link.script(SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, *words)))
 
     async def _sleep(self) -> None:
         """Sleep until something is due, in the order of the databases, or until there is news."""
@@ -113,26 +107,30 @@ class Waking:
         ours = [name for name in ticks if name in self._schedules]
         if ours and not await self._is_understood():
             ours = []
-        for name in ours:
-            await self._tick(name, self._schedules[name])
-        # A schedule stays due that only another release knows, or that an older live release could not run. The next
-        # renewal says when to look again.
-        self._next_ms = int(following) if following and (ours or not ticks) else None
+        done = [await self._tick(name, self._schedules[name]) for name in ours]
+        # A schedule stays due that another release runs, or that an older live release could not run. The next renewal
+        # says when to look again.
+        self._next_ms = int(following) if following and (any(done) or not ticks) else None
 
-    async def _tick(self, name: str, schedule: Schedule) -> None:
-        found = await self._link.shared("HGET", keys.schedule(name), "next")
+    async def _tick(self, name: str, schedule: Schedule) -> bool:
+        """Send a tick that is due. Return False where the definition of another release counts."""
+        found, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
         now_ms = self._now_ms()
+        if definition != schedule.definition:
+            await self._record(name, schedule)
+            return False
         if found is None or int(found) > now_ms:
-            return
+            return True
         plan = schedule.plan(int(found), now_ms)
         to: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
         sent = await self._link.script(
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
             name, found, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
-            encode(asdict(Tick(int(found), plan.missed))), int(not schedule.overlap), *to,
+            encode(asdict(Tick(int(found), plan.missed))), int(not schedule.overlap), definition, *to,
         )  # fmt: skip
         if sent == 0:
             log.info("scheduled run left out", op=name, tick=found, missed=plan.missed)
+        return True
 
 
 async def cancel(link: Link, streams: Sequence[str], key: str) -> bool:

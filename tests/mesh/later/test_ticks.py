@@ -118,6 +118,47 @@ class TestEvery:
             assert len(ticks) == seen
             assert len(hourly) == 3
 
+    async def test_of_two_releases_the_newer_ones_definition_counts_while_it_is_live(self) -> None:
+        """The older release goes on beside it and sends none of its ticks; it takes over again when it is alone."""
+        table, each_minute = ticking()
+        changed, hourly = Operations("clock"), list[Tick]()
+
+        @changed.every("0 * * * *", name="tick")
+        async def tick(tx: Transaction, tick: Tick) -> None:
+            hourly.append(tick)
+
+        async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
+            await kit.advance(minutes=3)
+            seen = len(each_minute)
+            await kit.start(changed)
+            await kit.advance(hours=3)
+            # The class has replicas of both releases, and any of them runs the tick.
+            assert [tick.at % 3_600_000 for tick in (each_minute[seen:] + hourly)] == [0] * 3
+            seen = len(each_minute)
+            await kit.stop(3)
+            await kit.advance(hours=1, minutes=10)
+            assert set(minutes(each_minute[seen + 1 :])) == {1}
+            assert len(each_minute) - seen >= 9
+
+    async def test_the_author_of_a_definition_dies(self) -> None:
+        """Another replica with its definition still runs: the definition stays."""
+        table, each_minute = ticking()
+        changed, hourly = Operations("clock"), list[Tick]()
+
+        @changed.every("0 * * * *", name="tick")
+        async def tick(tx: Transaction, tick: Tick) -> None:
+            hourly.append(tick)
+
+        async with MeshKit(table, **ONE_CLASS) as kit:
+            await kit.start(changed)
+            await kit.start(changed)
+            await kit.advance(minutes=3)
+            seen = len(each_minute)
+            await kit.kill(2)
+            await kit.advance(hours=4)
+            assert {tick.at % 3_600_000 for tick in (each_minute[seen:] + hourly)} == {0}
+            assert len(each_minute[seen:] + hourly) >= 3
+
     async def test_a_removed_schedule_is_left_alone(self) -> None:
         """No replica of this release knows it; it does not keep them busy."""
         table, ticks = ticking()
@@ -153,7 +194,7 @@ class TestEvery:
 
 
 async def test_without_its_check_a_tick_runs_on_every_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = "if redis.call('HGET', schedule_key, 'next') ~= tick or now < tonumber(tick) then return -1 end"
+    check = "if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end"
     instead(monkeypatch, "TICK", check, "")
     table, ticks = ticking(overlap=True)
     async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
