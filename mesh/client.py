@@ -25,7 +25,7 @@ from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from mesh import keys, roster
-from mesh.discovery import SERVED, Directory
+from mesh.discovery import LATER, SERVED, Directory
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable
 from mesh.groups.reader import BLOCK_MS
 from mesh.later import waking
@@ -246,7 +246,7 @@ class Client:
         with _interrupted():
             ask = Ask(to, op, body, once)
             ops, level = needs([ask])
-            presence = await self._serving(ops if due is None else [], level)
+            presence = await self._serving(ops, level if due is None else max(level, LATER))
             await presence.calls.send(ask, key, due, self.settings.later_bound)
 
     async def cancel(self, key: str) -> bool:
@@ -263,7 +263,7 @@ class Client:
         return await streams.books(self._present().link, self._streams)
 
     async def _serving(self, ops: Sequence[str], level: int = 0) -> Presence:
-        """Return the presence. Raises Refused for an operation that nobody serves, OlderRelease."""
+        """Return the presence. Raises Refused for an operation that no live replica serves, and OlderRelease."""
         presence = self._present()
         await presence.directory.check(ops, level)
         return presence

@@ -69,6 +69,26 @@ async def test_an_operation_that_nobody_serves_is_refused_before_anything_is_wri
     assert (await mesh.books())["accepted"] == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"after": timedelta(hours=1)}])
+async def test_a_client_without_a_lease_is_refused_likewise(backend: Backend, options: dict[str, timedelta]) -> None:
+    mesh = await backend.mesh(notes)
+    async with backend.connect() as client:
+        with pytest.raises(Refused, match=r"no live replica serves .*; did you mean 'notes\.put'"):
+            await client.send(absent, Note("a"), to=Class(mesh.cls), **options)
+        with pytest.raises(Refused, match=r"no live replica serves .*; did you mean 'notes\.put'"):
+            await client.call(absent, Note("a"), to=Class(mesh.cls))
+        await client.send(put, Note("a"), to=Class(mesh.cls), **options)
+    assert (await mesh.books())["accepted"] == 1
+
+
+async def test_a_client_waits_for_an_older_release_to_leave(backend: Backend) -> None:
+    older = await older_release(backend)
+    async with backend.connect() as client:
+        with pytest.raises(OlderRelease, match=older.id):
+            await client.send(put, Note("a"), to=Class("B"), after=timedelta(hours=1))
+        await client.send(Operation("old.put", Note, None), Note("a"), to=Class("B"))
+
+
 async def test_a_handler_that_sends_such_a_request_is_refused_with_all_its_effects(backend: Backend) -> None:
     mesh = await backend.mesh(notes)
     with pytest.raises(Refused, match="no live replica serves the operation"):
