@@ -2,9 +2,9 @@
 
     shared:values:computing:{class}:{value}    string, PX    "<replica> <request id>" of the claim's owner
 
-A claim is renewed while the computation runs, so it ends soon after a replica that died. The commit that writes the
-record deletes it, or its owner when it gives up. A claim saves work and decides nothing: if two replicas compute the
-same value, the commit's expectations still let only one of them write.
+A claim is renewed while the computation runs, so it ends soon after its replica has died. The commit that writes the
+record deletes the claim; an owner that gives up deletes it, too. A claim only saves work. If two replicas compute the
+same value all the same, the expectations of the commit let one of them write.
 
 Claims travel over the replica's link, so those of many requests leave in one round trip.
 """
@@ -32,15 +32,15 @@ log = structlog.get_logger(__name__)
 
 CLAIM = "values:computing:"
 
-#: A value that is expected to take less is computed without a claim, which costs two round trips.
+#: A value that is expected to take less time than this gets no claim: a claim costs two round trips.
 CLAIMED_S = 0.05
-#: A claim's life. It is renewed three times in it.
+#: A claim ends so long after its last renewal. It is renewed three times as often.
 CLAIM_MS = 3000
 #: Between two tries to take a claim that another request holds.
 LOOK_S = 0.05
 #: Longest wait for the server to hear that a claim is given up; the claim then ends by itself.
 GIVE_UP_S = 1.0
-#: An answer with what is known leaves this long before the deadline, so that it arrives.
+#: A computation ends this long before the deadline, so that its answer arrives in time.
 MARGIN_S = 0.25
 #: Results kept for requests that run again after a conflict.
 MOST_FINISHED = 256
@@ -48,7 +48,7 @@ MOST_FINISHED = 256
 #: What clients see of a computation.
 SHOWN = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
 
-#: Takes a claim. To take a claim that is ours already renews it, so the script may run twice.
+#: Takes a claim, or renews it if it is ours already; so it does no harm if the script runs twice.
 #: KEYS: claim, place. ARGV: owner, ms, the place that was read before ("" for none).
 #: Returns "taken"; "held" by another owner; or "written": the record has been written since.
 TAKE = Script(
@@ -179,7 +179,7 @@ class Computing:
         try:
             yield
         except BaseException:
-            # Cancelled or not, the others should not wait for the claim to end by itself.
+            # Also after a cancellation: others should not wait until the claim ends by itself.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_S):
                     await self._tend(claim, 0)

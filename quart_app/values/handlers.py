@@ -4,10 +4,10 @@
     nowhere                     factorise, write here
     here                        refresh its time
     same class, live holder     forward to the holder, who refreshes it
-    another class, or a holder  factorise, write here, and tell the former holder to drop its record; the stream of that
-    that is gone                database keeps the drop until a replica holds it
+    another class, or a holder  factorise, write here, and tell the former holder to drop its record; the message waits
+    that is gone                on the stream of that database while nobody holds it
 
-Every write expects the place that it has read to be unchanged. So if two writers race, one of them runs again.
+A commit fails if the place of a record has changed since it was read. So if two writers race, one of them runs again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Factorise(Protocol):
         """Return the factors of a larger value if they can be found in a moment, else None."""
 
     async def large(self, value: str, request: Request, place: str | None) -> str | None:
-        """Return the factors of a larger value; None if its record, which was at `place`, has been written since."""
+        """Return the factors of a larger value; None if its record is no longer at `place`: another request wrote it."""
 
 
 DROP = "values.drop"
@@ -47,7 +47,10 @@ TEXT = "text"
 
 
 class Item(NamedTuple):
-    """One value of a put. `place` says where its record was read to be, in the text that the commit expects."""
+    """One value of a put. `where` says where its record was when it was looked up, and `place` is the same as text.
+
+    The commit expects that text unchanged. Both are None if the value had no record.
+    """
 
     value: str
     ttl: int
@@ -93,7 +96,7 @@ class _Operations:
         return {item.value: decision.factors[item.value] for item in decision.here}
 
     async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
-        """Decide, and wait for a turn: the commit's words are written in one piece."""
+        """Decide, and let other tasks run: the commit's words are then written in one piece. Raises Busy."""
         decision = await _decide(request, store, self.factorise, self.pace)
         await self.pace()
         new = [item.value for item in decision.here if item.value not in decision.before]
@@ -102,10 +105,10 @@ class _Operations:
         return decision
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
-        """Do a put that belongs to a job. No client waits, so its outcome is stored in the job. Raises Gone."""
+        """Do a put that belongs to a job, and store its outcome in the job: no client waits for it. Raises Gone."""
         is_ordered = request.stream == Database(store.database).stream
         try:
-            # On a database's stream other requests wait behind it.
+            # A request on a database's stream must not wait for long: those behind it would wait, too.
             work = (
                 self._decide_in_turn(request, store)
                 if is_ordered
@@ -163,9 +166,9 @@ def _plain(items: list[Item]) -> list[dict[str, str | int]]:
 
 
 async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
-    """Find out where the records are, and the factors of those that this replica is to write.
+    """Look up where the records are, and find the factors of the values that this replica is to write.
 
-    While it factors a hard value, another replica may write the record of that value. Then it looks again.
+    If another replica writes one of the records meanwhile, it looks again.
     """
     while True:
         items = await _items(request, store, pace)
@@ -197,8 +200,9 @@ async def _hard_ones_apart(
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
     """Return the items to do here, those to give back to the class one by one, and the factors found meanwhile.
 
-    A hard value would hold up the others of its request. On a database's stream, which is worked on in order, it would
-    hold up every GET. (It comes to such a stream when its record expires after it was forwarded to the holder.)
+    A hard value would hold up the other values of its request. On a database's stream, where requests are done in
+    order, it would hold up every GET. A hard value is on such a stream if its record has expired after the request was
+    forwarded to the holder.
     """
     large = [item for item in items if not is_small(item.value)]
     is_ordered = request.stream == Database(store.database).stream

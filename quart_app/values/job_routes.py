@@ -95,7 +95,7 @@ class JobRoutes:
         """Return the results between `head` and `tail`; before `tail` come the errors of a failed job."""
         results, errors = Array(), Array()
         named: set[str] = set()
-        # A long answer takes its place in memory before it is read.
+        # Reserve the memory of a long answer before it is read.
         with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
             try:
                 async for part in self._jobs.outcomes(self._context.mesh.replica, job):

@@ -1,8 +1,8 @@
 """Finding the values that have a prime factor, in all live databases, part by part.
 
-One gather asks every database for a part of its values, ascending and bounded. All of them are known up to the least
-value at which a database had to stop; the next gather asks for those above it. So every value is decided by one gather,
-at one moment: while it moves from one database to another it is found once, neither twice nor never.
+One gather asks every database for its lowest values, up to a bound. A database that has more says at which value it
+stopped. Below the lowest of these values the answer is complete, and the next gather asks for the values above it. So
+one gather, at one moment, decides about each value: a value that moves between databases is found exactly once.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Search:
         """Search until all is found, or enough. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
         after = await self._part(self._question.after)
         if after and not self._is_full:
-            # A long answer takes its place in memory before it is read.
+            # Reserve the memory of a long answer before it is read.
             with self._answers.budget.lent(self._question.most_bytes):
                 while after and not self._is_full:
                     after = await self._part(after)
         return Result(self._array, self._last, self._is_full, sorted(self._left_out))
 
     async def _part(self, after: str) -> str:
-        """Take one part over; return the value up to which it goes, or "" if it is the last one."""
+        """Add one part to the answer; return the value up to which it is complete, or "" if it was the last part."""
         deadline_ms = self._end_ms - self._mesh.now_ms()
         if deadline_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
@@ -173,6 +173,6 @@ def _text(answers: Sequence[list[str]]) -> str:
 
 
 def _order(record: str) -> tuple[int, int]:
-    """Return the age of a record: the id of the request that wrote it, as numbers."""
+    """Return the id of the request that wrote a record, as numbers: the newer the record, the greater they are."""
     milliseconds, _, sequence = record.partition(" ")[0].partition("-")
     return int(milliseconds), int(sequence)

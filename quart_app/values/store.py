@@ -5,17 +5,17 @@ In the database of its holder, under db{n}:
     values:records   hash   value -> "<request id> <expiry ms> <prime>^<exponent> <prime> <prime> ..."; see `notation`
     values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
                             as a letter (b17:c136), so that lexical order is numerical order; all scores 0
-    values:alone     hash   prime -> value, in the same letters, for primes of six digits and more: the first value that
-                            has it, which mostly is the only one, and so has no member in the index
-    values:expiry    zset   "<value> <value> ..." by expiry in ms: when to look whether these are over. A record's
-                            first such moment is its expiry or before it; the sweep puts it down anew if it lives on
+    values:alone     hash   prime -> value, in the same letters, for primes of six digits and more. Most of these primes
+                            have one value; it is here and not in the index. Further values are in the index
+    values:expiry    zset   "<value> <value> ...", by the moment (ms) at which the sweep looks at these records. No
+                            record expires before its moment; one that was refreshed gets a new moment then
 
 Shared:
 
     values:where:{value}    string, PX   "<database> <class> <request id>" of the record; expires with it
 
-Every key expires with the last record in it, so that nothing is left even in a database that nobody holds; the sweep
-removes what expires before.
+Every key expires with the last record in it, so that nothing is left even in a database without a holder. The sweep
+removes the records that expire earlier.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def _text(id: str, expiry: int, factors: str) -> str:
     return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
 
 
-#: What stands before a number of so many digits, up to the longest there is: a to y for 1 to 25, then z0026 and so on.
-#: A letter, since most of what is stored is index; a table, since a batch looks here five times a number.
+#: The prefix of a number, by the number of its digits: "a" to "y" for 1 to 25 digits, then "z0026" and so on. One
+#: letter saves memory in the index, which is most of what is stored. A table saves time: each value needs about five
+#: prefixes.
 _LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
@@ -95,7 +96,7 @@ def digits(text: str) -> str:
     return text[5:] if text[0] == "z" else text[1:]
 
 
-#: Primes of so many digits and more mostly have one value only.
+#: Most primes of so many digits, or more, have only one value.
 RARE_DIGITS = 6
 
 
@@ -113,7 +114,7 @@ def size(value: str, factors: str) -> int:
 
 
 class Postings(NamedTuple):
-    """What stands for values in the index: members for common primes; for rare ones prime and value in turn."""
+    """The index entries of some values: members for common primes; prime, value, prime, value, ... for rare primes."""
 
     common: list[str]
     rare: list[str]
@@ -156,9 +157,9 @@ def put(
     factors: Mapping[str, str],
     before: Mapping[str, Record] = MappingProxyType({}),
 ) -> None:
-    """Write records of one request, with their expiries and factors, and say where they are.
+    """Write the records of one request, with their expiries and factors, and say where they are.
 
-    `before` are those of them that are here now.
+    `before` are the records of these values that this database has now.
     """
     if not expiries:
         return
@@ -183,7 +184,7 @@ def schedule(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
 
 
 def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> None:
-    """Commit only if the values' records are still where they were when we looked."""
+    """Commit only if nobody has moved or written the records of these values since their places were read."""
     transaction.shared.expect_each({WHERE + value: place for value, place in places.items()})
 
 
@@ -198,28 +199,29 @@ def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
-    """Return values to look at, in the groups they were put down in, the longest due first."""
+    """Return the values that are due for the sweep, in the groups of `schedule`, the earliest first."""
     groups = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
     return [group.split() for group in groups]
 
 
 def unschedule(transaction: Effects, values: Sequence[str]) -> None:
-    """Take these values off the sweep's list: it has looked at them, or need not."""
+    """Remove a group of values from the list of the sweep."""
     transaction.zrem(EXPIRY, " ".join(values))
 
 
 class Part(NamedTuple):
-    """Our values with a prime factor, ascending, up to the value `until`, or all of them where it is "".
+    """Some values of this database that have a prime factor, ascending.
 
-    The text is "c136=2 2 2 17;c137=137". Each value stands there as `ordered` writes it, so a sort of the lines of
-    several databases puts the values in order.
+    No value up to `until` is left out; `until` is "" if there are no further values. The text is
+    "c136=2 2 2 17;c137=137". Each value stands there as `ordered` writes it, so a sort of the lines of several
+    databases puts the values in order.
     """
 
     until: str
     text: str
 
 
-#: What one search may return and look at, so that neither the server nor the event loop is held for long.
+#: How much one search returns, and how many entries it looks at. More would hold the server or the event loop for long.
 FOUND_VALUES = 2000
 FOUND_BYTES = 100_000
 LOOKED_AT = 4000

@@ -17,12 +17,12 @@ from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: Records that one commit looks at, and about how many bytes of index it removes. More would hold the server. With
-#: less, a busy replica removes more slowly than it writes: a sweep is three round trips, of many milliseconds then.
+#: How many records a sweep looks at, and about how many bytes of the index it removes. More would hold the server for
+#: long. With less, a busy replica would remove more slowly than it writes, because each sweep takes three round trips.
 MOST, MOST_BYTES = 1000, 400_000
-#: Groups of values that are read at once; most groups have many values, those of large values have one.
+#: How many groups of values are read at once. Most groups have many values; a large value is a group of its own.
 GROUPS = 250
-#: A record is removed this long after its time, when its place has ended by Redis's own clock: nobody refreshes it.
+#: A record is removed this long after its expiry. By then Redis has removed its place, so nobody refreshes the record.
 LATER_MS = 100
 
 
@@ -62,13 +62,13 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
             break
         size += _look(group, found, moment_ms, transaction)
         count += len(group)
-    # A conflict means that one of them was written again meanwhile; the next sweep sees it.
+    # A conflict means that one of the records was written again meanwhile. The next sweep looks at it.
     await replica.commit(transaction)
     return Swept(count, len(due) == GROUPS or count < sum(map(len, due)))
 
 
 def _about(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
-    """Return as many groups as have so many values or bytes, and the one that goes beyond."""
+    """Return the first groups, until they have more than so many values or bytes together."""
     counts = accumulate(map(len, groups), initial=0)
     sizes = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
@@ -77,7 +77,7 @@ def _about(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str
 
 
 def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, transaction: Effects) -> int:
-    """Put what a group needs into the transaction; return about how many bytes of index are removed."""
+    """Remove the expired records of a group and schedule the others; return about how many bytes that frees."""
     records.unschedule(transaction, group)
     living: dict[int, list[str]] = {}
     over: dict[str, Record] = {}
