@@ -37,7 +37,7 @@ class Factorise(Protocol):
         """Return the factors of a larger value if they can be found in a moment, else None."""
 
     async def large(self, value: str, request: Request, place: str | None) -> str | None:
-        """Return the factors of a larger value; None if its record is no longer at `place`: another request wrote it."""
+        """Return the factors of a larger value; None if its record is no longer at `place`: another one wrote it."""
 
 
 DROP = "values.drop"
