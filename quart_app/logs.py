@@ -27,6 +27,8 @@ from quart_app.settings import AppSettings
 
 #: Bytes of lines that may wait for the stream.
 MOST_BYTES = 4 << 20
+#: Characters of one fact, and of a traceback. A client, or an entry on a stream, chooses the text of some facts.
+MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
 #: How long the end of the process waits for the last lines.
 DRAIN_S = 1.0
 
@@ -116,6 +118,15 @@ def add_origin(_: object, __: str, event: structlog.typing.EventDict) -> structl
     return event
 
 
+def shorten(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Cut long texts, so that no text from outside fills the log."""
+    for name, value in event.items():
+        most = MOST_TRACEBACK if name == "exception" else MOST_TEXT
+        if isinstance(value, str) and len(value) > most:
+            event[name] = f"{value[:most]}… ({len(value)} characters)"
+    return event
+
+
 def configure(settings: AppSettings) -> None:
     """Set up logging for this process."""
     sink = Sink(_descriptor())
@@ -124,6 +135,7 @@ def configure(settings: AppSettings) -> None:
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         add_origin,
+        shorten,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter
 from redis.exceptions import RedisError
 
 from mesh import Applicant, Busy, LeaseLost, Mesh, MeshError, MeshSettings, SetupError, Unavailable, join
-from mesh.raw import failures
+from mesh.raw import failures, pauses
 from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app, why_not_ready
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP
@@ -39,8 +39,8 @@ log = structlog.get_logger(__name__)
 SETTLE = 0.25
 #: Longest time for the work of a lost membership to end. After it the state of the process cannot be trusted.
 END_OF_WORK_S = 10.0
-#: Pause before joining again. Longer spares a server in trouble; shorter is back sooner.
-JOIN_AGAIN_S = 0.1
+#: Pause before joining again, the first one and the longest one. It grows while no membership lasts for `STEADY_S`.
+JOIN_AGAIN_S, LONGEST_PAUSE_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
 
 
@@ -145,7 +145,9 @@ class Process:
 
     async def _membership(self, sockets: Sockets) -> None:
         """Be a member, and again after each lost lease, until this replica leaves."""
+        delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
         while True:
+            began = time.monotonic()
             try:
                 await self._be_member(sockets)
                 return
@@ -159,8 +161,11 @@ class Process:
                 self._app.context.membership = None
             if self._signalled.is_set():
                 return
-            self._app.reason = LOST
-            await asyncio.sleep(JOIN_AGAIN_S)
+            told = failures.translate(error)
+            self._app.reason = LOST if told is None or isinstance(error, MeshError) else f"{LOST}: {told.detail}"
+            if time.monotonic() - began > STEADY_S:
+                delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
+            await asyncio.sleep(next(delays))
 
     async def _watch_the_end_of_work(self) -> None:
         """End the process when the work of a lost membership goes on: it might act for the lease that is lost."""
@@ -232,9 +237,14 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
 
 
 def _may_join_again(error: BaseException) -> bool:
-    """Tell whether a new membership can mend what ended the last one."""
-    passing = isinstance(error, RedisError) and failures.is_passing(error)
-    return passing or isinstance(error, LeaseLost | Unavailable | Busy)
+    """Tell whether a later membership may succeed after what ended the last one.
+
+    That includes answers of Redis that nobody expects, such as to a command on a key that somebody has overwritten: the
+    process goes on and says why it is not ready.
+    """
+    if isinstance(error, RedisError):
+        return failures.classify(error) is not failures.Meaning.FATAL
+    return isinstance(error, LeaseLost | Unavailable | Busy)
 
 
 def _first(raised: BaseException) -> BaseException:

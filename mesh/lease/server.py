@@ -58,6 +58,8 @@ def refusal(error: BaseException) -> MeshError:
     match failures.classify(error):
         case Meaning.PASSING | Meaning.FULL:
             return Unavailable(f"Redis cannot be {'used' if code else 'reached'}: {text}")
+        case Meaning.OVERWRITTEN:
+            return Unavailable(f"{failures.OVERWRITTEN}: {text}")
         case Meaning.FENCED if code == "NOPERM" or isinstance(error, NoPermissionError):
             return SetupError(f"this Redis user lacks a right: {text}; grant it, or use other credentials")
         case Meaning.FENCED:

@@ -29,6 +29,8 @@ class Meaning(Enum):
     FENCED = "fenced"
     #: The server does not know a script; load it and send the command again.
     SCRIPT = "script"
+    #: Somebody has overwritten a key with a value of another type. Callers get 503 until it is repaired.
+    OVERWRITTEN = "overwritten"
     #: The command was wrong, or the code that sent it expects this error. The command is not repeated.
     OURS = "ours"
     #: The mesh cannot work with this server. A starting replica ends with a sentence.
@@ -61,7 +63,7 @@ CODES: dict[str, Meaning] = {
     "NOGROUP": Meaning.OURS,  # the reader opens its stream again
     "BUSYGROUP": Meaning.OURS,
     "BUSYKEY": Meaning.OURS,
-    "WRONGTYPE": Meaning.OURS,
+    "WRONGTYPE": Meaning.OVERWRITTEN,
     "EXECABORT": Meaning.OURS,  # unless it says why; see `classify`
     "INVALIDOBJ": Meaning.OURS,
     "NOTBUSY": Meaning.OURS,
@@ -107,6 +109,9 @@ REMEDIES = {
     "unknown command": "the server does not have this command, or it was renamed",
     "unknown subcommand": "the server does not have this command, or it was renamed",
 }
+
+#: What people are told about a key of another type. The server does not name the key; the logs name what was done.
+OVERWRITTEN = "a key of the mesh was overwritten with a value of another type; delete it, or restore it from a backup"
 
 #: Errors of redis-py that mean that Redis cannot be reached, or cannot serve, for now; also in an `except` clause.
 PASSING = (
@@ -203,6 +208,8 @@ def translate(error: BaseException) -> MeshError | None:
             return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)
         case Meaning.FULL:
             return redis_is_full()
+        case Meaning.OVERWRITTEN:
+            return Unavailable(f"{OVERWRITTEN}: {text_of(error)}", retry_after=5)
         case Meaning.FENCED:
             return LeaseLost("the Redis user of this lease was deleted")
         case Meaning.FATAL:

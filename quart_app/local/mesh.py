@@ -173,7 +173,7 @@ async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
     """
     log = logs / "environment.log"
     log.unlink(missing_ok=True)
-    program = Program("the check of the environment", [sys.executable, "-m", "quart_app.environment"], log)
+    program = Program("the check of the environment", [sys.executable, "-P", "-m", "quart_app.environment"], log)
     async with supervisor.starting(program) as child:
         while not child.ended():
             await asyncio.sleep(POLL_S)

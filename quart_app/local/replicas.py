@@ -66,7 +66,7 @@ def programs(
     return [
         Program(
             name=f"replica {number}",
-            command=[sys.executable, "-m", "quart_app"],
+            command=[sys.executable, "-P", "-m", "quart_app"],
             log=logs / f"replica-{number}.log",
             env={**env, "PORT": str(pair.public), "PRIVATE_PORT": str(pair.private)},
             fds=fds,

@@ -13,7 +13,7 @@ def commands(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str
     """Return one command line per provider. They take the environment of the replicas, and stop on SIGTERM."""
     ports = {"free": free_port, "paid": paid_port}
     return {
-        kind: [sys.executable, "-m", "quart_app.providers", kind, "--host", "127.0.0.1", "--port", str(port)]
+        kind: [sys.executable, "-P", "-m", "quart_app.providers", kind, "--host", "127.0.0.1", "--port", str(port)]
         for kind, port in ports.items()
     }
 

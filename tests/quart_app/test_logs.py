@@ -113,3 +113,11 @@ def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
     assert sink.dropped == 100
     if descriptor is not None:
         os.close(descriptor)
+
+
+def test_a_long_text_from_outside_is_cut() -> None:
+    """The name of an operation on a stream may have a megabyte, and is logged with each failure."""
+    cut = logs.shorten(None, "", {"event": "handler failed", "op": "x" * 1_000_000, "exception": "y" * 30_000, "n": 1})
+    assert cut["op"] == "x" * logs.MOST_TEXT + "… (1000000 characters)"
+    assert cut["exception"].startswith("y" * logs.MOST_TRACEBACK) and len(cut["exception"]) < logs.MOST_TRACEBACK + 50
+    assert (cut["event"], cut["n"]) == ("handler failed", 1)

@@ -190,7 +190,7 @@ async def test_a_real_server_refuses_a_user_that_is_gone_or_has_no_right(client:
 async def test_a_real_server_has_answers_that_are_ours(client: Redis) -> None:
     """Wrong types, wrong numbers, an unknown script, a missing group, an aborted transaction."""
     await client.set("k", "v")
-    assert await refused(client, "LPUSH", "k", "v") is Meaning.OURS
+    assert await refused(client, "LPUSH", "k", "v") is Meaning.OVERWRITTEN
     assert await refused(client, "INCR", "k") is Meaning.OURS
     assert await refused(client, "EVALSHA", "0" * 40, "0") is Meaning.SCRIPT
     assert await refused(client, "XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">") is Meaning.OURS

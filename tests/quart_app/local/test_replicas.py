@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,15 @@ def test_the_environment_wins_over_what_a_local_mesh_suggests(monkeypatch: pytes
     told = replicas.environment("redis://127.0.0.1:1/0", Path("data"))
     assert (told["LOG_FORMAT"], told["HOST"], told["REDIS_URL"]) == ("json", "127.0.0.1", "redis://127.0.0.1:1/0")
     assert replicas.environment(None, Path("data"))["REDIS_URL"] == "redis://elsewhere/0"
+
+
+def test_no_module_of_the_present_folder_is_run(tmp_path: Path) -> None:
+    """Somebody may start a mesh in any folder; one of its folders may be called `mesh`."""
+    for name in ("mesh", "quart_app"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a module of this folder')")
+    (program,) = replicas.programs([Ports(1, 2)], {}, tmp_path, 1)
+    env = {**os.environ, **program.env, "PORT": "no port"}
+    done = subprocess.run(program.command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert "a module of this folder" not in done.stderr
+    assert done.returncode == EXIT_SETUP, done.stderr
