@@ -5,15 +5,24 @@ The older release comes out of the history of the repository; without it these t
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
+import itertools
+import random
 import signal
 import subprocess
 import tarfile
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from msgspec import Struct
 
+from mesh import Mesh, MeshSettings, OlderRelease, Operations, Transaction, join
 from mesh.lease.server import FORMAT
 from quart_app.exits import EXIT_SETUP
 from tests.support.replicas import Process, Replicas
@@ -87,6 +96,113 @@ async def test_two_releases_serve_one_mesh_and_take_over_from_each_other(
     third = replicas.spawn(code=second_code)
     await replicas.ready(third)
     await all_show(replicas, [second, third], values)
+
+
+notes = Operations("notes")
+written = notes.hash("written", str, int, shared=True)
+
+
+class Note(Struct):
+    text: str
+
+
+@notes.command
+async def write(tx: Transaction, body: Note) -> None:
+    tx.add(written[body.text])
+
+
+@notes.command
+async def write_later(tx: Transaction, body: Note) -> None:
+    tx.send(write, body, after=timedelta(seconds=1))
+
+
+#: What an older release does not know, by the name of the option.
+OPTIONS: dict[str, Callable[[Mesh, Note], Awaitable[Any]]] = {
+    "after= and at=": lambda mesh, note: mesh.send(write, note, after=timedelta(seconds=1)),
+    "after= and at= of a handler": lambda mesh, note: mesh.call(write_later, note),
+    "key=": lambda mesh, note: mesh.call(write, note, key=note.text),
+}
+
+
+@pytest.mark.parametrize("comes_first", ["older", "newer"])
+async def test_options_are_refused_while_an_older_release_is_live(
+    replicas: Replicas, older: Path, comes_first: str
+) -> None:
+    """With a sentence, and with nothing written; requests without options pass. When it has left, all of them work."""
+    process = replicas.spawn({"MESH_CLASS": "A"}, code=older) if comes_first == "older" else None
+    if process is not None:
+        await replicas.ready(process)
+    settings = MeshSettings(redis=replicas.server.settings, lease_ttl_ms=3000, class_="B")
+    async with join(notes, settings=settings) as mesh:
+        if process is None:
+            await mesh.send(write, Note("before"), after=timedelta(milliseconds=1))
+            process = replicas.spawn({"MESH_CLASS": "A"}, code=older)
+            await replicas.ready(process)
+            await asyncio.sleep(1.5)
+        await mesh.call(write, Note("plain"))
+        for name, use in OPTIONS.items():
+            with pytest.raises(
+                OlderRelease, match=f"^{name.removesuffix(' of a handler')} cannot be used while replica-"
+            ):
+                await use(mesh, Note(name))
+        assert (await mesh.books())["waiting"] == 0
+        process.send(signal.SIGTERM)
+        assert await process.ended(15) == 0
+        for name, use in OPTIONS.items():
+            await use(mesh, Note(name))
+        expected = dict.fromkeys(("plain", *OPTIONS, *(["before"] if comes_first == "newer" else [])), "1")
+
+        async def all_written() -> bool:
+            return await mesh.shared.hgetall("shared:notes:written") == expected
+
+        await eventually(all_written, 15)
+
+
+async def _store_until(
+    replicas: Replicas, live: list[Process], over: asyncio.Event, factors: Iterator[int]
+) -> list[int]:
+    """Store values, each until a replica says that it has it; return them."""
+    stored = []
+    while not over.is_set():
+        value, done = PRIME * next(factors), False
+        while not done:
+            process = random.choice(live)
+            with contextlib.suppress(httpx.TransportError):
+                items = [{"value": value, "ttl": 600, "cls": random.choice("AB")}]
+                answer = await replicas.client.post(f"{process.public}/values", json=items)
+                assert answer.status_code in {200, 503}, answer.text
+                done = answer.status_code == 200
+            await asyncio.sleep(0.02)
+        stored.append(value)
+    return stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["upgrade", "roll-back"])
+async def test_a_rolling_update_under_load_loses_nothing(replicas: Replicas, older: Path, direction: str) -> None:
+    """Each replica is replaced by one of the other release; what was acknowledged is shown in the end."""
+    first_code, second_code = (older, None) if direction == "upgrade" else (None, older)
+    env = {"MESH_CLASSES": "AB"}
+    live = [replicas.spawn({**env, "MESH_CLASS": cls}, code=first_code) for cls in "ABAB"]
+    for process in live:
+        await replicas.ready(process)
+    over, factors = asyncio.Event(), itertools.count(2)
+    async with asyncio.TaskGroup() as tasks:
+        loads = [tasks.create_task(_store_until(replicas, live, over, factors)) for _ in range(4)]
+        for leaving in list(live):
+            live.remove(leaving)
+            leaving.send(signal.SIGTERM)
+            assert await leaving.ended(20) == 0
+            # It takes the database over, and with it the class.
+            joining = replicas.spawn(env, code=second_code)
+            await replicas.ready(joining)
+            live.append(joining)
+        over.set()
+    stored = [value for load in loads for value in load.result()]
+    assert len(stored) > 100
+    for process in live:
+        lost = set(stored) - set(await shown(replicas, process))
+        assert not lost, f"{len(lost)} of {len(stored)} values are not shown"
 
 
 async def test_a_release_that_is_too_old_for_the_data_refuses_with_a_sentence(replicas: Replicas, older: Path) -> None:
