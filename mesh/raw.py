@@ -13,6 +13,7 @@ from mesh.client import Client, connect
 from mesh.replica import Replica, join
 from mesh.requests import tracing
 from mesh.requests.answers import Answer, Ask
+from mesh.requests.durations import BOUNDS_S, Durations
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Body, Request
 from mesh.requests.store import Store
@@ -24,11 +25,13 @@ from mesh.wire.failures import is_fenced
 from mesh.wire.script import Script
 
 __all__ = [
+    "BOUNDS_S",
     "NEVER",
     "Answer",
     "Ask",
     "Body",
     "Client",
+    "Durations",
     "Effects",
     "Replica",
     "Request",

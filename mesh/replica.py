@@ -34,6 +34,7 @@ from mesh.requests import scripts, streams, tracing
 from mesh.requests.answers import Answer, Ask, Replies, needs
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer, load_of
+from mesh.requests.durations import Durations
 from mesh.requests.effects import CONFLICT, Effects
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.refusals import not_applied
@@ -87,6 +88,7 @@ class Replica:
         everybody = functools.partial(self._directory.understands, LATER)
         self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, everybody)
         self._lease.on_due = self._waking.learn
+        self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
         #: the server's memory: whether something new may be stored
@@ -210,9 +212,8 @@ class Replica:
         found: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
             found[f"{name}_in_progress"] = consumer.in_progress
-            counters = consumer.counters
-            for counter in counters.__slots__:
-                found[f"{name}_{counter}"] = getattr(counters, counter)
+            for counter in consumer.counters.__slots__:
+                found[f"{name}_{counter}"] = getattr(consumer.counters, counter)
         return found
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
@@ -263,10 +264,9 @@ class Replica:
         reader = RequestReader(
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
-        lease = self._lease
         host = Host(
-            self.id, self.database, self.cls, self._link, self.settings, lease.now_ms, lambda: lease.paused,
-            self._waking.learn, self._directory,
+            self.id, self.database, self.cls, self._link, self.settings, self.now_ms, lambda: self._lease.paused,
+            self._waking.learn, self._directory, self.durations,
         )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
 

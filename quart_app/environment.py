@@ -24,7 +24,7 @@ from quart_app.registry import SERVICES
 #: Names that are read, but not by a class of settings: by commands, by Caddy, by compose.yaml.
 OTHERS = frozenset(
     "ENV_FILE SECRETS_DIR SECRETS MESH_DATA TAG HTTP_PORT HTTPS_PORT OPERATORS_PORT SITE "  # noqa: SIM905
-    "REDIS_MAXMEMORY REDIS_APPENDFSYNC REDIS_MEMORY CADDY_LOG_LEVEL ACCESS_LOG PROXIES_IN_FRONT "
+    "REDIS_MAXMEMORY REDIS_APPENDFSYNC REDIS_MEMORY CADDY_LOG_LEVEL CADDY_TRACING ACCESS_LOG PROXIES_IN_FRONT "
     "PROMETHEUS_PORT GRAFANA_PORT BROWSER_PORT PROVIDER_HOST PROVIDER_LATENCY_MS".split()
 )
 #: Variables that Docker links and Kubernetes make of a service called redis or mesh.

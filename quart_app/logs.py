@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
@@ -34,10 +35,16 @@ DRAIN_S = 1.0
 
 
 class Sink:
-    """A text stream that never blocks and never raises. `descriptor` is None if there is nowhere to write."""
+    """A text stream that never blocks and never raises. `descriptor` is None if there is nowhere to write.
 
-    def __init__(self, descriptor: int | None, most_bytes: int = MOST_BYTES) -> None:
+    `tell` makes the line that says how many lines were dropped; it is JSON by default.
+    """
+
+    def __init__(
+        self, descriptor: int | None, most_bytes: int = MOST_BYTES, tell: Callable[[int], bytes] | None = None
+    ) -> None:
         self.dropped = 0
+        self._tell = tell or _dropped
         self._descriptor = descriptor
         self._most_bytes = most_bytes
         self._waiting: deque[bytes] = deque()
@@ -71,7 +78,7 @@ class Sink:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
                 dropped = self.dropped
-            if not self._put(line) or (dropped and not self._put(_dropped(dropped))):
+            if not self._put(line) or (dropped and not self._put(self._tell(dropped))):
                 dropped = -1
             with self._changed:
                 self._bytes -= len(line)

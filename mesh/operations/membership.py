@@ -22,6 +22,7 @@ from mesh.operations.sending import checked_address, dispatch, key_of, once_of, 
 from mesh.operations.table import Operations
 from mesh.replica import Replica
 from mesh.requests.answers import Ask
+from mesh.requests.durations import Durations
 from mesh.requests.once import KEEP
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
@@ -164,6 +165,10 @@ class Mesh(Caller):
     def conflicts(self, most: int = 10) -> dict[str, int]:
         """Return the conflicts that requests met, by key, of the keys with the most."""
         return self.replica.conflicts(most)
+
+    def durations(self) -> Durations:
+        """Return how long the requests took that this membership handled, by operation."""
+        return self.replica.durations
 
     def announce(
         self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict

@@ -95,6 +95,7 @@ class CallInProgress:
         "complete",
         "decode",
         "left_out",
+        "span",
         "submitted",
         "trail",
     )
@@ -107,6 +108,8 @@ class CallInProgress:
         self.decode = decode
         self.asked_at = time.monotonic()
         self.trail = tracing.TRAIL.get()
+        #: the span of the call, where there are spans
+        self.span = tracing.current()
         self.submitted = False
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
@@ -139,6 +142,8 @@ class CallInProgress:
             for answer, id in zip(self.answers.values(), result, strict=True):
                 answer.id = id
         self.submitted = True
+        if self.span is not None:
+            self.span.add_event("submitted")
         self._rest = iter(list(self.answers.values()))
         if self.abandoned:
             self._end(self, "cancelled")

@@ -86,7 +86,8 @@ class Calls:
         asking = self._ask_each(asks, deadline_ms, decode)
         if not asks or not tracing.is_on():
             return asking
-        return tracing.traced(asking, "PRODUCER", *tracing.sending(asks[0].to.stream, asks[0].op, len(asks)))
+        destinations = " ".join(sorted({ask.to.stream for ask in asks}))
+        return tracing.traced(asking, "PRODUCER", *tracing.sending(destinations, asks[0].op, len(asks)))
 
     async def _ask_each(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         answers: dict[str, Answer] = {}
@@ -261,6 +262,8 @@ class Calls:
             answer.take(reply)
             if call.trail is not None:
                 call.trail.append((answer.to, reply.fields))
+            if call.span is not None:
+                call.span.add_event("reply", tracing.replying(reply.status, reply.fields))
             call.look()
 
     async def _watch(self) -> None:

@@ -97,6 +97,8 @@ class Runner:
                 await self._handle(request, transaction)
             took_us = int((perf_counter() - begun) * 1e6)
             self.took_us.append(took_us)
+            if self._worker.handler(request.op) is not None:
+                host.durations.add(request.op, (host.now_ms() - request.at_ms) / 1000, took_us / 1e6)
             words = transaction.wire(took_us)
         except asyncio.CancelledError as error:
             if _is_cancelled():

@@ -10,7 +10,7 @@ With the API of OpenTelemetry and an SDK that provides tracers (`opentelemetry-i
 step is also a span. `activate` looks for them once; without them nothing here creates a span.
 
     SERVER    POST /values               quart_app.http.application
-    PRODUCER  send mesh:requests:A       from the submission to the last reply
+    PRODUCER  send mesh:requests:A       from the submission to the last reply; events: submitted, and each reply
     CONSUMER  process mesh:requests:A    each delivery, from the handler to the commit
     INTERNAL  commit
 """
@@ -84,6 +84,11 @@ def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dic
     return f"process {stream}", {**_messaging(stream, op), **about}
 
 
+def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the attributes of the event that a reply is: what it says, who worked for it, in which database."""
+    return {"mesh.status": status, "mesh.replica": fields.get("from", ""), "mesh.database": fields.get("db", "")}
+
+
 def _messaging(stream: str, op: str) -> dict[str, Any]:
     return {"messaging.system": "redis", "messaging.destination.name": stream, "messaging.operation.name": op}
 
@@ -104,6 +109,11 @@ def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
             yield started
     finally:
         TRACEPARENT.reset(token)
+
+
+def current() -> Any:
+    """Return the span that this code runs in, or None where no spans are created."""
+    return _trace.get_current_span() if is_on() else None
 
 
 def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mesh.discovery import Directory
+from mesh.requests.durations import Durations
 from mesh.requests.protocol import NEVER, Request
 from mesh.settings import MeshSettings
 from mesh.wire.link import Link
@@ -103,6 +104,7 @@ class Host:
     learn: Callable[[int], None]
     #: what the other replicas serve and understand
     directory: Directory
+    durations: Durations
 
     def is_late(self, request: Request) -> bool:
         """Return whether the deadline of a request has passed."""

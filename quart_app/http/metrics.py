@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -18,12 +19,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from quart import Blueprint, Response
 from redis.exceptions import RedisError
 
 from mesh import Mesh, MeshError, Missing, keys
+from mesh.raw import BOUNDS_S, Durations
 from quart_app.service import Context
 
 # Each counter would have a second series with the time of its birth.
@@ -90,6 +93,7 @@ class MeshCollector(Collector):
         yield GaugeMetricFamily("mesh_redis_full", "1 while stores are refused", value=float(replica.memory.is_full))
         yield GaugeMetricFamily("mesh_redis_memory_used_bytes", "memory that Redis uses", value=replica.memory.used)
         yield GaugeMetricFamily("mesh_redis_memory_limit_bytes", "maxmemory; 0: none", value=replica.memory.limit)
+        yield _durations(replica.durations())
         conflicts = CounterMetricFamily("mesh_key_conflicts", "conflicts at the most contended keys", labels=["key"])
         for key, count in replica.conflicts().items():
             conflicts.add_metric([key], count)
@@ -111,6 +115,18 @@ def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
         for stream in ("class", "database"):
             family.add_metric([stream], statistics[f"{stream}_{name}"])
         yield family
+
+
+def _durations(durations: Durations) -> Metric:
+    """Return the histograms of all operations; `part` is total (since the acceptance) or work (the handler)."""
+    what = "time since a request was accepted (total) and of its handler (work), by operation"
+    family = HistogramMetricFamily("mesh_operation_duration_seconds", what, labels=["op", "part"])
+    for op, histograms in list(durations.by_op.items()):
+        for part, histogram in zip(("total", "work"), histograms, strict=True):
+            counts = [*itertools.accumulate(histogram.counts)]
+            bounds = [*map(floatToGoString, BOUNDS_S), "+Inf"]
+            family.add_metric([op, part], [*zip(bounds, counts, strict=True)], histogram.sum_s)
+    return family
 
 
 class Queue(NamedTuple):

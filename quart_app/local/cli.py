@@ -27,7 +27,7 @@ from quart_app.local.operate import COMMANDS, data_option, redis_url_option, unr
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
 from quart_app.local.redis_server import DEFAULT_PORT, address_of
-from quart_app.local.teller import Teller, missing_row, missing_sentence, row
+from quart_app.local.teller import Teller, missing_row, missing_sentence, row, table
 
 READY_WAIT_S = 60.0
 #: Signals within this time are one: `timeout` and some terminals send theirs twice.
@@ -99,9 +99,12 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
 
     work = asyncio.create_task(run())
     _stop_on_signals(work, supervisor)
-    with contextlib.suppress(asyncio.CancelledError):
-        await work
-    teller.say("stopped")
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        teller.say("stopped")
+    finally:
+        teller.close()
 
 
 def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
@@ -180,7 +183,7 @@ def status(redis_url: str | None, data: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     if members:
-        Teller().roster(members)
+        Console().print(table(members, Console().width))
     else:
         click.echo("no replica is live")
     for each in missing:

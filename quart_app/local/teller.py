@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from mesh import Member, Missing
+from quart_app.logs import Sink
 
 COLUMNS = ("database", "class", "state", "replica", "pid", "public", "private", "since", "epoch")
 #: Columns of a narrow terminal. The state is always among them.
@@ -21,11 +24,36 @@ WIDE = 118
 WHOLE = ("database", "class", "state")
 
 
-class Teller:
-    """Prints lines. A terminal that was closed is no reason to stop a mesh half-way."""
+class _Unblocking:
+    """Standard output for somebody who must never wait for its reader."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, stream: IO[str] | None) -> None:
+        descriptor: int | None = None
+        with contextlib.suppress(OSError, ValueError):  # closed, or none of the system's
+            descriptor = stream.fileno() if stream is not None else None
+        self.sink = Sink(descriptor, tell=_dropped)
+        self.encoding = getattr(stream, "encoding", "utf-8")
+        self._is_terminal = descriptor is not None and os.isatty(descriptor)
+        self.write, self.flush = self.sink.write, self.sink.flush
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def _dropped(count: int) -> bytes:
+    return b"(%d lines left out: nobody read them)\n" % count
+
+
+class Teller:
+    """Prints lines. A terminal that was closed, or a pipe that nobody reads, is no reason to stop or to wait."""
+
+    def __init__(self) -> None:
+        self._stream = _Unblocking(sys.stdout)
+        self._console = Console(file=cast("IO[str]", self._stream))
+
+    def close(self) -> None:
+        """Wait until all lines are written, for a second at most."""
+        self._stream.sink.drain()
 
     def say(self, text: str) -> None:
         """Print one event with the time of day."""
@@ -33,11 +61,10 @@ class Teller:
 
     def show(self, shown: Any) -> None:
         """Print a text or a table as it is."""
-        with contextlib.suppress(OSError):
-            if isinstance(shown, Table):
-                self._console.print(shown)
-            else:
-                self._console.print(shown, highlight=False, soft_wrap=True, markup=False)
+        if isinstance(shown, Table):
+            self._console.print(shown)
+        else:
+            self._console.print(shown, highlight=False, soft_wrap=True, markup=False)
 
     def roster(self, members: Iterable[Member]) -> None:
         """Print who holds what."""

@@ -228,6 +228,37 @@ async def test_a_closed_terminal_drains_the_mesh(tmp_path: Path, started: list[U
     assert "draining" in log and "lease released" in log
 
 
+@pytest.mark.slow
+async def test_an_output_that_nobody_reads_does_not_stop_the_supervision(tmp_path: Path, started: list[Up]) -> None:
+    """Row 44: a full pipe as standard output and error. What is killed is started again, and Ctrl-C ends everything."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"x" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    up = Up(tmp_path / "data", terminal=writing)
+    os.close(writing)
+    started.append(up)
+    await eventually(lambda: _two_are_live(up), START_S)
+    victim = next(row["pid"] for row in up.status())
+    os.kill(victim, signal.SIGKILL)
+
+    async def replaced() -> bool:
+        return victim not in {row["pid"] for row in up.status()} and await _two_are_live(up)
+
+    await eventually(replaced, 30)
+    assert await up.interrupt() == 0
+    os.close(reading)
+
+
+async def _two_are_live(up: Up) -> bool:
+    try:
+        return [row["state"] for row in up.status()] == ["ready", "ready"]
+    except subprocess.CalledProcessError:  # there is no mesh yet
+        return False
+
+
 def _copy(terminal: int, log: Path) -> None:
     """Write what a terminal shows into a file, until it is closed."""
     with log.open("ab", buffering=0) as file, contextlib.suppress(OSError):

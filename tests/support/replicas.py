@@ -70,10 +70,11 @@ class Replicas:
         env: dict[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
         code: Path | None = None,
+        module: str = "quart_app",
     ) -> Process:
         """Start one more replica, and do not wait for it.
 
-        `prepare` runs in the new process first. `code` is the folder of another release.
+        `prepare` runs in the new process first. `code` is the folder of another release. `module` is what runs.
         """
         public, private = free_ports(2)
         log = self.folder / f"replica-{len(self.processes)}.log"
@@ -82,7 +83,7 @@ class Replicas:
             "PORT": str(public), "PRIVATE_PORT": str(private), "LOG_FORMAT": "console", **(env or {}),
         }  # fmt: skip
         with log.open("wb") as out:
-            command = [sys.executable, "-m", "quart_app"]
+            command = [sys.executable, "-m", module]
             popen = subprocess.Popen(command, stdout=out, stderr=out, env=own, preexec_fn=prepare, cwd=code)  # noqa: PLW1509
         process = Process(popen, f"http://127.0.0.1:{public}", f"http://127.0.0.1:{private}", log)
         self.processes.append(process)

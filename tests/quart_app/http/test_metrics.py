@@ -81,6 +81,22 @@ async def test_the_work_of_a_replica_is_counted_by_stream(server: Server) -> Non
         assert ("mesh_replicas_wanted", frozenset()) not in found
 
 
+async def test_operations_have_histograms_of_their_times(server: Server) -> None:
+    """Since the acceptance, and of the handler alone; the buckets are cumulative."""
+    async with node(MeshSettings(redis=server.settings)) as one:
+        for number in (10, 11):
+            await one.public.post("/values", json=[{"value": number, "ttl": 60, "cls": one.replica.cls}])
+        found = await samples(one)
+        for part in ("total", "work"):
+            assert value(found, "mesh_operation_duration_seconds_count", op="values.put", part=part) == 2
+            assert value(found, "mesh_operation_duration_seconds_bucket", op="values.put", part=part, le="60.0") == 2
+        total, work = (
+            value(found, "mesh_operation_duration_seconds_sum", op="values.put", part=part)
+            for part in ("total", "work")
+        )
+        assert total >= work > 0
+
+
 async def test_metrics_follow_the_conventions() -> None:
     """Failures begin at 0, so that an alert sees the first one; there are process metrics and the release."""
     app = applications()
