@@ -10,6 +10,7 @@ from typing import Any
 import hiredis
 from pydantic import SecretStr
 from redis import exceptions as redis_errors
+from redis._parsers.encoders import Encoder
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -44,6 +45,13 @@ def _packed(command: Iterable[Any]) -> bytes:
     name, *words = command
     packed: bytes = hiredis.pack_command((*name.split(), *words))
     return packed
+
+
+class _TolerantEncoder(Encoder):
+    """Reads any bytes, as `RedisConnection` does: somebody may have written them by hand. It writes UTF-8 only."""
+
+    def encode(self, value: Any) -> Any:
+        return value.encode() if isinstance(value, str) else super().encode(value)  # type: ignore[no-untyped-call]
 
 
 class _Pool(BlockingConnectionPool):
@@ -152,6 +160,8 @@ class Connections:
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),  # the caller knows what may be repeated
             "decode_responses": True,
+            "encoding_errors": "replace",
+            "encoder_class": _TolerantEncoder,
             "protocol": 2,
             "client_name": name,
         }

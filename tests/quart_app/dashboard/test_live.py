@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import redis
 
 from mesh import MeshSettings, keys
 from quart_app.dashboard import live
@@ -80,6 +81,23 @@ async def test_what_strangers_wrote_is_shown_as_text(settings: MeshSettings) -> 
             assert hostile not in html and "&lt;script&gt;" in html, path
         response = await one.private.get("/mesh/streams", query_string={"stream": hostile})
         assert hostile not in (await response.get_data()).decode()
+
+
+@pytest.mark.parametrize("path", ["/mesh", *(f"/mesh/{name}" for name in VIEWS if name != "overview")])
+async def test_bytes_that_are_no_text_hide_no_view(settings: MeshSettings, server: Server, path: str) -> None:
+    """Anybody with access to Redis may write them; the page shows that something is there."""
+    bad = b"\xff\xed\xa0\x80"
+    async with node(settings) as one:
+        with redis.Redis(port=server.port) as raw:
+            raw.xadd(keys.class_requests("D"), {"op": bad, "request": bad, "from": bad, "body": bad, bad: bad})
+            raw.xadd(keys.DEAD, {"reason": bad, "stream": "s", "deliveries": "3", "body": bad, "op": bad})
+            raw.xadd(keys.AUDIT, {"event": bad})
+            raw.hset(keys.PAUSED, bad, b"1 " + bad)
+            raw.hset(keys.later("x"), mapping={"op": bad, "to": bad})
+            raw.zadd(keys.LATER, {"x": one.replica.now_ms() + 60_000})
+        for query in ("", "?stream=D", "?request=x"):
+            response = await one.private.get(path + query)
+            assert response.status_code == 200, await response.get_data()
 
 
 async def test_bodies_can_be_hidden(settings: MeshSettings) -> None:
