@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from mesh import Class, MeshClient, MeshError, Operation, Replies
 from quart_app.values.notation import rank
+from quart_app.values.store import digits
 
 T = TypeVar("T")
 
@@ -52,13 +53,17 @@ class Find(Struct):
     prime: str
     after: str
     limit: int
+    form: str = field(default="text", name="as")
 
 
 class Found(Struct):
-    """What one database has: values and records in turn, all of them up to the value `until`, or all if that is ""."""
+    """What one database has: all values up to `until`, or all if that is "".
+
+    The text is "c120=2^3 3 5;c144=2^4 3^2". Each value has its length before it as a letter, so lines sort as numbers.
+    """
 
     until: str
-    found: list[str]
+    found: str
 
 
 #: The operations of /values, as contracts without code. `put` answers with the factors of each value.
@@ -128,10 +133,12 @@ class Meshes:
             found = [reply for _, replies in answers for reply in replies.values()]
             # Everything is known up to the least value at which a database had to stop.
             after = min((reply.until for reply in found if reply.until), key=rank, default="")
-            records = _newest(found)
-            for value in sorted(records, key=rank):
-                if not after or rank(value) <= rank(after):
-                    factors[value] = records[value].partition(" ")[2].partition(" ")[2]
+            # A value that moves from one database to another may be in both, with its only factorisation.
+            lines = {line for reply in found if reply.found for line in reply.found.split(";")}
+            for line in sorted(lines):
+                name, _, text = line.partition("=")
+                if not after or rank(digits(name)) <= rank(after):
+                    factors[digits(name)] = text
             if not after or len(factors) >= MOST:
                 return Result(factors, {name: sorted(numbers) for name, numbers in left_out.items() if numbers})
 
@@ -155,19 +162,3 @@ async def _together(calls: Sequence[tuple[str, Awaitable[T]]]) -> tuple[list[tup
         else:
             answers.append((name, result))
     return answers, errors
-
-
-def _newest(found: Iterable[Found]) -> dict[str, str]:
-    """Return the record of each value. If two databases have one, the record of the newer request counts."""
-    best: dict[str, str] = {}
-    for reply in found:
-        for value, record in zip(reply.found[::2], reply.found[1::2], strict=True):
-            if value not in best or _written(record) > _written(best[value]):
-                best[value] = record
-    return best
-
-
-def _written(record: str) -> tuple[int, int]:
-    """Return when a record was written: the id of its request, as numbers."""
-    milliseconds, _, number = record.partition(" ")[0].partition("-")
-    return int(milliseconds), int(number)

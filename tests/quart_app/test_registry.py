@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -53,3 +54,19 @@ async def test_the_service_of_the_page_runs(greetings: str, server: Server) -> N
         assert (await (await one.public.post(shown[0])).get_json())["count"] == 2
         assert (await one.public.get("/classes")).status_code == 200
         assert "/greetings/{name}" in (await (await one.public.get("/openapi.json")).get_json())["paths"]
+
+
+async def test_the_tests_of_the_page_pass(greetings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tests, over fakeredis."""
+    (block,) = re.findall(r"## 3\. Test it.*?```python\n(.*?)```", PAGE, re.DOTALL)
+    path = tmp_path / "greetings_test_service.py"
+    path.write_text(block, "utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    tests = [function for name, function in vars(module).items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        await test()
