@@ -4,7 +4,7 @@
    batches; then each server must have exactly its own values, and GETs must show all multiples of their prime. Then one
    Redis is stopped: the answer must be a 503 that names its mesh.
 2. The costs: the processor time of each part for a POST of one value, a value of a batch and a GET by prime, with 1, 2,
-   4 and 8 meshes of one replica each. A straight line through these costs gives those of 32 meshes.
+   4 and 8 meshes of one replica each. From these follows what 2, 8 and 32 meshes would do (see `model`).
 
 More meshes on one machine add no processors. So this measures cost instead of speed, as `mesh_scale` does.
 """
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import median
 
 import httpx
 
@@ -37,7 +38,7 @@ COUNTS = (1, 2, 4, 8)
 WANTED = (2, 8, 32)
 BATCH = 1_000
 #: Requests in flight at once.
-CLIENTS = 8
+CLIENTS = 32
 TTL_S = 36_000
 #: The smallest primes of the long run's GETs; each has some hundred multiples among a million values.
 PRIMES = (7_919, 5_003, 9_973)
@@ -231,24 +232,32 @@ def planted(those: Meshes, count: int) -> list[int]:
 
 
 def model(measured: Mapping[int, Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return a and b for each kind and part, so that the cost with n meshes is a + b·n (least squares).
+    """Return a and b for each kind and part, so that the cost of one part in ms with n meshes is a + b·n.
 
-    Of a mesh's part in a POST, it is a / n + b: the mesh does its share of the requests only.
+    A POST costs its own mesh the same however many there are, so one mesh of n has the n-th part: a stands for the
+    whole, and `predicted` divides it. A GET costs each mesh the same. Only the front has more to do with more meshes.
     """
     counts = sorted(measured)
     fitted = {}
     for name in measured[counts[0]]:
-        kind, _, part = name.partition("|")
-        shared = part != "front" and kind != "GET by prime"
-        fitted[name] = line(counts, [measured[n][name] * (n if shared else 1) for n in counts])
+        if name.endswith("|front"):
+            a, b = line(counts, [measured[n][name] for n in counts])
+            fitted[name] = (a, b) if b > 0 else (median(measured[n][name] for n in counts), 0.0)
+        else:
+            fitted[name] = (median(measured[n][name] * (n if shared(name) else 1) for n in counts), 0.0)
     return fitted
+
+
+def shared(name: str) -> bool:
+    """Return whether the meshes share these requests; each GET goes to all of them."""
+    kind, _, part = name.partition("|")
+    return part != "front" and kind != "GET by prime"
 
 
 def predicted(fitted: Mapping[str, tuple[float, float]], name: str, count: int) -> float:
     """Return the cost in ms for one part of each mesh."""
-    kind, _, part = name.partition("|")
     a, b = fitted[name]
-    return (a + b * count) / (count if part != "front" and kind != "GET by prime" else 1)
+    return (a + b * count) / (count if shared(name) else 1)
 
 
 def outlook(fitted: Mapping[str, tuple[float, float]], count: int) -> list[str]:
@@ -278,7 +287,12 @@ def main() -> None:
         print(f"  costs with {count} meshes", file=sys.stderr)
         measured[count] = costs(count, options.requests)
     names = list(measured[1])
-    print(table(["meshes", *names], [[str(n), *(f"{measured[n][name]:.4f}" for name in names)] for n in COUNTS]))
+    print(
+        table(
+            ["meshes", *(name.replace("|", ", ") for name in names)],
+            [[str(n), *(f"{measured[n][name]:.4f}" for name in names)] for n in COUNTS],
+        )
+    )
     fitted = model(measured)
     print(table(["meshes", *KINDS], [outlook(fitted, count) for count in WANTED]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -43,6 +44,14 @@ async def test_two_keys_are_accepted_during_a_change(shared: Redis, user: User) 
     await sessions(shared, Keys(SECRET, OLDER)).check(old)
     with pytest.raises(NotLoggedIn):
         await sessions(shared, Keys(SECRET)).check(old)
+
+
+async def test_the_key_is_changed_without_a_lost_session(shared: Redis, user: User) -> None:
+    """The steps of docs/operations.md: replicas of neighbouring steps accept each other's tokens."""
+    steps = [Keys(OLDER), Keys(OLDER, SECRET), Keys(SECRET, OLDER), Keys(SECRET)]
+    for one, other in itertools.pairwise(steps):
+        await sessions(shared, other).check(await sessions(shared, one).begin(user))
+        await sessions(shared, one).check(await sessions(shared, other).begin(user))
 
 
 async def test_the_clock_of_redis_counts(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
