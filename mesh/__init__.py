@@ -33,9 +33,10 @@ from mesh.lease.applicant import Applicant
 from mesh.operations.calling import Caller
 from mesh.operations.membership import Mesh, join
 from mesh.operations.operation import Operation
-from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
+from mesh.operations.reads import Query, Reads
+from mesh.operations.state import Field, Hash, Key, Readable, Set, SortedSet, Values
 from mesh.operations.table import Operations
-from mesh.operations.transaction import Query, Reads, Transaction
+from mesh.operations.transaction import Transaction
 from mesh.operations.visit import MeshClient, connect
 from mesh.requests.answers import Replies
 from mesh.requests.protocol import Address, Class, Database
@@ -82,6 +83,7 @@ __all__ = [
     "Paused",
     "Query",
     "ReadAfterWrite",
+    "Readable",
     "Reads",
     "RedisSettings",
     "Refused",

@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
-from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from mesh import keys, roster
@@ -38,7 +37,7 @@ from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Body, Decode, decode_object
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Member
-from mesh.settings import MeshSettings, RedisSettings, explain
+from mesh.settings import MeshSettings, chosen
 from mesh.wire import failures
 from mesh.wire.clients import Connections
 from mesh.wire.connection import RedisConnection
@@ -297,6 +296,10 @@ class Client:
         if self._presence is None and isinstance(self._why_not, SetupError):
             raise self._why_not
 
+    def close(self) -> None:
+        """Raise Unavailable at every later caller."""
+        self._why_not = Unavailable("this client has left the mesh: the block of connect() is over")
+
     async def leave(self) -> None:
         """Wait until the calls in progress are answered, for as long as a deadline at most."""
         with contextlib.suppress(TimeoutError):
@@ -341,7 +344,7 @@ async def connect(
     or the credentials are not those of this mesh.
     """
     tracing.activate()
-    settings = settings or _settings_of(url)
+    settings = chosen(settings, url)
     client = Client(settings, connections or Connections(settings.redis))
     running = asyncio.create_task(client.run(), name="mesh-client")
     try:
@@ -351,10 +354,4 @@ async def connect(
     finally:
         running.cancel()
         await asyncio.wait([running])
-
-
-def _settings_of(url: str | None) -> MeshSettings:
-    try:
-        return MeshSettings() if url is None else MeshSettings(redis=RedisSettings(url=SecretStr(url)))
-    except ValidationError as error:
-        raise SetupError(explain(error)) from error
+        client.close()

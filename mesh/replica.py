@@ -43,7 +43,7 @@ from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.work import Host
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
-from mesh.settings import MeshSettings
+from mesh.settings import MeshSettings, chosen
 from mesh.wire.clients import Connections
 from mesh.wire.connection import RedisConnection
 from mesh.wire.durability import Durability
@@ -365,7 +365,7 @@ async def join(
     knows why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError when
     the mesh cannot work with this server or these credentials, and LeaseLost when it ended by itself: join again.
     """
-    settings = settings or MeshSettings()
+    settings = chosen(settings)
     connections = connections or Connections(settings.redis)
     tracing.activate()
     name = f"replica-{secrets.token_hex(4)}"

@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from mesh.errors import SetupError, UsageError
+
 #: A folder of files named like the settings in lower case (`redis_password`), as containers mount secrets.
 SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
 
@@ -52,6 +54,18 @@ def explain(error: ValidationError) -> str:
         # A field with a name of its own in the environment appears under it.
         wrong.append(f"{name if name.isupper() else prefix + name.upper()}: {one['msg'].removeprefix('Value error, ')}")
     return "; ".join(wrong)
+
+
+def chosen(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:
+    """Return these settings, or those of the environment with this address of Redis. Raises SetupError, UsageError."""
+    if settings is not None and not isinstance(settings, MeshSettings):
+        raise UsageError(f"settings are MeshSettings(...), not {settings!r:.100}")
+    if settings is not None:
+        return settings
+    try:
+        return MeshSettings() if url is None else MeshSettings(redis=RedisSettings(url=SecretStr(url)))
+    except ValidationError as error:
+        raise SetupError(explain(error)) from error
 
 
 def _number(text: str) -> int | None:

@@ -52,6 +52,7 @@ TESTED_BY = {
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
     "mesh/later/due.py": "mesh/later/test_waking.py",
     "mesh/operations/sending.py": "mesh/later/test_waking.py",
+    "mesh/operations/reads.py": "mesh/operations/test_guards.py",
     "mesh/operations/transaction.py": "mesh/operations/test_guards.py",
     "mesh/replica.py": "mesh/test_behaviour.py",
     "mesh/requests/calls.py": "mesh/test_behaviour.py",

@@ -106,7 +106,8 @@ class Caller:
 
     def _ask_for(self, op: Operation[Any, Any], body: Any, to: Address | None) -> Ask:
         name, text = sendable(op, body)
-        to = to or self._default
+        if to is None:
+            to = self._default
         if to is None:
             raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
         return Ask(to, name, text)

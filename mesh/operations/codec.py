@@ -7,6 +7,7 @@ models.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from types import UnionType
@@ -87,6 +88,12 @@ def _classes_of(kind: Any) -> tuple[type, ...] | None:
     return (float, int) if origin is float else (origin,)
 
 
+def described(value: object) -> str:
+    """Return the class of a value and the value, with a hint where somebody forgot to wait for it."""
+    text = f"{type(value).__name__}: {value!r:.100}"
+    return f"{text}; write `await` before it" if inspect.isawaitable(value) else text
+
+
 def name_of(kind: Any) -> str:
     """Return a type as its user writes it."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
@@ -162,7 +169,7 @@ def _integer(text: str) -> int:
 def _plain_encoder(kind: type) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
         if type(value) is not kind:
-            raise UsageError(f"expected {kind.__name__}, got {type(value).__name__}: {value!r:.100}")
+            raise UsageError(f"expected {kind.__name__}, got {described(value)}")
         return str(value)
 
     return encode
@@ -181,7 +188,7 @@ def _json_decoder(json: Codec[Any]) -> Callable[[str], Any]:
 def _json_encoder(json: Codec[Any]) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
         if not json.accepts(value):
-            raise UsageError(f"expected {name_of(json.kind)}, got {type(value).__name__}: {value!r:.100}")
+            raise UsageError(f"expected {name_of(json.kind)}, got {described(value)}")
         try:
             return json.encode(value).decode()
         except (TypeError, ValueError, RecursionError) as error:

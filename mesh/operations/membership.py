@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
@@ -16,6 +17,7 @@ from mesh.errors import UsageError
 from mesh.later.due import Due, Ticket
 from mesh.lease.applicant import Applicant
 from mesh.memory import Memory
+from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
 from mesh.operations.sending import checked_address, dispatch, key_of, once_of, sendable
@@ -27,7 +29,7 @@ from mesh.requests.once import KEEP
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
-from mesh.settings import MeshSettings
+from mesh.settings import MeshSettings, chosen
 from mesh.wire.clients import Connections
 
 B = TypeVar("B")
@@ -90,7 +92,7 @@ class Mesh(Caller):
         It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
         sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused.
         """
-        due, address = Due.of(after, at), to or Class(self.cls)
+        due, address = Due.of(after, at), Class(self.cls) if to is None else to
         once = once_of(key, keep, due)
         if once is None:
             effects = self.replica.transaction()
@@ -193,7 +195,7 @@ def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
     whole = Worker()
     for table in tables:
         if not isinstance(table, Operations | Worker):
-            raise UsageError(f'join() takes what Operations("...") returned, not {table!r:.100}')
+            raise UsageError(f'join() and MeshKit() take what Operations("...") returned, not {table!r:.100}')
         try:
             whole.include(table if isinstance(table, Worker) else table.worker)
         except ValueError as error:
@@ -201,8 +203,7 @@ def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
     return whole
 
 
-@contextlib.asynccontextmanager
-async def join(
+def join(
     *operations: Operations | Worker,
     settings: MeshSettings | None = None,
     connections: Connections | None = None,
@@ -211,7 +212,7 @@ async def join(
     version: str = "",
     applicant: Callable[[Applicant], None] | None = None,
     ready: bool = True,
-) -> AsyncIterator[Mesh]:
+) -> Block[Mesh]:
     """Become a member: wait for a lease, process requests, leave in order.
 
     Without `settings` they come from the environment. `public` and `private` (host:port) are shown in the roster.
@@ -219,14 +220,20 @@ async def join(
     `starting` until `announce` is called. Raises SetupError when the mesh cannot work with this server or these
     credentials, and LeaseLost when the membership ended by itself: join again then.
     """
-    async with members.join(
+    joining = members.join(
         worker_of(operations),
-        settings,
+        chosen(settings),
         connections=connections,
         public=public,
         private=private,
         version=version,
         applicant=applicant,
         ready=ready,
-    ) as replica:
+    )
+    return Block("async with join(operations) as mesh:", _member(joining))
+
+
+@contextlib.asynccontextmanager
+async def _member(joining: AbstractAsyncContextManager[Replica]) -> AsyncIterator[Mesh]:
+    async with joining as replica:
         yield Mesh(replica)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
-from mesh.operations.codec import ERRORS, Codec, is_object, name_of
+from mesh.operations.codec import ERRORS, Codec, described, is_object, name_of
 from mesh.requests.protocol import MOST_BODY
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class Operation(Generic[B, R]):
         body = "None" if self.body is None else name_of(self.body)
         return f"<Operation {self.name}: {body} -> {name_of(self.reply)}>"
 
+    if not TYPE_CHECKING:
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            raise UsageError(
+                f"{self.name} is called over a mesh: await mesh.call({self.name.rpartition('.')[2]}, ...); "
+                "a test can run its handler alone: await op.run(...)"
+            )
+
     def encode_body(self, body: B | None) -> bytes:
         """Return the JSON of a request's body. Raises InvalidBody."""
         codec = self._bodies
@@ -65,7 +73,7 @@ class Operation(Generic[B, R]):
             return NOTHING
         if body.__class__ is not codec.usual and not codec.accepts(body):
             wanted = name_of(self.body)
-            given = "none" if body is None else f"{type(body).__name__}: {body!r:.100}"
+            given = "none" if body is None else described(body)
             raise InvalidBody(f"the body of {self.name} is a {wanted}, not {given}; write {wanted}(...)")
         try:
             return codec.encode(body)
@@ -88,7 +96,7 @@ class Operation(Generic[B, R]):
         if reply.__class__ is not codec.usual and not codec.accepts(reply):
             raise InvalidReply(
                 f"{self.name} answers {name_of(self.reply)}, and its handler returned "
-                f"{type(reply).__name__}: {reply!r:.100}; correct the annotation or the return"
+                f"{described(reply)}; correct the annotation or the return"
             )
         try:
             text = codec.encode(reply)

@@ -5,16 +5,24 @@ A name has a key and a type, and no value. Transactions and queries read the val
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mesh.errors import UsageError
 from mesh.operations.codec import NotOfType, StoredCodec
 
 T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
 K = TypeVar("K", str, int)
 
 #: Values that no reader can change, and so may be given to several.
 _IMMUTABLE = (str, int, float, bool, bytes, type(None))
+
+
+class Readable(Protocol[R_co]):
+    """What `get` reads: a `Key[T]` gives T, and a `Field[T]`, such as one of a hash, gives T or None."""
+
+    def read(self, text: str | None, /) -> R_co:
+        """Return the value of a text; None is for absence."""
 
 
 class Slot(Generic[T]):
@@ -29,6 +37,9 @@ class Slot(Generic[T]):
     def __str__(self) -> str:
         _, name, field = self.at
         return name if field is None else f"{name} {field}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
     def decode(self, text: str) -> T:
         """Read what is stored there. Raises ValueError."""
@@ -63,7 +74,8 @@ class Key(Slot[T]):
     def __init__(self, name: str, codec: StoredCodec[T], shared: bool, default: T) -> None:
         super().__init__(name, codec, shared)
         self.default = default
-        self._default = None if isinstance(default, _IMMUTABLE) else self.encode(default)
+        text = self.encode(default)
+        self._default = None if isinstance(default, _IMMUTABLE) else text
 
     def read(self, text: str | None) -> T:
         """Return the value of a text, the default where there is none."""
@@ -85,6 +97,9 @@ class _Collection:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
 
 class Hash(_Collection, Generic[K, T]):

@@ -13,8 +13,9 @@ from mesh.later.schedule import Missed, Schedule, Tick, missed_of
 from mesh.operations.codec import StoredCodec, name_of
 from mesh.operations.definition import define
 from mesh.operations.operation import Operation
+from mesh.operations.reads import Query
 from mesh.operations.state import Field, Hash, Key, Set, SortedSet, Values
-from mesh.operations.transaction import Query, Transaction
+from mesh.operations.transaction import Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import Request
 from mesh.requests.store import Store
@@ -75,7 +76,8 @@ class Operations:
     def value(self, name: str, kind: type[T], default: T, *, shared: bool = ...) -> Key[T]: ...
     def value(self, name: str, kind: Any, default: Any = _NONE, *, shared: bool = False) -> Any:
         """Define a value, with a default for its absence. A shared one belongs to all replicas."""
-        key = self._key(name, f"value of {name_of(kind)}", shared)
+        what = f"value of {name_of(kind)}" + ("" if default is _NONE else f" with the default {default!r:.100}")
+        key = self._key(name, what, shared)
         if default is _NONE:
             return Field(key, StoredCodec(kind), shared)
         return Key(key, StoredCodec(kind), shared, default)
@@ -155,6 +157,8 @@ class Operations:
         while no replica was live: "once" (one run for all), "skip", or "all". Without `overlap` a run is left out
         while the one before is not over. Raises UsageError.
         """
+        if not isinstance(cron, str):
+            raise UsageError(f'write @operations.every("0 4 * * *"), with a cron expression, not {cron!r:.100}')
         schedule = Schedule(cron, tz, each, missed_of(missed), overlap)
 
         def register(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
@@ -178,17 +182,23 @@ class Operations:
     ) -> Callable[[Callable[[Transaction, B], Awaitable[R]] | Callable[[Query, B], Awaitable[R]]], Operation[B, R]]: ...
     def implements(self, op: Any, /) -> Any:
         """Register the handler of an operation that was defined without one; its first parameter says which kind."""
+        if not isinstance(op, Operation):
+            raise UsageError(
+                f"write @operations.implements(op), where op = Operation(name, Body, Reply), not {op!r:.100}"
+            )
 
         def register(handler: Any) -> Operation[Any, Any]:
             first, body, reply = _signature(handler)
             if (body, reply) != (op.body, op.reply):
                 raise UsageError(f"{_where(handler)} is not of the types of {op!r}")
             self._register(op, handler, first)
-            return op  # type: ignore[no-any-return]
+            return op
 
         return register
 
     def _define(self, handler: Any, name: str, first: type, retry: Retry | None = None) -> Operation[Any, Any]:
+        if not isinstance(name, str):
+            raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
         found, body, reply = _signature(handler)
         if found is not first:
             kind, other = ("command", "query") if first is Transaction else ("query", "command")
@@ -229,9 +239,10 @@ def _signature(handler: Any) -> tuple[Any, Any, Any]:
     if not inspect.iscoroutinefunction(handler):
         raise UsageError(f"{_where(handler)}: a handler is an `async def` function")
     parameters = [*inspect.signature(handler).parameters.values()]
-    names = [each.name for each in parameters if each.default is each.empty]
-    if not 1 <= len(names) <= 2 or any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
-        raise UsageError(f"{_where(handler)}: a handler takes (tx) or (tx, body)")
+    names = [each.name for each in parameters]
+    usual = all(each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty for each in parameters)
+    if not usual or not 1 <= len(names) <= 2:
+        raise UsageError(f"{_where(handler)}: a handler takes (tx) or (tx, body), without defaults")
     try:
         hints = get_type_hints(handler)
     except NameError as error:

@@ -7,22 +7,23 @@ effect belong to one moment.
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
 import structlog
 
 from mesh.errors import GuardTooLarge, ReadAfterWrite, UsageError
-from mesh.later.due import Due, Ticket
+from mesh.later.due import LONGEST, Due, Ticket
+from mesh.operations.codec import name_of
 from mesh.operations.operation import Operation
+from mesh.operations.reads import MOST_ELEMENTS, Reads, check, placed
 from mesh.operations.sending import checked_address, dispatch, sendable
 from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
 from mesh.requests.effects import Effects, Writer
 from mesh.requests.protocol import Address, Class, Request
-from mesh.requests.store import Reader, Store
+from mesh.requests.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -30,8 +31,6 @@ B = TypeVar("B")
 T = TypeVar("T")
 K = TypeVar("K", str, int)
 
-#: Most elements of a collection that a guarded read compares again in the commit.
-MOST_ELEMENTS = 1000
 #: Longer values are compared in the commit, too, but each costs the server as much as several requests.
 LONG_VALUE = 64 * 1024
 
@@ -44,115 +43,6 @@ class _Added:
 
 _ADDED = _Added()
 _long: set[str] = set()
-
-
-class Reads:
-    """Reads of the replica's own database, and of what replicas share. Each shows what is stored at its moment."""
-
-    __slots__ = ("_store", "request")
-
-    def __init__(self, store: Store, request: Request) -> None:
-        self._store = store
-        #: the request itself: `id`, `sender`, `deadline`, `deliveries`
-        self.request = request
-
-    @property
-    def database(self) -> int:
-        """The number of the replica's database."""
-        return self._store.database
-
-    @property
-    def cls(self) -> str:
-        """The class of the replica's database."""
-        return self._store.cls
-
-    @property
-    def at(self) -> datetime:
-        """When the request was sent, on Redis's clock: the same however often the handler runs."""
-        return datetime.fromtimestamp(self.request.at_ms / 1000, UTC)
-
-    def _reader(self, shared: bool) -> Reader:
-        return self._store.shared if shared else self._store
-
-    @overload
-    async def get(self, key: Key[T]) -> T: ...
-    @overload
-    async def get(self, key: Field[T]) -> T | None: ...
-    async def get(self, key: Key[T] | Field[T]) -> T | None:
-        """Return a value: the default of a `Key`, or None of a `Field`, where there is none."""
-        return key.read(await self._text(_place(key)))
-
-    @overload
-    async def many(self, keys: Sequence[Key[T]]) -> list[T]: ...
-    @overload
-    async def many(self, keys: Sequence[Field[T]]) -> list[T | None]: ...
-    async def many(self, keys: Sequence[Any]) -> list[Any]:
-        """Return several values, each hash and all keys by themselves in one command: values of one moment."""
-        texts = await self._texts([_place(key) for key in keys])
-        return [key.read(text) for key, text in zip(keys, texts, strict=True)]
-
-    async def items(self, hash: Hash[K, T]) -> dict[K, T]:
-        """Return all fields of a hash."""
-        return hash.read(await self._answer("HGETALL", hash.shared, hash.name))
-
-    async def members(self, of: Set[T]) -> list[T]:
-        """Return the members of a set."""
-        return [of.decode(text) for text in await self._answer("SMEMBERS", of.shared, of.name)]
-
-    async def contains(self, of: Set[T], member: T) -> bool:
-        """Return whether a set has a member."""
-        return bool(await self._answer("SISMEMBER", of.shared, of.name, of.encode(member)))
-
-    async def range(
-        self, of: SortedSet[T], least: float = float("-inf"), most: float = float("inf"), *, count: int | None = None
-    ) -> list[T]:
-        """Return the members with scores from `least` to `most`, lowest first, `count` of them at most."""
-        limit = MOST_ELEMENTS + 1 if count is None else count
-        words = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, limit)
-        return [of.decode(text) for text in await self._answer(*words)]
-
-    async def score(self, of: SortedSet[T], member: T) -> float | None:
-        """Return the score of a member, None if the sorted set does not have it."""
-        text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
-        return None if text is None else float(text)
-
-    # A transaction overrides how texts are read.
-
-    async def _text(self, place: Slot[Any]) -> str | None:
-        shared, name, field = place.at
-        reader = self._store.shared if shared else self._store
-        return await (reader.get(name) if field is None else reader.hget(name, field))
-
-    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
-        """Read the texts of several places: one command for the keys of each side, and one for each hash."""
-        wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
-        for shared, name, field in dict.fromkeys(place.at for place in places):
-            wanted[shared, None if field is None else name].append(name if field is None else field)
-        answers = await asyncio.gather(*(self._group(*where, names) for where, names in wanted.items()))
-        found: dict[_At, str | None] = {}
-        for (shared, hash), texts in zip(wanted, answers, strict=True):
-            for name, text in zip(wanted[shared, hash], texts, strict=True):
-                found[(shared, name, None) if hash is None else (shared, hash, name)] = text
-        return [found[place.at] for place in places]
-
-    async def _group(self, shared: bool, hash: str | None, names: Sequence[str]) -> list[str | None]:
-        reader = self._reader(shared)
-        return await (reader.mget(*names) if hash is None else reader.hmget(hash, *names))
-
-    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
-        return await self._reader(shared).read(verb, name, *args)
-
-
-def _place(key: Any) -> Slot[Any]:
-    if not isinstance(key, Slot):
-        raise UsageError(f"only a value or the field of a hash is read by get(), not {key!r:.100}")
-    return key
-
-
-class Query(Reads):
-    """What the handler of a query gets. It has no way to write."""
-
-    __slots__ = ()
 
 
 class Transaction(Reads):
@@ -264,7 +154,7 @@ class Transaction(Reads):
         elif ttl is None:
             writer.set(name, text)
         else:
-            writer.set(name, text, "PX", max(1, round(ttl.total_seconds() * 1000)))
+            writer.set(name, text, "PX", _milliseconds(ttl))
         if self._known is None:
             self._known = {at: text}
         else:
@@ -272,7 +162,11 @@ class Transaction(Reads):
 
     def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
         """Add to an integer, in the commit: this needs no read and meets no conflict. What is absent counts from 0."""
-        shared, name, field = _place(key).at
+        shared, name, field = placed(key).at
+        if key.codec.kind is not int:
+            raise UsageError(f"add() is for integers, and {key} is of {name_of(key.codec.kind)}; use get() and set()")
+        if type(by) is not int:
+            raise UsageError(f"add() adds an integer to {key}, not {by!r:.100}")
         if isinstance(key, Key) and key.default != 0:
             raise UsageError(f"{key} has the default {key.default!r}, and add() counts from 0; use get() and set()")
         if field is None:
@@ -301,18 +195,22 @@ class Transaction(Reads):
 
     def insert(self, into: Set[T], *members: T) -> None:
         """Insert members into a set."""
+        check(into, Set, "insert() is for a set")
         if members:
             self._writer(into.shared).write("SADD", into.name, *map(into.encode, members))
             self._touch(into.shared, into.name)
 
     def put(self, into: SortedSet[T], scores: Mapping[T, float]) -> None:
         """Put members into a sorted set, each with its score."""
+        check(into, SortedSet, "put() is for a sorted set")
+        check(scores, Mapping, "put() takes scores by their members, such as {member: 1.5}")
         if scores:
-            self._writer(into.shared).zadd(into.name, {into.encode(m): repr(float(s)) for m, s in scores.items()})
+            self._writer(into.shared).zadd(into.name, {into.encode(m): _score(s) for m, s in scores.items()})
             self._touch(into.shared, into.name)
 
     def remove(self, of: Set[T] | SortedSet[T], *members: T) -> None:
         """Remove members of a set or a sorted set."""
+        check(of, (Set, SortedSet), "remove() is for a set or a sorted set; delete() is for the rest")
         if members:
             verb = "SREM" if isinstance(of, Set) else "ZREM"
             self._writer(of.shared).write(verb, of.name, *map(of.encode, members))
@@ -352,7 +250,7 @@ class Transaction(Reads):
 
         It begins at once, `after` some time, or `at` a moment, on Redis's clock. Raises UsageError, InvalidBody.
         """
-        return dispatch(self._effects, op, body, to or Class(self.cls), Due.of(after, at))
+        return dispatch(self._effects, op, body, Class(self.cls) if to is None else to, Due.of(after, at))
 
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
         """Let another replica answer this request, or a part of it; `op` is the operation that runs now.
@@ -363,6 +261,18 @@ class Transaction(Reads):
         if name != self.request.op:
             raise UsageError(f"{self.request.op} cannot be forwarded as {name}; use send()")
         self._effects.forward(checked_address(to), text)
+
+
+def _milliseconds(ttl: timedelta) -> int:
+    if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST:
+        raise UsageError(f"ttl= is a time such as timedelta(minutes=5), not {ttl!r:.100}")
+    return max(1, round(ttl.total_seconds() * 1000))
+
+
+def _score(score: float) -> str:
+    if not isinstance(score, int | float) or math.isnan(score):
+        raise UsageError(f"a score is a number, not {score!r:.100}")
+    return repr(float(score))
 
 
 def _told(place: Slot[Any], known: str | _Added | None) -> str | None:

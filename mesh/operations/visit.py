@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
 from mesh import client as visitors
 from mesh.client import Client
 from mesh.later.due import Due, Ticket
+from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
 from mesh.operations.sending import checked_address, key_of, once_of, sendable
@@ -96,17 +98,22 @@ class MeshClient(Caller):
         return await self.client.books()
 
 
-@contextlib.asynccontextmanager
-async def connect(
+def connect(
     url: str | None = None,
     *,
     settings: MeshSettings | None = None,
     connections: Connections | None = None,
-) -> AsyncIterator[MeshClient]:
+) -> Block[MeshClient]:
     """Become a client of the mesh at this address (or the one that the environment names), without a lease.
 
     This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
     or the credentials are not those of this mesh.
     """
-    async with visitors.connect(url, settings=settings, connections=connections) as client:
+    connecting = visitors.connect(url, settings=settings, connections=connections)
+    return Block("async with connect(url) as mesh:", _client(connecting))
+
+
+@contextlib.asynccontextmanager
+async def _client(connecting: AbstractAsyncContextManager[Client]) -> AsyncIterator[MeshClient]:
+    async with connecting as client:
         yield MeshClient(client)

@@ -154,6 +154,7 @@ class Calls:
             if isinstance(answer.error, DeadlineExceeded):
                 missing.append(number)
             elif answer.error is not None:
+                answer.error.add_note(f"database {number} answered this to a gather")
                 raise answer.error
             elif not answer.gone:
                 found[number] = answer.bodies[0]

@@ -129,6 +129,23 @@ def _check(to: Address, op: str) -> None:
         raise TypeError(f"an operation is named by text, not by {op!r:.100}")
 
 
+class _Over(dict[str, Any]):
+    """Stands in for the verbs and the sends of a transaction that is over."""
+
+    def __missing__(self, key: str) -> Any:
+        raise _is_over()
+
+    def append(self, item: Any) -> None:
+        raise _is_over()
+
+
+def _is_over() -> UsageError:
+    return UsageError("the transaction is over: its handler has returned; await everything that writes before that")
+
+
+_OVER: Any = _Over()
+
+
 class Effects(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
 
@@ -265,3 +282,7 @@ class Effects(Writer):
                 words += part
         words[0] = len(words)
         return words
+
+    def end(self) -> None:
+        """Refuse what comes now, such as from a task that a handler has left behind: it would be lost."""
+        self.writes.verbs = self.sends = _OVER

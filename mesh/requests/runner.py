@@ -100,6 +100,7 @@ class Runner:
             if self._worker.handler(request.op) is not None:
                 host.durations.add(request.op, (host.now_ms() - request.at_ms) / 1000, took_us / 1e6)
             words = transaction.wire(took_us)
+            transaction.end()
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise

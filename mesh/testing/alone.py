@@ -9,13 +9,14 @@ import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
+from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from mesh import keys
 from mesh.errors import MeshError, UsageError
 from mesh.operations.operation import Operation
-from mesh.operations.state import Field, Key, Slot
-from mesh.operations.transaction import Query, Transaction
+from mesh.operations.reads import Query
+from mesh.operations.state import Field, Key, Readable, Slot
+from mesh.operations.transaction import Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.scripts import COMMIT
@@ -88,13 +89,12 @@ class Ran(Generic[R]):
     _database: int
     _alone: Alone
 
-    @overload
-    def read(self, place: Key[T]) -> T: ...
-    @overload
-    def read(self, place: Field[T]) -> T | None: ...
-    def read(self, place: Any) -> Any:
+    def read(self, place: Readable[T]) -> T:
         """Return what is stored now."""
-        return read_directly(self._alone.direct, place, self._database)
+        if not isinstance(place, Key | Field):
+            raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
+        found: T = read_directly(self._alone.direct, place, self._database)
+        return found
 
 
 def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
@@ -113,6 +113,8 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     """Run the handler of an operation on a state: place -> value. Raises what the handler raises."""
     if op.handler is None:
         raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
+    if not isinstance(state, Mapping):
+        raise UsageError(f"state= has values by their places, such as {{total: 3}}, and is not {state!r:.100}")
     alone = Alone(database)
     store = Store(cast(Link, alone), database, "A")
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)

@@ -11,24 +11,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, TypeVar, overload
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
 
 from mesh import keys
-from mesh.errors import MeshError
+from mesh.errors import MeshError, UsageError
 from mesh.later.waking import STAGGER_MS
-from mesh.operations.membership import Mesh
+from mesh.operations.block import AsyncOnly, Block
+from mesh.operations.membership import Mesh, worker_of
 from mesh.operations.operation import Operation
-from mesh.operations.state import Field, Key
+from mesh.operations.state import Field, Key, Readable
 from mesh.operations.table import Operations
 from mesh.operations.visit import MeshClient, connect
 from mesh.requests import scripts, streams
 from mesh.requests.worker import Worker
-from mesh.settings import MeshSettings, RedisSettings
+from mesh.settings import MeshSettings, RedisSettings, explain
 from mesh.testing.clock import Clock, virtual_time
 from mesh.testing.kit_replica import KitReplica
 from mesh.testing.record import Buried, Committed, Observed, Sent
@@ -37,7 +37,7 @@ from mesh.testing.wire import Faults, Gate, KitConnections
 from mesh.testing.workers import Runs
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
+R = TypeVar("R")
 
 #: Longest wait for the lease of a replica.
 START_S = 60
@@ -50,13 +50,15 @@ AnyOperation = Operation[Any, Any] | str
 REAL_S = 60
 
 
-class MeshKit:
+class MeshKit(AsyncOnly):
     """A mesh of `replicas` replicas that serve `operations`; an asynchronous context manager.
 
     `redis` is the address of an empty server to run on, or its settings; without it, fakeredis is the server, and time
     jumps. `settings` are fields of `MeshSettings`; the environment does not count. When the block ends, all replicas
     leave, and the books must balance.
     """
+
+    usage = "async with MeshKit(operations) as kit:"
 
     def __init__(
         self,
@@ -65,6 +67,9 @@ class MeshKit:
         redis: str | RedisSettings | None = None,
         **settings: Any,
     ) -> None:
+        if type(replicas) is not int or replicas < 0:
+            raise UsageError(f"replicas= is a number of replicas such as 3, not {replicas!r:.100}")
+        worker_of(operations)
         self._operations = operations
         self._count = replicas
         self._below = fake_server() if redis is None else RealServer(redis)
@@ -74,6 +79,7 @@ class MeshKit:
         self._clock: Clock | None = None
         self._virtual = redis is None
         self._members: list[KitReplica] = []
+        self._used = self._open = False
         self._clients: dict[int, Redis] = {}
         self._stack = contextlib.ExitStack()
         self._faults = Faults()
@@ -81,7 +87,11 @@ class MeshKit:
         self._observed = Observed(self._runs)
 
     async def __aenter__(self) -> Self:
+        if self._used:
+            raise UsageError("a kit is for one block: make another MeshKit(...) for the next one")
+        self._used = True
         await self._below.begin()
+        self._open = True
         if self._virtual:
             self._clock = self._stack.enter_context(virtual_time())
         try:
@@ -112,6 +122,7 @@ class MeshKit:
             raise AssertionError(f"the books do not balance: {books}")
 
     async def _close(self) -> None:
+        self._open = False
         for member in self._members:
             await member.kill(self._below)
         for client in self._clients.values():
@@ -122,14 +133,26 @@ class MeshKit:
     # Replicas
 
     def __getitem__(self, number: int) -> Mesh:
-        """Return the replica that was started as number so-and-so, from 0 on."""
-        return self._members[number].mesh
+        """Return a replica by its number: 0 was started first. Raises UsageError where there is none."""
+        return self._member(number).mesh
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UsageError("the replicas of a kit live in its block: async with MeshKit(operations) as kit:")
+
+    def _member(self, number: int) -> KitReplica:
+        self._check_open()
+        try:
+            return self._members[number]
+        except (IndexError, TypeError) as error:
+            raise UsageError(f"the kit has the replicas 0 to {len(self) - 1}, and none of number {number!r}") from error
 
     def __len__(self) -> int:
         return len(self._members)
 
     async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
         """Start one more replica, and wait for its lease; with operations and settings of its own where given."""
+        self._check_open()
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
         connections = KitConnections(self._below.connections, gate, self._faults, self._observed)
@@ -145,26 +168,26 @@ class MeshKit:
                 f"the replica got no lease within {START_S} s; {chosen.databases} databases exist"
             ) from error
 
-    def connect(self) -> AbstractAsyncContextManager[MeshClient]:
+    def connect(self) -> Block[MeshClient]:
         """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""
         connections = KitConnections(self._below.connections, Gate(), self._faults, self._observed)
         return connect(settings=self._settings, connections=connections)
 
     async def stop(self, number: int) -> None:
         """Let a replica leave in order, as at a SIGTERM."""
-        await self._members[number].stop()
+        await self._member(number).stop()
 
     async def kill(self, number: int) -> None:
         """End a replica as `kill -9` does: it hands nothing back. Its lease ends at once, not after its ttl."""
-        await self._members[number].kill(self._below)
+        await self._member(number).kill(self._below)
 
     def freeze(self, number: int) -> None:
         """Stop a replica as a SIGSTOP does: from now on Redis hears nothing of it, and it hears nothing of Redis."""
-        self._members[number].freeze()
+        self._member(number).freeze()
 
     def thaw(self, number: int) -> None:
         """Let a frozen replica go on, as a SIGCONT does."""
-        self._members[number].thaw()
+        self._member(number).thaw()
 
     # Faults
 
@@ -181,8 +204,10 @@ class MeshKit:
 
         As with any exception in a handler, nothing of it happens, and the request is delivered again.
         """
+        if before not in ("handler", "commit"):
+            raise UsageError(f'before= is "handler" or "commit", not {before!r:.100}')
         failing = self._runs.failing if before == "handler" else self._faults.failing
-        failing[_name_of(op)] += times
+        failing[self._name_of(op)] += times
 
     # Time
 
@@ -197,7 +222,13 @@ class MeshKit:
         It jumps to each moment at which a request or a schedule is due, and holds all leases meanwhile. What is due by
         then happens before this returns. On a real server it waits; raises MeshError where that would be long.
         """
-        seconds = timedelta(**time).total_seconds()
+        self._check_open()
+        try:
+            seconds = timedelta(**time).total_seconds()
+        except TypeError as error:
+            raise UsageError(f"advance() takes what timedelta takes, such as advance(hours=24): {error}") from error
+        if seconds < 0:
+            raise UsageError(f"time moves forward only: advance({time}) would move it back")
         if self._clock is None:
             if seconds > REAL_S:
                 raise MeshError(
@@ -251,7 +282,7 @@ class MeshKit:
 
     def ran(self, op: AnyOperation) -> int:
         """Return how often the handler of an operation was run; a request that runs again counts again."""
-        return self._runs.count[_name_of(op)]
+        return self._runs.count[self._name_of(op)]
 
     async def books(self) -> dict[str, int]:
         """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
@@ -260,16 +291,28 @@ class MeshKit:
         return streams.to_books(await scripts.BOOKS.run(self.redis(), [keys.BOOKS, *names]))
 
     @overload
-    async def read(self, key: Key[T], *, database: int) -> T: ...
+    async def read(self, key: Readable[R], *, database: int) -> R: ...
     @overload
-    async def read(self, key: Field[T] | str, *, database: int) -> T | None: ...
+    async def read(self, key: str, *, database: int) -> str | None: ...
     async def read(self, key: Any, *, database: int) -> Any:
         """Return a value in a database; no replica needs to hold it. A key that is a str names a text."""
         if isinstance(key, str):
             return await self.redis(database).get(keys.own(database) + key)
+        if not isinstance(key, Key | Field):
+            raise UsageError(f"read() takes a value or the field of a hash, not {key!r:.100}; see redis() for the rest")
         shared, name, field = key.at
         redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
-        return key.read(await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field)))
+        found: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
+        return key.read(found)
+
+    def _name_of(self, op: AnyOperation) -> str:
+        """Return the name of an operation. Raises UsageError for one that no replica of this kit serves."""
+        name = op.name if isinstance(op, Operation) else op
+        if name not in self._runs.known:
+            raise UsageError(
+                f"no replica of this kit serves {name!r:.100}; give the kit its operations: MeshKit(operations)"
+            )
+        return name
 
     def redis(self, db: int = 0) -> Redis:
         """Return a client with all rights, for what this class does not offer. It is closed with the kit."""
@@ -278,11 +321,12 @@ class MeshKit:
         return self._clients[db]
 
 
-def _name_of(op: AnyOperation) -> str:
-    return op if isinstance(op, str) else op.name
-
-
 def _defaults(kind: type[M], **chosen: Any) -> M:
     """Return settings as they are where the environment sets none."""
     fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
-    return kind(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
+    try:
+        return kind(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})
+    except ValidationError as error:
+        raise UsageError(
+            f"MeshKit takes fields of MeshSettings beside replicas= and redis=: {explain(error)}"
+        ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import redis
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from mesh.errors import MeshError, SetupError
 from mesh.lease import acl
-from mesh.settings import Isolation, RedisSettings
+from mesh.settings import Isolation, RedisSettings, explain
 from mesh.wire.clients import Connections
 
 
@@ -41,7 +41,10 @@ class RealServer:
     isolation = Isolation.ACL
 
     def __init__(self, where: str | RedisSettings) -> None:
-        settings = RedisSettings(url=SecretStr(where)) if isinstance(where, str) else where
+        try:
+            settings = where if isinstance(where, RedisSettings) else RedisSettings(url=SecretStr(where))
+        except ValidationError as error:
+            raise SetupError(explain(error)) from error
         self.connections = Connections(settings)
         self.direct = _direct(settings)
 

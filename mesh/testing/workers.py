@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ class Runs:
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
+        #: the operations of all replicas, and those of them that have an effect
+        self.known: set[str] = set()
         self.effects: set[str] = set()
         self._typed: dict[str, Operation[Any, Any]] = {}
 
@@ -45,9 +48,12 @@ class Runs:
         return decode(text) if typed is None else typed.decode_body(text)
 
     def reply_of(self, op: str, text: str) -> Any:
-        """Read a reply, as its operation's own type."""
+        """Read a reply, as its operation's own type; as JSON if it is not of that type."""
         typed = self._typed.get(op)
-        return decode(text) if typed is None else typed.decode_reply(text)
+        with contextlib.suppress(ValueError):
+            if typed is not None:
+                return typed.decode_reply(text)
+        return decode(text)
 
     def begin(self, op: str) -> None:
         """Count a run. Raises LetFail if it is to fail."""
@@ -71,6 +77,7 @@ class WatchedWorker(Worker):
             runs.begin(op)
             return handle(request, store, transaction)
 
+        runs.known.add(op)
         if handler.effect:
             runs.effects.add(op)
         super().add(replace(handler, handle=watched))

@@ -86,7 +86,7 @@ async def test_only_tables_are_joined() -> None:
     """A name, a function or an operation is not one."""
     wrong: Any
     for wrong in ("greetings", put, join):
-        with pytest.raises(UsageError, match=r"join\(\) takes what Operations"):
+        with pytest.raises(UsageError, match=r"join\(\) and MeshKit\(\) take what Operations"):
             async with join(wrong):
                 raise AssertionError
     assert issubclass(UsageError, MeshError) and Operations("x").worker.operations == []

@@ -1,0 +1,49 @@
+"""Blocks that are entered by `async with`. Each other use is a mistake, and the error says what to write."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mesh.errors import UsageError
+
+T = TypeVar("T", covariant=True)
+
+
+class AsyncOnly:
+    """What is entered by `async with`; `usage` is an example."""
+
+    usage: str
+
+    if not TYPE_CHECKING:  # a type checker finds these mistakes where they are written
+
+        def __enter__(self) -> Any:
+            raise UsageError(f"write `{self.usage}`: a plain `with` cannot wait")
+
+        def __exit__(self, *about: Any) -> None:
+            """Do nothing: there is only an error about the beginning."""
+
+        def __await__(self) -> Any:
+            raise UsageError(f"write `{self.usage}`: this is a block, and there is nothing to await")
+
+
+class Block(AsyncOnly, AbstractAsyncContextManager[T, bool | None]):
+    """A block that an asynchronous context manager makes."""
+
+    def __init__(self, usage: str, inner: AbstractAsyncContextManager[T, bool | None]) -> None:
+        self.usage = usage
+        self._inner = inner
+
+    async def __aenter__(self) -> T:
+        return await self._inner.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._inner.__aexit__(kind, error, traceback)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"a block that was not entered has no {name!r}: write `{self.usage}`")

@@ -1,0 +1,151 @@
+"""Reads: of a query, of a snapshot, and (guarded, in `transaction`) of a command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mesh.errors import UsageError
+from mesh.operations.state import Hash, Readable, Set, Slot, SortedSet
+from mesh.requests.protocol import Request
+from mesh.requests.store import Reader, Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+K = TypeVar("K", str, int)
+
+#: Most elements of a collection that a guarded read compares again in the commit.
+MOST_ELEMENTS = 1000
+#: What queries and snapshots cannot do.
+_WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
+
+_At = tuple[bool, str, str | None]
+
+
+class Reads:
+    """Reads of the replica's own database, and of what replicas share. Each shows what is stored at its moment."""
+
+    __slots__ = ("_store", "request")
+
+    def __init__(self, store: Store, request: Request) -> None:
+        self._store = store
+        #: the request itself: `id`, `sender`, `deadline`, `deliveries`
+        self.request = request
+
+    @property
+    def database(self) -> int:
+        """The number of the replica's database."""
+        return self._store.database
+
+    @property
+    def cls(self) -> str:
+        """The class of the replica's database."""
+        return self._store.cls
+
+    @property
+    def at(self) -> datetime:
+        """When the request was sent, on Redis's clock: the same however often the handler runs."""
+        return datetime.fromtimestamp(self.request.at_ms / 1000, UTC)
+
+    def _reader(self, shared: bool) -> Reader:
+        return self._store.shared if shared else self._store
+
+    async def get(self, key: Readable[R]) -> R:
+        """Return a value: the default of a `Key`, or None of a `Field`, where there is none."""
+        place = placed(key)
+        return key.read(await self._text(place))
+
+    async def many(self, keys: Sequence[Readable[R]]) -> list[R]:
+        """Return several values, each hash and all keys by themselves in one command: values of one moment."""
+        check(keys, (list, tuple), "many() takes a list of values and fields of hashes")
+        texts = await self._texts([placed(key) for key in keys])
+        return [key.read(text) for key, text in zip(keys, texts, strict=True)]
+
+    async def items(self, hash: Hash[K, T]) -> dict[K, T]:
+        """Return all fields of a hash."""
+        check(hash, Hash, "items() reads a hash")
+        return hash.read(await self._answer("HGETALL", hash.shared, hash.name))
+
+    async def members(self, of: Set[T]) -> list[T]:
+        """Return the members of a set."""
+        check(of, Set, "members() reads a set")
+        return [of.decode(text) for text in await self._answer("SMEMBERS", of.shared, of.name)]
+
+    async def contains(self, of: Set[T], member: T) -> bool:
+        """Return whether a set has a member."""
+        check(of, Set, "contains() asks a set")
+        return bool(await self._answer("SISMEMBER", of.shared, of.name, of.encode(member)))
+
+    async def range(
+        self, of: SortedSet[T], least: float = float("-inf"), most: float = float("inf"), *, count: int | None = None
+    ) -> list[T]:
+        """Return the members with scores from `least` to `most`, lowest first, `count` of them at most."""
+        check(of, SortedSet, "range() reads a sorted set")
+        check(least, (int, float), "a range begins at a number")
+        check(most, (int, float), "a range ends at a number")
+        if count is not None and (type(count) is not int or count < 0):
+            raise UsageError(f"count= is a number of members, not {count!r:.100}")
+        limit = MOST_ELEMENTS + 1 if count is None else count
+        words = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, limit)
+        return [of.decode(text) for text in await self._answer(*words)]
+
+    async def score(self, of: SortedSet[T], member: T) -> float | None:
+        """Return the score of a member, None if the sorted set does not have it."""
+        check(of, SortedSet, "score() asks a sorted set")
+        text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
+        return None if text is None else float(text)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _WRITES:
+                raise UsageError(f"{name}() is not for a query or a snapshot: write it in the transaction of a command")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # A transaction overrides how texts are read.
+
+    async def _text(self, place: Slot[Any]) -> str | None:
+        shared, name, field = place.at
+        reader = self._store.shared if shared else self._store
+        return await (reader.get(name) if field is None else reader.hget(name, field))
+
+    async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
+        """Read the texts of several places: one command for the keys of each side, and one for each hash."""
+        wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
+        for shared, name, field in dict.fromkeys(place.at for place in places):
+            wanted[shared, None if field is None else name].append(name if field is None else field)
+        answers = await asyncio.gather(*(self._group(*where, names) for where, names in wanted.items()))
+        found: dict[_At, str | None] = {}
+        for (shared, hash), texts in zip(wanted, answers, strict=True):
+            for name, text in zip(wanted[shared, hash], texts, strict=True):
+                found[(shared, name, None) if hash is None else (shared, hash, name)] = text
+        return [found[place.at] for place in places]
+
+    async def _group(self, shared: bool, hash: str | None, names: Sequence[str]) -> list[str | None]:
+        reader = self._reader(shared)
+        return await (reader.mget(*names) if hash is None else reader.hmget(hash, *names))
+
+    async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
+        return await self._reader(shared).read(verb, name, *args)
+
+
+class Query(Reads):
+    """What the handler of a query gets. It has no way to write."""
+
+    __slots__ = ()
+
+
+def placed(key: Any) -> Slot[Any]:
+    """Return what can be read by itself. Raises UsageError for anything else."""
+    if not isinstance(key, Slot):
+        raise UsageError(f"get(), many() and add() take a value or the field of a hash, not {key!r:.100}")
+    return key
+
+
+def check(given: object, kinds: Any, what: str) -> None:
+    """Raise UsageError for an argument of another kind."""
+    if not isinstance(given, kinds):
+        raise UsageError(f"{what}, not {given!r:.100}")
