@@ -38,13 +38,21 @@ from mesh.operations.state import Field, Hash, Key, Readable, Set, SortedSet, Va
 from mesh.operations.table import Operations
 from mesh.operations.transaction import Transaction
 from mesh.operations.visit import MeshClient, connect
+from mesh.requests import tracing
 from mesh.requests.answers import Replies
+from mesh.requests.durations import BOUNDS_S, Durations
 from mesh.requests.protocol import Address, Class, Database
 from mesh.roster import Classes, Member, Missing
+from mesh.roster import read_directly as read_roster
+from mesh.roster import read_missing_directly as read_missing
 from mesh.settings import SECRETS_DIR, Isolation, MeshSettings, RedisSettings, explain, settings_config
+from mesh.wire import failures
+from mesh.wire.backoff import pauses
 from mesh.wire.clients import Connections
+from mesh.wire.script import Script
 
 __all__ = [
+    "BOUNDS_S",
     "SECRETS_DIR",
     "Address",
     "Applicant",
@@ -57,6 +65,7 @@ __all__ = [
     "Contended",
     "Database",
     "DeadlineExceeded",
+    "Durations",
     "Field",
     "GivenUp",
     "GuardTooLarge",
@@ -89,6 +98,7 @@ __all__ = [
     "Refused",
     "Replies",
     "Retry",
+    "Script",
     "ServerTooOld",
     "Set",
     "SetupError",
@@ -102,6 +112,11 @@ __all__ = [
     "WrongCredentials",
     "connect",
     "explain",
+    "failures",
     "join",
+    "pauses",
+    "read_missing",
+    "read_roster",
     "settings_config",
+    "tracing",
 ]

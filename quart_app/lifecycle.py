@@ -18,8 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from mesh import LeaseLost, Mesh, MeshError
-from mesh.raw import pauses
+from mesh import LeaseLost, Mesh, MeshError, pauses
 from quart_app.http.problems import Problem
 from quart_app.service import Service
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from mesh.raw import tracing
+from mesh import tracing
 from quart_app.settings import AppSettings
 
 #: Bytes of lines that may wait for the stream.

@@ -21,8 +21,19 @@ import uvloop
 from prometheus_client import CollectorRegistry, Counter
 from redis.exceptions import RedisError
 
-from mesh import Applicant, Busy, LeaseLost, Mesh, MeshError, MeshSettings, SetupError, Unavailable, join
-from mesh.raw import failures, pauses
+from mesh import (
+    Applicant,
+    Busy,
+    LeaseLost,
+    Mesh,
+    MeshError,
+    MeshSettings,
+    SetupError,
+    Unavailable,
+    failures,
+    join,
+    pauses,
+)
 from quart_app import environment, logs
 from quart_app.app import VERSION, App, create_app, why_not_ready
 from quart_app.exits import EXIT_AGAIN, EXIT_SETUP

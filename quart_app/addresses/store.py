@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Busy, Unavailable
-from mesh.raw import failures
+from mesh import Busy, Unavailable, failures
 from quart_app.addresses.phone import Phone
 
 

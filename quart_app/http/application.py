@@ -34,7 +34,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
-from mesh.raw import tracing
+from mesh import tracing
 from quart_app.http import journey, problems
 from quart_app.http.clients import Clients
 from quart_app.http.metrics import Requests

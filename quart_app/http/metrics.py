@@ -25,8 +25,7 @@ from prometheus_client.utils import floatToGoString
 from quart import Blueprint, Response
 from redis.exceptions import RedisError
 
-from mesh import Mesh, MeshError, Missing, keys
-from mesh.raw import BOUNDS_S, Durations
+from mesh import BOUNDS_S, Durations, Mesh, MeshError, Missing, keys
 from quart_app.service import Context
 
 # Each counter would have a second series with the time of its birth.

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException
 
 import mesh
-from mesh.raw import failures
+from mesh import failures
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
+import mesh
 from mesh import Connections, Member, Missing, RedisSettings
-from mesh.raw import roster
 from quart_app.local.data_folder import in_use
 from quart_app.settings import host_and_port
 
@@ -88,7 +88,7 @@ async def read_roster(settings: RedisSettings) -> list[Member]:
     """Return the roster, read with the shared credentials. Raises redis-py's errors."""
     client = Connections(settings).client("mesh-status")
     try:
-        return await roster.read_directly(client)
+        return await mesh.read_roster(client)
     finally:
         await client.aclose()
 
@@ -97,6 +97,6 @@ async def read_missing(settings: RedisSettings) -> list[Missing]:
     """Return the databases that are missing, read with the shared credentials. Raises redis-py's errors."""
     client = Connections(settings).client("mesh-status")
     try:
-        return await roster.read_missing_directly(client)
+        return await mesh.read_missing(client)
     finally:
         await client.aclose()

@@ -18,8 +18,7 @@ from pydantic import SecretStr
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Connections, RedisSettings
-from mesh.raw import is_fenced
+from mesh import Connections, RedisSettings, failures
 from quart_app.local.errors import LocalError
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Child, Program, Say, Supervisor, last_line
@@ -134,7 +133,7 @@ async def answer_of(client: Redis) -> str:
     except (redis_errors.BusyLoadingError, redis_errors.MasterDownError):
         pass
     except (redis_errors.RedisError, OSError) as error:
-        if is_fenced(error):
+        if failures.is_fenced(error):
             raise LocalError(f"Redis refuses the user or the password: {error}") from error
         if not isinstance(error, redis_errors.ResponseError):
             return str(error) or type(error).__name__

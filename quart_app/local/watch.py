@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mesh import Connections, RedisSettings, keys
-from mesh.raw import roster
+from mesh import Connections, RedisSettings, keys, read_roster
 
 CLASSES = "ABCD"
 DATABASES = 16
@@ -89,7 +88,7 @@ async def run(settings: RedisSettings, console: Console, cls: str | None, op: st
     try:
         while True:
             seconds, microseconds = await client.time()
-            members = await roster.read_directly(client)
+            members = await read_roster(client)
             replies = [keys.replies(member.replica) for member in members]
             watcher.follow(
                 [*keys.request_streams(CLASSES, DATABASES), *replies, keys.DEAD],

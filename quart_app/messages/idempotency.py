@@ -22,8 +22,7 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
-from mesh import MeshError
-from mesh.raw import Script
+from mesh import MeshError, Script
 from quart_app.messages.users import redis_at_work
 
 log = structlog.get_logger(__name__)

@@ -24,7 +24,7 @@ from typing import Any
 import jwt
 from redis.asyncio import Redis
 
-from mesh.raw import Script
+from mesh import Script
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, redis_at_work, user_key
 

@@ -21,8 +21,7 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Busy, Unavailable, keys
-from mesh.raw import Script, failures
+from mesh import Busy, Script, Unavailable, failures, keys
 from quart_app.messages.models import Profile
 from quart_app.security import audit
 

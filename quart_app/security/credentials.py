@@ -31,8 +31,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mesh import Busy, MeshError, Unavailable
-from mesh.raw import Script, failures
+from mesh import Busy, MeshError, Script, Unavailable, failures
 
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
