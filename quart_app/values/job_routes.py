@@ -34,7 +34,7 @@ class JobRoutes:
     def __init__(self, context: Context, settings: ValuesSettings, pace: Pace, answers: Answers) -> None:
         self._context = context
         self._answers = answers
-        self._jobs = Jobs(settings, pace)
+        self._jobs, self._pace = Jobs(settings, pace), pace
         self.blueprint = Blueprint("jobs", __name__)
         self.blueprint.add_url_rule("/jobs/<id>", "show_job", self.show, methods=["GET"])
         self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.end, methods=["DELETE"])
@@ -43,6 +43,7 @@ class JobRoutes:
         """Answer 202, or 200 with the result if it is there within `Prefer: wait`."""
         mesh = self._context.mesh.replica
         classes = await mesh.classes()
+        await self._pace()
         for cls in sorted({item.cls for item in items}):
             if error := classes.absence(cls):
                 raise error

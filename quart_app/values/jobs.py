@@ -163,7 +163,8 @@ class Jobs:
 
         Of items with the same value the last one counts.
         """
-        different = {item.value: item for item in items}
+        await self._pace()
+        different, bytes_taken = {item.value: item for item in items}, size(items)
         await self._pace()
         steps = Chunks(self._settings.chunk, 0)
         await steps.extend(different.values(), self._pace)
@@ -171,9 +172,9 @@ class Jobs:
         parts = await self._parts(items)
         counts = {"values": len(different), "left": len(different), "failures": 0, "parts": len(parts)}
         id = secrets.token_urlsafe(16)
-        created_ms = await self._admit(replica, id, size(items), counts)
+        created_ms = await self._admit(replica, id, bytes_taken, counts)
         await self._store(replica, id, parts | work)
-        await self._send(replica, id, size(items), created_ms, first)
+        await self._send(replica, id, bytes_taken, created_ms, first)
         return id
 
     async def _work(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:

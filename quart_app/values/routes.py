@@ -87,6 +87,7 @@ class ValuesRoutes:
         if items and preferences.is_async():
             return await self._jobs.begin(items)
         factors = await self._put(items)
+        await self._pace()
         array = Array()
         await array.extend([(item.value, factors[item.value]) for item in items], self._pace)
         return self._answers.respond(array)
@@ -146,12 +147,14 @@ class ValuesRoutes:
         """Return the factors of every value once all are stored. Of items with the same value the last one counts."""
         if not items:
             return {}
+        await self._pace()
         last = {item.value: item for item in items}
         await self._pace()
         asks = await self._asks(last)
         with self._work.lent(sum(len(value) for value in last if not is_small(value))):
             answers = await self._context.mesh.replica.ask(asks, deadline_ms=self._deadline_ms())
         factors: dict[str, str] = {}
+        await self._pace()
         for answer in answers:
             for body in answer.bodies:
                 factors |= body

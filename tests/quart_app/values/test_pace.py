@@ -6,24 +6,13 @@ import asyncio
 import time
 
 from quart_app.values.pace import MOST_S, Pace
+from tests.support.beats import Beats
 
 
 def compute(seconds: float) -> None:
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
-
-
-class Beats:
-    """What was computed between two turns of the loop, at most."""
-
-    longest_s = 0.0
-
-    async def run(self) -> None:
-        while True:
-            before = time.thread_time()
-            await asyncio.sleep(0)
-            self.longest_s = max(self.longest_s, time.thread_time() - before)
 
 
 async def test_pieces_that_are_ready_together_run_in_several_turns() -> None:
