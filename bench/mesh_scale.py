@@ -159,8 +159,9 @@ def machines_text(record: Record) -> str:
         told.append(f"{rate:,.0f} {verb.upper()} a second (the limit: {who})")
     full = 1000 / record.measured[f"{record.facts['counts'][0]}|post_redis"].median
     return (
-        f"With sixteen machines of one core each and Redis on its own core: {' or '.join(told)}. A GET asks every "
-        "replica, so its cost grows with them by design. A POST does not; what grows here is that the same "
+        f"With sixteen machines of one core each and Redis on its own core: {' or '.join(told)}. The "
+        "ten values of a GET are in up to ten databases, which it asks. A POST asks one; what grows here is that the "
+        "same "
         f"{CONNECTIONS} connections, spread over more replicas, leave less to share a round trip. With as many "
         f"connections for each replica the trips should be shared again (not measured), and the "
         f"limit of POST be nearer to {full:,.0f} a "

@@ -4,7 +4,7 @@
     mesh:format              string        the newest format that a replica of this mesh has written
     mesh:epoch               counter       the last epoch granted
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
-    mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, version, state…
+    mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, state, filters…
     mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
     mesh:clock               string        the time (ms) of the latest request; ids of requests do not go back behind it
     mesh:written             zset, PX      databases that hold data, by the moment (ms) at which the last key ends

@@ -36,6 +36,7 @@ from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.durations import Durations
 from mesh.requests.effects import CONFLICT, Effects
+from mesh.requests.filters import Among, Filters
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.refusals import not_applied
 from mesh.requests.store import Store
@@ -91,6 +92,7 @@ class Replica:
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
         self._database_consumer = self._make_consumer(Database(self.database), worker, ordered=True)
+        self.filters = Filters(self._link, self.database, grant.holder)
         #: the server's memory: whether something new may be stored
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
@@ -131,14 +133,15 @@ class Replica:
         *,
         deadline_ms: int | None = None,
         decode: Decode = decode_object,
+        among: Among | None = None,
     ) -> Replies[Any]:
-        """Send one request to every live database at one moment; return the replies by database.
+        """Send one request to every live database (or `among` them) at one moment; return the replies by database.
 
         `left_out` of the replies names the databases that hold data, and whose holder is no longer expected back.
         Raises Incomplete when a holder of data is expected back, or did not answer in time; MeshError.
         """
         await self._directory.check([op])
-        return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
+        return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode, among)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -254,10 +257,7 @@ class Replica:
             submit=submit,
             commit=commit,
             scripts=[commit_script, commit_when_full, *others],
-            when_full={
-                scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha,
-                commit_script.sha: commit_when_full.sha,
-            },
+            when_full={scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha, commit_script.sha: commit_when_full.sha},
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:

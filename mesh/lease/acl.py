@@ -33,7 +33,7 @@ CONNECTION = "+auth +hello +ping +reset +quit +time +wait +info +client|setname 
 COMMANDS = (
     "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
     " +del +unlink +exists +type +expire +pexpire +expireat +pexpireat +expiretime +pexpiretime +ttl +pttl +persist"
-    " +eval +evalsha +eval_ro +evalsha_ro +script|load +script|exists"
+    " +getbit +bitfield +bitcount +eval +evalsha +eval_ro +evalsha_ro +script|load +script|exists"
 )
 
 #: Commands that only later servers know; naming them to 7.0 is an error.

@@ -135,7 +135,7 @@ class CallInProgress:
             self.fail(refusal(result["error"], result["about"]))
             return
         if self._name:
-            for to, id in result[0].items():
+            for to, id in dict(result[0]).items():
                 self.answer(f"{self._name}.{to}").id = id
             self.left_out.update(map(int, result[1]))
         else:

@@ -31,6 +31,7 @@ from mesh.later.due import Due
 from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
+from mesh.requests.filters import Among
 from mesh.requests.protocol import Address, Class, Database, Decode, Reply, decode_object, encode_body
 from mesh.requests.refusals import incomplete, refusal
 from mesh.requests.streams import ReplyReader
@@ -128,22 +129,29 @@ class Calls:
             raise refusal(result["error"], result["about"])
 
     def gather(
-        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode = decode_object
+        self,
+        op: str,
+        body: Mapping[str, Any] | bytes,
+        deadline_ms: int,
+        decode: Decode = decode_object,
+        among: Among | None = None,
     ) -> Awaitable[Replies[Any]]:
-        """Send one request to every live database, and return the replies by database.
+        """Send one request to every live database, or to those `among` them, and return the replies by database.
 
         Raises Incomplete with the numbers of missing databases and the replies of the others, or the first error that
         a database answered.
         """
-        gathering = self._gather(op, body, deadline_ms, decode)
+        gathering = self._gather(op, body, deadline_ms, decode, EVERY if among is None else among.target)
         if not tracing.is_on():
             return gathering
         return tracing.traced(gathering, "PRODUCER", *tracing.sending(keys.REQUESTS + EVERY, op, 1))
 
-    async def _gather(self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode) -> Replies[Any]:
+    async def _gather(
+        self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
+    ) -> Replies[Any]:
         key = self._name()
         number = -1 if self._only_reads(op) else 1
-        group: list[str | int] = [number, tracing.about(), EVERY, op, key, deadline_ms, _encoded(body)]
+        group: list[str | int] = [number, tracing.about(), to, op, key, deadline_ms, _encoded(body)]
         call = CallInProgress(key, {}, self._end, decode)
         await self._wait_for(call, [key], group, deadline_ms)
         found: Replies[Any] = Replies()

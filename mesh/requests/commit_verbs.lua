@@ -2,6 +2,7 @@
 -- the words of a command from `first` (its verb) to `last`. A verb returns an error reply, or anything else.
 --   set-all, ms, value, key, ...            SET each key to the value until that moment
 --   zadd-all, key, score, member, ...       ZADD each member with that score
+--   mark, key, bit, ...                   set these bits of a filter; see filters.py
 --   keep, key, ms                           let the key live at least until then, once all is written
 --   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
 --                                         send a request that waits for its time
@@ -72,7 +73,22 @@ local function make_verbs(keep)
 
   local function ends(first, last) ending = {unpack(ARGV, first + 1, last)} end
 
-  local verbs = {ends = ends, ['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, later = later}
+  -- If the key does not hold bits, no gather reads them, and the database is asked.
+  local MARKED = 500
+  local function mark(first, last)
+    for begin = first + 2, last, MARKED do
+      local words, n = {}, 0
+      for k = begin, math.min(begin + MARKED - 1, last) do
+        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', ARGV[k], 1
+        n = n + 4
+      end
+      redis.pcall('BITFIELD', ARGV[first + 1], unpack(words))
+    end
+  end
+
+  local verbs = {
+    ends = ends, ['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, mark = mark, later = later,
+  }
   --[[ verbs of services ]]
   return verbs
 end

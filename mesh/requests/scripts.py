@@ -10,6 +10,7 @@ from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
 from mesh.later.parking import PARK
 from mesh.later.retry import DEFER
+from mesh.requests import filters
 from mesh.wire.script import Script
 
 #: What every script has that adds, moves or ends requests which may have options.
@@ -56,4 +57,5 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
     REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, SERVED, PUBLISH,
+    filters.NAME,
 )  # fmt: skip

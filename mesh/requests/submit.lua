@@ -8,7 +8,8 @@
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, about how many bytes it would store, then for each
 --       group the number of its requests, further fields of all its entries ("name value name value", or "") and of
---       each: to (class, "db<n>", or "*": every live database), op, key, ttl (ms, 0: never), body.
+--       each: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
+--       have something, see filters.py), op, key, ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
 --       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
@@ -82,16 +83,31 @@ local function is_expected(to)
   end
 end
 
-local everybody
-local function all()
-  if not everybody then
-    everybody = {}
+-- Whether a database is live and may have what a gather asks for. It does not if its filter lacks one of the two bits.
+local function may_have(n, field, one, other)
+  local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
+  classes[n] = class
+  local key, bits = string.match(named or '', '^(%S+) (%d+)$')
+  if not class or not key then return class end
+  return redis.pcall('GETBIT', key, one % bits) ~= 0 and redis.pcall('GETBIT', key, other % bits) ~= 0
+end
+
+-- By what the address says: the live databases that a gather asks.
+local asked = {}
+local function all(to)
+  if not asked[to] then
+    asked[to] = {}
+    local name, one, other = string.match(to, '^%* (%S+) (%d+) (%d+)$')
     for n = 0, databases - 1 do
-      if class_of(n) then everybody[#everybody + 1] = 'db' .. n end
+      local is_asked
+      if name then is_asked = may_have(n, 'filter:' .. name, one, other) else is_asked = class_of(n) end
+      if is_asked then table.insert(asked[to], 'db' .. n) end
     end
   end
-  return everybody
+  return asked[to]
 end
+
+local function is_gather(to) return string.byte(to) == 42 end
 
 -- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
 -- of the requests that they work on at once, because then they have room or do not run.
@@ -161,13 +177,14 @@ local function refused(first, last, only_reads)
     end
     if known then return end
     if memory_is_full and not only_reads then return 'full', '' end
-    if to ~= '*' then
+    if not is_gather(to) then
       if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
     else
+      local every = all(to)
       look_for_missing()
       if #expected > 0 then return 'missing', table.concat(expected, ' ') end
-      for _, each in ipairs(all()) do
+      for _, each in ipairs(every) do
         if is_full(each, '0') then return 'busy', each end
       end
     end
@@ -208,9 +225,9 @@ local function put_or_join(at, to, key, reply_to)
   return ''
 end
 
-local function put_everywhere(at, key)
+local function put_everywhere(at, to, key)
   local ids = {}
-  for _, each in ipairs(all()) do ids[each] = put(at, each, key .. '.' .. each, reply_to) end
+  for _, each in ipairs(all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to) end
   return ids
 end
 
@@ -218,8 +235,8 @@ local function put_all(first, last)
   local ids = {}
   for at = first, last, WORDS do
     local to, key = ARGV[at], ARGV[at + 2]
-    if to == '*' then
-      ids[#ids + 1] = put_everywhere(at, key)
+    if is_gather(to) then
+      ids[#ids + 1] = put_everywhere(at, to, key)
       ids[#ids + 1] = left_out
     else
       ids[#ids + 1] = put_or_join(at, to, key, reply_to)

@@ -192,6 +192,7 @@ VERBS: dict[str, Verb] = {
     "set-all": Verb((), _nothing, makes="string"),
     "keep": Verb((), _nothing),
     "zadd-all": _on("zset", _nothing),
+    "mark": Verb((), _nothing, makes="string", grows=True),
     "later": Verb(("bounded", "hash"), _nothing),
 }
 

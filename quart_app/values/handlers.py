@@ -24,6 +24,7 @@ from quart_app.values.errands import Errand, Errands
 from quart_app.values.jobs import ADMIT, END, PUT, TELL, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
+from quart_app.values.primes import PRIMES, STATE
 from quart_app.values.store import Place, Record
 
 
@@ -79,6 +80,7 @@ class _Operations:
     errands: Errands
     pace: Pace
     store_room: Callable[[int], None]
+    mark: records.Mark | None
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
         """Store the values of a request, or let their holders do it; reply with the factors of those stored here."""
@@ -92,7 +94,7 @@ class _Operations:
         decision = await self._decide_in_turn(request, store)
         for address, items in decision.elsewhere:
             transaction.forward(address, {"items": _plain(items)})
-        _write(decision, request, store, transaction)
+        _write(decision, request, store, transaction, self.mark)
         return {item.value: decision.factors[item.value] for item in decision.here}
 
     async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
@@ -125,7 +127,7 @@ class _Operations:
             return
         for address, items in decision.elsewhere:
             transaction.send(address, PUT, errand.part(_plain(items)), deadline=request.deadline)
-        _write(decision, request, store, transaction)
+        _write(decision, request, store, transaction, self.mark)
         errand.found(transaction, decision.factors)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
@@ -148,13 +150,22 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body:
     return {"until": until, "found": text if body.get("as") == TEXT else records.flat(text)}
 
 
-def handlers(factorise: Factorise, errands: Errands, pace: Pace, store_room: Callable[[int], None]) -> Worker:
-    """Return the operations of /values. `store_room` counts bytes that are about to be stored, and raises Busy."""
+def handlers(
+    factorise: Factorise,
+    errands: Errands,
+    pace: Pace,
+    store_room: Callable[[int], None],
+    mark: records.Mark | None = None,
+) -> Worker:
+    """Return the operations of /values.
+
+    `store_room` counts bytes that are about to be stored, and raises Busy. `mark` notes the primes of what is stored.
+    """
     worker = Worker()
-    for script in (records.FIND, claims.TAKE, claims.TEND, ADMIT, END, TELL):
+    for script in (records.FIND, PRIMES, STATE, claims.TAKE, claims.TEND, ADMIT, END, TELL):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    operations = _Operations(factorise, errands, pace, store_room)
+    operations = _Operations(factorise, errands, pace, store_room, mark)
     worker.handles(PUT)(operations.put)
     worker.handles(DROP)(operations.drop)
     worker.handles(FIND, effect=False)(find)
@@ -265,12 +276,12 @@ async def _factors(
     return known
 
 
-def _write(decision: Decision, request: Request, store: Store, transaction: Effects) -> None:
+def _write(decision: Decision, request: Request, store: Store, transaction: Effects, mark: records.Mark | None) -> None:
     """Write the records that belong here, and tell their former holders to drop theirs."""
     at_ms, here = request.at_ms, decision.here
     expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
     place = Place(store.database, store.cls, request.id)
-    records.put(transaction, place, expiries, decision.factors, decision.before)
+    records.put(transaction, place, expiries, decision.factors, decision.before, mark)
     records.expect_places(transaction, {item.value: item.place for item in here})
     claims.release(transaction, store.cls, expiries)
     for item in here:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mesh import DeadlineExceeded
-from mesh.raw import Replica
+from mesh.raw import Replica, among
 from quart_app.values import handlers
 from quart_app.values.answers import Answers, Array, element, elements
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
+from quart_app.values.primes import NAME
 from quart_app.values.store import digits, ordered
 
 #: Values that are added to an answer at once, where not all of them can be.
@@ -52,6 +53,7 @@ class Search:
         self._pace = pace
         self._answers = answers
         self._question = question
+        self._among = among(NAME, question.prime)
         self._end_ms = mesh.now_ms() + deadline_ms
         self._array = Array()
         self._count = 0
@@ -75,7 +77,7 @@ class Search:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         limit = self._question.most - self._count + 1
         body = {"prime": self._question.prime, "after": after, "limit": limit, "as": handlers.TEXT}
-        answers = await self._mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms)
+        answers = await self._mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms, among=self._among)
         self._left_out.update(answers.left_out)
         until = min((answer["until"] for answer in answers.values() if answer["until"]), key=rank, default="")
         found = [answer["found"] for answer in answers.values() if answer["found"]]

@@ -18,6 +18,7 @@ from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pace import Pace
 from quart_app.values.panel import JobsPanel
 from quart_app.values.pool import FactorPool
+from quart_app.values.primes import Primes
 from quart_app.values.routes import ValuesRoutes
 from quart_app.values.settings import ValuesSettings
 
@@ -38,6 +39,9 @@ def create(context: Context) -> Service:
     )
 
     computing = Computing(lambda: context.mesh.replica, pool, pace)
+    errands = Errands(lambda: context.mesh.replica, computing.progress)
+
+    primes = Primes(pace)
 
     def store_room(amount: int) -> None:
         context.mesh.memory.store(amount)
@@ -45,15 +49,19 @@ def create(context: Context) -> Service:
     @contextlib.asynccontextmanager
     async def lifespan(mesh: Mesh) -> AsyncIterator[None]:
         async with pool, asyncio.TaskGroup() as tasks:
-            sweeping = tasks.create_task(sweep.run(mesh.replica, settings.sweep_ms, pace))
+            running = [
+                tasks.create_task(sweep.run(mesh.replica, settings.sweep_ms, pace)),
+                tasks.create_task(primes.run(mesh.replica)),
+            ]
             yield
-            sweeping.cancel()
+            for task in running:
+                task.cancel()
 
     panel = JobsPanel(settings)
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
-        operations=[handlers(computing, Errands(lambda: context.mesh.replica, computing.progress), pace, store_room)],
+        operations=[handlers(computing, errands, pace, store_room, primes.mark)],
         lifespan=lifespan,
         panel=panel.read,
         acts=[panel.act],

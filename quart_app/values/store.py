@@ -13,6 +13,7 @@ In the database of its holder, under db{n}:
 Shared:
 
     values:where:{value}    string, PX   "<database> <class> <request id>" of the record; expires with it
+    values:primes:{n}:{0,1} string, PX   bits: the filter of the primes in database n; see `primes`
 
 Every key expires with the last record in it, so that nothing is left even in a database without a holder. The sweep
 removes the records that expire earlier.
@@ -20,7 +21,7 @@ removes the records that expire earlier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -114,10 +115,14 @@ def size(value: str, factors: str) -> int:
 
 
 class Postings(NamedTuple):
-    """The index entries of some values: members for common primes; prime, value, prime, value, ... for rare primes."""
+    """The index entries of some values: members for common primes; prime, value, prime, value, ... for rare primes.
+
+    `primes` are all primes of these values.
+    """
 
     common: list[str]
     rare: list[str]
+    primes: set[str]
 
     def members(self) -> set[str]:
         """All of them as members, wherever they are kept."""
@@ -126,17 +131,23 @@ class Postings(NamedTuple):
 
 def postings(factors: Mapping[str, str]) -> Postings:
     """Return one entry for every value and distinct prime factor of it."""
-    found = Postings([], [])
-    common, rare = found
+    found = Postings([], [], set())
+    common, rare, primes = found
     for value, text in factors.items():
         name = _LENGTHS[len(value)] + value
-        for prime in notation.primes(text):
+        of_value = notation.primes(text)
+        primes.update(of_value)
+        for prime in of_value:
             digits = len(prime)
             if digits < RARE_DIGITS:
                 common.append(f"{_LENGTHS[digits]}{prime}:{name}")
             else:
                 rare += (_LENGTHS[digits] + prime, name)
     return found
+
+
+#: Notes primes, with the moment (ms) until which values that have them live, in the commit of the transaction.
+Mark = Callable[[Effects, set[str], int], None]
 
 
 async def places(store: Store, values: Sequence[str]) -> list[str | None]:
@@ -156,21 +167,24 @@ def put(
     expiries: Mapping[str, int],
     factors: Mapping[str, str],
     before: Mapping[str, Record] = MappingProxyType({}),
+    mark: Mark | None = None,
 ) -> None:
     """Write the records of one request, with their expiries and factors, and say where they are.
 
-    `before` are the records of these values that this database has now.
+    `before` are the records of these values that this database has now. `mark` notes the primes of what is written.
     """
     if not expiries:
         return
     ends: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
         ends.setdefault(expiry, []).append(value)
+    common, rare, primes = postings({value: factors[value] for value in expiries})
+    if mark is not None:
+        mark(transaction, primes, max(ends))
     for expiry, values in ends.items():
         transaction.hset(RECORDS, {value: _text(place.id, expiry, factors[value]) for value in values})
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
-    common, rare = postings({value: factors[value] for value in expiries})
     transaction.zadd_all(INDEX, common, 0)
     transaction.write_with(PAIR, (ALONE, INDEX), rare)
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
@@ -193,7 +207,7 @@ def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
     transaction.hdel(RECORDS, *over)
-    common, rare = postings({value: record.factors for value, record in over.items()})
+    common, rare, _ = postings({value: record.factors for value, record in over.items()})
     transaction.zrem(INDEX, *common)
     transaction.write_with(UNPAIR, (ALONE, INDEX), rare)
 

@@ -73,8 +73,8 @@ async def test_a_class_without_a_live_replica_is_404_and_nothing_is_done(nodes: 
     before = await nodes[0].replica.books()
     status, problem = await post(nodes[0], [item(33, "A"), item(55, "D")])
     assert status == 404 and problem["address"] == "D"
+    assert await nodes[0].replica.books() == before
     assert await get(nodes[0], "/values/11") == (200, [])
-    assert (await nodes[0].replica.books())["accepted"] - before["accepted"] == 2, "only the GET's two"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh import Busy, DeadlineExceeded, Replies
+from mesh.raw import Among
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
@@ -31,7 +32,8 @@ class Databases:
     def now_ms(self) -> int:
         return self.clock_ms
 
-    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int) -> Replies:
+    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int, among: Among) -> Replies:
+        assert among.name == "values.primes"
         assert op == "values.find" and deadline_ms > 0
         self.gathers += 1
         self.clock_ms += 10

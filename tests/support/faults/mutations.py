@@ -22,7 +22,7 @@ from mesh.operations import transaction
 from mesh.requests import runner, scripts, turns
 from mesh.wire.script import Script
 from quart_app.messages import users
-from quart_app.values import handlers, jobs
+from quart_app.values import handlers, jobs, primes
 
 
 def _replace(source: str, old: str, new: str) -> str:
@@ -101,6 +101,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "missing-databases": script(scripts.SUBMIT, "if not class_of(tonumber(n)) then", "if false then"),
     "mesh-clock": script(scripts.SUBMIT, "stamp = latest .. '-*'", "stamp = '*'"),
+    "filter-bits": function(primes.Primes, "mark", "for kept in self._kept:", "for kept in ():"),
     "drop-message": function(handlers, "_write", "transaction.send(Database", "(lambda *_: None)(Database"),
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),

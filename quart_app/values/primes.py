@@ -1,0 +1,158 @@
+"""The filter of the primes in this replica's database: a GET asks only databases that may have its prime.
+
+Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so the filter is made
+anew when it is half full, or far too large for what is left:
+
+    1  puts begin to set bits in the new filter, too
+    2  the puts that were on their way to Redis before that are waited for
+    3  the primes of the index are put into the new filter, part by part
+    4  the roster row names the new filter; a moment later puts forget the former one, which is deleted
+
+So the filter that the row names has every prime of the database at any moment. A database whose row names none is asked
+by every GET: that of an earlier release, or of a replica that has just started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from mesh import MeshError
+from mesh.raw import MARK, Effects, Filter, Replica, Script, Store
+from quart_app.values import store as records
+from quart_app.values.pace import Pace
+
+log = structlog.get_logger(__name__)
+
+#: The name of the filter in roster rows, and of its key.
+NAME = "values.primes"
+KEY = "values:primes:"
+#: Between two looks at the filter.
+LOOK_S = 1.0
+#: Primes that are read from the index at once.
+PART = 500
+#: As many primes have less than RARE_DIGITS digits.
+COMMON = 9592
+#: A filter is made anew when one of so many bits is set: with two bits for each prime, it is half full.
+FILL = 8
+#: A filter that is so many times as large as it has to be is made anew.
+EXCESS = 8
+
+PRIMES = Script.beside(__file__, "primes.lua")
+#: KEYS: alone, index, records. Returns how many there are of the former two, and when the last record ends (ms).
+STATE = Script("return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A filter that puts write to, and common primes that it has for certain."""
+
+    filter: Filter
+    known: frozenset[str] = frozenset()
+
+
+class Primes:
+    """The filters of this replica's database: one, or two while the next one is made."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._kept: tuple[Kept, ...] = ()
+        #: the membership that they belong to
+        self._replica = ""
+
+    def mark(self, transaction: Effects, primes: Iterable[str], until_ms: int) -> None:
+        """Set the bits of the primes of values that live until then, with the commit of the transaction."""
+        primes = set(primes)
+        for kept in self._kept:
+            _mark(transaction, kept.filter, primes - kept.known, until_ms)
+
+    async def run(self, replica: Replica) -> None:
+        """Keep a filter until cancelled. Afterwards puts go on to set its bits, as long as the membership lasts."""
+        while True:
+            try:
+                await self.look(replica)
+            except MeshError as error:
+                log.warning("filter of primes not kept", error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self, replica: Replica) -> None:
+        """Make the filter anew if it has to be."""
+        if self._replica != replica.id:
+            self._replica, self._kept = replica.id, ()
+        names = [records.ALONE, records.INDEX, records.RECORDS]
+        named, state = await asyncio.gather(replica.filters.named(NAME), replica.store().script(STATE, names))
+        alone, members, end_ms = map(int, state)
+        current = next((kept for kept in self._kept if kept.filter == named), None)
+        if current is None and named is not None:
+            await replica.filters.name(NAME, None)
+        elif current is not None and len(self._kept) > 1:
+            former = [kept.filter.key for kept in self._kept if kept is not current]
+            self._kept = (current,)
+            await _unlink(replica, former)
+        count = alone + min(members, COMMON)
+        if current is None or _is_over(current.filter, await replica.filters.bits_set(current.filter), count):
+            await self._make(replica, current, Filter.size_for(count), end_ms)
+
+    async def _make(self, replica: Replica, current: Kept | None, bits: int, end_ms: int) -> None:
+        """Make a filter, and name it in the roster row."""
+        slots = [f"{KEY}{replica.database}:{slot}" for slot in (0, 1)]
+        key = next(key for key in slots if current is None or current.filter.key != key)
+        # What is left there is of a former holder, or of the filter before the current one.
+        await _unlink(replica, [key])
+        former, fresh = () if current is None else (current,), Filter(key, bits)
+        self._kept = (*former, Kept(fresh))
+        try:
+            # Commits are applied in order, so all that were made without the new filter are applied before this one.
+            await replica.commit(replica.transaction())
+            known = await self._fill(replica, fresh, end_ms)
+        except BaseException:
+            self._kept = former
+            raise
+        self._kept = (*former, Kept(fresh, frozenset(known)))
+        await replica.filters.name(NAME, fresh)
+
+    async def _fill(self, replica: Replica, fresh: Filter, end_ms: int) -> set[str]:
+        """Put the primes of the index into a filter; return the common ones."""
+        known: set[str] = set()
+        async for primes in _parts(replica.store()):
+            await self._pace()
+            transaction = replica.transaction()
+            _mark(transaction, fresh, primes, end_ms)
+            await replica.commit(transaction)
+            known.update(prime for prime in primes if len(prime) < records.RARE_DIGITS)
+        return known
+
+
+async def _parts(store: Store) -> AsyncIterator[set[str]]:
+    """Yield the primes of the index, some at a time; some come more than once."""
+    cursor = ""
+    while True:
+        cursor, names = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PART)
+        if names:
+            yield {records.digits(name) for name in names}
+        if not cursor:
+            return
+
+
+def _is_over(filter: Filter, bits_set: int, count: int) -> bool:
+    """Return whether a filter for so many primes, which has so many bits set, is to be made anew."""
+    is_full = bits_set * FILL > filter.bits
+    is_too_large = filter.bits > EXCESS * Filter.size_for(count)
+    return is_full or is_too_large or (not count and bits_set > 0)
+
+
+def _mark(transaction: Effects, filter: Filter, primes: Iterable[str], until_ms: int) -> None:
+    bits = filter.positions(primes)
+    if bits and until_ms > 0:
+        transaction.shared.write_with(MARK, [filter.key], bits)
+        transaction.shared.keep_until(filter.key, until_ms)
+
+
+async def _unlink(replica: Replica, keys: Iterable[str]) -> None:
+    transaction = replica.transaction()
+    for key in keys:
+        transaction.shared.write("UNLINK", key)
+    await replica.commit(transaction)

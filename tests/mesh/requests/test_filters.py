@@ -1,0 +1,143 @@
+"""Filters: a gather asks every live database that may have something, and no other one that says what it has."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.raw import MARK, Among, Body, Effects, Filter, Replica, Request, Store, Worker, among
+from mesh.requests.filters import Filters
+from tests.support.backend import Backend
+from tests.support.waiting import eventually
+
+NAME = "test.numbers"
+WORKER = Worker()
+
+
+@WORKER.handles("filters.read", effect=False)
+async def read(request: Request, store: Store, transaction: Effects) -> Body:
+    """Say which database answers."""
+    return {"database": store.database}
+
+
+def filter_of(replica: Replica, bits: int = 4096) -> Filter:
+    return Filter(f"filters:{replica.database}", bits)
+
+
+async def have(replica: Replica, *numbers: str) -> None:
+    """Let the filter of a replica have these numbers, and name it."""
+    transaction = replica.transaction()
+    transaction.shared.write_with(MARK, [filter_of(replica).key], filter_of(replica).positions(numbers))
+    assert await replica.commit(transaction)
+    assert await replica.filters.name(NAME, filter_of(replica))
+
+
+async def asked(replica: Replica, number: str) -> set[int]:
+    """The databases that a gather for a number asks."""
+    return {*await replica.gather("filters.read", {}, among=among(NAME, number))}
+
+
+async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> None:
+    """One of two has it; one without a filter may have anything; one whose filter is empty has nothing."""
+    one, two, three, four = await backend(4, WORKER)
+    await have(one, "7", "101")
+    await have(two, "11", "101")
+    assert await four.filters.name(NAME, filter_of(four))
+    assert await asked(one, "7") == {one.database, three.database}
+    assert await asked(two, "101") == {one.database, two.database, three.database}
+    assert {*await one.gather("filters.read", {})} == {each.database for each in (one, two, three, four)}
+    assert {*await one.gather("filters.read", {}, among=Among("other", 1, 2))} == {1, 2, 3, 4}
+
+
+async def test_a_gather_that_asks_nobody_is_complete_at_once(backend: Backend) -> None:
+    """And no request is counted."""
+    one, two = await backend(2, WORKER)
+    await have(one, "7")
+    await have(two)
+    before = await two.books()
+    assert await two.gather("filters.read", {}, among=among(NAME, "13")) == {}
+    assert await two.books() == before
+
+
+async def test_a_filter_is_named_under_the_lease_only(backend: Backend) -> None:
+    """A holder whose lease is over cannot name one in the row of its successor."""
+    one = await backend.join(WORKER, class_="A")
+    two = await backend.join(WORKER, class_="B")
+    await have(two, "7")
+    assert await asked(one, "11") == {one.database}
+    row = f"mesh:replica:{two.database}"
+    client = backend.redis()
+    late = Filters(two._link, two.database, "1 a-former-holder")
+    assert not await late.name(NAME, Filter("x", 8))
+    assert await client.hget(row, f"filter:{NAME}") == f"shared:{filter_of(two).key} 4096"
+    await client.aclose()
+
+
+async def test_a_filter_that_is_no_string_of_bits_keeps_nobody_from_being_asked(backend: Backend) -> None:
+    """As a person may have left it."""
+    (one,) = await backend(1, WORKER)
+    await have(one, "7")
+    client = backend.redis()
+    await client.delete(f"shared:{filter_of(one).key}")
+    assert await asked(one, "11") == set()
+    await client.hset(f"shared:{filter_of(one).key}", "a", "b")
+    assert await asked(one, "11") == {one.database}
+    await have(one, "13")
+    await client.aclose()
+
+
+async def test_what_a_row_names_can_be_read_and_taken_back(backend: Backend) -> None:
+    """By the holder."""
+    (one,) = await backend(1, WORKER)
+    assert await one.filters.named(NAME) is None
+    await have(one, *map(str, range(1000, 1020)))
+    assert await one.filters.named(NAME) == filter_of(one)
+    assert 30 < await one.filters.bits_set(filter_of(one)) <= 40
+    assert await one.filters.name(NAME, None)
+    assert await one.filters.named(NAME) is None
+    assert await asked(one, "11") == {one.database}
+
+
+async def test_a_renewal_leaves_the_filter_and_a_successor_begins_without(backend: Backend) -> None:
+    """The grant writes the row anew."""
+    one = await backend.join(WORKER, class_="A")
+    two = await backend.join(WORKER, class_="B")
+    await have(one, "7")
+    await have(two, "7")
+    client = backend.redis()
+    one.announce()
+
+    async def is_renewed() -> bool:
+        return await client.hget(f"mesh:replica:{one.database}", "state") == "ready"
+
+    await eventually(is_renewed)
+    assert await asked(two, "13") == set()
+    await backend.kill(0)
+    three = await backend.join(WORKER, class_="A")
+    assert three.database == one.database
+    assert await asked(two, "13") == {three.database}
+    await client.aclose()
+
+
+@given(st.lists(st.integers(1, 10**60).map(str), unique=True, max_size=50), st.integers(1, 10**6))
+def test_what_a_filter_has_it_says_it_has(numbers: list[str], bits: int) -> None:
+    """With the positions that the script computes from the hashes."""
+    filter = Filter("x", bits)
+    positions = {*filter.positions(numbers)}
+    for number in numbers:
+        asked = among(NAME, number)
+        assert {asked.one % bits, asked.other % bits} <= positions
+    assert all(0 <= position < bits for position in positions)
+
+
+@pytest.mark.parametrize("each", [lambda n: n, lambda n: 10**17 + n, lambda n: n * 2_147_483_659, lambda n: 10**40 + n])
+def test_a_half_full_filter_is_wrong_about_few(each: object) -> None:
+    """Two bits of sixteen for each number: of a hundred that it does not have, it may have two."""
+    number = each if callable(each) else None
+    assert number is not None
+    filter = Filter("x", 16 * 4000)
+    there = {*filter.positions(str(number(n)) for n in range(4000))}
+    others = [filter.positions([str(number(n))]) for n in range(4000, 24_000)]
+    assert sum(there.issuperset(each) for each in others) < 0.02 * len(others)
+    assert Filter.size_for(4000) == 2 * filter.bits and Filter.size_for(0) == 4096
