@@ -32,6 +32,7 @@ BREAKS = {
     "pending-ownership": (test_pauses.test_row_07_a_commit_that_arrives_late_is_refused, "took effect 2 times"),
     "deadline": (test_overload.test_row_23_nothing_expired_is_begun, "begun after its deadline"),
     "full-memory": (test_server.test_row_20_a_full_server_stores_nothing_and_answers_all, "would exceed maxmemory got"),
+    "memory-of-a-batch": (test_server.test_row_20_no_commit_exceeds_maxmemory, "a commit beyond maxmemory got 200"),
     "expected-value": (test_network.test_row_14_a_slow_and_crumbling_wire, "lies in databases|no order explains"),
     "expected-answer": (
         test_overload.test_row_45_a_hot_key_is_changed_by_everybody_in_time,

@@ -141,6 +141,27 @@ async def test_row_20_a_full_server_stores_nothing_and_answers_all(faults: Fault
     await faults.check(mesh)
 
 
+@row(20, "one commit that is larger than the rest of the memory")
+async def test_row_20_no_commit_exceeds_maxmemory(faults: Faults) -> None:
+    """It is refused, though the server compares its memory with the limit only before a script begins."""
+    mesh = await faults.mesh(2, classes="AB")
+    limit = await _used(mesh) + (2 << 20)
+    await mesh.admin.config_set("maxmemory", limit)
+    large = await mesh.tally(mesh.members[0], cls="A", keys=15_000)
+    used = await _used(mesh)
+    await mesh.admin.config_set("maxmemory", "0")
+    faults.took(await mesh.recovered(2))
+    if large.status != 503 or used > limit:
+        raise Broken(f"a commit beyond maxmemory got {large.status}, and {used} of {limit} bytes are used")
+    await faults.check(mesh)
+
+
+async def _used(mesh: Mesh) -> int:
+    """Return the memory that the server compares with its limit."""
+    facts = await mesh.admin.info("memory")
+    return int(facts["used_memory"]) - int(facts["mem_not_counted_for_evict"])
+
+
 @row(21, "-READONLY for a while (REPLICAOF)")
 async def test_row_21_a_server_without_writes(faults: Faults) -> None:
     """The mesh is back within 2 s, after a short time without writes and after more than a lease."""

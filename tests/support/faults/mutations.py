@@ -77,6 +77,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
+    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(tonumber(ARGV[7]))", "memory_is_full"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
     "guarded-reads": function(

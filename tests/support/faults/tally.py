@@ -1,7 +1,8 @@
 """A service for the fault matrix only: it counts how often each request took effect.
 
-    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "wait_ms"}
-                      one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms
+    POST /tally       {"id", "cls" or "database", "hold_ms", "block_ms", "poison", "mistake", "keys", "wait_ms"}
+                      one effect in the worker's database, after a wait of hold_ms and a blocked loop of block_ms, and
+                      so many keys beside it
     POST /tally       {"id", "cls", "hot" (value or hash), "wait_ms"}: one effect, and a number from a shared key
     POST /tally/own   {"id"}   one effect in this replica's own database, by a transaction that belongs to no request
     GET  /tally/loop  the longest time, in ms, that the event loop was held since the last GET (private port)
@@ -76,6 +77,7 @@ def _worker() -> Worker:
             await asyncio.sleep(body["hold_ms"] / 1000)
             time.sleep(body["block_ms"] / 1000)  # noqa: ASYNC251
         transaction.write("HINCRBY", EFFECTS, body["id"], 1)
+        transaction.set_until([f"tally:{body['id']}:{n}" for n in range(body["keys"])], "x", request.at_ms + 60_000)
         if body["mistake"]:
             return cast(dict[str, Any], await mistakes.make(body["mistake"], store, transaction))
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
@@ -146,6 +148,7 @@ def _public(context: Context) -> Blueprint:
             "poison": asked.get("poison", False),
             "always": asked.get("always", False),
             "mistake": asked.get("mistake", ""),
+            "keys": asked.get("keys", 0),
         }
         return jsonify(await context.mesh.replica.call(to, ADD, body, deadline_ms=wait_ms))
 
