@@ -12,6 +12,7 @@ from tests.faults import (
     test_clock,
     test_crashes,
     test_expensive,
+    test_keyed,
     test_missing,
     test_network,
     test_operators,
@@ -68,6 +69,14 @@ BREAKS = {
     "replayed-letter": (
         test_operators.test_row_54_a_replay_that_ends_half_way_happens_once,
         "a replayed letter took effect [2-9] times",
+    ),
+    "idempotency-key": (
+        test_keyed.test_row_57_calls_with_one_key_have_one_effect_and_one_answer,
+        "a payment took effect [2-9] times",
+    ),
+    "freed-key": (
+        test_keyed.test_row_57_calls_with_one_key_have_one_effect_and_one_answer,
+        "keys have no answer|keys are left behind",
     ),
     "overdelivered": (
         test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter,

@@ -47,7 +47,7 @@ class Faults:
         self.chance = chance
         self.result = result
         self.folder = folder
-        self._mutation = mutation
+        self.mutation = mutation
         self._meshes = 0
         self._stack = contextlib.AsyncExitStack()
 
@@ -67,7 +67,7 @@ class Faults:
         """
         self._meshes += 1
         folder = self.folder / f"mesh-{self._meshes}"
-        chosen = {"FAULTS_MUTATION": self._mutation, **env}
+        chosen = {"FAULTS_MUTATION": self.mutation, **env}
         return await self._stack.enter_async_context(
             open_mesh(folder, self.chance, count, chosen, classes, options, wired=wired, clock=clock)
         )

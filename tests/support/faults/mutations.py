@@ -107,6 +107,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "finished-jobs": script(jobs.ADMIT, "if found[4] == '0' then", "if false then"),
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
+    "idempotency-key": script(scripts.SUBMIT, "if found[1] and (", "if false and ("),
+    "freed-key": script(scripts.BURY, "options.ended(options.named(fields)", "options.has({}"),
     "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
 
