@@ -19,12 +19,14 @@ from mesh import (
     Database,
     DeadlineExceeded,
     InvalidBody,
+    KeyReused,
     NoReplica,
     SetupError,
     Unavailable,
 )
 from mesh.later.due import Due
-from mesh.raw import Body, Client, Effects, Request, Store, Worker, connect
+from mesh.raw import Ask, Body, Client, Effects, Request, Store, Worker, connect
+from mesh.requests.once import Once
 from mesh.settings import MeshSettings, RedisSettings
 from mesh.testing import MeshKit
 from tests.support.server import Server
@@ -235,6 +237,13 @@ async def test_the_documented_user_may_ask_and_nothing_else(server: Server, aske
                 await client.call(Class("A"), "count.add", {"seconds": 3}, deadline_ms=200)
             await client.send(Class("A"), "count.add", {}, key="k", due=Due("+60000"))
             assert await client.cancel("k")
+            for _ in range(2):
+                await client.ask([Ask(Class("A"), "count.add", {}, Once("k", 1000))])
+            with pytest.raises(KeyReused):
+                await client.ask([Ask(Class("A"), "count.add", {"seconds": 0}, Once("k", 1000))])
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.ask([Ask(Class("A"), "count.add", {"seconds": 3}, Once("l", 1000))])
         async with Redis.from_url(asker) as redis:
             for words in (
                 ("SELECT", 1),

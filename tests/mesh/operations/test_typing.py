@@ -1,4 +1,4 @@
-"""The eleven mistakes of `tests/support/typing/wrong.py` are found by mypy and by pyright, and nothing else is."""
+"""The twelve mistakes of `tests/support/typing/wrong.py` are found by mypy and by pyright, and nothing else is."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ def test_a_type_checker_finds_each_mistake_and_accepts_what_is_right(
     for name in ("right.py", "wrong.py"):
         shutil.copy(FOLDER / name, tmp_path)
     lines = marked(tmp_path / "wrong.py")
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert check(tmp_path) == {("wrong.py", line) for line in lines}

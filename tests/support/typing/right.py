@@ -91,7 +91,8 @@ async def main() -> None:
         person: Person = await mesh.call(birthday, Birthday(name="ann", age=7), to=Class("A"))
         numbers: dict[int, int] = await mesh.gather(count)
         parts: list[Greeted] = await mesh.parts(contract, Greet("x"), to=Database(2), deadline=timedelta(seconds=1))
-        await mesh.send(reset)
+        await mesh.send(reset, key="reset-1", keep=timedelta(minutes=5))
+        text = (await mesh.call(put, Greet("world"), key="put-1")).greeting
         assert text and person.age and sum(numbers.values()) and parts
 
 

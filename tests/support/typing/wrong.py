@@ -1,4 +1,4 @@
-"""Eleven mistakes at the interface of the library; a type checker reports each marked line, and no other."""
+"""Twelve mistakes at the interface of the library; a type checker reports each marked line, and no other."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ async def wrong(mesh: Mesh, tx: Transaction, view: Query) -> None:
     view.set(total, 1)  # wrong: a query cannot write
     assert seen[7] and n  # wrong: a field of another type
     tx.send(put)  # wrong: no body
+    await mesh.call(put, Greet("x"), key=7)  # wrong: a key that is no text
     a: dict[int, str] = dict(await mesh.gather(count))  # wrong: another reply
     assert a
 
