@@ -13,6 +13,7 @@ from mesh.errors import (
     IsolationUnavailable,
     KeyReused,
     LeaseLost,
+    Limited,
     ManyParts,
     MeshError,
     NoReplica,
@@ -27,6 +28,7 @@ from mesh.errors import (
     WrongCredentials,
 )
 from mesh.later.due import Ticket
+from mesh.later.limit import Limit
 from mesh.later.retry import Retry
 from mesh.later.schedule import Tick
 from mesh.lease.applicant import Applicant
@@ -78,6 +80,8 @@ __all__ = [
     "Key",
     "KeyReused",
     "LeaseLost",
+    "Limit",
+    "Limited",
     "ManyParts",
     "Member",
     "Mesh",

@@ -79,7 +79,7 @@ class Presence:
         self.link = self._make_link()
         self._durability = self._make_durability()
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
-        self.calls = Calls(self.link, reader, self.id, self._durability, self._only_reads)
+        self.calls = Calls(self.link, reader, self.id, self._durability, self._only_reads, settings.later_bound)
         self.directory = Directory(self.link, ())
 
     def _only_reads(self, op: str) -> bool:
@@ -237,16 +237,18 @@ class Client:
         key: str = "",
         due: Due | None = None,
         once: Once | None = None,
+        limit: str = "",
     ) -> None:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
 
-        `key` is a name of its own for the request; one that is `due` later, or has an idempotency key, needs it.
+        `key` is a name of its own for the request; one that is `due` later, or has an idempotency key or a
+        limit, needs it.
         """
         with _interrupted():
-            ask = Ask(to, op, body, once)
+            ask = Ask(to, op, body, once, limit)
             ops, level = needs([ask])
             presence = await self._serving(ops, level if due is None else max(level, LATER))
-            await presence.calls.send(ask, key, due, self.settings.later_bound)
+            await presence.calls.send(ask, key, due)
 
     async def cancel(self, key: str) -> bool:
         """Remove the request with this key. Return False when it is over already."""

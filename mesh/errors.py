@@ -52,6 +52,12 @@ def redis_is_full() -> Busy:
     return Busy("Redis is full: nothing new is stored, reads go on; retry after 5 s", retry_after=5)
 
 
+class Limited(Busy):
+    """The rate of the operation does not allow this request now."""
+
+    code = "limited"
+
+
 class NoReplica(MeshError):
     """No live replica has the class or database that was asked for."""
 
@@ -160,7 +166,7 @@ class KeyReused(MeshError):
     code = "key-reused"
 
 
-class Paused(MeshError):
+class Paused(Busy):
     """An operator has paused the operation."""
 
     code = "paused"
@@ -247,6 +253,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         Unavailable,
         OlderRelease,
         Busy,
+        Limited,
         NoReplica,
         DeadlineExceeded,
         Incomplete,

@@ -18,6 +18,10 @@
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
     mesh:paused              hash          operation -> since when and by whom it is paused
     mesh:parked:{op}         zset          those of a paused operation in mesh:later: key by time (ms) of acceptance
+    mesh:lanes               set           lanes ("{op}:{value}") in which requests wait for a place
+    mesh:lane:{lane}         list          their names, in order; the requests are in mesh:later
+    mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
+    mesh:rate:{lane}         string, PX    when the next request of a rate is on time (µs)
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf
@@ -56,6 +60,10 @@ AUDIT = "mesh:audit"
 MINUTES = "mesh:minutes"
 PAUSED = "mesh:paused"
 PARKED = "mesh:parked:"
+LANES = "mesh:lanes"
+LANE = "mesh:lane:"
+RUNNING = "mesh:running:"
+RATE = "mesh:rate:"
 LATER = "mesh:later"
 CANCELLED = "mesh:later:cancelled:"
 ONCE = "mesh:once:"

@@ -96,13 +96,8 @@ class Replica:
         #: the server's memory: whether something new may be stored
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
-        self._calls = Calls(
-            self._link,
-            ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id)),
-            self.id,
-            self._durability,
-            worker.only_reads,
-        )
+        replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
+        self._calls = Calls(self._link, replies, self.id, self._durability, worker.only_reads, settings.later_bound)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
         self.shared: Redis = self._client("shared", shared=True)

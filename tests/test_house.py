@@ -51,6 +51,8 @@ TESTED_BY = {
     "mesh/journal/position.py": "mesh/journal/test_journal.py",
     "mesh/journal/snapshots.py": "quart_app/grades/test_replication.py",
     "mesh/later/due.py": "mesh/later/test_waking.py",
+    "mesh/later/entering.py": "mesh/later/test_lane_entries.py",
+    "mesh/later/options.py": "mesh/later/test_lanes.py",
     "mesh/operations/sending.py": "mesh/later/test_waking.py",
     "mesh/operations/reads.py": "mesh/operations/test_guards.py",
     "mesh/operations/transaction.py": "mesh/operations/test_guards.py",

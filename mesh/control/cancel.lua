@@ -6,6 +6,8 @@
 -- Returns {stream, op}; nothing if no stream has the request
 local books_key, audit_key = KEYS[1], KEYS[2]
 
+--[[ ../requests/append.lua ]]
+
 --[[ ../requests/options.lua ]]
 
 local options = make_options()

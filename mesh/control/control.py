@@ -18,13 +18,14 @@ from redis.asyncio import Redis
 from mesh import keys, roster
 from mesh.dead.letters import ID, Actor
 from mesh.errors import Cancelled, Refused
+from mesh.later.options import OPTIONS
 from mesh.requests.protocol import failure_body
 from mesh.settings import MeshSettings
 from mesh.wire.codec import encode
 from mesh.wire.script import Script
 
 PAUSE = Script.beside(__file__, "pause.lua")
-CANCEL = Script.beside(__file__, "cancel.lua", "../requests/options.lua", "../requests/once.lua")
+CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")
 
 #: How long the wish that a replica drains holds.

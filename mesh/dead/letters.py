@@ -20,17 +20,11 @@ from redis.asyncio import Redis
 
 from mesh import keys
 from mesh.errors import Refused
+from mesh.later.options import OPTIONS
 from mesh.wire.script import Script
 
 _PARTS = ("letter.lua", "walk.lua", "record.lua")
-REPLAY = Script.beside(
-    __file__,
-    "replay.lua",
-    *_PARTS,
-    "../requests/append.lua",
-    "../requests/options.lua",
-    "../requests/once.lua",
-)
+REPLAY = Script.beside(__file__, "replay.lua", *_PARTS, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_PARTS)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 

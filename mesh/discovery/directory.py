@@ -32,10 +32,11 @@ SERVED = Script.beside(__file__, "served.lua")
 #: have none in their rows.
 LATER = 1
 ONCE = 2
+LIMITS = 3
 #: The newest level that this release understands.
-READS = ONCE
+READS = LIMITS
 #: What needs a level, as its user calls it.
-OPTIONS = {LATER: "after= and at=", ONCE: "key="}
+OPTIONS = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
 #: Knowledge that is older is looked up again.
 FRESH_S = 1.0

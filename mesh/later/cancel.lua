@@ -4,10 +4,12 @@
 -- KEYS: later, books, this attempt, stream, ...   (all possible request streams)
 -- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)
 -- Returns 1 if it was removed, 0 if it is over
-local later_key, books_key, attempt_key = KEYS[1], KEYS[2], KEYS[3]
+local books_key, attempt_key = KEYS[2], KEYS[3]
 local key, most, remembered_ms = unpack(ARGV)
 -- The same attempt again: only its answer was lost on the way.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
+
+--[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
 
@@ -20,13 +22,9 @@ local function count(fields)
   return 1
 end
 
-if redis.call('ZREM', later_key, key) == 1 then
-  local fields = redis.call('HGETALL', later_key .. ':' .. key)
-  local parked = redis.call('HGET', later_key .. ':' .. key, 'parked')
-  if parked then redis.call('ZREM', 'mesh:parked:' .. parked, key) end
-  redis.call('DEL', later_key .. ':' .. key)
-  return count(fields)
-end
+--[[ left.lua ]]
+local fields = left(key)
+if fields then return count(fields) end
 for k = 4, #KEYS do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', most)) do
     for i = 1, #entry[2], 2 do

@@ -7,6 +7,8 @@
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, pause, tries, reason = unpack(ARGV)
 
+--[[ ../requests/append.lua ]]
+
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]

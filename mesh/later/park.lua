@@ -9,6 +9,8 @@ local id, consumer, op, most = unpack(ARGV)
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
 if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
 
+--[[ ../requests/append.lua ]]
+
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 
 from mesh import keys
+from mesh.later.options import OPTIONS
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-PARK = Script.beside(__file__, "park.lua", "taken.lua", "../requests/options.lua", "../requests/once.lua")
+PARK = Script.beside(__file__, "park.lua", "taken.lua", *OPTIONS)
 
 
 class Parked(StrEnum):

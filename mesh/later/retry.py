@@ -9,10 +9,11 @@ from datetime import timedelta
 
 from mesh import keys
 from mesh.errors import UsageError
+from mesh.later.options import OPTIONS
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-DEFER = Script.beside(__file__, "defer.lua", "taken.lua", "../requests/options.lua", "../requests/once.lua")
+DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
 #: Longest error that is kept with a request that waits for its next try.
 MOST_CHARACTERS = 500

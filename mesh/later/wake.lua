@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Moves the requests whose time has come to their streams. Any replica may run it at any moment, also twice.
 -- Runs when memory is full, too: the requests were accepted before.
--- KEYS: later, schedules
+-- KEYS: later, schedules, books
 -- ARGV: most requests to move
 -- Returns {how many were moved, the earliest time (ms) that something is due, or "", the due schedules...}
-local later_key, schedules_key, most = KEYS[1], KEYS[2], tonumber(ARGV[1])
+local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 local POSTPONED_MS = 1000
 -- These fields of the hash are not for the stream.
-local OWN = {to = true, ttl = true, parked = true}
+local OWN = {to = true, ttl = true, parked = true, wants = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -17,36 +17,61 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local options = make_options()
 
--- Returns whether the request is over: on its stream, or without content. The stream may be a key of another type.
-local function put(name, entry_key, due)
-  local words, named = {}, {}
-  local fields = redis.call('HGETALL', entry_key)
+local GONE, WAITS, FAILED = 1, 2, 3
+
+-- The deadline of a request passes while it waits for a place in its lane. Others may wait longer for its answer.
+local function expire(name, about)
+  local latest = about.once and options.once.latest(about, now)
+  if latest then
+    redis.call('HSET', later_key .. ':' .. name, 'deadline', latest)
+    redis.call('ZADD', later_key, latest == '0' and '+inf' or latest, name)
+    return WAITS
+  end
+  redis.call('HINCRBY', books_key, 'expired', 1)
+  return GONE
+end
+
+-- Puts a request on its stream, where its limit lets it. Its stream may be a key of another type.
+local function put(name, about, words)
+  local stream, id = 'mesh:requests:' .. about.to, nil
+  if about.wants then
+    id = options.limits().place(about.wants, name, about.to, words, about.deadline)
+    if not id then return WAITS end
+  else
+    id = append(stream, unpack(words))
+  end
+  if type(id) ~= 'string' then return FAILED end
+  options.moved(about, stream, id, 0)
+  return GONE
+end
+
+local function wake(name, due)
+  local words, about, fields = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
   for i = 1, #fields, 2 do
     local field, value = fields[i], fields[i + 1]
-    named[field] = value
+    about[field] = value
     if not OWN[field] then words[#words + 1], words[#words + 2] = field, value end
   end
-  if not named.to then return true end
-  if named.parked then redis.call('ZREM', 'mesh:parked:' .. named.parked, name) end
-  if not named.deadline then
-    local deadline = named.ttl == '0' and '0' or string.format('%.0f', due + named.ttl)
-    words[#words + 1], words[#words + 2] = 'deadline', deadline
+  if not about.to then return GONE end
+  if about.limit and options.limits().waits(about.limit) then return expire(name, about), about end
+  if about.parked then redis.call('ZREM', 'mesh:parked:' .. about.parked, name) end
+  if not about.deadline then
+    about.deadline = about.ttl == '0' and '0' or string.format('%.0f', due + about.ttl)
+    words[#words + 1], words[#words + 2] = 'deadline', about.deadline
   end
-  local stream = 'mesh:requests:' .. named.to
-  local id = append(stream, unpack(words))
-  if type(id) ~= 'string' then return false end
-  options.moved(named, stream, id, 0)
-  return true
+  return put(name, about, words)
 end
 
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
 for i = 1, #due, 2 do
-  local key, entry_key = due[i], later_key .. ':' .. due[i]
-  if put(key, entry_key, due[i + 1]) then
-    redis.call('ZREM', later_key, key)
-    redis.call('DEL', entry_key)
-  else
-    redis.call('ZADD', later_key, now + POSTPONED_MS, key)
+  local name = due[i]
+  local outcome, expired = wake(name, due[i + 1])
+  if outcome == GONE then
+    redis.call('ZREM', later_key, name)
+    redis.call('DEL', later_key .. ':' .. name)
+    if expired then options.ended(expired) end
+  elseif outcome == FAILED then
+    redis.call('ZADD', later_key, now + POSTPONED_MS, name)
   end
 end
 

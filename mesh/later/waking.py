@@ -18,6 +18,7 @@ from dataclasses import asdict
 import structlog
 
 from mesh import keys
+from mesh.later.options import OPTIONS
 from mesh.later.schedule import Schedule, Tick
 from mesh.lease.applicant import Grant
 from mesh.wire.codec import encode
@@ -26,15 +27,8 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
-WAKE = Script.beside(
-    __file__,
-    "wake.lua",
-    "next_due.lua",
-    "../requests/append.lua",
-    "../requests/options.lua",
-    "../requests/once.lua",
-)
-CANCEL = Script.beside(__file__, "cancel.lua", "../requests/options.lua", "../requests/once.lua")
+WAKE = Script.beside(__file__, "wake.lua", "next_due.lua", *OPTIONS)
+CANCEL = Script.beside(__file__, "cancel.lua", "left.lua", *OPTIONS)
 SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
@@ -103,7 +97,7 @@ class Waking:
                 await self._news.wait()
 
     async def _wake(self) -> None:
-        _, following, *ticks = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES], MOST_AT_ONCE)
+        _, following, *ticks = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_AT_ONCE)
         ours = [name for name in ticks if name in self._schedules]
         if ours and not await self._is_understood():
             ours = []

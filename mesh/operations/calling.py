@@ -110,7 +110,7 @@ class Caller:
             to = self._default
         if to is None:
             raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
-        return Ask(to, name, text)
+        return Ask(to, name, text, limit=op.limit_of(body))
 
     @overload
     async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> Replies[R]: ...
@@ -125,6 +125,8 @@ class Caller:
         Raises Incomplete with `partial` and `missing`, also when such a replica is expected back; or another MeshError.
         """
         name, text = sendable(op, body)
+        if op.limit is not None:
+            raise UsageError(f"{name} has a limit, and cannot be gathered: a gather asks all databases at one moment")
         return await self._asking.gather(name, text, deadline_ms=milliseconds(deadline), decode=op.decode_reply)
 
 

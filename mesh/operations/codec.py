@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable
 from types import UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, is_typeddict
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -142,6 +142,18 @@ def schema_of(kind: Any, *, written: bool) -> dict[str, Any]:
         return msgspec.json.schema(kind)
     except (TypeError, ValueError, PydanticUserError):
         return {}
+
+
+def fields_of(kind: Any) -> frozenset[str]:
+    """Return the names of the fields of a type whose values are JSON objects; none for a plain dict."""
+    kind = get_origin(kind) or kind
+    if issubclass(kind, msgspec.Struct):
+        return frozenset(kind.__struct_fields__)
+    if issubclass(kind, BaseModel):
+        return frozenset(kind.model_fields)
+    if dataclasses.is_dataclass(kind):
+        return frozenset(each.name for each in dataclasses.fields(kind))
+    return frozenset(get_type_hints(kind)) if is_typeddict(kind) else frozenset()
 
 
 class StoredCodec(Generic[T]):

@@ -101,7 +101,7 @@ class Mesh(Caller):
             return ticket
         name, text = sendable(op, body)
         ticket = Ticket(name)
-        await self.replica.send(Ask(checked_address(address), name, text, once), ticket.key)
+        await self.replica.send(Ask(checked_address(address), name, text, once, op.limit_of(body)), ticket.key)
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mesh.errors import InvalidBody, InvalidReply, UsageError
-from mesh.operations.codec import ERRORS, Codec, described, is_object, name_of
+from mesh.later.limit import Limit
+from mesh.operations.codec import ERRORS, Codec, described, fields_of, is_object, name_of
 from mesh.requests.protocol import MOST_BODY
 
 if TYPE_CHECKING:
@@ -30,14 +31,20 @@ class Operation(Generic[B, R]):
     """A named request with its types. `handler` is the function itself; a contract has none."""
 
     @overload
-    def __init__(self: Operation[None, R], name: str, body: None, reply: type[R]) -> None: ...
+    def __init__(
+        self: Operation[None, R], name: str, body: None, reply: type[R], *, limit: Limit | None = ...
+    ) -> None: ...
     @overload
-    def __init__(self: Operation[None, None], name: str, body: None, reply: None) -> None: ...
+    def __init__(
+        self: Operation[None, None], name: str, body: None, reply: None, *, limit: Limit | None = ...
+    ) -> None: ...
     @overload
-    def __init__(self: Operation[B, None], name: str, body: type[B], reply: None) -> None: ...
+    def __init__(
+        self: Operation[B, None], name: str, body: type[B], reply: None, *, limit: Limit | None = ...
+    ) -> None: ...
     @overload
-    def __init__(self, name: str, body: type[B], reply: type[R]) -> None: ...
-    def __init__(self, name: str, body: Any, reply: Any) -> None:
+    def __init__(self, name: str, body: type[B], reply: type[R], *, limit: Limit | None = ...) -> None: ...
+    def __init__(self, name: str, body: Any, reply: Any, *, limit: Limit | None = None) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(f'an operation has a name like "greetings.put", not {name!r:.100}')
         self.name = name
@@ -49,6 +56,8 @@ class Operation(Generic[B, R]):
                 f"the body of {name} is {name_of(body)}; a body is an object with names: "
                 "a msgspec Struct, a dataclass, a pydantic model or a TypedDict"
             )
+        #: how many of its requests may run at once, or in a time
+        self.limit = _checked(limit, name, self.body)
         self._bodies: Codec[Any] | None = None if self.body is None else Codec(self.body)
         self._replies: Codec[Any] = Codec(self.reply)
 
@@ -63,6 +72,10 @@ class Operation(Generic[B, R]):
                 f"{self.name} is called over a mesh: await mesh.call({self.name.rpartition('.')[2]}, ...); "
                 "a test can run its handler alone: await op.run(...)"
             )
+
+    def limit_of(self, body: Any) -> str:
+        """Return the limit of a request with this body, as it travels; "" if there is none. Raises InvalidBody."""
+        return "" if self.limit is None else self.limit.words(self.name, body)
 
     def encode_body(self, body: B | None) -> bytes:
         """Return the JSON of a request's body. Raises InvalidBody."""
@@ -127,3 +140,16 @@ class Operation(Generic[B, R]):
         from mesh.testing.alone import run
 
         return await run(self, body, state or {}, database)
+
+
+def _checked(limit: Limit | None, name: str, body: Any) -> Limit | None:
+    """Return the limit of an operation with this body. Raises UsageError for a field that the body does not have."""
+    if limit is None:
+        return None
+    if not isinstance(limit, Limit):
+        raise UsageError(f"limit= takes a Limit(...), not {limit!r:.100}")
+    fields = frozenset[str]() if body is None else fields_of(body)
+    if limit.by and limit.by not in fields:
+        has = ", ".join(sorted(fields)) or "no fields that are known"
+        raise UsageError(f"{name}: Limit(by={limit.by!r}) names no field of its body, which has {has}")
+    return limit

@@ -16,11 +16,13 @@ from mesh.requests.protocol import Address, Class, Database
 def dispatch(effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None) -> Ticket:
     """Add a request without a caller to a transaction. Raises UsageError, InvalidBody."""
     name, text = sendable(op, body)
-    ticket = Ticket(name)
-    if due is None:
-        effects.send(checked_address(to), name, text, key=ticket.key)
+    ticket, limit = Ticket(name), op.limit_of(body)
+    if due is not None:
+        effects.send_later(checked_address(to), name, text, due, key=ticket.key, limit=limit)
+    elif limit:
+        effects.send_limited(checked_address(to), name, text, limit, key=ticket.key)
     else:
-        effects.send_later(checked_address(to), name, text, due, key=ticket.key)
+        effects.send(checked_address(to), name, text, key=ticket.key)
     return ticket
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
 from mesh.errors import InvalidBody, UsageError
+from mesh.later.limit import Limit
 from mesh.later.retry import Retry
 from mesh.later.schedule import Missed, Schedule, Tick, missed_of
 from mesh.operations.codec import StoredCodec, name_of
@@ -117,17 +118,20 @@ class Operations:
     @overload
     def command(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
     @overload
-    def command(self, *, name: str = ..., retry: Retry | None = ...) -> _Register: ...
-    def command(self, handler: Any = None, *, name: str = "", retry: Retry | None = None) -> Any:
+    def command(self, *, name: str = ..., retry: Retry | None = ..., limit: Limit | None = ...) -> _Register: ...
+    def command(
+        self, handler: Any = None, *, name: str = "", retry: Retry | None = None, limit: Limit | None = None
+    ) -> Any:
         """Register a handler that has an effect. Its name is `name`, or that of the function.
 
         With `retry` a request whose handler raised an exception waits for its next try, and holds no worker meanwhile.
+        With `limit` only so many of its requests run at once, or in a time.
         """
         if retry is not None and not isinstance(retry, Retry):
             raise UsageError(f"command(retry=) takes a Retry(...), not {retry!r:.100}")
         if handler is None:
-            return lambda handler: self._define(handler, name, Transaction, retry)
-        return self._define(handler, name, Transaction, retry)
+            return lambda handler: self._define(handler, name, Transaction, retry, limit)
+        return self._define(handler, name, Transaction, retry, limit)
 
     @overload
     def query(self, handler: Callable[[Query, B], Awaitable[R]], /) -> Operation[B, R]: ...
@@ -150,19 +154,20 @@ class Operations:
         missed: str = Missed.ONCE,
         overlap: bool = False,
         name: str = "",
+        limit: Limit | None = None,
     ) -> Callable[[Callable[[Transaction, Tick], Awaitable[None]]], Operation[Tick, None]]:
         """Register a command that runs by itself, at the times of a cron expression in a time zone.
 
         With `each` it runs in every live database, else on one replica. `missed` says what becomes of times that passed
         while no replica was live: "once" (one run for all), "skip", or "all". Without `overlap` a run is left out
-        while the one before is not over. Raises UsageError.
+        while the one before is not over. With `limit` only so many run at once, or in a time. Raises UsageError.
         """
         if not isinstance(cron, str):
             raise UsageError(f'write @operations.every("0 4 * * *"), with a cron expression, not {cron!r:.100}')
         schedule = Schedule(cron, tz, each, missed_of(missed), overlap)
 
         def register(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
-            op: Operation[Tick, None] = self.command(name=name)(handler)
+            op: Operation[Tick, None] = self.command(name=name, limit=limit)(handler)
             if (op.body, op.reply) != (Tick, type(None)):
                 raise UsageError(
                     f"{_where(handler)}: what runs by itself takes (tx: Transaction, tick: Tick) and returns None"
@@ -196,7 +201,9 @@ class Operations:
 
         return register
 
-    def _define(self, handler: Any, name: str, first: type, retry: Retry | None = None) -> Operation[Any, Any]:
+    def _define(
+        self, handler: Any, name: str, first: type, retry: Retry | None = None, limit: Limit | None = None
+    ) -> Operation[Any, Any]:
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
         found, body, reply = _signature(handler)
@@ -206,21 +213,25 @@ class Operations:
                 f"{_where(handler)}: a {kind} gets a {first.__name__}, and this one asks for a {name_of(found)}; "
                 f"change the annotation, or make it a {other}"
             )
-        op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply)
+        op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
         self._register(op, handler, first, retry)
         return op
 
     def _register(self, op: Operation[Any, Any], handler: Any, first: type, retry: Retry | None = None) -> None:
-        handle = _command(handler, op) if first is Transaction else _query(handler, op)
+        is_command = first is Transaction
+        if op.limit is not None and not is_command:
+            raise UsageError(f"{op.name} is a query, and only a command can have a limit")
+        handle = _command(handler, op) if is_command else _query(handler, op)
         try:
             self.worker.add(
                 Handler(
                     op.name,
                     handle,
-                    first is Transaction,
+                    is_command,
                     op.decode_body,
                     op.encode_reply,
                     retry=retry,
+                    limit=op.limit,
                     define=lambda: define(op, self.name, handler),
                 )
             )

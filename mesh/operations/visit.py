@@ -79,7 +79,9 @@ class MeshClient(Caller):
         name, text = sendable(op, body)
         ticket, due = Ticket(name), Due.of(after, at)
         once = once_of(key, keep, due)
-        await self.client.send(checked_address(to), name, text, key=ticket.key, due=due, once=once)
+        await self.client.send(
+            checked_address(to), name, text, key=ticket.key, due=due, once=once, limit=op.limit_of(body)
+        )
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 
-from mesh.discovery import ONCE
+from mesh.discovery import LIMITS, ONCE
 from mesh.errors import InvalidBody, MeshError
 from mesh.requests import tracing
 from mesh.requests.once import Once
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
 from mesh.requests.refusals import refusal
+from mesh.wire.codec import encode
 
 T = TypeVar("T")
 
@@ -27,11 +28,23 @@ class Ask(NamedTuple):
     op: str
     body: Mapping[str, Any] | bytes
     once: Once | None = None
+    #: its limit, as limits.lua reads it; "" for none
+    limit: str = ""
+
+    def ttl(self, ttl_ms: int, body: str, later_bound: int) -> int | str:
+        """Return the word of submit.lua for the ttl and the options."""
+        if self.once is None and not self.limit:
+            return ttl_ms
+        options: dict[str, Any] = {} if self.once is None else dict(self.once.options(body))
+        if self.limit:
+            options |= {"limit": self.limit, "most": later_bound}
+        return f"{ttl_ms} {encode(options)}"
 
 
 def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
     """Return the operations of requests, and the level of entries that they need: see `mesh.discovery`."""
-    return [ask.op for ask in asks], ONCE if any(ask.once for ask in asks) else 0
+    level = max((LIMITS if ask.limit else ONCE if ask.once else 0 for ask in asks), default=0)
+    return [ask.op for ask in asks], level
 
 
 @dataclass(slots=True)
@@ -51,6 +64,15 @@ class Answer:
     id: str = ""
     #: operation and idempotency key, where others may wait for the same answer
     once: tuple[str, str] | None = None
+    #: its limit; "" for none
+    limit: str = ""
+
+    @property
+    def options(self) -> bool | tuple[str, ...]:
+        """What end.lua is told of it, beside where it is."""
+        if self.once is not None:
+            return (*self.once, self.key)
+        return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, reply: Reply) -> None:
         """Add a reply."""

@@ -7,6 +7,8 @@
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, consumer, reason, deliveries, status, body, most = unpack(ARGV)
 
+--[[ append.lua ]]
+
 --[[ options.lua ]]
 
 local options = make_options()

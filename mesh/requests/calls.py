@@ -61,12 +61,14 @@ class Calls:
         replica: str,
         durability: Durability | None,
         only_reads: Callable[[str], bool] = lambda _: False,
+        later_bound: int = 0,
     ) -> None:
         self._link = link
         self._reader = reader
         self._replica = replica
         self._durability = durability
         self._only_reads = only_reads
+        self._later_bound = later_bound
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
         self._endings: asyncio.Queue[streams.Ended] = asyncio.Queue()
@@ -96,28 +98,24 @@ class Calls:
             raise UsageError("a request with an idempotency key is asked alone")
         reads = all(self._only_reads(ask.op) for ask in asks)
         group: list[str | int] = [-len(asks) if reads else len(asks), tracing.about()]
-        for to, op, body, once in asks:
+        for ask in asks:
+            to, op, body, once, limit = ask
             key, target, text = self._name(), _target_of(to), _encoded(body)
-            answer = answers[key] = Answer(target, key)
-            if once is None:
-                group += (target, op, key, deadline_ms, text)
-            else:
-                answer.once = op, once.key
-                group += (target, op, key, once.after(deadline_ms, text), text)
+            answers[key] = Answer(target, key, once=None if once is None else (op, once.key), limit=limit)
+            group += (target, op, key, ask.ttl(deadline_ms, text, self._later_bound), text)
         await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
-    async def send(self, ask: Ask, key: str = "", due: Due | None = None, later_bound: int = 0) -> None:
+    async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
 
-        At most `later_bound` requests wait until they are due. Raises NoReplica (unless it is due later), Busy,
+        Raises NoReplica (unless it is due later), Busy,
         Unavailable, InvalidBody, KeyReused, or SetupError where the Redis user may not send requests for later.
         """
-        to, op, body, once = ask
+        to, op, body, _, limit = ask
         text = _encoded(body)
-        when = "0" if due is None else f"{later_bound} {due.word}"
-        if once is not None:
-            when = once.after(0, text)
+        later = None if due is None else f"{self._later_bound} {due.word}{f' {limit}' if limit else ''}"
+        when = later or str(ask.ttl(0, text, self._later_bound))
         group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, text]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)
@@ -222,8 +220,7 @@ class Calls:
 
     def _end_one(self, answer: Answer, outcome: str) -> None:
         if answer.id:
-            leaving = (*answer.once, answer.key) if answer.once else False
-            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, leaving))
+            self._endings.put_nowait((keys.REQUESTS + answer.to, answer.id, outcome, answer.options))
 
     async def run(self) -> None:
         """Read replies, watch the roster, and remove requests that nobody waits for."""

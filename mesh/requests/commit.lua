@@ -19,7 +19,8 @@
 --                 set with room), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
--- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "conflict <side> <hash>
+-- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
+-- "conflict <side> <hash>
 -- <name>", or why the writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -166,7 +167,19 @@ local function wrong_size(k)
   return 'too-many ' .. ARGV[k]
 end
 
-local special = {bounded = wrong_size, integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
+--[[ append.lua ]]
+
+--[[ options.lua ]]
+
+local options
+-- What limits the request of the verb `place`; the most that may wait, and the limit, follow the two keys.
+local function wrong_limit(k)
+  options = options or make_options()
+  local code, about = options.limits().refusal(ARGV[k + 3], '0', tonumber(ARGV[k + 2]))
+  if code then return code .. ' ' .. about end
+end
+
+local special = {bounded = wrong_size, limited = wrong_limit, integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
@@ -276,7 +289,7 @@ local function adds(t, first, writes, sends)
     for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #ARGV[k] end
     if frees[verb] then
       added = added - bytes
-    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' then
+    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends' then
       added = added + bytes
     end
     i = last + 1
@@ -287,8 +300,6 @@ end
 local SEND = 8
 
 --[[ further_fields.lua ]]
-
---[[ append.lua ]]
 
 local accepted, sendable = 0, {}
 -- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
@@ -345,9 +356,6 @@ local function reply(t)
   end
 end
 
---[[ options.lua ]]
-
-local options
 local function end_options(t, words)
   options = options or make_options()
   local fields = options.named(words)

@@ -27,14 +27,15 @@ from collections.abc import Iterable, Sequence
 import structlog
 from redis import exceptions as redis_errors
 
-from mesh.errors import GivenUp, LeaseLost, redis_is_full
+from mesh.errors import GivenUp, LeaseLost
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
 from mesh.later.retry import defer
 from mesh.requests import streams
-from mesh.requests.effects import CONFLICT, FULL, contended_key
+from mesh.requests.effects import CONFLICT, FULL, LIMITED, TOO_MANY, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
+from mesh.requests.refusals import not_applied
 from mesh.requests.runner import Found, Runner
 from mesh.requests.settlement import (
     Bury,
@@ -251,6 +252,8 @@ class Consumer(GroupConsumer[Work]):
         """Receive the answer of the commit script; go on in a new task if the request is not done."""
         work.committing = False
         outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
+        if word.startswith((TOO_MANY, LIMITED)):
+            outcome = Outcome.FULL
         if outcome is Outcome.DONE or work.given_away:
             self.counters.done += outcome is Outcome.DONE
             self._forget(work)
@@ -308,8 +311,8 @@ class Consumer(GroupConsumer[Work]):
             case Defer(reason):
                 self.counters.crashed += 1
                 await self._defer(work, reason)
-            case RefuseFull():
-                self._runner.refuse(work, redis_is_full())
+            case RefuseFull(reason):
+                self._runner.refuse(work, not_applied(reason))
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False

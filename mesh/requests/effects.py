@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
-from mesh.discovery import LATER
+from mesh.discovery import LATER, LIMITS
 from mesh.errors import InvalidReply, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
@@ -112,6 +112,8 @@ class Writer:
 CONFLICT = "conflict "
 #: The script's word for a transaction that would store something while memory is full.
 FULL = "full"
+#: How the script's word begins where the rate of a request that it sends does not allow it.
+LIMITED = "limited "
 #: How the script's word begins where more requests would wait for their time than may.
 TOO_MANY = "too-many "
 
@@ -171,6 +173,7 @@ class Effects(Writer):
         self.forwards = 0
         self._answer = (OK, "{}")
         self._is_kept = True
+        self._limits = False
         super().__init__(keys.own(database), 1, self.expects, self.writes)
         self._shared: Writer | None = None
 
@@ -186,24 +189,35 @@ class Effects(Writer):
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
         self.asked.append(op)
 
-    def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str) -> None:
+    def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request when it is due. If too many wait already, nothing of the transaction is applied."""
         _check(to, op)
         self.dues.append(due)
         self.asked.append(op)
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
-        self.writes.add(0, "later", (keys.LATER, keys.later(key)), words)
+        self._limits |= bool(limit)
+        self.writes.add(0, "later", (keys.LATER, keys.later(key)), (*words, limit) if limit else words)
+
+    def send_limited(self, to: Address, op: str, body: Body | bytes, limit: str, *, key: str) -> None:
+        """Send a request when its limit lets it. If it is refused, nothing of the transaction is applied."""
+        _check(to, op)
+        self.asked.append(op)
+        self._limits = True
+        words = (self._later_bound, limit, key, to.target, op, self._replica, encode_body(body))
+        self.writes.add(0, "place", (keys.LATER, keys.later(key)), words)
 
     @property
     def level(self) -> int:
         """The level of entries that every live replica must understand; see `mesh.discovery`."""
-        return LATER if self.dues else 0
+        return LIMITS if self._limits else LATER if self.dues else 0
 
     def forward(self, to: Address, body: Body | bytes | None = None) -> None:
         """Let another replica answer this request, or the part of it that `body` says."""
         request = self._request
         if request is None:
             raise ValueError("there is no request to forward")
+        if request.is_limited:
+            raise UsageError(f"{request.op} has a limit, and cannot be forwarded; use send()")
         if request.options:
             raise UsageError(f"{request.op} forwards its requests, so it takes none with an idempotency key")
         self.forwards += 1

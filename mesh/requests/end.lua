@@ -3,29 +3,50 @@
 -- however many replicas try.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome}; outcome is expired or cancelled. A request with options has a fourth item:
---       true, or where one of the callers of an idempotency key leaves, {op, idempotency key, request}: then it is
---       removed if nobody else waits for it
+--       true; or where it has waited for its limit, {limit, name}; or where one of the callers of an idempotency key
+--       leaves, {op, idempotency key, request}: then it is removed if nobody else waits for it
 -- Returns how many still existed
 local books_key, ended = KEYS[1], 0
 
---[[ options.lua ]]
-
 --[[ append.lua ]]
+
+--[[ options.lua ]]
 
 --[[ expire.lua ]]
 
+--[[ ../later/left.lua ]]
+
+-- Returns where a request is that its caller knows by what it waits for, or waited for.
+local function where(option)
+  options = options or make_options()
+  if #option == 2 then return options.limits().find(unpack(option)) end
+  return options.once.leave(unpack(option))
+end
+
+local function end_waiting(name, outcome)
+  local flat = left(name)
+  if not flat then return end
+  redis.call('HINCRBY', books_key, outcome, 1)
+  ended = ended + 1
+  options.ended(options.named(flat))
+end
+
+local function end_entry(stream, id, outcome, has_options)
+  local entry = has_options and redis.call('XRANGE', stream, id, id)[1]
+  if redis.call('XDEL', stream, id) == 0 then return end
+  pcall(redis.call, 'XACK', stream, 'workers', id)
+  redis.call('HINCRBY', books_key, outcome, 1)
+  ended = ended + 1
+  if entry then end_early(stream, id, entry[2], outcome) end
+end
+
 for _, e in ipairs(cjson.decode(ARGV[1])) do
   local stream, id, outcome, option = unpack(e)
-  if type(option) == 'table' then
-    options = options or make_options()
-    stream, id = options.once.leave(unpack(option))
-  end
-  local entry = stream and option and redis.call('XRANGE', stream, id, id)[1]
-  if stream and redis.call('XDEL', stream, id) == 1 then
-    pcall(redis.call, 'XACK', stream, 'workers', id)
-    redis.call('HINCRBY', books_key, outcome, 1)
-    ended = ended + 1
-    if entry then end_early(stream, id, entry[2], outcome) end
+  if type(option) == 'table' then stream, id = where(option) end
+  if stream == 'mesh:later' then
+    end_waiting(id, outcome)
+  elseif stream then
+    end_entry(stream, id, outcome, option)
   end
 end
 return ended

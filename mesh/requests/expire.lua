@@ -8,7 +8,7 @@ local function end_early(stream, id, flat, outcome)
   if not options.has(fields) then return end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local deadline = outcome == 'expired' and options.once.latest(fields, now)
+  local deadline = outcome == 'expired' and fields.once and options.once.latest(fields, now)
   if not deadline then return options.ended(fields) end
   -- Lua can pass some 8000 words to a function.
   local words = {unpack(flat, 1, 4000)}

@@ -22,7 +22,6 @@ from mesh.errors import (
     Unavailable,
     UsageError,
 )
-from mesh.wire.codec import encode
 
 #: How long the answer to a call with a key is kept.
 KEEP = timedelta(hours=24)
@@ -53,10 +52,10 @@ class Once:
             raise UsageError(f"keep= is a timedelta such as timedelta(hours=24), at most a year, not {keep!r:.100}")
         return cls(key, max(1, keep // _MS))
 
-    def after(self, ttl_ms: int, body: str) -> str:
-        """Return the word of submit.lua for the ttl of a request with this key."""
+    def options(self, body: str) -> dict[str, str | int]:
+        """Return the options of submit.lua for a request with this key and body."""
         sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
-        return f"{ttl_ms} {encode({'once': self.key, 'sha': sha, 'keep': self.keep_ms})}"
+        return {"once": self.key, "sha": sha, "keep": self.keep_ms}
 
 
 #: Errors that free the key: a later try may succeed, or our own code is at fault.

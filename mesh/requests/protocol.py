@@ -3,7 +3,7 @@
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
     request   op request from reply_to deadline body, and call, traceparent where the caller has them,
-              once, sha, keep where it has an idempotency key
+              once, sha, keep where it has an idempotency key, limit where it has passed a limit
     reply     request op from status forwards body asked took_us db, and call
 """
 
@@ -138,7 +138,12 @@ class Request(NamedTuple):
     @property
     def is_answered(self) -> bool:
         """Whether its reply is needed: a caller waits, or others may ask for it."""
-        return bool(self.reply_to or self.options)
+        return bool(self.reply_to or self.options[:1] == ("once",))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has passed the limit of its operation."""
+        return self.options[-2:-1] == ("limit",)
 
     @property
     def at_ms(self) -> int:
@@ -160,10 +165,15 @@ class Request(NamedTuple):
             return cls(
                 stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
-                ("once", fields["once"], "keep", get("keep", "0")) if "once" in fields else (),
+                _options_of(fields) if "once" in fields or "limit" in fields else (),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the entry has no field {error}") from error
+
+
+def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
+    once = ("once", fields["once"], "keep", fields.get("keep", "0")) if "once" in fields else ()
+    return (*once, "limit", fields["limit"]) if "limit" in fields else once
 
 
 class Reply(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mesh import roster
-from mesh.errors import Busy, Incomplete, KeyReused, MeshError, NoReplica, SetupError, redis_is_full
-from mesh.requests.effects import FULL, TOO_MANY
+from mesh.errors import Busy, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, redis_is_full
+from mesh.requests.effects import FULL, LIMITED, TOO_MANY
 
 #: The submission's code for an address whose replica is expected back.
 MISSING = "missing"
@@ -22,14 +22,16 @@ def refusal(code: str, about: str) -> MeshError:
         return roster.absence(about, expected=True)
     if code == FULL:
         return redis_is_full()
-    if code == TOO_MANY.strip():
-        return _too_many()
     if code == FORBIDDEN:
         return SetupError(
             f'this Redis user may not send requests for later: {about}; see "The user of a client" in docs/keys.md'
         )
     if code == KeyReused.code:
         return KeyReused(f"the idempotency key {about} was used with another body; give each request its own key")
+    if code == LIMITED.strip():
+        return limited(about)
+    if code == TOO_MANY.strip():
+        return too_many()
     if code == "wrong-type":
         return MeshError(f"{about} is not what the mesh stores there; delete it with redis-cli")
     name = roster.name_of(about)
@@ -41,12 +43,23 @@ def not_applied(word: str) -> MeshError:
     if word == FULL:
         return redis_is_full()
     if word.startswith(TOO_MANY):
-        return _too_many()
+        return too_many()
+    if word.startswith(LIMITED):
+        return limited(word.removeprefix(LIMITED))
     return MeshError(f"the transaction was not applied: {word}")
 
 
-def _too_many() -> Busy:
+def too_many() -> Busy:
+    """Return the error where more requests would wait than may."""
     return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
+
+
+def limited(about: str) -> Limited:
+    """Return the error for a rate; `about` is how long it takes until it allows a request (ms), and its lane."""
+    ms, _, lane = about.partition(" ")
+    op, _, value = lane.partition(":")
+    what = f"{op} for {value!r:.100}" if value else op
+    return Limited(f"too many requests of {what}; retry after {int(ms) / 1000:g} s", retry_after=int(ms) / 1000)
 
 
 def incomplete(databases: list[int]) -> Incomplete:

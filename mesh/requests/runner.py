@@ -13,11 +13,14 @@ from mesh import keys
 from mesh.discovery import nearest
 from mesh.errors import Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Refused
 from mesh.groups.deliveries import is_overdelivered
+from mesh.later.entering import NOT_MINE, PLACED, enter
+from mesh.later.limit import Limit
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
 from mesh.requests.handling import Stretches, describe, printable, traceback_of
 from mesh.requests.protocol import NEVER, Request
+from mesh.requests.refusals import refusal
 from mesh.requests.settlement import Outcome
 from mesh.requests.store import Store
 from mesh.requests.work import Counters, Host, Work
@@ -83,7 +86,7 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
+        if self._may_wait(request) and (found := await self._waits(work)) is not _RUNS:
             return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
@@ -116,6 +119,45 @@ class Runner:
             host.learn(due.moment_ms(host.now_ms()))
         work.committing = True
         return None
+
+    def _may_wait(self, request: Request) -> bool:
+        """Return whether something may keep a request from running now: a pause, or a limit."""
+        return request.op in self._host.paused() or self._limit_of(request) is not None
+
+    def _limit_of(self, request: Request) -> Limit | None:
+        handler = self._worker.handler(request.op)
+        return None if handler is None else handler.limit
+
+    async def _waits(self, work: Work) -> Found | None:
+        """Let a request wait, or refuse it, where it must not run now; return _RUNS where it may."""
+        host, request = self._host, work.request
+        if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
+            return found
+        limit = self._limit_of(request)
+        if limit is not None and limit.interval_ms:
+            # The next one of its rate may be due then, and it may come from a client, which wakes nothing.
+            host.learn(host.now_ms() + limit.interval_ms)
+        return _RUNS if limit is None or request.is_limited else await self._limited(work, limit)
+
+    async def _limited(self, work: Work, limit: Limit) -> Found | None:
+        """Let the limit of its operation decide about a request that came without it: its sender does not know it.
+
+        Returns _RUNS for a body that its operation does not take: the handler is not called, and the caller hears why.
+        """
+        host, request = self._host, work.request
+        if request.body.__class__ is InvalidBody:
+            return _RUNS
+        words, most = limit.words(request.op, request.body), host.settings.later_bound
+        while True:
+            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most)
+            if code == PLACED:
+                return Outcome.PARKED, ""
+            if code == NOT_MINE:
+                return Outcome.NOT_OURS, ""
+            if request.reply_to:
+                self.refuse(work, refusal(code, about))
+                return None
+            await asyncio.sleep(PAUSE_LOOK_S)
 
     async def _paused(self, work: Work) -> Found | None:
         """Refuse a call of a paused operation; let a request that nobody waits for wait on no stream.

@@ -8,14 +8,15 @@ from mesh import roster
 from mesh.discovery import PUBLISH, SERVED
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
+from mesh.later.entering import ENTER
 from mesh.later.parking import PARK
 from mesh.later.retry import DEFER
 from mesh.requests import filters
 from mesh.wire.script import Script
 
 #: What every script has that adds, moves or ends requests which may have options.
-OPTIONS = ("options.lua", "once.lua")
-SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "append.lua", "further_fields.lua", *OPTIONS)
+OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "further_fields.lua", *OPTIONS)
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
@@ -23,14 +24,13 @@ COMMIT = Script.beside(
     "commit_answers.lua",
     "commit_verbs.lua",
     "../lease/written.lua",
-    "append.lua",
     "further_fields.lua",
     *OPTIONS,
 )
-END = Script.beside(__file__, "end.lua", "append.lua", "expire.lua", *OPTIONS)
+END = Script.beside(__file__, "end.lua", "expire.lua", "../later/left.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")
 BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
-SWEEP = Script.beside(__file__, "sweep.lua", "append.lua", "expire.lua", *OPTIONS)
+SWEEP = Script.beside(__file__, "sweep.lua", "expire.lua", *OPTIONS)
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
 MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
 BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
@@ -56,6 +56,6 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, SERVED, PUBLISH,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, PUBLISH,
     filters.NAME,
 )  # fmt: skip

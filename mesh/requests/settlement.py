@@ -7,7 +7,7 @@
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
-    full (no memory for what it stores)                RefuseFull                 RefuseFull
+    full (no room for what it stores or sends)         RefuseFull                 RefuseFull
     try failed (its operation has a Retry)             Defer                      Defer
     parked (its operation is paused)                   Leave                      Leave
 
@@ -71,7 +71,12 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class RefuseFull:
-    """Tell the caller that Redis is full; without a caller, run the handler again when there may be room."""
+    """Tell the caller that there is no room, or that a rate does not allow what the request sends.
+
+    Without a caller, run the handler again when that may have changed.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
         case Outcome.NOT_OURS:
             return Forget()
         case Outcome.FULL:
-            return RefuseFull()
+            return RefuseFull(reason)
         case Outcome.TRY_FAILED:
             return Defer(reason)
         case Outcome.PARKED:

@@ -50,9 +50,9 @@ class RequestReader(GroupReader):
         return bool(await self._commands.script(BURY, names, *words))
 
 
-#: A request to remove without an effect: stream, id, "expired" or "cancelled", and whether it has options. Where one of
-#: the callers of an idempotency key leaves, the last item is its operation, the key and the name of the call.
-Ended = tuple[str, str, str, bool | tuple[str, str, str]]
+#: A request to remove without an effect: stream, id, "expired" or "cancelled", and whether it has options; or limit and
+#: name, where it waits or has waited for its limit; or operation, idempotency key and request, where a caller leaves.
+Ended = tuple[str, str, str, bool | tuple[str, ...]]
 
 
 async def end(link: Link, ended: Sequence[Ended]) -> int:

@@ -14,10 +14,11 @@
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
 --       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
 --         once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
+--         limit, most       as limits.lua reads it, and how many requests may wait in all; after a due time the limit alone
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
 --       with the databases that hold data and nobody asks; [""] for a request that waits until it is due, or
 --       whose answer is on its way; or {"error": code, "about": what}. A call with an idempotency key gets the id of the
---       request that it waits for.
+--       request that it waits for. A request that waits for its limit has its name, after an "@".
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -138,17 +139,20 @@ local function is_full(to, ttl)
   return delays[to] > ttl / 10
 end
 
+--[[ append.lua ]]
+
 --[[ options.lua ]]
 
 -- By the word of a ttl: the deadline, and the options that follow it.
-local once
+local option, once
 local deadlines, options = {['0'] = '0'}, {}
 local function read_ttl(word)
   local ttl, json = string.match(word, '^(%d+) (.*)$')
   if json then
     options[word] = cjson.decode(json)
     options[word].ttl = ttl
-    once = once or make_options().once
+    option = option or make_options()
+    once = option.once
   end
   ttl = ttl or word
   deadlines[word] = ttl == '0' and '0' or string.format('%.0f', now + ttl)
@@ -170,7 +174,7 @@ local function refused(first, last, only_reads)
     local to, ttl, known = ARGV[at], ARGV[at + 3], nil
     if not deadlines[ttl] then read_ttl(ttl) end
     local with = options[ttl]
-    if with then
+    if with and with.once then
       local code, about
       known, code, about = is_known(ARGV[at + 1], with)
       if code then return code, about end
@@ -180,6 +184,10 @@ local function refused(first, last, only_reads)
     if not is_gather(to) then
       if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
+      if with and with.limit then
+        local code, about = option.limits().refusal(with.limit, deadlines[ttl], with.most)
+        if code then return code, about end
+      end
     else
       local every = all(to)
       look_for_missing()
@@ -191,22 +199,42 @@ local function refused(first, last, only_reads)
   end
 end
 
---[[ append.lua ]]
-
 local accepted, further = 0, nil
+-- Returns the id of a request with options; "@" and its name if it waits for its limit.
+local function put_with(with, at, to, key, reply_to)
+  local stream, op, deadline = 'mesh:requests:' .. to, ARGV[at + 1], deadlines[ARGV[at + 3]]
+  local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
+    ARGV[at + 4], unpack(further)}
+  local function add(name, value) words[#words + 1], words[#words + 2] = name, value end
+  if with.once then
+    add('once', with.once)
+    add('sha', with.sha)
+    add('keep', string.format('%.0f', with.keep))
+  end
+  accepted = accepted + 1
+  local id
+  if with.limit then
+    id = option.limits().place(with.limit, key, to, words, deadline)
+  else
+    id = append(stream, unpack(words))
+  end
+  if type(id) == 'table' then error(id.err) end
+  if with.once then
+    local ms = string.format('%.0f', with.keep + with.ttl)
+    once.open(op, with.once, with.sha, key, id and stream or 'mesh:later', id or key, ms)
+    once.wait(op, with.once, key, deadline, reply_to)
+  end
+  return id or '@' .. key
+end
+
 local function put(at, to, key, reply_to)
   local stream, op, ttl = 'mesh:requests:' .. to, ARGV[at + 1], ARGV[at + 3]
   local with = options[ttl]
-  local fields = with and {'once', with.once, 'sha', with.sha, 'keep', string.format('%.0f', with.keep), unpack(further)}
-    or further
+  if with then return put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
   local id = append(stream, 'op', op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(fields))
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
   if type(id) == 'table' then error(id.err) end
-  if with then
-    once.open(op, with.once, with.sha, key, stream, id, string.format('%.0f', with.keep + with.ttl))
-    once.wait(op, with.once, key, deadlines[ttl], reply_to)
-  end
   return id
 end
 
@@ -246,7 +274,7 @@ local function put_all(first, last)
 end
 
 -- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
-local function put_later(at, most, due)
+local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   if redis.call('ZCARD', 'mesh:later') >= tonumber(most) then return {error = 'too-many', about = ''} end
   local key = ARGV[at + 2]
@@ -255,14 +283,15 @@ local function put_later(at, most, due)
   if type(added) == 'table' then return {error = 'forbidden', about = added.err} end
   redis.call('HSET', 'mesh:later:' .. key, 'op', ARGV[at + 1], 'request', key, 'from', sender, 'reply_to', '',
     'body', ARGV[at + 4], 'to', ARGV[at], 'ttl', '0', unpack(further))
+  if limit ~= '' then redis.call('HSET', 'mesh:later:' .. key, 'wants', limit) end
   accepted = accepted + 1
   return {''}
 end
 
 -- Sends a request that nobody waits for.
 local function send(at)
-  local most, due = string.match(ARGV[at + 3], '^(%d+) (%+?%d+)$')
-  if due then return put_later(at, most, due) end
+  local most, due, limit = string.match(ARGV[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  if due then return put_later(at, most, due, limit) end
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
   return {put_or_join(at, ARGV[at], ARGV[at + 2], '')}

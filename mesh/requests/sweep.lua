@@ -1,13 +1,16 @@
 #!lua flags=allow-oom
--- Removes requests that are past their deadline from all streams, also from those without a reader.
+-- Removes requests that are past their deadline from all streams, also from those without a reader; and frees places of
+-- lanes that nobody has any more.
 -- KEYS: books, stream, ...
 -- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
 -- Returns how many were removed
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
-
---[[ options.lua ]]
+-- Lanes of which places are looked for that no script has freed.
+local LANES = 20
 
 --[[ append.lua ]]
+
+--[[ options.lua ]]
 
 --[[ expire.lua ]]
 
@@ -26,6 +29,10 @@ for k = 2, #KEYS do
       ended = ended + 1
     end
   end
+end
+if redis.call('EXISTS', 'mesh:lanes') == 1 then
+  options = options or make_options()
+  options.limits().repair(LANES)
 end
 if ended > 0 then redis.call('HINCRBY', books_key, 'expired', ended) end
 return ended

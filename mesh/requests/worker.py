@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.later.limit import Limit
 from mesh.later.retry import Retry
 from mesh.later.schedule import Schedule
 from mesh.requests.effects import Effects
@@ -33,6 +34,7 @@ class Handler:
     decode: Decode = decode_object
     encode: Callable[[Any], bytes] | None = None
     retry: Retry | None = None
+    limit: Limit | None = None
     define: Callable[[], Mapping[str, Any]] | None = None
 
 

@@ -122,6 +122,9 @@ def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterato
         if (verb, key) == ("later", keys.LATER):
             due, _, to, op, _, _, body = words[at + 4 : at + 11]
             yield Sent(op, _address(to), body_of(op, body), Due(due))
+        elif (verb, key) == ("place", keys.LATER):
+            to, op, _, body = words[at + 6 : at + 10]
+            yield Sent(op, _address(to), body_of(op, body))
 
 
 def _address(target: str) -> Address:

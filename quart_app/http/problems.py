@@ -46,6 +46,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.Unavailable: 503,
     mesh.LeaseLost: 503,
     mesh.Incomplete: 503,
+    mesh.Limited: 429,
     mesh.Paused: 503,
     mesh.GivenUp: 503,
     mesh.SetupError: 503,

@@ -17,6 +17,7 @@ def test_the_names_are_those_of_the_table() -> None:
     for name in (
         keys.CLAIM, keys.FORMAT, keys.EPOCH, keys.DEAD, keys.BOOKS, keys.AUDIT, keys.MINUTES,
         keys.PAUSED, "mesh:parked:{op}", keys.OPERATIONS, keys.SERVED, "mesh:drain:{replica}",
+        keys.LANES, "mesh:lane:{lane}", "mesh:running:{lane}", "mesh:rate:{lane}",
         "mesh:lease:{n}", "mesh:replica:{n}",
         "mesh:requests:{A..D}", "mesh:requests:db{n}", "mesh:replies:{replica}", "mesh:submitted:{replica}",
         "mesh:committed:{replica}", "db{n}:class", "db{n}:format",

@@ -249,8 +249,8 @@ async def test_a_request_for_a_database_and_a_class_that_come_later(table: Opera
 async def test_a_request_that_is_not_taken_from_the_waiting_ones_runs_again(
     monkeypatch: pytest.MonkeyPatch, table: Operations
 ) -> None:
-    removal = "    redis.call('ZREM', later_key, key)\n    redis.call('DEL', entry_key)\n"
-    instead(monkeypatch, "WAKE", removal, "    redis.call('ZADD', later_key, now + 1000, key)\n")
+    removal = "    redis.call('ZREM', later_key, name)\n    redis.call('DEL', later_key .. ':' .. name)\n"
+    instead(monkeypatch, "WAKE", removal, "    redis.call('ZADD', later_key, now + 1000, name)\n")
     with pytest.raises(AssertionError, match="do not balance"):
         async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
             await kit[0].send(table.operations["notes.put"], Note("twice"), after=timedelta(seconds=1))

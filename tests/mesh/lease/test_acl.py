@@ -32,8 +32,9 @@ def test_a_holders_user_may_touch_its_own_keys_and_only_read_others_leases(diale
     writable = patterns(rules, "~")
     readable = writable + patterns(rules, "%R~")
     own = "db3:class db3:values:records shared:x:y events:movements mesh:lease:3 mesh:replica:3"
+    others = "mesh:lanes mesh:lane:x mesh:running:x mesh:rate:x mesh:operations mesh:operations:served"
     shared = "mesh:requests:A mesh:audit mesh:minutes mesh:paused mesh:parked:op mesh:drain:r mesh:books mesh:dead"
-    common = f"{shared} mesh:operations mesh:operations:served mesh:replies:r mesh:submitted:r mesh:committed:r"
+    common = f"{shared} {others} mesh:replies:r mesh:submitted:r mesh:committed:r"
     for key in f"{own} {common}".split():
         assert may(writable, key), key
     for key in ("mesh:lease:4", "mesh:lease:33", "mesh:replica:4"):

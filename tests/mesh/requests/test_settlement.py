@@ -27,7 +27,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.HOPELESS: (Bury("why"), Bury("why")),
     Outcome.LATE: (Expire(), Expire()),
     Outcome.NOT_OURS: (Forget(), Forget()),
-    Outcome.FULL: (RefuseFull(), RefuseFull()),
+    Outcome.FULL: (RefuseFull("why"), RefuseFull("why")),
     Outcome.TRY_FAILED: (Defer("why"), Defer("why")),
     Outcome.PARKED: (Leave(), Leave()),
 }

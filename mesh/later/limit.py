@@ -1,0 +1,85 @@
+"""How many requests of an operation may run at once, or in a time: all together, or for each value of a field.
+
+A limit travels as text, which limits.lua reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from mesh.errors import InvalidBody, UsageError
+from mesh.wire.codec import encode
+
+#: A longer value is named by its beginning and its hash.
+MOST_CHARACTERS = 100
+#: Longest time that a rate is counted over: its µs are exact in Lua.
+LONGEST = timedelta(days=366)
+_US = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many requests of an operation may run at once (`concurrency`), or in a time (`rate` in `per`).
+
+    `by` names a field of the body: the limit holds for each of its values; without it, for all requests together. Of a
+    `concurrency` the other requests wait in order, each until its deadline; `concurrency=1` keeps the order. A `rate`
+    lets `burst` requests begin at once (as many as `rate`, where nothing is said), and then one each `per / rate`;
+    `when` says what becomes of the others: "delay" lets each wait for its time, "refuse" raises Limited. Raises
+    UsageError.
+    """
+
+    by: str = ""
+    concurrency: int | None = None
+    rate: int | None = None
+    per: timedelta | None = None
+    burst: int | None = None
+    when: Literal["delay", "refuse"] = "delay"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, str):
+            raise UsageError(f"Limit(by=) is the name of a field of the body, not {self.by!r:.100}")
+        if (self.concurrency is None) == (self.rate is None):
+            raise UsageError("a Limit has either concurrency=… or rate=… and per=…")
+        for name in ("concurrency", "rate", "burst"):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or not 1 <= number <= 1_000_000):
+                raise UsageError(f"Limit({name}=) is a number from 1 to 1000000, not {number!r:.100}")
+        if self.when not in ("delay", "refuse"):
+            raise UsageError(f'Limit(when=) is "delay" or "refuse", not {self.when!r:.100}')
+        if self.rate is None:
+            if (self.per, self.burst, self.when) != (None, None, "delay"):
+                raise UsageError("Limit(per=, burst=, when=) belong to rate=…")
+        elif not isinstance(self.per, timedelta) or not timedelta(0) < self.per <= LONGEST:
+            raise UsageError(f"Limit(per=) is a time such as timedelta(minutes=1), not {self.per!r:.100}")
+
+    @property
+    def interval_ms(self) -> int:
+        """The time between two requests of a rate, rounded up; 0 for a concurrency."""
+        return 0 if self.rate is None or self.per is None else -(-(self.per // _US) // (self.rate * 1000))
+
+    def words(self, op: str, body: Any) -> str:
+        """Return the limit of one request, as limits.lua reads it. Raises InvalidBody."""
+        lane = f"{op}:{self._value(body)}" if self.by else f"{op}:"
+        if self.concurrency is not None:
+            return f"lane {self.concurrency} {lane}"
+        assert self.rate is not None and self.per is not None
+        interval_us = -(-(self.per // _US) // self.rate)
+        return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane}"
+
+    def _value(self, body: Any) -> str:
+        """Return the text of the field's value: text as it is, all else as JSON."""
+        found = body.get(self.by) if isinstance(body, Mapping) else getattr(body, self.by)
+        try:
+            value = msgspec.to_builtins(found)
+            text = value if isinstance(value, str) else encode(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidBody(f"the field {self.by} cannot be the value of a limit: {error}") from error
+        if len(text) <= MOST_CHARACTERS:
+            return text
+        return f"{text[:MOST_CHARACTERS]}…{hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()}"

@@ -1,0 +1,195 @@
+-- Lanes and rates: they let a request go to its stream, or wait until it may. A limit is text:
+--   lane <concurrency> <lane>                        at most that many requests of the lane are on streams, in order
+--   rate <µs> <burst> delay|refuse <lane>            one request each so many µs, and `burst` at once (GCRA)
+-- A lane is "<op>:<value>". A request that has passed its limit, or waits for it, has it in a field:
+--   lane <concurrency> <name> <lane>    `name` is its name in the lane, which stays the same while the request lives
+--   rate <lane>
+-- What belongs to lanes and rates:
+--   mesh:running:{lane}   hash     requests that have a place in the lane: name -> "<stream> <id>", or "mesh:later <name>"
+--                                  while it waits for its next try, or is parked
+--   mesh:lane:{lane}      list     names of those that wait for a place, in order; the requests are in mesh:later
+--   mesh:lanes            set      lanes in which something waits
+--   mesh:rate:{lane}      string   "<when the next request would be on time> <when this was set>", in µs: the theoretical
+--                                  arrival time of GCRA
+-- Stands in scripts after append.lua.
+local function make_limits(options)
+  local limits, named = {}, options.named
+  local time = redis.call('TIME')
+  local now_us = time[1] * 1000000 + time[2]
+  local now = math.floor(now_us / 1000)
+
+  local function lane_of(limit) return string.match(limit, '^lane (%d+) (%S+) (.*)$') end
+
+  local function is_there(where)
+    local stream, id = string.match(where, '^(%S+) (.*)$')
+    if stream == 'mesh:later' then return redis.call('ZSCORE', stream, id) end
+    local found = redis.pcall('XRANGE', stream, id, id)
+    return #found > 0
+  end
+
+  -- Returns when (µs) a request may begin, and the theoretical arrival time after it. A rate that refuses goes along when
+  -- the clock has stepped back; one that delays must not, because what waits has its time from before the step.
+  local function arrival(interval, burst, when, lane)
+    local found = redis.pcall('GET', 'mesh:rate:' .. lane)
+    local tat, set = string.match(type(found) == 'string' and found or '0 0', '^(%d+) (%d+)$')
+    tat, set = tonumber(tat or 0), tonumber(set or 0)
+    if when == 'refuse' then tat = tat - math.max(set - now_us, 0) end
+    tat = math.max(tat, now_us) + interval
+    return tat - burst * interval, tat
+  end
+
+  -- A request is accepted now, whenever it begins, on the clock of the mesh as append.lua has it.
+  local function wait(name, to, words, due)
+    local at = math.max(now, tonumber(redis.call('GET', 'mesh:clock') or '0'))
+    redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', at), unpack(words))
+    redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl')
+    redis.call('ZADD', 'mesh:later', due, name)
+  end
+
+  -- Lets those go for which there is a place, the oldest first. Each brings its own concurrency, so that of the latest
+  -- release holds in the end.
+  local function let_go(lane)
+    local running, list = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
+    while true do
+      local name = redis.call('LINDEX', list, 0)
+      if not name then return redis.call('SREM', 'mesh:lanes', lane) end
+      local entry_key = 'mesh:later:' .. name
+      local flat, words = redis.call('HGETALL', entry_key), {}
+      local fields = named(flat)
+      if fields.to and fields.limit then
+        if redis.call('HLEN', running) >= tonumber((lane_of(fields.limit))) then return end
+        for i = 1, #flat, 2 do
+          if flat[i] ~= 'to' then words[#words + 1], words[#words + 2] = flat[i], flat[i + 1] end
+        end
+        local stream = 'mesh:requests:' .. fields.to
+        local id = append(stream, unpack(words))
+        -- The stream may be a key of another type; the next sweep tries again.
+        if type(id) == 'table' then return end
+        redis.call('ZREM', 'mesh:later', name)
+        redis.call('DEL', entry_key)
+        local deadline = tonumber(fields.deadline or '0')
+        options.moved(fields, stream, id, deadline == 0 and 0 or math.max(deadline - now, 0))
+      end
+      redis.call('LPOP', list)
+    end
+  end
+
+  local function enter(name, to, words, concurrency, lane, deadline)
+    local running = 'mesh:running:' .. lane
+    words[#words + 1], words[#words + 2] = 'limit', 'lane ' .. concurrency .. ' ' .. name .. ' ' .. lane
+    if redis.call('EXISTS', 'mesh:lane:' .. lane) == 0 and redis.call('HLEN', running) < tonumber(concurrency) then
+      local stream = 'mesh:requests:' .. to
+      local id = append(stream, unpack(words))
+      if type(id) == 'string' then redis.call('HSET', running, name, stream .. ' ' .. id) end
+      return id
+    end
+    wait(name, to, words, deadline == '0' and '+inf' or deadline)
+    redis.call('RPUSH', 'mesh:lane:' .. lane, name)
+    redis.call('SADD', 'mesh:lanes', lane)
+    -- More may run than when the others came.
+    let_go(lane)
+  end
+
+  local function take(name, to, words, interval, burst, when, lane)
+    local begins_us, tat = arrival(interval, burst, when, lane)
+    local ms = math.ceil((tat - now_us) / 1000) + 1
+    redis.call('SET', 'mesh:rate:' .. lane, string.format('%.0f %.0f', tat, now_us), 'PX', string.format('%.0f', ms))
+    words[#words + 1], words[#words + 2] = 'limit', 'rate ' .. lane
+    if begins_us <= now_us then return append('mesh:requests:' .. to, unpack(words)) end
+    wait(name, to, words, string.format('%.0f', math.ceil(begins_us / 1000)))
+  end
+
+  -- Puts a request on its stream, or lets it wait. `words` are the fields of its entry, `deadline` one of them.
+  -- Returns its id, or an error of its stream; nothing if it waits under its name.
+  function limits.place(limit, name, to, words, deadline)
+    local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
+    if lane then return enter(name, to, words, concurrency, lane, deadline) end
+    local interval, burst, when
+    interval, burst, when, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    return take(name, to, words, tonumber(interval), tonumber(burst), when, lane)
+  end
+
+  -- Returns why a key cannot be used: the Redis user of a client may not, or it is of another type.
+  local function unusable(found, key)
+    if type(found) ~= 'table' then return end
+    if string.find(found.err, 'NOPERM', 1, true) or string.find(found.err, 'ACL', 1, true) then
+      return 'forbidden', found.err
+    end
+    return 'wrong-type', key
+  end
+
+  -- Returns why a request cannot be placed now, and what that is about; nothing if it can. `most` may wait in all.
+  function limits.refusal(limit, deadline, most)
+    local is_full = redis.call('ZCARD', 'mesh:later') >= most
+    local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
+    if lane then
+      local running = redis.pcall('HLEN', 'mesh:running:' .. lane)
+      local waiting = redis.pcall('LLEN', 'mesh:lane:' .. lane)
+      local code, about = unusable(running, 'mesh:running:' .. lane)
+      if not code then code, about = unusable(waiting, 'mesh:lane:' .. lane) end
+      if code then return code, about end
+      if is_full and (waiting > 0 or running >= tonumber(concurrency)) then return 'too-many', '' end
+      return
+    end
+    local interval, burst, when
+    interval, burst, when, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
+    local code, about = unusable(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
+    if code then return code, about end
+    local begins_us = arrival(tonumber(interval), tonumber(burst), when, lane)
+    if begins_us <= now_us then return end
+    local begins = math.ceil(begins_us / 1000)
+    -- One that would wait beyond its deadline hears of it at once.
+    if when == 'refuse' or (deadline ~= '0' and begins >= tonumber(deadline)) then
+      return 'limited', string.format('%.0f ', begins - now) .. lane
+    end
+    if is_full then return 'too-many', '' end
+  end
+
+  -- A request is over: its place in its lane is free, or it does not wait for one any more. Nothing can keep a request
+  -- from ending; what goes wrong here, the sweep repairs.
+  function limits.ended(limit)
+    local _, name, lane = lane_of(limit)
+    if not lane then return end
+    pcall(function()
+      if redis.call('HDEL', 'mesh:running:' .. lane, name) == 0 then redis.call('LREM', 'mesh:lane:' .. lane, 1, name) end
+      let_go(lane)
+    end)
+  end
+
+  -- A request that has a place in its lane is somewhere else now.
+  function limits.moved(limit, stream, id)
+    local _, name, lane = lane_of(limit)
+    if lane then redis.pcall('HSET', 'mesh:running:' .. lane, name, stream .. ' ' .. id) end
+  end
+
+  -- Whether a request waits for a place in its lane.
+  function limits.waits(limit)
+    local _, name, lane = lane_of(limit)
+    return lane and redis.pcall('HEXISTS', 'mesh:running:' .. lane, name) == 0
+  end
+
+  -- Returns where a request is that has waited for its limit: a stream and an id, or "mesh:later" and a name. Nothing is
+  -- known of one that its rate has let go.
+  function limits.find(limit, name)
+    if redis.call('ZSCORE', 'mesh:later', name) then return 'mesh:later', name end
+    local lane = string.match(limit, '^lane %d+ (.*)$')
+    if not lane then return end
+    local where = redis.pcall('HGET', 'mesh:running:' .. lane, name)
+    if type(where) == 'string' then return string.match(where, '^(%S+) (.*)$') end
+  end
+
+  -- Frees the places of requests that no script has ended: somebody deleted their entries by hand, or a replica of a
+  -- release without lanes ended them.
+  function limits.repair(most)
+    for _, lane in ipairs(redis.call('SRANDMEMBER', 'mesh:lanes', most)) do
+      pcall(function()
+        local running = 'mesh:running:' .. lane
+        for name, where in pairs(named(redis.call('HGETALL', running))) do
+          if not is_there(where) then redis.call('HDEL', running, name) end
+        end
+        let_go(lane)
+      end)
+    end
+  end
+  return limits
+end
