@@ -111,6 +111,7 @@ class Pages:
         self._environment.filters |= {
             "age": duration,
             "clock": _clock,
+            "milliseconds": _milliseconds,
             "number": "{:,}".format,
             "rate": _rate,
             "short": shortened,
@@ -172,6 +173,11 @@ def _classes(figures: Figures) -> list[tuple[str, list[Any]]]:
 
 def _clock(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def _milliseconds(microseconds: str) -> str:
+    """Return a time that the roster tells in µs; "–" where it tells none."""
+    return f"{int(microseconds) / 1000:,.1f} ms" if microseconds.isdecimal() else "–"
 
 
 def _rate(rate: float) -> str:

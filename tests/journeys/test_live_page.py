@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -89,42 +87,6 @@ async def test_only_open_pages_are_read_for(chromium: Browser, replicas: Replica
     assert looks() == before
 
 
-async def test_pictures_for_the_documentation(chromium: Browser, replicas: Replicas, tmp_path: Path) -> None:
-    """docs/pictures is made here: PICTURES=docs/pictures pytest tests/journeys/test_live_page.py -k pictures."""
-    folder = Path(os.environ.get("PICTURES", tmp_path))
-    processes = [(await replicas(1, {"MESH_CLASS": cls}))[0] for cls in "ABCA"]
-    with replicas.server.redis() as admin:
-        letter = {"reason": "ValueError: no such warehouse", "stream": "mesh:requests:B", "op": "stock.take"}
-        for number in range(3):
-            admin.xadd(keys.DEAD, {**letter, "deliveries": "3", "body": f'{{"product": {number}, "count": -1}}'})
-
-    async def load() -> None:
-        for number in range(200):
-            items = [{"value": 10**12 + 4 * number + k, "ttl": 60, "cls": cls} for k, cls in enumerate("ABC")]
-            await replicas.client.post(f"{processes[number % 4].public}/values", json=items)
-            await asyncio.sleep(0.03)
-
-    async with tab(chromium) as opened:
-        page = opened.page
-        await page.goto(processes[0].public)
-        await page.get_by_role("button", name="Factorise").click()
-        await expect(page.locator("#answer")).to_be_visible()
-        await page.get_by_role("button", name="Find").click()
-        await expect(page.locator("#found")).to_be_visible()
-        await page.screenshot(path=folder / "landing.png", full_page=True)
-        for view, name in zip(VIEWS, ("overview", "streams", "requests", "dead", "services"), strict=True):
-            loading = asyncio.create_task(load())
-            await page.goto(processes[0].private + view)
-            await asyncio.sleep(3)
-            await page.screenshot(path=folder / f"{name}.png", full_page=True)
-            loading.cancel()
-        posted = await replicas.client.get(f"{processes[0].public}/values/3", headers={"X-Request-Id": "picture"})
-        assert posted.status_code == 200
-        await page.goto(f"{processes[0].private}/mesh/requests?request=picture")
-        await expect(page.locator(".lane")).to_have_count(4)
-        await page.screenshot(path=folder / "request.png", full_page=True)
-
-
 def add_letters(replicas: Replicas, count: int, reason: str) -> None:
     """Add dead letters of class D, which has no replica here, so that a replayed one stays on its stream."""
     letter = {"kind": "request", "stream": keys.class_requests("D"), "id": "1-0", "reason": reason, "deliveries": "3"}
@@ -144,7 +106,7 @@ async def test_a_group_of_dead_letters_is_replayed_whole(chromium: Browser, repl
     async with tab(chromium, operator="correct horse") as opened:
         page = opened.page
         await page.goto(f"{process.private}/mesh/sign-in")
-        await expect(page.locator("#group-1 tbody tr")).to_have_count(20)
+        await expect(page.locator(".letters:first-child tbody tr")).to_have_count(20)
         await page.get_by_role("link", name="Replay all 213").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("Replay 213 dead letters?")
         await expect(page.locator("#answer")).to_contain_text("no such warehouse")

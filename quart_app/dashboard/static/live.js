@@ -25,11 +25,14 @@ function morph(old, fresh) {
 }
 
 function show(sections) {
+  const focused = document.activeElement;
   for (const [id, html] of Object.entries(sections)) {
     const box = document.createElement("template"), old = document.getElementById(id);
     box.innerHTML = html; // escaped by the replica, and the policy of the page runs no script in it
     if (old && box.content.firstElementChild) morph(old, box.content.firstElementChild);
   }
+  // An element that moves within the page loses the focus.
+  if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
   const title = document.querySelector("#answer h1");
   if (title && location.pathname === "/mesh") document.title = `${title.textContent.replace(/\.$/, "")} · quart-mesh`;
 }
@@ -77,9 +80,25 @@ function pause() {
   tellState();
 }
 
+// After the question that an act asks, the focus returns to the link that led there.
+document.addEventListener("click", (event) => {
+  const way = event.target.closest('a[href^="/mesh/confirm/"]');
+  if (way) sessionStorage.setItem("asked", way.getAttribute("href"));
+});
+
+function returnFocus() {
+  const asked = address && sessionStorage.getItem("asked");
+  if (!asked) return;
+  sessionStorage.removeItem("asked");
+  const way = [...document.querySelectorAll("a")].find((link) => link.getAttribute("href") === asked);
+  way?.closest("details")?.setAttribute("open", "");
+  way?.focus();
+}
+
 // A hidden page needs no figures, and a browser allows few connections to one host.
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.getElementById("keep")?.click();
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
   if (event.key === "p") pause();
   if (event.key === "/" && document.getElementById("request")) {
@@ -89,4 +108,5 @@ document.addEventListener("keydown", (event) => {
   document.querySelectorAll("#menu a")[event.key - 1]?.click();
 });
 setInterval(tellState, 1000);
+returnFocus();
 connect();
