@@ -42,7 +42,7 @@ CLIENTS = 32
 TTL_S = 36_000
 #: The smallest primes of the long run's GETs; each has some hundred multiples among a million values.
 PRIMES = (7_919, 5_003, 9_973)
-IDLE_S = 3.0
+IDLE_S = 5.0
 #: What the front is asked in the second part.
 KINDS = ("POST of one", "value of a batch", "GET by prime")
 
@@ -193,26 +193,29 @@ def refusal_without(found: Meshes, name: str) -> str:
 
 def costs(count: int, requests: int) -> dict[str, float]:
     """Return the processor time in ms of each part for each kind of request, by "kind|part"."""
-    found: dict[str, float] = {}
+    spent: dict[str, tuple[float, float, int]] = {}
     with meshes(count, 1) as those:
-        idle = idle_of(those)
-        numbers = itertools.count(10**12)
         primes = planted(those, 50)
-        for kind, calls, each in (
-            ("POST of one", (body([next(numbers)], "A") for _ in range(requests)), 1),
-            (
-                "value of a batch",
-                (body([next(numbers) for _ in range(BATCH)], "A") for _ in range(requests // 20)),
-                BATCH,
-            ),
-            ("GET by prime", (primes[n % len(primes)] for n in range(requests)), 1),
-        ):
+        for kind, (calls, each) in kinds(primes, requests).items():
             before = those.spent()
             done, took_s = asyncio.run(send(those.url, calls))
             for part, after in those.spent().items():
-                busy_s = max(0.0, after - before[part] - idle[part] * took_s)
-                found[f"{kind}|{part}"] = busy_s * 1000 / done / each
-    return found
+                spent[f"{kind}|{part}"] = (after - before[part], took_s, done * each)
+        # Not at the start, when processes still have work of their own.
+        idle = idle_of(those)
+    return {
+        name: max(0.0, busy_s - idle[name.partition("|")[2]] * took_s) * 1000 / calls
+        for name, (busy_s, took_s, calls) in spent.items()
+    }
+
+
+def kinds(primes: Sequence[int], requests: int) -> dict[str, tuple[Iterator[str] | Iterator[int], int]]:
+    """Return the requests of each kind, and how many values each of them has."""
+    numbers = itertools.count(10**12)
+    one = (body([next(numbers)], "A") for _ in range(requests))
+    batches = (body([next(numbers) for _ in range(BATCH)], "A") for _ in range(requests // 20))
+    gets = (primes[n % len(primes)] for n in range(requests))
+    return dict(zip(KINDS, ((one, 1), (batches, BATCH), (gets, 1)), strict=True))
 
 
 def idle_of(those: Meshes) -> dict[str, float]:
