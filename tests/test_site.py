@@ -51,3 +51,32 @@ def test_the_diagram_is_a_picture_and_the_api_has_its_classes(site: Path) -> Non
     """The diagram is an SVG made of text; the reference is made of docstrings."""
     assert "<svg" in (site / "index.html").read_text() or list((site / "_images").glob("*.svg"))
     assert 'id="mesh.join"' in (site / "api.html").read_text()
+
+
+#: What strangers ask, and where the answer is: a page, and a heading where the page has several.
+QUESTIONS = {
+    "How do I start it without a Redis of my own?": "index#start-in-five-minutes",
+    "How do I test my service without a server?": "testing",
+    "How do I write a service of my own?": "add-a-service#write-the-package",
+    "We use Celery. What becomes of our tasks?": "migrate#from-celery",
+    "What does a client see when a replica is killed?": "operations#what-a-client-sees-when-a-replica-ends",
+    "What is lost in a power failure?": "operations#what-may-be-lost-and-for-how-long",
+    "How do I deploy it on Kubernetes?": "operations#kubernetes",
+    "How do I change the Redis password while it runs?": "operations#change-a-secret",
+    "May I send a request again after a 502, 503 or 504?": "errors#http-statuses",
+    "What if one Redis is not enough?": "scaling#beyond-one-redis-several-meshes",
+    "Does it run on a hosted Redis that lets nobody manage users?": "operations#credentials-with-few-rights",
+    "Which Pythons and Redis versions were tried?": "dependencies#what-was-run",
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_within_two_clicks(site: Path, question: str) -> None:
+    """One click from the start leads to the page, and another one, where it needs one, to the heading."""
+    page, _, heading = QUESTIONS[question].partition("#")
+    start = set(re.findall(r'href="([^"]+)"', (site / "index.html").read_text()))
+    text = (site / f"{page}.html").read_text()
+    assert page == "index" or any(link.partition("#")[0] == f"{page}.html" for link in start)
+    if heading:
+        assert f'id="{heading}"' in text
+        assert page == "index" or f"{page}.html#{heading}" in start or f'href="#{heading}"' in text
