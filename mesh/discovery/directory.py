@@ -89,6 +89,8 @@ class Directory:
             return False
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._link.script(SERVED, (), keys.MOST_DATABASES))
+            # Nobody may be left to take the error of a link that ends.
+            self._looking.add_done_callback(lambda looking: looking.cancelled() or looking.exception())
         looking = self._looking
         await asyncio.wait([looking], timeout=WAIT_S)
         if not looking.done() or looking.cancelled():

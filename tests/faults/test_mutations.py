@@ -13,6 +13,7 @@ from tests.faults import (
     test_crashes,
     test_expensive,
     test_keyed,
+    test_later,
     test_missing,
     test_network,
     test_operators,
@@ -77,6 +78,17 @@ BREAKS = {
     "freed-key": (
         test_keyed.test_row_57_calls_with_one_key_have_one_effect_and_one_answer,
         "keys have no answer|keys are left behind",
+    ),
+    "woken-removal": (test_later.test_row_70_what_is_due_is_woken_once, "took effect [0-9]+ times|do not balance"),
+    "tick-check": (test_later.test_row_71_a_tick_runs_once, "a tick took effect [0-9]+ times"),
+    "deferred-removal": (
+        test_later.test_row_72_a_try_that_failed_is_made_again_once,
+        "took effect [0-9]+ times|do not balance",
+    ),
+    "cancel-attempt": (test_later.test_row_73_what_is_cancelled_never_runs, "of 6 requests that were removed"),
+    "schedule-kept": (
+        test_later.test_row_74_a_schedule_is_recorded_without_losing_ticks,
+        "a tick took effect [0-9]+ times|were counted as missed",
     ),
     "overdelivered": (
         test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter,

@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from mesh import Mesh, MeshSettings, Ticket, join, keys
+from mesh import Class, Mesh, MeshSettings, Ticket, join, keys
+from mesh.testing import MeshKit
 from tests.support import later_worker
+from tests.support.faults import later_worker as late_worker
+from tests.support.faults.late import is_settled, judge
+from tests.support.faults.later_worker import late
 from tests.support.later_worker import Mark
 from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE
@@ -105,6 +109,61 @@ def _judge_ticks(server: Server, begun: float, ended: float) -> None:
         assert last >= ended - 15, "ticks came to an end"
         left_out = last - first + 1 - len(ticks) - int(admin.get("shared:later:missed") or 0)
         assert left_out >= 0, "more ticks than seconds"
+
+
+async def _storm(server: Server, sends: int, seconds: float) -> None:
+    """Kill a replica of this process every 0 to 300 ms while requests are sent for later, tried again and cancelled."""
+    sent = set[str]()
+    async with MeshKit(late, replicas=6, redis=server.url, classes="A", lease_ttl_ms=10_000, claim_idle_ms=1000) as kit:
+        living, over, killed = list(range(6)), asyncio.Event(), 0
+
+        async def start() -> None:
+            number = len(kit)
+            await kit.start()
+            living.append(number)
+
+        async def kill_at_random() -> None:
+            nonlocal killed
+            async with asyncio.TaskGroup() as starting:
+                while not over.is_set():
+                    await asyncio.sleep(random.uniform(0, 0.3))
+                    if len(living) > 2:
+                        await kit.kill(living.pop(random.randrange(len(living))))
+                        killed += 1
+                        starting.create_task(start())
+
+        async with kit.connect() as client, balanced(server):
+            killing = asyncio.create_task(kill_at_random())
+            for number in range(sends):
+                body = late_worker.Mark(f"m{number}", random.choice([0, 0, 1]))
+                operation = random.choice([late_worker.mark, late_worker.begin])
+                after = timedelta(milliseconds=random.randrange(1, 5000))
+                ticket = await client.send(operation, body, to=Class("A"), after=after)
+                if random.random() > 0.02 or not await client.cancel(ticket):
+                    sent.add(body.text)
+                await asyncio.sleep(seconds / sends)
+            over.set()
+            await killing
+
+            async def settled() -> bool:
+                return await asyncio.to_thread(is_settled, server)
+
+            await eventually(settled, 60)
+            judge(server, sent)
+            assert killed > seconds
+
+
+@pytest.mark.slow
+async def test_what_waits_happens_once_in_a_storm_of_kills(server: Server) -> None:
+    """Of 400 requests and 10 ticks each has its effect once, and the books balance at every sample."""
+    await _storm(server, 400, 10)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+async def test_what_waits_happens_once_in_a_long_storm_of_kills(server: Server) -> None:
+    """The same for ten thousand requests and two hundred ticks."""
+    await _storm(server, 10_000, 200)
 
 
 @pytest.mark.slow

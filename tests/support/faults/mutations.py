@@ -11,12 +11,14 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio.client import Pipeline
 
 from mesh.dead import letters
 from mesh.groups.consumer import GroupConsumer
+from mesh.later import retry, waking
 from mesh.lease.loop_thread import LoopThread
 from mesh.operations import transaction
 from mesh.requests import runner, scripts, turns
@@ -31,14 +33,29 @@ def _replace(source: str, old: str, new: str) -> str:
     return source.replace(old, new)
 
 
-def script(target: Script, old: str, new: str) -> Callable[[], None]:
-    """Return a mutation of a Lua script."""
+@dataclass(frozen=True)
+class script:
+    """A mutation of a Lua script."""
 
-    def mutate() -> None:
-        target.__dict__.pop("sha", None)
-        object.__setattr__(target, "source", _replace(target.source, old, new))
+    target: Script
+    old: str
+    new: str
 
-    return mutate
+    def __call__(self) -> None:
+        source = self.mutated().source
+        self.target.__dict__.pop("sha", None)
+        object.__setattr__(self.target, "source", source)
+
+    def mutated(self) -> Script:
+        """Return the script as it is after the mutation."""
+        return Script(_replace(self.target.source, self.old, self.new))
+
+
+def sha_of(target: Script, name: str) -> bytes:
+    """Return the hash of a script in a process with this mutation, as commands have it."""
+    mutation = MUTATIONS.get(name)
+    is_mutated = isinstance(mutation, script) and mutation.target is target
+    return (mutation.mutated() if is_mutated else target).sha.encode()  # type: ignore[union-attr]
 
 
 def function(owner: Any, name: str, old: str, new: str) -> Callable[[], None]:
@@ -109,6 +126,13 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
     "idempotency-key": script(scripts.SUBMIT, "if found[1] and (", "if false and ("),
     "freed-key": script(scripts.BURY, "options.ended(options.named(fields)", "options.has({}"),
+    "woken-removal": script(waking.WAKE, "redis.call('ZREM', later_key, key)\n", ""),
+    "tick-check": script(
+        waking.TICK, "if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end", ""
+    ),
+    "deferred-removal": script(retry.DEFER, "redis.call('XDEL', stream, id)\n", ""),
+    "cancel-attempt": script(waking.CANCEL, "if redis.call('EXISTS', attempt_key) == 1 then return 1 end", ""),
+    "schedule-kept": script(waking.SCHEDULE, "if next and (", "if false and ("),
     "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
 

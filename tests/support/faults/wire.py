@@ -29,6 +29,8 @@ class _Connection:
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
     #: whether the next reply will be lost
     doomed: bool = False
+    #: whether the next reply answers the command that is watched
+    watched: bool = False
 
     def reset(self) -> None:
         for writer in (self.down, self.up):
@@ -53,6 +55,9 @@ class Wire:
         self._swallow = 0.0
         self._word = b""
         self._lost_word = b""
+        self._watched_word = b""
+        #: set when the reply to the command that is watched has passed
+        self.answered = asyncio.Event()
         self._server: asyncio.Server | None = None
         self.port = 0
         #: number of replies lost so far
@@ -91,6 +96,16 @@ class Wire:
         """Lose the one reply that contains `word` or answers a command with it, and reset its connection."""
         self._lost_word = word
 
+    def watch(self, word: bytes) -> None:
+        """Set `answered` when the reply to the next command that contains `word` has passed."""
+        self._watched_word = word
+        self.answered.clear()
+
+    @property
+    def holds(self) -> bool:
+        """Whether data are held."""
+        return not self._flowing.is_set()
+
     def trickle(self, delay_s: float) -> None:
         """Delay data by up to `delay_s` in each direction and pass them byte by byte, until `restore`."""
         self._delay_s = delay_s
@@ -100,7 +115,7 @@ class Wire:
         self._refusing = False
         self._delay_s = 0.0
         self._swallow = 0.0
-        self._word = self._lost_word = b""
+        self._word = self._lost_word = self._watched_word = b""
         self._flowing.set()
 
     def _reset_all(self) -> None:
@@ -148,7 +163,12 @@ class Wire:
                     self.swallowed += 1
                     connection.reset()
                     return
+                if not replies and self._watched_word and self._watched_word in data:
+                    self._watched_word, connection.watched = b"", True
                 await self._pass_on(data, writer)
+                if replies and connection.watched:
+                    connection.watched = False
+                    self.answered.set()
 
     def _look_for_lost_word(self, data: bytes, connection: _Connection) -> None:
         if self._lost_word and self._lost_word in data:
