@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import redis.asyncio
 
 from mesh import Class, Mesh, MeshSettings, Ticket, join, keys
 from mesh.testing import MeshKit
@@ -72,15 +71,10 @@ async def _once(server: Server, folder: Path, seconds: float, rate: float) -> No
                 sending = tasks.create_task(_send(mesh, seconds, rate))
             sent, cancelled = sending.result()
 
-            admin = redis.asyncio.Redis.from_url(server.url, decode_responses=True)
-
             async def settled() -> bool:
-                entries = await admin.xrange(keys.class_requests("A"))
-                ticks = [fields for _, fields in entries if fields["op"] == later_worker.tick.name]
-                return (await mesh.books())["waiting"] == 0 and len(ticks) == len(entries)
+                return await asyncio.to_thread(is_settled, server, later_worker.tick.name)
 
-            async with admin:
-                await eventually(settled, 60)
+            await eventually(settled, 60)
             ended = time.time()
             assert mortals.killed > seconds / 2
     _judge(server, sent, cancelled)

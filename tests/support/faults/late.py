@@ -171,15 +171,15 @@ class LateMesh:
         return f"{judge(self.server, self.sent)}, {self._samples} samples of the books"
 
 
-def is_settled(server: Server) -> bool:
-    """Return whether at one moment nothing waits, and nothing but ticks is on a stream."""
+def is_settled(server: Server, tick: str = later_worker.tick.name) -> bool:
+    """Return whether at one moment nothing waits, and nothing but this operation is on a stream."""
     with server.redis() as admin, admin.pipeline(transaction=True) as pipeline:
         pipeline.zcard(keys.LATER)
         for stream in STREAMS:
             pipeline.xrange(stream)
         waiting, *streams = pipeline.execute()
     ops = {fields.get("op") for entries in streams for _, fields in entries}
-    return waiting == 0 and ops <= {later_worker.tick.name}
+    return waiting == 0 and ops <= {tick}
 
 
 def judge(server: Server, sent: set[str]) -> str:
