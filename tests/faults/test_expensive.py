@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,11 +30,11 @@ Exchange = Callable[[Mesh, random.Random], Awaitable[list[int]]]
 
 def smooth(chance: random.Random, digits: int = DIGITS) -> int:
     """2^a·3^b·5^c with this many digits: a thousand prime factors, found in microseconds."""
+    most = 10**digits
     while True:
         value = 2 ** chance.randrange(digits // 2, digits) * 3 ** chance.randrange(digits // 4, digits // 2)
-        while value * 5 < 10**digits:
-            value *= 5
-        if len(str(value)) == digits:
+        value *= 5 ** int((math.log2(most) - math.log2(value)) / math.log2(5))
+        if most // 10 <= value < most:
             return value
 
 
