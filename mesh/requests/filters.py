@@ -9,6 +9,9 @@ holder, and the grant to a successor deletes it. So a filter counts only while i
 whose row names none is always asked: its holder has just begun, or is of an earlier release. `submit.lua` reads the
 filters in the step that submits the requests.
 
+One more bit, the last one, is set when the filter is named. A key that has ended, or that somebody has deleted, loses
+this bit with the others, and does not get it back from what is stored later. Such a filter does not count.
+
 The service sets the bits in the commit that writes the thing itself, with the verb `MARK` on the shared side.
 """
 
@@ -18,17 +21,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from redis.exceptions import ResponseError
+
 from mesh import keys
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-#: Names a filter in the roster row, or none, if the lease is held. KEYS: lease, row. ARGV: holder, field, filter or "".
-#: Returns 1, or 0 if the lease or the row is gone.
+#: Names a filter in the roster row, or none, if the lease is held. KEYS: lease, row, and the filter if one is named.
+#: ARGV: holder, field, filter or "", its number of bits. Returns 1, or 0 if the lease or the row is gone.
 NAME = Script(
     """#!lua flags=allow-oom
 local lease_key, row_key = KEYS[1], KEYS[2]
 if redis.call('GET', lease_key) ~= ARGV[1] or redis.call('EXISTS', row_key) == 0 then return 0 end
-if ARGV[3] == '' then redis.call('HDEL', row_key, ARGV[2]) else redis.call('HSET', row_key, ARGV[2], ARGV[3]) end
+if ARGV[3] == '' then
+  redis.call('HDEL', row_key, ARGV[2])
+else
+  redis.call('HSET', row_key, ARGV[2], ARGV[3])
+  -- A filter without a key has nothing, and does not count.
+  if redis.call('EXISTS', KEYS[3]) == 1 then redis.pcall('BITFIELD', KEYS[3], 'SET', 'u1', ARGV[4], 1) end
+end
 return 1
 """
 )
@@ -99,8 +110,11 @@ class Filters:
 
     async def name(self, name: str, filter: Filter | None) -> bool:
         """Name a filter, which is complete, in our roster row; None: none. Return False if the lease or row is gone."""
-        text = "" if filter is None else f"{keys.SHARED}{filter.key} {filter.bits}"
-        return bool(await self._link.script(NAME, self._keys, self._holder, field(name), text))
+        if filter is None:
+            return bool(await self._link.script(NAME, self._keys, self._holder, field(name), ""))
+        key = keys.SHARED + filter.key
+        words = (self._holder, field(name), f"{key} {filter.bits}", filter.bits)
+        return bool(await self._link.script(NAME, [*self._keys, key], *words))
 
     async def named(self, name: str) -> Filter | None:
         """Return the filter that our roster row names."""
@@ -111,8 +125,18 @@ class Filters:
         return Filter(key.removeprefix(keys.SHARED), int(bits))
 
     async def bits_set(self, filter: Filter) -> int:
-        """Return how many bits of a filter are set."""
-        return int(await self._link.shared("BITCOUNT", keys.SHARED + filter.key))
+        """Return how many bits of a filter are set; 0 if the key holds something else."""
+        return await self._number("BITCOUNT", keys.SHARED + filter.key)
+
+    async def counts(self, filter: Filter) -> bool:
+        """Return whether a filter that was named still says what the database has."""
+        return await self._number("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
+
+    async def _number(self, *command: str | int) -> int:
+        try:
+            return int(await self._link.shared(*command))
+        except ResponseError:
+            return 0
 
 
 def field(name: str) -> str:

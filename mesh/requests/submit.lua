@@ -84,13 +84,15 @@ local function is_expected(to)
   end
 end
 
--- Whether a database is live and may have what a gather asks for. It does not if its filter lacks one of the two bits.
+-- Whether a database is live and may have what a gather asks for. It does not if its filter lacks one of the two bits. A
+-- filter without its last bit has ended, or somebody has deleted it, and says nothing.
 local function may_have(n, field, one, other)
   local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
   classes[n] = class
   local key, bits = string.match(named or '', '^(%S+) (%d+)$')
   if not class or not key then return class end
-  return redis.pcall('GETBIT', key, one % bits) ~= 0 and redis.pcall('GETBIT', key, other % bits) ~= 0
+  if redis.pcall('GETBIT', key, bits) ~= 1 then return class end
+  return redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1
 end
 
 -- By what the address says: the live databases that a gather asks.

@@ -1,7 +1,7 @@
 """The filter of the primes in this replica's database: a GET asks only databases that may have its prime.
 
 Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so the filter is made
-anew when it is half full, or far too large for what is left:
+anew when it is half full, far too large for what is left, or gone:
 
     1  puts begin to set bits in the new filter, too
     2  the puts that were on their way to Redis before that are waited for
@@ -9,7 +9,8 @@ anew when it is half full, or far too large for what is left:
     4  the roster row names the new filter; a moment later puts forget the former one, which is deleted
 
 So the filter that the row names has every prime of the database at any moment. A database whose row names none is asked
-by every GET: that of an earlier release, or of a replica that has just started.
+by every GET: that of an earlier release, or of a replica that has just started. So is a database whose filter has ended
+with its last record.
 """
 
 from __future__ import annotations
@@ -93,8 +94,14 @@ class Primes:
             self._kept = (current,)
             await _unlink(replica, former)
         count = alone + min(members, COMMON)
-        if current is None or _is_over(current.filter, await replica.filters.bits_set(current.filter), count):
+        if current is None or await self._is_over(replica, current.filter, count):
             await self._make(replica, current, Filter.size_for(count), end_ms)
+
+    async def _is_over(self, replica: Replica, filter: Filter, count: int) -> bool:
+        """Return whether a filter for so many primes is to be made anew."""
+        if count and not await replica.filters.counts(filter):
+            return True
+        return _has_wrong_size(filter, await replica.filters.bits_set(filter), count)
 
     async def _make(self, replica: Replica, current: Kept | None, bits: int, end_ms: int) -> None:
         """Make a filter, and name it in the roster row."""
@@ -137,8 +144,8 @@ async def _parts(store: Store) -> AsyncIterator[set[str]]:
             return
 
 
-def _is_over(filter: Filter, bits_set: int, count: int) -> bool:
-    """Return whether a filter for so many primes, which has so many bits set, is to be made anew."""
+def _has_wrong_size(filter: Filter, bits_set: int, count: int) -> bool:
+    """Return whether a filter with so many bits set has become too small or far too large for so many primes."""
     is_full = bits_set * FILL > filter.bits
     is_too_large = filter.bits > EXCESS * Filter.size_for(count)
     return is_full or is_too_large or (not count and bits_set > 0)

@@ -39,13 +39,13 @@ async def asked(replica: Replica, number: str) -> set[int]:
 
 
 async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> None:
-    """One of two has it; one without a filter may have anything; one whose filter is empty has nothing."""
+    """One of two has it; one without a filter may have anything, and so may one whose filter is gone."""
     one, two, three, four = await backend(4, WORKER)
     await have(one, "7", "101")
     await have(two, "11", "101")
     assert await four.filters.name(NAME, filter_of(four))
-    assert await asked(one, "7") == {one.database, three.database}
-    assert await asked(two, "101") == {one.database, two.database, three.database}
+    assert await asked(one, "7") == {one.database, three.database, four.database}
+    assert await asked(two, "101") == {one.database, two.database, three.database, four.database}
     assert {*await one.gather("filters.read", {})} == {each.database for each in (one, two, three, four)}
     assert {*await one.gather("filters.read", {}, among=Among("other", 1, 2))} == {1, 2, 3, 4}
 
@@ -54,7 +54,7 @@ async def test_a_gather_that_asks_nobody_is_complete_at_once(backend: Backend) -
     """And no request is counted."""
     one, two = await backend(2, WORKER)
     await have(one, "7")
-    await have(two)
+    await have(two, "11")
     before = await two.books()
     assert await two.gather("filters.read", {}, among=among(NAME, "13")) == {}
     assert await two.books() == before
@@ -74,13 +74,20 @@ async def test_a_filter_is_named_under_the_lease_only(backend: Backend) -> None:
     await client.aclose()
 
 
-async def test_a_filter_that_is_no_string_of_bits_keeps_nobody_from_being_asked(backend: Backend) -> None:
-    """As a person may have left it."""
+async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked(backend: Backend) -> None:
+    """A key that was deleted, that has got other bits since, and that is no string of bits."""
     (one,) = await backend(1, WORKER)
     await have(one, "7")
     client = backend.redis()
-    await client.delete(f"shared:{filter_of(one).key}")
     assert await asked(one, "11") == set()
+    await client.delete(f"shared:{filter_of(one).key}")
+    assert await asked(one, "11") == {one.database}
+    transaction = one.transaction()
+    transaction.shared.write_with(MARK, [filter_of(one).key], filter_of(one).positions(["13"]))
+    assert await one.commit(transaction)
+    assert await asked(one, "11") == {one.database}
+    assert not await one.filters.counts(filter_of(one))
+    await client.delete(f"shared:{filter_of(one).key}")
     await client.hset(f"shared:{filter_of(one).key}", "a", "b")
     assert await asked(one, "11") == {one.database}
     await have(one, "13")
@@ -93,7 +100,7 @@ async def test_what_a_row_names_can_be_read_and_taken_back(backend: Backend) -> 
     assert await one.filters.named(NAME) is None
     await have(one, *map(str, range(1000, 1020)))
     assert await one.filters.named(NAME) == filter_of(one)
-    assert 30 < await one.filters.bits_set(filter_of(one)) <= 40
+    assert 30 < await one.filters.bits_set(filter_of(one)) <= 41
     assert await one.filters.name(NAME, None)
     assert await one.filters.named(NAME) is None
     assert await asked(one, "11") == {one.database}

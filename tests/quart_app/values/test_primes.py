@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import gmpy2
+import pytest
 
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, among
 from quart_app.values import notation, primes
@@ -87,7 +88,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
     for _ in range(2):
         await kept.look(one)
     assert await backend.redis().keys("shared:values:primes:*") == []
-    assert not await has(one, "5")
+    assert await has(one, "5"), "without a filter the database is asked"
 
 
 async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Backend) -> None:
@@ -172,3 +173,40 @@ async def test_common_primes_that_the_filter_has_are_not_written_again(backend: 
     (command,) = [command for command in transaction.writes.commands() if command[2] == "mark"]
     assert len(command) == 4 + 2 * 2
     assert sum(1 for n in range(10**5) if gmpy2.is_prime(n)) == primes.COMMON
+
+
+async def test_a_filter_that_has_ended_with_its_records_is_made_again(backend: Backend) -> None:
+    """The primes that it had for certain are gone with it."""
+    one = await backend.join(worker())
+    kept = Primes(Pace())
+    await put(one, None, 6, ms=500)
+    await kept.look(one)
+    await asyncio.sleep(0.7)
+    await put(one, kept, 10)
+    assert await lacks(one, [10]) == set()
+    await kept.look(one)
+    assert await lacks(one, [10]) == set()
+    assert not await has(one, "7")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a list"])
+async def test_a_filter_that_somebody_deletes_or_overwrites_hides_nothing(backend: Backend, left: str) -> None:
+    """Neither what was stored before nor what is stored later; within a second there is another filter."""
+    one = await backend.join(worker())
+    kept = Primes(Pace())
+    await put(one, None, 6)
+    await kept.look(one)
+    filter = await one.filters.named(NAME)
+    assert filter is not None
+    client = backend.redis()
+    await client.delete(f"shared:{filter.key}")
+    if left == "a list":
+        await client.rpush(f"shared:{filter.key}", "x")
+    assert await lacks(one, [6]) == set()
+    await put(one, kept, 10)
+    assert await lacks(one, [6, 10]) == set()
+    await kept.look(one)
+    await kept.look(one)
+    assert await lacks(one, [6, 10]) == set()
+    assert not await has(one, "7")
+    await client.aclose()
