@@ -13,7 +13,6 @@ Nothing is replayed: a new connection gets every section at once.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -140,9 +139,8 @@ class LivePage:
                 except (RedisError, MeshError, OSError, TimeoutError):
                     await asyncio.sleep(LOOK_S)  # the page keeps its figures and says since when
                     continue
-                changed = {id: html for id, html in sections.items() if shown.get(id) != html}
+                yield looks.event(shown, sections)
                 shown = sections
-                yield f"event: sections\ndata: {json.dumps(changed)}\n\n"  # also when empty: the page then knows
             yield "event: bye\ndata: \n\n"
         finally:
             self._viewers -= 1

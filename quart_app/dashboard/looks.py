@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,8 @@ SHOWN_ENTRIES = 5
 SAMPLED = 20
 #: Entries of the audit log that are shown.
 SHOWN_AUDIT = 10
+#: Events that are kept for further viewers: one or two for each view.
+KEPT_EVENTS = 10
 #: References to requests that are looked for at once.
 MOST_FOUND = 50
 
@@ -45,6 +49,8 @@ class Looks:
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
         #: by view, arguments and rights: the figures that the sections were made of, and the sections
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
+        #: the newest events, with the sections that they lead from and to
+        self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
         #: held while sections are made: viewers who wait for the same ones then find them
         self.making = asyncio.Lock()
         self._letters: Sequence[DeadLetter] = ()
@@ -69,6 +75,19 @@ class Looks:
         """Read everything anew at the next look: an operator has acted."""
         for ticker in (self.figures, self.letters, self.steps, self.services):
             ticker.expire()
+
+    def event(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+        """Return the event that brings a viewer from some sections to others, made once for all who follow a view.
+
+        It has no sections when nothing has changed: the page then knows that it has news.
+        """
+        for known_before, known_now, text in self._events:
+            if known_before is before and known_now is now:
+                return text
+        changed = {id: html for id, html in now.items() if before.get(id) != html}
+        text = f"event: sections\ndata: {json.dumps(changed)}\n\n"
+        self._events.append((before, now, text))
+        return text
 
     async def _read_steps(self) -> Sequence[JourneyStep]:
         return await self._journeys.newest(SAMPLED)

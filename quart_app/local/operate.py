@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, R
 from mesh.discovery import document
 from quart_app.local import discovery
 from quart_app.local.redis_server import address_of
+from quart_app.panels import counted
 
 T = TypeVar("T")
 
@@ -70,7 +72,17 @@ def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
     """Return the sentence for a Redis that does not answer as it should."""
     where = "" if discovery.running(data) else f"; no mesh runs on {data}"
-    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {error}{where}")
+    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {_why(error)}{where}")
+
+
+def _why(error: BaseException) -> str:
+    """Return what the system says of a connection that failed, or else what the error says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+        cause = cause.__cause__ or cause.__context__
+    return str(error).rstrip(".")
 
 
 def _control(redis: Redis) -> Control:
@@ -257,7 +269,7 @@ def list_letters(redis_url: str | None, data: Path, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['count']:>6}  {row['stream']}  {row['newest']}  {row['at']}  {row['reason']:.300}")
-    click.echo(f"{len(found)} dead letters" if rows else "there is no dead letter", err=True)
+    click.echo(counted(len(found), "dead letter") if rows else "there is no dead letter", err=True)
 
 
 @dead.command()
@@ -298,7 +310,7 @@ def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | 
 def discard(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None, yes: bool) -> None:
     """Delete dead letters. This cannot be undone."""
     if not yes:
-        what = f"all letters like {like}" if like else f"{len(ids)} dead letters"
+        what = f"all letters like {like}" if like else counted(len(ids), "dead letter")
         click.confirm(f"Delete {what}, with everything in them?", abort=True)
     _report(_act(redis_url, data, ids, like, DeadLetters.discard), "discarded")
 

@@ -59,3 +59,14 @@ async def test_the_last_hour_is_read_from_the_books_of_each_minute(settings: Mes
         assert await looks.minutes.newest() == [60, 1]
         await redis.delete(keys.MINUTES)
         assert await looks.minutes.newest() == [60, 1]
+
+
+async def test_an_event_is_made_once_for_all_who_follow_a_view(settings: MeshSettings) -> None:
+    """It has what differs; sections that are alike make an event without any."""
+    async with node(settings) as one:
+        looks = Looks(one.app.context.mesh, [])
+        before, now = {"a": "1", "b": "2"}, {"a": "1", "b": "3"}
+        event = looks.event(before, now)
+        assert event == 'event: sections\ndata: {"b": "3"}\n\n'
+        assert looks.event(before, now) is event
+        assert looks.event(dict(now), now) == "event: sections\ndata: {}\n\n"

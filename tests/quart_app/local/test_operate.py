@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import re
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from mesh import Cancelled, Class, MeshSettings, keys
 from mesh.raw import Body, Effects, Request, Store, Worker, join
 from quart_app.cli import main
+from quart_app.local.ports import free_port
 from tests.support.server import Server
 
 A = keys.class_requests("A")
@@ -156,3 +158,22 @@ def test_a_job_is_cancelled_by_its_id(server: Server) -> None:
         assert redis.get("shared:values:jobs:size") == "100"
         ((_, entry),) = redis.xrange(keys.AUDIT)
         assert (entry["event"], entry["actor"], entry["ids"]) == ("job cancelled", getpass.getuser(), id)
+
+
+def test_a_redis_that_is_not_there_is_one_sentence() -> None:
+    """With the address once, and the system's word for it."""
+    url = f"redis://:word@127.0.0.1:{free_port()}/0"
+    said = CliRunner(env={"REDIS_URL": url}).invoke(main, ["ops", "--data", "nowhere"])
+    assert said.exit_code == 1 and "word" not in said.output
+    assert re.fullmatch(
+        r"Error: Redis at 127\.0\.0\.1:\d+ cannot be used: connection refused; no mesh runs on nowhere\n", said.output
+    )
+
+
+def test_one_letter_is_no_plural(server: Server, letters: list[str]) -> None:
+    """In the question and in the list."""
+    asked = run(server, "dead", "discard", letters[0])
+    assert "Delete 1 dead letter, with" in asked.output and asked.exit_code == 1
+    for id in letters[1:]:
+        run(server, "dead", "discard", "--yes", id)
+    assert "1 dead letter\n" in run(server, "dead", "list").output
