@@ -59,13 +59,6 @@ MESH = Contender(
     "one replica asks, one works; exactly-once commit, durable streams",
     program="with_mesh.py",
 )
-TYPED = Contender(
-    "mesh_typed",
-    "mesh, typed operations",
-    "the same with an operation whose body and reply are msgspec Structs",
-    program="with_mesh.py",
-    environ={"BENCH_TYPED": "1"},
-)
 REDIS_PEERS = (
     Contender(
         "faststream",
@@ -146,7 +139,7 @@ CEILINGS = (
         on_nats=True,
     ),
 )
-CONTENDERS = (MESH, TYPED, *REDIS_PEERS, *CEILINGS)
+CONTENDERS = (MESH, *REDIS_PEERS, *CEILINGS)
 
 
 class TurnFailed(RuntimeError):
@@ -254,8 +247,6 @@ def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[fl
     yield "processor time a call at 128, mesh / best Redis peer", "mesh|128|cpu_ms", cheapest, None
     nats_cpu = series.get("nats|128|cpu_ms", [])
     yield "processor time a call at 128, mesh / NATS, nothing stored", "mesh|128|cpu_ms", nats_cpu, None
-    named = series.get("mesh|128|cpu_ms", [])
-    yield "processor time a call at 128, typed / named operations", "mesh_typed|128|cpu_ms", named, 1.03
     stored = series.get("nats_store|128|rate", [])
     yield "rate at 128 in flight, mesh / NATS, stored in Redis", "mesh|128|rate", stored, None
 

@@ -6,17 +6,12 @@ import asyncio
 import logging
 import os
 import sys
-from datetime import timedelta
 
 import structlog
 from load import REDIS_URL, drive, run
-from msgspec import Struct
 
-from mesh import Class, MeshSettings, Operations, RedisSettings, Transaction, join
+from mesh import Class, MeshSettings, RedisSettings, join
 from mesh.raw import Effects, Request, Store, Worker
-
-#: The same with typed operations, where set.
-TYPED = bool(os.environ.get("BENCH_TYPED"))
 
 worker_table = Worker()
 
@@ -28,22 +23,6 @@ async def handle(request: Request, store: Store, transaction: Effects) -> dict[s
     return {"number": number}
 
 
-stored = Operations("bench")
-numbers = stored.values("stored", int, int)
-
-
-class Number(Struct):
-    """A body of the typed contender; its reply is the same."""
-
-    number: int
-
-
-@stored.command
-async def put(tx: Transaction, body: Number) -> Number:
-    tx.set(numbers[body.number], body.number)
-    return Number(body.number)
-
-
 def settings(cls: str) -> MeshSettings:
     os.environ["MESH_CLASS"] = cls
     return MeshSettings(redis=RedisSettings(url=REDIS_URL))
@@ -51,19 +30,16 @@ def settings(cls: str) -> MeshSettings:
 
 async def client() -> None:
     async with join(settings=settings("A")) as mesh:
-        to, deadline = Class("B"), timedelta(seconds=10)
+        to = Class("B")
 
-        async def named(number: int) -> int:
+        async def call(number: int) -> int:
             return (await mesh.replica.call(to, "bench.store", {"number": number}, deadline_ms=10_000))["number"]
 
-        async def typed(number: int) -> int:
-            return (await mesh.call(put, Number(number), to=to, deadline=deadline)).number
-
-        await drive(lambda in_flight: typed if TYPED else named)
+        await drive(lambda in_flight: call)
 
 
 async def worker() -> None:
-    async with join(stored, worker_table, settings=settings("B")):
+    async with join(worker_table, settings=settings("B")):
         await asyncio.Event().wait()
 
 

@@ -136,7 +136,7 @@ def milliseconds(deadline: timedelta | None) -> int | None:
         return None
     if not isinstance(deadline, timedelta):
         raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
-    ms = round(deadline.total_seconds() * 1000)
+    ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:
         raise UsageError(f"a deadline lies in the future, and {deadline} does not")
     return ms

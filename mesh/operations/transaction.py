@@ -152,7 +152,7 @@ class Transaction(Reads):
             writer.hset(name, {field: text})
             self._touch(shared, name)
         elif ttl is None:
-            writer.set(name, text)
+            writer.set_text(name, text)
         else:
             writer.set(name, text, "PX", _milliseconds(ttl))
         if self._known is None:

@@ -65,6 +65,10 @@ class Writer:
         """Set a key; options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number."""
         self.write("SET", key, value, *options)
 
+    def set_text(self, key: str, text: str) -> None:
+        """Set a key to a text: as `set` does, in less time, because a text alone needs no check."""
+        self._writes.add(self._side, "SET", (self._prefix + key,), (text,))
+
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
         """Set many keys to one value; all end at that moment."""
         keys = [self._prefix + key for key in names]
