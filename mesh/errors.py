@@ -74,7 +74,7 @@ class Incomplete(MeshError):
     """Not every live database answered."""
 
     code = "incomplete"
-    #: what the others answered, by database; only where the gather was made
+    #: the replies of the other databases, by number; only the caller of the gather has them
     partial: dict[int, Any]
 
     def __init__(self, detail: str | None = None, /, *, partial: dict[int, Any] | None = None, **facts: Any) -> None:

@@ -30,7 +30,7 @@ class Asking(Protocol):
 
 
 class Caller:
-    """Calls operations by value; its types are checked where it is called."""
+    """Calls operations, which are values with types, so that type checkers check each call."""
 
     def __init__(self, asking: Asking, default: Address | None) -> None:
         self._asking = asking
@@ -131,12 +131,12 @@ class Caller:
 
 
 def milliseconds(deadline: timedelta | None) -> int | None:
-    """Return a deadline in ms. Raises UsageError for what is none."""
+    """Return a deadline in ms. Raises UsageError for anything but a positive timedelta."""
     if deadline is None:
         return None
     if not isinstance(deadline, timedelta):
         raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:
-        raise UsageError(f"a deadline lies in the future, and {deadline} does not")
+        raise UsageError(f"a deadline is a time from now on, such as timedelta(seconds=2), not {deadline!r}")
     return ms

@@ -41,8 +41,8 @@ class NotOfType(ValueError):
 class Codec(Generic[T]):
     """Writes and reads the JSON of one type.
 
-    `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, of which `explain` makes a NotOfType: no
-    function of ours stands between a caller and the decoder, which matters where each request passes.
+    `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, which `explain` turns into a NotOfType.
+    `decode` is the decoder itself, because every request passes here, and one more function would cost time.
     """
 
     def __init__(self, kind: Any) -> None:
@@ -76,7 +76,7 @@ class Codec(Generic[T]):
 
 
 def _classes_of(kind: Any) -> tuple[type, ...] | None:
-    """Return the classes of a type's values; None if no class tells."""
+    """Return the classes of a type's values; None if classes cannot tell."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
         known = [_classes_of(each) for each in get_args(kind)]

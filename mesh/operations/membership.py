@@ -36,7 +36,7 @@ B = TypeVar("B")
 
 
 class Mesh(Caller):
-    """One membership: calls operations, and knows the mesh. `replica` is the same on the level of `mesh.raw`."""
+    """One membership in a mesh. `replica` is the same membership for programs that use `mesh.raw`."""
 
     def __init__(self, replica: Replica) -> None:
         super().__init__(replica, Class(replica.cls))

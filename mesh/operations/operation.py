@@ -23,7 +23,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-#: The body of an operation that takes none.
+#: The JSON that travels where an operation has no body.
 NOTHING = b"{}"
 
 
@@ -86,8 +86,8 @@ class Operation(Generic[B, R]):
             return NOTHING
         if body.__class__ is not codec.usual and not codec.accepts(body):
             wanted = name_of(self.body)
-            given = "none" if body is None else described(body)
-            raise InvalidBody(f"the body of {self.name} is a {wanted}, not {given}; write {wanted}(...)")
+            given = "and there is none" if body is None else f"not {described(body)}"
+            raise InvalidBody(f"the body of {self.name} is a {wanted}, {given}; write {wanted}(...)")
         try:
             return codec.encode(body)
         except (TypeError, ValueError, RecursionError) as error:

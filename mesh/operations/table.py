@@ -50,7 +50,7 @@ class _RegisterQuery(Protocol):
 
 
 class Operations:
-    """Operations and state under one name, which begins the names of both.
+    """Operations and the state that they share. The name of the table begins the names of both.
 
     greetings = Operations("greetings")
     total = greetings.value("total", int, 0)        # db{n}:greetings:total
@@ -122,7 +122,7 @@ class Operations:
     def command(
         self, handler: Any = None, *, name: str = "", retry: Retry | None = None, limit: Limit | None = None
     ) -> Any:
-        """Register a handler that has an effect. Its name is `name`, or that of the function.
+        """Register a handler that has an effect. The operation is named `name`, or else like the function.
 
         With `retry` a request whose handler raised an exception waits for its next try, and holds no worker meanwhile.
         With `limit` only so many of its requests run at once, or in a time.
@@ -140,7 +140,10 @@ class Operations:
     @overload
     def query(self, *, name: str = ...) -> _RegisterQuery: ...
     def query(self, handler: Any = None, *, name: str = "") -> Any:
-        """Register a handler that only reads: neighbours on a database's stream run beside it."""
+        """Register a handler that only reads.
+
+        On the stream of a database, queries that follow each other run side by side.
+        """
         if handler is None:
             return lambda handler: self._define(handler, name, Query)
         return self._define(handler, name, Query)
@@ -186,7 +189,10 @@ class Operations:
         self, op: Operation[B, R], /
     ) -> Callable[[Callable[[Transaction, B], Awaitable[R]] | Callable[[Query, B], Awaitable[R]]], Operation[B, R]]: ...
     def implements(self, op: Any, /) -> Any:
-        """Register the handler of an operation that was defined without one; its first parameter says which kind."""
+        """Register the handler of an operation that was defined without one.
+
+        The type of its first parameter decides whether it is a command or a query.
+        """
         if not isinstance(op, Operation):
             raise UsageError(
                 f"write @operations.implements(op), where op = Operation(name, Body, Reply), not {op!r:.100}"

@@ -161,7 +161,7 @@ class Transaction(Reads):
             self._known[at] = text
 
     def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
-        """Add to an integer, in the commit: this needs no read and meets no conflict. What is absent counts from 0."""
+        """Add to an integer, in the commit: this needs no read and meets no conflict. An absent one counts as 0."""
         shared, name, field = placed(key).at
         if key.codec.kind is not int:
             raise UsageError(f"add() is for integers, and {key} is of {name_of(key.codec.kind)}; use get() and set()")

@@ -27,7 +27,7 @@ B = TypeVar("B")
 class MeshClient(Caller):
     """A client without a lease. It has no class of its own, so it names an address: `to=Class("A")`.
 
-    `client` is the same on the level of `mesh.raw`.
+    `client` is the same client for programs that use `mesh.raw`.
     """
 
     def __init__(self, client: Client) -> None:

@@ -8,7 +8,7 @@ and `fakeredis` it replaces the name `time`. Everything else keeps the real cloc
        +--everybody waits, and only timers can wake them--> the clock jumps to the next timer
        +--a thread, a pool or a connection may wake them--> the clock runs at its own speed
 
-The thread of a lease would live by the real clock. So it becomes a task for as long.
+A thread renews each lease, and would live by the real clock. So the renewal is a task meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of requests, as the server was told: commits, sends and dead letters."""
+"""What became of requests, as the server saw it: commits, sends and dead letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between a kit's replicas and their Redis: the place for faults, and for looking on.
+"""The way between a kit's replicas and their Redis, where faults happen and commits are observed.
 
 A replica of a kit gets `KitConnections`. They pass everything on to fakeredis or to a real server, unless the replica
 is frozen or dead, or a fault was asked for.
@@ -36,13 +36,13 @@ class Faults:
     failing: Counter[str] = field(default_factory=Counter)
 
     def lose_request(self) -> None:
-        """Raise ConnectionError if this trip is not to arrive."""
+        """Raise ConnectionError if this trip is one of those to lose on the way to Redis."""
         if self.lost_requests > 0:
             self.lost_requests -= 1
             raise redis.exceptions.ConnectionError("the kit lost the request on its way")
 
     def lose_answer(self) -> None:
-        """Raise ConnectionError if nobody is to learn what came of this trip."""
+        """Raise ConnectionError if this trip is one of those whose answer to lose."""
         if self.lost_answers > 0:
             self.lost_answers -= 1
             raise redis.exceptions.ConnectionError("the kit lost the answer on its way")
@@ -56,7 +56,7 @@ class Faults:
 
 
 class Gate:
-    """What a replica says passes here, unless it is frozen (like a stopped process) or dead (like a killed one)."""
+    """Lets the commands of a replica pass, unless it is frozen (as by SIGSTOP) or dead (as by SIGKILL)."""
 
     def __init__(self) -> None:
         self.frozen = False

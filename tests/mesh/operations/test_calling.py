@@ -110,11 +110,11 @@ async def test_parts_are_for_requests_that_are_passed_on(backend: Backend) -> No
 MISTAKES: dict[str, tuple[Any, type[MeshError], str]] = {
     "a string for an address": (lambda m: m.call(put, Greet("a"), to="A"), UsageError, r'Class\("A"\) or D'),
     "a list for a body": (lambda m: m.call(put, [1]), InvalidBody, r"write Greet\(\.\.\.\)"),
-    "no body": (lambda m: m.call(put), InvalidBody, "not none"),
+    "no body": (lambda m: m.call(put), InvalidBody, "and there is none"),
     "a name for an operation": (lambda m: m.call("put", Greet("a")), UsageError, r"Operation\(name, B"),
     "a function for an operation": (lambda m: m.call(put.handler, Greet("a")), UsageError, "@operations.command"),
     "a number for a deadline": (lambda m: m.call(put, Greet("a"), deadline=5), UsageError, "write timedelta"),
-    "a deadline that is over": (lambda m: m.call(put, Greet("a"), deadline=timedelta()), UsageError, "in the future"),
+    "a deadline that is over": (lambda m: m.call(put, Greet("a"), deadline=timedelta()), UsageError, "from now on"),
     "an unknown operation": (
         lambda m: m.call(Operation("greetings.pat", Greet, Greeted), Greet("a")),
         Refused,
