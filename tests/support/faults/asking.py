@@ -30,7 +30,8 @@ async def ask(mesh: MeshClient, prefix: str, numbers: Iterator[int]) -> None:
     """Ask again and again, in each of four ways."""
     for number in numbers:
         body: dict[str, Any] = {
-            "id": f"{prefix}-{number}", "hold_ms": 20, "block_ms": 0, "poison": False, "mistake": "", "always": False,
+            "id": f"{prefix}-{number}", "hold_ms": 20, "block_ms": 0, "keys": 0, "poison": False, "mistake": "",
+            "always": False,
         }  # fmt: skip
         to = Class("AB"[number // 4 % 2])
         try:
