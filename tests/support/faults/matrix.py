@@ -51,11 +51,6 @@ class Faults:
         self._meshes = 0
         self._stack = contextlib.AsyncExitStack()
 
-    @property
-    def mutation(self) -> str:
-        """The safety mechanism that this run does without."""
-        return self._mutation
-
     async def mesh(
         self,
         count: int = 4,
