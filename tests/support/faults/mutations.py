@@ -125,7 +125,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "reserved-address": script(users.SCRIPTS["change_profile"], "first[1] == email and first[2] ~= id", "false"),
     "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
     "idempotency-key": script(scripts.SUBMIT, "if found[1] and (", "if false and ("),
-    "freed-key": script(scripts.BURY, "options.ended(options.named(fields)", "options.has({}"),
+    "kept-answer": script(scripts.COMMIT, "options.ended(fields, answer, fields.kept == '1')", ""),
     "woken-removal": script(waking.WAKE, "redis.call('ZREM', later_key, key)\n", ""),
     "tick-check": script(
         waking.TICK, "if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end", ""
