@@ -82,12 +82,11 @@ function once.moved(fields, stream, id, ms)
   redis.call('PEXPIRE', name, string.format('%.0f', fields.keep + ms), 'GT')
 end
 
--- Lets a call leave. Returns the stream and the id of the request if nobody else waits for it. One that waits for its
--- next try goes on.
+-- Lets a call leave. Returns where the request is if nobody else waits for it.
 function once.leave(op, key, request)
   if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', key_of(op, key)))
-  if facts.sent or facts.stream == 'mesh:later' then return end
+  if facts.sent then return end
   for field in pairs(facts) do
     if string.sub(field, 1, 7) == 'caller:' then return end
   end

@@ -56,6 +56,24 @@ async def test_a_request_that_is_tried_again_later(bank: Paying) -> None:
         await nothing_open(kit)
 
 
+async def test_a_request_that_nobody_waits_for_is_not_tried_again(bank: Paying) -> None:
+    """All callers have left before the next try."""
+    async with MeshKit(bank.table, **ONE_CLASS) as kit:
+        mesh, minute = kit[0], timedelta(minutes=1)
+        bank.error = ValueError("not yet")
+        calls = [asyncio.create_task(mesh.call(bank.attempt, Payment(5), key="a", deadline=minute)) for _ in range(2)]
+        await kit.advance(seconds=2)
+        assert (await balanced(mesh))["waiting"] == 1
+        for call in calls:
+            call.cancel()
+        await kit.advance(seconds=1)
+        books = await balanced(mesh)
+        assert (books["waiting"], books["cancelled"]) == (0, 1)
+        bank.error = None
+        assert await mesh.call(bank.attempt, Payment(6), key="a") == 6
+        await nothing_open(kit)
+
+
 async def test_a_request_that_is_swept(bank: Paying) -> None:
     """Its replica is gone when its deadline passes."""
     async with MeshKit(bank.table, replicas=2, classes="AB") as kit:
