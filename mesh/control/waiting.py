@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,19 @@ from mesh import keys
 
 @dataclass(frozen=True, slots=True)
 class LaterRequest:
-    """A request that waits for its time (ms of Redis's clock), or for its next try after `tries` with this error."""
+    """A request that waits for its time (ms of Redis's clock), or for its next try after `tries` with this error.
+
+    `due_ms` is None where no time lets it go. `waits_for` is "pause" while its operation is paused, and "lane" while it
+    waits for a place; it is due at its deadline then.
+    """
 
     key: str
     op: str
     to: str
-    due_ms: int
+    due_ms: int | None
     tries: int
     error: str
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +60,30 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
     count, due, scheduled, ticks = await pipeline.execute()
     pipeline = redis.pipeline(transaction=False)
     for key, _ in due:
-        pipeline.hmget(keys.later(key), "op", "to", "try", "error")
+        pipeline.hmget(keys.later(key), "op", "to", "try", "error", "parked", "limit")
     for op, _ in ticks:
         pipeline.hmget(keys.schedule(op), "definition", "last")
     facts: list[Any] = await pipeline.execute() if due or ticks else []
-    requests = [_request(key, int(at), *facts.pop(0)) for key, at in due]
+    requests = [_request(key, at, *facts.pop(0)) for key, at in due]
     schedules = [_schedule(op, int(at), *facts.pop(0)) for op, at in ticks]
     return Waiting(count, requests, scheduled, schedules)
 
 
 def _request(
-    key: str, due_ms: int, op: str | None, to: str | None, tries: str | None, error: str | None
+    key: str,
+    due: float,
+    op: str | None,
+    to: str | None,
+    tries: str | None,
+    error: str | None,
+    parked: str | None,
+    limit: str | None,
 ) -> LaterRequest:
-    return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "")
+    # A request that waits for its next try has its place already.
+    in_lane = (limit or "").startswith("lane ") and not tries
+    waits_for = "pause" if parked else "lane" if in_lane else ""
+    due_ms = int(due) if math.isfinite(due) else None
+    return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
 
 
 def _schedule(op: str, next_ms: int, definition: str | None, last: str | None) -> ScheduledOperation:

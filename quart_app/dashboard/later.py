@@ -32,12 +32,22 @@ def _shown(count: int) -> str:
 
 def _request(each: LaterRequest, now_ms: int) -> PanelItem:
     to = f"database {each.to[2:]}" if each.to.startswith("db") else f"class {each.to}"
-    lines = [f"{each.op} for {to}, {_due(each.due_ms, now_ms)}"]
+    lines = [f"{each.op} for {to}, {_until(each, now_ms)}"]
     if each.tries:
         lines.append(
             f"after {counted(each.tries, 'try').replace('trys', 'tries')}: {shortened(each.error, ERROR_SHOWN)}"
         )
     return PanelItem(each.key, "waits again" if each.tries else "waits", lines)
+
+
+def _until(each: LaterRequest, now_ms: int) -> str:
+    """Return what a request waits for."""
+    if each.waits_for == "pause":
+        return "until its operation goes on"
+    if each.waits_for == "lane":
+        left = "" if each.due_ms is None else f", for {duration(max(0, each.due_ms - now_ms))} at most"
+        return f"for its turn in its lane{left}"
+    return "due never" if each.due_ms is None else _due(each.due_ms, now_ms)
 
 
 def _tick(each: ScheduledOperation, now_ms: int) -> PanelItem:

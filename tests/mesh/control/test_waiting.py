@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from msgspec import Struct
 
-from mesh import Operations, Tick, Transaction
+from mesh import Operations, Tick, Transaction, keys
 from mesh.control import read_waiting
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -36,13 +36,31 @@ async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backe
     await eventually(scheduled, 10)
     found = await read_waiting(mesh.shared, 2)
     assert (found.count, found.scheduled) == (3, 1)
-    assert [round((each.due_ms - mesh.now_ms()) / 60_000) for each in found.requests] == [3, 6]
+    assert [round(((each.due_ms or 0) - mesh.now_ms()) / 60_000) for each in found.requests] == [3, 6]
     assert {(each.op, each.tries, each.error) for each in found.requests} == {("notes.put", 0, "")}
     (tick,) = found.schedules
     assert (tick.op, tick.cron, tick.tz, tick.each, tick.last_ms) == (
         "notes.nightly", "0 4 * * *", "Europe/Berlin", False, 0,
     )  # fmt: skip
     assert tick.next_ms > mesh.now_ms()
+
+
+async def test_what_no_time_lets_go_is_read_too(backend: Backend) -> None:
+    """It waits for a place in its lane, or for the end of a pause."""
+    redis = backend.redis()
+    facts = {
+        "a": {"limit": "lane 1 a notes.put:x"},
+        "b": {"parked": "notes.put"},
+        "c": {"limit": "lane 1 c x:", "try": "1"},
+    }
+    for key, fields in facts.items():
+        await redis.hset(keys.later(key), mapping={"op": "notes.put", "to": "A", **fields})
+        await redis.zadd(keys.LATER, {key: "+inf" if key != "c" else 2000})
+    found = await read_waiting(redis, 5)
+    assert [(each.key, each.due_ms, each.waits_for) for each in found.requests] == [
+        ("c", 2000, ""), ("a", None, "lane"), ("b", None, "pause"),
+    ]  # fmt: skip
+    await redis.delete(keys.LATER, *map(keys.later, facts))
 
 
 async def test_nothing_waits_on_a_new_server(backend: Backend) -> None:

@@ -26,3 +26,22 @@ def test_each_line_says_when_and_why() -> None:
         ("waits again", ["notes.put for database 3, due since 2.0 s", "after 2 tries: the printer is off"]),
         ("schedule", ["0 4 * * * (Europe/Berlin), on every database", "due in 2 h; the last one was 60 s ago"]),
     ]
+
+
+def test_what_no_time_lets_go_says_what_it_waits_for() -> None:
+    """A place in its lane, or the end of a pause."""
+    waiting = Waiting(
+        3,
+        [
+            LaterRequest("a", "notes.put", "A", None, 0, "", "pause"),
+            LaterRequest("b", "notes.put", "A", NOW + 5000, 0, "", "lane"),
+            LaterRequest("c", "notes.put", "A", None, 0, "", "lane"),
+        ],
+        0,
+        [],
+    )
+    assert [item.lines[0] for item in panel(waiting, NOW).items] == [
+        "notes.put for class A, until its operation goes on",
+        "notes.put for class A, for its turn in its lane, for 5.0 s at most",
+        "notes.put for class A, for its turn in its lane",
+    ]
