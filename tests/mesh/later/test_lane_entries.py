@@ -11,6 +11,7 @@ from mesh import (
     Busy,
     Class,
     Database,
+    DeadlineExceeded,
     Limit,
     Mesh,
     Operation,
@@ -213,3 +214,32 @@ async def test_it_is_readable(backend: Backend) -> None:
     assert await redis.zscore(keys.LATER, ticket.key) == float("inf")
     go_on.set()
     await books(mesh, answered=2)
+
+
+class TestKeys:
+    """Calls with one idempotency key have one place in the lane."""
+
+    async def test_callers_come_and_go_while_it_waits(self, backend: Backend) -> None:
+        mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
+        calls = [asyncio.create_task(mesh.call(do, Job("ann", 1), key="k")) for _ in range(3)]
+        await books(mesh, waiting=1)
+        for _ in range(2):
+            await mesh.send(do, Job("ann", 2), key="s")
+        calls[0].cancel()
+        go_on.set()
+        assert await asyncio.gather(*calls[1:]) == [1, 1]
+        await books(mesh, answered=3, waiting=0, in_flight=0)
+        assert seen.order == {"ann": [0, 1, 2]}
+        assert await left(backend) == set()
+
+    async def test_it_waits_as_long_as_one_of_its_callers(self, backend: Backend) -> None:
+        mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
+        short = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=0.3)))
+        long = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=9)))
+        assert isinstance((await asyncio.gather(short, return_exceptions=True))[0], DeadlineExceeded)
+        await asyncio.sleep(0.5)
+        await books(mesh, waiting=1, expired=0)
+        go_on.set()
+        assert await long == 1
+        assert seen.order == {"ann": [0, 1]}
+        assert await left(backend) == set()
