@@ -185,7 +185,11 @@ async def read_items(
     runs in a thread, and must let other threads run.
     """
     data = await _content()
-    items = quick(data) if len(data) <= PIECE else await asyncio.to_thread(quick, data)
+    if len(data) <= PIECE:
+        items = quick(data)
+    else:
+        async with _quick_turn:
+            items = await asyncio.to_thread(quick, data)
     if items is not None:
         return items
     value = await _parse(data, most)
@@ -233,8 +237,9 @@ async def _data() -> bytes:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 
 
-#: Bodies that arrive together would hold the event loop one after the other.
-_turn = asyncio.Semaphore(1)
+#: Bodies that arrive together would hold the event loop one after the other. Threads that read them would, too: each
+#: keeps the interpreter's lock while it decodes.
+_turn, _quick_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
 async def _parse_in_turn(data: bytes, most: int | None) -> Any:

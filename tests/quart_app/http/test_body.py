@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -316,3 +317,27 @@ async def test_bodies_that_arrive_together_are_parsed_in_turns(app: Quart) -> No
     async with Turns() as turns:
         await asyncio.gather(*(body._parse_in_turn(data, None) for _ in range(20)))
     assert turns.count >= 20
+
+
+async def test_one_thread_at_a_time_reads_long_bodies(app: Quart) -> None:
+    """Each keeps the interpreter's lock, so eight together would hold the event loop for eight times as long."""
+    running, most = 0, 0
+
+    def quick(data: bytes) -> list[Item]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return []
+
+    @app.post("/quick")
+    async def read() -> Response:
+        return jsonify(await read_items(TypeAdapter(list[Item]), MOST, quick))
+
+    client = app.test_client()
+    long = b"[" + b" " * 50_000 + b"]"
+    headers = {"Content-Type": "application/json"}
+    answers = await asyncio.gather(*(client.post("/quick", data=long, headers=headers) for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == 1
