@@ -13,7 +13,7 @@ from quart import Quart, Response, jsonify, request
 from examples.several_meshes.front import main
 from examples.several_meshes.meshes import MeshesFailed, owner
 from mesh import Class, MeshClient, MeshError
-from tests.support.faults.tally import ADD
+from tests.support.faults.tally import ADD, body_of
 
 
 def with_tally(app: Quart, clients: Mapping[str, MeshClient]) -> None:
@@ -23,9 +23,8 @@ def with_tally(app: Quart, clients: Mapping[str, MeshClient]) -> None:
     async def add() -> Response:
         asked = await request.get_json()
         name = owner(asked["id"], clients)
-        quiet = {"hold_ms": 0, "block_ms": 0, "poison": False, "always": False, "mistake": ""}
         try:
-            return jsonify(await clients[name].client.call(Class(asked["cls"]), ADD, {"id": asked["id"], **quiet}))
+            return jsonify(await clients[name].client.call(Class(asked["cls"]), ADD, body_of(asked)))
         except MeshError as error:
             raise MeshesFailed({name: error}) from error
 

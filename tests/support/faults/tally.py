@@ -129,6 +129,19 @@ def _journal(request: Request, database: int) -> None:
         os.close(journal)
 
 
+def body_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of the operation for what a client has asked."""
+    return {
+        "id": asked["id"],
+        "hold_ms": asked.get("hold_ms", 0),
+        "block_ms": asked.get("block_ms", 0),
+        "poison": asked.get("poison", False),
+        "always": asked.get("always", False),
+        "mistake": asked.get("mistake", ""),
+        "keys": asked.get("keys", 0),
+    }
+
+
 def _public(context: Context) -> Blueprint:
     blueprint = Blueprint("tally", __name__)
 
@@ -141,16 +154,7 @@ def _public(context: Context) -> Blueprint:
             deadline = timedelta(milliseconds=wait_ms)
             number = await context.mesh.call(heat, Hot(asked["id"], asked["hot"]), to=to, deadline=deadline)
             return jsonify({"number": number})
-        body = {
-            "id": asked["id"],
-            "hold_ms": asked.get("hold_ms", 0),
-            "block_ms": asked.get("block_ms", 0),
-            "poison": asked.get("poison", False),
-            "always": asked.get("always", False),
-            "mistake": asked.get("mistake", ""),
-            "keys": asked.get("keys", 0),
-        }
-        return jsonify(await context.mesh.replica.call(to, ADD, body, deadline_ms=wait_ms))
+        return jsonify(await context.mesh.replica.call(to, ADD, body_of(asked), deadline_ms=wait_ms))
 
     @blueprint.post("/tally/own")
     async def add_own() -> Response:
