@@ -16,12 +16,13 @@ with its last record.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import structlog
 
-from mesh import MeshError
+from mesh import Busy, MeshError
 from mesh.raw import MARK, Effects, Filter, Replica, Script, Store
 from quart_app.values import store as records
 from quart_app.values.pace import Pace
@@ -95,7 +96,11 @@ class Primes:
             await _unlink(replica, former)
         count = alone + min(members, COMMON)
         if current is None or await self._is_over(replica, current.filter, count):
-            await self._make(replica, current, Filter.size_for(count), end_ms)
+            bits = Filter.size_for(count)
+            with contextlib.suppress(Busy):
+                # Without room for it the current filter stays, or the database is asked by every GET.
+                replica.memory.store(bits // 8)
+                await self._make(replica, current, bits, end_ms)
 
     async def _is_over(self, replica: Replica, filter: Filter, count: int) -> bool:
         """Return whether a filter for so many primes is to be made anew."""

@@ -8,6 +8,7 @@ import random
 import gmpy2
 import pytest
 
+from mesh import Busy
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, among
 from quart_app.values import notation, primes
 from quart_app.values import store as records
@@ -160,6 +161,24 @@ async def test_a_filter_that_the_row_does_not_name_is_made_again(backend: Backen
     assert await lacks(one, [6]) == set(), "a filter that nobody writes to does not stay in the row"
     await put(one, again, 35)
     assert await lacks(one, [6, 35]) == set()
+
+
+async def test_a_filter_is_not_made_without_room_for_it(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When Redis is full, everybody is asked; when there is room again, the filter is made."""
+    one = await backend.join(worker())
+    kept = Primes(Pace())
+    asked_for: list[int] = []
+
+    def full(amount: int) -> None:
+        asked_for.append(amount)
+        raise Busy("Redis is full")
+
+    monkeypatch.setattr(one.memory, "store", full)
+    await kept.look(one)
+    assert asked_for == [512] and await has(one, "7")
+    monkeypatch.undo()
+    await kept.look(one)
+    assert not await has(one, "7")
 
 
 async def test_common_primes_that_the_filter_has_are_not_written_again(backend: Backend) -> None:
