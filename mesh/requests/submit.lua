@@ -62,12 +62,19 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+-- The databases that hold data, as the commits that write there note.
+local written
+local function holding()
+  written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
+  return written
+end
+
 -- Databases that hold data and are not live: those whose holder is expected back, and the others.
 local expected, left_out
 local function look_for_missing()
   if expected then return end
   expected, left_out = {}, {}
-  for _, n in ipairs(redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')) do
+  for _, n in ipairs(holding()) do
     if not class_of(tonumber(n)) then
       local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
       table.insert(is_expected and expected or left_out, n)
@@ -84,14 +91,22 @@ local function is_expected(to)
   end
 end
 
+local function holds_data(n)
+  for _, each in ipairs(holding()) do
+    if tonumber(each) == n then return true end
+  end
+  return false
+end
+
 -- Whether a database is live and may have what a gather asks for. It does not if its filter lacks one of the two bits. A
--- filter without its last bit has ended, or somebody has deleted it, and says nothing.
+-- filter without its last bit has ended, or somebody has deleted it, and says nothing; but a database that names a filter
+-- and holds no data has nothing.
 local function may_have(n, field, one, other)
   local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
   classes[n] = class
   local key, bits = string.match(named or '', '^(%S+) (%d+)$')
   if not class or not key then return class end
-  if redis.pcall('GETBIT', key, bits) ~= 1 then return class end
+  if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end
   return redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1
 end
 

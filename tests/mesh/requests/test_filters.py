@@ -29,6 +29,7 @@ async def have(replica: Replica, *numbers: str) -> None:
     """Let the filter of a replica have these numbers, and name it."""
     transaction = replica.transaction()
     transaction.shared.write_with(MARK, [filter_of(replica).key], filter_of(replica).positions(numbers))
+    transaction.set("filters:data", " ".join(numbers))
     assert await replica.commit(transaction)
     assert await replica.filters.name(NAME, filter_of(replica))
 
@@ -39,11 +40,15 @@ async def asked(replica: Replica, number: str) -> set[int]:
 
 
 async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> None:
-    """One of two has it; one without a filter may have anything, and so may one whose filter is gone."""
+    """One of two has it; one without a filter may have anything, and one whose filter is gone, unless it is empty."""
     one, two, three, four = await backend(4, WORKER)
     await have(one, "7", "101")
     await have(two, "11", "101")
     assert await four.filters.name(NAME, filter_of(four))
+    assert await asked(one, "7") == {one.database, three.database}
+    transaction = four.transaction()
+    transaction.set("filters:data", "x")
+    assert await four.commit(transaction)
     assert await asked(one, "7") == {one.database, three.database, four.database}
     assert await asked(two, "101") == {one.database, two.database, three.database, four.database}
     assert {*await one.gather("filters.read", {})} == {each.database for each in (one, two, three, four)}
