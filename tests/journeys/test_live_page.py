@@ -218,6 +218,12 @@ async def test_every_view_is_accessible_and_fits(
     (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
     with replicas.server.redis() as admin:
         admin.xadd(keys.class_requests("D"), {"op": "x", "request": "r", "from": "f", "body": hostile})
+        now = int(admin.time()[0]) * 1000
+        job = {"size": 900, "created": now, "deadline": now + 600_000, "values": 4, "left": 1, "failures": 0}
+        admin.hset(f"shared:values:job:{'j' * 22}", mapping=job)
+        admin.zadd("shared:values:jobs:open", {"j" * 22: now + 600_000})
+        admin.hset(keys.later("x"), mapping={"op": "x", "to": "A", "try": 1, "error": hostile})
+        admin.zadd(keys.LATER, {"x": now + 600_000})
         id = admin.xadd(keys.DEAD, {"reason": hostile, "stream": "s", "deliveries": "3", "body": hostile})
     for width in widths:
         async with tab(chromium, width=width, scheme=scheme, operator="correct horse") as opened:  # type: ignore[arg-type]
@@ -229,6 +235,7 @@ async def test_every_view_is_accessible_and_fits(
                 assert not await opened.scrolls_sideways(), (view, width)
                 if width in (360, 1280):
                     assert await opened.violations() == [], (view, width)
+            await expect(opened.page.locator("#panel-jobs .item")).to_contain_text("3 of 4 values done")
             await opened.page.goto(f"{process.private}/mesh/dead")
             await expect(opened.page.locator("#groups h2")).to_contain_text(hostile[:150])
 
