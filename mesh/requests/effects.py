@@ -133,6 +133,8 @@ def _check(to: Address, op: str) -> None:
         raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
     if not isinstance(op, str):
         raise TypeError(f"an operation is named by text, not by {op!r:.100}")
+    if not op.isprintable():
+        raise ValueError(f"an operation's name has printable characters only, not {op!r:.100}")
 
 
 class _Over(dict[str, Any]):

@@ -26,7 +26,7 @@ def worker() -> Worker:
         transaction.set("mistake:effect", 1)
         return await mistakes.make(request.body["mistake"], store, transaction)
 
-    @made.handles("mistake.none")
+    @made.handles(mistakes.SINK)
     async def none(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
         transaction.incrby("mistake:right", 1)
         return {"right": True}
@@ -53,7 +53,7 @@ async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, t
     for mistake in [*mistakes.NAMES, *OTHERS]:
         before = await client.xlen(keys.DEAD)
         asked = one.call(to, "mistake.make", {"mistake": mistake}, deadline_ms=20_000)
-        beside = one.call(Class("A"), "mistake.none", {})
+        beside = one.call(Class("A"), mistakes.SINK, {})
         wrong, right = await asyncio.gather(asked, beside, return_exceptions=True)
         assert right == {"right": True}, mistake
         if mistake in mistakes.UNSENDABLE:
@@ -133,7 +133,7 @@ async def test_a_handler_that_keeps_the_event_loop_is_named_in_the_log(backend: 
     with structlog.testing.capture_logs() as lines:
         with pytest.raises(GivenUp):
             await one.call(Class("A"), "mistake.make", {"mistake": "block: 0.3"})
-        await one.call(Class("A"), "mistake.none", {})
+        await one.call(Class("A"), mistakes.SINK, {})
     (line,) = [line for line in lines if line["event"] == "handler blocked the event loop"]
     assert line["op"] == "mistake.make" and 300 <= line["blocked_ms"] < 3000
 
@@ -176,16 +176,16 @@ async def test_a_call_with_a_body_that_cannot_be_sent_is_refused_here(backend: B
     """Nothing is sent, and the replica goes on."""
     one = await backend.join(worker())
     with pytest.raises(InvalidBody):
-        await one.call(Class("A"), "mistake.none", body)
+        await one.call(Class("A"), mistakes.SINK, body)
     with pytest.raises(InvalidBody):
-        await one.gather("mistake.none", body)
-    assert await one.call(Class("A"), "mistake.none", {}) == {"right": True}
+        await one.gather(mistakes.SINK, body)
+    assert await one.call(Class("A"), mistakes.SINK, {}) == {"right": True}
 
 
 async def test_bodies_that_are_too_large_together_go_in_several_trips(backend: Backend) -> None:
     """One round trip has a bound in bytes. Every call is answered."""
     one = await backend.join(worker(), deadline_ms=30_000)
-    calls = (one.call(Class("A"), "mistake.none", {"in": "x" * 9_000_000}) for _ in range(9))
+    calls = (one.call(Class("A"), mistakes.SINK, {"in": "x" * 9_000_000}) for _ in range(9))
     assert await asyncio.gather(*calls) == [{"right": True}] * 9
 
 
@@ -209,5 +209,5 @@ async def test_a_reply_that_cannot_be_read_fails_its_own_call(backend: Backend, 
     await client.xadd(keys.replies(one.id), {"request": f"{one.id}-1", **fields})
     with pytest.raises(Exception, match=r"reply|5"):
         await call
-    assert await one.call(Class("A"), "mistake.none", {}) == {"right": True}
+    assert await one.call(Class("A"), mistakes.SINK, {}) == {"right": True}
     await client.aclose()

@@ -82,6 +82,10 @@ def _worker() -> Worker:
             return cast(dict[str, Any], await mistakes.make(body["mistake"], store, transaction))
         return {"before": int(before or 0), "pid": os.getpid(), "database": store.database}
 
+    @worker.handles(mistakes.SINK)
+    async def sink(request: Request, store: Store, transaction: Effects) -> None:
+        raise AssertionError("a mistake was sent")
+
     return worker
 
 
