@@ -176,9 +176,10 @@ local function read_ttl(word)
 end
 
 -- Looks whether the answer to a call with an idempotency key exists, or is on its way. Returns true if so; or false, and
--- why the call is refused if it is.
+-- why the call is refused if it is. Calls of several operations share `with` if their words are the same.
 local function is_known(op, with)
   local known = once.find(op, with.once)
+  with.known = nil
   if not known then return false end
   if known.err then return false, 'wrong-type', 'mesh:once:' .. op .. ':' .. with.once end
   if known.sha ~= with.sha then return false, 'key-reused', with.once end

@@ -71,6 +71,15 @@ async def test_another_body_is_refused(backend: Backend, bank: Paying) -> None:
     assert await mesh.call(bank.attempt, Payment(6), key="a") == 11
 
 
+async def test_operations_in_one_batch_share_no_key(backend: Backend, bank: Paying) -> None:
+    """Their calls have one key, one body and one deadline, and go to Redis together."""
+    mesh = Mesh(await backend.join(bank.table.worker))
+    assert await mesh.call(bank.pay, Payment(5), key="a") == 5
+    again = mesh.call(bank.pay, Payment(5), key="a")
+    other = mesh.call(bank.attempt, Payment(5), key="a")
+    assert await asyncio.gather(again, other) == [5, 10]
+
+
 async def test_the_answer_is_kept_for_so_long(bank: Paying) -> None:
     async with MeshKit(bank.table, **ONE_CLASS) as kit:
         mesh = kit[0]
