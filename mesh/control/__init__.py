@@ -1,7 +1,7 @@
 """What an operator does to a running mesh, and how one looks at its requests."""
 
 from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, lanes
+from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, grouped
 from mesh.control.operations import OperationState, OperationStates, definitions, states
 from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
@@ -17,7 +17,7 @@ __all__ = [
     "ScheduledOperation",
     "Waiting",
     "definitions",
-    "lanes",
+    "grouped",
     "read_waiting",
     "states",
 ]

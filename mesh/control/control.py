@@ -4,8 +4,8 @@
     cancel   a request that is not answered yet; its caller gets Cancelled
     drain    a replica finishes what it works on, and leaves
 
-Each act is one script, which also adds it to `mesh:audit`. It needs no replica: replicas learn of pauses and of the
-wish that they drain with their next renewal, within half a second or so.
+Each act is one script, which also adds it to `mesh:audit`. It needs no replica: replicas learn with their next
+renewal, within half a second or so, which operations are paused, and that they are to drain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAUSE = Script.beside(__file__, "pause.lua")
 CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")
 
-#: How long the wish that a replica drains holds.
+#: How long a request to drain waits until its replica reads it.
 DRAIN_HOLDS_MS = 60_000
 #: Longest name of an operation.
 MOST_NAME = 200

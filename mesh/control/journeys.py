@@ -1,4 +1,4 @@
-"""What became of a request: read from the streams that have it, while they have it.
+"""What became of a request, as far as streams still tell.
 
 A request that waits or is worked on is on its stream. One that was answered left a reply, which stays on the stream of
 its sender with the last few hundred. One that was given up is a dead letter. Nothing else is stored.
@@ -21,7 +21,7 @@ from mesh.dead.letters import ID, DeadLetters
 from mesh.roster import Member
 from mesh.settings import MeshSettings
 
-#: Newest replies of each replica that a search reads; about as many stay there.
+#: Newest replies of each replica that a search reads. About as many are kept.
 SEARCHED = 512
 #: Entries of each request stream that a search by name reads.
 WAITING_SEARCHED = 200
@@ -155,7 +155,7 @@ def _ms(id: str) -> int:
     return int(id.partition("-")[0]) if ID.fullmatch(id) else 0
 
 
-def lanes(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
+def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
     """Return requests in groups, the parts of a gather together, in the order given."""
     groups: dict[str, list[JourneyStep]] = {}
     for step in steps:

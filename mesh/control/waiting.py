@@ -16,8 +16,8 @@ from mesh import keys
 class LaterRequest:
     """A request that waits for its time (ms of Redis's clock), or for its next try after `tries` with this error.
 
-    `due_ms` is None where no time lets it go. `waits_for` is "pause" while its operation is paused, and "lane" while it
-    waits for a place; it is due at its deadline then.
+    `waits_for` is "pause" while its operation is paused, and "lane" while it waits for a place; it is then due at its
+    deadline. `due_ms` is None where it waits without a limit of time.
     """
 
     key: str

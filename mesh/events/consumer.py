@@ -52,7 +52,7 @@ async def not_known(entry: DeliveredEvent) -> bool:
     return False
 
 
-def together(deliveries: int, batch: int) -> int:
+def group_size(deliveries: int, batch: int) -> int:
     """Return how many events with so many deliveries may be handled at once.
 
     New events: a whole batch. With each death of a consumer the groups get smaller, down to one event.
@@ -123,7 +123,7 @@ class Events(GroupConsumer[DeliveredEvent]):
     # The policy: one batch at a time, and smaller ones with each death of a consumer.
 
     def _together(self, deliveries: int) -> int:
-        return together(deliveries, self._most)
+        return group_size(deliveries, self._most)
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
         events = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in entries]
@@ -156,7 +156,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)
 
     async def _give_up(self, entry: DeliveredEvent) -> None:
-        """Bury an event whose consumers died, unless its effect exists. This is asked once: it may kill, too."""
+        """Bury an event whose consumers died, unless its effect exists. The check runs once: it may kill, too."""
         if entry.deliveries == self._max_deliveries + 1:
             async with asyncio.timeout(self._handle_timeout_s):
                 if await self._is_done(entry):

@@ -42,10 +42,10 @@ class Alone:
 
     def __init__(self, database: int) -> None:
         self._database = database
-        below = fake_server()
-        self.direct = below.direct
-        self._connection = below.connections.connection("alone")
-        self._bus = below.connections.bus
+        server = fake_server()
+        self.direct = server.direct
+        self._connection = server.connections.connection("alone")
+        self._bus = server.connections.bus
 
     async def shared(self, *command: Any) -> Any:
         """Run a command in the bus database."""
@@ -61,7 +61,7 @@ class Alone:
         return await (self.own if own else self.shared)("EVAL", script.source, len(names), *names, *words)
 
     async def commit(self, effects: Effects) -> list[Any]:
-        """Apply a transaction; return the words of it. Raises MeshError if it is not possible."""
+        """Apply a transaction; return its words. Raises MeshError if it is refused."""
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
@@ -98,7 +98,7 @@ class Ran(Generic[R]):
 
 
 def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
-    """Return the value of a place, read over a client that answers at once."""
+    """Return the value of a place, read over a synchronous client."""
     shared, name, field = place.at
     if not shared:
         direct.select(database)

@@ -78,7 +78,7 @@ class Clock:
         return self._base + self._passed
 
     def perf_counter(self) -> float:
-        """Return what a task took of real time and of the time that was jumped over."""
+        """Return real time plus the time that has passed on this clock."""
         return real_time.perf_counter() + self._passed
 
     def __getattr__(self, name: str) -> Any:

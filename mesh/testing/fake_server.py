@@ -16,7 +16,7 @@ from mesh.settings import Isolation, RedisSettings
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
-#: What the mesh wants to know of a server; fakeredis has no memory of its own to speak of.
+#: The answer to INFO: what the mesh asks a server about. fakeredis has no limit of memory.
 INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 
@@ -88,7 +88,7 @@ class FakeConnection(RedisConnection):
 
 
 def _for_fakeredis(command: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a command that means to fakeredis what the given one means to a server: IDLE is "longer than" there."""
+    """Return the command for fakeredis. Its IDLE means "longer than", where a server's means "at least"."""
     if command[0] != "XPENDING" or command[3:4] != ("IDLE",):
         return command
     idle_ms = int(command[4])
@@ -113,8 +113,8 @@ class FakeConnections(Connections):
         return FakeConnection(client, self.server)
 
 
-class FakeBelow:
-    """fakeredis as the Redis below a kit."""
+class FakeKitServer:
+    """fakeredis as the server of a kit."""
 
     isolation = Isolation.PREFIX
 

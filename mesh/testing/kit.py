@@ -72,9 +72,9 @@ class MeshKit(AsyncOnly):
         worker_of(operations)
         self._operations = operations
         self._count = replicas
-        self._below = fake_server() if redis is None else RealServer(redis)
+        self._server = fake_server() if redis is None else RealServer(redis)
         self._settings = _defaults(
-            MeshSettings, redis=self._below.connections.settings, **{"isolation": self._below.isolation, **settings}
+            MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
         self._clock: Clock | None = None
         self._virtual = redis is None
@@ -90,7 +90,7 @@ class MeshKit(AsyncOnly):
         if self._used:
             raise UsageError("a kit is for one block: make another MeshKit(...) for the next one")
         self._used = True
-        await self._below.begin()
+        await self._server.begin()
         self._open = True
         if self._virtual:
             self._clock = self._stack.enter_context(virtual_time())
@@ -113,7 +113,7 @@ class MeshKit(AsyncOnly):
         """End all replicas in order. Raises MeshError where one had ended by itself, or the books do not balance."""
         for member in self._members:
             if member.frozen:
-                await member.kill(self._below)
+                await member.kill(self._server)
         await asyncio.gather(*(member.stop() for member in self._members))
         for member in self._members:
             member.check()
@@ -124,11 +124,11 @@ class MeshKit(AsyncOnly):
     async def _close(self) -> None:
         self._open = False
         for member in self._members:
-            await member.kill(self._below)
+            await member.kill(self._server)
         for client in self._clients.values():
             await client.aclose()
         self._stack.close()
-        await self._below.end()
+        await self._server.end()
 
     # Replicas
 
@@ -155,7 +155,7 @@ class MeshKit(AsyncOnly):
         self._check_open()
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
-        connections = KitConnections(self._below.connections, gate, self._faults, self._observed)
+        connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
         self._members.append(member)
@@ -163,14 +163,14 @@ class MeshKit(AsyncOnly):
             async with asyncio.timeout(START_S):
                 return await member.joined()
         except TimeoutError as error:
-            await member.kill(self._below)
+            await member.kill(self._server)
             raise MeshError(
                 f"the replica got no lease within {START_S} s; {chosen.databases} databases exist"
             ) from error
 
     def connect(self) -> Block[MeshClient]:
         """Return a client of this mesh that takes no lease: `async with kit.connect() as client:`."""
-        connections = KitConnections(self._below.connections, Gate(), self._faults, self._observed)
+        connections = KitConnections(self._server.connections, Gate(), self._faults, self._observed)
         return connect(settings=self._settings, connections=connections)
 
     async def stop(self, number: int) -> None:
@@ -179,7 +179,7 @@ class MeshKit(AsyncOnly):
 
     async def kill(self, number: int) -> None:
         """End a replica as `kill -9` does: it hands nothing back. Its lease ends at once, not after its ttl."""
-        await self._member(number).kill(self._below)
+        await self._member(number).kill(self._server)
 
     def freeze(self, number: int) -> None:
         """Stop a replica as a SIGSTOP does: from now on Redis hears nothing of it, and it hears nothing of Redis."""
@@ -251,13 +251,13 @@ class MeshKit(AsyncOnly):
     async def _jump(self, clock: Clock, seconds: float) -> None:
         for member in self._members:
             if member.alive and not member.frozen:
-                member.hold_lease_over(seconds, self._below)
+                member.hold_lease_over(seconds, self._server)
         clock.jump(seconds)
         await clock.settled()
 
     def _due(self) -> float:
         """Return when the next replica will wake something, in seconds since 1970; infinity if nothing waits."""
-        direct: Any = self._below.direct
+        direct: Any = self._server.direct
         firsts = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
         found = [score for first in firsts for _, score in first]
         return (min(found) + STAGGER_MS * self._settings.databases) / 1000 if found else math.inf
@@ -277,7 +277,7 @@ class MeshKit(AsyncOnly):
     @property
     def dead(self) -> list[Buried]:
         """The requests that were given up."""
-        letters: Any = self._below.direct.xrange(keys.DEAD)
+        letters: Any = self._server.direct.xrange(keys.DEAD)
         return [Buried.from_entry(fields, self._runs.body_of) for _, fields in letters]
 
     def ran(self, op: AnyOperation) -> int:
@@ -317,7 +317,7 @@ class MeshKit(AsyncOnly):
     def redis(self, db: int = 0) -> Redis:
         """Return a client with all rights, for what this class does not offer. It is closed with the kit."""
         if db not in self._clients:
-            self._clients[db] = self._below.connections.client("kit", db=db)
+            self._clients[db] = self._server.connections.client("kit", db=db)
         return self._clients[db]
 
 

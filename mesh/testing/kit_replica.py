@@ -12,7 +12,7 @@ from mesh.operations.membership import Mesh
 from mesh.replica import Replica, join
 from mesh.requests.worker import Worker
 from mesh.settings import MeshSettings
-from mesh.testing.servers import Below
+from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
 
@@ -64,15 +64,15 @@ class KitReplica:
         self._leave.set()
         await asyncio.wait([self._task])
 
-    async def kill(self, below: Below) -> None:
+    async def kill(self, server: KitServer) -> None:
         """End as at a SIGKILL: nothing is handed back. Its lease ends at once, not after its ttl."""
         self._expected = self._gate.dead = True
         self._task.cancel()
         await asyncio.wait([self._task])
         if self._joined.done() and not self._joined.cancelled() and self._joined.exception() is None:
             grant = self.replica._grant
-            if below.direct.get(keys.lease(grant.database)) == grant.holder:
-                below.direct.delete(keys.lease(grant.database))
+            if server.direct.get(keys.lease(grant.database)) == grant.holder:
+                server.direct.delete(keys.lease(grant.database))
 
     def freeze(self) -> None:
         """Stand still, as at a SIGSTOP, for Redis and so for everybody else."""
@@ -86,13 +86,13 @@ class KitReplica:
     def frozen(self) -> bool:
         return self._gate.frozen
 
-    def hold_lease_over(self, seconds: float, below: Below) -> None:
+    def hold_lease_over(self, seconds: float, server: KitServer) -> None:
         """Let the lease live through a jump of the clock, as if it had been renewed all the time."""
         replica, lease = self.replica, self.replica._lease
         for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
-            left_ms = below.direct.pttl(key)
+            left_ms = server.direct.pttl(key)
             if left_ms > 0:
-                below.direct.pexpire(key, left_ms + round(seconds * 1000))
+                server.direct.pexpire(key, left_ms + round(seconds * 1000))
         lease._renewal = dataclasses.replace(
             lease._renewal,
             sent_at=lease._renewal.sent_at + seconds,

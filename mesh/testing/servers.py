@@ -1,4 +1,4 @@
-"""The Redis below a kit: fakeredis in this process, or a real server that must be empty."""
+"""The Redis of a kit: fakeredis in this process, or a real server that must be empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesh.settings import Isolation, RedisSettings, explain
 from mesh.wire.clients import Connections
 
 
-class Below(Protocol):
+class KitServer(Protocol):
     """What a kit needs of its Redis."""
 
     @property
@@ -26,7 +26,7 @@ class Below(Protocol):
 
     @property
     def direct(self) -> Any:
-        """A client that answers at once, without the event loop."""
+        """A synchronous client, which does not need the event loop."""
 
     async def begin(self) -> None:
         """Prepare the server. Raises SetupError where it is not for tests."""
@@ -81,13 +81,13 @@ def _direct(settings: RedisSettings) -> redis.Redis:
     )
 
 
-def fake_server() -> Below:
+def fake_server() -> KitServer:
     """Return fakeredis, with its own data. Raises MeshError where it is not installed."""
     try:
-        from mesh.testing.fake_server import FakeBelow
+        from mesh.testing.fake_server import FakeKitServer
     except ImportError as error:
         raise MeshError(
             "MeshKit runs over fakeredis, which is not installed: pip install 'quart-mesh[testing]', "
             'or name a real server: MeshKit(..., redis="redis://localhost:6379")'
         ) from error
-    return FakeBelow()
+    return FakeKitServer()

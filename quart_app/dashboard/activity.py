@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh import keys
-from mesh.control import JourneyStep, PausedOperation, lanes
+from mesh.control import JourneyStep, PausedOperation, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
         and wanted.get("status", "") in ("", step.status)
         and wanted.get("to", "") in ("", step.worker, f"db{step.database}")
     ]
-    slowest = [AnswerRow(max(each, key=lambda step: step.total_ms), len(each)) for each in lanes(fitting)]
+    slowest = [AnswerRow(max(each, key=lambda step: step.total_ms), len(each)) for each in grouped(fitting)]
     return slowest[:most]
 
 

@@ -34,4 +34,4 @@ class Backend(MeshKit):
     @property
     def connections(self) -> Connections:
         """Connections with administrator rights."""
-        return self._below.connections
+        return self._server.connections

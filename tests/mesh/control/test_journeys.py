@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mesh import Class, GivenUp, Refused, keys
-from mesh.control.journeys import Journeys, JourneyStep, lanes
+from mesh.control.journeys import Journeys, JourneyStep, grouped
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
 from mesh.requests.tracing import CALL
 from tests.support.backend import Backend
@@ -65,7 +65,7 @@ async def test_a_gather_is_one_journey_with_a_lane_for_each_database(backend: Ba
     await one.gather("x.put", {})
     look = journeys(backend, one)
     newest = await look.newest(10)
-    (lane,) = lanes(newest)
+    (lane,) = grouped(newest)
     assert {step.database for step in lane} == {str(one.database), str(two.database)}
     assert {step.stream for step in lane} == {keys.database_requests(each.database) for each in (one, two)}
     for part in (lane[0].key, lane[0].id, lane[0].group):
