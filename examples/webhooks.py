@@ -2,7 +2,8 @@
 
 The web application is no member of the mesh. It asks as a client, without a lease, and may run anywhere. A replica
 keeps the id of each event for a day, with the answer, among the keys that all replicas share: so a repetition gets the
-same answer, whichever replica handles it.
+same answer, whichever replica handles it. `mesh.call(..., key=...)` would keep the answer by itself (docs/once.md);
+here the service does so, in state of its own.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     absent --presence written--> present --not renewed in time--> absent: a new presence, with a new name
        |
-       +--the server is not for us, or refuses the credentials--> over: every call raises the reason
+       +--the server cannot be used for this mesh, or refuses the credentials--> over: every call raises the reason
 
-A presence is what a lease is for a replica's requests: a key that expires, and without which Redis takes none of them.
-When the presence ends, no batch is sent again. A client that dies leaves three keys, and all three expire. Its requests
-go on: they are done, or they expire, and their answers are dropped.
+A presence is to a client what a lease is to a replica: a key that expires. Without it, Redis takes no request of this
+client. When the presence ends, no batch is sent again. A client that dies leaves three keys, and all three expire. Its
+requests go on: they are done, or they expire, and their answers are dropped.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, SERVED, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
     waking.CANCEL,
 )  # fmt: skip
-#: A presence holds for so many lease ttls, and is renewed once in each. A client may stand still for longer than a
-#: replica, because nobody waits for what it holds.
-TTLS = 10
-#: The client stops trusting its presence this part of the time before the server ends it.
+#: A presence holds for so many lease ttls, and is renewed once in each. It may hold for longer than a lease, because
+#: nobody waits for it to end: a client holds no database.
+PRESENCE_TTLS = 10
+#: The client stops trusting its presence when this share of the presence's time is left.
 SAFETY = 0.1
 #: Pause after a presence ended, or could not be written.
 PAUSE_S = 0.5
@@ -69,7 +69,7 @@ class Presence:
         self.id = f"{keys.CLIENT}{secrets.token_hex(4)}"
         self._settings = settings
         self._connections = connections
-        self._ttl_ms = TTLS * settings.lease_ttl_ms
+        self._ttl_ms = PRESENCE_TTLS * settings.lease_ttl_ms
         self._who = f"{socket.gethostname()}:{os.getpid()}"
         self._renewed_at = 0.0
         #: operations that have no effect, as the replicas say: they are called even while Redis is full
@@ -129,7 +129,7 @@ class Presence:
         return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY)
 
     async def begin(self) -> None:
-        """Check that this server is for us, and write the presence. Raises SetupError, redis-py's errors."""
+        """Check the server for this mesh, and write the presence. Raises MeshError, redis-py's errors."""
         await server.check(self._keeper)
         await self._check_mesh()
         await self._renew()
@@ -151,7 +151,7 @@ class Presence:
         self._readers = frozenset().union(*[member.readers for member in members])
 
     async def run(self) -> None:
-        """Stay present until cancelled. Raises LeaseLost when the presence has ended, or what Redis refuses."""
+        """Stay present until cancelled. Raises an exception group, with LeaseLost when the presence has ended."""
         async with asyncio.TaskGroup() as tasks:
             for loop in (
                 self._keep,
@@ -241,8 +241,8 @@ class Client:
     ) -> None:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
 
-        `key` is a name of its own for the request; one that is `due` later, or has an idempotency key or a
-        limit, needs it.
+        `key` names the request, for `cancel`. A request that is `due` later, or that has an idempotency key or a
+        limit, needs such a name.
         """
         with _interrupted():
             ask = Ask(to, op, body, once, limit)
@@ -275,7 +275,7 @@ class Client:
         return self._presence
 
     async def run(self) -> None:
-        """Be present, again and again, until cancelled or until it is clear that this server is not for us."""
+        """Keep a presence, and a new one after each that ends, until cancelled or until a SetupError."""
         while not isinstance(self._why_not, SetupError):
             presence = Presence(self.settings, self._connections)
             try:
@@ -293,13 +293,13 @@ class Client:
             await asyncio.sleep(PAUSE_S)
 
     async def begun(self) -> None:
-        """Wait until it was tried to be present. Raises SetupError."""
+        """Wait until the first attempt to become present has ended. Raises SetupError."""
         await self._tried.wait()
         if self._presence is None and isinstance(self._why_not, SetupError):
             raise self._why_not
 
     def close(self) -> None:
-        """Raise Unavailable at every later caller."""
+        """Let every later call raise Unavailable."""
         self._why_not = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
@@ -312,7 +312,7 @@ class Client:
 
 @contextlib.contextmanager
 def _interrupted() -> Iterator[None]:
-    """Call the end of a presence what it is to a caller."""
+    """Raise Unavailable at the caller where a presence has ended with LeaseLost."""
     try:
         yield
     except LeaseLost as error:
@@ -323,7 +323,7 @@ def _interrupted() -> Iterator[None]:
 
 
 def _meaning(error: BaseException) -> MeshError:
-    """Return what the end of a presence means: Unavailable, where another one may succeed, or SetupError."""
+    """Return what the end of a presence means: Unavailable if a later one may succeed, else SetupError."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, LeaseLost) and error.__cause__ is not None:

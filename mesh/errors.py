@@ -1,7 +1,7 @@
 """What can go wrong in a mesh, as sentences a user can read.
 
-Every error has a `code` that travels on the wire (a reply's `status`), so that the caller in another process
-raises the same class the worker raised. Facts travel as attributes.
+Every error has a `code`. The code of an error that answers a request travels as the `status` of the reply, so that the
+caller in another process raises the class that the worker raised. Facts travel, too, and are attributes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Unavailable(MeshError):
 
 
 class OlderRelease(Unavailable):
-    """An option was used that an older release, of which a replica is live, does not know."""
+    """An option was used that a live replica of an older release does not know."""
 
     code = "older-release"
 
@@ -153,7 +153,7 @@ class Refused(MeshError):
 
 
 def _facts_of(cls: type[Refused]) -> set[str]:
-    """Return the names that the subclasses of Refused annotate: the facts that such an error must have."""
+    """Return the facts that an error of this class must have: the names that it and its bases annotate."""
     return {
         name for base in cls.__mro__ if issubclass(base, Refused) and base is not Refused
         for name in inspect.get_annotations(base)

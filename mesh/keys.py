@@ -6,7 +6,7 @@
     mesh:lease:{n}           string, PX    "<epoch> <replica>" that holds database n; gone when the lease ends
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, state, filters…
     mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
-    mesh:clock               string        the time (ms) of the latest request; ids of requests do not go back behind it
+    mesh:clock               string        the time (ms) of the latest request; no later request gets an id below it
     mesh:written             zset, PX      databases that hold data, by the moment (ms) at which the last key ends
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
@@ -17,11 +17,11 @@
     mesh:dead                stream        requests and events given up, with reason and deliveries
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
     mesh:paused              hash          operation -> since when and by whom it is paused
-    mesh:parked:{op}         zset          those of a paused operation in mesh:later: key by time (ms) of acceptance
+    mesh:parked:{op}         zset          requests of a paused operation in mesh:later: key by time (ms) of acceptance
     mesh:lanes               set           lanes ("{op}:{value}") in which requests wait for a place
-    mesh:lane:{lane}         list          their names, in order; the requests are in mesh:later
+    mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
     mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
-    mesh:rate:{lane}         string, PX    when the next request of a rate is on time (µs)
+    mesh:rate:{lane}         string, PX    when the next request of a rate would be on time, and when this was set (µs)
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf

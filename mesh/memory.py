@@ -7,9 +7,9 @@ exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`
     0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
       everything                 all but new data           reads, logins, settlement, renewal
 
-Each replica asks the server a few times a second, and adds what it has stored itself since the look before the last
-one: its commit may have been under way at the last look. What replicas store at the same time may take some of the
-reserve. It does not take the memory beyond `maxmemory`: a large batch looks at the memory itself (`room.lua`).
+Each replica asks the server twice a second. To the answer it adds what it has stored itself since the look before the
+last one, because a commit may have been under way at the last look. What replicas store at the same time may take some
+of the reserve. It does not take the memory beyond `maxmemory`: a large batch looks at the memory itself (`room.lua`).
 
 The same answer tells whether the server may delete keys to make room, or has done so: then no replica is ready.
 """
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 #: Pause between two looks. A replica does not know what others store meanwhile.
 LOOK_S = 0.5
-#: A server that does not name its policy counts as one that deletes keys for so long after it has deleted one.
+#: For so long after it has deleted a key, a server that does not name its policy counts as one that deletes keys.
 EVICTING_S = 60.0
 #: When a refused client may try again. Expired data are removed within seconds.
 RETRY_AFTER_S = 5
@@ -60,7 +60,7 @@ class Memory:
         self._evicted_at = -EVICTING_S
 
     async def run(self) -> None:
-        """Look at the server's memory a few times a second."""
+        """Look at the server's memory twice a second."""
         with contextlib.suppress(_Unknown):
             while True:
                 await self._look()
@@ -87,7 +87,7 @@ class Memory:
             log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
 
     def _look_for_eviction(self, text: str) -> None:
-        """Compare the policy, and the number of keys that the server has deleted, with what may be."""
+        """Note whether the server may delete keys to make room (its policy), or has done so (its counter)."""
         policy, evicted = _POLICY.search(text), _EVICTED.search(text)
         count = int(evicted[1]) if evicted else 0
         if self._evicted is not None and count > self._evicted:

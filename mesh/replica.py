@@ -5,7 +5,7 @@
                           +--lease lost: everything stops at once, and `join` raises LeaseLost
 
 A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth
-waits for copies where `REDIS_WAIT_REPLICAS` asks for them.
+waits for copies where `REDIS_WAIT_REPLICAS` asks for them. The client `shared` opens others when services use it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Replica:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._directory = Directory(self._link, worker.operations)
         self._publication = publication
-        everybody = functools.partial(self._directory.understands, LATER)
-        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, everybody)
+        all_know = functools.partial(self._directory.understands, LATER)
+        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, all_know)
         self._lease.on_due = self._waking.learn
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
@@ -358,7 +358,8 @@ async def join(
 
     `public` and `private` (host:port) are shown in the roster. `applicant` gets the object that waits for the lease and
     knows why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError when
-    the mesh cannot work with this server or these credentials, and LeaseLost when it ended by itself: join again.
+    the mesh cannot work with this server or these credentials, and LeaseLost when the membership ended by itself: join
+    again then.
     """
     settings = chosen(settings)
     connections = connections or Connections(settings.redis)

@@ -84,7 +84,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A database without a replica that is missed: it holds data, or its holder is expected back, or both.
+    """A database that is not live although it holds data, or although its holder is expected back.
 
     `cls` is its class while its holder is expected back, and "" afterwards.
     """

@@ -37,7 +37,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 
 
 def _is_there(folder: str) -> bool:
-    """Return whether the folder exists; True without the right to look, so that reading a secret names it."""
+    """Return whether the folder exists. Without the right to look it counts: the error of reading it names it."""
     try:
         return Path(folder).is_dir()
     except PermissionError:
@@ -189,7 +189,7 @@ class MeshSettings(BaseSettings):
     lease_ttl_ms: int = Field(
         3000,
         ge=500,
-        description="a dead replica's database is free after this; shorter stalls end a shorter lease",
+        description="a dead replica's database is free after this; a replica that stalls for as long loses its lease",
     )
     claim_idle_ms: int = Field(
         2000, ge=200, description="another replica takes over work that was not kept alive for this long"

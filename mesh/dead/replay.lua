@@ -3,7 +3,7 @@
 -- A request comes back without its deadline, which has passed, and without a stream for its reply: nobody waits any more.
 -- With an idempotency key it takes its key again, so a later call with the key gets its answer.
 -- An event comes back with the fields that it had. A stream of events has one group, so the one that gave it up gets it.
--- Does not run when memory is full, as every script that adds work.
+-- Like every script that adds work, it does not run when memory is full.
 -- KEYS: dead letters, books, audit log
 -- ARGV: 1 to 6 as walk.lua says, 7 bound of a stream, 8 actor, 9 source, 10 length of the audit log, then ids
 -- Returns {number replayed, number gone, where to go on, why it stopped}
@@ -19,7 +19,7 @@ local function request_of(fields, first)
   for i = first, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     if name == 'reply_to' then value = '' elseif name == 'deadline' then value = '0' end
-    -- Its place in its lane is another one's; the replica that reads it sees to it that it takes one anew.
+    -- Its former place in its lane was freed when it was given up. The replica that reads the request gets it a new one.
     if name ~= 'limit' then words[#words + 1], words[#words + 2] = name, value end
   end
   return words

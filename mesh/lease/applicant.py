@@ -177,10 +177,11 @@ class Applicant:
 
     @staticmethod
     async def _one_by_one(client: Redis, commands: list[Command]) -> list[Any]:
-        """Do the same without a transaction: Redis 7 queues no command when memory is full.
+        """Run the commands of a grant without a transaction: Redis 7 queues no command when memory is full.
 
-        The script grants a free database only, so one replica changes its user. Until then, a moment later, the user of
-        the former epoch can read the database; its commits are refused, because the lease is another one's.
+        The script grants a free database only, so only the replica that gets it changes its user. Between the grant and
+        that change, the user of the former epoch can still read the database for a moment. Its commits are refused,
+        because another replica holds the lease.
         """
         answers: list[Any] = []
         for command in commands:

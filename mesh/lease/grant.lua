@@ -66,8 +66,8 @@ if not class then
   redis.call('SELECT', bus)
 end
 
--- When the first replica comes back to a mesh that had none, the holders of all databases are expected back, but of
--- those that the mesh had gone on without.
+-- When the first replica comes back to a mesh that had none, the holders of all databases are expected back, except
+-- those that had left while others stayed.
 local function expect_all()
   for n = 0, databases - 1 do
     if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then return end

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 RENEW = Script.beside(__file__, "renew.lua", "../later/next_due.lua")
 RELEASE = Script.beside(__file__, "release.lua")
 
-#: The holder stops trusting its lease this part of the ttl before the server ends it.
+#: The holder stops trusting its lease when this share of the ttl is left.
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
@@ -98,7 +98,7 @@ class Lease:
         self.paused: frozenset[str] = frozenset()
         #: called in the replica's event loop when an operator asks it to drain
         self.on_drain: Callable[[], None] = lambda: None
-        #: how long the replica's event loop took for the last renewal's call
+        #: how late the replica's event loop ran the call that the last renewal gave it
         self.loop_ms = 0.0
         self._release_within_s: float | None = None
         self._released = False

@@ -55,7 +55,7 @@ class LoopThread:
             raise self._error
 
     def call(self, callback: Callable[[], Any]) -> None:
-        """Call something in the thread's loop soon; never before the thread has begun or after it has ended."""
+        """Call something in the thread's loop soon. Do nothing if the thread has not begun or has ended."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(callback)

@@ -16,7 +16,10 @@ FORMAT = 1
 
 
 async def check(client: Redis) -> tuple[int, ...]:
-    """Return the server's version. Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable."""
+    """Check the server's version and eviction policy, and return the version.
+
+    Raises WrongCredentials, ServerTooOld, SetupError, or Unavailable.
+    """
     try:
         info = await client.info()
     except failures.ANY as error:
@@ -53,7 +56,7 @@ def check_format(found: int, where: str) -> None:
 
 
 def refusal(error: BaseException) -> MeshError:
-    """Return what an error means to a replica that has no lease: wait, or end with a sentence."""
+    """Return what an error means to a replica without a lease: Unavailable if it may wait, else a SetupError."""
     code, text = failures.code_of(error), failures.text_of(error)
     match failures.classify(error):
         case Meaning.PASSING | Meaning.FULL:

@@ -14,7 +14,8 @@ local function end_with_last(set)
   return last
 end
 
--- Notes some keys of the selected database, and, if it is not nil, a moment until which it has keys without a name.
+-- Notes these keys of the selected database. `unnamed`, unless it is nil, is the moment until which the database has keys
+-- beyond these.
 -- Returns the moment at which the last of all its keys ends; nil if it has none.
 local function note_keys(set, names, unnamed, now)
   local words, n, room = {}, 0, MOST_NAMED - redis.call('ZCARD', set)

@@ -22,14 +22,14 @@ class AsyncOnly:
             raise UsageError(f"write `{self.usage}`: a plain `with` cannot wait")
 
         def __exit__(self, *about: Any) -> None:
-            """Do nothing: there is only an error about the beginning."""
+            """Do nothing. Python wants this method before it calls `__enter__`."""
 
         def __await__(self) -> Any:
             raise UsageError(f"write `{self.usage}`: this is a block, and there is nothing to await")
 
 
 class Block(AsyncOnly, AbstractAsyncContextManager[T, bool | None]):
-    """A block that an asynchronous context manager makes."""
+    """A block around an asynchronous context manager."""
 
     def __init__(self, usage: str, inner: AbstractAsyncContextManager[T, bool | None]) -> None:
         self.usage = usage

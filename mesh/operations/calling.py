@@ -69,8 +69,9 @@ class Caller:
     ) -> Any:
         """Send a request and return its reply. Without `to` it goes to a replica of the caller's own class.
 
-        All calls of an operation with one idempotency `key` have one effect and one answer, for as long as `keep` after
-        it. Raises KeyReused where the key was used with another body, the handler's error, or another MeshError.
+        All calls of an operation with one idempotency `key` have one effect and one answer. The answer is kept for as
+        long as `keep`. Raises KeyReused where the key was used with another body, the handler's error, or another
+        MeshError.
         """
         ask = self._ask_for(op, body, to)._replace(once=Once.of(key, keep))
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)

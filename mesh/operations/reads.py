@@ -26,7 +26,7 @@ _At = tuple[bool, str, str | None]
 
 
 class Reads:
-    """Reads of the replica's own database, and of what replicas share. Each shows what is stored at its moment."""
+    """Reads of the replica's own database, and of what replicas share. Each shows what is stored when it runs."""
 
     __slots__ = ("_store", "request")
 
@@ -59,7 +59,10 @@ class Reads:
         return key.read(await self._text(place))
 
     async def many(self, keys: Sequence[Readable[R]]) -> list[R]:
-        """Return several values, each hash and all keys by themselves in one command: values of one moment."""
+        """Return several values. One command reads all own keys, one all shared keys, and one the fields of each hash.
+
+        What one command reads was stored at one moment.
+        """
         check(keys, (list, tuple), "many() takes a list of values and fields of hashes")
         texts = await self._texts([placed(key) for key in keys])
         return [key.read(text) for key, text in zip(keys, texts, strict=True)]
@@ -139,7 +142,7 @@ class Query(Reads):
 
 
 def placed(key: Any) -> Slot[Any]:
-    """Return what can be read by itself. Raises UsageError for anything else."""
+    """Return a value, or a field of a hash, unchanged. Raises UsageError for anything else."""
     if not isinstance(key, Slot):
         raise UsageError(f"get(), many() and add() take a value or the field of a hash, not {key!r:.100}")
     return key

@@ -56,7 +56,7 @@ class Transaction(Reads):
         self._effects = effects
         #: what was read or written, by place; and answers of other reading commands, by their words
         self._known: dict[Any, Any] | None = None
-        #: keys that this transaction has written as a whole or in part, and those that it has deleted
+        #: hashes, sets and sorted sets that this transaction has written to -> whether it deleted them as a whole
         self._touched: dict[tuple[bool, str], bool] | None = None
 
     @property

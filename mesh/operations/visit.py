@@ -71,10 +71,10 @@ class MeshClient(Caller):
     ) -> Ticket:
         """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock; up to half a second later, because
-        replicas look so often for what others have sent. With an idempotency `key`, nothing is sent where the key was
-        used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, and NoReplica for a request
-        that begins at once.
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock. A request for later begins up to half
+        a second late, because replicas look so often for what others have sent. With an idempotency `key`, nothing is
+        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, and
+        NoReplica for a request that begins at once.
         """
         name, text = sendable(op, body)
         ticket, due = Ticket(name), Due.of(after, at)

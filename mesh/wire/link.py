@@ -32,8 +32,8 @@ T = TypeVar("T", bound=Sequence[Any])
 MOST_WORDS = 20_000
 #: Most commands of one kind that may wait for a round trip.
 MOST_WAITING = 20_000
-#: A word counts for one more with each 2^7 characters, so that the bound of a round trip is one of bytes, too. Redis
-#: keeps a short word in about as many bytes, as an entry of a hash or a sorted set.
+#: Each 2^7 characters of a word count as one more word, so that a round trip is bounded in bytes, too. Redis needs
+#: about as many bytes for a short word that is an entry of a hash or a sorted set.
 WORD_BITS = 7
 RETRY_S = 0.05
 
@@ -109,9 +109,10 @@ class Link:
     A round trip that fails on the way is sent again for as long as `trusted` says that the lease holds; without a
     lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
     server recognises what it has done already, and all other commands have the same effect when they run twice.
-    `submit` and `commit` are the words that run these scripts, up to the number of the trip; about how many bytes the
-    batch would occupy follows. `when_full` has, by the
-    hash of each of the two, that of the script which takes its place when the server is out of memory.
+
+    `submit` and `commit` are the first words of the commands that run these scripts. The link adds the number of the
+    trip, about how many bytes the batch would occupy, and the batch. `when_full` maps the hash of each of the two
+    scripts to that of the script which takes its place when the server is out of memory.
     """
 
     def __init__(
