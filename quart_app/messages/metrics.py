@@ -17,7 +17,7 @@ class MessageMetrics:
         self.undelivered = Counter("mesh_messages_undelivered", "messages not delivered", ["reason"], registry=registry)
         self.paid_avoidable = Counter(
             "mesh_messages_paid_avoidable",
-            "messages paid for while the free provider was open; stays 0",
+            "messages paid for while the free provider may have been open; should stay 0",
             registry=registry,
         )
         self.in_flight = Gauge("mesh_messages_in_flight", "messages in progress", registry=registry)

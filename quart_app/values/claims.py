@@ -148,7 +148,7 @@ class Computing:
             if found == "written":
                 return None
             if self._left_s(request) <= 0:
-                raise DeadlineExceeded("another replica did not end its factorisation in time", value=number)
+                raise DeadlineExceeded("another request did not end its factorisation in time", value=number)
             await asyncio.sleep(LOOK_S)
         async with self._kept(claim):
             return await self._compute(value, number, request)
@@ -179,7 +179,7 @@ class Computing:
         try:
             yield
         except BaseException:
-            # Also after a cancellation: others should not wait until the claim ends by itself.
+            # A cancellation gives the claim up, too: others should not wait until it ends by itself.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_S):
                     await self._tend(claim, 0)
@@ -198,4 +198,4 @@ class Computing:
         try:
             await self._replica().store().shared.script(TEND, [claim.key], claim.owner, milliseconds)
         except MeshError as error:
-            log.warning("claim not renewed", error=str(error))
+            log.warning("claim not renewed" if milliseconds else "claim not given up", error=str(error))

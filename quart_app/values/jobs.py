@@ -10,7 +10,7 @@
     shared:values:jobs:size     counter, PX  the sum of the sizes of those that are kept
 
 The number of unfinished jobs has a bound, and so have the bytes of all that are kept. Nothing here reads a whole job at
-once: a step reads its own work, a client's question reads eight fields, and a result is read part by part.
+once: a step reads its own work, a look at a job reads the ten `FIELDS`, and a result is read part by part.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ return 1
 
 #: A job is stored first and gets its work in a second step. If its replica dies in between, it is gone after this.
 HOLD_MS = 10_000
-#: Fields that are known before the job is: what an item takes beside its digits and its factors, about.
+#: About how many bytes of Redis an item takes beside its digits and its factors.
 ITEM_BYTES = 250
 #: A part of the values: as many as are read and shown in one piece of work.
 PART_VALUES, PART_BYTES = 100, 1 << 14
 #: A piece of a job that is sent to Redis at once.
 PIECE_WORDS, PIECE_BYTES = 2000, 1 << 16
 
-#: The stages are those of the four classes; in the same order as admit_job.lua reads them.
+#: A `stage` is what a class works on. `admit_job.lua` reads the first eight, in this order.
 FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:C", "stage:D", "failures", "parts")
 
 
@@ -147,12 +147,12 @@ class Job:
 
 
 def size(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes: its values, their work, and factors as long as they are."""
+    """Return about how many bytes of Redis a job takes: values, work and factors, each as long as the values."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
 class Jobs:
-    """Jobs from outside: begin, look, read, end."""
+    """What the routes do with jobs: begin one, look at it, read its result, end it."""
 
     def __init__(self, settings: ValuesSettings, pace: Pace) -> None:
         self._settings = settings
@@ -220,7 +220,8 @@ class Jobs:
                 raise _too_many(settings.max_jobs, int(now), rows)
             case ["size", now, moment]:
                 retry_s = _seconds(int(moment) - int(now))
-                detail = f"the results of jobs take {settings.jobs_bytes} bytes; DELETE those that you have read"
+                bound = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
+                detail = f"{bound}; DELETE those that you have read"
                 raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
         raise MeshError(f"a job was answered with {answer!r:.100}")
 

@@ -27,23 +27,26 @@ _NO_JOB = "There is no such job: it was deleted, or its time is over."
 
 @dataclass(frozen=True, slots=True)
 class CancelledJob:
-    """What a cancellation met: a job with so many values, of which `left` were not done. With 0 left it is kept."""
+    """A job that an operator wanted to cancel: it has `values`, of which `left` were neither found nor failed.
+
+    With 0 left the job was finished already, and its result is kept.
+    """
 
     values: int
     left: int
 
     @property
     def text(self) -> str:
-        """Return what came of it, as a sentence."""
+        """Return what the cancellation did, as a sentence."""
         if not self.left:
             return "The job is finished. Nothing was done; its result is still there."
-        return f"Cancelled with {self.values - self.left:,} of {counted(self.values, 'value')} done."
+        return f"Cancelled with {self.values - self.left:,} of {counted(self.values, 'value')} finished."
 
 
 async def cancel_job(redis: Redis, id: str, actor: Actor) -> CancelledJob | None:
     """Delete a job that is not finished; its work ends within a second. Return None if there is no such job.
 
-    `redis` is a client of the bus. Raises Refused for what is not the id of a job.
+    `redis` is a client of the bus. Raises Refused if the text cannot be the id of a job.
     """
     if not _ID.fullmatch(id):
         raise Refused(f"{id!r:.50} is not the id of a job, nor that of a request such as 1700000000000-0")
@@ -114,7 +117,7 @@ async def _ask(mesh: Mesh, about: About) -> ActQuestion:
     progress = _NO_JOB
     if job is not None:
         progress = (
-            f"Done so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
+            f"Finished so far: {job.values - job.left:,} of {counted(job.values, 'value')}. The job and its result are "
             "deleted, and its work stops within a second; GET /jobs/{id} answers 404 from then on."
         )
     return ActQuestion(f"Cancel the job {id:.30}?", progress, about)
@@ -148,7 +151,7 @@ def _item(job: Job, now_ms: int) -> PanelItem:
 
 
 def _stage(stage: dict[str, Any]) -> str:
-    """Return what a replica does for a job: the value, the method, for how long, of how long, and who."""
+    """Return what a replica does for a job: value, method, time so far, time left, and the name of the replica."""
     digits = str(stage.get("value", ""))
     if len(digits) > SHOWN_DIGITS:
         digits = f"{digits[:8]}…{digits[-8:]} ({len(digits)} digits)"

@@ -184,14 +184,14 @@ async def test_a_job_is_cancelled(settings: MeshSettings) -> None:
         posted = await one.public.post("/values", json=hard, headers=Headers({"Prefer": "respond-async"}))
         id = (await posted.get_json())["id"]
         html = await text_of(one, f"/mesh/confirm/cancel-job?id={id}", operator())
-        assert "Done so far: 0 of 1 value" in html and "404 from then on" in html
+        assert "Finished so far: 0 of 1 value" in html and "404 from then on" in html
         assert f"/mesh/confirm/cancel-job?id={id}" in await text_of(one, "/mesh/services", operator())
         assert (await one.private.post("/mesh/acts/cancel-job", json={"id": id})).status_code == 401
         texts = []
         for _ in range(2):
             done = await one.private.post("/mesh/acts/cancel-job", json={"id": id}, headers=operator())
             texts.append((await done.get_json())["text"])
-        assert texts[0] == "Cancelled with 0 of 1 value done."
+        assert texts[0] == "Cancelled with 0 of 1 value finished."
         assert texts[1] == "There is no such job: it was deleted, or its time is over."
         assert (await one.public.get(f"/jobs/{id}")).status_code == 404
         redis: Any = one.replica.shared

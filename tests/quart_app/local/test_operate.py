@@ -150,7 +150,7 @@ def test_a_job_is_cancelled_by_its_id(server: Server) -> None:
         redis.zadd("shared:values:jobs", {f"{id} 900": 1})
         redis.set("shared:values:jobs:size", 1000)
     said = run(server, "cancel", id)
-    assert (said.exit_code, said.output) == (0, "Cancelled with 3 of 4 values done.\n")
+    assert (said.exit_code, said.output) == (0, "Cancelled with 3 of 4 values finished.\n")
     again = run(server, "cancel", id)
     assert again.exit_code == 1 and f"there is no job {id}: it was deleted, or its time is over" in again.output
     assert "is not the id of a job" in run(server, "cancel", "nonsense").output
