@@ -5,7 +5,7 @@
     POST /mesh/acts/{act}       does it; a form gets a page, JSON gets JSON
 
 Every act is one script (or a series of them), which also adds it to `mesh:audit`. Without PAGE_PASSWORD every POST is
-refused: buttons that are not shown protect nothing.
+refused: hiding the buttons alone would protect nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Operators:
         self._replica: Mesh | None = None
 
     async def is_signed_in(self, request: Request, replica: Mesh) -> bool:
-        """Return whether a request shows what an operator may do. Raises Problem where it has wrong credentials."""
+        """Return whether a request has the operator's credentials. Raises Problem if it has wrong ones."""
         if not self.exist or request.authorization is None:
             return False
         await self.check(request, replica)
@@ -90,12 +90,12 @@ async def _chosen(replica: Mesh, about: About) -> Chosen:
     """Return the letters that are named, or the group of the letter that is named by `like`."""
     if not about.get("like"):
         return about.get("ids", "").split()
-    # The newest letter of a group goes last. When it is gone, so are the others.
+    # The newest letter of a group is handled last. If it is gone, the other letters of its group are gone, too.
     return await _letters(replica).like(about["like"]) or [about["like"]]
 
 
-async def _meant(replica: Mesh, about: About) -> tuple[str, str, str]:
-    """Return what dead letters an operator means: their number and noun, where from, why."""
+async def _described(replica: Mesh, about: About) -> tuple[str, str, str]:
+    """Return words for the chosen letters: "3 dead letters", their stream and their reason ("" for single letters)."""
     chosen = await _chosen(replica, about)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""
@@ -105,7 +105,7 @@ async def _meant(replica: Mesh, about: About) -> tuple[str, str, str]:
 
 
 async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
-    number, stream, reason = await _meant(replica, about)
+    number, stream, reason = await _described(replica, about)
     where = f"to {stream}" if stream else "to the streams that they came from"
     return ActQuestion(
         f"Replay {number}?",
@@ -116,11 +116,11 @@ async def _ask_replay(replica: Mesh, about: About) -> ActQuestion:
 
 
 async def _replay(replica: Mesh, about: About, actor: Actor) -> Done:
-    return _told("replayed", await _letters(replica).replay(await _chosen(replica, about), actor))
+    return _done("replayed", await _letters(replica).replay(await _chosen(replica, about), actor))
 
 
 async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
-    number, stream, reason = await _meant(replica, about)
+    number, stream, reason = await _described(replica, about)
     return ActQuestion(
         f"Discard {number}?",
         f"{number}{f' of {stream}' if stream else ''}{reason} will be deleted with everything in them. "
@@ -130,10 +130,10 @@ async def _ask_discard(replica: Mesh, about: About) -> ActQuestion:
 
 
 async def _discard(replica: Mesh, about: About, actor: Actor) -> Done:
-    return _told("discarded", await _letters(replica).discard(await _chosen(replica, about), actor))
+    return _done("discarded", await _letters(replica).discard(await _chosen(replica, about), actor))
 
 
-def _told(verb: str, report: Report) -> Done:
+def _done(verb: str, report: Report) -> Done:
     parts = [f"{report.done:,} {verb}"]
     if report.gone:
         parts.append(f"{report.gone:,} {'was' if report.gone == 1 else 'were'} gone already")
@@ -225,22 +225,22 @@ ACTS = {
 
 
 async def ask(act: Act, replica: Mesh, about: About) -> ActQuestion:
-    """Return what the operator is asked. Raises Problem for what cannot be meant."""
-    with _said():
+    """Return the question for the operator. Raises Problem if the act is refused."""
+    with _refusals_as_problems():
         return await act.ask(replica, about)
 
 
 async def do(act: Act, replica: Mesh, about: About, actor: Actor) -> Done:
-    """Carry an act out. Raises Problem for what cannot be meant."""
+    """Carry an act out. Raises Problem if it is refused, or if its word was not typed."""
     if act.word and about.get("word", "").strip().lower() != act.word:
         raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")
-    with _said():
+    with _refusals_as_problems():
         return await act.do(replica, about, actor)
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
-    """Turn the refusal of an act into the answer to its caller."""
+def _refusals_as_problems() -> Iterator[None]:
+    """Turn the refusal of an act into a 422 for its caller."""
     try:
         yield
     except Refused as error:

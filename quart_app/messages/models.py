@@ -65,21 +65,21 @@ GivenPassword = Annotated[
 ]
 
 
-class _Closed(BaseModel):
-    """A body that must not have other fields, so that `paid_access` in the wrong place is an error, not ignored."""
+class _StrictBody(BaseModel):
+    """A body that must not have other fields. So `paid_access` in the wrong place is an error; it is not ignored."""
 
     # An error that is logged must not repeat a password.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class Registration(_Closed):
+class Registration(_StrictBody):
     """An account to be created."""
 
     email: Annotated[Email, Field(examples=["you@example.org"])]
     password: Annotated[NewPassword, Field(examples=["a long phrase of your own"])]
 
 
-class Login(_Closed):
+class Login(_StrictBody):
     """A login. An invalid address becomes "", which no account has: the answer does not tell it from a wrong one."""
 
     email: Annotated[
@@ -91,7 +91,7 @@ class Login(_Closed):
     password: Annotated[GivenPassword, Field(examples=["a long phrase of your own"])]
 
 
-class ProfileChange(_Closed):
+class ProfileChange(_StrictBody):
     """What users may change of their own account, with the password that proves that it is theirs."""
 
     email: Email | None = None
@@ -105,7 +105,7 @@ class ProfileChange(_Closed):
         return self
 
 
-class AccessChange(_Closed):
+class AccessChange(_StrictBody):
     """What administrators may change of any account."""
 
     paid_access: bool | None = None
@@ -136,7 +136,7 @@ class IdempotencyKeyHeader(BaseModel):
     )
 
 
-class NewMessage(_Closed):
+class NewMessage(_StrictBody):
     """A message to be delivered."""
 
     message: Annotated[str, StringConstraints(min_length=1, max_length=10_000), Field(examples=["hello"])]

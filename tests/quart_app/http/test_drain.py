@@ -29,7 +29,7 @@ def connect(to: socket.socket) -> socket.socket:
 
 
 async def serve_one(listening: socket.socket, after_s: float) -> None:
-    """Return an event loop that is late to accept."""
+    """Accept one connection after this time, as a busy event loop does, and answer it."""
     await asyncio.sleep(after_s)
     loop = asyncio.get_running_loop()
     accepted, _ = await loop.sock_accept(listening)
@@ -59,14 +59,14 @@ async def test_who_comes_later_is_refused_at_once(listening: socket.socket) -> N
     closing.cancel()
 
 
-async def test_who_had_connected_may_take_his_time_to_speak(listening: socket.socket) -> None:
+async def test_a_connection_may_send_its_request_late(listening: socket.socket) -> None:
     """A connection whose request has not arrived yet is not closed as idle."""
     began = time.monotonic()
     await last_call(listening, 0.2)
     assert time.monotonic() - began >= 0.2
 
 
-async def test_a_door_that_is_never_free_is_shut_all_the_same(listening: socket.socket) -> None:
+async def test_a_socket_whose_queue_is_never_empty_stops_listening(listening: socket.socket) -> None:
     """If nothing accepts, the wait still ends."""
     with connect(listening):
         async with asyncio.timeout(5):
