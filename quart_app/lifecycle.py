@@ -49,11 +49,11 @@ class ServiceLife:
         return self._failure or self._service.trouble() or "it is starting"
 
     def told(self) -> Mapping[str, str]:
-        """What the service tells the roster."""
+        """Return the fields that the service writes into this replica's roster row."""
         return self._service.told()
 
     def gate(self) -> Callable[[], Awaitable[None]]:
-        """A function that Quart runs before each route of the service. It raises a 503 until the service is ready."""
+        """Return a function for Quart to run before each route of the service: it raises a 503 until it is ready."""
 
         async def refuse_until_ready() -> None:
             if not self.ready:
@@ -115,11 +115,11 @@ class Services:
                 blueprint.before_request(life.gate())
 
     def not_ready(self) -> dict[str, str]:
-        """The services that cannot do all of their work, each with the reason."""
+        """Return the services that cannot do all of their work, each with the reason."""
         return {life.name: reason for life in self._lives if (reason := life.reason)}
 
     def told(self) -> dict[str, str]:
-        """What the services tell the roster, as fields of this replica's row."""
+        """Return the fields that all services write into this replica's roster row."""
         return {name: fact for life in self._lives for name, fact in life.told().items()}
 
     @contextlib.asynccontextmanager
@@ -151,7 +151,7 @@ def _readiness(life: ServiceLife) -> Callable[[], float]:
 
 
 def _first_of(error: BaseException) -> BaseException:
-    """The error itself, or the first one in a group."""
+    """Return the error itself, or the first one in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

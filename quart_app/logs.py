@@ -35,7 +35,7 @@ DRAIN_S = 1.0
 
 
 class Sink:
-    """A text stream that never blocks and never raises. `descriptor` is None if there is nowhere to write.
+    """A text stream that never blocks and never raises. With the descriptor None it drops every line.
 
     `tell` makes the line that says how many lines were dropped; it is JSON by default.
     """
@@ -65,7 +65,7 @@ class Sink:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: a stream has this method, and nobody may wait for the thread."""
+        """Do nothing. A text stream must have this method, but no caller may wait for the thread."""
 
     def drain(self, most_s: float = DRAIN_S) -> None:
         """Wait until all lines are written, but no longer than this."""

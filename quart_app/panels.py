@@ -77,7 +77,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act. `word` must be typed to confirm it; "": a button is enough. `view` is where it is offered."""
+    """One act of an operator. `word` must be typed to confirm it; "": a button is enough. `view` offers the act."""
 
     name: str
     button: str

@@ -53,9 +53,7 @@ END_OF_WORK_S = 10.0
 #: Pause before joining again, the first one and the longest one. It grows while no membership lasts for `STEADY_S`.
 JOIN_AGAIN_S, LONGEST_PAUSE_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
-
-
-#: For the last log lines of a process that must end before its lease does.
+#: Longest wait for the last log lines of a process that must end before its lease does.
 LAST_LINES_S = 0.05
 
 
@@ -179,7 +177,7 @@ class Process:
             await asyncio.sleep(next(delays))
 
     async def _watch_the_end_of_work(self) -> None:
-        """End the process when the work of a lost membership goes on: it might act for the lease that is lost."""
+        """End the process if the work of a lost membership does not stop: it might still act under the lost lease."""
         lost_at = math.inf
         while True:
             await asyncio.sleep(END_OF_WORK_S / 10)
@@ -248,10 +246,10 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
 
 
 def _may_join_again(error: BaseException) -> bool:
-    """Tell whether a later membership may succeed after what ended the last one.
+    """Return whether a later membership may succeed although this error ended the last one.
 
-    That includes answers of Redis that nobody expects, such as to a command on a key that somebody has overwritten: the
-    process goes on and says why it is not ready.
+    An unexpected answer of Redis counts, for instance to a command on a key that somebody has overwritten. The process
+    then goes on, and says why it is not ready.
     """
     if isinstance(error, RedisError):
         return failures.classify(error) is not failures.Meaning.FATAL

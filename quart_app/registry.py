@@ -1,4 +1,4 @@
-"""The services there are. A new service needs one line here and nothing elsewhere: see docs/add-a-service.md."""
+"""The list of all services. A new service needs one line here and nothing elsewhere: see docs/add-a-service.md."""
 
 from __future__ import annotations
 

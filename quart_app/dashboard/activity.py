@@ -96,7 +96,7 @@ def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
 
 
 def target(step: JourneyStep) -> str:
-    """Return where a request went, for people."""
+    """Return the stream that a request went to, or else its database, in words for people."""
     if step.stream.startswith(keys.REQUESTS):
         return step.stream.removeprefix(keys.REQUESTS)
     return f"database {step.database}" if step.database else ""

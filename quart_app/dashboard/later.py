@@ -41,7 +41,7 @@ def _request(each: LaterRequest, now_ms: int) -> PanelItem:
 
 
 def _until(each: LaterRequest, now_ms: int) -> str:
-    """Return what a request waits for."""
+    """Return what a request waits for: a moment, its turn in a lane, or the end of a pause."""
     if each.waits_for == "pause":
         return "until its operation goes on"
     if each.waits_for == "lane":

@@ -6,8 +6,7 @@
     /mesh/sign-in, /mesh/confirm, /mesh/acts    see `acts`
 
 A viewer gets a whole section as HTML when anything in it changes, and an empty event when nothing does. All viewers of
-a replica share one read per second.
-Nothing is replayed: a new connection gets every section at once.
+a replica share one read per second. A new connection gets every section at once; no past event is sent again.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class LivePage:
             return _page(self._pages.still(view, "done", act=act, text=done.text))
 
     async def _may_act(self) -> bool:
-        """Return whether the viewer is shown what an operator may do."""
+        """Return whether this viewer is signed in as the operator, so that the page shows the acts."""
         return await self._operators.is_signed_in(request, self._context.mesh)
 
     async def _stream(self, name: str, arguments: Mapping[str, str], may_act: bool) -> AsyncIterator[str]:
@@ -160,7 +159,7 @@ class LivePage:
             return made[1]
 
     def _current(self) -> Looks:
-        """Return the looks of the present membership. Raises Unavailable while there is none."""
+        """Return what the viewers of the present membership share. Raises Unavailable while there is no membership."""
         replica = self._context.mesh
         if self._looks is None or self._looks.replica is not replica:
             self._looks = Looks(replica, self._services)

@@ -1,4 +1,4 @@
-"""What the viewers of one membership share: each thing is read at most once in its interval, while somebody looks."""
+"""The reads that all viewers of the live page share: each at most once per interval, and only while somebody looks."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SAMPLED = 20
 SHOWN_AUDIT = 10
 #: Events that are kept for further viewers: one or two for each view.
 KEPT_EVENTS = 10
-#: References to requests that are looked for at once.
+#: References to requests whose results are shared. Beyond it all of them are dropped.
 MOST_FOUND = 50
 
 
 class Looks:
-    """What one membership's viewers share."""
+    """The shared reads and rendered sections of one membership of this replica."""
 
     def __init__(self, replica: Mesh, services: Sequence[Service]) -> None:
         self.replica = replica
@@ -51,7 +51,7 @@ class Looks:
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
         #: the newest events, with the sections that they lead from and to
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
-        #: held while sections are made: viewers who wait for the same ones then find them
+        #: held while sections are made, so that viewers of the same view find them made
         self.making = asyncio.Lock()
         self._letters: Sequence[DeadLetter] = ()
         self._letters_at: Any = 0
@@ -79,7 +79,7 @@ class Looks:
     def event(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
         """Return the event that brings a viewer from some sections to others, made once for all who follow a view.
 
-        It has no sections when nothing has changed: the page then knows that it has news.
+        Without a change the event has no sections. It then only tells the page that its connection is alive.
         """
         for known_before, known_now, text in self._events:
             if known_before is before and known_now is now:
@@ -105,7 +105,7 @@ class Looks:
         return ServicesView(activity.operations(steps, paused), audit or (), panels)
 
     async def _read_panel(self, service: Service) -> Panel:
-        """Read the panel of a service; what the service refuses is a sentence in it."""
+        """Read the panel of a service. If the service raises MeshError, return a panel that shows the reason."""
         assert service.panel is not None
         try:
             return await service.panel(self.replica)
@@ -113,7 +113,7 @@ class Looks:
             return Panel(service.name, service.name.capitalize(), note=error.detail)
 
     async def _read_letters(self) -> Sequence[DeadLetter]:
-        """Return all letters; they are read again only when there are others."""
+        """Return all letters. They are read again only if letters came or went since the last look."""
         known = await self.replica.shared.xlen(keys.DEAD) and await self.replica.shared.xinfo_stream(keys.DEAD)
         state = known and (known["length"], known["entries-added"])
         if state != self._letters_at:

@@ -20,7 +20,7 @@ def answered(entries: Sequence[tuple[str, Mapping[str, str]]]) -> list[float]:
     counts: list[float] = []
     for (earlier, before), (later, after) in itertools.pairwise(entries):
         passed = max(1, round((moment_of(later) - moment_of(earlier)) / MINUTE_MS))
-        # An emptied server begins to count anew.
+        # After the server was emptied, its counts begin at 0 again.
         grown = max(0, int(after.get("answered", 0)) - int(before.get("answered", 0)))
         counts += [grown / passed] * min(passed, MINUTES)
     return counts[-MINUTES:]

@@ -13,7 +13,7 @@ POSITION = "grades"
 
 
 def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
-    """Return the panel of a log and its readers; each replica tells its position with each renewal."""
+    """Return the panel of a log and its readers. Each renewal writes a replica's position into its roster row."""
     newest = view.newest.position.number if view else 0
     oldest = view.oldest.position.number if view else 0
     followers = [member for member in members if member.leased and POSITION in member.load]

@@ -45,7 +45,7 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Lines about failed requests in a second; an overload is a thousand failures, and one reason.
+#: Most failed requests that are logged in a second. In an overload thousands fail for one reason.
 WARNINGS_PER_S = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -149,7 +149,7 @@ class _Context(RequestContext):
 
 
 class _Handling:
-    """What answers the requests of one endpoint: its route, and what its blueprints do before and after it."""
+    """The functions that answer requests to one endpoint: its view, and what its blueprints run before and after it."""
 
     def __init__(self, app: Application, request: HttpRequest) -> None:
         names = request.blueprints
@@ -195,7 +195,7 @@ class _Json(DefaultJSONProvider):
 
 
 class _Rate:
-    """So many events in each second; the others are counted."""
+    """Allows so many events in each second, and counts those that it does not allow."""
 
     def __init__(self, most_per_s: int) -> None:
         self.suppressed = 0

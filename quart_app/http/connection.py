@@ -339,7 +339,7 @@ def connection_for(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> Awaitable[None]:
-    """Return what serves a connection for a configuration; other servers of this process keep Hypercorn's own."""
+    """Return the server of one connection, to be awaited: Hypercorn's own if the settings are not ours."""
     if isinstance(config, Settings):
         return _connected(Connection(app, loop, config, state), reader, writer)
     return TCPServer(app, loop, config, context, state, reader, writer)

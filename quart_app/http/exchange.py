@@ -66,7 +66,7 @@ class Exchange:
         #: whether the whole body has come
         self.is_complete = False
         self.unread = 0
-        #: the answer to a request whose client is still there, and which the application will not answer
+        #: the answer that the client gets in place of the application's
         self.refusal: Problem | None = None
         self._wire = wire
         self._parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it may be sent requests."""
+"""The routes that say whether this process lives, and whether it may be sent requests."""
 
 from __future__ import annotations
 

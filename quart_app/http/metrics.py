@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 from mesh import BOUNDS_S, Durations, Mesh, MeshError, Missing, keys
 from quart_app.service import Context
 
-# Each counter would have a second series with the time of its birth.
+# Otherwise each counter would have a second series, with the time at which it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

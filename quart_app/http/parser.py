@@ -13,7 +13,7 @@ import httptools
 
 #: Most bytes that llhttp gets at once where a request may end in them.
 PIECE = 4096
-#: What every head ends with, and every body of chunks. llhttp takes no line feed for it.
+#: The end of every head, and of every body of chunks. llhttp does not accept a line feed alone instead.
 END = b"\r\n\r\n"
 #: Longest head of a request, and longest run of bytes between two parts of a body (chunk sizes, trailers).
 MAX_HEAD = 32 * 1024
@@ -44,7 +44,7 @@ _MEANT = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"}
 
 
 class Unreadable(Exception):
-    """Bytes that are no request that we take; the connection ends after the answer."""
+    """Bytes that are not a request, or one that we refuse. The connection closes after the answer."""
 
     def __init__(self, status: int, detail: str = "") -> None:
         super().__init__(status, detail)
@@ -70,7 +70,7 @@ class Head:
 
 
 class Taker(Protocol):
-    """Who takes what a parser finds."""
+    """Receives what a parser finds."""
 
     def head_came(self, head: Head) -> None: ...
 

@@ -89,7 +89,7 @@ async def mesh(
 class Front:
     """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
 
-    It is checked at once, before anything is started, that the address is free.
+    The constructor checks that the address is free, before anything is started.
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
@@ -166,7 +166,7 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
-    """Say which variables look like settings and are none.
+    """Say which environment variables look like settings but are not.
 
     Only the services know the names, and this package does not import services. So a child process does it while the
     replicas start.

@@ -51,7 +51,7 @@ def actor() -> Actor:
 
 
 def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable[T]]) -> T:
-    """Run something over a client of the mesh's bus. Raises ClickException where it cannot be done."""
+    """Call `act` with a client of the mesh's bus, and return its result. Raises ClickException if it fails."""
     settings = discovery.redis_settings(redis_url, data)
 
     async def run() -> T:
@@ -70,7 +70,7 @@ def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable
 
 
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
-    """Return the sentence for a Redis that does not answer as it should."""
+    """Return the error for a Redis that does not answer as it should: its address and the reason."""
     where = "" if discovery.running(data) else f"; no mesh runs on {data}"
     return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {_why(error)}{where}")
 

@@ -25,7 +25,7 @@ WHOLE = ("database", "class", "state")
 
 
 class _Unblocking:
-    """Standard output for somebody who must never wait for its reader."""
+    """Standard output whose writers never wait for its reader."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         descriptor: int | None = None

@@ -1,4 +1,4 @@
-"""The message service of one replica, from the start of its membership to the end."""
+"""Builds the message service of one replica, and runs it during a membership."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
     if settings.jwt_secret:
         return Keys(settings.jwt_secret.get_secret_value(), previous)
     async with redis_at_work():
-        # Not SET NX alone: the server refuses any SET when memory is full.
+        # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
         if not (found := await redis.get(SIGNING_KEY)):
             await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
             found = await redis.get(SIGNING_KEY)

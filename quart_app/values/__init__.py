@@ -11,7 +11,10 @@ __all__ = ["create"]
 
 
 def create(context: Context) -> Service:
-    """The service. Imported here, not above: the worker processes import this package for the engine alone."""
+    """Return the service.
+
+    Its module is imported here, not above, because worker processes import this package only for the engine.
+    """
     from quart_app.values import service
 
     return service.create(context)

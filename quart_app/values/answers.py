@@ -17,7 +17,7 @@ from quart_app.values.pace import Pace
 PIECE_BYTES = 1 << 16
 #: Elements that are written in one piece of work.
 ELEMENTS = 50
-#: A client has this long to read an answer of several pieces. Until then its memory is taken.
+#: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget.
 SEND_S = 60.0
 
 
@@ -88,11 +88,11 @@ class Answers:
         self.budget = budget
 
     def respond(self, array: Array, head: str = "", tail: str = "") -> Response:
-        """Return the response that an array is, or what it is a part of. Raises Busy."""
+        """Return a response with the array between `head` and `tail`. Raises Busy as `send` does."""
         return self.send(array.pieces(head, tail))
 
     def send(self, pieces: list[bytes]) -> Response:
-        """Return the response that some pieces of JSON are together. Raises Busy."""
+        """Return a response made of these pieces of JSON. Raises Busy if the budget has no room for several."""
         if len(pieces) == 1:
             return Response(pieces[0], content_type="application/json")
         size = sum(map(len, pieces))
@@ -100,7 +100,7 @@ class Answers:
         response = Response(_sent(pieces), content_type="application/json")
         response.content_length = size
         response.timeout = SEND_S
-        # Also where the response is never sent, or only in part.
+        # The bytes are given back even if the response is never sent, or only in part.
         weakref.finalize(response, self.budget.give, size)
         return response
 

@@ -11,7 +11,8 @@ from mesh import Busy
 class Budget:
     """An amount that work takes while it lasts; `what` says what it is an amount of.
 
-    Whatever comes while nothing is taken gets through, however much it is: there is a bound for each request elsewhere.
+    While nothing is taken, any amount is granted, even one above the bound. Otherwise a large request could never run;
+    other code bounds the size of each request.
     """
 
     def __init__(self, most: int, what: str, retry_after_s: int) -> None:
@@ -21,19 +22,19 @@ class Budget:
         self._retry_after_s = retry_after_s
 
     def take(self, amount: int) -> None:
-        """Take some until it is given back. Raises Busy."""
+        """Take this amount until it is given back. Raises Busy if there is too little left."""
         if self.taken and amount and self.taken + amount > self._most:
             detail = f"this replica has {self._most} {self._what} in progress; retry after {self._retry_after_s} s"
             raise Busy(detail, retry_after=self._retry_after_s)
         self.taken += amount
 
     def give(self, amount: int) -> None:
-        """Give back what was taken."""
+        """Give back an amount that was taken."""
         self.taken -= amount
 
     @contextlib.contextmanager
     def lent(self, amount: int) -> Iterator[None]:
-        """Take some while the block lasts. Raises Busy."""
+        """Take this amount while the block lasts. Raises Busy."""
         self.take(amount)
         try:
             yield

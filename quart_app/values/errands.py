@@ -143,5 +143,5 @@ class Errand:
         try:
             return bool(await shared.script(TELL, [self._key], f"stage:{self._replica.cls}", text))
         except Busy:
-            # Redis is full. The job goes on when there is room; whether it was deleted, the commit will see.
+            # Redis is full. The job goes on when there is room, and the commit finds out whether it was deleted.
             return True

@@ -9,14 +9,15 @@
 local index_key, alone_key, records_key = KEYS[1], KEYS[2], KEYS[3]
 local prime, after, moment, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local most_bytes, most_looked_at = tonumber(ARGV[5]), tonumber(ARGV[6])
--- Members are as long as their values, so a step of this many reads at most 400 KB; of short ones it may have more.
+-- A member has a prime and a value of at most 4000 digits each, so a step of 100 reads at most 800 KB. A step over short
+-- members may have more of them.
 local STEP, SHORT, STEP_OF_SHORT = 100, 100, 1000
 local size = STEP
 local from, beyond = (after == '' and '[' or '(') .. prime .. ':' .. after, '(' .. prime .. ';'
 local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
 -- One value of a rare prime is not in the index. It is put among those that are. The order does not depend on the
--- server's collation: a letter decides, and where the letters are equal, both texts have as many digits.
+-- server's collation: a letter decides, and where the letters are equal, both texts have the same number of digits.
 local alone = redis.call('HGET', alone_key, prime)
 if alone and alone <= after then alone = false end
 local function put_in_place(texts, complete)
@@ -49,7 +50,8 @@ end
 
 local lines, count, bytes, looked_at = {}, 0, 0, 0
 
--- The value at which this search ends because it has found enough; nothing if it can go on.
+-- Adds a line for each value that has not expired. Returns the value at which the search ends because it has found or
+-- looked at enough; nothing if it can go on.
 local function add(texts)
   local values = {}
   -- The digits follow one letter, or "z" and four digits.
@@ -57,7 +59,7 @@ local function add(texts)
   local records = redis.call('HMGET', records_key, unpack(values))
   for i = 1, #records do
     looked_at = looked_at + 1
-    -- The sweep has not reached a record that has expired: it counts as gone.
+    -- A record that has expired counts as gone, although the sweep has not removed it yet.
     local factors = records[i] and factors_of(records[i])
     if factors then
       local line = texts[i] .. '=' .. factors

@@ -74,7 +74,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Operations:
-    """The handlers of /values, with what they work with."""
+    """The handlers of /values, and the objects that they use."""
 
     factorise: Factorise
     errands: Errands
@@ -98,7 +98,7 @@ class _Operations:
         return {item.value: decision.factors[item.value] for item in decision.here}
 
     async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
-        """Decide, and let other tasks run: the commit's words are then written in one piece. Raises Busy."""
+        """Decide, then let other tasks run, because the words of the commit are written in one piece. Raises Busy."""
         decision = await _decide(request, store, self.factorise, self.pace)
         await self.pace()
         new = [item.value for item in decision.here if item.value not in decision.before]

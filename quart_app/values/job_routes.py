@@ -81,7 +81,7 @@ class JobRoutes:
         return Response(status=204)
 
     async def _wait(self, id: str) -> Job | None:
-        """Wait for a job as long as the client says; return it if the client says so."""
+        """Wait for a job as long as `Prefer: wait` says, and return it. Return None if it is gone or nobody waits."""
         mesh, asked = self._context.mesh.replica, preferences.wait_ms()
         if asked is None:
             return None

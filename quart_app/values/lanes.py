@@ -19,16 +19,16 @@ from pebble import ProcessExpired, ProcessPool
 from quart_app.values import child
 from quart_app.values.metrics import LaneMetrics
 
-#: makes a function and its arguments, at the moment when a process is free for them
+#: Returns a function and its arguments. It is called when a process is free for them.
 Call = Callable[[], tuple[Any, ...]]
 
-#: pebble looks for cancelled work every tenth of a second; after this its process is gone for certain
+#: Pebble looks for cancelled work every tenth of a second. After this time it has certainly killed the process.
 _PEBBLE_CYCLE_S = 0.25
 _KILL_S = 5.0
 
 
 class Lane:
-    """Some processes of one priority, and at most as many calls in them; the others wait for their turn."""
+    """Some processes of one priority. Each runs one call at a time; further calls wait for their turn."""
 
     def __init__(self, processes: int, *, niceness: int, metrics: LaneMetrics) -> None:
         self._metrics = metrics
@@ -87,7 +87,7 @@ class Lane:
             self._pool = None
 
     async def _running(self) -> ProcessPool:
-        """The pool; started on first use, and anew where pebble has given up on it."""
+        """Return the pool. Start it at its first use, and again if pebble has given it up."""
         async with self._starting:
             if self._pool is None or not self._pool.active:
                 broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
@@ -107,7 +107,10 @@ class Lane:
         task.add_done_callback(self._releases.discard)
 
     async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
-        """Pebble settles a cancelled call when it sees its process; that is killed within the next cycle."""
+        """Wait until the process of a cancelled call was killed, then give its place back.
+
+        Pebble marks the call as done when it notices the cancellation, and kills the process within the next cycle.
+        """
         end_s = time.monotonic() + _KILL_S
         try:
             while not concurrent.futures.wait([future], 0).done and time.monotonic() < end_s:

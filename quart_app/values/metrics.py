@@ -26,7 +26,7 @@ class FactorOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaneMetrics:
-    """One lane's own."""
+    """The metrics of one lane."""
 
     in_flight: Gauge
     waiting: Gauge
@@ -36,7 +36,7 @@ class LaneMetrics:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """While a process computes."""
+        """Count a computation, and its seconds, while the block lasts."""
         begun_s = time.monotonic()
         with self.in_flight.track_inprogress():
             try:

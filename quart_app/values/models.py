@@ -24,7 +24,8 @@ def _from_decimal(value: Any) -> Any:
     return value
 
 
-#: Comes last in an annotation: a bound that stands before it is checked by pydantic's core, one behind it by Python.
+#: This must come last in an annotation. Pydantic's core checks a bound that stands before it; Python, which is slower,
+#: checks one that stands behind it.
 Decimal = BeforeValidator(_from_decimal)
 
 
@@ -74,21 +75,21 @@ class PreferHeader(BaseModel):
 
 
 class Page(BaseModel):
-    """Which part of an answer."""
+    """Which part of the answer a client asks for."""
 
     limit: int | None = Field(None, ge=1, description="at most so many values; the header Link names the next page")
     after: int | None = Field(None, ge=0, description="values above this one")
 
 
 class JobBegun(BaseModel):
-    """Nobody waits for it; the header Location says where to look."""
+    """A job that was begun; the header Location names the path of its state and result."""
 
     id: str
     state: Literal["waiting"]
 
 
 class _Text(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """An item as its text says, the value not yet read."""
+    """An item whose value is still JSON text."""
 
     value: msgspec.Raw
     ttl: Annotated[int, msgspec.Meta(ge=1)]
@@ -110,8 +111,8 @@ _QUOTES = 8
 class ItemsReader:
     """Reads the items of a request.
 
-    `decode` reads plain ones from their text and never makes a number of a value's digits. Pydantic takes all that is
-    right and says what is wrong, a dozen times as slowly.
+    `decode` reads plain items from their text and never makes a number of a value's digits. Pydantic reads every valid
+    item and says what is wrong with the others, but takes a dozen times as long.
     """
 
     def __init__(self, settings: ValuesSettings) -> None:
@@ -129,7 +130,7 @@ class ItemsReader:
             found = self._decoder.decode(text)
         except msgspec.DecodeError:
             return None
-        # Of a name that an item has twice the decoder keeps one: the text has more quotation marks then.
+        # If an item has a name twice, the decoder keeps one of them. The text then has more quotation marks.
         if text.count(b'"') != _QUOTES * len(found) or len(found) > self._settings.max_items:
             return None
         items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in found]

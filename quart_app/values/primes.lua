@@ -1,7 +1,7 @@
 #!lua flags=no-writes
--- Reads the primes of the index, part by part: each that is there all the time is read once at least.
+-- Reads the primes of the index, part by part. A prime that is in the index during all parts is read at least once.
 -- KEYS: index, alone
--- ARGV: where to begin ("" at first), how many to read, about
+-- ARGV: where to begin ("" at first), about how many to read
 -- Returns {where to go on, or "" at the end, primes as the index has them}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
 local kind, at = string.match(ARGV[1], '^(%a):(.*)$')

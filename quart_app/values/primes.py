@@ -1,16 +1,16 @@
 """The filter of the primes in this replica's database: a GET asks only databases that may have its prime.
 
-Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so the filter is made
-anew when it is half full, far too large for what is left, or gone:
+Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit. So the replica makes
+a new filter when one bit in eight is set, when the filter is far too large for what is left, or when it is gone:
 
     1  puts begin to set bits in the new filter, too
-    2  the puts that were on their way to Redis before that are waited for
-    3  the primes of the index are put into the new filter, part by part
-    4  the roster row names the new filter; a moment later puts forget the former one, which is deleted
+    2  the replica waits for the puts that were on their way to Redis before step 1
+    3  it puts the primes of the index into the new filter, part by part
+    4  it names the new filter in its roster row; at the next look puts forget the former one, which is deleted
 
-So the filter that the row names has every prime of the database at any moment. A database whose row names none is asked
-by every GET: that of an earlier release, or of a replica that has just started. So is a database whose filter has ended
-with its last record.
+So the filter that the row names has every prime of the database at any moment. Every GET asks a database whose row
+names no filter, for instance because its replica has just started or is of an earlier release. Every GET also asks a
+database whose filter has expired with its last record.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ KEY = "values:primes:"
 LOOK_S = 1.0
 #: Primes that are read from the index at once.
 PART = 500
-#: As many primes have less than RARE_DIGITS digits.
+#: How many primes have fewer digits than RARE_DIGITS.
 COMMON = 9592
-#: A filter is made anew when one of so many bits is set: with two bits for each prime, it is half full.
+#: A filter is made anew when more than one in so many of its bits is set. Each prime sets two bits, and a new filter
+#: has 32 for each. So this happens when it has about twice as many primes as it was made for.
 FILL = 8
-#: A filter that is so many times as large as it has to be is made anew.
+#: A filter that is more than so many times as large as it has to be is made anew.
 EXCESS = 8
 
 PRIMES = Script.beside(__file__, "primes.lua")
-#: KEYS: alone, index, records. Returns how many there are of the former two, and when the last record ends (ms).
+#: KEYS: alone, index, records. Returns how many entries alone has, and index, and when the last record expires (ms).
 STATE = Script("return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}")
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A filter that puts write to, and common primes that it has for certain."""
+    """A filter that puts write to, and the common primes that it certainly has: puts need not set their bits again."""
 
     filter: Filter
     known: frozenset[str] = frozenset()
@@ -66,7 +67,7 @@ class Primes:
         self._replica = ""
 
     def mark(self, transaction: Effects, primes: Iterable[str], until_ms: int) -> None:
-        """Set the bits of the primes of values that live until then, with the commit of the transaction."""
+        """Set the bits of these primes with the commit of the transaction, and keep the filter until `until_ms`."""
         primes = set(primes)
         for kept in self._kept:
             _mark(transaction, kept.filter, primes - kept.known, until_ms)
@@ -81,7 +82,7 @@ class Primes:
             await asyncio.sleep(LOOK_S)
 
     async def look(self, replica: Replica) -> None:
-        """Make the filter anew if it has to be."""
+        """Make a filter if there is none, or if the current one is too full or far too large."""
         if self._replica != replica.id:
             self._replica, self._kept = replica.id, ()
         names = [records.ALONE, records.INDEX, records.RECORDS]
@@ -98,12 +99,12 @@ class Primes:
         if current is None or await self._is_over(replica, current.filter, count):
             bits = Filter.size_for(count)
             with contextlib.suppress(Busy):
-                # Without room for it the current filter stays, or the database is asked by every GET.
+                # Without room for a new filter the current one stays. If there is none, every GET asks the database.
                 replica.memory.store(bits // 8)
                 await self._make(replica, current, bits, end_ms)
 
     async def _is_over(self, replica: Replica, filter: Filter, count: int) -> bool:
-        """Return whether a filter for so many primes is to be made anew."""
+        """Return whether a new filter must replace this one; `count` is the number of primes in the index."""
         if count and not await replica.filters.counts(filter):
             return True
         return _has_wrong_size(filter, await replica.filters.bits_set(filter), count)
@@ -112,7 +113,7 @@ class Primes:
         """Make a filter, and name it in the roster row."""
         slots = [f"{KEY}{replica.database}:{slot}" for slot in (0, 1)]
         key = next(key for key in slots if current is None or current.filter.key != key)
-        # What is left there is of a former holder, or of the filter before the current one.
+        # A former holder, or the filter before the current one, may have left something at this key.
         await _unlink(replica, [key])
         former, fresh = () if current is None else (current,), Filter(key, bits)
         self._kept = (*former, Kept(fresh))

@@ -25,7 +25,7 @@ BLOCK = 100
 
 
 class Question(NamedTuple):
-    """What is asked for: values with the factor `prime` above `after`, up to some number and size of them."""
+    """What a client asks for: values above `after` with the factor `prime`, at most `most` and `most_bytes` of JSON."""
 
     prime: str
     after: str
@@ -87,9 +87,10 @@ class Search:
         return until
 
     async def _merged(self, found: Sequence[Any], until: str) -> str:
-        """Return the texts that databases have found as one, up to a value ("" for all), and each value once.
+        """Merge the texts of several databases into one, with each value once, up to a value ("" for all).
 
-        If two databases have a value, because it moves from one to the other, both have its only factorisation.
+        Two databases may have one value while it moves between them. It does not matter which line is kept, because
+        both have the same factors.
         """
         texts = [each for each in found if isinstance(each, str)]
         if len(texts) < len(found):
@@ -103,7 +104,7 @@ class Search:
         lines.sort()
         await self._pace()
         if any("^" in text for text in texts):
-            # Releases write exponents differently.
+            # Releases write exponents differently, so two lines of one value may differ. One line is kept for a value.
             lines = [*{line.partition("=")[0]: line for line in lines}.values()]
         elif len(texts) > 1:
             lines = [*dict.fromkeys(lines)]
@@ -119,7 +120,7 @@ class Search:
         lines = text.split(";")
         if len(lines) == 1:
             return self._add_one(text)
-        # What is neither too much nor has exponents is added at once all the same, and only the rest one by one.
+        # Blocks that fit and have no exponents are still added at once. Only the others are divided further.
         size = max(1, min(BLOCK, len(lines) // 2))
         for first in range(0, len(lines), size):
             await self._pace()
@@ -159,7 +160,7 @@ class Search:
 
 
 def _text(answers: Sequence[list[str]]) -> str:
-    """Return the answers of earlier releases, which have values and records in turn, as text.
+    """Return the answers of earlier releases as text: their lists have a value and its record in turn.
 
     If two databases have a value, the record of the newer request counts.
     """

@@ -1,4 +1,4 @@
-"""Puts /values together."""
+"""Builds the service /values from its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quart_app.values.settings import ValuesSettings
 
 
 def create(context: Context) -> Service:
-    """The service."""
+    """Return the service, with its settings from the environment."""
     settings = ValuesSettings()
 
     pace = Pace()

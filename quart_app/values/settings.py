@@ -51,5 +51,5 @@ class ValuesSettings(BaseSettings):
 
     @property
     def sieve_bits(self) -> int:
-        """`sieve_digits` in bits."""
+        """Return `sieve_digits` in bits."""
         return math.ceil(self.sieve_digits * math.log2(10))

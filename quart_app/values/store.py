@@ -192,18 +192,18 @@ def put(
 
 
 def schedule(transaction: Effects, expiry: int, values: Sequence[str]) -> None:
-    """Have the sweep look at these values then."""
+    """Have the sweep look at these values at the moment `expiry` (ms)."""
     if values:
         transaction.zadd(EXPIRY, {" ".join(values): expiry})
 
 
 def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> None:
-    """Commit only if nobody has moved or written the records of these values since their places were read."""
+    """Let the commit fail if another request has moved or written one of these records since its place was read."""
     transaction.shared.expect_each({WHERE + value: place for value, place in places.items()})
 
 
 def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
-    """Remove our records of these values, if they are still these."""
+    """Remove our records of these values. The commit fails if one of them is no longer the record given here."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
     transaction.hdel(RECORDS, *over)

@@ -1,4 +1,4 @@
-"""Removes expired records, so that nothing is left of them without any GET."""
+"""Removes expired records, even if no GET ever asks for them."""
 
 from __future__ import annotations
 

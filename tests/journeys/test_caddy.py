@@ -293,7 +293,7 @@ async def answers(client: httpx.AsyncClient) -> bool:
 
 
 async def test_a_public_port_may_open_no_earlier_than_ready(replicas: Replicas) -> None:
-    """Refused while another holds the only database, so that nobody who asks the port alone sends anything there."""
+    """A replica without a lease refuses connections, so a balancer that only tries the port sends it nothing."""
     only_one = {**BY_NAME, "MESH_DATABASES": "1"}
     (holder,) = await replicas(1, only_one)
     waiting = replicas.spawn(only_one)

@@ -81,7 +81,7 @@ async def computing(processes: Iterable[Process]) -> Process | None:
 
 
 async def idle(processes: Iterable[Process]) -> bool:
-    """None does; looked at several times, for between two slices a worker is idle, too."""
+    """Return whether none computes something hard. It looks several times: between two slices a worker is idle, too."""
     processes = list(processes)
     for _ in range(8):
         if any(map(sieving, processes)):

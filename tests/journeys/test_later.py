@@ -94,7 +94,7 @@ def _judge(server: Server, sent: set[str], cancelled: set[str]) -> None:
 
 
 def _judge_ticks(server: Server, begun: float, ended: float) -> None:
-    """Each second of the test has one tick, or one that stood for it."""
+    """Check that each second of the test has one tick, or is counted as missed by the tick that stood for it."""
     with server.redis() as admin:
         ticks = {int(second): int(times) for second, times in admin.hgetall("shared:later:ticks").items()}
         assert {second: times for second, times in ticks.items() if times != 1} == {}

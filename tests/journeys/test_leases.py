@@ -14,7 +14,7 @@ TTL_S = 3.0
 
 
 async def all_up(replicas: Replicas, processes: list[Process]) -> float:
-    """When the last of them was up: it answers, whatever it thinks of its readiness."""
+    """Wait until each process answers /health, ready or not; return the time."""
 
     async def up() -> bool:
         statuses = await asyncio.gather(*(replicas.status(process, "/health") for process in processes))

@@ -215,7 +215,7 @@ async def _tab_to(page: Page, label: str) -> None:
 
 
 async def test_nothing_moves_for_who_wants_no_motion(chromium: Browser, replicas: Replicas) -> None:
-    """prefers-reduced-motion."""
+    """The page obeys the setting prefers-reduced-motion of the browser."""
     (process,) = await replicas(1, CLASS_A)
     async with tab(chromium) as opened:
         await opened.page.emulate_media(reduced_motion="reduce")

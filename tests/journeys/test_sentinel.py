@@ -69,7 +69,7 @@ class Cluster:
         return port
 
     def copies(self) -> int:
-        """Durability that the master counts as connected."""
+        """Return how many copies the master counts as connected."""
         with contextlib.suppress(redis.RedisError), redis.Redis(port=self.master(), decode_responses=True) as client:
             return int(client.info("replication")["connected_slaves"])  # type: ignore[index]
         return 0
@@ -261,8 +261,9 @@ async def test_sentinels_and_servers_behind_tls(guarded: Callable[..., Cluster],
 async def test_a_master_killed_under_load_is_replaced_and_nothing_acknowledged_is_lost(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Back within five seconds, or where the sentinels or the machine are slow, as soon after there is a master with a
-    copy as a replica starts; under new epochs; with WAIT, every 200 is still there."""
+    """The mesh is back within five seconds. If the sentinels or the machine are slow, the outage may last until some
+    master has a copy, and then for as long as a replica takes to start. The epochs are new. With WAIT, every value that
+    had a 200 is still there."""
     await settled(cluster)
     async with supervised(cluster, 2, tmp_path, REDIS_WAIT_REPLICAS="1") as (base, _):
         began = time.monotonic()
@@ -296,8 +297,8 @@ async def test_a_master_killed_under_load_is_replaced_and_nothing_acknowledged_i
 
 
 async def test_nothing_is_acknowledged_that_no_copy_has(make_server: Callable[..., Server], replicas: Replicas) -> None:
-    """WAIT: with a copy that does not answer, every client is told so, soon and however many there are; what needs no
-    copy is not held up; once it is back, all is well."""
+    """With WAIT and a copy that does not answer, every client soon gets an error, however many there are. Requests that
+    need no copy are not held up, and all succeed once the copy is back."""
     copy = make_server("--replicaof", "127.0.0.1", str(replicas.server.port))
     (replica,) = await replicas(1, {"REDIS_WAIT_REPLICAS": "1", "REDIS_WAIT_TIMEOUT_MS": str(WAIT_MS)})
 

@@ -99,18 +99,18 @@ async def test_requests_on_their_stream_are_readable_with_redis_cli_alone(replic
 
 @dataclass(slots=True)
 class Put:
-    """One POST of one value; `acknowledged` is never where the answer was no 200."""
+    """One POST of one value. `acknowledged` is the time of its 200, or infinity if the answer was another one."""
 
     began: float
     ttl: int
     acknowledged: float = float("inf")
 
     def lives(self, moment: float) -> bool:
-        """Whether it certainly has not expired by then."""
+        """Return whether the value certainly has not expired at this moment."""
         return self.began + self.ttl - SLOP_S > moment
 
     def is_over(self, moment: float) -> bool:
-        """Whether it certainly had expired by then."""
+        """Return whether the value certainly has expired at this moment."""
         return self.acknowledged + self.ttl + SLOP_S < moment
 
 
@@ -129,7 +129,7 @@ class History:
     gets: list[Get] = field(default_factory=list)
 
     def wrong(self) -> list[str]:
-        """What no order of the puts explains."""
+        """Return a sentence for each answer of a GET that no order of the puts can explain."""
         return [complaint for get in self.gets for complaint in self._wrong(get)]
 
     def _wrong(self, get: Get) -> list[str]:
@@ -151,7 +151,7 @@ class History:
 
     @staticmethod
     def _possible(puts: list[Put], get: Get) -> list[Put | None]:
-        """The puts, one of which decides what this GET may show; None for: none yet."""
+        """Return the puts of which one decides what this GET may show. None stands for no put before it."""
         before: Put | None = None
         meanwhile: list[Put | None] = []
         for put in puts:

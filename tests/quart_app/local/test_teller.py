@@ -41,7 +41,7 @@ def test_lines_come_in_their_order_with_the_time(pipe: tuple[int, IO[str]], monk
 
 
 def test_a_reader_that_does_not_read_delays_nobody(pipe: tuple[int, IO[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than a pipe and the lines that may wait together hold; what is left out is said when it reads again."""
+    """The test prints more than fits into the pipe and the waiting lines. The next read says how many were left out."""
     reading, stream = pipe
     monkeypatch.setattr(sys, "stdout", stream)
     teller = Teller()

@@ -26,7 +26,7 @@ class NoErrands:
 
 
 class Valued:
-    """A mesh with the operations of /values, and how often what was factorised."""
+    """A mesh with the operations of /values, and a list of the numbers that were factorised."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
