@@ -25,6 +25,7 @@ local function expire(name, about)
   if latest then
     redis.call('HSET', later_key .. ':' .. name, 'deadline', latest)
     redis.call('ZADD', later_key, latest == '0' and '+inf' or latest, name)
+    options.once.moved(about, later_key, name, latest ~= '0' and latest - now or nil)
     return WAITS
   end
   redis.call('HINCRBY', books_key, 'expired', 1)

@@ -19,5 +19,5 @@ local function end_early(stream, id, flat, outcome)
   local again = append(stream, unpack(words))
   if type(again) == 'table' then return options.ended(fields) end
   redis.call('HINCRBY', books_key, 'accepted', 1)
-  options.moved(fields, stream, again, deadline == '0' and 0 or deadline - now)
+  options.moved(fields, stream, again, deadline ~= '0' and deadline - now or nil)
 end

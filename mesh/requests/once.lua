@@ -30,11 +30,19 @@ function once.find(op, key)
   end
 end
 
--- Lets a request that was just put on its stream hold its key.
-function once.open(op, key, sha, request, stream, id, ms)
+-- A request holds its key until its deadline and `keep` longer; one without a deadline holds it for a year and `keep`, far
+-- longer than any waits. The bound is for a request that somebody has deleted by hand: nothing else would remove its key.
+local YEAR_MS = 366 * 86400000
+local function hold(name, keep, ms, ...)
+  redis.call('PEXPIRE', name, string.format('%.0f', (keep or 0) + (ms or YEAR_MS)), ...)
+end
+
+-- Lets a request hold its key, which is on its stream or in "mesh:later". It has so many ms until its deadline; none: it
+-- has no deadline.
+function once.open(op, key, sha, request, stream, id, keep, ms)
   local name = key_of(op, key)
   redis.call('HSET', name, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
-  redis.call('PEXPIRE', name, ms)
+  hold(name, keep, ms)
 end
 
 -- Lets a call wait for the answer; without a reply stream it is one that nobody waits for.
@@ -75,11 +83,12 @@ function once.ended(fields, answer, keeps)
   end
 end
 
+-- A request is somewhere else from now on, for at least so many ms; none: it has no deadline.
 function once.moved(fields, stream, id, ms)
   if not held(fields) then return end
   local name = key_of(fields.op, fields.once)
   redis.call('HSET', name, 'stream', stream, 'id', id)
-  redis.call('PEXPIRE', name, string.format('%.0f', fields.keep + ms), 'GT')
+  hold(name, fields.keep, ms, 'GT')
 end
 
 -- Lets a call leave. Returns where the request is if nobody else waits for it.

@@ -34,7 +34,8 @@ local function make_options()
     if fields.limit then options.limits().ended(fields.limit) end
   end
 
-  -- A request is somewhere else from now on, for at least so many ms: an entry of a stream, or (stream "mesh:later") it waits.
+  -- A request is somewhere else from now on: an entry of a stream, or (stream "mesh:later") it waits. It stays for at least
+  -- so many ms; none: it has no deadline.
   function options.moved(fields, stream, id, ms)
     if not options.has(fields) then return end
     if fields.once then once.moved(fields, stream, id, ms) end

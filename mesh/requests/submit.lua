@@ -238,8 +238,8 @@ local function put_with(with, at, to, key, reply_to)
   end
   if type(id) == 'table' then error(id.err) end
   if with.once then
-    local ms = string.format('%.0f', with.keep + with.ttl)
-    once.open(op, with.once, with.sha, key, id and stream or 'mesh:later', id or key, ms)
+    local ms = with.ttl ~= '0' and with.ttl or nil
+    once.open(op, with.once, with.sha, key, id and stream or 'mesh:later', id or key, with.keep, ms)
     once.wait(op, with.once, key, deadline, reply_to)
   end
   return id or '@' .. key

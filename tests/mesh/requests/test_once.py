@@ -12,6 +12,7 @@ from mesh import (
     Class,
     DeadlineExceeded,
     KeyReused,
+    Limit,
     Mesh,
     MeshError,
     OlderRelease,
@@ -93,6 +94,45 @@ async def test_the_answer_is_kept_for_so_long(bank: Paying) -> None:
         assert await mesh.call(bank.pay, Payment(1), key="day") == 1
         await kit.advance(hours=2)
         assert not [name async for name in kit.redis().scan_iter("mesh:once:*")]
+
+
+async def test_a_request_holds_its_key_longer_than_its_answer_is_kept(bank: Paying) -> None:
+    """Without a deadline, and with that of the caller that waits longest for a place in a lane."""
+    second = timedelta(seconds=1)
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    @bank.table.command(limit=Limit(concurrency=1))
+    async def queue(tx: Transaction, body: Payment) -> int:
+        begun.set()
+        await gate.wait()
+        return body.amount
+
+    async with MeshKit(bank.table, **ONE_CLASS) as kit:
+        mesh = kit[0]
+        bank.open.clear()
+        await mesh.send(bank.pay, Payment(5), key="a", keep=second)
+        running = asyncio.create_task(mesh.call(queue, Payment(1), deadline=100 * second))
+        await bank.begun.wait()
+        await begun.wait()
+        short = asyncio.create_task(mesh.call(queue, Payment(2), key="b", keep=second, deadline=second))
+        await asyncio.sleep(0.1)
+        long = asyncio.create_task(mesh.call(queue, Payment(2), key="b", keep=second, deadline=60 * second))
+        await asyncio.sleep(0.1)
+        await kit.advance(seconds=1.5)
+        with pytest.raises(DeadlineExceeded):
+            await short
+        await kit.advance(seconds=3)
+        await mesh.send(bank.pay, Payment(5), key="a", keep=second)
+        bank.open.set()
+        gate.set()
+        assert await asyncio.gather(running, long) == [1, 2]
+
+        async def over() -> bool:
+            books = await balanced(mesh)
+            return books["in_flight"] == books["waiting"] == 0
+
+        await eventually(over)
+        assert await mesh.call(bank.read) == 5
 
 
 async def test_a_refusal_is_an_answer(backend: Backend, bank: Paying) -> None:
