@@ -47,7 +47,7 @@ async def remove(request: Request, store: Store, transaction: Effects) -> dict[s
 
 
 class Said:
-    """A link to a server that says this."""
+    """A link to a server that answers INFO with these figures."""
 
     def __init__(self, used: int, limit: int) -> None:
         self.text = f"# Memory\r\nused_memory:{used}\r\nused_memory_human:x\r\nmaxmemory:{limit}\r\nmaxmemory_human:x"
@@ -65,7 +65,7 @@ async def looked(used: int, limit: int) -> Memory:
 
 
 async def test_the_reserve_begins_before_the_limit() -> None:
-    """A tenth of it is left to those who give it back."""
+    """The last tenth is kept for reads and settlement."""
     assert (await looked(800, 1000)).room == 100
     assert not (await looked(899, 1000)).is_full
     assert (await looked(900, 1000)).is_full
@@ -206,7 +206,7 @@ async def test_stores_are_refused_when_memory_is_really_full(one: Replica, serve
 
 
 async def test_a_commit_that_stores_is_refused_when_memory_has_become_full(one: Replica, server: Server) -> None:
-    """Nothing of it is applied, the caller learns why, and the books balance: nothing exceeds maxmemory for it."""
+    """Nothing of it is applied, the caller learns why, and the books balance. Such a commit never exceeds maxmemory."""
     asked = asyncio.create_task(one.call(Class(one.cls), "memory.store", {"text": "late", "wait": True}))
     await begun.wait()
     with full(server):
@@ -238,7 +238,7 @@ async def test_what_nobody_waits_for_is_done_when_there_is_room(one: Replica, se
 
 
 async def test_what_stores_no_more_than_it_removes_goes_on(one: Replica, server: Server) -> None:
-    """A sweep that puts some values down anew, a deletion."""
+    """A sweep may store some members again, and a deletion goes on. A commit that only adds is refused."""
     prepared = one.transaction()
     prepared.zadd("memory:due", {"12 13 14": 1, "15": 2})
     prepared.hset("memory:kept", {"a": "1", "b": "2"})

@@ -130,7 +130,7 @@ def test_what_is_wrong_is_told_by_the_names_in_the_environment(monkeypatch: pyte
 
 
 def test_times_that_follow_from_others_keep_their_proportions() -> None:
-    """Several renewals fit in a lease, several looks in the claim idle time."""
+    """Several renewals fit in a lease, and work is kept alive several times in the claim idle time."""
     for ttl_ms in (500, 3000, 60_000):
         assert 4 * MeshSettings(lease_ttl_ms=ttl_ms).renew_interval_ms <= ttl_ms
     for idle_ms in (200, 2000, 60_000):

@@ -7,7 +7,7 @@ import time
 
 
 class Beats:
-    """What was computed between two turns of the loop, at most."""
+    """Measures the longest computation between two turns of the loop, in seconds."""
 
     longest_s = 0.0
 

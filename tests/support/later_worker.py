@@ -4,7 +4,7 @@
 
     shared:later:marks   hash   text of a request -> how often it took effect
     shared:later:ticks   hash   second of a tick -> how often it took effect
-    shared:later:missed  value  how many ticks others stood for
+    shared:later:missed  value  how many ticks had no run of their own
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A script of this process with other lines, to see what the lines prevent."""
+"""Replaces lines of a script in this process, so that a test shows what those lines prevent."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Pool:
 
 
 class Values:
-    """Backend of one class that factorise with a pool in common."""
+    """Members of one class that factorise numbers in one pool."""
 
     def __init__(self, members: Backend) -> None:
         self.members = members

@@ -47,7 +47,7 @@ async def audited(backend: Backend) -> list[str]:
 
 
 async def test_a_paused_operation_refuses_calls(backend: Backend) -> None:
-    """To a class and to a database; other operations and the time after it are as ever."""
+    """Calls to a class and to a database are refused. Other operations go on, and so does this one afterwards."""
     done: list[str] = []
     one = await backend.join(counting(done))
     acts = control(backend, one)
@@ -106,7 +106,7 @@ async def test_a_replica_acts_with_the_rights_of_its_own_user(mesh_of: Backend) 
 
 
 async def test_a_replica_is_asked_to_drain(backend: Backend) -> None:
-    """It hears of it once, with its next renewal; another name is nobody's."""
+    """The replica learns of it once, with its next renewal. For a name that no replica has, `drain` returns False."""
     one = await backend.join()
     acts = control(backend, one)
     heard: list[str] = []

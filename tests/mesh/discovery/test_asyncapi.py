@@ -136,7 +136,7 @@ def test_the_official_schema_accepts_the_document(validator: jsonschema.Draft7Va
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_document_keeps_the_rules_between_its_parts(table: str) -> None:
-    """Each reference resolves; operations name messages of their channel; a reply with an address has no other one."""
+    """References resolve, operations name messages of their channels, and channels of replies have no fixed address."""
     whole = made(TABLES[table])
     for reference in references(whole):
         resolved(whole, reference)

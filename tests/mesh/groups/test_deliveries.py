@@ -15,7 +15,7 @@ def test_an_entry_is_given_up_after_its_last_delivery(deliveries: int, last: boo
 
 
 def test_a_group_is_the_oldest_and_its_equals() -> None:
-    """Entries of other deliveries wait for their own turn: their company has another size."""
+    """Entries with another number of deliveries are handled later: their group has another size."""
     pending = [Pending("1-0", 1), Pending("2-0", 1), Pending("3-0", 2), Pending("4-0", 1)]
     assert next_group(pending, 500) == pending[:2]
     assert next_group(pending, 1) == pending[:1]

@@ -79,7 +79,7 @@ class TestWhoeverLeavesMakesRoom:
         assert await left(backend) == set()
 
     async def test_the_caller_of_one_that_was_let_go_hangs_up(self, backend: Backend) -> None:
-        """It knows the request by its place in the lane: the entry is newer than the call."""
+        """The call finds the request by its place in the lane, because its entry is newer than the call."""
         mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
         again = asyncio.Event()
         during = seen.during

@@ -325,7 +325,7 @@ class Provider:
         self.clock, self.seen, self.blocked_until, self.refusals = clock, 0, 0, 0
 
     def take(self) -> int | None:
-        """None: taken. Else for how many ms it blocks."""
+        """Take a request and return None, or return for how many ms the provider still blocks."""
         if self.clock.ms < self.blocked_until:
             self.refusals += 1
             return self.blocked_until - self.clock.ms

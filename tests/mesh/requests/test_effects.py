@@ -1,4 +1,4 @@
-"""A transaction's words, bare; and that the script takes all of them or none."""
+"""The words in which a transaction travels to commit.lua, and that the script applies all of it or nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read(transaction: Effects) -> Read:
 
 
 def test_own_keys_and_shared_keys_have_their_prefixes_and_sides() -> None:
-    """1 is the leased database, 0 the bus; nobody writes a key without a prefix."""
+    """Side 1 is the leased database, side 0 the bus. Every key gets the prefix of its side."""
     transaction = Effects(3, "replica-2")
     transaction.set("x:a", 5)
     transaction.shared.set("x:b", "6", "PX", 70)
@@ -99,7 +99,7 @@ def test_every_writing_verb_puts_its_key_first() -> None:
 
 
 def test_a_write_names_what_the_script_must_check() -> None:
-    """The types of its keys, unless the transaction itself decides them; counters by their values."""
+    """The script checks the types of keys, unless the transaction itself sets them, and that counters hold integers."""
     transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
     transaction.set("k", 1)
     transaction.incrby("k", 1)
@@ -117,7 +117,7 @@ def test_a_write_names_what_the_script_must_check() -> None:
 
 
 def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:
-    """Fewer commands that say the same; what stands between two of them on that key keeps them apart."""
+    """Two writes become one command unless another write to the same key stands between them."""
     transaction = Effects(3, "replica-2")
     transaction.hset("h", {"a": 1})
     transaction.zadd("z", {"m": 1})
@@ -136,7 +136,7 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
 
 
 def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
-    """Its pairs may be in either of them, and so keep their order with what else is said of both."""
+    """A write to either of the two keys in between keeps two such commands apart, so that their order stays."""
     transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
     transaction.write_with("pair-all", ("h", "z"), ["a", "1"])
     transaction.write_with("pair-all", ("h", "z"), ["b", "2"])
@@ -171,7 +171,7 @@ def test_two_keys_do_not_change_places() -> None:
 
 
 def test_one_value_for_many_keys_is_one_command() -> None:
-    """They end together, too."""
+    """All keys get the value, and one moment at which they expire."""
     transaction = Effects(3, "replica-2")
     transaction.shared.set_until(["a", "b"], "v", 99)
     transaction.shared.set_until([], "v", 99)
@@ -208,7 +208,7 @@ def test_nothing_to_write_is_no_command() -> None:
 
 
 def test_the_reply_goes_where_the_request_says() -> None:
-    """With the request's key, and the number of answers still to come."""
+    """It carries the request's key, and how many replies of others are still to come."""
     transaction = Effects(3, "replica-2", request())
     transaction.forward(Database(5), {"part": 2})
     transaction.forward(Class("B"))
@@ -224,7 +224,7 @@ def test_the_reply_goes_where_the_request_says() -> None:
 
 
 def test_a_send_is_waited_for_by_nobody() -> None:
-    """It is the replica's own, and lasts until somebody gets to it."""
+    """The replica is its sender, and it has no reply stream and no deadline."""
     transaction = Effects(3, "replica-2", request(reply_to=""))
     transaction.send(Database(5), "x.tell", {})
     found = read(transaction)
@@ -247,13 +247,13 @@ def test_a_refusal_is_all_that_is_left() -> None:
 
 
 def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
-    """There is nobody to answer."""
+    """A transaction without a request has no caller whom another replica could answer."""
     with pytest.raises(ValueError):
         Effects(3, "replica-2").forward(Class("A"))
 
 
 def test_many_members_of_one_score_are_one_command() -> None:
-    """The score is said once."""
+    """The command has the score once, and then the members."""
     transaction = Effects(3, "replica-2")
     transaction.zadd_all("z", ["a", "b"], 7)
     transaction.zadd_all("z", [], 7)
@@ -261,7 +261,7 @@ def test_many_members_of_one_score_are_one_command() -> None:
 
 
 async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
-    """More than Lua hands over at once, too; a key of another type refuses the transaction before it writes."""
+    """Even more members than Lua can pass to one call. If a key has another type, nothing is written."""
     one = await backend.join()
     for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
         transaction = one.transaction()
@@ -282,7 +282,7 @@ async def test_many_members_of_one_score_are_all_written(backend: Backend) -> No
 
 @pytest.mark.parametrize("field", ["", "f"])
 async def test_each_of_many_expectations_counts(backend: Backend, field: str) -> None:
-    """Absent or of a value, keys or fields: any one that does not hold refuses the transaction."""
+    """Of many expected values and absences, one that does not hold refuses the transaction."""
     one = await backend.join()
     there = {f"k{n}": f"v{n}" for n in range(5)}
     transaction = one.transaction()
@@ -306,7 +306,7 @@ async def test_each_of_many_expectations_counts(backend: Backend, field: str) ->
 
 
 async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Backend) -> None:
-    """An expectation that does not hold: no write of either side, no send."""
+    """If an expectation does not hold, neither side is written to and nothing is sent."""
     one = await backend.join()
     client = backend.redis()
     await client.set("shared:x", "theirs")
@@ -335,7 +335,7 @@ async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Back
 async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
     backend: Backend, verb: str, words: tuple[str, ...], complaint: str
 ) -> None:
-    """A script cannot be rolled back, so types are looked at first."""
+    """A script cannot be rolled back, so it checks all types before the first write."""
     one = await backend.join()
     transaction = one.transaction()
     transaction.hset("h", {"f": 1})
@@ -349,7 +349,7 @@ async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
 
 
 async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alone(backend: Backend) -> None:
-    """A field expected of a key that is no hash: not a conflict, which would be run again for ever."""
+    """To expect a field of a key that is no hash is an error. As a conflict, it would run again for ever."""
     one = await backend.join()
     transaction = one.transaction()
     transaction.set("text", 1)
@@ -363,7 +363,7 @@ async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alo
 
 
 async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Backend) -> None:
-    """Its expiry moves later, never earlier."""
+    """`keep_until` moves the expiry of a key later, never earlier."""
     one = await backend.join()
     now = one.now_ms()
     for at_ms in (now + 50_000, now + 90_000, now + 20_000):
@@ -377,7 +377,7 @@ async def test_a_key_lives_as_long_as_the_longest_that_is_kept_in_it(backend: Ba
 
 
 async def test_commits_of_one_trip_keep_a_key_as_long_as_the_longest_of_them(backend: Backend) -> None:
-    """On each side by itself, whatever their order; and never shorter than it lives already."""
+    """This holds for each side, in any order of the commits, and no key ends earlier than before."""
     one = await backend.join()
     now = one.now_ms()
     client, own = backend.redis(), backend.redis(db=one.database)

@@ -75,7 +75,7 @@ async def test_the_fields_are_there_only_where_they_are_set(backend: Backend) ->
 
 
 async def test_a_reply_tells_which_request_it_answers_who_worked_and_how_long(backend: Backend) -> None:
-    """The trail of the call has it; so does the stream of replies."""
+    """The caller's TRAIL has these facts, and so has the entry on the stream of replies."""
     worker = Worker()
 
     @worker.handles("count.put")

@@ -1,4 +1,4 @@
-"""Batches, errors and clients: what is waited for, what is given up, what is never forgotten."""
+"""Batches of commands, and redis-py clients as the mesh makes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _waiter() -> asyncio.Future[str]:
 
 
 async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
-    """What was asked first leaves first; the rest waits for the next trip; what is too long travels alone."""
+    """The oldest items go first, the rest waits for the next trip, and an item beyond the bound goes alone."""
     batch: Batch[str] = Batch()
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
         batch.add(words, _waiter())
@@ -44,7 +44,7 @@ async def test_long_words_count_for_several() -> None:
 
 
 async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
-    """Redis answers, so it is no error of the network: whoever asks is to come again."""
+    """Redis answers, so this is no error of the network. The caller may try again later."""
     connections = Connections(server.settings.model_copy(update={"timeout_ms": 100}))
     client = connections.client("test")
     connection = await client.connection_pool.get_connection()
@@ -56,7 +56,7 @@ async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
 
 
 async def test_a_batch_has_a_bound() -> None:
-    """Beyond it: Busy, at once, and what waits is none the worse."""
+    """An item beyond the bound is refused at once with Busy; those that wait stay."""
     batch: Batch[str] = Batch(bound=2)
     batch.add("one", _waiter())
     batch.add("two", _waiter())
@@ -66,7 +66,7 @@ async def test_a_batch_has_a_bound() -> None:
 
 
 async def test_what_waits_in_a_batch_fails_together() -> None:
-    """Except what its asker has given up already."""
+    """A waiter that was cancelled before stays cancelled."""
     batch: Batch[str] = Batch()
     waiting, given_up = _waiter(), _waiter()
     batch.add("one", waiting)
@@ -88,12 +88,12 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     ],
 )
 def test_the_bus_database_is_the_addresss_or_the_settings(settings: RedisSettings, bus: int) -> None:
-    """The address wins where it names one."""
+    """If the address names a database, REDIS_DB does not count."""
     assert Connections(settings).bus == bus
 
 
 def test_nothing_is_retried_behind_our_back_and_every_wait_has_an_end() -> None:
-    """redis-py's defaults (ten retries, a pool that raises) are not ours."""
+    """redis-py's own defaults, such as ten retries, do not hold."""
     client = Connections(RedisSettings(timeout_ms=1500)).client("t", block_ms=250)
     options = client.connection_pool.connection_kwargs
     assert options["retry"].get_retries() == 0
@@ -101,7 +101,7 @@ def test_nothing_is_retried_behind_our_back_and_every_wait_has_an_end() -> None:
 
 
 async def test_an_epochs_user_is_used_whatever_the_settings_say(server: Server) -> None:
-    """Also where the address itself has a password in it."""
+    """Even if the address has a user and a password in it."""
     with server.redis() as admin:
         admin.execute_command("ACL", "SETUSER", "mesh-db7", "on", ">own", "~*", "+@all")
     for settings in (server.settings, RedisSettings(url=SecretStr(f"redis://default:x@127.0.0.1:{server.port}/0"))):
@@ -113,7 +113,7 @@ async def test_an_epochs_user_is_used_whatever_the_settings_say(server: Server) 
 
 
 async def cancelled_at(client: Redis, turns: int) -> bool:
-    """Whether a command that is cancelled after so many turns of the loop ends as cancelled (or had ended before)."""
+    """Return whether a command that is cancelled after so many turns of the loop is cancelled, or had ended before."""
     asking = asyncio.ensure_future(client.ping())
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -124,7 +124,7 @@ async def cancelled_at(client: Redis, turns: int) -> bool:
 
 
 async def test_a_cancellation_is_never_forgotten_while_words_are_sent(server: Server) -> None:
-    """Whoever cancels a reader waits for its end: had it gone on, that would be for ever."""
+    """A task that cancels a reader waits for its end. If the reader went on, that wait would never end."""
     client = Connections(server.settings).client("t")
     await client.ping()
     for turns in range(40):
@@ -134,7 +134,7 @@ async def test_a_cancellation_is_never_forgotten_while_words_are_sent(server: Se
 
 
 def test_connections_of_every_kind_heed() -> None:
-    """Plain, TLS and found by sentinels."""
+    """Plain connections, TLS, and those that sentinels name do not lose a cancellation."""
     for settings in (
         RedisSettings(),
         RedisSettings(url=SecretStr("rediss://h:1/0")),

@@ -24,7 +24,7 @@ KEY = "written"
 
 
 class Scripted(RedisConnection):
-    """A line that is told what the server says, round by round."""
+    """A connection whose replies the test gives, one list for each round trip."""
 
     def __init__(self) -> None:
         self.said: list[Sequence[tuple[Any, ...]]] = []
@@ -39,8 +39,8 @@ class Scripted(RedisConnection):
 
 
 @asynccontextmanager
-async def running(line: RedisConnection) -> AsyncIterator[Durability]:
-    copies = Durability(line, KEY, keep_ms=60_000, copies=1, timeout_ms=300)
+async def running(connection: RedisConnection) -> AsyncIterator[Durability]:
+    copies = Durability(connection, KEY, keep_ms=60_000, copies=1, timeout_ms=300)
     task = asyncio.create_task(copies.run())
     yield copies
     task.cancel()
@@ -48,7 +48,7 @@ async def running(line: RedisConnection) -> AsyncIterator[Durability]:
 
 
 async def why_not(copies: Durability | Replica) -> str:
-    """What is said to somebody who wants to know, or ""."""
+    """Return why the writes are not confirmed, or ""."""
     try:
         await copies.confirm()
     except Unavailable as error:
@@ -57,7 +57,7 @@ async def why_not(copies: Durability | Replica) -> str:
 
 
 def confirmed_by(copies: Durability | Replica) -> Callable[[], Awaitable[bool]]:
-    """A condition to wait for."""
+    """Return a condition for `eventually`: the writes are confirmed."""
 
     async def confirmed() -> bool:
         return await why_not(copies) == ""
@@ -72,17 +72,17 @@ async def asked(copies: Durability, count: int) -> list[asyncio.Task[str]]:
 
 
 async def test_who_asks_during_a_round_waits_for_the_next() -> None:
-    """What was written after a WAIT began is none of its business; and the next serves all of them at once."""
-    line = Scripted()
-    async with running(line) as copies:
+    """A WAIT says nothing of what was written after it began. The next WAIT serves all who came meanwhile."""
+    connection = Scripted()
+    async with running(connection) as copies:
         (first,) = await asked(copies, 1)
         later = await asked(copies, 20)
-        line.answers.put_nowait([1, 1])
+        connection.answers.put_nowait([1, 1])
         assert await first == ""
         assert not any(task.done() for task in later)
-        line.answers.put_nowait([1, 1])
+        connection.answers.put_nowait([1, 1])
         assert await asyncio.gather(*later) == [""] * 20
-    assert line.said == [(("PEXPIRE", KEY, 60_000), ("WAIT", 1, 300))] * 2
+    assert connection.said == [(("PEXPIRE", KEY, 60_000), ("WAIT", 1, 300))] * 2
 
 
 @pytest.mark.parametrize(
@@ -95,46 +95,46 @@ async def test_who_asks_during_a_round_waits_for_the_next() -> None:
     ],
 )
 async def test_whatever_is_not_a_confirmation_is_none(answer: list[Any], says: str) -> None:
-    """And the next round is asked anew."""
-    line = Scripted()
-    async with running(line) as copies:
-        line.answers.put_nowait(answer)
+    """The caller gets the reason, and the next call sends a WAIT again."""
+    connection = Scripted()
+    async with running(connection) as copies:
+        connection.answers.put_nowait(answer)
         said = await why_not(copies)
         assert said.startswith("done, but ")
         assert says in said
-        line.answers.put_nowait([1, 1])
+        connection.answers.put_nowait([1, 1])
         assert await why_not(copies) == ""
 
 
 @pytest.mark.parametrize("error", [redis_errors.TimeoutError("Redis did not answer in time"), ConnectionRefusedError()])
 async def test_a_new_connection_speaks_for_nobody_who_asked_before(error: Exception) -> None:
-    """It may be to another server, which was made the master without what had been written."""
-    line = Scripted()
-    async with running(line) as copies:
+    """After a failover it may lead to a server that never got the writes."""
+    connection = Scripted()
+    async with running(connection) as copies:
         for answer, says in ((error, "could confirm"), (error, "could confirm"), (["PONG"], "was lost")):
-            line.answers.put_nowait(answer)
+            connection.answers.put_nowait(answer)
             assert says in await why_not(copies)
-        line.answers.put_nowait([1, 1])
+        connection.answers.put_nowait([1, 1])
         assert await why_not(copies) == ""
-    assert [[command[0] for command in said] for said in line.said] == [
+    assert [[command[0] for command in said] for said in connection.said] == [
         ["PEXPIRE", "WAIT"], ["PING"], ["PING"], ["PEXPIRE", "WAIT"],
     ]  # fmt: skip
 
 
 async def test_one_that_stops_waiting_leaves_the_others_their_answer() -> None:
-    line = Scripted()
-    async with running(line) as copies:
+    connection = Scripted()
+    async with running(connection) as copies:
         first, second = await asked(copies, 2)
         first.cancel()
         await asyncio.wait([first])
-        line.answers.put_nowait([1, 1])
+        connection.answers.put_nowait([1, 1])
         assert await second == ""
 
 
 async def test_who_waits_at_the_end_is_told_so() -> None:
-    """In the round that is under way, in the next one, and afterwards."""
-    line = Scripted()
-    async with running(line) as copies:
+    """Callers of the round in progress, of the next round, and later callers get an error when the mesh is left."""
+    connection = Scripted()
+    async with running(connection) as copies:
         waiting = [*await asked(copies, 1), *await asked(copies, 2)]
     said = [*await asyncio.gather(*waiting), await why_not(copies)]
     assert all("left the mesh" in each for each in said)
@@ -142,7 +142,7 @@ async def test_who_waits_at_the_end_is_told_so() -> None:
 
 
 def cut(server: Server) -> None:
-    """Have every client connect anew."""
+    """Close the connections of all clients, so that they connect again."""
     with server.redis() as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
@@ -150,12 +150,12 @@ def cut(server: Server) -> None:
 async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
     make_server: Callable[..., Server], server: Server
 ) -> None:
-    """WAIT alone would be, on Valkey: a connection that has written nothing waits for nothing."""
+    """On Valkey, WAIT counts a copy that hangs if its own connection has written nothing; so a write precedes it."""
     copy = make_server("--replicaof", "127.0.0.1", str(server.port))
     assert copy.process is not None
-    line = Connections(server.settings).connection("copies", block_ms=300)
+    connection = Connections(server.settings).connection("copies", block_ms=300)
     server.redis().set(KEY, "1")
-    async with running(line) as copies:
+    async with running(connection) as copies:
         confirmed = confirmed_by(copies)
         await eventually(confirmed, 20)
         copy.process.send_signal(signal.SIGSTOP)
@@ -165,13 +165,13 @@ async def test_a_new_connection_is_not_content_with_a_copy_that_hangs(
         assert "only 0 of 1" in await why_not(copies)
         copy.process.send_signal(signal.SIGCONT)
         await eventually(confirmed, 20)
-    await line.aclose()
+    await connection.aclose()
 
 
 async def test_a_member_that_has_asked_for_nothing_yet_is_confirmed(
     make_server: Callable[..., Server], server: Server
 ) -> None:
-    """What another wrote is shown by it, perhaps."""
+    """It may have shown a client what another member wrote, so it must be able to confirm that."""
     make_server("--replicaof", "127.0.0.1", str(server.port))
     async with Backend(server.settings.model_copy(update={"wait_replicas": 1})) as members:
         await eventually(confirmed_by(await members.join()), 20)

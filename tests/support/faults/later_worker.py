@@ -2,7 +2,7 @@
 
     shared:late:marks    hash   text of a request -> how often it took effect
     shared:late:ticks    hash   second of a tick -> how often it took effect
-    shared:late:missed   value  how many ticks others stood for
+    shared:late:missed   value  how many ticks had no run of their own
 
 It joins again when its lease is lost. FAULTS_MUTATION names the safety mechanism to remove.
 """
