@@ -31,7 +31,7 @@ lint: install  ## check style and import rules
 types: install  ## check types
 	$(BIN)/mypy
 
-# These run two at a time first. Tests that measure time run alone, afterwards.
+# These tests run two at a time, and first. Tests that measure time run afterwards, one at a time.
 PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page messages \
 	movements readme up))
 TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py \
@@ -40,13 +40,13 @@ test: lint types  ## run every check, in under 20 minutes
 	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(TOGETHER)
 	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(TOGETHER))
 
-faults: install  ## run the fault matrix without rows 25 to 28, in under ten minutes: ROW=row_06 FAULTS_SEED=…
+faults: install  ## run the fault matrix without rows 25 to 28, in about 25 minutes: ROW=row_06 FAULTS_SEED=…
 	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))
 
-faults-services: install  ## run rows 25 to 28 and other long tests of services, in about ten minutes: ROW=row_28
+faults-services: install  ## run rows 25 to 28 and other long tests of services, in 15 minutes or more: ROW=row_28
 	$(BIN)/pytest -q tests/journeys tests/quart_app -m faults $(if $(ROW),-k $(ROW))
 
-bench: install  ## measure speed beside peers; CLAIMS="request_reply http batch store_scale mesh_scale startup factorise"
+bench: install  ## measure speed beside peers, all of docs/benchmarks.md or CLAIMS="request_reply http end_to_end …"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,bench]'
 	$(BIN)/python -m bench $(or $(CLAIMS),all)
 
