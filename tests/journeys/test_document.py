@@ -282,9 +282,9 @@ def _operations(world: World) -> Iterator[Any]:
 
 
 def _usable(case: Any, known: dict[str, Any], there: bool) -> Any:
-    """A call that may well succeed: of something that is there, to one of two replicas, with integers written as such.
+    """Return a call that can succeed: about something that exists, to one of two replicas, and without 1.0 for 1.
 
-    To JSON Schema 1.0 is an integer, too; to this interface it is none, and no schema can say so.
+    JSON Schema takes 1.0 for an integer, but this interface does not, and no schema can express that.
     """
     if there and "path_parameters" in known:
         case.path_parameters = known["path_parameters"]

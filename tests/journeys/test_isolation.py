@@ -106,7 +106,7 @@ def ordered_pairs(members: list[Replica]) -> Iterator[tuple[Replica, Replica]]:
 
 
 def breaches(server: Server, one: Replica, other: Replica) -> set[str]:
-    """Every attempt of the one's user that the server lets through; it should let none."""
+    """Return each attempt to reach the other's database that the server permits to the user of `one`."""
     n, m = one.database, other.database
     found: set[str] = set()
     attempts = [template.format(key=f"db{m}:secret", n=n, m=m) for template in (*ONE_KEY, *AROUND)]
@@ -155,7 +155,7 @@ async def test_each_key_is_open_only_in_the_database_where_it_belongs(
 async def test_the_grant_uses_no_first_argument_rule_where_the_server_has_rules_per_database(
     members: list[Replica], server: Server, databases_have_rules: bool
 ) -> None:
-    """Valkey warns about first-argument rules at each grant: they may go."""
+    """Valkey logs a warning for each such rule, and its rules per database make them unnecessary."""
     with server.redis() as admin:
         for line in admin.execute_command("ACL", "LIST"):
             assert ("+select|" in line) is (not databases_have_rules and line.startswith("user mesh-db"))
@@ -173,7 +173,7 @@ async def test_the_holder_of_the_bus_database_has_both_kinds_of_keys_there(serve
 
 
 async def test_a_bus_in_another_database_than_0_can_be_used(server: Server) -> None:
-    """A connection begins in database 0, which such a replica may not use for anything else."""
+    """Each connection begins in database 0, and selects the bus before it uses a key."""
     async with Backend(server.settings.model_copy(update={"db": 5})) as mesh:
         (one,) = await mesh(1)
         assert [member.database for member in await one.roster()] == [one.database] == [0]
@@ -194,7 +194,7 @@ async def test_acl_dryrun_refuses_every_command_on_anothers_keys(members: list[R
 async def test_what_is_refused_outside_is_refused_in_a_transaction_and_in_lua(
     members: list[Replica], server: Server
 ) -> None:
-    """As the one's user: MULTI is discarded as a whole, and a script fails at its first word."""
+    """For the user of each replica, MULTI is discarded as a whole, and a script fails at its first command."""
     for one, other in ordered_pairs(members):
         n, m = one.database, other.database
         with pytest.raises(redis.exceptions.NoPermissionError), user(server, one, db=m) as there:

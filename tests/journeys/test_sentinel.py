@@ -190,7 +190,7 @@ async def test_more_commands_at_once_than_connections_wait_for_one(cluster: Clus
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    """A master and one sentinel, each with a password; the sentinel sends everybody to the port it is given."""
+    """A master and one sentinel, each with a password. The sentinel names the port `named` as that of the master."""
     running: list[subprocess.Popen[bytes]] = []
 
     def make(master: int, sentinel: int, named: int) -> Cluster:
@@ -207,7 +207,7 @@ def guarded(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 
 
 async def who_answers(settings: RedisSettings) -> list[str]:
-    """User and database, once there is an answer."""
+    """Wait until the server answers; return the user and the database of the connection."""
     client = Connections(settings).client("t")
 
     async def answer() -> list[str]:
@@ -223,7 +223,7 @@ async def who_answers(settings: RedisSettings) -> list[str]:
 
 
 async def test_sentinels_may_ask_for_a_password_of_their_own(guarded: Callable[..., Cluster]) -> None:
-    """Beside that of the servers, which may stand in the address; who has it not is told why nobody answers."""
+    """It differs from that of the servers, which may stand in the address. Without it the error gives the reason."""
     master, sentinel = free_ports(2)
     cluster = guarded(master, sentinel, master)
     told = cluster.settings.model_copy(update={"sentinel_password": SecretStr("of-the-sentinel")})

@@ -269,7 +269,7 @@ def _copy(terminal: int, log: Path) -> None:
 async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_ends_it(
     tmp_path: Path, started: list[Up], server: Server
 ) -> None:
-    """A replica that hangs is waited for; one who does not want to wait need not."""
+    """The first Ctrl-C waits for replicas that hang; a second one ends everything at once."""
     up = Up(tmp_path / "data", "--redis-url", server.url)
     started.append(up)
     await up.ready()
@@ -287,7 +287,7 @@ async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_ends_it(
 
 
 async def test_a_dead_redis_is_said_within_three_seconds(tmp_path: Path, started: list[Up]) -> None:
-    """Not after a minute of waiting for replicas."""
+    """The user does not wait a minute for replicas that cannot start."""
     at = time.monotonic()
     command = [sys.executable, "-m", "quart_app.local.cli", "--version"]
     await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
@@ -355,7 +355,7 @@ async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[U
 
 @contextlib.asynccontextmanager
 async def failed(up: Up) -> AsyncIterator[str]:
-    """What a run that cannot work says: it ends by itself, with a sentence and no traceback."""
+    """Wait until a run that cannot work ends by itself, without a traceback; yield what it said."""
     try:
         assert await ended(up.process, 30), up.said()
         assert up.process.returncode == EXIT_SETUP

@@ -128,7 +128,8 @@ OPTIONS: dict[str, Callable[[Mesh, Note], Awaitable[Any]]] = {
 async def test_options_are_refused_while_an_older_release_is_live(
     replicas: Replicas, older: Path, comes_first: str
 ) -> None:
-    """With a sentence, and with nothing written; requests without options pass. When it has left, all of them work."""
+    """An option that the older release does not know raises OlderRelease, and nothing is written. Requests without
+    options pass. Once the older release has left, all options work."""
     process = replicas.spawn({"MESH_CLASS": "A"}, code=older) if comes_first == "older" else None
     if process is not None:
         await replicas.ready(process)
@@ -206,7 +207,7 @@ async def test_a_rolling_update_under_load_loses_nothing(replicas: Replicas, old
 
 
 async def test_a_release_that_is_too_old_for_the_data_refuses_with_a_sentence(replicas: Replicas, older: Path) -> None:
-    """After a roll-back it would hide or misread what it does not know."""
+    """It would hide or misread data in a form that it does not know, for instance after a roll-back."""
     (process,) = await replicas(1)
     await store(replicas, process, 2, "A")
     process.send(signal.SIGTERM)

@@ -54,7 +54,7 @@ def test_python_keeps_its_own_allocator_where_nothing_can_be_preloaded(monkeypat
 @pytest.mark.parametrize("found", [NAME], indirect=True)
 @pytest.mark.usefixtures("found")
 def test_an_allocator_that_was_chosen_already_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of our choice beside half of the user's would be neither."""
+    """If the user has set one of the two variables, we set neither, because they only work together."""
     monkeypatch.setenv(name, "debug")
     assert allocator.of_python() == {}
 

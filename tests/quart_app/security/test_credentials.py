@@ -110,7 +110,7 @@ async def test_a_right_password_costs_nothing_and_starts_anew(shared: Redis) -> 
 
 
 async def test_an_attempt_that_was_not_compared_is_given_back(shared: Redis) -> None:
-    """And the source is not known from then on."""
+    """Giving an attempt back does not make its source known to the account."""
     limiter = CredentialLimiter(shared, LIMITS)
     for _ in range(20):
         await limiter.give_back(await limiter.admit(ANN, ATTACKER))

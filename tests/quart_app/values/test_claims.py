@@ -117,7 +117,7 @@ async def test_a_hard_value_holds_up_no_other_of_its_chunk(values: Values) -> No
 
 
 async def test_a_late_one_says_what_is_known(values: Values) -> None:
-    """The answer with the facts comes before the deadline takes it."""
+    """The computation ends before the deadline, so that the error with its facts still reaches the client."""
     (replica,) = await values.join(1)
     with pytest.raises(DeadlineExceeded) as raised:
         await values.put(replica, ms=1000)

@@ -173,7 +173,7 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
             assert found == expected
 
         async def _short_ones_over(self) -> bool:
-            """Wait until whatever lives for a short time has ended; whether there was any."""
+            """Wait until all values with a short time to live have expired; return whether there were any."""
             ends = [entry.latest for entry in self.expected.values() if entry.latest < time.time() + 2 * SHORT]
             if ends:
                 await self._wait_until(max(ends) + MARGIN_S)
@@ -202,7 +202,7 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
                     assert mesh.nodes[place.database - 1].replica.cls == place.cls
 
         async def _is_held_by(self, value: int, database: int) -> None:
-            """Alone; a record whose time was over before its value was put elsewhere is the next sweep's."""
+            """Wait until only this database has the value: a sweep may have to remove an expired record elsewhere."""
 
             async def alone() -> bool:
                 return _holders(mesh.server, value) == [database]

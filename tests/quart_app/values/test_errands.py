@@ -78,7 +78,7 @@ async def test_a_job_ended_at_its_commit_is_not_brought_back(values: Values, job
 
 
 async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Busy is nothing to tell somebody who does not wait."""
+    """When the pool is busy, the job tries again instead of failing, because no client waits for it."""
     (replica,) = await values.join(1)
     refusals = 3
     compute = values.pool.factorise

@@ -100,7 +100,7 @@ def test_random_numbers_of_every_kind(kind: str) -> None:
 
 
 def test_ten_thousand_random_numbers_are_tried() -> None:
-    """The table above keeps its word."""
+    """The table above has at least so many, as the test before this one says."""
     assert sum(count for count, _ in KINDS.values()) >= 10_000
 
 
@@ -210,7 +210,7 @@ def test_the_stages() -> None:
 
 
 def test_a_sieve_that_cannot_end_in_time_gives_way_to_curves() -> None:
-    """Luck is better than certain failure."""
+    """Curves may find a factor by luck, and the sieve would certainly be too late."""
     assert stage_of(80, curves=1000, seconds_left=3600) is Stage.SIEVE
     assert stage_of(80, curves=1000, seconds_left=5) is Stage.CURVES
 

@@ -36,9 +36,11 @@ def test_records_that_repeat_a_prime_are_read(found: list[int]) -> None:
 
 @pytest.mark.parametrize("value", [1, 10**19, 2**64 - 1, 2**64, 2**64 + 1, 10**20, 10**990])
 def test_small_values_fit_in_a_machine_word(value: int) -> None:
+    """The digits alone decide, without a conversion."""
     assert notation.is_small(str(value)) == (value < 2**64)
 
 
 @given(st.lists(st.integers(1, 10**40)))
 def test_ranks_are_in_the_order_of_the_values(values: list[int]) -> None:
+    """A sort by rank needs no integers."""
     assert sorted(map(str, values), key=notation.rank) == [str(value) for value in sorted(values)]

@@ -69,7 +69,7 @@ def busy() -> list[psutil.Process]:
 
 
 async def until(condition: Callable[[], Any], wait_s: float = 20) -> Any:
-    """What the condition gives once that is true."""
+    """Wait until the condition returns something true, and return it."""
     end = time.monotonic() + wait_s
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
@@ -286,7 +286,7 @@ async def test_an_estimate_runs_down_while_its_stage_lasts(monkeypatch: pytest.M
 
 
 async def test_a_killed_process_costs_a_slice_not_the_number(pool: FactorPool) -> None:
-    """The out-of-memory killer may take a worker; the number is gone on with in the next one."""
+    """The out-of-memory killer may kill a worker; the next worker goes on with the number."""
     asked = asyncio.create_task(pool.factorise(prime(27) * prime(27, 1), 60))
     await until(busy)
     busy()[0].send_signal(signal.SIGKILL)

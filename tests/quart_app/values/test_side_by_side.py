@@ -62,6 +62,7 @@ async def test_a_slice_without_a_divisor_does_not_end_the_others() -> None:
 
 
 async def test_a_finished_number_is_a_hit() -> None:
+    """A slice that leaves no composite ends the race, too."""
     done = Factoring(35, ((5, 1), (7, 1)), ()), "5 7"
 
     async def run() -> Slice:
@@ -90,6 +91,7 @@ async def test_an_error_of_one_slice_ends_all() -> None:
 
 
 async def test_cancellation_reaches_every_slice() -> None:
+    """No process works on for a caller that has gone."""
     ended: list[str] = []
 
     async def run() -> Slice:

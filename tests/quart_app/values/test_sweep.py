@@ -75,7 +75,7 @@ async def test_after_the_last_ttl_nothing_is_left(backend: Backend) -> None:
 
 
 async def test_a_sweep_has_a_bound(backend: Backend) -> None:
-    """One commit of at most so many, lest the server be held up; the next takes the rest."""
+    """One commit removes at most so many, so that it does not hold up the server. The next sweep removes the rest."""
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(1000, 1000 + 4 * sweep.GROUPS + 10)})
@@ -103,7 +103,7 @@ async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
 
 
 async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(backend: Backend) -> None:
-    """A group of values is due when the first of them may be; who lives on is put down anew."""
+    """A group of values is due when its first value may be. Those that live on are scheduled again."""
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 100 for n in range(10, 20)})
