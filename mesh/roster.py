@@ -21,7 +21,7 @@ MISSING = Script.beside(__file__, "missing.lua")
 RETRY_AFTER_S = 1
 
 
-#: Fields of a row that have a place of their own in `Member`.
+#: Fields of a row that are not part of `Member.load`: most of them have a place of their own in `Member`.
 _OWN = {
     "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
     "serves", "reads",

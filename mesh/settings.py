@@ -236,13 +236,13 @@ class MeshSettings(BaseSettings):
 
     @property
     def renew_interval_ms(self) -> int:
-        """The time between renewals. Six fit in a lease, so that five may fail."""
+        """The time between renewals. Six fit in a lease; after one that failed, the next one follows sooner."""
         return max(50, self.lease_ttl_ms // 6)
 
     @property
     def keep_alive_ms(self) -> int:
         """The time after which work in progress is kept alive again.
 
-        Four fit in the claim idle time, and a cancelled request frees its worker within a quarter of a second.
+        At least four fit in the claim idle time, and a cancelled request frees its worker within a quarter of a second.
         """
         return min(250, self.claim_idle_ms // 4)

@@ -21,7 +21,7 @@ from mesh.dead.letters import ID, DeadLetters
 from mesh.roster import Member
 from mesh.settings import MeshSettings
 
-#: Newest replies of each replica that a search reads. About as many are kept.
+#: Newest replies of each replica that a search reads. Not many more are ever kept.
 SEARCHED = 512
 #: Entries of each request stream that a search by name reads.
 WAITING_SEARCHED = 200

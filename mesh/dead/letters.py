@@ -34,7 +34,7 @@ BATCH = 250
 LOOKED_AT = 1000
 #: Characters of a body that are read for a list.
 BODY_SHOWN = 1000
-#: A body is never longer.
+#: Most bytes of one body that are read. The body of a request is never longer; that of an event may be.
 MOST_BODY = 16 * 2**20
 #: An entry of the dead letters.
 ID = re.compile(r"\d{1,20}-\d{1,20}")

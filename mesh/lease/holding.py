@@ -60,7 +60,7 @@ class Lease:
     """A lease that this replica holds. `run` keeps it; `trusted` says whether it still holds.
 
     The thread of the lease and the replica's loop share `_renewal`, `_lost`, `_seen_alive_at`, `_release_within_s`,
-    `_described` and `state`. Each of them is written by one of the two, in one assignment.
+    `_released`, `_described`, `paused` and `state`. Each of them is written by one of the two, in one assignment.
 
     Two kinds of standstill end the lease. A process that does not run at all for most of the ttl (stopped, swapped out,
     or within one call into C that keeps Python's lock) looks dead to all others. If the event loop has not run once in
@@ -138,7 +138,7 @@ class Lease:
         await self._over.wait()
         return self._released
 
-    # Everything below runs in the thread of the lease
+    # Everything below runs in the thread of the lease, except `_alive`, which the replica's loop runs
 
     async def _hold(self) -> None:
         client = self._connections.client(f"lease-{self.grant.replica}")

@@ -90,7 +90,8 @@ class Mesh(Caller):
         """Send a request whose reply nobody waits for; return when Redis has it.
 
         It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
-        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused.
+        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, or
+        another MeshError.
         """
         due, address = Due.of(after, at), Class(self.cls) if to is None else to
         once = once_of(key, keep, due)

@@ -131,7 +131,7 @@ async def test_a_cut_connection_raises_once_and_is_made_again(connection: RedisC
 
 
 async def test_a_user_that_is_gone_is_told(server) -> None:
-    """The next command of a fenced member raises an error that means so."""
+    """The server closes the connection. The attempt to connect again raises an error that means that we are fenced."""
     server.redis().acl_setuser("one", enabled=True, passwords=["+secret"], keys="*", commands=["+@all"])
     connection = Connections(server.settings, Credentials("one", "secret")).connection("test")
     try:
