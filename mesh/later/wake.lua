@@ -46,6 +46,12 @@ local function put(name, about, words)
   return GONE
 end
 
+-- A request that is due before its deadline does not wait for a place, whatever became of its lane.
+local function is_late(about)
+  local deadline = tonumber(about.deadline or '0') or 0
+  return deadline > 0 and deadline <= now
+end
+
 local function wake(name, due)
   local words, about, fields = {}, {}, redis.call('HGETALL', later_key .. ':' .. name)
   for i = 1, #fields, 2 do
@@ -54,10 +60,12 @@ local function wake(name, due)
     if not OWN[field] then words[#words + 1], words[#words + 2] = field, value end
   end
   if not about.to then return GONE end
-  if about.limit and options.limits().waits(about.limit) then return expire(name, about), about end
+  if is_late(about) and about.limit and options.limits().waits(about.limit) then return expire(name, about), about end
   if about.parked then redis.call('ZREM', 'mesh:parked:' .. about.parked, name) end
   if not about.deadline then
-    about.deadline = about.ttl == '0' and '0' or string.format('%.0f', due + about.ttl)
+    -- A request that was written by hand may have neither.
+    local ttl = about.ttl or '0'
+    about.deadline = ttl == '0' and '0' or string.format('%.0f', due + ttl)
     words[#words + 1], words[#words + 2] = 'deadline', about.deadline
   end
   return put(name, about, words)
@@ -66,7 +74,9 @@ end
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
 for i = 1, #due, 2 do
   local name = due[i]
-  local outcome, expired = wake(name, due[i + 1])
+  local is_done, outcome, expired = pcall(wake, name, due[i + 1])
+  -- A request that cannot be moved, because a key holds another type, holds up no other one.
+  if not is_done then outcome = FAILED end
   if outcome == GONE then
     redis.call('ZREM', later_key, name)
     redis.call('DEL', later_key .. ':' .. name)

@@ -34,7 +34,7 @@ end
 -- longer than any waits. The bound is for a request that somebody has deleted by hand: nothing else would remove its key.
 local YEAR_MS = 366 * 86400000
 local function hold(name, keep, ms, ...)
-  redis.call('PEXPIRE', name, string.format('%.0f', (keep or 0) + (ms or YEAR_MS)), ...)
+  redis.call('PEXPIRE', name, string.format('%.0f', (tonumber(keep) or 0) + (ms or YEAR_MS)), ...)
 end
 
 -- Lets a request hold its key, which is on its stream or in "mesh:later". It has so many ms until its deadline; none: it
@@ -79,7 +79,7 @@ function once.ended(fields, answer, keeps)
   if keeps then
     redis.call('HSET', name, 'request', fields.request, 'sha', facts.sha, 'state', answer.status, 'body', answer.body,
       'from', answer.from, 'asked', answer.asked, 'db', answer.db or '')
-    redis.call('PEXPIRE', name, fields.keep)
+    redis.call('PEXPIRE', name, string.format('%.0f', tonumber(fields.keep) or 0))
   end
 end
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from time import perf_counter
 
 import structlog
+from redis import exceptions as redis_errors
 
 from mesh import keys
 from mesh.discovery import nearest
@@ -86,7 +87,7 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        if self._may_wait(request) and (found := await self._waits(work)) is not _RUNS:
+        if self._may_wait(request) and (found := await self._looked(work)) is not _RUNS:
             return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
@@ -127,6 +128,13 @@ class Runner:
     def _limit_of(self, request: Request) -> Limit | None:
         handler = self._worker.handler(request.op)
         return None if handler is None else handler.limit
+
+    async def _looked(self, work: Work) -> Found | None:
+        """Do as `_waits`; what fails because of the entry ends the request, not the replica."""
+        try:
+            return await self._waits(work)
+        except (InvalidBody, redis_errors.ResponseError) as error:
+            return Outcome.CRASHED, describe(error)
 
     async def _waits(self, work: Work) -> Found | None:
         """Let a request wait, or refuse it, where it must not run now; return _RUNS where it may."""

@@ -188,3 +188,17 @@ async def test_after_a_step_back_of_the_clock_a_rate_goes_on() -> None:
         assert (caught.value.retry_after or 0) <= 1
         await kit.redis().set(f"{keys.RATE}work.do:", f"{ahead} {ahead}")
         await kit[0].call(do, Job("ann"))
+
+
+async def test_an_entry_that_no_limit_can_read_ends_itself_and_not_the_replica() -> None:
+    """Python reads the digits of this deadline, and Lua does not. It was written by hand."""
+    table, do, ran = work(Limit(rate=1, per=timedelta(hours=1)))
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        await kit[0].call(do, Job("ann"))
+        entry = {"op": "work.do", "body": '{"name": "bob"}', "deadline": "9_999_999_999_999"}
+        await kit.redis().xadd("mesh:requests:A", entry)
+        for _ in range(10):
+            await kit.advance(seconds=1)
+        await books(kit[0], dead=1, in_flight=0)
+        assert ran == [("ann", 0)]
+        assert "ResponseError" in (await kit.redis().xrange("mesh:dead"))[0][1]["reason"]

@@ -10,6 +10,7 @@ import pytest
 
 from mesh import Database, GivenUp, Operations, Refused, Retry, Transaction, UsageError
 from mesh.testing import MeshKit
+from tests.support.waiting import eventually
 
 ONE_CLASS = {"classes": "A"}
 
@@ -154,6 +155,18 @@ async def test_on_a_database_it_keeps_its_place() -> None:
     async with MeshKit(table, **ONE_CLASS) as kit:
         assert await kit[0].call(table.operations["provider.ask"], to=Database(kit[0].database)) == 2
         assert len(runs) == 2
+
+
+async def test_a_request_written_by_hand_needs_no_deadline() -> None:
+    """It is tried again, and requests that wait beside it begin in their time."""
+    table, runs = failing(1, Retry(first=timedelta(seconds=10), jitter=0))
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        await kit.redis().xadd("mesh:requests:A", {"op": "provider.ask", "body": "{}"})
+        await eventually(lambda: kit.redis().zcard("mesh:later"))
+        await kit.advance(seconds=11)
+        await eventually(lambda: kit.redis().get("shared:provider:done"))
+        assert len(runs) == 2
+        assert not await kit.redis().zcard("mesh:later")
 
 
 async def test_kills_and_lost_answers_neither_lose_nor_double_a_request() -> None:
