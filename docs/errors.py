@@ -43,28 +43,28 @@ handler raised. A program's own errors are subclasses of `Refused` with a code (
 #: When a status is answered, and whether the same request may be sent again.
 STATUSES = {
     400: ("The request cannot be read.", "no"),
-    401: ("Nobody is logged in, or name and password are wrong.", "after a login"),
+    401: ("The request has no session, or its name and password are wrong.", "after a login"),
     403: (
-        "Whoever asks may not do this; or the free provider is closed and the user may not use the paid one.",
+        "The caller has no right to do this; or the free provider is closed and the user may not use the paid one.",
         "later",
     ),
     404: ("There is no such thing: route, record, job, or class of the mesh.", "no"),
     405: ("The route has no such method; `Allow` names those that it has.", "no"),
     408: ("The request did not arrive in time.", "yes"),
-    409: ("It contradicts what is stored.", "no"),
+    409: ("The request contradicts what is stored.", "no"),
     413: ("The body is larger than the route takes.", "in parts"),
     415: ("The body is not of a type that the route reads.", "no"),
     421: ("The request is for a host that this server does not answer to.", "no"),
     422: ("The content is not valid; `errors` says where.", "no"),
-    429: ("Too many attempts; wait for `Retry-After`.", "later"),
+    429: ("Too many attempts, or more requests than a rate allows; wait for `Retry-After`.", "later"),
     431: ("The header fields are too large.", "no"),
     500: ("A mistake of the server; the log has it under the `X-Request-Id` of the answer.", "no"),
     501: ("The request uses a part of HTTP that this server does not have.", "no"),
     502: ("A provider failed; or the balancer lost the replica in the middle of the request.", "yes, for `/values`"),
     503: ("Something is away, full or not ready; `Retry-After` says when to ask again.", "yes"),
-    504: ("The deadline passed. What was not begun by then is never done.", "yes, for `/values`"),
+    504: ("The deadline passed. A request that no replica had begun by then is never done.", "yes, for `/values`"),
 }
-#: What a sentence says at these places only the moment knows.
+#: Stands for a part of a sentence that differs each time, such as a number.
 OPEN = "…"
 
 
@@ -220,7 +220,7 @@ def page() -> str:
         "The status is that of the HTTP answer where a route does not choose another one.\n",
         table(["error", "code", "HTTP", "meaning"], [class_row(cls, given) for cls in classes()]),
         "\n## Sentences over HTTP\n",
-        f"What `detail` says, by status; {OPEN} stands for what only the moment knows.\n",
+        f"What `detail` says, by status; {OPEN} stands for a part that differs each time.\n",
         table(["status", "detail", "from"], sorted(set(http))),
         "\n## Sentences of the mesh\n",
         "`UsageError` is left out: its text says what to write instead.\n",

@@ -173,7 +173,7 @@ class Paused(Busy):
 
 
 class Cancelled(MeshError):
-    """Nobody waits for the answer any more."""
+    """An operator cancelled the request before it was answered; nothing of it is applied."""
 
     code = "cancelled"
 
