@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 
 _NO_COMPONENT = re.compile(r"[^\w.-]")
 _DEFS = "#/$defs/"
-#: Keywords whose value has schemas by names that are the user's.
+#: Keywords whose value has schemas by name; these names are not keywords, but the user's.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _TEXT: Schema = {"type": "string"}
 

@@ -28,14 +28,14 @@ log = structlog.get_logger(__name__)
 
 SERVED = Script.beside(__file__, "served.lua")
 
-#: Levels of entries: what a release must understand to work beside one that uses it. Releases before the first level
-#: have none in their rows.
+#: Levels of entries. An option has a level, and may be used while every live release understands this level. Releases
+#: before the first level have none in their rows.
 LATER = 1
 ONCE = 2
 LIMITS = 3
 #: The newest level that this release understands.
 READS = LIMITS
-#: What needs a level, as its user calls it.
+#: By level: the options that need it, as callers write them.
 OPTIONS = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
 #: Knowledge that is older is looked up again.

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Removes a request that is not over yet: from "later", or from the stream that it is on. A replica that works on it then
+-- Removes a request that is not over yet: from those that wait, or from the stream that it is on. A replica that works on it then
 -- has nothing to commit.
 -- KEYS: later, books, this attempt, stream, ...   (all possible request streams)
 -- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)

@@ -17,7 +17,7 @@ if not found then return {'not-mine', ''} end
 local about = options.named(found[2])
 local deadline = about.deadline or '0'
 local code, what = options.limits().refusal(limit, deadline, tonumber(most))
--- Nobody would hear of it that a request without a caller comes too soon.
+-- A request without a caller that comes too soon waits: nobody would learn of a refusal.
 if code and not (code == 'limited' and (about.reply_to or '') == '') then return {code, what} end
 local fields, named, name = taken(stream, id, consumer)
 if not fields then return {'not-mine', ''} end

@@ -1,4 +1,4 @@
-"""Requests that came without the limit of their operation: the replica that reads one lets its limit decide."""
+"""Entering a limit late: a replica reads a request whose sender did not know its limit, and has the limit decide."""
 
 from __future__ import annotations
 

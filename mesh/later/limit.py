@@ -27,8 +27,8 @@ _US = timedelta(microseconds=1)
 class Limit:
     """How many requests of an operation may run at once (`concurrency`), or in a time (`rate` in `per`).
 
-    `by` names a field of the body: the limit holds for each of its values; without it, for all requests together. Of a
-    `concurrency` the other requests wait in order, each until its deadline; `concurrency=1` keeps the order. A `rate`
+    `by` names a field of the body: the limit holds for each of its values; without it, for all requests together.
+    Requests beyond the `concurrency` wait in order, each until its deadline; `concurrency=1` keeps the order. A `rate`
     lets `burst` requests begin at once (as many as `rate`, where nothing is said), and then one each `per / rate`;
     `when` says what becomes of the others: "delay" lets each wait for its time, "refuse" raises Limited. Raises
     UsageError.

@@ -1,4 +1,4 @@
-"""Requests of a paused operation: those that nobody waits for wait on no stream until the operation goes on."""
+"""Parking: requests of a paused operation that have no caller leave their stream until the operation goes on."""
 
 from __future__ import annotations
 

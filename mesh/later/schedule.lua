@@ -1,5 +1,5 @@
--- Records when an operation runs. The definition of the highest epoch of a live replica counts, so of two releases the
--- newer one's does.
+-- Records when an operation runs. If live replicas have different definitions, that of the highest epoch counts: of two
+-- releases, the one that joined last.
 -- KEYS: schedules, schedule
 -- ARGV: name, epoch, definition, first tick (ms), databases
 -- Returns the next tick in ms

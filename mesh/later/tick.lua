@@ -5,7 +5,7 @@
 --       ttl (ms after now, 0: never), body, 1 if the next tick waits for the end of this one's requests,
 --       definition that the caller computed with,
 --       then to (class or "db<n>"), or "*" and the number of databases: every live database
--- Returns how many requests were sent, or -1 if the tick is another one's, or that of another definition
+-- Returns how many requests were sent; -1 if the tick is not due, was dealt with already, or the definition has changed
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
 local name, tick, following, sends, op, sender, ttl, body, alone, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')

@@ -102,8 +102,8 @@ class Waking:
         if ours and not await self._is_understood():
             ours = []
         done = [await self._tick(name, self._schedules[name]) for name in ours]
-        # A schedule stays due that another release runs, or that an older live release could not run. The next renewal
-        # says when to look again.
+        # A schedule stays due if another release runs it, or if an older live release could not run it. The next
+        # renewal says when to look again.
         self._next_ms = int(following) if following and (any(done) or not ticks) else None
 
     async def _tick(self, name: str, schedule: Schedule) -> bool:

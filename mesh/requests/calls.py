@@ -109,8 +109,8 @@ class Calls:
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
 
-        Raises NoReplica (unless it is due later), Busy,
-        Unavailable, InvalidBody, KeyReused, or SetupError where the Redis user may not send requests for later.
+        Raises NoReplica (unless it is due later), Busy, Unavailable, InvalidBody, KeyReused, or SetupError where the
+        Redis user may not send requests for later.
         """
         to, op, body, _, limit = ask
         text = _encoded(body)

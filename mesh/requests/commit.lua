@@ -16,12 +16,11 @@
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
 --   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
 --                 string that the command can increase), "field" (the same for a hash's field), "bounded" (a sorted
---                 set with room), or "any";
+--                 set with room), "limited" (the limit of `place` allows it), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
 -- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
--- "conflict <side> <hash>
--- <name>", or why the writes are not possible
+-- "conflict <side> <hash> <name>", or why the writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
@@ -172,14 +171,17 @@ end
 --[[ options.lua ]]
 
 local options
--- What limits the request of the verb `place`; the most that may wait, and the limit, follow the two keys.
+-- Returns why the request of the verb `place` cannot be placed now. The most that may wait, and the limit, follow the keys.
 local function wrong_limit(k)
   options = options or make_options()
   local code, about = options.limits().refusal(ARGV[k + 3], '0', tonumber(ARGV[k + 2]))
   if code then return code .. ' ' .. about end
 end
 
-local special = {bounded = wrong_size, limited = wrong_limit, integer = wrong_integer, field = wrong_field, stream = wrong_stream, any = function() end}
+local special = {
+  bounded = wrong_size, limited = wrong_limit, integer = wrong_integer, field = wrong_field, stream = wrong_stream,
+  any = function() end,
+}
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
@@ -200,7 +202,7 @@ local function possible(first, count)
   return i
 end
 
--- The words of the verb `ends`, from where it was run to where its transaction is over.
+-- The words of the verb `ends` in the transaction that is applied now.
 local ending
 
 -- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
@@ -327,7 +329,7 @@ local function send(first, count)
   accepted = accepted + count
 end
 
--- By where its words begin: those words, of a transaction whose request has options.
+-- The words of the verb `ends`, by where their transaction begins in ARGV: only where the request has options.
 local endings = {}
 
 -- Returns nothing, or why the transaction is not applied.

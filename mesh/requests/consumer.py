@@ -10,8 +10,8 @@ effect that follow each other run side by side.
                            |       |                   +--> any other answer
                            |       v                             |
                            |    settlement decides <-------------+
-                           |       +---> retry: after a pause, deliver again
-                           +-------+     bury | expire | forget
+                           |       +---> redeliver: after a pause, deliver again
+                           +-------+     defer: a later try | bury | expire | refuse | forget
     keep alive: cancel what another consumer has taken, and what is past its deadline
 
 `GroupConsumer` reads, takes over and keeps alive. No task waits for a commit: the link calls the work, and for most

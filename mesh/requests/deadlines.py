@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Longest delay of a deadline, in seconds; also the time that shares one timer.
+#: Longest delay of a deadline, in seconds. The deadlines within one such step share a timer.
 STEP_S = 0.02
 
 

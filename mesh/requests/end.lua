@@ -16,7 +16,7 @@ local books_key, ended = KEYS[1], 0
 
 --[[ ../later/left.lua ]]
 
--- Returns where a request is that its caller knows by what it waits for, or waited for.
+-- Returns the stream and the id of a request of which its caller knows only the limit, or the idempotency key.
 local function where(option)
   options = options or make_options()
   if #option == 2 then return options.limits().find(unpack(option)) end

@@ -1,6 +1,6 @@
 -- Ends the options of a request that was removed without an effect, for the scripts that remove requests past their
--- deadline. Other callers may have more time than the one that made it. Then it goes on with the latest of their
--- deadlines, as another entry.
+-- deadline. If other callers with the same idempotency key have more time than the first one, the request goes on as
+-- another entry, with the latest of their deadlines.
 local options
 local function end_early(stream, id, flat, outcome)
   options = options or make_options()

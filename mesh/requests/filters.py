@@ -1,8 +1,8 @@
 """Filters: they say which databases may have something, so that a gather need not ask the others.
 
-A filter is a string of bits in the bus database, one for each database and subject. What the database has sets two bits
-of it, and nothing clears a bit. So a database whose filter lacks one of the two bits does not have the thing for
-certain, and one that has both may have it. (This is a Bloom filter.)
+A filter is a string of bits in the bus database, one for each database and subject. Each thing that the database has
+sets two of its bits, and nothing clears a bit. So a database whose filter lacks one of the two bits does not have the
+thing for certain, and one that has both may have it. (This is a Bloom filter.)
 
 The holder of the database makes the filter, and names it in its roster row once it is complete. The row ends with the
 holder, and the grant to a successor deletes it. So a filter counts only while its maker holds the database. A database
@@ -51,7 +51,7 @@ LEAST_BITS = 4096
 
 _WORD = (1 << 64) - 1
 _ONE, _OTHER = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
-#: A number counts by so many of its last digits: they are converted quickly, and hold all of a number below 10^18.
+#: Only so many last digits of a number are hashed: they are converted quickly, and are all digits of most numbers.
 _DIGITS = 18
 
 

@@ -27,8 +27,9 @@ local function make_limits(options)
     return #found > 0
   end
 
-  -- Returns when (µs) a request may begin, and the theoretical arrival time after it. A rate that refuses goes along when
-  -- the clock has stepped back; one that delays must not, because what waits has its time from before the step.
+  -- Returns when (µs) a request may begin, and the theoretical arrival time after it. When the clock has stepped back, a
+  -- rate that refuses takes the same step. A rate that delays does not: its waiting requests keep the times that they got
+  -- before the step.
   local function arrival(interval, burst, when, lane)
     local found = redis.pcall('GET', 'mesh:rate:' .. lane)
     local tat, set = string.match(type(found) == 'string' and found or '0 0', '^(%d+) (%d+)$')
@@ -38,7 +39,8 @@ local function make_limits(options)
     return tat - burst * interval, tat
   end
 
-  -- A request is accepted now, whenever it begins, on the clock of the mesh as append.lua has it.
+  -- Lets a request wait in "mesh:later". However late it begins, it is accepted now: `first` says when, on the mesh's clock
+  -- as append.lua keeps it.
   local function wait(name, to, words, due)
     local at = math.max(now, tonumber(redis.call('GET', 'mesh:clock') or '0'))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', at), unpack(words))
@@ -46,8 +48,8 @@ local function make_limits(options)
     redis.call('ZADD', 'mesh:later', due, name)
   end
 
-  -- Lets those go for which there is a place, the oldest first. Each brings its own concurrency, so that of the latest
-  -- release holds in the end.
+  -- Puts waiting requests on their streams while the lane has places, the oldest first. Each request carries the concurrency
+  -- of the release that sent it. So after an upgrade the new one counts as soon as the older requests are through.
   local function let_go(lane)
     local running, list = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
     while true do
@@ -86,7 +88,7 @@ local function make_limits(options)
     wait(name, to, words, deadline == '0' and '+inf' or deadline)
     redis.call('RPUSH', 'mesh:lane:' .. lane, name)
     redis.call('SADD', 'mesh:lanes', lane)
-    -- More may run than when the others came.
+    -- The lane may have places although others wait, if a stream has refused an entry before.
     let_go(lane)
   end
 

@@ -1,5 +1,5 @@
 -- Idempotency keys: one request for all calls of an operation with one key, and one answer. Each key is a hash:
---   mesh:once:{op}:{key}   request (name of the one that is done), sha, state, and while that is open:
+--   mesh:once:{op}:{key}   request (name of the one request for all calls), sha, state, and while that is open:
 --     stream, id           where the request is; it waits for a try if the stream is "mesh:later"
 --     caller:{request}     "<deadline in ms, or 0> <reply stream>" of each call that waits for the answer
 --     sent                 it was sent without a caller, so it goes on when nobody waits
@@ -20,8 +20,8 @@ local function reply(stream, request, op, answer)
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
 
--- Returns what is known of a key: nothing, or its state, sha, stream and id, or an error where it is not a hash. A
--- request that somebody has deleted by hand does not hold its key.
+-- Returns the state of a key, the sha, and the id of its request; nothing if the key is free; or an error if it is not a
+-- hash. A request that somebody has deleted by hand does not hold its key.
 function once.find(op, key)
   local found = redis.pcall('HMGET', key_of(op, key), 'state', 'sha', 'stream', 'id')
   if found.err then return found end
@@ -60,13 +60,14 @@ function once.repeat_answer(op, key, request, stream)
   reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
 end
 
--- What belongs to a request that holds its key; nothing if another one does, or none.
+-- Returns the fields of a key, by name, while this request holds it; else nothing.
 local function held(fields)
   local flat = redis.pcall('HGETALL', key_of(fields.op, fields.once))
   local facts = flat.err and {} or options.named(flat)
   return facts.state == 'open' and facts.request == fields.request and facts
 end
 
+-- Answers the other calls, and frees the key; or keeps the answer there.
 function once.ended(fields, answer, keeps)
   local facts, name = held(fields), key_of(fields.op, fields.once)
   if not facts then return end
@@ -91,7 +92,7 @@ function once.moved(fields, stream, id, ms)
   hold(name, fields.keep, ms, 'GT')
 end
 
--- Lets a call leave. Returns where the request is if nobody else waits for it.
+-- Lets a call leave. Returns the stream and the id of its request if nobody else waits for that.
 function once.leave(op, key, request)
   if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', key_of(op, key)))

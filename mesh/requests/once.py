@@ -26,7 +26,7 @@ from mesh.errors import (
 #: How long the answer to a call with a key is kept.
 KEEP = timedelta(hours=24)
 LONGEST = timedelta(days=365)
-#: A key is a word of scripts and a part of a key's name, so that people can read both.
+#: A key is one word among the arguments of scripts, and a part of a Redis key's name; people can read both.
 _KEY = re.compile(r"[!-~]{1,200}")
 _MS = timedelta(milliseconds=1)
 

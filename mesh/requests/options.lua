@@ -1,5 +1,5 @@
--- The options of requests, for the scripts that add, move or end them. Options are fields of the entry, and something else
--- in Redis belongs to such a request until it ends:
+-- The options of requests, for the scripts that add, move or end requests. Options are fields of the entry. A request
+-- with options also has another key in Redis, which these functions keep up to date until the request ends:
 --   once, sha, keep   its idempotency key, the SHA-1 of its body, and how long (ms) its answer is kept: see once.lua
 --   limit             its place in a lane, or that a rate has let it through: see limits.lua
 -- Stands in scripts after append.lua.
@@ -13,7 +13,7 @@ local function make_options()
     return fields
   end
 
-  -- Whether an entry has options; of its fields by name.
+  -- Returns whether an entry has options. `fields` are its fields by name.
   function options.has(fields) return fields.op and (fields.once or fields.limit) end
 
   --[[ once.lua ]]
@@ -26,8 +26,8 @@ local function make_options()
     return limits
   end
 
-  -- Does what belongs to the end of a request. `answer` (status, body, from, asked, db) goes to whoever else waits for it,
-  -- where there is one. `keeps` says that later calls get it, too.
+  -- Frees the key and the place of a request that ends. `answer` (status, body, from, asked, db), if there is one, goes to
+  -- the other callers that wait for it. `keeps` says that later calls with the key get it, too.
   function options.ended(fields, answer, keeps)
     if not options.has(fields) then return end
     if fields.once then once.ended(fields, answer, keeps) end

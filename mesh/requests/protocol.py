@@ -3,7 +3,8 @@
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
     request   op request from reply_to deadline body, and call, traceparent where the caller has them,
-              once, sha, keep where it has an idempotency key, limit where it has passed a limit
+              once, sha, keep where it has an idempotency key, limit where it has passed a limit,
+              first where it has waited, try and error where a try has failed
     reply     request op from status forwards body asked took_us db, and call
 """
 

@@ -55,7 +55,7 @@ def too_many() -> Busy:
 
 
 def limited(about: str) -> Limited:
-    """Return the error for a rate; `about` is how long it takes until it allows a request (ms), and its lane."""
+    """Return the error of a rate; `about` has the ms until the rate allows a request, and its lane."""
     ms, _, lane = about.partition(" ")
     op, _, value = lane.partition(":")
     what = f"{op} for {value!r:.100}" if value else op

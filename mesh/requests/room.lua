@@ -1,5 +1,5 @@
--- The server compares its memory with `maxmemory` only before a script begins. A batch of some size looks itself, so that
--- it does not take the memory beyond the limit. A server that does not tell its memory gets no look.
+-- The server compares its memory with `maxmemory` only before a script begins. The script of a large batch also compares,
+-- so that the batch does not take the memory beyond the limit. Where the server does not tell its memory, there is room.
 local SMALL = 65536
 local function has_no_room(bytes)
   if bytes < SMALL then return false end

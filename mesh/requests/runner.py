@@ -87,7 +87,7 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        if self._may_wait(request) and (found := await self._looked(work)) is not _RUNS:
+        if self._may_wait(request) and (found := await self._waits_or_fails(work)) is not _RUNS:
             return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
@@ -129,8 +129,8 @@ class Runner:
         handler = self._worker.handler(request.op)
         return None if handler is None else handler.limit
 
-    async def _looked(self, work: Work) -> Found | None:
-        """Do as `_waits`; what fails because of the entry ends the request, not the replica."""
+    async def _waits_or_fails(self, work: Work) -> Found | None:
+        """Do what `_waits` does. An entry that its scripts cannot read ends its request, and not the replica."""
         try:
             return await self._waits(work)
         except (InvalidBody, redis_errors.ResponseError) as error:

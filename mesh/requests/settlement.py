@@ -7,9 +7,9 @@
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
-    full (no room for what it stores or sends)         RefuseFull                 RefuseFull
-    try failed (its operation has a Retry)             Defer                      Defer
-    parked (its operation is paused)                   Leave                      Leave
+    full (no room, or a rate, for what it sends)       RefuseFull             RefuseFull
+    try failed (its operation has a Retry)             Defer                  Defer
+    parked (a pause or its limit has moved it)         Leave                  Leave
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
 another try.
@@ -88,7 +88,7 @@ class Defer:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Do nothing: the request waits on no stream already."""
+    """Do nothing: a script has moved the request to those that wait, or has put it on its stream anew."""
 
 
 Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | Leave

@@ -14,7 +14,8 @@
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
 --       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
 --         once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
---         limit, most       as limits.lua reads it, and how many requests may wait in all; after a due time the limit alone
+--         limit, most       as limits.lua reads it, and how many requests may wait in all. A request with a due time has
+--                           no JSON; its limit is a third word, after the due time
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
 --       with the databases that hold data and nobody asks; [""] for a request that waits until it is due, or
 --       whose answer is on its way; or {"error": code, "about": what}. A call with an idempotency key gets the id of the
@@ -98,9 +99,9 @@ local function holds_data(n)
   return false
 end
 
--- Whether a database is live and may have what a gather asks for. It does not if its filter lacks one of the two bits. A
--- filter without its last bit has ended, or somebody has deleted it, and says nothing; but a database that names a filter
--- and holds no data has nothing.
+-- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks one of
+-- the two bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the database
+-- is asked if it holds any data.
 local function may_have(n, field, one, other)
   local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
   classes[n] = class
@@ -187,6 +188,7 @@ local function is_known(op, with)
   return true
 end
 
+-- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
     local to, ttl, known = ARGV[at], ARGV[at + 3], nil

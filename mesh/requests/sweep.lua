@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Removes requests that are past their deadline from all streams, also from those without a reader; and frees places of
--- lanes that nobody has any more.
+-- Removes requests that are past their deadline from all streams, also from those without a reader; and frees places in
+-- lanes whose requests are gone.
 -- KEYS: books, stream, ...
 -- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
 -- Returns how many were removed
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
--- Lanes of which places are looked for that no script has freed.
+-- How many lanes one sweep searches for places whose requests are gone.
 local LANES = 20
 
 --[[ append.lua ]]

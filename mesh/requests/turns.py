@@ -10,9 +10,10 @@ run about n²/2 times. So each key has a queue of requests that wait to run agai
                       |                                     next one gets the turn
                       +--- conflict without the turn --+
 
-A turn lasts as long as several of the shortest runs at this key, and PATIENCE_S at least. So a handler that waits for
-something else holds up nobody for long, and on a slow machine, where all runs take long, requests still run one after
-the other. However wrong that guess is: a request that lost its turn waits for another one before it runs again.
+While others wait, a turn lasts at most RUNS_A_TURN times the shortest of the last runs at its key, or PATIENCE_S if
+that is longer. So a handler that waits for something else holds up nobody for long, and on a slow machine, where all
+runs take long, requests still run one after the other. If a request that lost its turn has a conflict again, it waits
+for another turn.
 
 Turns only save time; the check in the commit makes sure that no update is lost. Requests that run for the first time
 need no turn. A request holds one turn at most, so there is no deadlock.
@@ -29,9 +30,9 @@ W = TypeVar("W", bound=Hashable)
 
 #: The least time that a turn may last while others wait for it.
 PATIENCE_S = 0.25
-#: A turn may last as long as so many of the shortest of the last runs at its key.
+#: A turn may last this many times the shortest of the last runs at its key.
 RUNS_A_TURN = 4
-#: So many of the last runs at a key are known.
+#: How many of the last runs at a key are remembered.
 RUNS_KNOWN = 8
 #: Conflicts are counted for so many keys. Beyond that, the keys with the fewest conflicts are forgotten.
 MOST_KEYS = 1000

@@ -155,9 +155,9 @@ def _entry(args: Sequence[Text]) -> Sequence[Text]:
 class Verb:
     """One verb and what makes it succeed.
 
-    `needs` are the types that its leading keys must have, and then keep. A verb that needs none makes a key a
-    `makes` ("": its type stays). `check` is for its arguments. One that `grows` takes any number of arguments, so
-    two in a row on the same key become one command.
+    `needs` are the types that its leading keys must have, and then keep. A verb without needs gives its key the type
+    `makes`, or leaves the type as it is (""). `check` is for its arguments. A verb that `grows` takes any number of
+    arguments, so two such writes in a row on the same key become one command.
     """
 
     needs: tuple[str, ...]
