@@ -78,11 +78,13 @@ class Schedule:
         except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
             raise UsageError(f"there is no time zone {self.tz!r:.100}; write one like Europe/Berlin") from error
         try:
-            CronSim(self.cron, datetime(2024, 1, 1, tzinfo=zone))
+            next(CronSim(self.cron, datetime(2024, 1, 1, tzinfo=zone)))
         except CronSimError as error:
             raise UsageError(
                 f"{self.cron!r:.100} is not a cron expression ({error}); write one like '0 4 * * *'"
             ) from error
+        except StopIteration as error:
+            raise UsageError(f"no moment fits {self.cron!r:.100}; write one like '0 4 * * *'") from error
 
     @property
     def definition(self) -> str:

@@ -80,6 +80,7 @@ def test_years_of_missed_ticks_cost_no_more_than_a_day_of_them() -> None:
         ("every day", "UTC", "write one like '0 4"),
         ("61 * * * *", "UTC", "write one like '0 4"),
         ("0 4 31 2 *", "UTC", "write one like '0 4"),
+        ("0 0 */29 2 1#5", "UTC", "no moment fits"),
         ("0 4 * * *", "Europe/Atlantis", "Europe/Berlin"),
         ("0 4 * * *", "../etc/passwd", "Europe/Berlin"),
     ],
