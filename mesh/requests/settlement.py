@@ -7,7 +7,7 @@
     hopeless (not a request; contended, no caller)     Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
-    full (no room, or a rate, for what it sends)       RefuseFull             RefuseFull
+    full (no room to store or send it; or a rate)      RefuseFull             RefuseFull
     try failed (its operation has a Retry)             Defer                  Defer
     parked (a pause or its limit has moved it)         Leave                  Leave
 
