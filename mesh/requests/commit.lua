@@ -171,10 +171,15 @@ end
 --[[ options.lua ]]
 
 local options
+-- By limit: how many requests of the transaction have it.
+local limited
 -- Returns why the request of the verb `place` cannot be placed now. The most that may wait, and the limit, follow the keys.
 local function wrong_limit(k)
   options = options or make_options()
-  local code, about = options.limits().refusal(ARGV[k + 3], '0', tonumber(ARGV[k + 2]))
+  local limit, most = ARGV[k + 3], tonumber(ARGV[k + 2])
+  local before = limited[limit] or 0
+  limited[limit] = before + 1
+  local code, about = options.limits().refusal(limit, '0', most, before)
   if code then return code .. ' ' .. about end
 end
 
@@ -185,7 +190,7 @@ local special = {
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
-  changes = {}
+  changes, limited = {}, {}
   for _ = 1, count do
     local checks, k = ARGV[i], i + 2
     if #checks > 1 then

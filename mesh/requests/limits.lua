@@ -120,8 +120,9 @@ local function make_limits(options)
     return 'wrong-type', key
   end
 
-  -- Returns why a request cannot be placed now, and what that is about; nothing if it can. `most` may wait in all.
-  function limits.refusal(limit, deadline, most)
+  -- Returns why a request cannot be placed now, and what that is about; nothing if it can. `most` may wait in all. So many
+  -- requests with the same limit will be placed `before` it.
+  function limits.refusal(limit, deadline, most, before)
     local is_full = redis.call('ZCARD', 'mesh:later') >= most
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then
@@ -137,7 +138,7 @@ local function make_limits(options)
     interval, burst, when, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
     local code, about = unusable(redis.pcall('GET', 'mesh:rate:' .. lane), 'mesh:rate:' .. lane)
     if code then return code, about end
-    local begins_us = arrival(tonumber(interval), tonumber(burst), when, lane)
+    local begins_us = arrival(tonumber(interval), tonumber(burst), when, lane) + (before or 0) * interval
     if begins_us <= now_us then return end
     local begins = math.ceil(begins_us / 1000)
     -- One that would wait beyond its deadline hears of it at once.

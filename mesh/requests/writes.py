@@ -81,6 +81,8 @@ _SIDES = ("0", "1")
 #: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
 _KNOWN = "any"
+#: Checks of the room and of limits. No write of the transaction makes up for them.
+_STATES = frozenset(("bounded", "limited"))
 
 Command = list[Text]
 
@@ -254,6 +256,8 @@ class Writes:
 
     def _need(self, side: int, verb: str, key: str, needed: str) -> str:
         """The type that the script must find; "any" where this transaction decides what it is. Raises ValueError."""
+        if needed in _STATES:
+            return needed
         held = self._type(side, key)
         if held in (needed, ABSENT):
             return _KNOWN

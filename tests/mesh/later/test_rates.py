@@ -153,6 +153,37 @@ class TestRefuse:
         await books(mesh, in_flight=0)
         assert ran == [("ann", 0)]
 
+    async def test_a_handler_that_sends_two_where_one_may_go_has_no_effect(self, backend: Backend) -> None:
+        table, do, ran = work(Limit(rate=1, per=timedelta(hours=1), when="refuse"))
+
+        @table.command
+        async def begin(tx: Transaction, body: Job) -> None:
+            tx.send(do, body)
+            tx.send(do, body)
+
+        mesh = await backend.mesh(table)
+        with pytest.raises(Limited):
+            await mesh.call(begin, Job("ann"))
+        await books(mesh, in_flight=0, waiting=0)
+        assert ran == []
+
+    async def test_a_handler_may_send_one_at_once_and_one_for_later(self) -> None:
+        """In either order."""
+        table, do, ran = work(Limit(rate=4, per=timedelta(hours=1), when="refuse"))
+
+        @table.command
+        async def begin(tx: Transaction, body: Job) -> None:
+            for number in (0, 1) if body.number else (1, 0):
+                tx.send(do, Job(body.name, number), after=SECOND if number else None)
+
+        async with MeshKit(table, **ONE_CLASS) as kit:
+            for number in range(2):
+                await kit[0].call(begin, Job("ann", number))
+            await books(kit[0], waiting=2)
+            await kit.advance(seconds=2)
+            await books(kit[0], waiting=0, in_flight=0)
+            assert sorted(ran) == [("ann", 0), ("ann", 0), ("ann", 1), ("ann", 1)]
+
     async def test_what_is_sent_for_later_is_delayed(self) -> None:
         """Nobody can be refused any more when it is due."""
         table, do, ran = work(Limit(rate=1, per=timedelta(minutes=1), when="refuse"))
