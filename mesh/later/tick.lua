@@ -13,11 +13,25 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
--- The entries of the last tick, as "stream id stream id ...".
+-- A limit puts a request on its stream anew, or lets it wait. Most entries of the stream that are searched for it:
+local SEARCHED = 1000
+local function has_moved(stream, key)
+  if redis.call('ZSCORE', 'mesh:later', key) then return true end
+  for _, entry in ipairs(redis.pcall('XRANGE', stream, '-', '+', 'COUNT', SEARCHED)) do
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'request' and entry[2][i + 1] == key then return true end
+    end
+  end
+end
+
+local function key_of(moment, each) return name .. '.' .. moment .. '.' .. each end
+
+-- Returns whether a request of the last tick is not over. Its entries are noted as "stream id stream id ...".
 local function still_runs()
-  for stream, id in string.gmatch(redis.call('HGET', schedule_key, 'entries') or '', '(%S+) (%S+)') do
+  local last, noted = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
+  for stream, id in string.gmatch(noted or '', '(%S+) (%S+)') do
     local found = redis.pcall('XRANGE', stream, id, id)
-    if #found > 0 then return true end
+    if #found > 0 or has_moved(stream, key_of(last or '', string.match(stream, '[^:]+$'))) then return true end
   end
 end
 
@@ -36,7 +50,7 @@ local entries, sent = {}, 0
 local function send(each)
   local deadline = ttl == '0' and '0' or string.format('%.0f', now + ttl)
   local stream = 'mesh:requests:' .. each
-  local id = append(stream, 'op', op, 'request', name .. '.' .. tick .. '.' .. each, 'from', sender,
+  local id = append(stream, 'op', op, 'request', key_of(tick, each), 'from', sender,
     'reply_to', '', 'deadline', deadline, 'body', body)
   if type(id) == 'string' then
     sent = sent + 1

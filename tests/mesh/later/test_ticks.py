@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from msgspec import Struct
 
-from mesh import Operations, Tick, Transaction, UsageError, keys
+from mesh import Limit, Operations, Tick, Transaction, UsageError, keys
 from mesh.testing import MeshKit
 from tests.support.other_lines import instead
 
@@ -71,11 +71,12 @@ class TestEvery:
             await kit.advance(minutes=3)
             assert ticks[-1].missed == 0
 
-    async def test_a_run_that_lasts_leaves_ticks_out(self) -> None:
-        """One run at a time, unless it is asked for otherwise."""
+    @pytest.mark.parametrize("limit", [None, Limit(concurrency=5)])
+    async def test_a_run_that_lasts_leaves_ticks_out(self, limit: Limit | None) -> None:
+        """One run at a time, unless it is asked for otherwise; also if a limit has put it on its stream anew."""
         table, running, most = Operations("slow"), [0], [0]
 
-        @table.every("* * * * *")
+        @table.every("* * * * *", limit=limit)
         async def run(tx: Transaction, tick: Tick) -> None:
             running[0] += 1
             most[0] = max(most[0], running[0])
