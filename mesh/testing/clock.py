@@ -64,6 +64,8 @@ class Clock:
         self._select = self._selector.select
         self._base = loop.time()
         self._passed = 0.0
+        #: the part of it for which the clock ran at its own speed
+        self._waited = 0.0
         self._outside = 0
         self._settled: list[asyncio.Future[None]] = []
         self._known_threads = set(threading.enumerate())
@@ -78,8 +80,8 @@ class Clock:
         return self._base + self._passed
 
     def perf_counter(self) -> float:
-        """Return real time plus the time that has passed on this clock."""
-        return real_time.perf_counter() + self._passed
+        """Return real time plus the time that this clock has jumped over."""
+        return real_time.perf_counter() + self._passed - self._waited
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_time, name)
@@ -132,7 +134,9 @@ class Clock:
         if timeout is None or self._may_be_woken():
             began = real_time.monotonic()
             events = self._select(timeout)
-            self._passed += real_time.monotonic() - began
+            waited = real_time.monotonic() - began
+            self._passed += waited
+            self._waited += waited
             return events
         self._passed += timeout
         return events

@@ -79,6 +79,15 @@ async def test_time_does_not_jump_while_a_thread_works() -> None:
         assert kit.now - before < timedelta(seconds=1)
 
 
+async def test_a_duration_has_jumps_and_real_waits_once() -> None:
+    """A stopwatch of the mesh shows what the clock of the loop shows."""
+    with virtual_time() as clock:
+        began, before = clock.perf_counter(), clock.monotonic()
+        await asyncio.to_thread(time.sleep, 0.3)
+        await asyncio.sleep(60)
+        assert clock.perf_counter() - began == pytest.approx(clock.monotonic() - before, abs=0.1)
+
+
 async def test_time_does_not_jump_while_a_pool_of_the_test_works() -> None:
     """A pool that is not asyncio's is known by its threads."""
     async with MeshKit(waiting) as kit:
