@@ -78,11 +78,11 @@ class Sink:
                 self._changed.wait_for(lambda: self._waiting)
                 line = self._waiting.popleft()
                 dropped = self.dropped
-            if not self._put(line) or (dropped and not self._put(self._tell(dropped))):
-                dropped = -1
+            lost = 0 if self._put(line) else 1
+            told = dropped if dropped and not lost and self._put(self._tell(dropped)) else 0
             with self._changed:
                 self._bytes -= len(line)
-                self.dropped -= dropped
+                self.dropped += lost - told
                 self._changed.notify_all()
 
     def _put(self, line: bytes) -> bool:

@@ -115,6 +115,22 @@ def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
         os.close(descriptor)
 
 
+def test_a_report_that_cannot_be_written_is_no_lost_line() -> None:
+    """The next report says how many lines were lost, and no more."""
+    reading, writing = os.pipe()
+
+    def tell(count: int) -> bytes:
+        os.close(reading)
+        return b"report"
+
+    sink = logs.Sink(writing, most_bytes=10, tell=tell)
+    sink.write("more than ten bytes")
+    sink.write("line\n")
+    sink.drain(5)
+    assert sink.dropped == 1
+    os.close(writing)
+
+
 def test_a_long_text_from_outside_is_cut() -> None:
     """The name of an operation on a stream may have a megabyte, and is logged with each failure."""
     cut = logs.shorten(None, "", {"event": "handler failed", "op": "x" * 1_000_000, "exception": "y" * 30_000, "n": 1})
