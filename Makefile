@@ -32,8 +32,8 @@ types: install  ## check types
 	$(BIN)/mypy
 
 # These tests run two at a time, and first. Tests that measure time run afterwards, one at a time.
-PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page messages \
-	movements readme up))
+PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page \
+	live_page_life messages movements pictures readme tracing up))
 TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py \
 	tests/test_pytest_mesh.py $(PATIENT)
 test: lint types  ## run every check, in under 20 minutes
