@@ -126,7 +126,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "replayed-letter": script(letters.REPLAY, "redis.call('XDEL', dead_key, id)", ""),
     "idempotency-key": script(scripts.SUBMIT, "if found[1] and (", "if false and ("),
     "kept-answer": script(scripts.COMMIT, "options.ended(fields, answer, fields.kept == '1')", ""),
-    "woken-removal": script(waking.WAKE, "redis.call('ZREM', later_key, key)\n", ""),
+    "woken-removal": script(waking.WAKE, "redis.call('ZREM', later_key, name)\n", ""),
     "tick-check": script(
         waking.TICK, "if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end", ""
     ),
