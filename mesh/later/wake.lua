@@ -19,7 +19,8 @@ local options = make_options()
 
 local GONE, WAITS, FAILED = 1, 2, 3
 
--- The deadline of a request passes while it waits for a place in its lane. Others may wait longer for its answer.
+-- Ends a request whose deadline has passed while it waited for a place in its lane. If other callers with its idempotency
+-- key have more time, it waits on until the latest of their deadlines.
 local function expire(name, about)
   local latest = about.once and options.once.latest(about, now)
   if latest then
@@ -32,7 +33,7 @@ local function expire(name, about)
   return GONE
 end
 
--- Puts a request on its stream, where its limit lets it. Its stream may be a key of another type.
+-- Puts a request on its stream, if its limit lets it. Returns FAILED if its stream is a key of another type.
 local function put(name, about, words)
   local stream, id = 'mesh:requests:' .. about.to, nil
   if about.wants then
@@ -46,7 +47,8 @@ local function put(name, about, words)
   return GONE
 end
 
--- A request that is due before its deadline does not wait for a place, whatever became of its lane.
+-- Returns whether the deadline of a request has passed. One that is due earlier does not wait for a place, even if somebody
+-- has deleted what is known of its lane.
 local function is_late(about)
   local deadline = tonumber(about.deadline or '0') or 0
   return deadline > 0 and deadline <= now
@@ -63,7 +65,7 @@ local function wake(name, due)
   if is_late(about) and about.limit and options.limits().waits(about.limit) then return expire(name, about), about end
   if about.parked then redis.call('ZREM', 'mesh:parked:' .. about.parked, name) end
   if not about.deadline then
-    -- A request that was written by hand may have neither.
+    -- A request that was written by hand may have neither a deadline nor a ttl. Then it has no deadline.
     local ttl = about.ttl or '0'
     about.deadline = ttl == '0' and '0' or string.format('%.0f', due + ttl)
     words[#words + 1], words[#words + 2] = 'deadline', about.deadline

@@ -129,7 +129,7 @@ class Filters:
         return await self._number("BITCOUNT", keys.SHARED + filter.key)
 
     async def counts(self, filter: Filter) -> bool:
-        """Return whether a filter that was named still says what the database has."""
+        """Return whether a filter that was named still counts: its key has not ended, and nobody has deleted it."""
         return await self._number("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 
     async def _number(self, *command: str | int) -> int:
