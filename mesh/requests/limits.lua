@@ -114,8 +114,9 @@ local function make_limits(options)
   -- Returns why a key cannot be used: the Redis user of a client may not, or it is of another type.
   local function unusable(found, key)
     if type(found) ~= 'table' then return end
-    if string.find(found.err, 'NOPERM', 1, true) or string.find(found.err, 'ACL', 1, true) then
-      return 'forbidden', found.err
+    local why = tostring(found.err)
+    if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then
+      return 'forbidden', why
     end
     return 'wrong-type', key
   end
