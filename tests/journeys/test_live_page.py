@@ -123,8 +123,10 @@ async def test_a_group_of_dead_letters_is_replayed_whole(chromium: Browser, repl
 
 
 async def test_one_request_has_a_timeline(chromium: Browser, replicas: Replicas) -> None:
-    """A gather has a lane for each database; a POST is found by the X-Request-Id that its client sent."""
+    """A gather has a lane for each database it asks; a POST is found by the X-Request-Id that its client sent."""
     one, two = [(await replicas(1, {"MESH_CLASS": cls}))[0] for cls in "AB"]
+    other = [{"value": 2 * (2**61 - 1), "ttl": 60, "cls": "B"}]
+    assert (await replicas.client.post(f"{two.public}/values", json=other)).status_code == 200
     items = [{"value": 2**61 - 1, "ttl": 60, "cls": "A"}]
     posted = await replicas.client.post(f"{two.public}/values", json=items, headers={"X-Request-Id": "my-post"})
     assert posted.status_code == 200 and ";class=A" in posted.headers["Mesh-Place"]

@@ -30,7 +30,7 @@ def test_a_body_that_cannot_be_read_is_returned_as_the_error_that_says_where() -
     [
         ({"name": "a"}, "the body of greetings.put is a Greet, not dict: .* write Greet"),
         ([1], "not list"),
-        (None, "not none; write Greet"),
+        (None, "and there is none; write Greet"),
     ],
 )
 def test_a_body_of_another_type_is_not_sent(body: Any, says: str) -> None:

@@ -50,7 +50,7 @@ def test_an_error_of_the_mesh_is_a_500_only_where_it_is_a_defect_of_this_program
     every = [cls for cls in vars(mesh_errors).values() if isinstance(cls, type)]
     for cls in every:
         if issubclass(cls, mesh_errors.MeshError):
-            assert from_mesh(cls()).status in ((500,) if issubclass(cls, defects) else (404, 422, 503, 504))
+            assert from_mesh(cls()).status in ((500,) if issubclass(cls, defects) else (404, 422, 429, 503, 504))
 
 
 class NameTaken(mesh_errors.Refused, code="problems.name-taken"):

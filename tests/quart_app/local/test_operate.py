@@ -70,7 +70,7 @@ def test_a_group_goes_back_to_its_stream(server: Server, letters: list[str]) -> 
 def test_discarding_asks_first(server: Server, letters: list[str]) -> None:
     """With --yes it does not ask."""
     result = CliRunner(env={"REDIS_URL": server.url}).invoke(main, ["dead", "discard", letters[0]], input="n\n")
-    assert result.exit_code == 1 and "Delete 1 dead letters" in result.output
+    assert result.exit_code == 1 and "Delete 1 dead letter," in result.output
     assert run(server, "dead", "discard", "--yes", *letters[:2]).output == "2 discarded\n"
     with server.redis() as redis:
         assert redis.xlen(keys.DEAD) == 2
