@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test faults faults-services lint types bench bench-check containers lock pages site dist clean
+.PHONY: help install run test faults faults-services lint types bench bench-check mutants containers lock pages site dist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,8 @@ types: install  ## check types
 # These tests run two at a time, and first. Tests that measure time run afterwards, one at a time.
 PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page \
 	live_page_life messages movements pictures readme tracing up))
-TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/quart_app tests/test_house.py tests/test_pages.py \
-	tests/test_pytest_mesh.py $(PATIENT)
+TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/mutants tests/quart_app tests/test_house.py \
+	tests/test_pages.py tests/test_pytest_mesh.py $(PATIENT)
 test: lint types  ## run every check, in under 20 minutes
 	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(TOGETHER)
 	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(TOGETHER))
@@ -53,6 +53,11 @@ bench: install  ## measure speed beside peers, all of docs/benchmarks.md or CLAI
 bench-check: install  ## measure again, and fail when a ratio became worse than the recorded one beyond the spread
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
+
+mutants: install  ## change the core at random and see whether tests notice: N=20 SEED=… ONLY=mesh/requests TIMEOUT=600
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,mutants]'
+	$(BIN)/python -m tests.support.mutants --number $(or $(N),20) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 containers: install  ## build the image, start the compose stack and test it; needs docker compose, or CONTAINER_CHECK
 	tests/containers/check.sh

@@ -1,0 +1,68 @@
+"""`python -m tests.support.mutants` tries a random sample of mutants of the core; `make mutants` runs it.
+
+Each mutant is tried in a copy of the tree with the tests that concern it. The exit code is 1 where tests kill less than
+95 % of the mutants that have an effect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.mutants import equivalent, report
+from tests.support.mutants.concerned import concerning
+from tests.support.mutants.mutant import Mutant
+from tests.support.mutants.sample import CORE, candidates, sample
+from tests.support.mutants.trial import Outcome, Verdict, copy_of
+
+ROOT = Path(__file__).parents[3]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m tests.support.mutants", description=__doc__)
+    found.add_argument("--number", type=int, default=20, help="mutants to try (%(default)s)")
+    found.add_argument("--seed", type=int, help="of the sample; without it one is drawn, and printed")
+    found.add_argument("--only", default=CORE, help="begin of the paths to change, for example mesh/requests")
+    found.add_argument("--timeout", type=float, default=600, help="seconds for the tests of a mutant (%(default)s)")
+    found.add_argument("--list", action="store_true", help="print the sample and try nothing")
+    return found
+
+
+def verdicts(mutants: list[Mutant], timeout: float) -> Iterator[Verdict]:
+    """Try each mutant in one copy of the tree, one after the other."""
+    with copy_of(ROOT) as tree:
+        for mutant in mutants:
+            known = set(tree.broken)
+            if reason := equivalent.reason(mutant):
+                yield Verdict(mutant, Outcome.EQUIVALENT, reason)
+            else:
+                yield tree.try_mutant(mutant, concerning(mutant.path, ROOT), timeout)
+            for test in tree.broken:
+                if test not in known:
+                    print(f"fails without a mutant, and is left out: {test}", flush=True)
+
+
+def main() -> int:
+    options = parser().parse_args()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    mutants = sample(candidates(ROOT, options.only), ROOT, options.number, seed)
+    print(f"{len(mutants)} mutants below {options.only}, seed {seed}", flush=True)
+    if options.list:
+        print("\n".join(mutant.diff for mutant in mutants))
+        return 0
+    done: list[Verdict] = []
+    try:
+        for verdict in verdicts(mutants, options.timeout):
+            done.append(verdict)
+            print(f"[{len(done)}/{len(mutants)}] {report.line(verdict)}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the table counts what was tried")
+    print(f"\n{report.text(done)}")
+    return int(report.share(done) < report.AT_LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
