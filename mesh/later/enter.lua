@@ -23,8 +23,6 @@ local fields, named, name = taken(stream, id, consumer)
 if not fields then return {'not-mine', ''} end
 if not about.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
--- The field `limit` has the name as one word; a name that was given by hand may have spaces.
-name = string.gsub(name, '%s', '_')
 local again = options.limits().place(limit, name, to, fields, deadline)
 redis.call('XDEL', stream, id)
 if named.once then options.once.moved(named, again and stream or later_key, again or name, 0) end

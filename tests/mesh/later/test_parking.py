@@ -108,6 +108,28 @@ async def test_a_replica_that_has_not_heard_of_the_end_of_a_pause_runs_them(back
     assert len(done) == 1
 
 
+async def test_requests_written_by_hand_wait_and_run_each(backend: Backend) -> None:
+    """Whatever their keys are, and although the field `first` is no id."""
+    done: list[str] = []
+    one, _ = await _two_paused(backend, counting(done))
+    for key in ("a b", "a_b", "a b", ""):
+        fields = {"op": "count.put", "request": key, "body": "{}", "deadline": "0", "first": "long ago"}
+        await backend.redis().xadd(keys.class_requests(one.cls), fields)
+
+    async def parked() -> bool:
+        return int(await backend.redis().zcard(keys.LATER)) == 4
+
+    await eventually(parked)
+    await control(backend, one).resume("count.put", ACTOR)
+
+    async def all_done() -> bool:
+        return len(done) == 4
+
+    await eventually(all_done)
+    # No script has accepted what was written by hand.
+    await backend.redis().hincrby(keys.BOOKS, "accepted", 4)
+
+
 async def test_no_more_wait_than_may(backend: Backend) -> None:
     """The rest stays on the stream, and is in nobody's way there."""
     done: list[str] = []
