@@ -418,6 +418,19 @@ async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
     await connection.aclose()
 
 
+async def test_a_buried_event_is_acknowledged_too(connect: Any, redis: Redis) -> None:
+    """Also if somebody deleted it before: otherwise one consumer after the other would claim it."""
+    gone, _ = await publish(redis, "a", "b")
+    connection = OneAtATime.of(connect())
+    reader = EventReader(connection, STREAM, GROUP, "digger")
+    await reader.open()
+    taken = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in await reader.read(10, 100)]
+    await redis.xdel(STREAM, gone)
+    assert [await reader.bury(one, "bad") for one in taken] == [False, True]
+    assert (await redis.xpending(STREAM, GROUP))["pending"] == 0
+    await connection.aclose()
+
+
 async def test_consumers_of_the_dead_are_forgotten(
     connect: Any, redis: Redis, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,3 +270,23 @@ async def test_a_server_that_may_evict_keys_is_refused(server: Server, policy: s
     with pytest.raises(SetupError, match=f"maxmemory-policy is {policy}.*set maxmemory-policy noeviction"):
         async with join(Worker(), MeshSettings(redis=server.settings)):
             pass
+
+
+async def test_it_asks_again_soon_but_not_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Redis is away, a replica rests for 0.1 to 0.25 s between two attempts."""
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    async def away(self: Applicant, client: object) -> None:
+        if len(rests) == 3:
+            raise SetupError("enough")
+        raise redis_errors.ConnectionError("away")
+
+    monkeypatch.setattr(Applicant, "_apply", away)
+    monkeypatch.setattr("mesh.lease.applicant.asyncio.sleep", rest)
+    settings = RedisSettings()
+    with pytest.raises(SetupError, match="enough"):
+        await Applicant(MeshSettings(redis=settings), FakeConnections(settings), "r1", {}).apply()
+    assert len(rests) == 3 and all(0.1 <= seconds <= 0.25 for seconds in rests)

@@ -43,6 +43,28 @@ def worker(gate: asyncio.Event) -> Worker:
     return table
 
 
+async def test_a_replica_bounds_the_calls_that_wait_for_replies(
+    backend: Backend, worker: Worker, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is refused with a time to wait, and nothing of it is sent; after a reply there is room again."""
+    monkeypatch.setattr("mesh.requests.calls.MOST_OUT", 2)
+    one = await backend.join(worker)
+    work = [asyncio.create_task(one.call(Class("A"), "wait", {})) for _ in range(2)]
+    async with backend.connections.client("test") as client:
+
+        async def both_wait() -> bool:
+            return bool(await client.xlen(STREAM) == 2)
+
+        await eventually(both_wait, 5)
+        with pytest.raises(Busy, match="2 requests of this replica already wait for replies") as caught:
+            await one.call(Class("A"), "quick", {})
+        assert caught.value.retry_after == 1
+        assert await client.xlen(STREAM) == 2
+    gate.set()
+    await asyncio.gather(*work)
+    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+
+
 async def test_a_queue_is_no_older_than_a_tenth_of_the_deadline(
     backend: Backend, worker: Worker, gate: asyncio.Event
 ) -> None:
