@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from msgspec import Struct
 from pydantic import BaseModel
 
 from mesh import UsageError
-from mesh.operations.codec import ERRORS, Codec, NotOfType, StoredCodec, is_object
+from mesh.operations.codec import ERRORS, Codec, NotOfType, StoredCodec, fields_of, is_object
 
 
 class Item(Struct):
@@ -42,6 +42,24 @@ class AsModel(BaseModel):
     """One body in three ways."""
 
     items: list[ModelItem]
+
+
+class AsTypedDict(TypedDict):
+    """One body in three ways, and a fourth."""
+
+    items: list[Item]
+
+
+@pytest.mark.parametrize("kind", [AsStruct, AsDataclass, AsModel, AsTypedDict])
+def test_the_fields_of_a_body(kind: Any) -> None:
+    """Every type whose values are objects says which fields these have."""
+    assert fields_of(kind) == {"items"}
+
+
+@pytest.mark.parametrize("kind", [dict, dict[str, int]])
+def test_a_plain_dict_has_no_fields_that_are_known(kind: Any) -> None:
+    """It may hold anything."""
+    assert fields_of(kind) == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -143,3 +143,11 @@ def test_connections_of_every_kind_heed() -> None:
         made = Connections(settings).client("t").connection_pool.connection_class
         assert made.__name__.startswith("Heeding")
     assert heeding_cancellation(Redis()).connection_pool.connection_class.__name__ == "HeedingConnection"
+
+
+def test_a_silent_sentinel_costs_half_a_second() -> None:
+    """Then the next one is asked, so that a lease outlives a sentinel that is away."""
+    pool = Connections(RedisSettings(sentinels="127.0.0.1:1,127.0.0.1:2")).client("t").connection_pool
+    for sentinel in pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
+        options = sentinel.connection_pool.connection_kwargs
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.5, 0.5)
