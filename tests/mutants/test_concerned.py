@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mutants.concerned import BEHAVIOUR, FURTHER, concerning
+from tests.support.mutants.concerned import ALL, BEHAVIOUR, FURTHER, concerning, stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,13 @@ def test_a_module_outside_of_folders_has_no_subfolders() -> None:
     found = concerning("mesh/keys.py", ROOT)
     assert found[0] == "tests/mesh/test_keys.py" and BEHAVIOUR in found
     assert all(each.endswith(".py") for each in found)
+
+
+def test_all_other_tests_of_the_core_come_second() -> None:
+    """Another folder may notice what its own does not; no test runs twice."""
+    first, second = stages("mesh/lease/renew.lua", ROOT)
+    assert first == ["tests/mesh/lease", BEHAVIOUR]
+    assert second == [ALL, "--ignore=tests/mesh/lease", f"--ignore={BEHAVIOUR}"]
 
 
 def test_every_file_of_the_core_has_concerning_its_own() -> None:

@@ -41,6 +41,15 @@ def test_a_larger_sample_begins_with_the_smaller_one(root: Path) -> None:
     assert drawn(root, 30, seed=1)[:10] == drawn(root, 10, seed=1)
 
 
+def test_a_changed_line_leaves_the_others_in_the_sample(root: Path) -> None:
+    """Whoever corrects one survivor tries the other mutants again, although their lines have moved."""
+    before = [each.changed for each in drawn(root, 20, seed=1)]
+    changed = "-- a comment\n" + SCRIPT.replace("local x7 = 7\n", "local y = x7 + 7\n")
+    (root / "mesh" / "a.lua").write_text(changed)
+    after = [each.changed for each in sample(lua.candidates("mesh/a.lua", changed), root, 20, seed=1)]
+    assert len(set(before) & set(after)) >= 19
+
+
 def test_what_changes_nothing_is_replaced(root: Path) -> None:
     """A candidate without a change takes no place in the sample."""
     idle = [Candidate("mesh/a.lua", 1, "idle", lambda: None), Candidate("mesh/a.lua", 2, "idle", lambda: SCRIPT)]

@@ -55,7 +55,7 @@ def mutant(new: str, old: str = ">= 18") -> Mutant:
 
 
 def tried(tree: Tree, new: str, old: str = ">= 18", timeout: float = 60) -> Verdict:
-    return tree.try_mutant(mutant(new, old), ["tests"], timeout)
+    return tree.try_mutant(mutant(new, old), [["tests"]], timeout)
 
 
 def test_a_mutant_that_a_test_notices_is_killed(tree: Tree) -> None:
@@ -102,6 +102,14 @@ def test_tests_that_cannot_be_imported_say_nothing(tree: Tree) -> None:
     """A tree that is broken without a mutant kills none."""
     (tree.root / "tests/conftest.py").write_text("raise ValueError\n")
     assert tried(tree, "> 18").outcome is Outcome.UNCLEAR
+
+
+def test_the_next_stage_runs_when_the_first_one_is_over(tree: Tree) -> None:
+    """A mutant survives only what both stages have."""
+    (tree.root / "tests/test_b.py").write_text("def test_nothing():\n    pass\n")
+    few, rest = ["tests/test_b.py"], ["tests", "--ignore=tests/test_b.py"]
+    assert tree.try_mutant(mutant("> 18"), [few], 60).outcome is Outcome.SURVIVED
+    assert tree.try_mutant(mutant("> 18"), [few, rest], 60).by == "tests/test_age.py::test_the_birthday"
 
 
 def test_the_copy_leaves_the_tree_alone(project: Path) -> None:

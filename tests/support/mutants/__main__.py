@@ -1,6 +1,7 @@
 """`python -m tests.support.mutants` tries a random sample of mutants of the core; `make mutants` runs it.
 
-Each mutant is tried in a copy of the tree with the tests that concern it. The exit code is 1 where tests kill less than
+Each mutant is tried in a copy of the tree with the tests that concern it, then with
+all tests of the core. The exit code is 1 where tests kill less than
 95 % of the mutants that have an effect.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.mutants import equivalent, report
-from tests.support.mutants.concerned import concerning
+from tests.support.mutants.concerned import stages
 from tests.support.mutants.mutant import Mutant
 from tests.support.mutants.sample import CORE, candidates, sample
 from tests.support.mutants.trial import Outcome, Verdict, copy_of
@@ -39,7 +40,7 @@ def verdicts(mutants: list[Mutant], timeout: float) -> Iterator[Verdict]:
             if reason := equivalent.reason(mutant):
                 yield Verdict(mutant, Outcome.EQUIVALENT, reason)
             else:
-                yield tree.try_mutant(mutant, concerning(mutant.path, ROOT), timeout)
+                yield tree.try_mutant(mutant, stages(mutant.path, ROOT), timeout)
             for test in tree.broken:
                 if test not in known:
                     print(f"fails without a mutant, and is left out: {test}", flush=True)

@@ -15,6 +15,15 @@ FURTHER = {
     "mesh/requests": ("tests/mesh/operations",),
 }
 
+#: All tests of the core.
+ALL = "tests/mesh"
+
+
+def stages(path: str, root: Path) -> list[list[str]]:
+    """Return arguments of pytest for the tests that concern `path`, then for all other tests of the core."""
+    first = concerning(path, root)
+    return [first, [ALL, *(f"--ignore={each}" for each in first)]]
+
 
 def concerning(path: str, root: Path) -> list[str]:
     """Return the test files and folders that can notice a change of `path`, the most likely first.

@@ -18,8 +18,8 @@ WITHOUT_BEHAVIOUR = {
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "mesh/requests/limits.lua",
-        "if string.find(found.err, 'NOPERM', 1, true) or string.find(found.err, 'ACL', 1, true) then",
-        "if string.find(found.err, 'NOPERM', 1, false) or string.find(found.err, 'ACL', 1, true) then",
+        "if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then",
+        "if string.find(why, 'NOPERM', 1, false) or string.find(why, 'ACL', 1, true) then",
     ): "NOPERM means the same as a pattern and as plain text",
 }
 

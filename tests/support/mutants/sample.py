@@ -1,9 +1,9 @@
-"""A random sample of mutants. The same seed gives the same sample as long as the core is the same."""
+"""A random sample of mutants. The same seed draws the same mutants of all lines that did not change."""
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,20 +33,24 @@ def sample(found: Iterable[Candidate], root: Path, number: int, seed: int) -> li
     """Return up to `number` mutants: lines are drawn at random, then one mutant of each line.
 
     A line with many operators is as likely as any other. A candidate that changes nothing, or that is no Python, is
-    replaced by the next line.
+    replaced by the next line. A change of one line of the core does not change the draw of the others.
     """
-    chance = random.Random(seed)
     by_line: dict[tuple[str, int], list[Candidate]] = defaultdict(list)
     for candidate in found:
         by_line[candidate.path, candidate.line].append(candidate)
-    lines = sorted(by_line)
-    chance.shuffle(lines)
-    drawn = (chance.choice(by_line[line]) for line in lines)
+    sources = {path: (root / path).read_text("utf-8") for path, _ in by_line}
+    drawn: list[tuple[float, str, int, Candidate]] = []
+    seen: Counter[tuple[str, str]] = Counter()
+    for path, line in sorted(by_line):
+        text = sources[path].splitlines()[line - 1]
+        seen[path, text] += 1
+        chance = random.Random(f"{seed} {path} {text} {seen[path, text]}")
+        drawn.append((chance.random(), path, line, chance.choice(by_line[path, line])))
     made: list[Mutant] = []
-    for candidate in drawn:
+    for _, path, line, candidate in sorted(drawn, key=lambda each: each[:3]):
         if len(made) == number:
             break
-        before, after = (root / candidate.path).read_text("utf-8"), candidate.apply()
-        if after is not None and after != before:
-            made.append(Mutant(candidate.path, candidate.line, candidate.kind, before, after))
+        after = candidate.apply()
+        if after is not None and after != sources[path]:
+            made.append(Mutant(path, line, candidate.kind, sources[path], after))
     return made

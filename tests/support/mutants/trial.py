@@ -61,30 +61,35 @@ class Tree:
         # The installed package points to the developer's tree, and pytest would load its plugin from there.
         self._environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def try_mutant(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> Verdict:
-        """Run the tests until one fails that passes without the mutant. `timeout` is in seconds, for each run.
+    def try_mutant(self, mutant: Mutant, stages: Sequence[Sequence[str]], timeout: float) -> Verdict:
+        """Run the tests of each stage until one fails that passes without the mutant.
 
-        A test that also fails without the mutant is noted in `broken`, and left out from then on.
+        `timeout` is in seconds, for each run. A test that also fails without the mutant is noted in `broken`, and left
+        out from then on.
         """
         started = time.monotonic()
+        outcome, by = Outcome.SURVIVED, ""
+        for tests in stages:
+            outcome, by = self._stage(mutant, tests, timeout)
+            if outcome is not Outcome.SURVIVED:
+                break
+        return Verdict(mutant, outcome, by, time.monotonic() - started)
 
-        def verdict(outcome: Outcome, by: str = "") -> Verdict:
-            return Verdict(mutant, outcome, by, time.monotonic() - started)
-
+    def _stage(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> tuple[Outcome, str]:
         for _ in range(MOST_BROKEN):
             with self._with(mutant):
                 code, output = self._pytest(tests, timeout)
             if code is None:
-                return verdict(Outcome.TIMED_OUT)
+                return Outcome.TIMED_OUT, ""
             if code == 0:
-                return verdict(Outcome.SURVIVED)
+                return Outcome.SURVIVED, ""
             failed = FAILED.findall(output)[:1]
             # No test is named where a module or a conftest module could not be imported.
             without, _output = self._pytest(failed or ["--collect-only", *tests], timeout)
             if without == 0:
-                return verdict(Outcome.KILLED, *(failed or ["import"]))
+                return Outcome.KILLED, (failed or ["import"])[0]
             self.broken += failed
-        return verdict(Outcome.UNCLEAR)
+        return Outcome.UNCLEAR, ""
 
     @contextmanager
     def _with(self, mutant: Mutant) -> Iterator[None]:
