@@ -98,6 +98,22 @@ def test_a_test_that_fails_anyway_does_not_count(tree: Tree) -> None:
     assert tried(tree, ">= 17").outcome is Outcome.SURVIVED
 
 
+def test_a_test_that_fails_by_chance_does_not_count(tree: Tree) -> None:
+    """It fails once, and not with the same mutant again."""
+    (tree.root / "tests/test_a.py").write_text(
+        """import pathlib
+
+def test_by_chance():
+    mark = pathlib.Path(__file__).with_name("mark")
+    is_first = not mark.exists()
+    mark.touch()
+    assert not is_first
+"""
+    )
+    assert tried(tree, ">= 17").outcome is Outcome.SURVIVED
+    assert tree.broken == []
+
+
 def test_tests_that_cannot_be_imported_say_nothing(tree: Tree) -> None:
     """A tree that is broken without a mutant kills none."""
     (tree.root / "tests/conftest.py").write_text("raise ValueError\n")

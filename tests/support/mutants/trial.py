@@ -22,7 +22,7 @@ from tests.support.mutants.mutant import Mutant
 #: How a test that failed is named in pytest's summary.
 FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
-#: After so many tests of one trial that fail without the mutant, the trial says nothing.
+#: After so many tests of one trial that fail without the mutant or by chance, the trial says nothing.
 MOST_BROKEN = 5
 
 
@@ -35,7 +35,7 @@ class Outcome(Enum):
     SURVIVED = "survived"
     #: It is in the list of equivalent mutants, and was not run.
     EQUIVALENT = "equivalent"
-    #: Several tests fail without the mutant, too, so that the trial says nothing.
+    #: Several tests fail without the mutant, or by chance, so that the trial says nothing.
     UNCLEAR = "unclear"
 
 
@@ -62,7 +62,7 @@ class Tree:
         self._environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def try_mutant(self, mutant: Mutant, stages: Sequence[Sequence[str]], timeout: float) -> Verdict:
-        """Run the tests of each stage until one fails that passes without the mutant.
+        """Run the tests of each stage until one fails, passes without the mutant, and fails with it again.
 
         `timeout` is in seconds, for each run. A test that also fails without the mutant is noted in `broken`, and left
         out from then on.
@@ -76,9 +76,10 @@ class Tree:
         return Verdict(mutant, outcome, by, time.monotonic() - started)
 
     def _stage(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> tuple[Outcome, str]:
+        unsteady: list[str] = []
         for _ in range(MOST_BROKEN):
             with self._with(mutant):
-                code, output = self._pytest(tests, timeout)
+                code, output = self._pytest([*tests, *(f"--deselect={test}" for test in unsteady)], timeout)
             if code is None:
                 return Outcome.TIMED_OUT, ""
             if code == 0:
@@ -86,10 +87,20 @@ class Tree:
             failed = FAILED.findall(output)[:1]
             # No test is named where a module or a conftest module could not be imported.
             without, _output = self._pytest(failed or ["--collect-only", *tests], timeout)
-            if without == 0:
+            if without != 0:
+                self.broken += failed
+            elif self._fails_again(mutant, failed, timeout):
                 return Outcome.KILLED, (failed or ["import"])[0]
-            self.broken += failed
+            else:
+                unsteady += failed
         return Outcome.UNCLEAR, ""
+
+    def _fails_again(self, mutant: Mutant, failed: Sequence[str], timeout: float) -> bool:
+        """Return whether a test fails with the mutant once more. On a busy machine it may have failed by chance."""
+        if not failed:
+            return True
+        with self._with(mutant):
+            return self._pytest(failed, timeout)[0] != 0
 
     @contextmanager
     def _with(self, mutant: Mutant) -> Iterator[None]:
