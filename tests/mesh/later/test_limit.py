@@ -70,6 +70,13 @@ def test_a_field_that_is_left_out_is_a_value_of_its_own() -> None:
     assert Limit(by="name", concurrency=1).words("notes.put", {}) == "lane 1 notes.put:null"
 
 
+def test_a_value_of_a_hundred_characters_names_itself() -> None:
+    """A longer one does not: the names of lanes stay short."""
+    limit = Limit(1, by="name")
+    assert limit.words("notes.write", {"name": "a" * 100}) == "lane 1 notes.write:" + "a" * 100
+    assert limit.words("notes.write", {"name": "a" * 101}).startswith("lane 1 notes.write:" + "a" * 100 + "…")
+
+
 def test_a_long_value_is_named_by_its_beginning_and_its_hash() -> None:
     limit = Limit(by="name", concurrency=1)
     one, two = (limit.words("notes.put", Note("x" * 10_000 + end)) for end in "ab")
