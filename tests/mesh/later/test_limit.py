@@ -72,7 +72,7 @@ def test_a_field_that_is_left_out_is_a_value_of_its_own() -> None:
 
 def test_a_value_of_a_hundred_characters_names_itself() -> None:
     """A longer one does not: the names of lanes stay short."""
-    limit = Limit(1, by="name")
+    limit = Limit(by="name", concurrency=1)
     assert limit.words("notes.write", {"name": "a" * 100}) == "lane 1 notes.write:" + "a" * 100
     assert limit.words("notes.write", {"name": "a" * 101}).startswith("lane 1 notes.write:" + "a" * 100 + "…")
 
