@@ -29,8 +29,15 @@ _REQUEST_FIELDS: Mapping[str, str] = {
     "deadline": "ms of Redis's clock; no replica begins the request later; 0 means no deadline",
     "call": "the X-Request-Id of the HTTP request, or another name that the caller set; only where there is one",
     "traceparent": "the W3C trace context; only where there is one",
+    "limit": "the place of the request in a lane, or the rate that has let it through; only where there is a limit",
+    "once": "the idempotency key; only where there is one",
+    "sha": "the SHA-1 of the body; only where there is an idempotency key",
+    "keep": "how long the answer is kept for later calls, in ms; only where there is an idempotency key",
+    "first": "the time at which the request was sent, as an id; only where it has waited",
+    "try": "how many tries have failed; only where one has",
+    "error": "the error of the last try; only where one has failed",
 }
-_OPTIONAL = frozenset({"call", "traceparent"})
+_OPTIONAL = frozenset({"call", "traceparent", "limit", "once", "sha", "keep", "first", "try", "error"})
 _REPLY_FIELDS: Mapping[str, str] = {
     "request": "the sender's key for the request",
     "from": "the replica that answered",
