@@ -33,7 +33,7 @@ types: install  ## check types
 
 # These tests run two at a time, and first. Tests that measure time run afterwards, one at a time.
 PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page \
-	live_page_life messages movements pictures readme tracing up))
+	messages movements pictures readme tracing up))
 TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/mutants tests/quart_app tests/test_house.py \
 	tests/test_pages.py tests/test_pytest_mesh.py $(PATIENT)
 test: lint types  ## run every check, in under 20 minutes
@@ -55,7 +55,6 @@ bench-check: install  ## measure again, and fail when a ratio became worse than 
 	$(BIN)/python -m bench check $(CLAIMS)
 
 mutants: install  ## change the core at random and see whether tests notice: N=20 SEED=… ONLY=mesh/requests TIMEOUT=600
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,mutants]'
 	$(BIN)/python -m tests.support.mutants --number $(or $(N),20) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
@@ -66,7 +65,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --
 lock: install  ## renew the pinned versions of the image and of development
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(LOCK) --python-version 3.13 --extra api --output-file deploy/requirements.txt setup.cfg
-	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test --extra docs \
+	$(LOCK) --python-version 3.11 --extra api --extra local --extra pari --extra test --extra docs --extra mutants \
 		--output-file requirements-dev.txt setup.cfg
 
 pages: install  ## write the pages that are made of code: settings, commands, errors

@@ -238,7 +238,7 @@ def test_development_is_locked_with_hashes() -> None:
 
 
 #: The extras that `make install` installs.
-EXTRAS = ("api", "local", "pari", "test", "docs")
+EXTRAS = ("api", "local", "pari", "test", "docs", "mutants")
 
 
 def test_the_workflow_runs_the_one_check_command() -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("cosmic_ray", reason="make mutants installs cosmic-ray")
-
 from tests.support.mutants.python import OPERATORS, candidates
 
 SOURCE = """\

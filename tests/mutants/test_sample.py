@@ -59,7 +59,6 @@ def test_what_changes_nothing_is_replaced(root: Path) -> None:
 
 def test_only_the_core_is_changed(root: Path) -> None:
     """Scripts of the core, but not what is there for tests, nor lines that tests cannot depend on."""
-    pytest.importorskip("cosmic_ray", reason="make mutants installs cosmic-ray")
     (root / "mesh" / "testing" / "b.py").write_text("x = 1\n")
     (root / "mesh" / "c.py").write_text("@dataclass(frozen=True)\nclass C: ...\nx = 1\n")
     (root / "mesh" / "note.txt").write_text("1")
