@@ -136,7 +136,10 @@ async def scaling(client: httpx.AsyncClient) -> None:
 
 
 async def killing(client: httpx.AsyncClient) -> None:
-    """After SIGKILL no GET fails, and only POSTs in flight at the dead replica; repeating those is safe."""
+    """After SIGKILL only POSTs in flight at the dead replica fail; repeating those is safe.
+
+    The dead replica's database may hold data: then GETs are 503 while its holder is expected back, and nothing else.
+    """
     await compose("up --detach --no-build --no-recreate --scale api=3")
     await until_ready(client, 3)
     classes = sorted({(await identity(index))["class"] for index in (1, 2)} - {(await identity(3))["class"]})
@@ -146,7 +149,7 @@ async def killing(client: httpx.AsyncClient) -> None:
         await until_ready(client, 2)
         await asyncio.sleep(2)
     say(f"  killed one of 3: {history.says()}")
-    assert history.failed("GET") == []
+    assert [sample for sample in history.failed("GET") if sample.status != 503] == []
     await in_flight_only(client, history)
 
 
