@@ -124,7 +124,10 @@ async def test_a_call_is_one_trace_from_caddy_to_the_reply(traced: Traced) -> No
 
 
 async def test_a_gather_has_a_span_at_each_replica(traced: Traced) -> None:
-    """One trace over three processes."""
+    """One trace over three processes: each holds a multiple of the prime, or it would not be asked."""
+    for number in range(0, 80, 2):
+        items = [{"value": 7 * (1000 + number + k), "ttl": 60, "cls": cls} for k, cls in enumerate("AB")]
+        await traced.ask("POST", "/values", items, at="B1")
     trace = await traced.ask("GET", "/values/7", at="B1")
     send = ["GET /values/<prime>", "send mesh:requests:*"]
     await traced.paths(trace, *([*send, f"process mesh:requests:db{n}"] for n in (1, 2, 3)))
