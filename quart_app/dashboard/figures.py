@@ -46,6 +46,13 @@ class DatabaseFigures:
     in_hand: int = 0
     missing: Missing | None = None
 
+    @property
+    def cls(self) -> str:
+        """The class of its replica, or of the one that is expected back; "" where there is neither."""
+        if self.member is not None:
+            return self.member.cls
+        return self.missing.cls if self.missing else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFigures:

@@ -166,8 +166,10 @@ class Pages:
 def _classes(figures: Figures) -> list[tuple[str, list[Any]]]:
     found: dict[str, list[Any]] = defaultdict(list)
     for place in figures.places:
-        if place.member is not None:
-            found[place.member.cls].append(place)
+        if place.cls:
+            held = found[place.cls]
+            if place.member is not None:
+                held.append(place)
     return sorted(found.items())
 
 

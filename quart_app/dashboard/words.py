@@ -68,9 +68,8 @@ def _summary(figures: Figures) -> str:
 
 
 def _about_classes(figures: Figures) -> Iterator[Note]:
-    held = [place for place in figures.places if place.member is not None]
-    live = {place.member.cls for place in held if place.member and place.state == "ready"}
-    for name in sorted({place.member.cls for place in held if place.member} - live):
+    live = {place.cls for place in figures.places if place.state == "ready"}
+    for name in sorted({place.cls for place in figures.places if place.cls} - live):
         text = "has no ready replica: requests to it wait or are refused until one is ready."
         yield Note(f"class-{name}", f"Class {name}", text, bad=True)
 

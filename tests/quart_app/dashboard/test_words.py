@@ -40,6 +40,7 @@ def lacking(database: int, cls: str) -> DatabaseFigures:
 
 TROUBLES = [
     ({"places": [place(1), place(2, "lost", cls="B")]}, "class-B", "Class B", "has no ready replica", True),
+    ({"places": [place(1), lacking(2, "B")]}, "class-B", "Class B", "has no ready replica", True),
     ({"places": [place(1), place(2, "lost")]}, "place-2", "Database 2", "replica-2 ended without a release", True),
     ({"places": [place(1), place(2, "left")]}, "place-2", "Database 2", "has left in order", False),
     ({"places": [place(1), lacking(2, "B")]}, "place-2", "Database 2", "of class B is expected back; requests", True),
