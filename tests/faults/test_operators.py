@@ -26,7 +26,7 @@ def bury(mesh: Mesh, prefix: str) -> str:
         for name in ("accepted", "dead"):
             pipeline.hincrby(keys.BOOKS, name, LETTERS)
         for number in range(LETTERS):
-            tally = {"hold_ms": 0, "block_ms": 0, "poison": False, "mistake": "", "always": False}
+            tally = {"hold_ms": 0, "block_ms": 0, "keys": 0, "poison": False, "mistake": "", "always": False}
             body = {"id": f"{prefix}-{number}", **tally}
             pipeline.xadd(
                 keys.DEAD,
