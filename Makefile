@@ -33,9 +33,10 @@ types: install  ## check types
 
 # These tests run two at a time, and first. Tests that measure time run afterwards, one at a time.
 PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,addresses docs document grades landing library live_page \
-	messages movements pictures readme tracing up))
-TOGETHER := tests/bench tests/containers tests/deploy tests/mesh tests/mutants tests/quart_app tests/test_house.py \
-	tests/test_pages.py tests/test_pytest_mesh.py $(PATIENT)
+	live_page_life messages migrate_page movements pictures readme start_user testing_page tracing up))
+TOGETHER := examples tests/bench tests/containers tests/deploy tests/faults/test_linearizability.py \
+	tests/faults/test_mutations.py tests/mesh tests/mutants tests/quart_app tests/test_house.py tests/test_pages.py \
+	tests/test_pytest_mesh.py tests/test_site.py $(PATIENT)
 test: lint types  ## run every check, in under 20 minutes
 	$(BIN)/pytest -q -m "not faults" -n 2 --dist loadfile $(TOGETHER)
 	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(TOGETHER))

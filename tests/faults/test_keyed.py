@@ -114,9 +114,7 @@ def left_behind(server: Server) -> list[str]:
         return names + [stream for stream in STREAMS if admin.xlen(stream)]
 
 
-@row(
-    57, "kill -9 workers and callers of 1,000 keyed calls every 0-300 ms; answers lost; Redis restarts", selection=True
-)
+@row(57, "kill -9 workers and callers of 1,000 keyed calls every 0-300 ms; answers lost; Redis restarts")
 async def test_row_57_calls_with_one_key_have_one_effect_and_one_answer(faults: Faults) -> None:
     """Each payment happens once, all who ask get the same answer, and nothing is left."""
     folder = faults.folder / "redis"

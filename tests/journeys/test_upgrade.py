@@ -178,7 +178,7 @@ async def _store_until(
     return stored
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("direction", ["upgrade", "roll-back"])
 async def test_a_rolling_update_under_load_loses_nothing(replicas: Replicas, older: Path, direction: str) -> None:
     """Each replica is replaced by one of the other release; what was acknowledged is shown in the end."""
