@@ -82,7 +82,7 @@ async def _once(server: Server, folder: Path, lanes: int, each: int, pause_s: fl
 @pytest.mark.timeout(180)
 async def test_lanes_keep_their_order_while_workers_are_killed(server: Server, tmp_path: Path) -> None:
     """kill -9 at random under requests of ten lanes, of which a tenth of the tries fails."""
-    await _once(server, tmp_path, lanes=10, each=20, pause_s=0.6, wait_s=90)
+    await _once(server, tmp_path, lanes=10, each=120, pause_s=0.2, wait_s=90)
 
 
 @pytest.mark.faults
