@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
+from redis.exceptions import RedisError
 
-from mesh import LeaseLost, Mesh, MeshError, pauses
+from mesh import LeaseLost, Mesh, MeshError, failures, pauses
 from quart_app.http.problems import Problem
 from quart_app.service import Service
 
@@ -93,11 +94,13 @@ class ServiceLife:
 
     def _fail(self, error: Exception, pause_s: float) -> None:
         cause = _first_of(error)
-        known = isinstance(cause, MeshError)
-        self._failure = str(cause) if known else "it failed unexpectedly; the server log has the error"
+        known = failures.translate(cause) if isinstance(cause, RedisError) else cause
+        if not isinstance(known, MeshError):
+            known = None
+        self._failure = str(known or "it failed unexpectedly; the server log has the error")
         self._retry_at = time.monotonic() + pause_s
         log.warning(
-            "service not ready", service=self.name, reason=str(cause), retry_in_s=round(pause_s, 1),
+            "service not ready", service=self.name, reason=str(known or cause), retry_in_s=round(pause_s, 1),
             exc_info=None if known else error,
         )  # fmt: skip
         self.tried.set()

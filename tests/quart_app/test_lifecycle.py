@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 from quart import Blueprint, Quart
+from redis.exceptions import ResponseError
 
 from mesh import LeaseLost, SetupError, Unavailable
 from mesh.raw import Replica
@@ -109,6 +110,14 @@ async def test_an_unexpected_error_tells_a_client_nothing_of_itself() -> None:
     services, _ = served(bad)
     async with services.running(REPLICA, wait_s=5):
         assert services.not_ready() == {"bad": "it failed unexpectedly; the server log has the error"}
+
+
+async def test_an_error_of_redis_is_named_for_what_it_means() -> None:
+    """A key of another type is somebody's mistake, and no defect of the service."""
+    bad = Fake("bad", *(ResponseError("WRONGTYPE Operation against a key") for _ in range(100)))
+    services, _ = served(bad)
+    async with services.running(REPLICA, wait_s=5):
+        assert services.not_ready()["bad"].startswith("a key of the mesh was overwritten with a value of another type")
 
 
 async def test_a_service_that_breaks_while_it_runs_is_opened_again() -> None:
