@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable
 from time import perf_counter
+from typing import Any
 
 import structlog
 from redis import exceptions as redis_errors
@@ -25,7 +26,7 @@ from mesh.requests.refusals import refusal
 from mesh.requests.settlement import Outcome
 from mesh.requests.store import Store
 from mesh.requests.work import Counters, Host, Work
-from mesh.requests.worker import Worker
+from mesh.requests.worker import Handler, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,10 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if host.is_late(request):
             return Outcome.LATE, ""
-        if self._may_wait(request) and (found := await self._waits_or_fails(work)) is not _RUNS:
+        handler = self._worker.handler(request.op)
+        limit = None if handler is None else handler.limit
+        may_wait = limit is not None or request.op in host.paused()
+        if may_wait and (found := await self._waits_or_fails(work, limit)) is not _RUNS:
             return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
@@ -98,10 +102,10 @@ class Runner:
                     return Outcome.HOPELESS, error.detail
                 self._refuse(transaction, error)
             else:
-                await self._handle(request, transaction)
+                await self._handle(handler, request, transaction)
             took_us = int((perf_counter() - begun) * 1e6)
             self.took_us.append(took_us)
-            if self._worker.handler(request.op) is not None:
+            if handler is not None:
                 host.durations.add(request.op, (host.now_ms() - request.at_ms) / 1000, took_us / 1e6)
             words = transaction.wire(took_us)
             transaction.end()
@@ -121,27 +125,18 @@ class Runner:
         work.committing = True
         return None
 
-    def _may_wait(self, request: Request) -> bool:
-        """Return whether something may keep a request from running now: a pause, or a limit."""
-        return request.op in self._host.paused() or self._limit_of(request) is not None
-
-    def _limit_of(self, request: Request) -> Limit | None:
-        handler = self._worker.handler(request.op)
-        return None if handler is None else handler.limit
-
-    async def _waits_or_fails(self, work: Work) -> Found | None:
+    async def _waits_or_fails(self, work: Work, limit: Limit | None) -> Found | None:
         """Do what `_waits` does. An entry that its scripts cannot read ends its request, and not the replica."""
         try:
-            return await self._waits(work)
+            return await self._waits(work, limit)
         except (InvalidBody, redis_errors.ResponseError) as error:
             return Outcome.CRASHED, describe(error)
 
-    async def _waits(self, work: Work) -> Found | None:
+    async def _waits(self, work: Work, limit: Limit | None) -> Found | None:
         """Let a request wait, or refuse it, where it must not run now; return _RUNS where it may."""
         host, request = self._host, work.request
         if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
             return found
-        limit = self._limit_of(request)
         if limit is not None and limit.interval_ms:
             # The next one of its rate may be due then, and it may come from a client, which wakes nothing.
             host.learn(host.now_ms() + limit.interval_ms)
@@ -195,9 +190,8 @@ class Runner:
         """Return whether the next entries of its stream wait for the request: on the stream of our database."""
         return request.stream == keys.database_requests(self._host.database)
 
-    async def _handle(self, request: Request, transaction: Effects) -> None:
+    async def _handle(self, handler: Handler | None, request: Request, transaction: Effects) -> None:
         """Fill the transaction. Raises whatever the handler raises, except a refusal."""
-        handler = self._worker.handler(request.op)
         if handler is None:
             self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
@@ -208,15 +202,11 @@ class Runner:
             return
         try:
             body = await running
-            if not request.is_answered:
-                return
-            if handler.encode is not None:
-                passed_on = body is None and transaction.forwards
-                transaction.reply_json(b"" if passed_on else handler.encode(body))
-            elif body is not None:
-                transaction.reply(body)
-            if transaction.asked:
-                await self._host.directory.check(transaction.asked, transaction.level)
+            # Where nobody would hear of a refusal, what the request sends goes out, and its effect is not lost.
+            if request.is_answered:
+                _answer(handler, transaction, body)
+                if transaction.asked:
+                    await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:
             raise
         except MeshError as error:
@@ -269,6 +259,15 @@ class Runner:
         reason = describe(error)
         log.warning("try failed", op=request.op, id=request.id, tries=tries, pause_ms=pause_ms, reason=reason)
         return Outcome.TRY_FAILED, reason
+
+
+def _answer(handler: Handler, transaction: Effects, body: Any) -> None:
+    """Answer with what a handler returned. Raises InvalidReply."""
+    if handler.encode is not None:
+        passed_on = body is None and transaction.forwards
+        transaction.reply_json(b"" if passed_on else handler.encode(body))
+    elif body is not None:
+        transaction.reply(body)
 
 
 def _unknown(op: str, known: list[str]) -> Refused:
