@@ -70,9 +70,7 @@ lock: install  ## renew the pinned versions of the image and of development
 		--output-file requirements-dev.txt setup.cfg
 
 pages: install  ## write the pages that are made of code: settings, commands, errors
-	$(BIN)/python docs/settings.py
-	$(BIN)/python docs/cli.py
-	$(BIN)/python docs/errors.py
+	$(BIN)/python -m docs.pages
 
 site: install  ## build the documentation into site/
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site

@@ -1,13 +1,8 @@
-"""Writes docs/cli.md, the list of all commands, from the definitions that `mesh --help` shows.
-
-python docs/cli.py            write it
-python docs/cli.py --check    exit with 1 if it is not current
-"""
+"""Makes docs/cli.md, the list of all commands, from the definitions that `mesh --help` shows."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +31,7 @@ settings or the server do not work like this, so that a new start does not help.
 A replica alone is `python -m quart_app`. It has no options, only [settings](settings.md). It exits with 0 after
 SIGTERM, with 75 when it cannot go on and a new start may help, and with 78 as above.
 
-`python docs/cli.py` writes this page; a test fails if it is not current.
+`make pages` writes this page; a test fails if it is not current.
 """
 #: Options that are described once, at the head of the page.
 COMMON = ("redis_url", "data")
@@ -106,16 +101,3 @@ def page() -> str:
     head = HEAD.replace("{common}", table(context, common))
     sections = [section(*each) for path, each in found.items() if path != "mesh"]
     return head + "\n" + "\n\n".join(sections) + "\n"
-
-
-def main(arguments: list[str]) -> int:
-    text = page()
-    if arguments == ["--check"]:
-        return int(PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,4 @@
-"""Writes docs/errors.md, the list of all errors, from the classes and the sentences of the code.
-
-python docs/errors.py            write it
-python docs/errors.py --check    exit with 1 if it is not current
-"""
+"""Makes docs/errors.md, the list of all errors, from the classes and the sentences of the code."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import ast
 import importlib
 import inspect
 import pkgutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +32,7 @@ pointers (RFC 6901). Where a new try makes sense, `Retry-After` has the seconds.
 In Python every error is a `mesh.MeshError`. Its `code` travels with the reply, so the caller gets the class that the
 handler raised. A program's own errors are subclasses of `Refused` with a code ([library](library.md#errors)).
 
-`python docs/errors.py` writes this page from the code; a test fails if it is not current.
+`make pages` writes this page from the code; a test fails if it is not current.
 """
 
 #: When a status is answered, and whether the same request may be sent again.
@@ -227,16 +222,3 @@ def page() -> str:
         table(["error", "detail"], sorted({f"| `{one.kind}` | {cell(one.text)} |" for one in others})),
     ]
     return "\n".join(parts) + "\n"
-
-
-def main(arguments: list[str]) -> int:
-    text = page()
-    if arguments == ["--check"]:
-        return int(PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,4 @@
-"""Writes docs/settings.md, the list of all settings, from the classes that read them.
-
-python docs/settings.py            write it
-python docs/settings.py --check    exit with 1 if it is not current
-"""
+"""Makes docs/settings.md, the list of all settings, from the classes that read them."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -38,7 +33,7 @@ A secret can be a file instead. Its name is the name of the setting in lower cas
 A value that is not valid ends the replica at its start, with exit status 78 and a sentence that says why. A variable
 that looks like a setting and is none is named in the log, and by `mesh up` on the terminal.
 
-`python docs/settings.py` writes this page; a test fails if it is not current.
+`make pages` writes this page; a test fails if it is not current.
 """
 
 Row = tuple[str, str, str]
@@ -152,16 +147,3 @@ def page() -> str:
     compose = table(head_rows("compose.yaml"))
     parts.append(f"## compose.yaml\n\n`docker compose` reads these, also from a file `.env`.\n\n{compose}\n")
     return "\n".join(parts)
-
-
-def main(arguments: list[str]) -> int:
-    text = page()
-    if arguments == ["--check"]:
-        return int(PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    sys.exit(main(sys.argv[1:]))

@@ -51,6 +51,6 @@ def test_an_unknown_service_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_of_settings_is_current() -> None:
     """It is written from the classes that read the settings."""
-    command = [sys.executable, "docs/settings.py", "--check"]
+    command = [sys.executable, "-m", "docs.pages", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
