@@ -88,8 +88,9 @@ class Act:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and its noun: "1 replica", "1,204 replicas"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Return a number and its noun: "1 replica", "1,204 replicas", "2 tries"."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else several}"
 
 
 def duration(milliseconds: int) -> str:

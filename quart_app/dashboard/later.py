@@ -34,9 +34,7 @@ def _request(each: LaterRequest, now_ms: int) -> PanelItem:
     to = f"database {each.to[2:]}" if each.to.startswith("db") else f"class {each.to}"
     lines = [f"{each.op} for {to}, {_until(each, now_ms)}"]
     if each.tries:
-        lines.append(
-            f"after {counted(each.tries, 'try').replace('trys', 'tries')}: {shortened(each.error, ERROR_SHOWN)}"
-        )
+        lines.append(f"after {counted(each.tries, 'try')}: {shortened(each.error, ERROR_SHOWN)}")
     return PanelItem(each.key, "waits again" if each.tries else "waits", lines)
 
 

@@ -27,7 +27,7 @@ _NO_JOB = "There is no such job: it was deleted, or its time is over."
 
 @dataclass(frozen=True, slots=True)
 class CancelledJob:
-    """A job that an operator wanted to cancel: it has `values`, of which `left` were neither found nor failed.
+    """A job that an operator wanted to cancel. It has `values`; `left` of them were neither found nor failed.
 
     With 0 left the job was finished already, and its result is kept.
     """
@@ -135,9 +135,7 @@ def _item(job: Job, now_ms: int) -> PanelItem:
     begun = f"begun {duration(max(0, now_ms - job.created_ms))} ago"
     ends = "" if over else f", at most {duration(max(0, job.deadline_ms - now_ms))} left"
     failures = f"; {counted(job.failures, 'value')} failed" if job.failures else ""
-    lines = [
-        f"{job.values - job.left - job.failures:,} of {counted(job.values, 'value')} done{failures}, {begun}{ends}"
-    ]
+    lines = [f"{job.done:,} of {counted(job.values, 'value')} done{failures}, {begun}{ends}"]
     state = job.state(now_ms)
     return PanelItem(
         job.id,
