@@ -27,6 +27,9 @@ _REQUEST_FIELDS: Mapping[str, str] = {
     "from": "the replica, or client without a lease, that sent the request",
     "reply_to": "the stream for the reply; empty when no caller waits",
     "deadline": "ms of Redis's clock; no replica begins the request later; 0 means no deadline",
+}
+#: What only some requests carry.
+_FURTHER_FIELDS: Mapping[str, str] = {
     "call": "the X-Request-Id of the HTTP request, or another name that the caller set; only where there is one",
     "traceparent": "the W3C trace context; only where there is one",
     "limit": "the place of the request in a lane, or the rate that has let it through; only where there is a limit",
@@ -37,7 +40,6 @@ _REQUEST_FIELDS: Mapping[str, str] = {
     "try": "how many tries have failed; only where one has",
     "error": "the error of the last try; only where one has failed",
 }
-_OPTIONAL = frozenset({"call", "traceparent", "limit", "once", "sha", "keep", "first", "try", "error"})
 _REPLY_FIELDS: Mapping[str, str] = {
     "request": "the sender's key for the request",
     "from": "the replica that answered",
@@ -138,7 +140,7 @@ def _request(op: str, about: Mapping[str, Any], schemas: _Schemas) -> dict[str, 
     schema = about.get("request")
     return _message(
         f"{op}: request",
-        _headers(op, _REQUEST_FIELDS),
+        _headers(op, _REQUEST_FIELDS, further=_FURTHER_FIELDS),
         nothing if schema is None else schemas.add(f"{op}.request", schema),
     )
 
@@ -177,16 +179,16 @@ def _message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
     }
 
 
-def _headers(op: str | None, fields: Mapping[str, str], status: Schema | None = None) -> Schema:
+def _headers(
+    op: str | None, fields: Mapping[str, str], status: Schema | None = None, further: Mapping[str, str] | None = None
+) -> Schema:
     properties: Schema = {"op": {"const": op, **_TEXT} if op else _TEXT}
     properties |= {name: {**_TEXT, "description": text} for name, text in fields.items()}
     if status is not None:
         properties["status"] = status
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in _OPTIONAL],
-    }
+    required = [*properties]
+    properties |= {name: {**_TEXT, "description": text} for name, text in (further or {}).items()}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 class _Schemas:
