@@ -112,7 +112,7 @@ class Reads:
 
     async def _text(self, place: Slot[Any]) -> str | None:
         shared, name, field = place.at
-        reader = self._store.shared if shared else self._store
+        reader = self._reader(shared)
         return await (reader.get(name) if field is None else reader.hget(name, field))
 
     async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:

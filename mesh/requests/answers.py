@@ -31,7 +31,7 @@ class Ask(NamedTuple):
     #: its limit, as limits.lua reads it; "" for none
     limit: str = ""
 
-    def ttl(self, ttl_ms: int, body: str, later_bound: int) -> int | str:
+    def ttl_word(self, ttl_ms: int, body: str, later_bound: int) -> int | str:
         """Return the word of submit.lua for the ttl and the options."""
         if self.once is None and not self.limit:
             return ttl_ms

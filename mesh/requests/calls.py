@@ -102,7 +102,7 @@ class Calls:
             to, op, body, once, limit = ask
             key, target, text = self._name(), _target_of(to), _encoded(body)
             answers[key] = Answer(target, key, once=None if once is None else (op, once.key), limit=limit)
-            group += (target, op, key, ask.ttl(deadline_ms, text, self._later_bound), text)
+            group += (target, op, key, ask.ttl_word(deadline_ms, text, self._later_bound), text)
         await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
@@ -115,7 +115,7 @@ class Calls:
         to, op, body, _, limit = ask
         text = _encoded(body)
         later = None if due is None else f"{self._later_bound} {due.word}{f' {limit}' if limit else ''}"
-        when = later or str(ask.ttl(0, text, self._later_bound))
+        when = later or str(ask.ttl_word(0, text, self._later_bound))
         group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, text]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)

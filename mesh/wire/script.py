@@ -45,8 +45,8 @@ class Script:
         source = (folder / name).read_text("utf-8")
         for part in parts:
             text = (folder / part).read_text("utf-8")
-            for name in {part, Path(part).name}:
-                source = source.replace(f"--[[ {name} ]]", text)
+            for called in {part, Path(part).name}:
+                source = source.replace(f"--[[ {called} ]]", text)
         return cls(source)
 
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:

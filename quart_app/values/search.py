@@ -59,6 +59,8 @@ class Search:
         self._count = 0
         self._last = ""
         self._left_out: set[int] = set()
+        #: whether the answer has as much as it may, so that others follow
+        self._is_full = False
 
     async def run(self) -> Result:
         """Search until all is found, or enough. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
@@ -155,8 +157,6 @@ class Search:
         self._count += 1
         self._last = value
         return True
-
-    _is_full = False
 
 
 def _text(answers: Sequence[list[str]]) -> str:
