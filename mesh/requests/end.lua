@@ -3,8 +3,8 @@
 -- however many replicas try.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome}; outcome is expired or cancelled. A request with options has a fourth item:
---       true; or where it has waited for its limit, {limit, name}; or where one of the callers of an idempotency key
---       leaves, {op, idempotency key, request}: then it is removed if nobody else waits for it
+--       true. Where it has waited for its limit, the item is {limit, name}. Where a caller of an idempotency key leaves, it
+--       is {op, idempotency key, request}: the request is removed only if no other caller waits for it.
 -- Returns how many still existed
 local books_key, ended = KEYS[1], 0
 
@@ -16,7 +16,7 @@ local books_key, ended = KEYS[1], 0
 
 --[[ ../later/left.lua ]]
 
--- Returns the stream and the id of a request of which its caller knows only the limit, or the idempotency key.
+-- Returns the stream and the id of a request. Its caller knows only the limit, or the idempotency key.
 local function where(option)
   options = options or make_options()
   if #option == 2 then return options.limits().find(unpack(option)) end

@@ -92,7 +92,7 @@ function once.moved(fields, stream, id, ms)
   hold(name, fields.keep, ms, 'GT')
 end
 
--- Lets a call leave. Returns the stream and the id of its request if nobody else waits for that.
+-- Lets a call leave. If no other call waits for the request, returns the stream and the id of it.
 function once.leave(op, key, request)
   if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', key_of(op, key)))

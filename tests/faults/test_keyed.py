@@ -1,4 +1,4 @@
-"""Row 57: calls with idempotency keys, while whoever calls and whoever works is killed."""
+"""Row 57: calls with idempotency keys, while callers and workers are killed."""
 
 from __future__ import annotations
 

@@ -113,14 +113,14 @@ async def nothing(mesh: LateMesh) -> None:
 
 
 async def failing(mesh: LateMesh) -> None:
-    """Send marks of which the first try fails."""
+    """Send marks. The first try of each fails."""
     for _ in range(50):
         await mesh.send(fails=1, after_ms=1)
 
 
 @row(70, "kill -9 at wake.lua: before, in, after; its answer lost; Redis restarts")
 async def test_row_70_what_is_due_is_woken_once(faults: Faults) -> None:
-    """Each delayed request has one effect, whoever wakes it."""
+    """Each delayed request has one effect, also if several replicas try to wake it."""
     await every_way(faults, WAKE, nothing)
 
 
@@ -138,7 +138,7 @@ async def test_row_72_a_try_that_failed_is_made_again_once(faults: Faults) -> No
 
 @row(73, "kill -9 at cancel.lua: before, in, after; its answer lost; Redis restarts")
 async def test_row_73_what_is_cancelled_never_runs(faults: Faults) -> None:
-    """Whoever is told that a request was removed is right, and the other requests are not touched."""
+    """A request that `cancel` says it has removed never runs, and the other requests do."""
     tickets: list[Ticket] = []
     taking: list[asyncio.Task[bool]] = []
 

@@ -81,7 +81,7 @@ async def _once(server: Server, folder: Path, lanes: int, each: int, pause_s: fl
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_lanes_keep_their_order_while_workers_are_killed(server: Server, tmp_path: Path) -> None:
-    """kill -9 at random under requests of ten lanes, of which a tenth of the tries fails."""
+    """Workers are killed at random while ten lanes have requests. A tenth of all tries fails."""
     await _once(server, tmp_path, lanes=10, each=120, pause_s=0.2, wait_s=90)
 
 

@@ -31,7 +31,7 @@ WORKED = [*SUBMITTED, "process mesh:requests:A"]
 
 @dataclass
 class Traced:
-    """Three replicas behind Caddy, all of which send their spans to one receiver."""
+    """Three replicas behind Caddy. All of them send their spans to one receiver."""
 
     spans: Receiver
     client: httpx.AsyncClient
