@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ import pytest
 
 from mesh import Class, MeshError, MeshSettings
 from mesh.raw import Replica, Worker, join
+from tests.support.member import starts
 from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE, Process, Replicas
 from tests.support.server import Server
@@ -77,13 +75,8 @@ def _marks(server: Server, key: str) -> Counter[str]:
 
 
 async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
-    env = {**os.environ, **PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
-
-    def spawn() -> subprocess.Popen[bytes]:
-        with (folder / "workers.log").open("ab") as log:
-            command = [sys.executable, "-m", "tests.support.counter"]
-            return subprocess.Popen(command, stdout=log, stderr=log, env=env)
-
+    settings_of_workers = {**PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
+    spawn = starts("tests.support.counter", folder / "workers.log", **settings_of_workers)
     outcomes = Outcomes()
     # The caller comes first and has a class of its own.
     async with join(Worker(), MeshSettings(redis=server.settings, class_="B")) as caller, balanced(server):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 from mesh import Mesh, MeshSettings, join, keys
 from tests.support import lane_worker
 from tests.support.lane_worker import Step
+from tests.support.member import starts
 from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE
 from tests.support.server import Server
@@ -44,13 +42,8 @@ async def _watch(server: Server, stop: asyncio.Event) -> int:
 
 
 async def _once(server: Server, folder: Path, lanes: int, each: int, pause_s: float, wait_s: float) -> None:
-    env = {**os.environ, **PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
-
-    def spawn() -> subprocess.Popen[bytes]:
-        with (folder / "workers.log").open("ab") as log:
-            command = [sys.executable, "-m", "tests.support.lane_worker"]
-            return subprocess.Popen(command, stdout=log, stderr=log, env=env)
-
+    settings_of_workers = {**PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
+    spawn = starts("tests.support.lane_worker", folder / "workers.log", **settings_of_workers)
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=3000, claim_idle_ms=500, class_="A")
     stop = asyncio.Event()
     async with join(lane_worker.lanes, settings=settings) as mesh, balanced(server):

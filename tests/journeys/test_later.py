@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +17,7 @@ from tests.support.faults import later_worker as late_worker
 from tests.support.faults.late import is_settled, judge
 from tests.support.faults.later_worker import late
 from tests.support.later_worker import Mark
+from tests.support.member import starts
 from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE
 from tests.support.server import Server
@@ -48,13 +46,8 @@ async def _send(mesh: Mesh, seconds: float, rate: float) -> tuple[set[str], set[
 
 
 async def _once(server: Server, folder: Path, seconds: float, rate: float) -> None:
-    env = {**os.environ, **PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
-
-    def spawn() -> subprocess.Popen[bytes]:
-        with (folder / "workers.log").open("ab") as log:
-            command = [sys.executable, "-m", "tests.support.later_worker"]
-            return subprocess.Popen(command, stdout=log, stderr=log, env=env)
-
+    settings_of_workers = {**PROFILE, "REDIS_URL": server.url, "MESH_CLASS": "A"}
+    spawn = starts("tests.support.later_worker", folder / "workers.log", **settings_of_workers)
     # The sender works, too: without it a moment in which all others are dead would end the test's sends.
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=3000, claim_idle_ms=2000, class_="A")
     async with join(later_worker.later, settings=settings) as mesh, balanced(server):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 
-from mesh import Database, MeshSettings
-from mesh.raw import Body, Effects, Request, Store, Worker, join
+from mesh import Database
+from mesh.raw import Body, Effects, Request, Store, Worker
+from tests.support.member import work
 
 worker = Worker()
 
@@ -45,12 +45,5 @@ async def read(request: Request, store: Store, transaction: Effects) -> Body:
     return {"n": len(await store.hgetall("count:effects"))}
 
 
-async def main() -> None:
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with join(worker, MeshSettings()):
-        await ended.wait()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(work(worker))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 from datetime import timedelta
 
 from msgspec import Struct
 
-from mesh import Limit, MeshSettings, Operations, Retry, Transaction, join
+from mesh import Limit, Operations, Retry, Transaction
+from tests.support.member import work
 
 lanes = Operations("lanes")
 marks = lanes.hash("marks", str, int, shared=True)
@@ -47,12 +47,5 @@ async def step(tx: Transaction, body: Step) -> None:
         raise OutOfOrder(body.lane)
 
 
-async def main() -> None:
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with join(lanes, settings=MeshSettings()):
-        await ended.wait()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(work(lanes))

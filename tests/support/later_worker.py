@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 from datetime import timedelta
 
 from msgspec import Struct
 
-from mesh import MeshSettings, Operations, Retry, Tick, Transaction, join
+from mesh import Operations, Retry, Tick, Transaction
+from tests.support.member import work
 
 later = Operations("later")
 marks = later.hash("marks", str, int, shared=True)
@@ -55,12 +55,5 @@ async def tick(tx: Transaction, tick: Tick) -> None:
         tx.add(missed, tick.missed)
 
 
-async def main() -> None:
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with join(later, settings=MeshSettings()):
-        await ended.wait()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(work(later))
