@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from redis.asyncio import Redis
 
 from mesh import keys, roster
 from mesh.control.control import Control, PausedOperation
+from mesh.control.journeys import JourneyStep
 from mesh.settings import MeshSettings
 from mesh.wire.codec import decode
 from mesh.wire.script import Script
@@ -28,6 +30,7 @@ class OperationState:
 
     `waits` are on a stream, and no replica has begun them; `later` are in `mesh:later`. `served_by` names the live
     replicas that serve it, by database. `definition` is its entry of `mesh:operations`, {} where there is none.
+    `answers` are the newest of its answers.
     """
 
     op: str
@@ -37,16 +40,32 @@ class OperationState:
     runs: int = 0
     later: int = 0
     paused: PausedOperation | None = None
+    answers: list[JourneyStep] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
         """The word "command" or "query"; "" where it is not known."""
         return str(self.definition.get("kind", ""))
 
+    @property
+    def limit(self) -> str:
+        """How many of its requests may run at once, or in a time; "" where there is no limit."""
+        return str(self.definition.get("limit", ""))
+
+    @property
+    def failed(self) -> int:
+        """Number of its answers that are errors."""
+        return sum(step.status != "ok" for step in self.answers)
+
+    def within_ms(self, percent: int) -> int | None:
+        """Return the time from the acceptance in which so many of its answers came; None if no time is known."""
+        times = sorted(step.total_ms for step in self.answers if step.accepted_ms)
+        return times[min(len(times) * percent // 100, len(times) - 1)] if times else None
+
 
 @dataclass(slots=True)
 class OperationStates:
-    """All operations that are served, paused, or have requests, by name."""
+    """All operations that are served or paused, or have requests or answers, by name."""
 
     by_name: dict[str, OperationState] = field(default_factory=dict)
     #: whether all requests were counted; else the numbers are of the first ones of each stream
@@ -56,16 +75,27 @@ class OperationStates:
         """Return the state of an operation, a new one if there is none yet."""
         return self.by_name.setdefault(op, OperationState(op))
 
+    def in_order(self) -> list[OperationState]:
+        """Return the operations in the order of their names."""
+        return [state for _, state in sorted(self.by_name.items())]
+
 
 async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
-    """Return what `mesh:operations` says, by operation."""
+    """Return what `mesh:operations` says, by operation; without what is no definition, which only people can write."""
     found: Any = await redis.hgetall(keys.OPERATIONS)
-    return {op: decode(text) for op, text in sorted(found.items())}
+    known = {}
+    for op, text in sorted(found.items()):
+        with contextlib.suppress(ValueError):
+            if isinstance(definition := decode(text), dict):
+                known[op] = definition
+    return known
 
 
-async def states(redis: Redis, settings: MeshSettings) -> OperationStates:
-    """Return all operations, over a client of the bus database that decodes answers."""
+async def states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
+    """Return all operations with their part of these answers, over a client of the bus that decodes what it reads."""
     found = OperationStates()
+    for step in answers:
+        found.of(step.op).answers.append(step)
     for op, definition in (await definitions(redis)).items():
         found.of(op).definition = definition
     served: Any = await redis.hgetall(keys.SERVED)

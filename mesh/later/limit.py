@@ -58,6 +58,15 @@ class Limit:
         elif not isinstance(self.per, timedelta) or not timedelta(0) < self.per <= LONGEST:
             raise UsageError(f"Limit(per=) is a time such as timedelta(minutes=1), not {self.per!r:.100}")
 
+    def __str__(self) -> str:
+        """Say the limit for people: "1 at once for each customer", "10 in 60 s, others are refused"."""
+        each = f" for each {self.by}" if self.by else ""
+        if self.rate is None or self.per is None:
+            return f"{self.concurrency} at once{each}"
+        burst = "" if self.burst is None else f", {self.burst} of them at once"
+        refused = ", others are refused" if self.when == "refuse" else ""
+        return f"{self.rate} in {self.per.total_seconds():g} s{each}{burst}{refused}"
+
     @property
     def interval_ms(self) -> int:
         """The time between two requests of a rate, rounded up; 0 for a concurrency."""

@@ -124,6 +124,8 @@ class Worker:
 def _definition(handler: Handler, version: str) -> dict[str, Any]:
     service, dot, _ = handler.op.partition(".")
     found: dict[str, Any] = {"kind": "command" if handler.effect else "query", "version": version}
+    if handler.limit is not None:
+        found["limit"] = str(handler.limit)
     if handler.define is not None:
         return {**found, **handler.define()}
     anything = {"type": "object"}

@@ -1,7 +1,6 @@
-"""What happened lately: the newest answers, the operations that they are of, and one request's timeline.
+"""What happened lately: the newest answers, and one request's timeline.
 
-Pure functions over what `mesh.control` reads. The figures of operations are of a sample: the newest answers to each
-replica.
+Pure functions over what `mesh.control` reads.
 """
 
 from __future__ import annotations
@@ -10,19 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh import keys
-from mesh.control import JourneyStep, PausedOperation, grouped
-
-
-@dataclass(frozen=True, slots=True)
-class OperationFigures:
-    """One operation. Times are ms from the acceptance to the answer; None where no answer is known."""
-
-    op: str
-    answered: int
-    failed: int
-    p50_ms: int | None
-    p99_ms: int | None
-    paused: PausedOperation | None
+from mesh.control import JourneyStep, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +28,6 @@ class AnswerRow:
 
     step: JourneyStep
     parts: int
-
-
-def operations(steps: Sequence[JourneyStep], paused: Sequence[PausedOperation]) -> list[OperationFigures]:
-    """Return figures of each operation, by name."""
-    by_op: dict[str, list[JourneyStep]] = {each.op: [] for each in paused}
-    for step in steps:
-        by_op.setdefault(step.op, []).append(step)
-    pauses = {each.op: each for each in paused}
-    return [_operation(op, each, pauses.get(op)) for op, each in sorted(by_op.items())]
-
-
-def _operation(op: str, steps: Sequence[JourneyStep], paused: PausedOperation | None) -> OperationFigures:
-    times = sorted(step.total_ms for step in steps if step.accepted_ms)
-    failed = sum(step.status != "ok" for step in steps)
-    p50, p99 = (times[len(times) * part // 100] if times else None for part in (50, 99))
-    return OperationFigures(op, len(steps), failed, p50, p99, paused)
 
 
 def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[AnswerRow]:

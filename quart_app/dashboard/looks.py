@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh import Mesh, MeshError, keys
-from mesh.control import Control, Journeys, JourneyStep, read_waiting
+from mesh.control import Journeys, JourneyStep, OperationStates, read_waiting, states
 from mesh.dead import DeadLetter, DeadLetters
-from quart_app.dashboard import activity, later, minutes
+from quart_app.dashboard import later, minutes
 from quart_app.dashboard.figures import Figures, FiguresReader
 from quart_app.dashboard.pages import Entries, ServicesView
 from quart_app.dashboard.ticker import Ticker
@@ -22,6 +22,8 @@ from quart_app.service import Service
 LOOK_S = 1.0
 DEAD_LOOK_S = 5.0
 MINUTES_LOOK_S = 10.0
+#: Requests are counted by operation for this, up to a thousand of each stream.
+OPERATIONS_LOOK_S = 5.0
 #: Bytes of a dead letter's body that are shown.
 BODY_SHOWN = 300
 #: Entries of the chosen stream that are shown.
@@ -46,6 +48,7 @@ class Looks:
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
         self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
         self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
+        self.operations: Ticker[OperationStates] = Ticker(self._read_operations, OPERATIONS_LOOK_S)
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
         #: by view, arguments and rights: the figures that the sections were made of, and the sections
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
@@ -73,7 +76,7 @@ class Looks:
 
     def expire(self) -> None:
         """Read everything anew at the next look: an operator has acted."""
-        for ticker in (self.figures, self.letters, self.steps, self.services):
+        for ticker in (self.figures, self.letters, self.steps, self.operations, self.services):
             ticker.expire()
 
     def event(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -96,13 +99,15 @@ class Looks:
         found: Any = await self.replica.shared.xrevrange(keys.MINUTES, count=minutes.MINUTES + 1)
         return minutes.answered(found[::-1])
 
+    async def _read_operations(self) -> OperationStates:
+        return await states(self.replica.shared, self.replica.settings, await self.steps.newest())
+
     async def _read_services(self) -> ServicesView:
         redis = self.replica.shared
-        steps, paused = await self.steps.newest(), await Control(redis, self.replica.settings).paused()
         audit: Any = await redis.xrevrange(keys.AUDIT, count=SHOWN_AUDIT)
         panels = [await self._read_panel(service) for service in self._services if service.panel is not None]
         panels.append(later.panel(await read_waiting(redis, later.SHOWN), self.replica.now_ms()))
-        return ServicesView(activity.operations(steps, paused), audit or (), panels)
+        return ServicesView(await self.operations.newest(), audit or (), panels)
 
     async def _read_panel(self, service: Service) -> Panel:
         """Read the panel of a service. If the service raises MeshError, return a panel that shows the reason."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from mesh.control import OperationStates
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
-from quart_app.dashboard.activity import AnswerRow, OperationFigures, TimelineLane
+from quart_app.dashboard.activity import AnswerRow, TimelineLane
 from quart_app.dashboard.assets import Assets
 from quart_app.dashboard.figures import Figures, moment_of
 from quart_app.dashboard.templating import environment
@@ -52,7 +53,7 @@ class ShownGroup:
 class ServicesView:
     """What the view of services shows beside the replicas."""
 
-    operations: Sequence[OperationFigures] = ()
+    operations: OperationStates = field(default_factory=OperationStates)
     audit: Entries = ()
     panels: Sequence[Panel] = ()
 
@@ -95,10 +96,10 @@ def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
 
 
 def services_headline(services: ServicesView) -> str:
-    """Return what the services say of themselves as one sentence; without any, how many operations there were."""
+    """Return what the services say of themselves as one sentence; without any, how many operations there are."""
     phrases = [panel.phrase for panel in services.panels if panel.phrase]
     if not phrases:
-        return f"{counted(len(services.operations), 'operation')} lately"
+        return counted(len(services.operations.by_name), "operation")
     sentence = "; ".join(phrases)
     return sentence[0].upper() + sentence[1:]
 

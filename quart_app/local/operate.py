@@ -103,14 +103,12 @@ def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> 
         click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, definitions)), indent=2))
         return
 
-    async def read(redis: Redis) -> tuple[list[JourneyStep], OperationStates]:
+    async def read(redis: Redis) -> OperationStates:
         settings = MeshSettings()
-        return await Journeys(redis, settings).newest(SEARCHED), await states(redis, settings)
+        return await states(redis, settings, await Journeys(redis, settings).newest(SEARCHED))
 
-    steps, found = on_redis(redis_url, data, read)
-    for step in steps:
-        found.of(step.op)
-    rows = [_operation(state, [step for step in steps if step.op == op]) for op, state in sorted(found.by_name.items())]
+    found = on_redis(redis_url, data, read)
+    rows = [_operation(state) for state in found.in_order()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -128,11 +126,11 @@ def _asyncapi(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return document(known, title=settings.name, version=version, classes=settings.classes, databases=settings.databases)
 
 
-def _operation(state: OperationState, steps: list[JourneyStep]) -> dict[str, Any]:
+def _operation(state: OperationState) -> dict[str, Any]:
     row: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
-        "later": state.later, "answered": len(steps), "failed": sum(step.status != "ok" for step in steps),
-        "longest_ms": max((step.total_ms for step in steps), default=0), "paused": state.paused is not None,
+        "later": state.later, "answered": len(state.answers), "failed": state.failed,
+        "longest_ms": state.within_ms(100) or 0, "limit": state.limit, "paused": state.paused is not None,
     }  # fmt: skip
     row |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
     if state.paused is not None:
@@ -145,9 +143,10 @@ def _operation_line(row: dict[str, Any]) -> str:
     work = f"{row['waits']} wait, {row['runs']} run, {row['later']} later"
     answers = f"{row['answered']} answered, {row['failed']} of them failed, longest {row['longest_ms']} ms"
     served = f"served by {databases}" if databases else "served by nobody"
-    paused = f"paused since {row['since']} by {row['by']}" if row["paused"] else ""
-    parts = (f"{row['op']:<24} {row['kind']:<7}", f"{served};", f"{work};", answers, paused)
-    return " ".join(parts).rstrip()
+    limit = f"limit {row['limit']};" if row["limit"] else ""
+    paused = f"; paused since {row['since']} by {row['by']}" if row["paused"] else ""
+    parts = (f"{row['op']:<24} {row['kind']:<7}", f"{served};", limit, f"{work};", f"{answers}{paused}")
+    return " ".join(part for part in parts if part)
 
 
 @click.command()

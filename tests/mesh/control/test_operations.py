@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mesh import Class, Mesh, MeshSettings, Operations, Query, Transaction, keys
-from mesh.control import Control, OperationStates, operations, states
+from mesh import Class, Limit, Mesh, MeshSettings, Operations, Query, Transaction, keys
+from mesh.control import Control, JourneyStep, OperationState, OperationStates, operations, states
 from mesh.dead import Actor
 from tests.support.backend import Backend
 
@@ -23,7 +23,7 @@ class Work:
         self.table = Operations("work")
         self.go_on = asyncio.Event()
 
-        @self.table.command
+        @self.table.command(limit=Limit(concurrency=100))
         async def do(tx: Transaction) -> None:
             """Do some work."""
             await self.go_on.wait()
@@ -41,8 +41,17 @@ async def seen(backend: Backend, mesh: Mesh, op: str, **numbers: int) -> Operati
     async with asyncio.timeout(10):
         while any(getattr(found.of(op), name) != number for name, number in numbers.items()):
             await asyncio.sleep(0.05)
-            found = await states(mesh.shared, backend.settings)
+            found = await states(mesh.shared, backend.settings, [])
     return found
+
+
+async def published(backend: Backend, work: Work) -> Mesh:
+    """Let a member join, and wait until `mesh:operations` has what it serves."""
+    mesh = await backend.mesh(work.table)
+    async with asyncio.timeout(10):
+        while not await mesh.shared.hlen(keys.OPERATIONS):
+            await asyncio.sleep(0.05)
+    return mesh
 
 
 async def put_by_hand(mesh: Mesh, number: int) -> None:
@@ -70,7 +79,7 @@ async def test_operations_are_told_with_their_replicas_and_requests(backend: Bac
     assert found.complete
     do, look = found.by_name["work.do"], found.by_name["work.look"]
     assert (do.kind, do.definition["summary"], do.served_by) == ("command", "Do some work.", {one.database: one.id})
-    assert do.paused is None
+    assert (do.paused, do.limit, look.limit) == (None, "100 at once", "")
     assert (look.kind, look.waits + look.runs) == ("query", 0)
     assert look.paused is not None and look.paused.actor == "ann"
     work.go_on.set()
@@ -80,7 +89,7 @@ async def test_operations_are_told_with_their_replicas_and_requests(backend: Bac
 async def test_what_nobody_serves_is_told_while_it_has_requests(backend: Backend) -> None:
     mesh = await backend.mesh(Operations("other"))
     await put_by_hand(mesh, 1)
-    found = await states(mesh.shared, backend.settings)
+    found = await states(mesh.shared, backend.settings, [])
     assert found.by_name.keys() == {"gone.put"}
     gone = found.by_name["gone.put"]
     assert (gone.kind, gone.served_by, gone.waits) == ("", {}, 1)
@@ -94,11 +103,41 @@ async def test_the_work_of_counting_is_bounded(
     monkeypatch.setattr(operations, name, bound)
     mesh = await backend.mesh(Operations("other"))
     await put_by_hand(mesh, 100)
-    found = await states(mesh.shared, backend.settings)
+    found = await states(mesh.shared, backend.settings, [])
     assert not found.complete
     assert 10 <= found.by_name["gone.put"].waits <= 16
 
 
 async def test_a_mesh_without_replicas_has_no_operations_of_its_own(backend: Backend) -> None:
     mesh = await backend.mesh(Operations("other"))
-    assert (await states(mesh.shared, MeshSettings())).by_name == {}
+    assert (await states(mesh.shared, MeshSettings(), [])).by_name == {}
+
+
+def answer(number: int, op: str = "work.do", status: str = "ok", **facts: int) -> JourneyStep:
+    times = {"accepted_ms": 1000, "answered_ms": 1000 + number, **facts}
+    return JourneyStep(key=f"r-{number}", op=op, status=status, stream="", id="1000-0", sender="r", **times)  # type: ignore[arg-type]
+
+
+async def test_answers_belong_to_their_operations(backend: Backend) -> None:
+    """Those of an operation that nobody serves any more as well."""
+    mesh = await published(backend, Work())
+    answers = [answer(1), answer(2, "gone.put", "refused"), answer(3)]
+    found = await states(mesh.shared, backend.settings, answers)
+    assert [(state.op, len(state.answers), state.failed) for state in found.in_order()] == [
+        ("gone.put", 1, 1), ("work.do", 2, 0), ("work.look", 0, 0),
+    ]  # fmt: skip
+
+
+def test_times_are_of_the_answers_that_tell_them() -> None:
+    """The reply of an older release does not name its request: not known is not zero."""
+    unknown = answer(5, accepted_ms=0)
+    assert OperationState("work.do", answers=[unknown]).within_ms(50) is None
+    state = OperationState("work.do", answers=[unknown, *(answer(number) for number in range(100, 0, -1))])
+    assert [state.within_ms(percent) for percent in (50, 99, 100)] == [51, 100, 100]
+
+
+async def test_what_is_no_definition_hides_nothing(backend: Backend) -> None:
+    """Anybody with access to Redis may write it."""
+    mesh = await published(backend, Work())
+    await mesh.shared.hset(keys.OPERATIONS, mapping={"bad.text": "{", "bad.list": "[]"})
+    assert (await states(mesh.shared, backend.settings, [])).by_name.keys() == {"work.do", "work.look"}

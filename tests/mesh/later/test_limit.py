@@ -59,6 +59,21 @@ def test_a_limit_travels_as_text(limit: Limit, words: str) -> None:
     assert limit.words("notes.put", Note("ann smith", 7)) == words
 
 
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        (Limit(concurrency=1), "1 at once"),
+        (Limit(by="name", concurrency=3), "3 at once for each name"),
+        (Limit(by="name", rate=10, per=MINUTE), "10 in 60 s for each name"),
+        (Limit(rate=3, per=timedelta(milliseconds=500), burst=1, when="refuse"),
+         "3 in 0.5 s, 1 of them at once, others are refused"),
+    ],
+)  # fmt: skip
+def test_people_read_a_limit(limit: Limit, sentence: str) -> None:
+    """In `mesh ops` and on the live page."""
+    assert str(limit) == sentence
+
+
 @pytest.mark.parametrize("body", [Plain("ann"), Model(name="ann"), Typed(name="ann")])
 def test_bodies_of_every_kind_have_fields(body: Any) -> None:
     kind = Typed if isinstance(body, dict) else type(body)

@@ -1,33 +1,16 @@
-"""The newest answers, operations and timelines."""
+"""The newest answers and timelines."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mesh.control.control import PausedOperation
 from mesh.control.journeys import JourneyStep
-from quart_app.dashboard.activity import operations, rows, target, timeline
+from quart_app.dashboard.activity import rows, target, timeline
 
 
 def step(key: str, op: str = "values.put", status: str = "ok", **facts: Any) -> JourneyStep:
     known = {"stream": "", "id": "1000-0", "sender": "r1", "worker": "r2", "database": "5", "accepted_ms": 1000}
     return JourneyStep(key=key, op=op, status=status, **{**known, **facts})
-
-
-def test_operations_have_times_and_failures() -> None:
-    """One that is paused is listed also when no answer is known."""
-    steps = [step(f"r1-{n}", answered_ms=1000 + n) for n in range(1, 101)]
-    steps.append(step("r1-200", status="refused", answered_ms=1001))
-    paused = PausedOperation("stock.take", 7, "operator")
-    stock, values = operations(steps, [paused])
-    assert (stock.op, stock.answered, stock.p50_ms, stock.paused) == ("stock.take", 0, None, paused)
-    assert (values.answered, values.failed, values.p50_ms, values.p99_ms) == (101, 1, 50, 99)
-
-
-def test_a_reply_without_its_request_has_no_time() -> None:
-    """That of an older release: not known is not zero."""
-    (figures,) = operations([step("r1-1", accepted_ms=0, answered_ms=5)], [])
-    assert figures.p50_ms is None
 
 
 def test_a_gather_is_one_row_with_its_slowest_part() -> None:

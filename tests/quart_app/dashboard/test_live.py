@@ -93,6 +93,7 @@ async def test_bytes_that_are_no_text_hide_no_view(settings: MeshSettings, serve
             raw.xadd(keys.DEAD, {"reason": bad, "stream": "s", "deliveries": "3", "body": bad, "op": bad})
             raw.xadd(keys.AUDIT, {"event": bad})
             raw.hset(keys.PAUSED, bad, b"1 " + bad)
+            raw.hset(keys.OPERATIONS, bad, bad)
             raw.hset(keys.later("x"), mapping={"op": bad, "to": bad})
             raw.zadd(keys.LATER, {"x": one.replica.now_ms() + 60_000})
         for query in ("", "?stream=D", "?request=x"):
