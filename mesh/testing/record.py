@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,8 +94,26 @@ class Observed:
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
         self._known: set[tuple[str, int]] = set()
+        #: one for each trip with commits that has no answer yet
+        self._trips: set[asyncio.Future[None]] = set()
         self.committed: list[Committed] = []
         self.sent: list[Sent] = []
+
+    @contextlib.contextmanager
+    def trip(self) -> Iterator[None]:
+        """Mark a trip with commits, from its way to Redis until its answers are taken or lost."""
+        over = asyncio.get_running_loop().create_future()
+        self._trips.add(over)
+        try:
+            yield
+        finally:
+            self._trips.discard(over)
+            over.set_result(None)
+
+    async def up_to_date(self) -> None:
+        """Wait for the trips that are under way, so that whoever hears of a commit's effect finds the commit here."""
+        if self._trips:
+            await asyncio.wait(self._trips)
 
     def take(self, commit: Sequence[Any], answer: Any) -> None:
         """Note what the server answered to a batch. A batch that was sent again counts once."""

@@ -90,6 +90,7 @@ class KitConnections(Connections):
         async def gated(*words: Any, **options: Any) -> Any:
             await self._gate.passed()
             answer = await execute(*words, **options)
+            await self._record.up_to_date()
             await self._gate.passed()
             return answer
 
@@ -117,17 +118,19 @@ class KitConnection(RedisConnection):
             answers = await self._send_numbered(commands)
         else:
             answers = await self._inner.send(commands)
+            await self._record.up_to_date()
         await self._gate.passed()
         return answers
 
     async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
         self._faults.lose_request()
         kept = [self._without_failed(command) if is_commit(command) else command for command in commands]
-        answers = await self._inner.send(kept)
-        for place, command in enumerate(kept):
-            if is_commit(command):
-                self._record.take(command, answers[place])
-                answers[place] = self._with_failed(answers[place])
+        with self._record.trip():
+            answers = await self._inner.send(kept)
+            for place, command in enumerate(kept):
+                if is_commit(command):
+                    self._record.take(command, answers[place])
+                    answers[place] = self._with_failed(answers[place])
         self._faults.lose_answer()
         return answers
 

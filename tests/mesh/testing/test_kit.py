@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from mesh import Class, Database, GivenUp, LeaseLost, MeshError, Operations, Ref
 from mesh.later.due import Due
 from mesh.raw import Body, Effects, Request, Store, Worker
 from mesh.testing import Committed, MeshKit, Sent
+from mesh.testing.record import is_commit
+from mesh.testing.wire import KitConnection
+from mesh.wire.connection import Command, RedisConnection
 from tests.support.server import Server
 
 TOTAL = "greetings:total"
@@ -279,3 +283,25 @@ async def test_a_replica_for_which_there_is_no_database_fails_the_test(greetings
     async with MeshKit(greetings.worker, databases=1) as kit:
         with pytest.raises(MeshError, match="no lease within 60 s; 1 databases exist"):
             await kit.start()
+
+
+async def test_who_has_a_reply_finds_its_commit_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the caller's connection brings the reply before the worker's connection brings the commit's answer."""
+    begin = KitConnection.__init__
+
+    def with_late_commits(connection: KitConnection, inner: RedisConnection, *others: Any) -> None:
+        send = inner.send
+
+        async def late(commands: Sequence[Command]) -> list[Any]:
+            answers = await send(commands)
+            if any(map(is_commit, commands)):
+                await asyncio.sleep(1)
+            return answers
+
+        inner.send = late  # type: ignore[method-assign]
+        begin(connection, inner, *others)
+
+    monkeypatch.setattr(KitConnection, "__init__", with_late_commits)
+    async with MeshKit(Greetings().worker, replicas=2) as kit:
+        await kit[0].replica.call(Database(2), "greetings.put", {})
+        assert [(each.op, each.database) for each in kit.committed] == [("greetings.put", 2)]
