@@ -24,6 +24,7 @@ from mesh.errors import (
     ServerTooOld,
     SetupError,
     Unavailable,
+    Unserved,
     UsageError,
     WrongCredentials,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "Ticket",
     "Transaction",
     "Unavailable",
+    "Unserved",
     "UsageError",
     "Values",
     "WrongCredentials",

@@ -160,6 +160,12 @@ def _facts_of(cls: type[Refused]) -> set[str]:
     }  # fmt: skip
 
 
+class Unserved(Refused):
+    """No replica serves the operation: the mesh itself refuses the request, and no handler has seen it."""
+
+    code = "unserved"
+
+
 class KeyReused(MeshError):
     """The idempotency key was used with another body."""
 
@@ -259,6 +265,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
         Incomplete,
         GivenUp,
         Refused,
+        Unserved,
         Cancelled,
         Paused,
         KeyReused,

@@ -20,13 +20,14 @@ import structlog
 from redis import exceptions as redis_errors
 
 from mesh import keys
-from mesh.errors import OlderRelease, Refused
+from mesh.errors import OlderRelease, Unserved
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
 SERVED = Script.beside(__file__, "served.lua")
+SERVES = Script.beside(__file__, "serves.lua")
 
 #: Levels of entries. An option has a level, and may be used while every live release understands this level. Releases
 #: before the first level have none in their rows.
@@ -68,7 +69,7 @@ class Directory:
         return all(op in own or op in self._served for op in ops)
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
-        """Raise Refused for an operation that nobody serves, and OlderRelease for a level that somebody misreads."""
+        """Raise Unserved for an operation that nobody serves, and OlderRelease for a level that somebody misreads."""
         names = list(ops)
         if self.allows(names, level) or not await self._look():
             return
@@ -82,6 +83,10 @@ class Directory:
     async def understands(self, level: int) -> bool:
         """Return whether every live replica understands this level; False where that cannot be found out."""
         return self.allows((), level) or (await self._look() and level <= self._oldest[0])
+
+    async def is_served(self, op: str, cls: str) -> bool:
+        """Look up whether a live replica of a class serves an operation. Raises LeaseLost, redis-py's errors."""
+        return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op))
 
     async def _look(self) -> bool:
         """Read the roster, together with all who ask meanwhile. Return whether that was possible."""
@@ -107,9 +112,9 @@ class Directory:
         return True
 
 
-def unserved(op: str, known: Collection[str]) -> Refused:
+def unserved(op: str, known: Collection[str]) -> Unserved:
     """Return the error for an operation that no live replica serves."""
-    return Refused(f"no live replica serves the operation {op!r:.100}{nearest(op, known)}", op=op)
+    return Unserved(f"no live replica serves the operation {op!r:.100}{nearest(op, known)}", op=op)
 
 
 def nearest(op: str, known: Collection[str]) -> str:

@@ -11,7 +11,7 @@ effect that follow each other run side by side.
                            |       v                             |
                            |    settlement decides <-------------+
                            |       +---> redeliver: after a pause, deliver again
-                           +-------+     defer: a later try | bury | expire | refuse | forget
+                           +-------+     defer: a later try, or another replica | bury | expire | refuse | forget
     keep alive: cancel what another consumer has taken, and what is past its deadline
 
 `GroupConsumer` reads, takes over and keeps alive. No task waits for a commit: the link calls the work, and for most
@@ -43,6 +43,7 @@ from mesh.requests.settlement import (
     Defer,
     Expire,
     Forget,
+    HandOn,
     Leave,
     Outcome,
     Redeliver,
@@ -310,16 +311,17 @@ class Consumer(GroupConsumer[Work]):
                 pass
             case Defer(reason):
                 self.counters.crashed += 1
-                await self._defer(work, reason)
+                await self._defer(work, work.request.failed_tries + 1, reason)
+            case HandOn(reason):
+                await self._defer(work, work.request.failed_tries, reason)
             case RefuseFull(reason):
                 self._runner.refuse(work, not_applied(reason))
             case Commit() | Rerun():
                 raise AssertionError("commits and conflicts are not settled here")
         return False
 
-    async def _defer(self, work: Work, reason: str) -> None:
+    async def _defer(self, work: Work, tries: int, reason: str) -> None:
         request, host = work.request, self._host
-        tries = request.failed_tries + 1
         due_ms = await defer(host.link, request.stream, request.id, host.replica, work.pause_ms, tries, reason)
         if due_ms:
             host.learn(due_ms)

@@ -20,6 +20,7 @@ from mesh.errors import (
     NoReplica,
     Paused,
     Unavailable,
+    Unserved,
     UsageError,
 )
 
@@ -61,7 +62,7 @@ class Once:
 #: Errors that free the key: a later try may succeed, or our own code is at fault.
 _PASSING = (
     Busy, Cancelled, Contended, DeadlineExceeded, GivenUp, Incomplete, InvalidReply, LeaseLost, NoReplica, Paused,
-    Unavailable, UsageError,
+    Unavailable, Unserved, UsageError,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 
 from mesh import keys
 from mesh.discovery import nearest
-from mesh.errors import Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Refused
+from mesh.errors import Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Unserved
 from mesh.groups.deliveries import is_overdelivered
 from mesh.later.entering import NOT_MINE, PLACED, enter
 from mesh.later.limit import Limit
@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 MOST_CONFLICTS = 100
 #: How often a request of a paused operation, for which there is no room where it could wait, looks again.
 PAUSE_LOOK_S = 0.25
+#: Longest time for which a request waits whose operation only other replicas of our class serve.
+LONGEST_HAND_ON_MS = 250
 #: Requests whose time of work is kept.
 RECENT = 512
 #: A handler that keeps the event loop longer than this is named in the log.
@@ -89,9 +91,8 @@ class Runner:
         if host.is_late(request):
             return Outcome.LATE, ""
         handler = self._worker.handler(request.op)
-        limit = None if handler is None else handler.limit
-        may_wait = limit is not None or request.op in host.paused()
-        if may_wait and (found := await self._waits_or_fails(work, limit)) is not _RUNS:
+        may_wait = handler is None or handler.limit is not None or request.op in host.paused()
+        if may_wait and (found := await self._waits_or_fails(work, handler)) is not _RUNS:
             return found
         begun = work.begun = work.begun or perf_counter()
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
@@ -125,22 +126,40 @@ class Runner:
         work.committing = True
         return None
 
-    async def _waits_or_fails(self, work: Work, limit: Limit | None) -> Found | None:
+    async def _waits_or_fails(self, work: Work, handler: Handler | None) -> Found | None:
         """Do what `_waits` does. An entry that its scripts cannot read ends its request, and not the replica."""
         try:
-            return await self._waits(work, limit)
+            return await self._waits(work, handler)
         except (InvalidBody, redis_errors.ResponseError) as error:
             return Outcome.CRASHED, describe(error)
 
-    async def _waits(self, work: Work, limit: Limit | None) -> Found | None:
+    async def _waits(self, work: Work, handler: Handler | None) -> Found | None:
         """Let a request wait, or refuse it, where it must not run now; return _RUNS where it may."""
         host, request = self._host, work.request
         if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
             return found
+        if handler is None:
+            return await self._without_handler(work)
+        limit = handler.limit
         if limit is not None and limit.interval_ms:
             # The next one of its rate may be due then, and it may come from a client, which wakes nothing.
             host.learn(host.now_ms() + limit.interval_ms)
         return _RUNS if limit is None or request.is_limited else await self._limited(work, limit)
+
+    async def _without_handler(self, work: Work) -> Found | None:
+        """Hand a request on, if its operation has no handler here and one at another replica of our class.
+
+        On the stream of our database there is no other replica. Where nobody serves it, returns _RUNS, so that its
+        caller hears of that. A request that nobody waits for becomes a dead letter, which can be replayed.
+        """
+        host, request = self._host, work.request
+        error = _unknown(request.op, self._worker.operations)
+        if not self._is_ordered(request) and await host.directory.is_served(request.op, host.cls):
+            # Half of its age: it is handed on at once, and then less and less often while only we read it.
+            age_ms = host.now_ms() - request.at_ms
+            work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))
+            return Outcome.ELSEWHERE, error.detail
+        return _RUNS if request.reply_to else (Outcome.HOPELESS, error.detail)
 
     async def _limited(self, work: Work, limit: Limit) -> Found | None:
         """Let the limit of its operation decide about a request that came without it: its sender does not know it.
@@ -202,7 +221,8 @@ class Runner:
             return
         try:
             body = await running
-            # Where nobody would hear of a refusal, what the request sends goes out, and its effect is not lost.
+            # Without a caller, nobody would hear of a refusal, and the effect of the request would be lost. So what it
+            # sends goes out; if nobody serves that, it becomes a dead letter.
             if request.is_answered:
                 _answer(handler, transaction, body)
                 if transaction.asked:
@@ -270,9 +290,9 @@ def _answer(handler: Handler, transaction: Effects, body: Any) -> None:
         transaction.reply(body)
 
 
-def _unknown(op: str, known: list[str]) -> Refused:
+def _unknown(op: str, known: list[str]) -> Unserved:
     """Return the error for an operation that another release serves, or a replica that has left meanwhile."""
-    return Refused(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
+    return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
 
 
 def _is_cancelled() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mesh import roster
-from mesh.discovery import PUBLISH, SERVED
+from mesh.discovery import PUBLISH, SERVED, SERVES
 from mesh.groups.reader import FORGET, KEEP_ALIVE
 from mesh.later import waking
 from mesh.later.entering import ENTER
@@ -56,6 +56,6 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, PUBLISH,
+    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES, PUBLISH,
     filters.NAME,
 )  # fmt: skip

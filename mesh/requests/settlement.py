@@ -4,12 +4,13 @@
     done, refused                                      Commit                 Commit
     conflict (what it read has changed)                Rerun                  Rerun
     crashed (an exception that is not a refusal)       Redeliver              Bury
-    hopeless (not a request; contended, no caller)     Bury                   Bury
+    hopeless (nobody can do it, and no caller waits)   Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
     full (no room to store or send it; or a rate)      RefuseFull             RefuseFull
     try failed (its operation has a Retry)             Defer                  Defer
     parked (a pause or its limit has moved it)         Leave                  Leave
+    elsewhere (other replicas serve its operation)     HandOn                 HandOn
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
 another try.
@@ -35,6 +36,7 @@ class Outcome(Enum):
     FULL = auto()
     TRY_FAILED = auto()
     PARKED = auto()
+    ELSEWHERE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,18 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOn:
+    """Let the request wait for a moment, on no stream, so that another replica may read it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Do nothing: a script has moved the request to those that wait, or has put it on its stream anew."""
 
 
-Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | Leave
+Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | HandOn | Leave
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -115,3 +124,5 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return Defer(reason)
         case Outcome.PARKED:
             return Leave()
+        case Outcome.ELSEWHERE:
+            return HandOn(reason)

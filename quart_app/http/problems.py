@@ -49,6 +49,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.Limited: 429,
     mesh.Paused: 503,
     mesh.GivenUp: 503,
+    mesh.Unserved: 503,
     mesh.SetupError: 503,
     mesh.Cancelled: 503,
     mesh.DeadlineExceeded: 504,

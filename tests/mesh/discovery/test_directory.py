@@ -14,6 +14,7 @@ from mesh.discovery import Publication, directory
 from mesh.raw import Effects, Replica, Request, Store, Worker
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
+from tests.support.lanes import books
 
 
 class Note(Struct):
@@ -170,6 +171,15 @@ async def test_options_are_refused_while_an_older_release_is_live(backend: Backe
     await mesh.send(put, Note("a"), after=timedelta(hours=1))
     await mesh.call(later, Note("a"))
     assert (await mesh.books())["waiting"] == 2
+
+
+async def test_a_handler_without_a_caller_sends_while_an_older_release_is_live(backend: Backend) -> None:
+    """Nobody would hear of a refusal, and the effect of its request would be lost."""
+    await older_release(backend)
+    mesh = Mesh(await backend.join(notes.worker, class_="A"))
+    await mesh.send(later, Note("a"))
+    await books(mesh, answered=2, waiting=0)
+    assert await mesh.shared.hgetall("shared:notes:texts") == {"later": "1", "a": "1"}
 
 
 async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from mesh.requests.settlement import (
     Defer,
     Expire,
     Forget,
+    HandOn,
     Leave,
     Outcome,
     Redeliver,
@@ -30,6 +31,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.FULL: (RefuseFull("why"), RefuseFull("why")),
     Outcome.TRY_FAILED: (Defer("why"), Defer("why")),
     Outcome.PARKED: (Leave(), Leave()),
+    Outcome.ELSEWHERE: (HandOn("why"), HandOn("why")),
 }
 
 
