@@ -110,8 +110,8 @@ def _told(name: str, known: Iterable[str], prefixes: tuple[str, ...]) -> str:
 
 
 def main() -> None:
-    for package in SERVICES.values():
-        import_module(f"{package}.settings")
+    for module in SERVICES.values():
+        import_module(f"{module.rpartition('.')[0]}.settings")
     import_module("quart_app.settings")
     for told in unknown_names(os.environ):
         sys.stdout.write(f"{told}\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-#: Name -> package. The package has a function `create(context) -> Service`; only replicas that run it import it.
+#: Name -> module with a function `create(context) -> Service`. Only replicas that run the service import it. Its
+#: package imports nothing: commands and worker processes need only parts of it.
 SERVICES = {
-    "values": "quart_app.values",
-    "addresses": "quart_app.addresses",
-    "messages": "quart_app.messages",
-    "grades": "quart_app.grades",
-    "movements": "quart_app.movements",
+    "values": "quart_app.values.service",
+    "addresses": "quart_app.addresses.service",
+    "messages": "quart_app.messages.service",
+    "grades": "quart_app.grades.service",
+    "movements": "quart_app.movements.service",
 }

@@ -1,6 +1,6 @@
 """What a service is to the application: routes, operations, a lifespan. Services never import each other.
 
-    create(context) -> Service        one per service, in its package's `__init__`
+    create(context) -> Service        one per service, in its module `service`
 
 `context.mesh` is the replica's membership while it lasts; before and after it raises `Unavailable` (503).
 """

@@ -1,3 +1,0 @@
-from quart_app.addresses.service import create
-
-__all__ = ["create"]

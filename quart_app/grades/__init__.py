@@ -1,3 +1,0 @@
-from quart_app.grades.service import create
-
-__all__ = ["create"]

@@ -1,3 +1,0 @@
-from quart_app.messages.service import create
-
-__all__ = ["create"]

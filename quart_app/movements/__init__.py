@@ -1,3 +1,0 @@
-from quart_app.movements.service import create
-
-__all__ = ["create"]

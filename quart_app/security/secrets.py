@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import SecretStr
 
 from mesh import RedisSettings, SetupError
-from quart_app.security.identity import is_guessable
+from quart_app.security.guessable import is_guessable
 
 
 def is_loopback(host: str) -> bool:

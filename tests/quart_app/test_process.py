@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from quart_app.registry import SERVICES
 
 #: What `python -m quart_app` does before it serves.
 START = """
@@ -18,6 +23,52 @@ young, often, _ = gc.get_threshold()
 # An object takes 80 ns of a pass; a pass of 20 ms would hold the event loop for too long.
 print(gc.isenabled(), gc.get_freeze_count() > 10_000, young * often <= 100_000)
 """
+
+
+#: What some services alone need: service -> packages and modules. No other replica imports them.
+OF_SERVICES = {
+    "values": {"quart_app.values.service", "flint", "gmpy2", "pebble"},
+    "addresses": {"quart_app.addresses.service", "phonenumbers"},
+    "messages": {"quart_app.messages.service", "httpx2", "argon2", "jwt", "email_validator"},
+    "grades": {"quart_app.grades.service", "httpx2"},
+    "movements": {"quart_app.movements.service", "sqlalchemy", "aiosqlite"},
+}
+#: What no replica needs at its start: the programs around it, and what comes with a migration, a job or a test.
+LATER = {
+    "quart_app.local.mesh",
+    "quart_app.providers.simulator",
+    "alembic",
+    "mako",
+    "asyncpg",
+    "cypari",
+    "mesh.testing",
+}
+#: What `mesh` needs for none of its commands. `mesh admin` checks e-mail addresses.
+NO_COMMAND = (set.union(*OF_SERVICES.values()) - {"email_validator"}) | {
+    "quart", "hypercorn", "uvloop", "jinja2", "quart_app.process", "fakeredis", "alembic"
+}  # fmt: skip
+
+
+def imported(code: str, folder: Path, services: str) -> set[str]:
+    """Return the modules that a new process has imported after this code, and the packages that they are in."""
+    argv = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
+    env = {**os.environ, "SERVICES": services}
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_replica_imports_what_its_services_need_and_no_more(service: str, tmp_path: Path) -> None:
+    """Each module costs time and memory, in each replica."""
+    found = imported(";".join(START.strip().splitlines()[:-2]), tmp_path, service)
+    others = set.union(*(names for name, names in OF_SERVICES.items() if name != service)) - OF_SERVICES[service]
+    assert OF_SERVICES[service] <= found, "the list names what this service really imports"
+    assert found & (others | LATER) == set()
+
+
+def test_a_command_imports_nothing_that_only_a_replica_needs(tmp_path: Path) -> None:
+    """A user waits for it."""
+    assert imported("import quart_app.cli", tmp_path, "values") & NO_COMMAND == set()
 
 
 def test_garbage_is_looked_for_once_everything_is_made(tmp_path: Path) -> None:

@@ -32,17 +32,17 @@ def greetings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         path.write_text(text, "utf-8")
     (line,) = re.findall(r"`SERVICES` in `quart_app/registry.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
     monkeypatch.setattr(quart_app, "__path__", [*quart_app.__path__, str(tmp_path / "quart_app")])
-    for name, package in ast.literal_eval(f"{{{line}}}").items():
-        monkeypatch.setitem(SERVICES, name, package)
+    for name, module in ast.literal_eval(f"{{{line}}}").items():
+        monkeypatch.setitem(SERVICES, name, module)
     yield "greetings"
     for module in [name for name in sys.modules if name.startswith("quart_app.greetings")]:
         del sys.modules[module]
 
 
-@pytest.mark.parametrize("package", SERVICES.values())
-def test_every_service_of_the_registry_can_be_imported(package: str) -> None:
-    """Its package has the function that the application calls."""
-    assert callable(import_module(package).create)
+@pytest.mark.parametrize("module", SERVICES.values())
+def test_every_service_of_the_registry_can_be_imported(module: str) -> None:
+    """Its module has the function that the application calls."""
+    assert callable(import_module(module).create)
 
 
 async def test_the_service_of_the_page_runs(greetings: str, server: Server) -> None:

@@ -19,10 +19,11 @@ from pydantic import SecretStr
 from quart import Blueprint, request
 
 from mesh.testing.fake_server import FakeClient
-from quart_app import logs, messages
+from quart_app import logs
 from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
 from quart_app.messages.passwords import Passwords
+from quart_app.messages.service import create
 from quart_app.messages.sessions import Sessions
 from quart_app.messages.users import Users
 from quart_app.security import basic
@@ -60,7 +61,7 @@ async def main() -> None:
     replica: Any = SimpleNamespace(
         shared=FakeClient(decode_responses=True), memory=SimpleNamespace(store=lambda _: None)
     )
-    service = messages.create(Context(settings, registry))
+    service = create(Context(settings, registry))
     assert service.lifespan is not None
     auth = BasicAuth("grades", "grades", SecretStr(BASIC_PASSWORD))
     auth.open(CredentialLimiter(replica.shared, Limits(tries=1000, source_tries=1000)), Audit(replica.shared))
