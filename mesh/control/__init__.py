@@ -1,7 +1,7 @@
 """What an operator does to a running mesh, and how one looks at its requests."""
 
 from mesh.control.control import Control, PausedOperation
-from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, grouped
+from mesh.control.journeys import SEARCHED, Journeys, JourneyStep, grouped, within_ms
 from mesh.control.operations import OperationState, OperationStates, definitions, states
 from mesh.control.waiting import LaterRequest, ScheduledOperation, Waiting, read_waiting
 
@@ -20,4 +20,5 @@ __all__ = [
     "grouped",
     "read_waiting",
     "states",
+    "within_ms",
 ]

@@ -161,3 +161,9 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
     for step in steps:
         groups.setdefault(step.group, []).append(step)
     return list(groups.values())
+
+
+def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
+    """Return the time from the acceptance in which so many requests were answered; None if no time is known."""
+    times = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
+    return times[min(len(times) * percent // 100, len(times) - 1)] if times else None

@@ -57,11 +57,6 @@ class OperationState:
         """Number of its answers that are errors."""
         return sum(step.status != "ok" for step in self.answers)
 
-    def within_ms(self, percent: int) -> int | None:
-        """Return the time from the acceptance in which so many of its answers came; None if no time is known."""
-        times = sorted(step.total_ms for step in self.answers if step.accepted_ms)
-        return times[min(len(times) * percent // 100, len(times) - 1)] if times else None
-
 
 @dataclass(slots=True)
 class OperationStates:

@@ -27,7 +27,7 @@ from quart_app.dashboard import activity, acts
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.figures import Figures
 from quart_app.dashboard.looks import LOOK_S, Looks
-from quart_app.dashboard.pages import OVERVIEW, VIEWS, Entries, Pages, PageView, grouped
+from quart_app.dashboard.pages import OVERVIEW, VIEWS, WANTED, Entries, Pages, PageView, grouped
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
@@ -183,7 +183,7 @@ class LivePage:
         if name == "services":
             about["services"] = await looks.services.newest()
         if name == OVERVIEW:
-            about["minutes"] = await looks.minutes.newest()
+            about |= {"minutes": await looks.minutes.newest(), "answers": await looks.steps.newest()}
         settings = looks.replica.settings
         return PageView(
             name=name,
@@ -204,7 +204,7 @@ class LivePage:
     async def _requests(self, looks: Looks, arguments: Mapping[str, str], figures: Figures) -> dict[str, Any]:
         """Return what the view of requests shows."""
         reference = arguments.get("request", "").strip()[:MOST_REFERENCE]
-        wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in ("op", "to", "status")}
+        wanted = {name: arguments.get(name, "").strip()[:MOST_REFERENCE] for name in WANTED}
         steps = await looks.find(reference) if reference else ()
         return {
             "reference": reference,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mesh.control import OperationStates
+from mesh.control import JourneyStep, OperationStates, within_ms
 from mesh.dead import DeadLetter
 from quart_app.dashboard import activity
 from quart_app.dashboard import words as sentences
@@ -33,6 +33,8 @@ BLOCKS = {
     "dead": ("answer", "groups"),
     "services": ("answer", "panels", "operations", "replicas", "audit"),
 }
+#: What the newest answers can be limited to: operation, replica or database, status.
+WANTED = ("op", "to", "status")
 _ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
 #: Dead letters of a group that are shown; the group says how many there are.
 SHOWN_LETTERS = 20
@@ -75,9 +77,10 @@ class PageView:
     reference: str = ""
     lanes: Sequence[TimelineLane] = ()
     rows: Sequence[AnswerRow] = ()
-    wanted: Mapping[str, str] = field(default_factory=lambda: {"op": ""})
-    #: overview: answers in each of the last minutes
+    wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(WANTED, ""))
+    #: overview: answers in each of the last minutes, and the newest answers to each replica
     minutes: Sequence[float] = ()
+    answers: Sequence[JourneyStep] = ()
     services: ServicesView = field(default_factory=ServicesView)
     #: the acts there are, by name
     acts: Mapping[str, Act] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class Pages:
             "rate": _rate,
             "short": shortened,
             "spoken": spoken,
+            "within": _within,
         }
         self._environment.globals |= {
             "target": activity.target,
@@ -181,6 +185,12 @@ def _clock(milliseconds: int) -> str:
 def _milliseconds(microseconds: str) -> str:
     """Return a time that the roster tells in µs; "–" where it tells none."""
     return f"{int(microseconds) / 1000:,.1f} ms" if microseconds.isdecimal() else "–"
+
+
+def _within(steps: Sequence[JourneyStep], percent: int) -> str:
+    """Return the time in which so many requests were answered; "–" where it is not known."""
+    found = within_ms(steps, percent)
+    return "–" if found is None else f"{found:,} ms"
 
 
 def _rate(rate: float) -> str:

@@ -20,7 +20,17 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from mesh import Connections, MeshError, MeshSettings, RedisSettings, keys
-from mesh.control import SEARCHED, Control, Journeys, JourneyStep, OperationState, OperationStates, definitions, states
+from mesh.control import (
+    SEARCHED,
+    Control,
+    Journeys,
+    JourneyStep,
+    OperationState,
+    OperationStates,
+    definitions,
+    states,
+    within_ms,
+)
 from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
 from quart_app.local import discovery
@@ -130,7 +140,7 @@ def _operation(state: OperationState) -> dict[str, Any]:
     row: dict[str, Any] = {
         "op": state.op, "kind": state.kind, "served_by": state.served_by, "waits": state.waits, "runs": state.runs,
         "later": state.later, "answered": len(state.answers), "failed": state.failed,
-        "longest_ms": state.within_ms(100) or 0, "limit": state.limit, "paused": state.paused is not None,
+        "longest_ms": within_ms(state.answers, 100) or 0, "limit": state.limit, "paused": state.paused is not None,
     }  # fmt: skip
     row |= {name: state.definition.get(name, "") for name in ("service", "version", "summary")}
     if state.paused is not None:

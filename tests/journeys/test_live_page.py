@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 
 import pytest
@@ -36,6 +37,9 @@ async def test_the_books_follow_the_load_and_always_balance(chromium: Browser, r
             await asyncio.sleep(0.2)
         await expect(page.locator(".books dd").first).to_have_text("10", timeout=3000)
         await expect(page.locator("#link-text")).to_have_text("live")
+        await expect(page.locator("#books figcaption").first).to_contain_text(
+            re.compile(r"half within [0-9,]+ ms, 99 of 100 within [0-9,]+ ms")
+        )
 
 
 async def test_faults_are_said_and_go_away(chromium: Browser, replicas: Replicas) -> None:
@@ -143,6 +147,13 @@ async def test_one_request_has_a_timeline(chromium: Browser, replicas: Replicas)
         await page.get_by_role("button", name="Find").click()
         await expect(page.locator(".lane")).to_have_count(2)
         await expect(page.locator(".timeline .work").first).to_be_visible()
+        await page.goto(f"{one.private}/mesh/requests")
+        for status, shown in (("ok", "values.put"), ("refused", "No replica keeps such a reply.")):
+            await page.get_by_label("Operation", exact=True).fill("values.put")
+            await page.get_by_label("Status", exact=True).fill(status)
+            await page.get_by_role("button", name="Find").click()
+            await expect(page.locator("#newest h2")).to_contain_text(f"with the status {status}")
+            await expect(page.locator("#newest tbody")).to_contain_text(shown)
 
 
 async def test_an_operation_is_paused_and_a_replica_drained(chromium: Browser, replicas: Replicas) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mesh import Class, GivenUp, Refused, keys
-from mesh.control.journeys import Journeys, JourneyStep, grouped
+from mesh.control.journeys import Journeys, JourneyStep, grouped, within_ms
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
 from mesh.requests.tracing import CALL
 from tests.support.backend import Backend
@@ -96,3 +96,16 @@ def test_times_that_are_not_known_are_not_made_up() -> None:
     """A reply of an older release has no `asked`."""
     step = JourneyStep(key="r-1", op="x", status="ok", stream="", id="", sender="r", answered_ms=5)
     assert (step.total_ms, step.group) == (0, "r-1")
+
+
+def test_times_are_of_the_answers_that_tell_them() -> None:
+    """Not known is not zero; what is not answered yet has no time."""
+
+    def step(accepted_ms: int, answered_ms: int) -> JourneyStep:
+        times = {"accepted_ms": accepted_ms, "answered_ms": answered_ms}
+        return JourneyStep(key="r-1", op="x", status="ok", stream="", id="", sender="r", **times)  # type: ignore[arg-type]
+
+    unknown = [step(0, 5), step(1000, 0)]
+    assert within_ms(unknown, 50) is None
+    known = [step(1000, 1000 + number) for number in range(100, 0, -1)]
+    assert [within_ms([*unknown, *known], percent) for percent in (50, 99, 100)] == [51, 100, 100]

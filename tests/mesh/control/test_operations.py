@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh import Class, Limit, Mesh, MeshSettings, Operations, Query, Transaction, keys
-from mesh.control import Control, JourneyStep, OperationState, OperationStates, operations, states
+from mesh.control import Control, JourneyStep, OperationStates, operations, states
 from mesh.dead import Actor
 from tests.support.backend import Backend
 
@@ -113,27 +113,18 @@ async def test_a_mesh_without_replicas_has_no_operations_of_its_own(backend: Bac
     assert (await states(mesh.shared, MeshSettings(), [])).by_name == {}
 
 
-def answer(number: int, op: str = "work.do", status: str = "ok", **facts: int) -> JourneyStep:
-    times = {"accepted_ms": 1000, "answered_ms": 1000 + number, **facts}
-    return JourneyStep(key=f"r-{number}", op=op, status=status, stream="", id="1000-0", sender="r", **times)  # type: ignore[arg-type]
+def answer(op: str, status: str = "ok") -> JourneyStep:
+    return JourneyStep(key="r-1", op=op, status=status, stream="", id="1000-0", sender="r")
 
 
 async def test_answers_belong_to_their_operations(backend: Backend) -> None:
     """Those of an operation that nobody serves any more as well."""
     mesh = await published(backend, Work())
-    answers = [answer(1), answer(2, "gone.put", "refused"), answer(3)]
+    answers = [answer("work.do"), answer("gone.put", "refused"), answer("work.do")]
     found = await states(mesh.shared, backend.settings, answers)
     assert [(state.op, len(state.answers), state.failed) for state in found.in_order()] == [
         ("gone.put", 1, 1), ("work.do", 2, 0), ("work.look", 0, 0),
     ]  # fmt: skip
-
-
-def test_times_are_of_the_answers_that_tell_them() -> None:
-    """The reply of an older release does not name its request: not known is not zero."""
-    unknown = answer(5, accepted_ms=0)
-    assert OperationState("work.do", answers=[unknown]).within_ms(50) is None
-    state = OperationState("work.do", answers=[unknown, *(answer(number) for number in range(100, 0, -1))])
-    assert [state.within_ms(percent) for percent in (50, 99, 100)] == [51, 100, 100]
 
 
 async def test_what_is_no_definition_hides_nothing(backend: Backend) -> None:

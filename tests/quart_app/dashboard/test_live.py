@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 from typing import Any
 
 import pytest
 import redis
 
 from mesh import MeshSettings, keys
-from quart_app.dashboard import live
+from quart_app.dashboard import live, looks
 from quart_app.dashboard.pages import VIEWS, Pages, PageView
 from tests.support.nodes import Node, applications, node
 from tests.support.server import Server
+
+#: A figure of the books, without the rates below them.
+BOOKED = re.compile(r"<dd>([0-9,]+)</dd>")
 
 
 @pytest.fixture
@@ -67,6 +72,32 @@ async def test_the_first_event_has_all_sections_and_later_ones_what_changed(sett
         assert first[0] == second[0] == "sections"
         assert first[1].keys() == {"menu", "answer", "books", "places"}
         assert "menu" not in second[1] and "answer" not in second[1]
+
+
+async def test_the_equation_balances_in_each_of_fifty_ticks_under_load(
+    settings: MeshSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its figures are of one moment."""
+    monkeypatch.setattr(looks, "LOOK_S", 0.02)
+    async with node(settings) as one:
+
+        async def load() -> None:
+            for number in itertools.count(10**6):
+                items = [{"value": number, "ttl": 60, "cls": one.replica.cls}]
+                await one.public.post("/values", json=items)
+
+        loads = [asyncio.create_task(load()) for _ in range(4)]
+        found = await listen(one, "overview", 50)
+        for each in loads:
+            each.cancel()
+        await asyncio.wait(loads)
+        seen = [
+            [int(count.replace(",", "")) for count in BOOKED.findall(data["books"])]
+            for _, data in found
+            if "books" in data
+        ]
+        assert all(accepted == sum(others) for accepted, *others in seen), seen
+        assert len({accepted for accepted, *_ in seen}) > 10, "the load was seen"
 
 
 async def test_what_strangers_wrote_is_shown_as_text(settings: MeshSettings) -> None:
