@@ -60,8 +60,9 @@ def create_app(context: Context) -> App:
 
     docs = openapi.routes([*public, health_routes()], VERSION, private)
     private_docs = openapi.routes([health_routes()], VERSION, private)
-    pages = landing_routes() if context.settings.page_public else ()
-    live = LivePage(context, leaving, services).routes() if context.settings.page else ()
+    settings = context.settings
+    pages = landing_routes(settings.page_url if settings.page else "") if settings.page_public else ()
+    live = LivePage(context, leaving, services).routes() if settings.page else ()
     _register(app.public, [health_routes(), *public, docs, *pages])
     _register(app.private, [health_routes(), *private, metrics.routes(context), *live, private_docs])
     return app

@@ -66,6 +66,12 @@ class AppSettings(BaseSettings):
     max_wait_ms: int = Field(60_000, ge=100, description="longest deadline that `Prefer: wait` may ask for")
     page_public: bool = Field(True, description="serve the landing page at / of the public port")
     page: bool = Field(True, description="serve the live page at /mesh of the private port")
+    page_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="address of the live page, to which the landing page links; a loopback address is shown only to "
+        "visitors who use one themselves",
+    )
     page_password: SecretStr = Field(
         SecretStr(""),
         description="password of the user `operator`, who may act on the live page; empty: the page only reads",

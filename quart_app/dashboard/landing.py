@@ -1,28 +1,42 @@
 """The landing page, `GET /` of the public port: try the mesh in a browser.
 
-The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. It is
-rendered once; every visitor gets the same bytes.
+The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. It links to
+the live page for visitors who can reach it. It is rendered once; all such visitors get the same bytes, and so do all
+others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from quart_app.dashboard.assets import POLICY, Assets
 from quart_app.dashboard.templating import environment
+from quart_app.security.secrets import is_loopback
 
 
-def routes() -> Sequence[Blueprint]:
-    """GET / and the files that the page loads."""
+def routes(live: str) -> Sequence[Blueprint]:
+    """GET / and the files that the page loads. `live` is the address of the live page; "": there is no link."""
     assets = Assets()
-    page = environment(assets).get_template("landing.html").render().encode()
+    template = environment(assets).get_template("landing.html")
+    page, linking = (template.render(live=address).encode() for address in ("", live))
+    only_local = is_loopback(_host_of(live))
     blueprint = Blueprint("landing", __name__)
 
     @blueprint.get("/")
     async def landing() -> Response:
+        reaches = not only_local or is_loopback(_host_of(f"//{request.host}"))
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-        return Response(page, content_type="text/html; charset=utf-8", headers=headers)
+        return Response(linking if reaches else page, content_type="text/html; charset=utf-8", headers=headers)
 
     return [blueprint, assets.routes()]
+
+
+def _host_of(address: str) -> str:
+    """Return the host that an address names, or "" if it names none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""

@@ -75,9 +75,10 @@ async def mesh(
         redis = given or RedisSettings(url=SecretStr(redis_url or ""))
         state = discovery.Running(discovery.url_of(redis), port, os.getpid())
         stack.enter_context(discovery.announced(folder, state))
+        ports = replicas.choose_ports(count, front.replica_port)
+        front.lead_to(ports)
         env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs) | front.told
         env["REPLICAS"] = str(count)
-        ports = replicas.choose_ports(count, front.replica_port)
         programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
@@ -118,6 +119,12 @@ class Front:
         """The private port that the first replica should have; 0 where Caddy has it."""
         return 0 if self._has_caddy else self.private_port
 
+    def lead_to(self, ports: Sequence[Ports]) -> None:
+        """Say to the replicas where operators find the live page: at Caddy's second address, or at the first one."""
+        if not self._has_caddy:
+            self.private_port = ports[0].private
+        self.told["PAGE_URL"] = os.environ.get("PAGE_URL", f"http://{HOST}:{self.private_port}/mesh")
+
     async def open(
         self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, ports: Sequence[Ports], logs: Path
     ) -> None:
@@ -126,8 +133,6 @@ class Front:
             public = Site(self._port, [f"{HOST}:{pair.public}" for pair in ports])
             private = Site(self.private_port, [f"{HOST}:{pair.private}" for pair in ports])
             await stack.enter_async_context(caddy.balancer(supervisor, public, private, log=logs / "caddy.log"))
-        else:
-            self.private_port = ports[0].private
 
 
 def _listening(port: int) -> socket.socket:

@@ -18,8 +18,8 @@ HARD = 10000000000000000000000000000033 * 10000000000000000000000000000049
 
 @pytest.fixture
 async def replica(replicas: Replicas) -> Process:
-    """One replica of class A."""
-    (process,) = await replicas(1, {"MESH_CLASS": "A"})
+    """One replica of class A, whose landing page links to a live page."""
+    (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_URL": "http://127.0.0.1:8001/mesh"})
     return process
 
 
@@ -108,6 +108,7 @@ async def test_it_is_accessible_and_fits_every_width(
         async with tab(chromium, width=width, scheme=scheme) as opened:  # type: ignore[arg-type]
             page = opened.page
             await page.goto(replica.public)
+            await expect(page.get_by_role("link", name="Live page")).to_be_visible()
             assert not await opened.scrolls_sideways()
             await factorise(page, "9" * 60)
             await expect(page.locator("#answer")).to_be_visible()

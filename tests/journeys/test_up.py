@@ -334,6 +334,7 @@ async def test_operators_have_an_address_of_their_own_that_is_printed(tmp_path: 
         assert answer.status_code == 200, answer.text
         assert (await client.get("/metrics")).status_code == 200
         assert "All is well." in (await client.get("/mesh")).text
+        assert f'<a href="http://127.0.0.1:{port}/mesh">Live page</a>' in (await client.get(up.url)).text
         assert (await client.get(f"{up.url}/metrics")).status_code == 404
     assert await up.interrupt() == 0
 

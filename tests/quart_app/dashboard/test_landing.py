@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from quart_app.dashboard.assets import Assets
 from tests.support.nodes import applications
 
@@ -31,6 +33,31 @@ async def test_every_file_that_the_page_names_is_served_for_ever() -> None:
         assert response.status_code == 200
         assert "immutable" in response.headers["Cache-Control"]
     assert (await client.get("/assets/landing.js")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("live", "host", "is_shown"),
+    [
+        ("http://127.0.0.1:8001/mesh", "localhost:8000", True),
+        ("http://127.0.0.1:8001/mesh", "[::1]:8000", True),
+        ("http://127.0.0.1:8001/mesh", "192.0.2.1", False),
+        ("https://ops.example/mesh", "192.0.2.1", True),
+        ("", "localhost", False),
+    ],
+)
+async def test_it_leads_to_the_live_page_where_that_can_be_reached(live: str, host: str, is_shown: bool) -> None:
+    """A loopback address is of use on the same machine only."""
+    response = await applications(page_url=live).public.test_client().get("/", headers={"Host": host})
+    assert response.status_code == 200
+    page = (await response.get_data()).decode()
+    assert (f'<a href="{live}">Live page</a>' in page, "Live page" in page) == (is_shown, is_shown)
+
+
+async def test_without_a_live_page_there_is_no_link() -> None:
+    """PAGE=0."""
+    app = applications(page=False, page_url="https://ops.example/mesh")
+    page = await (await app.public.test_client().get("/")).get_data()
+    assert b"Live page" not in page
 
 
 async def test_it_can_be_turned_off() -> None:

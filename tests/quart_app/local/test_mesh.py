@@ -15,6 +15,7 @@ from quart_app.local.errors import LocalError
 from quart_app.local.mesh import Front
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
+from quart_app.local.replicas import Ports
 from quart_app.providers import environment
 from quart_app.providers.launch import FREE_PORT
 from tests.support.waiting import eventually
@@ -89,6 +90,13 @@ async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch:
         front = Front(port, private, stack)
         assert front.replica_port == private
         assert front.told == {"LISTEN_FD": str(front.inherited[0])}
+        front.lead_to([Ports(1, 2), Ports(3, 4)])
+        assert (front.private_port, front.told["PAGE_URL"]) == (2, "http://127.0.0.1:2/mesh")
     monkeypatch.setattr(caddy, "caddy", lambda: Path("/caddy"))
     front = Front(port, private, stack)
     assert (front.replica_port, front.inherited, set(front.told)) == (0, [], {"DRAIN_MS", "TRUSTED_PROXIES"})
+    front.lead_to([Ports(1, 2)])
+    assert (front.private_port, front.told["PAGE_URL"]) == (private, f"http://127.0.0.1:{private}/mesh")
+    monkeypatch.setenv("PAGE_URL", "")
+    front.lead_to([Ports(1, 2)])
+    assert front.told["PAGE_URL"] == ""
