@@ -49,6 +49,10 @@ def older(tmp_path: Path) -> Path:
     folder = tmp_path / "older"
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
+    # It looks for this package when it starts, and takes the files of its page /docs from there. No test opens it.
+    package = folder / "swagger_ui_py-23.9.23.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: swagger-ui-py\nVersion: 23.9.23\n")
     return folder
 
 
