@@ -21,6 +21,8 @@ REDIS_URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 NATS_URL = os.environ.get("BENCH_NATS_URL", "nats://127.0.0.1:4222")
 LEVELS = [int(level) for level in os.environ.get("BENCH_LEVELS", "1,16,128").split(",")]
 SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
+#: Calls a second that are begun, if there are loops free to begin them; 0: as many as are answered.
+RATE = float(os.environ.get("BENCH_RATE", "0"))
 #: A contender that has not ended a level by this long after its time counts as hanging.
 PATIENCE_S = 30.0
 #: The worker may still be starting when the first call is made.
@@ -53,6 +55,7 @@ class Load:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.asked = 0
+        self.begun, self.paced = 0.0, 0
         self.latencies: list[float] = []
         self.failures = 0
 
@@ -66,10 +69,19 @@ class Load:
             raise ValueError(f"asked {number}, answered {answer!r}")
         self.latencies.append(time.perf_counter() - begun)
 
+    async def pace(self) -> None:
+        """Wait until the next call is to begin."""
+        due = self.begun + self.paced / RATE
+        self.paced += 1
+        if (left := due - time.perf_counter()) > 0:
+            await asyncio.sleep(left)
+
     async def until(self, end: float) -> None:
         """Make one call after the other; count failures and print the first."""
         while time.perf_counter() < end:
             try:
+                if RATE:
+                    await self.pace()
                 await self.one()
             except Exception as error:
                 if not self.failures:
@@ -80,10 +92,10 @@ class Load:
     async def run(self, in_flight: int, seconds: float) -> float:
         """Run loops of calls for some time; return the seconds until the last answer."""
         self.latencies, self.failures = [], 0
-        begun = time.perf_counter()
-        loops = asyncio.gather(*(self.until(begun + seconds) for _ in range(in_flight)))
+        self.begun, self.paced = time.perf_counter(), 0
+        loops = asyncio.gather(*(self.until(self.begun + seconds) for _ in range(in_flight)))
         await asyncio.wait_for(loops, seconds + PATIENCE_S)
-        return time.perf_counter() - begun
+        return time.perf_counter() - self.begun
 
 
 async def wait_for_worker(load: Load) -> None:
