@@ -86,6 +86,8 @@ TESTED_BY = {
     "quart_app/grades/settings.py": "quart_app/grades/test_routes.py",
     "quart_app/grades/snapshot_keeper.py": "quart_app/grades/test_replication.py",
     "quart_app/grades/sources.py": "journeys/test_grades.py",
+    "quart_app/local/fork_server.py": "quart_app/local/test_forks.py",
+    "quart_app/local/spawning.py": "quart_app/local/test_processes.py",
     "quart_app/local/errors.py": "quart_app/local/test_cli.py",
     "quart_app/messages/accounts.py": "quart_app/messages/test_routes.py",
     "quart_app/messages/metrics.py": "quart_app/messages/test_routes.py",

@@ -3,7 +3,7 @@
 Mesh
   +-- Redis       given by REDIS_URL, or an embedded server with its data in a folder
   +-- providers   the two that the message service calls
-  +-- replicas    `python -m quart_app` N times, each with its own ports
+  +-- replicas    `python -m quart_app` N times, each with its own ports; forks of one process that has imported it
   +-- Caddy       in front of the replicas; without Caddy they accept from one socket
 
 They start in this order and stop in the opposite one, so that requests in progress get their answers.
@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from quart_app.local import caddy, discovery, redis_server, replicas
 from quart_app.local.caddy import Site
 from quart_app.local.data_folder import data_folder
 from quart_app.local.errors import LocalError
+from quart_app.local.forks import PYTHON, ForkServer
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Child, Program, Supervisor
 from quart_app.local.replicas import Ports
@@ -68,8 +68,12 @@ async def mesh(
         stack.enter_context(data_folder(folder))
         logs = folder / "logs"
         front = Front(port, free_port(private_port if private_port != port else 0), stack)
+        services = AppSettings().service_names
+        forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
         if given is not None:
             await redis_server.require_answer(given)
+        # Its imports take longest, so they go on while everything else starts.
+        forks.start()
         if given is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
         redis = given or RedisSettings(url=SecretStr(redis_url or ""))
@@ -77,13 +81,13 @@ async def mesh(
         stack.enter_context(discovery.announced(folder, state))
         ports = replicas.choose_ports(count, front.replica_port)
         front.lead_to(ports)
-        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs) | front.told
+        env = replicas.environment(redis_url, folder) | await _providers(stack, supervisor, logs, forks) | front.told
         env["REPLICAS"] = str(count)
-        programs = replicas.programs(ports, env, logs, stop_wait_s, front.inherited)
+        programs = replicas.programs(ports, env, logs, stop_wait_s, forks)
         children = await stack.enter_async_context(replicas.running(supervisor, programs))
         await front.open(stack, supervisor, ports, logs)
         await stack.enter_async_context(_meanwhile(redis_server.watch(redis, supervisor.say)))
-        await stack.enter_async_context(_meanwhile(_name_misspelt(supervisor, logs)))
+        await stack.enter_async_context(_meanwhile(_name_misspelt(supervisor, logs, forks)))
         yield LocalMesh(redis, children, front.private_port)
 
 
@@ -95,7 +99,7 @@ class Front:
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
         self.private_port = private_port
-        #: file descriptors that each replica inherits
+        #: file descriptors that the replicas inherit
         self.inherited: list[int] = []
         #: variables of each replica's environment that describe it
         self.told: dict[str, str] = {}
@@ -142,7 +146,9 @@ def _listening(port: int) -> socket.socket:
         raise LocalError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error
 
 
-async def _providers(stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path) -> dict[str, str]:
+async def _providers(
+    stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path, forks: ForkServer
+) -> dict[str, str]:
     """Run the two providers where the message service needs them, and return what tells replicas where they are.
 
     Each has its usual port, or any free one. Where the environment names a provider, that one is used instead.
@@ -153,7 +159,8 @@ async def _providers(stack: contextlib.AsyncExitStack, supervisor: Supervisor, l
     told = {name: os.environ.get(name) or url for name, url in providers.environment(*ports).items()}
     for kind, command in providers.commands(*ports).items():
         if not os.environ.get(f"{kind.upper()}_PROVIDER_URL"):
-            program = Program(f"the {kind} provider", command, logs / f"provider-{kind}.log", stop_wait_s=5.0)
+            log = logs / f"provider-{kind}.log"
+            program = Program(f"the {kind} provider", command, log, stop_wait_s=5.0, server=forks)
             child = await stack.enter_async_context(supervisor.starting(program))
             await stack.enter_async_context(supervisor.keeping(child))
     return told
@@ -170,7 +177,7 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
+async def _name_misspelt(supervisor: Supervisor, logs: Path, forks: ForkServer) -> None:
     """Say which environment variables look like settings but are not.
 
     Only the services know the names, and this package does not import services. So a child process does it while the
@@ -178,7 +185,7 @@ async def _name_misspelt(supervisor: Supervisor, logs: Path) -> None:
     """
     log = logs / "environment.log"
     log.unlink(missing_ok=True)
-    program = Program("the check of the environment", [sys.executable, "-P", "-m", "quart_app.environment"], log)
+    program = Program("the check of the environment", [*PYTHON, "quart_app.environment"], log, server=forks)
     async with supervisor.starting(program) as child:
         while not child.ended():
             await asyncio.sleep(POLL_S)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -19,11 +18,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from quart_app.exits import EXIT_SETUP
-
-PR_SET_PDEATHSIG = 1
+from quart_app.local.forks import Fork, ForkServer
+from quart_app.local.spawning import spawn
 
 #: A child that ran for longer than this is started again at once; one that ends sooner waits longer each time.
 STABLE_S = 10.0
@@ -39,37 +37,7 @@ POLL_S = 0.05
 Say = Callable[[str], None]
 
 
-def die_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends, even by SIGKILL. Call it in a new child."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def spawn(
-    command: Sequence[str],
-    log: IO[bytes],
-    env: Mapping[str, str] | None = None,
-    fds: Sequence[int] = (),
-    stdin: bytes = b"",
-) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches us alone. `stdin` must fit into a pipe."""
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=env,
-        pass_fds=fds,
-        start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  (no threads here)
-    )
-    if child.stdin is not None:
-        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-            pipe.write(stdin)
-    return child
-
-
-async def ended(child: subprocess.Popen[bytes], wait_s: float) -> bool:
+async def ended(child: subprocess.Popen[bytes] | Fork, wait_s: float) -> bool:
     """Return whether a child ends within this time."""
     until = time.monotonic() + wait_s
     while child.poll() is None:
@@ -88,10 +56,10 @@ class Program:
     #: what it prints is appended here
     log: Path
     env: Mapping[str, str] | None = None
-    #: file descriptors that it inherits
-    fds: Sequence[int] = ()
     #: what it reads from its standard input: a place for secrets, which `ps` does not show
     stdin: bytes = b""
+    #: runs it as a fork, which reads nothing from its standard input
+    server: ForkServer | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     #: how long it may take to stop before it is killed
     stop_wait_s: float = 10.0
@@ -144,7 +112,7 @@ class Child:
         #: the exit status of the last process that ended
         self.status: int | None = None
         self._say = say
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Fork | None = None
         self._started = 0.0
         self._stopping = False
         self._told = False
@@ -158,8 +126,11 @@ class Child:
         """Start a process. Raises OSError if the system cannot."""
         program = self.program
         self._started = time.monotonic()
+        if program.server is not None:
+            self._process = program.server.fork(program.name, program.command, program.log, program.env)
+            return
         with program.log.open("ab") as log:
-            self._process = spawn(program.command, log, program.env, program.fds, program.stdin)
+            self._process = spawn(program.command, log, program.env, stdin=program.stdin)
 
     def ended(self) -> bool:
         """Return whether no process runs; its status is known then."""

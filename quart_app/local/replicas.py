@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local import allocator, discovery
 from quart_app.local.data_folder import MOVEMENTS
 from quart_app.local.errors import LocalError
+from quart_app.local.forks import PYTHON, ForkServer
 from quart_app.local.ports import free_port, free_ports
 from quart_app.local.processes import Child, Program, Supervisor, last_line
+from quart_app.registry import SERVICES
 
 POLL_S = 0.1
 
@@ -59,21 +60,31 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
     return {**defaults, **allocator.of_python(), **os.environ, **told, "HOST": "127.0.0.1"}
 
 
+def fork_server(services: Sequence[str], logs: Path, fds: Sequence[int] = ()) -> ForkServer:
+    """Return a server of forks for replicas that run these services, and for what runs beside them."""
+    modules = ["quart_app.process", *(SERVICES[name] for name in services), "quart_app.providers.simulator"]
+    return ForkServer(modules, logs / "fork-server.log", {**allocator.of_python(), **os.environ}, fds)
+
+
 def programs(
-    ports: Sequence[Ports], env: Mapping[str, str], logs: Path, stop_wait_s: float, fds: Sequence[int] = ()
+    ports: Sequence[Ports],
+    env: Mapping[str, str],
+    logs: Path,
+    stop_wait_s: float,
+    server: ForkServer | None = None,
 ) -> list[Program]:
     """Return what to run for replicas with these ports."""
     return [
         Program(
             name=f"replica {number}",
-            command=[sys.executable, "-P", "-m", "quart_app"],
+            command=[*PYTHON, "quart_app"],
             log=logs / f"replica-{number}.log",
             env={**env, "PORT": str(pair.public), "PRIVATE_PORT": str(pair.private)},
-            fds=fds,
             # SIGINT, not SIGTERM: no balancer has to notice first, because all replicas leave together.
             stop_signal=signal.SIGINT,
             stop_wait_s=stop_wait_s,
             stopping="requests in progress get their answers",
+            server=server,
         )
         for number, pair in enumerate(ports, 1)
     ]

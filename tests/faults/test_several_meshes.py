@@ -12,7 +12,7 @@ from pathlib import Path
 
 from examples.several_meshes.meshes import owner
 from quart_app.local.ports import free_port
-from quart_app.local.processes import spawn
+from quart_app.local.spawning import spawn
 from tests.support.faults.checkers import Broken
 from tests.support.faults.history import History, Sample, send
 from tests.support.faults.load import PRIME, Load, look

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quart_app.local import caddy, mesh
+from quart_app.local import caddy, mesh, replicas
 from quart_app.local.errors import LocalError
+from quart_app.local.forks import ForkServer
 from quart_app.local.mesh import Front
 from quart_app.local.ports import free_port
 from quart_app.local.processes import Supervisor
@@ -31,6 +32,10 @@ def taken(port: int = 0) -> Iterator[int]:
         yield busy.getsockname()[1]
 
 
+def forks(stack: contextlib.AsyncExitStack, logs: Path) -> ForkServer:
+    return stack.enter_context(contextlib.closing(replicas.fork_server([], logs)))
+
+
 async def test_both_providers_run_on_other_ports_where_the_usual_ones_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +44,7 @@ async def test_both_providers_run_on_other_ports_where_the_usual_ones_are_taken(
         monkeypatch.delenv(name, raising=False)
     with taken(FREE_PORT):
         async with contextlib.AsyncExitStack() as stack, httpx.AsyncClient() as client:
-            told = await mesh._providers(stack, Supervisor(print), tmp_path)
+            told = await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
             assert told["FREE_PROVIDER_URL"] != environment()["FREE_PROVIDER_URL"]
 
             for kind in ("free", "paid"):
@@ -59,7 +64,7 @@ async def test_a_provider_that_is_named_in_the_environment_is_not_started(
     monkeypatch.setenv("FREE_PROVIDER_URL", "https://free.example/")
     monkeypatch.setenv("PAID_PROVIDER_URL", "https://paid.example/")
     async with contextlib.AsyncExitStack() as stack:
-        told = await mesh._providers(stack, Supervisor(print), tmp_path)
+        told = await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path))
     assert told == {"FREE_PROVIDER_URL": "https://free.example/", "PAID_PROVIDER_URL": "https://paid.example/"}
     assert not (tmp_path / "provider-free.log").exists()
 
@@ -70,7 +75,7 @@ async def test_without_the_message_service_there_are_no_providers(
     """Nobody would call them."""
     monkeypatch.setenv("SERVICES", "values")
     async with contextlib.AsyncExitStack() as stack:
-        assert await mesh._providers(stack, Supervisor(print), tmp_path) == {}
+        assert await mesh._providers(stack, Supervisor(print), tmp_path, forks(stack, tmp_path)) == {}
 
 
 @pytest.mark.parametrize("with_caddy", [True, False])

@@ -14,7 +14,8 @@ import pytest
 
 from quart_app.exits import EXIT_SETUP
 from quart_app.local import processes
-from quart_app.local.processes import Child, Program, Supervisor, ended, last_line, pause_after, reason_of, spawn
+from quart_app.local.processes import Child, Program, Supervisor, ended, last_line, pause_after, reason_of
+from quart_app.local.spawning import spawn
 from tests.support.waiting import eventually
 
 FOREVER = "import time; time.sleep(60)"

@@ -31,7 +31,8 @@ from mesh import roster as mesh_roster
 from mesh.roster import Member as Holder
 from quart_app.local.caddy import Site, balancer
 from quart_app.local.ports import free_port, free_ports
-from quart_app.local.processes import Supervisor, spawn
+from quart_app.local.processes import Supervisor
+from quart_app.local.spawning import spawn
 from tests.support.faults import checkers
 from tests.support.faults.checkers import Broken, Data, TooLate
 from tests.support.faults.clock import ServerClock

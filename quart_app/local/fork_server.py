@@ -1,0 +1,126 @@
+"""Runs Python programs as forks of a process that has imported their modules.
+
+python -P -m quart_app.local.fork_server FD MODULE...    import these modules, then serve the socket FD
+
+A fork needs no time for its imports, and shares the memory that they take. `forks` has the other side. When that closes
+the socket or ends, this process ends, and Linux tells its forks to stop. Requests and answers are lines of JSON:
+
+{"id": 1, "name": "replica 1", "module": "quart_app", "arguments": [], "env": {…}, "log": "…"}   run this program
+{"id": 1, "signal": 15}                                                                         send it a signal
+{"id": 1, "pid": 4711}      {"id": 1, "status": 0}                                              it runs; it ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+from importlib import import_module
+from typing import Any
+
+from quart_app.local.spawning import die_with_parent, take_name
+
+
+class Server:
+    """The loop of the parent. It has one thread: a fork of a process with more would lack the others."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._unread = b""
+        #: pid -> the id of its request
+        self._running: dict[int, int] = {}
+        self._ended, self._wake = socket.socketpair()
+        self._ended.setblocking(False)
+        self._wake.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+
+    def next_program(self) -> dict[str, Any] | None:
+        """Serve until the other side ends, then return None. In each fork, return the request that it is for."""
+        while True:
+            ready, _, _ = select.select([self._channel, self._ended], [], [])
+            if self._ended in ready:
+                self._ended.recv(1024)
+                self._tell_of_ends()
+            if self._channel in ready:
+                if not (data := self._channel.recv(1 << 16)):
+                    return None
+                *lines, self._unread = (self._unread + data).split(b"\n")
+                for line in lines:
+                    request: dict[str, Any] = json.loads(line)
+                    if self._is_for_us(request):
+                        return request
+
+    def _is_for_us(self, request: dict[str, Any]) -> bool:
+        """Do what a request says. Return True in the fork that shall run its program."""
+        if "signal" in request:
+            for pid, id in self._running.items():
+                if id == request["id"]:
+                    os.kill(pid, request["signal"])
+            return False
+        pid = os.fork()
+        if pid == 0:
+            self._close()
+            return True
+        self._running[pid] = request["id"]
+        self._tell(id=request["id"], pid=pid)
+        return False
+
+    def _close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for each in (self._channel, self._ended, self._wake):
+            each.close()
+
+    def _tell_of_ends(self) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._tell(id=self._running.pop(pid), status=os.waitstatus_to_exitcode(status))
+
+    def _tell(self, **told: int) -> None:
+        with contextlib.suppress(ConnectionError):  # the other side has ended, and so do we
+            self._channel.sendall(json.dumps(told).encode() + b"\n")
+
+
+def become(request: dict[str, Any]) -> None:
+    """Run a program in this process, a new fork, as `python -P -m` does in a new process."""
+    os.setsid()
+    die_with_parent()
+    take_name(request["name"])
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for output in (1, 2):
+        os.dup2(log, output)
+    os.close(log)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    module = request["module"]
+    sys.argv = [module, *request["arguments"]]
+    if not hasattr(sys.modules.get(module), "__path__"):
+        # runpy warns of a program that was imported before.
+        sys.modules.pop(module, None)
+    gc.enable()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    take_name("fork server")
+    # What is imported never becomes garbage, and a search for it in a fork would write to the memory that it shares.
+    gc.disable()
+    for module in sys.argv[2:]:
+        import_module(module)
+    gc.freeze()
+    request = Server(socket.socket(fileno=int(sys.argv[1]))).next_program()
+    if request is not None:
+        become(request)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Children that are forks of one process, the fork server, which imports their modules once for all of them.
+
+A `Fork` has what the children of a mesh need of a `subprocess.Popen`. The server is started again when it has ended;
+its forks end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quart_app.local.spawning import spawn
+
+#: How each command begins that the server can run.
+PYTHON = (sys.executable, "-P", "-m")
+#: Longest wait for the server to read a request. It reads none while it imports.
+SEND_S = 10.0
+POLL_S = 0.005
+
+
+class ForkServer:
+    """Starts forks. `modules` are imported before the first one."""
+
+    def __init__(self, modules: Sequence[str], log: Path, env: Mapping[str, str], fds: Sequence[int] = ()) -> None:
+        self._modules, self._log, self._env, self._fds = modules, log, env, fds
+        self._ids = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._unread = b""
+        self._forks: dict[int, Fork] = {}
+
+    def start(self) -> None:
+        """Start the server, if it does not run. Raises OSError."""
+        self.read()
+        if self._channel is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs, self._log.open("ab") as log:
+            command = [*PYTHON, "quart_app.local.fork_server", str(theirs.fileno()), *self._modules]
+            self._process = spawn(command, log, self._env, [theirs.fileno(), *self._fds])
+        ours.settimeout(SEND_S)
+        self._channel = ours
+
+    def fork(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None) -> Fork:
+        """Run a command that begins with PYTHON. Raises OSError."""
+        self.start()
+        fork = Fork(self, next(self._ids))
+        self._forks[fork.id] = fork
+        module, *arguments = command[len(PYTHON) :]
+        told = dict(os.environ if env is None else env)
+        self.send(id=fork.id, name=name, module=module, arguments=arguments, env=told, log=str(log.resolve()))
+        return fork
+
+    def send(self, **request: Any) -> None:
+        """Send a request to the server. Raises OSError; a part of a request may have left then, so the server ends."""
+        if self._channel is None:
+            return
+        try:
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:
+            self._lose()
+            raise
+
+    def read(self) -> None:
+        """Read what the server has told, and note it at its forks."""
+        while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
+            data = b""
+            with contextlib.suppress(ConnectionError):
+                data = self._channel.recv(1 << 16)
+            if not data:
+                self._lose()
+                return
+            *lines, self._unread = (self._unread + data).split(b"\n")
+            for told in map(json.loads, lines):
+                fork = self._forks[told["id"]]
+                fork.pid = told.get("pid", fork.pid)
+                fork.returncode = told.get("status")
+                if fork.returncode is not None:
+                    del self._forks[fork.id]
+
+    def _lose(self) -> None:
+        """Note that the server has ended. Nobody would tell of the end of its forks, so they end now."""
+        self.close()
+        for fork in self._forks.values():
+            if fork.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(fork.pid, signal.SIGKILL)
+            fork.returncode = -signal.SIGKILL
+        self._forks.clear()
+
+    def close(self) -> None:
+        """End the server."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class Fork:
+    """One program that runs as a fork."""
+
+    def __init__(self, server: ForkServer, id: int) -> None:
+        self._server = server
+        self.id = id
+        #: None until the server has made the fork
+        self.pid: int | None = None
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit status, or None while it runs."""
+        self._server.read()
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait until it ends, and return its exit status."""
+        while (status := self.poll()) is None:
+            time.sleep(POLL_S)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, also before it runs."""
+        if self.poll() is None:
+            with contextlib.suppress(OSError):  # then it has ended with its server
+                self._server.send(id=self.id, signal=int(number))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)

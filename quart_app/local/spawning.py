@@ -1,0 +1,49 @@
+"""How a child process starts: in a session of its own, and tied to the life of its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends, even by SIGKILL. Call it in a new child."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def take_name(name: str) -> None:
+    """Ask Linux to show this process under a name in `top` and `ps -o comm`: the first 15 bytes of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
+
+
+def spawn(
+    command: Sequence[str],
+    log: IO[bytes],
+    env: Mapping[str, str] | None = None,
+    fds: Sequence[int] = (),
+    stdin: bytes = b"",
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, so that Ctrl-C reaches us alone. `stdin` must fit into a pipe."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=env,
+        pass_fds=fds,
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509  (no threads here)
+    )
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+            pipe.write(stdin)
+    return child
