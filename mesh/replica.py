@@ -116,11 +116,6 @@ class Replica:
         await self._directory.check(*needs(asks))
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
-    async def send(self, ask: Ask, key: str) -> None:
-        """Send a request with an idempotency key, whose reply nobody waits for; `key` names it for `cancel`."""
-        await self._directory.check(*needs([ask]))
-        await self._calls.send(ask, key)
-
     async def gather(
         self,
         op: str,

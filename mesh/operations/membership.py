@@ -20,12 +20,11 @@ from mesh.memory import Memory
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, dispatch, key_of, once_of, sendable
+from mesh.operations.sending import dispatch, key_of
 from mesh.operations.table import Operations
 from mesh.replica import Replica
-from mesh.requests.answers import Ask
 from mesh.requests.durations import Durations
-from mesh.requests.once import KEEP
+from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Class
 from mesh.requests.worker import Worker
 from mesh.roster import Classes, Member, Missing
@@ -93,16 +92,9 @@ class Mesh(Caller):
         sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, or
         another MeshError.
         """
-        due, address = Due.of(after, at), Class(self.cls) if to is None else to
-        once = once_of(key, keep, due)
-        if once is None:
-            effects = self.replica.transaction()
-            ticket = dispatch(effects, op, body, address, due)
-            await self.replica.commit(effects)
-            return ticket
-        name, text = sendable(op, body)
-        ticket = Ticket(name)
-        await self.replica.send(Ask(checked_address(address), name, text, once, op.limit_of(body)), ticket.key)
+        effects, address = self.replica.transaction(), Class(self.cls) if to is None else to
+        ticket = dispatch(effects, op, body, address, Due.of(after, at), Once.of(key, keep))
+        await self.replica.commit(effects)
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:

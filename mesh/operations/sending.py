@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from mesh.errors import UsageError
@@ -13,14 +12,16 @@ from mesh.requests.once import Once
 from mesh.requests.protocol import Address, Class, Database
 
 
-def dispatch(effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None) -> Ticket:
-    """Add a request without a caller to a transaction. Raises UsageError, InvalidBody."""
+def dispatch(
+    effects: Effects, op: Operation[Any, Any], body: Any, to: Address, due: Due | None, once: Once | None
+) -> Ticket:
+    """Add a request without a caller to a transaction. Raises UsageError, InvalidBody, KeyReused."""
     name, text = sendable(op, body)
-    ticket, limit = Ticket(name), op.limit_of(body)
-    if due is not None:
+    ticket, limit = ticket_of(name, once), op.limit_of(body)
+    if once is not None or (limit and due is None):
+        effects.place(checked_address(to), name, text, key=ticket.key, limit=limit, once=once, due=due)
+    elif due is not None:
         effects.send_later(checked_address(to), name, text, due, key=ticket.key, limit=limit)
-    elif limit:
-        effects.send_limited(checked_address(to), name, text, limit, key=ticket.key)
     else:
         effects.send(checked_address(to), name, text, key=ticket.key)
     return ticket
@@ -42,12 +43,9 @@ def checked_address(to: Address) -> Address:
     return to
 
 
-def once_of(key: str | None, keep: timedelta, due: Due | None) -> Once | None:
-    """Return the idempotency key of a request that is sent; None if it has none. Raises UsageError."""
-    once = Once.of(key, keep)
-    if once is not None and due is not None:
-        raise UsageError("a request that is sent for later takes no key=; its ticket names it")
-    return once
+def ticket_of(op: str, once: Once | None) -> Ticket:
+    """Return the ticket of a request that is sent: the same one for all that have an idempotency key."""
+    return Ticket(op) if once is None else Ticket(op, once.name(op))
 
 
 def key_of(ticket: Ticket) -> str:

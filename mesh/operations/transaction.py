@@ -22,6 +22,7 @@ from mesh.operations.reads import MOST_ELEMENTS, Reads, check, placed
 from mesh.operations.sending import checked_address, dispatch, sendable
 from mesh.operations.state import Deletable, Field, Hash, Key, Set, Slot, SortedSet
 from mesh.requests.effects import Effects, Writer
+from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address, Class, Request
 from mesh.requests.store import Store
 
@@ -226,6 +227,8 @@ class Transaction(Reads):
         to: Address | None = ...,
         after: timedelta | None = ...,
         at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     @overload
     def send(
@@ -236,6 +239,8 @@ class Transaction(Reads):
         to: Address | None = ...,
         after: timedelta | None = ...,
         at: datetime | None = ...,
+        key: str | None = ...,
+        keep: timedelta = ...,
     ) -> Ticket: ...
     def send(
         self,
@@ -245,12 +250,17 @@ class Transaction(Reads):
         to: Address | None = None,
         after: timedelta | None = None,
         at: datetime | None = None,
+        key: str | None = None,
+        keep: timedelta = KEEP,
     ) -> Ticket:
         """Send a request with the commit; nobody waits for its reply. Without `to` it goes to the replica's class.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock. Raises UsageError, InvalidBody.
+        It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
+        sent where the key was used for the same request before. If it was used with another body, nothing of the
+        transaction is applied, and its caller gets KeyReused. Raises UsageError, InvalidBody, KeyReused.
         """
-        return dispatch(self._effects, op, body, Class(self.cls) if to is None else to, Due.of(after, at))
+        address = Class(self.cls) if to is None else to
+        return dispatch(self._effects, op, body, address, Due.of(after, at), Once.of(key, keep))
 
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
         """Let another replica answer this request, or a part of it; `op` is the operation that runs now.

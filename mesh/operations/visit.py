@@ -14,8 +14,8 @@ from mesh.later.due import Due, Ticket
 from mesh.operations.block import Block
 from mesh.operations.calling import Caller
 from mesh.operations.operation import Operation
-from mesh.operations.sending import checked_address, key_of, once_of, sendable
-from mesh.requests.once import KEEP
+from mesh.operations.sending import checked_address, key_of, sendable, ticket_of
+from mesh.requests.once import KEEP, Once
 from mesh.requests.protocol import Address
 from mesh.roster import Member
 from mesh.settings import MeshSettings
@@ -77,8 +77,8 @@ class MeshClient(Caller):
         NoReplica for a request that begins at once.
         """
         name, text = sendable(op, body)
-        ticket, due = Ticket(name), Due.of(after, at)
-        once = once_of(key, keep, due)
+        due, once = Due.of(after, at), Once.of(key, keep)
+        ticket = ticket_of(name, once)
         await self.client.send(
             checked_address(to), name, text, key=ticket.key, due=due, once=once, limit=op.limit_of(body)
         )

@@ -12,6 +12,7 @@ from redis import exceptions as redis_errors
 
 from mesh.discovery import LIMITS, ONCE
 from mesh.errors import InvalidBody, MeshError
+from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once
 from mesh.requests.protocol import OK, Address, Body, Decode, Reply
@@ -31,13 +32,19 @@ class Ask(NamedTuple):
     #: its limit, as limits.lua reads it; "" for none
     limit: str = ""
 
-    def ttl_word(self, ttl_ms: int, body: str, later_bound: int) -> int | str:
-        """Return the word of submit.lua for the ttl and the options."""
+    def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> int | str:
+        """Return the word of submit.lua for the ttl, when the request is due, and its options."""
+        if self.once is None and due is not None:
+            return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
             return ttl_ms
         options: dict[str, Any] = {} if self.once is None else dict(self.once.options(body))
+        if self.limit or due is not None:
+            options["most"] = later_bound
         if self.limit:
-            options |= {"limit": self.limit, "most": later_bound}
+            options["limit"] = self.limit
+        if due is not None:
+            options["due"] = due.word
         return f"{ttl_ms} {encode(options)}"
 
 

@@ -112,10 +112,9 @@ class Calls:
         Raises NoReplica (unless it is due later), Busy, Unavailable, InvalidBody, KeyReused, or SetupError where the
         Redis user may not send requests for later.
         """
-        to, op, body, _, limit = ask
+        to, op, body, *_ = ask
         text = _encoded(body)
-        later = None if due is None else f"{self._later_bound} {due.word}{f' {limit}' if limit else ''}"
-        when = later or str(ask.ttl_word(0, text, self._later_bound))
+        when = str(ask.ttl_word(0, text, self._later_bound, due))
         group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, text]
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._link.submit(group, sent)

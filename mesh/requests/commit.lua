@@ -15,12 +15,12 @@
 --                 the names (fields or keys), the values;
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
 --   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
---                 string that the command can increase), "field" (the same for a hash's field), "bounded" (a sorted
---                 set with room), "limited" (the limit of `place` allows it), or "any";
+--                 string that the command can increase), "field" (the same for a hash's field), "bounded" (there is
+--                 room in the sorted set of waiting requests), "placed" (the options of `place` allow it), or "any";
 --                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
 -- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
--- "conflict <side> <hash> <name>", or why the writes are not possible
+-- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why the writes are not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
@@ -148,49 +148,65 @@ local function wrong_field(k)
 end
 
 -- A stream whose last id is the highest there is takes no more entries.
-local function wrong_stream(k)
-  local wrong = wrong_type(ARGV[k], 'stream')
-  if wrong or redis.call('EXISTS', ARGV[k]) == 0 then return wrong end
-  local facts = redis.call('XINFO', 'STREAM', ARGV[k])
+local function wrong_stream(key)
+  local wrong = wrong_type(key, 'stream')
+  if wrong or redis.call('EXISTS', key) == 0 then return wrong end
+  local facts = redis.call('XINFO', 'STREAM', key)
   for i = 1, #facts, 2 do
     if facts[i] == 'last-generated-id' and facts[i + 1] == '18446744073709551615-18446744073709551615' then
-      return ARGV[k] .. ' takes no more entries: its last id is the highest there is'
+      return key .. ' takes no more entries: its last id is the highest there is'
     end
   end
 end
 
--- A sorted set that may have only so many members; the number follows the two keys.
+-- How many requests of the transaction will wait.
+local delayed
+-- The sorted set of waiting requests, which may have only so many members; the number follows the two keys.
 local function wrong_size(k)
   local wrong = wrong_type(ARGV[k], 'zset')
-  if wrong or redis.call('ZCARD', ARGV[k]) < tonumber(ARGV[k + 2]) then return wrong end
-  return 'too-many ' .. ARGV[k]
+  if wrong or redis.call('ZCARD', ARGV[k]) + delayed >= tonumber(ARGV[k + 2]) then return wrong or 'too-many ' .. ARGV[k] end
+  delayed = delayed + 1
 end
 
 --[[ append.lua ]]
 
 --[[ options.lua ]]
 
+--[[ place.lua ]]
+
 local options
 -- By limit: how many requests of the transaction have it.
 local limited
--- Returns why the request of the verb `place` cannot be placed now. The most that may wait, and the limit, follow the keys.
-local function wrong_limit(k)
-  options = options or make_options()
-  local limit, most = ARGV[k + 3], tonumber(ARGV[k + 2])
+local function wrong_limit(k, limit)
   local before = limited[limit] or 0
   limited[limit] = before + 1
-  local code, about = options.limits().refusal(limit, '0', most, before)
+  local code, about, waits = options.limits().refusal(limit, '0', ARGV[k + 2] - delayed, before)
   if code then return code .. ' ' .. about end
+  if waits then delayed = delayed + 1 end
+end
+
+-- Returns why the request of the verb `place` cannot be placed now. Its words follow the first key.
+local function wrong_place(k)
+  options = options or make_options()
+  local with = cjson.decode(ARGV[k + 3])
+  if with.once then
+    local known, code, about = options.once.check(ARGV[k + 6], with.once, with.sha)
+    if code then return code .. ' ' .. about end
+    if known then return end
+  end
+  if with.due then return wrong_size(k) end
+  if with.limit then return wrong_limit(k, with.limit) end
+  return wrong_stream('mesh:requests:' .. ARGV[k + 5])
 end
 
 local special = {
-  bounded = wrong_size, limited = wrong_limit, integer = wrong_integer, field = wrong_field, stream = wrong_stream,
-  any = function() end,
+  bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
+  stream = function(k) return wrong_stream(ARGV[k]) end, any = function() end,
 }
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
-  changes, limited = {}, {}
+  changes, limited, delayed = {}, {}, 0
   for _ = 1, count do
     local checks, k = ARGV[i], i + 2
     if #checks > 1 then

@@ -6,8 +6,9 @@
 --   keep, key, ms                           let the key live at least until then, once all is written
 --   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
 --                                         send a request that waits for its time; its limit may follow
---   place, mesh:later, key of the entry, most that may wait, limit, key, to, op, from, body
---                                         send a request that has a limit
+--   place, mesh:later, key of the entry, most that may wait, options, key, to, op, from, body
+--                                         send a request with a limit or an idempotency key; the options are JSON, as
+--                                         submit.lua names them
 --   ends, name, value, ...                 the request has these fields, which options.lua reads; `kept` is 1 if later calls
 --                                         with its idempotency key get this answer. The last command of a transaction.
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
@@ -62,23 +63,22 @@ local function make_verbs(keep)
   end
 
   local function later(first, last)
-    local later_key, entry_key, _, due, key, to, op, from, ttl, body, wants = unpack(ARGV, first + 1, last)
-    if string.sub(due, 1, 1) == '+' then
-      local time = redis.call('TIME')
-      due = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + string.sub(due, 2))
-    end
-    local added = redis.pcall('ZADD', later_key, due, key)
-    if type(added) == 'table' then return added end
-    redis.call('HSET', entry_key, 'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'to', to, 'ttl', ttl)
-    if wants then redis.call('HSET', entry_key, 'wants', wants) end
+    local due, key, to, op, from, ttl, body, wants = unpack(ARGV, first + 4, last)
+    local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
+    local failed = delay(key, to, due, wants or '', words)
+    if type(failed) == 'table' then return failed end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  local function place(first, last)
+  -- A request whose idempotency key is in use is sent already.
+  local function place_new(first, last)
     options = options or make_options()
-    local limit, key, to, op, from, body = unpack(ARGV, first + 4, last)
+    local json, key, to, op, from, body = unpack(ARGV, first + 4, last)
+    local with = cjson.decode(json)
+    local known = with.once and options.once.check(op, with.once, with.sha)
+    if known then return known.state == 'open' and options.once.wait(op, with.once, key, '0', '') end
     local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'deadline', '0', 'body', body}
-    local id = options.limits().place(limit, key, to, words, '0')
+    local id = place(options, with, op, key, to, words, '0', '')
     if type(id) == 'table' then return id end
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
@@ -100,7 +100,7 @@ local function make_verbs(keep)
 
   local verbs = {
     ends = ends, ['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, mark = mark, later = later,
-    place = place,
+    place = place_new,
   }
   --[[ verbs of services ]]
   return verbs

@@ -32,7 +32,7 @@ from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
 from mesh.later.retry import defer
 from mesh.requests import streams
-from mesh.requests.effects import CONFLICT, FULL, LIMITED, TOO_MANY, contended_key
+from mesh.requests.effects import CONFLICT, FULL, KEY_REUSED, LIMITED, TOO_MANY, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.refusals import not_applied
@@ -255,6 +255,8 @@ class Consumer(GroupConsumer[Work]):
         outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
         if word.startswith((TOO_MANY, LIMITED)):
             outcome = Outcome.FULL
+        if word.startswith(KEY_REUSED):
+            outcome = Outcome.FULL if work.request.reply_to else Outcome.HOPELESS
         if outcome is Outcome.DONE or work.given_away:
             self.counters.done += outcome is Outcome.DONE
             self._forget(work)

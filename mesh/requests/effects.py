@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh import keys
-from mesh.discovery import LATER, LIMITS
-from mesh.errors import InvalidReply, MeshError, UsageError
+from mesh.discovery import LATER, LIMITS, ONCE
+from mesh.errors import InvalidReply, KeyReused, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
-from mesh.requests.once import is_kept
+from mesh.requests.once import Once, is_kept, key_reused
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
 from mesh.requests.writes import Expectations, Writes, parts
+from mesh.wire.codec import encode
 
 
 class Writer:
@@ -120,6 +121,8 @@ FULL = "full"
 LIMITED = "limited "
 #: How the script's word begins where more requests would wait for their time than may.
 TOO_MANY = "too-many "
+#: How the script's word begins where a request that it sends has an idempotency key that was used with another body.
+KEY_REUSED = f"{KeyReused.code} "
 
 
 def contended_key(word: str) -> str:
@@ -179,7 +182,9 @@ class Effects(Writer):
         self.forwards = 0
         self._answer = (OK, "{}")
         self._is_kept = True
-        self._limits = False
+        self._level = 0
+        #: by operation and idempotency key: the SHA-1 of the body of the request that it sends
+        self._keys: dict[tuple[str, str], str | int] = {}
         super().__init__(keys.own(database), 1, self.expects, self.writes)
         self._shared: Writer | None = None
 
@@ -201,21 +206,46 @@ class Effects(Writer):
         self.dues.append(due)
         self.asked.append(op)
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
-        self._limits |= bool(limit)
+        self._level = max(self._level, LIMITS if limit else LATER)
         self.writes.add(0, "later", (keys.LATER, keys.later(key)), (*words, limit) if limit else words)
 
-    def send_limited(self, to: Address, op: str, body: Body | bytes, limit: str, *, key: str) -> None:
-        """Send a request when its limit lets it. If it is refused, nothing of the transaction is applied."""
+    def place(
+        self,
+        to: Address,
+        op: str,
+        body: Body | bytes,
+        *,
+        key: str,
+        limit: str = "",
+        once: Once | None = None,
+        due: Due | None = None,
+    ) -> None:
+        """Send a request when it is due and its limit lets it, unless its idempotency key was used before.
+
+        If it is refused, nothing of the transaction is applied. Raises KeyReused where this transaction has sent
+        another body with the key.
+        """
         _check(to, op)
+        text = encode_body(body)
+        options: dict[str, str | int] = {}
+        if once is not None:
+            options = once.options(text)
+            if self._keys.setdefault((op, once.key), options["sha"]) != options["sha"]:
+                raise key_reused(once.key)
+        if limit:
+            options["limit"] = limit
+        if due is not None:
+            options["due"] = due.word
+            self.dues.append(due)
         self.asked.append(op)
-        self._limits = True
-        words = (self._later_bound, limit, key, to.target, op, self._replica, encode_body(body))
+        self._level = max(self._level, LIMITS if limit else ONCE)
+        words = (self._later_bound, encode(options), key, to.target, op, self._replica, text)
         self.writes.add(0, "place", (keys.LATER, keys.later(key)), words)
 
     @property
     def level(self) -> int:
         """The level of entries that every live replica must understand; see `mesh.discovery`."""
-        return LIMITS if self._limits else LATER if self.dues else 0
+        return self._level
 
     def forward(self, to: Address, body: Body | bytes | None = None) -> None:
         """Let another replica answer this request, or the part of it that `body` says."""

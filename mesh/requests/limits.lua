@@ -121,10 +121,10 @@ local function make_limits(options)
     return 'wrong-type', key
   end
 
-  -- Returns why a request cannot be placed now, and what that is about; nothing if it can. `most` may wait in all. So many
-  -- requests with the same limit will be placed `before` it.
+  -- Returns why a request cannot be placed now, and what that is about; if it can, nothing, and whether it will wait. `most`
+  -- may wait in all. So many requests with the same limit will be placed `before` it.
   function limits.refusal(limit, deadline, most, before)
-    local is_full = redis.call('ZCARD', 'mesh:later') >= most
+    local is_full, waits = redis.call('ZCARD', 'mesh:later') >= most, nil
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
     if lane then
       local running = redis.pcall('HLEN', 'mesh:running:' .. lane)
@@ -132,8 +132,9 @@ local function make_limits(options)
       local code, about = unusable(running, 'mesh:running:' .. lane)
       if not code then code, about = unusable(waiting, 'mesh:lane:' .. lane) end
       if code then return code, about end
-      if is_full and (waiting > 0 or running >= tonumber(concurrency)) then return 'too-many', '' end
-      return
+      waits = waiting > 0 or running + (before or 0) >= tonumber(concurrency)
+      if waits and is_full then return 'too-many', '' end
+      return nil, nil, waits
     end
     local interval, burst, when
     interval, burst, when, lane = string.match(limit, '^rate (%d+) (%d+) (%a+) (.*)$')
@@ -147,6 +148,7 @@ local function make_limits(options)
       return 'limited', string.format('%.0f ', begins - now) .. lane
     end
     if is_full then return 'too-many', '' end
+    return nil, nil, true
   end
 
   -- A request is over: its place in its lane is free, or it does not wait for one any more. Nothing can keep a request

@@ -30,6 +30,16 @@ function once.find(op, key)
   end
 end
 
+-- Looks whether the request of a key exists, or its answer, for another request with this key and this sha of its body.
+-- Returns what `find` returns; and why the other request is refused, if it is.
+function once.check(op, key, sha)
+  local known = once.find(op, key)
+  if not known then return end
+  if known.err then return nil, 'wrong-type', key_of(op, key) end
+  if known.sha ~= sha then return nil, 'key-reused', key end
+  return known
+end
+
 -- A request holds its key until its deadline and `keep` longer; one without a deadline holds it for a year and `keep`, far
 -- longer than any waits. The bound is for a request that somebody has deleted by hand: nothing else would remove its key.
 local YEAR_MS = 366 * 86400000
@@ -38,11 +48,11 @@ local function hold(name, keep, ms, ...)
 end
 
 -- Lets a request hold its key, which is on its stream or in "mesh:later". It has so many ms until its deadline; none: it
--- has no deadline.
-function once.open(op, key, sha, request, stream, id, keep, ms)
+-- has no deadline, and waits for so many ms until it is due.
+function once.open(op, key, sha, request, stream, id, keep, ms, wait_ms)
   local name = key_of(op, key)
   redis.call('HSET', name, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
-  hold(name, keep, ms)
+  hold(name, keep, ms or YEAR_MS + (wait_ms or 0))
 end
 
 -- Lets a call wait for the answer; without a reply stream it is one that nobody waits for.

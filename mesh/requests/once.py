@@ -15,6 +15,7 @@ from mesh.errors import (
     GivenUp,
     Incomplete,
     InvalidReply,
+    KeyReused,
     LeaseLost,
     MeshError,
     NoReplica,
@@ -53,10 +54,19 @@ class Once:
             raise UsageError(f"keep= is a timedelta such as timedelta(hours=24), at most a year, not {keep!r:.100}")
         return cls(key, max(1, keep // _MS))
 
+    def name(self, op: str) -> str:
+        """Return the name of the request that a send with this key makes: the same one for all such sends."""
+        return hashlib.sha1(f"{op}:{self.key}".encode(), usedforsecurity=False).hexdigest()
+
     def options(self, body: str) -> dict[str, str | int]:
         """Return the options of submit.lua for a request with this key and body."""
         sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
         return {"once": self.key, "sha": sha, "keep": self.keep_ms}
+
+
+def key_reused(key: str) -> KeyReused:
+    """Return the error for a key that was used with another body."""
+    return KeyReused(f"the idempotency key {key} was used with another body; give each request its own key")
 
 
 #: Errors that free the key: a later try may succeed, or our own code is at fault.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mesh import roster
 from mesh.errors import Busy, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, redis_is_full
-from mesh.requests.effects import FULL, LIMITED, TOO_MANY
+from mesh.requests.effects import FULL, KEY_REUSED, LIMITED, TOO_MANY
+from mesh.requests.once import key_reused
 
 #: The submission's code for an address whose replica is expected back.
 MISSING = "missing"
@@ -27,7 +28,7 @@ def refusal(code: str, about: str) -> MeshError:
             f'this Redis user may not send requests for later: {about}; see "The user of a client" in docs/keys.md'
         )
     if code == KeyReused.code:
-        return KeyReused(f"the idempotency key {about} was used with another body; give each request its own key")
+        return key_reused(about)
     if code == LIMITED.strip():
         return limited(about)
     if code == TOO_MANY.strip():
@@ -44,6 +45,8 @@ def not_applied(word: str) -> MeshError:
         return redis_is_full()
     if word.startswith(TOO_MANY):
         return too_many()
+    if word.startswith(KEY_REUSED):
+        return key_reused(word.removeprefix(KEY_REUSED))
     if word.startswith(LIMITED):
         return limited(word.removeprefix(LIMITED))
     return MeshError(f"the transaction was not applied: {word}")

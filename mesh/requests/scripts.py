@@ -16,7 +16,7 @@ from mesh.wire.script import Script
 
 #: What every script has that adds, moves or ends requests which may have options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "further_fields.lua", *OPTIONS)
+SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "further_fields.lua", *OPTIONS, "place.lua")
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
@@ -26,6 +26,7 @@ COMMIT = Script.beside(
     "../lease/written.lua",
     "further_fields.lua",
     *OPTIONS,
+    "place.lua",
 )
 END = Script.beside(__file__, "end.lua", "expire.lua", "../later/left.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")

@@ -7,7 +7,7 @@
     hopeless (nobody can do it, and no caller waits)   Bury                   Bury
     late (its deadline has passed)                     Expire                 Expire
     not ours (another consumer has it)                 Forget                 Forget
-    full (no room to store or send it; or a rate)      RefuseFull             RefuseFull
+    full (no room, or what it sends is refused)        RefuseFull             RefuseFull
     try failed (its operation has a Retry)             Defer                  Defer
     parked (a pause or its limit has moved it)         Leave                  Leave
     elsewhere (other replicas serve its operation)     HandOn                 HandOn
@@ -73,7 +73,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class RefuseFull:
-    """Tell the caller that there is no room, or that a rate does not allow what the request sends.
+    """Tell the caller that there is no room, or that a rate or an idempotency key does not allow what it sends.
 
     Without a caller, run the handler again when that may have changed.
     """

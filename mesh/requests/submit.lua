@@ -14,8 +14,9 @@
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
 --       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
 --         once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
---         limit, most       as limits.lua reads it, and how many requests may wait in all. A request with a due time has
---                           no JSON; its limit is a third word, after the due time
+--         limit, most       as limits.lua reads it, and how many requests may wait in all
+--         due, most         when a request with an idempotency key begins that nobody waits for. One with a due time and
+--                           without a key has no JSON; its limit is a third word, after the due time
 -- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
 --       with the databases that hold data and nobody asks; [""] for a request that waits until it is due, or
 --       whose answer is on its way; or {"error": code, "about": what}. A call with an idempotency key gets the id of the
@@ -161,6 +162,8 @@ end
 
 --[[ options.lua ]]
 
+--[[ place.lua ]]
+
 -- By the word of a ttl: the deadline, and the options that follow it.
 local option, once
 local deadlines, options = {['0'] = '0'}, {}
@@ -176,36 +179,28 @@ local function read_ttl(word)
   deadlines[word] = ttl == '0' and '0' or string.format('%.0f', now + ttl)
 end
 
--- Looks whether the answer to a call with an idempotency key exists, or is on its way. Returns true if so; or false, and
--- why the call is refused if it is. Calls of several operations share `with` if their words are the same.
-local function is_known(op, with)
-  local known = once.find(op, with.once)
-  with.known = nil
-  if not known then return false end
-  if known.err then return false, 'wrong-type', 'mesh:once:' .. op .. ':' .. with.once end
-  if known.sha ~= with.sha then return false, 'key-reused', with.once end
-  with.known = known
-  return true
-end
+local function waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
 
 -- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
-    local to, ttl, known = ARGV[at], ARGV[at + 3], nil
+    local to, ttl, code, about = ARGV[at], ARGV[at + 3], nil, nil
     if not deadlines[ttl] then read_ttl(ttl) end
     local with = options[ttl]
     if with and with.once then
-      local code, about
-      known, code, about = is_known(ARGV[at + 1], with)
-      if code then return code, about end
+      -- Calls of several operations share `with` if their words are the same.
+      with.known, code, about = once.check(ARGV[at + 1], with.once, with.sha)
+      if code or with.known then return code, about end
     end
-    if known then return end
     if memory_is_full and not only_reads then return 'full', '' end
-    if not is_gather(to) then
+    if with and with.due then
+      -- Its address needs no replica until it is due.
+      if waiting_are_full(with.most) then return 'too-many', '' end
+    elseif not is_gather(to) then
       if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
       if with and with.limit then
-        local code, about = option.limits().refusal(with.limit, deadlines[ttl], with.most)
+        code, about = option.limits().refusal(with.limit, deadlines[ttl], with.most)
         if code then return code, about end
       end
     else
@@ -220,30 +215,14 @@ local function refused(first, last, only_reads)
 end
 
 local accepted, further = 0, nil
--- Returns the id of a request with options; "@" and its name if it waits for its limit.
+-- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
 local function put_with(with, at, to, key, reply_to)
-  local stream, op, deadline = 'mesh:requests:' .. to, ARGV[at + 1], deadlines[ARGV[at + 3]]
+  local op, deadline = ARGV[at + 1], deadlines[ARGV[at + 3]]
   local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
     ARGV[at + 4], unpack(further)}
-  local function add(name, value) words[#words + 1], words[#words + 2] = name, value end
-  if with.once then
-    add('once', with.once)
-    add('sha', with.sha)
-    add('keep', string.format('%.0f', with.keep))
-  end
+  local id = place(option, with, op, key, to, words, deadline, reply_to)
+  if type(id) == 'table' then return with.due and id or error(id.err) end
   accepted = accepted + 1
-  local id
-  if with.limit then
-    id = option.limits().place(with.limit, key, to, words, deadline)
-  else
-    id = append(stream, unpack(words))
-  end
-  if type(id) == 'table' then error(id.err) end
-  if with.once then
-    local ms = with.ttl ~= '0' and with.ttl or nil
-    once.open(op, with.once, with.sha, key, id and stream or 'mesh:later', id or key, with.keep, ms)
-    once.wait(op, with.once, key, deadline, reply_to)
-  end
   return id or '@' .. key
 end
 
@@ -293,17 +272,16 @@ local function put_all(first, last)
   return ids
 end
 
+local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
+
 -- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
-  if redis.call('ZCARD', 'mesh:later') >= tonumber(most) then return {error = 'too-many', about = ''} end
-  local key = ARGV[at + 2]
-  if string.sub(due, 1, 1) == '+' then due = string.format('%.0f', now + string.sub(due, 2)) end
-  local added = redis.pcall('ZADD', 'mesh:later', due, key)
-  if type(added) == 'table' then return {error = 'forbidden', about = added.err} end
-  redis.call('HSET', 'mesh:later:' .. key, 'op', ARGV[at + 1], 'request', key, 'from', sender, 'reply_to', '',
-    'body', ARGV[at + 4], 'to', ARGV[at], 'ttl', '0', unpack(further))
-  if limit ~= '' then redis.call('HSET', 'mesh:later:' .. key, 'wants', limit) end
+  if waiting_are_full(most) then return {error = 'too-many', about = ''} end
+  local words = {'op', ARGV[at + 1], 'request', ARGV[at + 2], 'from', sender, 'reply_to', '', 'body', ARGV[at + 4], 'ttl', '0',
+    unpack(further)}
+  local failed = delay(ARGV[at + 2], ARGV[at], due, limit, words)
+  if type(failed) == 'table' then return forbidden(failed) end
   accepted = accepted + 1
   return {''}
 end
@@ -314,7 +292,8 @@ local function send(at)
   if due then return put_later(at, most, due, limit) end
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
-  return {put_or_join(at, ARGV[at], ARGV[at + 2], '')}
+  local id = put_or_join(at, ARGV[at], ARGV[at + 2], '')
+  return type(id) == 'table' and forbidden(id) or {id}
 end
 
 -- Puts a group of requests whose replies somebody waits for on their streams.

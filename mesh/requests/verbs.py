@@ -194,7 +194,7 @@ VERBS: dict[str, Verb] = {
     "zadd-all": _on("zset", _nothing),
     "mark": Verb((), _nothing, makes="string", grows=True),
     "later": Verb(("bounded", "hash"), _nothing),
-    "place": Verb(("limited", "hash"), _nothing),
+    "place": Verb(("placed", "hash"), _nothing),
 }
 
 

@@ -81,8 +81,8 @@ _SIDES = ("0", "1")
 #: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
 _KNOWN = "any"
-#: Checks that are not of types: whether there is room, and whether a limit allows it. Each command needs its own.
-_STATES = frozenset(("bounded", "limited"))
+#: Checks that are not of types: whether there is room, and whether options allow it. Each command needs its own.
+_STATES = frozenset(("bounded", "placed"))
 
 Command = list[Text]
 

@@ -143,8 +143,9 @@ def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterato
             due, _, to, op, _, _, body = words[at + 4 : at + 11]
             yield Sent(op, _address(to), body_of(op, body), Due(due))
         elif (verb, key) == ("place", keys.LATER):
-            to, op, _, body = words[at + 6 : at + 10]
-            yield Sent(op, _address(to), body_of(op, body))
+            options, _, to, op, _, body = words[at + 4 : at + 10]
+            due = decode(options).get("due")
+            yield Sent(op, _address(to), body_of(op, body), due and Due(due))
 
 
 def _address(target: str) -> Address:

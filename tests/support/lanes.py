@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from msgspec import Struct
 
 from mesh import (
@@ -20,7 +21,9 @@ from mesh import (
     keys,
 )
 from mesh.dead.letters import Actor
+from mesh.requests import scripts
 from mesh.testing import MeshKit
+from mesh.wire.script import Script
 from tests.support.waiting import eventually
 
 ONE_CLASS = {"classes": "A"}
@@ -87,6 +90,12 @@ async def left(kit: MeshKit) -> set[str]:
     names = {key async for key in kit.redis().scan_iter("mesh:*")}
     kept = {name for name in names if name.startswith(("mesh:lane", "mesh:later", "mesh:running", "mesh:parked"))}
     return {name for name in kept if not name.startswith(keys.CANCELLED)}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, lines: str, others: str) -> None:
+    """Replace lines of the commit, which places what is sent and ends what is done."""
+    assert scripts.COMMIT.source.count(lines) == 1
+    monkeypatch.setattr(scripts, "COMMIT", Script(scripts.COMMIT.source.replace(lines, others)))
 
 
 async def effects(kit: MeshKit) -> dict[str, str]:

@@ -8,18 +8,10 @@ from datetime import timedelta
 import pytest
 
 from mesh import Limit
-from mesh.requests import scripts
 from mesh.testing import MeshKit
-from mesh.wire.script import Script
-from tests.support.lanes import ONE_CLASS, Job, books, work
+from tests.support.lanes import ONE_CLASS, Job, books, without, work
 
 ONE = Limit(by="name", concurrency=1)
-
-
-def without(monkeypatch: pytest.MonkeyPatch, lines: str, others: str) -> None:
-    """Replace lines of the commit, which places what is sent and ends what is done."""
-    assert scripts.COMMIT.source.count(lines) == 1
-    monkeypatch.setattr(scripts, "COMMIT", Script(scripts.COMMIT.source.replace(lines, others)))
 
 
 async def test_a_place_that_is_not_freed_stops_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:

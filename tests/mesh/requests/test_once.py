@@ -244,11 +244,6 @@ class TestSend:
         assert await mesh.call(bank.pay, Payment(5), key="a") == 5
         assert (await balanced(mesh))["cancelled"] == 0
 
-    async def test_a_delay_takes_no_key(self, backend: Backend, bank: Paying) -> None:
-        mesh = Mesh(await backend.join(bank.table.worker))
-        with pytest.raises(UsageError, match="takes no key="):
-            await mesh.send(bank.pay, Payment(5), key="a", after=timedelta(hours=1))
-
 
 async def test_lost_answers_change_nothing(bank: Paying) -> None:
     async with MeshKit(bank.table, replicas=2, **ONE_CLASS) as kit:

@@ -1,0 +1,42 @@
+-- Accepts requests that may have to wait, for the scripts that send requests. Stands after append.lua and options.lua.
+
+-- Lets a request wait in "mesh:later" until it is due: at "<ms>", or in "+<ms>" from now on. `words` are the fields of its
+-- entry; its limit ("" for none) counts when it is due. Returns how long it waits (ms), or the error of the key.
+local function delay(name, to, due, limit, words)
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if string.sub(due, 1, 1) == '+' then due = string.format('%.0f', now + string.sub(due, 2)) end
+  local added = redis.pcall('ZADD', 'mesh:later', due, name)
+  if type(added) == 'table' then return added end
+  redis.call('HSET', 'mesh:later:' .. name, 'to', to, unpack(words))
+  if limit ~= '' then redis.call('HSET', 'mesh:later:' .. name, 'wants', limit) end
+  return math.max(due - now, 0)
+end
+
+-- Puts a request on its stream, or lets it wait for its time or its limit. `with` are its options, as submit.lua names
+-- them, and `ttl` (ms, "0": none), which is over at the deadline. Returns its id, or an error of its key; nothing if it
+-- waits.
+local function place(options, with, op, name, to, words, deadline, reply_to)
+  local stream, wait_ms, id = 'mesh:requests:' .. to, 0, nil
+  local function add(field, value) words[#words + 1], words[#words + 2] = field, value end
+  if with.once then
+    add('once', with.once)
+    add('sha', with.sha)
+    add('keep', string.format('%.0f', with.keep))
+  end
+  if with.due then
+    wait_ms = delay(name, to, with.due, with.limit or '', words)
+    if type(wait_ms) == 'table' then return wait_ms end
+  elseif with.limit then
+    id = options.limits().place(with.limit, name, to, words, deadline)
+  else
+    id = append(stream, unpack(words))
+  end
+  if type(id) == 'table' then return id end
+  if with.once then
+    local ms = with.ttl ~= '0' and with.ttl or nil
+    options.once.open(op, with.once, with.sha, name, id and stream or 'mesh:later', id or name, with.keep, ms, wait_ms)
+    options.once.wait(op, with.once, name, deadline, reply_to)
+  end
+  return id
+end
