@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import unicodedata
 
-from email_validator import EmailNotValidError, validate_email
-
 from quart_app.security.guessable import bare, is_guessable
 
 MIN_PASSWORD = 8
@@ -24,6 +22,9 @@ def normal_email(text: str) -> str:
     Case, Unicode compatibility forms (full-width letters, ligatures) and the encoding of the domain (`xn--…`) do not
     make a different account.
     """
+    # It takes 14 ms, and neither a start nor most commands need it.
+    from email_validator import EmailNotValidError, validate_email
+
     local, at, domain = text.strip().rpartition("@")
     try:
         valid = validate_email(unicodedata.normalize("NFKC", local) + at + domain, check_deliverability=False)

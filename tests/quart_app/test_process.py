@@ -29,23 +29,18 @@ print(gc.isenabled(), gc.get_freeze_count() > 10_000, young * often <= 100_000)
 OF_SERVICES = {
     "values": {"quart_app.values.service", "flint", "gmpy2", "pebble"},
     "addresses": {"quart_app.addresses.service", "phonenumbers"},
-    "messages": {"quart_app.messages.service", "httpx2", "argon2", "jwt", "email_validator"},
+    "messages": {"quart_app.messages.service", "httpx2", "argon2", "jwt"},
     "grades": {"quart_app.grades.service", "httpx2"},
     "movements": {"quart_app.movements.service", "sqlalchemy", "aiosqlite"},
 }
 #: What no replica needs at its start: the programs around it, and what comes with a migration, a job or a test.
 LATER = {
-    "quart_app.local.mesh",
-    "quart_app.providers.simulator",
-    "alembic",
-    "mako",
-    "asyncpg",
-    "cypari",
+    "quart_app.local.mesh", "quart_app.providers.simulator", "alembic", "mako", "asyncpg", "cypari", "email_validator",
     "mesh.testing",
-}
-#: What `mesh` needs for none of its commands. `mesh admin` checks e-mail addresses.
-NO_COMMAND = (set.union(*OF_SERVICES.values()) - {"email_validator"}) | {
-    "quart", "hypercorn", "uvloop", "jinja2", "quart_app.process", "fakeredis", "alembic"
+}  # fmt: skip
+#: What `mesh` does not need to begin a command.
+NO_COMMAND = set.union(*OF_SERVICES.values()) | {
+    "quart", "hypercorn", "uvloop", "jinja2", "quart_app.process", "fakeredis", "alembic", "email_validator"
 }  # fmt: skip
 
 
