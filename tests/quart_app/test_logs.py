@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from mesh.requests.tracing import CALL, TRACEPARENT
 from quart_app import logs
 
 SECRET = "wombat-4711"
@@ -19,6 +20,7 @@ SECRET = "wombat-4711"
 RAISING = f"""
 import asyncio, sys
 from quart import request
+from mesh.requests.tracing import CALL, TRACEPARENT
 from quart_app import logs
 from quart_app.settings import AppSettings
 from tests.support.nodes import applications
@@ -137,3 +139,15 @@ def test_a_long_text_from_outside_is_cut() -> None:
     assert cut["op"] == "x" * logs.MOST_TEXT + "… (1000000 characters)"
     assert cut["exception"].startswith("y" * logs.MOST_TRACEBACK) and len(cut["exception"]) < logs.MOST_TRACEBACK + 50
     assert (cut["event"], cut["n"]) == ("handler failed", 1)
+
+
+def test_every_line_names_the_call_and_the_trace_that_it_belongs_to() -> None:
+    """On whichever replica it is written: a worker sets both for each request. Without them the line has neither."""
+    assert logs.add_origin(None, "", {"event": "x"}) == {"event": "x"}
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    call, parent = CALL.set("req-1"), TRACEPARENT.set(f"00-{trace}-b7ad6b7169203331-01")
+    try:
+        assert logs.add_origin(None, "", {"event": "x"}) == {"event": "x", "request_id": "req-1", "trace_id": trace}
+    finally:
+        CALL.reset(call)
+        TRACEPARENT.reset(parent)

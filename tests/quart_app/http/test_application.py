@@ -147,6 +147,7 @@ async def test_a_failure_is_logged_with_its_reason_up_to_a_rate(
     lines = [line for line in said if line["event"] == "request"]
     assert len(lines) == WARNINGS_PER_S + 1
     assert {line["detail"] for line in lines} == {"not now"}
+    assert all(line["ms"] >= 0 for line in lines)
     assert [line["suppressed"] for line in lines if "suppressed" in line] == [5]
 
 

@@ -54,6 +54,7 @@ async def test_what_is_no_success_is_a_problem() -> None:
     for operation in operations:
         assert "application/problem+json" in operation["responses"]["default"]["content"]
         assert any(str(status).startswith("2") for status in operation["responses"])
+        assert operation["summary"].endswith("."), "a summary is a whole sentence, not the first line of one"
     private = [path for path, methods in found["paths"].items() for one in methods.values() if "private" in one["tags"]]
     assert sorted(private) == ["/backup", "/set"]
 
