@@ -37,7 +37,7 @@ def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> 
         for step in steps
         if step.op.startswith(wanted.get("op", ""))
         and wanted.get("status", "") in ("", step.status)
-        and wanted.get("to", "") in ("", step.worker, f"db{step.database}")
+        and wanted.get("to", "") in ("", step.worker, step.database, f"db{step.database}")
     ]
     slowest = [AnswerRow(max(each, key=lambda step: step.total_ms), len(each)) for each in grouped(fitting)]
     return slowest[:most]

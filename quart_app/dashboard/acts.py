@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from quart import Request
 
 from mesh import Mesh, Refused
-from mesh.control import Control
+from mesh.control import Control, definitions
 from mesh.dead import Actor, Chosen, DeadLetters, LetterGroup, Report
 from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
@@ -150,10 +150,11 @@ def _control(replica: Mesh) -> Control:
 
 async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
     op = about.get("op", "")
+    unknown = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
         f"Pause {shortened(op, REASON_SHOWN)}?",
-        "Every replica will refuse its calls with 503 until you resume it. What nobody waits for stays on the stream "
-        "of its class; requests to a database go on.",
+        "Every replica will refuse its calls with 503 until you resume it. Requests to a class that nobody waits for "
+        f"wait until then; requests to a database go on.{unknown}",
         about,
     )
 
@@ -195,11 +196,13 @@ async def _ask_drain(replica: Mesh, about: About) -> ActQuestion:
     cls = next((member.cls for member in members if member.replica == name), "")
     others = sum(member.cls == cls for member in members) - 1
     left = f"{counted(others, 'replica')} of class {cls} will be left."
-    if not others:
+    if not cls:
+        left = "No ready replica has this name now."
+    elif not others:
         left = f"It is the last replica of class {cls}: requests to this class wait or are refused until one is ready."
     return ActQuestion(
         f"Drain {shortened(name, REASON_SHOWN)}?",
-        f"It finishes what it works on, gives its database back and ends its process. {left if cls else ''}",
+        f"It finishes what it works on, gives its database back and ends its process. {left}",
         about,
     )
 

@@ -4,6 +4,7 @@
     places        the roster, the missing databases, and PTTL of each lease
     streams       XINFO STREAM, GROUPS and CONSUMERS of each request stream, and its oldest entry
     dead letters  XLEN, and look.lua: the newest of the last hour
+    paused        HGETALL of the operations that are paused
 
 No command here costs more when there are more requests: each reads a fixed number of entries.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from mesh import Member, Mesh, Missing, keys
+from mesh.control import Control, PausedOperation
 from mesh.dead import DeadLetter, DeadLetters
 
 #: Rates that are kept: one minute at one look per second.
@@ -90,6 +92,7 @@ class Figures:
     streams: Sequence[StreamFigures]
     dead: int
     recent_dead: Sequence[DeadLetter]
+    paused: Sequence[PausedOperation]
     rates: Rates
 
 
@@ -103,18 +106,20 @@ class FiguresReader:
             for name in keys.request_streams(replica.settings.classes, replica.settings.databases)
         ]
         self._letters = DeadLetters(replica.shared, replica.settings.stream_bound)
+        self._control = Control(replica.shared, replica.settings)
         self._history = History()
 
     async def read(self) -> Figures:
         """Read all figures now. Raises RedisError, MeshError."""
         replica = self._replica
         since = str(replica.now_ms() - HOUR_MS)
-        books, members, missing, answers, recent = await asyncio.gather(
+        books, members, missing, answers, recent, paused = await asyncio.gather(
             replica.books(),
             replica.roster(),
             replica.missing(),
             self._ask_redis(),
             self._letters.look(RECENT_DEAD, oldest=since, body=0),
+            self._control.paused(),
         )
         at_ms = answers.pop_clock()
         (dead,) = answers.pop(1)
@@ -128,6 +133,7 @@ class FiguresReader:
             streams=streams,
             dead=dead,
             recent_dead=recent,
+            paused=paused,
             rates=self._history.add(at_ms, grown),
         )
 

@@ -44,7 +44,7 @@ def words(figures: Figures) -> Words:
     """Say what the figures mean."""
     difference = figures.books["accepted"] - sum(n for name, n in figures.books.items() if name != "accepted")
     notes = [*_about_classes(figures), *_about_places(figures), *_about_books(difference), *_about_streams(figures)]
-    notes += [*_about_dead_letters(figures), *_about_versions(figures)]
+    notes += [*_about_paused(figures), *_about_dead_letters(figures), *_about_versions(figures)]
     notes.sort(key=lambda note: not note.bad)
     return Words(_headline(notes), _summary(figures), notes, difference)
 
@@ -116,6 +116,15 @@ def _about_streams(figures: Figures) -> Iterator[Note]:
         oldest = max(old, key=lambda stream: stream.oldest_ms or 0)
         text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} wait"
         yield Note("old", f"Stream {spoken(oldest)}", f"{text} and {oldest.pending:,} are in hand.", "streams")
+
+
+def _about_paused(figures: Figures) -> Iterator[Note]:
+    if figures.paused:
+        newest = max(figures.paused, key=lambda each: each.since_ms)
+        names = shortened(", ".join(each.op for each in figures.paused), 120)
+        ago = duration(max(0, figures.at_ms - newest.since_ms))
+        text = f"{names}. Calls are refused with 503; last paused {ago} ago by {newest.actor}."
+        yield Note("paused", f"{counted(len(figures.paused), 'operation')} paused", text, "services")
 
 
 def _about_dead_letters(figures: Figures) -> Iterator[Note]:

@@ -165,8 +165,14 @@ def _operation_line(row: dict[str, Any]) -> str:
 @click.argument("op")
 def pause(redis_url: str | None, data: Path, op: str) -> None:
     """Pause an operation, such as values.put: calls are refused, and what nobody waits for waits until it goes on."""
-    changed = on_redis(redis_url, data, lambda redis: _control(redis).pause(op, actor()))
+
+    async def act(redis: Redis) -> tuple[bool, bool]:
+        return await _control(redis).pause(op, actor()), op in await definitions(redis)
+
+    changed, is_known = on_redis(redis_url, data, act)
     click.echo(f"{op} is paused within a second; mesh resume {op} ends it" if changed else f"{op} was paused before")
+    if not is_known:
+        click.echo(f"no replica serves an operation called {op} now; mesh ops lists those that there are", err=True)
 
 
 @click.command()
@@ -354,4 +360,4 @@ COMMANDS = (dead, ops, pause, resume, drain, trace)
 
 
 def _clock(milliseconds: int) -> Any:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

@@ -46,5 +46,6 @@ QUIET = Figures(
     streams=[stream("A"), stream("db1")],
     dead=0,
     recent_dead=(),
+    paused=(),
     rates={},
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mesh import Missing
+from mesh.control import PausedOperation
 from quart_app.dashboard.figures import DatabaseFigures
 from quart_app.dashboard.words import words
 from tests.support.dashboard import QUIET, letter, place, stream
@@ -38,6 +39,7 @@ def lacking(database: int, cls: str) -> DatabaseFigures:
     return DatabaseFigures(database, "missing", missing=Missing(database, cls, has_data=True))
 
 
+PAUSED = [PausedOperation("a.put", 990_000, "ann"), PausedOperation("b.put", 995_000, "bea")]
 TROUBLES = [
     ({"places": [place(1), place(2, "lost", cls="B")]}, "class-B", "Class B", "has no ready replica", True),
     ({"places": [place(1), lacking(2, "B")]}, "class-B", "Class B", "has no ready replica", True),
@@ -59,6 +61,9 @@ TROUBLES = [
     ({"streams": [stream("A", 3, 1, 2500)]}, "old", "Stream class A", "2.5 s old; 2 wait and 1 are in hand", False),
     ({"recent_dead": [letter("x"), letter("y"), letter("y")]}, "dead", "3 dead letters", "reason: y", False),
     ({"recent_dead": [letter("x")] * 50}, "dead", "50 or more dead letters", "reason: x", False),
+    ({"paused": PAUSED[:1]}, "paused", "1 operation paused", "a.put. Calls are", False),
+    ({"paused": PAUSED}, "paused", "2 operations paused", "a.put, b.put. Calls are refused", False),
+    ({"paused": PAUSED}, "paused", "2 operations paused", "last paused 5.0 s ago by bea", False),
     ({"places": [place(1), place(2, version="1.1")]}, "versions", "Versions", "1.0 and 1.1 run side by side", False),
 ]
 

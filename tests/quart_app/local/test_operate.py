@@ -112,7 +112,8 @@ async def test_a_running_mesh_is_operated(server: Server) -> None:
         return {}
 
     async with join(worker, MeshSettings(redis=server.settings)) as one:
-        assert "is paused within a second" in (await in_thread(server, "pause", "count.get")).output
+        paused = (await in_thread(server, "pause", "count.get")).output
+        assert "is paused within a second" in paused and "no replica serves an operation called count.get" in paused
         assert "count.get" in (await in_thread(server, "ops")).output
         assert "goes on within a second" in (await in_thread(server, "resume", "count.get")).output
         assert "was not paused" in (await in_thread(server, "resume", "count.get")).output
