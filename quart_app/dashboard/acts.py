@@ -87,9 +87,11 @@ def _letters(replica: Mesh) -> DeadLetters:
 
 
 async def _chosen(replica: Mesh, about: About) -> Chosen:
-    """Return the letters that are named, or the group of the letter that is named by `like`."""
+    """Return the letters that are named, or the group of the letter that is named by `like`. Raises Refused."""
     if not about.get("like"):
-        return about.get("ids", "").split()
+        if not (ids := about.get("ids", "").split()):
+            raise Refused("name letters by their ids, or a group of them by `like`")
+        return ids
     # The newest letter of a group is handled last. If it is gone, the other letters of its group are gone, too.
     return await _letters(replica).like(about["like"]) or [about["like"]]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,7 +33,7 @@ from mesh.control import (
 from mesh.dead import ID, Actor, Chosen, DeadLetter, DeadLetters, LetterGroup, Report
 from mesh.discovery import document
 from quart_app.local import discovery
-from quart_app.local.redis_server import address_of
+from quart_app.local.redis_server import address_of, why
 from quart_app.panels import counted
 
 T = TypeVar("T")
@@ -82,17 +81,7 @@ def on_redis(redis_url: str | None, data: Path, act: Callable[[Redis], Awaitable
 def unreachable(settings: RedisSettings, error: Exception, data: Path) -> click.ClickException:
     """Return the error for a Redis that does not answer as it should: its address and the reason."""
     where = "" if discovery.running(data) else f"; no mesh runs on {data}"
-    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {_why(error)}{where}")
-
-
-def _why(error: BaseException) -> str:
-    """Return what the system says of a connection that failed, or else what the error says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno).lower()
-        cause = cause.__cause__ or cause.__context__
-    return str(error).rstrip(".")
+    return click.ClickException(f"Redis at {address_of(settings)} cannot be used: {why(error)}{where}")
 
 
 def _control(redis: Redis) -> Control:

@@ -136,8 +136,18 @@ async def answer_of(client: Redis) -> str:
         if failures.is_fenced(error):
             raise LocalError(f"Redis refuses the user or the password: {error}") from error
         if not isinstance(error, redis_errors.ResponseError):
-            return str(error) or type(error).__name__
+            return why(error)
     return ""
+
+
+def why(error: BaseException) -> str:
+    """Return what the system says of a connection that failed, or else what the error says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+        cause = cause.__cause__ or cause.__context__
+    return str(error).rstrip(".") or type(error).__name__
 
 
 async def require_answer(settings: RedisSettings) -> None:

@@ -174,6 +174,9 @@ async def test_what_cannot_be_meant_is_said(settings: MeshSettings) -> None:
         for about in ({"ids": ["first"]}, {"like": "+"}):
             refused = await one.private.post("/mesh/acts/replay", json=about, headers=operator())
             assert refused.status_code == 422 and "not the id" in (await refused.get_json())["detail"]
+        for act in ("replay", "discard"):
+            nothing = await one.private.post(f"/mesh/acts/{act}", json={"word": act}, headers=operator())
+            assert nothing.status_code == 422 and "name letters" in (await nothing.get_json())["detail"]
         response = await one.private.get("/mesh/confirm/replay?like=x", headers=operator())
         assert response.status_code == 422
 
