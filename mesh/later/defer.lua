@@ -20,6 +20,6 @@ local entry_key = later_key .. ':' .. name
 redis.call('HSET', entry_key, unpack(fields))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'try', tries, 'error', reason)
 redis.call('ZADD', later_key, due, name)
-redis.call('XDEL', stream, id)
+leave(stream, id)
 make_options().moved(named, later_key, name, pause)
 return tonumber(due)

@@ -24,6 +24,8 @@ if not fields then return {'not-mine', ''} end
 if not about.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end
 local to = string.match(stream, '[^:]+$')
 local again = options.limits().place(limit, name, to, fields, deadline)
-redis.call('XDEL', stream, id)
+-- An entry that was written by hand may have the highest id there is. Then its stream takes no more.
+if type(again) == 'table' then return {'wrong-type', stream} end
+leave(stream, id)
 if named.once then options.once.moved(named, again and stream or later_key, again or name, 0) end
 return {'placed', ''}

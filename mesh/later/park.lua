@@ -21,6 +21,6 @@ redis.call('HSET', entry_key, unpack(fields))
 redis.call('HSET', entry_key, 'to', string.match(stream, '[^:]+$'), 'first', named.first, 'parked', op)
 redis.call('ZADD', later_key, deadline == '0' and '+inf' or deadline, name)
 redis.call('ZADD', parked_key, string.match(named.first, '^%d+'), name)
-redis.call('XDEL', stream, id)
+leave(stream, id)
 make_options().moved(named, later_key, name, 0)
 return 'parked'

@@ -1,12 +1,16 @@
--- Takes a request that is pending for a consumer from its stream, so that it can wait elsewhere.
--- Returns its fields as words, the same by name, and its name among those that wait; or nothing. Its entry is deleted by
--- the caller, after it has been written elsewhere.
+-- Reads a request that is pending for a consumer, so that it can wait elsewhere.
+-- Returns its fields as words, the same by name, and its name among those that wait; or nothing. The caller writes it
+-- elsewhere, and then calls `leave`.
+local function leave(stream, id)
+  redis.call('XACK', stream, 'workers', id)
+  redis.call('XDEL', stream, id)
+end
+
 local function taken(stream, id, consumer)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if pending.err or #pending == 0 then return end
   local entry = redis.call('XRANGE', stream, id, id)[1]
-  redis.call('XACK', stream, 'workers', id)
-  if not entry then return end
+  if not entry then return leave(stream, id) end
   -- Lua can pass some 8000 words to a function; an entry written by hand may have more.
   local fields = {unpack(entry[2], 1, 4000)}
   local named = {}

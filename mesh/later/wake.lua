@@ -3,7 +3,8 @@
 -- Runs when memory is full, too: the requests were accepted before.
 -- KEYS: later, schedules, books
 -- ARGV: most requests to move
--- Returns {how many were moved, the earliest time (ms) that something is due, or "", the due schedules...}
+-- Returns {how many were due, the earliest time (ms) that something is due, or "", the name of one that could not be moved,
+-- and why not, or "" and "", the due schedules...}
 local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 local POSTPONED_MS = 1000
 -- These fields of the hash are not for the stream.
@@ -33,7 +34,7 @@ local function expire(name, about)
   return GONE
 end
 
--- Puts a request on its stream, if its limit lets it. Returns FAILED if its stream is a key of another type.
+-- Puts a request on its stream, if its limit lets it. Returns FAILED and why if its stream takes no entry.
 local function put(name, about, words)
   local stream, id = 'mesh:requests:' .. about.to, nil
   if about.wants then
@@ -42,7 +43,7 @@ local function put(name, about, words)
   else
     id = append(stream, unpack(words))
   end
-  if type(id) ~= 'string' then return FAILED end
+  if type(id) ~= 'string' then return FAILED, stream .. ': ' .. tostring(id.err) end
   options.moved(about, stream, id, 0)
   return GONE
 end
@@ -73,21 +74,24 @@ local function wake(name, due)
   return put(name, about, words)
 end
 
+local failed, reason = '', ''
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
 for i = 1, #due, 2 do
   local name = due[i]
-  local is_done, outcome, expired = pcall(wake, name, due[i + 1])
+  -- `more` is what has expired, or why it failed.
+  local is_done, outcome, more = pcall(wake, name, due[i + 1])
   -- A request that cannot be moved, because a key holds another type, holds up no other one.
-  if not is_done then outcome = FAILED end
+  if not is_done then outcome, more = FAILED, outcome end
   if outcome == GONE then
     redis.call('ZREM', later_key, name)
     redis.call('DEL', later_key .. ':' .. name)
-    if expired then options.ended(expired) end
+    if more then options.ended(more) end
   elseif outcome == FAILED then
     redis.call('ZADD', later_key, now + POSTPONED_MS, name)
+    failed, reason = name, type(more) == 'table' and more.err or tostring(more)
   end
 end
 
 --[[ next_due.lua ]]
 local ticks = redis.call('ZRANGE', schedules_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)
-return {#due / 2, next_due(later_key, schedules_key), unpack(ticks)}
+return {#due / 2, next_due(later_key, schedules_key), failed, reason, unpack(ticks)}

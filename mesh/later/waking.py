@@ -97,7 +97,10 @@ class Waking:
                 await self._news.wait()
 
     async def _wake(self) -> None:
-        _, following, *ticks = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_AT_ONCE)
+        words = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_AT_ONCE)
+        _, following, failed, reason, *ticks = words
+        if failed:
+            log.warning("request cannot be put on its stream and waits on", request=failed, reason=reason)
         ours = [name for name in ticks if name in self._schedules]
         if ours and not await self._is_understood():
             ours = []

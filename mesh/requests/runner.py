@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 
 from mesh import keys
 from mesh.discovery import nearest
-from mesh.errors import Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Unserved
+from mesh.errors import Busy, Contended, InvalidBody, InvalidReply, LeaseLost, MeshError, Paused, Unserved
 from mesh.groups.deliveries import is_overdelivered
 from mesh.later.entering import NOT_MINE, PLACED, enter
 from mesh.later.limit import Limit
@@ -176,9 +176,13 @@ class Runner:
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
                 return Outcome.NOT_OURS, ""
+            error = refusal(code, about)
             if request.reply_to:
-                self.refuse(work, refusal(code, about))
+                self.refuse(work, error)
                 return None
+            if not isinstance(error, Busy):
+                return Outcome.HOPELESS, error.detail
+            # No more requests may wait.
             await asyncio.sleep(PAUSE_LOOK_S)
 
     async def _paused(self, work: Work) -> Found | None:

@@ -130,7 +130,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "tick-check": script(
         waking.TICK, "if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end", ""
     ),
-    "deferred-removal": script(retry.DEFER, "redis.call('XDEL', stream, id)\n", ""),
+    "deferred-removal": script(retry.DEFER, "  redis.call('XDEL', stream, id)\n", ""),
     "cancel-attempt": script(waking.CANCEL, "if redis.call('EXISTS', attempt_key) == 1 then return 1 end", ""),
     "schedule-kept": script(waking.SCHEDULE, "if next and (", "if false and ("),
     "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),

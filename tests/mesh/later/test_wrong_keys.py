@@ -1,0 +1,89 @@
+"""Keys that somebody has written by hand: no request is lost, looks without end, or waits in silence."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from mesh import Limit, keys
+from mesh.later import entering
+from mesh.requests.streams import keep_minute
+from mesh.testing import MeshKit
+from tests.support.backend import Backend
+from tests.support.lanes import LANE, ONE_CLASS, Job, books, work
+from tests.support.other_lines import instead
+from tests.support.waiting import eventually
+
+ONE = Limit(by="name", concurrency=1)
+ENTRY = {"op": "work.do", "request": "r", "reply_to": "", "body": '{"name":"ann","number":9}'}
+HIGHEST = "18446744073709551615-18446744073709551615"
+
+
+async def _letter(backend: Backend) -> dict[str, str]:
+    async def buried() -> bool:
+        return await backend.redis().xlen(keys.DEAD) == 1
+
+    await eventually(buried)
+    ((_, letter),) = await backend.redis().xrange(keys.DEAD)
+    return dict(letter)
+
+
+async def test_a_request_whose_lane_is_a_key_of_another_type_is_given_up_at_once(backend: Backend) -> None:
+    """Without a caller nobody hears of it, and no later look would find another type."""
+    table, _, seen = work(ONE)
+    mesh = await backend.mesh(table)
+    await backend.redis().set(f"{keys.RUNNING}{LANE}", "x")
+    await backend.redis().xadd(keys.class_requests(mesh.cls), ENTRY)
+    letter = await _letter(backend)
+    assert letter["deliveries"] == "1"
+    assert letter["reason"] == f"{keys.RUNNING}{LANE} is not what the mesh stores there; delete it with redis-cli"
+    assert seen.order == {}
+    await keep_minute(mesh.replica._link, mesh.replica._streams)
+    await books(mesh, dead=1, in_flight=0)
+
+
+async def test_a_request_whose_stream_takes_no_more_entries_is_not_lost(backend: Backend) -> None:
+    """It has the highest id there is, and so it can neither be put on its stream anew nor vanish."""
+    table, _, _ = work(ONE)
+    mesh = await backend.mesh(table)
+    await backend.redis().xadd(stream := keys.class_requests(mesh.cls), ENTRY, id=HIGHEST)
+    letter = await _letter(backend)
+    assert (letter["id"], letter["body"]) == (HIGHEST, ENTRY["body"])
+    assert letter["reason"].startswith(f"{stream} is not what the mesh stores there")
+    await keep_minute(mesh.replica._link, mesh.replica._streams)
+    await books(mesh, dead=1, in_flight=0)
+    assert await backend.redis().exists(f"{keys.RUNNING}{LANE}") == 0
+
+
+async def test_without_the_look_at_what_the_stream_says_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the books say so."""
+    instead(monkeypatch, "ENTER", "if type(again) == 'table' then return {'wrong-type', stream} end\n", "", entering)
+    table, _, seen = work(ONE)
+    with pytest.raises(AssertionError, match="the books do not balance"):
+        async with MeshKit(table, **ONE_CLASS) as kit:
+            await kit.redis().xadd(keys.class_requests("A"), ENTRY, id=HIGHEST)
+            await kit.advance(seconds=2)
+            assert await kit.redis().xlen(keys.DEAD) == 0
+            assert seen.order == {}
+
+
+async def test_a_request_that_cannot_be_put_on_its_stream_is_logged_and_waits_on() -> None:
+    """It begins when somebody has deleted the key that was in its way."""
+    table, do, seen = work(ONE)
+    async with MeshKit(table, **ONE_CLASS) as kit:
+        await kit.redis().set(f"{keys.RUNNING}{LANE}", "x")
+        ticket = await kit[0].send(do, Job("ann"), after=timedelta(seconds=1))
+        with capture_logs() as lines:
+            await asyncio.sleep(5)
+        said = [line for line in lines if line["event"] == "request cannot be put on its stream and waits on"]
+        assert 2 <= len(said) <= 5
+        assert said[0]["log_level"] == "warning"
+        assert said[0]["request"] == ticket.key
+        assert "WRONGTYPE" in said[0]["reason"]
+        await books(kit[0], waiting=1)
+        await kit.redis().delete(f"{keys.RUNNING}{LANE}")
+        await books(kit[0], answered=1, waiting=0)
+        assert seen.order == {"ann": [0]}
