@@ -8,7 +8,7 @@
 local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 local POSTPONED_MS = 1000
 -- These fields of the hash are not for the stream.
-local OWN = {to = true, ttl = true, parked = true, wants = true}
+local OWN = {to = true, ttl = true, parked = true, wants = true, rate = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -37,6 +37,11 @@ end
 -- Puts a request on its stream, if its limit lets it. Returns FAILED and why if its stream takes no entry.
 local function put(name, about, words)
   local stream, id = 'mesh:requests:' .. about.to, nil
+  local begins = about.rate and options.limits().begin(about.rate)
+  if begins then
+    redis.call('ZADD', later_key, begins, name)
+    return WAITS
+  end
   if about.wants then
     id = options.limits().place(about.wants, name, about.to, words, about.deadline)
     if not id then return WAITS end

@@ -9,8 +9,9 @@
 --                                  while it waits for its next try, or is parked
 --   mesh:lane:{lane}      list     names of those that wait for a place, in order; the requests are in mesh:later
 --   mesh:lanes            set      lanes in which something waits
---   mesh:rate:{lane}      string   "<when the next request would be on time> <when this was set>", in µs: the theoretical
---                                  arrival time of GCRA
+--   mesh:rate:{lane}      string   "<when the next request would be on time> <when this was set> <the first, of those that
+--                                  have begun>", in µs: the theoretical arrival times of GCRA
+--   mesh:later:{name}     hash     its field `rate` is "<µs> <burst> <lane>" while it waits for its time
 -- Stands in scripts after append.lua.
 local function make_limits(options)
   local limits, named = {}, options.named
@@ -27,16 +28,48 @@ local function make_limits(options)
     return #found > 0
   end
 
-  -- Returns when (µs) a request may begin, and the theoretical arrival time after it. When the clock has stepped back, a
-  -- rate that refuses takes the same step. A rate that delays does not: its waiting requests keep the times that they got
-  -- before the step.
-  local function arrival(interval, burst, when, lane)
+  local function read_rate(lane)
     local found = redis.pcall('GET', 'mesh:rate:' .. lane)
-    local tat, set = string.match(type(found) == 'string' and found or '0 0', '^(%d+) (%d+)$')
-    tat, set = tonumber(tat or 0), tonumber(set or 0)
-    if when == 'refuse' then tat = tat - math.max(set - now_us, 0) end
+    local tat, set, begun = string.match(type(found) == 'string' and found or '', '^(%d+) (%d+) (%d+)$')
+    return tonumber(tat or 0), tonumber(set or 0), tonumber(begun or 0)
+  end
+
+  local function write_rate(lane, tat, begun)
+    local ms = math.ceil((math.max(tat, begun) - now_us) / 1000) + 1
+    redis.call('SET', 'mesh:rate:' .. lane, string.format('%.0f %.0f %.0f', tat, now_us, begun), 'PX', string.format('%.0f', ms))
+  end
+
+  -- Returns when (µs) a request may begin beside those that have begun, and the theoretical arrival time after it. No request
+  -- begins before its time, so `begun` is at most so far ahead, unless the clock has stepped back.
+  local function beginning(interval, burst, begun)
+    begun = math.max(math.min(begun, now_us + burst * interval), now_us) + interval
+    return begun - burst * interval, begun
+  end
+
+  -- Returns when (µs) a request may begin, and the theoretical arrival times after it: of all, and of those that have begun.
+  -- When the clock has stepped back, a rate that refuses takes the same step. A rate that delays does not: its waiting
+  -- requests keep the times that they got before the step.
+  local function arrival(interval, burst, when, lane)
+    local tat, set, before = read_rate(lane)
+    local step = when == 'refuse' and math.max(set - now_us, 0) or 0
+    tat, before = tat - step, before - step
     tat = math.max(tat, now_us) + interval
-    return tat - burst * interval, tat
+    local earliest_us, begun = beginning(interval, burst, before)
+    local begins_us = math.max(tat - burst * interval, earliest_us)
+    return begins_us, tat, begins_us <= now_us and begun or before
+  end
+
+  -- By lane: when (µs) the next one of those begins that could not begin in time.
+  local late = {}
+  -- Lets a request begin whose time has come. If its replicas or the server were away, others may have the same time by now:
+  -- then the rate lets them begin one after the other. Returns when (ms) it begins, if not now.
+  function limits.begin(rate)
+    local interval, burst, lane = string.match(rate, '^(%d+) (%d+) (.*)$')
+    local tat, _, before = read_rate(lane)
+    local begins_us, begun = beginning(tonumber(interval), tonumber(burst), late[lane] or before)
+    if begins_us <= now_us then return write_rate(lane, tat, begun) end
+    late[lane] = begun
+    return string.format('%.0f', math.ceil(begins_us / 1000))
   end
 
   -- Lets a request wait in "mesh:later". However late it begins, it is accepted now: `first` says when, on the mesh's clock
@@ -44,7 +77,7 @@ local function make_limits(options)
   local function wait(name, to, words, due)
     local at = math.max(now, tonumber(redis.call('GET', 'mesh:clock') or '0'))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', at), unpack(words))
-    redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl')
+    redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl', 'rate')
     redis.call('ZADD', 'mesh:later', due, name)
   end
 
@@ -93,12 +126,12 @@ local function make_limits(options)
   end
 
   local function take(name, to, words, interval, burst, when, lane)
-    local begins_us, tat = arrival(interval, burst, when, lane)
-    local ms = math.ceil((tat - now_us) / 1000) + 1
-    redis.call('SET', 'mesh:rate:' .. lane, string.format('%.0f %.0f', tat, now_us), 'PX', string.format('%.0f', ms))
+    local begins_us, tat, begun = arrival(interval, burst, when, lane)
+    write_rate(lane, tat, begun)
     words[#words + 1], words[#words + 2] = 'limit', 'rate ' .. lane
     if begins_us <= now_us then return append('mesh:requests:' .. to, unpack(words)) end
     wait(name, to, words, string.format('%.0f', math.ceil(begins_us / 1000)))
+    redis.call('HSET', 'mesh:later:' .. name, 'rate', string.format('%.0f %.0f %s', interval, burst, lane))
   end
 
   -- Puts a request on its stream, or lets it wait. `words` are the fields of its entry, `deadline` one of them.

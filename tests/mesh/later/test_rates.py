@@ -13,6 +13,7 @@ from mesh.raw import Ask
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
 from tests.support.lanes import books
+from tests.support.other_lines import instead
 
 ONE_CLASS = {"classes": "A"}
 SECOND = timedelta(seconds=1)
@@ -99,10 +100,10 @@ class TestDelay:
 
     async def test_the_rate_expires(self, backend: Backend) -> None:
         """Nothing is left of a value that nobody asks for any more."""
-        table, do, _ = work(Limit(by="name", rate=10, per=SECOND))
+        table, do, _ = work(Limit(by="name", rate=10, per=10 * SECOND))
         mesh = await backend.mesh(table)
         await mesh.call(do, Job("ann"))
-        assert 0 < await backend.redis().pttl(f"{keys.RATE}work.do:ann") <= 101
+        assert 0 < await backend.redis().pttl(f"{keys.RATE}work.do:ann") <= 1001
 
     async def test_deaths_and_lost_answers_change_no_time(self) -> None:
         table, do, ran = work(Limit(rate=1, per=SECOND))
@@ -213,11 +214,11 @@ async def test_after_a_step_back_of_the_clock_a_rate_goes_on() -> None:
     table, do, _ = work(Limit(rate=1, per=SECOND, when="refuse"))
     async with MeshKit(table, **ONE_CLASS) as kit:
         ahead = int(kit.now.timestamp() * 1e6) + 3_600_000_000
-        await kit.redis().set(f"{keys.RATE}work.do:", f"{ahead + 1_000_000} {ahead}")
+        await kit.redis().set(f"{keys.RATE}work.do:", f"{ahead + 1_000_000} {ahead} {ahead + 1_000_000}")
         with pytest.raises(Limited) as caught:
             await kit[0].call(do, Job("ann"))
         assert (caught.value.retry_after or 0) <= 1
-        await kit.redis().set(f"{keys.RATE}work.do:", f"{ahead} {ahead}")
+        await kit.redis().set(f"{keys.RATE}work.do:", f"{ahead} {ahead} {ahead}")
         await kit[0].call(do, Job("ann"))
 
 
@@ -233,3 +234,42 @@ async def test_an_entry_that_no_limit_can_read_ends_itself_and_not_the_replica()
         await books(kit[0], dead=1, in_flight=0)
         assert ran == [("ann", 0)]
         assert "ResponseError" in (await kit.redis().xrange("mesh:dead"))[0][1]["reason"]
+
+
+async def _outage(burst: int) -> list[int]:
+    """Send 40 requests with a rate of ten per second, then 20 more after a minute without a replica.
+
+    Return when (ms) they began.
+    """
+    table, begun = Operations("work"), dict[int, int]()
+
+    @table.command(limit=Limit(rate=10, per=SECOND, burst=burst))
+    async def do(tx: Transaction, body: Job) -> None:
+        begun.setdefault(body.number, int(tx.request.id.partition("-")[0]))
+
+    async with MeshKit(table, classes="A") as kit, kit.connect() as client:
+        for number in range(40):
+            await client.send(do, Job("ann", number), to=Class("A"))
+        await kit.kill(0)
+        await kit.advance(seconds=60)
+        await kit.start()
+        for number in range(40, 60):
+            await client.send(do, Job("ann", number), to=Class("A"))
+        await kit.advance(seconds=8)
+        assert len(begun) == 60
+        return sorted(begun.values())
+
+
+@pytest.mark.parametrize("burst", [1, 3])
+async def test_after_an_outage_the_rate_holds(burst: int) -> None:
+    """Many requests have a time that has passed. They begin one after the other, and so do those that come now."""
+    times = await _outage(burst)
+    assert min(last - first for first, last in zip(times, times[burst:], strict=False)) >= 100, times
+    # They do not lose much time either.
+    assert times[-1] - times[burst + 1] < 7_000
+
+
+async def test_without_a_look_at_what_has_begun_all_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, "WAKE", "about.rate and options.limits().begin(about.rate)", "false")
+    times = await _outage(1)
+    assert max(times.count(each) for each in times) > 30
