@@ -183,7 +183,7 @@ class LivePage:
         if name == "services":
             about["services"] = await looks.services.newest()
         if name == OVERVIEW:
-            about |= {"minutes": await looks.minutes.newest(), "answers": await looks.steps.newest()}
+            about |= {"minutes": await looks.minutes.newest(), "answers": await looks.answers.newest()}
         settings = looks.replica.settings
         return PageView(
             name=name,

@@ -47,6 +47,8 @@ class Looks:
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
         self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
+        #: the same, read less often: for the overview, which many people leave open
+        self.answers: Ticker[Sequence[JourneyStep]] = Ticker(self.steps.newest, MINUTES_LOOK_S)
         self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
         self.operations: Ticker[OperationStates] = Ticker(self._read_operations, OPERATIONS_LOOK_S)
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from mesh import Mesh, MeshSettings, Unavailable, keys
+from mesh.control import Journeys, JourneyStep
+from quart_app.dashboard import looks as module
 from quart_app.dashboard.looks import Looks
 from quart_app.panels import Panel
 from quart_app.service import Service
@@ -59,6 +61,29 @@ async def test_the_last_hour_is_read_from_the_books_of_each_minute(settings: Mes
         assert await looks.minutes.newest() == [60, 1]
         await redis.delete(keys.MINUTES)
         assert await looks.minutes.newest() == [60, 1]
+
+
+async def test_the_overview_reads_the_newest_answers_every_ten_seconds(
+    settings: MeshSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the dearest read of the page, and the overview needs their times only."""
+    asked = 0
+
+    async def newest(self: Journeys, most: int) -> list[JourneyStep]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    monkeypatch.setattr(Journeys, "newest", newest)
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    async with node(settings) as one:
+        looks = Looks(one.app.context.mesh, [])
+        for _ in range(3):
+            await looks.answers.newest()
+        assert asked == 1
+        for _ in range(3):
+            await looks.steps.newest()
+        assert asked == 4
 
 
 async def test_an_event_is_made_once_for_all_who_follow_a_view(settings: MeshSettings) -> None:
