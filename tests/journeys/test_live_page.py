@@ -233,8 +233,11 @@ async def test_a_viewer_signs_in_to_act(chromium: Browser, replicas: Replicas) -
 async def test_every_view_is_accessible_and_fits(
     chromium: Browser, replicas: Replicas, scheme: str, widths: tuple[int, ...]
 ) -> None:
-    """axe finds nothing, nothing scrolls sideways, and strangers' text is shown exactly."""
-    hostile = "<b>7</b>" + "9" * 300
+    """axe finds nothing, nothing scrolls sideways, and strangers' text is shown exactly.
+
+    The views have something of everything: a job, what waits, a dead letter, a paused operation, a request's timeline.
+    """
+    hostile = '<b>"7"</b><script>alert(7)</script>\\ud800' + "9" * 300
     (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
     with replicas.server.redis() as admin:
         admin.xadd(keys.class_requests("D"), {"op": "x", "request": "r", "from": "f", "body": hostile})
@@ -244,13 +247,18 @@ async def test_every_view_is_accessible_and_fits(
         admin.zadd("shared:values:jobs:open", {"j" * 22: now + 600_000})
         admin.hset(keys.later("x"), mapping={"op": "x", "to": "A", "try": 1, "error": hostile})
         admin.zadd(keys.LATER, {"x": now + 600_000})
+        admin.hset(keys.PAUSED, "x.put", f"{now} ann")
         id = admin.xadd(keys.DEAD, {"reason": hostile, "stream": "s", "deliveries": "3", "body": hostile})
+    items = [{"value": 6, "ttl": 60, "cls": "A"}]
+    answer = await replicas.client.post(f"{process.public}/values", json=items, headers={"X-Request-Id": "my-post"})
+    assert answer.status_code == 200
+    questions = f"/mesh/confirm/discard?like={id}", "/mesh/confirm/resume?op=x.put"
     for width in widths:
         async with tab(chromium, width=width, scheme=scheme, operator="correct horse") as opened:  # type: ignore[arg-type]
             await opened.page.goto(f"{process.private}/mesh/sign-in")
-            for view in (f"/mesh/confirm/discard?like={id}", *VIEWS):
+            for view in (*questions, "/mesh/requests?request=my-post", *VIEWS):
                 await opened.page.goto(process.private + view)
-                if view in VIEWS:
+                if view not in questions:
                     await expect(opened.page.locator("#link-text")).to_have_text("live")
                 assert not await opened.scrolls_sideways(), (view, width)
                 if width in (360, 1280):
@@ -258,6 +266,10 @@ async def test_every_view_is_accessible_and_fits(
             await expect(opened.page.locator("#panel-jobs .item")).to_contain_text("3 of 4 values done")
             await opened.page.goto(f"{process.private}/mesh/dead")
             await expect(opened.page.locator("#groups h2")).to_contain_text(hostile[:150])
+            await expect(opened.page.locator("#groups .body")).to_have_text(f"{hostile[:300]}…")
+            await opened.page.goto(f"{process.private}/mesh/requests?request=my-post")
+            bar = await opened.page.locator(".timeline").bounding_box()
+            assert bar is not None and bar["width"] > 200, f"a timeline is seen at {width} pixels"
 
 
 async def test_the_keyboard_and_no_script_are_enough(chromium: Browser, replicas: Replicas) -> None:
