@@ -89,4 +89,4 @@ async def tab(
         yield opened
     finally:
         await context.close()
-    assert not opened.complaints
+    assert not opened.complaints, opened.complaints
