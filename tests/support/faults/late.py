@@ -14,23 +14,25 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import redis
 
-from mesh import Busy, Class, Member, MeshClient, MeshSettings, Unavailable, connect, keys
+from mesh import Busy, Class, Member, MeshClient, MeshSettings, Operation, Unavailable, connect, keys
 from mesh.requests.scripts import BOOKS
 from mesh.wire.script import Script
 from quart_app.local.ports import free_port
 from tests.support.faults import later_worker
 from tests.support.faults.checkers import Broken, TooLate
 from tests.support.faults.clock import ServerClock
-from tests.support.faults.later_worker import Mark
+from tests.support.faults.later_worker import Mark, Step
 from tests.support.faults.mutations import sha_of
 from tests.support.faults.wire import Wire
 from tests.support.mortals import ACCOUNTS, STREAMS
 from tests.support.server import Server
 
 PROFILE = {"MESH_LEASE_TTL_MS": "3000", "MESH_CLAIM_IDLE_MS": "2000", "MESH_DEADLINE_MS": "5000", "MESH_CLASS": "A"}
+B = TypeVar("B", Mark, Step)
 START_S = 40.0
 WORKERS = 3
 
@@ -118,13 +120,17 @@ class LateMesh:
         """Send a mark for later, and return its text."""
         body = Mark(self.text(), fails)
         op = later_worker.begin if begins else later_worker.mark
+        await self.deliver(op, body, timedelta(milliseconds=after_ms))
+        return body.text
+
+    async def deliver(self, op: Operation[B, Any], body: B, after: timedelta | None = None) -> None:
+        """Send a request, and note its text."""
         try:
-            await self.client.send(op, body, to=Class("A"), after=timedelta(milliseconds=after_ms))
+            await self.client.send(op, body, to=Class("A"), after=after)
         except (Unavailable, Busy):
             self.doubtful.add(body.text)
         else:
             self.sent.add(body.text)
-        return body.text
 
     async def load(self, pause_s: float = 0.02) -> None:
         """Send marks until cancelled."""

@@ -132,6 +132,10 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "deferred-removal": script(retry.DEFER, "  redis.call('XDEL', stream, id)\n", ""),
     "cancel-attempt": script(waking.CANCEL, "if redis.call('EXISTS', attempt_key) == 1 then return 1 end", ""),
+    "lane-places": script(
+        scripts.COMMIT, "if redis.call('HLEN', running) >= tonumber((lane_of(fields.limit))) then return end", ""
+    ),
+    "begun-rate": script(waking.WAKE, "about.rate and options.limits().begin(about.rate)", "false"),
     "schedule-kept": script(waking.SCHEDULE, "if next and (", "if false and ("),
     "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
 }
