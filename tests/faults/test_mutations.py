@@ -14,7 +14,6 @@ from tests.faults import (
     test_expensive,
     test_keyed,
     test_later,
-    test_limits,
     test_missing,
     test_network,
     test_operators,
@@ -50,7 +49,10 @@ BREAKS = {
         test_crashes.test_row_35_a_handlers_mistake_fails_its_own_request,
         "a request that failed has an effect",
     ),
-    "turns": (test_overload.test_row_45_a_hot_key_is_changed_by_everybody_in_time, "of 400 were not answered"),
+    "turns": (
+        test_overload.test_row_45_a_hot_key_is_changed_by_everybody_in_time,
+        "of 400 were not answered|400 requests ran [0-9]+ times",
+    ),
     "any-exception": (test_crashes.test_row_35_a_handlers_mistake_fails_its_own_request, "the client got"),
     "batch-number": (
         test_network.test_row_13_a_submission_that_was_answered_in_vain_is_one,
@@ -70,15 +72,15 @@ BREAKS = {
     ),
     "replayed-letter": (
         test_operators.test_row_54_a_replay_that_ends_half_way_happens_once,
-        "a replayed letter took effect [0-9]+ times",
+        "a replayed letter took effect [2-9] times",
     ),
     "idempotency-key": (
         test_keyed.test_row_57_calls_with_one_key_have_one_effect_and_one_answer,
-        "a payment took effect [0-9]+ times",
+        "a payment took effect ([2-9]|[1-9][0-9]+) times",
     ),
     "kept-answer": (
         test_keyed.test_row_57_calls_with_one_key_have_one_effect_and_one_answer,
-        "a payment took effect [0-9]+ times",
+        "a payment took effect ([2-9]|[1-9][0-9]+) times",
     ),
     "woken-removal": (test_later.test_row_70_what_is_due_is_woken_once, "took effect [0-9]+ times|do not balance"),
     "tick-check": (test_later.test_row_71_a_tick_runs_once, "a tick took effect [0-9]+ times"),
@@ -90,11 +92,6 @@ BREAKS = {
     "schedule-kept": (
         test_later.test_row_74_a_schedule_is_recorded_without_losing_ticks,
         "a tick took effect [0-9]+ times|were counted as missed",
-    ),
-    "lane-places": (test_limits.test_row_76_limits_outlive_a_restart_of_the_server, "steps are out of order"),
-    "begun-rate": (
-        test_limits.test_row_77_limits_outlive_their_replicas,
-        "requests of a rate began less than 100 ms after another one",
     ),
     "overdelivered": (
         test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter,

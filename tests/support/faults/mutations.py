@@ -85,7 +85,9 @@ def _keep_users() -> None:
     say = Pipeline.execute_command
 
     def execute_command(self: Any, *words: Any, **options: Any) -> Any:
-        return self if words[:2] == ("ACL", "DELUSER") else say(self, *words, **options)
+        if words[:2] == ("ACL", "DELUSER"):
+            words = ("ACL", "WHOAMI")
+        return say(self, *words, **options)
 
     Pipeline.execute_command = execute_command  # type: ignore[method-assign]
 
