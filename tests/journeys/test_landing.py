@@ -68,6 +68,27 @@ async def test_each_mistake_has_its_own_sentence(chromium: Browser, replica: Pro
         opened.complaints.clear()
 
 
+async def test_what_the_mesh_cannot_do_is_said(chromium: Browser, replica: Process, replicas: Replicas) -> None:
+    """A class whose replica is gone, a job without time, and a server that is gone have a sentence each."""
+    (other,) = await replicas(1, {"MESH_CLASS": "B"})
+    async with tab(chromium) as opened:
+        page, problem = opened.page, opened.page.get_by_role("alert")
+        await page.goto(replica.public)
+        await page.get_by_text("B", exact=True).click()
+        other.kill()
+        await factorise(page, "91")
+        await expect(problem).to_contain_text("Class B has no replica", timeout=20_000)
+        await page.get_by_text("A", exact=True).click()
+        failed = {"state": "failed", "errors": [{"detail": "no factor was found in time"}]}
+        await page.route("**/jobs/*", lambda route: route.fulfill(json=failed))
+        await factorise(page, str(HARD))
+        await expect(problem).to_have_text("No factor was found in time.", timeout=20_000)
+        replica.kill()
+        await factorise(page, "91")
+        await expect(problem).to_have_text("The server cannot be reached; try again in a moment.")
+        opened.complaints.clear()  # the browser notes each answer that is no success
+
+
 async def test_a_stored_number_is_found_by_each_of_its_primes(chromium: Browser, replica: Process) -> None:
     """A prime in the answer is a link that asks for it."""
     async with tab(chromium) as opened:

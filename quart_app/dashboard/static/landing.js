@@ -103,6 +103,11 @@ async function ask(path, options) {
   return [response, await read(response)];
 }
 
+/** Make a sentence of an error's words, which begin small and end without a full stop. */
+function sentence(words) {
+  return `${words.charAt(0).toUpperCase()}${words.slice(1).replace(/\.$/, "")}.`;
+}
+
 /** Return who answered, as the server says in `Mesh-Place: <replica>; db=5; class=A`; "" where it does not. */
 function placeOf(response) {
   const [replica, ...facts] = (response.headers.get("Mesh-Place") ?? "").split(";").map((part) => part.trim());
@@ -188,7 +193,7 @@ async function factorise(event) {
     const result = mine.job ? await follow(mine.job, mine.stop) : first;
     if (running === mine) show(result, [`Answered in ${Math.round(performance.now() - began)} ms.`, placeOf(response)]);
   } catch (error) {
-    if (running === mine && error.name !== "AbortError") byId("problem").textContent = `${error.message}.`.replace(/\.\.$/, ".");
+    if (running === mine && error.name !== "AbortError") byId("problem").textContent = sentence(error.message);
   }
   if (running === mine) busy(false);
 }
@@ -223,13 +228,13 @@ async function find(event) {
     );
     table.hidden = !list.length;
   } catch (error) {
-    asked.textContent = `${error.message}.`.replace(/\.\.$/, ".");
+    asked.textContent = sentence(error.message);
   }
 }
 
 async function showClasses() {
   let classes = [];
-  try { [, classes] = await ask("/classes"); } catch (error) { byId("problem").textContent = `${error.message}.`; }
+  try { [, classes] = await ask("/classes"); } catch (error) { byId("problem").textContent = sentence(error.message); }
   byId("classes").replaceChildren(
     ...classes.map((name, at) => element("label", {}, element("input", { type: "radio", name: "cls", value: name, ...(at ? {} : { checked: "" }) }), element("span", {}, name))),
   );

@@ -57,6 +57,7 @@ async def test_each_view_is_a_page_of_its_own(settings: MeshSettings) -> None:
             assert response.headers["Cache-Control"] == "no-store"
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]
             assert "style=" not in html and "onclick" not in html
+            assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in html
         assert (await one.private.get("/mesh/nothing")).status_code == 404
         assert (await one.private.get("/mesh/events/nothing")).status_code == 404
         assert (await one.public.get("/mesh")).status_code == 404
