@@ -39,6 +39,8 @@ _FURTHER_FIELDS: Mapping[str, str] = {
     "first": "the time at which the request was sent, as an id; only where it has waited",
     "try": "how many tries have failed; only where one has",
     "error": "the error of the last try; only where one has failed",
+    "read": "a shared key that the sender has named, to spare the handler a read; only where there is one",
+    "found": "what that key had when the request was sent; empty for nothing",
 }
 _REPLY_FIELDS: Mapping[str, str] = {
     "request": "the sender's key for the request",

@@ -31,6 +31,9 @@ class Ask(NamedTuple):
     once: Once | None = None
     #: its limit, as limits.lua reads it; "" for none
     limit: str = ""
+    #: The name of a shared key, without spaces. The submission reads it, and the handler gets its value in
+    #: `Request.found`. Such a request is asked alone.
+    read: str = ""
 
     def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> int | str:
         """Return the word of submit.lua for the ttl, when the request is due, and its options."""

@@ -94,12 +94,12 @@ class Calls:
 
     async def _ask_each(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         answers: dict[str, Answer] = {}
-        if len(asks) > 1 and any(ask.once for ask in asks):
-            raise UsageError("a request with an idempotency key is asked alone")
+        if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
+            raise UsageError("a request with an idempotency key, or with a key to read, is asked alone")
         reads = all(self._only_reads(ask.op) for ask in asks)
-        group: list[str | int] = [-len(asks) if reads else len(asks), tracing.about()]
+        group: list[str | int] = [-len(asks) if reads else len(asks), _further(asks)]
         for ask in asks:
-            to, op, body, once, limit = ask
+            to, op, body, once, limit, _ = ask
             key, target, text = self._name(), _target_of(to), _encoded(body)
             answers[key] = Answer(target, key, once=None if once is None else (op, once.key), limit=limit)
             group += (target, op, key, ask.ttl_word(deadline_ms, text, self._later_bound), text)
@@ -312,6 +312,14 @@ class Calls:
             while not self._endings.empty() and len(ended) < 256:
                 ended.append(self._endings.get_nowait())
             await streams.end(self._link, ended)
+
+
+def _further(asks: Sequence[Ask]) -> str:
+    """Return the further fields of the entries of requests, as one word of the scripts; "" for none."""
+    about = tracing.about()
+    if not asks or not asks[0].read:
+        return about
+    return f"{about} read {keys.SHARED}{asks[0].read}".lstrip()
 
 
 def _target_of(to: Address) -> str:

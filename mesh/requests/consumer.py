@@ -263,6 +263,8 @@ class Consumer(GroupConsumer[Work]):
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
+            if work.request.found is not None:
+                work.request = work.request._replace(found=None)
             work.contended = contended_key(word)
             self._turns.take(work, work.contended)
         elif outcome is Outcome.FULL and not work.request.reply_to:
@@ -342,7 +344,7 @@ class Consumer(GroupConsumer[Work]):
         deliveries = await self._reader.redeliver(work.request.id)
         if not deliveries:
             return Outcome.NOT_OURS, ""
-        work.request, work.conflicts, work.begun = work.request._replace(deliveries=deliveries), 0, 0.0
+        work.request, work.conflicts, work.begun = work.request._replace(deliveries=deliveries, found=None), 0, 0.0
         return None
 
     def _pause_s(self, request: Request) -> float:

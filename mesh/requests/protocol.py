@@ -4,7 +4,8 @@ People can read an entry, too: its names are plain, its values are text, and `bo
 
     request   op request from reply_to deadline body, and call, traceparent where the caller has them,
               once, sha, keep where it has an idempotency key, limit where it has passed a limit,
-              first where it has waited, try and error where a try has failed
+              first where it has waited, try and error where a try has failed,
+              read, found where its sender has named a key to be read with it
     reply     request op from status forwards body asked took_us db, and call
 """
 
@@ -133,6 +134,9 @@ class Request(NamedTuple):
     #: tries that failed before, and the id of the first one's entry
     failed_tries: int = 0
     first: str = ""
+    #: What the shared key that its sender has named had when the request was sent, "" for nothing; None: not known. The
+    #: handler has to expect it unchanged. It is None when the request runs again.
+    found: str | None = None
     #: names and values of its options, in turn; see options.lua
     options: tuple[str, ...] = ()
 
@@ -166,6 +170,7 @@ class Request(NamedTuple):
             return cls(
                 stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
+                get("found") if deliveries == 1 else None,
                 _options_of(fields) if "once" in fields or "limit" in fields else (),
             )  # fmt: skip
         except KeyError as error:

@@ -26,6 +26,7 @@ from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
+from quart_app.values.store import WHERE
 
 #: Large values go together up to so many digits. Their worker gives those that turn out to be hard back, each alone.
 LARGE_CHUNK_DIGITS = 8000
@@ -167,7 +168,9 @@ class ValuesRoutes:
         """Return requests to the classes, each for a chunk of values."""
         chunks = Chunks(self._settings.chunk, LARGE_CHUNK_DIGITS)
         await chunks.extend(items.values(), self._pace)
-        return [Ask(Class(cls), PUT, {"items": chunk}) for cls, chunk in chunks.all]
+        # A single value is looked up when its request is sent. A large one may wait for long, so its handler does it.
+        read = f"{WHERE}{value}" if len(items) == 1 and is_small(value := next(iter(items))) else ""
+        return [Ask(Class(cls), PUT, {"items": chunk}, read=read) for cls, chunk in chunks.all]
 
 
 def deadline_ms(context: Context) -> int:
