@@ -1,4 +1,4 @@
-"""Rows 76 and 77: requests wait in lanes and for a rate while the server restarts, and while replicas die."""
+"""Rows 76 and 77: requests wait in lanes, for a rate and with keys while the server restarts and replicas die."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ async def loaded(faults: Faults) -> AsyncIterator[LateMesh]:
         faults.note(f"{mesh.judge()}, {limited.judge(mesh.server)}")
 
 
-@row(76, "Redis is killed and restarts while requests wait in lanes and for a rate")
+@row(76, "Redis is killed and restarts while requests wait in lanes, for a rate and with keys")
 async def test_row_76_limits_outlive_a_restart_of_the_server(faults: Faults) -> None:
-    """Lanes, places and rates are in the state in which the server has left them."""
+    """Lanes, places, rates and keys are in the state in which the server has left them."""
     async with loaded(faults) as mesh:
         for _ in range(RESTARTS):
             await asyncio.sleep(faults.chance.uniform(0.2, 1))
@@ -46,7 +46,7 @@ async def test_row_76_limits_outlive_a_restart_of_the_server(faults: Faults) -> 
             await mesh.live(WORKERS)
 
 
-@row(77, "kill -9 of workers at random, and of all at once, while requests wait in lanes and for a rate")
+@row(77, "kill -9 of workers at random, and of all at once, while requests wait in lanes, for a rate and with keys")
 async def test_row_77_limits_outlive_their_replicas(faults: Faults) -> None:
     """No place is lost, and after a time without a replica no more begin than the rate lets."""
     async with loaded(faults) as mesh:

@@ -14,6 +14,7 @@ from tests.faults import (
     test_expensive,
     test_keyed,
     test_later,
+    test_limits,
     test_missing,
     test_network,
     test_operators,
@@ -92,6 +93,15 @@ BREAKS = {
     "schedule-kept": (
         test_later.test_row_74_a_schedule_is_recorded_without_losing_ticks,
         "a tick took effect [0-9]+ times|were counted as missed",
+    ),
+    "keyed-sends": (
+        test_limits.test_row_77_limits_outlive_their_replicas,
+        "a mark took effect [0-9]+ times|do not balance",
+    ),
+    "lane-places": (test_limits.test_row_76_limits_outlive_a_restart_of_the_server, "steps are out of order"),
+    "begun-rate": (
+        test_limits.test_row_77_limits_outlive_their_replicas,
+        "requests of a rate began less than 100 ms after another one",
     ),
     "overdelivered": (
         test_crashes.test_row_22_a_poison_request_becomes_a_dead_letter,

@@ -236,7 +236,9 @@ async def test_the_documented_user_may_ask_and_nothing_else(server: Server, aske
             with pytest.raises(DeadlineExceeded):
                 await client.call(Class("A"), "count.add", {"seconds": 3}, deadline_ms=200)
             await client.send(Class("A"), "count.add", {}, key="k", due=Due("+60000"))
+            await client.send(Class("A"), "count.add", {}, key="m", due=Due("+60000"), once=Once("m", 1000))
             assert await client.cancel("k")
+            assert await client.cancel("m")
             for _ in range(2):
                 await client.ask([Ask(Class("A"), "count.add", {}, Once("k", 1000))])
             with pytest.raises(KeyReused):
@@ -355,9 +357,10 @@ async def test_a_user_that_may_not_send_for_later_is_told_so(server: Server, ask
             sends = (
                 client.send(Class("A"), "count.add", {}, key="one"),
                 client.send(Class("A"), "count.add", {}, key="late", due=Due("+60000")),
+                client.send(Class("A"), "count.add", {}, key="kept", due=Due("+60000"), once=Once("kept", 1000)),
                 client.send(Class("A"), "count.add", {}, key="two"),
             )
             found = await asyncio.gather(*sends, return_exceptions=True)
-            assert [type(each) for each in found] == [type(None), SetupError, type(None)]
-            assert "docs/keys.md" in str(found[1])
+            assert [type(each) for each in found] == [type(None), SetupError, SetupError, type(None)]
+            assert all("docs/keys.md" in str(each) for each in found[1:3])
             await eventually(lambda: _is(kit, "count:n", "2"))

@@ -123,10 +123,12 @@ class LateMesh:
         await self.deliver(op, body, timedelta(milliseconds=after_ms))
         return body.text
 
-    async def deliver(self, op: Operation[B, Any], body: B, after: timedelta | None = None) -> None:
+    async def deliver(
+        self, op: Operation[B, Any], body: B, after: timedelta | None = None, key: str | None = None
+    ) -> None:
         """Send a request, and note its text."""
         try:
-            await self.client.send(op, body, to=Class("A"), after=after)
+            await self.client.send(op, body, to=Class("A"), after=after, key=key)
         except (Unavailable, Busy):
             self.doubtful.add(body.text)
         else:

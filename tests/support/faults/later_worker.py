@@ -68,6 +68,12 @@ async def begin(tx: Transaction, body: Mark) -> None:
     tx.send(mark, body, after=timedelta(milliseconds=300))
 
 
+@late.command
+async def begin_keyed(tx: Transaction, body: Mark) -> None:
+    """Send a mark for later whose text is its idempotency key."""
+    tx.send(mark, body, key=body.text, after=timedelta(milliseconds=300))
+
+
 @late.command(limit=Limit(by="lane", concurrency=1))
 async def step(tx: Transaction, body: Step) -> None:
     """Count one effect, and note where a step before it comes after it."""

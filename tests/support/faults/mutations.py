@@ -134,6 +134,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "deferred-removal": script(retry.DEFER, "  redis.call('XDEL', stream, id)\n", ""),
     "cancel-attempt": script(waking.CANCEL, "if redis.call('EXISTS', attempt_key) == 1 then return 1 end", ""),
+    "keyed-sends": script(scripts.COMMIT, "if known then return known.state", "if false then return known.state"),
     "lane-places": script(
         scripts.COMMIT, "if redis.call('HLEN', running) >= tonumber((lane_of(fields.limit))) then return end", ""
     ),
