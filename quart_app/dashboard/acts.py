@@ -188,7 +188,7 @@ async def _ask_cancel(replica: Mesh, about: About) -> ActQuestion:
 async def _cancel(replica: Mesh, about: About, actor: Actor) -> Done:
     found = await _control(replica).cancel(about.get("id", ""), actor)
     if found is None:
-        return Done("No stream has this request: it was answered before.", {"changed": False})
+        return Done("No stream has this request: it has ended already, or it never was there.", {"changed": False})
     return Done(f"Cancelled {found[1] or 'a request'} on {found[0]}.", {"changed": True})
 
 

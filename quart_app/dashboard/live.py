@@ -12,6 +12,7 @@ a replica share one read per second. A new connection gets every section at once
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -37,6 +38,7 @@ SHOWN_ROWS = 40
 MOST_REFERENCE = 200
 #: Viewers of one replica; the next one is told to come back, and the balancer may give it another replica.
 MOST_VIEWERS = 50
+_REFERER = re.compile(r"https?://[^/?#]+(?P<path>/mesh/(?P<view>\w+)(\?[^#\s]*)?)")
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cache-Control": "no-store",
@@ -95,7 +97,7 @@ class LivePage:
         @hide
         async def sign_in() -> Response:
             await self._operators.check(request, self._context.mesh)
-            return Response("", 303, {**HEADERS, "Location": "/mesh/dead"})
+            return Response("", 303, {**HEADERS, "Location": _view_before(request.headers.get("Referer", ""))})
 
         @blueprint.get("/mesh/confirm/<name>")
         @hide
@@ -223,3 +225,9 @@ def _known(name: str) -> str:
     if name not in VIEWS:
         raise NotFound
     return name
+
+
+def _view_before(referer: str) -> str:
+    """Return the path of the view that a browser comes from; that of the dead letters if it comes from elsewhere."""
+    found = _REFERER.fullmatch(referer)
+    return found["path"] if found and found["view"] in VIEWS else "/mesh/dead"

@@ -114,8 +114,8 @@ def _about_streams(figures: Figures) -> Iterator[Note]:
     old = [stream for stream in figures.streams if stream.waiting and (stream.oldest_ms or 0) > OLD_MS]
     if old:
         oldest = max(old, key=lambda stream: stream.oldest_ms or 0)
-        text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} wait"
-        yield Note("old", f"Stream {spoken(oldest)}", f"{text} and {oldest.pending:,} are in hand.", "streams")
+        text = f"Its oldest request is {duration(oldest.oldest_ms or 0)} old; {oldest.waiting:,} waiting"
+        yield Note("old", f"Stream {spoken(oldest)}", f"{text}, {oldest.pending:,} in hand.", "streams")
 
 
 def _about_paused(figures: Figures) -> Iterator[Note]:

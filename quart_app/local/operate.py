@@ -190,7 +190,9 @@ def cancel_command(other: CancelOther, what: str) -> click.Command:
         if ID.fullmatch(id):
             found = on_redis(redis_url, data, lambda redis: _control(redis).cancel(id, actor()))
             if found is None:
-                raise click.ClickException(f"no stream has the request {id}: it was answered, or it never was there")
+                raise click.ClickException(
+                    f"no stream has the request {id}: it has ended already, or it never was there"
+                )
             click.echo(f"cancelled {found[1] or 'a request'} on {found[0]}")
             return
         said = on_redis(redis_url, data, lambda redis: other(redis, id, actor()))

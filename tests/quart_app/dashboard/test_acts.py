@@ -76,6 +76,15 @@ async def test_with_a_password_only_the_operator_may_act(settings: MeshSettings)
         assert "/mesh/confirm/replay" in html and "/mesh/confirm/discard" in html
         signed_in = await one.private.get("/mesh/sign-in", headers=operator())
         assert (signed_in.status_code, signed_in.headers["Location"]) == (303, "/mesh/dead")
+        for before, after in (
+            ("http://localhost/mesh/requests?request=r-1", "/mesh/requests?request=r-1"),
+            ("http://localhost/mesh/services", "/mesh/services"),
+            ("https://evil.example//evil.example", "/mesh/dead"),
+            ("http://localhost/mesh/acts/replay", "/mesh/dead"),
+            ("http://[", "/mesh/dead"),
+        ):
+            signed_in = await one.private.get("/mesh/sign-in", headers=operator(Referer=before))
+            assert signed_in.headers["Location"] == after
         statuses = [(await one.private.get("/mesh/dead", headers=operator("wrong"))).status_code for _ in range(30)]
         assert 429 in statuses
 
@@ -148,11 +157,17 @@ async def test_a_request_is_cancelled_and_a_replica_asked_to_drain(settings: Mes
     async with node(settings, page_password=PASSWORD) as one:
         redis: Any = one.replica.shared
         id = await redis.xadd(A, {"op": "x", "request": "r", "from": "f", "body": "{}"})
+        html = await text_of(one, f"/mesh/requests?request={id}", operator())
+        assert "1 part; 1 not answered yet, accepted " in html and f"/mesh/confirm/cancel?id={id}" in html
+        assert "Sign in</a> to cancel it" in await text_of(one, f"/mesh/requests?request={id}")
         texts = []
         for _ in range(2):
             done = await one.private.post("/mesh/acts/cancel", json={"id": id}, headers=operator())
             texts.append((await done.get_json())["text"])
-        assert texts == [f"Cancelled x on {A}.", "No stream has this request: it was answered before."]
+        assert texts == [
+            f"Cancelled x on {A}.",
+            "No stream has this request: it has ended already, or it never was there.",
+        ]
         heard: list[str] = []
         one.replica.on_drain(lambda: heard.append("drain"))
         html = await text_of(one, f"/mesh/confirm/drain?replica={one.replica.id}", operator())

@@ -58,7 +58,7 @@ TROUBLES = [
     ({"places": [place(1), limited(place(2))]}, "place-2", "Database 2", "works without grades, movements. GET", True),
     ({"books": {**QUIET.books, "accepted": 6}}, "books", "The books do not balance", "1 more were accepted", True),
     ({"books": {**QUIET.books, "accepted": 4}}, "books", "The books do not balance", "1 more ended than", True),
-    ({"streams": [stream("A", 3, 1, 2500)]}, "old", "Stream class A", "2.5 s old; 2 wait and 1 are in hand", False),
+    ({"streams": [stream("A", 3, 1, 2500)]}, "old", "Stream class A", "2.5 s old; 2 waiting, 1 in hand", False),
     ({"recent_dead": [letter("x"), letter("y"), letter("y")]}, "dead", "3 dead letters", "reason: y", False),
     ({"recent_dead": [letter("x")] * 50}, "dead", "50 or more dead letters", "reason: x", False),
     ({"paused": PAUSED[:1]}, "paused", "1 operation paused", "a.put. Calls are", False),
