@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: Conflicts of one request before it is given up; each means that another one got through.
 MOST_CONFLICTS = 100
-#: How often a request of a paused operation, for which there is no room where it could wait, looks again.
-PAUSE_LOOK_S = 0.25
+#: How often a request on the stream of a database looks again for room where it could wait.
+ROOM_LOOK_S = 0.25
 #: Longest time for which a request waits whose operation only other replicas of our class serve.
 LONGEST_HAND_ON_MS = 250
 #: Requests whose time of work is kept.
@@ -171,7 +171,8 @@ class Runner:
             return _RUNS
         words, most = limit.words(request.op, request.body), host.settings.later_bound
         while True:
-            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most)
+            shared = not self._is_ordered(request)
+            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most, shared=shared)
             if code == PLACED:
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
@@ -182,8 +183,10 @@ class Runner:
                 return None
             if not isinstance(error, Busy):
                 return Outcome.HOPELESS, error.detail
-            # No more requests may wait.
-            await asyncio.sleep(PAUSE_LOOK_S)
+            if shared:
+                return Outcome.PARKED, ""
+            # No more requests may wait, and no other replica reads the stream.
+            await asyncio.sleep(ROOM_LOOK_S)
 
     async def _paused(self, work: Work) -> Found | None:
         """Refuse a call of a paused operation; let a request that nobody waits for wait on no stream.
@@ -196,18 +199,16 @@ class Runner:
             error = Paused(f"the operation {request.op} is paused by an operator; retry later", retry_after=5)
             self.refuse(work, error)
             return None
-        while request.op in host.paused() and not self._is_ordered(request):
-            most = host.settings.later_bound
-            match await park(host.link, request.stream, request.id, host.replica, request.op, most):
-                case Parked.PARKED:
-                    return Outcome.PARKED, ""
-                case Parked.NOT_MINE:
-                    return Outcome.NOT_OURS, ""
-                case Parked.GOES_ON:
-                    break
-                case Parked.FULL:
-                    await asyncio.sleep(PAUSE_LOOK_S)
-        return _RUNS
+        if self._is_ordered(request):
+            return _RUNS
+        most = host.settings.later_bound
+        match await park(host.link, request.stream, request.id, host.replica, request.op, most):
+            case Parked.GOES_ON:
+                return _RUNS
+            case Parked.NOT_MINE:
+                return Outcome.NOT_OURS, ""
+            case Parked.PARKED | Parked.FULL:
+                return Outcome.PARKED, ""
 
     def _is_ordered(self, request: Request) -> bool:
         """Return whether the next entries of its stream wait for the request: on the stream of our database."""

@@ -9,7 +9,7 @@
     not ours (another consumer has it)                 Forget                 Forget
     full (no room, or what it sends is refused)        RefuseFull             RefuseFull
     try failed (its operation has a Retry)             Defer                  Defer
-    parked (a pause or its limit has moved it)         Leave                  Leave
+    parked (it waits, by a pause or its limit)         Leave                  Leave
     elsewhere (other replicas serve its operation)     HandOn                 HandOn
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
@@ -97,7 +97,7 @@ class HandOn:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Do nothing: a script has moved the request to those that wait, or has put it on its stream anew."""
+    """Do nothing: a script has let the request wait, has put it on its stream anew, or has given it back."""
 
 
 Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | HandOn | Leave

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from mesh import Class, Database, Mesh, Operations, Transaction, keys
+import pytest
+
+from mesh import Class, Database, Limit, Mesh, Operation, Operations, Transaction, keys
 from mesh.control.control import Control
 from mesh.dead.letters import Actor
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
+from mesh.testing import MeshKit
 from tests.support.backend import Backend
+from tests.support.lanes import Job
 from tests.support.waiting import eventually
 
 ACTOR = Actor("operator", "192.0.2.1")
@@ -182,3 +186,44 @@ async def test_those_to_a_database_go_on(backend: Backend) -> None:
     await one._calls.send(Ask(Database(one.database), "count.put", {}))
     await _books(one, answered=1)
     assert len(done) == 1
+
+
+@pytest.mark.parametrize("way", ["pause", "limit"])
+async def test_those_for_which_there_is_no_room_hold_up_no_other(way: str) -> None:
+    """They stay on their stream, hold no worker and are no dead letters; when there is room they go on."""
+    table, gate = Operations("count"), asyncio.Event()
+    done = list[int]()
+
+    @table.command(limit=Limit(concurrency=1))
+    async def limited(tx: Transaction, body: Job) -> None:
+        await gate.wait()
+        done.append(body.number)
+
+    @table.command
+    async def plain(tx: Transaction, body: Job) -> None:
+        done.append(body.number)
+
+    @table.command
+    async def other(tx: Transaction) -> int:
+        return 1
+
+    name = plain.name if way == "pause" else limited.name
+    # A caller that does not know the limit.
+    contract = Operation(name, Job, None)
+    async with MeshKit(table, replicas=2, classes="A", later_bound=3, concurrency=4) as kit:
+        if way == "pause":
+            await kit[0].pause(name)
+            await kit.advance(seconds=2)
+        for number in range(20):
+            await kit[0].send(contract, Job("ann", number))
+        await kit.advance(seconds=10)
+        found = await kit.books()
+        assert (found["waiting"], found["dead"]) == (3, 0)
+        assert found["in_flight"] == 17
+        assert [await kit[0].call(other) for _ in range(5)] == [1] * 5
+        gate.set()
+        if way == "pause":
+            await kit[0].resume(name)
+        for _ in range(30):
+            await kit.advance(seconds=1)
+        assert sorted(done) == [*range(20)]
