@@ -84,9 +84,12 @@ class Directory:
         """Return whether every live replica understands this level; False where that cannot be found out."""
         return self.allows((), level) or (await self._look() and level <= self._oldest[0])
 
-    async def is_served(self, op: str, cls: str) -> bool:
-        """Look up whether a live replica of a class serves an operation. Raises LeaseLost, redis-py's errors."""
-        return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op))
+    async def is_served(self, op: str, cls: str, *, patient: bool) -> bool:
+        """Look up whether a live replica of a class serves an operation.
+
+        With `patient`, one that is expected back may serve it, too. Raises LeaseLost, redis-py's errors.
+        """
+        return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op, int(patient)))
 
     async def _look(self) -> bool:
         """Read the roster, together with all who ask meanwhile. Return whether that was possible."""

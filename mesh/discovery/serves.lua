@@ -1,9 +1,9 @@
 #!lua flags=allow-oom,no-writes
 -- Says whether a live replica of a class serves an operation.
 -- KEYS: served
--- ARGV: databases, class, operation
--- Returns 1 if the roster row of one says so, else 0
-local databases, class, op = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+-- ARGV: databases, class, operation, 1 to ask also whether a replica of the class is expected back, which may serve it
+-- Returns 1 if so, else 0
+local databases, class, op, patient = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1'
 local function serves(digest)
   for name in string.gmatch(redis.call('HGET', KEYS[1], digest) or '', '%S+') do
     if name == op then return true end
@@ -13,5 +13,6 @@ end
 for n = 0, databases - 1 do
   local its, state, digest = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', 'state', 'serves'))
   if its == class and state ~= 'left' and digest and serves(digest) then return 1 end
+  if patient and not its and redis.call('GET', 'mesh:expected:' .. n) == class then return 1 end
 end
 return 0

@@ -150,11 +150,13 @@ class Runner:
         """Hand a request on, if its operation has no handler here and one at another replica of our class.
 
         On the stream of our database there is no other replica. Where nobody serves it, returns _RUNS, so that its
-        caller hears of that. A request that nobody waits for becomes a dead letter, which can be replayed.
+        caller hears of that. A request that nobody waits for also waits for a replica that is expected back; then it
+        becomes a dead letter, which can be replayed.
         """
         host, request = self._host, work.request
         error = _unknown(request.op, self._worker.operations)
-        if not self._is_ordered(request) and await host.directory.is_served(request.op, host.cls):
+        patient, shared = not request.reply_to, not self._is_ordered(request)
+        if shared and await host.directory.is_served(request.op, host.cls, patient=patient):
             # Half of its age: it is handed on at once, and then less and less often while only we read it.
             age_ms = host.now_ms() - request.at_ms
             work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))

@@ -79,7 +79,7 @@ async def test_every_request_comes_to_a_replica_that_serves_it(backend: Backend)
 async def test_without_the_mechanism_requests_are_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call is refused, and a send becomes a dead letter, where the older replica is the one that reads it."""
 
-    async def nobody(self: object, op: str, cls: str) -> bool:
+    async def nobody(self: object, op: str, cls: str, *, patient: bool) -> bool:
         return False
 
     monkeypatch.setattr(directory.Directory, "is_served", nobody)
@@ -148,6 +148,38 @@ async def test_what_nobody_serves_becomes_a_dead_letter_where_nobody_would_hear_
     }  # fmt: skip
     assert all("no replica here knows the operation 'new.gone'" in letter["reason"] for letter in letters)
     assert await marks(mesh) == {"passed on": "1"}
+
+
+async def test_a_send_waits_for_a_replica_that_is_expected_back() -> None:
+    """A caller hears at once that nobody serves the operation, because its time is short."""
+    async with MeshKit(classes="A", replicas=0) as kit:
+        await kit.start(old)
+        await kit.start(new)
+        async with kit.connect() as client:
+            await kit.kill(1)
+            await kit.advance(seconds=15)
+            assert [member.database for member in await client.roster()] == [kit[0].database]
+            await client.send(put, Note("a"), to=Class("A"))
+            await books_of(kit, waiting=1)
+            with pytest.raises(Unserved):
+                await client.call(put, Note("b"), to=Class("A"))
+            await kit.start(new)
+            await books_of(kit, waiting=0, dead=0, in_flight=0)
+            assert await kit.redis().hgetall("shared:new:texts") == {"a": "1"}
+            await kit.kill(2)
+            await client.send(put, Note("c"), to=Class("A"))
+            for _ in range(30):
+                await kit.advance(seconds=10)
+            await books_of(kit, waiting=0, dead=1)
+
+
+async def books_of(kit: MeshKit, **expected: int) -> None:
+    """Wait until the books say this."""
+
+    async def so() -> bool:
+        return expected.items() <= (await kit.books()).items()
+
+    await eventually(so)
 
 
 async def test_a_caller_hears_that_no_replica_of_the_class_serves_it(backend: Backend) -> None:
