@@ -1,11 +1,10 @@
 #!lua flags=allow-oom
 -- Takes a request that came without its limit from its stream, and puts it there again, or lets it wait, as its limit says.
 -- KEYS: stream, later
--- ARGV: id, consumer, limit as limits.lua reads it, most requests that may wait, 1 if other consumers read the stream
--- Returns {placed | not-mine | why it cannot be placed now, what that is about}. One without a caller that finds no room is
--- given back, where others may take it over.
+-- ARGV: id, consumer, limit as limits.lua reads it, most requests that may wait
+-- Returns {placed | not-mine | why it cannot be placed now, what that is about}
 local stream, later_key = KEYS[1], KEYS[2]
-local id, consumer, limit, most, is_shared = unpack(ARGV)
+local id, consumer, limit, most = unpack(ARGV)
 
 --[[ ../requests/append.lua ]]
 
@@ -17,11 +16,9 @@ local found = redis.call('XRANGE', stream, id, id)[1]
 if not found then return {'not-mine', ''} end
 local about = options.named(found[2])
 local deadline = about.deadline or '0'
-local is_awaited = (about.reply_to or '') ~= ''
 local code, what = options.limits().refusal(limit, deadline, tonumber(most))
-if code == 'too-many' and not is_awaited and is_shared == '1' then give_back(stream, id, consumer) end
 -- A request without a caller that comes too soon waits: nobody would learn of a refusal.
-if code and (code ~= 'limited' or is_awaited) then return {code, what} end
+if code and not (code == 'limited' and (about.reply_to or '') == '') then return {code, what} end
 local fields, named, name = taken(stream, id, consumer)
 if not fields then return {'not-mine', ''} end
 if not about.first then fields[#fields + 1], fields[#fields + 2] = 'first', id end

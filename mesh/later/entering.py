@@ -13,13 +13,10 @@ ENTER = Script.beside(__file__, "enter.lua", "taken.lua", *OPTIONS)
 PLACED, NOT_MINE = "placed", "not-mine"
 
 
-async def enter(
-    link: Link, stream: str, id: str, consumer: str, limit: str, most: int, *, shared: bool
-) -> tuple[str, str]:
+async def enter(link: Link, stream: str, id: str, consumer: str, limit: str, most: int) -> tuple[str, str]:
     """Put a request on its stream anew, or let it wait, as its limit says.
 
-    A request without a caller for which there is no room is given back, if the stream is `shared` with other consumers.
     Returns PLACED, NOT_MINE, or why it cannot be placed now, as submit.lua says it; and what that is about.
     """
-    word, about = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, most, int(shared))
+    word, about = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, most)
     return str(word), str(about)

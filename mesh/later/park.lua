@@ -2,19 +2,18 @@
 -- Takes a request of a paused operation from its stream, and lets it wait until the operation goes on.
 -- KEYS: stream, later, paused operations, parked requests of the operation
 -- ARGV: id, consumer, operation, most requests that may wait
--- Returns parked; goes-on, if the operation is not paused any more; full, if no more may wait, so that it is given back;
--- not-mine
+-- Returns parked; goes-on, if the operation is not paused any more; full, if no more may wait; not-mine
 local stream, later_key, paused_key, parked_key = unpack(KEYS)
 local id, consumer, op, most = unpack(ARGV)
 -- A replica learns of a pause, and of its end, some time later.
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
+if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
 
 --[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
 
 --[[ taken.lua ]]
-if redis.call('ZCARD', later_key) >= tonumber(most) then return give_back(stream, id, consumer) and 'full' or 'not-mine' end
 local fields, named, name = taken(stream, id, consumer)
 if not fields then return 'not-mine' end
 local entry_key, deadline = later_key .. ':' .. name, named.deadline or '0'

@@ -19,7 +19,7 @@ class Parked(StrEnum):
     PARKED = "parked"
     #: the operation is not paused any more
     GOES_ON = "goes-on"
-    #: too many requests wait already; it stays on its stream, and whoever takes it over looks again
+    #: too many requests wait already; it is still on its stream
     FULL = "full"
     #: another consumer has it
     NOT_MINE = "not-mine"

@@ -4,15 +4,6 @@ local function leave(stream, id)
   redis.call('XDEL', stream, id)
 end
 
--- Lets a request stay pending until some consumer takes it over, as what nobody keeps alive. This delivery does not count.
--- Returns whether the consumer has it.
-local function give_back(stream, id, consumer)
-  local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
-  if pending.err or #pending == 0 then return false end
-  redis.call('XCLAIM', stream, 'workers', consumer, 0, id, 'RETRYCOUNT', math.max(pending[1][4] - 1, 0), 'JUSTID')
-  return true
-end
-
 -- Reads a request that is pending for a consumer, so that it can wait elsewhere.
 -- Returns its fields as words, the same by name, and its name among those that wait; or nothing. The caller writes it
 -- elsewhere, and then calls `leave`.

@@ -43,6 +43,7 @@ from mesh.requests.settlement import (
     Defer,
     Expire,
     Forget,
+    GiveBack,
     HandOn,
     Leave,
     Outcome,
@@ -67,7 +68,7 @@ LONGEST_PAUSE_S = 0.2
 MOST_READ = 64
 #: How long a cancelled handler may take to end before it is left to itself.
 CANCEL_S = 1.0
-#: Pause before a request that no caller waits for runs again after memory was full.
+#: Pause before a request on a database's stream that no caller waits for runs again after memory was full.
 ROOM_S = 1.0
 
 
@@ -269,7 +270,10 @@ class Consumer(GroupConsumer[Work]):
             self._turns.take(work, work.contended)
         elif outcome is Outcome.FULL and not work.request.reply_to:
             self._turns.leave(work)
-            self._begin(work, after_s=ROOM_S)
+            if self._ordered:
+                self._begin(work, after_s=ROOM_S)
+            else:
+                self._begin(work, (Outcome.NO_ROOM, word))
         else:
             self._begin(work, (outcome, word))
 
@@ -316,6 +320,8 @@ class Consumer(GroupConsumer[Work]):
             case Defer(reason):
                 self.counters.crashed += 1
                 await self._defer(work, work.request.failed_tries + 1, reason)
+            case GiveBack():
+                await self._reader.give_back(request.id)
             case HandOn(reason):
                 await self._defer(work, work.request.failed_tries, reason)
             case RefuseFull(reason):

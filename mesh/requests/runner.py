@@ -173,8 +173,7 @@ class Runner:
             return _RUNS
         words, most = limit.words(request.op, request.body), host.settings.later_bound
         while True:
-            shared = not self._is_ordered(request)
-            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most, shared=shared)
+            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most)
             if code == PLACED:
                 return Outcome.PARKED, ""
             if code == NOT_MINE:
@@ -185,9 +184,8 @@ class Runner:
                 return None
             if not isinstance(error, Busy):
                 return Outcome.HOPELESS, error.detail
-            if shared:
-                return Outcome.PARKED, ""
-            # No more requests may wait, and no other replica reads the stream.
+            if not self._is_ordered(request):
+                return Outcome.NO_ROOM, ""
             await asyncio.sleep(ROOM_LOOK_S)
 
     async def _paused(self, work: Work) -> Found | None:
@@ -209,7 +207,9 @@ class Runner:
                 return _RUNS
             case Parked.NOT_MINE:
                 return Outcome.NOT_OURS, ""
-            case Parked.PARKED | Parked.FULL:
+            case Parked.FULL:
+                return Outcome.NO_ROOM, ""
+            case Parked.PARKED:
                 return Outcome.PARKED, ""
 
     def _is_ordered(self, request: Request) -> bool:

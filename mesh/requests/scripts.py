@@ -30,6 +30,7 @@ COMMIT = Script.beside(
 )
 END = Script.beside(__file__, "end.lua", "expire.lua", "../later/left.lua", *OPTIONS)
 REDELIVER = Script.beside(__file__, "redeliver.lua")
+GIVE_BACK = Script.beside(__file__, "give_back.lua")
 BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
 SWEEP = Script.beside(__file__, "sweep.lua", "expire.lua", *OPTIONS)
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
@@ -57,6 +58,6 @@ SUBMIT_WHEN_FULL = when_full(SUBMIT)
 #: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
-    REDELIVER, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES, PUBLISH,
-    filters.NAME,
+    REDELIVER, GIVE_BACK, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES,
+    PUBLISH, filters.NAME,
 )  # fmt: skip

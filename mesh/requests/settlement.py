@@ -9,7 +9,8 @@
     not ours (another consumer has it)                 Forget                 Forget
     full (no room, or what it sends is refused)        RefuseFull             RefuseFull
     try failed (its operation has a Retry)             Defer                  Defer
-    parked (it waits, by a pause or its limit)         Leave                  Leave
+    no room (to store or send it; no caller waits)     GiveBack               GiveBack
+    parked (a pause or its limit has moved it)         Leave                  Leave
     elsewhere (other replicas serve its operation)     HandOn                 HandOn
 
 A request that was delivered more often than allowed has killed the processes that worked on it. It is buried without
@@ -35,6 +36,7 @@ class Outcome(Enum):
     NOT_OURS = auto()
     FULL = auto()
     TRY_FAILED = auto()
+    NO_ROOM = auto()
     PARKED = auto()
     ELSEWHERE = auto()
 
@@ -73,10 +75,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class RefuseFull:
-    """Tell the caller that there is no room, or that a rate or an idempotency key does not allow what it sends.
-
-    Without a caller, run the handler again when that may have changed.
-    """
+    """Tell the caller that there is no room, or that a rate or an idempotency key does not allow what it sends."""
 
     reason: str
 
@@ -89,6 +88,11 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Let the request stay pending, and hold no worker: a replica that takes it over tries again."""
+
+
+@dataclass(frozen=True, slots=True)
 class HandOn:
     """Let the request wait for a moment, on no stream, so that another replica may read it."""
 
@@ -97,10 +101,10 @@ class HandOn:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Do nothing: a script has let the request wait, has put it on its stream anew, or has given it back."""
+    """Do nothing: a script has moved the request to those that wait, or has put it on its stream anew."""
 
 
-Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | HandOn | Leave
+Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | GiveBack | HandOn | Leave
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:
@@ -122,6 +126,8 @@ def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Se
             return RefuseFull(reason)
         case Outcome.TRY_FAILED:
             return Defer(reason)
+        case Outcome.NO_ROOM:
+            return GiveBack()
         case Outcome.PARKED:
             return Leave()
         case Outcome.ELSEWHERE:

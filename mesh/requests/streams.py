@@ -14,7 +14,7 @@ from typing import Any
 from mesh import keys
 from mesh.groups.reader import BLOCK_MS, Fields, GroupReader, fields_of, not_too_fast
 from mesh.requests.protocol import Body, Decode, Reply, Request, decode_object
-from mesh.requests.scripts import BOOKS, BURY, END, MINUTE, OPEN, REDELIVER, SWEEP
+from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
@@ -42,6 +42,10 @@ class RequestReader(GroupReader):
     async def redeliver(self, id: str) -> int:
         """Deliver an entry to this consumer again; return the number of its deliveries, or 0 if it is not ours."""
         return int(await self._commands.script(REDELIVER, [self.stream], self.consumer, id))
+
+    async def give_back(self, id: str) -> bool:
+        """Let an entry of ours stay pending for whoever takes it over; return False if it is not ours."""
+        return bool(await self._commands.script(GIVE_BACK, [self.stream], self.consumer, id))
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:
         """Make an entry of ours a dead letter, and answer its caller. Return False if it is not ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -188,7 +189,7 @@ async def test_those_to_a_database_go_on(backend: Backend) -> None:
     assert len(done) == 1
 
 
-@pytest.mark.parametrize("way", ["pause", "limit"])
+@pytest.mark.parametrize("way", ["pause", "limit", "handler"])
 async def test_those_for_which_there_is_no_room_hold_up_no_other(way: str) -> None:
     """They stay on their stream, hold no worker and are no dead letters; when there is room they go on."""
     table, gate = Operations("count"), asyncio.Event()
@@ -204,10 +205,14 @@ async def test_those_for_which_there_is_no_room_hold_up_no_other(way: str) -> No
         done.append(body.number)
 
     @table.command
+    async def send_later(tx: Transaction, body: Job) -> None:
+        tx.send(plain, body, after=timedelta(seconds=20))
+
+    @table.command
     async def other(tx: Transaction) -> int:
         return 1
 
-    name = plain.name if way == "pause" else limited.name
+    name = {"pause": plain, "limit": limited, "handler": send_later}[way].name
     # A caller that does not know the limit.
     contract = Operation(name, Job, None)
     async with MeshKit(table, replicas=2, classes="A", later_bound=3, concurrency=4) as kit:
@@ -224,6 +229,6 @@ async def test_those_for_which_there_is_no_room_hold_up_no_other(way: str) -> No
         gate.set()
         if way == "pause":
             await kit[0].resume(name)
-        for _ in range(30):
+        for _ in range(180 if way == "handler" else 30):
             await kit.advance(seconds=1)
         assert sorted(done) == [*range(20)]

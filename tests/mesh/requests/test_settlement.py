@@ -10,6 +10,7 @@ from mesh.requests.settlement import (
     Defer,
     Expire,
     Forget,
+    GiveBack,
     HandOn,
     Leave,
     Outcome,
@@ -30,6 +31,7 @@ TABLE: dict[Outcome, tuple[Settlement, Settlement]] = {
     Outcome.NOT_OURS: (Forget(), Forget()),
     Outcome.FULL: (RefuseFull("why"), RefuseFull("why")),
     Outcome.TRY_FAILED: (Defer("why"), Defer("why")),
+    Outcome.NO_ROOM: (GiveBack(), GiveBack()),
     Outcome.PARKED: (Leave(), Leave()),
     Outcome.ELSEWHERE: (HandOn("why"), HandOn("why")),
 }

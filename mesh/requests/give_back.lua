@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Lets a request that finds no room stay pending, until some consumer takes it over as what nobody keeps alive. This delivery
+-- does not count.
+-- KEYS: stream
+-- ARGV: consumer, id
+-- Returns 1; 0 when the entry is gone or another consumer has it
+local stream, consumer, id = KEYS[1], ARGV[1], ARGV[2]
+local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
+if pending.err or #pending == 0 then return 0 end
+redis.call('XCLAIM', stream, 'workers', consumer, 0, id, 'RETRYCOUNT', math.max(pending[1][4] - 1, 0), 'JUSTID')
+return 1
