@@ -1,4 +1,7 @@
-"""Divides items into chunks of one class each: so many small values, or large values up to so many digits."""
+"""Divides items into chunks of one class each: so many small values, or large values up to so many bytes.
+
+A replica works on many chunks at a time, and its memory has room for the commits of all of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Protocol
 
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
+from quart_app.values.store import ENTRY_BYTES
 
 #: Items that are divided in one piece of work.
 ITEMS = 500
@@ -25,13 +29,22 @@ class ItemAsked(Protocol):
     def cls(self) -> str: ...
 
 
-class Chunks:
-    """Chunks in the order of their first items. A chunk of large values begins anew after `large_digits` digits."""
+def most_bytes(value: str) -> int:
+    """Return about how many bytes the commit of a large value has at most.
 
-    def __init__(self, size: int, large_digits: int) -> None:
+    It has an entry for each different prime factor, which contains the value. The product of the first primes has the
+    most of them: with two digits each at first, then with three or four.
+    """
+    return (len(value) + ENTRY_BYTES) * (10 + len(value) // 2)
+
+
+class Chunks:
+    """Chunks in the order of their first items. A chunk of large values has at most `large_bytes`, or one value."""
+
+    def __init__(self, size: int, large_bytes: int) -> None:
         self.all: list[tuple[str, list[dict[str, Any]]]] = []
         self._size = size
-        self._large_digits = large_digits
+        self._large_bytes = large_bytes
         #: by class, and whether for large values: the last chunk, and how much of it is left
         self._last: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         self._left: dict[tuple[str, bool], int] = {}
@@ -46,10 +59,10 @@ class Chunks:
     def add(self, item: ItemAsked) -> None:
         """Put an item into a chunk."""
         is_large = not is_small(item.value)
-        kind, cost = (item.cls, is_large), len(item.value) if is_large else 1
+        kind, cost = (item.cls, is_large), most_bytes(item.value) if is_large else 1
         if self._left.get(kind, 0) < cost:
             self._last[kind] = []
-            self._left[kind] = self._large_digits if is_large else self._size
+            self._left[kind] = self._large_bytes if is_large else self._size
             self.all.append((item.cls, self._last[kind]))
         self._left[kind] -= cost
         self._last[kind].append({"value": item.value, "ttl": item.ttl})

@@ -28,8 +28,9 @@ from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 from quart_app.values.store import WHERE
 
-#: Large values go together up to so many digits. Their worker gives those that turn out to be hard back, each alone.
-LARGE_CHUNK_DIGITS = 8000
+#: Large values go together up to so many bytes of their commit; a longer one goes alone. A replica has at most
+#: `MESH_CONCURRENCY` commits in memory. Their worker gives those that turn out to be hard back, each alone.
+LARGE_CHUNK_BYTES = 1 << 19
 #: A problem document names missing values up to this many, and up to this many digits of them.
 MISSING, MISSING_DIGITS = 1000, 20_000
 #: When to ask again for an answer from databases whose replica is no longer expected back.
@@ -166,7 +167,7 @@ class ValuesRoutes:
 
     async def _asks(self, items: Mapping[str, Any]) -> list[Ask]:
         """Return requests to the classes, each for a chunk of values."""
-        chunks = Chunks(self._settings.chunk, LARGE_CHUNK_DIGITS)
+        chunks = Chunks(self._settings.chunk, LARGE_CHUNK_BYTES)
         await chunks.extend(items.values(), self._pace)
         # A single value is looked up when its request is sent. A large one may wait for long, so its handler does it.
         read = f"{WHERE}{value}" if len(items) == 1 and is_small(value := next(iter(items))) else ""

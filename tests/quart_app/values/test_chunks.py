@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from quart_app.values.chunks import ITEMS, Chunks
+import gmpy2
+import pytest
+
+from quart_app.values import store
+from quart_app.values.chunks import ITEMS, Chunks, most_bytes
 from quart_app.values.jobs import Wanted
 from quart_app.values.pace import Pace
+from quart_app.values.routes import LARGE_CHUNK_BYTES
 
 LARGE = "9" * 30
 
@@ -20,11 +25,31 @@ async def test_small_values_go_together_up_to_a_number() -> None:
     assert await divided(Chunks(2, 0), *items) == [("A", ["0", "2"]), ("B", ["1", "3"]), ("A", ["4"]), ("B", ["5"])]
 
 
-async def test_large_values_go_together_up_to_so_many_digits() -> None:
-    """Alone where no digits are allowed; a small value between them does not end their chunk."""
+async def test_large_values_go_together_up_to_so_many_bytes() -> None:
+    """Alone where no bytes are allowed; a small value between them does not end their chunk."""
     items = [Wanted(value, 60, "A") for value in (LARGE, "6", LARGE, LARGE)]
-    assert await divided(Chunks(5, 60), *items) == [("A", [LARGE, LARGE]), ("A", ["6"]), ("A", [LARGE])]
+    assert await divided(Chunks(5, 2 * most_bytes(LARGE)), *items) == [
+        ("A", [LARGE, LARGE]),
+        ("A", ["6"]),
+        ("A", [LARGE]),
+    ]
     assert await divided(Chunks(5, 0), *items) == [("A", [LARGE]), ("A", ["6"]), ("A", [LARGE]), ("A", [LARGE])]
+
+
+@pytest.mark.parametrize("digits", [25, 60, 100, 300, 600, 990])
+async def test_the_commit_of_a_chunk_has_few_bytes(digits: int) -> None:
+    """Also where each value has as many different prime factors as so many digits can have."""
+    product, factors = 1, []
+    for prime in filter(gmpy2.is_prime, range(2, 2600)):
+        if len(str(product * prime * 1000)) > digits:
+            break
+        product *= prime
+        factors.append(str(prime))
+    values = [str(product * n) for n in range(900, 1000)]
+    chunks = Chunks(125, LARGE_CHUNK_BYTES)
+    await chunks.extend([Wanted(value, 60, "A") for value in values], Pace())
+    most = max(sum(store.size(item["value"], " ".join(factors)) for item in chunk) for _, chunk in chunks.all)
+    assert LARGE_CHUNK_BYTES / 3 < most < LARGE_CHUNK_BYTES
 
 
 async def test_many_items_are_divided_piece_by_piece() -> None:
