@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.load_http import CONNECTIONS, Outcome, getting, load, posting
@@ -26,18 +27,18 @@ IDLE_S = 2.0
 LOADS = ("post", "get")
 
 
-def idle(mesh: Mesh) -> float:
-    """Return the processor time of one idle replica, in ms a second."""
-    before, begun = cpu_seconds(mesh.pids), time.perf_counter()
+def idle(pids: Sequence[int]) -> float:
+    """Return the processor time of one of these processes while all are idle, in ms a second."""
+    before, begun = cpu_seconds(pids), time.perf_counter()
     time.sleep(IDLE_S)
-    return 1000 * (cpu_seconds(mesh.pids) - before) / (time.perf_counter() - begun) / len(mesh.pids)
+    return 1000 * (cpu_seconds(pids) - before) / (time.perf_counter() - begun) / len(pids)
 
 
 def turn(count: int, settings: Settings) -> dict[str, float]:
     """Return the costs with `count` replicas."""
     classes = CLASSES[: min(count, len(CLASSES))]
     with replicas(count, classes=classes, durability=settings.durability) as mesh:
-        found = {"idle": idle(mesh)}
+        found = {"idle": idle(mesh.pids)}
         primes = plant(mesh, classes)
         for name, script, environ in (
             ("post", "post.lua", posting(1, classes)),
@@ -47,6 +48,36 @@ def turn(count: int, settings: Settings) -> dict[str, float]:
             done = load(script, mesh.ports, environ, seconds=settings.seconds, watched=mesh.watched)
             found |= {f"{name}_{what}": cost for what, cost in costs(done, found["idle"], count).items()}
         return found
+
+
+def full(meshes: Sequence[Mesh], classes: str, settings: Settings) -> float:
+    """Return the cost of a POST with all connections for each replica, in ms: that of replicas and servers together."""
+    ports = [port for mesh in meshes for port in mesh.ports]
+    pids = [pid for mesh in meshes for pid in mesh.pids]
+    watched = {"replicas": pids, "redis": [mesh.server.pid for mesh in meshes]}
+    idle_ms, connections = idle(pids), CONNECTIONS * len(pids)
+    load("post.lua", ports, posting(1, classes), seconds=WARM_UP_S, connections=connections)
+    done = load(
+        "post.lua", ports, posting(1, classes), seconds=settings.seconds, connections=connections, watched=watched
+    )
+    cost = costs(done, idle_ms, len(pids))
+    return cost["replicas"] + cost["redis"]
+
+
+def together(count: int, settings: Settings) -> float:
+    """Return the cost of a POST on one mesh of `count` replicas."""
+    classes = CLASSES[: min(count, len(CLASSES))]
+    with replicas(count, classes=classes, durability=settings.durability) as mesh:
+        return full([mesh], classes, settings)
+
+
+def apart(count: int, settings: Settings) -> float:
+    """Return the cost of a POST on `count` meshes of one replica: what the machine alone makes of so many processes."""
+    with ExitStack() as stack:
+        alone = [
+            stack.enter_context(replicas(1, classes=CLASSES[0], durability=settings.durability)) for _ in range(count)
+        ]
+        return full(alone, CLASSES[0], settings)
 
 
 def costs(done: Outcome, idle_ms: float, count: int) -> dict[str, float]:
@@ -66,6 +97,9 @@ def measure(settings: Settings) -> Record:
     for number, count in interleaved(counts, settings.rounds):
         for what, value in turn(count, settings).items():
             series.setdefault(f"{count}|{what}", []).append(value)
+        if count == max(counts):
+            series.setdefault("together", []).append(together(count, settings))
+            series.setdefault("apart", []).append(apart(count, settings))
         print(f"  round {number + 1} {count} replicas", file=sys.stderr)
     measured = {name: Spread.of(values) for name, values in series.items()}
     facts = {"counts": list(counts), "model": model(counts, measured)}
@@ -73,14 +107,16 @@ def measure(settings: Settings) -> Record:
 
 
 def ratios(series: dict[str, list[float]], counts: Sequence[int]) -> dict[str, Ratio]:
-    """Return the cost of a request with the most replicas over that with the fewest."""
+    """Return the cost of a request with the most replicas over that with the fewest, and with as many meshes of one."""
     few, many = counts[0], counts[-1]
-    return {
+    alone = f"processor time of a POST, {CONNECTIONS} connections a replica, one mesh of {many} / {many} meshes of one"
+    compared = {
         f"processor time of a {verb.upper()}, {many} replicas / {few}": Ratio.of(
             per_round(both(series, many, verb), both(series, few, verb)), more_is_better=False
         )
         for verb in LOADS
     }
+    return compared | {alone: Ratio.of(per_round(series["together"], series["apart"]), more_is_better=False)}
 
 
 def both(series: dict[str, list[float]], count: int, verb: str) -> list[float]:
