@@ -16,7 +16,7 @@ from bench.record import Record, Settings
 #: Each claim is a module with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
 CLAIMS = (
     "request_reply", "http", "end_to_end", "batch", "store_scale", "mesh_scale", "startup", "factorise", "page",
-    "typed", "hot_key",
+    "typed", "hot_key", "options",
 )  # fmt: skip
 
 

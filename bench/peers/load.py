@@ -25,6 +25,13 @@ SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
 RATE = float(os.environ.get("BENCH_RATE", "0"))
 #: A contender that has not ended a level by this long after its time counts as hanging.
 PATIENCE_S = 30.0
+#: How the options bench calls: plain, key, lane or delayed.
+OPTION = os.environ.get("BENCH_OPTION", "plain")
+#: In the options bench, the lanes among which calls in order are spread, and how long a delayed request waits.
+LANES = int(os.environ.get("BENCH_LANES", "32"))
+DELAY_S = float(os.environ.get("BENCH_DELAY_S", "0.5"))
+#: How often the client looks whether all delayed requests have run.
+LOOK_S = 0.02
 #: The worker may still be starting when the first call is made.
 START_TIMEOUT_S = 40.0
 WARM_UP_S = 0.3
@@ -121,6 +128,34 @@ async def drive(call_at: Callable[[int], Call]) -> None:
         elapsed = await load.run(in_flight, SECONDS)
         say(**summary(in_flight, load.latencies, elapsed, load.failures))
     say(event="done", calls=load.asked)
+
+
+async def drive_option(call: Call, delayed: Call | None, count: Callable[[], Awaitable[int]]) -> None:
+    """Run all levels with one option; `delayed` sends a request for later, `count` counts those that have run."""
+    if OPTION != "delayed":
+        return await drive(lambda in_flight: call)
+    load = Load(call)
+    await wait_for_worker(load)
+    load.call = delayed
+    for in_flight in LEVELS:
+        await send_and_wait(load, in_flight, WARM_UP_S, count)
+        say(event="begin", in_flight=in_flight)
+        elapsed = await send_and_wait(load, in_flight, SECONDS, count)
+        say(**summary(in_flight, load.latencies, elapsed, load.failures))
+    say(event="done", calls=load.asked)
+
+
+async def send_and_wait(load: Load, in_flight: int, seconds: float, count: Callable[[], Awaitable[int]]) -> float:
+    """Send for some time, until all that was sent has run; return the seconds since the first request became due."""
+    before = await count()
+    begun = time.perf_counter()
+    await load.run(in_flight, seconds)
+    end = time.perf_counter() + DELAY_S + PATIENCE_S
+    while (ran := await count() - before) < len(load.latencies):
+        if time.perf_counter() > end:
+            raise TimeoutError(f"{len(load.latencies)} requests were accepted for later, {ran} ran")
+        await asyncio.sleep(LOOK_S)
+    return time.perf_counter() - begun - DELAY_S
 
 
 def run(main: Awaitable[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 
 from arq import create_pool
 from arq.connections import RedisSettings
@@ -21,8 +22,13 @@ async def handle(context: dict, number: int) -> int:
     return number
 
 
+def result_delay(in_flight: int) -> float:
+    """Return the interval at which a client looks for its result."""
+    return float(os.environ.get("BENCH_ARQ_DELAY") or {1: 0.001, 16: 0.005}.get(in_flight, 0.02))
+
+
 def calling_at(in_flight: int, pool: object) -> Call:
-    delay = float(os.environ.get("BENCH_ARQ_DELAY") or {1: 0.001, 16: 0.005}.get(in_flight, 0.02))
+    delay = result_delay(in_flight)
 
     async def call(number: int) -> int:
         job = await pool.enqueue_job("handle", number)
@@ -39,12 +45,12 @@ async def client() -> None:
         await pool.aclose()
 
 
-def worker() -> None:
+def worker(function: Callable) -> None:
     import uvloop
 
     asyncio.set_event_loop(uvloop.new_event_loop())
     Worker(
-        functions=[handle],
+        functions=[function],
         redis_settings=SETTINGS,
         max_jobs=256,
         poll_delay=WORKER_DELAY_S,
@@ -54,4 +60,4 @@ def worker() -> None:
 
 
 if __name__ == "__main__":
-    worker() if sys.argv[1] == "worker" else run(client())
+    worker(handle) if sys.argv[1] == "worker" else run(client())

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 from docket import Docket, Worker
 from load import REDIS_URL, drive, run
 from redis.asyncio import Redis
 
-store = Redis.from_url(REDIS_URL)
 WAIT = timedelta(seconds=10)
-#: A waiting caller holds a connection; the pool's default of 100 would refuse more.
+#: A waiting caller and a handler hold a connection each; the pool's default of 100 would refuse more.
 CONNECTIONS = 1000
+store = Redis.from_url(REDIS_URL, max_connections=CONNECTIONS)
 
 
 async def handle(number: int) -> int:
@@ -36,13 +37,14 @@ async def client() -> None:
         await drive(lambda in_flight: call)
 
 
-async def worker() -> None:
+async def worker(*functions: Callable) -> None:
     interval = timedelta(milliseconds=int(os.environ.get("BENCH_DOCKET_INTERVAL_MS", "250")))
     async with open_docket() as docket:
-        docket.register(handle)
+        for function in functions:
+            docket.register(function)
         async with Worker(docket, concurrency=256, minimum_check_interval=interval) as running:
             await running.run_forever()
 
 
 if __name__ == "__main__":
-    run(worker() if sys.argv[1] == "worker" else client())
+    run(worker(handle) if sys.argv[1] == "worker" else client())

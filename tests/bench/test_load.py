@@ -64,3 +64,46 @@ def test_a_summary_counts_answers_only(load: ModuleType) -> None:
 def test_no_answer_at_all_is_told(load: ModuleType) -> None:
     """Nothing answered gives a rate of 0 and no latency, not an exception."""
     assert load.summary(1, [], 1.0, 3)["rate"] == 0
+
+
+async def test_delayed_requests_are_waited_for(load: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time ends when the last of them has run, and what ran before does not count."""
+    monkeypatch.setattr(load, "DELAY_S", 0.05)
+    monkeypatch.setattr(load, "LOOK_S", 0.001)
+    ran = 7
+
+    def run() -> None:
+        nonlocal ran
+        ran += 1
+
+    async def send(number: int) -> int:
+        asyncio.get_running_loop().call_later(0.1, run)
+        await asyncio.sleep(0.001)
+        return number
+
+    async def count() -> int:
+        return ran
+
+    driven = load.Load(send)
+    elapsed = await load.send_and_wait(driven, 4, 0.02, count)
+    assert ran == 7 + len(driven.latencies) > 7
+    assert elapsed >= 0.05
+
+
+async def test_a_delayed_request_that_never_runs_ends_the_level(
+    load: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the measurement would hang."""
+    monkeypatch.setattr(load, "DELAY_S", 0.0)
+    monkeypatch.setattr(load, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(load, "LOOK_S", 0.001)
+
+    async def send(number: int) -> int:
+        await asyncio.sleep(0.01)
+        return number
+
+    async def count() -> int:
+        return 0
+
+    with pytest.raises(TimeoutError, match="accepted for later, 0 ran"):
+        await load.send_and_wait(load.Load(send), 1, 0.02, count)
