@@ -23,7 +23,7 @@ LEVELS = [int(level) for level in os.environ.get("BENCH_LEVELS", "1,16,128").spl
 SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
 #: Calls a second that are begun, if there are loops free to begin them; 0: as many as are answered.
 RATE = float(os.environ.get("BENCH_RATE", "0"))
-#: A contender that has not ended a level by this long after its time counts as hanging.
+#: A contender that has not ended a level by this long after its time, or makes no progress for so long, hangs.
 PATIENCE_S = 30.0
 #: How the options bench calls: plain, key, lane or delayed.
 OPTION = os.environ.get("BENCH_OPTION", "plain")
@@ -147,13 +147,15 @@ async def drive_option(call: Call, delayed: Call | None, count: Callable[[], Awa
 
 async def send_and_wait(load: Load, in_flight: int, seconds: float, count: Callable[[], Awaitable[int]]) -> float:
     """Send for some time, until all that was sent has run; return the seconds since the first request became due."""
-    before = await count()
+    before = seen = await count()
     begun = time.perf_counter()
     await load.run(in_flight, seconds)
     end = time.perf_counter() + DELAY_S + PATIENCE_S
-    while (ran := await count() - before) < len(load.latencies):
-        if time.perf_counter() > end:
-            raise TimeoutError(f"{len(load.latencies)} requests were accepted for later, {ran} ran")
+    while (ran := await count()) - before < len(load.latencies):
+        if ran > seen:
+            seen, end = ran, time.perf_counter() + PATIENCE_S
+        elif time.perf_counter() > end:
+            raise TimeoutError(f"{len(load.latencies)} requests were accepted for later, {ran - before} ran")
         await asyncio.sleep(LOOK_S)
     return time.perf_counter() - begun - DELAY_S
 
