@@ -36,6 +36,7 @@ def child(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a process in a group of its own while the block lasts. Raises ChildFailed when it failed by itself.
 
+    An error of the block gets the end of the log as a note, because it is often the process's error.
     `listen` opens its stdout for reading; `patience_s` is the time it may take to end. All Python processes, ours and
     those of peers, get the same allocator.
     """
@@ -52,6 +53,9 @@ def child(
         )
         try:
             yield process
+        except Exception as error:
+            error.add_note(f"the log of {' '.join(map(str, argv))}: {tail(Path(log.name))}")
+            raise
         finally:
             failed = process.poll()
             end(process, patience_s)

@@ -38,6 +38,16 @@ def test_a_child_that_failed_is_told_with_its_log() -> None:
             process.wait(10)
 
 
+def test_an_error_beside_a_child_comes_with_its_log() -> None:
+    """A client that ends early is told by whoever reads it, and only its log says why."""
+    with pytest.raises(RuntimeError, match="ended early") as caught:
+        with child([sys.executable, "-c", "raise SystemExit('no such luck')"], listen=True) as process:
+            assert process.stdout is not None
+            raise RuntimeError(f"ended early: {process.stdout.read()!r}")
+    (note,) = caught.value.__notes__
+    assert "no such luck" in note
+
+
 def test_processor_time_is_that_of_the_whole_tree() -> None:
     """What a process lets its children do is its cost, too."""
     busy = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'while True: pass']).wait()"
