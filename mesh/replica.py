@@ -113,7 +113,10 @@ class Replica:
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
-        await self._directory.check(*needs(asks))
+        for ask in asks:
+            if ask.once is not None or ask.limit or not self._directory.knows(ask.op):
+                await self._directory.check(*needs(asks))
+                break
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def gather(

@@ -61,12 +61,13 @@ class Directory:
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
         """Return whether it is known without a lookup that these operations are served, and the level understood."""
-        own = self._own
-        if not level and all(op in own for op in ops):
-            return True
-        if time.monotonic() - self._looked_at > FRESH_S or level > self._oldest[0]:
+        if level and (level > self._oldest[0] or time.monotonic() - self._looked_at > FRESH_S):
             return False
-        return all(op in own or op in self._served for op in ops)
+        return all(map(self.knows, ops))
+
+    def knows(self, op: str) -> bool:
+        """Return whether it is known without a lookup that an operation is served."""
+        return op in self._own or (op in self._served and time.monotonic() - self._looked_at <= FRESH_S)
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
         """Raise Unserved for an operation that nobody serves, and OlderRelease for a level that somebody misreads."""

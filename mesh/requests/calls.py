@@ -96,13 +96,15 @@ class Calls:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is asked alone")
-        reads = all(self._only_reads(ask.op) for ask in asks)
-        group: list[str | int] = [-len(asks) if reads else len(asks), _further(asks)]
+        reads = True
+        group: list[str | int] = [0, _further(asks)]
         for ask in asks:
             to, op, body, once, limit, _ = ask
+            reads = reads and self._only_reads(op)
             key, target, text = self._name(), _target_of(to), _encoded(body)
             answers[key] = Answer(target, key, once=None if once is None else (op, once.key), limit=limit)
             group += (target, op, key, ask.ttl_word(deadline_ms, text, self._later_bound), text)
+        group[0] = -len(asks) if reads else len(asks)
         await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
         return [*answers.values()]
 
