@@ -114,7 +114,7 @@ class Replica:
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
         for ask in asks:
-            if ask.once is not None or ask.limit or not self._directory.knows(ask.op):
+            if ask.level or not self._directory.knows(ask.op):
                 await self._directory.check(*needs(asks))
                 break
         return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)

@@ -35,6 +35,11 @@ class Ask(NamedTuple):
     #: `Request.found`. Such a request is asked alone.
     read: str = ""
 
+    @property
+    def level(self) -> int:
+        """The level of its entry, which all live replicas must understand: see `mesh.discovery`."""
+        return LIMITS if self.limit else ONCE if self.once else 0
+
     def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> int | str:
         """Return the word of submit.lua for the ttl, when the request is due, and its options."""
         if self.once is None and due is not None:
@@ -53,8 +58,7 @@ class Ask(NamedTuple):
 
 def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
     """Return the operations of requests, and the level of entries that they need: see `mesh.discovery`."""
-    level = max((LIMITS if ask.limit else ONCE if ask.once else 0 for ask in asks), default=0)
-    return [ask.op for ask in asks], level
+    return [ask.op for ask in asks], max((ask.level for ask in asks), default=0)
 
 
 @dataclass(slots=True)
