@@ -15,14 +15,17 @@ PR_SET_NAME = 15
 
 def die_with_parent() -> None:
     """Ask Linux to send this process SIGTERM when its parent ends, even by SIGKILL. Call it in a new child."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def take_name(name: str) -> None:
     """Ask Linux to show this process under a name in `top` and `ps -o comm`: the first 15 bytes of it."""
+    _prctl(PR_SET_NAME, name.encode())
+
+
+def _prctl(option: int, value: int | bytes) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def spawn(
