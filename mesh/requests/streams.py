@@ -44,7 +44,7 @@ class RequestReader(GroupReader):
         return int(await self._commands.script(REDELIVER, [self.stream], self.consumer, id))
 
     async def give_back(self, id: str) -> bool:
-        """Let an entry of ours stay pending for whoever takes it over; return False if it is not ours."""
+        """Leave an entry of ours pending, so that another replica can take it over. Return False if it is not ours."""
         return bool(await self._commands.script(GIVE_BACK, [self.stream], self.consumer, id))
 
     async def bury(self, id: str, reply_to: str, reason: str, deliveries: int, status: str, body: Body) -> bool:

@@ -111,7 +111,10 @@ class Observed:
             over.set_result(None)
 
     async def up_to_date(self) -> None:
-        """Wait for the trips that are under way, so that whoever hears of a commit's effect finds the commit here."""
+        """Wait until the trips that are under way have ended.
+
+        Redis may tell of a commit's effect before it answers the commit. After this wait the commit is noted here.
+        """
         if self._trips:
             await asyncio.wait(self._trips)
 

@@ -39,7 +39,7 @@ def test_a_child_that_failed_is_told_with_its_log() -> None:
 
 
 def test_an_error_beside_a_child_comes_with_its_log() -> None:
-    """A client that ends early is told by whoever reads it, and only its log says why."""
+    """The error says that a client ended early. Only the log of the client says why."""
     with pytest.raises(RuntimeError, match="ended early") as caught:
         with child([sys.executable, "-c", "raise SystemExit('no such luck')"], listen=True) as process:
             assert process.stdout is not None

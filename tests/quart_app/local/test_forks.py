@@ -97,7 +97,7 @@ async def test_a_signal_arrives_also_before_the_fork_exists(server: ForkServer, 
 async def test_forks_end_with_their_server_and_the_next_one_has_a_new_server(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    """Whoever kills it. Nobody could tell when such a fork ends."""
+    """A fork without its server would end unnoticed, so it is killed."""
     fork = run(server, tmp_path, "sleep")
     process = psutil.Process(await pid_of(fork))
     parent = process.parent()
