@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Lets a request that finds no room stay pending, until some consumer takes it over as what nobody keeps alive. This delivery
--- does not count.
+-- Leaves a request pending that finds no room. Nobody keeps it alive then, so after a while a consumer takes it over. This
+-- delivery does not count.
 -- KEYS: stream
 -- ARGV: consumer, id
 -- Returns 1; 0 when the entry is gone or another consumer has it

@@ -13,8 +13,8 @@ local function delay(name, to, due, limit, words)
   return math.max(due - now, 0)
 end
 
--- Puts a request on its stream, or lets it wait for its time or its limit. `with` are its options, as submit.lua names
--- them, and `ttl` (ms, "0": none), which is over at the deadline. Returns its id, or an error of its key; nothing if it
+-- Puts a request on its stream, or lets it wait for its time or its limit. `with` has its options, as submit.lua names
+-- them, and its ttl in ms ("0": none). The ttl ends at the deadline. Returns its id, or an error of its key; nothing if it
 -- waits.
 local function place(options, with, op, name, to, words, deadline, reply_to)
   local stream, wait_ms, id = 'mesh:requests:' .. to, 0, nil
