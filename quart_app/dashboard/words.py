@@ -89,7 +89,7 @@ def _about_places(figures: Figures) -> Iterator[Note]:
                 then = "Reads leave it out and say so."
                 if place.missing.cls:
                     then = f"The replica of class {place.missing.cls} is expected back; requests get 503 meanwhile."
-                yield Note(f"place-{place.database}", what, f"{data}has no replica. {then}", bad=True)
+                yield Note(f"place-{place.database}", what, f"{data}has no replica: its lease has ended. {then}", bad=True)
             case "draining":
                 text = f"{replica} is draining: it finishes {counted(place.in_hand, 'request')} and takes no new ones."
                 yield Note(f"place-{place.database}", what, text)

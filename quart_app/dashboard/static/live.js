@@ -1,6 +1,6 @@
 // The live page: one EventSource brings sections as HTML, which replace the old ones in place.
 
-const QUIET_MS = 3000;
+const QUIET_MS = 3000, TELL_MS = 500;
 const link = document.getElementById("link"), linkText = document.getElementById("link-text");
 const address = document.body.dataset.events;
 let source = null, heardAt = 0, paused = false, held = {};
@@ -107,6 +107,6 @@ document.addEventListener("keydown", (event) => {
   }
   document.querySelectorAll("#menu a")[event.key - 1]?.click();
 });
-setInterval(tellState, 1000);
+setInterval(tellState, TELL_MS);
 returnFocus();
 connect();

@@ -50,7 +50,7 @@ TROUBLES = [
         {"places": [place(1), lacking(2, "")]},
         "place-2",
         "Database 2",
-        "holds data and has no replica. Reads leave",
+        "holds data and has no replica: its lease has ended. Reads leave",
         True,
     ),
     ({"places": [place(1), place(2, "draining", 1)]}, "place-2", "Database 2", "finishes 1 request and", False),
