@@ -85,11 +85,11 @@ def _about_places(figures: Figures) -> Iterator[Note]:
                 text = f"{replica} has left in order. Its requests wait for a successor."
                 yield Note(f"place-{place.database}", what, text)
             case "missing" if place.missing:
-                data = "holds data and " if place.missing.has_data else ""
+                lacks = f"{'holds data and ' if place.missing.has_data else ''}has no replica: its lease has ended."
                 then = "Reads leave it out and say so."
                 if place.missing.cls:
                     then = f"The replica of class {place.missing.cls} is expected back; requests get 503 meanwhile."
-                yield Note(f"place-{place.database}", what, f"{data}has no replica: its lease has ended. {then}", bad=True)
+                yield Note(f"place-{place.database}", what, f"{lacks} {then}", bad=True)
             case "draining":
                 text = f"{replica} is draining: it finishes {counted(place.in_hand, 'request')} and takes no new ones."
                 yield Note(f"place-{place.database}", what, text)

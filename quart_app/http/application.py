@@ -45,8 +45,9 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Most failed requests that are logged in a second. In an overload thousands fail for one reason.
-WARNINGS_PER_S = 20
+#: Most requests with a 5xx that are logged in a second, and most with a 4xx. In an overload thousands fail for one
+#: reason, and a client can cause a 4xx as often as it likes.
+ERRORS_PER_S = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -232,7 +233,7 @@ class Application(Quart):
         self.clients = Clients(settings)
         self._hosts = Hosts(settings)
         self._requests = requests
-        self._warnings = _Rate(WARNINGS_PER_S)
+        self._failures, self._refusals = _Rate(ERRORS_PER_S), _Rate(ERRORS_PER_S)
         self._leaving = leaving
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
@@ -287,17 +288,19 @@ class Application(Quart):
         return response
 
     def _log(self, method: str, route: str, response: ResponseTypes, seconds: float) -> None:
-        """Log the request, never by path: a path may name a person. Failures of ours are warnings, up to a rate."""
+        """Log the request, never by path: a path may name a person. A 5xx is a warning, a 4xx an info, up to a rate."""
         status = response.status_code
         facts: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        is_known = False
         if isinstance(response, ProblemResponse):
-            facts["detail"] = response.detail
-        if status < 500:
+            facts["detail"], is_known = response.detail, response.is_known
+        rate, tell = (self._failures, log.warning) if status >= 500 else (self._refusals, log.info)
+        if status < 400 or is_known:
             log.debug("request", **facts)
-        elif self._warnings.allows(time.monotonic()):
-            if self._warnings.suppressed:
-                facts["suppressed"] = self._warnings.take_suppressed()
-            log.warning("request", **facts)
+        elif rate.allows(time.monotonic()):
+            if rate.suppressed:
+                facts["suppressed"] = rate.take_suppressed()
+            tell("request", **facts)
 
     def request_context(self, request: QuartRequest) -> RequestContext:
         return _Context(self, cast("HttpRequest", request))

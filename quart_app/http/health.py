@@ -58,7 +58,8 @@ def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], 
         """
         why = reason()
         if why:
-            raise Problem(503, why, retry_after=1, not_ready=dict(not_ready()))
+            # Balancers ask all the time; `report` logs the reason.
+            raise Problem(503, why, retry_after=1, is_known=True, not_ready=dict(not_ready()))
         replica = context.mesh
         return jsonify(
             {

@@ -63,15 +63,17 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
 
 
 class ProblemResponse(Response):
-    """The answer that a problem becomes; the log shows its detail."""
+    """The answer that a problem becomes; the log shows its detail, unless it is known from other lines."""
 
     detail = ""
+    is_known = False
 
 
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
-    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer.
+    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer. Of a problem
+    that `is_known`, other lines of the log tell: the line of the request is for debugging only.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Problem(Exception):
         errors: Sequence[Mapping[str, Any]] = (),
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
+        is_known: bool = False,
         **facts: Any,
     ) -> None:
         super().__init__(detail)
@@ -90,6 +93,7 @@ class Problem(Exception):
         self.errors = list(errors)
         self.retry_after = retry_after
         self.headers = dict(headers or {})
+        self.is_known = is_known
         self.facts = facts
 
     def document(self) -> bytes:
@@ -108,7 +112,7 @@ class Problem(Exception):
     def response(self) -> Response:
         """Return the answer to a client."""
         answer = ProblemResponse(self.document(), self.status, content_type="application/problem+json")
-        answer.detail = self.detail
+        answer.detail, answer.is_known = self.detail, self.is_known
         answer.headers.update(self.headers)
         if self.retry_after is not None:
             answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))

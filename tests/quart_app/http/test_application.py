@@ -17,9 +17,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 from quart import Response, jsonify, request, session
 from structlog.testing import capture_logs
+from werkzeug.exceptions import NotFound
 
 from quart_app.http import server
-from quart_app.http.application import WARNINGS_PER_S, Application
+from quart_app.http.application import ERRORS_PER_S, Application
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem
 from quart_app.http.sockets import listen
@@ -118,37 +119,43 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("path", "status", "route"), ENDINGS)
 async def test_every_answer_is_followed(followed: Followed, path: str, status: int, route: str) -> None:
-    """The answer repeats its id; one count and one log line name the route, never the path; a 5xx is a warning."""
+    """The answer repeats its id; one count and one log line name the route, never the path; errors get a level."""
     with capture_logs() as said:
         response = await followed.app.test_client().get(path, headers={"X-Request-ID": "abc-1"})
     assert (response.status_code, response.headers["X-Request-ID"]) == (status, "abc-1")
     assert followed.counted("GET", route, status) == 1
     assert followed.registry.get_sample_value("mesh_http_request_duration_seconds_count", {"route": route}) == 1
     lines = [line for line in said if line["event"] == "request"]
-    level = "warning" if status >= 500 else "debug"
+    level = "warning" if status >= 500 else "info" if status >= 400 else "debug"
     (line,) = lines
     assert 0 <= line.pop("ms") < 5000
     assert bool(line.pop("detail", "")) == (status >= 400)
     assert line == {"event": "request", "log_level": level, "method": "GET", "route": route, "status": status}
 
 
-async def test_a_failure_is_logged_with_its_reason_up_to_a_rate(
-    followed: Followed, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "other", "level", "detail"),
+    [("/refused", "/nowhere", "warning", "not now"), ("/nowhere", "/refused", "info", NotFound.description)],
+)
+async def test_an_error_is_logged_with_its_reason_up_to_a_rate(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch, path: str, other: str, level: str, detail: str
 ) -> None:
-    """An overload does not fill the log; the next line says how many are missing."""
+    """Many errors do not fill the log; the next line says how many are missing. Each kind has its own rate."""
     now = 100.5
     monkeypatch.setattr(time, "monotonic", lambda: now)
     client = followed.app.test_client()
     with capture_logs() as said:
-        for _ in range(WARNINGS_PER_S + 5):
-            await client.get("/refused")
+        for _ in range(ERRORS_PER_S + 5):
+            await client.get(path)
+        await client.get(other)
         now += 1
-        await client.get("/refused")
-    lines = [line for line in said if line["event"] == "request"]
-    assert len(lines) == WARNINGS_PER_S + 1
-    assert {line["detail"] for line in lines} == {"not now"}
+        await client.get(path)
+    lines = [line for line in said if line["event"] == "request" and line["log_level"] == level]
+    assert len(lines) == ERRORS_PER_S + 1
+    assert {line["detail"] for line in lines} == {detail}
     assert all(line["ms"] >= 0 for line in lines)
     assert [line["suppressed"] for line in lines if "suppressed" in line] == [5]
+    assert len([line for line in said if line["event"] == "request"]) == ERRORS_PER_S + 2
 
 
 async def test_what_is_logged_below_a_request_has_its_id(followed: Followed) -> None:

@@ -31,6 +31,14 @@ async def test_a_replica_without_a_lease_lives_and_is_not_ready() -> None:
     assert "holds no lease" in (await (await app.public.test_client().get("/readyz")).get_json())["detail"]
 
 
+async def test_who_asks_whether_a_replica_is_ready_fills_no_log() -> None:
+    """A balancer asks all the time. The reason is logged on change and once a minute; other errors are all logged."""
+    client = applications().public.test_client()
+    with capture_logs() as said:
+        assert [(await client.get(path)).status_code for path in ("/readyz", "/classes")] == [503, 503]
+    assert [line["log_level"] for line in said if line["event"] == "request"] == ["debug", "warning"]
+
+
 async def test_a_route_that_needs_the_mesh_is_503_while_there_is_none() -> None:
     """Never a 500, never a 404."""
     client = applications().public.test_client()
