@@ -18,7 +18,7 @@
     mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
     mesh:paused              hash          operation -> since when and by whom it is paused
     mesh:parked:{op}         zset          requests of a paused operation in mesh:later: key by time (ms) of acceptance
-    mesh:lanes               set           lanes ("{op}:{value}") in which requests wait for a place
+    mesh:lanes               set           lanes ("{op}:{value}") in which requests have or wait for a place
     mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
     mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
     mesh:rate:{lane}         string, PX    when the next request of a rate would be on time, when this was set, and the

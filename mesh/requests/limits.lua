@@ -8,7 +8,7 @@
 --   mesh:running:{lane}   hash     requests that have a place in the lane: name -> "<stream> <id>", or "mesh:later <name>"
 --                                  while it waits for its next try, or is parked
 --   mesh:lane:{lane}      list     names of those that wait for a place, in order; the requests are in mesh:later
---   mesh:lanes            set      lanes in which something waits
+--   mesh:lanes            set      lanes in which a request has a place, or waits for one
 --   mesh:rate:{lane}      string   "<when the next request would be on time> <when this was set> <the first, of those that
 --                                  have begun>", in µs: the theoretical arrival times of GCRA
 --   mesh:later:{name}     hash     its field `rate` is "<µs> <burst> <lane>" while it waits for its time
@@ -87,7 +87,10 @@ local function make_limits(options)
     local running, list = 'mesh:running:' .. lane, 'mesh:lane:' .. lane
     while true do
       local name = redis.call('LINDEX', list, 0)
-      if not name then return redis.call('SREM', 'mesh:lanes', lane) end
+      if not name then
+        if redis.call('HLEN', running) == 0 then redis.call('SREM', 'mesh:lanes', lane) end
+        return
+      end
       local entry_key = 'mesh:later:' .. name
       local flat, words = redis.call('HGETALL', entry_key), {}
       local fields = named(flat)
@@ -111,6 +114,7 @@ local function make_limits(options)
 
   local function enter(name, to, words, concurrency, lane, deadline)
     local running = 'mesh:running:' .. lane
+    redis.call('SADD', 'mesh:lanes', lane)
     words[#words + 1], words[#words + 2] = 'limit', 'lane ' .. concurrency .. ' ' .. name .. ' ' .. lane
     if redis.call('EXISTS', 'mesh:lane:' .. lane) == 0 and redis.call('HLEN', running) < tonumber(concurrency) then
       local stream = 'mesh:requests:' .. to
@@ -120,7 +124,6 @@ local function make_limits(options)
     end
     wait(name, to, words, deadline == '0' and '+inf' or deadline)
     redis.call('RPUSH', 'mesh:lane:' .. lane, name)
-    redis.call('SADD', 'mesh:lanes', lane)
     -- The lane may have places although others wait, if a stream has refused an entry before.
     let_go(lane)
   end
@@ -218,12 +221,14 @@ local function make_limits(options)
   end
 
   -- Frees the places of requests that no script has ended: somebody deleted their entries by hand, or a replica of a
-  -- release without lanes ended them.
-  function limits.repair(most)
-    for _, lane in ipairs(redis.call('SRANDMEMBER', 'mesh:lanes', most)) do
+  -- release without lanes ended them. Looks at so many lanes by chance, and at so many places in them.
+  function limits.repair(lanes, places)
+    for _, lane in ipairs(redis.call('SRANDMEMBER', 'mesh:lanes', lanes)) do
       pcall(function()
         local running = 'mesh:running:' .. lane
-        for name, where in pairs(named(redis.call('HGETALL', running))) do
+        local found = redis.call('HRANDFIELD', running, places, 'WITHVALUES')
+        places = places - #found / 2
+        for name, where in pairs(named(found)) do
           if not is_there(where) then redis.call('HDEL', running, name) end
         end
         let_go(lane)

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from mesh import Limit
+from mesh import Limit, keys
 from mesh.testing import MeshKit
-from tests.support.lanes import ONE_CLASS, Job, books, without, work
+from tests.support.lanes import LANE, ONE_CLASS, Job, books, held, left, without, work
 
 ONE = Limit(by="name", concurrency=1)
 
@@ -26,6 +26,16 @@ async def test_a_place_that_is_not_freed_stops_its_lane(monkeypatch: pytest.Monk
         await books(kit[0], answered=1, waiting=1)
         await asyncio.sleep(5)
         await books(kit[0], answered=2, waiting=0)
+
+
+async def test_of_a_lane_that_is_not_noted_something_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sweep finds the place of a request whose entry was deleted by hand."""
+    without(monkeypatch, "    redis.call('SADD', 'mesh:lanes', lane)\n", "")
+    async with MeshKit(**ONE_CLASS) as kit:
+        mesh, _, _, _ = await held(kit, ONE)
+        await kit.redis().delete(keys.class_requests(mesh.cls))
+        await kit.advance(minutes=1)
+        assert await left(kit) == {f"{keys.RUNNING}{LANE}"}
 
 
 async def test_another_order_of_the_waiting_ones_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

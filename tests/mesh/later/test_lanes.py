@@ -204,7 +204,7 @@ class TestFaults:
             assert await left(kit) == set()
 
     async def test_an_entry_is_deleted_by_hand(self, backend: Backend) -> None:
-        """The sweep finds that its place is free."""
+        """The sweep finds that its place is free, and lets the next request go."""
         mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
         await mesh.send(do, Job("ann", 1))
         stream = keys.class_requests(mesh.cls)
@@ -219,6 +219,25 @@ class TestFaults:
 
         await eventually(gone_on)
         go_on.set()
+
+    async def test_the_only_entry_of_a_lane_is_deleted_by_hand(self, backend: Backend) -> None:
+        """Nothing is left of the lane after a sweep, although nobody waits for the place."""
+        mesh, _, _, _ = await held(backend, Limit(by="name", concurrency=1))
+        assert await backend.redis().delete(keys.class_requests(mesh.cls)) == 1
+        await keep_minute(mesh.replica._link, mesh.replica._streams)
+        await sweep(mesh.replica._link, mesh.replica._streams)
+        assert await left(backend) == set()
+
+    async def test_a_sweep_has_a_bound(self, backend: Backend) -> None:
+        """Of a lane with thousands of places it looks at some, so that it does not hold the server up."""
+        mesh, _, _, _ = await held(backend, Limit(by="name", concurrency=9999))
+        gone = {f"n{number}": f"{keys.class_requests(mesh.cls)} 1-{number}" for number in range(2500)}
+        await backend.redis().hset(f"{keys.RUNNING}{LANE}", mapping=gone)
+        sizes = [len(gone) + 1]
+        while sizes[-1] > 1 and len(sizes) < 30:
+            await sweep(mesh.replica._link, mesh.replica._streams)
+            sizes.append(await backend.redis().hlen(f"{keys.RUNNING}{LANE}"))
+        assert 1501 <= sizes[1] <= 1502 and sizes[-1] == 1, sizes
 
     async def test_keys_of_another_type_keep_no_request_from_its_end(self, backend: Backend) -> None:
         mesh, do, _, go_on = await held(backend, Limit(by="name", concurrency=1))
