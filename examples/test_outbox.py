@@ -24,7 +24,7 @@ async def recorded(kit: MeshKit) -> None:
 
 
 async def test_an_order_that_was_accepted_is_in_the_table_once(shop: Shop) -> None:
-    """Also when the handler that writes the row fails after it has written it."""
+    """The row is there once, also when the handler fails after it has written it."""
     async with MeshKit(shop.operations, replicas=2) as kit:
         await kit[0].call(shop.deliver, Delivery("tea", 3))
         kit.fail(shop.record, 2)

@@ -20,6 +20,9 @@ PACKAGES = ("mesh", "quart_app")
 FOLDERS = (*PACKAGES, "tests", "bench", "docs", "examples")
 LONGEST_FUNCTION, LONGEST_MODULE = 50, 400
 
+#: Words with which a docstring would continue another sentence.
+CONTINUATIONS = {"Also", "And", "Because", "But", "Else", "Even", "Nor", "Or", "Otherwise", "So"}
+
 #: Functions over 50 lines: `path::function` -> the reason.
 LONG_FUNCTIONS = {
     "tests/quart_app/values/test_dictionary.py::machine_of": "a state machine of hypothesis: a class inside a function",
@@ -157,6 +160,18 @@ def test_a_class_name_means_one_class() -> None:
                 found[node.name].add(module)
     twice = {name: [str(module) for module in where] for name, where in found.items() if len(where) > 1}
     assert twice == {}, "rename one of them"
+
+
+def test_a_docstring_begins_as_a_sentence_of_its_own() -> None:
+    """A docstring stands alone: none continues the name of its function."""
+    continuing = {
+        f"{module}:{node.body[0].lineno}"
+        for module in modules(*FOLDERS)
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if (text := ast.get_docstring(node)) and text.split()[0] in CONTINUATIONS
+    }
+    assert continuing == set(), "name what the sentence is about"
 
 
 def test_an_init_holds_imports_and_all() -> None:

@@ -50,7 +50,7 @@ def test_it_imports_nothing_until_its_fixture_is_asked_for(tmp_path: Path) -> No
 
 
 def test_its_fixture_makes_a_mesh_over_fakeredis(tmp_path: Path) -> None:
-    """Without an option no server is needed."""
+    """The fixture needs no server, unless an option asks for one."""
     done = run(tmp_path, USED)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "replicas of prefix" in done.stdout
@@ -64,7 +64,7 @@ def test_its_option_names_a_real_server(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_mesh_itself_does_not_need_fakeredis() -> None:
-    """It is for tests only."""
+    """Only tests need fakeredis."""
     code = "import sys, mesh; print('fakeredis' in sys.modules, 'mesh.testing' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False False"

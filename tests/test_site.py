@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_one_click_away_from_the_start(site: Path) -> None:
-    """In the menu, or in the table of questions."""
+    """A page is in the menu, or in the table of questions."""
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"README", "index"}
     start = (site / "index.html").read_text()
     assert pages <= set(re.findall(r'href="([\w-]+)\.html', start))

@@ -25,7 +25,7 @@ def test_ours_is_compared_with_the_best_peer_of_each_figure() -> None:
 
 
 def test_a_peer_whose_requests_failed_is_named() -> None:
-    """It has no figures, which must not look as if it had not taken part."""
+    """A peer whose requests failed has no figures, and the report says so."""
     key = f"{OURS}|{LEVELS[0][0]}|{LEVELS[0][1]}"
     one = Spread.of([1.5])
     measured = {f"{key}|{what}": one for what in ("rate", "median_ms", "p99_ms", "cpu_ms")}

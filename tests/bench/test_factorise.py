@@ -104,7 +104,7 @@ def test_of_every_block_the_quickest_turn_counts() -> None:
 
 
 def test_an_empty_cell_says_why() -> None:
-    """Not asked is not too slow."""
+    """A cell tells a case that was not asked from one that took too long."""
     kind = next(kind for kind in KINDS if "sympy" not in kind.by)
     measured = {f"{kind.name} | {OURS}": Spread.of([0.5])}
     found = Record("factorise", Settings(), measured, {}, {"versions": dict.fromkeys(factorise.PEER_NAMES, "1")})

@@ -13,14 +13,14 @@ from mesh.requests.turns import Turns
 
 
 async def test_with_turns_all_are_answered_in_few_runs() -> None:
-    """On one replica's own key, and on one that two replicas share."""
+    """This holds for a replica's own key, and for one that two replicas share."""
     for replicas in (1, 2):
         found = await contend(40, replicas)
         assert found.answered == 40 and found.runs <= 160 and found.seconds > 0
 
 
 async def test_without_turns_each_runs_again_at_once() -> None:
-    """That is what they are compared with; afterwards there are turns again."""
+    """The measurement without turns is the one to compare with; afterwards there are turns again."""
     before = Turns.take
     with no_turns():
         found = await contend(40, 1)

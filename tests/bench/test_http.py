@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not 
 
 
 def test_a_load_reports_calls_and_cost() -> None:
-    """Real requests against the bare application, each answered."""
+    """The load sends real requests to the bare application, and each is answered."""
     with http.bare() as (port, pid):
         found = load("post.lua", [port], posting(3, "AB"), seconds=1, connections=2, watched={"app": [pid]})
     assert found.calls > 0
@@ -38,7 +38,7 @@ def test_what_wrk_says_without_our_line_is_a_failure() -> None:
 
 
 def test_ratios_take_what_was_measured() -> None:
-    """With only one side there is no ratio, with both there is one per verb."""
+    """If only one side was measured there is no ratio; otherwise there is one per verb."""
     series = {"post|mesh|rate": [60.0, 50.0], "post|bare|rate": [100.0, 100.0], "get|mesh|rate": [1.0, 1.0]}
     found = http.ratios(series)
     assert list(found) == ["POST, rate, mesh / bare"]

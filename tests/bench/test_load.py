@@ -62,7 +62,7 @@ def test_a_summary_counts_answers_only(load: ModuleType) -> None:
 
 
 def test_no_answer_at_all_is_told(load: ModuleType) -> None:
-    """Nothing answered gives a rate of 0 and no latency, not an exception."""
+    """A level without an answer has the rate 0 and no latency, and raises nothing."""
     assert load.summary(1, [], 1.0, 3)["rate"] == 0
 
 
@@ -93,7 +93,7 @@ async def test_delayed_requests_are_waited_for(load: ModuleType, monkeypatch: py
 async def test_a_delayed_request_that_never_runs_ends_the_level(
     load: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the measurement would hang."""
+    """The measurement does not hang when a delayed request never runs."""
     monkeypatch.setattr(load, "DELAY_S", 0.0)
     monkeypatch.setattr(load, "PATIENCE_S", 0.05)
     monkeypatch.setattr(load, "LOOK_S", 0.001)

@@ -15,7 +15,7 @@ def test_the_line_goes_through_points_that_lie_on_one() -> None:
 
 
 def test_the_model_has_a_line_for_each_load_and_part() -> None:
-    """POST and GET, replicas and Redis, each by itself."""
+    """POST and GET, replicas and Redis each have a line."""
     counts = (1, 2)
     measured = {
         f"{count}|{verb}_{part}": Spread.of([float(count)])

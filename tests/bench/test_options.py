@@ -43,13 +43,13 @@ def test_effects_are_found_in_every_database() -> None:
 
 
 def test_an_option_is_compared_with_the_plain_call_of_the_same_round() -> None:
-    """So what disturbs a round disturbs both sides."""
+    """What disturbs a round disturbs both sides of a ratio."""
     series = {"docket|plain|cpu_ms": [1.0, 2.0], "docket|key|cpu_ms": [1.5, 2.0], "arq|plain|cpu_ms": [1.0, 1.0]}
     assert dict(over_plain(series)) == {"docket|key|over_plain": [1.5, 1.0]}
 
 
 def test_the_mesh_is_compared_with_the_best_peer_that_has_the_option() -> None:
-    """The best of each round: the highest rate, the lowest processor time. Without such a peer there is no ratio."""
+    """The best peer of a round has the highest rate, or the lowest processor time; without a peer there is no ratio."""
     series = {
         "mesh|lane|rate": [100.0, 100.0],
         "mesh|key|rate": [100.0, 100.0],
@@ -72,7 +72,7 @@ def test_the_mesh_is_compared_with_the_best_peer_that_has_the_option() -> None:
 
 
 def test_an_option_that_a_peer_does_not_have_is_a_dash(tmp_path: Path) -> None:
-    """It is neither left out nor a zero."""
+    """An option that a peer lacks is neither left out nor shown as zero."""
     figures = {
         f"{name}|{option}|{what}": Spread.of([2.0])
         for name, ways in WAYS.items()
@@ -95,7 +95,7 @@ def test_each_contender_has_a_plain_call_and_a_program() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_turn_of_the_mesh_runs_each_request_once(option: str) -> None:
-    """The whole way with real processes, for each option."""
+    """Real processes run the requests of each option, from the send to the effect."""
     (mesh,) = [one for one in CONTENDERS if one.name == "mesh"]
     found = turn(mesh, option, Settings(seconds=0.3))
     assert found["calls"] > 0

@@ -9,7 +9,7 @@ from bench.page import GOAL, LOADS, VIEWERS, ratios, viewer
 
 
 def test_each_number_of_pages_is_compared_with_none() -> None:
-    """In the same round, under the same load."""
+    """Rates are compared within a round, under the same load."""
     series = {"0|rate": [100, 200], "1|rate": [99, 198], "16|rate": [90, 180]}
     found = ratios({f"{name}|{what}": values for name in LOADS for what, values in series.items()})
     assert len(found) == len(LOADS) * (len(VIEWERS) - 1)
@@ -18,7 +18,7 @@ def test_each_number_of_pages_is_compared_with_none() -> None:
 
 
 def test_a_viewer_hears_the_first_event_and_hangs_up() -> None:
-    """Also when the event comes in pieces."""
+    """The viewer finds its first event, also when that comes in pieces."""
     server = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 

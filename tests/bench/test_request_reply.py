@@ -18,7 +18,7 @@ def said(*facts: dict[str, object]) -> io.StringIO:
 
 
 def test_a_client_that_fell_silent_is_no_result() -> None:
-    """Without its last word the figures are not taken."""
+    """Figures without the last line of the client are not taken."""
     with pytest.raises(TurnFailed, match="before it was done"):
         follow(said({"event": "begin"}, {"event": "end", "calls": 1}), [os.getpid()], "one")
 
@@ -46,7 +46,7 @@ def test_the_goal_is_held_against_the_best_peer_of_each_round() -> None:
 
 
 def test_a_turn_of_the_mesh_answers_and_stores() -> None:
-    """The whole way with real processes: asked, worked, stored, answered, counted."""
+    """Real processes ask, work, store, answer and count."""
     (level,) = turn(MESH, Settings(seconds=0.3, levels=(4,)))
     assert level["in_flight"] == 4
     assert level["calls"] > 0

@@ -9,7 +9,7 @@ from bench.servers import DURABILITY, accepts, valkey
 
 @pytest.mark.parametrize("durability", DURABILITY)
 def test_a_turn_has_an_empty_server_of_its_own(durability: str) -> None:
-    """Nothing of the turn before is in it, and its durability is what was asked for."""
+    """A turn sees nothing of the turn before, and has the durability that was asked for."""
     with valkey(durability) as server:
         client = server.redis()
         assert client.dbsize() == 0

@@ -39,13 +39,13 @@ def test_worse_means_beyond_both_spreads(now: tuple[float, ...], is_worse: bool)
 
 
 def test_less_may_be_better() -> None:
-    """For a latency the wrong side is above."""
+    """A latency is worse when it is higher."""
     assert worsened(spread(9, 10, 11), spread(14, 15, 16), more_is_better=False)
     assert not worsened(spread(9, 10, 11), spread(4, 5, 6), more_is_better=False)
 
 
 def test_rounds_are_interleaved_and_begin_with_another_each() -> None:
-    """Everybody once a round, nobody always first."""
+    """Each contender runs once a round, and none is always first."""
     order = list(interleaved("abc", 3))
     assert order == [(0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a"), (2, "c"), (2, "a"), (2, "b")]
 

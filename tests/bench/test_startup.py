@@ -21,5 +21,5 @@ def test_import_times_are_summed_by_package() -> None:
 
 
 def test_the_median_is_of_packages_that_every_round_had() -> None:
-    """The dearest first."""
+    """The package that takes longest comes first."""
     assert list(medians([{"a": 1, "b": 5, "c": 9}, {"a": 3, "b": 5}]).items()) == [("b", 5), ("a", 2)]

@@ -36,7 +36,7 @@ def test_the_median_is_known_as_well_as_its_neighbours() -> None:
 
 
 def test_the_section_has_the_ratio_and_how_fine_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    """Without these, a ratio on a shared machine says nothing."""
+    """The section says how precise its ratio is, because the machine is shared."""
     monkeypatch.setattr(typed, "ROUNDS", 2)
     monkeypatch.setattr(typed, "CALLS", 130)
     text = present(measure(Settings(rounds=1)), tmp_path)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_restoring_overwrites_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"REDI"])
 def test_what_is_not_a_backup_is_refused(tmp_path: Path, content: bytes) -> None:
-    """It is refused before it replaces the data."""
+    """A file that is no backup is refused before it replaces the data."""
     backup = tmp_path / "backup.rdb"
     backup.write_bytes(content)
     assert restore(backup, tmp_path).returncode == 1

@@ -67,7 +67,7 @@ def test_a_connection_is_given_up_before_the_drain_ends_and_an_answer_never_befo
 
 
 def test_nobody_can_reconfigure_it_and_the_private_port_is_not_in_it() -> None:
-    """No admin endpoint; unless operators ask for a site of their own, no upstream but the public port."""
+    """There is no admin endpoint, and no upstream but the public port, unless operators ask for their site."""
     config = adapt()
     assert config["admin"] == {"disabled": True}
     assert "8001" not in json.dumps(config)
@@ -75,7 +75,7 @@ def test_nobody_can_reconfigure_it_and_the_private_port_is_not_in_it() -> None:
 
 @pytest.mark.parametrize("environment", [{}, LISTED], ids=["by-name", "listed"])
 def test_operators_get_a_site_of_their_own_on_loopback(environment: dict[str, str]) -> None:
-    """It alone leads to the private ports, also while no replica is ready; the public site leads to none of them."""
+    """Only this site leads to the private ports, also while no replica is ready."""
     config = adapt(PRIVATE="private", PRIVATE_UPSTREAMS="127.0.0.1:9010", **environment)
     servers = {server["listen"][0]: json.dumps(server) for server in config["apps"]["http"]["servers"].values()}
     assert set(servers) == {"0.0.0.0:80", "127.0.0.1:8001"}
@@ -85,7 +85,7 @@ def test_operators_get_a_site_of_their_own_on_loopback(environment: dict[str, st
 
 
 def test_it_limits_bodies_and_headers() -> None:
-    """Above the application's own limits, below sizes that would do harm."""
+    """The limits are above those of the application, and below sizes that would do harm."""
     config = adapt()
     assert find(config, "max_size") == [16_000_000]
     assert find(config, "max_header_bytes") == [16_000]
@@ -111,7 +111,7 @@ def test_a_domain_gets_a_certificate_and_a_port_does_not() -> None:
 
 
 def test_its_head_lists_the_variables_that_it_reads() -> None:
-    """Names and defaults."""
+    """The list has names and defaults."""
     text = CADDYFILE.read_text()
     head, _, body = text.partition("\n{\n")
     listed = dict(re.findall(r"^#   ([A-Z_]+) +(\S+)(?=  )", head, re.MULTILINE))

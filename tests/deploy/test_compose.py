@@ -33,7 +33,7 @@ def test_every_service_is_hardened(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_has_bounds(name: str) -> None:
-    """Of memory, of processes and of its log: one of them must not take the host from the others."""
+    """Bounds of memory, processes and log keep one service from using up the host."""
     service = SERVICES[name]
     assert service["mem_limit"] and service["pids_limit"]
     assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
@@ -106,7 +106,7 @@ def test_redis_is_on_a_network_without_a_way_out_that_only_the_replicas_share() 
 
 
 def test_there_is_one_redis_with_sixteen_databases_that_loses_nothing_silently() -> None:
-    """The conditions of the task text and of the promises."""
+    """The task text and the promises need these settings."""
     conf = (ROOT / "deploy/redis/redis.conf").read_text()
     assert "deploy" not in SERVICES["redis"]
     for line in ("databases 16", "appendonly yes", "maxmemory-policy noeviction"):
@@ -115,7 +115,7 @@ def test_there_is_one_redis_with_sixteen_databases_that_loses_nothing_silently()
 
 
 def test_the_number_of_replicas_is_the_administrators() -> None:
-    """`deploy.replicas`, from REPLICAS."""
+    """`deploy.replicas` takes the number from REPLICAS."""
     assert SERVICES["api"]["deploy"] == {"mode": "replicated", "replicas": "${REPLICAS:-4}"}
 
 
@@ -161,7 +161,7 @@ def test_no_secret_is_committed() -> None:
 
 
 def test_its_head_lists_the_variables_that_it_reads() -> None:
-    """Names and defaults."""
+    """The list has names and defaults."""
     head, _, body = TEXT.partition("\nname: mesh\n")
     listed = dict(re.findall(r"^#   ([A-Z_]+) +(\S+)(?=  )", head, re.MULTILINE))
     assert listed == dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", body))

@@ -20,7 +20,7 @@ def test_the_page_is_current() -> None:
 
 
 def test_every_code_that_travels_is_on_the_page() -> None:
-    """The table of the wire, every error that `mesh` exports, and nothing else under `mesh.errors`."""
+    """The page has the table of the wire, every error that `mesh` exports, and nothing else under `mesh.errors`."""
     rows = dict(re.findall(r"^\| `(\w+)` \| `([\w-]+)` \| \d+ \|", PAGE, flags=re.MULTILINE))
     assert {cls.__name__: code for code, cls in errors._BY_CODE.items() if "." not in code}.items() <= rows.items()
     exported = {
@@ -30,7 +30,7 @@ def test_every_code_that_travels_is_on_the_page() -> None:
 
 
 def test_every_status_is_on_the_page_once() -> None:
-    """Those that have a title, and no other."""
+    """The page has each status that has a title, and no other."""
     statuses = PAGE.partition("## HTTP statuses")[2].partition("## Errors")[0]
     assert [int(status) for status in re.findall(r"^\| (\d+) \|", statuses, flags=re.MULTILINE)] == sorted(TITLES)
 
@@ -44,5 +44,5 @@ def test_every_status_is_on_the_page_once() -> None:
     ],
 )
 def test_sentences_are_found_where_they_are_made(status: int, sentence: str) -> None:
-    """As an argument, as a constant of the module, as one of two in a variable."""
+    """A sentence may be an argument, a constant of the module, or one of two in a variable."""
     assert re.findall(rf"^\| (\d+) \| {re.escape(sentence)} \|", PAGE, flags=re.MULTILINE) == [str(status)]

@@ -104,7 +104,7 @@ async def healthy(process: Process, *arguments: str) -> bool:
 
 
 async def test_a_spare_replica_is_healthy_and_one_without_redis_is_not(replicas: Replicas) -> None:
-    """Otherwise a seventeenth replica would keep `docker compose up` waiting for ever."""
+    """An unhealthy spare replica would keep `docker compose up` waiting for ever."""
     (holder,) = await replicas(1, {"MESH_DATABASES": "1"})
     spare = replicas.spawn({"MESH_DATABASES": "1"})
     astray = replicas.spawn({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"})

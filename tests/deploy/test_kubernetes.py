@@ -151,7 +151,7 @@ def test_what_is_wanted_is_stated_once() -> None:
 
 
 def test_a_lost_node_costs_seconds() -> None:
-    """By default its pods stay there for five minutes. They are spread over zones and nodes."""
+    """Pods leave a lost node within seconds, not five minutes, and are spread over zones and nodes."""
     pod = pod_of(one("Deployment", "mesh"))
     assert {each["key"].rpartition("/")[2]: each["tolerationSeconds"] for each in pod["tolerations"]} == {
         "not-ready": 10,
@@ -179,7 +179,7 @@ def test_services_that_cannot_work_as_shipped_are_off() -> None:
 
 
 def test_prometheus_finds_the_pods_under_the_job_that_the_alerts_ask_for() -> None:
-    """With the operator and without."""
+    """Prometheus finds the pods with its operator and without."""
     monitor = next(
         one for one in manifests([DEPLOY / "kubernetes/components/monitoring"]) if one["kind"] == "PodMonitor"
     )

@@ -67,7 +67,7 @@ def test_every_alert_says_how_bad_it_is_and_what_it_means() -> None:
 
 
 def test_every_alert_has_a_paragraph_in_the_runbook() -> None:
-    """Under its own name; the runbook has no paragraph for an alert that is gone."""
+    """The runbook has a paragraph under the name of each alert, and none for an alert that is gone."""
     headings = re.findall(r"^### (\w+)$", (DEPLOY.parent / "docs/runbook.md").read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(rule["alert"] for rule in rules() if "alert" in rule)
     for rule in rules():

@@ -146,7 +146,7 @@ def allowed(policies: list[Json], source: Peer, target: Peer, port: int) -> bool
     ("source", "target", "port", "component"), [row[1:] for row in MADE], ids=[row[0] for row in MADE]
 )
 def test_a_connection_that_the_mesh_makes_is_allowed(source: Peer, target: Peer, port: int, component: str) -> None:
-    """With the component that it belongs to; without it, it is refused."""
+    """A connection is allowed with the component that it belongs to, and refused without it."""
     assert allowed(list(policies(*filter(None, [component]))), source, target, port)
     if component not in {"", "backup"}:  # the base knows the backup's pods
         assert not allowed(list(policies()), source, target, port)
@@ -154,6 +154,6 @@ def test_a_connection_that_the_mesh_makes_is_allowed(source: Peer, target: Peer,
 
 @pytest.mark.parametrize(("source", "target", "port"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_a_connection_that_it_does_not_make_is_refused(source: Peer, target: Peer, port: int) -> None:
-    """Also with all components in force."""
+    """A connection that the mesh never makes is refused, also with all components in force."""
     everything = list(policies("backup", "keda", "messages", "movements", "sentinel"))
     assert not allowed(everything, source, target, port)

@@ -64,7 +64,7 @@ def running(folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 
 @pytest.mark.parametrize("kind", FILES)
 def test_server_health_check_and_replica_read_the_same_password(tmp_path: Path, kind: str) -> None:
-    """Whatever the file was written with; an editor on Windows ends lines with CRLF."""
+    """All readers see one password, also from a file whose lines end with CRLF."""
     content, password = FILES[kind]
     (tmp_path / "redis_password").write_bytes(content)
     with running(tmp_path) as (port, process):
@@ -98,7 +98,7 @@ def test_a_server_without_a_password_does_not_start(tmp_path: Path, content: byt
 
 
 def test_the_client_gets_the_password_where_ps_does_not_look(tmp_path: Path) -> None:
-    """In its environment."""
+    """The client gets the password in its environment, not as an argument."""
     (tmp_path / "redis_password").write_text("two words\r\n")
     fake = tmp_path / "valkey-cli"
     fake.write_text('#!/bin/sh\necho "$REDISCLI_AUTH: $*"\n')

@@ -87,7 +87,7 @@ def test_the_wheel_holds_every_file_of_the_packages(release: Release) -> None:
 
 
 def test_the_sdist_holds_the_whole_repository(release: Release) -> None:
-    """So that it can be checked as the checkout can."""
+    """The sdist can be checked as the checkout can."""
     with tarfile.open(release.sdist) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     missing = {name for name in tracked() if not name.startswith(".github/")} - names
@@ -95,7 +95,7 @@ def test_the_sdist_holds_the_whole_repository(release: Release) -> None:
 
 
 def test_the_version_is_written_once(release: Release) -> None:
-    """In setup.cfg; the wheel, the changelog and the installed package follow it."""
+    """The version is written in setup.cfg; the wheel, the changelog and the installed package follow it."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     said = setup["metadata"]["version"]
@@ -106,7 +106,7 @@ def test_the_version_is_written_once(release: Release) -> None:
 
 
 def test_the_library_alone_installs_no_service(release: Release) -> None:
-    """Without an extra there is neither HTTP nor SQL; each extra is there."""
+    """Without an extra there is neither HTTP nor SQL, and each extra exists."""
     with zipfile.ZipFile(release.wheel) as wheel:
         (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = Parser().parsestr(wheel.read(name).decode())
@@ -155,7 +155,7 @@ def test_the_library_works_without_the_packages_of_the_services(
 
 
 def test_a_program_and_its_test_work_with_the_wheel(installed: Path, server: Server, tmp_path: Path) -> None:
-    """Those of docs/testing.md: the program beside a server, its test with the kit and the plugin of the wheel."""
+    """The program of docs/testing.md and its test run with the kit and the plugin of the wheel."""
     program, test = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)[:2]
     (tmp_path / "greetings.py").write_text(program)
     (tmp_path / "test_greetings.py").write_text(test)
@@ -206,7 +206,7 @@ def ask(url: str, body: Any = None) -> Any:
 async def test_mesh_up_works_from_the_wheel_in_an_empty_folder(
     up: tuple[str, subprocess.Popen[bytes], Path],
 ) -> None:
-    """Without a checkout: the lines of the README, then Ctrl-C."""
+    """The lines of the README work without a checkout, and Ctrl-C ends the mesh."""
     url, process, log = up
 
     async def ready() -> bool:

@@ -141,7 +141,7 @@ async def _served(mesh: Mesh, member: Member) -> bool:
 
 @row(22, "a poison request that kills its worker")
 async def test_row_22_a_poison_request_becomes_a_dead_letter(faults: Faults) -> None:
-    """There are at most 3 deliveries, then a dead letter and an answer."""
+    """After 3 deliveries at most there is a dead letter, and the caller gets an answer."""
     mesh = await faults.mesh(classes="AAAB")
     asker = mesh.members[3]
     began = time.monotonic()

@@ -142,7 +142,7 @@ async def test_row_32_no_input_costs_anybody_else_anything(faults: Faults) -> No
 
 @row(32, "one trivial job after the other", selection=True)
 async def test_row_32_finished_jobs_hold_up_no_other(faults: Faults) -> None:
-    """Only unfinished jobs take a place; who finds none is told when the first one ends."""
+    """Only unfinished jobs take a place; a client that finds none is told when the first one ends."""
     mesh = await faults.mesh(2, classes="AA", wired=False, VALUES_MAX_JOBS="2", VALUES_JOB_S="100")
     for _ in range(6):
         answer = await job(mesh, 144)

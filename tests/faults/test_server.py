@@ -143,7 +143,7 @@ async def test_row_20_a_full_server_stores_nothing_and_answers_all(faults: Fault
 
 @row(20, "one commit that is larger than the rest of the memory")
 async def test_row_20_no_commit_exceeds_maxmemory(faults: Faults) -> None:
-    """It is refused, though the server compares its memory with the limit only before a script begins."""
+    """The commit is refused, though the server compares its memory with the limit only before a script begins."""
     mesh = await faults.mesh(2, classes="AB")
     limit = await _used(mesh) + (2 << 20)
     await mesh.admin.config_set("maxmemory", limit)
@@ -219,7 +219,7 @@ class Refusals:
 
 @row(36, "NOREPLICAS, MISCONF and BUSY for 0.3 s, 2 s and 2 L")
 async def test_row_36_a_refusal_that_passes_costs_no_process(faults: Faults) -> None:
-    """503 only; back within 2 s; no process restarts."""
+    """Clients get nothing but 503, the mesh works again within 2 s, and no process restarts."""
     mesh = await faults.mesh()
     refusals = Refusals(mesh)
     async with mesh.load() as history:

@@ -47,7 +47,7 @@ class Upstream:
 
 @asynccontextmanager
 async def upstreams(count: int) -> AsyncIterator[tuple[list[Upstream], httpx.AsyncClient]]:
-    """So many of them behind Caddy."""
+    """Yield so many upstreams behind Caddy."""
     async with AsyncExitStack() as stack:
         found = [Upstream() for _ in range(count)]
         for one in found:
@@ -169,7 +169,7 @@ async def test_answers_are_compressed_and_events_are_not(replicas: Replicas) -> 
 
 
 async def test_caddy_tells_its_own_metrics_to_operators(replicas: Replicas) -> None:
-    """At a path of their own, and not to the public."""
+    """Caddy's metrics have a path at the operators' site, and none at the public one."""
     (process,) = await replicas(1)
     async with behind(process) as (client, operator):
         assert "caddy_http_requests_total" in (await operator.get("/caddy/metrics")).text

@@ -66,7 +66,7 @@ async def test_the_page_tries_every_service_with_what_it_offers(
 
 
 async def test_no_page_is_shown_in_a_frame_of_another(chromium: Browser, replicas: Replicas) -> None:
-    """Otherwise another site could lay our page, invisible, over its own buttons and have visitors click on ours."""
+    """Another site cannot lay our page, invisible, over its own buttons and have visitors click on ours."""
     (replica,) = await replicas(1)
     async with tab(chromium) as opened:
         await opened.page.set_content(f'<iframe src="{replica.public}/docs"></iframe>')

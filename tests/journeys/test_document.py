@@ -173,7 +173,7 @@ async def test_answers_are_what_the_document_says(world: World) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 async def test_answers_are_what_the_document_says_at_length(world: World) -> None:
-    """The same with more of them, made up from the seed of the matrix."""
+    """The test above has more requests here, made up from the seed of the matrix."""
     try:
         await asyncio.to_thread(_hold_against_document, world, 50, SEED)
     except BaseException as error:

@@ -119,7 +119,7 @@ async def test_eight_clients_on_four_replicas_cost_one_computation(replicas: Rep
 
 @pytest.mark.slow
 async def test_a_client_that_hangs_up_frees_the_core(replicas: Replicas) -> None:
-    """Within a second, on whichever replica the work runs."""
+    """The work ends within a second, on whichever replica it runs."""
     made = await replicas(2, ONE_CLASS)
     async with httpx.AsyncClient(timeout=60) as client:
         asked = asyncio.create_task(post(client, made[0], semiprime(80)))

@@ -165,7 +165,7 @@ async def test_a_replica_that_cannot_renew_stops_by_itself_and_comes_back(replic
 
 
 async def test_a_replica_ends_in_order_while_it_waits_to_join_again(replicas: Replicas) -> None:
-    """SIGTERM between two memberships: exit status 0 at once."""
+    """After a SIGTERM between two memberships the process ends at once with the status 0."""
     (one,) = await replicas(1, ENV)
     replicas.server.kill()
 
@@ -178,7 +178,7 @@ async def test_a_replica_ends_in_order_while_it_waits_to_join_again(replicas: Re
 
 
 async def test_a_short_sleep_costs_nothing(replicas: Replicas) -> None:
-    """After a sleep of half a lease it is the same replica with the same epoch."""
+    """After a sleep of half a lease the replica has the same name and epoch."""
     (one,) = await replicas(1, ENV)
     (before,) = await replicas.roster()
     one.send(signal.SIGSTOP)

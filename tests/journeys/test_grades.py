@@ -139,7 +139,7 @@ async def test_a_third_replica_starts_from_a_backup_and_shows_everything(mesh: M
 
 
 async def test_a_backup_over_http_is_whole_and_says_what_it_is(mesh: Mesh) -> None:
-    """It needs the password, has the changes of all replicas, its time and its log position, and any tool reads it."""
+    """A backup needs the password, has the changes of all replicas, its time and its position; any tool reads it."""
     one, two = await mesh.start(1, 2)
     await mesh.set(one, user_id="alice", spp=5)
     await mesh.shows(two, "alice", spp=5)

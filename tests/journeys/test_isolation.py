@@ -126,7 +126,7 @@ def breaches(server: Server, one: Replica, other: Replica) -> set[str]:
 async def test_the_probe_has_no_breach_where_the_server_has_rules_per_database(
     members: list[Replica], server: Server, databases_have_rules: bool
 ) -> None:
-    """75 attempts for every ordered pair. On Redis exactly one is open: the own prefix in the bus database."""
+    """Of 75 attempts for every ordered pair, Redis leaves one open: the own prefix in the bus database."""
     assert len(ONE_KEY) + len(AROUND) + len(IN_A_SCRIPT) + 1 >= 75
     for one, other in ordered_pairs(members):
         expected = set() if databases_have_rules else {OWN_PREFIX_IN_THE_BUS}
@@ -180,7 +180,7 @@ async def test_a_bus_in_another_database_than_0_can_be_used(server: Server) -> N
 
 
 async def test_acl_dryrun_refuses_every_command_on_anothers_keys(members: list[Replica], server: Server) -> None:
-    """For every ordered pair, asked of the server itself."""
+    """The server itself refuses the commands, for every ordered pair of databases."""
     with server.redis() as admin:
         for one, other in ordered_pairs(members):
             name = acl.username(one.database)

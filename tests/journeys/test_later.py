@@ -142,14 +142,14 @@ async def _storm(server: Server, sends: int, seconds: float) -> None:
 
 @pytest.mark.slow
 async def test_what_waits_happens_once_in_a_storm_of_kills(server: Server) -> None:
-    """Of 400 requests and 10 ticks each has its effect once, and the books balance at every sample."""
+    """Each of 400 requests and 10 ticks has its effect once, and the books balance at every sample."""
     await _storm(server, 400, 10)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 async def test_what_waits_happens_once_in_a_long_storm_of_kills(server: Server) -> None:
-    """The same for ten thousand requests and two hundred ticks."""
+    """Each of ten thousand requests and two hundred ticks has its effect once."""
     await _storm(server, 10_000, 200)
 
 

@@ -103,7 +103,7 @@ async def test_a_replica_that_ends_in_order_frees_its_database_at_once(replicas:
 
 
 async def test_a_replica_without_redis_lives_says_why_it_waits_and_becomes_ready(replicas: Replicas) -> None:
-    """In whatever order the two are started."""
+    """Redis and the replica may be started in any order."""
     replicas.server.kill()
     early = replicas.spawn()
     await all_up(replicas, [early])

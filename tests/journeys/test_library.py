@@ -55,7 +55,7 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_the_program_is_short_and_knows_the_library_alone() -> None:
-    """Thirty lines of code, without the application."""
+    """The program has at most thirty lines of code, and does not import the application."""
     lines = [line for line in PROGRAM.splitlines() if line.strip()]
     assert len(lines) <= 30
     assert [line for line in lines if "import" in line] == [
@@ -66,7 +66,7 @@ def test_the_program_is_short_and_knows_the_library_alone() -> None:
 
 
 def test_the_program_prints_what_the_page_says_and_counts_on_when_run_again(server: Server, tmp_path: Path) -> None:
-    """Its database is the same one the second time, with the data in it."""
+    """The second run has the same database, with the data of the first."""
     assert run(server, tmp_path) == printed()
     assert run(server, tmp_path).endswith("{1: 2}\n")
 

@@ -77,7 +77,7 @@ async def test_a_killed_replica_shows_as_no_news(chromium: Browser, replicas: Re
 
 
 async def test_only_open_pages_are_read_for(chromium: Browser, replicas: Replicas) -> None:
-    """With pages open one replica reads once a second; with none, Redis hears no such command."""
+    """While pages are open one replica reads once a second; with none, Redis gets no such command."""
     (process,) = await replicas(1, {"MESH_CLASS": "A"})
 
     def looks() -> int:
@@ -197,7 +197,7 @@ async def test_an_operation_is_paused_and_a_replica_drained(chromium: Browser, r
 
 
 async def test_discarding_needs_a_typed_word(chromium: Browser, replicas: Replicas) -> None:
-    """With the keyboard alone, and without JavaScript."""
+    """The word can be typed with the keyboard alone, and without JavaScript."""
     (process,) = await replicas(1, {"MESH_CLASS": "A", "PAGE_PASSWORD": "correct horse"})
     add_letters(replicas, 3, "no such warehouse")
     for javascript, left in ((True, 2), (False, 1)):

@@ -81,7 +81,7 @@ async def test_a_replica_that_leaves_in_order_is_no_fault(chromium: Browser, rep
 
 
 async def test_a_class_without_a_replica_is_said(chromium: Browser, replicas: Replicas) -> None:
-    """Its column stays, and the sentence is "Something is wrong."."""
+    """The column of the class stays, and the headline is "Something is wrong."."""
     one = (await replicas(1, CLASS_A))[0]
     last = (await replicas(1, {"MESH_CLASS": "B"}))[0]
     async with tab(chromium) as opened:

@@ -182,7 +182,7 @@ async def test_a_forged_address_does_not_evade_the_limit_on_guessing(replicas: R
 
 
 async def test_a_message_waits_for_a_block_that_another_replica_caused(replicas: Replicas) -> None:
-    """With `max_wait_ms` it waits for the free provider instead of paying."""
+    """A message with `max_wait_ms` waits for the free provider instead of paying."""
     async with providers(limit=1, block_s=1.5) as both:
         one, two = await replicas(2, both.env)
         ann = await paying_visitor(replicas, one)
@@ -450,7 +450,7 @@ def check_healing(free: dict[str, Any], history: History, limit: int, kills: int
 
 
 async def test_replicas_race_for_the_quota(replicas: Replicas) -> None:
-    """Row 28 with three replicas."""
+    """Row 28 holds with three replicas."""
     await race_for_the_quota(replicas, count=3, limit=5, messages=60, block_s=1.5)
 
 

@@ -173,7 +173,7 @@ async def test_replicas_share_the_work_and_count_it(replicas: Replicas, environm
 async def test_a_poison_message_ends_as_a_dead_letter_with_its_reason(
     replicas: Replicas, environment: dict[str, str]
 ) -> None:
-    """It delays no other message."""
+    """A poison message delays no other message."""
     both = await replicas(2, environment)
     spoilt = json.dumps({**sample()[0], "time": "soon"})
     send(replicas, ["no json", spoilt, *sample()])

@@ -180,7 +180,7 @@ async def everything_at(base: str) -> set[int]:
 
 
 async def test_more_commands_at_once_than_connections_wait_for_one(cluster: Cluster) -> None:
-    """As they do without sentinels; redis-py's own pool of this kind refuses them."""
+    """Commands wait for a connection as they do without sentinels; redis-py's own pool refuses them."""
     await settled(cluster)
     client = Connections(cluster.settings).client("shared", shared=True)
     answers = await asyncio.gather(*(client.incr("n") for _ in range(5 * SHARED_CONNECTIONS)))

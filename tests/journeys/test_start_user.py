@@ -40,7 +40,7 @@ def refused(server: Server) -> list[str]:
 
 
 async def test_a_start_user_with_few_rights_is_enough(replicas: Replicas, server: Server) -> None:
-    """For a lease, all services without SQL, and the takeover from a replica that died; nothing is refused."""
+    """The rights suffice for a lease, all services without SQL, and the takeover from a replica that died."""
     create_user(server)
     environ = {
         "REDIS_URL": f"redis://mesh-start:word@127.0.0.1:{server.port}/0",
@@ -69,7 +69,7 @@ async def test_a_start_user_with_few_rights_is_enough(replicas: Replicas, server
     ["FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET dir", "SHUTDOWN NOW", "SCRIPT FLUSH", "GET other"],
 )
 def test_the_start_user_cannot_do_what_the_mesh_never_does(server: Server, command: str) -> None:
-    """So a mistake of an operator who uses these credentials does less damage."""
+    """A mistake of an operator who uses these credentials does less damage."""
     create_user(server)
     slipping = redis.Redis(port=server.port, username="mesh-start", password="word")
     with pytest.raises(redis.ResponseError, match=r"(?i)permission"):

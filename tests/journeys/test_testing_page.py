@@ -28,7 +28,7 @@ def code_lines(text: str) -> list[str]:
 
 
 def test_the_program_and_its_test_are_as_short_as_promised() -> None:
-    """At most 30 lines and 15."""
+    """The program has at most 30 lines and its test at most 15."""
     assert len(code_lines(PROGRAM)) <= 30
     assert len(code_lines(TESTS[0])) <= 15
 
@@ -55,15 +55,15 @@ PYTEST = ("-m", "pytest", "-q", "-p", "pytest_asyncio.plugin", "-p", "pytest_mes
 
 
 def test_its_tests_pass(folder: Path) -> None:
-    """Over fakeredis, as a user runs them first."""
+    """The tests of the page pass over fakeredis."""
     assert f"{len(TESTS)} passed" in run(folder, *PYTEST)
 
 
 def test_its_last_test_passes_on_a_real_server(folder: Path, server: Server) -> None:
-    """With the option of the plugin."""
+    """The last test of the page passes on a real server, with the option of the plugin."""
     assert "1 passed" in run(folder, *PYTEST, "-k", "whatever", f"--mesh-redis={server.url}")
 
 
 def test_its_program_runs(folder: Path, server: Server) -> None:
-    """Beside a server, without a test."""
+    """The program of the page runs beside a server, without a test."""
     assert "hello world 1\n" in run(folder, "greetings.py", REDIS_URL=server.url)

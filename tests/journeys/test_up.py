@@ -185,7 +185,7 @@ async def _a_killed_replica_is_started_again(up: Up) -> None:
 
 @pytest.mark.slow
 async def test_everything_that_is_killed_is_said_and_started_again(tmp_path: Path, started: list[Up]) -> None:
-    """Row 43: the server, Caddy, a provider, and the fork server with its forks. Afterwards requests are answered."""
+    """Row 43: this holds for the server, Caddy, a provider, and the fork server with its forks."""
     up = Up(tmp_path / "data", env={"SERVICES": "values,messages"})
     started.append(up)
     await up.ready()
@@ -235,7 +235,7 @@ async def test_a_closed_terminal_drains_the_mesh(tmp_path: Path, started: list[U
 
 @pytest.mark.slow
 async def test_an_output_that_nobody_reads_does_not_stop_the_supervision(tmp_path: Path, started: list[Up]) -> None:
-    """Row 44: a full pipe as standard output and error. What is killed is started again, and Ctrl-C ends everything."""
+    """Row 44: with a full pipe as output, what is killed is started again, and Ctrl-C ends everything."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -307,7 +307,7 @@ async def test_a_dead_redis_is_said_within_three_seconds(tmp_path: Path, started
 
 @pytest.mark.slow
 async def test_nobody_else_on_the_machine_can_read_the_data_or_the_password(tmp_path: Path, started: list[Up]) -> None:
-    """Folders 0700, files 0600, a server with a password, and no password in `ps`."""
+    """Folders have 0700 and files 0600, the server has a password, and `ps` shows none."""
     up = Up(tmp_path / "data", env={"SERVICES": "values,grades,movements"})
     started.append(up)
     await up.ready()
@@ -345,7 +345,7 @@ async def test_operators_have_an_address_of_their_own_that_is_printed(tmp_path: 
 
 
 async def test_the_end_of_its_parent_ends_a_mesh(tmp_path: Path, started: list[Up], server: Server) -> None:
-    """Even after kill -9 none of its children stays behind, and nobody believes the file that it left."""
+    """No child stays behind after kill -9, and nobody believes the file that the mesh left."""
     up = Up(tmp_path / "data", "--redis-url", server.url)
     started.append(up)
     await up.ready()
@@ -381,7 +381,7 @@ async def test_a_second_mesh_on_the_same_data_is_refused(tmp_path: Path, started
 
 
 async def test_a_port_that_is_taken_is_told(tmp_path: Path, server: Server) -> None:
-    """With the address, and what to do about it, before anything is started."""
+    """The message names the address and what to do, before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         up = Up(tmp_path / "data", "--port", str(port), "--redis-url", server.url)

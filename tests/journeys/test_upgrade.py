@@ -211,7 +211,7 @@ async def test_a_rolling_update_under_load_loses_nothing(replicas: Replicas, old
 
 
 async def test_a_release_that_is_too_old_for_the_data_refuses_with_a_sentence(replicas: Replicas, older: Path) -> None:
-    """It would hide or misread data in a form that it does not know, for instance after a roll-back."""
+    """A release does not read data in a form that it does not know, as after a roll-back."""
     (process,) = await replicas(1)
     await store(replicas, process, 2, "A")
     process.send(signal.SIGTERM)

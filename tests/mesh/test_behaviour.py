@@ -161,7 +161,7 @@ async def test_a_gather_has_the_answer_of_every_live_database(backend: Backend, 
 
 
 async def test_what_a_handler_sees_of_its_request(backend: Backend, counting: Counting) -> None:
-    """It sees the operation, the body, the sender, and the time and deadline on Redis's clock."""
+    """A handler sees the operation, the body, the sender, and the time and deadline on Redis's clock."""
     one = await backend.join(counting.worker)
     client = backend.redis()
     seconds, microseconds = await client.time()
@@ -252,7 +252,7 @@ async def set_many_keys(backend: Backend, counting: Counting, count: int) -> Non
 
 @pytest.mark.parametrize("count", [1, 2000, 4001], ids=str)
 async def test_many_keys_are_set_until_one_moment(backend: Backend, counting: Counting, count: int) -> None:
-    """This takes as few commands as possible."""
+    """Setting many keys takes as few commands as possible."""
     await set_many_keys(backend, counting, count)
 
 

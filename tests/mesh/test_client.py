@@ -111,7 +111,7 @@ async def test_its_mistakes_and_refusals_are_those_of_a_replica(kit: MeshKit) ->
 
 
 async def test_a_lost_answer_of_a_submission_changes_nothing(kit: MeshKit) -> None:
-    """Its batches are numbered as those of a replica."""
+    """The batches of a client are numbered as those of a replica."""
     async with kit.connect() as connected:
         client = connected.client
         kit.lose_answers(3)
@@ -123,7 +123,7 @@ async def test_a_lost_answer_of_a_submission_changes_nothing(kit: MeshKit) -> No
 
 
 async def test_calls_in_progress_are_answered_before_it_leaves(kit: MeshKit) -> None:
-    """As a replica does before it leaves."""
+    """A client that leaves waits for its calls, as a replica does."""
     async with kit.connect() as connected:
         client = connected.client
         call = asyncio.create_task(client.call(Class("A"), "count.add", {"seconds": 0.3}))
@@ -132,7 +132,7 @@ async def test_calls_in_progress_are_answered_before_it_leaves(kit: MeshKit) -> 
 
 
 async def test_an_emptied_server_costs_it_a_moment(kit: MeshKit) -> None:
-    """Its presence is written again."""
+    """A client writes its presence again after the server was emptied."""
     async with kit.connect() as connected:
         client = connected.client
         await kit.redis().delete(f"mesh:client:{client.id}", f"mesh:replies:{client.id}")
@@ -148,7 +148,7 @@ async def test_an_emptied_server_costs_it_a_moment(kit: MeshKit) -> None:
 
 
 async def test_it_works_beside_sixteen_full_databases() -> None:
-    """It needs none of them."""
+    """A client needs no database."""
     async with MeshKit(counting, replicas=16) as kit:
         async with kit.connect() as connected:
             client = connected.client
@@ -157,7 +157,7 @@ async def test_it_works_beside_sixteen_full_databases() -> None:
 
 
 async def test_a_server_of_another_mesh_is_refused(server: Server) -> None:
-    """By the claim, as a replica is."""
+    """The claim of another mesh refuses a client, as it refuses a replica."""
     async with MeshKit(counting, redis=server.url):
         with pytest.raises(SetupError, match="MESH_NAME=mesh"):
             async with connect(settings=MeshSettings(name="another", redis=server.settings)):
@@ -165,7 +165,7 @@ async def test_a_server_of_another_mesh_is_refused(server: Server) -> None:
 
 
 async def test_an_address_that_is_none_is_refused() -> None:
-    """With the name of the setting."""
+    """The error names the setting."""
     with pytest.raises(SetupError, match="REDIS_URL"):
         async with connect("http://example.org"):
             raise AssertionError
@@ -321,7 +321,7 @@ async def _finished(kit: MeshKit) -> bool:
 
 
 def test_a_client_has_no_database() -> None:
-    """So it has nothing to commit to."""
+    """A client has nothing to commit to."""
     assert not hasattr(Client, "transaction")
 
 

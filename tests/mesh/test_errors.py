@@ -26,7 +26,7 @@ def test_codes_are_unambiguous() -> None:
 
 
 def test_facts_are_attributes() -> None:
-    """Where a number is known it can be asked for."""
+    """Each fact of an error is an attribute; one that is not given is None."""
     assert errors.Busy(retry_after=2).retry_after == 2.0
     assert errors.Busy().retry_after is None
     assert errors.Incomplete(missing=[3, 5]).missing == [3, 5]
@@ -41,7 +41,7 @@ class OutOfStock(Refused, code="test.out-of-stock"):
 
 
 def test_a_programs_own_error_is_itself_after_the_way() -> None:
-    """With its facts in the types that it names, and what is more as a fact."""
+    """Its facts have the types that it names, and further ones are facts, too."""
     facts = {"article": "a", "until": "2026-01-01T00:00:00Z", "more": 1}
     error = from_wire("test.out-of-stock", "gone", facts)
     assert isinstance(error, OutOfStock) and isinstance(error.until, datetime)
@@ -50,7 +50,7 @@ def test_a_programs_own_error_is_itself_after_the_way() -> None:
 
 @pytest.mark.parametrize("facts", [{"article": "a"}, {"article": "a", "until": "soon"}, {}])
 def test_an_error_of_another_release_is_a_refusal_with_what_it_says(facts: dict[str, str]) -> None:
-    """It has fewer facts, or of other types; its code stays the same."""
+    """The error has fewer facts, or of other types; its code stays the same."""
     error = from_wire("test.out-of-stock", "gone", facts)
     assert type(error) is Refused
     assert (error.code, error.detail) == ("test.out-of-stock", "gone")

@@ -89,7 +89,7 @@ async def test_what_was_stored_since_the_last_look_counts() -> None:
 
 
 async def test_a_policy_that_deletes_keys_is_noticed_while_it_lasts(server: Server, mesh_of: Backend) -> None:
-    """It was changed at run time. Nothing was deleted yet, and no data may be acknowledged any more."""
+    """The policy was changed at run time; from then on no data may be acknowledged."""
     (one,) = await mesh_of(1, worker)
     app = applications()
     app.context.membership, app.reason = Mesh(one), ""
@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_say_has_no_limit(backend: Backend) -> None
 
 
 async def test_a_replica_sees_a_full_server_and_its_end(server: Server, mesh_of: Backend) -> None:
-    """As the Redis user of its epoch; requests are still taken and settled within the reserve."""
+    """The Redis user of the epoch may look; requests are still taken and settled within the reserve."""
     (one,) = await mesh_of(1, worker)
     with server.redis() as admin:
         admin.set("ballast", "x" * (50 << 20))
@@ -189,7 +189,7 @@ async def test_reads_are_answered_when_memory_is_really_full(one: Replica, serve
 
 
 async def test_stores_are_refused_when_memory_is_really_full(one: Replica, server: Server) -> None:
-    """Before they are submitted; others in the same turn of the loop are not held up, and it passes by itself."""
+    """Stores are refused before they are submitted, do not hold up others of the same turn, and work again later."""
     with full(server):
         asked = [
             one.call(Class(one.cls), op, {"text": "new"}) for op in ("memory.store", "memory.read", "memory.store")
@@ -220,7 +220,7 @@ async def test_a_commit_that_stores_is_refused_when_memory_has_become_full(one: 
 
 
 async def test_what_nobody_waits_for_is_done_when_there_is_room(one: Replica, server: Server) -> None:
-    """It is no dead letter, however long that takes."""
+    """A request without a caller is no dead letter, however long it waits for room."""
     transaction = one.transaction()
     transaction.send(Class(one.cls), "memory.store", {"text": "late", "wait": True})
     await one.commit(transaction)

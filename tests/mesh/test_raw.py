@@ -57,7 +57,7 @@ import MODULES
 
 
 def test_the_library_works_with_what_it_is_installed_with() -> None:
-    """Without Quart, SQLAlchemy and all else that only an extra brings."""
+    """The library works without Quart, SQLAlchemy and all else that only an extra brings."""
     config = configparser.ConfigParser()
     config.read(SETUP)
     installed = closure([line for line in config["options"]["install_requires"].splitlines() if line[:1].isalpha()])

@@ -88,7 +88,7 @@ async def test_a_gather_is_refused_while_a_holder_of_data_is_expected_back(backe
 
 
 async def test_a_successor_ends_it(backend: Backend) -> None:
-    """With a holder the gather has all data again."""
+    """With a successor the gather has all data again."""
     one = await member(backend)
     async with killed(backend) as two:
         await one.call(Database(two.database), "put", {"key": "a"})

@@ -12,7 +12,7 @@ from mesh.settings import explain
 
 
 def test_the_names_of_the_task_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """REDIS_HOST, REDIS_PORT, REDIS_USERNAME, REDIS_PASSWORD, REDIS_DB."""
+    """The names are REDIS_HOST, REDIS_PORT, REDIS_USERNAME, REDIS_PASSWORD and REDIS_DB."""
     for name, value in {"HOST": "redis", "PORT": "7000", "USERNAME": "u", "PASSWORD": "p", "DB": "2"}.items():
         monkeypatch.setenv(f"REDIS_{name}", value)
     redis = MeshSettings().redis
@@ -22,7 +22,7 @@ def test_the_names_of_the_task_are_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_secret_is_read_from_a_file(tmp_path: Path) -> None:
-    """As containers mount them: named like the setting, in lower case."""
+    """Containers mount such files: each is named like the setting, in lower case."""
     (tmp_path / "redis_password").write_text("from a file")
     password = RedisSettings(_secrets_dir=tmp_path).password  # type: ignore[call-arg]
     assert password is not None and password.get_secret_value() == "from a file"
@@ -54,7 +54,7 @@ def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """Before anything else happens."""
+    """Settings that do not fit are refused before anything else happens."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         MeshSettings()
@@ -77,7 +77,7 @@ def test_a_class_is_one_of_those_there_are() -> None:
     ],
 )
 def test_an_address_names_server_user_and_database(url: str) -> None:
-    """And what TLS needs."""
+    """An address also names what TLS needs."""
     assert RedisSettings(url=SecretStr(url)).url is not None
 
 
@@ -114,7 +114,7 @@ def test_sentinels_are_hosts_with_ports(sentinels: str) -> None:
 
 
 def test_what_is_wrong_is_told_by_the_names_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it, in one line, of every class of settings."""
+    """One line has all mistakes, in every class of settings."""
     monkeypatch.setenv("MESH_CLASS", "E")
     monkeypatch.setenv("MESH_DATABASES", "17")
     with pytest.raises(ValidationError) as caught:

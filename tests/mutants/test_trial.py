@@ -90,7 +90,7 @@ def test_a_hang_ends_after_the_timeout(tree: Tree) -> None:
 
 
 def test_a_test_that_fails_anyway_does_not_count(tree: Tree) -> None:
-    """It is noted, and left out; the next test decides."""
+    """A test that fails without the mutant is noted and left out; the next test decides."""
     broken = tree.root / "tests/test_a.py"
     broken.write_text("def test_broken():\n    assert False\n")
     assert tried(tree, "> 18").by == "tests/test_age.py::test_the_birthday"
@@ -99,7 +99,7 @@ def test_a_test_that_fails_anyway_does_not_count(tree: Tree) -> None:
 
 
 def test_a_test_that_fails_by_chance_does_not_count(tree: Tree) -> None:
-    """It fails once, and not with the same mutant again."""
+    """The test fails once, and not again with the same mutant."""
     (tree.root / "tests/test_a.py").write_text(
         """import pathlib
 

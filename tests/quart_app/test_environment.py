@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_file_of_settings_is_read_as_it_is_written(folder: Path, line: bytes, value: str) -> None:
-    """Whatever editor wrote it; nothing in a value is replaced."""
+    """Any editor may have written the file; nothing in a value is replaced."""
     (folder / ".env").write_bytes(line)
     load()
     assert os.environ["REDIS_PASSWORD"] == value
@@ -75,7 +75,7 @@ def test_another_file_can_be_named(folder: Path) -> None:
     ("content", "why"), [(b"PORT\n", "PORT has no value; a line is NAME=value"), (b"PORT=\xff\n", "is not UTF-8 text")]
 )
 def test_a_file_that_cannot_be_read_is_a_sentence(folder: Path, content: bytes, why: str) -> None:
-    """With its name."""
+    """The message has the name of the file."""
     (folder / ".env").write_bytes(content)
     with pytest.raises(UnreadableFile, match=rf"^\.env.*{why}"):
         load()
@@ -96,7 +96,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_replica_reads_the_file_of_its_folder(tmp_path: Path) -> None:
-    """As the task text has it: create `.env`, then start the server."""
+    """As in the task text: create `.env`, then start the server."""
     (tmp_path / ".env").write_text("MESH_CLASS=E\n")
     assert "MESH_CLASS" in refused(replica(tmp_path))
     (tmp_path / ".env").write_text("MESH_CLASS\n")
@@ -154,7 +154,7 @@ def test_a_secret_that_cannot_be_read_is_a_sentence(tmp_path: Path, made: object
     ],
 )
 def test_a_misspelt_name_is_named(name: str, said: str | None) -> None:
-    """With the setting that was probably meant; what other programs set is left alone."""
+    """The message has the setting that was probably meant; what other programs set is left alone."""
     assert unknown_names({name: "1"}) == ([] if said is None else [said])
 
 
@@ -170,7 +170,7 @@ def test_the_check_of_names_knows_every_service(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_replica_names_misspelt_settings_in_its_log(tmp_path: Path) -> None:
-    """It starts all the same: the name may be meant for another program."""
+    """The replica starts all the same, because the name may be meant for another program."""
     done = replica(tmp_path, MESH_DEADLINE="1", LOG_FORMAT="console", GRADES_USERNAME="", HOST="203.0.113.1")
     assert "MESH_DEADLINE is no setting; did you mean MESH_DEADLINE_MS?" in refused(done)
 

@@ -90,7 +90,7 @@ async def test_a_service_that_fails_answers_503_and_the_others_serve() -> None:
 
 
 async def test_a_failed_service_is_opened_again_until_it_opens() -> None:
-    """After a pause; from then on it serves like any other."""
+    """There is a pause between two attempts; then the service serves like any other."""
     late = Fake("late", Unavailable("no database"), ValueError("a mistake"), Unavailable("no database"))
     services, get = served(late)
     async with services.running(REPLICA, wait_s=5):
@@ -105,7 +105,7 @@ async def test_a_failed_service_is_opened_again_until_it_opens() -> None:
 
 
 async def test_an_unexpected_error_tells_a_client_nothing_of_itself() -> None:
-    """It may hold an address or a password; the log has it."""
+    """The error may hold an address or a password; only the log has it."""
     bad = Fake("bad", *(ValueError("postgres://user:secret@host") for _ in range(100)))
     services, _ = served(bad)
     async with services.running(REPLICA, wait_s=5):
@@ -121,7 +121,7 @@ async def test_an_error_of_redis_is_named_for_what_it_means() -> None:
 
 
 async def test_a_service_that_breaks_while_it_runs_is_opened_again() -> None:
-    """Its 503 says why until then; the replica goes on."""
+    """Until then its 503 says why; the replica goes on."""
     one = Fake("one")
     services, get = served(one)
     async with services.running(REPLICA, wait_s=5):
@@ -135,7 +135,7 @@ async def test_a_service_that_breaks_while_it_runs_is_opened_again() -> None:
 
 
 async def test_leaving_ends_a_service_that_breaks_at_the_same_moment() -> None:
-    """Its error must not take the place of the cancellation, or the replica would never leave."""
+    """If the error took the place of the cancellation, the replica would never leave."""
     one = Fake("one")
     services, _ = served(one)
     with pytest.raises(ExceptionGroup):
@@ -145,7 +145,7 @@ async def test_leaving_ends_a_service_that_breaks_at_the_same_moment() -> None:
 
 
 async def test_a_slow_service_is_waited_for_no_longer_than_asked() -> None:
-    """Then the others serve, and it answers 503 until it is ready."""
+    """The others serve then, and the slow one answers 503 until it is ready."""
     slow = Fake("slow")
     slow.hold.clear()
     services, get = served(slow)
@@ -174,7 +174,7 @@ async def test_leaving_ends_a_service_that_never_opened() -> None:
 
 
 async def test_a_lost_lease_is_not_one_services_trouble() -> None:
-    """It ends the membership, alone or among other errors."""
+    """A lost lease ends the membership, alone or among other errors."""
     for error in (LeaseLost("over"), ExceptionGroup("several", [ValueError(), LeaseLost("over")])):
         services, _ = served(Fake("one", error))
         with pytest.raises(ExceptionGroup) as raised:

@@ -100,7 +100,7 @@ def test_a_stuck_reader_delays_nobody_and_is_told_what_it_missed() -> None:
 
 @pytest.mark.parametrize("kind", ["full", "closed", "none"])
 def test_a_stream_that_takes_nothing_fails_nobody(kind: str) -> None:
-    """A full disk, a closed pipe, no stream at all."""
+    """The disk is full, the pipe is closed, or there is no stream."""
     if kind == "full":
         descriptor: int | None = os.open("/dev/full", os.O_WRONLY)
     elif kind == "closed":
@@ -142,7 +142,7 @@ def test_a_long_text_from_outside_is_cut() -> None:
 
 
 def test_every_line_names_the_call_and_the_trace_that_it_belongs_to() -> None:
-    """On whichever replica it is written: a worker sets both for each request. Without them the line has neither."""
+    """A worker sets both for each request, on whichever replica. Without them the line has neither."""
     assert logs.add_origin(None, "", {"event": "x"}) == {"event": "x"}
     trace = "0af7651916cd43dd8448eb211c80319c"
     call, parent = CALL.set("req-1"), TRACEPARENT.set(f"00-{trace}-b7ad6b7169203331-01")

@@ -28,5 +28,5 @@ def test_numbers_have_their_nouns_and_texts_an_end() -> None:
     [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1500, "1.5 kB"), (64 << 20, "67 MB"), (3_200_000, "3.2 MB")],
 )
 def test_sizes_are_short(count: int, text: str) -> None:
-    """In units of a thousand, as disks and networks count."""
+    """Units are of a thousand, as disks and networks count."""
     assert data_size(count) == text

@@ -41,12 +41,12 @@ def greetings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", SERVICES.values())
 def test_every_service_of_the_registry_can_be_imported(module: str) -> None:
-    """Its module has the function that the application calls."""
+    """The module of each service has the function that the application calls."""
     assert callable(import_module(module).create)
 
 
 async def test_the_service_of_the_page_runs(greetings: str, server: Server) -> None:
-    """It answers as the page says, beside another service, and stands in the OpenAPI document."""
+    """The service answers as the page says, beside another one, and is in the OpenAPI document."""
     (shown,) = re.findall(r"curl -X POST localhost:8000(/\S+)\n    (\{.*\})", PAGE)
     async with node(MeshSettings(redis=server.settings), services=f"{greetings},values") as one:
         answer = await one.public.post(shown[0])
@@ -57,7 +57,7 @@ async def test_the_service_of_the_page_runs(greetings: str, server: Server) -> N
 
 
 async def test_the_tests_of_the_page_pass(greetings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both tests, over fakeredis."""
+    """Both tests of the page pass over fakeredis."""
     (block,) = re.findall(r"## 3\. Test it.*?```python\n(.*?)```", PAGE, re.DOTALL)
     path = tmp_path / "greetings_test_service.py"
     path.write_text(block, "utf-8")

@@ -89,7 +89,7 @@ async def test_a_request_in_hand_is_cancelled_without_an_effect(backend: Backend
 
 
 async def test_a_replica_acts_with_the_rights_of_its_own_user(mesh_of: Backend) -> None:
-    """On others, too: the page's acts run over the client of the replica that serves it."""
+    """A replica can act on others: the page's acts run over the client of the replica that serves it."""
     one, two = await mesh_of(2, counting([]))
     acts = Control(one.shared, one.settings)
     heard: list[str] = []
@@ -131,7 +131,7 @@ async def test_a_replica_is_asked_to_drain(backend: Backend) -> None:
 
 @pytest.mark.parametrize("op", ["", "x" * 201, "a\nb"])
 async def test_what_is_no_operation_is_not_paused(backend: Backend, op: str) -> None:
-    """Nothing is written."""
+    """A name that is no operation is refused, and nothing is written."""
     one = await backend.join()
     with pytest.raises(Refused, match="not the name of an operation"):
         await control(backend, one).pause(op, ACTOR)

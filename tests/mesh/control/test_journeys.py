@@ -42,7 +42,7 @@ def journeys(backend: Backend, one: Replica) -> Journeys:
 
 
 async def test_an_answered_request_is_found_by_call_name_and_id(backend: Backend) -> None:
-    """With when it was accepted and answered, who worked, and for how long."""
+    """What is found says when the request was accepted and answered, who worked, and for how long."""
     one = await backend.join(worker_of_all_kinds(asyncio.Event()))
     CALL.set("req-1")
     await one.call(Class(one.cls), "x.put", {})
@@ -59,7 +59,7 @@ async def test_an_answered_request_is_found_by_call_name_and_id(backend: Backend
 
 
 async def test_a_gather_is_one_journey_with_a_lane_for_each_database(backend: Backend) -> None:
-    """Found by any of its parts."""
+    """Any of its parts finds the whole gather."""
     worker = worker_of_all_kinds(asyncio.Event())
     one, two = await backend.join(worker), await backend.join(worker)
     await one.gather("x.put", {})
@@ -73,7 +73,7 @@ async def test_a_gather_is_one_journey_with_a_lane_for_each_database(backend: Ba
 
 
 async def test_a_request_that_waits_is_in_hand_or_given_up_is_found(backend: Backend) -> None:
-    """On its stream, and among the dead letters."""
+    """A request is found on its stream, and among the dead letters."""
     gate = asyncio.Event()
     one = await backend.join(worker_of_all_kinds(gate), claim_idle_ms=200)
     look = journeys(backend, one)
@@ -99,7 +99,7 @@ def test_times_that_are_not_known_are_not_made_up() -> None:
 
 
 def test_times_are_of_the_answers_that_tell_them() -> None:
-    """Not known is not zero; what is not answered yet has no time."""
+    """A time that is not known is not taken for zero, and an unanswered request has none."""
 
     def step(accepted_ms: int, answered_ms: int) -> JourneyStep:
         times = {"accepted_ms": accepted_ms, "answered_ms": answered_ms}

@@ -99,7 +99,7 @@ async def test_what_nobody_serves_is_told_while_it_has_requests(backend: Backend
 async def test_the_work_of_counting_is_bounded(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, bound: int
 ) -> None:
-    """By entries and by bytes; it says that there are more."""
+    """Counting stops at a number of entries and of bytes, and then says that there are more."""
     monkeypatch.setattr(operations, name, bound)
     mesh = await backend.mesh(Operations("other"))
     await put_by_hand(mesh, 100)
@@ -118,7 +118,7 @@ def answer(op: str, status: str = "ok") -> JourneyStep:
 
 
 async def test_answers_belong_to_their_operations(backend: Backend) -> None:
-    """Those of an operation that nobody serves any more as well."""
+    """An operation that nobody serves any more keeps its answers."""
     mesh = await published(backend, Work())
     answers = [answer("work.do"), answer("gone.put", "refused"), answer("work.do")]
     found = await states(mesh.shared, backend.settings, answers)

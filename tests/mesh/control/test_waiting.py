@@ -17,7 +17,7 @@ class Note(Struct):
 
 
 async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backend: Backend) -> None:
-    """Both with what they are about; no more than was asked for is read, and all are counted."""
+    """No more is read than was asked for, and all are counted."""
     table = Operations("notes")
 
     @table.command
@@ -46,7 +46,7 @@ async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backe
 
 
 async def test_what_no_time_lets_go_is_read_too(backend: Backend) -> None:
-    """It waits for a place in its lane, or for the end of a pause."""
+    """Requests that wait for a place in a lane, or for the end of a pause, are read, too."""
     redis = backend.redis()
     facts = {
         "a": {"limit": "lane 1 a notes.put:x"},

@@ -60,7 +60,7 @@ async def audited(redis: Any) -> list[dict[str, str]]:
 
 
 async def test_a_replayed_request_is_accepted_once_more(redis: Any, dead: DeadLetters) -> None:
-    """Without the deadline that has passed and without a stream for its reply; all other fields are as they were."""
+    """A replayed request has no deadline and no stream for its reply; all other fields are as they were."""
     await bury(redis, 1, call="abc")
     (letter,) = await dead.look(10)
     assert (letter.kind, letter.reason, letter.op, letter.deliveries) == ("request", "it crashed", "count.put", "3")
@@ -80,7 +80,7 @@ async def test_a_replayed_request_is_accepted_once_more(redis: Any, dead: DeadLe
 
 
 async def test_a_call_whose_answer_was_lost_changes_nothing_the_second_time(redis: Any, dead: DeadLetters) -> None:
-    """It says that the letter is gone, and the audit log has both calls."""
+    """The second call says that the letter is gone, and the audit log has both calls."""
     await bury(redis, 1)
     (letter,) = await dead.look(1)
     assert await dead.replay([letter.id], ACTOR) == Report(done=1)
@@ -95,7 +95,7 @@ async def test_a_call_whose_answer_was_lost_changes_nothing_the_second_time(redi
 async def test_a_group_is_replayed_whole_and_alone(
     redis: Any, dead: DeadLetters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In batches, however many letters lie between; other reasons stay."""
+    """A group is replayed in batches, however many letters lie between; letters with other reasons stay."""
     monkeypatch.setattr(letters, "BATCH", 4)
     monkeypatch.setattr(letters, "LOOKED_AT", 5)
     for number in range(30):
@@ -180,7 +180,7 @@ async def test_a_letter_is_never_replayed_to_anything_but_a_stream_of_work(
 
 
 async def test_ids_are_checked_before_anything_is_done(redis: Any, dead: DeadLetters) -> None:
-    """Else a script would end in the middle."""
+    """A script that meets a wrong id would end in the middle."""
     await bury(redis, 1)
     (letter,) = await dead.look(1)
     with pytest.raises(Refused, match="not the id of a dead letter"):
@@ -196,7 +196,7 @@ async def test_a_list_has_the_beginning_of_each_body_and_its_size(redis: Any, de
 
 
 async def test_all_of_many_letters_are_found(redis: Any, dead: DeadLetters, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Page after page."""
+    """The letters are read page after page."""
     monkeypatch.setattr(letters, "LOOKED_AT", 3)
     for number in range(8):
         await bury(redis, number)

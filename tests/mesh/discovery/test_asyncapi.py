@@ -172,7 +172,7 @@ def test_the_schemas_say_what_the_types_say() -> None:
 
 
 def test_a_reply_is_one_of_its_messages() -> None:
-    """By its status: an answer, an error of the service, or another failure."""
+    """The status of a reply says which message it is: an answer, an error of the service, or another failure."""
     whole = made(shapes().worker)
     fields = {"op": "shapes.draw", "request": "r-1", "from": "replica-1", "forwards": "0"}
     answers = whole["operations"]["shapes.draw"]["reply"]["messages"]

@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[Mesh], Awaitable[Any]]] = {
 async def test_an_operation_that_nobody_serves_is_refused_before_anything_is_written(
     backend: Backend, way: str
 ) -> None:
-    """With the nearest name."""
+    """The refusal names the operation with the nearest name."""
     mesh = await backend.mesh(notes)
     with pytest.raises(Refused, match=r"no live replica serves the operation 'notes\.pat'; did you mean 'notes\.put'"):
         await WAYS[way](mesh)
@@ -100,7 +100,7 @@ async def test_a_handler_that_sends_such_a_request_is_refused_with_all_its_effec
 
 
 async def test_what_another_replica_serves_is_sent(backend: Backend) -> None:
-    """By a replica that joined before it or after it, and by a handler."""
+    """The sender is a replica that joined before or after the other, or a handler."""
     before = await backend.join(other.worker, class_="B")
     one = await backend.join(notes.worker, class_="A")
     after = Mesh(await backend.join(other.worker, class_="C"))
@@ -146,7 +146,7 @@ async def older_release(backend: Backend) -> Replica:
 
 
 async def test_an_older_release_may_serve_anything(backend: Backend) -> None:
-    """It does not say what it serves, so it is asked."""
+    """An older release does not say what it serves, so requests are sent to it."""
     await older_release(backend)
     mesh = Mesh(await backend.join(notes.worker, class_="A"))
     old: Operation[Note, None] = Operation("old.put", Note, None)
@@ -156,7 +156,7 @@ async def test_an_older_release_may_serve_anything(backend: Backend) -> None:
 
 
 async def test_options_are_refused_while_an_older_release_is_live(backend: Backend) -> None:
-    """With nothing written; when it has left they work."""
+    """Nothing is written while the options are refused; when the older release has left they work."""
     older = await older_release(backend)
     mesh = Mesh(await backend.join(notes.worker, class_="A"))
     says = f"after= and at= cannot be used while {older.id} .database {older.database}, an older version. is live"
@@ -183,7 +183,7 @@ async def test_a_handler_without_a_caller_sends_while_an_older_release_is_live(b
 
 
 async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a process that only sends what it serves never looks."""
+    """A process that only sends what it serves itself never looks."""
     mesh = await backend.mesh(notes)
     looks, script = list[object](), mesh.replica._link.script
 

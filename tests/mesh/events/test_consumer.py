@@ -419,7 +419,7 @@ async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
 
 
 async def test_a_buried_event_is_acknowledged_too(connect: Any, redis: Redis) -> None:
-    """Also if somebody deleted it before: otherwise one consumer after the other would claim it."""
+    """An event that somebody has deleted is acknowledged, or one consumer after the other would claim it."""
     gone, _ = await publish(redis, "a", "b")
     connection = OneAtATime.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")

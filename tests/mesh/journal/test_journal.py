@@ -344,7 +344,7 @@ async def test_a_snapshot_of_another_history_trims_nothing(log: Log, redis: Redi
 async def test_a_snapshot_is_forced_to_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsync of the file, rename, fsync of the folder. In another order a crash could leave an empty file."""
+    """The order is fsync of the file, rename, fsync of the folder; another one could leave an empty file."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
     is_folder = {True: "folder", False: "file"}

@@ -62,7 +62,7 @@ class TestEveryWayIn:
             assert await left(kit) == set()
 
     async def test_sends_of_a_handler(self) -> None:
-        """They take their places with its commit, in their order."""
+        """What a handler sends takes its places with the commit, in the order of the sends."""
         table, do, seen = work(Limit(by="name", concurrency=1))
 
         @table.command
@@ -77,7 +77,7 @@ class TestEveryWayIn:
             assert [sent.op for sent in kit.sent] == ["work.do"] * 5
 
     async def test_requests_for_later(self) -> None:
-        """They take their places when they are due."""
+        """Requests for later take their places when they are due."""
         table, do, seen = work(Limit(by="name", concurrency=1))
 
         async def during(job: Job) -> None:
@@ -96,7 +96,7 @@ class TestEveryWayIn:
             assert seen.most == {"ann": 1}
 
     async def test_what_runs_by_itself(self) -> None:
-        """In every live database, but in one after the other."""
+        """A tick runs in every live database, in one after the other."""
         table, running, most = Operations("clean"), [0], [0]
 
         @table.every("0 * * * *", each=True, limit=Limit(concurrency=1))
@@ -199,7 +199,7 @@ async def test_a_raised_limit_holds_for_those_that_come_then() -> None:
 
 
 async def test_it_is_readable(backend: Backend) -> None:
-    """Who runs, who waits, and since when."""
+    """Redis shows who runs, who waits, and since when."""
     mesh, do, _, go_on = await held(backend, Limit(by="name", concurrency=1))
     ticket = await mesh.send(do, Job("ann", 1))
     redis = backend.redis()

@@ -15,7 +15,7 @@ ONE = Limit(by="name", concurrency=1)
 
 
 async def test_a_place_that_is_not_freed_stops_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until a sweep finds it, some seconds later."""
+    """The lane stands still until a sweep finds the place, some seconds later."""
     without(monkeypatch, "    if fields.limit then options.limits().ended(fields.limit) end\n", "")
     table, do, _ = work(ONE)
     async with MeshKit(table, **ONE_CLASS) as kit:

@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 
 
 async def test_one_lane_keeps_the_order(backend: Backend) -> None:
-    """Of sends and calls alike, on two replicas; other lanes go on beside it."""
+    """Sends and calls on two replicas keep one order; other lanes go on beside it."""
     table, do, seen = work(Limit(by="name", concurrency=1))
     one = await backend.mesh(table)
     await backend.start(table, class_=one.cls)
@@ -41,7 +41,7 @@ async def test_one_lane_keeps_the_order(backend: Backend) -> None:
 
 
 async def test_as_many_run_at_once_as_may(backend: Backend) -> None:
-    """And no more, although both replicas have room."""
+    """No more run at once than the limit allows, although both replicas have room."""
     table, do, seen = work(Limit(concurrency=3))
     one = await backend.mesh(table)
     await backend.start(table, class_=one.cls)
@@ -67,7 +67,7 @@ class TestWhoeverLeavesMakesRoom:
         assert await left(backend) == set()
 
     async def test_a_caller_hangs_up(self, backend: Backend) -> None:
-        """While it waits, and while it is worked on."""
+        """A caller may hang up while its request waits, and while it is worked on."""
         mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
         calling = [asyncio.create_task(mesh.call(do, Job("ann", n))) for n in (1, 2)]
         await books(mesh, waiting=2)
@@ -152,7 +152,7 @@ class TestWhoeverLeavesMakesRoom:
         assert await left(backend) == set()
 
     async def test_one_without_a_replica_is_swept(self) -> None:
-        """Its entry is on the stream of a database that nobody holds, and its caller is dead."""
+        """The entry is on the stream of a database that nobody holds, and its caller is dead."""
         table, do, seen = work(Limit(by="name", concurrency=1))
         async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
             kit.freeze(1)
@@ -229,7 +229,7 @@ class TestFaults:
         assert await left(backend) == set()
 
     async def test_a_sweep_has_a_bound(self, backend: Backend) -> None:
-        """Of a lane with thousands of places it looks at some, so that it does not hold the server up."""
+        """A sweep looks at some places of a lane with thousands, so that it does not hold the server up."""
         mesh, _, _, _ = await held(backend, Limit(by="name", concurrency=9999))
         gone = {f"n{number}": f"{keys.class_requests(mesh.cls)} 1-{number}" for number in range(2500)}
         await backend.redis().hset(f"{keys.RUNNING}{LANE}", mapping=gone)

@@ -70,7 +70,7 @@ def test_a_limit_travels_as_text(limit: Limit, words: str) -> None:
     ],
 )  # fmt: skip
 def test_people_read_a_limit(limit: Limit, sentence: str) -> None:
-    """In `mesh ops` and on the live page."""
+    """`mesh ops` and the live page show a limit as a sentence."""
     assert str(limit) == sentence
 
 

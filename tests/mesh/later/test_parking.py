@@ -104,7 +104,7 @@ async def test_they_keep_the_time_at_which_they_were_sent(backend: Backend) -> N
 
 
 async def test_a_replica_that_has_not_heard_of_the_end_of_a_pause_runs_them(backend: Backend) -> None:
-    """Otherwise they would wait for ever: nothing wakes what is parked after the pause."""
+    """Such requests are run, because nothing would wake them if they were parked after the pause."""
     done: list[str] = []
     one = await backend.join(counting(done))
     one._lease.paused = frozenset(["count.put"])
@@ -114,7 +114,7 @@ async def test_a_replica_that_has_not_heard_of_the_end_of_a_pause_runs_them(back
 
 
 async def test_requests_written_by_hand_wait_and_run_each(backend: Backend) -> None:
-    """Whatever their keys are, and although the field `first` is no id."""
+    """The keys of requests written by hand may be alike, and their field `first` may be no id."""
     done: list[str] = []
     one, _ = await _two_paused(backend, counting(done))
     for key in ("a b", "a_b", "a b", ""):
@@ -165,7 +165,7 @@ async def test_a_parked_request_is_cancelled(backend: Backend) -> None:
 
 
 async def test_replicas_that_die_lose_none(backend: Backend) -> None:
-    """They wait in Redis, for whoever is there when the operation goes on."""
+    """Parked requests wait in Redis for any replica that is there when the operation goes on."""
     done: list[str] = []
     one, _ = await _two_paused(backend, counting(done))
     for _ in range(5):
@@ -181,7 +181,7 @@ async def test_replicas_that_die_lose_none(backend: Backend) -> None:
 
 
 async def test_those_to_a_database_go_on(backend: Backend) -> None:
-    """They are a part of another request's effect, and the next ones wait for them."""
+    """Requests to a database are a part of another request's effect, and the next ones wait for them."""
     done: list[str] = []
     one, _ = await _two_paused(backend, counting(done))
     await one._calls.send(Ask(Database(one.database), "count.put", {}))
@@ -191,7 +191,7 @@ async def test_those_to_a_database_go_on(backend: Backend) -> None:
 
 @pytest.mark.parametrize("way", ["pause", "limit", "handler"])
 async def test_those_for_which_there_is_no_room_hold_up_no_other(way: str) -> None:
-    """They stay on their stream, hold no worker and are no dead letters; when there is room they go on."""
+    """Requests that cannot be parked stay on their stream, hold no worker and are no dead letters."""
     table, gate = Operations("count"), asyncio.Event()
     done = list[int]()
 

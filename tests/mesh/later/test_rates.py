@@ -66,7 +66,7 @@ class TestDelay:
         await books(mesh, answered=5, waiting=0, in_flight=0)
 
     async def test_one_whose_time_is_beyond_its_deadline_hears_of_it_at_once(self, backend: Backend) -> None:
-        """It takes nothing from the rate."""
+        """A request that is refused takes nothing from the rate."""
         table, do, _ = work(Limit(rate=1, per=timedelta(hours=1)))
         mesh = await backend.mesh(table)
         await mesh.call(do, Job("ann"))
@@ -77,7 +77,7 @@ class TestDelay:
         assert (await mesh.books())["accepted"] == 1
 
     async def test_one_that_waits_is_cancelled(self, backend: Backend) -> None:
-        """By its ticket, and by a caller that hangs up."""
+        """A waiting request is cancelled by its ticket, and by a caller that hangs up."""
         table, do, ran = work(Limit(rate=1, per=timedelta(seconds=4)))
         mesh = await backend.mesh(table)
         await mesh.send(do, Job("ann", 0))
@@ -99,7 +99,7 @@ class TestDelay:
         assert (await mesh.books())["accepted"] == 2
 
     async def test_the_rate_expires(self, backend: Backend) -> None:
-        """Nothing is left of a value that nobody asks for any more."""
+        """Nothing is left of a value for which no request comes any more."""
         table, do, _ = work(Limit(by="name", rate=10, per=10 * SECOND))
         mesh = await backend.mesh(table)
         await mesh.call(do, Job("ann"))
@@ -169,7 +169,7 @@ class TestRefuse:
         assert ran == []
 
     async def test_a_handler_may_send_one_at_once_and_one_for_later(self) -> None:
-        """In either order."""
+        """The two sends may come in either order."""
         table, do, ran = work(Limit(rate=4, per=timedelta(hours=1), when="refuse"))
 
         @table.command
@@ -197,7 +197,7 @@ class TestRefuse:
             assert sorted(ran) == [("ann", 0), ("ann", 1), ("ann", 2)]
 
     async def test_callers_without_the_declaration_are_refused_too(self, backend: Backend) -> None:
-        """By the replica that reads the request; one that nobody waits for is delayed."""
+        """The replica that reads the request refuses it, or delays it if nobody waits for it."""
         table, _, ran = work(Limit(rate=1, per=timedelta(hours=1), when="refuse"))
         mesh = await backend.mesh(table)
         contract: Operation[Job, int] = Operation("work.do", Job, int)
@@ -210,7 +210,7 @@ class TestRefuse:
 
 
 async def test_after_a_step_back_of_the_clock_a_rate_goes_on() -> None:
-    """It does not refuse everything until the clock is where it was."""
+    """A rate does not refuse everything until the clock is where it was."""
     table, do, _ = work(Limit(rate=1, per=SECOND, when="refuse"))
     async with MeshKit(table, **ONE_CLASS) as kit:
         ahead = int(kit.now.timestamp() * 1e6) + 3_600_000_000

@@ -42,7 +42,7 @@ def test_pauses_grow_to_the_longest() -> None:
 
 
 def test_a_random_part_of_the_pause_is_left_out() -> None:
-    """So requests that failed together are not tried together."""
+    """Requests that failed together are not tried together."""
     retry = Retry(first=timedelta(seconds=1), jitter=0.5)
     assert [retry.pause_ms(1, lambda chance=chance: chance) for chance in (0.0, 0.5, 1.0)] == [1000, 750, 500]
 
@@ -72,7 +72,7 @@ def test_mistakes_say_what_to_write(options: dict[str, Any]) -> None:
 
 
 async def test_it_is_tried_until_it_succeeds() -> None:
-    """Its effect happens once, and the caller gets its answer; `tx.at` is the same at each try."""
+    """The effect happens once, and the caller gets its answer; `tx.at` is the same at each try."""
     table, runs = failing(3, Retry(most=5, first=timedelta(milliseconds=200)))
     async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
         assert await kit[0].call(table.operations["provider.ask"]) == 4
@@ -84,7 +84,7 @@ async def test_it_is_tried_until_it_succeeds() -> None:
 
 
 async def test_without_a_caller_it_waits_for_hours() -> None:
-    """On no stream meanwhile: redis-cli shows the error and the number of tries."""
+    """The request is on no stream meanwhile; redis-cli shows the error and the number of tries."""
     table, runs = failing(2, Retry(most=3, first=timedelta(hours=1), jitter=0))
     async with MeshKit(table, **ONE_CLASS) as kit:
         ticket = await kit[0].send(table.operations["provider.ask"])
@@ -110,7 +110,7 @@ async def test_a_retry_can_be_cancelled_by_its_ticket() -> None:
 
 
 async def test_no_try_left_is_told_at_once() -> None:
-    """With the last error, long before the deadline."""
+    """The caller gets the last error long before the deadline."""
     table, runs = failing(9, Retry(most=3, first=timedelta(milliseconds=10)))
     async with MeshKit(table, **ONE_CLASS) as kit:
         before = kit.now
@@ -133,7 +133,7 @@ async def test_a_try_beyond_the_deadline_is_not_waited_for() -> None:
 
 
 async def test_other_exceptions_are_no_tries() -> None:
-    """They are delivered again, as without a Retry."""
+    """A request whose handler raises another exception is delivered again, as without a Retry."""
     table, runs = failing(9, Retry(most=9, first=timedelta(hours=1), on=ConnectionError))
     async with MeshKit(table, **ONE_CLASS) as kit:
         with pytest.raises(GivenUp):

@@ -58,7 +58,7 @@ class TestEvery:
 
     @pytest.mark.parametrize(("missed", "runs"), [("once", 1), ("skip", 0), ("all", 30)])
     async def test_ticks_without_a_replica(self, missed: str, runs: int) -> None:
-        """Half an hour without any."""
+        """No replica lives for half an hour."""
         table, ticks = ticking(missed=missed)
         async with MeshKit(table) as kit:
             await kit.advance(minutes=2)
@@ -102,7 +102,7 @@ class TestEvery:
             assert len(ticks) in (15, 16)
 
     async def test_a_new_definition_replaces_the_old_one(self) -> None:
-        """That of the replica that joined last: of a newer release."""
+        """The definition of the replica that joined last counts: it is of a newer release."""
         table, ticks = ticking()
         changed, hourly = Operations("clock"), list[Tick]()
 

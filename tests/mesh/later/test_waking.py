@@ -66,7 +66,7 @@ async def seen(mesh: Mesh, table: Operations, expected: dict[str, int]) -> None:
 
 
 async def test_a_request_runs_once_at_its_time(table: Operations) -> None:
-    """Not before, and once, although three replicas wake it."""
+    """The request does not begin early, and runs once although three replicas wake it."""
     async with MeshKit(table, replicas=3, **ONE_CLASS) as kit:
         mesh = kit[0]
         await mesh.send(table.operations["notes.put"], Note("an hour"), after=timedelta(hours=1))
@@ -123,7 +123,7 @@ async def test_requests_wait_for_a_replica(table: Operations) -> None:
 
 
 async def test_lost_answers_change_nothing(table: Operations) -> None:
-    """Neither to the send nor to the waking nor to the cancellation."""
+    """The answers to the send, to the waking and to the cancellation may be lost."""
     async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
         mesh = kit[0]
         kit.lose_answers(3)

@@ -32,7 +32,7 @@ async def _letter(backend: Backend) -> dict[str, str]:
 
 
 async def test_a_request_whose_lane_is_a_key_of_another_type_is_given_up_at_once(backend: Backend) -> None:
-    """Without a caller nobody hears of it, and no later look would find another type."""
+    """Nobody waits for the request, and a later look would find the same type."""
     table, _, seen = work(ONE)
     mesh = await backend.mesh(table)
     await backend.redis().set(f"{keys.RUNNING}{LANE}", "x")
@@ -46,7 +46,7 @@ async def test_a_request_whose_lane_is_a_key_of_another_type_is_given_up_at_once
 
 
 async def test_a_request_whose_stream_takes_no_more_entries_is_not_lost(backend: Backend) -> None:
-    """It has the highest id there is, and so it can neither be put on its stream anew nor vanish."""
+    """An entry with the highest id there is cannot be put on its stream anew, and does not vanish."""
     table, _, _ = work(ONE)
     mesh = await backend.mesh(table)
     await backend.redis().xadd(stream := keys.class_requests(mesh.cls), ENTRY, id=HIGHEST)
@@ -59,7 +59,7 @@ async def test_a_request_whose_stream_takes_no_more_entries_is_not_lost(backend:
 
 
 async def test_without_the_look_at_what_the_stream_says_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the books say so."""
+    """Without this mechanism the request is gone, and the books do not balance."""
     instead(monkeypatch, "ENTER", "if type(again) == 'table' then return {'wrong-type', stream} end\n", "", entering)
     table, _, seen = work(ONE)
     with pytest.raises(AssertionError, match="the books do not balance"):

@@ -27,7 +27,7 @@ def may(patterns: list[str], key: str) -> bool:
 
 @DIALECTS
 def test_a_holders_user_may_touch_its_own_keys_and_only_read_others_leases(dialect: acl.Dialect) -> None:
-    """The patterns, one by one."""
+    """Each pattern of the user is tried."""
     rules = acl.rules(3, 0, "p", dialect)
     writable = patterns(rules, "~")
     readable = writable + patterns(rules, "%R~")
@@ -53,7 +53,7 @@ def test_the_rules_start_from_nothing(dialect: acl.Dialect) -> None:
 
 
 def test_without_rules_per_database_the_user_selects_two_databases() -> None:
-    """A first-argument rule, and no selector."""
+    """The user has a first-argument rule, and no selector."""
     rules = acl.rules(3, 0, "p", REDIS_8)
     assert [rule for rule in rules if "+select" in rule] == ["+select|0", "+select|3"]
     assert acl.rules(0, 0, "p", REDIS_8).count("+select|0") == 1
@@ -69,6 +69,6 @@ def test_with_rules_per_database_each_key_is_open_in_one_database() -> None:
 
 
 def test_the_holder_of_the_bus_database_has_one_selector() -> None:
-    """With both kinds of keys: a command's keys must all be allowed by the same selector."""
+    """The selector has both kinds of keys, because one selector must allow all keys of a command."""
     selectors = [rule for rule in acl.rules(0, 0, "p", VALKEY_9_1) if rule.startswith("(")]
     assert len(selectors) == 1 and "~db0:*" in selectors[0] and "~shared:*" in selectors[0]

@@ -111,7 +111,7 @@ async def test_credentials_that_may_not_even_ask_for_the_version_are_refused(ser
 
 
 async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Backend, server: Server) -> None:
-    """Nothing of theirs is read, moved or deleted. Where no other database is free, the replica waits and says why."""
+    """Foreign keys are not read, moved or deleted. Without another free database the replica waits and says why."""
     for number in (1, 3):
         with server.redis(db=number) as stranger:
             stranger.set("theirs", "precious")
@@ -253,7 +253,7 @@ async def test_data_of_a_newer_release_are_not_touched(server: Server, key: str,
 
 
 async def test_data_without_a_format_are_taken_up(server: Server) -> None:
-    """They are of a release before formats; the grant notes the format from now on."""
+    """Such data are of a release before formats; the grant notes the format from now on."""
     with server.redis(db=1) as admin:
         admin.set("db1:class", "C")
     async with join(Worker(), MeshSettings(redis=server.settings)) as replica:

@@ -136,7 +136,7 @@ async def live(server: Server, ready: asyncio.Event, end: asyncio.Future[None]) 
 
 @pytest.mark.parametrize("how", ["in order", "with an error", "cancelled", "lease lost"])
 async def test_the_thread_ends_with_the_membership(server: Server, how: str) -> None:
-    """Whatever ends it, and no later than it."""
+    """The thread ends no later than the membership, whatever ends that."""
     ready, end = asyncio.Event(), asyncio.get_running_loop().create_future()
     living = asyncio.create_task(live(server, ready, end))
     await ready.wait()
@@ -183,7 +183,7 @@ async def test_the_thread_ends_although_the_loop_was_closed_without_it(server: S
 
 
 async def test_a_state_reaches_the_roster_from_the_replicas_loop(server: Server) -> None:
-    """With the next renewal, which comes at once, also when one is just on its way."""
+    """The state is in the next renewal, which comes at once, also when one is just on its way."""
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=30_000)
     async with join(Worker(), settings) as replica:
         with server.redis() as admin:

@@ -19,7 +19,7 @@ async def no_thread() -> bool:
 
 
 async def test_it_runs_while_the_callers_loop_is_blocked() -> None:
-    """That is what it is for."""
+    """The thread exists for the time in which the caller's loop is blocked."""
     turns = 0
 
     async def main() -> None:
@@ -40,7 +40,7 @@ async def test_it_runs_while_the_callers_loop_is_blocked() -> None:
 
 
 async def test_run_ends_with_the_coroutine_and_raises_its_error() -> None:
-    """So the parent of `run` hears of every end."""
+    """The parent of `run` learns of every end."""
 
     async def ends() -> None:
         await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_run_ends_with_the_coroutine_and_raises_its_error() -> None:
 
 @pytest.mark.parametrize("after_s", [0, 0.0001, 0.001, 0.01, 0.1])
 async def test_cancelled_at_any_moment_it_leaves_no_thread(after_s: float) -> None:
-    """Also before the thread's loop has begun. The coroutine cleans up in its thread before `run` is over."""
+    """The coroutine cleans up in its thread before `run` is over, also if the thread's loop has not begun."""
     begun, cleaned = [], []
 
     async def main() -> None:

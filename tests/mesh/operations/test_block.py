@@ -22,7 +22,7 @@ async def suppressing(seen: list[str]) -> AsyncIterator[str]:
 
 
 async def test_a_block_is_the_context_manager_that_it_is_given() -> None:
-    """It passes errors on, and may suppress them."""
+    """A block passes errors on, and may suppress them."""
     seen: list[str] = []
     async with Block("async with it:", suppressing(seen)) as found:
         seen.append(found)

@@ -50,7 +50,7 @@ async def test_a_call_returns_the_type_that_the_operation_answers(backend: Backe
 
 
 async def test_a_contract_without_code_calls_what_another_program_serves(backend: Backend) -> None:
-    """Only the name and the types are shared."""
+    """The two programs share only the name and the types."""
     mesh = await backend.mesh(greetings)
     assert await mesh.call(Operation("greetings.put", Greet, Greeted), Greet("x")) == Greeted("hello x", 1)
     with pytest.raises(InvalidReply, match=r"greetings\.put answers int"):
@@ -58,7 +58,7 @@ async def test_a_contract_without_code_calls_what_another_program_serves(backend
 
 
 async def test_an_invalid_body_is_refused_once_and_says_where(backend: Backend) -> None:
-    """It is a failure of the caller: no second delivery, no dead letter."""
+    """The failure is the caller's: there is no second delivery and no dead letter."""
     mesh = await backend.mesh(greetings)
     with pytest.raises(InvalidBody, match=r"the body of greetings\.put is not a Greet") as caught:
         await mesh.replica.call(Class(mesh.cls), "greetings.put", {"name": 7})
@@ -77,7 +77,7 @@ async def test_a_reply_of_another_type_is_an_error_that_has_no_effect(backend: B
 
 
 async def test_a_programs_own_error_arrives_as_itself(backend: Backend) -> None:
-    """With its facts, in their types."""
+    """The error has its facts, in their types."""
     mesh = await backend.mesh(greetings)
     await mesh.call(take, Greet("ann"))
     with pytest.raises(NameTaken, match="Somebody else has this name") as caught:

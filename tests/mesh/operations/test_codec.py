@@ -58,7 +58,7 @@ def test_the_fields_of_a_body(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [dict, dict[str, int]])
 def test_a_plain_dict_has_no_fields_that_are_known(kind: Any) -> None:
-    """It may hold anything."""
+    """A plain dict may hold anything."""
     assert fields_of(kind) == frozenset()
 
 
@@ -75,14 +75,14 @@ def test_a_plain_dict_has_no_fields_that_are_known(kind: Any) -> None:
     ],
 )
 def test_a_value_is_the_same_after_it_was_written_and_read(kind: Any, value: Any) -> None:
-    """Structs, dataclasses, pydantic models and containers of them."""
+    """This holds for Structs, dataclasses, pydantic models and containers of them."""
     codec: Codec[Any] = Codec(kind)
     assert codec.decode(codec.encode(value).decode()) == value
 
 
 @pytest.mark.parametrize("kind", [AsStruct, AsDataclass, AsModel])
 def test_a_wrong_text_says_where_it_is_wrong(kind: Any) -> None:
-    """In one notation, whatever reads it."""
+    """The place is given in one notation, whatever type reads the text."""
     codec: Codec[Any] = Codec(kind)
     with pytest.raises(ERRORS) as caught:
         codec.decode('{"items":[{"name":"a"},{"name":7}]}')
@@ -93,7 +93,7 @@ def test_a_wrong_text_says_where_it_is_wrong(kind: Any) -> None:
 
 
 def test_a_type_that_is_no_json_is_refused_at_once() -> None:
-    """Where the operation is defined, with what to write instead."""
+    """The definition of the operation raises an error that says what to write instead."""
     with pytest.raises(UsageError, match="write a msgspec Struct, a dataclass, a pydantic model"):
         Codec(NotOfType)
 
@@ -124,6 +124,6 @@ def test_a_value_of_another_type_is_not_stored(kind: Any, value: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "text"), [(int, "x"), (int, "1_0"), (int, " 1"), (Item, "7")])
 def test_a_stored_text_of_another_type_is_not_read(kind: Any, text: str) -> None:
-    """Whoever wrote it."""
+    """Another type is an error, whoever wrote the text."""
     with pytest.raises(NotOfType):
         StoredCodec(kind).decode(text)

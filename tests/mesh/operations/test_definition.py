@@ -37,7 +37,7 @@ async def handler() -> None:
 
 
 def test_a_definition_has_the_schemas_of_its_types() -> None:
-    """Of a pydantic model, and of a Struct; and of the errors of its service."""
+    """A definition has schemas of a pydantic model, of a Struct, and of the errors of its service."""
     found = define(Operation("stock.put", Model, list[Item]), "stock", handler)
     assert (found["service"], found["summary"]) == ("stock", "Put something into stock.")
     assert found["request"]["properties"].keys() == {"items", "name"}

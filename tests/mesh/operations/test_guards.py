@@ -142,7 +142,7 @@ async def test_a_set_and_a_range_are_guarded(backend: Backend, collection: str) 
 
 
 async def test_a_collection_that_did_not_change_is_no_conflict(backend: Backend) -> None:
-    """Whatever order the server lists it in."""
+    """The server may list the elements in another order."""
     mesh = await backend.mesh(table)
 
     async def fill(tx: Transaction) -> None:
@@ -165,7 +165,7 @@ async def test_a_collection_that_did_not_change_is_no_conflict(backend: Backend)
 
 
 async def test_a_collection_that_is_too_large_is_refused_where_it_is_read(backend: Backend) -> None:
-    """With what to do instead; a snapshot reads it."""
+    """The error says what to do instead; a snapshot reads the collection."""
     mesh = await backend.mesh(table)
     client = backend.redis(mesh.database)
     await client.hset(f"db{mesh.database}:free:points", mapping={str(n): n for n in range(1001)})
@@ -195,7 +195,7 @@ async def test_a_snapshot_is_not_guarded(backend: Backend) -> None:
 
 
 async def test_a_transaction_reads_what_it_has_written(backend: Backend) -> None:
-    """Values, fields, what it deleted, and fields of a hash that it deleted as a whole."""
+    """A transaction sees its own values, fields and deletions, also fields of a hash that it deleted as a whole."""
     mesh = await backend.mesh(table)
 
     async def prepare(tx: Transaction) -> None:
@@ -264,7 +264,7 @@ async def test_what_only_the_commit_knows_is_not_read(backend: Backend, todo: An
 
 
 async def test_a_field_without_a_name_is_a_field(backend: Backend) -> None:
-    """Whatever names users have."""
+    """Users may have any name as a field, the empty one too."""
     mesh = await backend.mesh(table)
 
     async def count_up(tx: Transaction) -> int:
@@ -292,7 +292,7 @@ async def test_add_meets_no_conflict(backend: Backend) -> None:
 
 
 async def test_shared_state_belongs_to_all_replicas(backend: Backend) -> None:
-    """And is guarded between them."""
+    """Shared state is guarded between replicas."""
     one, two = [await backend.mesh(table) for _ in range(2)]
 
     async def add(tx: Transaction) -> None:
@@ -306,7 +306,7 @@ async def test_shared_state_belongs_to_all_replicas(backend: Backend) -> None:
 
 
 async def test_a_value_lives_as_long_as_its_ttl(backend: Backend) -> None:
-    """Counted from the commit."""
+    """The ttl counts from the commit."""
     mesh = await backend.mesh(table)
 
     async def keep(tx: Transaction) -> None:
@@ -319,7 +319,7 @@ async def test_a_value_lives_as_long_as_its_ttl(backend: Backend) -> None:
 
 
 async def test_the_time_of_a_request_is_that_of_redis(backend: Backend) -> None:
-    """And the same in each run."""
+    """The time is the same in each run of the handler."""
     mesh = await backend.mesh(table)
 
     async def when(tx: Transaction) -> list[float]:
@@ -359,7 +359,7 @@ MISTAKES: dict[str, tuple[Callable[[Transaction], Any], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 async def test_a_mistake_in_a_handler_is_told_to_the_caller(backend: Backend, mistake: str) -> None:
-    """At once, with what to write instead, and without an effect."""
+    """The caller is told at once what to write instead, and there is no effect."""
     todo, says = MISTAKES[mistake]
     mesh = await backend.mesh(table)
 
@@ -375,7 +375,7 @@ async def test_a_mistake_in_a_handler_is_told_to_the_caller(backend: Backend, mi
 
 
 async def test_a_long_guarded_value_is_named_once_in_the_log(backend: Backend) -> None:
-    """It is compared all the same; each comparison costs the server."""
+    """A long value is compared all the same; each comparison costs the server."""
     mesh = await backend.mesh(table)
     client = backend.redis(mesh.database)
     await client.set(f"db{mesh.database}:free:text", "x" * 70_000)

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 
 async def test_what_nobody_waits_for_happens_all_the_same(backend: Backend) -> None:
-    """Sent by the mesh, and sent by a handler with its commit."""
+    """The mesh sends one request, and a handler sends one with its commit."""
     mesh = await backend.mesh(greetings)
     await mesh.send(put, Greet("a"))
     await mesh.call(tell, Greet("b"))
@@ -27,7 +27,7 @@ async def test_what_nobody_waits_for_happens_all_the_same(backend: Backend) -> N
 
 
 async def test_a_member_pauses_an_operation_and_lets_it_go_on(backend: Backend) -> None:
-    """By value or by name; with the rights of its own user."""
+    """The operation is given by value or by name; the user of the replica has the right."""
     mesh = await backend.mesh(greetings)
     assert await mesh.pause(put) and not await mesh.pause("greetings.put")
 
@@ -55,7 +55,7 @@ async def test_a_member_pauses_an_operation_and_lets_it_go_on(backend: Backend) 
 
 
 async def test_a_mistake_in_a_handler_reaches_the_caller_as_itself(backend: Backend) -> None:
-    """And is not tried again."""
+    """The handler is not tried again."""
     mesh = await backend.mesh(greetings)
     with pytest.raises(UsageError, match=r'a request is sent to Class\("A"\) or Database\(3\), not to \'A\''):
         await mesh.call(tell, Greet("mistake"))
@@ -77,7 +77,7 @@ async def test_operations_of_both_levels_serve_beside_each_other(backend: Backen
 
 
 def test_two_tables_with_one_operation_are_refused() -> None:
-    """Before anything is joined."""
+    """The refusal comes before anything is joined."""
     with pytest.raises(UsageError, match="has a handler already"):
         worker_of([greetings, greetings])
 

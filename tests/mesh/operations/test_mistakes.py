@@ -126,7 +126,7 @@ IN_A_HANDLER: list[tuple[Callable[[Any], Any], str]] = [
 
 
 async def test_a_mistake_in_a_handler_is_told_to_its_caller() -> None:
-    """At once, and without an effect."""
+    """The caller is told at once, and there is no effect."""
     async with MeshKit(table) as kit:
         for todo, says in IN_A_HANDLER:
             _todo.append(todo)
@@ -218,13 +218,13 @@ AT_IMPORT: list[tuple[Callable[[Operations], object], str]] = [
 
 @pytest.mark.parametrize(("mistake", "says"), AT_IMPORT)
 def test_a_mistake_at_import_is_an_error_there(mistake: Callable[[Operations], object], says: str) -> None:
-    """Not with the first request."""
+    """The error does not wait for the first request."""
     with pytest.raises(UsageError, match=says):
         mistake(Operations("t"))
 
 
 async def test_settings_that_are_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the environment's name of each, for members, clients and kits."""
+    """The error has the name that each setting has in the environment, for members, clients and kits."""
     with pytest.raises(SetupError, match="REDIS_URL: the address must begin with redis://"):
         MeshKit(table, redis="localhost")
     monkeypatch.setenv("REDIS_URL", "localhost")
@@ -269,5 +269,5 @@ async def test_what_a_kit_does_not_have_is_an_error() -> None:
 
 
 def test_all_of_these_are_errors_of_the_mesh() -> None:
-    """So that one `except` finds them."""
+    """One `except` finds all of these errors."""
     assert issubclass(UsageError, MeshError) and issubclass(SetupError, MeshError)

@@ -40,7 +40,7 @@ def test_a_body_of_another_type_is_not_sent(body: Any, says: str) -> None:
 
 
 def test_an_operation_without_a_body_takes_none() -> None:
-    """Nothing that was meant is dropped silently."""
+    """A body that is given all the same is an error, and is not dropped silently."""
     with pytest.raises(InvalidBody, match="takes no body"):
         count.encode_body(Greet("a"))  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ def test_a_reply_of_another_type_is_not_sent() -> None:
     ],
 )
 def test_a_reply_that_is_no_json_or_too_long_is_not_sent(reply: dict[str, Any], says: str) -> None:
-    """It is an error for the caller, and not a handler that is run again."""
+    """The caller gets an error, and the handler is not run again."""
     anything: Operation[None, Any] = Operation("greetings.anything", None, dict[str, Any])
     with pytest.raises(InvalidReply, match=says):
         anything.encode_reply(reply)
@@ -76,7 +76,7 @@ def test_what_is_no_operation_is_refused(name: Any, body: Any) -> None:
 
 
 def test_an_operation_says_its_types() -> None:
-    """For logs and for the interpreter."""
+    """Logs and the interpreter show the types of an operation."""
     assert repr(put) == "<Operation greetings.put: Greet -> Greeted>"
     assert repr(count) == "<Operation greetings.count: None -> int>"
     assert Operation("a.b", Birthday, None).reply is type(None)

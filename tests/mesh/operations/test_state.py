@@ -12,7 +12,7 @@ state = Operations("state")
 
 
 def test_a_key_has_a_default_and_a_field_may_be_absent() -> None:
-    """So readers of a key need no check."""
+    """Readers of a key need no check."""
     assert state.value("total", int, 5).read(None) == 5
     assert state.value("name", str).read(None) is None
     assert state.hash("seen", str, int)["a"].read("7") == 7

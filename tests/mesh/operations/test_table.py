@@ -46,7 +46,7 @@ def plain(tx: Transaction) -> int:
 
 
 def test_an_operation_has_the_name_of_its_table_and_its_function() -> None:
-    """Or the one that it is given."""
+    """A name that is given takes the place of the function's name."""
     table = Operations("table")
     made = table.command(good)
     named = table.query(name="other")(reading)
@@ -83,7 +83,7 @@ def test_a_contract_gets_its_handler_in_another_place() -> None:
     ],
 )
 def test_a_handler_that_cannot_work_is_refused_where_it_is_written(handler: Any, says: str) -> None:
-    """At import, and not with the first request."""
+    """The refusal comes at import, and not with the first request."""
     with pytest.raises(UsageError, match=says):
         Operations("table").command(handler)
 

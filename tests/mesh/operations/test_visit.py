@@ -55,7 +55,7 @@ async def typed_kit(request: pytest.FixtureRequest) -> AsyncIterator[MeshKit]:
 
 
 async def test_it_sends_for_later(typed_kit: MeshKit) -> None:
-    """After some time or at a moment; to a database that nobody holds yet, too. A lost answer changes nothing."""
+    """A send for a later time reaches a database that nobody holds yet, and a lost answer changes nothing."""
     kit = typed_kit
     async with kit.connect() as client:
         kit.lose_answers(2)
@@ -76,7 +76,7 @@ async def _shows(client: MeshClient, values: dict[int, int]) -> bool:
 
 
 async def test_it_takes_back_what_it_sent(typed_kit: MeshKit) -> None:
-    """While it waits; what is over stays done."""
+    """A client cancels what still waits; what is over stays done."""
     kit = typed_kit
     async with kit.connect() as client:
         waiting = await client.send(increase, By(1), to=Class("A"), after=timedelta(hours=1))
@@ -90,7 +90,7 @@ async def test_it_takes_back_what_it_sent(typed_kit: MeshKit) -> None:
 
 
 async def test_too_many_that_wait_are_refused() -> None:
-    """With the error that a replica gets."""
+    """A client gets the same error as a replica."""
     async with MeshKit(typed, later_bound=1) as kit:
         async with kit.connect() as client:
             later = timedelta(hours=1)

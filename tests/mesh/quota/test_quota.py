@@ -111,7 +111,7 @@ async def test_no_more_are_let_through_than_the_provider_takes(bench: Bench) -> 
 
 
 async def test_the_first_request_ever_goes_alone(bench: Bench) -> None:
-    """Nothing is known of the provider yet: one request goes first, the others ask again, then all may go."""
+    """While nothing is known of the provider, one request goes first; then all may go."""
     quota = bench.quota()
     first = await granted(quota)
     assert isinstance(await quota.reserve(), Probing)
@@ -142,7 +142,7 @@ async def test_a_window_that_is_over_opens_whole(bench: Bench) -> None:
 
 
 async def test_a_request_that_never_left_gives_its_slot_back(bench: Bench) -> None:
-    """Once, and only while its window lasts."""
+    """The slot is given back once, and only while its window lasts."""
     quota = await bench.open()
     reservations = [await granted(quota) for _ in range(LIMIT)]
     await quota.unsent(reservations[0])

@@ -9,7 +9,7 @@ from tests.support.backend import Backend
 
 
 def test_a_duration_falls_into_the_interval_that_ends_at_or_after_it() -> None:
-    """As Prometheus counts: the upper end belongs to the interval; the last one has no end."""
+    """As in Prometheus, the upper end belongs to its interval, and the last interval has no end."""
     histogram = DurationHistogram()
     for seconds in (0.0, 0.0005, 0.0006, 60.0, 61.0):
         histogram.add(seconds)

@@ -208,7 +208,7 @@ def test_nothing_to_write_is_no_command() -> None:
 
 
 def test_the_reply_goes_where_the_request_says() -> None:
-    """It carries the request's key, and how many replies of others are still to come."""
+    """The reply carries the request's key, and how many replies of others are still to come."""
     transaction = Effects(3, "replica-2", request())
     transaction.forward(Database(5), {"part": 2})
     transaction.forward(Class("B"))
@@ -261,7 +261,7 @@ def test_many_members_of_one_score_are_one_command() -> None:
 
 
 async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
-    """Even more members than Lua can pass to one call. If a key has another type, nothing is written."""
+    """There are more members than Lua can pass to one call. If a key has another type, nothing is written."""
     one = await backend.join()
     for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
         transaction = one.transaction()
@@ -439,7 +439,7 @@ HASHES: list[dict[str, str]] = [
 
 
 async def test_an_answer_is_expected_by_its_content(backend: Backend) -> None:
-    """Of a hash, a set and a range: whatever differs is a conflict, and nothing else is."""
+    """Any difference in a hash, a set or a range is a conflict, and nothing else is."""
     one = await backend.join()
     client, key = backend.redis(one.database), f"db{one.database}:it"
     store = one.store()

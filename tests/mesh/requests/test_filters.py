@@ -56,7 +56,7 @@ async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> No
 
 
 async def test_a_gather_that_asks_nobody_is_complete_at_once(backend: Backend) -> None:
-    """And no request is counted."""
+    """No request is counted."""
     one, two = await backend(2, WORKER)
     await have(one, "7")
     await have(two, "11")
@@ -100,7 +100,7 @@ async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked
 
 
 async def test_what_a_row_names_can_be_read_and_taken_back(backend: Backend) -> None:
-    """By the holder."""
+    """The holder reads and removes what its row names."""
     (one,) = await backend(1, WORKER)
     assert await one.filters.named(NAME) is None
     await have(one, *map(str, range(1000, 1020)))
@@ -134,7 +134,7 @@ async def test_a_renewal_leaves_the_filter_and_a_successor_begins_without(backen
 
 @given(st.lists(st.integers(1, 10**60).map(str), unique=True, max_size=50), st.integers(1, 10**6))
 def test_what_a_filter_has_it_says_it_has(numbers: list[str], bits: int) -> None:
-    """With the positions that the script computes from the hashes."""
+    """Python finds each thing at the positions that the script computes from the hashes."""
     filter = Filter("x", bits)
     positions = {*filter.positions(numbers)}
     for number in numbers:

@@ -35,7 +35,7 @@ async def ask(replica: Replica, text: str, read: str = KEY) -> None:
 
 
 async def test_a_handler_gets_what_the_key_had_when_the_request_was_sent(backend: Backend) -> None:
-    """Nothing, a text, or, where the sender names no key, None."""
+    """The handler gets a text, nothing, or None where the sender names no key."""
     noting = Noting()
     one = await backend.join(noting.worker, class_="A")
     await ask(one, "a b")
@@ -45,7 +45,7 @@ async def test_a_handler_gets_what_the_key_had_when_the_request_was_sent(backend
 
 
 async def test_a_value_that_has_changed_since_is_a_conflict_and_the_next_run_does_not_get_it(backend: Backend) -> None:
-    """It would meet the same conflict for ever."""
+    """With the old value, the next run would meet the same conflict."""
     noting = Noting()
     one = await backend.join(noting.worker, class_="A")
     await ask(one, "old")
@@ -84,6 +84,6 @@ async def test_such_a_request_is_asked_alone(backend: Backend) -> None:
 
 
 def test_a_later_delivery_does_not_get_it() -> None:
-    """It is old then, and may be what made the first one fail."""
+    """The value is old by then, and may be what made the first delivery fail."""
     fields = {"op": "x.put", "body": "{}", "read": "shared:x", "found": "1"}
     assert [Entry.from_entry("mesh:requests:A", "1-0", fields, n).found for n in (1, 2)] == ["1", None]

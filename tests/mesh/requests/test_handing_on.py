@@ -93,7 +93,7 @@ async def test_without_the_mechanism_requests_are_lost(backend: Backend, monkeyp
 
 
 async def test_a_request_that_is_handed_on_keeps_its_place_its_time_and_its_key(backend: Backend) -> None:
-    """So lanes keep their order, `tx.at` is the time of the send, and calls with one key have one answer."""
+    """Lanes keep their order, `tx.at` is the time of the send, and calls with one key have one answer."""
     mesh = await two_releases(backend, older=2)
     letters = "abcdef"
     for letter in letters:
@@ -108,7 +108,7 @@ async def test_a_request_that_is_handed_on_keeps_its_place_its_time_and_its_key(
 async def test_while_only_others_read_it_a_request_is_handed_on_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not without a pause: the replica that serves it may be busy."""
+    """The pauses grow, because the replica that serves the request may be busy."""
     handed: list[int] = []
     async with MeshKit(old, classes="A") as kit:
         link = kit[0].replica._link
@@ -134,7 +134,7 @@ async def test_while_only_others_read_it_a_request_is_handed_on_less_and_less_of
 
 
 async def test_what_nobody_serves_becomes_a_dead_letter_where_nobody_would_hear_of_it(backend: Backend) -> None:
-    """On the stream of a class and on that of a database. The effect of the handler that sent it stays."""
+    """The effect of the handler that sent the request stays, for the stream of a class and of a database."""
     mesh = Mesh(await backend.join(new.worker, class_="A"))
     await mesh.send(pass_on, Note("a"))
 
@@ -183,7 +183,7 @@ async def books_of(kit: MeshKit, **expected: int) -> None:
 
 
 async def test_a_caller_hears_that_no_replica_of_the_class_serves_it(backend: Backend) -> None:
-    """And a call with a key does not keep this answer: a newer release may serve the operation soon."""
+    """A call with a key does not keep this answer, because a newer release may serve the operation soon."""
     other = Mesh(await backend.join(new.worker, class_="B"))
     one = await backend.join(old.worker, class_="A")
     for to in (Class("A"), Database(one.database)):

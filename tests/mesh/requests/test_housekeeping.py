@@ -145,7 +145,7 @@ async def test_a_call_that_is_cancelled_before_its_submission_is_confirmed_is_re
 
 
 async def test_a_row_outlives_its_lease(backend: Backend, worker: Worker) -> None:
-    """By a third: a gather waits for the successor instead of leaving the database out."""
+    """The row lives a third longer, so a gather waits for the successor instead of leaving the database out."""
     one = await backend.join(worker)
     ttl = one.settings.lease_ttl_ms
     await asyncio.sleep(2.5 * one.settings.renew_interval_ms / 1000)
@@ -175,7 +175,7 @@ async def stream(shared: Redis) -> Redis:
 
 
 async def test_a_silent_consumer_is_deleted_only_without_pending_entries(stream: Redis) -> None:
-    """With it, its entries would be gone; they must be taken over first."""
+    """Its pending entries must be taken over first, because they would be deleted with it."""
     await deliver(stream, "died-at-work")
     for name in ("died-idle", "this"):
         await stream.xgroup_createconsumer(STREAM, keys.GROUP, name)
@@ -200,7 +200,7 @@ async def test_a_removed_request_is_acknowledged_too(stream: Redis, how: str) ->
 
 
 async def test_a_sweep_leaves_requests_that_have_time(stream: Redis) -> None:
-    """Those without a deadline for ever; others until the grace after their deadline is over."""
+    """Requests without a deadline stay for ever, others until the grace after their deadline is over."""
     seconds, _ = await stream.time()
     for deadline in (0, 1000 * seconds + 60_000, 1000 * seconds - 5000):
         await deliver(stream, "one", deadline=deadline)
@@ -209,7 +209,7 @@ async def test_a_sweep_leaves_requests_that_have_time(stream: Redis) -> None:
 
 
 async def test_the_sweep_has_a_pace(backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at every stream, so it rests between two rounds."""
+    """The sweep looks at every stream, so it rests between two rounds."""
     rounds: list[Replica | None] = []
 
     async def sweep(*words: Any) -> None:

@@ -58,7 +58,7 @@ async def test_calls_at_the_same_time_have_one_effect(backend: Backend, bank: Pa
 
 
 async def test_another_body_is_refused(backend: Backend, bank: Paying) -> None:
-    """While the first is in progress, and afterwards; another operation has keys of its own."""
+    """The key holds while the first request is in progress and afterwards, for its own operation only."""
     mesh = Mesh(await backend.join(bank.table.worker))
     bank.open.clear()
     first = asyncio.create_task(mesh.call(bank.pay, Payment(5), key="a"))
@@ -73,7 +73,7 @@ async def test_another_body_is_refused(backend: Backend, bank: Paying) -> None:
 
 
 async def test_operations_in_one_batch_share_no_key(backend: Backend, bank: Paying) -> None:
-    """Their calls have one key, one body and one deadline, and go to Redis together."""
+    """Calls of two operations have one key, one body and one deadline, and go to Redis together."""
     mesh = Mesh(await backend.join(bank.table.worker))
     assert await mesh.call(bank.pay, Payment(5), key="a") == 5
     again = mesh.call(bank.pay, Payment(5), key="a")
@@ -97,7 +97,7 @@ async def test_the_answer_is_kept_for_so_long(bank: Paying) -> None:
 
 
 async def test_a_request_holds_its_key_longer_than_its_answer_is_kept(bank: Paying) -> None:
-    """Without a deadline, and with that of the caller that waits longest for a place in a lane."""
+    """A request may have no deadline, or callers that wait long for a place in a lane."""
     second = timedelta(seconds=1)
     gate, begun = asyncio.Event(), asyncio.Event()
 
@@ -268,7 +268,7 @@ async def test_the_successor_of_a_killed_replica_answers_all(bank: Paying) -> No
 
 
 async def test_no_key_while_an_older_release_is_live(bank: Paying) -> None:
-    """It would end a request without freeing its key."""
+    """An older release would end a request without freeing its key."""
     async with MeshKit(bank.table, **ONE_CLASS) as kit:
         await kit.redis().hset("mesh:replica:5", mapping={"class": "B", "replica": "old", "reads": "1"})
         with pytest.raises(OlderRelease, match=r"key= cannot be used while old \(database 5"):

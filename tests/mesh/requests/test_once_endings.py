@@ -75,7 +75,7 @@ async def test_a_request_that_nobody_waits_for_is_not_tried_again(bank: Paying) 
 
 
 async def test_a_request_that_is_swept(bank: Paying) -> None:
-    """Its replica is gone when its deadline passes."""
+    """The replica of the request is gone when its deadline passes."""
     async with MeshKit(bank.table, replicas=2, classes="AB") as kit:
         bank.open.clear()
         first = asyncio.create_task(
@@ -107,7 +107,7 @@ async def test_a_request_that_is_cancelled_by_its_ticket(backend: Backend, bank:
 
 
 async def test_a_request_that_is_replayed(bank: Paying) -> None:
-    """It takes its key again; if a later request has the key, it is not replayed."""
+    """A replayed request takes its key again; if a later request has the key, it is not replayed."""
     async with MeshKit(bank.table, **ONE_CLASS) as kit:
         mesh, letters = kit[0], DeadLetters(kit.redis(), stream_bound=100)
         bank.error = ValueError("broken")

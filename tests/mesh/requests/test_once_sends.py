@@ -162,7 +162,7 @@ class TestOfAHandler:
 
     @pytest.mark.parametrize("after_ms", [0, 300])
     async def test_one_request_is_sent(self, backend: Backend, bank: Ordering, after_ms: int) -> None:
-        """By several handlers at once, by one twice, by a handler and a call."""
+        """Several handlers, one handler twice, or a handler and a call may send with one key."""
         mesh = await backend.mesh(bank.table)
         body = Order("a", twice=True, after_ms=after_ms)
         await asyncio.gather(*(mesh.call(bank.order, body) for _ in range(5)))
@@ -183,7 +183,7 @@ class TestOfAHandler:
         assert await mesh.shared.get("shared:bank:orders") == "1"
 
     async def test_without_a_caller_it_becomes_a_dead_letter(self, backend: Backend, bank: Ordering) -> None:
-        """At once: another try would meet the same."""
+        """The request is buried at once, because another try would meet the same."""
         mesh = await backend.mesh(bank.table)
         await mesh.call(bank.order, Order("a"))
         await mesh.send(bank.order, Order("a", 6))

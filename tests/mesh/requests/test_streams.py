@@ -30,7 +30,7 @@ def ids(entries: Any) -> list[str]:
 
 
 async def test_entries_of_a_read_that_failed_are_worked_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are pending for this consumer, and no read of new entries returns them. It takes them over itself."""
+    """No read of new entries returns pending ones, so the consumer takes its own entries over."""
     worker = Worker()
 
     @worker.handles("test.count")
@@ -117,7 +117,7 @@ async def test_what_is_written_by_hand_is_counted(backend: Backend) -> None:
 
 
 async def test_the_books_are_kept_once_a_minute(backend: Backend) -> None:
-    """By whichever replica is first; the id is the minute."""
+    """The first replica to come keeps the books; the id is the minute."""
     one = await backend.join()
     client: Any = backend.redis()
     await client.hset(keys.BOOKS, mapping={"accepted": 7, "answered": 7})
@@ -134,7 +134,7 @@ async def test_the_books_are_kept_once_a_minute(backend: Backend) -> None:
 
 
 async def test_a_request_that_expires_in_hand_counts_as_expired(backend: Backend) -> None:
-    """Its handler says so; its caller gets a 504, and that is no answer."""
+    """The handler says that the deadline has passed; the caller gets a 504, which is no answer."""
     worker = Worker()
 
     @worker.handles("count.put")
@@ -149,7 +149,7 @@ async def test_a_request_that_expires_in_hand_counts_as_expired(backend: Backend
 
 
 async def test_the_roster_tells_what_a_replica_does(backend: Backend) -> None:
-    """With each renewal: requests answered and in hand, how long they took, how late the event loop is."""
+    """Each renewal has the requests answered and in hand, how long they took, and how late the event loop is."""
     worker = Worker()
 
     @worker.handles("count.put")

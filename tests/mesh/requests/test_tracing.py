@@ -37,7 +37,7 @@ def worker_that_passes_on(seen: list[tuple[str, str, str]]) -> Worker:
 
 
 async def test_a_call_and_its_trace_go_with_every_request(backend: Backend) -> None:
-    """To the handler, and to what the handler sends; not to the next call."""
+    """The handler and what it sends get both; the next call does not."""
     seen: list[tuple[str, str, str]] = []
     one = await backend.join(worker_that_passes_on(seen))
     call, trace = CALL.set("req-1"), TRACEPARENT.set(PARENT)
@@ -148,7 +148,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 async def test_one_trace_has_every_step(exported: Any, backend: Backend) -> None:
-    """From the caller's context through the submission, the handler and its commit, and on to what the handler sent."""
+    """The trace goes from the caller's context through submission, handler and commit to what the handler sent."""
     seen: list[tuple[str, str, str]] = []
     one = await backend.join(worker_that_passes_on(seen))
     TRACEPARENT.set(PARENT)

@@ -54,7 +54,7 @@ async def test_keys_do_not_wait_for_each_other() -> None:
 
 
 async def test_one_that_waits_may_leave() -> None:
-    """It gives up its place, and the others do not wait for it."""
+    """A request that leaves gives up its place, and the others do not wait for it."""
     taken, begun = made()
     for work in "abc":
         taken.take(work, "key")
@@ -136,7 +136,7 @@ async def test_a_slow_machine_only_makes_it_slower(run_s: float) -> None:
 
 
 async def test_a_slow_request_holds_up_the_quick_ones_for_a_moment_only() -> None:
-    """It loses its turn while it waits for something else; the others do not wait at each turn again."""
+    """A request that waits for something else loses its turn."""
     with virtual_time():
         contest = Contest(lambda work: 20.0 if work == "slow" else 0.01)
         await contest.all_of("slow", *map(str, range(100)))

@@ -64,13 +64,13 @@ async def test_it_answers_writes_and_sends() -> None:
 
 
 async def test_a_query_reads_the_state() -> None:
-    """Without a body, too."""
+    """A query reads the state, with a body and without one."""
     assert (await count.run(state={total: 3, shared: 5})).reply == 8
     assert (await count.run()).reply == 0
 
 
 async def test_what_it_raises_is_raised() -> None:
-    """By the handler itself, or because the body is none."""
+    """The handler raises an error itself, or the body is none."""
     with pytest.raises(Refused, match="not today"):
         await refuse.run()
     with pytest.raises(InvalidBody):
@@ -78,7 +78,7 @@ async def test_what_it_raises_is_raised() -> None:
 
 
 async def test_what_cannot_be_run_says_why() -> None:
-    """An operation of another program, and a state that is none."""
+    """An operation of another program cannot be run, and neither can a state that is none."""
     with pytest.raises(UsageError, match="no handler in this program"):
         await Operation("things.elsewhere", Name, Counted).run(Name("x"))
     with pytest.raises(UsageError, match="a state is of values"):

@@ -130,7 +130,7 @@ async def test_two_kits_do_not_share_a_clock() -> None:
 
 
 def test_uvloop_is_named() -> None:
-    """Its clock cannot be moved."""
+    """The error names uvloop, whose clock cannot be moved."""
 
     async def main() -> None:
         with virtual_time():

@@ -76,7 +76,7 @@ async def test_its_replicas_are_a_mesh(kit_of: Callable[..., MeshKit]) -> None:
 
 
 async def test_it_shows_commands_that_had_their_effect(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
-    """Neither queries nor refusals are among them; a send is, and what it led to."""
+    """The record has commands and sends with what they led to, and neither queries nor refusals."""
     async with kit_of() as kit:
         await kit[0].replica.call(Class("A"), "greetings.count", {})
         with pytest.raises(Refused):
@@ -132,7 +132,7 @@ async def test_a_request_that_fails_too_often_becomes_a_dead_letter(kit_of: Call
 async def test_the_work_of_a_killed_replica_is_done_by_its_successor(
     kit_of: Callable[..., MeshKit], greetings: Greetings
 ) -> None:
-    """It hands nothing back, and its lease ends at once."""
+    """A killed replica hands nothing back, and its lease ends at once."""
     async with kit_of(replicas=2) as kit:
         greetings.gate.clear()
         call = asyncio.create_task(kit[0].replica.call(Database(2), "greetings.put", {}))
@@ -149,7 +149,7 @@ async def test_the_work_of_a_killed_replica_is_done_by_its_successor(
 
 
 async def test_a_stopped_replica_leaves_in_order(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
-    """It finishes what it has begun."""
+    """A stopped replica finishes what it has begun."""
     async with kit_of(replicas=2) as kit:
         greetings.gate.clear()
         call = asyncio.create_task(kit[0].replica.call(Class("B"), "greetings.put", {}))
@@ -186,7 +186,7 @@ async def test_a_short_freeze_costs_nothing(kit_of: Callable[..., MeshKit], gree
 
 
 async def test_a_replica_may_have_operations_and_settings_of_its_own(kit_of: Callable[..., MeshKit]) -> None:
-    """Such as those of the next release."""
+    """A replica of the kit can have the operations of the next release."""
     async with kit_of() as kit:
         other = await kit.start(Worker(), class_="D")
         assert (other.cls, other.settings.class_) == ("D", "D")
@@ -279,14 +279,14 @@ async def test_a_request_for_later_is_sent_now_and_done_when_it_is_due() -> None
 
 
 async def test_a_replica_for_which_there_is_no_database_fails_the_test(greetings: Greetings) -> None:
-    """It would wait for one for ever."""
+    """Such a replica would wait for a database for ever."""
     async with MeshKit(greetings.worker, databases=1) as kit:
         with pytest.raises(MeshError, match="no lease within 60 s; 1 databases exist"):
             await kit.start()
 
 
 async def test_who_has_a_reply_finds_its_commit_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when the caller's connection brings the reply before the worker's connection brings the commit's answer."""
+    """The commit is noted even if the reply comes on another connection before the commit's answer."""
     begin = KitConnection.__init__
 
     def with_late_commits(connection: KitConnection, inner: RedisConnection, *others: Any) -> None:

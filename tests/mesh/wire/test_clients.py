@@ -101,7 +101,7 @@ def test_nothing_is_retried_behind_our_back_and_every_wait_has_an_end() -> None:
 
 
 async def test_an_epochs_user_is_used_whatever_the_settings_say(server: Server) -> None:
-    """Even if the address has a user and a password in it."""
+    """The address may have a user and a password in it."""
     with server.redis() as admin:
         admin.execute_command("ACL", "SETUSER", "mesh-db7", "on", ">own", "~*", "+@all")
     for settings in (server.settings, RedisSettings(url=SecretStr(f"redis://default:x@127.0.0.1:{server.port}/0"))):
@@ -146,7 +146,7 @@ def test_connections_of_every_kind_heed() -> None:
 
 
 def test_a_silent_sentinel_costs_half_a_second() -> None:
-    """Then the next one is asked, so that a lease outlives a sentinel that is away."""
+    """The next sentinel is asked then, so that a lease outlives a sentinel that is away."""
     pool = Connections(RedisSettings(sentinels="127.0.0.1:1,127.0.0.1:2")).client("t").connection_pool
     for sentinel in pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
         options = sentinel.connection_pool.connection_kwargs

@@ -108,7 +108,7 @@ async def test_whatever_is_not_a_confirmation_is_none(answer: list[Any], says: s
 
 @pytest.mark.parametrize("error", [redis_errors.TimeoutError("Redis did not answer in time"), ConnectionRefusedError()])
 async def test_a_new_connection_speaks_for_nobody_who_asked_before(error: Exception) -> None:
-    """After a failover it may lead to a server that never got the writes."""
+    """After a failover the new connection may lead to a server that never got the writes."""
     connection = Scripted()
     async with running(connection) as copies:
         for answer, says in ((error, "could confirm"), (error, "could confirm"), (["PONG"], "was lost")):

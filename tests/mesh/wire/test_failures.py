@@ -41,7 +41,7 @@ def test_the_table_has_every_code_of_the_servers_and_of_our_scripts() -> None:
 
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_a_code_means_the_same_however_it_arrives(code: str) -> None:
-    """As redis-py's own class, as plain text, and from within a script, where the server adds text behind it."""
+    """A code may come as redis-py's own class, as plain text, or from a script, with text of the server behind it."""
     meaning = CODES[code]
     text = words_of(code)
     assert classify(answer(text)) is meaning
@@ -129,7 +129,7 @@ WRITES = [("SET", "k", "v"), ("EVAL", "return redis.call('SET', 'k', 'v')", "0")
 
 @pytest.mark.parametrize("write", WRITES, ids=["command", "script"])
 async def test_a_real_server_refuses_writes_for_now(client: Redis, server: Server, write: tuple[str, ...]) -> None:
-    """NOREPLICAS, READONLY, and OOM, from a command and from a script."""
+    """The server answers NOREPLICAS, READONLY and OOM, to a command and to a script."""
     await client.config_set("min-replicas-to-write", 1)
     assert await refused(client, *write) is Meaning.PASSING
     await client.config_set("min-replicas-to-write", 0)
@@ -188,7 +188,7 @@ async def test_a_real_server_refuses_a_user_that_is_gone_or_has_no_right(client:
 
 
 async def test_a_real_server_has_answers_that_are_ours(client: Redis) -> None:
-    """Wrong types, wrong numbers, an unknown script, a missing group, an aborted transaction."""
+    """Our mistakes are wrong types and numbers, an unknown script, a missing group, and an aborted transaction."""
     await client.set("k", "v")
     assert await refused(client, "LPUSH", "k", "v") is Meaning.OVERWRITTEN
     assert await refused(client, "INCR", "k") is Meaning.OURS
@@ -199,7 +199,7 @@ async def test_a_real_server_has_answers_that_are_ours(client: Redis) -> None:
 
 
 async def test_a_real_server_with_too_many_clients_is_full_for_now(client: Redis, server: Server) -> None:
-    """It says so and closes the connection."""
+    """The server says that it has too many clients, and closes the connection."""
     await client.config_set("maxclients", 1)
     other = Redis(port=server.port)
     assert await refused(other, "PING") is Meaning.PASSING

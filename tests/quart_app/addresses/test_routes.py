@@ -27,7 +27,7 @@ async def answer(sent: Any) -> tuple[int, Any]:
 
 
 async def test_a_created_record_is_read_in_any_notation(client: Client) -> None:
-    """By a query with a raw plus, by path, as a tel: URI, in other digits."""
+    """The record is found by a raw plus in the query, by path, as a tel: URI, and in other digits."""
     assert await answer(client.post(ROOT, json=HOME)) == (201, {"detail": "Created", "customer_addr": SHOWN})
     for where in (
         "?phone=+79111234567",
@@ -116,14 +116,14 @@ async def test_an_address_of_the_shortest_and_longest_length_is_accepted(client:
 
 @pytest.mark.parametrize("where", ["", "?phone=", "?phone=hello", "?phone=1&phone=2", "?phone=%FF", "/hello", "/112"])
 async def test_a_text_that_is_no_phone_is_422(client: Client, where: str) -> None:
-    """It is never 404 and never 500."""
+    """Such a text is never answered with 404 or 500."""
     assert (await answer(client.get(ROOT + where)))[0] == 422
     assert (await answer(client.delete(ROOT + where)))[0] == 422
 
 
 @pytest.mark.parametrize(("content", "status"), [(b"{", 400), (b"\xff", 400), (b'{"phone":NaN}', 400)])
 async def test_a_body_that_is_no_json_is_400(client: Client, content: bytes, status: int) -> None:
-    """POST and PUT alike."""
+    """POST and PUT give the same answer."""
     for send in (client.post, client.put):
         response = await send(ROOT, data=content, headers={"Content-Type": "application/json"})
         assert response.status_code == status

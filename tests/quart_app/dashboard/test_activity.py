@@ -30,7 +30,7 @@ def test_a_gather_is_one_row_with_its_slowest_part() -> None:
 
 
 def test_lanes_share_one_scale() -> None:
-    """From the first acceptance to the last answer; one that is not answered goes on until now."""
+    """The scale goes from the first acceptance to the last answer, or until now if one is not answered."""
     first, second = timeline(
         [
             step("r1-1.db1", accepted_ms=1000, answered_ms=1100, took_us=50_000),
@@ -45,7 +45,7 @@ def test_lanes_share_one_scale() -> None:
 
 
 def test_where_a_request_went() -> None:
-    """By its stream, or else by the database of the replica that answered."""
+    """The stream says where a request went, or else the database of the replica that answered."""
     assert target(step("r", stream="mesh:requests:A")) == "A"
     assert target(step("r")) == "database 5"
     assert target(step("r", database="")) == ""

@@ -122,7 +122,7 @@ async def test_a_group_is_confirmed_and_replayed(settings: MeshSettings) -> None
 
 
 async def test_discarding_needs_a_word(settings: MeshSettings) -> None:
-    """It cannot be undone."""
+    """The word is asked for because discarding cannot be undone."""
     async with node(settings, page_password=PASSWORD) as one:
         ids = await add_letters(one, 2)
         html = await text_of(one, "/mesh/confirm/discard?ids=" + "+".join(ids), operator())

@@ -20,6 +20,6 @@ def test_another_content_has_another_name(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_a_mistake_of_the_page(tmp_path: Path) -> None:
-    """It shows when the application is made, not when somebody asks."""
+    """A missing file is found when the application is made, not when somebody asks."""
     with pytest.raises(KeyError):
         Assets(tmp_path).url("page.js")

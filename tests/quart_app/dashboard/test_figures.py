@@ -50,7 +50,7 @@ def worker_that_fails() -> Worker:
 
 @pytest.mark.slow
 async def test_figures_of_a_real_mesh(mesh_of: Backend) -> None:
-    """Places, streams, books and dead letters, with two replicas and one request that died."""
+    """Two replicas and one request that died give figures of places, streams, books and dead letters."""
     one, _two = await mesh_of(2, worker_that_fails(), class_="A", claim_idle_ms=200, databases=4)
     with pytest.raises(GivenUp):
         await one.call(Class("A"), "count.put", {"n": 1})

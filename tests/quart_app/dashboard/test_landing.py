@@ -11,7 +11,7 @@ from tests.support.nodes import applications
 
 
 async def test_the_public_port_serves_the_page() -> None:
-    """With a policy that allows our own files and nothing inline; the private port has no such page."""
+    """The policy of the page allows our own files and nothing inline; the private port has no such page."""
     app = applications()
     response = await app.public.test_client().get("/")
     page = (await response.get_data()).decode()
@@ -23,7 +23,7 @@ async def test_the_public_port_serves_the_page() -> None:
 
 
 async def test_every_file_that_the_page_names_is_served_for_ever() -> None:
-    """Its name has a hash of its content, so a cached copy is never an old one."""
+    """The name of a file has a hash of its content, so a cached copy is never an old one."""
     client = applications().public.test_client()
     page = (await (await client.get("/")).get_data()).decode()
     named = re.findall(r'"(/assets/[^"]+)"', page)
@@ -54,14 +54,14 @@ async def test_it_leads_to_the_live_page_where_that_can_be_reached(live: str, ho
 
 
 async def test_without_a_live_page_there_is_no_link() -> None:
-    """PAGE=0."""
+    """With PAGE=0 the landing page has no link."""
     app = applications(page=False, page_url="https://ops.example/mesh")
     page = await (await app.public.test_client().get("/")).get_data()
     assert b"Live page" not in page
 
 
 async def test_it_can_be_turned_off() -> None:
-    """PAGE_PUBLIC=0."""
+    """With PAGE_PUBLIC=0 there is no landing page."""
     client = applications(page_public=False).public.test_client()
     assert (await client.get("/")).status_code == 404
     assert (await client.get(Assets().url("landing.js"))).status_code == 404

@@ -47,7 +47,7 @@ def parsed(event: str) -> tuple[str, dict[str, str]]:
 
 
 async def test_each_view_is_a_page_of_its_own(settings: MeshSettings) -> None:
-    """Complete without JavaScript, with nothing inline, and never kept in a cache."""
+    """A view is complete without JavaScript, has nothing inline, and is never kept in a cache."""
     async with node(settings) as one:
         for name in VIEWS:
             path = "/mesh" if name == "overview" else f"/mesh/{name}"
@@ -187,5 +187,5 @@ async def test_without_a_lease_the_page_says_why() -> None:
 
 
 async def test_it_can_be_turned_off() -> None:
-    """PAGE=0."""
+    """With PAGE=0 there is no live page."""
     assert (await applications(page=False).private.test_client().get("/mesh")).status_code == 404

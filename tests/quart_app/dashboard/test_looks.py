@@ -51,7 +51,7 @@ async def test_a_panel_that_cannot_be_read_says_why(settings: MeshSettings) -> N
 
 
 async def test_the_last_hour_is_read_from_the_books_of_each_minute(settings: MeshSettings) -> None:
-    """Oldest first, and not more often than every ten seconds."""
+    """The oldest minute comes first, and the books are read every ten seconds at most."""
     async with node(settings) as one:
         redis: Any = one.replica.shared
         await redis.delete(keys.MINUTES)
@@ -66,7 +66,7 @@ async def test_the_last_hour_is_read_from_the_books_of_each_minute(settings: Mes
 async def test_the_overview_reads_the_newest_answers_every_ten_seconds(
     settings: MeshSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are the dearest read of the page, and the overview needs their times only."""
+    """The newest answers are the dearest read of the page, and the overview needs only their times."""
     asked = 0
 
     async def newest(self: Journeys, most: int) -> list[JourneyStep]:
@@ -87,7 +87,7 @@ async def test_the_overview_reads_the_newest_answers_every_ten_seconds(
 
 
 async def test_an_event_is_made_once_for_all_who_follow_a_view(settings: MeshSettings) -> None:
-    """It has what differs; sections that are alike make an event without any."""
+    """An event has the sections that differ, and none if nothing does."""
     async with node(settings) as one:
         looks = Looks(one.app.context.mesh, [])
         before, now = {"a": "1", "b": "2"}, {"a": "1", "b": "3"}

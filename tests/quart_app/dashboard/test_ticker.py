@@ -65,7 +65,7 @@ async def test_the_reader_hangs_up_in_the_middle_and_the_next_one_reads() -> Non
 
 
 async def test_what_was_changed_is_read_anew() -> None:
-    """However young the newest result is."""
+    """The newest result is not used after an act, however young it is."""
     counted = Counted()
     ticker = Ticker(counted, 60)
     assert (await ticker.newest(), await ticker.newest()) == (1, 1)

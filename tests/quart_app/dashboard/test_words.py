@@ -15,7 +15,7 @@ from tests.support.dashboard import QUIET, letter, place, stream
 
 
 def test_a_quiet_mesh_needs_no_attention() -> None:
-    """Nothing is drawn in colour."""
+    """The page of a quiet mesh has no colour."""
     found = words(QUIET)
     assert (found.headline, found.notes, found.difference) == ("All is well.", [], 0)
     assert found.summary == "2 replicas hold 2 of 3 databases. No requests arrive; nothing waits."
@@ -70,7 +70,7 @@ TROUBLES = [
 
 @pytest.mark.parametrize(("change", "key", "what", "text", "bad"), TROUBLES)
 def test_each_trouble_has_its_sentence(change: dict[str, Any], key: str, what: str, text: str, bad: bool) -> None:
-    """And the headline says whether something does not work."""
+    """The headline says whether something does not work."""
     found = words(replace(QUIET, **change))
     note = next(note for note in found.notes if note.key == key)
     assert (note.what, note.bad) == (what, bad) and text in note.text

@@ -12,7 +12,7 @@ def at(number: int) -> Entry:
 
 
 def test_each_replica_says_how_far_it_is() -> None:
-    """Those without the service, and those that hold nothing, are not counted."""
+    """Replicas without the service, and those whose lease has ended, are not counted."""
     members = [
         member(2, load={"grades": "1158"}), member(1, load={"grades": "1161"}), member(3, load={"grades": ""}),
         member(4), member(5, load={"grades": "7"}, leased=False),
@@ -28,6 +28,6 @@ def test_each_replica_says_how_far_it_is() -> None:
 
 
 def test_before_the_first_change_there_is_no_log() -> None:
-    """And nothing to say in the headline."""
+    """The headline has nothing to say then."""
     found = panel_of(None, [member(1, load={"grades": "0"})])
     assert (found.phrase, found.figures[0].value, found.figures[0].note) == ("", "0", "no log yet")

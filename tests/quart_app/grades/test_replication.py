@@ -169,7 +169,7 @@ async def test_a_snapshot_whose_writer_was_killed_does_not_count(nodes: Nodes) -
 
 
 async def test_with_no_good_source_it_waits_rather_than_skip(nodes: Nodes) -> None:
-    """With a trimmed log, no peer and no snapshot it is not ready; it is as soon as a peer is."""
+    """A node without a peer or a snapshot is not ready while the log is trimmed."""
     one, two = await nodes.up("one", "two")
     # A running node trims the log behind its own snapshots, so the node that has them must run last.
     await two.kill()
@@ -210,7 +210,7 @@ async def test_a_node_behind_the_trimmed_end_restores(nodes: Nodes) -> None:
 
 
 async def test_a_disk_that_cannot_be_written_is_logged_at_the_start(nodes: Nodes) -> None:
-    """It is not logged only when the first snapshot is due, and the node works without the disk."""
+    """The log does not wait until the first snapshot is due, and the node works without the disk."""
     (nodes.folder / "one").write_text("a file where the folder is to be")
     with capture_logs() as said:
         one, two = await nodes.up("one", "two")

@@ -130,7 +130,7 @@ async def test_any_user_id_can_be_set_and_read(site: Site, user_id: str) -> None
 
 
 async def test_an_unknown_user_is_404(site: Site) -> None:
-    """So is a user whose id can never be set."""
+    """A user whose id can never be set is unknown, too."""
     for user_id in ("bob", "x" * 3000, "\n"):
         assert (await site.public.get("/get", query_string={"user_id": user_id})).status_code == 404
 
@@ -143,7 +143,7 @@ async def test_each_route_is_on_one_port(site: Site) -> None:
 
 
 async def test_a_backup_names_log_position_and_time(site: Site) -> None:
-    """They are in the headers, in the file name and in the content."""
+    """Position and time are in the headers, in the file name and in the content."""
     await site.node.set("alice", spp=5)
     answer = await site.private.get("/backup", headers=AUTH)
     data = await answer.get_data()

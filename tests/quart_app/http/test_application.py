@@ -267,7 +267,7 @@ async def test_an_answer_that_is_there_goes_in_two_messages(followed: Followed) 
 
 
 async def test_an_answer_that_ends_in_the_middle_is_logged(followed: Followed) -> None:
-    """Its status was sent before; the client cannot be told."""
+    """The client cannot be told, because the status was sent before."""
     with capture_logs() as logged:
         async with serving(followed.app, 1) as served, httpx.AsyncClient() as client:
             with contextlib.suppress(httpx.TransportError):
@@ -377,7 +377,7 @@ async def test_open_bodies_are_bounded_per_source_and_in_all() -> None:
 
 
 async def test_a_body_of_chunks_has_the_same_bound() -> None:
-    """Its length is not announced, and it may be read as it arrives."""
+    """The length of such a body is not announced, and the body may be read as it arrives."""
     gauge = Gauge()
     gauge.read.set()
 

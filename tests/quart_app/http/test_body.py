@@ -220,7 +220,7 @@ def test_the_quick_parser_takes_what_is_plain() -> None:
 
 
 async def test_a_long_list_is_checked_while_the_event_loop_goes_round(app: Quart) -> None:
-    """Parsed in pieces, checked in slices."""
+    """The list is parsed in pieces and checked in slices."""
     async with Turns() as turns:
         found = await app.test_client().post("/items", json=[{"value": 1} for _ in range(MOST)])
     assert await found.get_json() == MOST
@@ -274,7 +274,7 @@ async def test_no_body_is_parsed_in_one_go_that_takes_long(
     st.sampled_from(["", "", ",", "}", '"', "},", "]"]),
 )
 def test_pieces_make_the_same_list_or_are_refused(values: list[object], plain: bool, place: int, added: str) -> None:
-    """Whatever stands where a piece ends: no list is accepted that the careful parser reads in another way."""
+    """No list is accepted that the careful parser reads in another way, whatever stands where a piece ends."""
     text = written(values, plain=plain)
     sent = (text[:place] + added + text[place:]).encode("utf-8", "surrogatepass").strip()
     assume(sent.startswith(b"["))
@@ -287,14 +287,14 @@ def test_pieces_make_the_same_list_or_are_refused(values: list[object], plain: b
 
 
 def test_a_list_in_pieces_is_read_completely() -> None:
-    """With or without spaces, and whatever characters stand in its strings."""
+    """A list may have spaces or none, and any characters in its strings."""
     items = [{"value": n, "name": "ü" * (n % 7)} for n in range(10_000)]
     for text in (json.dumps(items), json.dumps(items, indent=1), json.dumps(items, ensure_ascii=False)):
         assert asyncio.run(body._parse_list(text.encode(), None)) == items
 
 
 async def test_a_long_text_in_a_small_object_is_read(app: Quart) -> None:
-    """However many commas and quotes it contains."""
+    """The text may contain any number of commas and quotes."""
     text = 'ü,"}],[{\n' * 4000
     assert await body._parse_in_turn(json.dumps({"text": text}).encode(), None) == {"text": text}
 

@@ -41,13 +41,13 @@ def app_with(*routes: tuple[str, str, str]) -> Quart:
     ],
 )
 def test_a_request_with_two_routes_is_found(one: tuple[str, str], two: tuple[str, str]) -> None:
-    """In either order, and also where one path has a placeholder."""
+    """The collision is found in either order, and where one path has a placeholder."""
     assert " is also a route of " in collisions.find(app_with(("a", *one), ("b", *two)))
     assert " is also a route of " in collisions.find(app_with(("b", *two), ("a", *one)))
 
 
 def test_routes_that_share_no_request_are_no_collision() -> None:
-    """Another method, another path, or the same blueprint."""
+    """The routes have another method, another path, or the same blueprint."""
     app = app_with(
         ("a", "GET", "/values/<prime>"), ("a", "GET", "/values/7"), ("b", "POST", "/values/<prime>"), ("b", "GET", "/v")
     )
@@ -66,7 +66,7 @@ def test_a_prefix_of_the_addresses_that_hides_other_routes_is_refused(
 
 @pytest.mark.parametrize("prefix", ["/values", "/adr/<int:x>", "/a b//c"])
 def test_the_process_ends_with_78(prefix: str) -> None:
-    """It prints one sentence and no traceback."""
+    """The process prints one sentence and no traceback."""
     env = {**os.environ, "ENDPOINT_PREFIX": prefix, "PORT": "0", "PRIVATE_PORT": "0"}
     command = [sys.executable, "-m", "quart_app"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)

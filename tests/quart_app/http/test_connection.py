@@ -303,7 +303,7 @@ async def test_connections_beyond_the_bound_are_answered_with_503(bounds: dict[s
 
 
 async def test_a_trusted_proxy_may_have_more_connections_than_one_client() -> None:
-    """It asks for many clients; the bound of the whole port holds for it, too."""
+    """A proxy asks for many clients; only the bound of the whole port holds for it."""
     app = Quart("test")
     app.get("/")(lambda: "here")
     clients = Clients(settings(max_connections=3, max_connections_per_source=1, trusted_proxies="127.0.0.0/8"))

@@ -95,14 +95,14 @@ async def test_each_answer_has_an_end_that_its_client_can_find(name: str) -> Non
     ],
 )
 async def test_an_answer_that_is_none_becomes_a_500(messages: list[dict[str, Any]]) -> None:
-    """Nothing of it leaves: no second header behind a line break, and no body of another length."""
+    """Nothing of a wrong answer leaves: no second header behind a line break, no body of another length."""
     found = await answers(Application(*messages), ASK)
     assert found.startswith(b"http/1.1 500") and b"application/problem+json" in found
     assert b"connection: close" in found and b"set-cookie" not in found
 
 
 async def test_an_answer_that_stops_half_way_is_cut_off() -> None:
-    """Its client must not take what has come for the whole."""
+    """A client must not take a part of an answer for the whole."""
     found = await answers(Application(head(), part(b"half", more=True)), ASK + ASK)
     assert found.endswith(b"half\r\n") and found.count(b"http/1.1") == 1
 
@@ -193,7 +193,7 @@ async def test_a_body_that_nobody_reads_is_not_collected() -> None:
 
 
 async def test_what_the_application_is_told_of_a_request() -> None:
-    """The scope of ASGI, with the path decoded."""
+    """The application gets the scope of ASGI, with the path decoded."""
     app = Application(head(200, LENGTH), part(b"here"))
     await answers(app, b"GET /a%20b?c=%20d HTTP/1.1\r\nHost: x\r\nX-Thing: 1 \r\nConnection: close\r\n\r\n")
     scope = app.scopes[0]

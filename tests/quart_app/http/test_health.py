@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 
 
 async def test_a_replica_without_a_lease_lives_and_is_not_ready() -> None:
-    """On both ports; with the reason, and a time to ask again."""
+    """Both ports give the reason, and a time to ask again."""
     app = applications()
     for client in (app.public.test_client(), app.private.test_client()):
         assert (await client.get("/health")).status_code == 200
@@ -40,7 +40,7 @@ async def test_who_asks_whether_a_replica_is_ready_fills_no_log() -> None:
 
 
 async def test_a_route_that_needs_the_mesh_is_503_while_there_is_none() -> None:
-    """Never a 500, never a 404."""
+    """Such a route is never answered with 500 or 404."""
     client = applications().public.test_client()
     for path in ("/classes", "/values/7"):
         response = await client.get(path)
@@ -48,7 +48,7 @@ async def test_a_route_that_needs_the_mesh_is_503_while_there_is_none() -> None:
 
 
 async def test_a_ready_replica_says_who_it_is(server: Server) -> None:
-    """Its database and class, as in the roster."""
+    """The answer has the database and the class, as in the roster."""
     async with node(MeshSettings(redis=server.settings)) as one:
         answer = await (await one.public.get("/readyz")).get_json()
         assert answer == {
@@ -83,7 +83,7 @@ async def test_readyz_names_a_service_that_is_not_ready_and_the_replica_serves_t
 
 
 async def test_the_roster_says_ready_only_when_the_replica_is(server: Server) -> None:
-    """Until then it says `starting`; then it names the services that are not ready."""
+    """A replica is `starting` in the roster until it is ready; then its row names services that are not."""
     worker, settings = Worker(), MeshSettings(redis=server.settings)
     trouble = ["grades"]
     async with join(worker, settings, ready=False) as replica:

@@ -34,6 +34,6 @@ def test_places_and_times(trail: Trail, headers: dict[str, str]) -> None:
 
 
 def test_a_header_has_a_bound() -> None:
-    """It names at most 16 places, because there are no more databases."""
+    """The header names at most 16 places, because there are no more databases."""
     found = headers_for([reply("A", f"r{n}") for n in range(100)], 1)
     assert found["Mesh-Place"].count("db=") == MOST_PLACES

@@ -59,7 +59,7 @@ async def test_the_books_balance_and_the_lease_is_told(server: Server) -> None:
 
 
 async def test_a_queue_tells_its_length_and_its_age(server: Server) -> None:
-    """Of every stream of the mesh, also of a database that nobody holds."""
+    """Both are told for every stream of the mesh, also for a database that nobody holds."""
     async with node(MeshSettings(redis=server.settings)) as one:
         with server.redis() as client:
             client.xadd("mesh:requests:db9", {"op": "values.drop"}, id=f"{one.replica.now_ms() - 90_000}-0")

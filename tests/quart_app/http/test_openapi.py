@@ -101,12 +101,12 @@ async def test_no_asset_outside_the_folder_is_served() -> None:
 
 
 def test_the_registry_names_the_five_services() -> None:
-    """In the order in which the settings name them by default."""
+    """The order is that in which the settings name the services by default."""
     assert tuple(SERVICES) == ("values", "addresses", "messages", "grades", "movements")
 
 
 async def test_authorize_knows_every_route_that_asks_who_is_there() -> None:
-    """By password or by session; each scheme that a route names is described."""
+    """Such routes name a scheme, for a password or a session, and each scheme is described."""
     found = await document(",".join(SERVICES))
     schemes: dict[str, Any] = found["components"]["securitySchemes"]
     needs = {
@@ -121,7 +121,7 @@ async def test_authorize_knows_every_route_that_asks_who_is_there() -> None:
 
 
 async def test_headers_that_a_client_may_send_are_parameters() -> None:
-    """So that the page can send them."""
+    """The page can send these headers because they are parameters."""
     found = await document(",".join(SERVICES))
     headers = {
         (path, method): [one["name"] for one in operation["parameters"] if one["in"] == "header"]

@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_both_refuse_the_same(name: str) -> None:
-    """Nothing after what is refused is read as a request."""
+    """Both parsers stop at what they refuse, and read nothing after it as a request."""
     data, status = REFUSED[name]
     for found in (by_us(data + NEXT), by_us(data + NEXT, 3), by_h11(data + NEXT)):
         assert (found.requests, found.end) == ([], status)

@@ -29,7 +29,7 @@ def is_allowed(host: str, **settings: object) -> bool:
     ],
 )  # fmt: skip
 def test_names_that_no_stranger_can_own_are_allowed(host: str) -> None:
-    """So `make run`, compose and the probes of Kubernetes need no setting."""
+    """`make run`, compose and the probes of Kubernetes need no setting."""
     assert is_allowed(host)
 
 

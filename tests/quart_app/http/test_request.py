@@ -36,7 +36,7 @@ def body_of(*messages: dict[str, Any], most: int = 100, occupied: Occupancy | No
 
 
 async def test_a_body_is_read_whole_or_in_parts() -> None:
-    """It is asked for as far as it is read."""
+    """A body is asked for only as far as it is read."""
     messages = part(b"one "), part(b""), part(b"two", more=False)
     assert await body_of(*messages) == b"one two"
     assert [data async for data in body_of(*messages)] == [b"one ", b"two"]
@@ -54,7 +54,7 @@ async def test_a_body_is_read_whole_or_in_parts() -> None:
 async def test_a_body_that_is_refused_raises_wherever_it_is_read(
     messages: list[dict[str, Any]], error: type[Exception]
 ) -> None:
-    """It is too long, too many bytes are in progress, or its client has gone."""
+    """A body is refused if it is too long, if too many bytes are in progress, or if its client has gone."""
     for whole in (True, False):
         occupied = Occupancy(1000, 50 if error is Problem else 1000)
         body = body_of(*messages, occupied=occupied)

@@ -74,7 +74,7 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
-    """They are closed when the server stops, with or without an earlier request."""
+    """Idle connections are closed when the server stops, with or without an earlier request."""
     app = Quart("test")
     app.get("/")(lambda: "here")
     async with served(app) as address:

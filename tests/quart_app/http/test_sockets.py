@@ -25,7 +25,7 @@ def test_any_free_port_will_do_and_is_told() -> None:
 
 
 def test_the_address_told_may_be_another_than_the_one_listened_on() -> None:
-    """In a container it is the address of the container, or ADVERTISE_HOST."""
+    """A container tells its own address, or ADVERTISE_HOST."""
     for chosen, host in (
         ({"advertise_host": "replica-7.mesh"}, "replica-7.mesh"),
         ({"host": "127.0.0.1"}, "127.0.0.1"),

@@ -35,7 +35,7 @@ def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 )
 @pytest.mark.usefixtures("found")
 def test_jemalloc_is_used_where_the_machine_has_it(server: dict[str, str], python: dict[str, str]) -> None:
-    """By the wheel's server and by replicas; without jemalloc each gets the best setting that there is."""
+    """The wheel's server and replicas use it; without it, each gets the best setting that there is."""
     assert redis_program.wheel_server().environ == server
     assert allocator.of_python() == python
     replica = replicas.environment("redis://127.0.0.1:1/0", Path("data"))

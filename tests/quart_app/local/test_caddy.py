@@ -26,7 +26,7 @@ async def test_a_proxy_in_the_environment_does_not_reach_it(monkeypatch: pytest.
 
 
 async def test_a_killed_caddy_is_started_again_at_both_its_addresses(tmp_path: Path) -> None:
-    """Its log is kept where the caller wants it."""
+    """The log of Caddy is kept where the caller wants it."""
     said: list[str] = []
     public, private = Site(free_port(), ["127.0.0.1:1"]), Site(free_port(), ["127.0.0.1:1"])
     async with balancer(Supervisor(said.append), public, private, log=tmp_path / "caddy.log") as child:

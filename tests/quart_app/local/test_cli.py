@@ -43,7 +43,7 @@ def test_each_command_says_what_it_does() -> None:
 
 @pytest.mark.parametrize("words", [["up", "--replicas", "17"], ["up", "--replicas", "0"], ["up", "--port", "70000"]])
 def test_a_number_out_of_its_range_is_refused_before_anything_starts(words: list[str], tmp_path: Path) -> None:
-    """There are sixteen databases."""
+    """A mesh has at most sixteen replicas, one for each database."""
     result = invoke(*words, "--data", str(tmp_path / "data"))
     assert result.exit_code == 2 and "is not in the range" in result.output
     assert not (tmp_path / "data").exists()
@@ -79,7 +79,7 @@ async def test_status_names_databases_that_no_replica_holds(server: Server) -> N
 
 @pytest.mark.parametrize("columns", [40, 80, 117, 118, 200])
 async def test_the_state_is_in_the_table_however_narrow_the_terminal_is(server: Server, columns: int) -> None:
-    """Whether a replica is ready is what one looks for; nothing is cut."""
+    """A narrow table cuts no state, because people look for it."""
     async with join(Worker(), MeshSettings(redis=server.settings), public="h:1", private="h:2") as replica:
         table = (await in_thread("status", "--redis-url", server.url, columns=columns)).output
     assert "state" in table and re.search(r"\b(starting|ready)\b", table) and "…" not in table
@@ -89,7 +89,7 @@ async def test_the_state_is_in_the_table_however_narrow_the_terminal_is(server: 
 
 @pytest.mark.parametrize("command", ["up", "status", "watch"])
 def test_an_address_that_is_none_is_a_sentence(command: str, tmp_path: Path) -> None:
-    """With the name that the setting has in the environment; nothing is started."""
+    """The message has the name of the setting in the environment, and nothing is started."""
     result = invoke(command, "--redis-url", "localhost:6379", "--data", str(tmp_path / "data"))
     assert result.exit_code == EXIT_SETUP and isinstance(result.exception, SystemExit)
     assert (
@@ -101,7 +101,7 @@ def test_an_address_that_is_none_is_a_sentence(command: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["watch"]])
 def test_no_redis_is_a_sentence(command: list[str]) -> None:
-    """Not a traceback; with the address."""
+    """The message has the address, and no traceback."""
     port = free_port()
     result = invoke(*command, "--redis-url", f"redis://:word@127.0.0.1:{port}/0")
     assert result.exit_code == 1 and f"Error: Redis at 127.0.0.1:{port} cannot be used: " in result.output
@@ -117,7 +117,7 @@ def test_without_a_mesh_and_without_a_redis_the_folder_is_named(tmp_path: Path) 
 
 @pytest.mark.parametrize("cls", ["E", "AB", "db16", "3", ""])
 def test_watch_refuses_a_class_that_does_not_exist(cls: str) -> None:
-    """It would wait for ever; the ones that exist are listed."""
+    """The message lists the classes that exist; the watch would otherwise wait for ever."""
     result = invoke("watch", "--class", cls)
     assert result.exit_code == 2 and "'A', 'B', 'C', 'D', 'db0'" in result.output
 
@@ -128,7 +128,7 @@ def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 async def test_watch_says_at_its_start_what_it_watches(server: Server, tmp_path: Path) -> None:
-    """And ends at Ctrl-C without a word."""
+    """Ctrl-C ends the watch without a message."""
     log = tmp_path / "log"
     command = [
         sys.executable, "-m", "quart_app.local.cli", "watch", "--redis-url", server.url, "--class", "db3", "--op", "x.",
@@ -149,7 +149,7 @@ async def test_watch_says_at_its_start_what_it_watches(server: Server, tmp_path:
 
 
 def test_redis_cli_gets_the_password_where_ps_does_not_look(tmp_path: Path) -> None:
-    """In its environment; options of redis-cli go through."""
+    """redis-cli gets the password in its environment, and its options as they are."""
     fake = tmp_path / "redis-cli"
     fake.write_text('#!/bin/sh\necho "$REDISCLI_AUTH: $*"\n')
     fake.chmod(0o755)
@@ -160,7 +160,7 @@ def test_redis_cli_gets_the_password_where_ps_does_not_look(tmp_path: Path) -> N
 
 
 def test_without_redis_cli_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It says what to install."""
+    """The message says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     result = invoke("redis-cli", "PING")
     assert result.exit_code == 1 and "there is no redis-cli here" in result.output

@@ -17,7 +17,7 @@ def mode(path: Path) -> int:
 
 
 def test_it_belongs_to_one_mesh_at_a_time(tmp_path: Path) -> None:
-    """And is free again afterwards."""
+    """A folder is free again when its mesh has ended."""
     path = tmp_path / "data"
     assert not in_use(path)
     with data_folder(path):
@@ -30,7 +30,7 @@ def test_it_belongs_to_one_mesh_at_a_time(tmp_path: Path) -> None:
 
 
 def test_only_our_user_can_read_what_is_in_it(tmp_path: Path) -> None:
-    """Whatever the user's umask is; files of earlier releases are closed, too."""
+    """The modes of the files do not depend on the umask; files of earlier releases are closed, too."""
     before = os.umask(0)
     try:
         old = tmp_path / "data" / "redis"
@@ -71,7 +71,7 @@ def folder_of_the_kernel(path: Path) -> None:
 
 @pytest.mark.parametrize("made", [file_in_the_way, link_to_nowhere, folder_of_the_kernel])
 def test_a_path_that_cannot_be_a_folder_is_a_sentence(tmp_path: Path, made: object) -> None:
-    """With the path, the reason and the option."""
+    """The message has the path, the reason and the option."""
     path = tmp_path / "data"
     made(path)  # type: ignore[operator]
     with pytest.raises(LocalError, match=r"(cannot be used|is not the data folder).*--data"):

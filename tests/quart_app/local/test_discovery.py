@@ -29,7 +29,7 @@ def address(redis_url: str | None, folder: Path) -> str:
 
 
 def test_without_an_address_the_mesh_that_runs_here_is_meant(tmp_path: Path) -> None:
-    """While it runs; else what the environment says. An address that is given wins."""
+    """A given address wins, then the mesh that runs here, then what the environment says."""
     assert address(None, tmp_path) == "elsewhere"
     with data_folder(tmp_path), discovery.announced(tmp_path, HERE):
         assert discovery.running(tmp_path) == HERE
@@ -77,7 +77,7 @@ def test_a_file_that_a_killed_mesh_left_is_no_mesh(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "not JSON", "{}", "[]", "7", '{"redis_url": "redis://x"}'])
 def test_a_file_that_cannot_be_read_is_no_mesh(tmp_path: Path, content: str) -> None:
-    """Whatever was left there, even while a mesh has the folder."""
+    """A file with any other content is ignored, even while a mesh has the folder."""
     with data_folder(tmp_path):
         (tmp_path / "mesh.json").write_text(content)
         assert address(None, tmp_path) == "elsewhere"

@@ -68,7 +68,7 @@ async def status_of(fork: Fork) -> int:
 
 
 async def test_a_fork_is_a_program_of_its_own(server: ForkServer, tmp_path: Path) -> None:
-    """It has its arguments, its environment, its session, its log and its status, and no file of its server."""
+    """A fork has its own arguments, environment, session, log and status, and no file of its server."""
     fork = run(server, tmp_path, "7", "more")
     assert await asyncio.to_thread(fork.wait) == 7
     # The listing itself is one more file.
@@ -77,7 +77,7 @@ async def test_a_fork_is_a_program_of_its_own(server: ForkServer, tmp_path: Path
 
 
 async def test_forks_share_what_their_server_has_imported(server: ForkServer, tmp_path: Path) -> None:
-    """It is imported once, and its memory is not taken again."""
+    """The server imports the code once, and forks share its memory."""
     forks = [run(server, tmp_path, "sleep") for _ in range(2)]
     for fork in forks:
         memory = psutil.Process(await pid_of(fork)).memory_full_info()

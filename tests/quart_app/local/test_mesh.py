@@ -88,7 +88,7 @@ def test_a_taken_port_is_found_before_anything_starts(with_caddy: bool, monkeypa
 
 
 async def test_without_caddy_the_first_replica_has_the_private_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Caddy, Caddy has it, and replicas serve on while Caddy notices that they leave."""
+    """Where there is a Caddy, Caddy has the port, and replicas serve on until Caddy notices that they leave."""
     port, private = free_port(), free_port()
     async with contextlib.AsyncExitStack() as stack:
         monkeypatch.setattr(caddy, "caddy", lambda: None)

@@ -68,7 +68,7 @@ def test_a_group_goes_back_to_its_stream(server: Server, letters: list[str]) -> 
 
 
 def test_discarding_asks_first(server: Server, letters: list[str]) -> None:
-    """With --yes it does not ask."""
+    """The command asks, unless it has --yes."""
     result = CliRunner(env={"REDIS_URL": server.url}).invoke(main, ["dead", "discard", letters[0]], input="n\n")
     assert result.exit_code == 1 and "Delete 1 dead letter," in result.output
     assert run(server, "dead", "discard", "--yes", *letters[:2]).output == "2 discarded\n"
@@ -86,13 +86,13 @@ def test_discarding_asks_first(server: Server, letters: list[str]) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_said(server: Server, words: list[str], says: str) -> None:
-    """Nothing is done then."""
+    """The command does nothing then."""
     result = run(server, "dead", "replay", *words)
     assert result.exit_code != 0 and says in result.output
 
 
 def test_a_redis_that_is_away_is_a_sentence() -> None:
-    """As for every command."""
+    """The message is the same for every command."""
     result = CliRunner(env={"REDIS_URL": "redis://127.0.0.1:1"}).invoke(main, ["dead", "list"])
     assert result.exit_code == 1 and "cannot be used" in result.output
 
@@ -162,7 +162,7 @@ def test_a_job_is_cancelled_by_its_id(server: Server) -> None:
 
 
 def test_a_redis_that_is_not_there_is_one_sentence() -> None:
-    """With the address once, and the system's word for it."""
+    """The message has the address once, and the reason of the system."""
     url = f"redis://:word@127.0.0.1:{free_port()}/0"
     said = CliRunner(env={"REDIS_URL": url}).invoke(main, ["ops", "--data", "nowhere"])
     assert said.exit_code == 1 and "word" not in said.output
@@ -172,7 +172,7 @@ def test_a_redis_that_is_not_there_is_one_sentence() -> None:
 
 
 def test_one_letter_is_no_plural(server: Server, letters: list[str]) -> None:
-    """In the question and in the list."""
+    """The question and the list say "1 letter"."""
     asked = run(server, "dead", "discard", letters[0])
     assert "Delete 1 dead letter, with" in asked.output and asked.exit_code == 1
     for id in letters[1:]:

@@ -46,7 +46,7 @@ async def test_a_child_is_waited_for_no_longer_than_that(tmp_path: Path) -> None
 
 
 async def test_a_child_does_not_get_our_ctrl_c(tmp_path: Path) -> None:
-    """It has a session of its own, and we stop our children in order."""
+    """A child has a session of its own, and we stop our children in order."""
     code = "import os, sys; sys.exit(0 if os.getsid(0) == os.getpid() else 1)"
     with (tmp_path / "log").open("wb") as log:
         child = spawn([sys.executable, "-c", code], log)
@@ -68,7 +68,7 @@ async def test_what_a_child_reads_from_its_standard_input_is_not_in_its_argument
 
 
 async def test_a_child_that_is_killed_is_said_and_started_again(tmp_path: Path, said: list[str]) -> None:
-    """With its name, the signal, and what happens now."""
+    """The message has its name, the signal, and what happens now."""
     supervisor = Supervisor(said.append)
     async with supervisor.starting(program(tmp_path, FOREVER, "Caddy")) as child, supervisor.keeping(child):
         first = child.pid
@@ -148,7 +148,7 @@ async def test_a_child_that_ends_by_itself_is_told_with_its_last_line(tmp_path: 
 
 
 async def test_a_child_that_does_not_stop_is_killed_and_said(tmp_path: Path, said: list[str]) -> None:
-    """After its own time, not after ours."""
+    """Each child has its own time to stop."""
     supervisor = Supervisor(said.append)
     async with supervisor.starting(program(tmp_path, STUBBORN, stop_wait_s=0.3)) as child:
         await eventually(lambda: deaf(tmp_path))
@@ -186,7 +186,7 @@ async def test_a_cancelled_stop_kills(tmp_path: Path, said: list[str]) -> None:
 
 
 def test_the_last_line_of_a_log_is_found_in_a_long_one(tmp_path: Path) -> None:
-    """Without reading all of it; a log that is empty or missing is named instead."""
+    """Only the end of the log is read; a log that is empty or missing is named instead."""
     log = tmp_path / "log"
     log.write_text("first\n" * 100_000 + "last\n\n")
     assert last_line(log) == "last"
@@ -215,7 +215,7 @@ async def test_a_log_is_bounded_while_its_process_goes_on_writing(
 
 
 def test_a_pause_has_a_bound_that_a_user_can_bear() -> None:
-    """Whatever happens, the next try is seconds away."""
+    """The next try is never more than seconds away."""
     pause = 0.0
     for _ in range(20):
         pause = pause_after(1, 0.0, pause)

@@ -33,7 +33,7 @@ def with_data(folder: Path, base: bytes = b"") -> Path:
 
 
 def test_the_server_found_is_new_enough() -> None:
-    """On PATH, or in the wheel."""
+    """A server is found on PATH or in the wheel."""
     assert find_server().kind.version >= redis_program.OLDEST
 
 
@@ -51,7 +51,7 @@ def test_a_server_on_path_that_is_too_old_or_broken_is_passed_over(
 
 
 def test_a_server_on_path_keeps_its_own_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its builder chose it."""
+    """The builder of that server has chosen its allocator."""
     there = on_path(tmp_path, "valkey-server", "Valkey server v=8.1.0 sha=0")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert find_server() == ServerProgram(str(there), VALKEY_8, {})
@@ -74,12 +74,12 @@ def test_a_server_on_path_keeps_its_own_allocator(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_which_server_reads_what_which_wrote(reader: Kind, writer: Kind, can: bool) -> None:
-    """The same or a later one of its kind; Valkey also what Redis wrote before the two parted."""
+    """A server reads what its own or an earlier release wrote; Valkey also what Redis wrote before they parted."""
     assert reader.reads(writer) is can
 
 
 def test_the_server_that_wrote_the_data_is_preferred() -> None:
-    """Even where another comes first on PATH."""
+    """The order of PATH does not count then."""
     found = [program(REDIS_8), program(REDIS_7), program(VALKEY_9)]
     assert choose(found, None).kind == REDIS_8
     assert choose(found, REDIS_7).kind == REDIS_7
@@ -98,7 +98,7 @@ def test_a_server_that_cannot_read_the_data_is_refused_by_name() -> None:
 
 
 def test_a_folder_remembers_who_wrote_it(tmp_path: Path) -> None:
-    """As long as there are data in it."""
+    """The folder remembers this as long as there are data in it."""
     record_writer(tmp_path, VALKEY_9)
     assert writer_of(tmp_path) is None
     assert writer_of(with_data(tmp_path)) == VALKEY_9

@@ -93,7 +93,7 @@ async def test_a_killed_server_is_started_again_at_its_address_with_its_data(tmp
 
 
 async def test_a_server_that_cannot_start_is_a_sentence_with_its_own_words(tmp_path: Path) -> None:
-    """And at once."""
+    """The message comes at once."""
     with data_folder(tmp_path):
         pass
     log = tmp_path / "redis" / "appendonlydir"
@@ -119,7 +119,7 @@ async def test_a_server_that_cannot_start_is_a_sentence_with_its_own_words(tmp_p
 def test_a_server_that_the_environment_names_is_used(
     environ: dict[str, str], redis_url: str | None, address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its address or by its host, as the task texts have it; without either a mesh runs its own."""
+    """The environment gives an address or a host, as in the task texts; otherwise a mesh runs its own server."""
     for name in ("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_SENTINELS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
@@ -133,7 +133,7 @@ def nobody() -> RedisSettings:
 
 
 async def test_a_given_server_that_is_dead_is_said_within_three_seconds() -> None:
-    """With its address, once, and the reason in the words of the system."""
+    """The message has the address once, and the reason of the system."""
     settings = nobody()
     started = time.monotonic()
     with pytest.raises(
@@ -166,7 +166,7 @@ async def test_a_server_that_refuses_our_password_is_said_without_it(server: Ser
 async def test_a_server_that_stops_answering_is_said_within_three_seconds_and_so_is_its_return(
     make_server: Callable[..., Server],
 ) -> None:
-    """Once each."""
+    """Each of the two is said once."""
     server, said = make_server(), list[str]()
     assert server.process is not None
     watching = asyncio.create_task(redis_server.watch(server.settings, said.append))
@@ -195,5 +195,5 @@ async def test_a_server_that_stops_answering_is_said_within_three_seconds_and_so
     ],
 )
 def test_an_address_is_told_without_user_and_password(settings: dict[str, object], address: str) -> None:
-    """In sentences and in logs."""
+    """Messages and logs show neither."""
     assert redis_server.address_of(RedisSettings(**settings)) == address  # type: ignore[arg-type]

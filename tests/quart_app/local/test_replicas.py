@@ -39,7 +39,7 @@ async def test_replicas_that_cannot_run_end_the_mesh_with_their_last_words(
 
 
 def test_one_replica_that_cannot_run_does_not_end_a_mesh(tmp_path: Path) -> None:
-    """Its neighbours serve; it is tried again."""
+    """The other replicas serve, and this one is tried again."""
     replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, None))
     replicas.refuse_hopeless(children(tmp_path, EXIT_SETUP, 75))
     with pytest.raises(LocalError):
@@ -55,7 +55,7 @@ async def test_a_mesh_of_which_nothing_gets_ready_says_where_to_look(tmp_path: P
 
 
 def test_the_first_private_port_is_the_one_that_is_wanted() -> None:
-    """If it is free; every port is another."""
+    """The wanted port is used if it is free; all ports differ."""
     wanted = free_port()
     ports = replicas.choose_ports(3, wanted)
     assert ports[0].private == wanted
@@ -65,7 +65,7 @@ def test_the_first_private_port_is_the_one_that_is_wanted() -> None:
 
 
 def test_the_environment_wins_over_what_a_local_mesh_suggests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not over where Redis is, and never beyond loopback."""
+    """The mesh itself sets where Redis is, and no process listens beyond loopback."""
     monkeypatch.setenv("LOG_FORMAT", "json")
     monkeypatch.setenv("HOST", "0.0.0.0")
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")

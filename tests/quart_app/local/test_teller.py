@@ -68,7 +68,7 @@ def test_without_a_reader_nothing_is_raised(pipe: tuple[int, IO[str]], monkeypat
 
 @pytest.mark.parametrize("stream", [None, io.StringIO()])
 def test_without_a_stream_nothing_is_raised(stream: IO[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was closed when the process began; or it is none of the system's."""
+    """The stream was closed when the process began, or has no descriptor."""
     monkeypatch.setattr(sys, "stdout", stream)
     teller = Teller()
     teller.say("nobody hears it")

@@ -25,7 +25,7 @@ def test_a_request_says_when_what_from_whom_to_whom() -> None:
 
 
 def test_a_reply_says_how_it_went_and_a_dead_letter_why() -> None:
-    """Also where fields are missing."""
+    """Both are shown also where fields are missing."""
     assert (
         "reply   values.put busy replica-1 -> replica-2"
         in line(AT, "mesh:replies:replica-2", {**FIELDS, "status": "busy"}).plain

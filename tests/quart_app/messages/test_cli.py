@@ -23,7 +23,7 @@ async def in_thread(*words: str) -> Result:
 
 
 async def test_an_administrator_is_promoted_and_demoted_by_command(server: Server) -> None:
-    """In any spelling of the address; the last one stays; each change is in the audit log once."""
+    """The address may have any spelling, the last administrator stays, and each change is audited once."""
     with server.redis() as redis:
         client = aio.Redis(port=server.port, decode_responses=True)
         for name in ("ann", "bob"):

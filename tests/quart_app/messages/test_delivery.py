@@ -111,7 +111,7 @@ async def scene(free: Scripted | None = None, paid: Scripted | None = None, **se
 
 
 async def test_free_first_then_paid_then_free_again() -> None:
-    """A whole window of the free provider."""
+    """The messages fill a whole window of the free provider."""
     async with scene() as it:
         used = [(await it.send()).provider for _ in range(LIMIT + 2)]
         assert used == ["free"] * LIMIT + ["paid"] * 2
@@ -134,7 +134,7 @@ async def test_closed_without_paid_access_says_until_when() -> None:
 
 
 async def test_a_message_waits_for_free_rather_than_pay() -> None:
-    """If free opens within `max_wait_ms`."""
+    """A message waits if free opens within `max_wait_ms`."""
     async with scene() as it:
         await it.use_up()
         assert (await it.send(wait_ms=5_000)).provider == "free"
@@ -151,7 +151,7 @@ async def test_a_wait_that_is_too_short_is_not_begun() -> None:
 
 
 async def test_a_refusal_of_a_counted_request_closes_the_allowance() -> None:
-    """For all replicas at once; the refused message is paid for."""
+    """The allowance closes for all replicas at once; the refused message is paid for."""
     async with scene(Scripted(Blocked(1_000), Answered("done"))) as it:
         assert (await it.send("first")).provider == "paid"
         assert (await it.send("second")).provider == "paid"
@@ -162,7 +162,7 @@ async def test_a_refusal_of_a_counted_request_closes_the_allowance() -> None:
 
 
 async def test_messages_wait_for_a_probe_rather_than_pay() -> None:
-    """At the first start, when the count of the provider is not known."""
+    """At the first start the count of the provider is not known."""
     async with scene(Scripted(latency_s=0.1)) as it:
         used = await asyncio.gather(*(it.send(f"m{n}") for n in range(LIMIT + 3)))
         assert sorted(each.provider for each in used) == ["free"] * LIMIT + ["paid"] * 3
@@ -259,14 +259,14 @@ async def test_a_message_that_free_has_seen_has_arrived_though_paid_is_away() ->
 
 
 async def test_a_process_that_was_held_up_reserves_again() -> None:
-    """Its slot is free again, and free gets the message in another one."""
+    """The old slot is free again, and free gets the message in another one."""
     async with scene(Scripted(Unsent(TOO_LATE), Answered("done"))) as it:
         assert (await it.send()).provider == "free"
         assert (await it.quota.look()).remaining == LIMIT - 1
 
 
 async def test_a_claim_that_was_taken_over_sends_nothing() -> None:
-    """And its slot is free again."""
+    """The slot of the message is free again."""
     async with scene() as it:
         with pytest.raises(Undelivered):
             await it.send(mine=False)

@@ -39,7 +39,7 @@ async def test_one_of_many_requests_with_a_key_delivers(shared: Redis) -> None:
 
 
 async def test_an_answer_is_given_again(shared: Redis) -> None:
-    """With the id of the first message, for as long as answers are kept."""
+    """The answer has the id of the first message, and is given as long as answers are kept."""
     async with await claimed(keys(shared)) as claim:
         assert await claim.begin_sending()
         claim.outcome = ANSWER
@@ -48,7 +48,7 @@ async def test_an_answer_is_given_again(shared: Redis) -> None:
 
 
 async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
-    """In progress and finished; the key of another user is another key."""
+    """There is a conflict in progress and afterwards; the key of another user is another key."""
     async with await claimed(keys(shared)) as claim:
         assert await keys(shared).claim("u", "k", b"other", "m2", 0) == OtherBody()
         claim.outcome = ANSWER
@@ -57,7 +57,7 @@ async def test_another_body_with_the_key_is_a_conflict(shared: Redis) -> None:
 
 
 async def test_an_unused_key_is_free_again(shared: Redis) -> None:
-    """Even for another body: no provider has the message."""
+    """No provider has the message, so the key may have another body."""
     async with await claimed(keys(shared)) as claim:
         claim.outcome = UNUSED
     assert await claimed(keys(shared), "m2", b"other")
@@ -146,7 +146,7 @@ async def test_an_answer_that_cannot_be_kept_at_first_is_tried_again(
 
 
 async def test_a_message_without_a_key_is_its_own() -> None:
-    """Nothing is stored for it."""
+    """Nothing is stored for a message without a key."""
     async with NoKey() as claim:
         assert await claim.begin_sending()
         claim.outcome = ANSWER

@@ -88,7 +88,7 @@ async def reply(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
 
 
 async def test_a_message_is_delivered_and_its_key_answered_again() -> None:
-    """With the same id; the provider gets it once."""
+    """The second answer has the same id; the provider gets the message once."""
     async with scene() as it:
         first = await it.send(key="k")
         assert await it.send(key="k") == first
@@ -132,7 +132,7 @@ async def test_a_second_request_with_the_key_waits_for_the_first() -> None:
 
 @pytest.mark.parametrize("arrived", [False, True])
 async def test_a_failure_is_kept_only_if_a_provider_may_have_the_message(arrived: bool) -> None:
-    """Otherwise the key is free again."""
+    """The key is free again if no provider can have the message."""
 
     async def fail(message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
         assert await claim.begin_sending()

@@ -7,7 +7,7 @@ from quart_app.messages.panel import panel_of
 
 
 def test_an_open_provider_says_how_much_it_takes() -> None:
-    """As a figure and as a bar."""
+    """The panel has a figure and a bar."""
     found = panel_of(Allowance(10, 9, None, 0))
     assert found.phrase == "the free provider is open"
     assert [(each.value, each.note, each.bad) for each in found.figures] == [("9", "of 10", False)]
@@ -15,7 +15,7 @@ def test_an_open_provider_says_how_much_it_takes() -> None:
 
 
 def test_a_closed_provider_says_for_how_long() -> None:
-    """And how many messages go one at a time afterwards."""
+    """The panel also says how many messages go one at a time afterwards."""
     found = panel_of(Allowance(10, 0, 43_000, 1000, caution=2))
     assert found.phrase == "the free provider is closed for 42 s"
     assert [(each.name, each.value, each.bad) for each in found.figures] == [

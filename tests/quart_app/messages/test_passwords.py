@@ -45,7 +45,7 @@ async def test_an_unknown_account_takes_as_long_as_a_known_one(passwords: Passwo
 
 
 async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords: Passwords) -> None:
-    """503 with Retry-After instead of minutes of waiting; strangers fill at most half of the queue."""
+    """A caller gets 503 instead of waiting for minutes; strangers fill at most half of the queue."""
     hashed = await passwords.hash("correct horse")
     strangers = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(2 * WAITING_PER_THREAD)]
     await asyncio.sleep(0)
@@ -63,7 +63,7 @@ async def test_the_queue_is_bounded_and_leaves_room_for_known_callers(passwords:
 
 
 async def test_known_callers_do_not_wait_behind_strangers(passwords: Passwords) -> None:
-    """They wait for the hash in progress, not for those in the queue."""
+    """A known caller waits for the hash in progress, not for those in the queue."""
     hashed, order = await passwords.hash("correct horse"), list[str]()
 
     async def ask(name: str, *, is_known: bool) -> None:
@@ -77,7 +77,7 @@ async def test_known_callers_do_not_wait_behind_strangers(passwords: Passwords) 
 
 
 async def test_a_caller_that_leaves_the_queue_holds_up_nobody(passwords: Passwords) -> None:
-    """Whether it waits for its turn, or its password is being hashed."""
+    """The caller may wait for its turn, or its password may be in the middle of a hash."""
     hashed = await passwords.hash("correct horse")
     waiting = [asyncio.create_task(passwords.matches(hashed, "guess")) for _ in range(6)]
     await asyncio.sleep(0.005)

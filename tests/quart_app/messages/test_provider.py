@@ -80,7 +80,7 @@ async def outcome_of(handler: Handler, **settings: Any) -> ProviderOutcome:
 
 
 async def test_the_reply_of_a_provider_is_returned(providers: Providers) -> None:
-    """From the simulator itself; a refusal says for how long."""
+    """The simulator itself replies; a refusal says for how long."""
     async with client_of(providers.free_url) as sender:
         outcomes = [await sender.send(f"m{n}", f"hello {n}") for n in range(3)]
     assert outcomes[0] == Answered("handled by the free provider: hello 0")
@@ -257,7 +257,7 @@ async def test_has_left_is_called_when_the_first_try_fails() -> None:
 
 @tls.needed
 async def test_a_provider_whose_certificate_nobody_vouches_for_gets_no_message(tmp_path: Path) -> None:
-    """Over TLS the certificate is checked."""
+    """The certificate is checked over TLS."""
     seen: list[bytes] = []
 
     async def provider(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -273,7 +273,7 @@ async def test_a_provider_whose_certificate_nobody_vouches_for_gets_no_message(t
 def test_certificates_are_loaded_only_where_they_are_needed(
     scheme: str, loads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would take 17 ms of the start of each replica, once for each provider."""
+    """Loading them takes 17 ms of the start of each replica, for each provider."""
     loaded: list[Any] = []
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda self, *a, **k: loaded.append(self))
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda self, *a, **k: loaded.append(self))

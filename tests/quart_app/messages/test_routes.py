@@ -320,7 +320,7 @@ async def test_nobody_takes_the_administrators_old_address(shared: Redis, start:
 
 
 async def test_another_address_in_the_settings_changes_nothing(shared: Redis, start: Start) -> None:
-    """And the log says so."""
+    """The log says that the setting has no effect."""
     async with start(shared, admin_email="boss@corp.example", admin_password="of the operator"):
         pass
     with structlog.testing.capture_logs() as logged:
@@ -404,7 +404,7 @@ async def test_paid_access_is_read_from_the_store(running: Running, shared: Redi
 
 
 async def test_messages_are_for_users(running: Running, providers: Providers) -> None:
-    """401 without a session, for messages and for the quota."""
+    """Without a session, messages and the quota are 401."""
     assert (await send(running.client(), "m"))[0] == 401
     assert (await answer(running.client().get("/quota")))[0] == 401
     assert providers.messages == []
@@ -459,7 +459,7 @@ async def test_a_key_reaches_a_provider_once(running: Running, shared: Redis, pr
 
 
 async def test_a_paid_key_is_paid_once(running: Running, shared: Redis, providers: Providers) -> None:
-    """Even after the free provider has opened again."""
+    """The message is not sent again when the free provider has opened."""
     client = await running.user("a@example.com", shared, paid_access=True)
     for n in range(2):
         await send(client, f"m{n}")
@@ -490,7 +490,7 @@ async def test_providers_that_cannot_be_reached(shared: Redis, start: Start) -> 
 async def test_a_second_request_with_the_key_waits_for_the_first(
     shared: Redis, start: Start, providers: Providers
 ) -> None:
-    """On another replica, which gives the answer of the first."""
+    """The second request is on another replica, which gives the answer of the first."""
     providers.free.latency_s = 0.5
     urls = {"free_url": providers.free_url, "paid_url": providers.paid_url}
     async with start(shared, **urls) as one, start(shared, **urls) as two:
@@ -537,7 +537,7 @@ async def test_a_delivered_message_is_200_if_the_quota_cannot_be_read(
 
 
 async def test_redis_away_is_503(start: Start) -> None:
-    """For every route: not 401, not 404, and no message is paid for."""
+    """Every route is 503, not 401 or 404, and no message is paid for."""
     away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     from mesh.testing.fake_server import FakeClient
 

@@ -108,7 +108,7 @@ async def test_a_token_with_a_wrong_claim_is_refused(shared: Redis, user: User, 
 
 
 async def test_a_forged_token_is_refused(shared: Redis, user: User) -> None:
-    """Another key, another algorithm, no signature, or no token."""
+    """The token has another key, another algorithm or no signature, or is no token."""
     claims = await claims_of(shared, user)
     await sessions(shared).check(signed(claims))
     forged = [
@@ -153,7 +153,7 @@ async def refused(shared: Redis, tokens: list[str]) -> None:
 
 
 async def test_a_device_is_known_to_one_account(shared: Redis, user: User) -> None:
-    """Until its password or address changes; its token opens no session, and a session's token is no device."""
+    """A device is known until the account's password or address changes; its token opens no session."""
     users, here = Users(shared), sessions(shared)
     token = await here.remember_device(user)
     device = here.known_device(token, user)
@@ -169,7 +169,7 @@ async def test_a_device_is_known_to_one_account(shared: Redis, user: User) -> No
 
 
 async def test_a_device_is_forgotten_after_a_while(shared: Redis, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a year after the login."""
+    """The device is forgotten half a year after the login."""
     here = sessions(shared)
     token = await here.remember_device(user)
     later = time.time() + DEVICE_S + 60

@@ -23,7 +23,7 @@ from quart_app.messages.users import (
 
 
 async def test_one_of_many_registrations_gets_the_address(shared: Redis) -> None:
-    """They may ask different replicas."""
+    """The registrations may come to different replicas."""
     made = await asyncio.gather(
         *(Users(shared).register("a@example.com", f"hash{n}") for n in range(20)), return_exceptions=True
     )
@@ -99,7 +99,7 @@ async def test_the_right_to_administrate_is_read_when_it_is_used(shared: Redis) 
 
 
 async def test_one_active_administrator_is_always_left(shared: Redis) -> None:
-    """Deactivations and demotions, one by one and at the same time."""
+    """Deactivations and demotions come one by one and at the same time."""
     users = Users(shared)
     first = await administrator(users)
     with pytest.raises(LastAdministrator):
@@ -161,7 +161,7 @@ async def test_the_first_administrators_address_is_reserved(shared: Redis) -> No
 
 
 async def test_the_address_is_reserved_before_the_account_exists(shared: Redis) -> None:
-    """From the first start that names it, with or without a password."""
+    """The address is reserved from the first start that names it, with or without a password."""
     users = Users(shared)
     assert await users.create_first_admin("boss@corp.example", None) == "reserved"
     with pytest.raises(EmailTaken):
@@ -170,7 +170,7 @@ async def test_the_address_is_reserved_before_the_account_exists(shared: Redis) 
 
 
 async def test_an_account_that_was_there_before_is_not_promoted(shared: Redis) -> None:
-    """It keeps its address, its password and no rights; promoting it takes the command line."""
+    """The account keeps its address, its password and no rights; the command line can promote it."""
     users = Users(shared)
     stranger = await users.register("boss@corp.example", "hash of a stranger")
     assert await users.create_first_admin("boss@corp.example", "hash") == "taken"
@@ -181,7 +181,7 @@ async def test_an_account_that_was_there_before_is_not_promoted(shared: Redis) -
 
 
 async def test_what_administrators_do_is_in_the_audit_log(shared: Redis) -> None:
-    """With the ids of both accounts, never an address or a password."""
+    """An entry has the ids of both accounts, never an address or a password."""
     users = Users(shared)
     first = await administrator(users)
     second = await promoted(users, "second@example.com")

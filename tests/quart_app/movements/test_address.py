@@ -85,7 +85,7 @@ def test_an_address_that_cannot_work_is_refused_with_a_sentence(
 
 
 def test_the_process_ends_with_78() -> None:
-    """It prints one sentence and no traceback."""
+    """The process prints one sentence and no traceback."""
     env = {**os.environ, "DATABASE_URL": "postgresql://u:secret-word@db/shop?sslmod=require"}
     command = [sys.executable, "-m", "quart_app"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)

@@ -38,7 +38,7 @@ def source() -> Source:
 
 
 async def test_a_value_is_loaded_once_while_it_is_fresh(source: Source) -> None:
-    """It is loaded again exactly when its ttl is over."""
+    """The value is loaded again exactly when its ttl is over."""
     cache = source.cache(ttl_s=5)
     assert [await cache.get("a"), await cache.get("a")] == [1, 1]
     source.now = 4.999
@@ -148,7 +148,7 @@ async def test_a_changed_value_is_loaded_again(source: Source) -> None:
 
 
 async def test_a_load_that_began_before_the_change_is_not_cached(source: Source) -> None:
-    """It may return the old value, so calls after the change start another load."""
+    """Such a load may return the old value, so calls after the change start another load."""
     source.open.clear()
     cache = source.cache()
     before = asyncio.create_task(cache.get("a"))

@@ -173,7 +173,7 @@ async def test_alembic_works_from_the_command_line(database_url: str) -> None:
 
 
 async def test_readers_do_not_wait_for_the_writer(database: MovementDatabase) -> None:
-    """They see what is committed and do not wait."""
+    """Readers see what is committed."""
     async with database.writing() as writer:
         await writer.execute(
             text(
@@ -309,7 +309,7 @@ async def test_a_read_whose_connection_breaks_runs_once_more(postgres_server: st
 async def test_the_options_that_managed_postgresql_hands_out_work(
     postgres_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over TLS, by each way to ask for it; the server sees the application's name and the option."""
+    """TLS works by each way to ask for it; the server sees the application's name and the option."""
     monkeypatch.setenv("HOME", str(tmp_path))
     made = await tls.certificate(tmp_path)
     options = "application_name=shop&connect_timeout=5&options=-c%20statement_timeout%3D9000&channel_binding=prefer"

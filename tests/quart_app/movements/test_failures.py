@@ -56,7 +56,7 @@ def test_each_kind_of_failure_has_its_reason(error: Exception, text: str) -> Non
     "error", [of_postgresql("22003"), of_postgresql("23505"), IntegrityError("INSERT …", {}, Exception())]
 )
 def test_an_error_of_the_data_passes(error: DBAPIError) -> None:
-    """It would occur again on a healthy database, so the event is to blame."""
+    """The error would occur again on a healthy database, so the event is to blame."""
     assert is_fault_of_data(error)
     with pytest.raises(DBAPIError), translated():
         raise error

@@ -41,7 +41,7 @@ def body(message: Any) -> dict[str, str]:
 
 
 def test_a_message_of_the_retailer_is_read() -> None:
-    """It may have attributes that the service does not use."""
+    """The message may have attributes that the service does not use."""
     event = read_event(body(sample()[1]))
     assert event.key == ("WH-3423", "b3b53031-e83a-4654-87f5-b6b6fb09fd99")
     assert event.data.movement_id == UUID("c6290746-790e-43fa-8270-014dc90e02e0")
@@ -144,7 +144,7 @@ PLACES = ["id", "source", "time", "data", *(f"data.{name}" for name in sample()[
 
 @given(place=st.sampled_from(PLACES), value=JSON)
 def test_any_value_in_any_place_is_an_event_or_refused(place: str, value: Any) -> None:
-    """There is no other error: it would be tried again without end."""
+    """An error of another kind would be tried again without end."""
     try:
         event = read_event(body(changed(place, value)))
     except UnreadableEvent as error:
@@ -174,7 +174,7 @@ async def test_a_batch_is_stored_without_its_refused_entries(store: MovementStor
 
 
 async def test_a_redelivered_batch_changes_nothing(store: MovementStore) -> None:
-    """This happens after a kill between the commit and its acknowledgement."""
+    """A batch is redelivered after a kill between the commit and its acknowledgement."""
     registry = CollectorRegistry()
     intake = Intake(store, MovementMetrics(registry), lambda movement_id: None)
     entries = [DeliveredEvent(f"{n}-0", body(message)) for n, message in enumerate(sample())]

@@ -54,7 +54,7 @@ async def test_it_stores_events_with_the_rights_of_a_member(
 
 
 async def test_a_database_that_is_away_fails_the_start_of_this_service_alone() -> None:
-    """It raises Unavailable at once; the application opens the service again later and serves the others meanwhile."""
+    """The start raises Unavailable at once; the application serves the others and tries again later."""
     settings = MovementSettings(database_url=SecretStr("postgresql://mesh@127.0.0.1:9/none"), database_timeout_ms=200)
     ledger = Ledger(settings, MovementMetrics(CollectorRegistry()))
     async with asyncio.timeout(5):

@@ -36,6 +36,6 @@ async def test_events_that_wait_are_counted_with_their_age(shared: Redis) -> Non
 
 @pytest.mark.parametrize(("oldest_ms", "phrase"), [(None, ""), (4000, ""), (-5, "")])
 def test_young_events_are_no_news(oldest_ms: int | None, phrase: str) -> None:
-    """They are stored in a moment; a clock that is a little behind is no error."""
+    """Events are stored in a moment, and a clock that is a little behind is no error."""
     found = panel_of({"length": 1, "entries-added": 7}, 0, oldest_ms)
     assert found.phrase == phrase and not found.figures[0].bad

@@ -36,12 +36,12 @@ def test_it_adds_events_to_the_stream(server: Server) -> None:
 
 
 def test_the_sample_is_one_movement(server: Server) -> None:
-    """It has the ids of the documentation."""
+    """The sample has the ids of the documentation."""
     assert [json.loads(fields["body"]) for fields in sent_to(server, "--sample")] == list(sample())
 
 
 def test_without_redis_it_ends_with_a_sentence() -> None:
-    """It prints a sentence and ends with a status."""
+    """The producer prints a sentence and ends with a status."""
     done = CliRunner().invoke(main, ["--redis-url", "redis://127.0.0.1:9/0", "--sample"])
     assert done.exit_code == 1
     assert "Redis did not accept the messages" in done.output

@@ -85,7 +85,7 @@ async def test_both_sample_messages_count_though_they_share_their_id(
 
 
 async def test_an_event_is_stored_once_however_often_it_comes(store: MovementStore, database: MovementDatabase) -> None:
-    """It may come twice in one batch or in several; the stock changes once."""
+    """An event may come twice in one batch or in several; the stock changes once."""
     assert (await store.add([event(), event()])).duplicates == 1
     stored = await store.add([event(), event("2")])
     assert ([one.id for one in stored.new], stored.duplicates, stored.taken) == (["2"], 1, set())
@@ -145,7 +145,7 @@ async def test_an_unknown_product_is_none(store: MovementStore) -> None:
 
 
 async def test_times_are_read_as_they_were_stored(store: MovementStore) -> None:
-    """They are in UTC, exact to the microsecond, whatever their offset was."""
+    """Times are in UTC, exact to the microsecond, whatever their offset was."""
     moment = datetime.fromisoformat("2025-02-18T17:34:56.123456+03:00")
     await store.add([event(timestamp=moment.isoformat())])
     (step,) = await store.steps(MOVEMENT)

@@ -26,7 +26,7 @@ def arrived(hour: float, at: UUID, quantity: int, product: UUID = BOLTS) -> Step
 
 
 def test_a_movement_with_both_ends() -> None:
-    """It has the sender, the receiver, the elapsed time and the missing items."""
+    """The summary has the sender, the receiver, the elapsed time and the missing items."""
     found = movement(ID, [departed(0, NORTH, 100), arrived(2.5, SOUTH, 98)])
     assert (found.movement_id, found.sender, found.receiver, found.product_id) == (ID, NORTH, SOUTH, BOLTS)
     assert (found.departure_time, found.arrival_time) == (NOON, NOON + timedelta(hours=2.5))
@@ -77,7 +77,7 @@ def test_a_movement_in_several_loads() -> None:
 
 
 def test_the_order_of_events_does_not_matter() -> None:
-    """This holds for events of the same time, too."""
+    """The order does not matter for events of the same time, either."""
     steps = [departed(0, NORTH, 1), departed(0, EAST, 2), arrived(3, SOUTH, 3), arrived(3, EAST, 4, NUTS)]
     found = {movement(ID, order).model_dump_json() for order in itertools.permutations(steps)}
     assert len(found) == 1
@@ -93,5 +93,5 @@ def test_the_order_of_events_does_not_matter() -> None:
     ],
 )
 def test_the_status_of_the_whole(parts: list[Status], whole: Status) -> None:
-    """In transit comes before departure missing, and completed last."""
+    """The status in transit comes before departure missing, and completed last."""
     assert status_of(parts) is whole

@@ -47,7 +47,7 @@ async def test_the_limit_holds_for_concurrent_requests() -> None:
 
 
 async def test_calls_lists_the_requests() -> None:
-    """They are in order, each with its outcome. A message that is not valid does not count."""
+    """Requests are in order, each with its outcome; a message that is not valid does not count."""
     client = create_app(free()).test_client()
     for n in range(3):
         await client.post("/", json={"message": f"m{n}"})
@@ -62,7 +62,7 @@ async def test_calls_lists_the_requests() -> None:
 
 
 async def test_the_paid_provider_accepts_every_request() -> None:
-    """It has no window."""
+    """The paid provider has no window."""
     client = create_app(Provider("paid", latency_s=0)).test_client()
     answers = [await client.post("/", json={"message": "m"}) for _ in range(30)]
     assert {answer.status_code for answer in answers} == {200}

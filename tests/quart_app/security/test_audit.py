@@ -14,7 +14,7 @@ from quart_app.security.audit import Audit
 
 
 async def test_an_event_is_in_the_log_and_on_the_stream(shared: Redis) -> None:
-    """As plain fields; absent facts are left out."""
+    """An event has plain fields; absent facts are left out."""
     with capture_logs() as logged:
         await Audit(shared).record("login failed", user=None, source="192.0.2.1")
     assert [entry for _, entry in await shared.xrange(keys.AUDIT)] == [{"event": "login failed", "source": "192.0.2.1"}]

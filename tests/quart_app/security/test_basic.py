@@ -60,7 +60,7 @@ async def test_guesses_are_limited(shared: Redis) -> None:
 
 
 async def test_a_right_password_is_believed_for_a_minute(shared: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Redis, from the same source; then Redis is asked again."""
+    """Within the minute, Redis is not asked for the same source."""
     site = Site().open(shared)
     now = 1000.0
     monkeypatch.setattr(basic.time, "monotonic", lambda: now)
@@ -74,7 +74,7 @@ async def test_a_right_password_is_believed_for_a_minute(shared: Redis, monkeypa
 
 
 async def test_before_the_replica_is_a_member_nothing_is_compared() -> None:
-    """503 with whatever password; without one 401 as always."""
+    """Any password gets 503; a request without one gets 401, as always."""
     site = Site()
     assert [(await site.ask(word)).status_code for word in ("correct horse", "guess")] == [503, 503]
     answer = await site.app.test_client().get("/backup")
@@ -82,7 +82,7 @@ async def test_before_the_replica_is_a_member_nothing_is_compared() -> None:
 
 
 async def test_who_is_believed_is_bounded(shared: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many sources there are."""
+    """The number of sources does not matter."""
     monkeypatch.setattr(basic, "MOST_BELIEVED", 3)
     site = Site().open(shared)
     for number in range(10):

@@ -28,7 +28,7 @@ async def admitted(limiter: CredentialLimiter, count: int, account: str = ANN, s
 
 
 async def test_one_source_guesses_a_few_times_at_one_account(shared: Redis) -> None:
-    """On whichever replica; the last one says that the next will be refused; other sources are not concerned."""
+    """The bound holds over all replicas and not for other sources; the last attempt says that it is the last."""
     several = [CredentialLimiter(shared, LIMITS) for _ in range(2)]
     attempts = [*await admitted(several[0], 2), *await admitted(several[1], 2)]
     assert [attempt.is_last for attempt in attempts] == [False, False, True]
@@ -36,14 +36,14 @@ async def test_one_source_guesses_a_few_times_at_one_account(shared: Redis) -> N
 
 
 async def test_one_source_does_not_spray_one_password_over_all_accounts(shared: Redis) -> None:
-    """Real and invented accounts alike."""
+    """Guesses at invented accounts count, too."""
     limiter = CredentialLimiter(shared, LIMITS)
     attempts = [await admitted(limiter, 1, f"user-{number}@example.com") for number in range(300)]
     assert sum(map(len, attempts)) == LIMITS.source_tries
 
 
 async def test_a_source_that_logged_in_before_gets_in(shared: Redis) -> None:
-    """Though its neighbours have used up the attempts of the source, and strangers those of the account."""
+    """Neighbours may have used up the attempts of the source, and strangers those of the account."""
     limiter = CredentialLimiter(shared, LIMITS)
     await limiter.excuse(await limiter.admit(ANN, OFFICE))
     for number in range(20):
@@ -58,7 +58,7 @@ async def test_a_source_that_logged_in_before_gets_in(shared: Redis) -> None:
 
 
 async def test_a_device_that_logged_in_before_gets_in_from_anywhere(shared: Redis) -> None:
-    """Through the very source that guesses; its own wrong passwords are limited, too."""
+    """A known device gets in through the source that guesses; its own wrong passwords are limited, too."""
     limiter = CredentialLimiter(shared, LIMITS)
     await admitted(limiter, 20)
     for number in range(10):
@@ -95,7 +95,7 @@ async def test_attempts_at_the_same_time_are_charged_before_they_are_known_to_be
 
 
 async def test_a_right_password_costs_nothing_and_starts_anew(shared: Redis) -> None:
-    """For its own account; a success elsewhere does not excuse guesses."""
+    """A success clears the count of its own account, and of no other."""
     limiter = CredentialLimiter(shared, LIMITS)
     for _ in range(50):
         await limiter.excuse(await limiter.admit(ANN, OFFICE))
@@ -138,7 +138,7 @@ async def test_no_key_shows_an_address(shared: Redis) -> None:
 
 
 async def test_new_accounts_are_counted_by_source(shared: Redis) -> None:
-    """429 beyond; other sources go on."""
+    """A source gets 429 beyond its bound, and other sources go on."""
     limiter = CredentialLimiter(shared, LIMITS)
     for _ in range(2):
         await limiter.admit_registration(ATTACKER)

@@ -40,13 +40,13 @@ def test_a_normal_form_is_its_own(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "boss", "a@b@c.example", "a b@c.example", "b\u200boss@c.example", "a@localhost"])
 def test_what_is_no_address_is_refused(text: str) -> None:
-    """With the reason."""
+    """The error has the reason."""
     with pytest.raises(ValueError, match=r"\w"):
         normal_email(text)
 
 
 def test_a_password_is_the_same_however_it_was_typed() -> None:
-    """Composed or decomposed letters, full-width digits."""
+    """Letters may be composed or decomposed, and digits full-width."""
     assert normal_password("schlu\u0308ssel \uff11") == normal_password("schlüssel 1")
 
 
@@ -59,7 +59,7 @@ def test_a_password_is_the_same_however_it_was_typed() -> None:
     ],
 )
 def test_weak_passwords_are_refused(password: str) -> None:
-    """Common ones with decoration, sequences, and parts of the address."""
+    """Common passwords with decoration, sequences, and parts of the address are weak."""
     assert why_weak(password, "ann.ames@example.com")
 
 
@@ -67,5 +67,5 @@ def test_weak_passwords_are_refused(password: str) -> None:
     "password", ["correct horse", "battery staple", "ann and the example", "Zb7!kq2w", "пароль для энн"]
 )
 def test_other_passwords_are_accepted(password: str) -> None:
-    """No rules of composition."""
+    """There are no rules of composition."""
     assert why_weak(password, "ann.ames@example.com") is None

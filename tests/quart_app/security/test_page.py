@@ -29,7 +29,7 @@ def test_the_page_names_many_tests_and_the_audit_log() -> None:
 
 
 def test_the_page_names_every_event() -> None:
-    """Each phrase that the code records."""
+    """The page has each phrase that the code records."""
     folders = (ROOT / "quart_app/messages", ROOT / "quart_app/security")
     sources = [path.read_text() for folder in folders for path in folder.glob("*.py")]
     recorded = {phrase for text in sources for phrase in re.findall(r'(?:record|say|entry)\(\s*"([a-z ]+)"', text)} | {

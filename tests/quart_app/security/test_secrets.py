@@ -61,7 +61,7 @@ def test_a_known_secret_is_refused_where_others_reach_the_replica(secret: str | 
     ],
 )
 def test_a_redis_of_another_machine_needs_a_password(settings: dict[str, str], is_open: bool) -> None:
-    """Or a certificate of ours. A replica that only this machine reaches is left alone."""
+    """A certificate of ours does instead. A replica that only this machine reaches needs neither."""
     redis = RedisSettings(**settings)  # type: ignore[arg-type]
     refuse_open_redis("127.0.0.1", redis)
     if is_open:
@@ -72,7 +72,7 @@ def test_a_redis_of_another_machine_needs_a_password(settings: dict[str, str], i
 
 
 def test_the_services_check_their_own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default of the grades, and a signing key that is a repetition."""
+    """The default password of the grades and a signing key that is a repetition are refused."""
     settings = AppSettings(host="0.0.0.0", services="grades")
     with pytest.raises(SetupError, match="GRADES_PASSWORD"):
         create_app(Context(settings, CollectorRegistry()))

@@ -40,7 +40,7 @@ async def sent(response: Response) -> Any:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 100, 10_000])
 async def test_an_answer_is_json_of_any_length(count: int) -> None:
-    """In one piece or in many."""
+    """The answer has one piece or many."""
     answers = Answers(Budget(1 << 30, "bytes", 1))
     assert await sent(answers.respond(await array(count))) == [ELEMENT] * count
     found = await sent(answers.respond(await array(count), '{"id": 1, "result": ', "}"))
@@ -48,7 +48,7 @@ async def test_an_answer_is_json_of_any_length(count: int) -> None:
 
 
 async def test_the_size_is_that_of_the_json() -> None:
-    """By which an answer is bounded while it grows."""
+    """The size bounds an answer while it grows."""
     for count in (1, 7, 10_000):
         found = await array(count)
         size = found.size
@@ -57,7 +57,7 @@ async def test_the_size_is_that_of_the_json() -> None:
 
 @given(st.dictionaries(st.integers(2, 10**40), st.lists(st.integers(2, 10**30), min_size=1), min_size=1))
 def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list[int]]) -> None:
-    """All at once or one by one: the same JSON, for values of any length."""
+    """All at once or one by one, values of any length give the same JSON."""
     factors = {str(value): " ".join(map(str, each)) for value, each in found.items()}
     text = ";".join(f"{ordered(value)}={each}" for value, each in factors.items())
     assert elements(text) == b",".join(element(value, each) for value, each in factors.items())
@@ -68,7 +68,7 @@ def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list
 
 
 async def test_a_long_answer_takes_its_memory_until_it_is_gone() -> None:
-    """Whether it was sent or not."""
+    """The memory counts whether the answer was sent or not."""
     budget = Budget(3 * PIECE_BYTES, "bytes", 1)
     answers = Answers(budget)
     first = answers.respond(await array(4000))

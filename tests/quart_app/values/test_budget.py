@@ -20,7 +20,7 @@ def test_beyond_the_budget_is_busy_and_says_when_to_retry() -> None:
 
 
 def test_what_comes_alone_gets_through_however_much_it_is() -> None:
-    """Else nobody could ever ask for it."""
+    """A request larger than the budget is let through when it is alone."""
     budget = Budget(10, "pieces", 3)
     with budget.lent(50):
         with pytest.raises(Busy):
@@ -30,7 +30,7 @@ def test_what_comes_alone_gets_through_however_much_it_is() -> None:
 
 
 def test_a_failure_gives_the_budget_back() -> None:
-    """As any other end does."""
+    """A failure gives the budget back, as any other end does."""
     budget = Budget(10, "pieces", 3)
     with pytest.raises(KeyError), budget.lent(5):
         raise KeyError

@@ -38,7 +38,7 @@ async def test_large_values_go_together_up_to_so_many_bytes() -> None:
 
 @pytest.mark.parametrize("digits", [25, 60, 100, 300, 600, 990])
 async def test_the_commit_of_a_chunk_has_few_bytes(digits: int) -> None:
-    """Also where each value has as many different prime factors as so many digits can have."""
+    """Values may have as many different prime factors as their digits allow."""
     product, factors = 1, []
     for prime in filter(gmpy2.is_prime, range(2, 2600)):
         if len(str(product * prime * 1000)) > digits:

@@ -52,7 +52,7 @@ async def test_the_others_wait_for_the_record_and_apply_their_own_ttl(values: Va
 
 
 async def test_a_claim_is_kept_alive(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the computation: nobody else begins it."""
+    """Nobody else begins the computation, however long it takes."""
     monkeypatch.setattr(module, "CLAIM_MS", 300)
     replicas = await values.join(2)
     asked = [values.put(replica) for replica in replicas]
@@ -83,7 +83,7 @@ async def test_a_claim_without_an_owner_ends(values: Values, monkeypatch: pytest
 
 
 async def test_who_gives_up_gives_the_claim_up(values: Values) -> None:
-    """Its client hangs up: the claim ends at once, and the next one computes."""
+    """When the client hangs up, its claim ends at once, and the next one computes."""
     replicas = await values.join(2)
     first = values.put(replicas[0])
     await eventually(values.claimed)
@@ -99,7 +99,7 @@ async def test_who_gives_up_gives_the_claim_up(values: Values) -> None:
 
 
 async def test_a_hard_value_holds_up_no_other_of_its_chunk(values: Values) -> None:
-    """Its worker gives it back to the class, alone, and answers for the others at once."""
+    """The worker gives the hard value back to the class, alone, and answers for the others at once."""
     (replica,) = await values.join(1, concurrency=2)
     quick = str(2**70)
     values.pool.quick[2**70] = "2^70"
@@ -126,7 +126,7 @@ async def test_a_late_one_says_what_is_known(values: Values) -> None:
 
 
 async def test_a_repeat_computes_nothing(values: Values) -> None:
-    """While the record lives, on whatever replica."""
+    """A repeated value is not computed while its record lives, on whatever replica."""
     replicas = await values.join(2)
     values.pool.may_end.set()
     for _ in range(2):
@@ -136,7 +136,7 @@ async def test_a_repeat_computes_nothing(values: Values) -> None:
 
 
 async def test_a_holder_whose_record_has_ended_gives_a_hard_number_back_to_the_class(values: Values) -> None:
-    """Its database's stream is worked in order: a computation there would hold up every GET."""
+    """A computation on the database's own stream, which is worked in order, would hold up every GET."""
     (replica,) = await values.join(1)
     asked = values.put(replica, to=Database(replica.database))
     await eventually(values.claimed)

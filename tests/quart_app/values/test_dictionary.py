@@ -184,7 +184,7 @@ def machine_of(mesh: Mesh) -> type[RuleBasedStateMachine]:
             await asyncio.sleep(max(0.0, moment - time.time()))
 
         async def _holds_each_once(self) -> None:
-            """At most one record of a value in the whole mesh, where its place says, with a holder of its class."""
+            """Check that each value has one record at most, where its place says, with a holder of its class."""
             await self._find(0)
             await self._drops_done()
             # Places are looked at one by one, and none must end meanwhile.
@@ -228,7 +228,7 @@ def _has(server: Server, database: int, value: int) -> bool:
 
 @pytest.mark.slow
 def test_values_answers_as_a_dictionary_would(server: Server) -> None:
-    """Puts, refreshes, overwrites by another class, expiries and races, at several replicas."""
+    """Puts, refreshes, overwrites by another class, expiries and races happen at several replicas."""
     examples = int(os.environ.get("MODEL_EXAMPLES", "12"))
     with patch.dict(os.environ, {"VALUES_PROCESSES": "1"}), Mesh(server) as mesh:
         run_state_machine_as_test(

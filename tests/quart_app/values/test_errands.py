@@ -30,7 +30,7 @@ async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs
 
 
 async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) -> None:
-    """However many hard values it has: others get through beside it."""
+    """A job takes one place, however many hard values it has, so others get through beside it."""
     (replica,) = await values.join(1, concurrency=2)
     id = await jobs.begin(replica, [Wanted(str(HARD * i), 60, "A") for i in range(1, 30)])
     await until(jobs, replica, id, "running")
@@ -41,7 +41,7 @@ async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) ->
 
 
 async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs) -> None:
-    """Its computation is killed within a second, no commit brings it back, and what it had not done stays undone."""
+    """The computation is killed within a second, no commit brings the job back, and the rest stays undone."""
     (replica,) = await values.join(1)
     id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A"), Wanted("6", 60, "A")])
     await until(jobs, replica, id, "running")

@@ -11,7 +11,7 @@ from quart_app.values.factorise import Composite, Factoring
 
 
 def test_a_larger_number_takes_longer() -> None:
-    """Also between and beyond the measured sizes."""
+    """The estimate grows also between and beyond the measured sizes."""
     times = [estimate.sieve_seconds(bits) for bits in range(40, 400, 3)]
     assert all(a < b for a, b in itertools.pairwise(times))
     costs = [estimate.curve_seconds(bits, 10) for bits in range(40, 2000, 50)]
@@ -25,7 +25,7 @@ def test_measured_sizes_give_measured_times() -> None:
 
 
 def test_the_curves_before_a_sieve_cost_their_share() -> None:
-    """About an eighth of the sieve's time, whatever the size."""
+    """The curves take about an eighth of the sieve's time, whatever the size."""
     for bits in (150, 200, 266):
         spent = sum(estimate.curve_seconds(bits, index + 1) for index in range(estimate.curves_worth(bits)))
         share = spent / estimate.sieve_seconds(bits)

@@ -201,7 +201,7 @@ def stage_of(digits: int, *, curves: int = 0, **limits: float) -> Stage:
 
 
 def test_the_stages() -> None:
-    """Up to 42 digits the sieve at once; above it some curves first; past the limit curves for ever."""
+    """The sieve begins at once up to 42 digits, and after some curves above; past the limit there are only curves."""
     assert engine.stage(Factoring(6, ((2, 1), (3, 1)))) is Stage.DONE
     assert stage_of(30) is Stage.SIEVE
     assert stage_of(60) is Stage.CURVES

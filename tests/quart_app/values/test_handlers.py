@@ -71,7 +71,7 @@ def valued(backend: Backend) -> Valued:
 
 
 async def test_a_new_value_is_factorised_and_written_by_one_replica_of_its_class(valued: Valued) -> None:
-    """With the place that says where it is."""
+    """The place that says where the record is, is written with it."""
     one, two = await valued.join("A"), await valued.join("B")
     assert await valued.put(one, "B", 8, 16) == [8, 16]
     assert valued.factorised == [8, 16]
@@ -95,7 +95,7 @@ async def test_the_same_class_again_refreshes_without_factorising(valued: Valued
 
 
 async def test_another_class_is_a_full_overwrite(valued: Valued) -> None:
-    """Factorised anew there, and dropped by the former holder: at most one record in the whole mesh."""
+    """The new class factors the value, and the former holder drops it: at most one record is in the whole mesh."""
     one, two = await valued.join("A"), await valued.join("B")
     await valued.put(one, "A", 8, ttl=600)
     await valued.put(one, "B", 8, ttl=60)
@@ -120,7 +120,7 @@ async def test_two_classes_at_once_leave_one_record(valued: Valued) -> None:
 
 
 async def test_a_drop_leaves_what_was_written_again(valued: Valued) -> None:
-    """It names the write it means; one that comes late does no harm."""
+    """A drop names the write that it means, so one that comes late does no harm."""
     one = await valued.join("A")
     await valued.put(one, "A", 8)
     (old,) = await records.records(one.store(), ["8"])
@@ -154,7 +154,7 @@ async def test_a_record_whose_holder_is_gone_is_written_anew_and_dropped_when_it
 
 
 async def test_one_has_no_prime_factors_and_is_kept_all_the_same(valued: Valued) -> None:
-    """In no index, with a place and a time."""
+    """The value 1 has a place and a time, and is in no index."""
     one = await valued.join("A")
     assert await valued.put(one, "A", 1) == [1]
     (record,) = await records.records(one.store(), ["1"])
@@ -163,7 +163,7 @@ async def test_one_has_no_prime_factors_and_is_kept_all_the_same(valued: Valued)
 
 
 async def test_a_put_that_comes_after_its_own_ttl_leaves_nothing(valued: Valued, backend: Backend) -> None:
-    """Its time counts from when it was sent, on whatever replica and delivery."""
+    """The ttl counts from the time of the POST, on whatever replica and delivery."""
     one = await valued.join("A")
     client = backend.redis()
     id = await client.xadd("mesh:requests:A", {"op": PUT, "body": '{"items":[{"value":8,"ttl":1}]}'}, id="1000-0")
@@ -189,7 +189,7 @@ async def trips(valued: Valued, replica: Replica, *values: int) -> int:
 
 
 async def test_a_put_takes_no_round_trip_that_it_does_not_need(valued: Valued) -> None:
-    """A new value: submission, commit. One that is here: also the read of its record, but not that of its place."""
+    """A new value takes submission and commit. One that is here also takes a read of its record, not of its place."""
     one = await valued.join("A")
     values = [2**n for n in range(1, 20)]
     assert await trips(valued, one, *values) == 2
@@ -199,7 +199,7 @@ async def test_a_put_takes_no_round_trip_that_it_does_not_need(valued: Valued) -
 
 @pytest.mark.parametrize("found", ["", "9 A 1-0", "no place"])
 async def test_a_place_that_is_old_or_wrong_is_looked_up_again(valued: Valued, backend: Backend, found: str) -> None:
-    """Whatever an entry says about it: the commit expects it, and the request then runs again without it."""
+    """The commit expects the place that the entry names, and the request then runs again without it."""
     one = await valued.join("A")
     await valued.put(one, "A", 8, ttl=60)
     client = backend.redis()

@@ -97,7 +97,7 @@ def test_a_view_counts_what_is_done() -> None:
 
 
 async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: Jobs) -> None:
-    """One outcome for each item of the request, a repeated one repeated, however many parts that takes."""
+    """There is one outcome for each item, repeated items included, however many parts that takes."""
     (replica,) = await values.join(1)
     asked = [str(15 + n % 7) for n in range(250)]
     id = await jobs.begin(replica, [Wanted(value, 60, "A") for value in asked])
@@ -109,7 +109,7 @@ async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: J
 
 
 async def test_a_failed_job_keeps_what_was_found_and_says_what_was_not(values: Values) -> None:
-    """Nothing that was computed is lost."""
+    """Nothing that was computed before the failure is lost."""
     (replica,) = await values.join(1)
     jobs = Jobs(ValuesSettings(job_s=1), Pace())
     id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted(str(HARD), 60, "A")])
@@ -131,7 +131,7 @@ async def test_a_job_that_is_deleted_while_it_is_read_is_gone(values: Values, jo
 
 
 async def test_there_are_only_so_many_unfinished_jobs(values: Values, jobs: Jobs) -> None:
-    """Beyond them: Busy, with the time until the first one ends; a deleted one makes room."""
+    """A further job is Busy, with the time until the first one ends; a deleted one makes room."""
     (replica,) = await values.join(1)
     ids = [await jobs.begin(replica, [Wanted(str(HARD), 60, "A")]) for _ in range(3)]
     with pytest.raises(Busy, match="3 jobs are in progress") as refused:
@@ -142,7 +142,7 @@ async def test_there_are_only_so_many_unfinished_jobs(values: Values, jobs: Jobs
 
 
 async def test_finished_jobs_take_no_place(values: Values, jobs: Jobs) -> None:
-    """Their results are kept for an hour, and nobody waits for that."""
+    """The results of a finished job are kept for an hour, and nobody waits for that."""
     (replica,) = await values.join(1)
     ids = []
     for n in range(10):
@@ -171,7 +171,7 @@ async def test_all_jobs_together_have_a_bound_of_bytes(values: Values) -> None:
 
 
 async def test_expired_jobs_make_room(values: Values) -> None:
-    """Also where nobody has asked for them; a job larger than the bound is taken when no other is kept."""
+    """Room is made also where nobody has asked for them; a job larger than the bound is taken when it is alone."""
     (replica,) = await values.join(1)
     jobs = Jobs(ValuesSettings(jobs_bytes=1024, job_s=1, job_kept_s=1), Pace())
     items = [Wanted(str(n), 60, "A") for n in range(2, 12)]
@@ -190,7 +190,7 @@ async def test_expired_jobs_make_room(values: Values) -> None:
 async def test_a_job_whose_replica_dies_between_the_two_steps_leaves_nothing(
     values: Values, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stored, and its work was not sent: it is gone soon, and so are its place and its bytes."""
+    """The job was stored, and its work was not sent: soon its place and its bytes are free."""
     (replica,) = await values.join(1)
     monkeypatch.setattr("quart_app.values.jobs.HOLD_MS", 300)
 
@@ -234,7 +234,7 @@ async def test_a_job_can_be_read_with_redis_cli(values: Values, jobs: Jobs) -> N
 
 
 async def test_begin_and_steps_share_the_event_loop(values: Values) -> None:
-    """However many values: their texts are made in pieces, and a step reads its own work only."""
+    """The texts of many values are made in pieces, and a step reads its own work only."""
     (replica,) = await values.join(1)
     pace = CountedPace()
     jobs = Jobs(ValuesSettings(), pace)

@@ -78,7 +78,7 @@ async def test_what_is_done_is_counted_with_its_seconds(pool: FactorPool, figure
 async def test_what_runs_and_what_waits_is_seen_by_lane(
     pool: FactorPool, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is no longer wanted is counted as killed, once."""
+    """A computation that is no longer wanted is counted as killed, once."""
     monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (time.sleep, 60))
     asked = [asyncio.create_task(pool.factorise(HARD * 2**i, 60)) for i in range(2)]
     await figures.until(lambda: bool(figures("_in_flight", lane="hard") and figures("_waiting", lane="hard")))

@@ -23,13 +23,13 @@ def read(items: Any) -> list[tuple[int, int, str]]:
 
 
 def test_the_tasks_example_is_read() -> None:
-    """In its order; nothing at all is a request, too."""
+    """Items are read in their order; an empty list is a request, too."""
     assert read([item(), item(value=120, ttl=600, cls="C")]) == [(144, 300, "A"), (120, 600, "C")]
     assert read([]) == []
 
 
 def test_a_decimal_string_stands_for_its_number() -> None:
-    """For readers of JSON that round large integers."""
+    """Some readers of JSON round large integers."""
     assert read([item(value=str(10**29))]) == [(10**29, 300, "A")]
 
 
@@ -57,7 +57,7 @@ def test_all_three_fields_are_needed(missing: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{}, "x", 7, None, [[]], [None], [item()] * 4])
 def test_what_is_no_list_of_items_is_refused(wrong: Any) -> None:
-    """Nor is a list of too many."""
+    """A list of too many items is refused, too."""
     with pytest.raises(ValidationError):
         read(wrong)
 
@@ -75,12 +75,12 @@ def test_a_number_beyond_a_large_limit_is_refused_as_any_other(digits: int) -> N
 
 
 def test_the_limits_are_the_settings() -> None:
-    """The longest value, the longest time, the most items."""
+    """The settings give the longest value, the longest time and the most items."""
     assert read([item(value=10**30 - 1, ttl=1000)] * 3) == [(10**30 - 1, 1000, "A")] * 3
 
 
 def test_plain_items_are_read_from_their_text() -> None:
-    """If one of a request is not plain, all of it is read the thorough way, to the same end."""
+    """If one item is not plain, all are read the thorough way, with the same result."""
     for value in (1, 2**63, 2**64 - 1, 2**64, 10**30 - 1):
         for ttl in (1, 1000):
             for other in (item(), item(value="5"), item(ttl="7")):
@@ -107,7 +107,7 @@ def test_plain_items_are_read_from_their_text() -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_pydantic(text: str) -> None:
-    """Also a name that an item has twice, of which the decoder would keep the last."""
+    """An item with a name twice is not plain: the decoder would keep the last one."""
     assert ADAPTER.decode(text.encode()) is None
 
 

@@ -44,7 +44,7 @@ async def test_pieces_get_their_turn_in_the_order_in_which_they_came() -> None:
 
 
 async def test_a_piece_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
-    """Its place is given to the next one."""
+    """The place of a cancelled piece is given to the next one."""
     pace = Pace(most_s=0.0)
 
     async def work() -> bool:

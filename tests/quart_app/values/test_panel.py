@@ -20,7 +20,7 @@ PANEL: Any = JobsPanel(ValuesSettings(max_jobs=3))
 
 
 async def test_unfinished_jobs_come_first(values: Values, jobs: Jobs) -> None:
-    """With a bar and an act; finished ones with their result's size only."""
+    """An unfinished job has a bar and an act; a finished one has only the size of its result."""
     (replica,) = await values.join(1)
     empty = await PANEL.read(replica)
     assert (empty.phrase, list(empty.items), empty.figures[2].value) == ("no job in progress", [], "0 bytes")
@@ -43,7 +43,7 @@ async def test_unfinished_jobs_come_first(values: Values, jobs: Jobs) -> None:
 
 
 async def test_an_operator_cancels_a_job(values: Values, jobs: Jobs) -> None:
-    """Its work ends, its room is free, and the audit log has one entry, also when it is done twice."""
+    """The work ends, its room is free, and the audit log has one entry, also when it is cancelled twice."""
     (replica,) = await values.join(1)
     id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
     await until(jobs, replica, id, "running")
@@ -81,7 +81,7 @@ async def test_a_finished_job_keeps_its_result(values: Values, jobs: Jobs) -> No
 
 
 def test_a_job_says_what_its_replicas_do() -> None:
-    """The value, the method, for how long, and for how long still."""
+    """A job names the value, the method, the time it has taken and the time that is left."""
     stage = {"value": int("7" * 80), "stage": "curves", "elapsed_s": 24.2, "estimate_s": 181, "replica": "replica-1"}
     job = Job("x", 0, 3_600_000, 4, 1, [stage])
     item = _item(job, 24_000)

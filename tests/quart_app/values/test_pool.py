@@ -126,7 +126,7 @@ async def test_numbers_below_one_are_refused(pool: FactorPool) -> None:
 
 
 async def test_a_medium_number_is_done_in_a_process(pool: FactorPool) -> None:
-    """Right, and not on the event loop."""
+    """The result is right, and does not come from the event loop."""
     assert await factors(pool, MEDIUM, 30) == sorted([prime(13), prime(13, 1)])
     assert workers()
     assert pool.state() == []
@@ -139,7 +139,7 @@ async def test_a_number_too_long_for_the_loop_is_begun_in_a_process(pool: Factor
 
 
 async def test_who_asks_for_the_same_number_shares_one_computation(pool: FactorPool) -> None:
-    """Eight waiters, one computation."""
+    """Eight callers wait for one computation."""
     asked = [asyncio.create_task(pool.factorise(prime(25) * prime(25, 1), 60)) for _ in range(8)]
     await until(lambda: pool.state() and pool.state()[0].waiting == 8)
     assert len(pool.state()) == 1
@@ -147,7 +147,7 @@ async def test_who_asks_for_the_same_number_shares_one_computation(pool: FactorP
 
 
 async def test_the_last_waiter_takes_the_computation_along(pool: FactorPool) -> None:
-    """One of two leaves: it goes on. The other leaves: the core is free within a second."""
+    """When one of two leaves, the computation goes on; when the other leaves, it ends within a second."""
     first, second = (asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60)) for _ in range(2))
     await until(busy)
     first.cancel()
@@ -161,7 +161,7 @@ async def test_the_last_waiter_takes_the_computation_along(pool: FactorPool) -> 
 
 
 async def test_a_sieve_is_killed_within_a_second(pool: FactorPool) -> None:
-    """Also where a library computes for seconds or minutes without looking at anything."""
+    """The library may compute for minutes without looking at anything."""
     asked = asyncio.create_task(pool.factorise(SIXTY_DIGITS, 100))
     await until(lambda: pool.state() and pool.state()[0].stage == Stage.SIEVE, 60)
     computing = await until(busy)
@@ -210,7 +210,7 @@ async def test_beyond_the_bound_hard_numbers_are_refused_at_once(pool: FactorPoo
 
 
 async def test_a_hard_number_does_not_hold_up_a_medium_one(pool: FactorPool) -> None:
-    """They have processes of their own."""
+    """Hard and medium numbers have processes of their own."""
     await pool.factorise(MEDIUM, 30)
     asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
     await until(busy)
@@ -222,7 +222,7 @@ async def test_a_hard_number_does_not_hold_up_a_medium_one(pool: FactorPool) -> 
 
 
 async def test_hopeless_numbers_take_turns(pool: FactorPool) -> None:
-    """One process, two of them: both get on."""
+    """Two numbers share one process, and both make progress."""
     numbers = [prime(60, i) * prime(61, i) for i in range(2)]
     asked = [asyncio.create_task(pool.factorise(number, 60)) for number in numbers]
 
@@ -261,7 +261,7 @@ async def test_a_factor_found_by_one_process_ends_the_curves_of_the_others() -> 
 
 
 async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
-    """For a job that somebody looks at."""
+    """Progress is told for a job that somebody looks at."""
     assert pool.progress(EIGHTY_DIGITS) is None
     asked = asyncio.create_task(pool.factorise(6 * EIGHTY_DIGITS, 60))
     await until(lambda: (one := pool.progress(6 * EIGHTY_DIGITS)) and one.stage == Stage.CURVES)
@@ -276,7 +276,7 @@ async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
 
 
 async def test_an_estimate_runs_down_while_its_stage_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins anew with the next stage, and never goes below 0."""
+    """The estimate begins anew with the next stage, and never goes below 0."""
     computation = pools.Computation(6, None, 0.0, 60.0, asyncio.get_running_loop().create_future(), False)
     assert math.isinf(computation.left_s(1.0, 300))
     computation.factoring = object()  # type: ignore[assignment]
@@ -294,7 +294,7 @@ async def test_a_killed_process_costs_a_slice_not_the_number(pool: FactorPool) -
 
 
 async def test_a_number_that_kills_its_processes_is_given_up(pool: FactorPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice is enough."""
+    """A number that has killed two processes is not tried again."""
     monkeypatch.setattr(pools.child, "advance", os._exit)
     monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (os._exit, 3))
     with pytest.raises(Unavailable, match="died"):
@@ -304,7 +304,7 @@ async def test_a_number_that_kills_its_processes_is_given_up(pool: FactorPool, m
 
 
 async def test_idle_processes_that_are_killed_come_back(pool: FactorPool) -> None:
-    """Even all of them at once, which pebble alone does not survive."""
+    """All of them may be killed at once, which pebble alone does not survive."""
     await pool.factorise(MEDIUM, 30)
     victims = workers()
     for process in victims:
@@ -328,7 +328,7 @@ async def test_an_error_of_the_engine_reaches_every_waiter(pool: FactorPool, mon
 
 
 async def test_workers_yield_to_the_event_loop(pool: FactorPool) -> None:
-    """Lower priority than the replica, the hard ones the lowest."""
+    """Workers have a lower priority than the replica, and those for hard numbers the lowest."""
     await pool.factorise(MEDIUM, 30)
     assert {process.nice() for process in workers()} == {5}
     asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
@@ -422,7 +422,7 @@ async def test_a_job_does_not_hold_up_who_sits_and_waits(pool: FactorPool) -> No
 
 
 async def test_whether_a_long_number_is_prime_is_found_out_in_a_process(pool: FactorPool) -> None:
-    """Of 400 digits it takes milliseconds, of 4000 seconds: too long for the loop."""
+    """The test takes milliseconds for 400 digits and seconds for 4000: too long for the loop."""
     number = int(gmpy2.next_prime(10**400))
     assert await pool.is_prime(2**89 - 1, 1)
     assert not await pool.is_prime(2**89 + 1, 1)

@@ -56,7 +56,7 @@ async def lacks(replica: Replica, values: list[int]) -> set[str]:
 
 
 async def test_a_filter_has_what_was_stored_before_and_after_it(backend: Backend) -> None:
-    """Without records it has nothing; before it exists, everybody is asked."""
+    """A filter without records has nothing; before it exists, everybody is asked."""
     one = await backend.join(worker())
     kept = Primes(Pace())
     assert await has(one, "1000003")
@@ -70,7 +70,7 @@ async def test_a_filter_has_what_was_stored_before_and_after_it(backend: Backend
 
 
 async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backend) -> None:
-    """Its key ends with the last record, or when that was removed before its time."""
+    """The key ends with the last record, or when that was removed before its time."""
     one = await backend.join(worker())
     kept = Primes(Pace())
     await kept.look(one)
@@ -93,7 +93,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
 
 
 async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Backend) -> None:
-    """So it says little that is wrong, and takes few bytes."""
+    """A filter of the right size says little that is wrong, and takes few bytes."""
     one = await backend.join(worker())
     kept = Primes(Pace())
     await kept.look(one)
@@ -182,7 +182,7 @@ async def test_a_filter_is_not_made_without_room_for_it(backend: Backend, monkey
 
 
 async def test_common_primes_that_the_filter_has_are_not_written_again(backend: Backend) -> None:
-    """They are most of the primes of most values."""
+    """Common primes are most of the primes of most values."""
     one = await backend.join(worker())
     kept = Primes(Pace())
     await put(one, kept, 2 * 3 * 1000003)
@@ -210,7 +210,7 @@ async def test_a_filter_that_has_ended_with_its_records_is_made_again(backend: B
 
 @pytest.mark.parametrize("left", ["nothing", "a list"])
 async def test_a_filter_that_somebody_deletes_or_overwrites_hides_nothing(backend: Backend, left: str) -> None:
-    """Neither what was stored before nor what is stored later; within a second there is another filter."""
+    """All records are found, and within a second there is another filter."""
     one = await backend.join(worker())
     kept = Primes(Pace())
     await put(one, None, 6)

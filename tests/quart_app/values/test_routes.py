@@ -39,7 +39,7 @@ def item(value: Any, cls: str = "A", ttl: int = 300) -> dict[str, Any]:
 
 
 async def test_answers_come_in_the_requests_order_one_element_per_item(nodes: list[Node]) -> None:
-    """Whatever their class and size; nothing asked, nothing answered; 1 has no prime factors."""
+    """The order holds for all classes and sizes; an empty request has an empty answer."""
     one, two = nodes
     values = [15, 1, 2**64 + 13, 15, 4]
     status, answer = await post(one, [item(v, "AB"[n % 2]) for n, v in enumerate(values)])
@@ -52,7 +52,7 @@ async def test_answers_come_in_the_requests_order_one_element_per_item(nodes: li
 
 
 async def test_of_items_with_the_same_value_the_last_one_counts(nodes: list[Node]) -> None:
-    """As if they had come one after the other."""
+    """The result is the same as if the items had come one after the other."""
     one, two = nodes
     assert (await post(one, [item(21, "A"), item(21, "B")]))[0] == 200
     assert await two.replica.store().hget("values:records", 21) is not None
@@ -60,7 +60,7 @@ async def test_of_items_with_the_same_value_the_last_one_counts(nodes: list[Node
 
 
 async def test_numbers_are_exact_at_any_size(nodes: list[Node]) -> None:
-    """As integers and as decimal strings; in the answer as integers."""
+    """Numbers are read as integers and as decimal strings, and answered as integers."""
     big = 3 * (2**127 - 1)
     for given in (big, str(big)):
         status, answer = await post(nodes[0], [item(given)])
@@ -69,7 +69,7 @@ async def test_numbers_are_exact_at_any_size(nodes: list[Node]) -> None:
 
 
 async def test_a_class_without_a_live_replica_is_404_and_nothing_is_done(nodes: list[Node]) -> None:
-    """Also of the items whose class is there."""
+    """Nothing is done for items of other classes, either."""
     before = await nodes[0].replica.books()
     status, problem = await post(nodes[0], [item(33, "A"), item(55, "D")])
     assert status == 404 and problem["address"] == "D"
@@ -89,7 +89,7 @@ async def test_a_class_without_a_live_replica_is_404_and_nothing_is_done(nodes: 
     ],
 )
 async def test_what_is_not_valid_is_422_and_says_where(nodes: list[Node], items: Any, pointer: str) -> None:
-    """With a JSON pointer."""
+    """The answer has a JSON pointer."""
     status, problem = await post(nodes[0], items)
     assert status == 422 and [error["pointer"] for error in problem["errors"]] == [pointer]
 
@@ -98,13 +98,13 @@ async def test_what_is_not_valid_is_422_and_says_where(nodes: list[Node], items:
     "prime", ["1", "0", "4", "10", "-7", "7.0", "x", "0x7", "٣", "9" * 1001, "%20", str(7 * 10**300)]
 )
 async def test_what_is_no_prime_is_422(nodes: list[Node], prime: str) -> None:
-    """Composite, huge, or no number at all."""
+    """The number is composite, huge, or no number at all."""
     status, problem = await get(nodes[0], f"/values/{prime}")
     assert status == 422 and "prime" in problem["detail"]
 
 
 async def test_values_are_shown_ascending_each_once_and_in_pages(nodes: list[Node]) -> None:
-    """From every database; a page that is full says where the next one is."""
+    """Values come from every database; a page that is full says where the next one is."""
     one, two = nodes
     values = [7 * n for n in (10, 2, 33, 4, 15)]
     await post(one, [item(v, "AB"[n % 2]) for n, v in enumerate(values)])
@@ -125,12 +125,12 @@ async def test_values_are_shown_ascending_each_once_and_in_pages(nodes: list[Nod
     "query", ["limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=999999999", "after=-1", "after=x"]
 )
 async def test_pages_that_cannot_be_are_422(nodes: list[Node], query: str) -> None:
-    """Never a 500, never an answer to something else."""
+    """Such a page is never a 500, and never answered with something else."""
     assert (await get(nodes[0], f"/values/7?{query}"))[0] == 422
 
 
 async def test_classes_are_those_with_a_live_replica(nodes: list[Node]) -> None:
-    """Sorted, each once."""
+    """Classes are sorted, and each is there once."""
     assert await get(nodes[1], "/classes") == (200, ["A", "B"])
 
 
@@ -194,14 +194,14 @@ async def test_data_without_a_replica_are_never_left_out_silently(
 
 
 async def test_other_methods_are_405(nodes: list[Node]) -> None:
-    """With what is allowed."""
+    """The answer says which methods are allowed."""
     for path, allowed in (("/values", "POST"), ("/classes", "GET"), ("/values/7", "GET")):
         response = await nodes[0].public.delete(path)
         assert response.status_code == 405 and allowed in response.headers["Allow"]
 
 
 async def test_a_clock_that_steps_back_ends_no_value_early(nodes: list[Node], server: Server) -> None:
-    """As after a step of a minute: some streams have entries from after the step, and others have none."""
+    """After a step of a minute, some streams have entries from after the step, and others have none."""
     with server.redis() as admin:
         seconds, _ = admin.time()
         ahead = (seconds + 60) * 1000

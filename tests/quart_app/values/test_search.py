@@ -121,7 +121,7 @@ async def test_an_answer_is_bounded_in_bytes_but_has_one_value_at_least() -> Non
 
 
 async def test_values_with_exponents_stand_among_many_without() -> None:
-    """These are added one by one, and the others are not."""
+    """Only values with exponents are added one by one."""
     records = {1: {n: "1-0 99 2^3 5" if n % 77 == 0 else "1-0 99 2 3" for n in range(1, 5 * BLOCK)}}
     found = await search(Databases(records, 5000))
     for element in json.loads(b"".join(found.array.pieces("", ""))):
@@ -145,7 +145,7 @@ async def test_a_long_answer_needs_room_in_memory() -> None:
 
 
 async def test_a_search_ends_at_its_deadline() -> None:
-    """However many expired records there are to pass by."""
+    """Expired records do not prolong a search, however many there are."""
     records = {1: dict.fromkeys(range(1, 5000), "1-0 99 2")}
     with pytest.raises(DeadlineExceeded, match="limit"):
         await search(Databases(records, 1), most=4999)

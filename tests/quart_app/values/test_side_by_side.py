@@ -19,7 +19,7 @@ def after(curves: int) -> Slice:
 
 
 async def test_the_curves_of_all_processes_count() -> None:
-    """Each continued from ten curves; together they ran three and five more."""
+    """Each process goes on from ten curves; together they run three and five more."""
     slices = [after(13), after(15)]
 
     async def run() -> Slice:

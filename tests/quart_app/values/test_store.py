@@ -29,7 +29,7 @@ naturals = st.integers(0, 10**300)
 
 @given(naturals, naturals)
 def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> None:
-    """At any size: the index is a lexical one."""
+    """The order holds at any size, because the index is a lexical one."""
     assert (ordered(str(one)) < ordered(str(other))) == (one < other)
 
 
@@ -37,19 +37,19 @@ def test_the_order_of_the_texts_is_that_of_the_numbers(one: int, other: int) -> 
     ("number", "text"), [(7, "a7"), (10**24, f"y{10**24}"), (10**25, f"z0026{10**25}"), (10**3999, f"z4000{10**3999}")]
 )
 def test_a_number_stands_after_its_length(number: int, text: str) -> None:
-    """As a letter where one does; the longest value there may be has a place, too."""
+    """The length is a letter where one is enough; the longest value there may be has a place, too."""
     assert ordered(str(number)) == text and records.digits(text) == str(number)
 
 
 @given(st.lists(naturals.map(lambda n: n + 2), max_size=5), st.integers(0, 2**60))
 def test_a_record_is_read_as_it_was_written(factors: list[int], expiry: int) -> None:
-    """And as text that a person can read."""
+    """A record is text that a person can read."""
     record = Record("1700000000000-1", expiry, " ".join(map(str, factors)))
     assert Record.parse(str(record)) == record
 
 
 def test_a_place_is_read_as_it_was_written() -> None:
-    """Database, class and the request that wrote it."""
+    """A place has the database, the class and the request that wrote it."""
     assert str(Place(3, "C", "17-0")) == "3 C 17-0"
     assert Place.parse("3 C 17-0") == Place(3, "C", "17-0")
 
@@ -222,7 +222,7 @@ async def test_a_part_has_the_factors_as_records_have_them(backend: Backend) -> 
 
 
 async def test_everything_expires_with_the_last_record(backend: Backend) -> None:
-    """So that nothing is left even in a database that nobody holds."""
+    """Nothing is left even in a database that nobody holds."""
     one = await reading(backend)
     now = one.now_ms()
     await write(one, (6, now + 90_000, [2, 3]), (10, now + 30_000, [2, 5]), (2000006, now + 30_000, [2, 1000003]))
@@ -237,7 +237,7 @@ async def test_everything_expires_with_the_last_record(backend: Backend) -> None
 
 
 async def test_a_removal_takes_exactly_the_record_it_means(backend: Backend) -> None:
-    """One that was written again meanwhile stays, with its index."""
+    """A record that was written again meanwhile stays, with its index."""
     one = await reading(backend)
     now = one.now_ms()
     await write(one, (6, now + 90_000, [2, 3]), (10, now + 90_000, [2, 5]))

@@ -45,7 +45,7 @@ async def left(backend: Backend, replica: Replica) -> list[str]:
 
 
 async def test_a_sweep_removes_what_is_over_and_nothing_else(backend: Backend) -> None:
-    """Record, index and expiry together."""
+    """The sweep removes record and index together."""
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + (100 if n < 20 else 90_000) for n in range(10, 30)})
@@ -75,7 +75,7 @@ async def test_after_the_last_ttl_nothing_is_left(backend: Backend) -> None:
 
 
 async def test_a_sweep_has_a_bound(backend: Backend) -> None:
-    """One commit removes at most so many, so that it does not hold up the server. The next sweep removes the rest."""
+    """One commit removes a bounded number of records, so that it does not hold up the server."""
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(1000, 1000 + 4 * sweep.GROUPS + 10)})
@@ -94,7 +94,7 @@ async def test_a_sweep_has_a_bound(backend: Backend) -> None:
 
 
 async def test_a_remnant_without_a_record_is_cleared(backend: Backend) -> None:
-    """Whatever left it, the sweep does not meet it for ever."""
+    """The sweep does not meet the same remnant again, whatever left it."""
     one = await backend.join(WORKER)
     transaction = one.transaction()
     transaction.zadd(records.EXPIRY, {"14": one.now_ms() - sweep.LATER_MS - 5})
@@ -124,7 +124,7 @@ async def test_what_was_refreshed_is_looked_at_again_when_its_new_time_is_over(b
 
 
 async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
-    """It is looked at when the shorter time is over, not when the former one was to be."""
+    """The record is looked at when the shorter time is over, not when the former one was to be."""
     one = await backend.join(WORKER)
     now = one.now_ms()
     await write(one, {2 * n: now + 90_000 for n in range(10, 12)})
@@ -143,7 +143,7 @@ async def test_a_shorter_time_to_live_counts(backend: Backend) -> None:
 
 
 async def test_the_sweep_rests_unless_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It rests after an error too, and goes on at once after a full round."""
+    """The sweep rests after an error, and goes on at once after a full round."""
     rounds: list[float] = []
     outcomes = [MeshError("no"), Swept(9, True), Swept(9, True)]
 
