@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Says that a client is there, for so long, and keeps its reply stream.
+-- Writes the presence of a client, which ends after some time, and keeps its reply stream.
 -- KEYS: client, reply stream
 -- ARGV: who it is, how long this holds (ms)
 local client_key, replies_key = KEYS[1], KEYS[2]

@@ -164,6 +164,6 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
 
 
 def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
-    """Return the time from the acceptance in which so many requests were answered; None if no time is known."""
+    """Return the time within which `percent` of these requests were answered; None if no time is known."""
     times = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
     return times[min(len(times) * percent // 100, len(times) - 1)] if times else None

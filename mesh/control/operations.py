@@ -76,7 +76,7 @@ class OperationStates:
 
 
 async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
-    """Return what `mesh:operations` says, by operation; without what is no definition, which only people can write."""
+    """Return what `mesh:operations` says, by operation. Leave out what is no definition: a person has written that."""
     found: Any = await redis.hgetall(keys.OPERATIONS)
     known = {}
     for op, text in sorted(found.items()):

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Pauses an operation, or resumes it, and says so in the audit log. Each replica learns of it with its next renewal.
--- What waits for the end of a pause is due at once then; any replica wakes it.
+-- At its end, requests that wait for it are due at once; any replica wakes them.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
 -- ARGV: 1 to pause or 0 to resume, operation, actor, source, length of the audit log
 -- Returns 1 if that changed something

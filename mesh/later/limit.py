@@ -29,7 +29,7 @@ class Limit:
 
     `by` names a field of the body: the limit holds for each of its values; without it, for all requests together.
     Requests beyond the `concurrency` wait in order, each until its deadline; `concurrency=1` keeps the order. A `rate`
-    lets `burst` requests begin at once (as many as `rate`, where nothing is said), and then one each `per / rate`;
+    lets `burst` requests begin at once (as many as `rate`, where nothing is said), and then one every `per / rate`;
     `when` says what becomes of the others: "delay" lets each wait for its time, "refuse" raises Limited. Raises
     UsageError.
     """

@@ -3,7 +3,7 @@
 -- After the server was emptied the lease is restored: only the user of this epoch can run this script, so no other
 -- replica was granted the database since. Without such users there is no proof, and the lease is lost. It is also lost
 -- when it may have ended by itself: a renewal can lie in a buffer until its sender is long dead.
--- KEYS: lease, roster row, reply stream, expected, paused operations, the wish that this replica drains, later, schedules
+-- KEYS: lease, roster row, reply stream, expected, paused operations, the request that this replica drains, later, schedules
 -- ARGV: holder ("<epoch> <replica>"), lease ttl in ms, state, 1 if the server enforces isolation, bus, database, class,
 --       end of the lease (ms) as the holder knows it, how long it is expected back (ms), then field, value, ... of the
 --       whole roster row

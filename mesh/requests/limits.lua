@@ -1,6 +1,6 @@
 -- Lanes and rates: they let a request go to its stream, or wait until it may. A limit is text:
 --   lane <concurrency> <lane>                        at most that many requests of the lane are on streams, in order
---   rate <µs> <burst> delay|refuse <lane>            one request each so many µs, and `burst` at once (GCRA)
+--   rate <µs> <burst> delay|refuse <lane>            one request every so many µs, after `burst` at once (GCRA)
 -- A lane is "<op>:<value>". A request that has passed its limit, or waits for it, has it in a field:
 --   lane <concurrency> <name> <lane>    `name` is its name in the lane, which stays the same while the request lives
 --   rate <lane>
@@ -147,7 +147,7 @@ local function make_limits(options)
     return take(name, to, words, tonumber(interval), tonumber(burst), when, lane)
   end
 
-  -- Returns why a key cannot be used: the Redis user of a client may not, or it is of another type.
+  -- Returns why a key cannot be used: the user of a client may not read it, or it holds another type.
   local function unusable(found, key)
     if type(found) ~= 'table' then return end
     local why = tostring(found.err)
@@ -157,8 +157,8 @@ local function make_limits(options)
     return 'wrong-type', key
   end
 
-  -- Returns why a request cannot be placed now, and what that is about; if it can, nothing, and whether it will wait. `most`
-  -- may wait in all. So many requests with the same limit will be placed `before` it.
+  -- Returns why a request cannot be placed now, and what that is about; if it can, nothing, and whether it will wait.
+  -- `most` requests may wait in all. `before` is the number of requests with the same limit that will be placed before it.
   function limits.refusal(limit, deadline, most, before)
     local is_full, waits = redis.call('ZCARD', 'mesh:later') >= most, nil
     local concurrency, lane = string.match(limit, '^lane (%d+) (.*)$')
@@ -221,7 +221,7 @@ local function make_limits(options)
   end
 
   -- Frees the places of requests that no script has ended: somebody deleted their entries by hand, or a replica of a
-  -- release without lanes ended them. Looks at so many lanes by chance, and at so many places in them.
+  -- release without lanes ended them. Looks at some lanes that it draws at random, and at some places in them.
   function limits.repair(lanes, places)
     for _, lane in ipairs(redis.call('SRANDMEMBER', 'mesh:lanes', lanes)) do
       pcall(function()

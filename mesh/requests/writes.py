@@ -249,9 +249,9 @@ class Writes:
         if verb in _COUNTERS:
             return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
         if not needs or not (self._histories or self._set[side]):
-            return _how(side, needs)
+            return _checks(side, needs)
         if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
-            return _how(side, needs)
+            return _checks(side, needs)
         return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
 
     def _need(self, side: int, verb: str, key: str, needed: str) -> str:
@@ -294,11 +294,11 @@ class Writes:
 
 
 @functools.cache
-def _how(side: int, needs: tuple[str, ...]) -> str:
+def _checks(side: int, needs: tuple[str, ...]) -> str:
     """A command's side, and the types that its keys must have where nothing is known of them."""
     return " ".join([_SIDES[side], *needs])
 
 
 def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Pairs stay pairs: the bound is even."""
+    """Yield the words in parts of bounded length. Pairs stay together, because the bound is even."""
     return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))

@@ -188,7 +188,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def eviction(policy: str) -> str:
-    """Say why this eviction policy does not do."""
+    """Return why the mesh cannot work with this eviction policy."""
     return (
         f"the server's maxmemory-policy is {policy}: it would delete acknowledged data when memory is full; "
         f"set maxmemory-policy {KEEPS_KEYS}"

@@ -129,7 +129,7 @@ class Replication:
                     self.keeper.cancel()
         finally:
             self._move(State.CLOSED, "the grades are closed")
-            await self._farewell()
+            await self._save_what_the_log_lacks()
             await grades_log.close()
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
@@ -215,8 +215,8 @@ class Replication:
             self._restorer.succeeded()
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
-    async def _farewell(self) -> None:
-        """Save what this replica knows to disk if the log does not hold it, because no other replica may know it."""
+    async def _save_what_the_log_lacks(self) -> None:
+        """Save what this replica knows to disk if the log does not hold it: no other replica may know it."""
         for known in (self._known, self._carry_over.before):
             if known is not None and known.storage.count and not await self._log_holds(known):
                 await self.keeper.save_orphan(known, self._the_log)

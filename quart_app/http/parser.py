@@ -1,4 +1,4 @@
-"""Requests of HTTP/1.1 out of bytes: llhttp finds them; what it lets through and RFC 9112 does not is refused here.
+"""Requests of HTTP/1.1 out of bytes: llhttp finds them; this module refuses what llhttp accepts and RFC 9112 forbids.
 
 `tests/quart_app/http/test_parser.py` compares every answer of this module with that of h11, which is slower, and lists
 the differences.

@@ -72,8 +72,8 @@ class ProblemResponse(Response):
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
-    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer. Of a problem
-    that `is_known`, other lines of the log tell: the line of the request is for debugging only.
+    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer. A problem
+    that `is_known` is in the log already, so the line of its request is for debugging only.
     """
 
     def __init__(

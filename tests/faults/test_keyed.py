@@ -19,7 +19,7 @@ from tests.support.faults.checkers import Broken
 from tests.support.faults.keyed import AT_ONCE, NUMBERS, Players, ask, call, key_of, settings_of, work
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.wire import Wire
-from tests.support.mortals import ACCOUNTS, STREAMS
+from tests.support.killed_processes import ACCOUNTS, STREAMS
 from tests.support.server import Server
 
 WORKERS, CALLERS = 4, 3

@@ -51,7 +51,7 @@ CHECKS = [
 ]
 PASSWORD = "correct horse"
 DEPARTURE, ARRIVAL = (message["data"] for message in sample())
-#: Whoever does these is somebody else afterwards.
+#: After these requests the client is no longer logged in as before.
 UNMAKING = {("POST", "/auth/logout"), ("PATCH", "/users/me")}
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from mesh import Class, MeshError, MeshSettings
 from mesh.raw import Replica, Worker, join
+from tests.support.killed_processes import KilledProcesses, balanced
 from tests.support.member import starts
-from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE, Process, Replicas
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -80,16 +80,16 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
     outcomes = Outcomes()
     # The caller comes first and has a class of its own.
     async with join(Worker(), MeshSettings(redis=server.settings, class_="B")) as caller, balanced(server):
-        with Mortals(spawn, 3) as mortals:
+        with KilledProcesses(spawn, 3) as processes:
 
             async def all_live() -> bool:
-                mortals.revive()
+                processes.replace_ended()
                 return sum(member.cls == "A" for member in await caller.roster()) == 3
 
             await eventually(all_live, 30, lambda: (folder / "workers.log").read_text()[-4000:])
             until = time.monotonic() + seconds
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(mortals.kill_at_random(until, 1.5))
+                tasks.create_task(processes.kill_at_random(until, 1.5))
                 for client in range(24):
                     tasks.create_task(_load(caller, f"c{client}", until, outcomes))
 
@@ -99,7 +99,7 @@ async def _exactly_once(server: Server, folder: Path, seconds: float) -> None:
             await eventually(settled, 20)
             books = await caller.books()
     _judge(outcomes, _marks(server, "count:effects"), _marks(server, "count:notes"))
-    assert mortals.killed >= seconds / 3
+    assert processes.killed >= seconds / 3
     assert len(outcomes.acknowledged) > 100 * seconds, "hardly any load"
     assert len(outcomes.noted) > 10 * seconds, "hardly any forwards"
     assert books["dead"] <= len(outcomes.unknown), books

@@ -11,9 +11,9 @@ import pytest
 
 from mesh import Mesh, MeshSettings, join, keys
 from tests.support import lane_worker
+from tests.support.killed_processes import KilledProcesses, balanced
 from tests.support.lane_worker import Step
 from tests.support.member import starts
-from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -47,9 +47,9 @@ async def _once(server: Server, folder: Path, lanes: int, each: int, pause_s: fl
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=3000, claim_idle_ms=500, class_="A")
     stop = asyncio.Event()
     async with join(lane_worker.lanes, settings=settings) as mesh, balanced(server):
-        with Mortals(spawn, WORKERS) as mortals:
+        with KilledProcesses(spawn, WORKERS) as processes:
             watching = asyncio.create_task(_watch(server, stop))
-            killing = asyncio.create_task(mortals.kill_at_random(time.monotonic() + wait_s, pause_s))
+            killing = asyncio.create_task(processes.kill_at_random(time.monotonic() + wait_s, pause_s))
             await _send(mesh, lanes, each)
 
             async def settled() -> bool:
@@ -61,7 +61,7 @@ async def _once(server: Server, folder: Path, lanes: int, each: int, pause_s: fl
             await asyncio.wait([killing])
             stop.set()
             assert await watching > 10
-            assert mortals.killed > 2
+            assert processes.killed > 2
     with server.redis() as admin:
         marks = admin.hgetall("shared:lanes:marks")
         assert marks == {f"l{lane} {number}": "1" for lane in range(lanes) for number in range(each)}

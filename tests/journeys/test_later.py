@@ -16,9 +16,9 @@ from tests.support import later_worker
 from tests.support.faults import later_worker as late_worker
 from tests.support.faults.late import is_settled, judge
 from tests.support.faults.later_worker import late
+from tests.support.killed_processes import KilledProcesses, balanced
 from tests.support.later_worker import Mark
 from tests.support.member import starts
-from tests.support.mortals import Mortals, balanced
 from tests.support.replicas import PROFILE
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -51,16 +51,16 @@ async def _once(server: Server, folder: Path, seconds: float, rate: float) -> No
     # The sender works, too: without it a moment in which all others are dead would end the test's sends.
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=3000, claim_idle_ms=2000, class_="A")
     async with join(later_worker.later, settings=settings) as mesh, balanced(server):
-        with Mortals(spawn, WORKERS) as mortals:
+        with KilledProcesses(spawn, WORKERS) as processes:
 
             async def all_live() -> bool:
-                mortals.revive()
+                processes.replace_ended()
                 return len(await mesh.roster()) > WORKERS
 
             await eventually(all_live, 30, lambda: (folder / "workers.log").read_text()[-4000:])
             begun = time.time()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(mortals.kill_at_random(time.monotonic() + seconds, 0.5))
+                tasks.create_task(processes.kill_at_random(time.monotonic() + seconds, 0.5))
                 sending = tasks.create_task(_send(mesh, seconds, rate))
             sent, cancelled = sending.result()
 
@@ -69,7 +69,7 @@ async def _once(server: Server, folder: Path, seconds: float, rate: float) -> No
 
             await eventually(settled, 60)
             ended = time.time()
-            assert mortals.killed > seconds / 2
+            assert processes.killed > seconds / 2
     _judge(server, sent, cancelled)
     _judge_ticks(server, begun, ended)
 

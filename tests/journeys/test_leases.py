@@ -119,7 +119,7 @@ async def test_a_replica_without_redis_lives_says_why_it_waits_and_becomes_ready
 
 
 async def test_a_replica_with_a_wrong_password_ends_at_once_and_does_not_say_it(replicas: Replicas) -> None:
-    """Exit status 78: whoever supervises need not try again."""
+    """The exit status 78 tells a supervisor that another try does not help."""
     url = f"redis://default:wrong-password@127.0.0.1:{replicas.server.port}/0"
     with replicas.server.redis() as admin:
         admin.config_set("requirepass", "right-password")

@@ -26,7 +26,7 @@ EXAMPLE_ANSWER = [
 
 
 async def test_the_tasks_examples_to_the_letter_at_any_replica(replicas: Replicas) -> None:
-    """Three replicas of class A and one of class C: every answer as the task text has it, whoever is asked."""
+    """Three replicas of class A and one of class C: each replica gives the answers of the task text."""
     processes = [*await replicas(3, {"MESH_CLASS": "A"}), *await replicas(1, {"MESH_CLASS": "C"})]
     for process in processes:
         classes = await replicas.client.get(f"{process.public}/classes")

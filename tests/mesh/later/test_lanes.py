@@ -1,4 +1,4 @@
-"""Limits of concurrency: a place in a lane belongs to the request, whoever dies, and each end of it frees the place."""
+"""Limits of concurrency: a place in a lane belongs to the request, and each end of the request frees it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_as_many_run_at_once_as_may(backend: Backend) -> None:
     assert await left(backend) == set()
 
 
-class TestWhoeverLeavesMakesRoom:
+class TestEndsThatMakeRoom:
     """A request that ends without having run leaves the lane; the next one takes its turn."""
 
     async def test_a_deadline_passes(self, backend: Backend) -> None:

@@ -40,7 +40,7 @@ class TestDelay:
     """`when="delay"`: what comes too soon waits for its time."""
 
     async def test_each_begins_at_its_time(self) -> None:
-        """Five at once, and then one each twelve seconds; another value has a rate of its own."""
+        """Five at once, and then one every twelve seconds; another value has a rate of its own."""
         table, do, ran = work(Limit(by="name", rate=5, per=timedelta(minutes=1)))
         async with MeshKit(table, replicas=2, **ONE_CLASS) as kit:
             for number in range(8):

@@ -1,4 +1,4 @@
-"""Operations that run by themselves: each tick once, whoever dies."""
+"""Operations that run by themselves: each tick happens once, although replicas die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that wait for their time, and operations that run by themselves: once each, whoever dies."""
+"""Requests that wait for their time, and operations that run by themselves: each runs once, although replicas die."""
 
 from __future__ import annotations
 

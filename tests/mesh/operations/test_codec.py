@@ -124,6 +124,6 @@ def test_a_value_of_another_type_is_not_stored(kind: Any, value: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "text"), [(int, "x"), (int, "1_0"), (int, " 1"), (Item, "7")])
 def test_a_stored_text_of_another_type_is_not_read(kind: Any, text: str) -> None:
-    """Another type is an error, whoever wrote the text."""
+    """A stored text of another type is an error."""
     with pytest.raises(NotOfType):
         StoredCodec(kind).decode(text)

@@ -1,4 +1,4 @@
-"""Idempotency keys: one effect and one answer for all calls with a key, whoever hangs up, dies or is late."""
+"""Idempotency keys: one effect and one answer for all calls with a key, although callers hang up and replicas die."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ async def test_a_request_that_is_swept(bank: Paying) -> None:
 
 
 async def test_a_request_that_is_cancelled_by_its_ticket(backend: Backend, bank: Paying) -> None:
-    """Whoever waits for the answer learns it."""
+    """A call that waits for the answer learns that the request was cancelled."""
     mesh = Mesh(await backend.join(bank.table.worker))
     bank.open.clear()
     ticket = await mesh.send(bank.pay, Payment(5), key="a")

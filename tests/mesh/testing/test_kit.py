@@ -195,7 +195,7 @@ async def test_a_replica_may_have_operations_and_settings_of_its_own(kit_of: Cal
 
 
 async def test_books_that_do_not_balance_fail_the_test(kit_of: Callable[..., MeshKit]) -> None:
-    """A request that vanished is a defect, whoever made it vanish."""
+    """A request that vanished is a defect, whatever made it vanish."""
     with pytest.raises(AssertionError, match="the books do not balance"):
         async with kit_of() as kit:
             await kit[0].replica.call(Class("A"), "greetings.put", {})

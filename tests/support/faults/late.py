@@ -28,7 +28,7 @@ from tests.support.faults.clock import ServerClock
 from tests.support.faults.later_worker import Mark, Step
 from tests.support.faults.mutations import sha_of
 from tests.support.faults.wire import Wire
-from tests.support.mortals import ACCOUNTS, STREAMS
+from tests.support.killed_processes import ACCOUNTS, STREAMS
 from tests.support.server import Server
 
 PROFILE = {"MESH_LEASE_TTL_MS": "3000", "MESH_CLAIM_IDLE_MS": "2000", "MESH_DEADLINE_MS": "5000", "MESH_CLASS": "A"}

@@ -19,7 +19,7 @@ STREAMS = keys.request_streams("ABCD", 16)
 
 
 async def balance(server: Server, stop: asyncio.Event) -> list[dict[str, int]]:
-    """The books as the administrator reads them, again and again; fails at the first sample that does not balance."""
+    """Read the books again and again, as an administrator; fail at the first sample that does not balance."""
     samples = []
     with server.redis() as admin:
         while not stop.is_set():
@@ -34,7 +34,7 @@ async def balance(server: Server, stop: asyncio.Event) -> list[dict[str, int]]:
 
 @contextlib.asynccontextmanager
 async def balanced(server: Server) -> AsyncIterator[None]:
-    """While the block lasts the books balance."""
+    """Check again and again that the books balance while the block lasts."""
     stop = asyncio.Event()
     sampling = asyncio.create_task(balance(server, stop))
     try:
@@ -45,8 +45,8 @@ async def balanced(server: Server) -> AsyncIterator[None]:
     assert len(samples) > 10
 
 
-class Mortals:
-    """Worker processes; whoever is killed, or ends by itself, is started anew. None is left behind."""
+class KilledProcesses:
+    """Worker processes that are killed at random, and replaced. None is left behind."""
 
     def __init__(self, spawn: Callable[[], subprocess.Popen[bytes]], count: int) -> None:
         self._spawn = spawn
@@ -63,10 +63,10 @@ class Mortals:
             victim.kill()
             await asyncio.to_thread(victim.wait)
             self.killed += 1
-            self.revive()
+            self.replace_ended()
 
-    def revive(self) -> None:
-        """Replace whoever ended: one whose lease passed while the machine stood still, say."""
+    def replace_ended(self) -> None:
+        """Start a process for each that has ended: killed, or by itself because its lease passed on a slow machine."""
         self.living = [self._spawn() if process.poll() is not None else process for process in self.living]
 
     def __exit__(self, *_: object) -> None:
