@@ -164,10 +164,6 @@ def own(database: int) -> str:
     return f"db{database}:"
 
 
-def class_of(database: int) -> str:
-    return f"{own(database)}class"
-
-
 def request_streams(classes: str, databases: int) -> list[str]:
     """Return every request stream that the mesh can have."""
     return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(databases)]

@@ -68,14 +68,6 @@ class Gone(Exception):
     """The job was deleted, or its time is over."""
 
 
-class Wanted(NamedTuple):
-    """One value of a job."""
-
-    value: str
-    ttl: int
-    cls: str
-
-
 class ValueOutcome(NamedTuple):
     """What became of one value: its factors, or why there are none (JSON); neither while it is not finished."""
 

@@ -63,14 +63,3 @@ def expanded(factors: str) -> list[int]:
         prime, _, times = power.partition("^")
         found += [int(prime)] * int(times or 1)
     return found
-
-
-def written_length(factors: str) -> int:
-    """Return how many characters `array` makes, without making them."""
-    if "^" not in factors:
-        return len(factors) + 2
-    length = 1
-    for power in factors.split():
-        prime, _, times = power.partition("^")
-        length += (len(prime) + 1) * int(times or 1)
-    return length + (not factors)

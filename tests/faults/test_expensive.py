@@ -17,6 +17,7 @@ from mesh import keys
 from tests.support.faults.checkers import Broken, TooLate
 from tests.support.faults.matrix import Faults, row
 from tests.support.faults.scenario import Mesh
+from tests.support.faults.tally import held_ms
 
 HELD_MS = 20.0
 CLASSES_S = 1.0
@@ -119,12 +120,13 @@ async def test_row_32_no_input_costs_anybody_else_anything(faults: Faults) -> No
     """The loop is held 20 ms at most, GET /classes takes a second at most, no lease is lost, nothing is logged."""
     mesh = await faults.mesh(2, classes="AA", wired=False)
     before, held, statuses = await mesh.epochs(), {}, set()
+    addresses = [member.private for member in mesh.members]
     async with asyncio.TaskGroup() as tasks:
         looking = tasks.create_task(look(mesh))
         for name, exchange in exchanges(faults.chance):
-            await held_ms(mesh)
+            await held_ms(mesh.client, addresses)
             statuses |= set(await exchange(mesh, faults.chance))
-            held[name] = max(held.get(name, 0.0), await held_ms(mesh))
+            held[name] = max(held.get(name, 0.0), await held_ms(mesh.client, addresses))
         looking.cancel()
     with mesh.connect() as client:
         dead = client.xlen(keys.DEAD)
@@ -276,12 +278,6 @@ def exchanges(chance: random.Random) -> Iterator[tuple[str, Exchange]]:
     yield from EXCHANGES.items()
     while time.monotonic() - began < SECONDS:
         yield chance.choice([*EXCHANGES.items()])
-
-
-async def held_ms(mesh: Mesh) -> float:
-    """The longest that any replica's event loop was held since the last look."""
-    looks = await asyncio.gather(*(mesh.client.get(f"{member.private}/tally/loop") for member in mesh.members))
-    return max(look.json()["held_ms"] for look in looks)
 
 
 async def look(mesh: Mesh) -> None:

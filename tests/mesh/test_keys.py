@@ -27,7 +27,6 @@ def test_the_names_are_those_of_the_table() -> None:
     assert keys.replies("r") == "mesh:replies:r" and keys.submitted("r") == "mesh:submitted:r"
     assert keys.drain("r") == "mesh:drain:r"
     assert keys.committed("r") == "mesh:committed:r"
-    assert keys.class_of(3) == "db3:class"
 
 
 def test_every_request_stream_there_can_be() -> None:

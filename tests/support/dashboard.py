@@ -29,7 +29,6 @@ def letter(reason: str) -> DeadLetter:
     return DeadLetter("1-0", 1, "request", "mesh:requests:A", reason, "count.put", "3", 2, "{}")
 
 
-OTHER_COUNTS = ("expired", "cancelled", "lost", "waiting")
 QUIET = Figures(
     at_ms=1_000_000,
     books={

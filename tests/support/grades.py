@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,3 @@ def verified(data: bytes) -> BackupReader:
     reader.feed(data)
     reader.result()
     return reader
-
-
-Action = Callable[[], Awaitable[None]]

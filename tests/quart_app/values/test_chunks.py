@@ -7,27 +7,27 @@ import pytest
 
 from quart_app.values import store
 from quart_app.values.chunks import ITEMS, Chunks, most_bytes
-from quart_app.values.jobs import Wanted
+from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from quart_app.values.routes import LARGE_CHUNK_BYTES
 
 LARGE = "9" * 30
 
 
-async def divided(chunks: Chunks, *items: Wanted) -> list[tuple[str, list[str]]]:
+async def divided(chunks: Chunks, *items: PlainItem) -> list[tuple[str, list[str]]]:
     await chunks.extend(items, Pace())
     return [(cls, [item["value"] for item in chunk]) for cls, chunk in chunks.all]
 
 
 async def test_small_values_go_together_up_to_a_number() -> None:
     """Each class has its own chunks, in the order of their first items."""
-    items = [Wanted(str(n), 60, "AB"[n % 2]) for n in range(6)]
+    items = [PlainItem(str(n), 60, "AB"[n % 2]) for n in range(6)]
     assert await divided(Chunks(2, 0), *items) == [("A", ["0", "2"]), ("B", ["1", "3"]), ("A", ["4"]), ("B", ["5"])]
 
 
 async def test_large_values_go_together_up_to_so_many_bytes() -> None:
     """Alone where no bytes are allowed; a small value between them does not end their chunk."""
-    items = [Wanted(value, 60, "A") for value in (LARGE, "6", LARGE, LARGE)]
+    items = [PlainItem(value, 60, "A") for value in (LARGE, "6", LARGE, LARGE)]
     assert await divided(Chunks(5, 2 * most_bytes(LARGE)), *items) == [
         ("A", [LARGE, LARGE]),
         ("A", ["6"]),
@@ -47,7 +47,7 @@ async def test_the_commit_of_a_chunk_has_few_bytes(digits: int) -> None:
         factors.append(str(prime))
     values = [str(product * n) for n in range(900, 1000)]
     chunks = Chunks(125, LARGE_CHUNK_BYTES)
-    await chunks.extend([Wanted(value, 60, "A") for value in values], Pace())
+    await chunks.extend([PlainItem(value, 60, "A") for value in values], Pace())
     most = max(sum(store.size(item["value"], " ".join(factors)) for item in chunk) for _, chunk in chunks.all)
     assert LARGE_CHUNK_BYTES / 3 < most < LARGE_CHUNK_BYTES
 
@@ -61,5 +61,5 @@ async def test_many_items_are_divided_piece_by_piece() -> None:
         turns += 1
 
     chunks = Chunks(125, 0)
-    await chunks.extend([Wanted("6", 60, "A")] * 4 * ITEMS, pace)  # type: ignore[arg-type]
+    await chunks.extend([PlainItem("6", 60, "A")] * 4 * ITEMS, pace)  # type: ignore[arg-type]
     assert turns == 4

@@ -221,16 +221,18 @@ async def test_a_hard_number_does_not_hold_up_a_medium_one(pool: FactorPool) -> 
     asked.cancel()
 
 
+def curves_run(pool: FactorPool) -> list[int]:
+    """Return how many curves were run on each number so far."""
+    computations = list(pool._computations.values())
+    return [one.factoring.composites[0].curves for one in computations if one.factoring is not None]
+
+
 async def test_hopeless_numbers_take_turns(pool: FactorPool) -> None:
     """Two numbers share one process, and both make progress."""
     numbers = [prime(60, i) * prime(61, i) for i in range(2)]
     asked = [asyncio.create_task(pool.factorise(number, 60)) for number in numbers]
 
-    def curves_run() -> list[int]:
-        computations = list(pool._computations.values())
-        return [one.factoring.composites[0].curves for one in computations if one.factoring is not None]
-
-    await until(lambda: len(found := curves_run()) == 2 and all(found))
+    await until(lambda: len(found := curves_run(pool)) == 2 and all(found))
     for task in asked:
         task.cancel()
 
@@ -242,11 +244,7 @@ async def test_idle_processes_run_curves_on_one_number_together() -> None:
         await until(lambda: len(busy()) == 2)
         asked.append(asyncio.create_task(pool.factorise(prime(60, 1) * prime(61, 1), 60)))
 
-        def curves_run() -> list[int]:
-            computations = list(pool._computations.values())
-            return [one.factoring.composites[0].curves for one in computations if one.factoring is not None]
-
-        await until(lambda: len(found := curves_run()) == 2 and all(found))
+        await until(lambda: len(found := curves_run(pool)) == 2 and all(found))
         for task in asked:
             task.cancel()
         await freed(busy())

@@ -24,10 +24,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from msgspec import Struct
 from quart import Blueprint, Response, jsonify, request
@@ -37,6 +37,9 @@ from mesh.raw import Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from quart_app.service import Context, Service
 from tests.support import mistakes
+
+if TYPE_CHECKING:
+    import httpx
 
 ADD = "tally.add"
 EFFECTS = "tally:effects"
@@ -203,6 +206,12 @@ class LoopWatch:
         """Return the longest hold since the last call, in ms, and begin anew."""
         longest, self._longest_s = self._longest_s, 0.0
         return longest * 1000
+
+
+async def held_ms(client: httpx.AsyncClient, private: Iterable[str]) -> float:
+    """Return the longest time that the event loop of any of these replicas was held since the last call."""
+    looks = await asyncio.gather(*(client.get(f"{address}/tally/loop") for address in private))
+    return max(look.json()["held_ms"] for look in looks)
 
 
 class Moment(NamedTuple):
