@@ -14,10 +14,11 @@
 --   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
 --                 the names (fields or keys), the values;
 --                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
---   write         1 own | 0 shared and, for each leading key, what to check before any write: a type, "integer" (a
---                 string that the command can increase), "field" (the same for a hash's field), "bounded" (there is
---                 room in the sorted set of waiting requests), "placed" (the options of `place` allow it), or "any";
---                 number of words of the command, verb, key, ... A verb in small letters is one of commit_verbs.lua.
+--   write         2 own, only read | 1 own | 0 shared and, for each leading key, what to check before any write: a type,
+--                 "integer" (a string that the command can increase), "field" (the same for a hash's field), "bounded"
+--                 (there is room in the sorted set of waiting requests), "placed" (the options of `place` allow it), or
+--                 "any"; number of words of the command, verb, key, ... A verb in small letters is one of
+--                 commit_verbs.lua.
 --   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
 -- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
 -- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why the writes are not possible
@@ -46,7 +47,7 @@ local function go_to(number)
   end
 end
 
-local function go(side) go_to(string.byte(side) == 49 and database or bus) end
+local function go(side) go_to(string.byte(side) == 48 and bus or database) end
 
 local transactions, first_of, last_of, number_of, begin = {}, {}, {}, {}, 8
 while begin <= #ARGV do
@@ -274,21 +275,21 @@ end
 
 -- Creating these functions costs about as much as a command, and most transactions need none of them.
 local verbs
-local function run(first, last)
+local function run(first, last, t)
   if string.byte(ARGV[first]) < 97 then return redis.pcall(unpack(ARGV, first, last)) end
   verbs = verbs or make_verbs(keep)
-  return verbs[ARGV[first]](first, last)
+  return verbs[ARGV[first]](first, last, t)
 end
 
 -- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
 -- request is not acknowledged. The other transactions are.
-local function write(first, count)
+local function write(first, count, t)
   local i = first
   for _ = 1, count do
     go(ARGV[i])
     local last = i + 1 + tonumber(ARGV[i + 1])
     if string.byte(ARGV[i]) == 49 then touch(ARGV[i], i + 2) end
-    local result = run(i + 2, last)
+    local result = run(i + 2, last, t)
     if type(result) == 'table' and result.err then
       return ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
     end
@@ -312,7 +313,8 @@ local function adds(t, first, writes, sends)
     for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #ARGV[k] end
     if frees[verb] then
       added = added - bytes
-    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends' then
+    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
+      and string.byte(ARGV[i]) ~= 50 then
       added = added + bytes
     end
     i = last + 1
@@ -363,7 +365,7 @@ local function commit(t)
   if memory_is_full and adds(t, first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
   if not first_send then return wrong end
-  local failed = send(first_send, sends) or write(first_write, writes)
+  local failed = send(first_send, sends) or write(first_write, writes, t)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
   endings[t], ending = ending, nil

@@ -297,6 +297,15 @@ class Effects(Writer):
         """Answer the request with a JSON text."""
         self._answer = (OK, body.decode())
 
+    def answer_with(self, verb: str, names: Sequence[str], words: Sequence[Text]) -> None:
+        """Answer the request with what a verb that a service has added reads at the commit.
+
+        The answer goes from the database to the stream of replies, and does not pass this process. `names` are the keys
+        of the verb in our own database.
+        """
+        check_words(words)
+        self.writes.read(verb, [self._prefix + name for name in names], words)
+
     def refuse(self, error: MeshError) -> None:
         """Answer the request with an error, and have no other effect.
 

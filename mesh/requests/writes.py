@@ -78,6 +78,8 @@ class Expectations:
 
 
 _SIDES = ("0", "1")
+#: Stands in place of the side in a command that only reads the own database.
+_READS = "2"
 #: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
 _KNOWN = "any"
@@ -198,6 +200,12 @@ class Writes:
                     self._note(side, verb, keys, part)
             else:
                 self.add(side, verb, keys, part)
+
+    def read(self, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
+        """Add a command that only reads the own database. Raises ValueError."""
+        self.add(1, verb, keys, args)
+        command = self._commands[-1]
+        command[0] = _READS + str(command[0])[1:]
 
     def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
         """Set each of these keys to one value until a moment. Raises ValueError, TypeError."""

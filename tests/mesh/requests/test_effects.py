@@ -432,6 +432,60 @@ async def test_a_write_that_cannot_be_done_is_a_dead_letter_and_its_neighbours_a
     assert (books["accepted"], books["answered"], books["dead"], books["in_flight"]) == (25, 20, 5, 0)
 
 
+#: A verb of a service that reads one key, as JSON.
+LOOK = ServiceVerbs(
+    """
+verbs.look = function(first, last, t)
+  local is_done, text = pcall(redis.call, 'GET', ARGV[first + 1])
+  if not is_done then return {err = 'it cannot be read'} end
+  ARGV[t + 8] = '{"' .. ARGV[last] .. '":"' .. (text or '') .. '"}'
+end
+""",
+    {"look": ()},
+)
+
+
+def test_an_answer_that_the_commit_reads_is_a_command_of_its_own_kind() -> None:
+    """It is on our own side, and the script notes no write."""
+    transaction = Effects(3, "replica-2", request(), VERBS | LOOK.table())
+    transaction.answer_with("look", ["k"], ["as"])
+    assert read(transaction).writes == [(2, "look", "db3:k", "as")]
+    with pytest.raises(TypeError):
+        transaction.answer_with("look", ["k"], [None])  # type: ignore[list-item]
+
+
+async def test_an_answer_is_read_at_the_commit(backend: Backend) -> None:
+    """After the writes of the requests before it; what cannot be read fails its own request, and no other one."""
+    worker = Worker()
+    worker.writes_with(LOOK)
+
+    @worker.handles("x.set")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        transaction.set("k", request.body["text"])
+        return {}
+
+    @worker.handles("x.look", effect=False)
+    async def look(request: Request, store: Store, transaction: Effects) -> None:
+        transaction.answer_with("look", [request.body["key"]], ["found"])
+
+    one = await backend.join(worker, claim_idle_ms=200)
+    to, client = Database(one.database), backend.redis(one.database)
+    assert await one.call(to, "x.look", {"key": "k"}) == {"found": ""}
+    assert await client.exists(f"db{one.database}:written") == 0
+    asks = [Ask(to, "x.set", {"text": "new"}), Ask(to, "x.look", {"key": "k"})]
+    assert [answer.bodies for answer in await one.ask(asks)] == [[{}], [{"found": "new"}]]
+    await client.rpush(f"db{one.database}:list", "a")
+    answers = await one.ask([Ask(to, "x.look", {"key": "list" if n == 2 else "k"}) for n in range(5)])
+    assert [str(answer.error) if answer.error else answer.bodies for answer in answers] == [
+        [{"found": "new"}],
+        [{"found": "new"}],
+        f"the request was given up: look db{one.database}:list: it cannot be read",
+        [{"found": "new"}],
+        [{"found": "new"}],
+    ]
+    await client.aclose()
+
+
 HASHES: list[dict[str, str]] = [
     {}, {"a": "1"}, {"a": "2"}, {"b": "1"}, {"1": "a"}, {"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"": "a", "a": ""},
     {"é": "\n"},
