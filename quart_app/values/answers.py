@@ -31,16 +31,23 @@ _COMMAS, _LENGTHS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
 _LONG = re.compile(rb"z\d{4}")
 
 
-def elements(found: str) -> bytes:
+#: What stands between a value and its factors, and between two values.
+_FACTORS, _NEXT = b',"prime_factors":[', b']},{"value":'
+
+
+def elements(found: str) -> tuple[bytes, int]:
     """Return the elements, with commas between them, of values as a search finds them: "c136=2 2 2 17;c137=137".
 
     Their factors must be without exponents. All of the work is done by few calls of C, however many values there are.
+    Their number, which is returned too, is seen by how much longer the text becomes.
     """
     text = found.encode()
     if b"z" in text:
         text = _LONG.sub(b"", text)
-    text = text.translate(_COMMAS, _LENGTHS).replace(b"=", b',"prime_factors":[').replace(b";", b']},{"value":')
-    return b'{"value":%b]}' % text
+    text = text.translate(_COMMAS, _LENGTHS)
+    with_factors = text.replace(b"=", _FACTORS)
+    number = (len(with_factors) - len(text)) // (len(_FACTORS) - 1)
+    return b'{"value":%b]}' % with_factors.replace(b";", _NEXT), number
 
 
 class Array:

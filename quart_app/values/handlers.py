@@ -43,7 +43,7 @@ class Factorise(Protocol):
 
 DROP = "values.drop"
 FIND = "values.find"
-#: The form of an answer to FIND: one text, as it leaves Redis.
+#: The form of an answer to FIND: one text, as the search in Redis makes it.
 TEXT = "text"
 
 
@@ -140,14 +140,18 @@ class _Operations:
             records.unschedule(transaction, [value])
 
 
-async def find(request: Request, store: Store, transaction: Effects) -> Body:
-    """Return a page of the values with a prime factor. All replicas compare expiries with the time of the request.
+async def find(request: Request, store: Store, transaction: Effects) -> Body | None:
+    """Answer with a page of the values with a prime factor. All replicas compare expiries with the time of the request.
 
-    The answer has them as text, if the body says so. Earlier releases ask for values and records in turn.
+    The commit finds them, as text, and puts them into the reply. Earlier releases ask for values and records in turn.
     """
     body = request.body
-    until, text = await records.find(store, body["prime"], request.at_ms, body["limit"], body["after"])
-    return {"until": until, "found": text if body.get("as") == TEXT else records.flat(text)}
+    conditions = records.Conditions(body["prime"], request.at_ms, body["limit"], body["after"])
+    if body.get("as") == TEXT:
+        records.answer(transaction, conditions)
+        return None
+    until, text = await records.find(store, conditions)
+    return {"until": until, "found": records.flat(text)}
 
 
 def handlers(

@@ -8,20 +8,24 @@ one gather, at one moment, decides about each value: a value that moves between 
 from __future__ import annotations
 
 import bisect
+import itertools
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mesh import DeadlineExceeded
+from mesh import DeadlineExceeded, Replies
 from mesh.raw import Replica, among
 from quart_app.values import handlers
 from quart_app.values.answers import Answers, Array, element, elements
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
 from quart_app.values.primes import NAME
-from quart_app.values.store import digits, ordered
+from quart_app.values.store import Part, digits, ordered, read_part
 
 #: Values that are added to an answer at once, where not all of them can be.
 BLOCK = 100
+#: The length of the shortest line, with what separates it from the next one: "a2=2;".
+LEAST_LINE = 5
 
 
 class Question(NamedTuple):
@@ -79,16 +83,18 @@ class Search:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         limit = self._question.most - self._count + 1
         body = {"prime": self._question.prime, "after": after, "limit": limit, "as": handlers.TEXT}
-        answers = await self._mesh.gather(handlers.FIND, body, deadline_ms=deadline_ms, among=self._among)
+        answers: Replies[Part] = await self._mesh.gather(
+            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=self._among
+        )
         self._left_out.update(answers.left_out)
-        until = min((answer["until"] for answer in answers.values() if answer["until"]), key=rank, default="")
-        found = [answer["found"] for answer in answers.values() if answer["found"]]
+        until = min((part.until for part in answers.values() if part.until), key=rank, default="")
+        found = [part.found for part in answers.values() if part.found]
         text = await self._merged(found, until)
         if text:
             await self._add(text)
         return until
 
-    async def _merged(self, found: Sequence[Any], until: str) -> str:
+    async def _merged(self, found: Sequence[str | list[str]], until: str) -> str:
         """Merge the texts of several databases into one, with each value once, up to a value ("" for all).
 
         Two databases may have one value while it moves between them. It does not matter which line is kept, because
@@ -108,7 +114,7 @@ class Search:
         if any("^" in text for text in texts):
             # Releases write exponents differently, so two lines of one value may differ. One line is kept for a value.
             lines = [*{line.partition("=")[0]: line for line in lines}.values()]
-        elif len(texts) > 1:
+        elif len(texts) > 1 and any(map(operator.eq, lines, itertools.islice(lines, 1, None))):
             lines = [*dict.fromkeys(lines)]
         if until:
             # ">" follows "=", with which factors begin.
@@ -132,14 +138,15 @@ class Search:
 
     def _add_at_once(self, text: str) -> bool:
         """Append all of these values, or return False if they do not fit or have exponents."""
-        count = self._count + text.count(";") + 1
-        if "^" in text or count > self._question.most:
+        room = self._question.most - self._count
+        # Most texts are too short to have too many values, and need no count.
+        if "^" in text or (len(text) >= room * LEAST_LINE and text.count(";") >= room):
             return False
-        json = elements(text)
+        json, number = elements(text)
         if self._array.size + len(json) > self._question.most_bytes:
             return False
         self._array.add(json)
-        self._count = count
+        self._count += number
         self._last = digits(text[text.rfind(";") + 1 :].partition("=")[0])
         return True
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from msgspec import Struct, json
+
 from mesh.raw import Effects, Script, ServiceVerbs, Store
 from quart_app.values import notation
 
@@ -35,11 +37,16 @@ ALONE = "values:alone"
 EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
-FIND = Script.beside(__file__, "find.lua")
+FIND = Script.beside(__file__, "search.lua", "find.lua")
 #: What the commit does with primes of six digits and more; each needs ALONE and INDEX.
 PAIR, UNPAIR = "pair-all", "unpair-all"
 _NEEDS = ("hash", "zset")
-VERBS = ServiceVerbs(Script.beside(__file__, "index_verbs.lua").source, {PAIR: _NEEDS, UNPAIR: _NEEDS})
+#: Answers a request with what FIND finds. It says itself what is wrong with its keys.
+ANSWER = "find-values"
+VERBS = ServiceVerbs(
+    Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
+    {PAIR: _NEEDS, UNPAIR: _NEEDS, ANSWER: ()},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,30 +230,55 @@ def unschedule(transaction: Effects, values: Sequence[str]) -> None:
     transaction.zrem(EXPIRY, " ".join(values))
 
 
-class Part(NamedTuple):
-    """Some values of this database that have a prime factor, ascending.
+class Part(Struct, frozen=True):
+    """Some values of a database that have a prime factor, ascending.
 
-    No value up to `until` is left out; `until` is "" if there are no further values. The text is
+    No value up to `until` is left out; `until` is "" if there are no further values. `found` is text,
     "c136=2 2 2 17;c137=137". Each value stands there as `ordered` writes it, so a sort of the lines of several
-    databases puts the values in order.
+    databases puts the values in order. In an answer of an earlier release it is a list: a value, its record, and so on.
     """
 
     until: str
-    text: str
+    found: str | list[str]
+
+
+#: Reads an answer. It copies the text of its values, and does not look at them.
+read_part = json.Decoder(Part).decode
 
 
 #: How much one search returns, and how many entries it looks at. More would hold the server or the event loop for long.
 FOUND_VALUES = 2000
 FOUND_BYTES = 100_000
 LOOKED_AT = 4000
+#: The keys of a search.
+_SEARCHED = [INDEX, ALONE, RECORDS]
 
 
-async def find(store: Store, prime: str, moment_ms: int, most: int, after: str) -> Part:
-    """Return our values that have this prime as a factor, above `after` ("" for all), as of a moment."""
-    above = ordered(after) if after else ""
-    names, most = [INDEX, ALONE, RECORDS], min(most, FOUND_VALUES)
-    until, text = await store.script(FIND, names, ordered(prime), above, moment_ms, most, FOUND_BYTES, LOOKED_AT)
-    return Part(until, text)
+class Conditions(NamedTuple):
+    """Values to find: those with a prime factor that are above `after` ("" for all), as of a moment, up to so many."""
+
+    prime: str
+    moment_ms: int
+    most: int
+    after: str
+
+    @property
+    def words(self) -> list[str | int]:
+        """The words of find.lua after its keys."""
+        above = ordered(self.after) if self.after else ""
+        most = max(1, min(int(self.most), FOUND_VALUES))
+        return [ordered(self.prime), above, self.moment_ms, most, FOUND_BYTES, LOOKED_AT]
+
+
+async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
+    """Return values of our database: `until` and the text of a Part."""
+    until, text = await store.script(FIND, _SEARCHED, *conditions.words)
+    return until, text
+
+
+def answer(transaction: Effects, conditions: Conditions) -> None:
+    """Answer the request with values of our database, as they are at the commit, which `read_part` reads."""
+    transaction.answer_with(ANSWER, _SEARCHED, conditions.words)
 
 
 def flat(text: str) -> list[str]:

@@ -60,8 +60,9 @@ def test_what_a_search_finds_is_written_as_each_element_is(found: dict[int, list
     """All at once or one by one, values of any length give the same JSON."""
     factors = {str(value): " ".join(map(str, each)) for value, each in found.items()}
     text = ";".join(f"{ordered(value)}={each}" for value, each in factors.items())
-    assert elements(text) == b",".join(element(value, each) for value, each in factors.items())
-    assert json.loads(b"[%b]" % elements(text)) == [
+    one_by_one = b",".join(element(value, each) for value, each in factors.items())
+    assert elements(text) == (one_by_one, len(found))
+    assert json.loads(b"[%b]" % one_by_one) == [
         {"value": value, "prime_factors": each} for value, each in found.items()
     ]
     assert all(notation.expanded(each) == found[int(value)] for value, each in factors.items())

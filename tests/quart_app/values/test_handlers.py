@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from mesh import Class, Database, keys
+from mesh import Class, Database, GivenUp, Replies, keys
 from mesh.raw import Ask, Replica, Request
+from mesh.requests import protocol
 from quart_app.values import store as records
-from quart_app.values.handlers import DROP, FIND, PUT, handlers
+from quart_app.values.handlers import DROP, FIND, PUT, TEXT, handlers
 from quart_app.values.pace import Pace
-from quart_app.values.store import Place
+from quart_app.values.store import Part, Place, read_part
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
@@ -215,4 +216,107 @@ async def test_a_place_that_is_old_or_wrong_is_looked_up_again(valued: Valued, b
     assert await valued.holders(one) == {one.database: [8]}
     (record,) = await records.records(one.store(), ["8"])
     assert record is not None and record.expiry > one.now_ms() + 500_000
+    await client.aclose()
+
+
+async def ask_to_find(replica: Replica, prime: int, limit: Any = 5000, after: str = "") -> Replies[Part]:
+    """Ask for values as a GET does."""
+    body = {"prime": str(prime), "limit": limit, "after": after, "as": TEXT}
+    found: Replies[Part] = await replica.gather(FIND, body, decode=read_part)
+    return found
+
+
+async def test_the_commit_finds_what_a_search_finds(valued: Valued) -> None:
+    """Of each database: with exponents, in order, from and up to a value; nothing where there is nothing."""
+    one, two = await valued.join("A"), await valued.join("B")
+    await valued.put(one, "A", 2**100, 8, 16)
+    await valued.put(one, "B", 32)
+    assert await ask_to_find(one, 2) == {
+        one.database: Part("", f"a8=2^3;b16=2^4;z0031{2**100}=2^100"),
+        two.database: Part("", "b32=2^5"),
+    }
+    assert (await ask_to_find(two, 2, limit=1))[one.database] == Part("8", "a8=2^3")
+    assert (await ask_to_find(two, 2, after="8"))[one.database] == Part("", f"b16=2^4;z0031{2**100}=2^100")
+    for replica in (one, two):
+        conditions = records.Conditions("2", one.now_ms(), 5000, "")
+        part = (await ask_to_find(one, 2))[replica.database]
+        assert (part.until, part.found) == await records.find(replica.store(), conditions)
+    assert await ask_to_find(one, 3) == {one.database: Part("", ""), two.database: Part("", "")}
+
+
+async def test_what_the_commit_finds_has_not_expired(valued: Valued) -> None:
+    """As of the moment of the request, although the sweep has not been there."""
+    one = await valued.join("A")
+    await write(one, {"8": one.now_ms() - 1, "16": one.now_ms() + 60_000})
+    assert await ask_to_find(one, 2) == {one.database: Part("", "b16=2 2")}
+
+
+async def write(replica: Replica, expiries: dict[str, int]) -> None:
+    """Write the records of some values."""
+    transaction = replica.transaction()
+    place = Place(replica.database, replica.cls, "1-0")
+    records.put(transaction, place, expiries, dict.fromkeys(expiries, "2 2"))
+    assert await replica.commit(transaction)
+
+
+async def test_records_are_taken_apart_by_no_process_that_they_pass(
+    valued: Valued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go from the database into the reply, and from the reply into the answer: as text, and past the holder."""
+    asker, holder = await valued.join("A"), await valued.join("B")
+    values = [str(10**9 + n) for n in range(1000)]
+    await write(holder, dict.fromkeys(values, holder.now_ms() + 60_000))
+    carried, send = 0, holder._link._connection.send
+
+    async def count(commands: Sequence[Any]) -> list[Any]:
+        nonlocal carried
+        answers = await send(commands)
+        carried += len(repr(commands)) + len(repr(answers))
+        return answers
+
+    def short(text: Any) -> None:
+        assert len(text) < 1000, "a text with many records is read or written as JSON"
+
+    monkeypatch.setattr(holder._link._connection, "send", count)
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(protocol, name, watched(getattr(protocol, name), short))
+    part = (await ask_to_find(asker, 2))[holder.database]
+    assert part.found == ";".join(f"j{value}=2 2" for value in values)
+    assert 0 < carried < len(part.found) / 2
+
+
+def watched(function: Callable[[Any], Any], look: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Return the function, which lets `look` see what it takes and returns, if that is text."""
+
+    def seen(given: Any) -> Any:
+        returned = function(given)
+        for each in (given, returned):
+            if isinstance(each, str):
+                look(each)
+        return returned
+
+    return seen
+
+
+@pytest.mark.parametrize("limit", ["many", None, {}])
+async def test_a_limit_that_is_none_fails_its_own_request(valued: Valued, limit: Any) -> None:
+    """Before the commit, in which other requests may be."""
+    one = await valued.join("A")
+    with pytest.raises(GivenUp):
+        await ask_to_find(one, 2, limit=limit)
+    await valued.put(one, "A", 8)
+    for limit in (-1, 0, 1.5):
+        assert (await ask_to_find(one, 2, limit=limit))[one.database] == Part("8", "a8=2^3")
+
+
+async def test_a_key_of_another_type_fails_the_search_alone(valued: Valued, backend: Backend) -> None:
+    """With a reason that names the key, and without harm to the other requests of the same commit."""
+    one = await valued.join("A")
+    client = backend.redis(one.database)
+    await client.rpush(f"db{one.database}:{records.INDEX}", "a")
+    found, forwarded = await asyncio.gather(
+        ask_to_find(one, 2), one.call(Database(one.database), DROP, {"value": "9", "id": "1-0"}), return_exceptions=True
+    )
+    assert isinstance(found, GivenUp) and f"find-values db{one.database}:{records.INDEX}" in str(found)
+    assert forwarded == {}
     await client.aclose()

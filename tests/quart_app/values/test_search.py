@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
 from quart_app.values.search import BLOCK, Question, Result, Search
-from quart_app.values.store import ordered
+from quart_app.values.store import Part, ordered
 
 
 class Databases:
@@ -32,7 +32,9 @@ class Databases:
     def now_ms(self) -> int:
         return self.clock_ms
 
-    async def gather(self, op: str, body: Mapping[str, Any], *, deadline_ms: int, among: Among) -> Replies:
+    async def gather(
+        self, op: str, body: Mapping[str, Any], *, deadline_ms: int, decode: Callable[[str], Part], among: Among
+    ) -> Replies[Part]:
         assert among.name == "values.primes"
         assert op == "values.find" and deadline_ms > 0
         self.gathers += 1
@@ -40,7 +42,7 @@ class Databases:
         most = min(self._most, body["limit"])
         assert body["as"] == "text"
         parts = {
-            database: self._part(records, body["after"], most, database in self._older)
+            database: decode(json.dumps(self._part(records, body["after"], most, database in self._older)))
             for database, records in self._records.items()
         }
         replies = Replies(parts)

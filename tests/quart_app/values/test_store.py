@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from typing import Any
 
 import fakeredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.raw import Effects, Replica, Worker
-from mesh.requests.scripts import commit_with
+from mesh.raw import NEVER, Effects, Replica, Request, Worker
+from mesh.requests.scripts import commit_with, when_full
 from mesh.testing.fake_server import without_flags
+from mesh.wire.codec import encode
 from quart_app.values import notation
 from quart_app.values import store as records
-from quart_app.values.store import Place, Record, ordered
+from quart_app.values.store import Conditions, Part, Place, Record, ordered, read_part
 from tests.support.backend import Backend
 
 
@@ -74,7 +77,8 @@ async def write(replica: Replica, *values: tuple[int, int, list[int]]) -> None:
 
 async def found(replica: Replica, prime: int, moment: int, most: int = 100, after: int = 0) -> list[int]:
     above = str(after) if after else ""
-    return values_of((await records.find(replica.store(), str(prime), moment, most, above)).text)
+    _, text = await records.find(replica.store(), Conditions(str(prime), moment, most, above))
+    return values_of(text)
 
 
 def values_of(part: str) -> list[int]:
@@ -142,9 +146,8 @@ class Memory:
 
     def found(self, prime: int, moment: int, most: int, after: int = 0) -> list[int]:
         names = [f"db0:{name}" for name in (records.INDEX, records.ALONE, records.RECORDS)]
-        above = ordered(str(after)) if after else ""
-        words = (*names, ordered(str(prime)), above, moment, most, records.FOUND_BYTES, records.LOOKED_AT)
-        until, part = self.fake.eval(without_flags(records.FIND.source), 3, *words)
+        conditions = Conditions(str(prime), moment, most, str(after) if after else "")
+        until, part = self.fake.eval(without_flags(records.FIND.source), 3, *names, *conditions.words)
         assert part.split(";") == sorted(part.split(";"))
         values = values_of(part)
         assert until == (str(values[-1]) if len(values) == most else "")
@@ -215,10 +218,38 @@ async def test_a_part_has_the_factors_as_records_have_them(backend: Backend) -> 
     one = await reading(backend)
     now = one.now_ms()
     await write(one, (12, now + 60_000, [2, 2, 3]), (2**100, now + 60_000, [2] * 100))
-    part = await records.find(one.store(), "2", now, 10, "")
-    assert part == ("", f"b12=2 2 3;z0031{2**100}=2^100")
-    assert records.flat(part.text) == ["12", "0-0 0 2 2 3", str(2**100), "0-0 0 2^100"]
+    until, part = await records.find(one.store(), Conditions("2", now, 10, ""))
+    assert (until, part) == ("", f"b12=2 2 3;z0031{2**100}=2^100")
+    assert records.flat(part) == ["12", "0-0 0 2 2 3", str(2**100), "0-0 0 2^100"]
     assert records.flat("") == []
+
+
+def test_a_server_whose_memory_is_full_answers_with_what_it_has() -> None:
+    """The answer is not counted as something to store: a reply of that size never is."""
+    memory, stream, replies = Memory(), "mesh:requests:db0", "mesh:replies:replica-1"
+    memory.put({str(2 * n): Record("1-0", 2**51, f"2 {n}") for n in (3, 5, 7)})
+    memory.fake.xadd(replies, {"first": "entry"})
+    memory.fake.xgroup_create(stream, "workers", "0", mkstream=True)
+    id = memory.fake.xadd(stream, {"op": "values.find"})
+    memory.fake.xreadgroup("workers", "replica-2", {stream: ">"})
+    request = Request(stream, id, "values.find", "k", "replica-1", replies, NEVER, {})
+    transaction = Effects(0, "replica-2", request, WORKER.verbs)
+    records.answer(transaction, Conditions("2", 2**50, 2, ""))
+    words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 9, 0, *transaction.wire())
+    assert memory.fake.eval(without_flags(when_full(COMMIT).source), 3, *words) == '["done"]'
+    (_, (_, fields)) = memory.fake.xrange(replies)
+    assert fields["body"] == '{"until":"10","found":"a6=2 3;b10=2 5"}'
+
+
+@pytest.mark.parametrize("found", ["", "b12=2 2 3;z0031" + "1" * 31 + "=2^100", ["12", "1-0 2 2 2 3"]])
+def test_an_answer_is_read_in_the_form_of_each_release(found: Any) -> None:
+    """Text now; values and records in turn before."""
+    body: dict[str, Any] = {"until": "12", "found": found}
+    for text in (encode(body), json.dumps(body)):
+        assert read_part(text) == Part("12", found)
+    for wrong in ("{}", "[]", '{"until":"","found":5}', "", '{"until":"","found":"a'):
+        with pytest.raises(ValueError):
+            read_part(wrong)
 
 
 async def test_everything_expires_with_the_last_record(backend: Backend) -> None:
