@@ -154,7 +154,7 @@ class DeadLetters:
     async def _steps(self, chosen: Chosen) -> list[list[Any]]:
         """Return the words of each step: those of walk.lua, then ids."""
         if isinstance(chosen, LetterGroup):
-            # What becomes a dead letter again meanwhile is left alone.
+            # A letter that comes back meanwhile is left alone.
             until = chosen.until if chosen.until != "+" else await self._newest()
             return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
         return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]

@@ -14,7 +14,7 @@ local found = false
 for n = 0, tonumber(ARGV[1]) - 1 do
   local row = redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'state', 'serves', 'reads', 'version')
   if not row[1] then
-    -- What serves this database is expected back.
+    -- The replica of this database is expected back, and may serve anything.
     if redis.call('EXISTS', 'mesh:expected:' .. n) == 1 then known = 0 end
   elseif row[2] ~= 'left' then
     found = true

@@ -150,8 +150,8 @@ class Writes:
     Writes to one key with one verb become one command if no other command on that key (or on one of the two keys of the
     verb) is between them. Commands on other keys do not matter.
 
-    A command that Redis would not accept is refused here. What depends on the database (the type of a key, the value of
-    a counter) is named in the first word of the command, and the script checks it before it writes.
+    A command that Redis would not accept is refused here. The first word of a command names what depends on the
+    database (the type of a key, the value of a counter), and the script checks that before it writes.
     """
 
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:

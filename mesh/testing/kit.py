@@ -245,7 +245,7 @@ class MeshKit(AsyncOnly):
             if (ahead := due - self._clock.time()) > 0:
                 await self._jump(self._clock, min(left, ahead))
             else:
-                # Replicas that cannot reach Redis wake it later. What no replica knows stays due for ever.
+                # Replicas that cannot reach Redis wake it later. A request that none knows stays due for ever.
                 await self._jump(self._clock, min(left, OVERDUE_STEP_S) if steps < OVERDUE_STEPS else left)
 
     async def _jump(self, clock: Clock, seconds: float) -> None:

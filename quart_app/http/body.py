@@ -45,8 +45,8 @@ MAX_DEPTH = 32
 SMALL = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst.
 PIECE = 1 << 14
-#: Where the search for the end of a piece begins. What looks like an end may be inside a long string, so there are
-#: three tries.
+#: Where the search for the end of a piece begins. An apparent end may be inside a long string, so there are three
+#: tries.
 PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
 #: A long body is parsed in one piece within these bounds: bytes, quotes and backslashes, and signs outside of strings.
 FEW_BYTES, FEW_QUOTES, FEW_SIGNS = 1 << 19, 50_000, 100

@@ -36,7 +36,7 @@ CLIENTS = ("redis-cli", "valkey-cli")
 
 
 class CannotRun(click.ClickException):
-    """What was asked for cannot work as things are set up: doing it again will not help."""
+    """The command cannot work with this setup, and a second try does not help."""
 
     exit_code = EXIT_SETUP
 

@@ -30,7 +30,7 @@ def entry(event: str, **facts: str | None) -> list[str]:
 
 
 def say(event: str, **facts: str | None) -> None:
-    """Log an event only; for one that a script adds to the stream itself. What was refused is a warning."""
+    """Log an event that a script adds to the stream itself. A refusal is a warning."""
     say_it = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
     say_it(event, **{name: fact for name, fact in facts.items() if fact is not None})
 

@@ -1,7 +1,7 @@
 """One limit on guessing passwords, for every route that takes one, shared by all replicas.
 
 An attempt is admitted before the password is looked at, so that refused ones cost no hashing. It is charged to
-counters in Redis, each with a window, and excused when the password was right. Who asks decides which counters:
+counters in Redis, each with a window, and excused when the password was right. The caller decides which counters:
 
     a device that once logged in (a signed cookie)     this device on this account
     a source that registered the account or logged in  this source on this account; this source on accounts that know it

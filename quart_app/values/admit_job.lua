@@ -16,7 +16,7 @@ if created then return {'admitted', created} end
 
 local function size_of(member) return tonumber(string.match(member, ' (%d+)$')) end
 
--- What has expired makes room. More than this at once would hold the server; the next call takes the rest.
+-- Expired jobs make room. More than this at once would hold the server; the next call takes the rest.
 local kept_size = tonumber(redis.call('GET', size_key) or '0')
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. text(now), 'LIMIT', 0, 1000)) do
   redis.call('ZREM', kept_key, member)

@@ -61,7 +61,7 @@ class JobRoutes:
 
     @_tagged
     async def show(self, id: str) -> Response:
-        """How a job is: waiting, running, done (with its result) or failed (with what is known)."""
+        """Show a job: waiting, running, done (with its result) or failed (with what is known)."""
         mesh = self._context.mesh.replica
         job = await self._jobs.get(mesh, id)
         if job is None:

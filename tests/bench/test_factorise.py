@@ -35,7 +35,7 @@ def test_ours_is_asked_for_every_kind_and_so_is_another() -> None:
 
 
 def test_the_ratio_is_to_the_best_of_the_others() -> None:
-    """Whoever was best over all rounds, round by round; whoever was stopped has no row."""
+    """Each round is compared with the peer that was best over all rounds; one that was stopped has no row."""
     rows = {OURS: [3.0, 4.0, 8.0], "flint": [9.0, 9.0, 9.0], "pari": [3.0, 2.0, 8.0]}
     found = factorise.ratio(KINDS[0], rows)
     assert found is not None
@@ -114,7 +114,7 @@ def test_an_empty_cell_says_why() -> None:
 
 
 def test_a_ratio_needs_ours_and_another() -> None:
-    """Whoever was stopped is no side of it; a run goes on without it, and we have then not reached the goal."""
+    """A side that was stopped has no ratio; the run goes on without it, and the goal is then not reached."""
     assert factorise.ratio(KINDS[0], {OURS: [1.0]}) is None
     assert factorise.ratio(KINDS[0], {"flint": [1.0]}) is None
     measured = {f"{KINDS[0].name} | flint": Spread.of([0.5])}

@@ -9,7 +9,7 @@ from bench.factorise import KINDS
 
 
 def test_every_side_gets_all_numbers_and_is_timed_by_itself() -> None:
-    """Who does more takes longer; each number comes as often to one as to the other."""
+    """A side that does more takes longer, and each side gets each number equally often."""
     seen: tuple[list[int], list[int]] = ([], [])
 
     def quick(number: int) -> list[int]:

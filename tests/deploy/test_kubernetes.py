@@ -219,7 +219,7 @@ TOGETHER = [(), *((each.name,) for each in COMPONENTS), ("monitoring", "messages
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
 @pytest.mark.parametrize("names", TOGETHER, ids=lambda names: "+".join(names) or "base")
 def test_kustomize_builds_it_with_every_component(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """What `kubectl apply -k` would send is valid, and each pod stays within the strictest security profile."""
+    """The manifests of `kubectl apply -k` are valid, and each pod stays within the strictest security profile."""
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     top = tmp_path / "deploy/kubernetes"
     subprocess.run([DEPLOY / "generate-secrets", top / "secrets"], check=True, capture_output=True)

@@ -198,7 +198,7 @@ async def test_row_74_a_schedule_is_recorded_without_losing_ticks(faults: Faults
 @pytest.mark.skipif(not COMPILER, reason="no C compiler here")
 @row(75, "the server's clock steps forward 60 s, and back, under delays, tries and ticks")
 async def test_row_75_a_step_of_the_clock_repeats_nothing(faults: Faults) -> None:
-    """What became due begins at once; ticks go on when the clock is where it was, and none is repeated."""
+    """Requests that became due begin at once; ticks go on when the clock is where it was, and none is repeated."""
     clock = ServerClock(faults.folder / "clock")
     async with loaded(faults, clock) as mesh:
         await asyncio.sleep(3)

@@ -83,7 +83,7 @@ def _names_only(history: History, down: str) -> None:
 
 @row(60, "one of two meshes without its Redis")
 async def test_row_60_each_of_two_meshes_keeps_the_promises(faults: Faults) -> None:
-    """The history of each mesh has an order that explains it. What fails names the mesh that is down."""
+    """The history of each mesh has an order that explains it. A failure names the mesh that is down."""
     meshes = {
         name: await faults.mesh(2, classes="AB", options=("--appendfsync", "always"), wired=False)
         for name in ("north", "south")

@@ -75,7 +75,7 @@ async def test_row_46_no_stranger_becomes_administrator(faults: Faults) -> None:
         # An account that is older than the setting.
         await restart(mesh, "old", 1)
         await check(mesh, faults, strangers)
-        # Who comes first is open: a replica is ready within seconds.
+        # Either may come first: a replica is ready within seconds.
         async with wanting(strangers, "race", after_s=mesh.chance.uniform(0.5, 5)):
             await restart(mesh, "race", 2)
         if not await log_in(strangers[0].client, mesh, "race"):

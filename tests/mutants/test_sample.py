@@ -42,7 +42,7 @@ def test_a_larger_sample_begins_with_the_smaller_one(root: Path) -> None:
 
 
 def test_a_changed_line_leaves_the_others_in_the_sample(root: Path) -> None:
-    """Whoever corrects one survivor tries the other mutants again, although their lines have moved."""
+    """After a correction the other mutants are tried again, although their lines have moved."""
     before = [each.changed for each in drawn(root, 20, seed=1)]
     changed = "-- a comment\n" + SCRIPT.replace("local x7 = 7\n", "local y = x7 + 7\n")
     (root / "mesh" / "a.lua").write_text(changed)

@@ -128,7 +128,7 @@ async def test_discarding_leaves_the_books_alone(redis: Any, dead: DeadLetters) 
 
 
 async def test_a_full_stream_stops_a_replay(redis: Any) -> None:
-    """What does not fit stays a dead letter, and the report says why."""
+    """Letters that do not fit stay dead letters, and the report says why."""
     for number in range(5):
         await bury(redis, number)
     report = await DeadLetters(redis, 3).replay(LetterGroup("it crashed", A), ACTOR)

@@ -119,7 +119,7 @@ async def test_all_of_a_hash_is_guarded(backend: Backend, change: str) -> None:
 
 @pytest.mark.parametrize("collection", ["names", "ages"])
 async def test_a_set_and_a_range_are_guarded(backend: Backend, collection: str) -> None:
-    """What comes into the range runs the handler again; what stays outside does not."""
+    """The handler runs again after a change within the range, and not after one outside it."""
     mesh = await backend.mesh(greetings)
     client = backend.redis(mesh.database)
     prefix = f"db{mesh.database}:greetings:"

@@ -1,4 +1,4 @@
-"""Whatever a handler does wrong, its own request fails with a reason, and nothing else does."""
+"""Mistakes in handlers: their own requests fail with a reason, and no others do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def worker() -> Worker:
 async def test_a_mistake_fails_its_own_request_with_a_reason(backend: Backend, to: Class | Database) -> None:
     """The caller gets an error with a reason in time, and the replica goes on.
 
-    What cannot be sent is refused; every other mistake becomes a dead letter.
+    An answer that cannot be sent is refused; every other mistake becomes a dead letter.
     """
     one = await backend.join(worker(), max_deliveries=1)
     client = backend.redis()

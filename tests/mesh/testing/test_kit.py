@@ -175,7 +175,7 @@ async def test_a_frozen_replica_loses_its_lease(kit_of: Callable[..., MeshKit], 
 
 
 async def test_a_short_freeze_costs_nothing(kit_of: Callable[..., MeshKit], greetings: Greetings) -> None:
-    """Who goes on before its lease ends is a member as before."""
+    """A replica that goes on before its lease ends is a member as before."""
     async with kit_of(replicas=2) as kit:
         kit.freeze(1)
         call = asyncio.create_task(kit[0].replica.call(Database(2), "greetings.put", {}))

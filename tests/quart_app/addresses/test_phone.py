@@ -179,7 +179,7 @@ SIGNS = sorted(
 
 @pytest.mark.parametrize("sign", SIGNS)
 def test_every_sign_that_the_library_reads_as_punctuation_is_one(sign: str) -> None:
-    """Whatever stands between the digits, the record is the one that the library reads."""
+    """The record is the one that the library reads, with any such sign between the digits."""
     for text in (f"+7{sign}911{sign}123-45-67", f"+7 {sign}911{sign} 123-45-67", f"+55 {sign}0{sign}11 961234567"):
         read = phonenumbers.parse(text)
         assert phonenumbers.is_possible_number(read) and not read.extension

@@ -10,7 +10,7 @@ from quart_app.dashboard.templating import environment
 
 
 def test_text_is_escaped_and_a_missing_name_is_an_error() -> None:
-    """Whatever a template shows may come from strangers."""
+    """All text that a template shows may come from strangers."""
     templates = environment(Assets())
     assert templates.from_string("{{ text }}").render(text="<b>") == "&lt;b&gt;"
     assert templates.from_string("{{ url('live.css') }}").render().startswith("/assets/live.")

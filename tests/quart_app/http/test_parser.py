@@ -199,7 +199,7 @@ def test_a_body_behind_an_offer_of_another_protocol_is_a_body(offer: bytes, fram
 
 
 def test_the_parser_stops_after_each_request() -> None:
-    """What follows is parsed when it is its turn, and an announced body is parsed in one piece."""
+    """The next request is parsed when it is its turn, and an announced body in one piece."""
     found = Collector()
     parser = Parser(found)
     requests = [
