@@ -325,12 +325,17 @@ async def test_an_error_of_the_engine_reaches_every_waiter(pool: FactorPool, mon
     assert await pool.factorise(MEDIUM, 30)
 
 
+def lowered(niceness: int) -> int:
+    """Return the niceness of a process that is so much nicer than this one; 19 is the most."""
+    return min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+
+
 async def test_workers_yield_to_the_event_loop(pool: FactorPool) -> None:
     """Workers have a lower priority than the replica, and those for hard numbers the lowest."""
     await pool.factorise(MEDIUM, 30)
-    assert {process.nice() for process in workers()} == {5}
+    assert {process.nice() for process in workers()} == {lowered(5)}
     asked = asyncio.create_task(pool.factorise(EIGHTY_DIGITS, 60))
-    await until(lambda: any(process.nice() == 10 for process in busy()))
+    await until(lambda: any(process.nice() == lowered(10) for process in busy()))
     asked.cancel()
 
 
@@ -377,7 +382,7 @@ async def test_a_worker_does_not_outlive_its_replica(tmp_path: Path) -> None:
 
     def computing() -> bool:
         below[:] = psutil.Process(child.pid).children(recursive=True)
-        return any(one.nice() == 10 and one.cpu_times().user > 0.5 for one in below)
+        return any(one.nice() == lowered(10) and one.cpu_times().user > 0.5 for one in below)
 
     await until(computing, 60)
     child.kill()
