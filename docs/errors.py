@@ -105,13 +105,16 @@ def class_row(cls: type, given: dict[str, int]) -> str:
 
     status = given.get(cls.__name__) or from_mesh(cls()).status
     meaning = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-    module = cls.__module__
-    name = (
-        cls.__name__
-        if module == "mesh.errors"
-        else f"{module.removesuffix('.' + module.split('.')[-1])}.{cls.__name__}"
-    )
-    return f"| `{name}` | `{cls.code}` | {status} | {meaning} |"
+    return f"| `{imported_as(cls)}` | `{cls.code}` | {status} | {meaning} |"
+
+
+def imported_as(cls: type) -> str:
+    """Return the name to import a class by: without a module from `mesh`, else from its package if that has it."""
+    if cls.__module__ == "mesh.errors":
+        return cls.__name__
+    package = cls.__module__.rpartition(".")[0]
+    module = package if hasattr(importlib.import_module(package), cls.__name__) else cls.__module__
+    return f"{module}.{cls.__name__}"
 
 
 class Made(NamedTuple):

@@ -1,6 +1,6 @@
 """A log that all replicas read in one order, and snapshots of the state that it leads to."""
 
-from mesh.journal.journal import FOUNDED, Entry, Log, LogError, View
+from mesh.journal.journal import FOUNDED, Entry, Gap, Late, Log, LogError, NoLog, Replaced, UnreadableLog, View
 from mesh.journal.position import Position, Snapshot, pack_id, unpack_id
 from mesh.journal.snapshots import KEPT, Snapshots
 
@@ -8,11 +8,16 @@ __all__ = [
     "FOUNDED",
     "KEPT",
     "Entry",
+    "Gap",
+    "Late",
     "Log",
     "LogError",
+    "NoLog",
     "Position",
+    "Replaced",
     "Snapshot",
     "Snapshots",
+    "UnreadableLog",
     "View",
     "pack_id",
     "unpack_id",

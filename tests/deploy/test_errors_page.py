@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -27,6 +28,14 @@ def test_every_code_that_travels_is_on_the_page() -> None:
         name for name in mesh.__all__ if isinstance(found := getattr(mesh, name), type) and issubclass(found, Exception)
     }
     assert rows.keys() == exported
+
+
+def test_every_error_can_be_imported_by_its_name_on_the_page() -> None:
+    """A name without a module is one of `mesh`, which the test above checks."""
+    names = re.findall(r"^\| `([\w.]+)\.(\w+)` \| `[\w-]+` \| \d+ \|", PAGE, flags=re.MULTILINE)
+    assert len(names) > 5
+    for module, name in names:
+        assert issubclass(getattr(importlib.import_module(module), name), mesh.MeshError)
 
 
 def test_every_status_is_on_the_page_once() -> None:

@@ -13,8 +13,8 @@ import pytest
 from redis.asyncio import Redis
 
 from mesh import Connections
+from mesh.journal import Entry, Gap, Late, Log, NoLog, Replaced, UnreadableLog
 from mesh.journal import journal as module
-from mesh.journal.journal import Entry, Gap, Late, Log, NoLog, Replaced, UnreadableLog
 from mesh.journal.position import Position, Snapshot, pack_id, unpack_id
 from mesh.journal.snapshots import Snapshots
 from tests.support.server import Server
