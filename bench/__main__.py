@@ -15,8 +15,8 @@ from bench.record import Record, Settings
 
 #: Each claim is a module with `measure(Settings) -> Record` and `present(Record, plots) -> str`.
 CLAIMS = (
-    "request_reply", "http", "end_to_end", "batch", "store_scale", "mesh_scale", "startup", "factorise", "page",
-    "typed", "hot_key", "options",
+    "request_reply", "http", "results", "end_to_end", "batch", "store_scale", "mesh_scale", "startup", "factorise",
+    "page", "typed", "hot_key", "options",
 )  # fmt: skip
 
 
