@@ -89,6 +89,7 @@ TESTED_BY = {
     "quart_app/grades/settings.py": "quart_app/grades/test_routes.py",
     "quart_app/grades/snapshot_keeper.py": "quart_app/grades/test_replication.py",
     "quart_app/grades/sources.py": "journeys/test_grades.py",
+    "quart_app/http/request_log.py": "quart_app/http/test_application.py",
     "quart_app/local/fork_server.py": "quart_app/local/test_forks.py",
     "quart_app/local/spawning.py": "quart_app/local/test_processes.py",
     "quart_app/local/errors.py": "quart_app/local/test_cli.py",

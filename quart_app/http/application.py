@@ -41,13 +41,11 @@ from quart_app.http.metrics import Requests
 from quart_app.http.problems import ProblemResponse
 from quart_app.http.protection import HEADERS, POLICY, Hosts
 from quart_app.http.request import HttpRequest, headers_of
+from quart_app.http.request_log import RequestLog
 from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Most requests with a 5xx that are logged in a second, and most with a 4xx. In an overload thousands fail for one
-#: reason, and a client can cause a 4xx as often as it likes.
-ERRORS_PER_S = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -195,31 +193,6 @@ class _Json(DefaultJSONProvider):
         return Response(content + b"\n", content_type=self.mimetype)
 
 
-class _Rate:
-    """Allows so many events in each second, and counts those that it does not allow."""
-
-    def __init__(self, most_per_s: int) -> None:
-        self.suppressed = 0
-        self._most = most_per_s
-        self._second = 0
-        self._count = 0
-
-    def allows(self, now_s: float) -> bool:
-        """Return whether one more event is allowed at this time; count it if it is not."""
-        if int(now_s) != self._second:
-            self._second, self._count = int(now_s), 0
-        self._count += 1
-        if self._count > self._most:
-            self.suppressed += 1
-            return False
-        return True
-
-    def take_suppressed(self) -> int:
-        """Return how many events were not allowed since the last call."""
-        suppressed, self.suppressed = self.suppressed, 0
-        return suppressed
-
-
 class Application(Quart):
     """The routes of one port. `leaving` returns whether clients should open their next connection elsewhere."""
 
@@ -233,7 +206,7 @@ class Application(Quart):
         self.clients = Clients(settings)
         self._hosts = Hosts(settings)
         self._requests = requests
-        self._failures, self._refusals = _Rate(ERRORS_PER_S), _Rate(ERRORS_PER_S)
+        self._log = RequestLog()
         self._leaving = leaving
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
@@ -274,7 +247,10 @@ class Application(Quart):
         route = "none" if request.url_rule is None else request.url_rule.rule
         seconds = time.perf_counter() - begun
         self._requests.count(request.method, route, response.status_code, seconds)
-        self._log(request.method, route, response, seconds)
+        detail, is_known = (
+            (response.detail, response.is_known) if isinstance(response, ProblemResponse) else ("", False)
+        )
+        self._log.write(request.method, route, response.status_code, detail, seconds, is_known=is_known)
         return response
 
     async def _answer_in_span(self, request: QuartRequest) -> ResponseTypes:
@@ -286,21 +262,6 @@ class Application(Quart):
                 span.set_attribute("http.route", request.url_rule.rule)
             span.set_attribute("http.response.status_code", response.status_code)
         return response
-
-    def _log(self, method: str, route: str, response: ResponseTypes, seconds: float) -> None:
-        """Log the request, never by path: a path may name a person. A 5xx is a warning, a 4xx an info, up to a rate."""
-        status = response.status_code
-        facts: dict[str, Any] = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
-        is_known = False
-        if isinstance(response, ProblemResponse):
-            facts["detail"], is_known = response.detail, response.is_known
-        rate, tell = (self._failures, log.warning) if status >= 500 else (self._refusals, log.info)
-        if status < 400 or is_known:
-            log.debug("request", **facts)
-        elif rate.allows(time.monotonic()):
-            if rate.suppressed:
-                facts["suppressed"] = rate.take_suppressed()
-            tell("request", **facts)
 
     def request_context(self, request: QuartRequest) -> RequestContext:
         return _Context(self, cast("HttpRequest", request))

@@ -21,8 +21,11 @@ from quart_app.http.parser import Head
 from quart_app.http.problems import Problem
 from quart_app.http.protection import HEADERS
 from quart_app.http.request import HAS_ARRIVED
+from quart_app.http.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
+#: Of requests that this process answers without its application.
+requests = RequestLog()
 
 #: A client that sends a body faster than the application reads it waits from so many bytes on.
 MAX_UNREAD = 64 * 1024
@@ -244,6 +247,7 @@ class Exchange:
         if self._is_over:
             return
         if not self._gone and not self._has_begun:
+            requests.write(self.head.method, "none", problem.status, problem.detail)
             self._begin = None
             self.head.keep_alive = False
             document = problem.document()

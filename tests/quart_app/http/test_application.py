@@ -20,9 +20,10 @@ from structlog.testing import capture_logs
 from werkzeug.exceptions import NotFound
 
 from quart_app.http import server
-from quart_app.http.application import ERRORS_PER_S, Application
+from quart_app.http.application import Application
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import Problem
+from quart_app.http.request_log import ERRORS_PER_S
 from quart_app.http.sockets import listen
 from quart_app.settings import AppSettings
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from quart import Quart, request
+from structlog.testing import capture_logs
 
 from quart_app.http import connection, server
 from quart_app.http.clients import Clients
@@ -248,9 +249,12 @@ async def test_two_ways_to_tell_the_end_of_a_body_are_refused(
 async def test_bytes_that_are_no_request_are_answered_with_a_problem(
     refusing: Quart, sent: bytes, status: int, says: bytes
 ) -> None:
-    """The application does not see the request, but the answer has the form of its answers."""
-    async with served(refusing) as address:
-        answer = await raw(address, sent)
+    """The application does not see the request, but the answer and the line in the log have the form of its own."""
+    with capture_logs() as logged:
+        async with served(refusing) as address:
+            answer = await raw(address, sent)
+    (line,) = [line for line in logged if line["event"] == "request"]
+    assert (line["status"], line["route"], says in line["detail"].lower().encode()) == (status, "none", True)
     assert answer.startswith(b"http/1.1 %d" % status)
     assert b"application/problem+json" in answer and says in answer
 

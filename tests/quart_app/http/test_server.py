@@ -11,6 +11,7 @@ import httpx
 import hypercorn
 import pytest
 from quart import Quart
+from structlog.testing import capture_logs
 
 from quart_app.http import server
 from quart_app.http.sockets import listen
@@ -47,7 +48,7 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
 
 
 async def test_no_request_holds_it_up_beyond_its_grace() -> None:
-    """A request that never ends is cancelled, and its client is answered with 503 and Retry-After."""
+    """A request that never ends is cancelled; its client is answered with 503 and Retry-After, and the log says so."""
     app = Quart("test")
     begun = asyncio.Event()
 
@@ -61,15 +62,18 @@ async def test_no_request_holds_it_up_beyond_its_grace() -> None:
     url = f"http://{sockets.address(sockets.public)}/"
     stop = asyncio.Event()
     serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=0.3))
-    async with httpx.AsyncClient(timeout=10) as client:
-        asking = asyncio.create_task(client.get(url))
-        async with asyncio.timeout(5):
-            await begun.wait()
-        stop.set()
-        async with asyncio.timeout(5):
-            await serving
-            answer = await asking
+    with capture_logs() as logged:
+        async with httpx.AsyncClient(timeout=10) as client:
+            asking = asyncio.create_task(client.get(url))
+            async with asyncio.timeout(5):
+                await begun.wait()
+            stop.set()
+            async with asyncio.timeout(5):
+                await serving
+                answer = await asking
     assert (answer.status_code, answer.json()["status"], answer.headers["Retry-After"]) == (503, 503, "1")
+    (line,) = [line for line in logged if line["event"] == "request"]
+    assert (line["log_level"], line["status"], line["detail"]) == ("warning", 503, answer.json()["detail"])
     sockets.close()
 
 

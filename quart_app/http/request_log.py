@@ -1,0 +1,63 @@
+"""The line of each request in the log: how it ended, and why it failed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+#: Most requests with a 5xx that are logged in a second, and most with a 4xx. In an overload thousands fail for one
+#: reason, and a client can cause a 4xx as often as it likes.
+ERRORS_PER_S = 20
+
+
+class RequestLog:
+    """Writes a warning for a 5xx and an info for a 4xx, each up to a rate; other lines are for debugging."""
+
+    def __init__(self) -> None:
+        self._failures, self._refusals = _Rate(ERRORS_PER_S), _Rate(ERRORS_PER_S)
+
+    def write(
+        self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
+    ) -> None:
+        """Log a request, never by path: a path may name a person. An error that `is_known` has a line elsewhere."""
+        facts: dict[str, Any] = {"method": method, "route": route, "status": status}
+        if seconds is not None:
+            facts["ms"] = round(seconds * 1000, 1)
+        if detail:
+            facts["detail"] = detail
+        rate, tell = (self._failures, log.warning) if status >= 500 else (self._refusals, log.info)
+        if status < 400 or is_known:
+            log.debug("request", **facts)
+        elif rate.allows(time.monotonic()):
+            if rate.suppressed:
+                facts["suppressed"] = rate.take_suppressed()
+            tell("request", **facts)
+
+
+class _Rate:
+    """Allows so many events in each second, and counts those that it does not allow."""
+
+    def __init__(self, most_per_s: int) -> None:
+        self.suppressed = 0
+        self._most = most_per_s
+        self._second = 0
+        self._count = 0
+
+    def allows(self, now_s: float) -> bool:
+        """Return whether one more event is allowed at this time; count it if it is not."""
+        if int(now_s) != self._second:
+            self._second, self._count = int(now_s), 0
+        self._count += 1
+        if self._count > self._most:
+            self.suppressed += 1
+            return False
+        return True
+
+    def take_suppressed(self) -> int:
+        """Return how many events were not allowed since the last call."""
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
