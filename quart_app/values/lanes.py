@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,12 @@ _PEBBLE_CYCLE_S = 0.25
 _KILL_S = 5.0
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class Lane:
     """Some processes of one priority. Each runs one call at a time; further calls wait for their turn."""
 
@@ -36,7 +43,7 @@ class Lane:
         self._niceness = niceness
         self._slots = asyncio.Semaphore(processes)
         #: calls that have a place or wait for one
-        self._calls = 0
+        self.calls = 0
         self._starting = asyncio.Lock()
         self._pool: ProcessPool | None = None
         self._releases: set[asyncio.Task[None]] = set()
@@ -44,7 +51,7 @@ class Lane:
     @property
     def idle(self) -> int:
         """Return how many processes nobody uses or waits for."""
-        return max(0, self._processes - self._calls)
+        return max(0, self._processes - self.calls)
 
     async def run(self, call: Call) -> Any:
         """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
@@ -66,16 +73,16 @@ class Lane:
             self._release(future)
 
     async def _take(self) -> None:
-        self._calls += 1
+        self.calls += 1
         try:
             with self._metrics.waiting.track_inprogress():
                 await self._slots.acquire()
         except asyncio.CancelledError:
-            self._calls -= 1
+            self.calls -= 1
             raise
 
     def _give_back(self) -> None:
-        self._calls -= 1
+        self.calls -= 1
         self._slots.release()
 
     async def stop(self) -> None:

@@ -5,11 +5,13 @@
     Computation(n) ── slice by slice ──> Lane "brisk":   numbers that are expected to take at most half a second
                                          Lane "hard":    all others; the number of them is bounded
                                          Lane "patient": hard numbers of jobs, for which no client waits
+    helper ── curves for another replica ──> Lane "help"
 
 A computation is made in slices. Each slice is a call into a worker process: a plain value goes in, and a plain value
 comes out. So the pool always knows how far a computation is, numbers take turns, and a process that dies costs one
 slice. A sieve is one slice, however long it takes; when its last caller leaves, the pool kills its process. While only
-curves can split a number, every idle process of its lane runs curves on it.
+curves can split a number, every idle process of its lane runs curves on it, and after a second other replicas of the
+class do, too (see `help`).
 
 Worker processes run at low priority, so the event loop gets the processor first. A worker process ends when its replica
 does, even if that is killed, and some seconds after its deadline at the latest.
@@ -21,10 +23,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import math
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Self
 
@@ -34,8 +34,10 @@ from prometheus_client import CollectorRegistry
 from mesh import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import child, notation
 from quart_app.values import factorise as engine
+from quart_app.values.computation import Computation, Progress
 from quart_app.values.factorise import Factoring, Stage
-from quart_app.values.lanes import Call, Lane
+from quart_app.values.help import Helper, Helpers
+from quart_app.values.lanes import Call, Lane, cores
 from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
@@ -47,6 +49,8 @@ WORDS_A_PIECE = 8
 
 #: A number that is expected to take no longer than this goes to the brisk lane.
 BRISK_S = 0.5
+#: A hard number that has been under way for so long gets help with its curves.
+HELP_AFTER_S = 1.0
 #: How many processes a slice is tried in. A number whose slice ends all of them is given up.
 ATTEMPTS = 2
 
@@ -60,65 +64,13 @@ def _begun(number: int) -> Factoring | None:
     return engine.begin_short(number, INLINE_BITS)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation."""
-
-    number: int
-    stage: str
-    elapsed_s: float
-    estimate_s: float | None
-    waiting: int
-    factors: str
-    unfactored: list[int]
-
-
-@dataclass(slots=True, eq=False)
-class Computation:
-    """The factorisation of one number, for all of its callers."""
-
-    number: int
-    factoring: Factoring | None
-    begun_s: float
-    deadline_s: float
-    answer: asyncio.Future[str]
-    patient: bool
-    stage: str = "waiting"
-    waiting: int = 0
-    hard: bool = False
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    #: the latest estimate, and since when it holds
-    _estimated: tuple[float, float] = (math.inf, 0.0)
-
-    def left_s(self, now_s: float, sieve_bits: int) -> float:
-        """Return how much longer this is expected to take; the estimate of a stage runs down while the stage lasts."""
-        known = self.factoring
-        estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
-        if estimate != self._estimated[0]:
-            self._estimated = (estimate, now_s)
-        return max(0.0, estimate - (now_s - self._estimated[1]))
-
-    def progress(self, now_s: float, sieve_bits: int) -> Progress:
-        known = self.factoring
-        estimate = self.left_s(now_s, sieve_bits)
-        return Progress(
-            number=self.number,
-            stage=self.stage,
-            elapsed_s=round(now_s - self.begun_s, 3),
-            estimate_s=None if math.isinf(estimate) else round(estimate, 3),
-            waiting=self.waiting,
-            factors=known.known() if known else "",
-            unfactored=[composite.value for composite in known.composites] if known else [self.number],
-        )
-
-
 class FactorPool:
     """Factors numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
     `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts `hard_limit`
     hard numbers, as many hard numbers of jobs, and `brisk_limit` others at once; more are refused with Busy. A number
-    with a composite of more than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes.
+    with a composite of more than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes. `helpers`
+    are asked for curves, on one hard number of each lane at a time; `helper` runs curves for other replicas.
     """
 
     def __init__(
@@ -130,8 +82,9 @@ class FactorPool:
         sieve_bits: int = engine.SIEVE_BITS,
         metrics: FactorMetrics | None = None,
         pace: Pace | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
-        count = processes or cores()
+        self.processes = count = processes or cores()
         self.hard_limit = 4 * count if hard_limit is None else hard_limit
         self.brisk_limit = brisk_limit
         self.sieve_bits = sieve_bits
@@ -139,6 +92,10 @@ class FactorPool:
         self._brisk = Lane(min(count, 2), niceness=5, metrics=self._metrics.lane("brisk"))
         self._hard = Lane(count, niceness=10, metrics=self._metrics.lane("hard"))
         self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
+        self.helper = Helper(Lane(count, niceness=19, metrics=self._metrics.lane("help")), self._spare, self._again)
+        self._helpers = helpers
+        #: lanes with a number that other replicas help with
+        self._helped: set[Lane] = set()
         self._computations: dict[int, Computation] = {}
         self._pace = pace or Pace()
         self._tasks: asyncio.TaskGroup
@@ -155,7 +112,7 @@ class FactorPool:
         for computation in list(self._computations.values()):
             self._drop(computation)
         await self._tasks.__aexit__(None, None, None)
-        await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop())
+        await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.helper.stop())
         if error is not None:
             # The service failed or the lease was lost, and the pool will be opened again. Requests wait for that; only
             # a replica that leaves hands them back.
@@ -345,7 +302,10 @@ class FactorPool:
                 return factors
 
     async def _advance(self, computation: Computation) -> child.Slice:
-        """Do the next slice; while only curves can split the number, one in every idle process of the lane."""
+        """Do the next slice; while only curves can split the number, one in every idle process of the lane.
+
+        If other replicas help with the curves, go on until one of them splits the composite or its sieve is due.
+        """
         lane = self._lane(computation)
         before = computation.factoring
 
@@ -355,7 +315,29 @@ class FactorPool:
 
         if before is None or self._stage(computation) is not Stage.CURVES:
             return await run()
-        return await race(before, run, max(1, lane.idle))
+        if self._helpers is None or not self._needs_help(computation):
+            return await race(before, run, max(1, lane.idle))
+        self._helped.add(lane)
+        try:
+            async with self._helpers.asked(before, self.processes) as help:
+                while not help.found.done():
+                    computation.factoring = before = help.factoring
+                    if self._stage(computation) is not Stage.CURVES:
+                        return before, None
+                    help.add(before, await race(before, run, max(1, lane.idle), help.found))
+                return help.found.result()
+        finally:
+            self._helped.discard(lane)
+
+    def _needs_help(self, computation: Computation) -> bool:
+        is_long = computation.hard and time.monotonic() - computation.begun_s >= HELP_AFTER_S
+        return is_long and self._lane(computation) not in self._helped
+
+    def _spare(self) -> int:
+        """Return how many processes this replica has no work of its own for."""
+        if self._closed or not self._opened.is_set():
+            return 0
+        return max(0, self.processes - self._brisk.calls - self._hard.calls - self._patient.calls)
 
     def _stage(self, computation: Computation) -> Stage:
         assert computation.factoring is not None
@@ -381,9 +363,3 @@ class FactorPool:
             return child.begin, computation.number, seconds_left
         computation.stage = self._stage(computation)
         return child.advance, factoring, seconds_left, self.sieve_bits
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

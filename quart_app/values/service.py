@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from mesh import Mesh
+from mesh.raw import Replica
 from quart_app.service import Context, Service
-from quart_app.values import sweep
+from quart_app.values import help, sweep
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
 from quart_app.values.claims import Computing
 from quart_app.values.errands import Errands
 from quart_app.values.handlers import handlers
+from quart_app.values.help import Helpers
 from quart_app.values.metrics import FactorMetrics
 from quart_app.values.pace import Pace
 from quart_app.values.panel import JobsPanel
@@ -27,6 +29,9 @@ def create(context: Context) -> Service:
     """Return the service, with its settings from the environment."""
     settings = ValuesSettings()
 
+    def replica() -> Replica:
+        return context.mesh.replica
+
     pace = Pace()
     answers = Answers(Budget(settings.answers_bytes, "bytes of answers", 2))
     pool = FactorPool(
@@ -36,10 +41,11 @@ def create(context: Context) -> Service:
         sieve_bits=settings.sieve_bits,
         metrics=FactorMetrics(context.metrics),
         pace=pace,
+        helpers=Helpers(replica),
     )
 
-    computing = Computing(lambda: context.mesh.replica, pool, pace)
-    errands = Errands(lambda: context.mesh.replica, computing.progress)
+    computing = Computing(replica, pool, pace)
+    errands = Errands(replica, computing.progress)
 
     primes = Primes(pace)
 
@@ -61,7 +67,10 @@ def create(context: Context) -> Service:
     return Service(
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
-        operations=[handlers(computing, errands, pace, store_room, primes.mark)],
+        operations=[
+            handlers(computing, errands, pace, store_room, primes.mark),
+            help.operations(pool.helper, pool.processes, replica),
+        ],
         lifespan=lifespan,
         panel=panel.read,
         acts=[panel.act],

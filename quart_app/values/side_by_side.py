@@ -1,7 +1,8 @@
 """Curves on one number in several processes at once.
 
 Each process continues from the same state. Curves are random, so two processes run different ones, and it does not
-matter which of them finds a factor. The first that does ends the others.
+matter which of them finds a factor. The first that does ends the others. It may also be a process of another replica
+(see `help`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from quart_app.values.child import Slice
 from quart_app.values.factorise import Factoring
 
 
-async def race(before: Factoring, run: Callable[[], Awaitable[Slice]], count: int) -> Slice:
+async def race(
+    before: Factoring, run: Callable[[], Awaitable[Slice]], count: int, elsewhere: asyncio.Future[Slice] | None = None
+) -> Slice:
     """Do a slice `count` times at once and return what they reached together.
 
-    A slice that splits the composite cancels the others. Raises what a slice raises, after all have ended.
+    A slice that splits the composite cancels the others. `elsewhere` may become such a slice; nobody waits for it.
+    Raises what a slice raises, after all have ended.
     """
     running = {asyncio.ensure_future(run()) for _ in range(count)}
+    hits = set() if elsewhere is None else {elsewhere}
     ended: list[Slice] = []
     waiting = running
     try:
         while waiting and not any(splits(before, one) for one in ended):
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting | hits, return_when=asyncio.FIRST_COMPLETED)
             ended += [one.result() for one in done]
+            waiting = waiting - done
     finally:
         for one in waiting:
             one.cancel()
@@ -44,6 +50,11 @@ def together(before: Factoring, slices: Sequence[Slice]) -> Slice:
     for one in slices:
         if splits(before, one):
             return one
+    first = before.composites[0]
+    return with_curves(before, sum(one[0].composites[0].curves - first.curves for one in slices)), None
+
+
+def with_curves(before: Factoring, count: int) -> Factoring:
+    """Return the state after so many more curves on the smallest composite."""
     first, *others = before.composites
-    run = sum(one[0].composites[0].curves - first.curves for one in slices)
-    return replace(before, composites=(replace(first, curves=first.curves + run), *others)), None
+    return replace(before, composites=(replace(first, curves=first.curves + count), *others))

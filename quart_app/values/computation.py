@@ -1,0 +1,68 @@
+"""One computation of the factor pool, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from quart_app.values import factorise as engine
+from quart_app.values.factorise import Factoring
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation.
+
+    `curves` were run on the smallest composite.
+    """
+
+    number: int
+    stage: str
+    elapsed_s: float
+    estimate_s: float | None
+    waiting: int
+    factors: str
+    unfactored: list[int]
+    curves: int
+
+
+@dataclass(slots=True, eq=False)
+class Computation:
+    """The factorisation of one number, for all of its callers."""
+
+    number: int
+    factoring: Factoring | None
+    begun_s: float
+    deadline_s: float
+    answer: asyncio.Future[str]
+    patient: bool
+    stage: str = "waiting"
+    waiting: int = 0
+    hard: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    #: the latest estimate, and since when it holds
+    _estimated: tuple[float, float] = (math.inf, 0.0)
+
+    def left_s(self, now_s: float, sieve_bits: int) -> float:
+        """Return how much longer this is expected to take; the estimate of a stage runs down while the stage lasts."""
+        known = self.factoring
+        estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
+        if estimate != self._estimated[0]:
+            self._estimated = (estimate, now_s)
+        return max(0.0, estimate - (now_s - self._estimated[1]))
+
+    def progress(self, now_s: float, sieve_bits: int) -> Progress:
+        known = self.factoring
+        estimate = self.left_s(now_s, sieve_bits)
+        return Progress(
+            number=self.number,
+            stage=self.stage,
+            elapsed_s=round(now_s - self.begun_s, 3),
+            estimate_s=None if math.isinf(estimate) else round(estimate, 3),
+            waiting=self.waiting,
+            factors=known.known() if known else "",
+            unfactored=[composite.value for composite in known.composites] if known else [self.number],
+            curves=known.composites[0].curves if known and known.composites else 0,
+        )

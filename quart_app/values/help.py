@@ -1,0 +1,228 @@
+"""Curves on one number in several replicas of a class.
+
+A replica that has worked on a hard number for a second asks the others of its class for help while it runs curves:
+
+    asker ── values.help, to any replica of the class: how far the number is ──> helper
+    asker <── how far it is after some seconds of curves, or as soon as a divisor is found ── helper
+
+A helper computes in processes that it does not need, at the lowest priority, and stops once it needs them. It refuses
+at once if it has none. The asker keeps one request under way for each of the others, and cancels these requests when it
+no longer runs curves on the composite; the mesh then cancels the handlers, which kills the processes. A helper that
+dies costs its curves, and an asker that dies costs its helpers some seconds of computation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import platform
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+
+from mesh import Class, MeshError
+from mesh.raw import Body, Effects, Replica, Request, Store, Worker
+from quart_app.values import child
+from quart_app.values.child import Slice
+from quart_app.values.factorise import Composite, Factoring
+from quart_app.values.lanes import Call, Lane, cores
+from quart_app.values.side_by_side import race, splits, with_curves
+
+log = structlog.get_logger(__name__)
+
+HELP = "values.help"
+
+#: A helper begins slices for this long. A request for help has twice the time, so that the last slice can end.
+SHARE_S = 5.0
+#: Between two looks whether there is another replica that can help.
+LOOK_S = 2.0
+#: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
+REFUSAL_S = 0.1
+#: No sieve: a helper runs curves on composites of any size.
+_NO_SIEVE_BITS = 0
+
+#: Replicas with the same name share the cores of one machine.
+MACHINE = platform.node()
+
+
+class Help:
+    """What the replicas have reached for one number, this one and its helpers.
+
+    `factoring` counts the curves of all of them. `found` becomes the first slice that split the smallest composite.
+    """
+
+    def __init__(self, factoring: Factoring) -> None:
+        self.factoring = factoring
+        self.found: asyncio.Future[Slice] = asyncio.get_running_loop().create_future()
+
+    def add(self, before: Factoring, reached: Slice) -> None:
+        """Add what curves have reached that began at `before`."""
+        if not splits(before, reached):
+            run = reached[0].composites[0].curves - before.composites[0].curves
+            self.factoring = with_curves(self.factoring, run)
+        elif not self.found.done():
+            self.found.set_result(reached)
+
+
+class Helpers:
+    """The other replicas of this one's class."""
+
+    def __init__(self, replica: Callable[[], Replica]) -> None:
+        self._replica = replica
+
+    @contextlib.asynccontextmanager
+    async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[Help]:
+        """Let the others run curves on the smallest composite while the block lasts.
+
+        `processes` is how many this replica uses itself.
+        """
+        help = Help(factoring)
+        asking = asyncio.create_task(self._ask(help, processes))
+        try:
+            yield help
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            if not asking.cancelled() and (error := asking.exception()) is not None:
+                log.error("other replicas could not be asked for curves", exc_info=error)
+
+    async def _ask(self, help: Help, processes: int) -> None:
+        """Keep a request under way for each of the others that can help.
+
+        Any replica of the class may read a request, also one that cannot help, or this one. So there are some more
+        tries, one after the other.
+        """
+        shares: set[asyncio.Task[bool]] = set()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                others, refused = await self._others(), 0
+                while len(shares) < others and refused <= others:
+                    share = tasks.create_task(self._ask_one(help, processes))
+                    await asyncio.wait([share], timeout=REFUSAL_S)
+                    refused += share.done() and not share.result()
+                    shares = {one for one in (*shares, share) if not one.done()}
+                if shares:
+                    await asyncio.wait(shares, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                    shares = {one for one in shares if not one.done()}
+                else:
+                    await asyncio.sleep(LOOK_S)
+
+    async def _others(self) -> int:
+        """Return how many replicas of the class, except this one, have its table of operations."""
+        replica = self._replica()
+        members = [member for member in await replica.roster() if member.leased and member.cls == replica.cls]
+        own = [member.serves for member in members if member.replica == replica.id]
+        return sum(member.serves in own for member in members) - len(own)
+
+    async def _ask_one(self, help: Help, processes: int) -> bool:
+        """Let one replica run curves; return False if it refused or failed."""
+        replica, before = self._replica(), help.factoring
+        body = {**to_body(before), "asker": replica.id, "machine": MACHINE, "processes": processes}
+        try:
+            reply = await replica.call(Class(replica.cls), HELP, body, deadline_ms=int(2000 * SHARE_S))
+        except MeshError:
+            return False
+        if reply:
+            reached = from_body(reply)
+            help.add(before, (reached, reached.known() if reached.done else None))
+        return bool(reply)
+
+
+class Helper:
+    """Runs curves for other replicas in processes that this one does not need: for one number at a time.
+
+    `spare` says how many processes that are. `run` runs a call in a process of a lane.
+    """
+
+    def __init__(self, lane: Lane, spare: Callable[[], int], run: Callable[[Lane, Call], Awaitable[Any]]) -> None:
+        self._lane = lane
+        self._spare = spare
+        self._run_call = run
+        self._share: asyncio.Task[Slice] | None = None
+
+    async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
+        """Run curves in at most so many processes; begin slices for half of the time. Return None without a process.
+
+        Returns early with a divisor, or when this replica needs its processes. Raises Unavailable.
+        """
+        if self._share is not None or self._count(most) <= 0:
+            return None
+        self._share = share = asyncio.create_task(self._run(factoring, most, time_s))
+        try:
+            await asyncio.wait([share])
+            return None if share.cancelled() else share.result()
+        finally:
+            share.cancel()
+            await asyncio.wait([share])
+            self._share = None
+
+    async def stop(self) -> None:
+        """Kill what runs and end the processes."""
+        if self._share is not None:
+            self._share.cancel()
+            await asyncio.wait([self._share])
+        await self._lane.stop()
+
+    def _count(self, most: int) -> int:
+        return min(most, self._spare(), self._lane.idle)
+
+    async def _run(self, factoring: Factoring, most: int, time_s: float) -> Slice:
+        begun_s = time.monotonic()
+        reached: Slice = factoring, None
+
+        async def run() -> Slice:
+            left_s = begun_s + time_s - time.monotonic()
+            found: Slice = await self._run_call(self._lane, lambda: (child.advance, reached[0], left_s, _NO_SIEVE_BITS))
+            return found
+
+        while time.monotonic() < begun_s + time_s / 2 and (count := self._count(most)) > 0:
+            before = reached[0]
+            reached = await race(before, run, count)
+            if splits(before, reached):
+                break
+        return reached
+
+
+def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -> Worker:
+    """Return the operation with which a replica helps; `processes` is how many it has."""
+    worker = Worker()
+
+    @worker.handles(HELP, effect=False)
+    async def help(request: Request, store: Store, transaction: Effects) -> Body:
+        """Run curves for another replica; reply with an empty body if there is no process for them."""
+        body, here = request.body, replica()
+        if body["asker"] == here.id:
+            return {}
+        left_s = (request.deadline - here.now_ms()) / 1000
+        found = await helper.share(from_body(body), usable(body, processes), left_s)
+        return {} if found is None else to_body(found[0])
+
+    return worker
+
+
+def usable(body: Mapping[str, Any], processes: int) -> int:
+    """Return how many of its processes a helper may use: on the asker's machine only those of cores that it leaves."""
+    return min(processes, cores() - body["processes"]) if body["machine"] == MACHINE else processes
+
+
+def to_body(factoring: Factoring) -> dict[str, Any]:
+    """Return a factorisation as JSON. Large numbers are text, which programs in any language can read."""
+    return {
+        "number": str(factoring.number),
+        "powers": [[str(prime), times] for prime, times in factoring.powers],
+        "composites": [[str(one.value), one.times, one.curves] for one in factoring.composites],
+    }
+
+
+def from_body(body: Mapping[str, Any]) -> Factoring:
+    """Return the factorisation that `to_body` wrote. Raises ValueError if it has another product."""
+    powers = tuple((int(prime), times) for prime, times in body["powers"])
+    composites = tuple(Composite(int(value), times, curves) for value, times, curves in body["composites"])
+    number = int(body["number"])
+    parts = [*powers, *((one.value, one.times) for one in composites)]
+    if math.prod(value**times for value, times in parts) != number:
+        raise ValueError(f"the parts of {number} have another product")
+    return Factoring(number, powers, composites)
