@@ -28,6 +28,12 @@ SPLIT = Factoring(2 * 35 * 77, ((2, 1), (5, 1), (7, 1)), (Composite(77, 1, 4),))
 DONE = Factoring(2 * 35 * 77, ((2, 1), (5, 1), (7, 1), (7, 1), (11, 1)))
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that has just joined reads requests a moment later."""
+    monkeypatch.setattr(module, "LOOK_S", 0.1)
+
+
 # What travels
 
 
@@ -256,9 +262,8 @@ async def test_the_first_divisor_of_a_helper_is_taken(backend: Backend, found: F
     assert len(helper.begun) == 1
 
 
-async def test_a_replica_without_others_asks_nobody(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replica_without_others_asks_nobody(backend: Backend) -> None:
     """Nor does one whose class-mates are of another release: they do not know the operation."""
-    monkeypatch.setattr(module, "LOOK_S", 0.05)
     asker = await join(backend, FakeHelper(None))
     await backend.join(class_="A")
     accepted = (await asker.books())["accepted"]
@@ -281,9 +286,8 @@ async def test_who_is_refused_looks_again_later(backend: Backend, monkeypatch: p
         await asyncio.wait_for(help.found, 10)
 
 
-async def test_a_helper_that_fails_is_none(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_helper_that_fails_is_none(backend: Backend) -> None:
     """Its processes died, or the mesh refused the request: the asker computes alone, and looks again."""
-    monkeypatch.setattr(module, "LOOK_S", 0.1)
 
     def fails(before: Factoring) -> Slice:
         raise Unavailable("the processes died")
@@ -297,9 +301,8 @@ async def test_a_helper_that_fails_is_none(backend: Backend, monkeypatch: pytest
         assert help.factoring == BEFORE
 
 
-async def test_a_helper_that_dies_costs_its_curves(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_helper_that_dies_costs_its_curves(backend: Backend) -> None:
     """Its request ends with its time; a replica that joins meanwhile helps instead."""
-    monkeypatch.setattr(module, "LOOK_S", 0.1)
     dying = FakeHelper(None)
     asker = await join(backend, FakeHelper(None))
     await join(backend, dying)
