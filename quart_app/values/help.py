@@ -113,7 +113,11 @@ class Helpers:
     async def _others(self) -> int:
         """Return how many replicas of the class, except this one, have its table of operations."""
         replica = self._replica()
-        members = [member for member in await replica.roster() if member.leased and member.cls == replica.cls]
+        try:
+            roster = await replica.roster()
+        except MeshError:
+            return 0
+        members = [member for member in roster if member.leased and member.cls == replica.cls]
         own = [member.serves for member in members if member.replica == replica.id]
         return sum(member.serves in own for member in members) - len(own)
 
@@ -194,7 +198,8 @@ def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -
     async def help(request: Request, store: Store, transaction: Effects) -> Body:
         """Run curves for another replica; reply with an empty body if there is no process for them."""
         body, here = request.body, replica()
-        if body["asker"] == here.id:
+        # A share must not keep this replica from its other requests.
+        if body["asker"] == here.id or here.settings.concurrency == 1:
             return {}
         left_s = (request.deadline - here.now_ms()) / 1000
         found = await helper.share(from_body(body), usable(body, processes), left_s)

@@ -330,12 +330,34 @@ async def test_a_wrong_answer_ends_the_help_and_not_the_number(
     assert errors == ["other replicas could not be asked for curves"]
 
 
+async def test_a_replica_that_has_left_asks_nobody(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number goes on here for as long as its caller waits; this is no mistake."""
+    errors: list[str] = []
+    monkeypatch.setattr(module.log, "error", lambda event, **_: errors.append(event))
+    asker = await join(backend, FakeHelper(None))
+    await join(backend, FakeHelper(lambda before: (SPLIT, None)))
+    await backend.stop(0)
+    async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
+        await asyncio.sleep(0.3)
+        assert not help.found.done()
+    assert errors == []
+
+
 async def test_a_request_of_ones_own_is_refused(backend: Backend) -> None:
     """The asker reads the stream of its class, too."""
     helper = FakeHelper(None)
     asker = await join(backend, helper)
     body = {**to_body(BEFORE), "asker": asker.id, "machine": "another", "processes": 1}
     assert await asker.call(Class("A"), HELP, body) == {}
+    assert helper.begun == []
+
+
+async def test_a_replica_that_handles_one_request_at_a_time_helps_nobody(backend: Backend) -> None:
+    """The requests of its class would wait for the curves."""
+    helper = FakeHelper(None)
+    replica = await join(backend, helper, concurrency=1)
+    body = {**to_body(BEFORE), "asker": "another", "machine": "another", "processes": 1}
+    assert await replica.call(Class("A"), HELP, body) == {}
     assert helper.begun == []
 
 
