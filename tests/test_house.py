@@ -107,6 +107,7 @@ TESTED_BY = {
     "quart_app/security/guessable.py": "quart_app/security/test_identity.py",
     "quart_app/service.py": "quart_app/http/test_openapi.py",
     "quart_app/values/child.py": "quart_app/values/test_pool.py",
+    "quart_app/values/computation.py": "quart_app/values/test_pool.py",
     "quart_app/values/curves.py": "quart_app/values/test_factorise.py",
     "quart_app/values/job_routes.py": "journeys/test_factorisation.py",
     "quart_app/values/lanes.py": "quart_app/values/test_pool.py",
