@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -104,7 +105,7 @@ async def test_failures_and_dead_processes_are_counted(
     pool: FactorPool, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each attempt loses a process; the number fails once."""
-    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (pools.os._exit, 3))
+    monkeypatch.setattr(FactorPool, "_slice", lambda self, computation: (os._exit, 3))
     with pytest.raises(Exception, match="died"):
         await pool.factorise(MEDIUM, 60)
     assert figures.ended() == {"failed": 1}

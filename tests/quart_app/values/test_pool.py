@@ -20,9 +20,10 @@ import pytest
 from mesh.errors import Busy, DeadlineExceeded, Unavailable
 from quart_app.values import notation
 from quart_app.values import pool as pools
+from quart_app.values.computation import Computation, Progress
 from quart_app.values.factorise import Stage, WrongFactors
 from quart_app.values.lanes import Lane
-from quart_app.values.pool import FactorPool, Progress
+from quart_app.values.pool import FactorPool
 from tests.support.waiting import Turns
 
 
@@ -275,7 +276,7 @@ async def test_progress_tells_stage_time_and_estimate(pool: FactorPool) -> None:
 
 async def test_an_estimate_runs_down_while_its_stage_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate begins anew with the next stage, and never goes below 0."""
-    computation = pools.Computation(6, None, 0.0, 60.0, asyncio.get_running_loop().create_future(), False)
+    computation = Computation(6, None, 0.0, 60.0, asyncio.get_running_loop().create_future(), False)
     assert math.isinf(computation.left_s(1.0, 300))
     computation.factoring = object()  # type: ignore[assignment]
     for seconds, now_s, left_s in ((100.0, 1.0, 100.0), (100.0, 31.0, 70.0), (40.0, 32.0, 40.0), (40.0, 99.0, 0.0)):
