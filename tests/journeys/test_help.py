@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from quart_app.values.lanes import cores
@@ -42,10 +40,8 @@ async def test_both_replicas_are_free_a_second_after_the_job_is_deleted(replicas
     """Also where the one that helps is told so."""
     location, asks, helps = await job(replicas)
     assert (await replicas.client.delete(helps.public + location)).status_code == 204
-    begun = time.monotonic()
-    await eventually(lambda: idle([asks, helps]), 5)
-    # The asker looks three times a second, the helper four times; half a second is what this look takes.
-    assert time.monotonic() - begun < 1.5
+    # A second more is for a machine that does much else.
+    await eventually(lambda: idle([asks, helps]), 2)
 
 
 async def test_a_helper_that_is_killed_costs_its_curves_only(replicas: Replicas) -> None:
