@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from mesh import Busy, Class, Database, MeshError
-from quart_app.values.jobs import PUT, Jobs, Wanted
+from quart_app.values.jobs import PUT, Jobs
+from quart_app.values.models import PlainItem
 from tests.support.values import HARD, P, Q, Values, outcomes, state, until
 from tests.support.waiting import eventually
 
@@ -15,7 +16,7 @@ from tests.support.waiting import eventually
 async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs: Jobs) -> None:
     """Small ones together, each hard one alone, in processes for those that nobody waits for."""
     (replica,) = await values.join(1)
-    items = [Wanted(str(value), 60, "A") for value in (6, 10, HARD, 15, 2 * HARD)]
+    items = [PlainItem(str(value), 60, "A") for value in (6, 10, HARD, 15, 2 * HARD)]
     values.pool.may_end.set()
     id = await jobs.begin(replica, items)
     found = await until(jobs, replica, id, "done")
@@ -32,7 +33,7 @@ async def test_a_job_goes_through_its_values_and_is_patient(values: Values, jobs
 async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) -> None:
     """A job takes one place, however many hard values it has, so others get through beside it."""
     (replica,) = await values.join(1, concurrency=2)
-    id = await jobs.begin(replica, [Wanted(str(HARD * i), 60, "A") for i in range(1, 30)])
+    id = await jobs.begin(replica, [PlainItem(str(HARD * i), 60, "A") for i in range(1, 30)])
     await until(jobs, replica, id, "running")
     body = {"items": [{"value": "6", "ttl": 60}]}
     assert await replica.call(Class("A"), PUT, body, deadline_ms=3000) == {"6": "2 3"}
@@ -43,7 +44,7 @@ async def test_a_job_takes_one_place_in_its_queue(values: Values, jobs: Jobs) ->
 async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs) -> None:
     """The computation is killed within a second, no commit brings the job back, and the rest stays undone."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A"), Wanted("6", 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A"), PlainItem("6", 60, "A")])
     await until(jobs, replica, id, "running")
     assert await jobs.end(replica, id)
     assert not await jobs.end(replica, id)
@@ -65,7 +66,7 @@ async def test_an_ended_job_stops_and_leaves_nothing(values: Values, jobs: Jobs)
 async def test_a_job_ended_at_its_commit_is_not_brought_back(values: Values, jobs: Jobs) -> None:
     """The commit expects the job to be there still."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     await until(jobs, replica, id, "running")
     await jobs.end(replica, id)
     values.pool.may_end.set()
@@ -92,7 +93,7 @@ async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pyt
 
     monkeypatch.setattr(values.pool, "factorise", crowded)
     values.pool.may_end.set()
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     await until(jobs, replica, id, "done")
     assert refusals == 0
 
@@ -100,7 +101,7 @@ async def test_a_job_waits_for_room(values: Values, jobs: Jobs, monkeypatch: pyt
 async def test_a_job_of_two_classes_is_worked_at_in_both(values: Values, jobs: Jobs) -> None:
     """Each class has its own place in its own queue."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted("10", 60, "B")])
+    id = await jobs.begin(replica, [PlainItem("6", 60, "A"), PlainItem("10", 60, "B")])
 
     async def half() -> bool:
         found = await jobs.get(replica, id)
@@ -122,7 +123,7 @@ async def test_values_that_fail_are_counted_and_named(
         raise MeshError("the worker died", value=number, factors=[2])
 
     monkeypatch.setattr(values.pool, "factorise", broken)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A"), Wanted("6", 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A"), PlainItem("6", 60, "A")])
     failed = await until(jobs, replica, id, "failed")
     assert (failed.left, failed.failures, failed.done) == (0, 1, 1)
     hard, small = await outcomes(jobs, replica, failed)
@@ -142,7 +143,7 @@ async def test_a_part_waits_for_room_with_its_class_and_not_on_a_databases_strea
             raise Busy("Redis is full", retry_after=0.05)
 
     monkeypatch.setattr(values, "store_room", store_room)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     part = {"items": [{"value": "6", "ttl": 60}], "job": id}
     transaction = replica.transaction()
     transaction.send(Database(replica.database), PUT, part)

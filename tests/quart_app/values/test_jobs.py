@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mesh import Busy
-from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, Wanted, size
+from quart_app.values.jobs import ADMIT, Gone, Job, Jobs, ValueOutcome, size
+from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 from tests.support.beats import Beats
@@ -35,7 +36,7 @@ class OnlyPrepared(Jobs):
 async def test_many_large_jobs_at_once_hold_the_loop_a_piece_at_a_time() -> None:
     """Each looks at ten thousand values several times before it is stored."""
     jobs: Any = OnlyPrepared(ValuesSettings(), Pace())
-    items = [Wanted(str(10**17 + 2 * n), 5, "A") for n in range(10_000)]
+    items = [PlainItem(str(10**17 + 2 * n), 5, "A") for n in range(10_000)]
     beats = Beats()
     beating = asyncio.create_task(beats.run())
     longest_s = []
@@ -100,7 +101,7 @@ async def test_a_result_has_the_order_that_was_asked_for(values: Values, jobs: J
     """There is one outcome for each item, repeated items included, however many parts that takes."""
     (replica,) = await values.join(1)
     asked = [str(15 + n % 7) for n in range(250)]
-    id = await jobs.begin(replica, [Wanted(value, 60, "A") for value in asked])
+    id = await jobs.begin(replica, [PlainItem(value, 60, "A") for value in asked])
     done = await until(jobs, replica, id, "done")
     assert (done.values, done.parts) == (7, 3)
     found = await outcomes(jobs, replica, done)
@@ -112,7 +113,7 @@ async def test_a_failed_job_keeps_what_was_found_and_says_what_was_not(values: V
     """Nothing that was computed before the failure is lost."""
     (replica,) = await values.join(1)
     jobs = Jobs(ValuesSettings(job_s=1), Pace())
-    id = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted(str(HARD), 60, "A")])
+    id = await jobs.begin(replica, [PlainItem("6", 60, "A"), PlainItem(str(HARD), 60, "A")])
     failed = await until(jobs, replica, id, "failed")
     found = {outcome.value: outcome for outcome in await outcomes(jobs, replica, failed)}
     assert found["6"] == ValueOutcome("6", "2 3", None)
@@ -122,7 +123,7 @@ async def test_a_failed_job_keeps_what_was_found_and_says_what_was_not(values: V
 async def test_a_job_that_is_deleted_while_it_is_read_is_gone(values: Values, jobs: Jobs) -> None:
     """No result ends in the middle as if it were complete."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(n), 60, "A") for n in range(2, 152)])
+    id = await jobs.begin(replica, [PlainItem(str(n), 60, "A") for n in range(2, 152)])
     parts = jobs.outcomes(replica, await until(jobs, replica, id, "done"))
     assert len(await anext(parts)) == 100
     await jobs.end(replica, id)
@@ -133,12 +134,12 @@ async def test_a_job_that_is_deleted_while_it_is_read_is_gone(values: Values, jo
 async def test_there_are_only_so_many_unfinished_jobs(values: Values, jobs: Jobs) -> None:
     """A further job is Busy, with the time until the first one ends; a deleted one makes room."""
     (replica,) = await values.join(1)
-    ids = [await jobs.begin(replica, [Wanted(str(HARD), 60, "A")]) for _ in range(3)]
+    ids = [await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")]) for _ in range(3)]
     with pytest.raises(Busy, match="3 jobs are in progress") as refused:
-        await jobs.begin(replica, [Wanted("6", 60, "A")])
+        await jobs.begin(replica, [PlainItem("6", 60, "A")])
     assert refused.value.retry_after is not None and 3590 < refused.value.retry_after <= 3600
     await jobs.end(replica, ids[0])
-    assert await jobs.begin(replica, [Wanted("6", 60, "A")])
+    assert await jobs.begin(replica, [PlainItem("6", 60, "A")])
 
 
 async def test_finished_jobs_take_no_place(values: Values, jobs: Jobs) -> None:
@@ -146,7 +147,7 @@ async def test_finished_jobs_take_no_place(values: Values, jobs: Jobs) -> None:
     (replica,) = await values.join(1)
     ids = []
     for n in range(10):
-        ids.append(await jobs.begin(replica, [Wanted(str(n + 2), 60, "A")]))
+        ids.append(await jobs.begin(replica, [PlainItem(str(n + 2), 60, "A")]))
         await until(jobs, replica, ids[-1], "done")
     assert [await state(jobs, replica, id) for id in ids] == ["done"] * 10
     assert await replica.shared.zcard("shared:values:jobs") == 10
@@ -155,7 +156,7 @@ async def test_finished_jobs_take_no_place(values: Values, jobs: Jobs) -> None:
 async def test_all_jobs_together_have_a_bound_of_bytes(values: Values) -> None:
     """Kept results count; beyond the bound: Busy, until enough has expired or was deleted."""
     (replica,) = await values.join(1)
-    items = [Wanted(str(n), 60, "A") for n in range(2, 12)]
+    items = [PlainItem(str(n), 60, "A") for n in range(2, 12)]
     jobs = Jobs(ValuesSettings(jobs_bytes=3 * size(items)), Pace())
     ids = [await jobs.begin(replica, items) for _ in range(3)]
     await until(jobs, replica, ids[2], "done")
@@ -174,7 +175,7 @@ async def test_expired_jobs_make_room(values: Values) -> None:
     """Room is made also where nobody has asked for them; a job larger than the bound is taken when it is alone."""
     (replica,) = await values.join(1)
     jobs = Jobs(ValuesSettings(jobs_bytes=1024, job_s=1, job_kept_s=1), Pace())
-    items = [Wanted(str(n), 60, "A") for n in range(2, 12)]
+    items = [PlainItem(str(n), 60, "A") for n in range(2, 12)]
     id = await jobs.begin(replica, items)
     with pytest.raises(Busy):
         await jobs.begin(replica, items)
@@ -201,14 +202,14 @@ async def test_a_job_whose_replica_dies_between_the_two_steps_leaves_nothing(
         dying.setattr(replica, "commit", die)
         for _ in range(3):
             with pytest.raises(asyncio.CancelledError):
-                await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+                await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     with pytest.raises(Busy):
-        await jobs.begin(replica, [Wanted("6", 60, "A")])
+        await jobs.begin(replica, [PlainItem("6", 60, "A")])
     ids = await replica.shared.zrange("shared:values:jobs:open", 0, -1)
     await asyncio.sleep(0.4)
     names = ["jobs", "jobs:open", "jobs:size", *(f"job:{id}" for id in ids)]
     assert len(ids) == 3 and await replica.shared.exists(*(f"shared:values:{name}" for name in names)) == 0
-    id = await jobs.begin(replica, [Wanted("6", 60, "A")])
+    id = await jobs.begin(replica, [PlainItem("6", 60, "A")])
     await until(jobs, replica, id, "done")
 
 
@@ -225,7 +226,7 @@ async def test_a_job_that_is_admitted_twice_is_one(values: Values, jobs: Jobs) -
 async def test_a_job_can_be_read_with_redis_cli(values: Values, jobs: Jobs) -> None:
     """Plain names and text, and a time to live."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted("6", 60, "A")])
+    id = await jobs.begin(replica, [PlainItem("6", 60, "A")])
     await until(jobs, replica, id, "done")
     fields = await replica.shared.hgetall(f"shared:values:job:{id}")
     assert (fields["order:0"], fields["found:6"], fields["left"]) == ("6", "2 3", "0")
@@ -238,7 +239,7 @@ async def test_begin_and_steps_share_the_event_loop(values: Values) -> None:
     (replica,) = await values.join(1)
     pace = CountedPace()
     jobs = Jobs(ValuesSettings(), pace)
-    id = await jobs.begin(replica, [Wanted(str(2**64 + n), 60, "A") for n in range(5000)])
+    id = await jobs.begin(replica, [PlainItem(str(2**64 + n), 60, "A") for n in range(5000)])
     assert pace.turns > 100
     fields = await replica.shared.hgetall(f"shared:values:job:{id}")
     assert json.loads(fields["work:A:4999"]) == [{"value": str(2**64 + 4999), "ttl": 60}]

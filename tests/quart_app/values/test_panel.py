@@ -9,7 +9,8 @@ import pytest
 
 from mesh import Refused, keys
 from mesh.dead import Actor
-from quart_app.values.jobs import Job, Jobs, Wanted
+from quart_app.values.jobs import Job, Jobs
+from quart_app.values.models import PlainItem
 from quart_app.values.panel import JobsPanel, _item, cancel_by_id, cancel_job
 from quart_app.values.settings import ValuesSettings
 from tests.support.values import HARD, Values, state, until
@@ -24,8 +25,8 @@ async def test_unfinished_jobs_come_first(values: Values, jobs: Jobs) -> None:
     (replica,) = await values.join(1)
     empty = await PANEL.read(replica)
     assert (empty.phrase, list(empty.items), empty.figures[2].value) == ("no job in progress", [], "0 bytes")
-    slow = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
-    done = await jobs.begin(replica, [Wanted("6", 60, "A"), Wanted("7", 60, "A")])
+    slow = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
+    done = await jobs.begin(replica, [PlainItem("6", 60, "A"), PlainItem("7", 60, "A")])
     values.pool.quick = {6: "2 3", 7: "7"}
     await until(jobs, replica, slow, "running")
 
@@ -45,7 +46,7 @@ async def test_unfinished_jobs_come_first(values: Values, jobs: Jobs) -> None:
 async def test_an_operator_cancels_a_job(values: Values, jobs: Jobs) -> None:
     """The work ends, its room is free, and the audit log has one entry, also when it is cancelled twice."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted(str(HARD), 60, "A")])
+    id = await jobs.begin(replica, [PlainItem(str(HARD), 60, "A")])
     await until(jobs, replica, id, "running")
     panel = await PANEL.read(replica)
     assert panel.phrase == "1 job in progress" and panel.items[0].act == "cancel-job"
@@ -69,7 +70,7 @@ async def test_an_operator_cancels_a_job(values: Values, jobs: Jobs) -> None:
 async def test_a_finished_job_keeps_its_result(values: Values, jobs: Jobs) -> None:
     """Nobody loses what was found; the sentence says so. Ids that are none are refused."""
     (replica,) = await values.join(1)
-    id = await jobs.begin(replica, [Wanted("6", 60, "A")])
+    id = await jobs.begin(replica, [PlainItem("6", 60, "A")])
     values.pool.may_end.set()
     await until(jobs, replica, id, "done")
     said = await cancel_by_id(replica.shared, id, ACTOR)
