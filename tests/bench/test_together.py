@@ -15,7 +15,7 @@ from quart_app.values.factorise import Composite, Factoring
 
 
 def test_a_slice_writes_down_its_time_and_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work is the sum of the bounds of its curves; what it reached is that of the engine."""
+    """The work of a slice is the sum of the bounds of its curves."""
     path = tmp_path / "slices"
     monkeypatch.setenv(slices.FILE, str(path))
     number = together.number()
@@ -28,14 +28,14 @@ def test_a_slice_writes_down_its_time_and_its_work(tmp_path: Path, monkeypatch: 
 
 
 def test_two_processes_with_half_a_core_each_count_as_two() -> None:
-    """The ratio does not depend on what other programs do meanwhile."""
+    """The figures do not depend on what other programs do meanwhile."""
     found = Found.of([Done(0, 10, 5, 100), Done(0, 9, 5, 100)], 10)
     assert found.processes == pytest.approx(1.9)
     assert found.speed == pytest.approx(20)
 
 
 def test_the_number_has_no_factor_to_find() -> None:
-    """A hit would end the measurement."""
+    """A factor that is found would end the measurement."""
     number = together.number()
     assert len(str(number)) == together.DIGITS
     assert not gmpy2.is_prime(number)

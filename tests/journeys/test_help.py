@@ -37,7 +37,7 @@ async def job(replicas: Replicas) -> tuple[str, Process, Process]:
 
 
 async def test_both_replicas_are_free_a_second_after_the_job_is_deleted(replicas: Replicas) -> None:
-    """Also where the one that helps is told so."""
+    """A DELETE at the helper ends the work of both replicas within a second."""
     location, asks, helps = await job(replicas)
     assert (await replicas.client.delete(helps.public + location)).status_code == 204
     # A second more is for a machine that does much else.
@@ -45,7 +45,7 @@ async def test_both_replicas_are_free_a_second_after_the_job_is_deleted(replicas
 
 
 async def test_a_helper_that_is_killed_costs_its_curves_only(replicas: Replicas) -> None:
-    """The number goes on, and a new replica helps as soon as the class has one again."""
+    """The asker computes on when its helper dies, and a new replica of the class helps instead."""
     location, asks, helps = await job(replicas)
     helps.kill()
     assert await computes(replicas, asks, "patient")
@@ -57,7 +57,7 @@ async def test_a_helper_that_is_killed_costs_its_curves_only(replicas: Replicas)
 
 
 async def test_a_helper_goes_on_with_a_number_whose_replica_was_killed(replicas: Replicas) -> None:
-    """It takes the job over, and its share ends."""
+    """The helper takes the job over, and its share ends."""
     location, asks, helps = await job(replicas)
     asks.kill()
     await eventually(lambda: computes(replicas, helps, "patient"), 30)
@@ -70,7 +70,7 @@ async def test_a_helper_goes_on_with_a_number_whose_replica_was_killed(replicas:
 
 
 async def test_a_number_is_factored_by_curves_of_two_replicas(replicas: Replicas) -> None:
-    """Whichever of them finds the factor."""
+    """The client gets the factors, whichever replica finds them."""
     made = await replicas(2, ONE_PROCESS)
     for number in range(3):
         factors = prime(18, number), prime(100, number)

@@ -30,7 +30,7 @@ DONE = Factoring(2 * 35 * 77, ((2, 1), (5, 1), (7, 1), (7, 1), (11, 1)))
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that has just joined reads requests a moment later."""
+    """Look often, because a replica that has just joined reads requests a moment later."""
     monkeypatch.setattr(module, "LOOK_S", 0.1)
 
 
@@ -39,12 +39,12 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("factoring", [BEFORE, SPLIT, DONE, Factoring(10**900 + 7, (), (Composite(10**900 + 7),))])
 def test_a_factorisation_survives_the_way(factoring: Factoring) -> None:
-    """Numbers of any size, and how far their curves are."""
+    """JSON carries numbers of any size, and how many curves were run on them."""
     assert from_body(to_body(factoring)) == factoring
 
 
 def test_parts_with_another_product_are_refused() -> None:
-    """A mistake of a helper never becomes a record."""
+    """Factors with another product than the number never become a record."""
     with pytest.raises(ValueError, match="another product"):
         from_body({**to_body(BEFORE), "powers": [["3", 1]]})
 
@@ -56,7 +56,7 @@ def test_parts_with_another_product_are_refused() -> None:
 def test_replicas_of_one_machine_share_its_cores(
     machine: str, used: int, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More processes than cores would be no help."""
+    """A helper uses only cores that the asker on the same machine leaves."""
     monkeypatch.setattr(module, "cores", lambda: 4)
     assert usable({"machine": machine, "processes": used}, 3) == found
 
@@ -89,7 +89,7 @@ class Processes:
 
 
 async def test_a_share_is_curves_in_every_spare_process_for_half_of_the_time() -> None:
-    """The other half is for the last slices, which cannot be cut short."""
+    """Slices begin in the first half of the time; in the other half the last of them can end."""
     processes = Processes()
     begun = time.monotonic()
     found = await processes.helper.share(BEFORE, 2, 0.2)
@@ -101,7 +101,7 @@ async def test_a_share_is_curves_in_every_spare_process_for_half_of_the_time() -
 
 @pytest.mark.parametrize(("spare", "most"), [(0, 2), (2, 0), (2, -1)])
 async def test_without_a_spare_process_help_is_refused_at_once(spare: int, most: int) -> None:
-    """Nobody waits for a process, and no work of this replica does."""
+    """A request for help never waits for a process."""
     processes = Processes()
     processes.spare = spare
     assert await processes.helper.share(BEFORE, most, 10) is None
@@ -109,7 +109,7 @@ async def test_without_a_spare_process_help_is_refused_at_once(spare: int, most:
 
 
 async def test_a_share_ends_once_the_processes_are_needed_here() -> None:
-    """Its curves count all the same."""
+    """The curves of a share count that ended because its replica needed the processes."""
     processes = Processes()
 
     def needed(before: Factoring) -> Factoring:
@@ -122,7 +122,7 @@ async def test_a_share_ends_once_the_processes_are_needed_here() -> None:
 
 
 async def test_a_share_ends_with_a_divisor() -> None:
-    """The asker hears of it at once."""
+    """A helper answers as soon as it has a divisor."""
     processes = Processes()
     processes.slice = lambda before: SPLIT
     async with asyncio.timeout(5):
@@ -139,7 +139,7 @@ async def long_share(processes: Processes) -> AsyncIterator[asyncio.Task[Slice |
 
 
 async def test_one_number_at_a_time_is_helped() -> None:
-    """A second one is refused, and the processes of the first stay its own."""
+    """A helper refuses a second number while it has processes left."""
     processes = Processes(4)
     async with long_share(processes) as share:
         assert await processes.helper.share(BEFORE, 2, 10) is None
@@ -150,7 +150,7 @@ async def test_one_number_at_a_time_is_helped() -> None:
 
 
 async def test_a_share_that_is_cancelled_kills_its_processes() -> None:
-    """The asker has its divisor from elsewhere, or nobody waits any more."""
+    """A cancelled request kills the processes that work on it."""
     processes = Processes()
     async with long_share(processes) as share:
         share.cancel()
@@ -160,7 +160,7 @@ async def test_a_share_that_is_cancelled_kills_its_processes() -> None:
 
 
 async def test_a_helper_that_leaves_refuses_what_it_has_begun() -> None:
-    """The asker goes on with others; its request is not left pending."""
+    """A leaving helper answers its request, so that the asker goes on with others."""
     processes = Processes()
     async with long_share(processes) as share:
         await processes.helper.stop()
@@ -223,7 +223,7 @@ async def cancelled(helper: FakeHelper) -> None:
 
 
 async def test_every_other_replica_of_the_class_helps(backend: Backend) -> None:
-    """At the same time, each for as long as the block lasts; then the mesh ends their work within a second."""
+    """All others of the class work while the block lasts; then the mesh ends their work within a second."""
     helpers = [FakeHelper(None) for _ in range(4)]
     asker, *_ = [await join(backend, helper, cls) for helper, cls in zip(helpers, "AAAB", strict=True)]
     async with Helpers(lambda: asker).asked(BEFORE, 1):
@@ -239,7 +239,7 @@ async def test_every_other_replica_of_the_class_helps(backend: Backend) -> None:
 
 
 async def test_curves_of_helpers_count_and_they_go_on_from_there(backend: Backend) -> None:
-    """The next request tells how far the number is, with the curves that were run here meanwhile."""
+    """Each request tells how many curves all replicas have run, the asker too."""
     helper = FakeHelper(lambda before: (with_curves(before, 5), None))
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
@@ -253,7 +253,7 @@ async def test_curves_of_helpers_count_and_they_go_on_from_there(backend: Backen
 
 @pytest.mark.parametrize(("found", "factors"), [(SPLIT, None), (DONE, "2 5 7 7 11")])
 async def test_the_first_divisor_of_a_helper_is_taken(backend: Backend, found: Factoring, factors: str | None) -> None:
-    """With the factors as text if nothing is left to be split. Nobody is asked again."""
+    """The asker takes a divisor, with the factors as text if nothing is left to be split, and asks no more."""
     helper = FakeHelper(lambda before: (found, None))
     asker = await join(backend, FakeHelper(None))
     await join(backend, helper)
@@ -263,7 +263,7 @@ async def test_the_first_divisor_of_a_helper_is_taken(backend: Backend, found: F
 
 
 async def test_a_replica_without_others_asks_nobody(backend: Backend) -> None:
-    """Nor does one whose class-mates are of another release: they do not know the operation."""
+    """Replicas of another release are not asked, because they do not know the operation."""
     asker = await join(backend, FakeHelper(None))
     await backend.join(class_="A")
     accepted = (await asker.books())["accepted"]
@@ -273,7 +273,7 @@ async def test_a_replica_without_others_asks_nobody(backend: Backend) -> None:
 
 
 async def test_who_is_refused_looks_again_later(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few requests each time, not as many as fit; and then there is a process."""
+    """The asker sends two requests at each look while the helper is busy, and gets help later."""
     monkeypatch.setattr(module, "LOOK_S", 0.3)
     helper = FakeHelper(lambda before: None)
     asker = await join(backend, FakeHelper(None))
@@ -287,7 +287,7 @@ async def test_who_is_refused_looks_again_later(backend: Backend, monkeypatch: p
 
 
 async def test_a_helper_that_fails_is_none(backend: Backend) -> None:
-    """Its processes died, or the mesh refused the request: the asker computes alone, and looks again."""
+    """The asker computes alone after an error of its helper, and looks again."""
 
     def fails(before: Factoring) -> Slice:
         raise Unavailable("the processes died")
@@ -302,7 +302,7 @@ async def test_a_helper_that_fails_is_none(backend: Backend) -> None:
 
 
 async def test_a_helper_that_dies_costs_its_curves(backend: Backend) -> None:
-    """Its request ends with its time; a replica that joins meanwhile helps instead."""
+    """A replica that joins helps in place of one that died."""
     dying = FakeHelper(None)
     asker = await join(backend, FakeHelper(None))
     await join(backend, dying)
@@ -316,7 +316,7 @@ async def test_a_helper_that_dies_costs_its_curves(backend: Backend) -> None:
 async def test_a_wrong_answer_ends_the_help_and_not_the_number(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a mistake of ours, which the log shows."""
+    """The log names an answer that is wrong, and the number goes on without help."""
     errors: list[str] = []
     monkeypatch.setattr(module.log, "error", lambda event, **_: errors.append(event))
     wrong = Factoring(BEFORE.number, BEFORE.powers, (Composite(34),))
@@ -331,7 +331,7 @@ async def test_a_wrong_answer_ends_the_help_and_not_the_number(
 
 
 async def test_a_replica_that_has_left_asks_nobody(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number goes on here for as long as its caller waits; this is no mistake."""
+    """An asker without a membership logs no error."""
     errors: list[str] = []
     monkeypatch.setattr(module.log, "error", lambda event, **_: errors.append(event))
     asker = await join(backend, FakeHelper(None))
@@ -344,7 +344,7 @@ async def test_a_replica_that_has_left_asks_nobody(backend: Backend, monkeypatch
 
 
 async def test_a_request_of_ones_own_is_refused(backend: Backend) -> None:
-    """The asker reads the stream of its class, too."""
+    """An asker refuses a request of its own that it reads from the stream of its class."""
     helper = FakeHelper(None)
     asker = await join(backend, helper)
     body = {**to_body(BEFORE), "asker": asker.id, "machine": "another", "processes": 1}
@@ -353,7 +353,7 @@ async def test_a_request_of_ones_own_is_refused(backend: Backend) -> None:
 
 
 async def test_a_replica_that_handles_one_request_at_a_time_helps_nobody(backend: Backend) -> None:
-    """The requests of its class would wait for the curves."""
+    """With `MESH_CONCURRENCY=1` the requests of the class would wait for the curves."""
     helper = FakeHelper(None)
     replica = await join(backend, helper, concurrency=1)
     body = {**to_body(BEFORE), "asker": "another", "machine": "another", "processes": 1}
@@ -362,7 +362,7 @@ async def test_a_replica_that_handles_one_request_at_a_time_helps_nobody(backend
 
 
 async def test_the_first_hit_stays() -> None:
-    """Two replicas may find a divisor at the same time."""
+    """The first of two divisors is taken."""
     help = Help(BEFORE)
     help.add(BEFORE, (SPLIT, None))
     help.add(BEFORE, (DONE, "2 5 7 7 11"))

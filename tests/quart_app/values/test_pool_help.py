@@ -80,14 +80,14 @@ async def asking(pool: FactorPool, number: int = HOPELESS, **options: Any) -> As
 
 
 async def test_nobody_is_asked_for_a_number_that_is_done_soon(pool: FactorPool, others: Others) -> None:
-    """Neither for one of the brisk lane nor for a small factor of a large number."""
+    """Numbers of the brisk lane get no help, nor does a large number with a small factor."""
     await pool.factorise(prime(13) * prime(13, 1), 60)
     await pool.factorise(prime(9) * prime(111), 60)
     assert others.asked_for == []
 
 
 async def test_help_is_asked_for_after_a_second_of_curves(pool: FactorPool, others: Others) -> None:
-    """Once, for as long as somebody waits for the number."""
+    """The pool asks once, for as long as somebody waits for the number."""
     begun = time.monotonic()
     async with asking(pool):
         await others.until_asked()
@@ -100,7 +100,7 @@ async def test_help_is_asked_for_after_a_second_of_curves(pool: FactorPool, othe
 
 
 async def test_a_divisor_from_elsewhere_ends_the_curves_here(pool: FactorPool, others: Others) -> None:
-    """The answer does not wait for the slice that is under way."""
+    """The answer does not wait for a slice that is under way."""
     async with asking(pool) as task:
         help = await others.until_asked()
         done = Factoring(HOPELESS, ((P, 1), (Q, 1)))
@@ -110,7 +110,7 @@ async def test_a_divisor_from_elsewhere_ends_the_curves_here(pool: FactorPool, o
 
 
 async def test_what_is_left_after_a_divisor_is_split_on(pool: FactorPool, others: Others) -> None:
-    """Here, as after a divisor of our own."""
+    """The pool splits what a divisor of another replica leaves."""
     factors = prime(27), prime(27, 1)
     left = math.prod(factors)
     async with asking(pool, HOPELESS * left) as task:
@@ -121,7 +121,7 @@ async def test_what_is_left_after_a_divisor_is_split_on(pool: FactorPool, others
 
 
 async def test_curves_from_elsewhere_count(pool: FactorPool, others: Others) -> None:
-    """The next curves here go on from there, with higher bounds."""
+    """The pool continues after the curves of all replicas, with higher bounds."""
     async with asking(pool):
         help = await others.until_asked()
         help.add(help.factoring, (with_curves(help.factoring, 1000), None))
@@ -132,7 +132,7 @@ async def test_curves_from_elsewhere_count(pool: FactorPool, others: Others) -> 
 
 
 async def test_help_ends_when_the_sieve_is_due(pool: FactorPool, others: Others) -> None:
-    """The curves of all replicas are those that are worth it before a sieve."""
+    """The curves of all replicas count before a sieve."""
     number = prime(35) * prime(35, 1)
     async with asking(pool, number):
         help = await others.until_asked()
@@ -144,7 +144,7 @@ async def test_help_ends_when_the_sieve_is_due(pool: FactorPool, others: Others)
 
 
 async def test_one_number_of_each_lane_gets_help(pool: FactorPool, others: Others) -> None:
-    """The next one when the first is over."""
+    """The next number of a lane gets help when the first is over."""
     async with asking(pool) as first, asking(pool, 3 * HOPELESS), asking(pool, 5 * HOPELESS, patient=True):
         await others.until_asked(2)
         await asyncio.sleep(2)
@@ -157,7 +157,7 @@ async def test_one_number_of_each_lane_gets_help(pool: FactorPool, others: Other
 
 
 async def test_a_replica_helps_with_what_it_does_not_need() -> None:
-    """Not before the pool is open, not with processes that its own numbers have, and not after the pool has ended."""
+    """The pool helps only while it is open, and not with processes that its own numbers use."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     pool = FactorPool(processes=2)
     assert await pool.helper.share(before, 2, 1) is None
@@ -174,7 +174,7 @@ async def test_a_replica_helps_with_what_it_does_not_need() -> None:
 
 
 async def test_a_pool_that_ends_ends_its_share() -> None:
-    """A replica that leaves does not compute on for others."""
+    """A replica that leaves does not go on to compute for others."""
     before = Factoring(HOPELESS, (), (Composite(HOPELESS),))
     async with FactorPool(processes=1) as pool:
         share = asyncio.create_task(pool.helper.share(before, 1, 60))
