@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -35,10 +35,11 @@ from mesh.requests.answers import Answer, Ask, Replies, needs
 from mesh.requests.calls import Calls
 from mesh.requests.consumer import Consumer, load_of
 from mesh.requests.durations import Durations
-from mesh.requests.effects import CONFLICT, Effects
+from mesh.requests.effects import Effects
 from mesh.requests.filters import Among, Filters
 from mesh.requests.protocol import Address, Body, Class, Database, Decode, decode_object
 from mesh.requests.refusals import not_applied
+from mesh.requests.settlement import CONFLICT, DONE
 from mesh.requests.store import Store
 from mesh.requests.streams import ReplyReader, RequestReader
 from mesh.requests.work import Host
@@ -97,7 +98,8 @@ class Replica:
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
-        self._calls = Calls(self._link, replies, self.id, self._durability, worker.only_reads, settings.later_bound)
+        reads = worker.readers.__contains__
+        self._calls = Calls(self._link, replies, self.id, self._durability, reads, settings.later_bound)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
         self.shared: Redis = self._client("shared", shared=True)
@@ -109,15 +111,19 @@ class Replica:
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
-    async def ask(
+    def ask(
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
-    ) -> list[Answer]:
+    ) -> Coroutine[Any, Any, list[Answer]]:
         """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
+        deadline_ms = deadline_ms or self.settings.deadline_ms
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
-                await self._directory.check(*needs(asks))
-                break
-        return await self._calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
+                return self._look_and_ask(asks, deadline_ms, decode)
+        return self._calls.ask(asks, deadline_ms, decode)
+
+    async def _look_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
+        await self._directory.check(*needs(asks))
+        return await self._calls.ask(asks, deadline_ms, decode)
 
     async def gather(
         self,
@@ -172,8 +178,8 @@ class Replica:
         word = await outcome
         for due in transaction.dues:
             self._waking.learn(due.moment_ms(self.now_ms()))
-        if word == "done" or word.startswith(CONFLICT):
-            return word == "done"
+        if word == DONE or word.startswith(CONFLICT):
+            return word == DONE
         raise not_applied(word)
 
     async def cancel(self, key: str) -> bool:
@@ -258,7 +264,7 @@ class Replica:
             self._connection("requests", block_ms=BLOCK_MS), self._link, address.stream, self.id, self._streams
         )
         host = Host(
-            self.id, self.database, self.cls, self._link, self.settings, self.now_ms, lambda: self._lease.paused,
+            self.id, self.database, self.cls, self._link, self.settings, self._lease.now_ms, lambda: self._lease.paused,
             self._waking.learn, self._directory, self.durations,
         )  # fmt: skip
         return Consumer(host, reader, worker, ordered=ordered)
@@ -363,7 +369,7 @@ async def join(
     connections = connections or Connections(settings.redis)
     tracing.activate()
     name = f"replica-{secrets.token_hex(4)}"
-    publication = Publication(worker.definitions(version), worker.readers)
+    publication = Publication(worker.definitions(version), " ".join(sorted(worker.readers)))
     row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
     applying = Applicant(settings, connections, name, row)
     if applicant is not None:

@@ -73,7 +73,8 @@ class Caller:
         long as `keep`. Raises KeyReused where the key was used with another body, the handler's error, or another
         MeshError.
         """
-        ask = self._ask_for(op, body, to)._replace(once=Once.of(key, keep))
+        ask = self._ask_for(op, body, to)
+        ask.once = Once.of(key, keep)
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error

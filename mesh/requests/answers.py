@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
-
-from redis import exceptions as redis_errors
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mesh.discovery import LIMITS, ONCE
-from mesh.errors import InvalidBody, MeshError
+from mesh.errors import MeshError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once
@@ -22,7 +20,8 @@ from mesh.wire.codec import encode
 T = TypeVar("T")
 
 
-class Ask(NamedTuple):
+@dataclass(slots=True)
+class Ask:
     """One request to send; with an idempotency key it is asked alone."""
 
     to: Address
@@ -61,25 +60,27 @@ def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
     return [ask.op for ask in asks], max((ask.level for ask in asks), default=0)
 
 
-@dataclass(slots=True)
 class Answer:
     """The replies to one request: the bodies of all its parts, or the first error."""
 
-    to: str
-    #: the name that the caller gave the request
-    key: str
-    bodies: list[Any] = field(default_factory=list)
-    error: MeshError | None = None
-    #: its address is no longer live
-    gone: bool = False
-    #: replies that are still to come
-    outstanding: int = 1
-    #: the id of its entry, once that is known
-    id: str = ""
-    #: operation and idempotency key, where others may wait for the same answer
-    once: tuple[str, str] | None = None
-    #: its limit; "" for none
-    limit: str = ""
+    __slots__ = ("bodies", "error", "gone", "id", "key", "limit", "once", "outstanding", "to")
+
+    def __init__(self, to: str, key: str, once: tuple[str, str] | None = None, limit: str = "") -> None:
+        self.to = to
+        #: the name that the caller gave the request
+        self.key = key
+        #: operation and idempotency key, where others may wait for the same answer
+        self.once = once
+        #: its limit; "" for none
+        self.limit = limit
+        self.bodies: list[Any] = []
+        self.error: MeshError | None = None
+        #: its address is no longer live
+        self.gone = False
+        #: replies that are still to come
+        self.outstanding = 1
+        #: the id of its entry, once that is known
+        self.id = ""
 
     @property
     def options(self) -> bool | tuple[str, ...]:
@@ -101,6 +102,9 @@ class Answer:
         """Return the parts of the reply, merged key by key. Raises the first error."""
         if self.error is not None:
             raise self.error
+        if len(self.bodies) == 1:
+            only: Body = self.bodies[0]
+            return only
         merged: Body = {}
         for part in self.bodies:
             merged.update(part)
@@ -116,28 +120,24 @@ class Replies(dict[int, T]):
     left_out: list[int]
 
 
+_NO_ANSWERS: Iterator[Answer] = iter(())
+
+
 class CallInProgress:
     """A call or a gather in progress. The link passes the result of its submission to it, also after a cancellation."""
 
     __slots__ = (
-        "_end",
-        "_name",
-        "_open",
-        "_rest",
-        "_told",
-        "abandoned",
-        "answers",
-        "asked_at",
-        "complete",
-        "decode",
-        "left_out",
-        "span",
-        "submitted",
-        "trail",
-    )
+        "_end", "_name", "_open", "_rest", "_told", "abandoned", "answers", "asked_at", "complete", "decode",
+        "left_out", "span", "submitted", "trail",
+    )  # fmt: skip
 
     def __init__(
-        self, name: str, answers: dict[str, Answer], end: Callable[[CallInProgress, str], None], decode: Decode
+        self,
+        name: str,
+        answers: dict[str, Answer],
+        end: Callable[[CallInProgress, str], None],
+        decode: Decode,
+        complete: asyncio.Future[None],
     ) -> None:
         self.answers = answers
         #: reads the replies
@@ -149,15 +149,15 @@ class CallInProgress:
         self.submitted = False
         self.abandoned = False
         #: databases that hold data, are not live, and are not expected back
-        self.left_out: set[int] = set()
-        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.left_out: frozenset[int] = frozenset()
+        self.complete = complete
         #: the keys of a gather's requests begin with it; "" for a call
         self._name = name
         self._end = end
         self._told = False
         #: the first answer that is still to come, and the answers after it
         self._open: Answer | None = None
-        self._rest: Iterator[Answer] = iter(())
+        self._rest = _NO_ANSWERS
 
     def done(self) -> bool:
         """Return whether the submission has a result."""
@@ -167,13 +167,13 @@ class CallInProgress:
         """Receive the result of the submission script."""
         self._told = True
         # Lua writes an empty list as an empty object.
-        if isinstance(result, dict) and result:
+        if result.__class__ is dict and result:
             self.fail(refusal(result["error"], result["about"]))
             return
         if self._name:
             for to, id in dict(result[0]).items():
                 self.answer(f"{self._name}.{to}").id = id
-            self.left_out.update(map(int, result[1]))
+            self.left_out = frozenset(map(int, result[1]))
         else:
             for answer, id in zip(self.answers.values(), result, strict=True):
                 answer.id = id
@@ -188,10 +188,7 @@ class CallInProgress:
     def set_exception(self, error: BaseException) -> None:
         """Receive the reason why there was no submission."""
         self._told = True
-        if isinstance(error, redis_errors.DataError):
-            self.fail(InvalidBody(str(error)))
-        else:
-            self.fail(error)
+        self.fail(error)
 
     def answer(self, key: str) -> Answer:
         """Return an answer by its key. A gather learns its keys from the submission or from an early reply."""

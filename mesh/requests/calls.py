@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -27,20 +27,24 @@ from mesh.errors import (
     Unavailable,
     UsageError,
 )
+from mesh.groups.reader import Fields
 from mesh.later.due import Due
 from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
 from mesh.requests.deadlines import Deadlines
 from mesh.requests.filters import Among
-from mesh.requests.protocol import Address, Class, Database, Decode, Reply, decode_object, encode_body
+from mesh.requests.protocol import Address, Decode, Reply, decode_object, encode_body
 from mesh.requests.refusals import incomplete, refusal
 from mesh.requests.streams import ReplyReader
 from mesh.roster import Missing
+from mesh.wire.connection import Encoded, encode_words
 from mesh.wire.durability import Durability
 from mesh.wire.failures import PASSING, is_fenced
 from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
+
+Asking = Callable[[Sequence[Ask], int, Decode], Coroutine[Any, Any, list[Answer]]]
 
 #: Calls that take longer than this are checked against the roster.
 LOOK_S = 0.25
@@ -69,44 +73,49 @@ class Calls:
         self._durability = durability
         self._only_reads = only_reads
         self._later_bound = later_bound
+        self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._in_progress: dict[str, CallInProgress] = {}
         self._endings: asyncio.Queue[streams.Ended] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
+        #: Sends requests, all or none, and waits for all answers, in order. An answer that is late has the error
+        #: DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if nothing was sent.
+        self.ask: Asking = self._ask_in_span if tracing.is_on() else self._ask
 
     @property
     def waiting(self) -> int:
         """The number of requests that wait for replies."""
         return len(self._in_progress)
 
-    def ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode = decode_object) -> Awaitable[list[Answer]]:
-        """Send requests, all or none, and wait for all answers, in order.
-
-        An answer that is late has the error DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if
-        nothing was sent.
-        """
-        asking = self._ask_each(asks, deadline_ms, decode)
-        if not asks or not tracing.is_on():
-            return asking
+    async def _ask_in_span(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         destinations = " ".join(sorted({ask.to.stream for ask in asks}))
-        return tracing.traced(asking, "PRODUCER", *tracing.sending(destinations, asks[0].op, len(asks)))
+        op = asks[0].op if asks else ""
+        with tracing.span("PRODUCER", *tracing.sending(destinations, op, len(asks))):
+            return await self._ask(asks, deadline_ms, decode)
 
-    async def _ask_each(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
+    def _ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> Coroutine[Any, Any, list[Answer]]:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is asked alone")
         reads = True
-        group: list[str | int] = [0, _further(asks)]
+        group: list[str | int] = [0, tracing.about()]
         for ask in asks:
-            to, op, body, once, limit, _ = ask
+            op, once, limit = ask.op, ask.once, ask.limit
             reads = reads and self._only_reads(op)
-            key, target, text = self._name(), _target_of(to), _encoded(body)
-            answers[key] = Answer(target, key, once=None if once is None else (op, once.key), limit=limit)
-            group += (target, op, key, ask.ttl_word(deadline_ms, text, self._later_bound), text)
+            key, target, text = f"{self._replica}-{next(self._numbers)}", _target_of(ask.to), _encoded(ask.body)
+            ttl = str(deadline_ms)
+            if once is None and not limit:
+                answers[key] = Answer(target, key)
+            else:
+                answers[key] = Answer(target, key, None if once is None else (op, once.key), limit)
+                ttl = str(ask.ttl_word(deadline_ms, text, self._later_bound))
+            if ask.read:
+                group[1] = f"{group[1]} read {keys.SHARED}{ask.read}".lstrip()
+            group += (target, op, key, ttl, text)
         group[0] = -len(asks) if reads else len(asks)
-        await self._wait_for(CallInProgress("", answers, self._end, decode), answers, group, deadline_ms)
-        return [*answers.values()]
+        call = CallInProgress("", answers, self._end, decode, self._loop.create_future())
+        return self._wait_for(call, answers, group, deadline_ms)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
@@ -114,16 +123,12 @@ class Calls:
         Raises NoReplica (unless it is due later), Busy, Unavailable, InvalidBody, KeyReused, or SetupError where the
         Redis user may not send requests for later.
         """
-        to, op, body, *_ = ask
-        text = _encoded(body)
+        text = _encoded(ask.body)
         when = str(ask.ttl_word(0, text, self._later_bound, due))
-        group: list[str | int] = [0, tracing.about(), _target_of(to), op, key, when, text]
-        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._link.submit(group, sent)
-        try:
-            result = await sent
-        except redis_errors.DataError as error:
-            raise InvalidBody(str(error)) from error
+        group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, when, text]
+        sent: asyncio.Future[Any] = self._loop.create_future()
+        self._link.submit(_words_of(group), sent)
+        result = await sent
         if isinstance(result, dict):
             raise refusal(result["error"], result["about"])
 
@@ -148,15 +153,15 @@ class Calls:
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
     ) -> Replies[Any]:
-        key = self._name()
+        key = f"{self._replica}-{next(self._numbers)}"
         number = -1 if self._only_reads(op) else 1
-        group: list[str | int] = [number, tracing.about(), to, op, key, deadline_ms, _encoded(body)]
-        call = CallInProgress(key, {}, self._end, decode)
-        await self._wait_for(call, [key], group, deadline_ms)
+        group: list[str | int] = [number, tracing.about(), to, op, key, str(deadline_ms), _encoded(body)]
+        call = CallInProgress(key, {}, self._end, decode, self._loop.create_future())
+        answers = await self._wait_for(call, [key], group, deadline_ms)
         found: Replies[Any] = Replies()
         found.left_out = sorted(call.left_out)
         missing: list[int] = []
-        for answer in call.answers.values():
+        for answer in answers:
             number = int(answer.to.removeprefix("db"))
             if isinstance(answer.error, DeadlineExceeded):
                 missing.append(number)
@@ -170,24 +175,24 @@ class Calls:
             raise Incomplete(f"databases {missing} did not answer in time", partial=found, missing=missing)
         return found
 
-    def _name(self) -> str:
-        return f"{self._replica}-{next(self._numbers)}"
-
     async def _wait_for(
         self, call: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int
-    ) -> None:
+    ) -> list[Answer]:
+        """Submit a call and wait until it is complete. `names` are those of its requests."""
         if self._closed is not None:
             raise self._closed
         if len(self._in_progress) + len(names) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
+        words = _words_of(group)
         for name in names:
             self._in_progress[name] = call
         deadline = self._deadlines.add(call, deadline_ms / 1000)
         try:
-            self._link.submit(group, call)
+            self._link.submit(words, call)
             await call.complete
             if self._durability is not None:
                 await self._durability.confirm()
+            return [*call.answers.values()]
         except asyncio.CancelledError:
             self._abandon(call)
             raise
@@ -242,36 +247,30 @@ class Calls:
     async def _listen(self) -> None:
         while True:
             try:
-                replies = await self._reader.read(self._decoder_of)
+                await self._reader.read(self._take)
             except (*PASSING, redis_errors.ResponseError) as error:
                 if is_fenced(error):
                     raise LeaseLost("the Redis user of this lease is gone") from error
                 log.warning("replies could not be read", error=str(error))
                 await asyncio.sleep(PAUSE_S)
                 continue
-            for reply in replies:
-                self._take(reply)
             # Let the callers go on and send their next requests before the next read.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _call_of(self, key: str) -> CallInProgress | None:
-        return self._in_progress.get(key) or self._in_progress.get(key.rpartition(".")[0])
-
-    def _decoder_of(self, key: str) -> Decode:
-        call = self._call_of(key)
-        return decode_object if call is None else call.decode
-
-    def _take(self, reply: Reply) -> None:
-        call = self._call_of(reply.key)
-        if call is not None:
-            answer = call.answer(reply.key)
-            answer.take(reply)
-            if call.trail is not None:
-                call.trail.append((answer.to, reply.fields))
-            if call.span is not None:
-                call.span.add_event("reply", tracing.replying(reply.status, reply.fields))
-            call.look()
+    def _take(self, fields: Fields) -> None:
+        key = fields["request"]
+        call = self._in_progress.get(key) or self._in_progress.get(key.rpartition(".")[0])
+        if call is None:
+            return
+        reply = Reply.from_entry(fields, call.decode)
+        answer = call.answer(key)
+        answer.take(reply)
+        if call.trail is not None:
+            call.trail.append((answer.to, fields))
+        if call.span is not None:
+            call.span.add_event("reply", tracing.replying(reply.status, fields))
+        call.look()
 
     async def _watch(self) -> None:
         while True:
@@ -304,7 +303,7 @@ class Calls:
                 answer.error = incomplete([holding[answer.to]])
             elif answer.to in holding:
                 # A gather goes on without this database, and says so.
-                call.left_out.add(holding[answer.to])
+                call.left_out |= {holding[answer.to]}
             self._end_one(answer, "cancelled")
         call.look()
 
@@ -316,19 +315,19 @@ class Calls:
             await streams.end(self._link, ended)
 
 
-def _further(asks: Sequence[Ask]) -> str:
-    """Return the further fields of the entries of requests, as one word of the scripts; "" for none."""
-    about = tracing.about()
-    if not asks or not asks[0].read:
-        return about
-    return f"{about} read {keys.SHARED}{asks[0].read}".lstrip()
-
-
 def _target_of(to: Address) -> str:
     """What the scripts call an address. Raises UsageError for what is none."""
-    if not isinstance(to, Class | Database):
+    if not isinstance(to, Address):
         raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
     return to.target
+
+
+def _words_of(group: Sequence[str | int]) -> Encoded:
+    """A group of requests as the link takes it. Raises InvalidBody."""
+    try:
+        return encode_words(group)
+    except redis_errors.DataError as error:
+        raise InvalidBody(str(error)) from error
 
 
 def _encoded(body: Mapping[str, Any] | bytes) -> str:

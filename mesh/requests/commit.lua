@@ -5,9 +5,8 @@
 -- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory. This
 -- one does the same for a batch that would exceed the memory.
 -- KEYS: lease, books, committed
--- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, about how many bytes
---       it would store, then transactions:
---   number of its words, this one included
+-- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, and the transactions as
+--       JSON, because a list of lists of words costs less than each word as an argument. The words of a transaction:
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
 --   number of groups of expectations, of writes, of sends, microseconds of work, the call or "", and then these:
@@ -33,10 +32,6 @@ if held ~= holder then return redis.error_reply('LEASELOST another replica holds
 -- The same batch again: it has been applied, and only its answer was lost.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
---[[ room.lua ]]
-
-memory_is_full = memory_is_full or has_no_room(tonumber(ARGV[7]))
-
 -- SELECT costs as much as any command, so the bus database is used for all transactions together: their requests are
 -- looked up before the first transaction, and replies and acknowledgements are written after the last one.
 local at = bus
@@ -49,17 +44,23 @@ end
 
 local function go(side) go_to(string.byte(side) == 48 and bus or database) end
 
-local transactions, first_of, last_of, number_of, begin = {}, {}, {}, {}, 8
-while begin <= #ARGV do
-  local stream = ARGV[begin + 1]
-  transactions[#transactions + 1] = begin
+local FIRST = 14
+local transactions, first_of, last_of, number_of, stored = cjson.decode(ARGV[7]), {}, {}, {}, 0
+for i = 1, #transactions do
+  stored = stored + #transactions[i] + 1 - FIRST
+  local stream, id = transactions[i][1], transactions[i][2]
   if stream ~= '' then
-    first_of[stream] = first_of[stream] or ARGV[begin + 2]
-    last_of[stream] = ARGV[begin + 2]
+    first_of[stream] = first_of[stream] or id
+    last_of[stream] = id
     number_of[stream] = (number_of[stream] or 0) + 1
   end
-  begin = begin + tonumber(ARGV[begin])
 end
+-- The words of the transaction at hand. Its expectations, writes and sends begin at FIRST.
+local tx
+
+--[[ room.lua ]]
+
+memory_is_full = memory_is_full or has_no_room(stored, #ARGV[7])
 
 -- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
 -- so one XPENDING from the first to the last request of the batch finds nearly all of them.
@@ -91,24 +92,24 @@ local answers
 -- Returns where the group ends; or nil and the reason, if the command has another answer now.
 local function unchanged_answer(i)
   answers = answers or make_answers()
-  if not answers(i + 1) then return nil, 'conflict ' .. string.sub(ARGV[i], 1, 1) .. '  ' .. ARGV[i + 5] end
-  return i + 4 + ARGV[i + 2] + ARGV[i + 3]
+  if not answers(i + 1) then return nil, 'conflict ' .. string.sub(tx[i], 1, 1) .. '  ' .. tx[i + 5] end
+  return i + 4 + tx[i + 2] + tx[i + 3]
 end
 
 -- Returns where a group of expected values ends; or nil and the reason, if one of them does not hold.
 local function unchanged_values(i)
-  local hash, names, values, found = ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), nil
+  local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
   local last = i + 3 + names
   if hash == '' then
-    found = redis.call('MGET', unpack(ARGV, i + 4, last))
+    found = redis.call('MGET', unpack(tx, i + 4, last))
   else
     local wrong = wrong_type(hash, 'hash')
     if wrong then return nil, wrong end
-    found = redis.call('HMGET', hash, unpack(ARGV, i + 4, last))
+    found = redis.call('HMGET', hash, unpack(tx, i + 4, last))
   end
   for k = 1, names do
-    local wanted = values > 0 and ARGV[last + k]
-    if found[k] ~= wanted then return nil, 'conflict ' .. ARGV[i] .. ' ' .. hash .. ' ' .. ARGV[i + 3 + k] end
+    local wanted = values > 0 and tx[last + k]
+    if found[k] ~= wanted then return nil, 'conflict ' .. tx[i] .. ' ' .. hash .. ' ' .. tx[i + 3 + k] end
   end
   return last + values + 1
 end
@@ -117,8 +118,8 @@ end
 local function unchanged(first, groups)
   local i, reason = first, nil
   for _ = 1, groups do
-    go(ARGV[i])
-    if #ARGV[i] > 1 then i, reason = unchanged_answer(i) else i, reason = unchanged_values(i) end
+    go(tx[i])
+    if #tx[i] > 1 then i, reason = unchanged_answer(i) else i, reason = unchanged_values(i) end
     if not i then return nil, reason end
   end
   return i
@@ -138,14 +139,14 @@ local function wrong_counter(name, text, by)
 end
 
 local function wrong_integer(k)
-  local wrong = wrong_type(ARGV[k], 'string')
-  return wrong or wrong_counter(ARGV[k], redis.call('GET', ARGV[k]), ARGV[k + 1])
+  local wrong = wrong_type(tx[k], 'string')
+  return wrong or wrong_counter(tx[k], redis.call('GET', tx[k]), tx[k + 1])
 end
 
 local function wrong_field(k)
-  local wrong = wrong_type(ARGV[k], 'hash')
-  local name = ARGV[k] .. ' ' .. ARGV[k + 1]
-  return wrong or wrong_counter(name, redis.call('HGET', ARGV[k], ARGV[k + 1]), ARGV[k + 2])
+  local wrong = wrong_type(tx[k], 'hash')
+  local name = tx[k] .. ' ' .. tx[k + 1]
+  return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
 end
 
 -- A stream whose last id is the highest there is takes no more entries.
@@ -164,8 +165,8 @@ end
 local delayed
 -- The sorted set of waiting requests, which may have only so many members; the number follows the two keys.
 local function wrong_size(k)
-  local wrong = wrong_type(ARGV[k], 'zset')
-  if wrong or redis.call('ZCARD', ARGV[k]) + delayed >= tonumber(ARGV[k + 2]) then return wrong or 'too-many ' .. ARGV[k] end
+  local wrong = wrong_type(tx[k], 'zset')
+  if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
   delayed = delayed + 1
 end
 
@@ -181,7 +182,7 @@ local limited
 local function wrong_limit(k, limit)
   local before = limited[limit] or 0
   limited[limit] = before + 1
-  local code, about, waits = options.limits().refusal(limit, '0', ARGV[k + 2] - delayed, before)
+  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
   if code then return code .. ' ' .. about end
   if waits then delayed = delayed + 1 end
 end
@@ -189,37 +190,37 @@ end
 -- Returns why the request of the verb `place` cannot be placed now. Its words follow the first key.
 local function wrong_place(k)
   options = options or make_options()
-  local with = cjson.decode(ARGV[k + 3])
+  local with = cjson.decode(tx[k + 3])
   if with.once then
-    local known, code, about = options.once.check(ARGV[k + 6], with.once, with.sha)
+    local known, code, about = options.once.check(tx[k + 6], with.once, with.sha)
     if code then return code .. ' ' .. about end
     if known then return end
   end
   if with.due then return wrong_size(k) end
   if with.limit then return wrong_limit(k, with.limit) end
-  return wrong_stream('mesh:requests:' .. ARGV[k + 5])
+  return wrong_stream('mesh:requests:' .. tx[k + 5])
 end
 
 local special = {
   bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
-  stream = function(k) return wrong_stream(ARGV[k]) end, any = function() end,
+  stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
   changes, limited, delayed = {}, {}, 0
   for _ = 1, count do
-    local checks, k = ARGV[i], i + 2
+    local checks, k = tx[i], i + 2
     if #checks > 1 then
       go(checks)
       for wanted in string.gmatch(checks, '%a+') do
         k = k + 1
         local wrong
-        if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end
+        if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end
         if wrong then return nil, wrong end
       end
     end
-    i = i + 2 + tonumber(ARGV[i + 1])
+    i = i + 2 + tonumber(tx[i + 1])
   end
   return i
 end
@@ -230,7 +231,7 @@ local ending
 -- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
 local kept = {}
 local function keep(first)
-  local key, ms = ARGV[first + 1], ARGV[first + 2]
+  local key, ms = tx[first + 1], tx[first + 2]
   kept[at] = kept[at] or {}
   local before = kept[at][key]
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
@@ -246,17 +247,17 @@ local frees = {}
 -- The keys of the own database that the batch writes to, and until when those live that `set-all` sets.
 local touched, unnamed = {}, nil
 local function touch(checks, first)
-  if ARGV[first] == 'set-all' then
-    unnamed = math.max(unnamed or 0, tonumber(ARGV[first + 1]))
+  if tx[first] == 'set-all' then
+    unnamed = math.max(unnamed or 0, tonumber(tx[first + 1]))
     return
   end
-  touched[ARGV[first + 1]] = true
+  touched[tx[first + 1]] = true
   -- One word of what is checked for each leading key.
   if not string.find(checks, ' ', 3, true) then return end
   local k = first
   for _ in string.gmatch(checks, '%a+') do
     k = k + 1
-    touched[ARGV[k]] = true
+    touched[tx[k]] = true
   end
 end
 
@@ -275,23 +276,23 @@ end
 
 -- Creating these functions costs about as much as a command, and most transactions need none of them.
 local verbs
-local function run(first, last, t)
-  if string.byte(ARGV[first]) < 97 then return redis.pcall(unpack(ARGV, first, last)) end
+local function run(first, last)
+  if string.byte(tx[first]) < 97 then return redis.pcall(unpack(tx, first, last)) end
   verbs = verbs or make_verbs(keep)
-  return verbs[ARGV[first]](first, last, t)
+  return verbs[tx[first]](first, last)
 end
 
 -- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
 -- request is not acknowledged. The other transactions are.
-local function write(first, count, t)
+local function write(first, count)
   local i = first
   for _ = 1, count do
-    go(ARGV[i])
-    local last = i + 1 + tonumber(ARGV[i + 1])
-    if string.byte(ARGV[i]) == 49 then touch(ARGV[i], i + 2) end
-    local result = run(i + 2, last, t)
+    go(tx[i])
+    local last = i + 1 + tonumber(tx[i + 1])
+    if string.byte(tx[i]) == 49 then touch(tx[i], i + 2) end
+    local result = run(i + 2, last)
     if type(result) == 'table' and result.err then
-      return ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ': ' .. tostring(result.err)
+      return tx[i + 2] .. ' ' .. tx[i + 3] .. ': ' .. tostring(result.err)
     end
     i = last + 1
   end
@@ -300,21 +301,21 @@ end
 -- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose
 -- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
 local MOST_REPLY = 256 * 1024
-local function adds(t, first, writes, sends)
-  if #ARGV[t + 8] > MOST_REPLY or (sends > 0 and ARGV[t + 1] == '') then return true end
+local function adds(first, writes, sends)
+  if #tx[8] > MOST_REPLY or (sends > 0 and tx[1] == '') then return true end
   if not frees.DEL then
     for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
     verbs = verbs or make_verbs(keep)
   end
   local added, i = 0, first
   for _ = 1, writes do
-    local verb, last, bytes = ARGV[i + 2], i + 1 + tonumber(ARGV[i + 1]), 0
+    local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
     -- Of ZADD only the members count: a group that the sweep puts down anew is as long as before.
-    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #ARGV[k] end
+    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
     if frees[verb] then
       added = added - bytes
     elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
-      and string.byte(ARGV[i]) ~= 50 then
+      and string.byte(tx[i]) ~= 50 then
       added = added + bytes
     end
     i = last + 1
@@ -334,15 +335,15 @@ local function send(first, count)
   go_to(bus)
   local last, done = first + (count - 1) * SEND, {}
   for i = first, last, SEND do
-    local stream = 'mesh:requests:' .. ARGV[i]
+    local stream = 'mesh:requests:' .. tx[i]
     local wrong = not sendable[stream] and wrong_type(stream, 'stream')
     if wrong then return wrong end
     sendable[stream] = true
   end
   for i = first, last, SEND do
-    local stream = 'mesh:requests:' .. ARGV[i]
-    local id = append(stream, 'op', ARGV[i + 1], 'request', ARGV[i + 2], 'from', ARGV[i + 6],
-      'reply_to', ARGV[i + 3], 'deadline', ARGV[i + 4], 'body', ARGV[i + 5], unpack(further_fields(ARGV[i + 7])))
+    local stream = 'mesh:requests:' .. tx[i]
+    local id = append(stream, 'op', tx[i + 1], 'request', tx[i + 2], 'from', tx[i + 6],
+      'reply_to', tx[i + 3], 'deadline', tx[i + 4], 'body', tx[i + 5], unpack(further_fields(tx[i + 7])))
     if type(id) == 'table' then
       for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
       return stream .. ': ' .. tostring(id.err)
@@ -352,56 +353,58 @@ local function send(first, count)
   accepted = accepted + count
 end
 
--- The words of the verb `ends`, by where their transaction begins in ARGV: only where the request has options.
+-- The words of the verb `ends`, by the number of their transaction: only where the request has options.
 local endings = {}
 
--- Returns nothing, or why the transaction is not applied.
-local function commit(t)
-  local stream, id = ARGV[t + 1], ARGV[t + 2]
-  local expects, writes, sends = tonumber(ARGV[t + 9]), tonumber(ARGV[t + 10]), tonumber(ARGV[t + 11])
+-- Returns nothing, or why a transaction is not applied.
+local function commit(number)
+  tx = transactions[number]
+  local stream, id = tx[1], tx[2]
+  local expects, writes, sends = tonumber(tx[9]), tonumber(tx[10]), tonumber(tx[11])
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, changed = unchanged(t + 14, expects)
+  local first_write, changed = unchanged(FIRST, expects)
   if not first_write then return changed end
-  if memory_is_full and adds(t, first_write, writes, sends) then return 'full' end
+  if memory_is_full and adds(first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
   if not first_send then return wrong end
-  local failed = send(first_send, sends) or write(first_write, writes, t)
+  local failed = send(first_send, sends) or write(first_write, writes)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
-  endings[t], ending = ending, nil
+  endings[number], ending = ending, nil
 end
 
 -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
-local function reply(t)
-  local stream, key, op, status, forwards, body = unpack(ARGV, t + 3, t + 8)
+local function reply()
+  local _, id, stream, key, op, status, forwards, body = unpack(tx, 1, 8)
   if stream ~= '' then
     redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-      'forwards', forwards, 'body', body, 'asked', ARGV[t + 2], 'took_us', ARGV[t + 12], 'db', database,
-      unpack(ARGV[t + 13] ~= '' and {'call', ARGV[t + 13]} or no_fields))
+      'forwards', forwards, 'body', body, 'asked', id, 'took_us', tx[12], 'db', database,
+      unpack(tx[13] ~= '' and {'call', tx[13]} or no_fields))
   end
 end
 
-local function end_options(t, words)
+local function end_options(words)
   options = options or make_options()
   local fields = options.named(words)
-  local answer = {status = ARGV[t + 6], body = ARGV[t + 8], from = consumer, asked = ARGV[t + 2], db = database}
+  local answer = {status = tx[6], body = tx[8], from = consumer, asked = tx[2], db = database}
   options.ended(fields, answer, fields.kept == '1')
 end
 
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
-local function finish(t)
-  reply(t)
-  local stream = ARGV[t + 1]
-  if endings[t] then end_options(t, endings[t]) end
+local function finish(number)
+  tx = transactions[number]
+  reply()
+  local stream = tx[1]
+  if endings[number] then end_options(endings[number]) end
   if stream ~= '' then
     local ids = ids_of[stream] or {}
-    ids[#ids + 1], ids_of[stream] = ARGV[t + 2], ids
+    ids[#ids + 1], ids_of[stream] = tx[2], ids
     -- The handler itself has found that the deadline has passed.
-    if ARGV[t + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
+    if tx[6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
   end
 end
 
-for i, t in ipairs(transactions) do outcomes[i] = commit(t) or 'done' end
+for number = 1, #transactions do outcomes[number] = commit(number) or 'done' end
 for number, lifetimes in pairs(kept) do
   go_to(number)
   for key, ms in pairs(lifetimes) do
@@ -411,8 +414,8 @@ for number, lifetimes in pairs(kept) do
 end
 note_what_is_there()
 go_to(bus)
-for i, t in ipairs(transactions) do
-  if outcomes[i] == 'done' then finish(t) end
+for number = 1, #transactions do
+  if outcomes[number] == 'done' then finish(number) end
 end
 for stream, ids in pairs(ids_of) do
   redis.call('XACK', stream, 'workers', unpack(ids))

@@ -1,5 +1,5 @@
 -- Compares the answer of a reading command with the one that a transaction was made from. It stands inside commit.lua,
--- where ARGV holds, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
+-- where tx holds, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
 -- command, these words, and the elements.
 local function make_answers()
   -- A collection of another size is not read: it may have grown beyond all bounds.
@@ -15,14 +15,14 @@ local function make_answers()
   local compare = {}
   function compare.list(answer, before)
     for k = 1, #answer do
-      if tostring(answer[k]) ~= ARGV[before + k] then return false end
+      if tostring(answer[k]) ~= tx[before + k] then return false end
     end
     return true
   end
 
   function compare.set(answer, before)
     local known = {}
-    for k = 1, #answer do known[ARGV[before + k]] = true end
+    for k = 1, #answer do known[tx[before + k]] = true end
     for k = 1, #answer do
       if not known[answer[k]] then return false end
     end
@@ -31,7 +31,7 @@ local function make_answers()
 
   function compare.hash(answer, before)
     local known = {}
-    for k = 1, #answer, 2 do known[ARGV[before + k]] = ARGV[before + k + 1] end
+    for k = 1, #answer, 2 do known[tx[before + k]] = tx[before + k + 1] end
     for k = 1, #answer, 2 do
       if known[answer[k]] ~= answer[k + 1] then return false end
     end
@@ -39,11 +39,11 @@ local function make_answers()
   end
 
   return function(at)
-    local number, last = tonumber(ARGV[at + 1]), at + 2 + tonumber(ARGV[at + 2])
-    if not has_size(ARGV[at + 3], ARGV[at + 4], number) then return false end
-    local answer = redis.pcall(unpack(ARGV, at + 3, last))
+    local number, last = tonumber(tx[at + 1]), at + 2 + tonumber(tx[at + 2])
+    if not has_size(tx[at + 3], tx[at + 4], number) then return false end
+    local answer = redis.pcall(unpack(tx, at + 3, last))
     if not answer then answer = {} end
     if type(answer) ~= 'table' then answer = {answer} end
-    return not answer.err and #answer == number and compare[ARGV[at]](answer, last)
+    return not answer.err and #answer == number and compare[tx[at]](answer, last)
   end
 end

@@ -1,4 +1,4 @@
--- Verbs of transactions beside those of Redis, for writes of many words. They stand inside commit.lua, where ARGV holds
+-- Verbs of transactions beside those of Redis, for writes of many words. They stand inside commit.lua, where `tx` has
 -- the words of a command from `first` (its verb) to `last`. A verb returns an error reply, or anything else.
 --   set-all, ms, value, key, ...            SET each key to the value until that moment
 --   zadd-all, key, score, member, ...       ZADD each member with that score
@@ -12,15 +12,15 @@
 --   ends, name, value, ...                 the request has these fields, which options.lua reads; `kept` is 1 if later calls
 --                                         with its idempotency key get this answer. The last command of a transaction.
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
--- A verb that removes something has an entry in `frees`, too. A verb also gets `t`, where its transaction begins in ARGV: a
--- verb that only reads puts what it finds into ARGV[t + 8], the body of the reply. If it may fail, it calls pcall.
+-- A verb that removes something has an entry in `frees`, too. A verb that only reads puts what it finds into tx[8], the body
+-- of the reply. If it may fail, it calls pcall.
 local function make_verbs(keep)
   -- Lua can pass some 8000 words to a function.
   local PASSED = 2000
 
   local function set_each(first, last, value, ms)
     for k = first, last do
-      local result = redis.pcall('SET', ARGV[k], value, 'PXAT', ms)
+      local result = redis.pcall('SET', tx[k], value, 'PXAT', ms)
       if result.err then return result end
     end
   end
@@ -30,7 +30,7 @@ local function make_verbs(keep)
   local function set_together(first, last, value, ms)
     local words, n = {}, 0
     for k = first, last do
-      words[n + 1], words[n + 2] = ARGV[k], value
+      words[n + 1], words[n + 2] = tx[k], value
       n = n + 2
     end
     words[n + 1], words[n + 2] = 'PXAT', ms
@@ -39,7 +39,7 @@ local function make_verbs(keep)
   end
 
   local function set_all(first, last)
-    local ms, value = ARGV[first + 1], ARGV[first + 2]
+    local ms, value = tx[first + 1], tx[first + 2]
     for begin = first + 3, last, PASSED do
       local till = math.min(begin + PASSED - 1, last)
       if has_msetex then set_together(begin, till, value, ms) end
@@ -51,20 +51,20 @@ local function make_verbs(keep)
   end
 
   local function zadd_all(first, last)
-    local score = ARGV[first + 2]
+    local score = tx[first + 2]
     for begin = first + 3, last, PASSED do
       local words, n = {}, 0
       for k = begin, math.min(begin + PASSED - 1, last) do
-        words[n + 1], words[n + 2] = score, ARGV[k]
+        words[n + 1], words[n + 2] = score, tx[k]
         n = n + 2
       end
-      local result = redis.pcall('ZADD', ARGV[first + 1], unpack(words))
+      local result = redis.pcall('ZADD', tx[first + 1], unpack(words))
       if type(result) == 'table' then return result end
     end
   end
 
   local function later(first, last)
-    local due, key, to, op, from, ttl, body, wants = unpack(ARGV, first + 4, last)
+    local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
     local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
     local failed = delay(key, to, due, wants or '', words)
     if type(failed) == 'table' then return failed end
@@ -74,7 +74,7 @@ local function make_verbs(keep)
   -- A request whose idempotency key is in use is sent already.
   local function place_new(first, last)
     options = options or make_options()
-    local json, key, to, op, from, body = unpack(ARGV, first + 4, last)
+    local json, key, to, op, from, body = unpack(tx, first + 4, last)
     local with = cjson.decode(json)
     local known = with.once and options.once.check(op, with.once, with.sha)
     if known then return known.state == 'open' and options.once.wait(op, with.once, key, '0', '') end
@@ -84,7 +84,7 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  local function ends(first, last) ending = {unpack(ARGV, first + 1, last)} end
+  local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
 
   -- If the key does not hold bits, no gather reads them, and the database is asked.
   local MARKED = 500
@@ -92,10 +92,10 @@ local function make_verbs(keep)
     for begin = first + 2, last, MARKED do
       local words, n = {}, 0
       for k = begin, math.min(begin + MARKED - 1, last) do
-        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', ARGV[k], 1
+        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', tx[k], 1
         n = n + 4
       end
-      redis.pcall('BITFIELD', ARGV[first + 1], unpack(words))
+      redis.pcall('BITFIELD', tx[first + 1], unpack(words))
     end
   end
 

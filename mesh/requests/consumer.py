@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import structlog
 from redis import exceptions as redis_errors
@@ -32,12 +33,12 @@ from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.reader import Delivered, Fields
 from mesh.later.retry import defer
 from mesh.requests import streams
-from mesh.requests.effects import CONFLICT, FULL, KEY_REUSED, LIMITED, TOO_MANY, contended_key
 from mesh.requests.handling import describe, printable
 from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
 from mesh.requests.refusals import not_applied
 from mesh.requests.runner import Found, Runner
 from mesh.requests.settlement import (
+    DONE,
     Bury,
     Commit,
     Defer,
@@ -50,6 +51,8 @@ from mesh.requests.settlement import (
     Redeliver,
     RefuseFull,
     Rerun,
+    contended_key,
+    outcome_of,
     settle,
 )
 from mesh.requests.streams import RequestReader
@@ -60,8 +63,6 @@ from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
-#: The answers of the commit script, except conflicts.
-_OUTCOMES = {"done": Outcome.DONE, "not-mine": Outcome.NOT_OURS, FULL: Outcome.FULL}
 #: Longest pause after an error.
 LONGEST_PAUSE_S = 0.2
 #: Most entries of one read.
@@ -89,7 +90,8 @@ class Consumer(GroupConsumer[Work]):
         self._has_room = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
         self.counters = Counters()
         self._runner = Runner(host, worker, self.counters)
 
@@ -132,7 +134,7 @@ class Consumer(GroupConsumer[Work]):
 
         The consumer keeps and cancels these tasks itself: a TaskGroup would cost a tenth more per request.
         """
-        work.task = asyncio.get_running_loop().create_task(self._work(work, found, after_s))
+        work.task = self._loop.create_task(self._work(work, found, after_s))
 
     def _fail(self, error: Exception) -> None:
         if not self._failure.done():
@@ -194,24 +196,24 @@ class Consumer(GroupConsumer[Work]):
     def _admit(self, id: str, deliveries: int, fields: Fields) -> Work:
         handler = self._worker.handler(fields.get("op", ""))
         decode = decode_object if handler is None else handler.decode
-        request = streams.to_request(self._reader.stream, id, fields, deliveries, decode)
-        if isinstance(request, ValueError):
-            log.error("the entry is not a request", id=id, reason=printable(str(request)))
+        try:
+            request = Request.from_entry(self._reader.stream, id, fields, deliveries, decode)
+        except ValueError as error:
+            log.error("the entry is not a request", id=id, reason=printable(str(error)))
             key, reply_to = fields.get("request", ""), reply_stream(fields)
             request = Request(self._reader.stream, id, "", key, "", reply_to, NEVER, {}, deliveries)
         if deliveries > 1:
             self.counters.reclaimed += 1
         if not self._works:
             self._idle.clear()
-        work = self._works[id] = Work(request, self)
+        work = self._works[id] = Work(request, handler, self)
         return work
 
     async def _in_order(self, works: list[Work]) -> None:
         """Work on a database's entries: each one with an effect alone, and those between them side by side."""
         neighbours: list[Work] = []
         for work in works:
-            handler = self._worker.handler(work.request.op)
-            if handler is not None and not handler.effect:
+            if work.handler is not None and not work.handler.effect:
                 neighbours.append(work)
                 continue
             await self._run_together(neighbours)
@@ -222,7 +224,7 @@ class Consumer(GroupConsumer[Work]):
     async def _run_together(self, works: list[Work]) -> None:
         # Each has its own task, even if it is alone, so that a request can be cancelled when no caller waits for it.
         for work in works:
-            work.ended = asyncio.get_running_loop().create_future()
+            work.ended = self._loop.create_future()
             if work.given_away:
                 self._forget(work)
             else:
@@ -253,19 +255,18 @@ class Consumer(GroupConsumer[Work]):
     def committed(self, work: Work, word: str) -> None:
         """Receive the answer of the commit script; go on in a new task if the request is not done."""
         work.committing = False
-        outcome = Outcome.CONFLICT if word.startswith(CONFLICT) else _OUTCOMES.get(word, Outcome.CRASHED)
-        if word.startswith((TOO_MANY, LIMITED)):
-            outcome = Outcome.FULL
-        if word.startswith(KEY_REUSED):
-            outcome = Outcome.FULL if work.request.reply_to else Outcome.HOPELESS
-        if outcome is Outcome.DONE or work.given_away:
-            self.counters.done += outcome is Outcome.DONE
+        if word == DONE:
+            self.counters.done += 1
+            self._forget(work)
+            return
+        outcome = outcome_of(word, is_answered=bool(work.request.reply_to))
+        if work.given_away:
             self._forget(work)
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
             if work.request.found is not None:
-                work.request = work.request._replace(found=None)
+                work.request = replace(work.request, found=None)
             work.contended = contended_key(word)
             self._turns.take(work, work.contended)
         elif outcome is Outcome.FULL and not work.request.reply_to:
@@ -350,7 +351,8 @@ class Consumer(GroupConsumer[Work]):
         deliveries = await self._reader.redeliver(work.request.id)
         if not deliveries:
             return Outcome.NOT_OURS, ""
-        work.request, work.conflicts, work.begun = work.request._replace(deliveries=deliveries, found=None), 0, 0.0
+        work.request = replace(work.request, deliveries=deliveries, found=None)
+        work.conflicts, work.begun = 0, 0.0
         return None
 
     def _pause_s(self, request: Request) -> float:

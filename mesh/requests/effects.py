@@ -11,14 +11,15 @@ from typing import Any
 
 from mesh import keys
 from mesh.discovery import LATER, LIMITS, ONCE
-from mesh.errors import InvalidReply, KeyReused, MeshError, UsageError
+from mesh.errors import InvalidReply, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once, is_kept, key_reused
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
-from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score
+from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score, text_of
 from mesh.requests.writes import Expectations, Writes, parts
 from mesh.wire.codec import encode
+from mesh.wire.connection import Encoded, encode_words
 
 
 class Writer:
@@ -26,6 +27,8 @@ class Writer:
 
     Its methods raise ValueError or TypeError, before anything happens, for what Redis would refuse.
     """
+
+    __slots__ = ("_expects", "_prefix", "_side", "_writes")
 
     def __init__(self, prefix: str, side: int, expects: Expectations, writes: Writes) -> None:
         self._prefix = prefix
@@ -64,7 +67,11 @@ class Writer:
 
     def set(self, key: str, value: Text, *options: Text) -> None:
         """Set a key; options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number."""
-        self.write("SET", key, value, *options)
+        if options:
+            self.write("SET", key, value, *options)
+        else:
+            check_words((value,))
+            self._writes.add(self._side, "SET", (self._prefix + key,), (value,))
 
     def set_text(self, key: str, text: str) -> None:
         """Set a key to a text: as `set` does, in less time, because a text alone needs no check."""
@@ -113,24 +120,6 @@ class Writer:
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 
-#: How the script's word begins where an expectation does not hold; side, hash and name of the key follow.
-CONFLICT = "conflict "
-#: The script's word for a transaction that would store something while memory is full.
-FULL = "full"
-#: How the script's word begins where the rate of a request that it sends does not allow it.
-LIMITED = "limited "
-#: How the script's word begins where more requests would wait for their time than may.
-TOO_MANY = "too-many "
-#: How the script's word begins where a request that it sends has an idempotency key that was used with another body.
-KEY_REUSED = f"{KeyReused.code} "
-
-
-def contended_key(word: str) -> str:
-    """Return the key that a conflict's word names, with its field where it has one."""
-    _, _, hash_and_name = word.removeprefix(CONFLICT).partition(" ")
-    return hash_and_name.strip()
-
-
 def _check(to: Address, op: str) -> None:
     if not isinstance(to, Class | Database):
         raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
@@ -159,6 +148,11 @@ _OVER: Any = _Over()
 
 class Effects(Writer):
     """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
+
+    __slots__ = (
+        "_answer", "_is_kept", "_keys", "_later_bound", "_level", "_replica", "_request", "_shared", "asked", "dues",
+        "expects", "forwards", "sends", "writes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -321,26 +315,30 @@ class Effects(Writer):
             self._answer = (wrong.code, encode_body(failure_body(wrong)))
         self._is_kept = is_kept(error)
 
-    def wire(self, took_us: int = 0) -> list[Text]:
-        """The words that the commit script reads. `took_us` is how long the handler worked."""
+    def wire(self, took_us: int = 0) -> Encoded:
+        """The words that the commit script reads. `took_us` is how long the handler worked.
+
+        Raises DataError for words that cannot be encoded, or that are too many for one round trip.
+        """
         stream, id, reply_to, key, op, call = "", "", "", "", "", ""
         options: tuple[str, ...] = ()
-        if self._request is not None:
-            stream, id, op, key, _, reply_to, _, _, _, call, *_, options = self._request
+        request = self._request
+        if request is not None:
+            stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
+            call, options = request.call, request.options
         status, body = self._answer
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
             ends: list[Text] = ["ends", "op", op, "request", key, "kept", int(self._is_kept), *options]
             writes = [*writes, ["0", len(ends), *ends]]
         words: list[Text] = [
-            0, stream, id, reply_to, key, op, status, self.forwards, body if reply_to or options else "",
+            stream, id, reply_to, key, op, status, self.forwards, body if reply_to or options else "",
             len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
         for kind in (expects, writes, sends):
             for part in kind:
-                words += part
-        words[0] = len(words)
-        return words
+                words += [word if word.__class__ is str else text_of(word) for word in part]
+        return encode_words(words)
 
     def end(self) -> None:
         """Refuse what comes now, such as from a task that a handler has left behind: it would be lost."""

@@ -1,7 +1,7 @@
 """Tools to run handlers, which may raise anything and may block the event loop.
 
-`Stretches` awaits a handler and measures how long it blocks the event loop. `describe` turns any exception into text
-that can be logged, sent and stored.
+A handler runs until it waits for the first time, and many never do. `Rest` awaits what is left of it then, and measures
+how long it blocks the event loop. `describe` turns any exception into text that can be logged, sent and stored.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Awaitable, Generator
+from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,38 +22,33 @@ class HandlerMistake(Exception):
     """A handler is not an async function, or raised GeneratorExit."""
 
 
-class Stretches(Generic[T]):
-    """Awaits an awaitable once. `longest_s` is the longest time for which it blocked the event loop."""
+def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
+    """Return the steps of an awaitable. Raises HandlerMistake for what is none."""
+    if awaitable.__class__ is CoroutineType:
+        # It has the steps itself.
+        return awaitable  # type: ignore[return-value]
+    try:
+        return awaitable.__await__()
+    except AttributeError as error:
+        kind = type(awaitable).__name__
+        raise HandlerMistake(f"it returned {kind} at once; a handler is an async function") from error
 
-    __slots__ = ("_awaitable", "longest_s")
 
-    def __init__(self, awaitable: Awaitable[T]) -> None:
-        self._awaitable = awaitable
-        self.longest_s = 0.0
+class Rest(Generic[T]):
+    """Awaits the rest of an awaitable, whose first step has taken `first_s`, and now waits for something.
+
+    `longest_s` is the longest time for which it blocked the event loop.
+    """
+
+    def __init__(self, steps: Generator[Any, Any, T], waits_for: Any, first_s: float) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+        self.longest_s = first_s
 
     def __await__(self) -> Generator[Any, Any, T]:
-        try:
-            steps = self._awaitable.__await__()
-        except AttributeError as error:
-            kind = type(self._awaitable).__name__
-            raise HandlerMistake(f"it returned {kind} at once; a handler is an async function") from error
-        thrown: BaseException | None = None
-        clock = time.perf_counter
+        steps, waits_for, clock = self._steps, self._waits_for, time.perf_counter
         while True:
-            began = clock()
-            try:
-                waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
-            except StopIteration as end:
-                found: T = end.value
-                return found
-            except GeneratorExit as exit:
-                # The event loop closes coroutines with this exception, so a coroutine that raises it seems closed.
-                raise HandlerMistake("it raised GeneratorExit") from exit
-            finally:
-                took = clock() - began
-                if took > self.longest_s:
-                    self.longest_s = took
-            thrown = None
+            thrown: BaseException | None = None
             try:
                 yield waits_for
             except GeneratorExit:
@@ -60,6 +56,24 @@ class Stretches(Generic[T]):
                 raise
             except BaseException as error:
                 thrown = error
+            began = clock()
+            try:
+                waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            except GeneratorExit as exit:
+                raise exited() from exit
+            finally:
+                self.longest_s = max(self.longest_s, clock() - began)
+
+
+def exited() -> HandlerMistake:
+    """Return the error for a handler that raised GeneratorExit.
+
+    The event loop closes coroutines with this exception, so a coroutine that raises it seems closed.
+    """
+    return HandlerMistake("it raised GeneratorExit")
 
 
 def describe(error: BaseException) -> str:

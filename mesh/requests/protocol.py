@@ -12,25 +12,29 @@ People can read an entry, too: its names are plain, its values are text, and `bo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from mesh import keys
 from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
-from mesh.wire.codec import decode, encode
+from mesh.wire.codec import DECODER, ENCODER
 
 #: The `status` of a reply that is not a failure.
 OK = "ok"
 #: The `deadline` of a request that has none, such as a drop.
 NEVER = 0
 
+#: How many fields most entries have: op, request, from, reply_to, deadline, body.
+_PLAIN = 6
 #: The longest body. Several must fit into one round trip.
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
 _CLASSES = frozenset("ABCD")
 _NUMBERS = frozenset(range(keys.MOST_DATABASES))
+
+# Without the functions of `codec`, because each call counts here.
+_ENCODE, _DECODE = ENCODER.encode, DECODER.decode
 
 Body = dict[str, Any]
 #: Reads the text of a body. Raises ValueError for text that it cannot read.
@@ -42,15 +46,13 @@ class Class:
     """The address of a class: any one of its replicas handles the request. Raises UsageError for what is no class."""
 
     name: str
+    #: the name of this address in scripts; the name of its stream ends with it
+    target: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name not in _CLASSES:
             raise UsageError(f'a class is "A", "B", "C" or "D", not {self.name!r:.100}')
-
-    @property
-    def target(self) -> str:
-        """The name of this address in scripts; the name of its stream ends with it."""
-        return self.name
+        object.__setattr__(self, "target", self.name)
 
     @property
     def stream(self) -> str:
@@ -65,15 +67,13 @@ class Database:
     """
 
     number: int
+    #: the name of this address in scripts; the name of its stream ends with it
+    target: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if type(self.number) is not int or self.number not in _NUMBERS:
             raise UsageError(f"a database is a number from 0 to {keys.MOST_DATABASES - 1}, not {self.number!r:.100}")
-
-    @property
-    def target(self) -> str:
-        """The name of this address in scripts; the name of its stream ends with it."""
-        return f"db{self.number}"
+        object.__setattr__(self, "target", f"db{self.number}")
 
     @property
     def stream(self) -> str:
@@ -85,10 +85,11 @@ Address = Class | Database
 
 def encode_body(body: Any) -> str:
     """Return the JSON text of a request's or a reply's body; `bytes` are such a text. Raises ValueError."""
-    if body.__class__ is not bytes and not isinstance(body, dict):
+    is_text = body.__class__ is bytes
+    if not is_text and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text = encode(body) if isinstance(body, dict) else body.decode()
+        text: str = body.decode() if is_text else _ENCODE(body).decode()
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:
@@ -100,8 +101,11 @@ def encode_body(body: Any) -> str:
 
 def decode_object(text: str) -> Body:
     """Return a body that is a JSON object, as a dict. Raises ValueError."""
-    body = decode(text)
-    if not isinstance(body, dict):
+    try:
+        body: Body = _DECODE(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    if body.__class__ is not dict:
         raise ValueError("the body is not an object")
     return body
 
@@ -112,7 +116,8 @@ def reply_stream(fields: Mapping[str, str]) -> str:
     return named if named.startswith(keys.REPLIES) else ""
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """One request as its handler sees it. `body` is the text as the decoder of the operation read it.
 
     `id` is the id of the entry, which is the same at each delivery, and begins with the time on Redis's clock. `key` is
@@ -162,13 +167,15 @@ class Request(NamedTuple):
         """Read an entry. Raises ValueError if it is not a request."""
         get = fields.get
         reply_to = get("reply_to", "")
-        if reply_to and not reply_stream(fields):
+        if reply_to and not reply_to.startswith(keys.REPLIES):
             raise ValueError(f"its field reply_to must begin with {keys.REPLIES}")
         try:
-            body = decode(fields["body"])
-            deadline = int(get("deadline", NEVER))
+            op, body, deadline = fields["op"], decode(fields["body"]), int(get("deadline", NEVER))
+            if len(fields) == _PLAIN and "request" in fields and "from" in fields and reply_to and deadline:
+                # It has these six fields, as most entries do, and no others.
+                return cls(stream, id, op, fields["request"], fields["from"], reply_to, deadline, body, deliveries)
             return cls(
-                stream, id, fields["op"], get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
+                stream, id, op, get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
                 get("found") if deliveries == 1 else None,
                 _options_of(fields) if "once" in fields or "limit" in fields else (),
@@ -182,7 +189,8 @@ def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
     return (*once, "limit", fields["limit"]) if "limit" in fields else once
 
 
-class Reply(NamedTuple):
+@dataclass(slots=True)
+class Reply:
     """One reply to a request. `forwards` says how many more replies follow, because the request was forwarded.
 
     `part` is false if this reply has nothing but that number.
@@ -193,8 +201,6 @@ class Reply(NamedTuple):
     body: Any
     forwards: int = 0
     part: bool = False
-    #: all fields of the entry
-    fields: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def from_entry(cls, fields: Mapping[str, str], decode: Decode = decode_object) -> Reply:
@@ -204,8 +210,8 @@ class Reply(NamedTuple):
             status, forwards = fields["status"], int(fields.get("forwards", 0))
             text = fields["body"]
             if forwards and not text:
-                return cls(key, status, None, forwards, False, fields)
-            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True, fields)
+                return cls(key, status, None, forwards, False)
+            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True)
         except KeyError as error:
             return cls(key, InvalidReply.code, {"detail": f"the reply has no field {error}"})
         except ValueError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mesh import roster
 from mesh.errors import Busy, Incomplete, KeyReused, Limited, MeshError, NoReplica, SetupError, redis_is_full
-from mesh.requests.effects import FULL, KEY_REUSED, LIMITED, TOO_MANY
 from mesh.requests.once import key_reused
+from mesh.requests.settlement import FULL, KEY_REUSED, LIMITED, TOO_MANY
 
 #: The submission's code for an address whose replica is expected back.
 MISSING = "missing"

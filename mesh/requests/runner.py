@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +20,7 @@ from mesh.later.limit import Limit
 from mesh.later.parking import Parked, park
 from mesh.requests import tracing
 from mesh.requests.effects import Effects
-from mesh.requests.handling import Stretches, describe, printable, traceback_of
+from mesh.requests.handling import Rest, describe, exited, printable, steps_of, traceback_of
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.refusals import refusal
 from mesh.requests.settlement import Outcome
@@ -43,6 +43,7 @@ BLOCKED_S = 0.1
 
 #: The outcome of a request, and the reason.
 Found = tuple[Outcome, str]
+Attempt = Callable[[Work, float], Awaitable[Found | None]]
 #: The request is to run; it has no outcome yet.
 _RUNS: Found = (Outcome.DONE, "")
 
@@ -57,13 +58,9 @@ class Runner:
         #: microseconds of work of the last requests
         self.took_us: deque[int] = deque(maxlen=RECENT)
         self._store = Store(host.link, host.database, host.cls)
-
-    def attempt(self, work: Work, after_s: float = 0) -> Awaitable[Found | None]:
-        """Run the handler and hand its transaction to the link, which will tell the work what came of it.
-
-        Returns an outcome where there is no transaction. Raises LeaseLost.
-        """
-        return self._spanning(work, after_s) if tracing.is_on() else self._attempt(work, after_s)
+        #: Runs the handler of a work after some seconds, and hands its transaction to the link, which tells the work
+        #: what came of it. Returns an outcome where there is no transaction. Raises LeaseLost.
+        self.attempt: Attempt = self._spanning if tracing.is_on() else self._attempt
 
     async def _spanning(self, work: Work, after_s: float) -> Found | None:
         request = work.request
@@ -84,13 +81,14 @@ class Runner:
         if request.call or request.traceparent:
             tracing.CALL.set(request.call)
             tracing.TRACEPARENT.set(traceparent or request.traceparent)
-        if is_overdelivered(request.deliveries, host.settings.max_deliveries):
+        started, now_ms = perf_counter(), host.now_ms()
+        if request.deliveries > 1 and is_overdelivered(request.deliveries, host.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.HOPELESS, "the entry is not a request"
-        if host.is_late(request):
+        if NEVER < request.deadline <= now_ms:
             return Outcome.LATE, ""
-        handler = self._worker.handler(request.op)
+        handler = work.handler
         may_wait = handler is None or handler.limit is not None or request.op in host.paused()
         if may_wait and (found := await self._waits_or_fails(work, handler)) is not _RUNS:
             return found
@@ -104,10 +102,11 @@ class Runner:
                 self._refuse(transaction, error)
             else:
                 await self._handle(handler, request, transaction)
-            took_us = int((perf_counter() - begun) * 1e6)
+            ended = perf_counter()
+            took_us = int((ended - begun) * 1e6)
             self.took_us.append(took_us)
             if handler is not None:
-                host.durations.add(request.op, (host.now_ms() - request.at_ms) / 1000, took_us / 1e6)
+                host.durations.add(request.op, (now_ms - request.at_ms) / 1000 + ended - started, ended - begun)
             words = transaction.wire(took_us)
             transaction.end()
         except asyncio.CancelledError as error:
@@ -221,13 +220,16 @@ class Runner:
         if handler is None:
             self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
+        began, rest = perf_counter(), None
         try:
-            running = Stretches(handler.handle(request, self._store, transaction))
-        except InvalidBody as error:
-            self._refuse(transaction, error)
-            return
-        try:
-            body = await running
+            steps = steps_of(handler.handle(request, self._store, transaction))
+            try:
+                waits_for = steps.send(None)
+            except StopIteration as end:
+                body = end.value
+            else:
+                rest = Rest(steps, waits_for, perf_counter() - began)
+                body = await rest
             # Without a caller, nobody would hear of a refusal, and the effect of the request would be lost. So what it
             # sends goes out; if nobody serves that, it becomes a dead letter.
             if request.is_answered:
@@ -236,13 +238,16 @@ class Runner:
                     await self._host.directory.check(transaction.asked, transaction.level)
         except LeaseLost:
             raise
+        except GeneratorExit as exit:
+            raise exited() from exit
         except MeshError as error:
             if isinstance(error, InvalidReply):
                 log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
             self._refuse(transaction, error)
         finally:
-            if running.longest_s > BLOCKED_S:
-                blocked_ms = round(running.longest_s * 1000)
+            blocked_s = perf_counter() - began if rest is None else rest.longest_s
+            if blocked_s > BLOCKED_S:
+                blocked_ms = round(blocked_s * 1000)
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
     def refuse(self, work: Work, error: MeshError) -> None:
@@ -273,7 +278,7 @@ class Runner:
         On a database's stream the next entries wait for this one, so it is delivered again at once, as without a Retry.
         """
         request = work.request
-        handler = self._worker.handler(request.op)
+        handler = work.handler
         retry = None if handler is None else handler.retry
         if retry is None or not isinstance(error, retry.on) or self._is_ordered(request):
             return self._crashed(work, error)

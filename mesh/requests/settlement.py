@@ -1,5 +1,7 @@
 """What to do with a request after its handler has run: a pure table of outcomes and numbers of deliveries.
 
+The outcome of a commit is a word of its script: see `outcome_of`.
+
     outcome                                            deliveries < most      deliveries >= most
     done, refused                                      Commit                 Commit
     conflict (what it read has changed)                Rerun                  Rerun
@@ -22,7 +24,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from mesh.errors import KeyReused
 from mesh.groups.deliveries import is_last
+
+#: The words of the commit script. All is applied:
+DONE = "done"
+#: The request is no longer pending for this consumer.
+NOT_MINE = "not-mine"
+#: An expectation does not hold; side, hash and name of the key follow.
+CONFLICT = "conflict "
+#: The transaction would store something while memory is full.
+FULL = "full"
+#: The rate of a request that it sends does not allow it.
+LIMITED = "limited "
+#: More requests would wait for their time than may.
+TOO_MANY = "too-many "
+#: A request that it sends has an idempotency key that was used with another body.
+KEY_REUSED = f"{KeyReused.code} "
+
+
+def contended_key(word: str) -> str:
+    """Return the key that a conflict's word names, with its field where it has one."""
+    _, _, hash_and_name = word.removeprefix(CONFLICT).partition(" ")
+    return hash_and_name.strip()
 
 
 class Outcome(Enum):
@@ -105,6 +129,21 @@ class Leave:
 
 
 Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | GiveBack | HandOn | Leave
+
+
+def outcome_of(word: str, *, is_answered: bool) -> Outcome:
+    """Return the outcome of a commit; `is_answered` says that a caller waits for the request."""
+    if word == DONE:
+        return Outcome.DONE
+    if word == NOT_MINE:
+        return Outcome.NOT_OURS
+    if word.startswith(CONFLICT):
+        return Outcome.CONFLICT
+    if word == FULL or word.startswith((TOO_MANY, LIMITED)):
+        return Outcome.FULL
+    if word.startswith(KEY_REUSED):
+        return Outcome.FULL if is_answered else Outcome.HOPELESS
+    return Outcome.CRASHED
 
 
 def settle(outcome: Outcome, deliveries: int, most: int, reason: str = "") -> Settlement:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.groups.reader import BLOCK_MS, Fields, GroupReader, fields_of, not_too_fast
-from mesh.requests.protocol import Body, Decode, Reply, Request, decode_object
+from mesh.requests.protocol import Body
 from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
@@ -95,11 +95,8 @@ class ReplyReader:
         self._kept: list[str] = []
         self._kept_bytes = 0
 
-    async def read(self, decoder_of: Callable[[str], Decode]) -> list[Reply]:
-        """Return the replies since the last read, after at most BLOCK_MS, and trim old ones.
-
-        `decoder_of` returns what reads the reply to the request of a key.
-        """
+    async def read(self, take: Callable[[Fields], None]) -> None:
+        """Let `take` have the fields of each reply since the last read, after at most BLOCK_MS, and trim old ones."""
         started = time.monotonic()
         most = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
         if len(self._kept) > 2 * most:
@@ -112,27 +109,16 @@ class ReplyReader:
         )
         if not answer:
             await not_too_fast(started)
-            return []
-        entries = [(id, fields_of(flat)) for id, flat in answer[0][1]]
+            return
+        entries = answer[0][1]
         self._last = entries[-1][0]
-        replies: list[Reply] = []
         pause_s = time.monotonic() + PARSE_S
-        for id, fields in entries:
+        for id, flat in entries:
+            fields = fields_of(flat)
             self._kept.append(id)
             if "request" in fields:
                 self._kept_bytes += len(fields.get("body", ""))
-                replies.append(Reply.from_entry(fields, decoder_of(fields["request"])))
+                take(fields)
             if time.monotonic() > pause_s:
                 await asyncio.sleep(0)
                 pause_s = time.monotonic() + PARSE_S
-        return replies
-
-
-def to_request(
-    stream: str, id: str, fields: Fields, deliveries: int = 1, decode: Decode = decode_object
-) -> Request | ValueError:
-    """Return an entry as a request, or the error that says why it is not a request."""
-    try:
-        return Request.from_entry(stream, id, fields, deliveries, decode)
-    except ValueError as error:
-        return error

@@ -6,9 +6,9 @@
 -- memory.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, about how many bytes it would store, then for each
---       group the number of its requests, further fields of all its entries ("name value name value", or "") and of
---       each: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
+--       requests a replica works on at once, number of the batch, and the groups as JSON, each as a list of words:
+--       the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
+--       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
 --       have something, see filters.py), op, key, ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
@@ -35,7 +35,13 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 
 --[[ room.lua ]]
 
-memory_is_full = memory_is_full or has_no_room(tonumber(ARGV[9]))
+local FIRST = 3
+local groups, stored = cjson.decode(ARGV[9]), 0
+for i = 1, #groups do stored = stored + #groups[i] + 1 - FIRST end
+memory_is_full = memory_is_full or has_no_room(stored, #ARGV[9])
+
+-- The words of the group at hand. Its requests begin at FIRST.
+local group
 
 -- The rows of the roster are read only as far as they are needed, and each of them once.
 local classes = {}
@@ -151,11 +157,12 @@ end
 -- and none is finished. The stream of a database has one worker, and is bounded by its length only.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
-  waiting[to] = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
-  if waiting[to] > bound then return true end
-  if ttl == '0' or waiting[to] == 1 or string.sub(to, 1, 2) == 'db' then return false end
-  delays[to] = delays[to] or delay_of(to)
-  return delays[to] > ttl / 10
+  local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
+  waiting[to] = number
+  if number > bound then return true end
+  if ttl == '0' or number == 1 then return false end
+  if not delays[to] then delays[to] = string.sub(to, 1, 2) == 'db' and 0 or delay_of(to) end
+  return delays[to] > 0 and delays[to] > ttl / 10
 end
 
 --[[ append.lua ]]
@@ -184,16 +191,18 @@ local function waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >
 -- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
-    local to, ttl, code, about = ARGV[at], ARGV[at + 3], nil, nil
+    local to, ttl, code, about = group[at], group[at + 3], nil, nil
     if not deadlines[ttl] then read_ttl(ttl) end
     local with = options[ttl]
     if with and with.once then
       -- Calls of several operations share `with` if their words are the same.
-      with.known, code, about = once.check(ARGV[at + 1], with.once, with.sha)
+      with.known, code, about = once.check(group[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
-    if with and with.due then
+    if live[to] and not with then
+      if is_full(to, ttl) then return 'busy', to end
+    elseif with and with.due then
       -- Its address needs no replica until it is due.
       if waiting_are_full(with.most) then return 'too-many', '' end
     elseif not is_gather(to) then
@@ -217,9 +226,9 @@ end
 local accepted, further = 0, nil
 -- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
 local function put_with(with, at, to, key, reply_to)
-  local op, deadline = ARGV[at + 1], deadlines[ARGV[at + 3]]
+  local op, deadline = group[at + 1], deadlines[group[at + 3]]
   local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
-    ARGV[at + 4], unpack(further)}
+    group[at + 4], unpack(further)}
   local id = place(option, with, op, key, to, words, deadline, reply_to)
   if type(id) == 'table' then return with.due and id or error(id.err) end
   accepted = accepted + 1
@@ -227,12 +236,12 @@ local function put_with(with, at, to, key, reply_to)
 end
 
 local function put(at, to, key, reply_to)
-  local stream, op, ttl = 'mesh:requests:' .. to, ARGV[at + 1], ARGV[at + 3]
+  local stream, op, ttl = 'mesh:requests:' .. to, group[at + 1], group[at + 3]
   local with = options[ttl]
   if with then return put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
   local id = append(stream, 'op', op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', ARGV[at + 4], unpack(further))
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', group[at + 4], unpack(further))
   if type(id) == 'table' then error(id.err) end
   return id
 end
@@ -240,7 +249,7 @@ end
 -- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
 -- answered; "" if it is over.
 local function put_or_join(at, to, key, reply_to)
-  local op, ttl = ARGV[at + 1], ARGV[at + 3]
+  local op, ttl = group[at + 1], group[at + 3]
   local with = options[ttl]
   local known = with and with.known
   if not known then return put(at, to, key, reply_to) end
@@ -261,7 +270,7 @@ end
 local function put_all(first, last)
   local ids = {}
   for at = first, last, WORDS do
-    local to, key = ARGV[at], ARGV[at + 2]
+    local to, key = group[at], group[at + 2]
     if is_gather(to) then
       ids[#ids + 1] = put_everywhere(at, to, key)
       ids[#ids + 1] = left_out
@@ -278,9 +287,9 @@ local function forbidden(failed) return {error = 'forbidden', about = failed.err
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   if waiting_are_full(most) then return {error = 'too-many', about = ''} end
-  local words = {'op', ARGV[at + 1], 'request', ARGV[at + 2], 'from', sender, 'reply_to', '', 'body', ARGV[at + 4], 'ttl', '0',
+  local words = {'op', group[at + 1], 'request', group[at + 2], 'from', sender, 'reply_to', '', 'body', group[at + 4], 'ttl', '0',
     unpack(further)}
-  local failed = delay(ARGV[at + 2], ARGV[at], due, limit, words)
+  local failed = delay(group[at + 2], group[at], due, limit, words)
   if type(failed) == 'table' then return forbidden(failed) end
   accepted = accepted + 1
   return {''}
@@ -288,11 +297,11 @@ end
 
 -- Sends a request that nobody waits for.
 local function send(at)
-  local most, due, limit = string.match(ARGV[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  local most, due, limit = string.match(group[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
-  local id = put_or_join(at, ARGV[at], ARGV[at + 2], '')
+  local id = put_or_join(at, group[at], group[at + 2], '')
   return type(id) == 'table' and forbidden(id) or {id}
 end
 
@@ -305,13 +314,12 @@ end
 
 --[[ further_fields.lua ]]
 
-local results, at = {}, 10
-while at <= #ARGV do
-  local number, first = tonumber(ARGV[at]), at + 2
-  local last = at + 1 + math.max(math.abs(number), 1) * WORDS
-  further = further_fields(ARGV[at + 1])
-  results[#results + 1] = number == 0 and send(first) or submit(first, last, number < 0)
-  at = last + 1
+local results = {}
+for i = 1, #groups do
+  group = groups[i]
+  local number = tonumber(group[1])
+  further = further_fields(group[2])
+  results[i] = number == 0 and send(FIRST) or submit(FIRST, #group, number < 0)
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
 local result = cjson.encode(results)

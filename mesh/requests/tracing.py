@@ -113,7 +113,7 @@ def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
 
 def current() -> Any:
     """Return the span that this code runs in, or None where no spans are created."""
-    return _trace.get_current_span() if is_on() else None
+    return None if _tracer is None else _trace.get_current_span()
 
 
 def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:

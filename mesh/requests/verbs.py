@@ -28,6 +28,7 @@ ABSENT = "none"
 
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _PLAIN = frozenset((str,))
+_SENDABLE = (str, int, float, bytes)
 #: Longer integers are printed here first. If Python refuses to print one, the C client would end the process.
 _MOST_BITS = 2000
 
@@ -37,10 +38,17 @@ def check_words(words: Sequence[Text]) -> None:
     if _PLAIN.issuperset(map(type, words)):
         return
     for word in words:
-        if isinstance(word, bool) or not isinstance(word, str | int | float | bytes):
+        if word.__class__ is not int and (isinstance(word, bool) or not isinstance(word, _SENDABLE)):
             raise TypeError(f"Redis stores text and numbers, not {type(word).__name__}: {word!r:.100}")
         if isinstance(word, int) and word.bit_length() > _MOST_BITS:
             str(word)  # raises ValueError if it has more digits than Python prints
+
+
+def text_of(word: object) -> str:
+    """Return a word that passed `check_words` as the text that Redis stores. Raises ValueError for what is no text."""
+    if word.__class__ is int or isinstance(word, int | float):
+        return str(word)
+    return word.decode() if isinstance(word, bytes) else str.__str__(word)
 
 
 def integer(word: Text, least: int, most: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mesh.discovery import Directory
 from mesh.requests.durations import Durations
 from mesh.requests.protocol import NEVER, Request
+from mesh.requests.worker import Handler
 from mesh.settings import MeshSettings
 from mesh.wire.link import Link
 
@@ -26,12 +27,13 @@ class Work:
     """One request in progress. As the waiter of its commit it passes the result to the consumer."""
 
     __slots__ = (
-        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "late", "pause_ms",
-        "reason", "request", "span", "task",
+        "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",
+        "pause_ms", "reason", "request", "span", "task",
     )  # fmt: skip
 
-    def __init__(self, request: Request, committer: Committer) -> None:
+    def __init__(self, request: Request, handler: Handler | None, committer: Committer) -> None:
         self.request = request
+        self.handler = handler
         self.task: asyncio.Task[None] | None = None
         #: its transaction is with the link; its task has ended
         self.committing = False
@@ -60,18 +62,19 @@ class Work:
 
     def set_result(self, word: str) -> None:
         """Receive the word of the commit script."""
-        self._end_span()
+        if self.span is not None:
+            self._end_span()
         self._committer.committed(self, word)
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the reason why there was no commit."""
-        self._end_span()
+        if self.span is not None:
+            self._end_span()
         self._committer.not_committed(self, error)
 
     def _end_span(self) -> None:
-        if self.span is not None:
-            self.span.end()
-            self.span = None
+        self.span.end()
+        self.span = None
 
 
 @dataclass(slots=True)

@@ -102,19 +102,14 @@ class Worker:
     def handler(self, op: str) -> Handler | None:
         return self._handlers.get(op)
 
-    def only_reads(self, op: str) -> bool:
-        """Return whether an operation is known to have no effect."""
-        handler = self._handlers.get(op)
-        return handler is not None and not handler.effect
+    @property
+    def readers(self) -> frozenset[str]:
+        """The operations that are known to have no effect."""
+        return frozenset(op for op, handler in self._handlers.items() if not handler.effect)
 
     def definitions(self, version: str) -> dict[str, str]:
         """Return what `mesh:operations` says of each operation, as JSON by name."""
         return {name: encode(_definition(handler, version)) for name, handler in self._handlers.items()}
-
-    @property
-    def readers(self) -> str:
-        """The operations that are known to have no effect, with spaces between them, for the roster."""
-        return " ".join(op for op in self.operations if self.only_reads(op))
 
     @property
     def operations(self) -> list[str]:

@@ -27,6 +27,8 @@ class Expectations:
     Names that must be absent are listed apart, without values, so that no value can be mistaken for an absent one.
     """
 
+    __slots__ = ("_absent", "_answers", "_present")
+
     def __init__(self) -> None:
         self._present: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
         self._absent: dict[tuple[int, str], list[str]] = {}
@@ -154,6 +156,8 @@ class Writes:
     database (the type of a key, the value of a counter), and the script checks that before it writes.
     """
 
+    __slots__ = ("_commands", "_histories", "_lifetimes", "_set", "_sums", "verbs")
+
     def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
         self.verbs = verbs
         self._commands: list[Command] = []
@@ -174,7 +178,7 @@ class Writes:
 
     def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
         """Add a command: its side and the types of its keys, its number of words, and these. Raises ValueError."""
-        command: Command = [self._how(side, verb, keys, args), 0, verb, *keys, *args]
+        command: Command = [self._how(side, verb, keys, args), len(keys) + len(args) + 1, verb, *keys, *args]
         self._commands.append(command)
         for key in keys:
             history = self._histories.get((side, key))
@@ -196,6 +200,7 @@ class Writes:
             latest = self._latest(side, keys)
             if latest is not None and latest[2] == verb and len(latest) + len(part) <= MOST_WORDS:
                 latest.extend(part)
+                latest[1] = len(latest) - 2
                 if self._sums:
                     self._note(side, verb, keys, part)
             else:
@@ -227,12 +232,10 @@ class Writes:
 
     def commands(self) -> list[Command]:
         """All commands; lifetimes come last, when their keys exist."""
-        commands = list(self._commands)
-        for (side, key), at_ms in self._lifetimes.items():
-            commands.append([_SIDES[side], 0, "keep", key, at_ms])
-        for command in commands:
-            command[1] = len(command) - 2
-        return commands
+        if not self._lifetimes:
+            return self._commands
+        kept: list[Command] = [[_SIDES[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._lifetimes.items()]
+        return self._commands + kept
 
     def _latest(self, side: int, keys: Sequence[str]) -> Command | None:
         """The command that was the last one on each of these keys, if it has them in this order."""
@@ -254,9 +257,11 @@ class Writes:
     def _how(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
         """The command's side, and what the script has to check of its keys. Raises ValueError."""
         needs = self.verbs[verb].needs
+        if not needs:
+            return _SIDES[side]
         if verb in _COUNTERS:
             return f"{_SIDES[side]} {self._counter(side, verb, keys[0], args)}"
-        if not needs or not (self._histories or self._set[side]):
+        if not (self._histories or self._set[side]):
             return _checks(side, needs)
         if not self._set[side] and self._histories.keys().isdisjoint([(side, key) for key in keys]):
             return _checks(side, needs)

@@ -65,13 +65,14 @@ class Alone:
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
-        words = effects.wire()
-        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1, 0)
-        answer = await self.shared("EVALSHA", COMMIT.sha, len(names), *names, *fixed, *words)
+        words, _ = effects.wire()
+        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
+        answer = await self.shared("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % words)
         (word,) = decode(answer)
         if word != "done":
             raise MeshError(f"the commit was refused: {word}")
-        return words
+        found: list[Any] = decode(words.decode())
+        return found
 
 
 def _answer(answers: Sequence[Any], place: int) -> Any:

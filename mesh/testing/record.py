@@ -17,8 +17,8 @@ from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
-#: Where the number of the batch, and the first of its transactions, stand in the words that run commit.lua.
-BATCH, FIRST = 11, 13
+#: Where the number of the batch, and its transactions as JSON, stand in the words that run commit.lua.
+BATCH, TRANSACTIONS = 11, 12
 #: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further fields.
 SEND = 8
 
@@ -74,18 +74,15 @@ def is_numbered(command: Command) -> bool:
     )
 
 
-def transactions(commit: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the words of each transaction of a batch."""
-    begin = FIRST
-    while begin < len(commit):
-        end = begin + int(commit[begin])
-        yield tuple(commit[begin:end])
-        begin = end
+def transactions(commit: Sequence[Any]) -> list[list[Any]]:
+    """Return the words of each transaction of a batch."""
+    found: list[list[Any]] = decode(commit[TRANSACTIONS])
+    return found
 
 
 def op_of(transaction: Sequence[Any]) -> str:
     """Return the operation that a transaction belongs to."""
-    return str(transaction[5])
+    return str(transaction[4])
 
 
 class Observed:
@@ -125,20 +122,20 @@ class Observed:
             return
         self._known.add(batch)
         for words, word in zip(transactions(commit), decode(answer), strict=True):
-            if word == "done" and words[6] == OK:
+            if word == "done" and words[5] == OK:
                 self._note(words, database=int(commit[8]))
 
     def _note(self, words: Sequence[Any], database: int) -> None:
         op = op_of(words)
         if not op or op in self._runs.effects:
-            reply = self._runs.reply_of(op, words[8]) if words[3] and words[8] else None
-            self.committed.append(Committed(op, database, str(words[2]), reply))
+            reply = self._runs.reply_of(op, words[7]) if words[2] and words[7] else None
+            self.committed.append(Committed(op, database, str(words[1]), reply))
         self.sent.extend(sent_of(words, self._runs.body_of))
 
 
 def sent_of(words: Sequence[Any], body_of: Callable[[str, str], Any]) -> Iterator[Sent]:
     """Yield the requests that a transaction sends."""
-    for at in range(len(words) - SEND * int(words[11]), len(words), SEND):
+    for at in range(len(words) - SEND * int(words[10]), len(words), SEND):
         to, op, _, _, _, body, *_ = words[at : at + SEND]
         yield Sent(op, _address(to), body_of(op, body))
     for at, (verb, key) in enumerate(pairwise(words)):

@@ -16,8 +16,9 @@ from typing import Any
 import redis.exceptions
 from redis.asyncio import Redis
 
-from mesh.testing.record import BATCH, FIRST, Observed, is_commit, is_numbered, op_of, transactions
+from mesh.testing.record import BATCH, TRANSACTIONS, Observed, is_commit, is_numbered, op_of, transactions
 from mesh.wire.clients import Connections, Credentials
+from mesh.wire.codec import ENCODER
 from mesh.wire.connection import Command, RedisConnection
 
 #: How often a frozen replica looks whether it goes on.
@@ -135,12 +136,14 @@ class KitConnection(RedisConnection):
         return answers
 
     def _without_failed(self, commit: Command) -> Command:
-        found = list(transactions(commit))
+        found = transactions(commit)
         if self._failed[0] != commit[BATCH]:
             failed = {place for place, words in enumerate(found) if self._faults.fails(op_of(words))}
             self._failed = (commit[BATCH], failed)
-        left = [word for place, words in enumerate(found) if place not in self._failed[1] for word in words]
-        return (*commit[:FIRST], *left)
+        if not self._failed[1]:
+            return commit
+        left = [words for place, words in enumerate(found) if place not in self._failed[1]]
+        return (*commit[:TRANSACTIONS], ENCODER.encode(left))
 
     def _with_failed(self, answer: Any) -> Any:
         if not isinstance(answer, str) or not self._failed[1]:

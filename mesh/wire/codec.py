@@ -7,18 +7,18 @@ from typing import Any
 
 import msgspec
 
-_ENCODER = msgspec.json.Encoder()
-_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+ENCODER = msgspec.json.Encoder()
+DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def encode(body: Mapping[str, Any]) -> str:
     """Return a body as readable JSON."""
-    return _ENCODER.encode(body).decode()
+    return ENCODER.encode(body).decode()
 
 
 def decode(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError when the text is not valid JSON."""
     try:
-        return _DECODER.decode(text)
+        return DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error

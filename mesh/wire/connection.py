@@ -16,6 +16,8 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
+from mesh.wire.codec import ENCODER
+
 Command = tuple[Any, ...]
 
 #: The parser's value for a reply that has not arrived completely.
@@ -25,6 +27,16 @@ _CLOSED = "the connection to Redis was closed"
 
 #: Most bytes of one round trip. Redis closes a connection that sends a gigabyte, and one trip must not hold up others.
 MOST_BYTES = 64 * 2**20
+#: Room for what stands around a list of words.
+_REST = 2**16
+
+_ENCODE = ENCODER.encode
+
+#: A long word counts for several: for one more with each 2^7 bytes.
+WORD_BITS = 7
+
+#: A list of words as JSON, and for how many words it counts in a round trip.
+Encoded = tuple[bytes, int]
 
 
 class TooLarge(redis_errors.DataError):
@@ -38,8 +50,26 @@ def pack(commands: Iterable[Command]) -> bytes:
     except (TypeError, ValueError) as error:
         raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
     if len(packed) > MOST_BYTES:
-        raise TooLarge(f"it cannot be sent to Redis: {len(packed)} bytes, and at most {MOST_BYTES} fit in one trip")
+        raise _too_large(len(packed))
     return packed
+
+
+def encode_words(words: Sequence[Any]) -> Encoded:
+    """Return a list of words for a script as JSON, which costs less than each word as an argument.
+
+    Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
+    """
+    try:
+        text = _ENCODE(words)
+    except (TypeError, ValueError) as error:
+        raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
+    if len(text) > MOST_BYTES - _REST:
+        raise _too_large(len(text))
+    return text, len(words) + (len(text) >> WORD_BITS)
+
+
+def _too_large(size: int) -> TooLarge:
+    return TooLarge(f"it cannot be sent to Redis: {size} bytes, and at most {MOST_BYTES} fit in one trip")
 
 
 class _Answers(asyncio.Protocol):

@@ -22,19 +22,17 @@ from redis import exceptions as redis_errors
 
 from mesh.errors import Busy, LeaseLost, MeshError, Unavailable, redis_is_full
 from mesh.wire.codec import decode
-from mesh.wire.connection import RedisConnection, pack
+from mesh.wire.connection import WORD_BITS, Encoded, RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
 from mesh.wire.script import Script
 
-T = TypeVar("T", bound=Sequence[Any])
+T = TypeVar("T")
 
 #: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
+#: A long word counts for several, so that a round trip is bounded in bytes, too.
 MOST_WORDS = 20_000
 #: Most commands of one kind that may wait for a round trip.
 MOST_WAITING = 20_000
-#: Each 2^7 characters of a word count as one more word, so that a round trip is bounded in bytes, too. Redis needs
-#: about as many bytes for a short word that is an entry of a hash or a sorted set.
-WORD_BITS = 7
 RETRY_S = 0.05
 
 
@@ -48,17 +46,18 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> None: ...
 
 
-Asked = list[tuple[T, Waiter]]
+#: Items, each with its waiter and the number of words for which it counts.
+Asked = list[tuple[T, Waiter, int]]
 
 
-def _fail(asked: Iterable[tuple[Any, Waiter]], error: BaseException) -> None:
-    for _, waiter in asked:
+def _fail(asked: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
+    for _, waiter, _ in asked:
         if not waiter.done():
             waiter.set_exception(error)
 
 
 def _weight(words: Sequence[Any]) -> int:
-    """Return for how many words these words count in a round trip: a long word counts for several."""
+    """Return for how many words these words count in a round trip."""
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 
@@ -67,39 +66,33 @@ class Batch(Generic[T]):
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound
-        self._items: deque[tuple[T, Waiter]] = deque()
-        self._weights: deque[int] = deque()
-        #: about how many bytes the items of the last `take` would occupy in Redis
-        self.taken_bytes = 0
+        self._items: deque[tuple[T, Waiter, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, item: T, waiter: Waiter) -> None:
-        """Append an item. Raises Busy when the batch is full."""
+    def add(self, item: T, waiter: Waiter, weight: int) -> None:
+        """Append an item that counts for so many words. Raises Busy when the batch is full."""
         if len(self._items) >= self._bound:
             raise Busy(f"{self._bound} commands already wait to be sent to Redis; retry after 1 s", retry_after=1)
-        self._items.append((item, waiter))
-        self._weights.append(_weight(item))
+        self._items.append((item, waiter, weight))
 
     def take(self, most_words: int) -> Asked[T]:
         """Remove and return the oldest items: at most so many words, but at least one item."""
         taken: Asked[T] = []
-        left = most_words
-        while self._items and (not taken or self._weights[0] <= left):
-            taken.append(self._items.popleft())
-            left -= self._weights.popleft()
-        self.taken_bytes = (most_words - left) << WORD_BITS
+        left, items = most_words, self._items
+        while items and (items[0][2] <= left or not taken):
+            taken.append(items.popleft())
+            left -= taken[-1][2]
         return taken
 
     def put_first(self, items: Asked[T]) -> None:
         """Insert items before all others, even beyond the bound."""
         self._items.extendleft(reversed(items))
-        self._weights.extendleft(_weight(item) for item, _ in reversed(items))
 
     def fail(self, error: BaseException) -> None:
         """Remove all items, and raise an error at their waiters."""
-        failed, self._items, self._weights = self._items, deque(), deque()
+        failed, self._items = self._items, deque()
         _fail(failed, error)
 
 
@@ -111,7 +104,7 @@ class Link:
     server recognises what it has done already, and all other commands have the same effect when they run twice.
 
     `submit` and `commit` are the first words of the commands that run these scripts. The link adds the number of the
-    trip, about how many bytes the batch would occupy, and the batch. `when_full` maps the hash of each of the two
+    trip, and the batch as JSON. `when_full` maps the hash of each of the two
     scripts to that of the script which takes its place when the server is out of memory.
     """
 
@@ -127,6 +120,7 @@ class Link:
         scripts: Sequence[Script],
         when_full: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._bus = bus
         self._database = database
@@ -137,10 +131,12 @@ class Link:
         self._when_full = when_full
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
-        self._submissions: Batch[Any] = Batch()
-        self._commits: Batch[Any] = Batch()
+        self._submissions: Batch[bytes] = Batch()
+        self._commits: Batch[bytes] = Batch()
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
-        self._wake = asyncio.Event()
+        #: whether `run` waits for an item: then the next one wakes it
+        self._sleeps = True
+        self._woken = asyncio.Event()
         self._number = 0
         self._most_words = MOST_WORDS
         self._down = False
@@ -160,33 +156,40 @@ class Link:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         return self._add(self._own if own else self._shared, command)
 
-    def submit(self, group: Any, waiter: Waiter) -> None:
+    def submit(self, group: Encoded, waiter: Waiter) -> None:
         """Submit a group of requests. Raises Unavailable at once if the last round trip failed, and Busy."""
         if self._down:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
-        self._check_open()
-        self._submissions.add(group, waiter)
-        self._wake.set()
-
-    def commit(self, transaction: Any, waiter: Waiter, *, first: bool = False) -> None:
-        """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
-        self._check_open()
-        if first:
-            self._commits.put_first([(transaction, waiter)])
-        else:
-            self._commits.add(transaction, waiter)
-        self._wake.set()
-
-    def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
-        self._check_open()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        batch.add(item, future)
-        self._wake.set()
-        return future
-
-    def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed
+        self._submissions.add(group[0], waiter, group[1])
+        if self._sleeps:
+            self._wake()
+
+    def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
+        """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
+        if self._closed is not None:
+            raise self._closed
+        text, weight = transaction
+        if first:
+            self._commits.put_first([(text, waiter, weight)])
+        else:
+            self._commits.add(text, waiter, weight)
+        if self._sleeps:
+            self._wake()
+
+    def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
+        if self._closed is not None:
+            raise self._closed
+        future: asyncio.Future[Any] = self._loop.create_future()
+        batch.add(item, future, _weight(item))
+        if self._sleeps:
+            self._wake()
+        return future
+
+    def _wake(self) -> None:
+        self._sleeps = False
+        self._woken.set()
 
     @property
     def closed(self) -> bool:
@@ -202,10 +205,11 @@ class Link:
         """Make round trips until cancelled. Raises LeaseLost."""
         try:
             while True:
-                await self._wake.wait()
-                self._wake.clear()
+                await self._woken.wait()
                 while any(self._batches):
                     await self._trip()
+                self._woken.clear()
+                self._sleeps = True
         except LeaseLost as error:
             self.close(error)
             raise
@@ -271,17 +275,19 @@ class Link:
         all_sendable = True
         for batch, asked in zip(self._batches, taken, strict=True):
             sendable = []
-            for item, waiter in asked:
+            for each in asked:
                 try:
-                    pack([tuple(item)])
+                    # Submissions and commits are encoded already.
+                    if batch in (self._shared, self._own):
+                        pack([each[0]])
                 except redis_errors.DataError as error:
-                    _fail([(item, waiter)], error)
+                    _fail([each], error)
                     all_sendable = False
                 else:
-                    sendable.append((item, waiter))
+                    sendable.append(each)
             batch.put_first(sendable)
         if all_sendable:
-            words = max(sum(_weight(item) for item, _ in asked) for asked in taken)
+            words = max(sum(weight for _, _, weight in asked) for asked in taken)
             self._most_words = min(self._most_words, words) // 2
 
     def _commands(
@@ -290,19 +296,18 @@ class Link:
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
         if commits:
-            commands.append(self._numbered(self._commit, self._commits, commits))
+            commands.append(self._numbered(self._commit, commits))
         if submissions:
-            commands.append(self._numbered(self._submit, self._submissions, submissions))
-        commands.extend(item for item, _ in shared)
+            commands.append(self._numbered(self._submit, submissions))
+        commands.extend(item for item, _, _ in shared)
         if own:
             commands.append(("SELECT", self._database))
-            commands.extend(item for item, _ in own)
+            commands.extend(item for item, _, _ in own)
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, script: tuple[Any, ...], batch: Batch[Any], asked: Asked[Any]) -> tuple[Any, ...]:
-        words = itertools.chain.from_iterable([item for item, _ in asked])
-        return (*script, self._number, batch.taken_bytes, *words)
+    def _numbered(self, script: tuple[Any, ...], asked: Asked[bytes]) -> tuple[Any, ...]:
+        return (*script, self._number, b"[%b]" % b",".join([item for item, _, _ in asked]))
 
     def _hand_out(
         self,
@@ -316,20 +321,21 @@ class Link:
         for asked in (commits, submissions):
             if asked:
                 self._hand_out_each(next(at), asked)
-        for _, waiter in shared:
+        for _, waiter, _ in shared:
             _resolve(waiter, next(at))
         if own:
             next(at)
-            for _, waiter in own:
+            for _, waiter, _ in own:
                 _resolve(waiter, next(at))
 
     @staticmethod
     def _hand_out_each(answer: Any, asked: Asked[Any]) -> None:
         if isinstance(answer, str):
-            for (_, waiter), each in zip(asked, decode(answer), strict=True):
-                _resolve(waiter, each)
+            for (_, waiter, _), each in zip(asked, decode(answer), strict=True):
+                if not waiter.done():
+                    waiter.set_result(each)
         else:
-            for _, waiter in asked:
+            for _, waiter, _ in asked:
                 _resolve(waiter, answer)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:

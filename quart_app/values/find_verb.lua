@@ -9,13 +9,13 @@ local function make_find()
   return find_values
 end
 
-verbs['find-values'] = function(first, last, t)
-  local is_done, until_value, lines = pcall(make_find(), unpack(ARGV, first + 1, last))
+verbs['find-values'] = function(first, last)
+  local is_done, until_value, lines = pcall(make_find(), unpack(tx, first + 1, last))
   if not is_done then
     local reason = until_value
     return {err = type(reason) == 'table' and reason.err or tostring(reason)}
   end
   lines[1] = '{"until":"' .. until_value .. '","found":"' .. (lines[1] or '')
   lines[#lines] = lines[#lines] .. '"}'
-  ARGV[t + 8] = table.concat(lines, ';')
+  tx[8] = table.concat(lines, ';')
 end

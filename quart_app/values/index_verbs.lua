@@ -9,17 +9,17 @@ frees['unpair-all'] = true
 -- Returns the texts that the hash has under the names of some pairs, and the names.
 local function texts_of(hash, first, last)
   local names = {}
-  for k = first, last, 2 do names[#names + 1] = ARGV[k] end
+  for k = first, last, 2 do names[#names + 1] = tx[k] end
   return redis.call('HMGET', hash, unpack(names)), names
 end
 
 local function pair_all(first, last)
-  local hash, zset = ARGV[first + 1], ARGV[first + 2]
+  local hash, zset = tx[first + 1], tx[first + 2]
   for begin = first + 3, last, PASSED do
     local before, names = texts_of(hash, begin, math.min(begin + PASSED - 1, last))
     local now, fields, n, members, m = {}, {}, 0, {}, 0
     for i, name in ipairs(names) do
-      local text, other = ARGV[begin + 2 * i - 1], before[i] or now[name]
+      local text, other = tx[begin + 2 * i - 1], before[i] or now[name]
       if not other then
         now[name] = text
         fields[n + 1], fields[n + 2] = name, text
@@ -35,12 +35,12 @@ local function pair_all(first, last)
 end
 
 local function unpair_all(first, last)
-  local hash, zset = ARGV[first + 1], ARGV[first + 2]
+  local hash, zset = tx[first + 1], tx[first + 2]
   for begin = first + 3, last, PASSED do
     local before, names = texts_of(hash, begin, math.min(begin + PASSED - 1, last))
     local fields, members = {}, {}
     for i, name in ipairs(names) do
-      local text = ARGV[begin + 2 * i - 1]
+      local text = tx[begin + 2 * i - 1]
       if before[i] == text then fields[#fields + 1] = name end
       members[i] = name .. ':' .. text
     end

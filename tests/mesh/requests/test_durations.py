@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from mesh import Class, keys
 from mesh.raw import Body, Effects, Request, Store, Worker
-from mesh.requests.durations import BOUNDS_S, DurationHistogram, Durations
+from mesh.requests.durations import BOUNDS_S, Durations
 from tests.support.backend import Backend
 
 
 def test_a_duration_falls_into_the_interval_that_ends_at_or_after_it() -> None:
     """As in Prometheus, the upper end belongs to its interval, and the last interval has no end."""
-    histogram = DurationHistogram()
+    durations = Durations()
     for seconds in (0.0, 0.0005, 0.0006, 60.0, 61.0):
-        histogram.add(seconds)
+        durations.add("count.put", seconds, 0.0)
+    histogram, _ = durations.by_op["count.put"]
     assert histogram.counts[:2] == [2, 1] and histogram.counts[-2:] == [1, 1]
     assert len(histogram.counts) == len(BOUNDS_S) + 1 and round(histogram.sum_s, 4) == 121.0011
 

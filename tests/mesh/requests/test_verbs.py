@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mesh import Class, Database
 from mesh.raw import Effects
-from mesh.requests.effects import CONFLICT
 from mesh.requests.scripts import commit_with
+from mesh.requests.settlement import CONFLICT
 from mesh.requests.verbs import VERBS, ServiceVerbs
 from mesh.testing.fake_server import without_flags
 from tests.support.server import Server, server_programs
@@ -25,8 +25,8 @@ from tests.support.server import Server, server_programs
 #: A verb as a service may add it.
 NOTE = """
 verbs['note-all'] = function(first, last)
-  redis.call('HSET', ARGV[first + 1], unpack(ARGV, first + 3, last))
-  for k = first + 3, last, 2 do redis.call('ZADD', ARGV[first + 2], 0, ARGV[k]) end
+  redis.call('HSET', tx[first + 1], unpack(tx, first + 3, last))
+  for k = first + 3, last, 2 do redis.call('ZADD', tx[first + 2], 0, tx[k]) end
 end
 """
 ADDED = ServiceVerbs(NOTE, {"note-all": ("hash", "zset")})
@@ -125,7 +125,8 @@ class Databases:
         return self.clients[database].execute_command(*words)
 
     def commit(self, transaction: Effects) -> str:
-        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, 0, *transaction.wire())
+        text, _ = transaction.wire()
+        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, b"[%b]" % text)
         (word,) = json.loads(self.clients[0].eval(self.source, 3, *words))
         return str(word)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import DataError
 
 from mesh import Busy, Connections, RedisSettings
 from mesh.wire.clients import Credentials, heeding_cancellation
+from mesh.wire.connection import TooLarge, encode_words
 from mesh.wire.link import Batch
 from tests.support.server import Server
 
@@ -22,25 +25,30 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     """The oldest items go first, the rest waits for the next trip, and an item beyond the bound goes alone."""
     batch: Batch[str] = Batch()
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
-        batch.add(words, _waiter())
-    assert [item for item, _ in batch.take(5)] == ["aa", "bb"]
+        batch.add(words, _waiter(), len(words))
+    assert [item for item, *_ in batch.take(5)] == ["aa", "bb"]
     assert len(batch) == 3
     (taken,) = batch.take(2)
     assert taken[0] == "cc"
     batch.put_first([taken])
-    assert [item for item, _ in batch.take(2)] == ["cc"]
-    assert [item for item, _ in batch.take(2)] == ["ddddddddd"]
-    assert [item for item, _ in batch.take(2)] == ["e"]
+    assert [item for item, *_ in batch.take(2)] == ["cc"]
+    assert [item for item, *_ in batch.take(2)] == ["ddddddddd"]
+    assert [item for item, *_ in batch.take(2)] == ["e"]
 
 
-async def test_long_words_count_for_several() -> None:
+def test_long_words_count_for_several() -> None:
     """A round trip is bounded in bytes, too: a script that writes 20 MB would hold the server."""
-    batch: Batch[list[str | int]] = Batch()
-    for number in range(4):
-        batch.add([number, "x" * 1280, "y"], _waiter())
-    assert [item[0] for item, _ in batch.take(30)] == [0, 1]
-    assert [item[0] for item, _ in batch.take(12)] == [2]
-    assert [item[0] for item, _ in batch.take(1000)] == [3]
+    text, weight = encode_words(["1", "x" * 1280, "y"])
+    assert json.loads(text) == ["1", "x" * 1280, "y"]
+    assert weight == 3 + len(text) // 128 == 13
+
+
+def test_words_that_cannot_be_sent_are_refused() -> None:
+    """What is no Unicode text has no bytes, and one round trip is bounded."""
+    with pytest.raises(DataError, match="surrogates"):
+        encode_words(["\udcff"])
+    with pytest.raises(TooLarge, match="at most 67108864 fit in one trip"):
+        encode_words(["x" * 2**26])
 
 
 async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
@@ -58,10 +66,10 @@ async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
 async def test_a_batch_has_a_bound() -> None:
     """An item beyond the bound is refused at once with Busy; those that wait stay."""
     batch: Batch[str] = Batch(bound=2)
-    batch.add("one", _waiter())
-    batch.add("two", _waiter())
+    batch.add("one", _waiter(), 1)
+    batch.add("two", _waiter(), 1)
     with pytest.raises(Busy):
-        batch.add("three", _waiter())
+        batch.add("three", _waiter(), 1)
     assert len(batch) == 2
 
 
@@ -69,8 +77,8 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     """A waiter that was cancelled before stays cancelled."""
     batch: Batch[str] = Batch()
     waiting, given_up = _waiter(), _waiter()
-    batch.add("one", waiting)
-    batch.add("two", given_up)
+    batch.add("one", waiting, 1)
+    batch.add("two", given_up, 1)
     given_up.cancel()
     batch.fail(Busy("closed"))
     with pytest.raises(Busy):

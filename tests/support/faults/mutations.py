@@ -96,7 +96,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
-    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(tonumber(ARGV[7]))", "memory_is_full"),
+    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(stored, #ARGV[7])", "memory_is_full"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
     "guarded-reads": function(
@@ -107,7 +107,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "checks-before-writes": script(
         scripts.COMMIT,
-        "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(ARGV[k], wanted) end",
+        "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end",
         "",
     ),
     "any-exception": function(runner.Runner, "_attempt", "except BaseException as error:", "except OSError as error:"),
@@ -115,7 +115,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "turns": function(turns.Turns, "take", "if queue.holder == work:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
-    "deadline": function(runner.Runner, "_attempt", "if host.is_late(request):", "if False:"),
+    "deadline": function(runner.Runner, "_attempt", "if NEVER < request.deadline <= now_ms:", "if False:"),
     "own-pending-read": function(
         GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
@@ -140,7 +140,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "begun-rate": script(waking.WAKE, "about.rate and options.limits().begin(about.rate)", "false"),
     "schedule-kept": script(waking.SCHEDULE, "if next and (", "if false and ("),
-    "overdelivered": function(runner.Runner, "_attempt", "if is_overdelivered(", "if False and is_overdelivered("),
+    "overdelivered": function(runner.Runner, "_attempt", "and is_overdelivered(", "and False and is_overdelivered("),
 }
 
 
