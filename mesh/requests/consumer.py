@@ -56,6 +56,7 @@ from mesh.requests.settlement import (
     settle,
 )
 from mesh.requests.streams import RequestReader
+from mesh.requests.tasks import Tasks
 from mesh.requests.turns import Turns
 from mesh.requests.work import Counters, Host, Work
 from mesh.requests.worker import Worker
@@ -94,6 +95,7 @@ class Consumer(GroupConsumer[Work]):
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self.counters = Counters()
         self._runner = Runner(host, worker, self.counters)
+        self._tasks = Tasks(self._work, self._forget)
 
     @property
     def in_progress(self) -> int:
@@ -187,8 +189,7 @@ class Consumer(GroupConsumer[Work]):
         if self._ordered:
             await self._in_order(works)
         else:
-            for work in works:
-                self._begin(work)
+            self._tasks.begin(works)
             # Let the new tasks send their first commands before the next read.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -233,7 +234,7 @@ class Consumer(GroupConsumer[Work]):
             if work.ended is not None:
                 await work.ended
 
-    async def _work(self, work: Work, found: Found | None, after_s: float) -> None:
+    async def _work(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
         try:
             while True:
                 try:
