@@ -278,7 +278,7 @@ async def test_records_are_taken_apart_by_no_process_that_they_pass(
         assert len(text) < 1000, "a text with many records is read or written as JSON"
 
     monkeypatch.setattr(holder._link._connection, "send", count)
-    for name in ("encode", "decode"):
+    for name in ("_ENCODE", "_DECODE"):
         monkeypatch.setattr(protocol, name, watched(getattr(protocol, name), short))
     part = (await ask_to_find(asker, 2))[holder.database]
     assert part.found == ";".join(f"j{value}=2 2" for value in values)
@@ -286,12 +286,12 @@ async def test_records_are_taken_apart_by_no_process_that_they_pass(
 
 
 def watched(function: Callable[[Any], Any], look: Callable[[Any], None]) -> Callable[[Any], Any]:
-    """Return the function, which lets `look` see what it takes and returns, if that is text."""
+    """Return the function, which lets `look` see what it takes and returns, if that is text or bytes."""
 
     def seen(given: Any) -> Any:
         returned = function(given)
         for each in (given, returned):
-            if isinstance(each, str):
+            if isinstance(each, str | bytes):
                 look(each)
         return returned
 
