@@ -244,6 +244,18 @@ async def test_the_commit_finds_what_a_search_finds(valued: Valued) -> None:
     assert await ask_to_find(one, 3) == {one.database: Part("", ""), two.database: Part("", "")}
 
 
+async def test_a_search_takes_no_round_trip_that_it_does_not_need(valued: Valued) -> None:
+    """Submission and commit, which reads. Others may share a trip, so several are tried."""
+    one = await valued.join("A")
+    await valued.put(one, "A", 8)
+    taken: list[float] = []
+    for _ in range(20):
+        before = one.statistics()["round_trips"]
+        assert (await ask_to_find(one, 2))[one.database] == Part("", "a8=2^3")
+        taken.append(one.statistics()["round_trips"] - before)
+    assert min(taken) == 2
+
+
 async def test_what_the_commit_finds_has_not_expired(valued: Valued) -> None:
     """As of the moment of the request, although the sweep has not been there."""
     one = await valued.join("A")
