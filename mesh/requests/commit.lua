@@ -5,8 +5,8 @@
 -- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory. This
 -- one does the same for a batch that would exceed the memory.
 -- KEYS: lease, books, committed
--- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, and the transactions as
---       JSON, because a list of lists of words costs less than each word as an argument. The words of a transaction:
+-- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, and the transactions, as
+--       batch.lua reads them, because JSON costs less than each word as an argument. The words of a transaction:
 --   stream, id            the request; empty: a transaction of the replica's own
 --   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
 --   number of groups of expectations, of writes, of sends, microseconds of work, the call or "", and then these:
@@ -44,8 +44,11 @@ end
 
 local function go(side) go_to(string.byte(side) == 48 and bus or database) end
 
+--[[ batch.lua ]]
+
 local FIRST = 14
-local transactions, first_of, last_of, number_of, stored = cjson.decode(ARGV[7]), {}, {}, {}, 0
+local transactions, bytes = batch_at(7)
+local first_of, last_of, number_of, stored = {}, {}, {}, 0
 for i = 1, #transactions do
   stored = stored + #transactions[i] + 1 - FIRST
   local stream, id = transactions[i][1], transactions[i][2]
@@ -60,7 +63,7 @@ local tx
 
 --[[ room.lua ]]
 
-memory_is_full = memory_is_full or has_no_room(stored, #ARGV[7])
+memory_is_full = memory_is_full or has_no_room(stored, bytes)
 
 -- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
 -- so one XPENDING from the first to the last request of the batch finds nearly all of them.

@@ -16,10 +16,11 @@ from mesh.wire.script import Script
 
 #: What every script has that adds, moves or ends requests which may have options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-SUBMIT = Script.beside(__file__, "submit.lua", "room.lua", "further_fields.lua", *OPTIONS, "place.lua")
+SUBMIT = Script.beside(__file__, "submit.lua", "batch.lua", "room.lua", "further_fields.lua", *OPTIONS, "place.lua")
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
+    "batch.lua",
     "room.lua",
     "commit_answers.lua",
     "commit_verbs.lua",

@@ -6,7 +6,7 @@
 -- memory.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, and the groups as JSON, each as a list of words:
+--       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads them. The words of a group:
 --       the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
 --       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
 --       have something, see filters.py), op, key, ttl (ms, 0: never), body.
@@ -35,10 +35,12 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 
 --[[ room.lua ]]
 
-local FIRST = 3
-local groups, stored = cjson.decode(ARGV[9]), 0
+--[[ batch.lua ]]
+
+local FIRST, stored = 3, 0
+local groups, bytes = batch_at(9)
 for i = 1, #groups do stored = stored + #groups[i] + 1 - FIRST end
-memory_is_full = memory_is_full or has_no_room(stored, #ARGV[9])
+memory_is_full = memory_is_full or has_no_room(stored, bytes)
 
 -- The words of the group at hand. Its requests begin at FIRST.
 local group

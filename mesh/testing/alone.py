@@ -21,7 +21,7 @@ from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.scripts import COMMIT
 from mesh.requests.store import Store
-from mesh.testing.record import Sent, sent_of
+from mesh.testing.record import Sent, sent_of, transactions
 from mesh.testing.servers import fake_server
 from mesh.wire.codec import decode
 from mesh.wire.link import Link
@@ -65,14 +65,14 @@ class Alone:
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
-        words, _ = effects.wire()
+        text, _, longs = effects.wire()
         fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
-        answer = await self.shared("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % words)
-        (word,) = decode(answer)
+        command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % text, *longs)
+        (word,) = decode(await self.shared(*command))
         if word != "done":
             raise MeshError(f"the commit was refused: {word}")
-        found: list[Any] = decode(words.decode())
-        return found
+        (words,) = transactions(command)
+        return words
 
 
 def _answer(answers: Sequence[Any], place: int) -> Any:

@@ -17,7 +17,8 @@ from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
-#: Where the number of the batch, and its transactions as JSON, stand in the words that run commit.lua.
+#: Where the number of the batch, its transactions as JSON, and then their long words stand in the words that run
+#: commit.lua.
 BATCH, TRANSACTIONS = 11, 12
 #: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further fields.
 SEND = 8
@@ -76,8 +77,8 @@ def is_numbered(command: Command) -> bool:
 
 def transactions(commit: Sequence[Any]) -> list[list[Any]]:
     """Return the words of each transaction of a batch."""
-    found: list[list[Any]] = decode(commit[TRANSACTIONS])
-    return found
+    longs = iter(commit[TRANSACTIONS + 1 :])
+    return [[next(longs) if word is None else word for word in words] for words in decode(commit[TRANSACTIONS])]
 
 
 def op_of(transaction: Sequence[Any]) -> str:

@@ -31,12 +31,16 @@ MOST_BYTES = 64 * 2**20
 _REST = 2**16
 
 _ENCODE = ENCODER.encode
+_NONE: Sequence[str] = ()
 
 #: A long word counts for several: for one more with each 2^7 bytes.
 WORD_BITS = 7
 
-#: A list of words as JSON, and for how many words it counts in a round trip.
-Encoded = tuple[bytes, int]
+#: A word of more characters is sent as it is, because a server reads a text faster than JSON.
+LONG = 4096
+
+#: A list of words as JSON, for how many words it counts in a round trip, and its long words, which are null there.
+Encoded = tuple[bytes, int, Sequence[str]]
 
 
 class TooLarge(redis_errors.DataError):
@@ -55,7 +59,7 @@ def pack(commands: Iterable[Command]) -> bytes:
 
 
 def encode_words(words: Sequence[Any]) -> Encoded:
-    """Return a list of words for a script as JSON, which costs less than each word as an argument.
+    """Return words for a script, which reads them with `batch.lua`. They cost less than as many arguments.
 
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
@@ -63,9 +67,13 @@ def encode_words(words: Sequence[Any]) -> Encoded:
         text = _ENCODE(words)
     except (TypeError, ValueError) as error:
         raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
-    if len(text) > MOST_BYTES - _REST:
-        raise _too_large(len(text))
-    return text, len(words) + (len(text) >> WORD_BITS)
+    size = len(text)
+    if size > MOST_BYTES - _REST:
+        raise _too_large(size)
+    longs = [word for word in words if word.__class__ is str and len(word) > LONG] if size > LONG else _NONE
+    if longs:
+        text = _ENCODE([None if word.__class__ is str and len(word) > LONG else word for word in words])
+    return text, len(words) + (size >> WORD_BITS), longs
 
 
 def _too_large(size: int) -> TooLarge:

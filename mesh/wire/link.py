@@ -104,8 +104,8 @@ class Link:
     server recognises what it has done already, and all other commands have the same effect when they run twice.
 
     `submit` and `commit` are the first words of the commands that run these scripts. The link adds the number of the
-    trip, and the batch as JSON. `when_full` maps the hash of each of the two
-    scripts to that of the script which takes its place when the server is out of memory.
+    trip, and the batch as `batch.lua` reads it. `when_full` maps the hash of each of the two scripts to that of the
+    script which takes its place when the server is out of memory.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class Link:
         self._when_full = when_full
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
-        self._submissions: Batch[bytes] = Batch()
-        self._commits: Batch[bytes] = Batch()
+        self._submissions: Batch[Encoded] = Batch()
+        self._commits: Batch[Encoded] = Batch()
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         #: whether `run` waits for an item: then the next one wakes it
         self._sleeps = True
@@ -162,7 +162,7 @@ class Link:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         if self._closed is not None:
             raise self._closed
-        self._submissions.add(group[0], waiter, group[1])
+        self._submissions.add(group, waiter, group[1])
         if self._sleeps:
             self._wake()
 
@@ -170,11 +170,10 @@ class Link:
         """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
         if self._closed is not None:
             raise self._closed
-        text, weight = transaction
         if first:
-            self._commits.put_first([(text, waiter, weight)])
+            self._commits.put_first([(transaction, waiter, transaction[1])])
         else:
-            self._commits.add(text, waiter, weight)
+            self._commits.add(transaction, waiter, transaction[1])
         if self._sleeps:
             self._wake()
 
@@ -306,8 +305,9 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, script: tuple[Any, ...], asked: Asked[bytes]) -> tuple[Any, ...]:
-        return (*script, self._number, b"[%b]" % b",".join([item for item, _, _ in asked]))
+    def _numbered(self, script: tuple[Any, ...], asked: Asked[Encoded]) -> tuple[Any, ...]:
+        batch = b"[%b]" % b",".join([item[0] for item, _, _ in asked])
+        return (*script, self._number, batch, *[word for item, _, _ in asked for word in item[2]])
 
     def _hand_out(
         self,

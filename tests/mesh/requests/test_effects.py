@@ -43,8 +43,9 @@ class Read:
 
 def read(transaction: Effects) -> Read:
     """Decode; fails unless a transaction's size is at least the number of its words."""
-    text, size = transaction.wire()
+    text, size, longs = transaction.wire()
     words = json.loads(text)
+    assert not longs
     stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, _call, *rest = words
     assert size >= len(words)
     at = iter(rest)

@@ -220,3 +220,23 @@ async def test_the_sweep_has_a_pace(backend: Backend, worker: Worker, monkeypatc
     await backend.join(worker)
     await asyncio.sleep(1.1)
     assert 2 <= len(rounds) <= 6
+
+
+async def test_long_words_go_beside_the_json_of_their_batch(backend: Backend) -> None:
+    """Bodies, values and what is expected of them arrive as they were sent, whatever else is in the batch."""
+    worker = Worker()
+
+    @worker.handles("long.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> Body:
+        before = await store.get(request.body["key"])
+        transaction.expect(request.body["key"], before)
+        transaction.set(request.body["key"], request.body["text"])
+        return {"before": before or "", "text": request.body["text"]}
+
+    one = await backend.join(worker)
+    texts = {f"k{n}": f"{n}" + 'é"\\\n' * length for n, length in enumerate((0, 1, 5000, 0, 90_000, 2, 1500))}
+    for before in ({}, texts):
+        calls = [one.call(Class("A"), "long.put", {"key": key, "text": text}) for key, text in texts.items()]
+        for (key, text), answer in zip(texts.items(), await asyncio.gather(*calls), strict=True):
+            assert answer == {"before": before.get(key, ""), "text": text}
+    assert [await one.store().get(key) for key in texts] == [*texts.values()]

@@ -125,8 +125,8 @@ class Databases:
         return self.clients[database].execute_command(*words)
 
     def commit(self, transaction: Effects) -> str:
-        text, _ = transaction.wire()
-        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, b"[%b]" % text)
+        text, _, longs = transaction.wire()
+        words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, b"[%b]" % text, *longs)
         (word,) = json.loads(self.clients[0].eval(self.source, 3, *words))
         return str(word)
 

@@ -126,8 +126,8 @@ class Memory:
 
     def commit(self, transaction: Effects) -> None:
         self.batch += 1
-        text, _ = transaction.wire()
-        words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, b"[%b]" % text)
+        text, _, longs = transaction.wire()
+        words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, b"[%b]" % text, *longs)
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
         assert outcomes == '["done"]'
 
@@ -236,8 +236,8 @@ def test_a_server_whose_memory_is_full_answers_with_what_it_has() -> None:
     request = Request(stream, id, "values.find", "k", "replica-1", replies, NEVER, {})
     transaction = Effects(0, "replica-2", request, WORKER.verbs)
     records.answer(transaction, Conditions("2", 2**50, 2, ""))
-    text, _ = transaction.wire()
-    words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 9, b"[%b]" % text)
+    text, _, longs = transaction.wire()
+    words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 9, b"[%b]" % text, *longs)
     assert memory.fake.eval(without_flags(when_full(COMMIT).source), 3, *words) == '["done"]'
     (_, (_, fields)) = memory.fake.xrange(replies)
     assert fields["body"] == '{"until":"10","found":"a6=2 3;b10=2 5"}'
