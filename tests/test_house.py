@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -270,3 +272,10 @@ def _imported(module: Path) -> Iterator[str]:
             yield node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+
+
+def test_each_mutation_of_the_fault_matrix_finds_the_text_that_it_replaces() -> None:
+    """The long test of a mutation runs less often than its text changes."""
+    command = [sys.executable, "-m", "tests.support.faults.mutations"]
+    found = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (found.stdout, found.stderr, found.returncode) == ("", "", 0)

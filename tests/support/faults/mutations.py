@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -96,7 +97,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
     "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
-    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(stored, #ARGV[7])", "memory_is_full"),
+    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(stored, bytes)", "memory_is_full"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
     "guarded-reads": function(
@@ -148,3 +149,22 @@ def apply(name: str) -> None:
     """Remove one mechanism from this process; "" removes none. Raises KeyError, LookupError."""
     if name:
         MUTATIONS[name]()
+
+
+def main() -> None:
+    """Print each mutation that no longer finds the text to replace. Each is tried in a process of its own."""
+    for name in MUTATIONS:
+        pid = os.fork()
+        if not pid:
+            try:
+                apply(name)
+            except LookupError as error:
+                sys.stdout.write(f"{name}: {error}\n")
+                sys.stdout.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main()
