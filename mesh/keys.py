@@ -30,7 +30,7 @@
     mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
     mesh:once:{op}:{key}     hash, PX      an idempotency key: its request and who waits for it, or the answer
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
-    mesh:schedule:{op}       hash          definition, epoch of its author, next and last tick, entries of the last tick
+    mesh:schedule:{op}       hash, PX      definition, epoch of its author, next and last tick, entries of the last tick
     mesh:operations          hash          operation -> what it is, as JSON; those that a live replica serves
     mesh:operations:served   hash          digest of a table of operations, as roster rows name it -> its operations
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so

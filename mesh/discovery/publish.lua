@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Writes which operations a replica serves, and removes those that no live replica serves any more.
--- KEYS: operations, served
+-- Writes which operations a replica serves, and removes those that no live replica serves any more. Their schedules rest.
+-- KEYS: operations, served, schedules
 -- ARGV: databases, digest of the replica's table, 1 to write definitions over others, 0 to write missing ones,
 --       then operation, definition, ...; without these the script only looks
 -- Returns 1 if the table of this digest and the definition of each of its operations are there, else 0
-local operations_key, served_key = KEYS[1], KEYS[2]
+local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local databases, digest, overwrites = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
 local function each_name(text, visit)
@@ -20,12 +20,14 @@ for i = 4, #ARGV, 2 do
     redis.call('HSETNX', operations_key, ARGV[i], ARGV[i + 1])
   end
 end
-if #names > 0 then redis.call('HSET', served_key, digest, table.concat(names, ' ')) end
+if #names > 0 or overwrites then redis.call('HSET', served_key, digest, table.concat(names, ' ')) end
 
-local live, kept, gone = {[digest] = true}, {}, {}
+local live, kept, gone, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, databases - 1 do
-  local its = redis.call('HGET', 'mesh:replica:' .. n, 'serves')
+  local replica, its = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if its then live[its] = true end
+  -- An older release does not say what it serves, and a replica that has just joined has not said it yet.
+  if replica and (not its or redis.call('HEXISTS', served_key, its) == 0) then all_are_known = false end
 end
 local tables = redis.call('HGETALL', served_key)
 for i = 1, #tables, 2 do
@@ -43,6 +45,18 @@ for _, text in ipairs(gone) do
 end
 for _, name in ipairs(redis.call('HKEYS', operations_key)) do
   if not kept[name] then redis.call('HDEL', operations_key, name) end
+end
+
+-- Replicas that run a schedule may come back, and its missed ticks count then. Until then nobody is woken for it, and what
+-- is known of it goes after a year.
+local YEAR_MS = 366 * 24 * 60 * 60 * 1000
+if all_are_known then
+  for _, name in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do
+    if not kept[name] then
+      redis.call('ZREM', schedules_key, name)
+      redis.call('PEXPIRE', 'mesh:schedule:' .. name, string.format('%.0f', YEAR_MS))
+    end
+  end
 end
 
 local ours = redis.call('HGET', served_key, digest)

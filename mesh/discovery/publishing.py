@@ -4,7 +4,7 @@
     mesh:operations:served   hash   digest of a table -> its operations; roster rows name the digest
 
 A replica writes its definitions when it joins, over those of another release. It looks now and then whether they are
-still there, and removes the operations that no live replica serves.
+still there, and removes the operations that no live replica serves, with their next ticks.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ class Publication:
 
     async def _run(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
         words = [word for pair in definitions.items() for word in pair]
-        names = [keys.OPERATIONS, keys.SERVED]
+        names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
         return bool(await link.script(PUBLISH, names, keys.MOST_DATABASES, self.digest, overwrites, *words))

@@ -14,6 +14,8 @@ local function is_live(author)
   end
 end
 
+-- It has rested, if no live replica had it.
+redis.call('PERSIST', schedule_key)
 if next and (known == definition or tonumber(by) > epoch and is_live(by)) then
   if known == definition and tonumber(by) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end
   redis.call('ZADD', schedules_key, next, name)

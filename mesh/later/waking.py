@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -39,6 +41,8 @@ MOST_AT_ONCE = 256
 STAGGER_MS = 2
 #: Longest sleep. What is due sooner than that, a replica learns from its renewals.
 LONGEST_S = 1.0
+#: Pause between two writes of our schedules, which somebody may have deleted.
+RECORD_S = 30.0
 #: Entries of one stream that a cancellation looks at.
 MOST_SEARCHED = 10_000
 CANCELLATION_REMEMBERED_MS = 60_000
@@ -74,9 +78,12 @@ class Waking:
 
     async def run(self) -> None:
         """Wake what is due, and send ticks."""
-        for name, schedule in self._schedules.items():
-            await self._record(name, schedule)
+        recorded_at = -math.inf
         while True:
+            if time.monotonic() - recorded_at >= RECORD_S:
+                for name, schedule in self._schedules.items():
+                    await self._record(name, schedule)
+                recorded_at = time.monotonic()
             await self._sleep()
             if self._next_ms is not None and self._next_ms <= self._now_ms():
                 await self._wake()

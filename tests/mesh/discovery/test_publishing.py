@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from msgspec import Struct
 
-from mesh import Operations, Query, Refused, Transaction, keys
+from mesh import Operation, Operations, Query, Refused, Transaction, Unserved, keys
 from mesh.testing import MeshKit
 from tests.support.greetings import greetings
 
@@ -76,6 +77,17 @@ async def test_operations_of_all_live_replicas_are_there_and_no_others() -> None
         found = await stored(kit)
         assert {op.partition(".")[0] for op in found} == {"greetings"}
         assert len(await kit.redis().hgetall(keys.SERVED)) == 1
+
+
+async def test_a_replica_without_operations_is_known_to_serve_none() -> None:
+    """Its empty table is written, too; otherwise it might serve anything, and no operation would be refused."""
+    async with MeshKit(greetings) as kit:
+        await kit.start(Operations("none"))
+        await kit.advance(seconds=1)
+        row = await kit.redis().hgetall(keys.row(kit[1].database))
+        assert (await kit.redis().hgetall(keys.SERVED))[row["serves"]] == ""
+        with pytest.raises(Unserved):
+            await kit[0].send(Operation("notes.gone", Note, Note), Note("a"))
 
 
 async def test_of_two_releases_the_one_that_joined_last_defines_an_operation() -> None:

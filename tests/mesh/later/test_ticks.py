@@ -10,6 +10,7 @@ import pytest
 from msgspec import Struct
 
 from mesh import Limit, Operations, Tick, Transaction, UsageError, keys
+from mesh.discovery import publishing
 from mesh.testing import MeshKit
 from tests.support.other_lines import instead
 
@@ -70,6 +71,50 @@ class TestEvery:
             assert runs <= len(ticks) - before <= runs + 1
             await kit.advance(minutes=3)
             assert ticks[-1].missed == 0
+
+    @pytest.mark.parametrize(("missed", "runs"), [("once", 1), ("skip", 0), ("all", 30)])
+    async def test_ticks_without_a_replica_that_has_them(self, missed: str, runs: int) -> None:
+        """The schedule rests while only other replicas live: nobody is woken for it, and no tick is forgotten."""
+        table, ticks = ticking(missed=missed)
+        async with MeshKit(Operations("other")) as kit:
+            await kit.start(table)
+            await kit.advance(minutes=2)
+            await kit.stop(1)
+            await kit.advance(minutes=30)
+            redis, before = kit.redis(), len(ticks)
+            assert await redis.zcard(keys.SCHEDULES) == 0 and kit[0].replica._waking._next_ms is None
+            assert await redis.pttl(keys.schedule("clock.tick")) > 300 * 24 * 60 * 60 * 1000
+            await kit.start(table)
+            await kit.advance(seconds=5)
+            assert runs <= len(ticks) - before <= runs + 1
+            assert await redis.zcard(keys.SCHEDULES) == 1 and await redis.pttl(keys.schedule("clock.tick")) == -1
+
+    @pytest.mark.parametrize("is_careful", [True, False])
+    async def test_what_an_older_release_may_run_does_not_rest(
+        self, monkeypatch: pytest.MonkeyPatch, is_careful: bool
+    ) -> None:
+        """An older release does not say what it serves. Without this care, its schedule would be forgotten."""
+        if not is_careful:
+            instead(monkeypatch, "PUBLISH", "then all_are_known = false end", "then end", publishing)
+        async with MeshKit(Operations("other")) as kit:
+            redis = kit.redis()
+            await redis.hset(keys.row(9), mapping={"replica": "older", "class": "B", "state": "ready"})
+            await redis.hset(keys.schedule("old.tick"), mapping={"definition": "[]", "epoch": 1, "next": 1})
+            await redis.zadd(keys.SCHEDULES, {"old.tick": 1})
+            await kit.advance(seconds=20)
+            assert (await redis.zscore(keys.SCHEDULES, "old.tick") is not None) == is_careful
+            await redis.delete(keys.row(9))
+
+    async def test_a_schedule_that_somebody_deletes_comes_back(self) -> None:
+        """An emptied server gets it again while its replicas live, as it gets the operations."""
+        table, ticks = ticking()
+        async with MeshKit(table) as kit:
+            await kit.advance(minutes=2, seconds=5)
+            await kit.redis().delete(keys.SCHEDULES, keys.schedule("clock.tick"))
+            await kit.advance(seconds=40)
+            before = len(ticks)
+            await kit.advance(minutes=5)
+            assert len(ticks) - before == 5
 
     @pytest.mark.parametrize("limit", [None, Limit(concurrency=5)])
     async def test_a_run_that_lasts_leaves_ticks_out(self, limit: Limit | None) -> None:
@@ -160,8 +205,8 @@ class TestEvery:
             assert {tick.at % 3_600_000 for tick in (each_minute[seen:] + hourly)} == {0}
             assert len(each_minute[seen:] + hourly) >= 3
 
-    async def test_a_removed_schedule_is_left_alone(self) -> None:
-        """No replica of this release knows it; it does not keep them busy."""
+    async def test_a_removed_schedule_rests(self) -> None:
+        """No replica of this release knows the schedule; it is kept for a while, and keeps nobody busy."""
         table, ticks = ticking()
         async with MeshKit(table) as kit:
             await kit.advance(minutes=3)
@@ -170,7 +215,9 @@ class TestEvery:
             await kit.start(Operations("other"))
             await kit.advance(minutes=10)
             assert len(ticks) == seen
-            assert await kit.redis().zscore(keys.SCHEDULES, "clock.tick") is not None
+            assert await kit.redis().zscore(keys.SCHEDULES, "clock.tick") is None
+            assert await kit.redis().hget(keys.schedule("clock.tick"), "next") is not None
+            assert kit[1].replica._waking._next_ms is None
 
     @pytest.mark.parametrize(
         "register",
