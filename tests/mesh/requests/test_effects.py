@@ -310,7 +310,13 @@ async def test_each_of_many_expectations_counts(backend: Backend, field: str) ->
 
 async def test_of_a_transaction_everything_becomes_true_or_nothing(backend: Backend) -> None:
     """If an expectation does not hold, neither side is written to and nothing is sent."""
-    one = await backend.join()
+    worker = Worker()
+
+    @worker.handles("x.tell")
+    async def tell(request: Request, store: Store, transaction: Effects) -> Body:
+        return {}
+
+    one = await backend.join(worker)
     client = backend.redis()
     await client.set("shared:x", "theirs")
     transaction = one.transaction()
