@@ -75,12 +75,13 @@ class Helpers:
 
     @contextlib.asynccontextmanager
     async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[Help]:
-        """Let the others run curves on the smallest composite while the block lasts.
+        """Let the others run curves on the smallest composite while the block lasts, until one of them splits it.
 
         `processes` is how many this replica uses itself.
         """
         help = Help(factoring)
         asking = asyncio.create_task(self._ask(help, processes))
+        help.found.add_done_callback(lambda _: asking.cancel())
         try:
             yield help
         finally:

@@ -259,6 +259,7 @@ async def test_the_first_divisor_of_a_helper_is_taken(backend: Backend, found: F
     await join(backend, helper)
     async with Helpers(lambda: asker).asked(BEFORE, 1) as help:
         assert await asyncio.wait_for(help.found, 10) == (found, factors)
+        await asyncio.sleep(0.3)
     assert len(helper.begun) == 1
 
 
