@@ -1,4 +1,4 @@
-"""Which tests a mutant is tried with."""
+"""Which tests a mutant is tried with, and in which order."""
 
 from __future__ import annotations
 
@@ -6,46 +6,79 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mutants.concerned import ALL, BEHAVIOUR, FURTHER, concerning, stages
+from tests.support.mutants.concerned import FIRST_S, stages
+from tests.support.mutants.mutant import Mutant
+from tests.support.mutants.reach import Reach
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    ("path", "tests"),
-    [
-        ("mesh/lease/choice.py", ["tests/mesh/lease/test_choice.py", "tests/mesh/lease", BEHAVIOUR]),
-        ("mesh/lease/renew.lua", ["tests/mesh/lease", BEHAVIOUR]),
-        ("mesh/requests/sweep.lua", ["tests/mesh/requests", "tests/mesh/operations", BEHAVIOUR]),
-    ],
-)
-def test_the_tests_of_a_module(path: str, tests: list[str]) -> None:
-    """The file of its name, its folder, further folders, then the whole mesh."""
-    assert concerning(path, ROOT) == tests
+SOURCE = "def f(a):\n    if a:\n        return 1\n    return 2\n"
 
 
-def test_a_module_outside_of_folders_has_no_subfolders() -> None:
-    """`mesh/keys.py` is tried with the files of `tests/mesh`, its own first."""
-    found = concerning("mesh/keys.py", ROOT)
-    assert found[0] == "tests/mesh/test_keys.py" and BEHAVIOUR in found
-    assert all(each.endswith(".py") for each in found)
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("mesh/a/b.py", "mesh/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(SOURCE)
+    return tmp_path
 
 
-def test_all_other_tests_of_the_core_come_second() -> None:
-    """Another folder may notice what its own does not; no test runs twice."""
-    first, second = stages("mesh/lease/renew.lua", ROOT)
-    assert first == ["tests/mesh/lease", BEHAVIOUR]
-    assert second == [ALL, "--ignore=tests/mesh/lease", f"--ignore={BEHAVIOUR}"]
+def reach_of(**tests: tuple[float, dict[str, list[int]], list[str]]) -> Reach:
+    return Reach(
+        {
+            name: {"seconds": seconds, "passed": True, "lines": lines, "scripts": scripts}
+            for name, (seconds, lines, scripts) in tests.items()
+        }
+    )
 
 
-def test_every_file_of_the_core_has_concerning_its_own() -> None:
-    """No file is tried with the behaviour of the whole mesh alone."""
-    files = [file for file in (ROOT / "mesh").rglob("*") if file.suffix in {".py", ".lua"}]
-    alone = [str(file) for file in files if concerning(file.relative_to(ROOT).as_posix(), ROOT) == [BEHAVIOUR]]
-    assert files and alone == []
+def test_only_tests_that_run_the_line_are_tried(root: Path) -> None:
+    """Those of the module come first, then those of its folder, then others; slow ones come last."""
+    line_3 = {"mesh/a/b.py": [2, 3]}
+    reach = reach_of(
+        **{
+            "tests/mesh/c/test_x.py::fast": (0.2, line_3, []),
+            "tests/mesh/c/test_x.py::faster": (0.1, line_3, []),
+            "tests/mesh/a/test_y.py::beside": (0.2, line_3, []),
+            "tests/mesh/a/test_b.py::slow": (2.0, line_3, []),
+            "tests/mesh/a/test_b.py::own": (0.3, line_3, []),
+            "tests/mesh/a/test_b.py::elsewhere": (0.1, {"mesh/a/b.py": [2, 4]}, []),
+        }
+    )
+    names = ["a/test_b.py::own", "a/test_y.py::beside", "c/test_x.py::faster", "c/test_x.py::fast", "a/test_b.py::slow"]
+    assert stages(Mutant("mesh/a/b.py", 3, "", SOURCE, ""), root, reach) == [[f"tests/mesh/{name}" for name in names]]
 
 
-def test_the_further_tests_exist() -> None:
-    """The list names folders and files that are there."""
-    assert all((ROOT / folder).is_dir() for folder in FURTHER)
-    assert all((ROOT / test).exists() for tests in FURTHER.values() for test in tests)
+def test_a_line_that_no_test_runs_needs_no_run(root: Path) -> None:
+    """The mutant survives at once."""
+    reach = reach_of(**{"tests/mesh/test_b.py::t": (0.1, {"mesh/b.py": [2, 3]}, [])})
+    assert stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach) == []
+
+
+def test_long_tests_wait_for_a_second_run(root: Path) -> None:
+    """The first run is short, because it kills most mutants."""
+    reach = reach_of(**{f"tests/mesh/test_b.py::t{n}": (FIRST_S / 2, {"mesh/b.py": [4]}, []) for n in range(5)})
+    first, second = stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach)
+    assert (len(first), len(second)) == (2, 3)
+
+
+def test_a_script_concerns_the_tests_that_run_its_line(root: Path) -> None:
+    """A test over a real server runs what its twin runs, and one without a twin counts if it runs the script."""
+    script = ["mesh/b.lua"]
+    reach = reach_of(
+        **{
+            "tests/mesh/test_b.py::t[fake]": (0.1, {"mesh/b.lua": [5]}, script),
+            "tests/mesh/test_b.py::t[real]": (0.2, {}, script),
+            "tests/mesh/test_b.py::u[fake]": (0.1, {"mesh/b.lua": [15]}, script),
+            "tests/mesh/test_b.py::u[real]": (0.2, {}, script),
+            "tests/mesh/c/test_x.py::alone": (0.3, {}, script),
+            "tests/mesh/c/test_x.py::another": (0.3, {}, ["mesh/c.lua"]),
+        }
+    )
+    (found,) = stages(Mutant("mesh/b.lua", 5, "", "", ""), root, reach)
+    assert found == ["tests/mesh/test_b.py::t[fake]", "tests/mesh/test_b.py::t[real]", "tests/mesh/c/test_x.py::alone"]
+
+
+def test_the_line_of_a_longer_statement_is_looked_for_nearby(root: Path) -> None:
+    """A runtime names the first or the last line of a statement only."""
+    reach = reach_of(**{"tests/mesh/test_b.py::t[fake]": (0.1, {"mesh/b.lua": [5]}, ["mesh/b.lua"])})
+    assert stages(Mutant("mesh/b.lua", 7, "", "", ""), root, reach) == [["tests/mesh/test_b.py::t[fake]"]]
+    assert stages(Mutant("mesh/b.lua", 17, "", "", ""), root, reach) == []

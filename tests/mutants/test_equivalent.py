@@ -30,3 +30,19 @@ def test_a_mutant_has_the_reason_of_its_lines(monkeypatch: pytest.MonkeyPatch) -
     )
     assert equivalent.reason(Mutant("a.py", 2, "number", "x = 1\n", "x = 3\n")) is None
     assert equivalent.reason(Mutant("b.py", 2, "number", "x = 1\n", "x = 2\n")) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_named"),
+    [
+        ("MOST = 4000", "MOST = 3999", True),
+        ("local MOST_NAMED = 256", "local MOST_NAMED = 257", True),
+        ("DRAIN_HOLDS_MS = 60_000", "DRAIN_HOLDS_MS = 60001", True),
+        ("MOST = 16", "MOST = 15", False),
+        ("most = 4000", "most = 3999", False),
+        ("MOST = 4000 if x else 1", "MOST = 4001 if x else 1", False),
+    ],
+)
+def test_the_size_of_a_large_bound_is_no_promise(before: str, after: str, is_named: bool) -> None:
+    """A test meets a bound under its name. Small ones count: one more may be twice as many."""
+    assert (equivalent.reason(Mutant("a.py", 1, "number", before, after)) is not None) == is_named

@@ -40,3 +40,15 @@ def test_the_tool_has_every_operator() -> None:
     from cosmic_ray.plugins import operator_names
 
     assert {f"core/{name}" for name in OPERATORS} <= set(operator_names())
+
+
+def test_arguments_by_name_stay() -> None:
+    """The star before them is no product."""
+    assert [each.kind for each in candidates("a.py", "def f(a, *, b): ...\n")] == []
+    assert "ReplaceBinaryOperator_Mul_Div" in [each.kind for each in candidates("a.py", "x = a * b\n")]
+
+
+def test_a_change_that_the_tool_cannot_make_is_none() -> None:
+    """It fails for a dotted name among several exceptions; the sample takes another line."""
+    source = "try:\n    f()\nexcept (errors.Busy, KeyError):\n    pass\n"
+    assert [each.apply() for each in candidates("a.py", source) if each.kind == "ExceptionReplacer"][:1] == [None]

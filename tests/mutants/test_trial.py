@@ -26,6 +26,8 @@ def test_the_birthday():
     assert is_adult(18)
 """
 
+TESTS = ["tests/test_age.py::test_others[a child]", "tests/test_age.py::test_the_birthday"]
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -47,15 +49,15 @@ def tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     """A copy of the project; pytest starts faster there without the plugins of this repository."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     with copy_of(project) as copy:
-        yield Tree(copy.root, plugins=())
+        yield Tree(copy.root, options=())
 
 
 def mutant(new: str, old: str = ">= 18") -> Mutant:
     return Mutant("mesh/age.py", 2, "number", SOURCE, SOURCE.replace(old, new))
 
 
-def tried(tree: Tree, new: str, old: str = ">= 18", timeout: float = 60) -> Verdict:
-    return tree.try_mutant(mutant(new, old), [["tests"]], timeout)
+def tried(tree: Tree, new: str, old: str = ">= 18", timeout: float = 60, further: tuple[str, ...] = ()) -> Verdict:
+    return tree.try_mutant(mutant(new, old), [[*further, *TESTS]], timeout)
 
 
 def test_a_mutant_that_a_test_notices_is_killed(tree: Tree) -> None:
@@ -93,9 +95,10 @@ def test_a_test_that_fails_anyway_does_not_count(tree: Tree) -> None:
     """A test that fails without the mutant is noted and left out; the next test decides."""
     broken = tree.root / "tests/test_a.py"
     broken.write_text("def test_broken():\n    assert False\n")
-    assert tried(tree, "> 18").by == "tests/test_age.py::test_the_birthday"
+    further = ("tests/test_a.py::test_broken",)
+    assert tried(tree, "> 18", further=further).by == "tests/test_age.py::test_the_birthday"
     assert tree.broken == ["tests/test_a.py::test_broken"]
-    assert tried(tree, ">= 17").outcome is Outcome.SURVIVED
+    assert tried(tree, ">= 17", further=further).outcome is Outcome.SURVIVED
 
 
 def test_a_test_that_fails_by_chance_does_not_count(tree: Tree) -> None:
@@ -110,7 +113,7 @@ def test_by_chance():
     assert not is_first
 """
     )
-    assert tried(tree, ">= 17").outcome is Outcome.SURVIVED
+    assert tried(tree, ">= 17", further=("tests/test_a.py::test_by_chance",)).outcome is Outcome.SURVIVED
     assert tree.broken == []
 
 
@@ -123,9 +126,25 @@ def test_tests_that_cannot_be_imported_say_nothing(tree: Tree) -> None:
 def test_the_next_stage_runs_when_the_first_one_is_over(tree: Tree) -> None:
     """A mutant survives only what both stages have."""
     (tree.root / "tests/test_b.py").write_text("def test_nothing():\n    pass\n")
-    few, rest = ["tests/test_b.py"], ["tests", "--ignore=tests/test_b.py"]
+    few = ["tests/test_b.py::test_nothing"]
     assert tree.try_mutant(mutant("> 18"), [few], 60).outcome is Outcome.SURVIVED
-    assert tree.try_mutant(mutant("> 18"), [few, rest], 60).by == "tests/test_age.py::test_the_birthday"
+    assert tree.try_mutant(mutant("> 18"), [few, TESTS], 60).by == "tests/test_age.py::test_the_birthday"
+
+
+def test_a_mutant_that_no_test_runs_survives(tree: Tree) -> None:
+    """No run is needed to see that, and the verdict says it."""
+    verdict = tree.try_mutant(mutant("> 18"), [], 60)
+    assert (verdict.outcome, verdict.by) == (Outcome.SURVIVED, "no test runs it")
+
+
+def test_a_test_that_is_known_to_pass_is_not_run_without_the_mutant(tree: Tree) -> None:
+    """Its failure is the mutant's; a trial that has seen it pass notes that."""
+    tried(tree, "> 18")
+    assert tree.steady == {TESTS[1]}
+    tree.steady = {TESTS[0]}
+    broken = TEST.replace("assert not is_adult(age)", "assert False")
+    (tree.root / "tests/test_age.py").write_text(broken)
+    assert tried(tree, ">= 17").by == TESTS[0]
 
 
 def test_the_copy_leaves_the_tree_alone(project: Path) -> None:

@@ -1,8 +1,7 @@
 """`python -m tests.support.mutants` tries a random sample of mutants of the core; `make mutants` runs it.
 
-Each mutant is tried in a copy of the tree with the tests that concern it, then with
-all tests of the core. The exit code is 1 where tests kill less than
-95 % of the mutants that have an effect.
+Each mutant is tried in a copy of the tree, with the tests of the core that run the changed line. The exit code is 1
+where tests kill less than 95 % of the mutants that have an effect.
 """
 
 from __future__ import annotations
@@ -15,11 +14,16 @@ from pathlib import Path
 
 from tests.support.mutants import equivalent, report
 from tests.support.mutants.concerned import stages
+from tests.support.mutants.killed import Killed
 from tests.support.mutants.mutant import Mutant
+from tests.support.mutants.reach import measured
 from tests.support.mutants.sample import CORE, candidates, sample
 from tests.support.mutants.trial import Outcome, Verdict, copy_of
 
 ROOT = Path(__file__).parents[3]
+
+#: What one run leaves to the next: what each test runs, and which mutants were killed.
+KEPT = ROOT / ".mutants"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,13 +38,21 @@ def parser() -> argparse.ArgumentParser:
 
 def verdicts(mutants: list[Mutant], timeout: float) -> Iterator[Verdict]:
     """Try each mutant in one copy of the tree, one after the other."""
+    killed = Killed(ROOT, KEPT / "killed.json")
     with copy_of(ROOT) as tree:
+        reach = measured(ROOT, KEPT / "reach.json", tree.record)
+        tree.steady |= reach.passed | {test.partition("::")[0] for test in reach.passed}
         for mutant in mutants:
             known = set(tree.broken)
             if reason := equivalent.reason(mutant):
                 yield Verdict(mutant, Outcome.EQUIVALENT, reason)
+            elif test := killed.find(mutant):
+                yield Verdict(mutant, Outcome.KILLED, test)
             else:
-                yield tree.try_mutant(mutant, stages(mutant.path, ROOT), timeout)
+                verdict = tree.try_mutant(mutant, stages(mutant, ROOT, reach), timeout)
+                if verdict.outcome is Outcome.KILLED:
+                    killed.add(mutant, verdict.by)
+                yield verdict
             for test in tree.broken:
                 if test not in known:
                     print(f"fails without a mutant, and is left out: {test}", flush=True)

@@ -1,44 +1,70 @@
-"""The tests that concern a module or script of the core."""
+"""The tests that a mutant is tried with: those that run the changed line, the most likely to notice it first."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-#: The behaviour of a whole mesh.
-BEHAVIOUR = "tests/mesh/test_behaviour.py"
+from tests.support.mutants.mutant import Mutant
+from tests.support.mutants.places import places
+from tests.support.mutants.reach import Reach
 
-#: Tests of a folder that are elsewhere.
-FURTHER = {
-    "mesh/groups": ("tests/mesh/events", "tests/mesh/requests"),
-    "mesh/journal": ("tests/quart_app/grades/test_replication.py",),
-    "mesh/operations": ("tests/mesh/later/test_waking.py",),
-    "mesh/requests": ("tests/mesh/operations",),
-}
+#: Seconds of tests in the first of two runs. Most mutants need no second one.
+FIRST_S = 8.0
 
-#: All tests of the core.
-ALL = "tests/mesh"
+#: Tests that take longer than this come last. Most of them start a server.
+SLOW_S = 0.4
 
-
-def stages(path: str, root: Path) -> list[list[str]]:
-    """Return arguments of pytest for the tests that concern `path`, then for all other tests of the core."""
-    first = concerning(path, root)
-    return [first, [ALL, *(f"--ignore={each}" for each in first)]]
+#: A statement of a script may begin or end so many lines away.
+NEAR = 3
 
 
-def concerning(path: str, root: Path) -> list[str]:
-    """Return the test files and folders that can notice a change of `path`, the most likely first.
+def stages(mutant: Mutant, root: Path, reach: Reach) -> list[list[str]]:
+    """Return the names of tests for one run of pytest after the other; no test comes twice."""
+    if mutant.path.endswith(".lua"):
+        tests = of_script(mutant.path, mutant.line, reach)
+    else:
+        tests = reach.tests(places(mutant.path, mutant.line, _modules(root)))
+    ordered = _ordered(tests, mutant.path, reach)
+    first, spent = 0, 0.0
+    while first < len(ordered) and spent < FIRST_S:
+        spent += reach.seconds(ordered[first])
+        first += 1
+    return [stage for stage in (ordered[:first], ordered[first:]) if stage]
 
-    These are the test file of the module's name, the tests of its folder, further folders, and the behaviour of a whole
-    mesh. Files that do not exist are left out.
+
+def of_script(path: str, line: int, reach: Reach) -> set[str]:
+    """Return the tests that run a line of a script.
+
+    The lines are known where fakeredis runs the script. A test over a real server runs what its twin does; one without
+    a twin counts if it runs the script, or is in the script's folder.
     """
-    module = PurePosixPath(path)
-    folder = PurePosixPath("tests") / module.parent
-    own = str(folder / f"test_{module.stem}.py")
-    beside = [str(folder)] if module.parent.name != "mesh" else _files(root, folder)
-    found = dict.fromkeys([own, *beside, *FURTHER.get(str(module.parent), ()), BEHAVIOUR])
-    return [each for each in found if (root / each).exists()]
+    near = set(range(line - NEAR, line + NEAR + 1))
+    tests = reach.tests({path: {line}}) or reach.tests({path: near})
+    twins = {twin for test in tests if (twin := test.replace("fake", "real")) in reach.all}
+    known = reach.measured | {test.replace("fake", "real") for test in reach.measured}
+    alone = {test for test in reach.all - known if _folder_of(test) == _folder(path)} | (reach.running(path) - known)
+    return tests | twins | alone
 
 
-def _files(root: Path, folder: PurePosixPath) -> list[str]:
-    """Return the test files of one folder without those of its subfolders."""
-    return [file.relative_to(root).as_posix() for file in sorted((root / folder).glob("test_*.py"))]
+def _ordered(tests: set[str], path: str, reach: Reach) -> list[str]:
+    """Return the fast tests first: those of the file of the module's name, those of its folder, and all others."""
+    folder = _folder(path)
+    own = f"{folder}test_{PurePosixPath(path).stem}.py"
+
+    def rank(test: str) -> tuple[bool, bool, bool, float]:
+        seconds = reach.seconds(test)
+        return seconds > SLOW_S, not test.startswith(own), not test.startswith(folder), seconds
+
+    return sorted(tests, key=rank)
+
+
+def _folder(path: str) -> str:
+    return f"tests/{PurePosixPath(path).parent}/"
+
+
+def _folder_of(test: str) -> str:
+    return f"{PurePosixPath(test.partition('::')[0]).parent}/"
+
+
+def _modules(root: Path) -> dict[str, str]:
+    return {file.relative_to(root).as_posix(): file.read_text("utf-8") for file in (root / "mesh").rglob("*.py")}

@@ -24,6 +24,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
 }
 
 
+#: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
+LARGE = re.compile(r"(?:local )?([A-Z_]+)(?:: \w+)? = \d[\d_]{2,}")
+LARGE_REASON = "a size of three digits or more: tests meet it under its name, and one more or less is no promise"
+
+
 def has_behaviour(candidate: Candidate, text: str) -> bool:
     """Return whether a test can depend on the line of a candidate, given the line's text."""
     return not any(pattern.match(text) for pattern in WITHOUT_BEHAVIOUR)
@@ -31,4 +36,7 @@ def has_behaviour(candidate: Candidate, text: str) -> bool:
 
 def reason(mutant: Mutant) -> str | None:
     """Return why no test can notice a mutant, or None."""
-    return EQUIVALENT.get((mutant.path, *mutant.changed))
+    before, after = mutant.changed
+    if (was := LARGE.fullmatch(before)) and (now := LARGE.fullmatch(after)) and was[1] == now[1]:
+        return LARGE_REASON
+    return EQUIVALENT.get((mutant.path, before, after))

@@ -31,18 +31,23 @@ OPERATORS = (
 
 def candidates(path: str, source: str) -> Iterator[Candidate]:
     """Yield the changes that can be made to a module."""
+    lines = source.splitlines()
     nodes = list(ast_nodes(get_ast(source)))
     for name in OPERATORS:
         operator = get_operator(f"core/{name}")()
         places = [place for node in nodes for place in operator.mutation_positions(node)]
-        for occurrence, ((line, _column), _end) in enumerate(places):
+        for occurrence, ((line, column), _end) in enumerate(places):
+            # The star before arguments by name is no multiplication, though cosmic-ray takes it for one.
+            if lines[line - 1].startswith("*,", column):
+                continue
             yield Candidate(path, line, name, partial(_mutate, source, operator, occurrence))
 
 
 def _mutate(source: str, operator: object, occurrence: int) -> str | None:
-    changed = mutate_code(source, operator, occurrence)
     try:
+        changed = mutate_code(source, operator, occurrence)
         compile(changed or "", "mutant", "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):
+        # ExceptionReplacer fails for a dotted name among others, such as `except (errors.Busy, KeyError)`.
         return None
     return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,6 +26,9 @@ FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 #: After so many tests of one trial that fail without the mutant or by chance, the trial says nothing.
 MOST_BROKEN = 5
+
+#: Seconds after which a test that hangs fails. All tests of the core are faster.
+TEST_S = 30
 
 
 class Outcome(Enum):
@@ -53,13 +58,25 @@ class Verdict:
 class Tree:
     """A copy of the repository. Mutants are written to the copy only."""
 
-    def __init__(self, root: Path, plugins: Sequence[str] = ("tests.support.mutants.order",)) -> None:
+    def __init__(self, root: Path, options: Sequence[str] = (f"--timeout={TEST_S}",)) -> None:
         self.root = root
         #: Tests that fail without any mutant.
         self.broken: list[str] = []
-        self._plugins = [f"-p{plugin}" for plugin in plugins]
+        #: Tests that passed without a mutant.
+        self.steady: set[str] = set()
+        self._options = ["-q", "-rfE", "-pno:cacheprovider", "--no-header", "--tb=no", "-mnot faults", *options]
         # The installed package points to the developer's tree, and pytest would load its plugin from there.
         self._environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def record(self, files: Sequence[str]) -> dict[str, Any]:
+        """Run test files without a mutant, and return what each of their tests runs; pytest shows its progress."""
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            record = Path(folder, "record")
+            environment = {**self._environment, "MUTANTS_RECORD": str(record)}
+            command = [sys.executable, "-m", "pytest", *self._options, "-ptests.support.mutants.recorder", *files]
+            subprocess.run(command, cwd=self.root, env=environment, check=False)
+            found: dict[str, Any] = json.loads(record.read_text("utf-8"))
+            return found
 
     def try_mutant(self, mutant: Mutant, stages: Sequence[Sequence[str]], timeout: float) -> Verdict:
         """Run the tests of each stage until one fails, passes without the mutant, and fails with it again.
@@ -68,7 +85,7 @@ class Tree:
         out from then on.
         """
         started = time.monotonic()
-        outcome, by = Outcome.SURVIVED, ""
+        outcome, by = Outcome.SURVIVED, "" if stages else "no test runs it"
         for tests in stages:
             outcome, by = self._stage(mutant, tests, timeout)
             if outcome is not Outcome.SURVIVED:
@@ -78,22 +95,30 @@ class Tree:
     def _stage(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> tuple[Outcome, str]:
         unsteady: list[str] = []
         for _ in range(MOST_BROKEN):
+            chosen = [test for test in tests if test not in {*unsteady, *self.broken}]
             with self._with(mutant):
-                code, output = self._pytest([*tests, *(f"--deselect={test}" for test in unsteady)], timeout)
+                code, output = self._pytest(chosen, timeout) if chosen else (0, "")
             if code is None:
                 return Outcome.TIMED_OUT, ""
             if code == 0:
                 return Outcome.SURVIVED, ""
+            # No test is named where a conftest module could not be imported.
             failed = FAILED.findall(output)[:1]
-            # No test is named where a module or a conftest module could not be imported.
-            without, _output = self._pytest(failed or ["--collect-only", *tests], timeout)
-            if without != 0:
+            if not self._passes_without(failed or chosen, timeout):
                 self.broken += failed
             elif self._fails_again(mutant, failed, timeout):
                 return Outcome.KILLED, (failed or ["import"])[0]
             else:
                 unsteady += failed
         return Outcome.UNCLEAR, ""
+
+    def _passes_without(self, tests: Sequence[str], timeout: float) -> bool:
+        """Return whether tests pass without a mutant; those that have passed before are not run again."""
+        if not self.steady.issuperset(tests):
+            if self._pytest(tests, timeout)[0] != 0:
+                return False
+            self.steady.update(tests)
+        return True
 
     def _fails_again(self, mutant: Mutant, failed: Sequence[str], timeout: float) -> bool:
         """Return whether a test fails with the mutant once more. On a busy machine it may have failed by chance."""
@@ -111,12 +136,13 @@ class Tree:
         finally:
             file.write_text(mutant.before, "utf-8")
 
-    def _pytest(self, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
+    def _pytest(self, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Return the exit code, None after `timeout` seconds, and the output."""
-        options = ["-x", "-q", "-rfE", "-pno:cacheprovider", "--no-header", "--tb=no", "-mnot faults", *self._plugins]
-        options += [f"--deselect={test}" for test in self.broken]
-        with tempfile.TemporaryFile("w+") as output:
-            command = [sys.executable, "-m", "pytest", *options, *arguments]
+        with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("w+") as names:
+            # Thousands of names are too long for a command line.
+            names.write("\n".join(tests))
+            names.flush()
+            command = [sys.executable, "-m", "pytest", "-x", *self._options, f"@{names.name}"]
             child = subprocess.Popen(
                 command, cwd=self.root, env=self._environment, stdout=output, stderr=subprocess.STDOUT
             )
