@@ -56,9 +56,9 @@ bench-check: install  ## measure again, and fail when a ratio became worse than 
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[api,local,pari,test,bench]'
 	$(BIN)/python -m bench check $(CLAIMS)
 
-mutants: install  ## change the core at random and see whether tests notice: N=20 SEED=… ONLY=mesh/requests TIMEOUT=600
+mutants: install  ## change the core at random and see whether tests notice: N=20 SEED=… ONLY=mesh/requests SECONDS=60
 	$(BIN)/python -m tests.support.mutants --number $(or $(N),20) $(if $(SEED),--seed $(SEED)) \
-		$(if $(ONLY),--only $(ONLY)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+		$(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS))
 
 containers: install  ## build the image, start the compose stack and test it; needs docker compose, or CONTAINER_CHECK
 	tests/containers/check.sh

@@ -44,20 +44,37 @@ def test_only_tests_that_run_the_line_are_tried(root: Path) -> None:
         }
     )
     names = ["a/test_b.py::own", "a/test_y.py::beside", "c/test_x.py::faster", "c/test_x.py::fast", "a/test_b.py::slow"]
-    assert stages(Mutant("mesh/a/b.py", 3, "", SOURCE, ""), root, reach) == [[f"tests/mesh/{name}" for name in names]]
+    assert stages(Mutant("mesh/a/b.py", 3, "", SOURCE, ""), root, reach, 60) == [
+        [f"tests/mesh/{name}" for name in names]
+    ]
 
 
 def test_a_line_that_no_test_runs_needs_no_run(root: Path) -> None:
     """The mutant survives at once."""
     reach = reach_of(**{"tests/mesh/test_b.py::t": (0.1, {"mesh/b.py": [2, 3]}, [])})
-    assert stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach) == []
+    assert stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach, 60) == []
 
 
 def test_long_tests_wait_for_a_second_run(root: Path) -> None:
     """The first run is short, because it kills most mutants."""
     reach = reach_of(**{f"tests/mesh/test_b.py::t{n}": (FIRST_S / 2, {"mesh/b.py": [4]}, []) for n in range(5)})
-    first, second = stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach)
+    first, second = stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach, 60)
     assert (len(first), len(second)) == (2, 3)
+
+
+def test_there_are_not_more_tests_than_seconds(root: Path) -> None:
+    """The likeliest are tried. A test over a real server is less likely than its twin, although it may be faster."""
+    facts = {"mesh/b.py": [4]}
+    reach = reach_of(
+        **{
+            "tests/mesh/test_b.py::t[real]": (0.1, facts, []),
+            "tests/mesh/test_b.py::t[fake]": (3.0, facts, []),
+            "tests/mesh/test_b.py::u[real]": (4.0, facts, []),
+        }
+    )
+    mutant = Mutant("mesh/b.py", 4, "", SOURCE, "")
+    assert stages(mutant, root, reach, 5) == [["tests/mesh/test_b.py::t[fake]", "tests/mesh/test_b.py::u[real]"]]
+    assert stages(mutant, root, reach, 2) == [["tests/mesh/test_b.py::t[fake]"]]
 
 
 def test_a_script_concerns_the_tests_that_run_its_line(root: Path) -> None:
@@ -73,12 +90,12 @@ def test_a_script_concerns_the_tests_that_run_its_line(root: Path) -> None:
             "tests/mesh/c/test_x.py::another": (0.3, {}, ["mesh/c.lua"]),
         }
     )
-    (found,) = stages(Mutant("mesh/b.lua", 5, "", "", ""), root, reach)
+    (found,) = stages(Mutant("mesh/b.lua", 5, "", "", ""), root, reach, 60)
     assert found == ["tests/mesh/test_b.py::t[fake]", "tests/mesh/test_b.py::t[real]", "tests/mesh/c/test_x.py::alone"]
 
 
 def test_the_line_of_a_longer_statement_is_looked_for_nearby(root: Path) -> None:
     """A runtime names the first or the last line of a statement only."""
     reach = reach_of(**{"tests/mesh/test_b.py::t[fake]": (0.1, {"mesh/b.lua": [5]}, ["mesh/b.lua"])})
-    assert stages(Mutant("mesh/b.lua", 7, "", "", ""), root, reach) == [["tests/mesh/test_b.py::t[fake]"]]
-    assert stages(Mutant("mesh/b.lua", 17, "", "", ""), root, reach) == []
+    assert stages(Mutant("mesh/b.lua", 7, "", "", ""), root, reach, 60) == [["tests/mesh/test_b.py::t[fake]"]]
+    assert stages(Mutant("mesh/b.lua", 17, "", "", ""), root, reach, 60) == []

@@ -18,18 +18,23 @@ SLOW_S = 0.4
 NEAR = 3
 
 
-def stages(mutant: Mutant, root: Path, reach: Reach) -> list[list[str]]:
-    """Return the names of tests for one run of pytest after the other; no test comes twice."""
+def stages(mutant: Mutant, root: Path, reach: Reach, most_s: float) -> list[list[str]]:
+    """Return the names of tests for one run of pytest after the other; no test comes twice.
+
+    All of them together take about `most_s` seconds at most: nearly every test runs some lines, and a mutant there that
+    the likeliest tests do not notice is one for a person to look at.
+    """
     if mutant.path.endswith(".lua"):
         tests = of_script(mutant.path, mutant.line, reach)
     else:
         tests = reach.tests(places(mutant.path, mutant.line, _modules(root)))
-    ordered = _ordered(tests, mutant.path, reach)
-    first, spent = 0, 0.0
-    while first < len(ordered) and spent < FIRST_S:
-        spent += reach.seconds(ordered[first])
-        first += 1
-    return [stage for stage in (ordered[:first], ordered[first:]) if stage]
+    stages: list[list[str]] = [[], []]
+    spent = 0.0
+    for test in _ordered(tests, mutant.path, reach):
+        if spent < most_s:
+            stages[spent >= FIRST_S].append(test)
+        spent += reach.seconds(test)
+    return [stage for stage in stages if stage]
 
 
 def of_script(path: str, line: int, reach: Reach) -> set[str]:
@@ -47,13 +52,16 @@ def of_script(path: str, line: int, reach: Reach) -> set[str]:
 
 
 def _ordered(tests: set[str], path: str, reach: Reach) -> list[str]:
-    """Return the fast tests first: those of the file of the module's name, those of its folder, and all others."""
+    """Return the fast tests first: those of the file of the module's name, those of its folder, and all others.
+
+    A test that also runs over fakeredis comes last over a real server.
+    """
     folder = _folder(path)
     own = f"{folder}test_{PurePosixPath(path).stem}.py"
 
-    def rank(test: str) -> tuple[bool, bool, bool, float]:
-        seconds = reach.seconds(test)
-        return seconds > SLOW_S, not test.startswith(own), not test.startswith(folder), seconds
+    def rank(test: str) -> tuple[bool, bool, bool, bool, float]:
+        seconds, is_twin = reach.seconds(test), "real" in test and test.replace("real", "fake") in tests
+        return is_twin, seconds > SLOW_S, not test.startswith(own), not test.startswith(folder), seconds
 
     return sorted(tests, key=rank)
 

@@ -28,7 +28,7 @@ FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 MOST_BROKEN = 5
 
 #: Seconds after which a test that hangs fails. All tests of the core are faster.
-TEST_S = 30
+TEST_S = 15
 
 
 class Outcome(Enum):
