@@ -332,6 +332,7 @@ async def test_a_handler_that_crashes_is_tried_again_and_its_writes_are_not_ther
     assert await counting.n(one) == 0
     assert await call == {"deliveries": 2}
     assert await counting.n(one) == 1000
+    assert one.statistics()["class_crashed"] == 1
 
 
 @pytest.mark.parametrize("to", [Class("A"), Database(1)], ids=["class", "database"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from mesh import Busy, Class, Mesh
+from mesh import Busy, Class, Database, Mesh
 from mesh.memory import Memory
 from mesh.raw import Effects, Replica, Request, Store, Worker
 from quart_app.app import why_not_ready
@@ -21,6 +22,8 @@ from tests.support.waiting import eventually
 worker = Worker()
 #: Set when a handler has begun, and when it may end.
 begun, may_end = asyncio.Event(), asyncio.Event()
+#: When `memory.store` ran.
+ran: list[float] = []
 
 
 @worker.handles("memory.read", effect=False)
@@ -30,6 +33,7 @@ async def read(request: Request, store: Store, transaction: Effects) -> dict[str
 
 @worker.handles("memory.store")
 async def keep(request: Request, store: Store, transaction: Effects) -> dict[str, Any]:
+    ran.append(time.monotonic())
     transaction.set("memory:last", request.body["text"])
     begun.set()
     if request.body.get("wait"):
@@ -235,6 +239,28 @@ async def test_what_nobody_waits_for_is_done_when_there_is_room(one: Replica, se
 
     await eventually(done, 5)
     assert (await one.books())["dead"] == 0
+
+
+async def test_what_a_databases_stream_has_no_room_for_is_tried_once_a_second(one: Replica, server: Server) -> None:
+    """No other replica can take it, so it stays here; it costs next to nothing meanwhile."""
+    transaction = one.transaction()
+    transaction.send(Database(one.database), "memory.store", {"text": "late", "wait": True})
+    await one.commit(transaction)
+    await begun.wait()
+    ran.clear()
+    with full(server):
+        may_end.set()
+
+        async def again() -> bool:
+            return len(ran) >= 2
+
+        await eventually(again, 10)
+        assert ran[1] - ran[0] > 0.9
+
+    async def done() -> bool:
+        return await one.store().get("memory:last") == "late"
+
+    await eventually(done, 5)
 
 
 async def test_what_stores_no_more_than_it_removes_goes_on(one: Replica, server: Server) -> None:

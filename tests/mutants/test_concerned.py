@@ -91,7 +91,7 @@ def test_a_script_concerns_the_tests_that_run_its_line(root: Path) -> None:
         }
     )
     (found,) = stages(Mutant("mesh/b.lua", 5, "", "", ""), root, reach, 60)
-    assert found == ["tests/mesh/test_b.py::t[fake]", "tests/mesh/test_b.py::t[real]", "tests/mesh/c/test_x.py::alone"]
+    assert found == ["tests/mesh/test_b.py::t[fake]", "tests/mesh/c/test_x.py::alone", "tests/mesh/test_b.py::t[real]"]
 
 
 def test_the_line_of_a_longer_statement_is_looked_for_nearby(root: Path) -> None:

@@ -119,6 +119,17 @@ async def test_a_group_ends_where_the_operator_saw_its_end(redis: Any, dead: Dea
     assert [letter.id for letter in await dead.look(10)] == [newest.id]
 
 
+async def test_a_group_is_named_by_its_last_letter(redis: Any, dead: DeadLetters) -> None:
+    """The group has the letters up to that one, with the same reason and stream; one that is gone has no group."""
+    await bury(redis, 1)
+    await bury(redis, 2, "other")
+    other, letter = await dead.look(10)
+    assert await dead.like(letter.id) == LetterGroup("it crashed", A, letter.id)
+    assert await dead.counts(LetterGroup("it crashed", A, other.id)) == 1
+    await dead.discard([letter.id], ACTOR)
+    assert await dead.like(letter.id) is None
+
+
 async def test_discarding_leaves_the_books_alone(redis: Any, dead: DeadLetters) -> None:
     """The request was given up before, and stays that in the books."""
     await bury(redis, 1)

@@ -92,6 +92,9 @@ async def test_of_many_founders_one_founds(log: Log) -> None:
     assert view is not None
     assert view.whole and view.just_founded
     assert view.newest.position in found
+    await appended(log, view.newest.position, 1)
+    view = await log.view()
+    assert view is not None and view.whole and not view.just_founded
 
 
 async def test_a_log_with_a_state_before_it_is_not_whole(log: Log) -> None:

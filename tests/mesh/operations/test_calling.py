@@ -17,6 +17,8 @@ from mesh import (
     Mesh,
     MeshError,
     Operation,
+    Operations,
+    Query,
     Refused,
     UsageError,
 )
@@ -66,6 +68,21 @@ async def test_an_invalid_body_is_refused_once_and_says_where(backend: Backend) 
     assert mesh.statistics()["class_crashed"] == mesh.statistics()["class_buried"] == 0
     books = await mesh.books()
     assert (books["accepted"], books["answered"]) == (1, 1)
+
+
+async def test_a_query_takes_a_body_and_refuses_a_wrong_one(backend: Backend) -> None:
+    """As a command does."""
+    table = Operations("visits")
+
+    @table.query
+    async def times(view: Query, body: Greet) -> str:
+        return f"{body.name} came"
+
+    mesh = await backend.mesh(table)
+    assert await mesh.call(times, Greet("ann")) == "ann came"
+    with pytest.raises(InvalidBody, match=r"the body of visits\.times is not a Greet"):
+        await mesh.replica.call(Class(mesh.cls), "visits.times", {"name": 7})
+    assert mesh.statistics()["class_crashed"] == 0
 
 
 async def test_a_reply_of_another_type_is_an_error_that_has_no_effect(backend: Backend) -> None:

@@ -1,7 +1,7 @@
 """`python -m tests.support.mutants` tries a random sample of mutants of the core; `make mutants` runs it.
 
-Each mutant is tried in a copy of the tree, with the tests of the core that run the changed line, the likeliest first. The exit code is 1
-where tests kill less than 95 % of the mutants that have an effect.
+Each mutant is tried in a copy of the tree, with the tests of the core that run the changed line, the likeliest first.
+The exit code is 1 where tests kill less than 95 % of the mutants that have an effect.
 """
 
 from __future__ import annotations
