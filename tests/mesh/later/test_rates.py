@@ -14,6 +14,8 @@ from mesh.testing import MeshKit
 from tests.support.backend import Backend
 from tests.support.lanes import books
 from tests.support.other_lines import instead
+from tests.support.server import Server
+from tests.support.waiting import eventually
 
 ONE_CLASS = {"classes": "A"}
 SECOND = timedelta(seconds=1)
@@ -56,6 +58,22 @@ class TestDelay:
                 assert len(ran) == 6 + more
             assert ran.count(("bob", 0)) == 1
             assert [number for name, number in ran if name == "ann"][5:] == [5, 6, 7]
+
+    async def test_one_from_a_client_begins_at_its_time(self, server: Server) -> None:
+        """A client wakes nobody. The replica knows from the request before when another may begin."""
+        table, do, ran = work(Limit(rate=2, per=SECOND, burst=1))
+        async with (
+            MeshKit(table, redis=server.url, lease_ttl_ms=60_000, **ONE_CLASS) as kit,
+            kit.connect() as client,
+        ):
+
+            async def both() -> bool:
+                return len(ran) == 2
+
+            await client.call(do, Job("ann", 1), to=Class("A"))
+            await client.send(do, Job("ann", 2), to=Class("A"))
+            await books(kit[0], waiting=1)
+            await eventually(both, 5)
 
     async def test_calls_wait_and_are_answered(self, backend: Backend) -> None:
         table, do, _ = work(Limit(rate=10, per=SECOND, burst=1))

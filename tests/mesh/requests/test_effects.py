@@ -549,3 +549,13 @@ async def test_a_key_of_another_type_now_is_a_conflict_and_other_verbs_are_refus
         with pytest.raises(ValueError, match="can guard"):
             await one.store().read(verb, "it")
     await client.aclose()
+
+
+async def test_transactions_are_committed_in_the_order_of_their_calls(backend: Backend) -> None:
+    """Two that begin at the same moment go to the server together; the later one has the last word."""
+    one = await backend.join()
+    first, second = one.transaction(), one.transaction()
+    for number, transaction in enumerate((first, second), 1):
+        transaction.set("count:last", str(number))
+    assert await asyncio.gather(one.commit(first), one.commit(second)) == [True, True]
+    assert await one.store().get("count:last") == "2"

@@ -168,3 +168,22 @@ async def test_the_roster_tells_what_a_replica_does(backend: Backend) -> None:
     assert 5000 <= int(row["p50_us"]) <= int(row["p99_us"]) < 5_000_000
     assert float(row["loop_ms"]) >= 0
     await client.aclose()
+
+
+async def test_no_request_gets_an_id_below_that_of_an_earlier_one(backend: Backend) -> None:
+    """Each leaves its time for the next one, which keeps to it where the server's clock has stepped back."""
+    worker, given = Worker(), list[str]()
+
+    @worker.handles("count.put")
+    async def put(request: Request, store: Store, transaction: Effects) -> None:
+        given.append(request.id)
+
+    one = await backend.join(worker)
+    client: Any = backend.redis()
+    await one.call(Class(one.cls), "count.put", {})
+    latest = int(await client.get(keys.CLOCK))
+    assert given[0].startswith(f"{latest}-")
+    await client.set(keys.CLOCK, latest + 60_000)
+    await one.call(Class(one.cls), "count.put", {})
+    assert given[1].startswith(f"{latest + 60_000}-")
+    await client.aclose()

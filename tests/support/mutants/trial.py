@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.metadata
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.support.mutants.mutant import Mutant
 
@@ -29,6 +34,28 @@ MOST_BROKEN = 5
 
 #: Seconds after which a test that hangs fails. All tests of the core are faster.
 TEST_S = 15
+
+#: Runs are forks of this process, which saves them the import of libraries. This process runs no test, and has no
+#: thread that a fork would lack.
+FORK = multiprocessing.get_context("fork")
+
+HERE = Path(__file__).parents[3]
+
+#: Packages that each run imports anew, from the copy.
+OURS = ("conftest", "examples", "mesh", "pytest_mesh", "quart_app", "tests")
+
+#: Libraries that tests of the core import.
+LIBRARIES = (
+    "fakeredis",
+    "httpx",
+    "hypercorn",
+    "hypothesis",
+    "lupa",
+    "msgspec",
+    "pydantic_settings",
+    "quart",
+    "structlog",
+)
 
 
 class Outcome(Enum):
@@ -67,6 +94,9 @@ class Tree:
         self._options = ["-q", "-rfE", "-pno:cacheprovider", "--no-header", "--tb=no", "-mnot faults", *options]
         # The installed package points to the developer's tree, and pytest would load its plugin from there.
         self._environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        plugins = [found.module for found in importlib.metadata.entry_points(group="pytest11")]
+        for name in {*LIBRARIES, *plugins} - {*OURS}:
+            importlib.import_module(name)
 
     def record(self, files: Sequence[str]) -> dict[str, Any]:
         """Run test files without a mutant, and return what each of their tests runs; pytest shows its progress."""
@@ -138,34 +168,38 @@ class Tree:
 
     def _pytest(self, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Return the exit code, None after `timeout` seconds, and the output."""
-        with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("w+") as names:
-            # Thousands of names are too long for a command line.
-            names.write("\n".join(tests))
-            names.flush()
-            command = [sys.executable, "-m", "pytest", "-x", *self._options, f"@{names.name}"]
-            child = subprocess.Popen(
-                command, cwd=self.root, env=self._environment, stdout=output, stderr=subprocess.STDOUT
-            )
-            try:
-                code: int | None = child.wait(timeout)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                _end(child)
+        with tempfile.TemporaryFile("w+") as output:
+            arguments = ["-x", *self._options, *tests]
+            child = FORK.Process(target=_run, args=(arguments, self.root, self._environment, output.fileno()))
+            child.start()
+            child.join(timeout)
+            if child.is_alive():
+                _end(child.pid or 0)
+                child.join()
+            code = child.exitcode
             output.seek(0)
-            return code, output.read()
+            return (code if code is not None and code >= 0 else None), output.read()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _run(arguments: list[str], root: Path, environment: dict[str, str], output: int) -> None:
+    """Run pytest in this process, a fork that has imported no code of this repository but this package."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
+    os.environ.update(environment)
+    os.chdir(root)
+    sys.path[:] = [str(root), *(place for place in sys.path if place not in {"", str(HERE)})]
+    sys.dont_write_bytecode = True
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.exit(pytest.main(arguments))
+
+
+def _end(pid: int) -> None:
     """End a run that is still going on, with the servers that its tests started."""
-    if child.poll() is not None:
-        return
-    for process in reversed([(parent := psutil.Process(child.pid)), *parent.children(recursive=True)]):
-        try:
+    for process in reversed([(parent := psutil.Process(pid)), *parent.children(recursive=True)]):
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    child.wait()
 
 
 @contextmanager
