@@ -8,10 +8,11 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ConnectionError, NoPermissionError
 
 from mesh import (
     Busy,
@@ -24,11 +25,13 @@ from mesh import (
     SetupError,
     Unavailable,
 )
+from mesh.client import PRESENT
 from mesh.later.due import Due
 from mesh.raw import Ask, Body, Client, Effects, Request, Store, Worker, connect
 from mesh.requests.once import Once
 from mesh.settings import MeshSettings, RedisSettings
 from mesh.testing import MeshKit
+from mesh.wire.script import Script
 from tests.support.server import Server
 from tests.support.waiting import eventually
 
@@ -205,6 +208,32 @@ async def test_a_presence_that_ended_is_followed_by_another(monkeypatch: pytest.
             await asyncio.sleep(1)
             assert (await client.call(Class("A"), "count.add", {}))["from"] == client.id
         assert await left_by_clients(kit) == []
+
+
+class Failing:
+    """A script that fails a few times."""
+
+    def __init__(self, script: Script, times: int) -> None:
+        self.script, self.times = script, times
+
+    async def run(self, *words: Any) -> Any:
+        if self.times:
+            self.times -= 1
+            raise ConnectionError("the server is away")
+        return await self.script.run(*words)
+
+
+async def test_a_presence_outlives_renewals_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as Redis still knows of it; it is not replaced meanwhile, so that no call is lost."""
+    async with MeshKit(counting, lease_ttl_ms=1000) as kit, kit.connect() as connected:
+        client = connected.client
+        await client.call(Class("A"), "count.add", {})
+        before, failing = client.id, Failing(PRESENT, 3)
+        monkeypatch.setattr("mesh.client.PRESENT", failing)
+        for _ in range(4):
+            await kit.advance(seconds=1)
+        assert failing.times == 0
+        assert (await client.call(Class("A"), "count.add", {}))["from"] == client.id == before
 
 
 async def test_redis_may_be_away_at_the_beginning(server: Server) -> None:

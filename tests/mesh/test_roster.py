@@ -256,3 +256,13 @@ async def test_a_grant_counts_what_an_older_release_has_written(backend: Backend
     assert two.database == one.database
     assert abs((await written(backend))[str(one.database)] - two.now_ms() - 60_000) < 3000
     await own.aclose()
+
+
+async def test_whoever_leaves_in_order_leaves_a_mark_in_its_database(backend: Backend) -> None:
+    """Where others go on, its data are not missing; where the last one leaves, they are expected back."""
+    one, two = await member(backend), await member(backend)
+    for number, (leaving, mark) in enumerate(((one, "1"), (two, None))):
+        own = backend.redis(db=leaving.database)
+        await backend.stop(number)
+        assert await own.get(f"db{leaving.database}:left") == mark
+        await own.aclose()

@@ -49,10 +49,26 @@ def test_only_tests_that_run_the_line_are_tried(root: Path) -> None:
     ]
 
 
-def test_a_line_that_no_test_runs_needs_no_run(root: Path) -> None:
-    """The mutant survives at once."""
+def test_a_line_that_no_test_names_is_its_statement(root: Path) -> None:
+    """Of a statement of several lines, some are named. If its own line is, only that counts."""
+    source = "def f(a):\n    return g(\n        a,\n        1,\n    )\n"
+    (root / "mesh/b.py").write_text(source)
+    reach = reach_of(
+        **{
+            "tests/mesh/test_b.py::begins": (0.1, {"mesh/b.py": [2]}, []),
+            "tests/mesh/test_b.py::runs": (0.2, {"mesh/b.py": [2, 3]}, []),
+        }
+    )
+    both = ["tests/mesh/test_b.py::begins", "tests/mesh/test_b.py::runs"]
+    assert stages(Mutant("mesh/b.py", 3, "", source, ""), root, reach, 60) == [both[1:]]
+    assert stages(Mutant("mesh/b.py", 4, "", source, ""), root, reach, 60) == [both]
+
+
+def test_a_line_that_no_test_runs_is_its_module(root: Path) -> None:
+    """Its function may have run at import. A module that no test runs needs no run at all."""
     reach = reach_of(**{"tests/mesh/test_b.py::t": (0.1, {"mesh/b.py": [2, 3]}, [])})
-    assert stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach, 60) == []
+    assert stages(Mutant("mesh/b.py", 4, "", SOURCE, ""), root, reach, 60) == [["tests/mesh/test_b.py::t"]]
+    assert stages(Mutant("mesh/a/b.py", 4, "", SOURCE, ""), root, reach, 60) == []
 
 
 def test_long_tests_wait_for_a_second_run(root: Path) -> None:

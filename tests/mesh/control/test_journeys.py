@@ -107,5 +107,5 @@ def test_times_are_of_the_answers_that_tell_them() -> None:
 
     unknown = [step(0, 5), step(1000, 0)]
     assert within_ms(unknown, 50) is None
-    known = [step(1000, 1000 + number) for number in range(100, 0, -1)]
-    assert [within_ms([*unknown, *known], percent) for percent in (50, 99, 100)] == [51, 100, 100]
+    known = [step(1000, 1000 + number) for number in range(200, 0, -1)]
+    assert [within_ms([*unknown, *known], percent) for percent in (50, 99, 100)] == [101, 199, 200]

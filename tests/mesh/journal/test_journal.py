@@ -220,6 +220,20 @@ async def test_more_entries_than_one_answer_holds_arrive_all_and_in_order(
     assert [entry.content()["n"] for entry in await read_all(log, at)] == list(range(30))
 
 
+async def test_a_client_that_speaks_resp3_reads_the_same(server: Server) -> None:
+    """redis-py then returns the entries of a stream in one more list."""
+
+    def client() -> Redis:
+        return Redis(port=server.port, decode_responses=True, protocol=3)
+
+    async with client() as redis:
+        log = Log(redis, client, KEY, writer="one")
+        at = await founded(log)
+        await appended(log, at, 2)
+        assert [entry.content()["n"] for entry in await read_all(log, at)] == [0, 1]
+        await log.close()
+
+
 async def behind(log: Log) -> tuple[Position, list[Position]]:
     at = await founded(log)
     return at, await appended(log, at, 5)

@@ -177,6 +177,29 @@ class TestBound:
         await books(mesh, answered=4, accepted=4)
         assert seen.order == {"ann": [0, 1, 2], "bob": [5]}
 
+    async def test_one_on_a_databases_stream_looks_again_at_its_ease(self) -> None:
+        """Its sender knew of no limit, and nobody else can take it. It waits for room without a hot loop."""
+        table, do, seen = work(Limit(by="name", concurrency=1))
+        go_on = asyncio.Event()
+
+        async def during(job: Job) -> None:
+            await go_on.wait()
+
+        seen.during = during
+        async with MeshKit(table, later_bound=1, **ONE_CLASS) as kit:
+            mesh = kit[0]
+            for number in range(2):
+                await mesh.send(do, Job("ann", number))
+            unknowing = Ask(Database(mesh.database), "work.do", {"name": "ann", "number": 2})
+            await mesh.replica._calls.send(unknowing)
+            await kit.advance(seconds=1)
+            before = mesh.statistics()["round_trips"]
+            await kit.advance(seconds=2)
+            assert mesh.statistics()["round_trips"] - before < 50
+            go_on.set()
+            await books(mesh, answered=3, accepted=3)
+            assert seen.order == {"ann": [0, 1, 2]}
+
 
 async def test_a_raised_limit_holds_for_those_that_come_then() -> None:
     """Each request brings the limit of the release that sent it."""

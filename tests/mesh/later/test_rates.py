@@ -75,6 +75,19 @@ class TestDelay:
             await books(kit[0], waiting=1)
             await eventually(both, 5)
 
+    async def test_one_that_waits_is_accepted_after_all_before_it(self) -> None:
+        """Also where the server's clock has stepped back."""
+        table, do, _ = work(Limit(rate=1, per=timedelta(minutes=1), burst=1))
+        async with MeshKit(table, **ONE_CLASS) as kit:
+            await kit[0].send(do, Job("ann", 1))
+            ahead = int(await kit.redis().get(keys.CLOCK)) + 5000
+            await kit.redis().set(keys.CLOCK, ahead)
+            await kit[0].send(do, Job("ann", 2))
+            (waiting,) = await kit.redis().keys("mesh:later:*")
+            assert await kit.redis().hget(waiting, "first") == f"{ahead}-0"
+            await kit.advance(minutes=1)
+            await books(kit[0], answered=2, waiting=0)
+
     async def test_calls_wait_and_are_answered(self, backend: Backend) -> None:
         table, do, _ = work(Limit(rate=10, per=SECOND, burst=1))
         mesh = await backend.mesh(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,9 @@ from mesh import Class, Database, GivenUp, MeshError, Refused
 from mesh.raw import Ask, Body, Effects, Request, Store, Worker
 from mesh.requests.protocol import NEVER
 from mesh.requests.verbs import MOST_WORDS, VERBS, ServiceVerbs
+from quart_app.local.redis_program import wheel_server
 from tests.support.backend import Backend
+from tests.support.server import Server
 
 #: The verbs of a worker whose service has added two.
 WITH_PAIRS = VERBS | ServiceVerbs("", {"pair-all": ("hash", "zset"), "unpair-all": ("hash", "zset")}).table()
@@ -559,3 +562,15 @@ async def test_transactions_are_committed_in_the_order_of_their_calls(backend: B
         transaction.set("count:last", str(number))
     assert await asyncio.gather(one.commit(first), one.commit(second)) == [True, True]
     assert await one.store().get("count:last") == "2"
+
+
+async def test_many_keys_are_set_by_one_command_where_the_server_has_it(make_server: Callable[..., Server]) -> None:
+    """The script sets them one by one only where it has not."""
+    server = make_server(program=wheel_server())
+    async with Backend(server.settings) as members:
+        transaction = (one := await members.join()).transaction()
+        transaction.set_until([f"count:{n}" for n in range(30)], "x", 2**52)
+        assert await one.commit(transaction)
+    with server.redis() as admin:
+        used = admin.info("commandstats")["cmdstat_msetex"]
+        assert (used["calls"], used["failed_calls"]) == (1, 0)

@@ -240,3 +240,9 @@ async def test_long_words_go_beside_the_json_of_their_batch(backend: Backend) ->
         for (key, text), answer in zip(texts.items(), await asyncio.gather(*calls), strict=True):
             assert answer == {"before": before.get(key, ""), "text": text}
     assert [await one.store().get(key) for key in texts] == [*texts.values()]
+
+
+async def test_a_request_that_no_longer_waits_is_not_ended(stream: Redis) -> None:
+    """It has begun meanwhile, or another replica has removed it: it is counted once, wherever that was."""
+    assert await run(stream, scripts.END, [keys.BOOKS], json.dumps([["mesh:later", "gone", "cancelled"]])) == 0
+    assert await stream.hget(keys.BOOKS, "cancelled") is None  # type: ignore[misc]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from mesh import Class, DeadlineExceeded, keys
-from mesh.groups.reader import Delivered, GroupReader
+from mesh.groups.reader import Delivered, GroupReader, not_too_fast
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker
 from mesh.requests import streams
 from mesh.requests.streams import RequestReader
@@ -187,3 +188,13 @@ async def test_no_request_gets_an_id_below_that_of_an_earlier_one(backend: Backe
     await one.call(Class(one.cls), "count.put", {})
     assert given[1].startswith(f"{latest + 60_000}-")
     await client.aclose()
+
+
+async def test_a_read_that_does_not_block_is_followed_by_a_pause() -> None:
+    """A server that has no stream to block on answers at once; the loop around the read does not run hot."""
+    began = time.monotonic()
+    await not_too_fast(began)
+    assert time.monotonic() - began >= 0.01
+    began = time.monotonic()
+    await not_too_fast(began - 10)
+    assert time.monotonic() - began < 0.01

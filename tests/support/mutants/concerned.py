@@ -27,7 +27,10 @@ def stages(mutant: Mutant, root: Path, reach: Reach, most_s: float) -> list[list
     if mutant.path.endswith(".lua"):
         tests = of_script(mutant.path, mutant.line, reach)
     else:
-        tests = reach.tests(places(mutant.path, mutant.line, _modules(root)))
+        around = places(mutant.path, mutant.line, _modules(root))
+        # A function that runs at import, too, is in no test's lines; then the module counts.
+        tried = ({mutant.path: {mutant.line}}, around, {mutant.path: None})
+        tests = next(filter(None, map(reach.tests, tried)), set())
     stages: list[list[str]] = [[], []]
     spent = 0.0
     for test in _ordered(tests, mutant.path, reach):

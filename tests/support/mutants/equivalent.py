@@ -17,12 +17,91 @@ WITHOUT_BEHAVIOUR = {
 #: (file, the line before, the line after) -> the reason. The sample names them, and does not run them.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
+        "mesh/client.py",
+        "self._renewed_at = 0.0",
+        "self._renewed_at = -1.0",
+    ): "nothing asks for trust before `begin` has written the presence",
+    (
+        "mesh/control/journeys.py",
+        "pipeline = self._redis.pipeline(transaction=False)",
+        "pipeline = self._redis.pipeline(transaction=True)",
+    ): "the pipeline only reads; a transaction costs two more commands",
+    (
+        "mesh/dead/letters.py",
+        "found = await self.find(id, body=0)",
+        "found = await self.find(id, body= -1)",
+    ): "the body of the letter is not used; 0 only saves reading it",
+    (
+        "mesh/dead/letters.py",
+        "found = await self.find(id, body=0)",
+        "found = await self.find(id, body= 1)",
+    ): "the body of the letter is not used; 0 only saves reading it",
+    (
+        "mesh/events/bury.lua",
+        "return 1",
+        "return 2",
+    ): "its caller asks only whether it is 0",
+    (
+        "mesh/groups/consumer.py",
+        "@abstractmethod",
+        "",
+    ): "for the type checker",
+    (
+        "mesh/groups/keep_alive.lua",
+        "redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')",
+        "redis.call('XCLAIM', stream, group, consumer, 1, id, 'JUSTID')",
+    ): "an entry that was delivered in this millisecond needs no reset of its idle time",
+    (
+        "mesh/journal/snapshots.py",
+        "part.touch(exist_ok=False)",
+        "part.touch(exist_ok=True)",
+    ): "the name of the file is random",
+    (
+        "mesh/later/waking.py",
+        "if sent == 0:",
+        "if sent == 1:",
+    ): "only a log line depends on it",
+    (
+        "mesh/lease/release.lua",
+        "if redis.call('GET', lease_key) ~= ARGV[1] then return 0 end",
+        "if redis.call('GET', lease_key) ~= ARGV[1] then return 1 end",
+    ): "the answer chooses between two log lines; nothing is written in either case",
+    (
+        "mesh/lease/release.lua",
+        "return 1",
+        "return 2",
+    ): "its caller asks only whether it is 0, or negative",
+    (
+        "mesh/missing.lua",
+        "for _, n in ipairs(redis.call('ZRANGEBYSCORE', written_key, '(' .. now, '+inf')) do holds[n] = 1 end",
+        "for _, n in ipairs(redis.call('ZRANGEBYSCORE', written_key, '(' .. now, '+inf')) do holds[n] = 2 end",
+    ): "its reader asks only whether it is 0",
+    (
+        "mesh/quota/common.lua",
+        "local told = blocked_until > 0",
+        "local told = blocked_until > 1",
+    ): "it is 0 or a time of this century in ms",
+    (
+        "mesh/quota/record.lua",
+        "if caution > 0 then note_success(send_by - hold_ms) end",
+        "if caution >= 0 then note_success(send_by - hold_ms) end",
+    ): "without caution one success is a run, which ends at once",
+    (
+        "mesh/requests/handling.py",
+        "self.longest_s = 0.0",
+        "self.longest_s = -1.0",
+    ): "the first stretch takes longer than either",
+    (
         "mesh/requests/limits.lua",
         "if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then",
         "if string.find(why, 'NOPERM', 1, false) or string.find(why, 'ACL', 1, true) then",
     ): "NOPERM means the same as a pattern and as plain text",
+    (
+        "mesh/wire/link.py",
+        "self.trips = 0",
+        "self.trips = 1",
+    ): "the counter of a metric: only differences of it are read",
 }
-
 
 #: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
 LARGE = re.compile(r"(?:local )?([A-Z_]+)(?:: \w+)? = \d[\d_]{2,}")
