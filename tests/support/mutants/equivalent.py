@@ -9,7 +9,7 @@ from tests.support.mutants.mutant import Candidate, Mutant
 #: Lines without behaviour -> the reason. The sample takes no mutants of them.
 WITHOUT_BEHAVIOUR = {
     re.compile(r"^\s*@dataclass"): "frozen, slots and order of a dataclass are checked by mypy, not by tests",
-    re.compile(r"^\s*@overload"): "for the type checker",
+    re.compile(r"^\s*@(overload|abstractmethod)"): "for the type checker",
     re.compile(r"^\s*if TYPE_CHECKING"): "for the type checker",
     re.compile(r"^\s*(log|_log)\.(debug|info)\("): "the text of a log line",
 }
@@ -41,11 +41,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return 1",
         "return 2",
     ): "its caller asks only whether it is 0",
-    (
-        "mesh/groups/consumer.py",
-        "@abstractmethod",
-        "",
-    ): "for the type checker",
     (
         "mesh/groups/keep_alive.lua",
         "redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')",

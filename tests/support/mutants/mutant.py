@@ -42,4 +42,4 @@ class Mutant:
         """The lines that differ, before and after, without their indentation."""
         lines = self.diff.splitlines()[2:]
         removed, added = ("\n".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in ("-", "+"))
-        return removed, added
+        return removed.strip(), added.strip()
