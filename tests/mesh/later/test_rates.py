@@ -76,7 +76,7 @@ class TestDelay:
             await eventually(both, 5)
 
     async def test_one_that_waits_is_accepted_after_all_before_it(self) -> None:
-        """Also where the server's clock has stepped back."""
+        """It keeps its place where the server's clock has stepped back, too."""
         table, do, _ = work(Limit(rate=1, per=timedelta(minutes=1), burst=1))
         async with MeshKit(table, **ONE_CLASS) as kit:
             await kit[0].send(do, Job("ann", 1))
