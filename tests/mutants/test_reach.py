@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_plugin_notes_lines_and_scripts() -> None:
     """A test of a script names the script and its parts; a test without one names the lines that it ran."""
-    found = Tree(ROOT).record(["tests/mesh/wire/test_backoff.py", "tests/mesh/quota/test_quota.py"])
+    quota = "tests/mesh/quota/test_quota.py"
+    some = ("a_lost_reply_does_not_take_a_second_slot", "looking_changes_nothing", "lost_scripts_are_loaded_again")
+    found = Tree(ROOT).record(["tests/mesh/wire/test_backoff.py", *(f"{quota}::test_{name}" for name in some)])
     reach = Reach(found)
     (backoff,) = [test for test in found if "test_backoff" in test]
     assert found[backoff]["lines"]["mesh/wire/backoff.py"] and found[backoff]["scripts"] == []

@@ -49,7 +49,7 @@ def tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     """A copy of the project; pytest starts faster there without the plugins of this repository."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     with copy_of(project) as copy:
-        yield Tree(copy.root, options=())
+        yield Tree(copy.root, limits=())
 
 
 def mutant(new: str, old: str = ">= 18") -> Mutant:

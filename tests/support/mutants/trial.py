@@ -85,13 +85,15 @@ class Verdict:
 class Tree:
     """A copy of the repository. Mutants are written to the copy only."""
 
-    def __init__(self, root: Path, options: Sequence[str] = (f"--timeout={TEST_S}",)) -> None:
+    def __init__(self, root: Path, limits: Sequence[str] = (f"--timeout={TEST_S}",)) -> None:
         self.root = root
         #: Tests that fail without any mutant.
         self.broken: list[str] = []
         #: Tests that passed without a mutant.
         self.steady: set[str] = set()
-        self._options = ["-q", "-rfE", "-pno:cacheprovider", "--no-header", "--tb=no", "-mnot faults", *options]
+        self._options = ["-q", "-rfE", "-pno:cacheprovider", "--no-header", "--tb=no", "-mnot faults"]
+        #: Options of the runs over a mutant.
+        self._limits = [*limits]
         # The installed package points to the developer's tree, and pytest would load its plugin from there.
         self._environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         plugins = [found.module for found in importlib.metadata.entry_points(group="pytest11")]
@@ -169,7 +171,7 @@ class Tree:
     def _pytest(self, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Return the exit code, None after `timeout` seconds, and the output."""
         with tempfile.TemporaryFile("w+") as output:
-            arguments = ["-x", *self._options, *tests]
+            arguments = ["-x", *self._options, *self._limits, *tests]
             child = FORK.Process(target=_run, args=(arguments, self.root, self._environment, output.fileno()))
             child.start()
             child.join(timeout)
