@@ -82,10 +82,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if caution >= 0 then note_success(send_by - hold_ms) end",
     ): "without caution one success is a run, which ends at once",
     (
-        "mesh/requests/handling.py",
-        "self.longest_s = 0.0",
-        "self.longest_s = -1.0",
-    ): "the first stretch takes longer than either",
+        "mesh/requests/commit.lua",
+        "local MOST_INTEGER = 2 ^ 63 - 4096",
+        "local MOST_INTEGER = 2 ^ 63 - 4097",
+    ): "both are the same double",
     (
         "mesh/requests/limits.lua",
         "if string.find(why, 'NOPERM', 1, true) or string.find(why, 'ACL', 1, true) then",
