@@ -56,8 +56,9 @@ async def test_a_paused_operation_refuses_calls(backend: Backend) -> None:
     assert (paused.op, paused.actor) == ("count.put", "operator") and paused.since_ms > 0
     await told(one, "count.put")
     for to in (Class(one.cls), Database(one.database)):
-        with pytest.raises(Paused, match="is paused by an operator"):
+        with pytest.raises(Paused, match="is paused by an operator") as caught:
             await one.call(to, "count.put", {})
+        assert caught.value.retry_after == 5
     assert done == []
     assert await acts.resume("count.put", ACTOR) and not await acts.resume("count.put", ACTOR)
     await told(one)

@@ -61,6 +61,17 @@ class TestEveryWayIn:
             assert seen.order == {"ann": [*range(10)]}
             assert await left(kit) == set()
 
+    async def test_one_that_is_due_later_brings_its_limit(self) -> None:
+        """So it takes its place when it is due, and needs no replica that looks the limit up."""
+        table, do, seen = work(Limit(by="name", concurrency=1))
+        async with MeshKit(table, replicas=2, **ONE_CLASS) as kit, kit.connect() as client:
+            await client.send(do, Job("ann", 1), to=Class("A"), after=timedelta(minutes=1))
+            (waiting,) = await kit.redis().keys("mesh:later:*")
+            assert await kit.redis().hget(waiting, "wants") == f"lane 1 {LANE}"
+            await kit.advance(minutes=1)
+            await books(kit[0], answered=1, waiting=0)
+            assert seen.order == {"ann": [1]}
+
     async def test_sends_of_a_handler(self) -> None:
         """What a handler sends takes its places with the commit, in the order of the sends."""
         table, do, seen = work(Limit(by="name", concurrency=1))

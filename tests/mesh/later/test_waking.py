@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec import Struct
 
-from mesh import Busy, Class, Database, Mesh, Operations, Query, Ticket, Transaction, UsageError
+from mesh import Busy, Class, Database, Mesh, Operations, Query, Ticket, Transaction, UsageError, keys
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
 from tests.support.other_lines import instead
@@ -109,6 +109,7 @@ async def test_a_send_belongs_to_the_commit(table: Operations) -> None:
         await mesh.call(table.operations["notes.send_soon"], Note("yes"))
         await kit.advance(seconds=3)
         assert await texts(mesh, table) == {"yes": 1}
+        assert await kit.redis().hget(keys.BOOKS, "by_hand") is None, "the commit has counted what it sent"
 
 
 async def test_requests_wait_for_a_replica(table: Operations) -> None:

