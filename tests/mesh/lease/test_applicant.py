@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
 from redis import exceptions as redis_errors
 
-from mesh import IsolationUnavailable, MeshSettings, RedisSettings, ServerTooOld, SetupError, WrongCredentials
+from mesh import IsolationUnavailable, MeshSettings, RedisSettings, ServerTooOld, SetupError, WrongCredentials, keys
 from mesh.lease.applicant import Applicant
 from mesh.raw import Worker, join
 from mesh.testing.fake_server import FakeClient, FakeConnections
@@ -238,6 +239,23 @@ async def test_the_claim_outlives_its_replicas_and_ends_with_the_data(server: Se
         admin.flushall()
     async with join(Worker(), other) as replica:
         assert replica.database == 1
+
+
+async def test_a_claim_between_the_look_and_the_grant_counts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grant looks again. The claim is in database 0, wherever the bus is."""
+    take = Applicant._take
+
+    async def late(self: Applicant, *words: Any) -> Any:
+        with server.redis() as admin:
+            admin.set(keys.CLAIM, "another mesh")
+        return await take(self, *words)
+
+    monkeypatch.setattr(Applicant, "_take", late)
+    with pytest.raises(SetupError, match="another mesh"):
+        async with join(Worker(), MeshSettings(redis=server.settings.model_copy(update={"db": 3}))):
+            pass
+    with server.redis(db=3) as admin:
+        assert not any(map(admin.exists, map(keys.lease, range(16))))
 
 
 @pytest.mark.parametrize(("key", "db", "names"), [("mesh:format", 0, "this mesh"), ("db2:format", 2, "database 2")])
