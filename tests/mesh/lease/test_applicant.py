@@ -247,11 +247,11 @@ async def test_a_claim_between_the_look_and_the_grant_counts(server: Server, mon
 
     async def late(self: Applicant, *words: Any) -> Any:
         with server.redis() as admin:
-            admin.set(keys.CLAIM, "another mesh")
+            admin.set(keys.CLAIM, "another 3")
         return await take(self, *words)
 
     monkeypatch.setattr(Applicant, "_take", late)
-    with pytest.raises(SetupError, match="another mesh"):
+    with pytest.raises(SetupError, match="the mesh 'another' uses this server"):
         async with join(Worker(), MeshSettings(redis=server.settings.model_copy(update={"db": 3}))):
             pass
     with server.redis(db=3) as admin:

@@ -246,3 +246,19 @@ async def test_a_request_that_no_longer_waits_is_not_ended(stream: Redis) -> Non
     """It has begun meanwhile, or another replica has removed it: it is counted once, wherever that was."""
     assert await run(stream, scripts.END, [keys.BOOKS], json.dumps([["mesh:later", "gone", "cancelled"]])) == 0
     assert await stream.hget(keys.BOOKS, "cancelled") is None  # type: ignore[misc]
+
+
+async def test_a_reply_stream_that_vanished_is_there_again_with_the_next_renewal(
+    backend: Backend, worker: Worker
+) -> None:
+    """Replies are written to streams that exist, and to no others: the caller would wait in vain for ever."""
+    one = await backend.join(worker, lease_ttl_ms=600)
+    async with backend.connections.client("test") as client:
+        await client.delete(keys.replies(one.id))
+
+        async def is_there() -> bool:
+            return bool(await client.exists(keys.replies(one.id)))
+
+        await eventually(is_there, 5)
+        assert await client.xlen(keys.replies(one.id)) == 0
+    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
