@@ -112,6 +112,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "self._take_over_at = time.monotonic() + self._claim_idle_ms / 4001",
     ): "one part in 4000 of a pause",
     (
+        "mesh/groups/consumer.py",
+        "await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)",
+        "await self._take_over(mine=self._recovered or not self._alone, idle_ms= -1, count=not self._recovered)",
+    ): "every entry is idle for 0 ms",
+    (
         "mesh/wire/link.py",
         "self.trips = 0",
         "self.trips = 1",
