@@ -62,7 +62,7 @@ class TestEveryWayIn:
             assert await left(kit) == set()
 
     async def test_one_that_is_due_later_brings_its_limit(self) -> None:
-        """So it takes its place when it is due, and needs no replica that looks the limit up."""
+        """It takes its place when it is due, and needs no replica that looks the limit up."""
         table, do, seen = work(Limit(by="name", concurrency=1))
         async with MeshKit(table, replicas=2, **ONE_CLASS) as kit, kit.connect() as client:
             await client.send(do, Job("ann", 1), to=Class("A"), after=timedelta(minutes=1))
