@@ -194,6 +194,7 @@ async def test_reads_are_answered_when_memory_is_really_full(one: Replica, serve
 
 async def test_stores_are_refused_when_memory_is_really_full(one: Replica, server: Server) -> None:
     """Stores are refused before they are submitted, do not hold up others of the same turn, and work again later."""
+    accepted = (await one.books())["accepted"]
     with full(server):
         asked = [
             one.call(Class(one.cls), op, {"text": "new"}) for op in ("memory.store", "memory.read", "memory.store")
@@ -205,6 +206,7 @@ async def test_stores_are_refused_when_memory_is_really_full(one: Replica, serve
         transaction.set("memory:last", "mine")
         with pytest.raises(Busy, match="Redis is full"):
             await one.commit(transaction)
+    assert (await one.books())["accepted"] == accepted + 1, "only the read"
     assert (await one.call(Class(one.cls), "memory.read", {}))["last"] == "before"
     assert await one.call(Class(one.cls), "memory.store", {"text": "new"}) == {"stored": True}
 
