@@ -417,6 +417,23 @@ async def test_the_newest_snapshots_of_each_log_are_kept(tmp_path: Path) -> None
     assert [snapshot.position.log[0] for snapshot in await snapshots.durable()] == ["b", "a", "a"]
 
 
+async def test_two_that_prune_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that somebody else has removed since it was listed is gone, and that is all."""
+    snapshots = Snapshots(tmp_path, "bin")
+    for number in range(1, 5):
+        await snapshots.save(Position("a" * 16, number, f"{number}-0"), content(b"x"))
+    listed = await snapshots.durable("a" * 16)
+    await snapshots.prune("a" * 16)
+
+    async def as_before(log: str) -> list[Snapshot]:
+        return listed
+
+    monkeypatch.setattr(snapshots, "durable", as_before)
+    assert await snapshots.prune("a" * 16) == listed[:2]
+
+
 async def test_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
     """Each process has its own view of the folder; the second one sees what the first one wrote."""
     position = Position("a" * 16, 3, "7-1")

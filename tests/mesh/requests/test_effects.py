@@ -574,3 +574,11 @@ async def test_many_keys_are_set_by_one_command_where_the_server_has_it(make_ser
     with server.redis() as admin:
         used = admin.info("commandstats")["cmdstat_msetex"]
         assert (used["calls"], used["failed_calls"]) == (1, 0)
+
+
+def test_an_entry_has_as_many_fields_as_fit_into_a_command() -> None:
+    """One more is refused before anything is sent."""
+    fields = ["f", "v"] * (MOST_WORDS // 2)
+    Effects(3, "replica-2").write("XADD", "stream", "*", *fields)
+    with pytest.raises(ValueError, match=f"an entry has at most {MOST_WORDS // 2} fields"):
+        Effects(3, "replica-2").write("XADD", "stream", "*", *fields, "f", "v")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mesh.raw import Body, Effects, Request, Store, Worker
@@ -52,3 +54,15 @@ def test_a_worker_takes_over_anothers_table_once() -> None:
     assert one.operations == ["a.put", "b.put"]
     with pytest.raises(ValueError):
         one.include(other)
+
+
+def test_an_operation_belongs_to_the_service_that_its_name_begins_with() -> None:
+    """A name without a dot belongs to none."""
+    worker = Worker()
+    worker.handles("a.put")(handle)
+    worker.handles("find", effect=False)(handle)
+    found = {op: json.loads(text) for op, text in worker.definitions("v1").items()}
+    assert {op: (each["service"], each["kind"]) for op, each in found.items()} == {
+        "a.put": ("a", "command"),
+        "find": ("", "query"),
+    }
