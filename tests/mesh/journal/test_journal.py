@@ -221,7 +221,7 @@ async def test_more_entries_than_one_answer_holds_arrive_all_and_in_order(
 
 
 async def test_a_client_that_speaks_resp3_reads_the_same(server: Server) -> None:
-    """redis-py then returns the entries of a stream in one more list."""
+    """redis-py names the stream of the entries in another way then."""
 
     def client() -> Redis:
         return Redis(port=server.port, decode_responses=True, protocol=3)

