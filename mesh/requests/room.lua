@@ -1,7 +1,7 @@
 -- The server compares its memory with `maxmemory` only before a script begins. The script of a large batch also compares,
 -- so that the batch does not take the memory beyond the limit. Where the server does not tell its memory, there is room.
 -- Whether a batch would take it beyond the limit that stores so many words, which have so many bytes.
-local SMALL = 65536
+local SMALL = 131072
 -- About how many bytes a short word takes that becomes an entry of a hash or a sorted set.
 local WORD = 128
 local function has_no_room(words, bytes)
