@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar, overload
 
 from mesh.errors import ManyParts, UsageError
@@ -74,7 +75,8 @@ class Caller:
         MeshError.
         """
         ask = self._ask_for(op, body, to)
-        ask.once = Once.of(key, keep)
+        if key is not None:
+            ask.once = Once.of(key, keep)
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error
@@ -112,7 +114,7 @@ class Caller:
             to = self._default
         if to is None:
             raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
-        return Ask(to, name, text, limit=op.limit_of(body))
+        return Ask(to, name, text, None, "" if op.limit is None else op.limit_of(body))
 
     @overload
     async def gather(self, op: Operation[None, R], *, deadline: timedelta | None = ...) -> Replies[R]: ...
@@ -138,6 +140,12 @@ def milliseconds(deadline: timedelta | None) -> int | None:
         return None
     if not isinstance(deadline, timedelta):
         raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
+    return _milliseconds(deadline)
+
+
+@lru_cache
+def _milliseconds(deadline: timedelta) -> int:
+    """Do what `milliseconds` does. A program has few deadlines, and one of them for each call."""
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:
         raise UsageError(f"a deadline is a time from now on, such as timedelta(seconds=2), not {deadline!r}")
