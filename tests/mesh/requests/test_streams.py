@@ -74,7 +74,13 @@ async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(bac
 
 async def test_a_stream_that_vanished_is_made_again_and_the_books_say_what_went_with_it(backend: Backend) -> None:
     """After DEL, FLUSHALL or XGROUP DESTROY the books count the lost requests, and balance."""
-    one = await backend.join()
+    worker = Worker()
+
+    @worker.handles("x.tell")
+    async def tell(request: Request, store: Store, transaction: Effects) -> None:
+        return None
+
+    one = await backend.join(worker)
     client = backend.redis()
     reading = await reader(backend, one)
     for _ in range(3):
