@@ -8,8 +8,8 @@ exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`
       everything                 all but new data           reads, logins, settlement, renewal
 
 Each replica asks the server twice a second. To the answer it adds what it has stored itself since the look before the
-last one, because a commit may have been under way at the last look. Simultaneous stores of several replicas
-may take some of the reserve. They do not take the memory beyond `maxmemory`: a large batch looks at the memory itself
+last one, because a commit may have been under way at the last look. Simultaneous stores of several replicas may take
+some of the reserve. They do not take the memory beyond `maxmemory`: a large batch looks at the memory itself
 (`room.lua`).
 
 The same answer tells whether the server may delete keys to make room, or has done so: then no replica is ready.

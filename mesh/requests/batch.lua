@@ -1,5 +1,5 @@
 -- Reads a batch for the scripts that get one. It is one argument: a list of lists of words, as JSON. A long word is null
--- there, and stands behind it as an argument of its own, in the same order: to read it as JSON would take several times as
+-- there. The long words are the arguments after it, in the same order, because reading them as JSON takes several times as
 -- long. Returns the lists, and how many bytes they have.
 local function batch_at(place)
   local lists, bytes, long = cjson.decode(ARGV[place]), #ARGV[place], place

@@ -48,6 +48,7 @@ local function go(side) go_to(string.byte(side) == 48 and bus or database) end
 
 local FIRST = 14
 local transactions, bytes = batch_at(7)
+-- By stream: the first and the last request of the batch, and how many there are; and how many words it may store.
 local first_of, last_of, number_of, stored = {}, {}, {}, 0
 for i = 1, #transactions do
   stored = stored + #transactions[i] + 1 - FIRST

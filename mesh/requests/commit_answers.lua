@@ -1,5 +1,5 @@
 -- Compares the answer of a reading command with the one that a transaction was made from. It stands inside commit.lua,
--- where tx holds, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
+-- where `tx` has, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
 -- command, these words, and the elements.
 local function make_answers()
   -- A collection of another size is not read: it may have grown beyond all bounds.

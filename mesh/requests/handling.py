@@ -35,7 +35,7 @@ def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
 
 
 class Rest(Generic[T]):
-    """Awaits the rest of an awaitable, whose first step has taken `first_s`, and now waits for something.
+    """Awaits the rest of an awaitable. Its first step took `first_s` and ended because it waits for something.
 
     `longest_s` is the longest time for which it blocked the event loop.
     """

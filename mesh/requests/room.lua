@@ -1,9 +1,11 @@
 -- The server compares its memory with `maxmemory` only before a script begins. The script of a large batch also compares,
 -- so that the batch does not take the memory beyond the limit. Where the server does not tell its memory, there is room.
--- Whether a batch would take it beyond the limit that stores so many words, which have so many bytes.
+-- A batch that stores fewer bytes is small.
 local SMALL = 131072
--- About how many bytes a short word takes that becomes an entry of a hash or a sorted set.
+-- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set.
 local WORD = 128
+-- Returns whether a batch would take the memory beyond the limit. `words` is how many words it may store, and `bytes` how
+-- long they are together.
 local function has_no_room(words, bytes)
   bytes = bytes + words * WORD
   if bytes < SMALL then return false end

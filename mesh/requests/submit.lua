@@ -6,8 +6,8 @@
 -- memory.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads them. The words of a group:
---       the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
+--       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads
+--       them. The words of a group: the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
 --       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
 --       have something, see filters.py), op, key, ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
@@ -37,6 +37,7 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 
 --[[ batch.lua ]]
 
+-- `stored` is how many words the batch may store.
 local FIRST, stored = 3, 0
 local groups, bytes = batch_at(9)
 for i = 1, #groups do stored = stored + #groups[i] + 1 - FIRST end

@@ -18,7 +18,7 @@ from mesh.requests.work import Work
 
 
 class Tasks:
-    """Begins the coroutines that `work_on` returns; `forget` is called for a request that was given away before."""
+    """Begins the coroutines that `work_on` returns, or calls `forget` for a request that was given away before that."""
 
     def __init__(self, work_on: Callable[[Work], Coroutine[Any, Any, None]], forget: Callable[[Work], None]) -> None:
         self._work_on = work_on
@@ -28,7 +28,7 @@ class Tasks:
         self._apart: set[str] = set()
 
     def begin(self, works: Iterable[Work]) -> None:
-        """Begin to work on new requests. Each has its task in `Work.task` while it has begun, and waits."""
+        """Begin to work on new requests. While one of them waits for something, `Work.task` is its task."""
         together: deque[Work] = deque()
         for work in works:
             request = work.request

@@ -189,7 +189,7 @@ class TestBound:
         assert seen.order == {"ann": [0, 1, 2], "bob": [5]}
 
     async def test_one_on_a_databases_stream_looks_again_at_its_ease(self) -> None:
-        """Its sender knew of no limit, and nobody else can take it. It waits for room without a hot loop."""
+        """Its sender did not know the limit, and no other replica can take it. It looks for room after each pause."""
         table, do, seen = work(Limit(by="name", concurrency=1))
         go_on = asyncio.Event()
 

@@ -52,7 +52,7 @@ async def test_the_others_wait_for_the_record_and_apply_their_own_ttl(values: Va
 
 
 async def test_a_claim_is_kept_alive(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else begins the computation, however long it takes."""
+    """As long as the computation runs, no other replica begins it."""
     monkeypatch.setattr(module, "CLAIM_MS", 300)
     replicas = await values.join(2)
     asked = [values.put(replica) for replica in replicas]

@@ -1,4 +1,4 @@
-"""Curves for other replicas of the class: who is asked, what a helper does, and how both end."""
+"""Help with curves: which replicas are asked, what a helper does, and how asker and helper end."""
 
 from __future__ import annotations
 
