@@ -39,12 +39,12 @@ class Ask:
         """The level of its entry, which all live replicas must understand: see `mesh.discovery`."""
         return LIMITS if self.limit else ONCE if self.once else 0
 
-    def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> int | str:
+    def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
         """Return the word of submit.lua for the ttl, when the request is due, and its options."""
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
-            return ttl_ms
+            return str(ttl_ms)
         options: dict[str, Any] = {} if self.once is None else dict(self.once.options(body))
         if self.limit or due is not None:
             options["most"] = later_bound

@@ -44,8 +44,6 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-Asking = Callable[[Sequence[Ask], int, Decode], Coroutine[Any, Any, list[Answer]]]
-
 #: Calls that take longer than this are checked against the roster.
 LOOK_S = 0.25
 PAUSE_S = 0.1
@@ -81,7 +79,9 @@ class Calls:
         self._closed: MeshError | None = None
         #: Sends requests, all or none, and waits for all answers, in order. An answer that is late has the error
         #: DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if nothing was sent.
-        self.ask: Asking = self._ask_in_span if tracing.is_on() else self._ask
+        self.ask: Callable[[Sequence[Ask], int, Decode], Coroutine[Any, Any, list[Answer]]] = (
+            self._ask_in_span if tracing.is_on() else self._ask
+        )
 
     @property
     def waiting(self) -> int:
@@ -103,13 +103,13 @@ class Calls:
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
             reads = reads and self._only_reads(op)
-            key, target, text = f"{self._replica}-{next(self._numbers)}", _target_of(ask.to), _encoded(ask.body)
+            key, target, text = self._name(), _target_of(ask.to), _encoded(ask.body)
             ttl = str(deadline_ms)
             if once is None and not limit:
                 answers[key] = Answer(target, key)
             else:
                 answers[key] = Answer(target, key, None if once is None else (op, once.key), limit)
-                ttl = str(ask.ttl_word(deadline_ms, text, self._later_bound))
+                ttl = ask.ttl_word(deadline_ms, text, self._later_bound)
             if ask.read:
                 group[1] = f"{group[1]} read {keys.SHARED}{ask.read}".lstrip()
             group += (target, op, key, ttl, text)
@@ -124,7 +124,7 @@ class Calls:
         Redis user may not send requests for later.
         """
         text = _encoded(ask.body)
-        when = str(ask.ttl_word(0, text, self._later_bound, due))
+        when = ask.ttl_word(0, text, self._later_bound, due)
         group: list[str | int] = [0, tracing.about(), _target_of(ask.to), ask.op, key, when, text]
         sent: asyncio.Future[Any] = self._loop.create_future()
         self._link.submit(_words_of(group), sent)
@@ -153,7 +153,7 @@ class Calls:
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
     ) -> Replies[Any]:
-        key = f"{self._replica}-{next(self._numbers)}"
+        key = self._name()
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), to, op, key, str(deadline_ms), _encoded(body)]
         call = CallInProgress(key, {}, self._end, decode, self._loop.create_future())
@@ -174,6 +174,9 @@ class Calls:
             missing.sort()
             raise Incomplete(f"databases {missing} did not answer in time", partial=found, missing=missing)
         return found
+
+    def _name(self) -> str:
+        return f"{self._replica}-{next(self._numbers)}"
 
     async def _wait_for(
         self, call: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int

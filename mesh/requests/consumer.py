@@ -381,7 +381,7 @@ class Consumer(GroupConsumer[Work]):
         for id in ids:
             work = self._works.get(id)
             if work is not None and not work.given_away:
-                work.late = self._host.is_late(work.request)
+                work.late = work.request.is_late(self._host.now_ms())
                 if work.late and self._turns.leave(work):
                     self._begin(work, (Outcome.LATE, ""))
                 elif work.late or id in lost:

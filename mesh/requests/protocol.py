@@ -17,7 +17,7 @@ from typing import Any
 
 from mesh import keys
 from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
-from mesh.wire.codec import DECODER, ENCODER
+from mesh.wire.codec import decode, encode
 
 #: The `status` of a reply that is not a failure.
 OK = "ok"
@@ -32,9 +32,6 @@ MOST_BODY = 16 * 2**20
 #: The classes and the databases that a mesh can have.
 _CLASSES = frozenset("ABCD")
 _NUMBERS = frozenset(range(keys.MOST_DATABASES))
-
-# Without the functions of `codec`, because each call counts here.
-_ENCODE, _DECODE = ENCODER.encode, DECODER.decode
 
 Body = dict[str, Any]
 #: Reads the text of a body. Raises ValueError for text that it cannot read.
@@ -89,7 +86,7 @@ def encode_body(body: Any) -> str:
     if not is_text and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
     try:
-        text: str = body.decode() if is_text else _ENCODE(body).decode()
+        text: str = body.decode() if is_text else encode(body)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply or contains itself") from error
     except (TypeError, ValueError) as error:
@@ -101,10 +98,7 @@ def encode_body(body: Any) -> str:
 
 def decode_object(text: str) -> Body:
     """Return a body that is a JSON object, as a dict. Raises ValueError."""
-    try:
-        body: Body = _DECODE(text)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+    body: Body = decode(text)
     if body.__class__ is not dict:
         raise ValueError("the body is not an object")
     return body
@@ -159,6 +153,10 @@ class Request:
     def at_ms(self) -> int:
         """When it was sent, in ms of Redis's clock."""
         return int((self.first or self.id).partition("-")[0])
+
+    def is_late(self, now_ms: int) -> bool:
+        """Return whether its deadline has passed at this time of Redis's clock."""
+        return NEVER < self.deadline <= now_ms
 
     @classmethod
     def from_entry(

@@ -86,7 +86,7 @@ class Runner:
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.HOPELESS, "the entry is not a request"
-        if NEVER < request.deadline <= now_ms:
+        if request.is_late(now_ms):
             return Outcome.LATE, ""
         handler = work.handler
         may_wait = handler is None or handler.limit is not None or request.op in host.paused()

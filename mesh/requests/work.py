@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mesh.discovery import Directory
 from mesh.requests.durations import Durations
-from mesh.requests.protocol import NEVER, Request
+from mesh.requests.protocol import Request
 from mesh.requests.worker import Handler
 from mesh.settings import MeshSettings
 from mesh.wire.link import Link
@@ -108,7 +108,3 @@ class Host:
     #: what the other replicas serve and understand
     directory: Directory
     durations: Durations
-
-    def is_late(self, request: Request) -> bool:
-        """Return whether the deadline of a request has passed."""
-        return request.deadline != NEVER and request.deadline <= self.now_ms()

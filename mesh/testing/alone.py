@@ -20,6 +20,7 @@ from mesh.operations.transaction import Transaction
 from mesh.requests.effects import Effects
 from mesh.requests.protocol import NEVER, Request
 from mesh.requests.scripts import COMMIT
+from mesh.requests.settlement import DONE
 from mesh.requests.store import Store
 from mesh.testing.record import Sent, sent_of, transactions
 from mesh.testing.servers import fake_server
@@ -69,7 +70,7 @@ class Alone:
         fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
         command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % text, *longs)
         (word,) = decode(await self.shared(*command))
-        if word != "done":
+        if word != DONE:
             raise MeshError(f"the commit was refused: {word}")
         (words,) = transactions(command)
         return words

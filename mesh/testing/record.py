@@ -13,6 +13,7 @@ from mesh import keys
 from mesh.later.due import Due
 from mesh.requests import scripts
 from mesh.requests.protocol import OK, Address, Class, Database
+from mesh.requests.settlement import DONE
 from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
@@ -123,7 +124,7 @@ class Observed:
             return
         self._known.add(batch)
         for words, word in zip(transactions(commit), decode(answer), strict=True):
-            if word == "done" and words[5] == OK:
+            if word == DONE and words[5] == OK:
                 self._note(words, database=int(commit[8]))
 
     def _note(self, words: Sequence[Any], database: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 ENCODER = msgspec.json.Encoder()
-DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def encode(body: Mapping[str, Any]) -> str:
@@ -19,6 +19,6 @@ def encode(body: Mapping[str, Any]) -> str:
 def decode(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError when the text is not valid JSON."""
     try:
-        return DECODER.decode(text)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error

@@ -70,10 +70,14 @@ def encode_words(words: Sequence[Any]) -> Encoded:
     size = len(text)
     if size > MOST_BYTES - _REST:
         raise _too_large(size)
-    longs = [word for word in words if word.__class__ is str and len(word) > LONG] if size > LONG else _NONE
+    longs = [word for word in words if _is_long(word)] if size > LONG else _NONE
     if longs:
-        text = _ENCODE([None if word.__class__ is str and len(word) > LONG else word for word in words])
+        text = _ENCODE([None if _is_long(word) else word for word in words])
     return text, len(words) + (size >> WORD_BITS), longs
+
+
+def _is_long(word: Any) -> bool:
+    return word.__class__ is str and len(word) > LONG
 
 
 def _too_large(size: int) -> TooLarge:

@@ -134,9 +134,7 @@ class Link:
         self._submissions: Batch[Encoded] = Batch()
         self._commits: Batch[Encoded] = Batch()
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
-        #: whether `run` waits for an item: then the next one wakes it
-        self._sleeps = True
-        self._woken = asyncio.Event()
+        self._wake = asyncio.Event()
         self._number = 0
         self._most_words = MOST_WORDS
         self._down = False
@@ -163,8 +161,7 @@ class Link:
         if self._closed is not None:
             raise self._closed
         self._submissions.add(group, waiter, group[1])
-        if self._sleeps:
-            self._wake()
+        self._wake.set()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
         """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
@@ -174,21 +171,15 @@ class Link:
             self._commits.put_first([(transaction, waiter, transaction[1])])
         else:
             self._commits.add(transaction, waiter, transaction[1])
-        if self._sleeps:
-            self._wake()
+        self._wake.set()
 
     def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
         if self._closed is not None:
             raise self._closed
         future: asyncio.Future[Any] = self._loop.create_future()
         batch.add(item, future, _weight(item))
-        if self._sleeps:
-            self._wake()
+        self._wake.set()
         return future
-
-    def _wake(self) -> None:
-        self._sleeps = False
-        self._woken.set()
 
     @property
     def closed(self) -> bool:
@@ -204,11 +195,10 @@ class Link:
         """Make round trips until cancelled. Raises LeaseLost."""
         try:
             while True:
-                await self._woken.wait()
+                await self._wake.wait()
+                self._wake.clear()
                 while any(self._batches):
                     await self._trip()
-                self._woken.clear()
-                self._sleeps = True
         except LeaseLost as error:
             self.close(error)
             raise

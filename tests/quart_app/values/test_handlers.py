@@ -290,7 +290,7 @@ async def test_records_are_taken_apart_by_no_process_that_they_pass(
         assert len(text) < 1000, "a text with many records is read or written as JSON"
 
     monkeypatch.setattr(holder._link._connection, "send", count)
-    for name in ("_ENCODE", "_DECODE"):
+    for name in ("encode", "decode"):
         monkeypatch.setattr(protocol, name, watched(getattr(protocol, name), short))
     part = (await ask_to_find(asker, 2))[holder.database]
     assert part.found == ";".join(f"j{value}=2 2" for value in values)
@@ -298,12 +298,12 @@ async def test_records_are_taken_apart_by_no_process_that_they_pass(
 
 
 def watched(function: Callable[[Any], Any], look: Callable[[Any], None]) -> Callable[[Any], Any]:
-    """Return the function, which lets `look` see what it takes and returns, if that is text or bytes."""
+    """Return the function, which lets `look` see what it takes and returns, if that is text."""
 
     def seen(given: Any) -> Any:
         returned = function(given)
         for each in (given, returned):
-            if isinstance(each, str | bytes):
+            if isinstance(each, str):
                 look(each)
         return returned
 

@@ -116,7 +116,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "turns": function(turns.Turns, "take", "if queue.holder == work:", "if True:"),
     "user-deletion": _keep_users,
     "renewal-thread": _renew_on_the_replicas_loop,
-    "deadline": function(runner.Runner, "_attempt", "if NEVER < request.deadline <= now_ms:", "if False:"),
+    "deadline": function(runner.Runner, "_attempt", "if request.is_late(now_ms):", "if False:"),
     "own-pending-read": function(
         GroupConsumer, "_recover", "await self._take_over(", "self._recovered or await self._take_over("
     ),
