@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -220,17 +221,20 @@ async def test_more_entries_than_one_answer_holds_arrive_all_and_in_order(
     assert [entry.content()["n"] for entry in await read_all(log, at)] == list(range(30))
 
 
-async def test_a_client_that_speaks_resp3_reads_the_same(server: Server) -> None:
-    """redis-py names the stream of the entries in another way then."""
+@pytest.mark.parametrize("options", [{"protocol": 3}, {"protocol": 3, "legacy_responses": False}, {"protocol": 2}])
+async def test_a_reader_waits_over_each_protocol(server: Server, options: dict[str, Any]) -> None:
+    """redis-py returns the entries of a stream in a list, in a dict, or in a list within a dict."""
 
     def client() -> Redis:
-        return Redis(port=server.port, decode_responses=True, protocol=3)
+        return Redis(port=server.port, decode_responses=True, **options)
 
     async with client() as redis:
         log = Log(redis, client, KEY, writer="one")
         at = await founded(log)
-        await appended(log, at, 2)
-        assert [entry.content()["n"] for entry in await read_all(log, at)] == [0, 1]
+        async with log.follow(at) as tail:
+            assert await tail.read() == []
+            await appended(log, at, 2)
+            assert [entry.content()["n"] for entry in await tail.read()] == [0, 1]
         await log.close()
 
 
