@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -199,3 +200,26 @@ async def test_many_who_look_share_one_lookup(backend: Backend, monkeypatch: pyt
     for _ in range(20):
         assert await known.understands(directory.LATER)
     assert len(looks) == 1
+
+
+@pytest.mark.parametrize("outcome", ["silence", "a cancellation"])
+async def test_a_lookup_without_an_answer_refuses_nothing(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """A process that cannot read the roster sends what it does not know; an option that needs the answer waits."""
+    monkeypatch.setattr(directory, "WAIT_S", 0.05)
+    mesh = await backend.mesh(notes)
+    script, waiting = mesh.replica._link.script, asyncio.get_running_loop().create_future()
+    if outcome == "a cancellation":
+        waiting.cancel()
+
+    def without_answer(found: Any, *words: Any, **options: Any) -> Any:
+        return waiting if found is directory.SERVED else script(found, *words, **options)
+
+    monkeypatch.setattr(mesh.replica._link, "script", without_answer)
+    known = mesh.replica._directory
+    await asyncio.gather(*(known.check([absent.name]) for _ in range(3)))
+    assert not await known.understands(directory.LATER)
+    with pytest.raises(Refused, match="no replica here knows the operation"):
+        await mesh.call(absent, Note("a"))
+    waiting.cancel()
