@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis import exceptions as redis_errors
 
 from mesh import Class, LeaseLost, MeshSettings
 from mesh.lease import holding
@@ -194,3 +195,22 @@ async def test_a_state_reaches_the_roster_from_the_replicas_loop(server: Server)
                     return admin.hget(f"mesh:replica:{replica.database}", "state") == expected
 
                 await eventually(told, 1)
+
+
+@pytest.mark.parametrize("error", [redis_errors.ConnectionError("gone"), TimeoutError(), OSError("reset")], ids=repr)
+async def test_a_release_that_fails_ends_the_membership_in_order(
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The lease runs out by itself when Redis goes away during the release."""
+
+    class Failing:
+        async def run(self, *words: object) -> int:
+            raise error
+
+    monkeypatch.setattr(holding, "RELEASE", Failing())
+    async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)) as replica:
+        pass
+    assert not await replica._lease.release(0)
+    await eventually(no_lease_thread, 1)
+    with server.redis() as admin:
+        assert admin.get(f"mesh:lease:{replica.database}") == f"{replica.epoch} {replica.id}"
