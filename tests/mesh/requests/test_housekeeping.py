@@ -87,6 +87,34 @@ async def test_a_queue_is_no_older_than_a_tenth_of_the_deadline(
         await asyncio.gather(*work)
 
 
+async def test_a_queue_is_not_too_old_while_most_of_its_class_is_idle(
+    backend: Backend, worker: Worker, gate: asyncio.Event
+) -> None:
+    """Replicas with room that do not take requests may not run, and no later request would help them.
+
+    Every database counts, from the first number to the last.
+    """
+    one = await backend.join(worker, concurrency=1)
+    work = [asyncio.create_task(one.call(Class("A"), "wait", {}, deadline_ms=20_000)) for _ in range(3)]
+    async with backend.connections.client("test") as client:
+
+        async def all_wait() -> bool:
+            return bool(await client.xlen(STREAM) == 3)
+
+        await eventually(all_wait, 5)
+        await asyncio.sleep(0.4)
+        with pytest.raises(Busy, match="the queue of class A is full"):
+            await one.call(Class("A"), "quick", {}, deadline_ms=2000)
+        for database in (0, keys.MOST_DATABASES - 1):
+            await client.hset(keys.row(database), "class", "A")
+        more = asyncio.create_task(one.call(Class("A"), "quick", {}, deadline_ms=2000))
+        await asyncio.sleep(0.1)
+        gate.set()
+        assert await more == {"answered": True}
+        await asyncio.gather(*work)
+        await client.delete(keys.row(0), keys.row(keys.MOST_DATABASES - 1))
+
+
 async def test_a_read_of_replies_that_fails_is_repeated(
     backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
