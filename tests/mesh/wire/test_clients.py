@@ -10,11 +10,13 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import DataError
 
-from mesh import Busy, Connections, RedisSettings
+from mesh import Busy, Connections, RedisSettings, Unavailable
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import TooLarge, encode_words
-from mesh.wire.link import Batch
+from mesh.wire.link import Batch, Link
+from quart_app.local.ports import free_port
 from tests.support.server import Server
+from tests.support.waiting import eventually
 
 
 def _waiter() -> asyncio.Future[str]:
@@ -88,6 +90,29 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     with pytest.raises(Busy):
         await waiting
     assert given_up.cancelled() and len(batch) == 0
+
+
+async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
+    """The caller hears when to try again, and its request does not wait for a server that may stay away.
+
+    Commands that were sent before wait, and fail when the link ends.
+    """
+    connection = Connections(RedisSettings(port=free_port())).connection("test")
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    running = asyncio.create_task(link.run())
+    asked = link.shared("PING")
+
+    async def down() -> bool:
+        return link.down
+
+    await eventually(down)
+    with pytest.raises(Unavailable, match="Redis cannot be reached; retry after 1 s") as caught:
+        link.submit((b"[]", 1, []), _waiter())
+    assert caught.value.retry_after == 1
+    running.cancel()
+    with pytest.raises(Unavailable, match="connection to Redis was closed"):
+        await asked
+    await connection.aclose()
 
 
 @pytest.mark.parametrize(
