@@ -164,8 +164,8 @@ class Verb:
     """One verb and what makes it succeed.
 
     `needs` are the types that its leading keys must have, and then keep. A verb without needs gives its key the type
-    `makes`, or leaves the type as it is (""). `check` is for its arguments. A verb that `grows` takes any number of
-    arguments, so two such writes in a row on the same key become one command.
+    `makes`, or leaves the type as it is (""). `check` is for its arguments. A verb of Redis that `grows` takes any
+    number of arguments, so two such writes in a row on the same key become one command; those of a service always do.
     """
 
     needs: tuple[str, ...]
@@ -200,7 +200,7 @@ VERBS: dict[str, Verb] = {
     "set-all": Verb((), _nothing, makes="string"),
     "keep": Verb((), _nothing),
     "zadd-all": _on("zset", _nothing),
-    "mark": Verb((), _nothing, makes="string", grows=True),
+    "mark": Verb((), _nothing, makes="string"),
     "later": Verb(("bounded", "hash"), _nothing),
     "place": Verb(("placed", "hash"), _nothing),
 }
@@ -219,7 +219,7 @@ class ServiceVerbs:
 
     def table(self) -> dict[str, Verb]:
         """Return the verbs by name."""
-        return {name: Verb(needs, _nothing, grows=True) for name, needs in self.needs.items()}
+        return {name: Verb(needs, _nothing) for name, needs in self.needs.items()}
 
 
 class Order(StrEnum):
