@@ -64,7 +64,6 @@ TESTED_BY = {
     "mesh/requests/work.py": "mesh/test_behaviour.py",
     "mesh/requests/scripts.py": "mesh/requests/test_effects.py",
     "mesh/requests/store.py": "mesh/requests/test_effects.py",
-    "mesh/requests/writes.py": "mesh/requests/test_effects.py",
     "mesh/testing/fake_server.py": "mesh/testing/test_kit.py",
     "mesh/testing/kit_replica.py": "mesh/testing/test_kit.py",
     "mesh/testing/record.py": "mesh/testing/test_kit.py",
