@@ -10,6 +10,7 @@ import pytest
 
 from mesh import Class, Database, Incomplete, Missing, NoReplica, Unavailable, keys
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
+from mesh.roster import Member
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
@@ -266,3 +267,9 @@ async def test_whoever_leaves_in_order_leaves_a_mark_in_its_database(backend: Ba
         await backend.stop(number)
         assert await own.get(f"db{leaving.database}:left") == mark
         await own.aclose()
+
+
+def test_a_row_without_fields_is_read_all_the_same() -> None:
+    """A field that an older release does not write, or that somebody has deleted, is empty or 0."""
+    nothing = {"replica": "", "public": "", "private": "", "state": "", "version": ""}
+    assert Member.from_row([3, 1]) == Member(database=3, cls="", epoch=0, pid=0, since=0, leased=True, **nothing)

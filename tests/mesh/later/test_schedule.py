@@ -58,8 +58,11 @@ DUE = ms(2026, 11, 29, 4)
     ("missed", "late_ms", "expected"),
     [
         (Missed.ONCE, 5, Plan(True, 0, DUE + HOUR_MS)),
+        (Missed.ONCE, HOUR_MS - 1, Plan(True, 0, DUE + HOUR_MS)),
+        (Missed.ONCE, HOUR_MS, Plan(True, 1, DUE + 2 * HOUR_MS)),
         (Missed.ONCE, 3 * HOUR_MS + 5, Plan(True, 3, DUE + 4 * HOUR_MS)),
         (Missed.SKIP, 5, Plan(True, 0, DUE + HOUR_MS)),
+        (Missed.SKIP, LATE_MS, Plan(True, 0, DUE + HOUR_MS)),
         (Missed.SKIP, LATE_MS + 1, Plan(False, 0, DUE + HOUR_MS)),
         (Missed.SKIP, 3 * HOUR_MS + 5, Plan(False, 3, DUE + 4 * HOUR_MS)),
         (Missed.ALL, 3 * HOUR_MS + 5, Plan(True, 0, DUE + HOUR_MS)),
