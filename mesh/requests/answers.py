@@ -127,7 +127,7 @@ class CallInProgress:
     """A call or a gather in progress. The link passes the result of its submission to it, also after a cancellation."""
 
     __slots__ = (
-        "_end", "_name", "_open", "_rest", "_told", "abandoned", "answers", "asked_at", "complete", "decode",
+        "_end", "_name", "_open", "_rest", "abandoned", "answers", "asked_at", "complete", "decode",
         "left_out", "span", "submitted", "trail",
     )  # fmt: skip
 
@@ -154,18 +154,16 @@ class CallInProgress:
         #: the keys of a gather's requests begin with it; "" for a call
         self._name = name
         self._end = end
-        self._told = False
         #: the first answer that is still to come, and the answers after it
         self._open: Answer | None = None
         self._rest = _NO_ANSWERS
 
     def done(self) -> bool:
-        """Return whether the submission has a result."""
-        return self._told
+        """Return False: only the link passes a result or an error to the call, and only once."""
+        return False
 
     def set_result(self, result: Any) -> None:
         """Receive the result of the submission script."""
-        self._told = True
         # Lua writes an empty list as an empty object.
         if result.__class__ is dict and result:
             self.fail(refusal(result["error"], result["about"]))
@@ -187,7 +185,6 @@ class CallInProgress:
 
     def set_exception(self, error: BaseException) -> None:
         """Receive the reason why there was no submission."""
-        self._told = True
         self.fail(error)
 
     def answer(self, key: str) -> Answer:
