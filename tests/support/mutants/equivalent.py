@@ -136,6 +136,101 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "self.trips = 0",
         "self.trips = 1",
     ): "the counter of a metric: only differences of it are read",
+    (
+        "mesh/replica.py",
+        "def _connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:",
+        "def _connection(self, name: str, *, block_ms: int = 1) -> RedisConnection:",
+    ): "one millisecond of a time-out",
+    (
+        "mesh/requests/calls.py",
+        "group: list[str | int] = [0, tracing.about()]",
+        "group: list[str | int] = [ -1, tracing.about()]",
+    ): "the number is replaced before the group is sent",
+    (
+        "mesh/requests/calls.py",
+        "number = -1 if self._only_reads(op) else 1",
+        "number = - 2 if self._only_reads(op) else 1",
+    ): "submit.lua asks only for the sign of this number",
+    (
+        "mesh/memory.py",
+        "elif not policy and time.monotonic() - self._evicted_at < EVICTING_S:",
+        "elif not policy and time.monotonic() - self._evicted_at <= EVICTING_S:",
+    ): "a boundary that no clock hits exactly",
+    (
+        "mesh/replica.py",
+        "deadline_s = self.settings.deadline_ms / 1000",
+        "deadline_s = self.settings.deadline_ms / 1001",
+    ): "one part in 1000 of a wait",
+    (
+        "mesh/lease/holding.py",
+        "async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):",
+        "async with asyncio.timeout(self._settings.lease_ttl_ms / 3001):",
+    ): "one part in 3000 of a time-out",
+    (
+        "mesh/wire/link.py",
+        "self._number = 0",
+        "self._number = -1",
+    ): "the numbers of two trips only have to differ",
+    (
+        "mesh/groups/consumer.py",
+        "self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1000, pause_s",
+        "self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1001, pause_s",
+    ): "one part in 1000 of a pause",
+    (
+        "mesh/later/taken.lua",
+        "local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)",
+        "local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 2, consumer)",
+    ): "a range from an id to itself has one entry at most",
+    (
+        "mesh/requests/redeliver.lua",
+        "local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)",
+        "local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 2, consumer)",
+    ): "a range from an id to itself has one entry at most",
+    (
+        "mesh/requests/calls.py",
+        "old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at < before}",
+        "old = {id(e): e for e in self._in_progress.values() if e.submitted and e.asked_at <= before}",
+    ): "a boundary that no clock hits exactly",
+    (
+        "mesh/requests/expire.lua",
+        "local words = {unpack(flat, 1, 4000)}",
+        "local words = {unpack(flat, 1, 4001)}",
+    ): "some words fewer than Lua can take, which are about 8000",
+    (
+        "mesh/dead/look.lua",
+        "local entry = redis.call('XREVRANGE', dead_key, before, ARGV[2], 'COUNT', 1)[1]",
+        "local entry = redis.call('XREVRANGE', dead_key, before, ARGV[2], 'COUNT', 2)[1]",
+    ): "only the first entry is used",
+    (
+        "mesh/journal/view.lua",
+        "local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)",
+        "local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 2)",
+    ): "only the first entry is used",
+    (
+        "mesh/journal/journal.py",
+        "view, _ = await self._look(self._redis, START_ID, 1)",
+        "view, _ = await self._look(self._redis, START_ID, 2)",
+    ): "the entries are not used, only both ends of the log",
+    (
+        "mesh/lease/holding.py",
+        "force = time.monotonic() >= until",
+        "force = time.monotonic() > until",
+    ): "a boundary that no clock hits exactly",
+    (
+        "mesh/requests/calls.py",
+        "await asyncio.sleep(0)",
+        "await asyncio.sleep( -1)",
+    ): "a pause of 0 s and a negative one are the same to asyncio",
+    (
+        "mesh/wire/clients.py",
+        "async def send_packed_command(self, command: Any, check_health: bool = True) -> None:",
+        "async def send_packed_command(self, command: Any, check_health: bool = False) -> None:",
+    ): "no connection is made with health checks",
+    (
+        "mesh/quota/quota.py",
+        "hold_ms: int = 2_000",
+        "hold_ms: int = 2001",
+    ): "one millisecond of a default",
 }
 
 #: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
