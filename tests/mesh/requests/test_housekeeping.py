@@ -134,6 +134,26 @@ async def test_a_read_of_replies_that_fails_is_repeated(
     assert failures == []
 
 
+async def test_a_read_of_replies_that_goes_on_failing_is_repeated_at_a_pace(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is away for long must not cost the replica its event loop."""
+    one = await backend.join(worker)
+    reads = 0
+
+    async def failing(*words: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        raise redis_errors.ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one._calls._reader, "read", failing)
+        call = asyncio.create_task(one.call(Class("A"), "quick", {}, deadline_ms=20_000))
+        await asyncio.sleep(1)
+    assert 3 <= reads <= 12
+    assert await call == {"answered": True}
+
+
 async def test_a_user_that_was_deleted_ends_the_membership(
     backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
