@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from redis import exceptions as redis_errors
+from structlog.testing import capture_logs
 
 from mesh import Class, LeaseLost, MeshSettings
 from mesh.lease import holding
@@ -214,3 +215,34 @@ async def test_a_release_that_fails_ends_the_membership_in_order(
     await eventually(no_lease_thread, 1)
     with server.redis() as admin:
         assert admin.get(f"mesh:lease:{replica.database}") == f"{replica.epoch} {replica.id}"
+
+
+async def test_a_lease_that_is_put_back_on_an_emptied_server_is_told_once(server: Server) -> None:
+    """An operator learns that data may be gone, and is not told so by each renewal."""
+    settings = MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)
+    with capture_logs() as logs:
+
+        def told() -> list[tuple[int, int]]:
+            says = [log for log in logs if log["event"] == "lease restored on an emptied server"]
+            return [(log["database"], log["epoch"]) for log in says]
+
+        async with join(Worker(), settings) as replica:
+
+            async def renewed_twice() -> None:
+                for _ in range(2):
+                    last = replica._lease._renewal
+
+                    async def renewed(last: object = last) -> bool:
+                        return replica._lease._renewal is not last
+
+                    await eventually(renewed)
+
+            await renewed_twice()
+            assert told() == []
+            with server.redis() as admin:
+                admin.delete(f"mesh:lease:{replica.database}")
+            await renewed_twice()
+            with server.redis() as admin:
+                assert admin.get(f"mesh:lease:{replica.database}") == f"{replica.epoch} {replica.id}"
+            await renewed_twice()
+    assert told() == [(replica.database, replica.epoch)]

@@ -78,7 +78,7 @@ async def test_cancelled_at_any_moment_it_leaves_no_thread(after_s: float) -> No
 
 
 async def test_a_thread_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for its end has a deadline."""
+    """The wait for its end has a deadline, and the thread keeps no process alive."""
     monkeypatch.setattr("mesh.lease.loop_thread.END_S", 0.1)
     go_on = threading.Event()
 
@@ -90,7 +90,9 @@ async def test_a_thread_that_does_not_end_is_left_behind(monkeypatch: pytest.Mon
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 1)
+    left = [thread.daemon for thread in threading.enumerate() if thread.name == NAME]
     go_on.set()
+    assert left == [True]
     await eventually(no_thread)
 
 
