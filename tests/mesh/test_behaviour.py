@@ -641,6 +641,30 @@ async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, count
     await client.aclose()
 
 
+async def test_a_replica_that_leaves_answers_what_waits_for_its_database(backend: Backend, counting: Counting) -> None:
+    """Nobody else can until the database has another holder, so the lease is kept for that, but not for long."""
+    slow = Counting()
+    caller = await backend.join(counting.worker)
+    async with _joined(backend, slow.worker) as leaving:
+        to = Database(leaving.database)
+        calls = [asyncio.ensure_future(caller.call(to, "count.wait", {})) for _ in range(2)]
+
+        async def begun() -> bool:
+            return len(slow.seen) == 1
+
+        await eventually(begun)
+
+        async def open_gate() -> None:
+            """Let the handlers end a moment after the replica has stopped to take requests of its class."""
+            await leaving._class_consumer._ended.wait()
+            await asyncio.sleep(0.1)
+            slow.gate.set()
+
+        opening = asyncio.create_task(open_gate())
+    assert await asyncio.gather(*calls, opening) == [{"database": leaving.database}] * 2 + [None]
+    assert slow.cancelled == 0
+
+
 async def test_released_and_granted_again_at_once(backend: Backend) -> None:
     """After an orderly end the database is free at once, not only at the end of its lease."""
     async with _joined(backend) as one:

@@ -57,6 +57,17 @@ async def test_calls_at_the_same_time_have_one_effect(backend: Backend, bank: Pa
     assert (await balanced(one))["answered"] == 2
 
 
+async def test_an_answer_is_kept_for_a_day_unless_the_caller_says_otherwise(backend: Backend, bank: Paying) -> None:
+    """The time counts from the answer."""
+    mesh = Mesh(await backend.join(bank.table.worker))
+    await mesh.call(bank.pay, Payment(5), key="a")
+    await mesh.call(bank.pay, Payment(5), key="b", keep=timedelta(hours=2))
+    client = backend.redis()
+    ends = sorted([await client.pttl(key) / 3_600_000 async for key in client.scan_iter("mesh:once:*")])
+    assert ends == pytest.approx([2, 24], abs=0.01)
+    await client.aclose()
+
+
 async def test_another_body_is_refused(backend: Backend, bank: Paying) -> None:
     """The key holds while the first request is in progress and afterwards, for its own operation only."""
     mesh = Mesh(await backend.join(bank.table.worker))
