@@ -71,6 +71,22 @@ def test_mistakes_say_what_to_write(options: dict[str, Any]) -> None:
         Retry(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "pauses"),
+    [
+        ({"most": 1}, [None]),
+        ({"factor": 1, "jitter": 0}, [1000, 1000, None]),
+        ({"factor": 1.5, "jitter": 0}, [1000, 1500, None]),
+        ({"jitter": 1}, [1, 1, None]),
+        ({"first": timedelta(microseconds=1)}, [1, 1, None]),
+    ],
+)
+def test_the_bounds_themselves_are_allowed(options: dict[str, Any], pauses: list[int | None]) -> None:
+    """The pause may stay the same, and all of it may be left out; 1 ms is the shortest one."""
+    retry = Retry(**options)
+    assert [retry.pause_ms(tries, lambda: 1.0) for tries in range(1, retry.most + 1)] == pauses[-retry.most :]
+
+
 async def test_it_is_tried_until_it_succeeds() -> None:
     """The effect happens once, and the caller gets its answer; `tx.at` is the same at each try."""
     table, runs = failing(3, Retry(most=5, first=timedelta(milliseconds=200)))

@@ -130,6 +130,27 @@ async def test_a_cut_connection_raises_once_and_is_made_again(connection: RedisC
     assert await connection.execute("INCR", "n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (None, "the connection to Redis was closed"),
+        (ConnectionResetError("reset by peer"), "the connection to Redis was closed: reset by peer"),
+    ],
+)
+async def test_a_lost_connection_says_why_if_anybody_knows(
+    connection: RedisConnection, error: Exception | None, says: str
+) -> None:
+    """A server that ends says nothing; the network may."""
+    await connection.execute("PING")
+    assert connection._answers is not None
+    waiting = asyncio.create_task(connection.execute("BLPOP", "empty", "5"))
+    await asyncio.sleep(0.05)
+    connection._answers.connection_lost(error)
+    with pytest.raises(redis_errors.ConnectionError) as told:
+        await waiting
+    assert str(told.value) == says
+
+
 async def test_a_user_that_is_gone_is_told(server) -> None:
     """The server closes the connection. The attempt to connect again raises an error that means that we are fenced."""
     server.redis().acl_setuser("one", enabled=True, passwords=["+secret"], keys="*", commands=["+@all"])
