@@ -60,6 +60,51 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
         MeshSettings()
 
 
+#: By setting: the least and the most that it may be.
+BOUNDS: list[tuple[type[RedisSettings | MeshSettings], str, float, float | None]] = [
+    (RedisSettings, "port", 1, 65_535),
+    (RedisSettings, "db", 0, None),
+    (RedisSettings, "connect_timeout_ms", 50, None),
+    (RedisSettings, "timeout_ms", 50, None),
+    (RedisSettings, "wait_replicas", 0, None),
+    (RedisSettings, "wait_timeout_ms", 1, None),
+    (MeshSettings, "lease_ttl_ms", 500, None),
+    (MeshSettings, "claim_idle_ms", 200, None),
+    (MeshSettings, "deadline_ms", 100, None),
+    (MeshSettings, "max_deliveries", 1, None),
+    (MeshSettings, "concurrency", 1, None),
+    (MeshSettings, "memory_reserve", 0.01, 0.5),
+    (MeshSettings, "stream_bound", 1, None),
+    (MeshSettings, "later_bound", 1, None),
+    (MeshSettings, "databases", 1, 16),
+    (MeshSettings, "missing_ms", 0, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "least", "most"), BOUNDS, ids=[name for _, name, *_ in BOUNDS])
+def test_a_number_is_taken_up_to_its_bounds(
+    settings: type[RedisSettings | MeshSettings], name: str, least: float, most: float | None
+) -> None:
+    """The next number beyond a bound is refused."""
+    step = 0.001 if isinstance(least, float) else 1
+    for bound, beyond in ((least, least - step), (most, None if most is None else most + step)):
+        if bound is not None:
+            assert getattr(settings(**{name: bound}), name) == bound
+            with pytest.raises(ValidationError, match=name):
+                settings(**{name: beyond})
+
+
+def test_every_number_has_its_bounds_here() -> None:
+    """A setting that is added gets its test, too."""
+    numbers = {
+        (kind, name)
+        for kind in (RedisSettings, MeshSettings)
+        for name, field in kind.model_fields.items()
+        if field.annotation in (int, float)
+    }
+    assert numbers == {(kind, name) for kind, name, *_ in BOUNDS}
+
+
 def test_a_class_is_one_of_those_there_are() -> None:
     """No request could reach another."""
     assert MeshSettings(classes="BC", class_="C").class_ == "C"
