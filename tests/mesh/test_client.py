@@ -125,6 +125,13 @@ async def test_a_lost_answer_of_a_submission_changes_nothing(kit: MeshKit) -> No
         await eventually(lambda: _is(kit, "count:n", "3"))
 
 
+async def test_its_presence_outlives_ten_leases(kit: MeshKit) -> None:
+    """It need not be renewed often, and no key of a client that was killed stays for long."""
+    async with kit.connect() as connected:
+        for key in (f"mesh:client:{connected.client.id}", f"mesh:replies:{connected.client.id}"):
+            assert 9000 < await kit.redis().pttl(key) <= 10_000
+
+
 async def test_calls_in_progress_are_answered_before_it_leaves(kit: MeshKit) -> None:
     """A client that leaves waits for its calls, as a replica does."""
     async with kit.connect() as connected:

@@ -217,6 +217,26 @@ async def test_a_release_that_fails_ends_the_membership_in_order(
         assert admin.get(f"mesh:lease:{replica.database}") == f"{replica.epoch} {replica.id}"
 
 
+async def test_the_holder_measures_how_late_its_loop_runs(server: Server) -> None:
+    """The roster tells an operator, in ms, which replica is too busy."""
+    async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=600)) as replica:
+        lease, seen = replica._lease, list[float]()
+
+        def describe() -> dict[str, str]:
+            seen.append(lease.loop_ms)
+            return {}
+
+        lease.describe = describe
+
+        async def described() -> bool:
+            return len(seen) > 1
+
+        await eventually(described)
+        sleep(0.4)
+        await asyncio.sleep(0.05)
+    assert 200 < max(seen) < 10_000
+
+
 async def test_a_lease_that_is_put_back_on_an_emptied_server_is_told_once(server: Server) -> None:
     """An operator learns that data may be gone, and is not told so by each renewal."""
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)
