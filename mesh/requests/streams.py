@@ -61,7 +61,7 @@ Ended = tuple[str, str, str, bool | tuple[str, ...]]
 
 async def end(link: Link, ended: Sequence[Ended]) -> int:
     """Remove requests without an effect. Return how many still existed and had no other caller."""
-    return int(await link.script(END, [keys.BOOKS], json.dumps(ended))) if ended else 0
+    return int(await link.script(END, [keys.BOOKS], json.dumps(ended)))
 
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
