@@ -234,6 +234,30 @@ async def test_a_silent_consumer_is_deleted_only_without_pending_entries(stream:
     assert (await stream.xpending(STREAM, keys.GROUP))["pending"] == 1
 
 
+@pytest.mark.parametrize("where", ["somebody waits", "nobody waits"])
+async def test_a_request_that_is_given_up_is_kept_and_answered_in_full(stream: Redis, where: str) -> None:
+    """The dead letter has all that a replay needs; the reply says which request it answers, as every reply does."""
+    replies = keys.replies("replica-1")
+    await stream.xadd(replies, {"op": "open"}, id="1-1")
+    fields = {"op": "x.do", "request": "r-7", "from": "replica-1", "reply_to": replies, "deadline": "0", "body": "{}"}
+    id = await deliver(stream, "replica-2", **fields)
+    names = [keys.BOOKS, keys.DEAD, STREAM, *([replies] if where == "somebody waits" else [])]
+    words = (id, "replica-2", "it crashed", 3, "given-up", '{"detail":"it crashed"}', 100)
+    assert await run(stream, scripts.BURY, names, *words) == 1
+    assert await run(stream, scripts.BURY, names, *words) == 0, "it is gone"
+    ((_, letter),) = await stream.xrange(keys.DEAD)
+    about = {"kind": "request", "stream": STREAM, "id": id, "reason": "it crashed", "deliveries": "3"}
+    assert letter == about | fields
+    reply = {
+        "request": "r-7", "op": "x.do", "from": "replica-2", "status": "given-up", "forwards": "0",
+        "body": '{"detail":"it crashed"}', "asked": id,
+    }  # fmt: skip
+    told = [fields for _, fields in await stream.xrange(replies, min="1-2")]
+    assert told == ([reply] if where == "somebody waits" else [])
+    assert await stream.hgetall(keys.BOOKS) == {"dead": "1"}  # type: ignore[misc]
+    assert await stream.xlen(STREAM) == (await stream.xpending(STREAM, keys.GROUP))["pending"] == 0
+
+
 @pytest.mark.parametrize("how", ["sweep", "end"])
 async def test_a_removed_request_is_acknowledged_too(stream: Redis, how: str) -> None:
     """An entry that is deleted but pending would be claimed by one replica after the other."""

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from mesh import Class, Database, errors
+from mesh import Class, Database, errors, keys
 from mesh.requests.protocol import NEVER, OK, Reply, Request, failure_body, reply_stream
 from mesh.wire.codec import decode, encode
 
@@ -68,6 +68,20 @@ def test_a_reply_goes_to_a_stream_of_replies_or_nowhere() -> None:
 def test_addresses_have_their_streams() -> None:
     """A class is any one replica of it, a database the one that holds it."""
     assert (Class("A").stream, Database(12).stream) == ("mesh:requests:A", "mesh:requests:db12")
+
+
+@pytest.mark.parametrize("name", ["E", "a", "AB", "", "db1", 1, None])
+def test_what_is_no_class_is_refused(name: object) -> None:
+    """A request to it would wait on a stream that nobody reads."""
+    with pytest.raises(errors.UsageError, match="a class is"):
+        Class(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, keys.MOST_DATABASES, True, 3.0, "3", None])
+def test_what_is_no_database_is_refused(number: object) -> None:
+    """The numbers of databases go from 0 to 15."""
+    with pytest.raises(errors.UsageError, match="a database is a number from 0 to 15"):
+        Database(number)  # type: ignore[arg-type]
 
 
 def test_a_body_is_json_a_person_can_read() -> None:
