@@ -108,6 +108,20 @@ async def test_the_work_of_counting_is_bounded(
     assert 10 <= found.by_name["gone.put"].waits <= 16
 
 
+@pytest.mark.parametrize(("waiting", "complete"), [(3, True), (4, False)])
+async def test_what_waits_for_its_time_is_counted_up_to_the_bound(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, waiting: int, complete: bool
+) -> None:
+    """One more is not counted, and the answer says that there are more."""
+    monkeypatch.setattr(operations, "MOST_COUNTED", 3)
+    work = Work()
+    mesh = await backend.mesh(work.table)
+    for hours in range(1, waiting + 1):
+        await mesh.send(work.do, after=timedelta(hours=hours))
+    found = await states(mesh.shared, backend.settings, [])
+    assert (found.of("work.do").later, found.complete) == (3, complete)
+
+
 async def test_a_mesh_without_replicas_has_no_operations_of_its_own(backend: Backend) -> None:
     mesh = await backend.mesh(Operations("other"))
     assert (await states(mesh.shared, MeshSettings(), [])).by_name == {}

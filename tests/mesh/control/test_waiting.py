@@ -26,23 +26,27 @@ async def test_requests_and_schedules_are_read_in_the_order_of_their_times(backe
     @table.every("0 4 * * *", tz="Europe/Berlin")
     async def nightly(tx: Transaction, tick: Tick) -> None: ...
 
+    @table.every("*/5 * * * *", each=True)
+    async def often(tx: Transaction, tick: Tick) -> None: ...
+
     mesh = await backend.mesh(table)
     for minutes in (9, 3, 6):
         await mesh.send(put, Note("x"), after=timedelta(minutes=minutes))
 
     async def scheduled() -> bool:
-        return bool((await read_waiting(mesh.shared, 2)).schedules)
+        return len((await read_waiting(mesh.shared, 2)).schedules) == 2
 
     await eventually(scheduled, 10)
     found = await read_waiting(mesh.shared, 2)
-    assert (found.count, found.scheduled) == (3, 1)
+    assert (found.count, found.scheduled) == (3, 2)
     assert [round(((each.due_ms or 0) - mesh.now_ms()) / 60_000) for each in found.requests] == [3, 6]
     assert {(each.op, each.tries, each.error) for each in found.requests} == {("notes.put", 0, "")}
-    (tick,) = found.schedules
-    assert (tick.op, tick.cron, tick.tz, tick.each, tick.last_ms) == (
-        "notes.nightly", "0 4 * * *", "Europe/Berlin", False, 0,
-    )  # fmt: skip
-    assert tick.next_ms > mesh.now_ms()
+    ticks = found.schedules
+    assert {(tick.op, tick.cron, tick.tz, tick.each, tick.last_ms) for tick in ticks} == {
+        ("notes.nightly", "0 4 * * *", "Europe/Berlin", False, 0),
+        ("notes.often", "*/5 * * * *", "UTC", True, 0),
+    }
+    assert mesh.now_ms() < ticks[0].next_ms <= ticks[1].next_ms
 
 
 async def test_what_no_time_lets_go_is_read_too(backend: Backend) -> None:
