@@ -151,6 +151,22 @@ async def test_grants_without_a_transaction_give_each_replica_its_own_database(
             assert await member.commit(member.transaction())
 
 
+@pytest.mark.parametrize(("answer", "said"), [([], ["EVAL"]), (["7", "A", "5"], ["EVAL", "DELUSER", "SETUSER"])])
+async def test_a_replica_that_was_slower_leaves_the_holders_user_alone(answer: list[str], said: list[str]) -> None:
+    """Without a transaction the user is changed by its own commands, which only the replica with the lease may send."""
+    sent = []
+
+    class Client:
+        async def execute_command(self, *words: str) -> object:
+            sent.append(words[-1])
+            return answer if words[-1] == "EVAL" else "OK"
+
+    commands: list[Any] = [("EVAL",), ("ACL", "DELUSER"), ("ACL", "SETUSER")]
+    client: Any = Client()
+    answers = await Applicant._one_by_one(client, commands)
+    assert (answers[0], sent) == (answer, said)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
     [("min-replicas-to-write", "1", "NOREPLICAS"), ("maxclients", "1", "max number of clients")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msgspec import Struct
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from mesh import Operation, Refused
 from mesh.operations.definition import define
@@ -45,6 +45,28 @@ def test_a_definition_has_the_schemas_of_its_types() -> None:
     assert found["errors"] == {
         "stock.full": {"detail": "There is no place left.", "facts": {"place": {"type": "string"}}}
     }
+
+
+class Shelf(BaseModel):
+    length: int
+
+    @computed_field
+    def places(self) -> int:
+        return self.length // 2
+
+
+class Short(Refused, code="shelf.short"):
+    """The shelf is too short."""
+
+    rest: Shelf
+
+
+def test_what_a_type_computes_is_in_what_is_written_only() -> None:
+    """A caller does not send it, and finds it in the reply and in the facts of an error."""
+    found = define(Operation("shelf.put", Shelf, Shelf), "shelf", handler)
+    assert found["request"]["properties"].keys() == {"length"}
+    assert found["reply"]["properties"].keys() == {"length", "places"}
+    assert found["errors"]["shelf.short"]["facts"]["rest"]["properties"].keys() == {"length", "places"}
 
 
 def test_nothing_has_no_schema() -> None:
