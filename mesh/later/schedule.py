@@ -61,7 +61,7 @@ class Plan:
 class Schedule:
     """When an operation runs by itself.
 
-    `cron` has five fields (or six, with seconds last), as Debian's cron reads them, in the time zone `tz`. With `each`
+    `cron` has five fields (or six, with seconds first), as Debian's cron reads them, in the time zone `tz`. With `each`
     a tick goes to every live database, else to one replica. Without `overlap` a tick is left out while a request of
     the one before is still on its stream. Raises UsageError.
     """

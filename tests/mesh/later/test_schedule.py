@@ -51,6 +51,15 @@ def test_ticks_by_the_minute_go_on_through_both_changes() -> None:
         assert ticks == minutes
 
 
+def test_of_six_fields_the_first_one_is_of_seconds() -> None:
+    """A schedule may tick more often than once a minute."""
+    often = Schedule("*/20 30 * * * *")
+    first = often.after(ms(2026, 11, 29, 4))
+    assert first == ms(2026, 11, 29, 4, 30)
+    assert [often.after(first), often.after(first + 20_000)] == [first + 20_000, first + 40_000]
+    assert often.after(first + 40_000) == first + HOUR_MS
+
+
 DUE = ms(2026, 11, 29, 4)
 
 
