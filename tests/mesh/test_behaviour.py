@@ -559,6 +559,8 @@ async def test_work_of_a_replica_that_is_gone_is_taken_over(backend: Backend, co
         await eventually(take)
     assert (await call)["n"] == 1
     assert counting.seen[1].deliveries == 2
+    facts = one.statistics()
+    assert (facts["class_reclaimed"], facts["class_done"], facts["class_in_progress"]) == (1, 2, 0)
     await client.aclose()
 
 

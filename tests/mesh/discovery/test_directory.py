@@ -223,3 +223,17 @@ async def test_a_lookup_without_an_answer_refuses_nothing(
     with pytest.raises(Refused, match="no replica here knows the operation"):
         await mesh.call(absent, Note("a"))
     waiting.cancel()
+
+
+async def test_a_process_that_cannot_reach_redis_does_not_look(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The submission itself says that Redis is away; here nothing is refused, and nothing is known."""
+    mesh = await backend.mesh(notes)
+    known = mesh.replica._directory
+    monkeypatch.setattr(mesh.replica._link, "_down", True)
+    monkeypatch.setattr(mesh.replica._link, "script", None)
+    await known.check([absent.name], directory.LATER)
+    assert not await known.understands(directory.LATER)
+    monkeypatch.undo()
+    assert await known.understands(directory.LATER)

@@ -135,6 +135,24 @@ async def test_requests_written_by_hand_wait_and_run_each(backend: Backend) -> N
     await backend.redis().hincrby(keys.BOOKS, "accepted", 4)
 
 
+async def test_a_parked_request_waits_until_its_deadline_at_most(backend: Backend) -> None:
+    """One without a deadline, which may be missing in what was written by hand, waits until the operation goes on."""
+    one, _ = await _two_paused(backend, counting([]))
+    later_ms = one.now_ms() + 60_000
+    redis, deadlines = backend.redis(), {"ends": {"deadline": later_ms}, "zero": {"deadline": 0}, "none": {}}
+    for key, fields in deadlines.items():
+        entry: dict[Any, Any] = {"op": "count.put", "request": key, "body": "{}", **fields}
+        await redis.xadd(keys.class_requests(one.cls), entry)
+
+    async def parked() -> bool:
+        return int(await redis.zcard(keys.LATER)) == 3
+
+    await eventually(parked)
+    waiting = dict(await redis.zrange(keys.LATER, 0, -1, withscores=True))
+    assert waiting == {"ends": later_ms, "zero": float("inf"), "none": float("inf")}
+    await redis.delete(keys.LATER, keys.parked("count.put"), *map(keys.later, deadlines))
+
+
 async def test_no_more_wait_than_may(backend: Backend) -> None:
     """The rest stays on the stream, and is in nobody's way there."""
     done: list[str] = []

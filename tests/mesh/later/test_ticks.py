@@ -49,6 +49,19 @@ class TestEvery:
             assert set(minutes(ticks)) == {1}
             assert {tick.missed for tick in ticks} == {0}
 
+    async def test_the_replica_that_sends_a_tick_knows_the_next_one(self) -> None:
+        """It depends neither on a renewal nor on its next look at the schedule to tell it."""
+        table, ticks = Operations("clock"), list[Tick]()
+
+        @table.every("*/5 * * * * *")
+        async def tick(tx: Transaction, tick: Tick) -> None:
+            ticks.append(tick)
+
+        async with MeshKit(table, lease_ttl_ms=3_600_000) as kit:
+            await kit.advance(minutes=1, seconds=2)
+        assert len(ticks) in (12, 13)
+        assert {tick.missed for tick in ticks} == {0}
+
     async def test_with_each_every_database_runs(self) -> None:
         table, ticks = ticking(each=True)
         async with MeshKit(table, replicas=3) as kit:

@@ -409,3 +409,10 @@ async def _record(quota: Quota, reservation: Reservation, end: str, answer: int 
         await quota.used(reservation)
     elif end == "answers":
         await quota.refused(reservation, answer)
+
+
+async def test_a_client_that_does_not_decode_answers_will_do() -> None:
+    """The words of the scripts are read as bytes, too."""
+    quota = Quota(FakeClient(), f"shared:test:{uuid4().hex}", LIMIT, BLOCK_MS, HOLD_MS)
+    await quota.used(await granted(quota))
+    assert isinstance(await quota.reserve(), Granted | Probing)

@@ -154,6 +154,28 @@ async def test_a_read_of_replies_that_goes_on_failing_is_repeated_at_a_pace(
     assert await call == {"answered": True}
 
 
+async def test_work_goes_on_although_it_cannot_be_kept_alive(
+    backend: Backend, worker: Worker, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At worst another replica takes the request over, and the commit refuses one of the two effects."""
+    one = await backend.join(worker, claim_idle_ms=200)
+    tries: list[object] = []
+
+    async def failing(ids: object) -> list[str]:
+        tries.append(ids)
+        raise redis_errors.ConnectionError("gone")
+
+    monkeypatch.setattr(one._class_consumer._reader, "keep_alive", failing)
+    call = asyncio.create_task(one.call(Class("A"), "wait", {}, deadline_ms=20_000))
+
+    async def tried() -> bool:
+        return len(tries) >= 2
+
+    await eventually(tried, 5)
+    gate.set()
+    assert await call == {}
+
+
 async def test_a_user_that_was_deleted_ends_the_membership(
     backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from mesh import (
     Transaction,
     Unavailable,
     UsageError,
+    keys,
 )
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
@@ -65,6 +66,19 @@ async def test_an_answer_is_kept_for_a_day_unless_the_caller_says_otherwise(back
     client = backend.redis()
     ends = sorted([await client.pttl(key) / 3_600_000 async for key in client.scan_iter("mesh:once:*")])
     assert ends == pytest.approx([2, 24], abs=0.01)
+    await client.aclose()
+
+
+async def test_a_later_call_gets_what_the_first_one_got(backend: Backend, bank: Paying) -> None:
+    """The reply also says who answered, where, and which request."""
+    one = await backend.join(bank.table.worker)
+    client = backend.redis()
+    for _ in range(2):
+        assert await Mesh(one).call(bank.pay, Payment(5), key="a") == 5
+    first, second = [fields for _, fields in await client.xrange(keys.replies(one.id)) if "request" in fields]
+    for name in ("op", "from", "status", "forwards", "body", "asked", "db"):
+        assert first[name] == second[name], name
+    assert (first["from"], first["db"]) == (one.id, str(one.database))
     await client.aclose()
 
 
