@@ -185,3 +185,20 @@ def test_a_reply_is_one_of_its_messages() -> None:
         assert [each for each in names if accepts(whole, each, "headers", {**fields, "status": status})] == [name]
     assert not accepts(whole, "shapes.too-many", "payload", {"detail": "5 are too many"})
     assert accepts(whole, "shapes.too-many", "payload", {"detail": "5 are too many", "most": 4})
+
+
+def test_each_operation_is_on_two_channels() -> None:
+    """A request goes to any replica of a class, or to the holder of a database."""
+    found = made(shapes().worker)["operations"]
+    channels = {name: operation["channel"]["$ref"].rpartition("/")[2] for name, operation in found.items()}
+    assert channels == {
+        "shapes.draw": "class", "shapes.draw.database": "database",
+        "shapes.clashing": "class", "shapes.clashing.database": "database",
+    }  # fmt: skip
+
+
+def test_a_component_has_a_name_of_its_own_that_links_can_hold() -> None:
+    """Names of operations that differ only in other characters are numbered; an empty one has a name, too."""
+    names = ["a b", "a/b", "a~b", "c", ""]
+    found = document({name: {} for name in names}, title="t", version="1", classes="A", databases=1)["operations"]
+    assert {name for name in found if not name.endswith(".database")} == {"a_b", "a_b-2", "a_b-3", "c", "_"}
