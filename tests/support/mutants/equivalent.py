@@ -231,6 +231,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "hold_ms: int = 2_000",
         "hold_ms: int = 2001",
     ): "one millisecond of a default",
+    (
+        "mesh/requests/commit_verbs.lua",
+        "local till = math.min(begin + PASSED - 1, last)",
+        "local till = math.min(begin + PASSED + 1, last)",
+    ): "two keys of the next command are set twice, to the same value",
+    (
+        "mesh/quota/quota.py",
+        "return time.monotonic() < self.send_by",
+        "return time.monotonic() <= self.send_by",
+    ): "a boundary that no clock hits exactly",
 }
 
 #: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
