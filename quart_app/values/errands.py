@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from mesh import Busy, Class, MeshError
 from mesh.raw import Effects, Replica, Request
+from quart_app.values.hard import deadline_of
 from quart_app.values.jobs import JOB, PUT, TELL, Gone
 
 T = TypeVar("T")
@@ -93,13 +94,14 @@ class Errand:
             except Busy as error:
                 await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
 
-    def found(self, transaction: Effects, factors: dict[str, str]) -> None:
-        """Store what was found, and send the next step, in the same commit."""
+    def found(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
+        """Store what was found, and send the next step in the same commit if this one is over."""
         self._expect(transaction)
         if factors:
             transaction.shared.hset(self._key, {f"found:{value}": found for value, found in factors.items()})
             transaction.shared.write("HINCRBY", self._key, "left", -len(factors))
-        self._go_on(transaction)
+        if is_over:
+            self._go_on(transaction)
 
     def failed(self, transaction: Effects, error: MeshError) -> None:
         """Store why the values were not factorised, and send the next step."""
@@ -115,7 +117,12 @@ class Errand:
     def give_back(self, transaction: Effects) -> None:
         """Let the class do this part when there is room. On a database's stream other requests wait behind it."""
         part = self.part(self._request.body["items"])
-        transaction.send(Class(self._replica.cls), PUT, part, deadline=self._request.deadline)
+        transaction.send(Class(self._replica.cls), PUT, part, deadline=deadline_of(self._request))
+
+    def labels(self, *, with_step: bool) -> dict[str, Any]:
+        """Return the fields of a body that say for which job a request works, and with which step it goes on."""
+        names = ("job", "next") if with_step else ("job",)
+        return {name: self._request.body[name] for name in names if name in self._request.body}
 
     def part(self, items: list[dict[str, str | int]]) -> dict[str, Any]:
         """Return the body of a request for some of the values."""
@@ -132,7 +139,7 @@ class Errand:
         transaction.shared.hdel(self._key, f"stage:{cls}", self._following)
         if self._work is not None:
             body = {"items": json.loads(self._work), "job": self._id, "next": number + 1}
-            transaction.send(Class(cls), PUT, body, deadline=self._request.deadline)
+            transaction.send(Class(cls), PUT, body, deadline=deadline_of(self._request))
 
     async def _tell(self) -> bool:
         """Store how the work is going; return whether the job is still there."""

@@ -1,7 +1,7 @@
 """The handlers of /values: what a replica does with the requests that it gets.
 
     where the record is         what a put does
-    nowhere                     factorise, write here
+    nowhere                     factorise, write here; a hard value is left out, and put by a request in its lane
     here                        refresh its time
     same class, live holder     forward to the holder, who refreshes it
     another class, or a holder  factorise, write here, and tell the former holder to drop its record; the message waits
@@ -18,9 +18,10 @@ from typing import NamedTuple, Protocol
 
 from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
 from mesh.raw import Body, Effects, Request, Store, Worker
-from quart_app.values import claims
+from quart_app.values import hard
 from quart_app.values import store as records
 from quart_app.values.errands import Errand, Errands
+from quart_app.values.hard import APART, HARD
 from quart_app.values.jobs import ADMIT, END, PUT, TELL, Gone
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
@@ -37,8 +38,11 @@ class Factorise(Protocol):
     async def at_once(self, value: str) -> str | None:
         """Return the factors of a larger value if they can be found in a moment, else None."""
 
-    async def large(self, value: str, request: Request, place: str | None) -> str | None:
-        """Return the factors of a larger value; None if its record is no longer at `place`: another one wrote it."""
+    async def large(self, value: str, request: Request) -> str:
+        """Return the factors of a larger value."""
+
+    def is_hard(self, value: str) -> bool:
+        """Return whether a larger value should be computed by a request of its own."""
 
 
 DROP = "values.drop"
@@ -70,6 +74,8 @@ class Decision:
     before: dict[str, Record]
     factors: dict[str, str]
     elsewhere: list[tuple[Address, list[Item]]]
+    #: hard values, each to be computed by a request of its own
+    apart: list[Item]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,21 @@ class _Operations:
         except Gone:
             return None
         decision = await self._decide_in_turn(request, store)
+        left_out, may_leave_out = [], {APART: True} if APART in request.body else {}
         for address, items in decision.elsewhere:
-            transaction.forward(address, {"items": _plain(items)})
+            if request.op == HARD:
+                left_out += items
+            else:
+                transaction.forward(address, {"items": _plain(items), **may_leave_out})
+        for item in decision.apart:
+            if may_leave_out:
+                left_out.append(item)
+            else:
+                transaction.forward(Class(store.cls), {"items": _plain([item])})
         _write(decision, request, store, transaction, self.mark)
-        return {item.value: decision.factors[item.value] for item in decision.here}
+        answer: Body = {item.value: decision.factors[item.value] for item in decision.here}
+        answer.update({item.value: None for item in left_out})
+        return answer
 
     async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
         """Decide, then let other tasks run, because the words of the commit are written in one piece. Raises Busy."""
@@ -125,10 +142,15 @@ class _Operations:
         except MeshError as error:
             errand.failed(transaction, error)
             return
+        deadline = hard.deadline_of(request)
         for address, items in decision.elsewhere:
-            transaction.send(address, PUT, errand.part(_plain(items)), deadline=request.deadline)
+            transaction.send(address, PUT, errand.part(_plain(items)), deadline=deadline)
+        # The step of one hard value is over when the request in its lane is.
+        is_over = len(request.body["items"]) > 1 or not decision.apart
+        for item in _plain(decision.apart):
+            hard.send(transaction, store.cls, item, errand.labels(with_step=not is_over), deadline)
         _write(decision, request, store, transaction, self.mark)
-        errand.found(transaction, decision.factors)
+        errand.found(transaction, decision.factors, is_over=is_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
         """Remove the record of a value that is now stored elsewhere, unless it has been written here again."""
@@ -166,11 +188,12 @@ def handlers(
     `store_room` counts bytes that are about to be stored, and raises Busy. `mark` notes the primes of what is stored.
     """
     worker = Worker()
-    for script in (records.FIND, PRIMES, STATE, claims.TAKE, claims.TEND, ADMIT, END, TELL):
+    for script in (records.FIND, PRIMES, STATE, ADMIT, END, TELL):
         worker.uses(script)
     worker.writes_with(records.VERBS)
     operations = _Operations(factorise, errands, pace, store_room, mark)
     worker.handles(PUT)(operations.put)
+    worker.handles(HARD)(operations.put)
     worker.handles(DROP)(operations.drop)
     worker.handles(FIND, effect=False)(find)
     return worker
@@ -181,20 +204,13 @@ def _plain(items: list[Item]) -> list[dict[str, str | int]]:
 
 
 async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
-    """Look up where the records are, and find the factors of the values that this replica is to write.
-
-    If another replica writes one of the records meanwhile, it looks again.
-    """
-    while True:
-        items = await _items(request, store, pace)
-        here, forwarded = await _sort(items, store)
-        elsewhere: list[tuple[Address, list[Item]]] = [*forwarded.items()]
-        here, apart, known = await _hard_ones_apart(here, request, store, factorise)
-        elsewhere += [(Class(store.cls), [item]) for item in apart]
-        before = await _before(here, store, pace)
-        factors = await _factors(here, before, known, request, factorise)
-        if factors is not None:
-            return Decision(here, before, factors, elsewhere)
+    """Look up where the records are, and find the factors of the values that this replica is to write."""
+    items = await _items(request, store, pace)
+    here, elsewhere = await _sort(items, store)
+    before = await _before(here, store, pace)
+    here, apart, known = await _hard_ones_apart(here, before, request, store, factorise)
+    factors = await _factors(here, before, known, request, factorise)
+    return Decision(here, before, factors, [*elsewhere.items()], apart)
 
 
 async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
@@ -214,9 +230,9 @@ async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
 
 
 async def _hard_ones_apart(
-    items: list[Item], request: Request, store: Store, factorise: Factorise
+    items: list[Item], before: dict[str, Record], request: Request, store: Store, factorise: Factorise
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
-    """Return the items to do here, those to give back to the class one by one, and the factors found meanwhile.
+    """Return the items to do here, those that get requests of their own, and the factors found meanwhile.
 
     A hard value would hold up the other values of its request. On a database's stream, where requests are done in
     order, it would hold up every GET. A hard value is on such a stream if its record has expired after the request was
@@ -224,13 +240,15 @@ async def _hard_ones_apart(
     """
     large = [item for item in items if not is_small(item.value)]
     is_ordered = request.stream == Database(store.database).stream
-    if not large or (len(items) == 1 and not is_ordered):
+    is_alone = len(items) == 1 and not is_ordered
+    # Callers that know no lanes, such as those of earlier releases, wait for a hard value that is alone.
+    has_lanes = APART in request.body or "job" in request.body
+    if not large or request.op == HARD or (is_alone and not has_lanes):
         return items, [], {}
-    known = await records.records(store, [item.value for item in large])
-    unknown = [item.value for item, record in zip(large, known, strict=True) if record is None]
+    unknown = [item.value for item in large if item.value not in before]
     found = {} if is_ordered else {value: await factorise.at_once(value) for value in unknown}
     factors = {value: text for value, text in found.items() if text is not None}
-    apart = set(unknown) - factors.keys()
+    apart = {value for value in unknown if value not in factors and not (is_alone and not factorise.is_hard(value))}
     here = [item for item in items if item.value not in apart]
     return here, [item for item in items if item.value in apart], factors
 
@@ -266,20 +284,14 @@ async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Reco
 
 async def _factors(
     items: list[Item], before: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
-) -> dict[str, str] | None:
-    """Return the factors of each value: from its record if that is here, or else computed.
-
-    Return None if another replica has written one of the records meanwhile.
-    """
+) -> dict[str, str]:
+    """Return the factors of each value: from its record if that is here, or else computed."""
     known = found | {value: record.factors for value, record in before.items()}
     small = [item.value for item in items if item.value not in known and is_small(item.value)]
     known |= zip(small, await factorise.small(small), strict=True)
     for item in items:
         if item.value not in known:
-            factors = await factorise.large(item.value, request, item.place)
-            if factors is None:
-                return None
-            known[item.value] = factors
+            known[item.value] = await factorise.large(item.value, request)
     return known
 
 
@@ -290,7 +302,6 @@ def _write(decision: Decision, request: Request, store: Store, transaction: Effe
     place = Place(store.database, store.cls, request.id)
     records.put(transaction, place, expiries, decision.factors, decision.before, mark)
     records.expect_places(transaction, {item.value: item.place for item in here})
-    claims.release(transaction, store.cls, expiries)
     for item in here:
         where = item.where
         if where is not None and where.database != store.database:

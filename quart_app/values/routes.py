@@ -9,17 +9,16 @@ from pydantic import RootModel
 from quart import Blueprint, Response, jsonify, request
 from quart_schema import document_headers, document_querystring, document_request, document_response, tag
 
-from mesh import Class, DeadlineExceeded
+from mesh import DeadlineExceeded
 from mesh.raw import Answer, Ask
 from quart_app.http.body import read_items
 from quart_app.http.problems import Problem, from_mesh
 from quart_app.service import Context
-from quart_app.values import preferences
+from quart_app.values import asking, hard, preferences
 from quart_app.values.answers import Answers, Array
 from quart_app.values.budget import Budget
 from quart_app.values.chunks import Chunks
 from quart_app.values.job_routes import JobRoutes
-from quart_app.values.jobs import PUT
 from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, PreferHeader, SetValueResponse
 from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
@@ -29,7 +28,7 @@ from quart_app.values.settings import ValuesSettings
 from quart_app.values.store import WHERE
 
 #: Large values go together up to so many bytes of their commit; a longer one goes alone. A replica has at most
-#: `MESH_CONCURRENCY` commits in memory. Their worker gives those that turn out to be hard back, each alone.
+#: `MESH_CONCURRENCY` commits in memory. Their worker leaves those out that turn out to be hard.
 LARGE_CHUNK_BYTES = 1 << 19
 #: A problem document names missing values up to this many, and up to this many digits of them.
 MISSING, MISSING_DIGITS = 1000, 20_000
@@ -154,12 +153,8 @@ class ValuesRoutes:
         await self._pace()
         asks = await self._asks(last)
         with self._work.lent(sum(len(value) for value in last if not is_small(value))):
-            answers = await self._context.mesh.replica.ask(asks, deadline_ms=self._deadline_ms())
-        factors: dict[str, str] = {}
-        await self._pace()
-        for answer in answers:
-            for body in answer.bodies:
-                factors |= body
+            replica = self._context.mesh.replica
+            factors, answers = await asking.put(replica, asks, last, self._deadline_ms(), self._pace)
         missing = [value for value in last if value not in factors]
         if missing:
             raise _failure(answers, missing)
@@ -171,7 +166,7 @@ class ValuesRoutes:
         await chunks.extend(items.values(), self._pace)
         # A single value is looked up when its request is sent. A large one may wait for long, so its handler does it.
         read = f"{WHERE}{value}" if len(items) == 1 and is_small(value := next(iter(items))) else ""
-        return [Ask(Class(cls), PUT, {"items": chunk}, read=read) for cls, chunk in chunks.all]
+        return [hard.put(cls, chunk, read) for cls, chunk in chunks.all]
 
 
 def deadline_ms(context: Context) -> int:

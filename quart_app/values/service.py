@@ -12,7 +12,7 @@ from quart_app.service import Context, Service
 from quart_app.values import help, sweep
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
-from quart_app.values.claims import Computing
+from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
 from quart_app.values.handlers import handlers
 from quart_app.values.help import Helpers

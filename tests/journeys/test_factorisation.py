@@ -133,7 +133,7 @@ async def test_small_numbers_are_served_while_hard_ones_are_under_way(replicas: 
 
 
 @pytest.mark.slow
-async def test_the_claim_of_a_dead_replica_holds_nobody_up(replicas: Replicas) -> None:
+async def test_the_number_of_a_dead_replica_holds_nobody_up(replicas: Replicas) -> None:
     """kill -9 of the one that computes: another of the class goes on, and the client has its answer."""
     made = await replicas(2, ONE_CLASS)
     value = semiprime(56, 30)

@@ -8,19 +8,23 @@ from typing import Any
 
 import gmpy2
 
-from mesh import Class, DeadlineExceeded
+from mesh import DeadlineExceeded
 from mesh.raw import Replica, Worker
-from quart_app.values.claims import Computing, claim_key
+from quart_app.values import asking, hard
+from quart_app.values.computing import Computing
 from quart_app.values.errands import Errands
 from quart_app.values.factorise import factors
 from quart_app.values.handlers import handlers
-from quart_app.values.jobs import PUT, Job, Jobs, ValueOutcome
+from quart_app.values.jobs import Job, Jobs, ValueOutcome
+from quart_app.values.models import PlainItem
 from quart_app.values.pace import Pace
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
 P, Q = (int(gmpy2.next_prime(10**n)) for n in (12, 14))
 HARD = P * Q
+#: The answer for the hard value.
+DONE = {str(HARD): f"{P} {Q}"}
 
 
 class Pool:
@@ -68,7 +72,7 @@ class Values:
         self.replicas: list[Replica] = []
         self.store_room: Callable[[int], None] = lambda _: None
 
-    async def join(self, count: int, concurrency: int = 1) -> list[Replica]:
+    async def join(self, count: int, concurrency: int = 1, **settings: Any) -> list[Replica]:
         for _ in range(count):
             place = len(self.replicas)
 
@@ -77,19 +81,35 @@ class Values:
 
             computing = Computing(here, self.pool, Pace())  # type: ignore[arg-type]
             worker: Worker = handlers(computing, Errands(here, computing.progress), Pace(), self._store_room)
-            self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency))
+            self.replicas.append(await self.members.join(worker, class_="A", concurrency=concurrency, **settings))
         return self.replicas
 
     def _store_room(self, amount: int) -> None:
         self.store_room(amount)
 
     def put(self, asker: Replica, value: int = HARD, ttl: int = 60, to: Any = None, ms: int = 20_000) -> Any:
-        body = {"items": [{"value": str(value), "ttl": ttl}]}
-        return asyncio.create_task(asker.call(to or Class("A"), PUT, body, deadline_ms=ms))
+        """Put a value as the route does, in a task; `to` is the address of the first request."""
+        item = PlainItem(str(value), ttl, "A")
+        first = hard.put("A", [{"value": item.value, "ttl": ttl}])
+        first.to = to or first.to
 
-    async def claimed(self, value: int = HARD) -> str | None:
-        found: str | None = await self.replicas[0].shared.get("shared:" + claim_key("A", str(value)))
-        return found
+        async def put() -> dict[str, str]:
+            factors, answers = await asking.put(asker, [first], {item.value: item}, ms, Pace())
+            for answer in answers:
+                if answer.error is not None:
+                    raise answer.error
+            return factors
+
+        return asyncio.create_task(put())
+
+    async def in_lane(self, value: int = HARD) -> tuple[int, int]:
+        """Return how many requests of a value's lane run, and how many wait."""
+        name, bus = f"{hard.HARD}:A:{value}", self.replicas[-1].shared
+        return await bus.hlen(f"mesh:running:{name}"), await bus.llen(f"mesh:lane:{name}")
+
+    async def begun(self) -> bool:
+        """Return whether the computation of a value has begun."""
+        return bool(self.pool.computed)
 
 
 async def state(jobs: Jobs, replica: Replica, id: str) -> str:

@@ -41,7 +41,10 @@ class Valued:
     async def at_once(self, value: str) -> str | None:
         return await self.large(value)
 
-    async def large(self, value: str, request: Request | None = None, place: str | None = None) -> str:
+    def is_hard(self, value: str) -> bool:
+        return False
+
+    async def large(self, value: str, request: Request | None = None) -> str:
         number = int(value)
         self.factorised.append(number)
         await asyncio.sleep(0)

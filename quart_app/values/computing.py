@@ -1,0 +1,86 @@
+"""Finds factors for the handlers, and says which values are hard."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mesh import DeadlineExceeded
+from mesh.raw import NEVER, Replica, Request
+from quart_app.values import notation
+from quart_app.values.hard import deadline_of
+from quart_app.values.notation import is_small
+from quart_app.values.pace import Pace
+from quart_app.values.pool import FactorPool
+
+#: A value that is expected to take less time than this is not hard: a request of its own costs two round trips.
+HARD_S = 0.05
+#: A computation ends this long before the deadline, so that its answer arrives in time.
+MARGIN_S = 0.25
+#: Results kept for requests that run again after a conflict.
+MOST_FINISHED = 256
+
+#: What clients see of a computation.
+SHOWN = ("stage", "elapsed_s", "estimate_s", "factors", "unfactored")
+
+
+class Computing:
+    """Finds factors for handlers."""
+
+    def __init__(self, replica: Callable[[], Replica], pool: FactorPool, pace: Pace) -> None:
+        self._replica = replica
+        self._pool = pool
+        self._pace = pace
+        self._finished: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    async def small(self, values: Sequence[str]) -> list[str]:
+        """Return the factors of values that fit in a machine word."""
+        return await self._pool.factorise_words([int(value) for value in values])
+
+    async def at_once(self, value: str) -> str | None:
+        """Return the factors of any value if a moment is enough to find them, else None."""
+        return await self._pool.at_once(int(value))
+
+    def is_hard(self, value: str) -> bool:
+        """Return whether a value that was not found at once is expected to take long."""
+        return self._pool.expected_s(int(value)) >= HARD_S
+
+    async def large(self, value: str, request: Request) -> str:
+        """Return a value's factors. Raises Busy, DeadlineExceeded, Unavailable."""
+        finished = self._finished.get((request.id, value))
+        if finished is not None:
+            return finished
+        number = int(value)
+        found = await self._pool.at_once(number)
+        return await self._compute(value, number, request) if found is None else found
+
+    def progress(self, value: str) -> dict[str, Any] | None:
+        """Return how the factorisation of a value is going; None if none is under way here."""
+        if is_small(value):
+            return None
+        known = self._pool.progress(int(value))
+        if known is None:
+            return None
+        shown = asdict(known) | {"factors": notation.expanded(known.factors)}
+        return {"value": shown["number"], **{name: shown[name] for name in SHOWN}}
+
+    async def _compute(self, value: str, number: int, request: Request) -> str:
+        try:
+            factors = await self._pool.factorise(
+                number, max(self._left_s(request), 0.001), patient="job" in request.body
+            )
+        except DeadlineExceeded as error:
+            error.facts["value"] = number
+            raise
+        self._finished[request.id, value] = factors
+        while len(self._finished) > MOST_FINISHED:
+            self._finished.popitem(last=False)
+        return factors
+
+    def _left_s(self, request: Request) -> float:
+        deadline = deadline_of(request)
+        if deadline == NEVER:
+            return 3600.0
+        return (deadline - self._replica().now_ms()) / 1000 - MARGIN_S
