@@ -31,7 +31,7 @@ from mesh.errors import Unavailable
 from mesh.events.reader import READ_GRACE_S, DeliveredEvent, EventReader, OneAtATime
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
 from mesh.groups.deliveries import is_last, is_overdelivered
-from mesh.groups.reader import Delivered
+from mesh.groups.reader import Delivered, fields_of
 from mesh.wire.backoff import pauses
 
 log = structlog.get_logger(__name__)
@@ -126,7 +126,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         return group_size(deliveries, self._most)
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
-        events = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in entries]
+        events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
         self._works = {event.id: event for event in events}
         try:
             if not is_overdelivered(events[0].deliveries, self._max_deliveries):

@@ -25,8 +25,8 @@ SILENCE_MS = 60_000
 MOST_HANDED_BACK = 10_000
 
 Fields = dict[str, str]
-#: An entry as this consumer gets it: its id, its deliveries including this one, its fields.
-Delivered = tuple[str, int, Fields]
+#: An entry as this consumer gets it: its id, its deliveries including this one, the names and values of its fields in turn.
+Delivered = tuple[str, int, Sequence[str]]
 
 
 class CommandRunner(Protocol):
@@ -68,7 +68,7 @@ class GroupReader:
         if not answer:
             await not_too_fast(started, block_ms)
             return []
-        return [(id, 1, fields_of(flat)) for id, flat in answer[0][1]]
+        return [(id, 1, flat) for id, flat in answer[0][1]]
 
     async def pending(self, count: int, after: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
         """Return pending entries: those of this consumer (`mine`), or those that nobody kept alive for `idle_ms`."""
@@ -83,7 +83,7 @@ class GroupReader:
         rows = await self._commands.shared(
             "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries
         )
-        return [(row[0], deliveries, fields_of(row[1])) for row in rows if row]
+        return [(row[0], deliveries, row[1]) for row in rows if row]
 
     async def keep_alive(self, ids: Sequence[str]) -> list[str]:
         """Reset the idle time of entries in progress; return those that are no longer ours."""

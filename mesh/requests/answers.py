@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mesh.discovery import LIMITS, ONCE
-from mesh.errors import MeshError
+from mesh.errors import InvalidReply, MeshError
 from mesh.later.due import Due
 from mesh.requests import tracing
 from mesh.requests.once import Once
-from mesh.requests.protocol import OK, Address, Body, Decode, Reply
+from mesh.requests.protocol import OK, Address, Body, Decode, decode_object, failure_of
 from mesh.requests.refusals import refusal
 from mesh.wire.codec import encode
 
@@ -89,14 +89,21 @@ class Answer:
             return (*self.once, self.key)
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
-    def take(self, reply: Reply) -> None:
-        """Add a reply."""
-        self.outstanding += reply.forwards - 1
-        if reply.status == OK:
-            if reply.part:
-                self.bodies.append(reply.body)
+    def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
+        """Add a reply; see `protocol.Reply`. One that cannot be read is a failure that says so."""
+        try:
+            more = 0 if forwards == "0" else int(forwards)
+            if more and not text:
+                self.outstanding += more - 1
+                return
+            body = (decode if status == OK else decode_object)(text)
+        except ValueError as error:
+            more, status, body = 0, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"}
+        self.outstanding += more - 1
+        if status == OK:
+            self.bodies.append(body)
         elif self.error is None:
-            self.error = reply.failure
+            self.error = failure_of(status, body)
 
     def merged(self) -> Body:
         """Return the parts of the reply, merged key by key. Raises the first error."""

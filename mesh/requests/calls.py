@@ -27,7 +27,7 @@ from mesh.errors import (
     Unavailable,
     UsageError,
 )
-from mesh.groups.reader import Fields
+from mesh.groups.reader import fields_of
 from mesh.later.due import Due
 from mesh.requests import streams, tracing
 from mesh.requests.answers import Answer, Ask, CallInProgress, Replies
@@ -261,18 +261,17 @@ class Calls:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _take(self, fields: Fields) -> None:
-        key = fields["request"]
+    def _take(self, reply: Reply, flat: Sequence[str]) -> None:
+        key, status, forwards, text = reply
         call = self._in_progress.get(key) or self._in_progress.get(key.rpartition(".")[0])
         if call is None:
             return
-        reply = Reply.from_entry(fields, call.decode)
         answer = call.answer(key)
-        answer.take(reply)
+        answer.take(status, forwards, text, call.decode)
         if call.trail is not None:
-            call.trail.append((answer.to, fields))
+            call.trail.append((answer.to, fields_of(flat)))
         if call.span is not None:
-            call.span.add_event("reply", tracing.replying(reply.status, fields))
+            call.span.add_event("reply", tracing.replying(status, fields_of(flat)))
         call.look()
 
     async def _watch(self) -> None:

@@ -42,7 +42,14 @@ local function go_to(number)
   end
 end
 
-local function go(side) go_to(string.byte(side) == 48 and bus or database) end
+-- What the first word of expectations and of a write says, read once for each such word of the batch: the database, whether
+-- its own keys are written, and what to check.
+local says = setmetatable({}, {__index = function(known, word)
+  local side, wanted = string.sub(word, 1, 1), {}
+  for each in string.gmatch(word, '%a+') do wanted[#wanted + 1] = each end
+  known[word] = {number = side == '0' and bus or database, writes_own = side == '1', wanted = wanted}
+  return known[word]
+end})
 
 --[[ batch.lua ]]
 
@@ -51,8 +58,9 @@ local transactions, bytes = batch_at(7)
 -- By stream: the first and the last request of the batch, and how many there are; and how many words it may store.
 local first_of, last_of, number_of, stored = {}, {}, {}, 0
 for i = 1, #transactions do
-  stored = stored + #transactions[i] + 1 - FIRST
-  local stream, id = transactions[i][1], transactions[i][2]
+  local words = transactions[i]
+  local stream, id = words[1], words[2]
+  stored = stored + #words + 1 - FIRST
   if stream ~= '' then
     first_of[stream] = first_of[stream] or id
     last_of[stream] = id
@@ -122,7 +130,7 @@ end
 local function unchanged(first, groups)
   local i, reason = first, nil
   for _ = 1, groups do
-    go(tx[i])
+    go_to(says[tx[i]].number)
     if #tx[i] > 1 then i, reason = unchanged_answer(i) else i, reason = unchanged_values(i) end
     if not i then return nil, reason end
   end
@@ -134,10 +142,11 @@ end
 
 -- Lua's numbers are exact up to 2^53 only, so a counter must stay this far from the end of 64 bits.
 local MOST_INTEGER = 2 ^ 63 - 4096
--- By name of a counter: how much the transaction changes it in all, without signs.
+-- By name of a counter: how much the transaction changes it in all, without signs. It begins with the first one.
 local changes
 local function wrong_counter(name, text, by)
   if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
+  changes = changes or {}
   changes[name] = (changes[name] or 0) + math.abs(by)
   if math.abs(text or 0) + changes[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
 end
@@ -181,9 +190,10 @@ end
 --[[ place.lua ]]
 
 local options
--- By limit: how many requests of the transaction have it.
+-- By limit: how many requests of the transaction have it. It begins with the first one.
 local limited
 local function wrong_limit(k, limit)
+  limited = limited or {}
   local before = limited[limit] or 0
   limited[limit] = before + 1
   local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
@@ -212,19 +222,16 @@ local special = {
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
-  changes, limited, delayed = {}, {}, 0
+  changes, limited, delayed = nil, nil, 0
   for _ = 1, count do
-    local checks, k = tx[i], i + 2
-    if #checks > 1 then
-      go(checks)
-      for wanted in string.gmatch(checks, '%a+') do
-        k = k + 1
-        local wrong
-        if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end
-        if wrong then return nil, wrong end
-      end
+    local said = says[tx[i]]
+    for n = 1, #said.wanted do
+      go_to(said.number)
+      local wanted, k, wrong = said.wanted[n], i + 2 + n, nil
+      if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end
+      if wrong then return nil, wrong end
     end
-    i = i + 2 + tonumber(tx[i + 1])
+    i = i + 2 + tx[i + 1]
   end
   return i
 end
@@ -248,29 +255,23 @@ local frees = {}
 
 --[[ ../lease/written.lua ]]
 
--- The keys of the own database that the batch writes to, and until when those live that `set-all` sets.
-local touched, unnamed = {}, nil
-local function touch(checks, first)
+-- The keys of the own database that the batch writes to, and until when those live that `set-all` sets. There are more
+-- keys than have names, without an end, if `is_known`: then no write changes what is known.
+local set = 'db' .. database .. ':written'
+local touched, unnamed, is_known = {}, nil, nil
+local function touch(first, keys)
+  if is_known == nil then is_known = redis.call('ZSCORE', set, '*') == 'inf' end
+  if is_known then return end
   if tx[first] == 'set-all' then
     unnamed = math.max(unnamed or 0, tonumber(tx[first + 1]))
-    return
-  end
-  touched[tx[first + 1]] = true
-  -- One word of what is checked for each leading key.
-  if not string.find(checks, ' ', 3, true) then return end
-  local k = first
-  for _ in string.gmatch(checks, '%a+') do
-    k = k + 1
-    touched[tx[k]] = true
+  else
+    for k = first + 1, first + math.max(keys, 1) do touched[tx[k]] = true end
   end
 end
 
 local function note_what_is_there()
   if not unnamed and not next(touched) then return end
   go_to(database)
-  local set = 'db' .. database .. ':written'
-  -- More keys than have names, without an end: no write changes what is known.
-  if redis.call('ZSCORE', set, '*') == 'inf' then return end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local last = note_keys(set, touched, unnamed, now)
@@ -278,23 +279,28 @@ local function note_what_is_there()
   note_database(database, last)
 end
 
--- Creating these functions costs about as much as a command, and most transactions need none of them.
+-- The functions of our own verbs, by verb; false for a command of Redis. Creating them costs about as much as a command,
+-- and most transactions need none of them.
 local verbs
-local function run(first, last)
-  if string.byte(tx[first]) < 97 then return redis.pcall(unpack(tx, first, last)) end
-  verbs = verbs or make_verbs(keep)
-  return verbs[tx[first]](first, last)
-end
+local ours = setmetatable({}, {__index = function(known, verb)
+  known[verb] = false
+  if string.byte(verb) >= 97 then
+    verbs = verbs or make_verbs(keep)
+    known[verb] = verbs[verb]
+  end
+  return known[verb]
+end})
 
 -- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
 -- request is not acknowledged. The other transactions are.
 local function write(first, count)
   local i = first
   for _ = 1, count do
-    go(tx[i])
-    local last = i + 1 + tonumber(tx[i + 1])
-    if string.byte(tx[i]) == 49 then touch(tx[i], i + 2) end
-    local result = run(i + 2, last)
+    local said, last = says[tx[i]], i + 1 + tx[i + 1]
+    local run, result = ours[tx[i + 2]], nil
+    go_to(said.number)
+    if said.writes_own and not is_known then touch(i + 2, #said.wanted) end
+    if run then result = run(i + 2, last) else result = redis.pcall(unpack(tx, i + 2, last)) end
     if type(result) == 'table' and result.err then
       return tx[i + 2] .. ' ' .. tx[i + 3] .. ': ' .. tostring(result.err)
     end
@@ -364,7 +370,7 @@ local endings = {}
 local function commit(number)
   tx = transactions[number]
   local stream, id = tx[1], tx[2]
-  local expects, writes, sends = tonumber(tx[9]), tonumber(tx[10]), tonumber(tx[11])
+  local expects, writes, sends = tx[9], tx[10], tx[11]
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
   local first_write, changed = unchanged(FIRST, expects)
   if not first_write then return changed end
@@ -378,13 +384,9 @@ local function commit(number)
 end
 
 -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
-local function reply()
-  local _, id, stream, key, op, status, forwards, body = unpack(tx, 1, 8)
-  if stream ~= '' then
-    redis.pcall('XADD', stream, 'NOMKSTREAM', '*', 'request', key, 'op', op, 'from', consumer, 'status', status,
-      'forwards', forwards, 'body', body, 'asked', id, 'took_us', tx[12], 'db', database,
-      unpack(tx[13] ~= '' and {'call', tx[13]} or no_fields))
-  end
+local function reply(...)
+  redis.pcall('XADD', tx[3], 'NOMKSTREAM', '*', 'request', tx[4], 'op', tx[5], 'from', consumer, 'status', tx[6],
+    'forwards', tx[7], 'body', tx[8], 'asked', tx[2], 'took_us', tx[12], 'db', database, ...)
 end
 
 local function end_options(words)
@@ -397,8 +399,10 @@ end
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 local function finish(number)
   tx = transactions[number]
-  reply()
   local stream = tx[1]
+  if tx[3] ~= '' then
+    if tx[13] == '' then reply() else reply('call', tx[13]) end
+  end
   if endings[number] then end_options(endings[number]) end
   if stream ~= '' then
     local ids = ids_of[stream] or {}

@@ -30,11 +30,11 @@ from redis import exceptions as redis_errors
 
 from mesh.errors import GivenUp, LeaseLost
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
-from mesh.groups.reader import Delivered, Fields
+from mesh.groups.reader import Delivered, fields_of
 from mesh.later.retry import defer
 from mesh.requests import streams
 from mesh.requests.handling import describe, printable
-from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, reply_stream
+from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, reply_stream
 from mesh.requests.refusals import not_applied
 from mesh.requests.runner import Found, Runner
 from mesh.requests.settlement import (
@@ -185,7 +185,7 @@ class Consumer(GroupConsumer[Work]):
         log.warning("requests could not be read", stream=self._reader.stream, error=str(error))
 
     async def _accept(self, entries: Sequence[Delivered]) -> None:
-        works = [self._admit(id, deliveries, fields) for id, deliveries, fields in entries if id not in self._works]
+        works = [self._admit(id, deliveries, flat) for id, deliveries, flat in entries if id not in self._works]
         if self._ordered:
             await self._in_order(works)
         else:
@@ -194,13 +194,14 @@ class Consumer(GroupConsumer[Work]):
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _admit(self, id: str, deliveries: int, fields: Fields) -> Work:
-        handler = self._worker.handler(fields.get("op", ""))
+    def _admit(self, id: str, deliveries: int, flat: Sequence[str]) -> Work:
+        handler = self._worker.handler(operation_of(flat))
         decode = decode_object if handler is None else handler.decode
         try:
-            request = Request.from_entry(self._reader.stream, id, fields, deliveries, decode)
+            request = Request.from_entry(self._reader.stream, id, flat, deliveries, decode)
         except ValueError as error:
             log.error("the entry is not a request", id=id, reason=printable(str(error)))
+            fields = fields_of(flat)
             key, reply_to = fields.get("request", ""), reply_stream(fields)
             request = Request(self._reader.stream, id, "", key, "", reply_to, NEVER, {}, deliveries)
         if deliveries > 1:

@@ -11,12 +11,13 @@ People can read an entry, too: its names are plain, its values are text, and `bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mesh import keys
 from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
+from mesh.groups.reader import fields_of
 from mesh.wire.codec import decode, encode
 
 #: The `status` of a reply that is not a failure.
@@ -24,8 +25,10 @@ OK = "ok"
 #: The `deadline` of a request that has none, such as a drop.
 NEVER = 0
 
-#: How many fields most entries have: op, request, from, reply_to, deadline, body.
-_PLAIN = 6
+#: Most requests have these fields in this order.
+_PLAIN = ["op", "request", "from", "reply_to", "deadline", "body"]
+#: The fields of a reply that its caller reads.
+_REPLY = ("request", "status", "forwards", "body")
 #: The longest body. Several must fit into one round trip.
 MOST_BODY = 16 * 2**20
 
@@ -104,6 +107,11 @@ def decode_object(text: str) -> Body:
     return body
 
 
+def operation_of(flat: Sequence[str]) -> str:
+    """Return the operation of a request; "" if its entry names none."""
+    return flat[1] if flat[0] == "op" else fields_of(flat).get("op", "")
+
+
 def reply_stream(fields: Mapping[str, str]) -> str:
     """Return the stream for the reply to an entry; "" if there is none, or if another kind of key is named."""
     named = fields.get("reply_to", "")
@@ -160,18 +168,20 @@ class Request:
 
     @classmethod
     def from_entry(
-        cls, stream: str, id: str, fields: Mapping[str, str], deliveries: int = 1, decode: Decode = decode_object
+        cls, stream: str, id: str, flat: Sequence[str], deliveries: int = 1, decode: Decode = decode_object
     ) -> Request:
-        """Read an entry. Raises ValueError if it is not a request."""
+        """Read an entry, whose names and values come in turn. Raises ValueError if it is not a request."""
+        if flat[::2] == _PLAIN:
+            _, op, _, key, _, sender, _, reply_to, _, deadline, _, text = flat
+            if reply_to.startswith(keys.REPLIES):
+                return cls(stream, id, op, key, sender, reply_to, int(deadline), decode(text), deliveries)
+        fields = fields_of(flat)
         get = fields.get
         reply_to = get("reply_to", "")
         if reply_to and not reply_to.startswith(keys.REPLIES):
             raise ValueError(f"its field reply_to must begin with {keys.REPLIES}")
         try:
             op, body, deadline = fields["op"], decode(fields["body"]), int(get("deadline", NEVER))
-            if len(fields) == _PLAIN and "request" in fields and "from" in fields and reply_to and deadline:
-                # It has these six fields, as most entries do, and no others.
-                return cls(stream, id, op, fields["request"], fields["from"], reply_to, deadline, body, deliveries)
             return cls(
                 stream, id, op, get("request", ""), get("from", ""), reply_to, deadline, body, deliveries,
                 get("call", ""), get("traceparent", ""), int(get("try", 0)), get("first", ""),
@@ -187,41 +197,32 @@ def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
     return (*once, "limit", fields["limit"]) if "limit" in fields else once
 
 
-@dataclass(slots=True)
-class Reply:
-    """One reply to a request. `forwards` says how many more replies follow, because the request was forwarded.
+#: Request, status, forwards and body of a reply. `forwards` says how many more replies follow, because the request was
+#: forwarded. If the body is "" then, the reply has nothing but that number.
+Reply = tuple[str, str, str, str]
 
-    `part` is false if this reply has nothing but that number.
+
+def reply_of(flat: Sequence[str]) -> Reply | None:
+    """Read the entry of a reply, whose names and values come in turn; None if it names no request.
+
+    If it lacks something else, the reply is a failure that says so.
     """
+    if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY:
+        # The commit has written it, as most replies, and its fields are in their places.
+        return flat[1], flat[7], flat[9], flat[11]
+    fields = fields_of(flat)
+    if "request" not in fields:
+        return None
+    for name in ("status", "body"):
+        if name not in fields:
+            return fields["request"], InvalidReply.code, "0", encode({"detail": f"the reply has no field {name!r}"})
+    return fields["request"], fields["status"], fields.get("forwards", "0"), fields["body"]
 
-    key: str
-    status: str
-    body: Any
-    forwards: int = 0
-    part: bool = False
 
-    @classmethod
-    def from_entry(cls, fields: Mapping[str, str], decode: Decode = decode_object) -> Reply:
-        """Read an entry that has a field `request`. If it cannot be read, the reply is a failure that says so."""
-        key = fields["request"]
-        try:
-            status, forwards = fields["status"], int(fields.get("forwards", 0))
-            text = fields["body"]
-            if forwards and not text:
-                return cls(key, status, None, forwards, False)
-            return cls(key, status, (decode if status == OK else decode_object)(text), forwards, True)
-        except KeyError as error:
-            return cls(key, InvalidReply.code, {"detail": f"the reply has no field {error}"})
-        except ValueError as error:
-            return cls(key, InvalidReply.code, {"detail": f"the reply cannot be read: {error}"})
-
-    @property
-    def failure(self) -> MeshError | None:
-        """The error that this reply carries, or None."""
-        if self.status == OK:
-            return None
-        facts: Body = dict(self.body)
-        return from_wire(self.status, str(facts.pop("detail", "")), facts)
+def failure_of(status: str, body: Body) -> MeshError:
+    """Return the error that a reply carries."""
+    facts: Body = dict(body)
+    return from_wire(status, str(facts.pop("detail", "")), facts)
 
 
 def failure_body(error: MeshError) -> Body:

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from mesh import keys
-from mesh.groups.reader import BLOCK_MS, Fields, GroupReader, fields_of, not_too_fast
-from mesh.requests.protocol import Body
+from mesh.groups.reader import BLOCK_MS, GroupReader, not_too_fast
+from mesh.requests.protocol import Body, Reply, reply_of
 from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
@@ -95,18 +97,23 @@ class ReplyReader:
         self._kept: list[str] = []
         self._kept_bytes = 0
 
-    async def read(self, take: Callable[[Fields], None]) -> None:
-        """Let `take` have the fields of each reply since the last read, after at most BLOCK_MS, and trim old ones."""
+    async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
+        """Let `take` have each reply since the last read, and its words, after at most BLOCK_MS; and trim old ones."""
         started = time.monotonic()
+        commands: list[tuple[Any, ...]] = [
+            ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
+        ]
         most = 0 if self._kept_bytes > REPLY_BYTES_KEPT else REPLIES_KEPT
-        if len(self._kept) > 2 * most:
-            first = self._kept[-most - 1]
-            await self._connection.execute("XTRIM", self._stream, "MINID", first)
+        if trims := len(self._kept) > 2 * most:
+            commands.insert(0, ("XTRIM", self._stream, "MINID", self._kept[-most - 1]))
+        answers = await self._connection.send(commands)
+        for each in answers:
+            if isinstance(each, RedisError):
+                raise each
+        if trims:
             self._kept = self._kept[-most - 1 :]
             self._kept_bytes = 0
-        answer = await self._connection.execute(
-            "XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last
-        )
+        answer = answers[-1]
         if not answer:
             await not_too_fast(started)
             return
@@ -114,11 +121,10 @@ class ReplyReader:
         self._last = entries[-1][0]
         pause_s = time.monotonic() + PARSE_S
         for id, flat in entries:
-            fields = fields_of(flat)
             self._kept.append(id)
-            if "request" in fields:
-                self._kept_bytes += len(fields.get("body", ""))
-                take(fields)
+            if (reply := reply_of(flat)) is not None:
+                self._kept_bytes += len(reply[3])
+                take(reply, flat)
             if time.monotonic() > pause_s:
                 await asyncio.sleep(0)
                 pause_s = time.monotonic() + PARSE_S

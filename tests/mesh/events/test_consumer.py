@@ -21,6 +21,7 @@ from mesh.errors import Unavailable
 from mesh.events.consumer import Events, group_size
 from mesh.events.reader import DeliveredEvent, EventReader, OneAtATime
 from mesh.groups import reader as module
+from mesh.groups.reader import fields_of
 from mesh.wire.clients import heeding_cancellation
 from mesh.wire.connection import RedisConnection
 from tests.support.server import Server
@@ -411,7 +412,7 @@ async def test_an_event_is_buried_once(connect: Any, redis: Redis) -> None:
     connection = OneAtATime.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")
     await reader.open()
-    bad, good = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in await reader.read(10, 100)]
+    bad, good = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in await reader.read(10, 100)]
     await reader.finish([good.id])
     assert [await reader.bury(one, "bad") for one in (bad, bad, good)] == [True, False, False]
     assert [letter["body"] for letter in await dead_letters(redis)] == ["a"]
@@ -424,7 +425,7 @@ async def test_a_buried_event_is_acknowledged_too(connect: Any, redis: Redis) ->
     connection = OneAtATime.of(connect())
     reader = EventReader(connection, STREAM, GROUP, "digger")
     await reader.open()
-    taken = [DeliveredEvent(id, fields, deliveries) for id, deliveries, fields in await reader.read(10, 100)]
+    taken = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in await reader.read(10, 100)]
     await redis.xdel(STREAM, gone)
     assert [await reader.bury(one, "bad") for one in taken] == [False, True]
     assert (await redis.xpending(STREAM, GROUP))["pending"] == 0

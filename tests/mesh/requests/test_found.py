@@ -85,5 +85,5 @@ async def test_such_a_request_is_asked_alone(backend: Backend) -> None:
 
 def test_a_later_delivery_does_not_get_it() -> None:
     """The value is old by then, and may be what made the first delivery fail."""
-    fields = {"op": "x.put", "body": "{}", "read": "shared:x", "found": "1"}
-    assert [Entry.from_entry("mesh:requests:A", "1-0", fields, n).found for n in (1, 2)] == ["1", None]
+    flat = ["op", "x.put", "body", "{}", "read", "shared:x", "found", "1"]
+    assert [Entry.from_entry("mesh:requests:A", "1-0", flat, n).found for n in (1, 2)] == ["1", None]

@@ -8,7 +8,17 @@ import random
 import pytest
 
 from mesh import Class, Database, errors, keys
-from mesh.requests.protocol import NEVER, OK, Reply, Request, failure_body, reply_stream
+from mesh.requests.answers import Answer
+from mesh.requests.protocol import (
+    NEVER,
+    OK,
+    Request,
+    decode_object,
+    failure_body,
+    failure_of,
+    reply_of,
+    reply_stream,
+)
 from mesh.wire.codec import decode, encode
 
 ENTRY = {
@@ -21,9 +31,14 @@ ENTRY = {
 }
 
 
+def flat(fields: dict[str, str]) -> list[str]:
+    """Return names and values in turn, as Redis sends them."""
+    return [word for pair in fields.items() for word in pair]
+
+
 def test_a_request_is_read_field_by_field() -> None:
     """The id of the entry has the time."""
-    request = Request.from_entry("mesh:requests:A", "1700000000000-3", ENTRY, 2)
+    request = Request.from_entry("mesh:requests:A", "1700000000000-3", flat(ENTRY), 2)
     assert request == Request(
         stream="mesh:requests:A", id="1700000000000-3", op="values.put", key="replica-1-7", sender="replica-1",
         reply_to="mesh:replies:replica-1", deadline=1700000005000, body={"items": [1]}, deliveries=2,
@@ -33,7 +48,7 @@ def test_a_request_is_read_field_by_field() -> None:
 
 def test_a_request_needs_an_operation_and_a_body_and_nothing_else() -> None:
     """A request without a caller has no key, no stream for the reply and no deadline."""
-    request = Request.from_entry("mesh:requests:db1", "5-0", {"op": "values.drop", "body": "{}"})
+    request = Request.from_entry("mesh:requests:db1", "5-0", ["op", "values.drop", "body", "{}"])
     assert (request.key, request.reply_to, request.deadline, request.deliveries) == ("", "", NEVER, 1)
 
 
@@ -56,7 +71,7 @@ def test_an_entry_that_is_no_request_is_refused(wrong: dict[str, str | None]) ->
     """An entry written by hand may have anything. A reply goes to a stream of replies only."""
     fields = {name: value for name, value in {**ENTRY, **wrong}.items() if value is not None}
     with pytest.raises(ValueError):
-        Request.from_entry("mesh:requests:A", "1-0", fields)
+        Request.from_entry("mesh:requests:A", "1-0", flat(fields))
 
 
 def test_a_reply_goes_to_a_stream_of_replies_or_nowhere() -> None:
@@ -102,15 +117,63 @@ def test_integers_of_any_size_are_the_same_at_both_ends() -> None:
 def test_a_failure_is_the_same_error_at_both_ends() -> None:
     """The code gives the class of the error, and the facts are kept."""
     error = errors.Busy("full", retry_after=3, address="A")
-    fields = {"request": "k", "status": error.code, "body": encode(failure_body(error))}
-    failure = Reply.from_entry(fields).failure
+    failure = failure_of(error.code, decode(encode(failure_body(error))))
     assert type(failure) is errors.Busy
     assert (failure.detail, failure.retry_after, failure.facts["address"]) == ("full", 3.0, "A")
-    ok = Reply.from_entry({"request": "k", "status": OK, "body": "{}", "forwards": "2"})
-    assert (ok.failure, ok.forwards) == (None, 2)
+
+
+REPLY = {
+    "request": "replica-1-7",
+    "op": "values.put",
+    "from": "replica-2",
+    "status": OK,
+    "forwards": "2",
+    "body": '{"items":[1]}',
+    "asked": "1-0",
+}
+
+
+def test_a_reply_is_read_in_any_order_of_its_fields() -> None:
+    """The commit writes them in one order; other programs, and people, may write them in another one."""
+    found = ("replica-1-7", OK, "2", '{"items":[1]}')
+    assert reply_of(flat(REPLY)) == found
+    assert reply_of(flat(dict(reversed(REPLY.items())))) == found
+    assert reply_of(flat({"request": "k", "status": OK, "body": "{}"})) == ("k", OK, "0", "{}")
+    assert reply_of(["op", "values.put", "status", OK]) is None
+
+
+@pytest.mark.parametrize("missing", ["status", "body"])
+def test_a_reply_that_lacks_a_field_is_a_failure_that_names_it(missing: str) -> None:
+    """The caller hears of it, instead of waiting for its deadline."""
+    reply = reply_of(flat({name: value for name, value in REPLY.items() if name != missing}))
+    assert reply is not None and reply[:3] == ("replica-1-7", "invalid-reply", "0") and missing in reply[3]
+
+
+@pytest.mark.parametrize(
+    ("status", "forwards", "text"),
+    [(OK, "soon", "{}"), (OK, "0", "[1"), (OK, "0", ""), ("busy", "0", "not JSON"), ("busy", "0", "[1]")],
+)
+def test_a_reply_that_cannot_be_read_is_a_failure_that_says_so(status: str, forwards: str, text: str) -> None:
+    """It is the last one of its request."""
+    answer = Answer("A", "k")
+    answer.take(status, forwards, text, decode_object)
+    assert isinstance(answer.error, errors.InvalidReply) and "cannot be read" in answer.error.detail
+    assert (answer.outstanding, answer.bodies) == (0, [])
+
+
+def test_a_request_that_was_forwarded_has_as_many_more_replies() -> None:
+    """A reply without a body is none of its parts, whatever its status."""
+    answer = Answer("A", "k")
+    answer.take(OK, "2", "", decode_object)
+    assert (answer.outstanding, answer.bodies) == (2, [])
+    answer.take(OK, "1", '{"part":1}', decode_object)
+    answer.take(OK, "0", '{"part":2}', decode_object)
+    answer.take("busy", "0", '{"detail":"full"}', decode_object)
+    assert (answer.outstanding, answer.bodies) == (0, [{"part": 1}, {"part": 2}])
+    assert isinstance(answer.error, errors.Busy)
 
 
 def test_a_code_that_this_process_does_not_know_is_a_refusal_that_keeps_its_code() -> None:
     """Other programs have their own errors, and two releases may overlap during a roll-out."""
-    failure = Reply.from_entry({"request": "k", "status": "new-in-2", "body": '{"detail":"so"}'}).failure
+    failure = failure_of("new-in-2", {"detail": "so"})
     assert type(failure) is errors.Refused and (failure.detail, failure.code) == ("so", "new-in-2")
