@@ -226,6 +226,8 @@ local function refused(first, last, only_reads)
   end
 end
 
+--[[ further_fields.lua ]]
+
 local accepted, further = 0, nil
 -- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
 local function put_with(with, at, to, key, reply_to)
@@ -238,13 +240,13 @@ local function put_with(with, at, to, key, reply_to)
   return id or '@' .. key
 end
 
-local function put(at, to, key, reply_to)
-  local stream, op, ttl = 'mesh:requests:' .. to, group[at + 1], group[at + 3]
+local function put(at, to, key, reply_to, ...)
+  local op, ttl = group[at + 1], group[at + 3]
   local with = options[ttl]
   if with then return put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
-  local id = append(stream, 'op', op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', group[at + 4], unpack(further))
+  local id = append('mesh:requests:' .. to, 'op', op, 'request', key, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', group[at + 4], ...)
   if type(id) == 'table' then error(id.err) end
   return id
 end
@@ -252,12 +254,15 @@ end
 -- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
 -- answered; "" if it is over.
 local function put_or_join(at, to, key, reply_to)
-  local op, ttl = group[at + 1], group[at + 3]
-  local with = options[ttl]
+  local with = options[group[at + 3]]
   local known = with and with.known
-  if not known then return put(at, to, key, reply_to) end
+  if not known then
+    if further == no_fields then return put(at, to, key, reply_to) end
+    return put(at, to, key, reply_to, unpack(further))
+  end
+  local op = group[at + 1]
   if known.state == 'open' then
-    once.wait(op, with.once, key, deadlines[ttl], reply_to)
+    once.wait(op, with.once, key, deadlines[group[at + 3]], reply_to)
     return known.id
   end
   if reply_to ~= '' then once.repeat_answer(op, with.once, key, reply_to) end
@@ -266,7 +271,7 @@ end
 
 local function put_everywhere(at, to, key)
   local ids = {}
-  for _, each in ipairs(all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to) end
+  for _, each in ipairs(all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
   return ids
 end
 
@@ -274,7 +279,7 @@ local function put_all(first, last)
   local ids = {}
   for at = first, last, WORDS do
     local to, key = group[at], group[at + 2]
-    if is_gather(to) then
+    if not live[to] and is_gather(to) then
       ids[#ids + 1] = put_everywhere(at, to, key)
       ids[#ids + 1] = left_out
     else
@@ -315,12 +320,10 @@ local function submit(first, last, only_reads)
   return put_all(first, last)
 end
 
---[[ further_fields.lua ]]
-
 local results = {}
 for i = 1, #groups do
   group = groups[i]
-  local number = tonumber(group[1])
+  local number = group[1]
   further = further_fields(group[2])
   results[i] = number == 0 and send(FIRST) or submit(FIRST, #group, number < 0)
 end
