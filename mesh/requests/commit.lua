@@ -53,25 +53,28 @@ end})
 
 --[[ batch.lua ]]
 
+-- The words of all transactions, and where each begins. The one at hand begins at `head`; its expectations, writes and
+-- sends begin at head + FIRST.
 local FIRST = 14
-local transactions, bytes = batch_at(7)
--- By stream: the first and the last request of the batch, and how many there are; and how many words it may store.
-local first_of, last_of, number_of, stored = {}, {}, {}, 0
-for i = 1, #transactions do
-  local words = transactions[i]
-  local stream, id = words[1], words[2]
-  stored = stored + #words + 1 - FIRST
+local tx, bytes = batch_at(7)
+local heads, head, total = {}, 1, #tx
+-- By stream: the first and the last request of the batch, and how many there are.
+local first_of, last_of, number_of = {}, {}, {}
+while head <= total do
+  heads[#heads + 1] = head
+  local stream, id = tx[head + 1], tx[head + 2]
   if stream ~= '' then
     first_of[stream] = first_of[stream] or id
     last_of[stream] = id
     number_of[stream] = (number_of[stream] or 0) + 1
   end
+  head = head + tx[head]
 end
--- The words of the transaction at hand. Its expectations, writes and sends begin at FIRST.
-local tx
 
 --[[ room.lua ]]
 
+-- How many words the batch may store.
+local stored = total - FIRST * #heads
 memory_is_full = memory_is_full or has_no_room(stored, bytes)
 
 -- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
@@ -312,7 +315,7 @@ end
 -- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
 local MOST_REPLY = 256 * 1024
 local function adds(first, writes, sends)
-  if #tx[8] > MOST_REPLY or (sends > 0 and tx[1] == '') then return true end
+  if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
   if not frees.DEL then
     for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
     verbs = verbs or make_verbs(keep)
@@ -368,11 +371,11 @@ local endings = {}
 
 -- Returns nothing, or why a transaction is not applied.
 local function commit(number)
-  tx = transactions[number]
-  local stream, id = tx[1], tx[2]
-  local expects, writes, sends = tx[9], tx[10], tx[11]
+  head = heads[number]
+  local stream, id = tx[head + 1], tx[head + 2]
+  local expects, writes, sends = tx[head + 9], tx[head + 10], tx[head + 11]
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, changed = unchanged(FIRST, expects)
+  local first_write, changed = unchanged(head + FIRST, expects)
   if not first_write then return changed end
   if memory_is_full and adds(first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
@@ -385,34 +388,35 @@ end
 
 -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
 local function reply(...)
-  redis.pcall('XADD', tx[3], 'NOMKSTREAM', '*', 'request', tx[4], 'op', tx[5], 'from', consumer, 'status', tx[6],
-    'forwards', tx[7], 'body', tx[8], 'asked', tx[2], 'took_us', tx[12], 'db', database, ...)
+  redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
+    'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2], 'took_us', tx[head + 12],
+    'db', database, ...)
 end
 
 local function end_options(words)
   options = options or make_options()
   local fields = options.named(words)
-  local answer = {status = tx[6], body = tx[8], from = consumer, asked = tx[2], db = database}
+  local answer = {status = tx[head + 6], body = tx[head + 8], from = consumer, asked = tx[head + 2], db = database}
   options.ended(fields, answer, fields.kept == '1')
 end
 
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 local function finish(number)
-  tx = transactions[number]
-  local stream = tx[1]
-  if tx[3] ~= '' then
-    if tx[13] == '' then reply() else reply('call', tx[13]) end
+  head = heads[number]
+  local stream = tx[head + 1]
+  if tx[head + 3] ~= '' then
+    if tx[head + 13] == '' then reply() else reply('call', tx[head + 13]) end
   end
   if endings[number] then end_options(endings[number]) end
   if stream ~= '' then
     local ids = ids_of[stream] or {}
-    ids[#ids + 1], ids_of[stream] = tx[2], ids
+    ids[#ids + 1], ids_of[stream] = tx[head + 2], ids
     -- The handler itself has found that the deadline has passed.
-    if tx[6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
+    if tx[head + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
   end
 end
 
-for number = 1, #transactions do outcomes[number] = commit(number) or 'done' end
+for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
 for number, lifetimes in pairs(kept) do
   go_to(number)
   for key, ms in pairs(lifetimes) do
@@ -422,7 +426,7 @@ for number, lifetimes in pairs(kept) do
 end
 note_what_is_there()
 go_to(bus)
-for number = 1, #transactions do
+for number = 1, #heads do
   if outcomes[number] == 'done' then finish(number) end
 end
 for stream, ids in pairs(ids_of) do

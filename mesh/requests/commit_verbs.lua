@@ -12,7 +12,7 @@
 --   ends, name, value, ...                 the request has these fields, which options.lua reads; `kept` is 1 if later calls
 --                                         with its idempotency key get this answer. The last command of a transaction.
 -- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
--- A verb that removes something has an entry in `frees`, too. A verb that only reads puts what it finds into tx[8], the body
+-- A verb that removes something has an entry in `frees`, too. A verb that only reads puts what it finds into tx[head + 8], the body
 -- of the reply. If it may fail, it calls pcall.
 local function make_verbs(keep)
   -- Lua can pass some 8000 words to a function.

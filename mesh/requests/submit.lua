@@ -37,14 +37,10 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 
 --[[ batch.lua ]]
 
--- `stored` is how many words the batch may store.
-local FIRST, stored = 3, 0
+-- The words of all groups. The requests of a group begin FIRST words after its own beginning.
+local FIRST = 3
 local groups, bytes = batch_at(9)
-for i = 1, #groups do stored = stored + #groups[i] + 1 - FIRST end
-memory_is_full = memory_is_full or has_no_room(stored, bytes)
-
--- The words of the group at hand. Its requests begin at FIRST.
-local group
+memory_is_full = memory_is_full or has_no_room(#groups, bytes)
 
 -- The rows of the roster are read only as far as they are needed, and each of them once.
 local classes = {}
@@ -142,11 +138,13 @@ local function is_gather(to) return string.byte(to) == 42 end
 -- of the requests that they work on at once, because then they have room or do not run.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
-  local groups, group = redis.pcall('XINFO', 'GROUPS', stream), {}
-  local flat = not groups.err and groups[1] or {}
+  local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
+  local flat = not found.err and found[1] or {}
   for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
   local last, members = group['last-delivered-id'], 0
-  local next = last and redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+  -- A live class has one replica at least.
+  if not last or group.pending < concurrency / 2 then return 0 end
+  local next = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
   if not next then return 0 end
   for n = 0, databases - 1 do
     if class_of(n) == class then members = members + 1 end
@@ -194,12 +192,12 @@ local function waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >
 -- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
-    local to, ttl, code, about = group[at], group[at + 3], nil, nil
+    local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
     if not deadlines[ttl] then read_ttl(ttl) end
     local with = options[ttl]
     if with and with.once then
       -- Calls of several operations share `with` if their words are the same.
-      with.known, code, about = once.check(group[at + 1], with.once, with.sha)
+      with.known, code, about = once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
@@ -231,9 +229,9 @@ end
 local accepted, further = 0, nil
 -- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
 local function put_with(with, at, to, key, reply_to)
-  local op, deadline = group[at + 1], deadlines[group[at + 3]]
+  local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
   local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
-    group[at + 4], unpack(further)}
+    groups[at + 4], unpack(further)}
   local id = place(option, with, op, key, to, words, deadline, reply_to)
   if type(id) == 'table' then return with.due and id or error(id.err) end
   accepted = accepted + 1
@@ -241,12 +239,12 @@ local function put_with(with, at, to, key, reply_to)
 end
 
 local function put(at, to, key, reply_to, ...)
-  local op, ttl = group[at + 1], group[at + 3]
+  local op, ttl = groups[at + 1], groups[at + 3]
   local with = options[ttl]
   if with then return put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
   local id = append('mesh:requests:' .. to, 'op', op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', group[at + 4], ...)
+    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', groups[at + 4], ...)
   if type(id) == 'table' then error(id.err) end
   return id
 end
@@ -254,15 +252,15 @@ end
 -- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
 -- answered; "" if it is over.
 local function put_or_join(at, to, key, reply_to)
-  local with = options[group[at + 3]]
+  local with = options[groups[at + 3]]
   local known = with and with.known
   if not known then
     if further == no_fields then return put(at, to, key, reply_to) end
     return put(at, to, key, reply_to, unpack(further))
   end
-  local op = group[at + 1]
+  local op = groups[at + 1]
   if known.state == 'open' then
-    once.wait(op, with.once, key, deadlines[group[at + 3]], reply_to)
+    once.wait(op, with.once, key, deadlines[groups[at + 3]], reply_to)
     return known.id
   end
   if reply_to ~= '' then once.repeat_answer(op, with.once, key, reply_to) end
@@ -278,7 +276,7 @@ end
 local function put_all(first, last)
   local ids = {}
   for at = first, last, WORDS do
-    local to, key = group[at], group[at + 2]
+    local to, key = groups[at], groups[at + 2]
     if not live[to] and is_gather(to) then
       ids[#ids + 1] = put_everywhere(at, to, key)
       ids[#ids + 1] = left_out
@@ -295,9 +293,9 @@ local function forbidden(failed) return {error = 'forbidden', about = failed.err
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   if waiting_are_full(most) then return {error = 'too-many', about = ''} end
-  local words = {'op', group[at + 1], 'request', group[at + 2], 'from', sender, 'reply_to', '', 'body', group[at + 4], 'ttl', '0',
+  local words = {'op', groups[at + 1], 'request', groups[at + 2], 'from', sender, 'reply_to', '', 'body', groups[at + 4], 'ttl', '0',
     unpack(further)}
-  local failed = delay(group[at + 2], group[at], due, limit, words)
+  local failed = delay(groups[at + 2], groups[at], due, limit, words)
   if type(failed) == 'table' then return forbidden(failed) end
   accepted = accepted + 1
   return {''}
@@ -305,11 +303,11 @@ end
 
 -- Sends a request that nobody waits for.
 local function send(at)
-  local most, due, limit = string.match(group[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end
   local code, about = refused(at, at, false)
   if code then return {error = code, about = about} end
-  local id = put_or_join(at, group[at], group[at + 2], '')
+  local id = put_or_join(at, groups[at], groups[at + 2], '')
   return type(id) == 'table' and forbidden(id) or {id}
 end
 
@@ -320,12 +318,12 @@ local function submit(first, last, only_reads)
   return put_all(first, last)
 end
 
-local results = {}
-for i = 1, #groups do
-  group = groups[i]
-  local number = group[1]
-  further = further_fields(group[2])
-  results[i] = number == 0 and send(FIRST) or submit(FIRST, #group, number < 0)
+local results, head, total = {}, 1, #groups
+while head <= total do
+  local last, number = head + groups[head] - 1, groups[head + 1]
+  further = further_fields(groups[head + 2])
+  results[#results + 1] = number == 0 and send(head + FIRST) or submit(head + FIRST, last, number < 0)
+  head = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end
 local result = cjson.encode(results)

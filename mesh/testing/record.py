@@ -79,7 +79,12 @@ def is_numbered(command: Command) -> bool:
 def transactions(commit: Sequence[Any]) -> list[list[Any]]:
     """Return the words of each transaction of a batch."""
     longs = iter(commit[TRANSACTIONS + 1 :])
-    return [[next(longs) if word is None else word for word in words] for words in decode(commit[TRANSACTIONS])]
+    words = [next(longs) if word is None else word for word in decode(commit[TRANSACTIONS])]
+    found, at = [], 0
+    while at < len(words):
+        found.append(words[at + 1 : at + words[at]])
+        at += words[at]
+    return found
 
 
 def op_of(transaction: Sequence[Any]) -> str:

@@ -143,7 +143,7 @@ class KitConnection(RedisConnection):
         if not self._failed[1]:
             return commit
         left = [words for place, words in enumerate(found) if place not in self._failed[1]]
-        return (*commit[:TRANSACTIONS], ENCODER.encode(left))
+        return (*commit[:TRANSACTIONS], ENCODER.encode([word for words in left for word in (len(words) + 1, *words)]))
 
     def _with_failed(self, answer: Any) -> Any:
         if not isinstance(answer, str) or not self._failed[1]:

@@ -39,7 +39,8 @@ WORD_BITS = 7
 #: A word of more characters is sent as it is, because a server reads a text faster than JSON.
 LONG = 4096
 
-#: A list of words as JSON, for how many words it counts in a round trip, and its long words, which are null there.
+#: An item of a batch: its words as JSON, after each other and without brackets, for how many words it counts in a round
+#: trip, and its long words, which are null there.
 Encoded = tuple[bytes, int, Sequence[str]]
 
 
@@ -59,12 +60,13 @@ def pack(commands: Iterable[Command]) -> bytes:
 
 
 def encode_words(words: Sequence[Any]) -> Encoded:
-    """Return words for a script, which reads them with `batch.lua`. They cost less than as many arguments.
+    """Return the words of one item of a batch, which `batch.lua` reads. They cost less than as many arguments.
 
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
+    number = len(words) + 1
     try:
-        text = _ENCODE(words)
+        text = _ENCODE([number, *words])[1:-1]
     except (TypeError, ValueError) as error:
         raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
     size = len(text)
@@ -72,8 +74,8 @@ def encode_words(words: Sequence[Any]) -> Encoded:
         raise _too_large(size)
     longs = [word for word in words if _is_long(word)] if size > LONG else _NONE
     if longs:
-        text = _ENCODE([None if _is_long(word) else word for word in words])
-    return text, len(words) + (size >> WORD_BITS), longs
+        text = _ENCODE([number, *(None if _is_long(word) else word for word in words)])[1:-1]
+    return text, number + (size >> WORD_BITS), longs
 
 
 def _is_long(word: Any) -> bool:

@@ -17,5 +17,5 @@ verbs['find-values'] = function(first, last)
   end
   lines[1] = '{"until":"' .. until_value .. '","found":"' .. (lines[1] or '')
   lines[#lines] = lines[#lines] .. '"}'
-  tx[8] = table.concat(lines, ';')
+  tx[head + 8] = table.concat(lines, ';')
 end

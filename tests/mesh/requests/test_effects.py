@@ -47,9 +47,9 @@ class Read:
 def read(transaction: Effects) -> Read:
     """Decode; fails unless a transaction's size is at least the number of its words."""
     text, size, longs = transaction.wire()
-    words = json.loads(text)
-    assert not longs
-    stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, _call, *rest = words
+    words = json.loads(b"[%b]" % text)
+    assert not longs and words[0] == len(words)
+    _number, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, _call, *rest = words
     assert size >= len(words)
     at = iter(rest)
 
@@ -450,7 +450,7 @@ LOOK = ServiceVerbs(
 verbs.look = function(first, last)
   local is_done, text = pcall(redis.call, 'GET', tx[first + 1])
   if not is_done then return {err = 'it cannot be read'} end
-  tx[8] = '{"' .. tx[last] .. '":"' .. (text or '') .. '"}'
+  tx[head + 8] = '{"' .. tx[last] .. '":"' .. (text or '') .. '"}'
 end
 """,
     {"look": ()},
