@@ -66,34 +66,40 @@ class Batch(Generic[T]):
 
     def __init__(self, bound: int = MOST_WAITING) -> None:
         self._bound = bound
-        self._items: deque[tuple[T, Waiter, int]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._items)
+        self.items: deque[tuple[T, Waiter, int]] = deque()
+        #: for how many words all items count
+        self._weight = 0
 
     def add(self, item: T, waiter: Waiter, weight: int) -> None:
         """Append an item that counts for so many words. Raises Busy when the batch is full."""
-        if len(self._items) >= self._bound:
+        if len(self.items) >= self._bound:
             raise Busy(f"{self._bound} commands already wait to be sent to Redis; retry after 1 s", retry_after=1)
-        self._items.append((item, waiter, weight))
+        self.items.append((item, waiter, weight))
+        self._weight += weight
 
     def take(self, most_words: int) -> Asked[T]:
         """Remove and return the oldest items: at most so many words, but at least one item."""
-        taken: Asked[T] = []
-        left, items = most_words, self._items
+        items = self.items
+        if self._weight <= most_words:
+            taken = [*items]
+            items.clear()
+            self._weight = 0
+            return taken
+        taken, left = [], most_words
         while items and (items[0][2] <= left or not taken):
             taken.append(items.popleft())
             left -= taken[-1][2]
+        self._weight -= most_words - left
         return taken
 
     def put_first(self, items: Asked[T]) -> None:
         """Insert items before all others, even beyond the bound."""
-        self._items.extendleft(reversed(items))
+        self.items.extendleft(reversed(items))
+        self._weight += sum(weight for _, _, weight in items)
 
     def fail(self, error: BaseException) -> None:
         """Remove all items, and raise an error at their waiters."""
-        failed, self._items = self._items, deque()
-        _fail(failed, error)
+        _fail(self.take(self._weight), error)
 
 
 class Link:
@@ -134,6 +140,7 @@ class Link:
         self._submissions: Batch[Encoded] = Batch()
         self._commits: Batch[Encoded] = Batch()
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
+        self._queues = tuple(batch.items for batch in self._batches)
         self._wake = asyncio.Event()
         self._number = 0
         self._most_words = MOST_WORDS
@@ -197,7 +204,7 @@ class Link:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while any(self._batches):
+                while any(self._queues):
                     await self._trip()
         except LeaseLost as error:
             self.close(error)
@@ -236,24 +243,27 @@ class Link:
         """
         answers = await self._send(commands)
         # The numbered commands come first, and there are two at most.
-        refused = [n for n, answer in enumerate(answers[:2]) if self._is_full(commands[n], answer)]
+        refused = [
+            n
+            for n, answer in enumerate(answers[:2])
+            if isinstance(answer, Exception) and self._is_full(commands[n], answer)
+        ]
         if refused:
             again = [("EVALSHA", self._when_full[commands[n][1]], *commands[n][2:]) for n in refused]
             for n, answer in zip(refused, await self._send(again), strict=True):
                 answers[n] = answer
         return answers
 
-    def _is_full(self, command: tuple[Any, ...], answer: Any) -> bool:
-        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._when_full:
-            return False
-        return classify(answer) is Meaning.FULL
+    def _is_full(self, command: tuple[Any, ...], error: Exception) -> bool:
+        is_batch = command[0] == "EVALSHA" and command[1] in self._when_full
+        return is_batch and classify(error) is Meaning.FULL
 
     def _take(self) -> list[Asked[Any]]:
         """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
         taken: list[Asked[Any]] = []
         for batch in self._batches:
             alone = not self._most_words and any(taken)
-            taken.append([] if alone else batch.take(self._most_words))
+            taken.append(batch.take(self._most_words) if batch.items and not alone else [])
         return taken
 
     def _sort_out(self, taken: Sequence[Asked[Any]]) -> None:
@@ -344,7 +354,8 @@ class Link:
             except OSError:
                 pass
             else:
-                again = self._must_repeat(answers)
+                errors = [answer for answer in answers if isinstance(answer, Exception)]
+                again = errors and self._must_repeat(errors)
                 if not again:
                     self._down = False
                     return answers
@@ -355,17 +366,15 @@ class Link:
             await asyncio.sleep(RETRY_S)
 
     @staticmethod
-    def _must_repeat(answers: list[Any]) -> str:
+    def _must_repeat(errors: list[Exception]) -> str:
         """Return why a trip must be made again: "scripts", "passing", or "" if it need not. Raises LeaseLost."""
         why = ""
-        for answer in answers:
-            if not isinstance(answer, Exception):
-                continue
-            match classify(answer):
+        for error in errors:
+            match classify(error):
                 case Meaning.FENCED:
                     raise LeaseLost(
                         "the lease is over: its Redis user was deleted, or another replica has it"
-                    ) from answer
+                    ) from error
                 case Meaning.SCRIPT:
                     return "scripts"
                 case Meaning.PASSING:

@@ -29,7 +29,7 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
     for words in ("aa", "bb", "cc", "ddddddddd", "e"):
         batch.add(words, _waiter(), len(words))
     assert [item for item, *_ in batch.take(5)] == ["aa", "bb"]
-    assert len(batch) == 3
+    assert len(batch.items) == 3
     (taken,) = batch.take(2)
     assert taken[0] == "cc"
     batch.put_first([taken])
@@ -76,7 +76,7 @@ async def test_a_batch_has_a_bound() -> None:
     batch.add("two", _waiter(), 1)
     with pytest.raises(Busy):
         batch.add("three", _waiter(), 1)
-    assert len(batch) == 2
+    assert len(batch.items) == 2
 
 
 async def test_what_waits_in_a_batch_fails_together() -> None:
@@ -89,7 +89,7 @@ async def test_what_waits_in_a_batch_fails_together() -> None:
     batch.fail(Busy("closed"))
     with pytest.raises(Busy):
         await waiting
-    assert given_up.cancelled() and len(batch) == 0
+    assert given_up.cancelled() and len(batch.items) == 0
 
 
 async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
