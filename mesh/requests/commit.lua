@@ -43,11 +43,16 @@ local function go_to(number)
 end
 
 -- What the first word of expectations and of a write says, read once for each such word of the batch: the database, whether
--- its own keys are written, and what to check.
+-- its own keys are written, and what to check; whether that is more than a type.
 local says = setmetatable({}, {__index = function(known, word)
-  local side, wanted = string.sub(word, 1, 1), {}
-  for each in string.gmatch(word, '%a+') do wanted[#wanted + 1] = each end
-  known[word] = {number = side == '0' and bus or database, writes_own = side == '1', wanted = wanted}
+  local side, wanted, is_special = string.sub(word, 1, 1), {}, false
+  for each in string.gmatch(word, '%a+') do
+    wanted[#wanted + 1] = each
+    is_special = is_special or string.find('bounded placed integer field stream any', each, 1, true) ~= nil
+  end
+  known[word] = {
+    number = side == '0' and bus or database, writes_own = side == '1', wanted = wanted, is_special = is_special,
+  }
   return known[word]
 end})
 
@@ -101,14 +106,20 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
---[[ commit_answers.lua ]]
+-- How many requests the batch has accepted.
+local accepted = 0
+-- The words of the verb `ends` in the transaction that is applied now.
+local ending
+-- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
+local kept = {}
 
-local answers
--- Returns where the group ends; or nil and the reason, if the command has another answer now.
-local function unchanged_answer(i)
-  answers = answers or make_answers()
-  if not answers(i + 1) then return nil, 'conflict ' .. string.sub(tx[i], 1, 1) .. '  ' .. tx[i + 5] end
-  return i + 4 + tx[i + 2] + tx[i + 3]
+-- A script pays for each of its functions at every run: to create it, and later as much again to free its memory. So the
+-- functions that few transactions need are created together when the first of them is needed.
+--[[ commit_seldom.lua ]]
+local created
+local function seldom()
+  created = created or make_seldom()
+  return created
 end
 
 -- Returns where a group of expected values ends; or nil and the reason, if one of them does not hold.
@@ -134,7 +145,7 @@ local function unchanged(first, groups)
   local i, reason = first, nil
   for _ = 1, groups do
     go_to(says[tx[i]].number)
-    if #tx[i] > 1 then i, reason = unchanged_answer(i) else i, reason = unchanged_values(i) end
+    if #tx[i] > 1 then i, reason = seldom().unchanged_answer(i) else i, reason = unchanged_values(i) end
     if not i then return nil, reason end
   end
   return i
@@ -142,121 +153,22 @@ end
 
 -- A script cannot be rolled back, so everything that can make a write fail is checked before the first one. What can
 -- be checked without the database, Python has checked (verbs.py).
-
--- Lua's numbers are exact up to 2^53 only, so a counter must stay this far from the end of 64 bits.
-local MOST_INTEGER = 2 ^ 63 - 4096
--- By name of a counter: how much the transaction changes it in all, without signs. It begins with the first one.
-local changes
-local function wrong_counter(name, text, by)
-  if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
-  changes = changes or {}
-  changes[name] = (changes[name] or 0) + math.abs(by)
-  if math.abs(text or 0) + changes[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
-end
-
-local function wrong_integer(k)
-  local wrong = wrong_type(tx[k], 'string')
-  return wrong or wrong_counter(tx[k], redis.call('GET', tx[k]), tx[k + 1])
-end
-
-local function wrong_field(k)
-  local wrong = wrong_type(tx[k], 'hash')
-  local name = tx[k] .. ' ' .. tx[k + 1]
-  return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
-end
-
--- A stream whose last id is the highest there is takes no more entries.
-local function wrong_stream(key)
-  local wrong = wrong_type(key, 'stream')
-  if wrong or redis.call('EXISTS', key) == 0 then return wrong end
-  local facts = redis.call('XINFO', 'STREAM', key)
-  for i = 1, #facts, 2 do
-    if facts[i] == 'last-generated-id' and facts[i + 1] == '18446744073709551615-18446744073709551615' then
-      return key .. ' takes no more entries: its last id is the highest there is'
-    end
-  end
-end
-
--- How many requests of the transaction will wait.
-local delayed
--- The sorted set of waiting requests, which may have only so many members; the number follows the two keys.
-local function wrong_size(k)
-  local wrong = wrong_type(tx[k], 'zset')
-  if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
-  delayed = delayed + 1
-end
-
---[[ append.lua ]]
-
---[[ options.lua ]]
-
---[[ place.lua ]]
-
-local options
--- By limit: how many requests of the transaction have it. It begins with the first one.
-local limited
-local function wrong_limit(k, limit)
-  limited = limited or {}
-  local before = limited[limit] or 0
-  limited[limit] = before + 1
-  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
-  if code then return code .. ' ' .. about end
-  if waits then delayed = delayed + 1 end
-end
-
--- Returns why the request of the verb `place` cannot be placed now. Its words follow the first key.
-local function wrong_place(k)
-  options = options or make_options()
-  local with = cjson.decode(tx[k + 3])
-  if with.once then
-    local known, code, about = options.once.check(tx[k + 6], with.once, with.sha)
-    if code then return code .. ' ' .. about end
-    if known then return end
-  end
-  if with.due then return wrong_size(k) end
-  if with.limit then return wrong_limit(k, with.limit) end
-  return wrong_stream('mesh:requests:' .. tx[k + 5])
-end
-
-local special = {
-  bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
-  stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
-}
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
 local function possible(first, count)
   local i = first
-  changes, limited, delayed = nil, nil, 0
+  if created then created.begin_checks() end
   for _ = 1, count do
     local said = says[tx[i]]
     for n = 1, #said.wanted do
       go_to(said.number)
       local wanted, k, wrong = said.wanted[n], i + 2 + n, nil
-      if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end
+      if said.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end
       if wrong then return nil, wrong end
     end
     i = i + 2 + tx[i + 1]
   end
   return i
 end
-
--- The words of the verb `ends` in the transaction that is applied now.
-local ending
-
--- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
-local kept = {}
-local function keep(first)
-  local key, ms = tx[first + 1], tx[first + 2]
-  kept[at] = kept[at] or {}
-  local before = kept[at][key]
-  if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
-end
-
--- Verbs that remove something; verbs of services add theirs.
-local frees = {}
-
---[[ commit_verbs.lua ]]
-
---[[ ../lease/written.lua ]]
 
 -- The keys of the own database that the batch writes to, and until when those live that `set-all` sets. There are more
 -- keys than have names, without an end, if `is_known`: then no write changes what is known.
@@ -274,6 +186,7 @@ end
 
 local function note_what_is_there()
   if not unnamed and not next(touched) then return end
+  --[[ ../lease/written.lua ]]
   go_to(database)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -282,15 +195,9 @@ local function note_what_is_there()
   note_database(database, last)
 end
 
--- The functions of our own verbs, by verb; false for a command of Redis. Creating them costs about as much as a command,
--- and most transactions need none of them.
-local verbs
+-- Our own verbs: the function of each; false for a command of Redis.
 local ours = setmetatable({}, {__index = function(known, verb)
-  known[verb] = false
-  if string.byte(verb) >= 97 then
-    verbs = verbs or make_verbs(keep)
-    known[verb] = verbs[verb]
-  end
+  known[verb] = string.byte(verb) >= 97 and seldom().verbs()[verb]
   return known[verb]
 end})
 
@@ -311,61 +218,6 @@ local function write(first, count)
   end
 end
 
--- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose
--- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
-local MOST_REPLY = 256 * 1024
-local function adds(first, writes, sends)
-  if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
-  if not frees.DEL then
-    for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
-    verbs = verbs or make_verbs(keep)
-  end
-  local added, i = 0, first
-  for _ = 1, writes do
-    local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
-    -- Of ZADD only the members count: a group that the sweep puts down anew is as long as before.
-    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
-    if frees[verb] then
-      added = added - bytes
-    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
-      and string.byte(tx[i]) ~= 50 then
-      added = added + bytes
-    end
-    i = last + 1
-  end
-  return added > 0
-end
-
-local SEND = 8
-
---[[ further_fields.lua ]]
-
-local accepted, sendable = 0, {}
--- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
--- undone.
-local function send(first, count)
-  if count == 0 then return end
-  go_to(bus)
-  local last, done = first + (count - 1) * SEND, {}
-  for i = first, last, SEND do
-    local stream = 'mesh:requests:' .. tx[i]
-    local wrong = not sendable[stream] and wrong_type(stream, 'stream')
-    if wrong then return wrong end
-    sendable[stream] = true
-  end
-  for i = first, last, SEND do
-    local stream = 'mesh:requests:' .. tx[i]
-    local id = append(stream, 'op', tx[i + 1], 'request', tx[i + 2], 'from', tx[i + 6],
-      'reply_to', tx[i + 3], 'deadline', tx[i + 4], 'body', tx[i + 5], unpack(further_fields(tx[i + 7])))
-    if type(id) == 'table' then
-      for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
-      return stream .. ': ' .. tostring(id.err)
-    end
-    done[#done + 1] = {stream, id}
-  end
-  accepted = accepted + count
-end
-
 -- The words of the verb `ends`, by the number of their transaction: only where the request has options.
 local endings = {}
 
@@ -377,10 +229,10 @@ local function commit(number)
   if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
   local first_write, changed = unchanged(head + FIRST, expects)
   if not first_write then return changed end
-  if memory_is_full and adds(first_write, writes, sends) then return 'full' end
+  if memory_is_full and seldom().adds(first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
   if not first_send then return wrong end
-  local failed = send(first_send, sends) or write(first_write, writes)
+  local failed = sends > 0 and seldom().send(first_send, sends) or write(first_write, writes)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
   endings[number], ending = ending, nil
@@ -393,13 +245,6 @@ local function reply(...)
     'db', database, ...)
 end
 
-local function end_options(words)
-  options = options or make_options()
-  local fields = options.named(words)
-  local answer = {status = tx[head + 6], body = tx[head + 8], from = consumer, asked = tx[head + 2], db = database}
-  options.ended(fields, answer, fields.kept == '1')
-end
-
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 local function finish(number)
   head = heads[number]
@@ -407,7 +252,7 @@ local function finish(number)
   if tx[head + 3] ~= '' then
     if tx[head + 13] == '' then reply() else reply('call', tx[head + 13]) end
   end
-  if endings[number] then end_options(endings[number]) end
+  if endings[number] then seldom().end_options(endings[number]) end
   if stream ~= '' then
     local ids = ids_of[stream] or {}
     ids[#ids + 1], ids_of[stream] = tx[head + 2], ids

@@ -16,15 +16,26 @@ from mesh.wire.script import Script
 
 #: What every script has that adds, moves or ends requests which may have options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-SUBMIT = Script.beside(__file__, "submit.lua", "batch.lua", "room.lua", "further_fields.lua", *OPTIONS, "place.lua")
+SUBMIT = Script.beside(
+    __file__,
+    "submit.lua",
+    "batch.lua",
+    "room.lua",
+    "submit_seldom.lua",
+    "further_fields.lua",
+    *OPTIONS,
+    "place.lua",
+)
 COMMIT = Script.beside(
     __file__,
     "commit.lua",
     "batch.lua",
     "room.lua",
-    "commit_answers.lua",
-    "commit_verbs.lua",
     "../lease/written.lua",
+    "commit_seldom.lua",
+    "commit_answers.lua",
+    "commit_checks.lua",
+    "commit_verbs.lua",
     "further_fields.lua",
     *OPTIONS,
     "place.lua",

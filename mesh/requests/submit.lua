@@ -69,69 +69,6 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- The databases that hold data, as the commits that write there note.
-local written
-local function holding()
-  written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
-  return written
-end
-
--- Databases that hold data and are not live: those whose holder is expected back, and the others.
-local expected, left_out
-local function look_for_missing()
-  if expected then return end
-  expected, left_out = {}, {}
-  for _, n in ipairs(holding()) do
-    if not class_of(tonumber(n)) then
-      local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
-      table.insert(is_expected and expected or left_out, n)
-    end
-  end
-end
-
--- Whether the holder of a database, or any holder of a class, is expected back.
-local function is_expected(to)
-  local n = string.match(to, '^db(%d+)$')
-  if n then return redis.call('EXISTS', 'mesh:expected:' .. n) == 1 end
-  for k = 0, databases - 1 do
-    if redis.call('GET', 'mesh:expected:' .. k) == to then return true end
-  end
-end
-
-local function holds_data(n)
-  for _, each in ipairs(holding()) do
-    if tonumber(each) == n then return true end
-  end
-  return false
-end
-
--- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks one of
--- the two bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the database
--- is asked if it holds any data.
-local function may_have(n, field, one, other)
-  local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
-  classes[n] = class
-  local key, bits = string.match(named or '', '^(%S+) (%d+)$')
-  if not class or not key then return class end
-  if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end
-  return redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1
-end
-
--- By what the address says: the live databases that a gather asks.
-local asked = {}
-local function all(to)
-  if not asked[to] then
-    asked[to] = {}
-    local name, one, other = string.match(to, '^%* (%S+) (%d+) (%d+)$')
-    for n = 0, databases - 1 do
-      local is_asked
-      if name then is_asked = may_have(n, 'filter:' .. name, one, other) else is_asked = class_of(n) end
-      if is_asked then table.insert(asked[to], 'db' .. n) end
-    end
-  end
-  return asked[to]
-end
-
 local function is_gather(to) return string.byte(to) == 42 end
 
 -- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
@@ -168,26 +105,22 @@ end
 
 --[[ append.lua ]]
 
---[[ options.lua ]]
+--[[ further_fields.lua ]]
 
---[[ place.lua ]]
+-- The functions that few batches need are created together when the first of them is needed; see commit.lua.
+local seldom
 
 -- By the word of a ttl: the deadline, and the options that follow it.
-local option, once
 local deadlines, options = {['0'] = '0'}, {}
 local function read_ttl(word)
   local ttl, json = string.match(word, '^(%d+) (.*)$')
   if json then
     options[word] = cjson.decode(json)
     options[word].ttl = ttl
-    option = option or make_options()
-    once = option.once
   end
   ttl = ttl or word
   deadlines[word] = ttl == '0' and '0' or string.format('%.0f', now + ttl)
 end
-
-local function waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
 
 -- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
@@ -197,7 +130,7 @@ local function refused(first, last, only_reads)
     local with = options[ttl]
     if with and with.once then
       -- Calls of several operations share `with` if their words are the same.
-      with.known, code, about = once.check(groups[at + 1], with.once, with.sha)
+      with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
     if memory_is_full and not only_reads then return 'full', '' end
@@ -205,17 +138,16 @@ local function refused(first, last, only_reads)
       if is_full(to, ttl) then return 'busy', to end
     elseif with and with.due then
       -- Its address needs no replica until it is due.
-      if waiting_are_full(with.most) then return 'too-many', '' end
+      if seldom().waiting_are_full(with.most) then return 'too-many', '' end
     elseif not is_gather(to) then
-      if not is_live(to) then return is_expected(to) and 'missing' or 'no-replica', to end
+      if not is_live(to) then return seldom().is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
       if with and with.limit then
-        code, about = option.limits().refusal(with.limit, deadlines[ttl], with.most)
+        code, about = seldom().option().limits().refusal(with.limit, deadlines[ttl], with.most)
         if code then return code, about end
       end
     else
-      local every = all(to)
-      look_for_missing()
+      local every, expected = seldom().all(to)
       if #expected > 0 then return 'missing', table.concat(expected, ' ') end
       for _, each in ipairs(every) do
         if is_full(each, '0') then return 'busy', each end
@@ -224,24 +156,11 @@ local function refused(first, last, only_reads)
   end
 end
 
---[[ further_fields.lua ]]
-
 local accepted, further = 0, nil
--- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
-local function put_with(with, at, to, key, reply_to)
-  local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
-  local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
-    groups[at + 4], unpack(further)}
-  local id = place(option, with, op, key, to, words, deadline, reply_to)
-  if type(id) == 'table' then return with.due and id or error(id.err) end
-  accepted = accepted + 1
-  return id or '@' .. key
-end
-
 local function put(at, to, key, reply_to, ...)
   local op, ttl = groups[at + 1], groups[at + 3]
   local with = options[ttl]
-  if with then return put_with(with, at, to, key, reply_to) end
+  if with then return seldom().put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
   local id = append('mesh:requests:' .. to, 'op', op, 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', groups[at + 4], ...)
@@ -260,17 +179,11 @@ local function put_or_join(at, to, key, reply_to)
   end
   local op = groups[at + 1]
   if known.state == 'open' then
-    once.wait(op, with.once, key, deadlines[groups[at + 3]], reply_to)
+    seldom().option().once.wait(op, with.once, key, deadlines[groups[at + 3]], reply_to)
     return known.id
   end
-  if reply_to ~= '' then once.repeat_answer(op, with.once, key, reply_to) end
+  if reply_to ~= '' then seldom().option().once.repeat_answer(op, with.once, key, reply_to) end
   return ''
-end
-
-local function put_everywhere(at, to, key)
-  local ids = {}
-  for _, each in ipairs(all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
-  return ids
 end
 
 local function put_all(first, last)
@@ -278,8 +191,7 @@ local function put_all(first, last)
   for at = first, last, WORDS do
     local to, key = groups[at], groups[at + 2]
     if not live[to] and is_gather(to) then
-      ids[#ids + 1] = put_everywhere(at, to, key)
-      ids[#ids + 1] = left_out
+      ids[#ids + 1], ids[#ids + 2] = seldom().put_everywhere(at, to, key)
     else
       ids[#ids + 1] = put_or_join(at, to, key, reply_to)
     end
@@ -287,28 +199,11 @@ local function put_all(first, last)
   return ids
 end
 
-local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
-
--- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
-local function put_later(at, most, due, limit)
-  if memory_is_full then return {error = 'full', about = ''} end
-  if waiting_are_full(most) then return {error = 'too-many', about = ''} end
-  local words = {'op', groups[at + 1], 'request', groups[at + 2], 'from', sender, 'reply_to', '', 'body', groups[at + 4], 'ttl', '0',
-    unpack(further)}
-  local failed = delay(groups[at + 2], groups[at], due, limit, words)
-  if type(failed) == 'table' then return forbidden(failed) end
-  accepted = accepted + 1
-  return {''}
-end
-
--- Sends a request that nobody waits for.
-local function send(at)
-  local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
-  if due then return put_later(at, most, due, limit) end
-  local code, about = refused(at, at, false)
-  if code then return {error = code, about = about} end
-  local id = put_or_join(at, groups[at], groups[at + 2], '')
-  return type(id) == 'table' and forbidden(id) or {id}
+--[[ submit_seldom.lua ]]
+local created
+function seldom()
+  created = created or make_seldom()
+  return created
 end
 
 -- Puts a group of requests whose replies somebody waits for on their streams.
@@ -322,7 +217,7 @@ local results, head, total = {}, 1, #groups
 while head <= total do
   local last, number = head + groups[head] - 1, groups[head + 1]
   further = further_fields(groups[head + 2])
-  results[#results + 1] = number == 0 and send(head + FIRST) or submit(head + FIRST, last, number < 0)
+  results[#results + 1] = number == 0 and seldom().send(head + FIRST) or submit(head + FIRST, last, number < 0)
   head = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end

@@ -1,0 +1,81 @@
+-- What must hold before a write, where that is more than the type of its key. It stands in commit_seldom.lua.
+
+-- Lua's numbers are exact up to 2^53 only, so a counter must stay this far from the end of 64 bits.
+local MOST_INTEGER = 2 ^ 63 - 4096
+-- By name of a counter: how much the transaction changes it in all, without signs. It begins with the first one.
+local changes
+local function wrong_counter(name, text, by)
+  if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
+  changes = changes or {}
+  changes[name] = (changes[name] or 0) + math.abs(by)
+  if math.abs(text or 0) + changes[name] > MOST_INTEGER then return name .. ' would have more than 64 bits' end
+end
+
+local function wrong_integer(k)
+  local wrong = wrong_type(tx[k], 'string')
+  return wrong or wrong_counter(tx[k], redis.call('GET', tx[k]), tx[k + 1])
+end
+
+local function wrong_field(k)
+  local wrong = wrong_type(tx[k], 'hash')
+  local name = tx[k] .. ' ' .. tx[k + 1]
+  return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
+end
+
+-- A stream whose last id is the highest there is takes no more entries.
+local function wrong_stream(key)
+  local wrong = wrong_type(key, 'stream')
+  if wrong or redis.call('EXISTS', key) == 0 then return wrong end
+  local facts = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' and facts[i + 1] == '18446744073709551615-18446744073709551615' then
+      return key .. ' takes no more entries: its last id is the highest there is'
+    end
+  end
+end
+
+-- How many requests of the transaction will wait.
+local delayed = 0
+-- The sorted set of waiting requests, which may have only so many members; the number follows the two keys.
+local function wrong_size(k)
+  local wrong = wrong_type(tx[k], 'zset')
+  if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
+  delayed = delayed + 1
+end
+
+-- By limit: how many requests of the transaction have it. It begins with the first one.
+local limited
+local function wrong_limit(k, limit)
+  limited = limited or {}
+  local before = limited[limit] or 0
+  limited[limit] = before + 1
+  local code, about, waits = options.limits().refusal(limit, '0', tx[k + 2] - delayed, before)
+  if code then return code .. ' ' .. about end
+  if waits then delayed = delayed + 1 end
+end
+
+-- Returns why the request of the verb `place` cannot be placed now. Its words follow the first key.
+local function wrong_place(k)
+  options = options or make_options()
+  local with = cjson.decode(tx[k + 3])
+  if with.once then
+    local known, code, about = options.once.check(tx[k + 6], with.once, with.sha)
+    if code then return code .. ' ' .. about end
+    if known then return end
+  end
+  if with.due then return wrong_size(k) end
+  if with.limit then return wrong_limit(k, with.limit) end
+  return wrong_stream('mesh:requests:' .. tx[k + 5])
+end
+
+local special = {
+  bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
+  stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
+}
+-- Returns the reason if the key at tx[k], or what follows it, is not as wanted.
+function seldom.check(wanted, k)
+  if special[wanted] then return special[wanted](k) end
+  return wrong_type(tx[k], wanted)
+end
+
+function seldom.begin_checks() changes, limited, delayed = nil, nil, 0 end

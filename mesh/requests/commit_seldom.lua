@@ -1,0 +1,104 @@
+-- What few transactions need. It stands in commit.lua.
+local function make_seldom()
+  local seldom = {}
+
+--[[ append.lua ]]
+
+--[[ options.lua ]]
+local options
+
+--[[ place.lua ]]
+
+--[[ further_fields.lua ]]
+
+--[[ commit_answers.lua ]]
+
+local answers
+-- Returns where a group of expectations ends; or nil and the reason, if its command has another answer now.
+function seldom.unchanged_answer(i)
+  answers = answers or make_answers()
+  if not answers(i + 1) then return nil, 'conflict ' .. string.sub(tx[i], 1, 1) .. '  ' .. tx[i + 5] end
+  return i + 4 + tx[i + 2] + tx[i + 3]
+end
+
+--[[ commit_checks.lua ]]
+
+local function keep(first)
+  local key, ms = tx[first + 1], tx[first + 2]
+  kept[at] = kept[at] or {}
+  local before = kept[at][key]
+  if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
+end
+
+-- Verbs that remove something; verbs of services add theirs.
+local frees = {}
+
+--[[ commit_verbs.lua ]]
+
+local verbs
+-- Returns the functions of our own verbs, by verb.
+function seldom.verbs()
+  verbs = verbs or make_verbs(keep)
+  return verbs
+end
+
+-- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose
+-- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
+local MOST_REPLY = 256 * 1024
+function seldom.adds(first, writes, sends)
+  if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
+  if not frees.DEL then
+    for verb in string.gmatch('DEL UNLINK HDEL ZREM SREM LTRIM', '%a+') do frees[verb] = true end
+    seldom.verbs()
+  end
+  local added, i = 0, first
+  for _ = 1, writes do
+    local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
+    -- Of ZADD only the members count: a group that the sweep puts down anew is as long as before.
+    for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
+    if frees[verb] then
+      added = added - bytes
+    elseif verb ~= 'PEXPIREAT' and verb ~= 'PERSIST' and verb ~= 'keep' and verb ~= 'ends'
+      and string.byte(tx[i]) ~= 50 then
+      added = added + bytes
+    end
+    i = last + 1
+  end
+  return added > 0
+end
+
+local SEND, sendable = 8, {}
+-- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
+-- undone.
+function seldom.send(first, count)
+  go_to(bus)
+  local last, done = first + (count - 1) * SEND, {}
+  for i = first, last, SEND do
+    local stream = 'mesh:requests:' .. tx[i]
+    local wrong = not sendable[stream] and wrong_type(stream, 'stream')
+    if wrong then return wrong end
+    sendable[stream] = true
+  end
+  for i = first, last, SEND do
+    local stream = 'mesh:requests:' .. tx[i]
+    local id = append(stream, 'op', tx[i + 1], 'request', tx[i + 2], 'from', tx[i + 6],
+      'reply_to', tx[i + 3], 'deadline', tx[i + 4], 'body', tx[i + 5], unpack(further_fields(tx[i + 7])))
+    if type(id) == 'table' then
+      for _, one in ipairs(done) do redis.call('XDEL', one[1], one[2]) end
+      return stream .. ': ' .. tostring(id.err)
+    end
+    done[#done + 1] = {stream, id}
+  end
+  accepted = accepted + count
+end
+
+-- Ends the options of the request at hand; `words` are those of the verb `ends`.
+function seldom.end_options(words)
+  options = options or make_options()
+  local fields = options.named(words)
+  local answer = {status = tx[head + 6], body = tx[head + 8], from = consumer, asked = tx[head + 2], db = database}
+  options.ended(fields, answer, fields.kept == '1')
+end
+
+  return seldom
+end

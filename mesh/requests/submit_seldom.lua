@@ -1,0 +1,124 @@
+-- What few batches need. It stands in submit.lua.
+local function make_seldom()
+  local seldom = {}
+
+-- The databases that hold data, as the commits that write there note.
+local written
+local function holding()
+  written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
+  return written
+end
+
+-- Databases that hold data and are not live: those whose holder is expected back, and the others.
+local expected, left_out
+local function look_for_missing()
+  if expected then return end
+  expected, left_out = {}, {}
+  for _, n in ipairs(holding()) do
+    if not class_of(tonumber(n)) then
+      local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
+      table.insert(is_expected and expected or left_out, n)
+    end
+  end
+end
+
+-- Whether the holder of a database, or any holder of a class, is expected back.
+function seldom.is_expected(to)
+  local n = string.match(to, '^db(%d+)$')
+  if n then return redis.call('EXISTS', 'mesh:expected:' .. n) == 1 end
+  for k = 0, databases - 1 do
+    if redis.call('GET', 'mesh:expected:' .. k) == to then return true end
+  end
+end
+
+local function holds_data(n)
+  for _, each in ipairs(holding()) do
+    if tonumber(each) == n then return true end
+  end
+  return false
+end
+
+-- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks one of
+-- the two bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the database
+-- is asked if it holds any data.
+local function may_have(n, field, one, other)
+  local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
+  classes[n] = class
+  local key, bits = string.match(named or '', '^(%S+) (%d+)$')
+  if not class or not key then return class end
+  if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end
+  return redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1
+end
+
+-- By what the address says: the live databases that a gather asks.
+local asked = {}
+-- Returns them, and those that hold data and whose holder is expected back.
+function seldom.all(to)
+  if not asked[to] then
+    asked[to] = {}
+    local name, one, other = string.match(to, '^%* (%S+) (%d+) (%d+)$')
+    for n = 0, databases - 1 do
+      local is_asked
+      if name then is_asked = may_have(n, 'filter:' .. name, one, other) else is_asked = class_of(n) end
+      if is_asked then table.insert(asked[to], 'db' .. n) end
+    end
+  end
+  look_for_missing()
+  return asked[to], expected
+end
+
+--[[ options.lua ]]
+local option
+function seldom.option()
+  option = option or make_options()
+  return option
+end
+
+--[[ place.lua ]]
+
+function seldom.waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
+
+-- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
+function seldom.put_with(with, at, to, key, reply_to)
+  local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
+  local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
+    groups[at + 4], unpack(further)}
+  local id = place(seldom.option(), with, op, key, to, words, deadline, reply_to)
+  if type(id) == 'table' then return with.due and id or error(id.err) end
+  accepted = accepted + 1
+  return id or '@' .. key
+end
+
+-- Returns the ids of the requests by database, and the databases that hold data and nobody asks.
+function seldom.put_everywhere(at, to, key)
+  local ids = {}
+  for _, each in ipairs(seldom.all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
+  return ids, left_out
+end
+
+local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
+
+-- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
+local function put_later(at, most, due, limit)
+  if memory_is_full then return {error = 'full', about = ''} end
+  if seldom.waiting_are_full(most) then return {error = 'too-many', about = ''} end
+  local words = {'op', groups[at + 1], 'request', groups[at + 2], 'from', sender, 'reply_to', '', 'body', groups[at + 4], 'ttl', '0',
+    unpack(further)}
+  local failed = delay(groups[at + 2], groups[at], due, limit, words)
+  if type(failed) == 'table' then return forbidden(failed) end
+  accepted = accepted + 1
+  return {''}
+end
+
+-- Sends a request that nobody waits for.
+function seldom.send(at)
+  local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
+  if due then return put_later(at, most, due, limit) end
+  local code, about = refused(at, at, false)
+  if code then return {error = code, about = about} end
+  local id = put_or_join(at, groups[at], groups[at + 2], '')
+  return type(id) == 'table' and forbidden(id) or {id}
+end
+
+  return seldom
+end
