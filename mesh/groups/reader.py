@@ -25,7 +25,8 @@ SILENCE_MS = 60_000
 MOST_HANDED_BACK = 10_000
 
 Fields = dict[str, str]
-#: An entry as this consumer gets it: its id, its deliveries including this one, the names and values of its fields in turn.
+#: An entry as this consumer gets it: its id, its deliveries including this one, the names and values of its fields in
+#: turn.
 Delivered = tuple[str, int, Sequence[str]]
 
 

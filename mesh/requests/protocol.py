@@ -172,9 +172,9 @@ class Request:
     ) -> Request:
         """Read an entry, whose names and values come in turn. Raises ValueError if it is not a request."""
         if flat[::2] == _PLAIN:
-            _, op, _, key, _, sender, _, reply_to, _, deadline, _, text = flat
+            _, op, _, key, _, sender, _, reply_to, _, until, _, text = flat
             if reply_to.startswith(keys.REPLIES):
-                return cls(stream, id, op, key, sender, reply_to, int(deadline), decode(text), deliveries)
+                return cls(stream, id, op, key, sender, reply_to, int(until), decode(text), deliveries)
         fields = fields_of(flat)
         get = fields.get
         reply_to = get("reply_to", "")

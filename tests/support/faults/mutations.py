@@ -96,7 +96,7 @@ def _keep_users() -> None:
 MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
     "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
-    "full-memory": script(scripts.COMMIT, "memory_is_full and adds(", "false and adds("),
+    "full-memory": script(scripts.COMMIT, "memory_is_full and seldom().adds(", "false and seldom().adds("),
     "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(stored, bytes)", "memory_is_full"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
@@ -108,7 +108,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "checks-before-writes": script(
         scripts.COMMIT,
-        "if special[wanted] then wrong = special[wanted](k) else wrong = wrong_type(tx[k], wanted) end",
+        "if said.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end",
         "",
     ),
     "any-exception": function(runner.Runner, "_attempt", "except BaseException as error:", "except OSError as error:"),
