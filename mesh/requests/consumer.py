@@ -30,11 +30,11 @@ from redis import exceptions as redis_errors
 
 from mesh.errors import GivenUp, LeaseLost
 from mesh.groups.consumer import UNREACHABLE, GroupConsumer
-from mesh.groups.reader import Delivered, fields_of
+from mesh.groups.reader import Delivered
 from mesh.later.retry import defer
 from mesh.requests import streams
 from mesh.requests.handling import describe, printable
-from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, reply_stream
+from mesh.requests.protocol import NEVER, Request, decode_object, failure_body, operation_of, unreadable
 from mesh.requests.refusals import not_applied
 from mesh.requests.runner import Found, Runner
 from mesh.requests.settlement import (
@@ -201,9 +201,7 @@ class Consumer(GroupConsumer[Work]):
             request = Request.from_entry(self._reader.stream, id, flat, deliveries, decode)
         except ValueError as error:
             log.error("the entry is not a request", id=id, reason=printable(str(error)))
-            fields = fields_of(flat)
-            key, reply_to = fields.get("request", ""), reply_stream(fields)
-            request = Request(self._reader.stream, id, "", key, "", reply_to, NEVER, {}, deliveries)
+            request = unreadable(self._reader.stream, id, flat, deliveries)
         if deliveries > 1:
             self.counters.reclaimed += 1
         if not self._works:

@@ -197,6 +197,12 @@ def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
     return (*once, "limit", fields["limit"]) if "limit" in fields else once
 
 
+def unreadable(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
+    """Return an entry that is not a request as one without an operation; its caller is answered if it names one."""
+    fields = fields_of(flat)
+    return Request(stream, id, "", fields.get("request", ""), "", reply_stream(fields), NEVER, {}, deliveries)
+
+
 #: Request, status, forwards and body of a reply. `forwards` says how many more replies follow, because the request was
 #: forwarded. If the body is "" then, the reply has nothing but that number.
 Reply = tuple[str, str, str, str]
