@@ -82,7 +82,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if caution >= 0 then note_success(send_by - hold_ms) end",
     ): "without caution one success is a run, which ends at once",
     (
-        "mesh/requests/commit.lua",
+        "mesh/requests/commit_checks.lua",
         "local MOST_INTEGER = 2 ^ 63 - 4096",
         "local MOST_INTEGER = 2 ^ 63 - 4097",
     ): "both are the same double",
