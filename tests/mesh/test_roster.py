@@ -269,6 +269,20 @@ async def test_whoever_leaves_in_order_leaves_a_mark_in_its_database(backend: Ba
         await own.aclose()
 
 
+@pytest.mark.parametrize("last", [60_000, None])
+async def test_a_database_holds_data_until_the_last_of_very_many_keys_ends(backend: Backend, last: int | None) -> None:
+    """Only so many keys are noted by name; the others count, too, each with its end."""
+    one = await member(backend)
+    now, transaction = one.now_ms(), one.transaction()
+    for number in range(300):
+        transaction.set(f"k{number}", "x", "PXAT", now + 30_000 + 100 * number)
+    if last is None:
+        transaction.set("k7", "x")
+    assert await one.commit(transaction)
+    ends = await backend.redis().zscore(keys.WRITTEN, one.database)
+    assert ends == (float("inf") if last is None else now + 30_000 + 100 * 299)
+
+
 def test_a_row_without_fields_is_read_all_the_same() -> None:
     """A field that an older release does not write, or that somebody has deleted, is empty or 0."""
     nothing = {"replica": "", "public": "", "private": "", "state": "", "version": ""}

@@ -13,7 +13,7 @@ from mesh.later import entering
 from mesh.requests.streams import keep_minute
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
-from tests.support.lanes import LANE, ONE_CLASS, Job, books, work
+from tests.support.lanes import LANE, ONE_CLASS, Job, books, held, work
 from tests.support.other_lines import instead
 from tests.support.waiting import eventually
 
@@ -87,3 +87,22 @@ async def test_a_request_that_cannot_be_put_on_its_stream_is_logged_and_waits_on
         await kit.redis().delete(f"{keys.RUNNING}{LANE}")
         await books(kit[0], answered=1, waiting=0)
         assert seen.order == {"ann": [0]}
+
+
+async def test_a_lane_waits_while_the_stream_of_its_next_request_takes_no_entries(
+    mesh_of: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request keeps its place, and goes to its stream with the next sweep that can put it there."""
+    monkeypatch.setattr("mesh.replica.SWEEP_S", 0.2)
+    mesh, do, seen, go_on = await held(mesh_of, ONE)
+    await mesh.send(do, Job("ann", 1))
+    stream, redis = keys.class_requests(mesh.cls), mesh_of.redis()
+    async with redis.pipeline(transaction=True) as pipeline:
+        await pipeline.xadd(stream, {"op": "x"}, id=HIGHEST).xdel(stream, HIGHEST).execute()
+    go_on.set()
+    await books(mesh, answered=1, waiting=1)
+    await asyncio.sleep(0.5)
+    assert await redis.llen(f"{keys.LANE}{LANE}") == 1
+    await redis.delete(stream)
+    await books(mesh, answered=2, waiting=0)
+    assert seen.order == {"ann": [0, 1]}

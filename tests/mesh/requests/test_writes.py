@@ -62,6 +62,27 @@ def test_an_integer_between_its_bounds_is_written_and_no_other(
             Writes().write(1, verb, "k", [number if arg is ... else arg for arg in args])
 
 
+@pytest.mark.parametrize(
+    ("score", "written"),
+    [
+        (7, 7), (-(2**63) + 1, -(2**63) + 1), (2**63, "9.223372036854776e+18"), (1.5, "1.5"), ("2", "2.0"),
+        ("-inf", "-inf"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_a_score_is_any_number(score: object, written: object) -> None:
+    """What Redis cannot read as an integer is written as it writes numbers itself."""
+    writes = Writes()
+    writes.write(1, "ZADD", "z", [score, "m"])  # type: ignore[list-item]
+    assert writes.commands()[0][3:] == ["z", written, "m"]
+
+
+@pytest.mark.parametrize("score", ["text", "", "nan", float("nan"), 10**400, True, None, b"1"])
+def test_what_is_no_number_is_no_score(score: object) -> None:
+    """Redis would refuse it in the middle of the commit."""
+    with pytest.raises((ValueError, TypeError), match=r"a score is a number|Redis stores text and numbers"):
+        Writes().write(1, "ZADD", "z", [score, "m"])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_one_transaction_adds_to_a_counter_stays_below_64_bits(sign: int) -> None:
     """Each sum may become true only in the server, so the transaction adds up the magnitudes itself."""
