@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -267,13 +268,30 @@ class TestKeys:
         assert await left(backend) == set()
 
     async def test_it_waits_as_long_as_one_of_its_callers(self, backend: Backend) -> None:
+        """It holds its key until the deadline of that caller, and as long as the answer is kept."""
         mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
-        short = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=0.3)))
-        long = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=9)))
+        options: Any = {"key": "k", "keep": timedelta(seconds=60)}
+        short = asyncio.create_task(mesh.call(do, Job("ann", 1), deadline=timedelta(seconds=0.3), **options))
+        long = asyncio.create_task(mesh.call(do, Job("ann", 1), deadline=timedelta(seconds=9), **options))
         assert isinstance((await asyncio.gather(short, return_exceptions=True))[0], DeadlineExceeded)
         await asyncio.sleep(0.5)
         await books(mesh, waiting=1, expired=0)
+        assert 61_000 < await backend.redis().pttl("mesh:once:work.do:k") <= 69_000
         go_on.set()
         assert await long == 1
         assert seen.order == {"ann": [0, 1]}
         assert await left(backend) == set()
+
+    async def test_it_waits_for_ever_if_one_of_them_only_sent_it(self, backend: Backend) -> None:
+        """Its effect is wanted however late, so it holds its key for longer than it can wait."""
+        mesh, do, seen, go_on = await held(backend, Limit(by="name", concurrency=1))
+        short = asyncio.create_task(mesh.call(do, Job("ann", 1), key="k", deadline=timedelta(seconds=0.3)))
+        await books(mesh, waiting=1)
+        await mesh.send(do, Job("ann", 1), key="k")
+        assert isinstance((await asyncio.gather(short, return_exceptions=True))[0], DeadlineExceeded)
+        await asyncio.sleep(0.5)
+        await books(mesh, waiting=1, expired=0)
+        assert await backend.redis().pttl("mesh:once:work.do:k") > 366 * 86_400_000
+        go_on.set()
+        await books(mesh, answered=2, waiting=0)
+        assert seen.order == {"ann": [0, 1]}

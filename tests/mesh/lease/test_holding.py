@@ -13,7 +13,7 @@ import pytest
 from redis import exceptions as redis_errors
 from structlog.testing import capture_logs
 
-from mesh import Class, LeaseLost, MeshSettings
+from mesh import Class, LeaseLost, MeshSettings, keys
 from mesh.lease import holding
 from mesh.lease.loop_thread import LoopThread
 from mesh.raw import Effects, Replica, Request, Store, Worker, join
@@ -235,6 +235,24 @@ async def test_the_holder_measures_how_late_its_loop_runs(server: Server) -> Non
         sleep(0.4)
         await asyncio.sleep(0.05)
     assert 200 < max(seen) < 10_000
+
+
+async def test_a_replica_leaves_once_an_operator_asks_it_to(server: Server) -> None:
+    """Each renewal looks for that. One that was asked is not asked again."""
+    asked: list[int] = []
+    async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)) as replica:
+        replica.on_drain(lambda: asked.append(1))
+        await asyncio.sleep(0.5)
+        assert asked == []
+        with server.redis() as admin:
+            admin.set(keys.drain(replica.id), 1)
+
+        async def told() -> bool:
+            return bool(asked)
+
+        await eventually(told)
+        await asyncio.sleep(0.5)
+    assert asked == [1]
 
 
 async def test_a_lease_that_is_put_back_on_an_emptied_server_is_told_once(server: Server) -> None:
