@@ -214,6 +214,27 @@ async def test_a_call_that_is_cancelled_before_its_submission_is_confirmed_is_re
     await eventually(is_removed, 5)
 
 
+@pytest.mark.parametrize("error", [redis_errors.ResponseError("ERR failed"), redis_errors.DataError("too large")])
+async def test_a_commit_that_the_server_cannot_run_is_tried_in_another_delivery(
+    backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """An error of one batch ends neither the replica nor its requests."""
+    one, failed = await backend.join(worker), list[object]()
+    commit = one._link.commit
+
+    def failing(words: Any, waiter: Any, **options: Any) -> None:
+        if failed:
+            commit(words, waiter, **options)
+        else:
+            failed.append(words)
+            asyncio.get_running_loop().call_soon(waiter.set_exception, error)
+
+    monkeypatch.setattr(one._link, "commit", failing)
+    assert await one.call(Class("A"), "quick", {}) == {"answered": True}
+    counted = one.statistics()
+    assert (len(failed), counted["class_crashed"], counted["class_done"]) == (1, 1, 1)
+
+
 async def test_a_row_outlives_its_lease(backend: Backend, worker: Worker) -> None:
     """The row lives a third longer, so a gather waits for the successor instead of leaving the database out."""
     one = await backend.join(worker)
