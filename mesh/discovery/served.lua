@@ -6,7 +6,7 @@
 -- The keys are not in KEYS: the user of an older client may not read all of them, and then nothing is known.
 local known, oldest, seen, names = 1, {math.huge, '', '', ''}, {}, {}
 local tables = redis.pcall('HGETALL', 'mesh:operations:served')
-if tables.err then tables, known = {}, 0 end
+if tables.err then tables = {} end
 local served = {}
 for i = 1, #tables, 2 do served[tables[i]] = tables[i + 1] end
 
