@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from msgspec import Struct
+from redis.asyncio import Redis
 
-from mesh import Class, Mesh, OlderRelease, Operation, Operations, Refused, Transaction, Unavailable
+from mesh import Class, Mesh, OlderRelease, Operation, Operations, Refused, Transaction, Unavailable, keys
 from mesh.discovery import Publication, directory
 from mesh.raw import Effects, Replica, Request, Store, Worker
 from mesh.testing import MeshKit
@@ -88,7 +89,9 @@ async def test_a_client_waits_for_an_older_release_to_leave(backend: Backend) ->
     async with backend.connect() as client:
         with pytest.raises(OlderRelease, match=older.id):
             await client.send(put, Note("a"), to=Class("B"), after=timedelta(hours=1))
-        await client.send(Operation("old.put", Note, None), Note("a"), to=Class("B"))
+        old: Operation[Note, dict[str, int]] = Operation("old.put", Note, dict[str, int])
+        await client.send(old, Note("a"), to=Class("B"))
+        assert await client.gather(old, Note("a")) == {older.database: {}}
 
 
 async def test_a_handler_that_sends_such_a_request_is_refused_with_all_its_effects(backend: Backend) -> None:
@@ -237,3 +240,16 @@ async def test_a_process_that_cannot_reach_redis_does_not_look(
     assert not await known.understands(directory.LATER)
     monkeypatch.undo()
     assert await known.understands(directory.LATER)
+
+
+@pytest.mark.parametrize(("count", "complete"), [(4000, 1), (4001, 0)])
+async def test_more_operations_than_one_answer_holds_are_not_all_known(
+    shared: Redis, count: int, complete: int
+) -> None:
+    """Then none is refused, because one of those that are left out may serve it."""
+    names = [f"many.op{number}" for number in range(count)]
+    row = {"replica": "replica-1", "serves": "digest", "reads": "3", "version": "1.2"}
+    await shared.hset(keys.SERVED, "digest", " ".join(names))
+    await shared.hset(keys.row(2), mapping=row)
+    known, *facts = await directory.SERVED.run(shared, (), keys.MOST_DATABASES)
+    assert (known, facts[:4], facts[4:]) == (complete, [3, "replica-1", "2", "1.2"], names[:4000])

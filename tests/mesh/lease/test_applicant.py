@@ -125,6 +125,13 @@ async def test_a_database_with_foreign_keys_is_never_taken(mesh_of: Backend, ser
             assert stranger.keys() == ["theirs"]
 
 
+async def test_the_server_and_each_database_say_which_format_they_have(server: Server, mesh_of: Backend) -> None:
+    """A release with another number refuses them, so this one changes with the format only."""
+    (one,) = await mesh_of(1)
+    with server.redis() as bus, server.redis(one.database) as own:
+        assert (bus.get("mesh:format"), own.get(f"db{one.database}:format")) == ("1", "1")
+
+
 async def test_a_lease_is_granted_when_memory_is_full(server: Server) -> None:
     """A replica that restarts then must take its database up: reads and settlement go on without new work."""
     with server.redis() as admin:

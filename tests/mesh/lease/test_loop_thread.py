@@ -77,6 +77,31 @@ async def test_cancelled_at_any_moment_it_leaves_no_thread(after_s: float) -> No
     await eventually(no_thread)
 
 
+async def test_cancelled_before_its_thread_has_a_loop_it_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may begin late on a busy machine; nobody waits for its coroutine any more."""
+    monkeypatch.setattr("mesh.lease.loop_thread.END_S", 0.05)
+    go_on, begun = threading.Event(), []
+    target = LoopThread._target
+
+    def late(self: LoopThread) -> None:
+        go_on.wait()
+        target(self)
+
+    monkeypatch.setattr(LoopThread, "_target", late)
+
+    async def main() -> None:
+        begun.append(1)
+
+    running = asyncio.create_task(LoopThread(main, NAME).run())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go_on.set()
+    await eventually(no_thread)
+    assert begun == []
+
+
 async def test_a_thread_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for its end has a deadline, and the thread keeps no process alive."""
     monkeypatch.setattr("mesh.lease.loop_thread.END_S", 0.1)

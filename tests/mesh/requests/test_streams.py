@@ -14,6 +14,7 @@ from mesh.raw import Body, Effects, Replica, Request, Store, Worker
 from mesh.requests import streams
 from mesh.requests.streams import RequestReader
 from tests.support.backend import Backend
+from tests.support.waiting import Turns
 
 STREAM = Class("D").stream
 
@@ -204,3 +205,23 @@ async def test_a_read_that_does_not_block_is_followed_by_a_pause() -> None:
     began = time.monotonic()
     await not_too_fast(began - 10)
     assert time.monotonic() - began < 0.01
+
+
+@pytest.mark.parametrize(("parse_s", "least", "most"), [(60, 0, 5), (-1, 100, 200)])
+async def test_other_tasks_run_while_many_replies_are_read(
+    monkeypatch: pytest.MonkeyPatch, parse_s: float, least: int, most: int
+) -> None:
+    """The reader gives the loop a turn each time it has parsed for so long, and not for each reply."""
+    monkeypatch.setattr(streams, "PARSE_S", parse_s)
+    replies = [[f"{number}-0", ["request", f"r-{number}", "body", "{}"]] for number in range(1, 101)]
+
+    class Connection:
+        async def execute(self, *words: Any) -> Any:
+            return [["mesh:replies:r", replies]]
+
+    connection: Any = Connection()
+    taken: list[str] = []
+    async with Turns() as turns:
+        await streams.ReplyReader(connection, "mesh:replies:r").read(lambda fields: taken.append(fields["request"]))
+    assert taken == [f"r-{number}" for number in range(1, 101)]
+    assert least <= turns.count <= most

@@ -115,6 +115,22 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
     await connection.aclose()
 
 
+async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None:
+    """Those beside it in the same trip are answered, in both databases."""
+    connection = Connections(server.settings).connection("test")
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    wrong = [link.shared("SET", "key", None), link.own("SET", "key", [1])]
+    right = [link.shared("SET", "key", "in 0"), link.own("SET", "key", "in 1"), link.shared("GET", "key")]
+    running = asyncio.create_task(link.run())
+    assert await asyncio.gather(*right) == ["OK", "OK", "in 0"]
+    for error in await asyncio.gather(*wrong, return_exceptions=True):
+        assert isinstance(error, DataError)
+    with server.redis(1) as admin:
+        assert admin.get("key") == "in 1"
+    running.cancel()
+    await connection.aclose()
+
+
 @pytest.mark.parametrize(
     ("settings", "bus"),
     [
