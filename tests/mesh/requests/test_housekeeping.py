@@ -10,7 +10,7 @@ import pytest
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from mesh import Busy, Class, LeaseLost, keys
+from mesh import Busy, Class, GivenUp, LeaseLost, keys
 from mesh.groups.reader import FORGET
 from mesh.raw import Body, Effects, Replica, Request, Store, Worker, join
 from mesh.requests import scripts, streams
@@ -233,6 +233,16 @@ async def test_a_commit_that_the_server_cannot_run_is_tried_in_another_delivery(
     assert await one.call(Class("A"), "quick", {}) == {"answered": True}
     counted = one.statistics()
     assert (len(failed), counted["class_crashed"], counted["class_done"]) == (1, 1, 1)
+    failed.clear()
+    two = await backend.join(worker, class_="B", max_deliveries=1)
+    monkeypatch.setattr(two._link, "commit", failing)
+    with pytest.raises(GivenUp, match=str(error)):
+        await one.call(Class("B"), "quick", {})
+
+    async def over() -> bool:
+        return two.statistics()["class_in_progress"] == 0
+
+    await eventually(over, 2)
 
 
 async def test_a_row_outlives_its_lease(backend: Backend, worker: Worker) -> None:
