@@ -597,6 +597,20 @@ async def test_a_lease_in_other_hands_stops_the_replica(backend: Backend, counti
     await client.aclose()
 
 
+async def test_nothing_is_submitted_under_a_lease_in_other_hands(backend: Backend, counting: Counting) -> None:
+    """The successor's requests must not mix with those of a holder that has not noticed yet."""
+    other = await backend.join(counting.worker, class_="B")
+    client = backend.redis()
+    with pytest.raises(LeaseLost):
+        async with _joined(backend, counting.worker, lease_ttl_ms=30_000) as one:
+            await client.set(keys.lease(one.database), f"{one.epoch + 1} replica-other", px=60_000)
+            with pytest.raises(LeaseLost):
+                await one.call(Class("B"), "count.add", {})
+            await asyncio.sleep(5)
+    assert counting.seen == [] and (await balanced(other))["accepted"] == 0
+    await client.aclose()
+
+
 async def test_a_membership_that_ends_by_itself_ends_the_work_under_way(backend: Backend, counting: Counting) -> None:
     """Requests in progress are cancelled, and none is left when `join` raises."""
     client = backend.redis()
