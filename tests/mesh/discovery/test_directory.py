@@ -253,3 +253,24 @@ async def test_more_operations_than_one_answer_holds_are_not_all_known(
     await shared.hset(keys.row(2), mapping=row)
     known, *facts = await directory.SERVED.run(shared, (), keys.MOST_DATABASES)
     assert (known, facts[:4], facts[4:]) == (complete, [3, "replica-1", "2", "1.2"], names[:4000])
+
+
+@pytest.mark.parametrize("database", [0, keys.MOST_DATABASES - 1])
+async def test_every_database_is_looked_at(shared: Redis, database: int) -> None:
+    """The replica that serves an operation, or is expected back, may have the first or the last one."""
+
+    async def served(op: str, cls: str, patient: int) -> bool:
+        return bool(await directory.SERVES.run(shared, [keys.SERVED], keys.MOST_DATABASES, cls, op, patient))
+
+    await shared.hset(keys.SERVED, "digest", "notes.put notes.later")
+    await shared.hset(keys.row(database), mapping={"class": "A", "serves": "digest", "state": "ready"})
+    assert await served("notes.later", "A", 0)
+    assert not await served("notes.later", "B", 1)
+    assert not await served("notes", "A", 1)
+    await shared.hset(keys.row(database), "state", "left")
+    assert not await served("notes.later", "A", 1)
+    await shared.delete(keys.row(database))
+    await shared.set(keys.expected(database), "A")
+    assert await served("any", "A", 1)
+    assert not await served("any", "A", 0)
+    assert not await served("any", "B", 1)
