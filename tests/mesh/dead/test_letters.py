@@ -120,6 +120,23 @@ async def test_a_group_ends_where_the_operator_saw_its_end(redis: Any, dead: Dea
     assert [letter.id for letter in await dead.look(10)] == [newest.id]
 
 
+async def test_a_group_has_the_letters_with_its_reason_and_its_stream(redis: Any, dead: DeadLetters) -> None:
+    """The operator is told how many there are before anything is done to them."""
+    await OPEN.run(redis, [keys.BOOKS, "mesh:requests:B"], 1)
+    for number in range(3):
+        await bury(redis, number)
+    await bury(redis, 3, reason="another")
+    await bury(redis, 4, stream="mesh:requests:B")
+    counted = {
+        (reason, stream): await dead.counts(LetterGroup(reason, stream))
+        for reason in ("it crashed", "another", "none")
+        for stream in (A, "mesh:requests:B")
+    }
+    assert {group: count for group, count in counted.items() if count} == {
+        ("it crashed", A): 3, ("another", A): 1, ("it crashed", "mesh:requests:B"): 1,
+    }  # fmt: skip
+
+
 async def test_a_group_is_named_by_its_last_letter(redis: Any, dead: DeadLetters) -> None:
     """The group has the letters up to that one, with the same reason and stream; one that is gone has no group."""
     await bury(redis, 1)

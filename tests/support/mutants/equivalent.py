@@ -241,6 +241,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return time.monotonic() < self.send_by",
         "return time.monotonic() <= self.send_by",
     ): "a boundary that no clock hits exactly",
+    (
+        "mesh/requests/streams.py",
+        "entries = answer[0][1]",
+        "entries = answer[ -1][1]",
+    ): "one stream is read, so the first is the last",
 }
 
 #: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
