@@ -213,15 +213,16 @@ async def test_other_tasks_run_while_many_replies_are_read(
 ) -> None:
     """The reader gives the loop a turn each time it has parsed for so long, and not for each reply."""
     monkeypatch.setattr(streams, "PARSE_S", parse_s)
-    replies = [[f"{number}-0", ["request", f"r-{number}", "body", "{}"]] for number in range(1, 101)]
+    words = ["from", "replica-1", "status", "ok", "forwards", "0", "body", "{}"]
+    replies = [[f"{number}-0", ["request", f"r-{number}", "op", "x.do", *words]] for number in range(1, 101)]
 
     class Connection:
-        async def execute(self, *words: Any) -> Any:
-            return [["mesh:replies:r", replies]]
+        async def send(self, commands: Any) -> Any:
+            return [[["mesh:replies:r", replies]]]
 
     connection: Any = Connection()
     taken: list[str] = []
     async with Turns() as turns:
-        await streams.ReplyReader(connection, "mesh:replies:r").read(lambda fields: taken.append(fields["request"]))
+        await streams.ReplyReader(connection, "mesh:replies:r").read(lambda reply, words: taken.append(words[1]))
     assert taken == [f"r-{number}" for number in range(1, 101)]
     assert least <= turns.count <= most
