@@ -17,11 +17,6 @@ class DurationHistogram:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
-
 
 class Durations:
     """Two histograms for each operation.
@@ -41,6 +36,10 @@ class Durations:
         if found is None:
             found = self.by_op[op] = DurationHistogram(), DurationHistogram()
         total, work = found
-        # The clock is an estimate; no request took less time than its handler.
-        total.add(max(total_s, work_s))
-        work.add(work_s)
+        if total_s < work_s:
+            # The clock is an estimate; no request took less time than its handler.
+            total_s = work_s
+        total.counts[bisect_left(BOUNDS_S, total_s)] += 1
+        total.sum_s += total_s
+        work.counts[bisect_left(BOUNDS_S, work_s)] += 1
+        work.sum_s += work_s

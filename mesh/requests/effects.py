@@ -179,7 +179,8 @@ class Effects(Writer):
         self._level = 0
         #: by operation and idempotency key: the SHA-1 of the body of the request that it sends
         self._keys: dict[tuple[str, str], str | int] = {}
-        super().__init__(keys.own(database), 1, self.expects, self.writes)
+        # What the writer of the own side has. Calling its method costs more than the rest of it.
+        self._prefix, self._side, self._expects, self._writes = keys.own(database), 1, self.expects, self.writes
         self._shared: Writer | None = None
 
     @property
@@ -335,9 +336,12 @@ class Effects(Writer):
             stream, id, reply_to, key, op, status, self.forwards, body if reply_to or options else "",
             len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
-        for kind in (expects, writes, sends):
-            for part in kind:
-                words += [word if word.__class__ is str else text_of(word) for word in part]
+        words += [
+            word if word.__class__ is str else str(word) if word.__class__ is int else text_of(word)
+            for kind in (expects, writes, sends)
+            for part in kind
+            for word in part
+        ]
         return encode_words(words)
 
     def end(self) -> None:

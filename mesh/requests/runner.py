@@ -75,7 +75,7 @@ class Runner:
         return found
 
     async def _attempt(self, work: Work, after_s: float, traceparent: str = "") -> Found | None:
-        host, request = self._host, work.request
+        host, request, handler = self._host, work.request, work.handler
         if after_s:
             await asyncio.sleep(after_s)
         if request.call or request.traceparent:
@@ -88,11 +88,11 @@ class Runner:
             return Outcome.HOPELESS, "the entry is not a request"
         if request.is_late(now_ms):
             return Outcome.LATE, ""
-        handler = work.handler
         may_wait = handler is None or handler.limit is not None or request.op in host.paused()
         if may_wait and (found := await self._waits_or_fails(work, handler)) is not _RUNS:
             return found
-        begun = work.begun = work.begun or perf_counter()
+        began = perf_counter() if may_wait else started
+        begun = work.begun = work.begun or began
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:
@@ -101,7 +101,7 @@ class Runner:
                     return Outcome.HOPELESS, error.detail
                 self._refuse(transaction, error)
             else:
-                await self._handle(handler, request, transaction)
+                await self._handle(handler, request, transaction, began)
             ended = perf_counter()
             took_us = int((ended - begun) * 1e6)
             self.took_us.append(took_us)
@@ -215,12 +215,12 @@ class Runner:
         """Return whether the next entries of its stream wait for the request: on the stream of our database."""
         return request.stream == keys.database_requests(self._host.database)
 
-    async def _handle(self, handler: Handler | None, request: Request, transaction: Effects) -> None:
+    async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, began: float) -> None:
         """Fill the transaction. Raises whatever the handler raises, except a refusal."""
         if handler is None:
             self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
-        began, rest = perf_counter(), None
+        rest = None
         try:
             steps = steps_of(handler.handle(request, self._store, transaction))
             try:

@@ -35,9 +35,11 @@ _MOST_BITS = 2000
 
 def check_words(words: Sequence[Text]) -> None:
     """Raise TypeError or ValueError for a word that cannot be sent to Redis."""
-    if _PLAIN.issuperset(map(type, words)):
+    if len(words) > 1 and _PLAIN.issuperset(map(type, words)):
         return
     for word in words:
+        if word.__class__ is str:
+            continue
         if word.__class__ is not int and (isinstance(word, bool) or not isinstance(word, _SENDABLE)):
             raise TypeError(f"Redis stores text and numbers, not {type(word).__name__}: {word!r:.100}")
         if isinstance(word, int) and word.bit_length() > _MOST_BITS:
