@@ -68,7 +68,9 @@ def score(word: Text | float) -> Text:
     """Return a score as Redis reads it. Raises ValueError for what is not a number."""
     if type(word) is int and -(2**63) < word < 2**63:
         return word
-    if isinstance(word, bool) or not isinstance(word, str | int | float):
+    # Python reads more texts as numbers than Redis does.
+    is_text = isinstance(word, str) and word.isascii() and word == word.strip() and "_" not in word
+    if isinstance(word, bool) or not (is_text or isinstance(word, int | float)):
         raise ValueError(f"a score is a number, not {word!r:.100}")
     try:
         number = float(word)

@@ -76,7 +76,10 @@ def test_a_score_is_any_number(score: object, written: object) -> None:
     assert writes.commands()[0][3:] == ["z", written, "m"]
 
 
-@pytest.mark.parametrize("score", ["text", "", "nan", float("nan"), 10**400, True, None, b"1"])
+@pytest.mark.parametrize(
+    "score",
+    ["text", "", "nan", float("nan"), 10**400, True, None, b"1", " 1", "1 ", "1_0", "\N{ARABIC-INDIC DIGIT ONE}"],
+)
 def test_what_is_no_number_is_no_score(score: object) -> None:
     """Redis would refuse it in the middle of the commit."""
     with pytest.raises((ValueError, TypeError), match=r"a score is a number|Redis stores text and numbers"):
