@@ -26,6 +26,7 @@ LATEST_MS = 2**53
 #: The type of a key that does not exist.
 ABSENT = "none"
 
+_SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _PLAIN = frozenset((str,))
 _SENDABLE = (str, int, float, bytes)
@@ -69,8 +70,8 @@ def score(word: Text | float) -> Text:
     if type(word) is int and -(2**63) < word < 2**63:
         return word
     # Python reads more texts as numbers than Redis does.
-    is_text = isinstance(word, str) and word.isascii() and word == word.strip() and "_" not in word
-    if isinstance(word, bool) or not (is_text or isinstance(word, int | float)):
+    is_readable = _SCORE.fullmatch(word) if isinstance(word, str) else isinstance(word, int | float)
+    if isinstance(word, bool) or not is_readable:
         raise ValueError(f"a score is a number, not {word!r:.100}")
     try:
         number = float(word)
@@ -78,6 +79,8 @@ def score(word: Text | float) -> Text:
         raise ValueError(f"a score is a number, not {word!r:.100}") from error
     if math.isnan(number):
         raise ValueError("a score is a number, not NaN")
+    if math.isinf(number) and isinstance(word, str) and word[-1].isdigit():
+        raise ValueError(f"a score is a number of at most 64 bits, not {word!r:.100}")
     return repr(number)
 
 
