@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 from pydantic import BaseModel
 
-from mesh import Limit, Operation, Operations, Query, Tick, Transaction, UsageError
+from mesh import InvalidBody, Limit, Operation, Operations, Query, Tick, Transaction, UsageError
 
 MINUTE = timedelta(minutes=1)
 
@@ -123,6 +123,22 @@ def test_a_long_value_is_named_by_its_beginning_and_its_hash() -> None:
 def test_mistakes_say_what_to_write(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="Limit"):
         Limit(**options)
+
+
+def endless() -> list[Any]:
+    """Return a list that contains itself."""
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "value", [object(), endless(), [10**5000], ["\udcff"]], ids=["object", "endless", "int", "text"]
+)
+def test_a_value_that_is_no_json_is_an_invalid_body(value: object) -> None:
+    """The request is refused where it is sent."""
+    with pytest.raises(InvalidBody, match="the field name cannot be the value of a limit"):
+        Limit(by="name", concurrency=1).words("notes.put", {"name": value})
 
 
 class TestRegistration:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from mesh import Limit, keys
+from mesh import Class, GivenUp, Limit, Operations, Transaction, keys
 from mesh.later import entering
 from mesh.requests.streams import keep_minute
 from mesh.testing import MeshKit
@@ -106,3 +106,28 @@ async def test_a_lane_waits_while_the_stream_of_its_next_request_takes_no_entrie
     await redis.delete(stream)
     await books(mesh, answered=2, waiting=0)
     assert seen.order == {"ann": [0, 1]}
+
+
+async def test_a_send_to_a_stream_that_takes_no_entries_fails_its_own_request(mesh_of: Backend) -> None:
+    """Its idempotency key stays free, and the requests beside it are answered."""
+    table, do, _ = work(ONE)
+    again, number = Operations("again"), table.value("number", int, 0)
+
+    @again.command
+    async def pass_on(tx: Transaction, body: Job) -> None:
+        tx.send(do, body, to=Class("D"), key="k")
+
+    @again.command
+    async def count(tx: Transaction) -> None:
+        tx.add(number)
+
+    mesh = await mesh_of.mesh(table, again)
+    stream, redis = keys.class_requests("D"), mesh_of.redis()
+    async with redis.pipeline(transaction=True) as pipeline:
+        await pipeline.xadd(stream, {"op": "x"}, id=HIGHEST).xdel(stream, HIGHEST).execute()
+    counts = [mesh.call(count) for _ in range(5)]
+    failed, *right = await asyncio.gather(mesh.call(pass_on, Job("ann")), *counts, return_exceptions=True)
+    assert isinstance(failed, GivenUp) and "place mesh:later: ERR The stream has" in failed.detail
+    assert right == [None] * 5
+    assert await redis.exists("mesh:once:work.do:k") == 0
+    await redis.delete(stream)

@@ -360,6 +360,22 @@ async def test_a_write_that_would_fail_half_way_is_found_out_before_the_first(
     assert await one.store().get("first") is None
 
 
+async def test_each_field_of_a_hash_is_a_counter_of_its_own(backend: Backend) -> None:
+    """The sum of two fields may be larger than either could be; an error names the field."""
+    one = await backend.join()
+    transaction = one.transaction()
+    transaction.hset("h", {"text": "x"})
+    for name in "fg":
+        transaction.write("HINCRBY", "h", name, 2**62)
+    assert await one.commit(transaction)
+    for name, by, complaint in (("f", 2**62, "would have more than 64 bits"), ("text", 1, "does not hold an integer")):
+        transaction = one.transaction()
+        transaction.write("HINCRBY", "h", name, by)
+        with pytest.raises(MeshError, match=f"db1:h {name} {complaint}"):
+            await one.commit(transaction)
+    assert await one.store().hgetall("h") == {"text": "x", "f": str(2**62), "g": str(2**62)}
+
+
 async def test_what_cannot_be_compared_is_wrong_and_ends_its_own_transaction_alone(backend: Backend) -> None:
     """To expect a field of a key that is no hash is an error. As a conflict, it would run again for ever."""
     one = await backend.join()
