@@ -376,6 +376,8 @@ async def test_a_commit_that_never_comes_true_is_given_up(
     with pytest.raises(error, match=r"count:n changed 100 times|count:text holds a string"):
         await one.call(to, op, {})
     assert len(counting.seen) == runs
+    facts = one.statistics()
+    assert facts["class_conflicts"] + facts["database_conflicts"] == (runs if error is Contended else 0)
     assert sorted({request.deliveries for request in counting.seen}) == deliveries
     assert (await one.call(to, "count.add", {"name": "count:other"}))["n"] == 1
     assert (await balanced(one))["dead"] == (error is GivenUp)

@@ -11,6 +11,7 @@ import pytest
 from mesh import Class, Database, Limit, Mesh, Operation, Operations, Transaction, keys
 from mesh.control.control import Control
 from mesh.dead.letters import Actor
+from mesh.later.parking import Parked, park
 from mesh.raw import Ask, Body, Effects, Replica, Request, Store, Worker
 from mesh.testing import MeshKit
 from tests.support.backend import Backend
@@ -151,6 +152,20 @@ async def test_a_parked_request_waits_until_its_deadline_at_most(backend: Backen
     waiting = dict(await redis.zrange(keys.LATER, 0, -1, withscores=True))
     assert waiting == {"ends": later_ms, "zero": float("inf"), "none": float("inf")}
     await redis.delete(keys.LATER, keys.parked("count.put"), *map(keys.later, deadlines))
+
+
+async def test_what_another_consumer_has_or_has_ended_is_not_parked(backend: Backend) -> None:
+    """It stays where it is, and waits nowhere."""
+    one, _ = await _two_paused(backend, counting([]))
+    stream, redis = keys.class_requests("D"), backend.redis()
+    await redis.xgroup_create(stream, keys.GROUP, mkstream=True)
+    id = await redis.xadd(stream, {"op": "count.put", "request": "r", "body": "{}"})
+    await redis.xreadgroup(keys.GROUP, "another", {stream: ">"})
+    for gone in (id, "1-1"):
+        assert await park(one._link, stream, gone, one.id, "count.put", 100) is Parked.NOT_MINE
+    assert await redis.zcard(keys.LATER) == 0
+    assert (await redis.xpending(stream, keys.GROUP))["pending"] == 1
+    await redis.delete(stream)
 
 
 async def test_no_more_wait_than_may(backend: Backend) -> None:

@@ -73,6 +73,27 @@ async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(bac
     await client.hincrby(keys.BOOKS, "accepted", 2)
 
 
+async def test_only_what_is_still_ours_is_delivered_again(backend: Backend) -> None:
+    """The delivery counts. What another consumer has claimed stays with it, and what is gone stays gone."""
+    one = await backend.join()
+    client = backend.redis()
+    reading = await reader(backend, one)
+    mine, claimed, ended = [await client.xadd(STREAM, {"op": "x", "body": "{}"}) for _ in range(3)]
+    found: list[str] = []
+    async with asyncio.timeout(5):
+        while len(found) < 3:
+            found += ids(await reading.read(10))
+    await client.xclaim(STREAM, keys.GROUP, "another", 0, [claimed])
+    await client.xack(STREAM, keys.GROUP, ended)
+    await client.xdel(STREAM, ended)
+    assert [await reading.redeliver(id) for id in (mine, claimed, ended)] == [2, 0, 0]
+    assert await reading.redeliver(mine) == 3
+    pending = await client.xpending_range(STREAM, keys.GROUP, "-", "+", 9)
+    assert {row["message_id"]: row["consumer"] for row in pending} == {mine: "tested", claimed: "another"}
+    # No script has accepted the two that are left.
+    await client.hincrby(keys.BOOKS, "accepted", 2)
+
+
 async def test_a_stream_that_vanished_is_made_again_and_the_books_say_what_went_with_it(backend: Backend) -> None:
     """After DEL, FLUSHALL or XGROUP DESTROY the books count the lost requests, and balance."""
     worker = Worker()
