@@ -416,3 +416,15 @@ async def test_a_client_that_does_not_decode_answers_will_do() -> None:
     quota = Quota(FakeClient(), f"shared:test:{uuid4().hex}", LIMIT, BLOCK_MS, HOLD_MS)
     await quota.used(await granted(quota))
     assert isinstance(await quota.reserve(), Granted | Probing)
+
+
+async def test_each_doubt_needs_a_success_of_its_own(bench: Bench) -> None:
+    """Until the last of them, requests go one at a time."""
+    quota = await bench.open(limit=9, block_ms=60_000)
+    await bench.redis.hset(f"{bench.prefix}:allowance", "caution", 4)
+    for _ in range(3):
+        reservation = await granted(quota)
+        assert isinstance(await quota.reserve(), Probing)
+        assert (await quota.used(reservation)).caution == 4
+    assert (await quota.used(await granted(quota))).caution == 0
+    assert [type(await quota.reserve()) for _ in range(3)] == [Granted] * 3
