@@ -255,6 +255,28 @@ async def test_a_replica_leaves_once_an_operator_asks_it_to(server: Server) -> N
     assert asked == [1]
 
 
+async def test_work_waits_for_a_lease_that_the_next_renewal_puts_back(server: Server) -> None:
+    """An emptied server costs a moment: the renewal also makes the stream of replies again."""
+    worker = blocking(sleep, 0, [])
+    async with join(worker, MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)) as replica:
+        with server.redis() as admin:
+            # Each of them ends with a renewal, so the next one meets a lease that is gone for a while.
+            for number in range(3):
+                admin.delete(f"mesh:lease:{replica.database}")
+                transaction = replica.transaction()
+                transaction.set("x", number)
+                assert await replica.commit(transaction)
+                admin.delete(f"mesh:lease:{replica.database}")
+                assert await replica.call(Class(replica.cls), "quick", {}) == {"answered": True}
+            admin.delete(keys.replies(replica.id))
+
+            async def made() -> bool:
+                return bool(admin.exists(keys.replies(replica.id)))
+
+            await eventually(made, 2)
+        assert replica.trusted
+
+
 async def test_a_lease_that_is_put_back_on_an_emptied_server_is_told_once(server: Server) -> None:
     """An operator learns that data may be gone, and is not told so by each renewal."""
     settings = MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)
