@@ -204,3 +204,5 @@ def test_a_silent_sentinel_costs_half_a_second() -> None:
     for sentinel in pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
         options = sentinel.connection_pool.connection_kwargs
         assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.5, 0.5)
+        # As for the server itself: redis-py raises an error for another protocol, and would try ten times.
+        assert (options["protocol"], options["retry"].get_retries()) == (2, 0)
