@@ -562,7 +562,8 @@ async def test_work_of_a_replica_that_is_gone_is_taken_over(backend: Backend, co
     assert (await call)["n"] == 1
     assert counting.seen[1].deliveries == 2
     facts = one.statistics()
-    assert (facts["class_reclaimed"], facts["class_done"], facts["class_in_progress"]) == (1, 2, 0)
+    counted = {name: count for name, count in facts.items() if count and name.startswith(("class_", "database_"))}
+    assert counted == {"class_reclaimed": 1, "class_done": 2}
     await client.aclose()
 
 

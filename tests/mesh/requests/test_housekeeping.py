@@ -311,6 +311,14 @@ async def test_a_request_that_is_given_up_is_kept_and_answered_in_full(stream: R
     assert await stream.xlen(STREAM) == (await stream.xpending(STREAM, keys.GROUP))["pending"] == 0
 
 
+@pytest.mark.parametrize("option", [{"once": "k"}, {"limit": "lane 1 r x.do:"}], ids=["once", "limit"])
+async def test_options_of_what_is_no_request_keep_nothing_on_its_stream(stream: Redis, option: dict[str, str]) -> None:
+    """An entry that was written by hand may lack the operation that its options are about."""
+    id = await deliver(stream, "one", body="{}", **option)
+    assert await run(stream, scripts.BURY, [keys.BOOKS, keys.DEAD, STREAM], id, "one", "no op", 1, "given-up", "{}", 9)
+    assert await stream.xlen(STREAM) == 0
+
+
 @pytest.mark.parametrize("how", ["sweep", "end"])
 async def test_a_removed_request_is_acknowledged_too(stream: Redis, how: str) -> None:
     """An entry that is deleted but pending would be claimed by one replica after the other."""
