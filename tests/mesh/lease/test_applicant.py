@@ -132,6 +132,23 @@ async def test_the_server_and_each_database_say_which_format_they_have(server: S
         assert (bus.get("mesh:format"), own.get(f"db{one.database}:format")) == ("1", "1")
 
 
+@pytest.mark.parametrize("database", [0, 3])
+async def test_a_mesh_of_a_newer_release_is_refused_whatever_its_database(server: Server, database: int) -> None:
+    """The number of the format is in the database of the shared keys."""
+    settings = MeshSettings(redis=server.settings.model_copy(update={"db": database}))
+    with server.redis(database) as bus:
+        bus.set("mesh:format", 2)
+    with pytest.raises(SetupError, match="newer release"):
+        async with join(Worker(), settings):
+            pass
+    with server.redis(database) as bus:
+        bus.delete("mesh:format")
+    async with join(Worker(), settings) as replica:
+        assert await replica.commit(replica.transaction())
+    with server.redis(database) as bus:
+        assert bus.get("mesh:format") == "1"
+
+
 async def test_a_lease_is_granted_when_memory_is_full(server: Server) -> None:
     """A replica that restarts then must take its database up: reads and settlement go on without new work."""
     with server.redis() as admin:
