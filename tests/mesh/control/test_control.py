@@ -51,7 +51,9 @@ async def test_a_paused_operation_refuses_calls(backend: Backend) -> None:
     done: list[str] = []
     one = await backend.join(counting(done))
     acts = control(backend, one)
-    assert await acts.pause("count.put", ACTOR) and not await acts.pause("count.put", ACTOR)
+    assert await acts.pause("count.put", ACTOR)
+    assert await audited(backend) == ["operation paused"], "what changes nothing is not told"
+    assert not await acts.pause("count.put", ACTOR)
     (paused,) = await acts.paused()
     assert (paused.op, paused.actor) == ("count.put", "operator") and paused.since_ms > 0
     await told(one, "count.put")
@@ -60,7 +62,9 @@ async def test_a_paused_operation_refuses_calls(backend: Backend) -> None:
             await one.call(to, "count.put", {})
         assert caught.value.retry_after == 5
     assert done == []
-    assert await acts.resume("count.put", ACTOR) and not await acts.resume("count.put", ACTOR)
+    assert await acts.resume("count.put", ACTOR)
+    assert await audited(backend) == ["operation paused", "operation resumed"]
+    assert not await acts.resume("count.put", ACTOR)
     await told(one)
     await one.call(Class(one.cls), "count.put", {})
     assert len(done) == 1
