@@ -66,9 +66,13 @@ class GroupConsumer(ABC, Generic[W]):
     def _failed(self, error: Exception) -> None:
         """Log an error of the loop, or raise it to end the consumer."""
 
+    def _free(self) -> int:
+        """Return how many entries can be accepted now; 0 when stopping."""
+        return 0 if self._stopping.is_set() else self._most
+
     async def _room(self) -> int:
         """Wait until entries can be accepted, and return how many; 0 when stopping."""
-        return 0 if self._stopping.is_set() else self._most
+        return self._free()
 
     def _together(self, deliveries: int) -> int:
         """Return how many entries with so many deliveries may be taken over at once."""
@@ -127,7 +131,7 @@ class GroupConsumer(ABC, Generic[W]):
             if not self._alone and time.monotonic() >= self._take_over_at:
                 await self._take_over(mine=False, idle_ms=self._claim_idle_ms, count=True)
                 self._take_over_at = time.monotonic() + self._claim_idle_ms / 4000
-            if room := await self._room():
+            if room := self._free() or await self._room():
                 entries = await self._reader.read(room, block_ms)
                 if entries:
                     await self._accept(entries)

@@ -161,11 +161,14 @@ class Consumer(GroupConsumer[Work]):
             # A task that is cancelled before its first step does not get to its `finally`.
             work.task.add_done_callback(lambda _: self._forget(work))
 
+    def _free(self) -> int:
+        return min(super()._free(), max(0, self._host.settings.concurrency - len(self._works)))
+
     async def _room(self) -> int:
-        while (free := self._host.settings.concurrency - len(self._works)) <= 0 and not self._stopping.is_set():
+        while not (free := self._free()) and not self._stopping.is_set():
             self._has_room.clear()
             await self._has_room.wait()
-        return min(free, await super()._room())
+        return free
 
     async def _read_all(self) -> None:
         await super()._read_all()

@@ -27,7 +27,7 @@ local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local WORDS = 5
 local memory_is_full = false
 
-local held, before = unpack(redis.call('MGET', lease_key, submitted_key))
+local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
 -- A missing lease may come back: after the server was emptied, the next renewal decides.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
@@ -162,6 +162,7 @@ local function put(at, to, key, reply_to, ...)
   local with = options[ttl]
   if with then return seldom().put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
+  if not stamp then begin_stamps(now, clock) end
   local id = append('mesh:requests:' .. to, 'op', op, 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', groups[at + 4], ...)
   if type(id) == 'table' then error(id.err) end

@@ -223,7 +223,11 @@ class Link:
         taken = self._take()
         self._number += 1
         try:
-            answers = await self._exchange(self._commands(*taken))
+            commands = self._commands(*taken)
+            answers = await self._send(commands)
+            # The numbered commands come first, and there are two at most.
+            if isinstance(answers[0], Exception) or isinstance(answers[min(1, len(answers) - 1)], Exception):
+                await self._try_when_full(commands, answers)
         except redis_errors.DataError:
             self._sort_out(taken)
         except redis_errors.RedisError as error:
@@ -236,27 +240,18 @@ class Link:
             self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
             self._hand_out(answers, *taken)
 
-    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Make one round trip.
-
-        If the server refuses a batch because its memory is full, send the variant for that case.
-        """
-        answers = await self._send(commands)
-        # The numbered commands come first, and there are two at most.
-        refused = [
-            n
-            for n, answer in enumerate(answers[:2])
-            if isinstance(answer, Exception) and self._is_full(commands[n], answer)
-        ]
+    async def _try_when_full(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> None:
+        """Send the variants of batches that the server has refused because its memory is full."""
+        refused = [n for n, answer in enumerate(answers[:2]) if self._is_full(commands[n], answer)]
         if refused:
             again = [("EVALSHA", self._when_full[commands[n][1]], *commands[n][2:]) for n in refused]
             for n, answer in zip(refused, await self._send(again), strict=True):
                 answers[n] = answer
-        return answers
 
-    def _is_full(self, command: tuple[Any, ...], error: Exception) -> bool:
-        is_batch = command[0] == "EVALSHA" and command[1] in self._when_full
-        return is_batch and classify(error) is Meaning.FULL
+    def _is_full(self, command: tuple[Any, ...], answer: Any) -> bool:
+        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._when_full:
+            return False
+        return classify(answer) is Meaning.FULL
 
     def _take(self) -> list[Asked[Any]]:
         """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
