@@ -132,10 +132,8 @@ class Consumer(GroupConsumer[Work]):
         await super().stop(wait_s)
 
     def _begin(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
-        """Work on a request in a task, or settle it if its outcome is known.
-
-        The consumer keeps and cancels these tasks itself: a TaskGroup would cost a tenth more per request.
-        """
+        """Work on a request in a task, or settle it if its outcome is known."""
+        # The consumer keeps and cancels these tasks itself: a TaskGroup would cost a tenth more per request.
         work.task = self._loop.create_task(self._work(work, found, after_s))
 
     def _fail(self, error: Exception) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -27,16 +27,18 @@ class Tasks:
         #: operations whose requests have tasks of their own
         self._apart: set[str] = set()
 
-    def begin(self, works: Iterable[Work]) -> None:
+    def begin(self, works: Sequence[Work]) -> None:
         """Begin to work on new requests. While one of them waits for something, `Work.task` is its task."""
         together: deque[Work] = deque()
+        is_alone = len(works) == 1
         for work in works:
             request = work.request
-            if request.call or request.traceparent or request.op in self._apart:
+            if is_alone or request.call or request.traceparent or request.op in self._apart:
                 work.task = self._loop.create_task(self._work_on(work))
             else:
                 together.append(work)
-        self._begin_in_turn(together, copy_context())
+        if together:
+            self._begin_in_turn(together, copy_context())
 
     def _begin_in_turn(self, works: deque[Work], context: Context) -> None:
         # The request that keeps the task refers to it. Until then it does not wait.
