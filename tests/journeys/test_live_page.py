@@ -115,7 +115,7 @@ async def test_an_operation_is_paused_and_a_replica_drained(chromium: Browser, r
         served = page.locator('[id="op-values.put"]')
         await expect(served.locator("td").nth(0)).to_have_text("command")
         await expect(served.locator("td").nth(1)).to_have_text("1, 2")
-        await page.get_by_role("link", name="Pause values.put").click()
+        await page.get_by_role("link", name="Pause values.put", exact=True).click()
         await page.get_by_role("button", name="Pause").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("It is paused within a second.")
         await asyncio.sleep(1.5)
@@ -123,9 +123,9 @@ async def test_an_operation_is_paused_and_a_replica_drained(chromium: Browser, r
         assert refused.status_code == 503 and "paused by an operator" in refused.json()["detail"]
         await page.goto(f"{one.private}/mesh/services")
         await expect(served).to_contain_text("by operator")
-        resume = await page.get_by_role("link", name="Resume values.put").bounding_box()
+        resume = await page.get_by_role("link", name="Resume values.put", exact=True).bounding_box()
         assert resume is not None and resume["x"] + resume["width"] < 1280, "its act is seen without scrolling"
-        await page.get_by_role("link", name="Resume values.put").click()
+        await page.get_by_role("link", name="Resume values.put", exact=True).click()
         await page.get_by_role("button", name="Resume").click()
         await page.goto(f"{one.private}/mesh/services")
         await page.get_by_role("link", name=f"Drain {gone.replica}").click()
