@@ -48,7 +48,7 @@ local says = setmetatable({}, {__index = function(known, word)
   local side, wanted, is_special = string.sub(word, 1, 1), {}, false
   for each in string.gmatch(word, '%a+') do
     wanted[#wanted + 1] = each
-    is_special = is_special or string.find('bounded placed integer field stream any', each, 1, true) ~= nil
+    is_special = is_special or string.find(' bounded placed integer field stream any ', ' ' .. each .. ' ', 1, true) ~= nil
   end
   known[word] = {
     number = side == '0' and bus or database, writes_own = side == '1', wanted = wanted, is_special = is_special,
