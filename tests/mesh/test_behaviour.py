@@ -661,7 +661,7 @@ async def test_a_replica_that_leaves_hands_its_work_back(backend: Backend, count
 
 
 async def test_a_replica_that_leaves_answers_what_waits_for_its_database(backend: Backend, counting: Counting) -> None:
-    """Nobody else can until the database has another holder, so the lease is kept for that, but not for long."""
+    """No other replica can answer them yet. So it keeps its lease until it has answered them, but not for long."""
     slow = Counting()
     caller = await backend.join(counting.worker)
     async with _joined(backend, slow.worker) as leaving:

@@ -54,17 +54,23 @@ async def test_entries_of_a_read_that_failed_are_worked_on(backend: Backend, mon
     assert not losing
 
 
+async def delivered_three(client: Any, reading: RequestReader) -> list[str]:
+    """Return the ids of three entries that a consumer has read; another one has claimed the second since then."""
+    added = [await client.xadd(STREAM, {"op": "x", "body": "{}"}) for _ in range(3)]
+    found: list[str] = []
+    async with asyncio.timeout(5):
+        while len(found) < 3:
+            found += ids(await reading.read(10))
+    await client.xclaim(STREAM, keys.GROUP, "another", 0, [added[1]])
+    return added
+
+
 async def test_keep_alive_says_what_is_no_longer_ours_and_takes_nothing_back(backend: Backend) -> None:
     """XCLAIM alone would take back an entry that another consumer has claimed."""
     one = await backend.join()
     client = backend.redis()
     reading = await reader(backend, one)
-    mine, claimed, ended = [await client.xadd(STREAM, {"op": "x", "body": "{}"}) for _ in range(3)]
-    found: list[str] = []
-    async with asyncio.timeout(5):
-        while len(found) < 3:
-            found += ids(await reading.read(10))
-    await client.xclaim(STREAM, keys.GROUP, "another", 0, [claimed])
+    mine, claimed, ended = await delivered_three(client, reading)
     await client.xdel(STREAM, ended)
     assert sorted(await reading.keep_alive([mine, claimed, ended])) == sorted([claimed, ended])
     pending = await client.xpending_range(STREAM, keys.GROUP, claimed, claimed, 1)
@@ -78,12 +84,7 @@ async def test_only_what_is_still_ours_is_delivered_again(backend: Backend) -> N
     one = await backend.join()
     client = backend.redis()
     reading = await reader(backend, one)
-    mine, claimed, ended = [await client.xadd(STREAM, {"op": "x", "body": "{}"}) for _ in range(3)]
-    found: list[str] = []
-    async with asyncio.timeout(5):
-        while len(found) < 3:
-            found += ids(await reading.read(10))
-    await client.xclaim(STREAM, keys.GROUP, "another", 0, [claimed])
+    mine, claimed, ended = await delivered_three(client, reading)
     await client.xack(STREAM, keys.GROUP, ended)
     await client.xdel(STREAM, ended)
     assert [await reading.redeliver(id) for id in (mine, claimed, ended)] == [2, 0, 0]
