@@ -46,6 +46,9 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> None: ...
 
 
+#: Why a trip is not made again; see `Link._why_again`.
+_NO_REASON: tuple[list[str], bool] = ([], False)
+
 #: Items, each with its waiter and the number of words for which it counts.
 Asked = list[tuple[T, Waiter, int]]
 
@@ -133,7 +136,7 @@ class Link:
         self._trusted = trusted
         self._submit = submit
         self._commit = commit
-        self._scripts = scripts
+        self._sources = {script.sha: script.source for script in scripts}
         self._when_full = when_full
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
@@ -349,36 +352,40 @@ class Link:
             except OSError:
                 pass
             else:
-                errors = [answer for answer in answers if isinstance(answer, Exception)]
-                again = errors and self._must_repeat(errors)
-                if not again:
+                failed = [each for each in zip(commands, answers, strict=True) if isinstance(each[1], Exception)]
+                missing, passes = self._why_again(failed) if failed else _NO_REASON
+                if missing and await self._load(missing):
+                    continue
+                if not missing and not passes:
                     self._down = False
                     return answers
-                if again == "scripts":
-                    await self._load_scripts()
-                    continue
             self._down = True
             await asyncio.sleep(RETRY_S)
 
-    @staticmethod
-    def _must_repeat(errors: list[Exception]) -> str:
-        """Return why a trip must be made again: "scripts", "passing", or "" if it need not. Raises LeaseLost."""
-        why = ""
-        for error in errors:
+    def _why_again(self, failed: Iterable[tuple[tuple[Any, ...], Exception]]) -> tuple[list[str], bool]:
+        """Look at the commands that failed, each with its error. Raises LeaseLost.
+
+        Return the scripts that the server does not know, and whether it refused a command for reasons that pass.
+        """
+        missing, passes = [], False
+        for command, error in failed:
             match classify(error):
                 case Meaning.FENCED:
                     raise LeaseLost(
                         "the lease is over: its Redis user was deleted, or another replica has it"
                     ) from error
-                case Meaning.SCRIPT:
-                    return "scripts"
+                case Meaning.SCRIPT if command[1] in self._sources:
+                    missing.append(self._sources[command[1]])
                 case Meaning.PASSING:
-                    why = "passing"
-        return why
+                    passes = True
+        return missing, passes
 
-    async def _load_scripts(self) -> None:
+    async def _load(self, sources: Iterable[str]) -> bool:
+        """Have the server load scripts; return whether it did. Lua's collector walks through all that are loaded."""
         with contextlib.suppress(*PASSING):
-            await self._connection.send([("SCRIPT", "LOAD", script.source) for script in self._scripts])
+            answers = await self._connection.send([("SCRIPT", "LOAD", source) for source in sources])
+            return not any(isinstance(answer, Exception) for answer in answers)
+        return False
 
 
 def _resolve(waiter: Waiter, answer: Any) -> None:

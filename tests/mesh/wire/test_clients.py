@@ -8,12 +8,13 @@ import json
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from redis.exceptions import DataError
+from redis.exceptions import DataError, NoScriptError
 
 from mesh import Busy, Connections, RedisSettings, Unavailable
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import TooLarge, encode_words
 from mesh.wire.link import Batch, Link
+from mesh.wire.script import Script
 from quart_app.local.ports import free_port
 from tests.support.server import Server
 from tests.support.waiting import eventually
@@ -127,6 +128,29 @@ async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None
         assert isinstance(error, DataError)
     with server.redis(1) as admin:
         assert admin.get("key") == "in 1"
+    running.cancel()
+    await connection.aclose()
+
+
+async def test_a_script_is_loaded_when_it_is_needed(server: Server) -> None:
+    """The others are not: Lua's collector walks through all scripts that the server has.
+
+    A script that the link does not have fails alone.
+    """
+    connection = Connections(server.settings).connection("test")
+    needed, other, unknown = Script("return KEYS[1]"), Script("return 'other'"), Script("return 'unknown'")
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=(needed, other))
+    with server.redis() as admin:
+        admin.script_flush()
+        right, wrong = link.script(needed, ["a"]), link.script(unknown, [])
+        running = asyncio.create_task(link.run())
+        assert await right == "a"
+        with pytest.raises(NoScriptError):
+            await wrong
+        assert not link.down
+        assert admin.script_exists(needed.sha, other.sha) == [True, False]
+        admin.script_flush()
+        assert await asyncio.gather(link.script(needed, ["b"]), link.script(other, [])) == ["b", "other"]
     running.cancel()
     await connection.aclose()
 
