@@ -42,27 +42,29 @@ local function go_to(number)
   end
 end
 
--- What the first word of expectations and of a write says, read once for each such word of the batch: the database, whether
--- its own keys are written, and what to check; whether that is more than a type.
-local says = setmetatable({}, {__index = function(known, word)
-  local side, wanted, is_special = string.sub(word, 1, 1), {}, false
-  for each in string.gmatch(word, '%a+') do
-    wanted[#wanted + 1] = each
-    is_special = is_special or string.find(' bounded placed integer field stream any ', ' ' .. each .. ' ', 1, true) ~= nil
-  end
-  known[word] = {
-    number = side == '0' and bus or database, writes_own = side == '1', wanted = wanted, is_special = is_special,
-  }
-  return known[word]
-end})
+-- The first byte of expectations and writes: "0", "1".
+local SHARED, OWN = 48, 49
 
+-- By the first word of a write: what to check before it, and whether that is more than types. Read once for each such word
+-- of the batch.
+local checks = {}
+local function read_checks(word)
+  local found = {is_special = false}
+  for each in string.gmatch(word, '%a+') do
+    found[#found + 1] = each
+    if string.find(' bounded placed integer field stream any ', ' ' .. each .. ' ', 1, true) then found.is_special = true end
+  end
+  checks[word] = found
+  return found
+end
+
+local PLACE = 7
 --[[ batch.lua ]]
 
 -- The words of all transactions, and where each begins. The one at hand begins at `head`; its expectations, writes and
 -- sends begin at head + FIRST.
 local FIRST = 14
-local tx, bytes = batch_at(7)
-local heads, head, total = {}, 1, #tx
+local tx, heads, head, total = words, {}, 1, #words
 -- By stream: the first and the last request of the batch, and how many there are.
 local first_of, last_of, number_of = {}, {}, {}
 while head <= total do
@@ -76,11 +78,8 @@ while head <= total do
   head = head + tx[head]
 end
 
---[[ room.lua ]]
-
--- How many words the batch may store.
 local stored = total - FIRST * #heads
-memory_is_full = memory_is_full or has_no_room(stored, bytes)
+--[[ room.lua ]]
 
 -- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
 -- so one XPENDING from the first to the last request of the batch finds nearly all of them.
@@ -94,11 +93,6 @@ end
 for stream, number in pairs(number_of) do
   mine[stream] = {}
   look_up(stream, first_of[stream], last_of[stream], 2 * number)
-end
-
-local function is_mine(stream, id)
-  if mine[stream][id] == nil then look_up(stream, id, id, 1) end
-  return mine[stream][id]
 end
 
 local function wrong_type(key, wanted)
@@ -123,7 +117,7 @@ local function seldom()
 end
 
 -- Returns where a group of expected values ends; or nil and the reason, if one of them does not hold.
-local function unchanged_values(i)
+local function unchanged(i)
   local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
   local last = i + 3 + names
   if hash == '' then
@@ -140,17 +134,6 @@ local function unchanged_values(i)
   return last + values + 1
 end
 
--- Returns where the groups of expectations end; or nil and the reason, if one of them does not hold.
-local function unchanged(first, groups)
-  local i, reason = first, nil
-  for _ = 1, groups do
-    go_to(says[tx[i]].number)
-    if #tx[i] > 1 then i, reason = seldom().unchanged_answer(i) else i, reason = unchanged_values(i) end
-    if not i then return nil, reason end
-  end
-  return i
-end
-
 -- A script cannot be rolled back, so everything that can make a write fail is checked before the first one. What can
 -- be checked without the database, Python has checked (verbs.py).
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
@@ -158,12 +141,15 @@ local function possible(first, count)
   local i = first
   if created then created.begin_checks() end
   for _ = 1, count do
-    local said = says[tx[i]]
-    for n = 1, #said.wanted do
-      go_to(said.number)
-      local wanted, k, wrong = said.wanted[n], i + 2 + n, nil
-      if said.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end
-      if wrong then return nil, wrong end
+    local word = tx[i]
+    if #word > 1 then
+      local each = checks[word] or read_checks(word)
+      go_to(string.byte(word) == SHARED and bus or database)
+      for n = 1, #each do
+        local wanted, k, wrong = each[n], i + 2 + n, nil
+        if each.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end
+        if wrong then return nil, wrong end
+      end
     end
     i = i + 2 + tx[i + 1]
   end
@@ -180,39 +166,27 @@ local function touch(first, keys)
   if tx[first] == 'set-all' then
     unnamed = math.max(unnamed or 0, tonumber(tx[first + 1]))
   else
-    for k = first + 1, first + math.max(keys, 1) do touched[tx[k]] = true end
+    for k = first + 1, first + keys do touched[tx[k]] = true end
   end
 end
-
-local function note_what_is_there()
-  if not unnamed and not next(touched) then return end
-  --[[ ../lease/written.lua ]]
-  go_to(database)
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local last = note_keys(set, touched, unnamed, now)
-  go_to(bus)
-  note_database(database, last)
-end
-
--- Our own verbs: the function of each; false for a command of Redis.
-local ours = setmetatable({}, {__index = function(known, verb)
-  known[verb] = string.byte(verb) >= 97 and seldom().verbs()[verb]
-  return known[verb]
-end})
 
 -- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
 -- request is not acknowledged. The other transactions are.
 local function write(first, count)
   local i = first
   for _ = 1, count do
-    local said, last = says[tx[i]], i + 1 + tx[i + 1]
-    local run, result = ours[tx[i + 2]], nil
-    go_to(said.number)
-    if said.writes_own and not is_known then touch(i + 2, #said.wanted) end
-    if run then result = run(i + 2, last) else result = redis.pcall(unpack(tx, i + 2, last)) end
+    local word, verb, last, result = tx[i], tx[i + 2], i + 1 + tx[i + 1], nil
+    local side = string.byte(word)
+    go_to(side == SHARED and bus or database)
+    if side == OWN and not is_known then touch(i + 2, #word > 1 and #checks[word] or 1) end
+    -- Our own verbs have small letters.
+    if string.byte(verb) >= 97 then
+      result = seldom().verbs()[verb](i + 2, last)
+    else
+      result = redis.pcall(unpack(tx, i + 2, last))
+    end
     if type(result) == 'table' and result.err then
-      return tx[i + 2] .. ' ' .. tx[i + 3] .. ': ' .. tostring(result.err)
+      return verb .. ' ' .. tx[i + 3] .. ': ' .. tostring(result.err)
     end
     i = last + 1
   end
@@ -225,10 +199,22 @@ local endings = {}
 local function commit(number)
   head = heads[number]
   local stream, id = tx[head + 1], tx[head + 2]
-  local expects, writes, sends = tx[head + 9], tx[head + 10], tx[head + 11]
-  if stream ~= '' and not is_mine(stream, id) then return 'not-mine' end
-  local first_write, changed = unchanged(head + FIRST, expects)
-  if not first_write then return changed end
+  local groups, writes, sends = tx[head + 9], tx[head + 10], tx[head + 11]
+  if stream ~= '' then
+    if mine[stream][id] == nil then look_up(stream, id, id, 1) end
+    if not mine[stream][id] then return 'not-mine' end
+  end
+  local first_write, changed = head + FIRST, nil
+  for _ = 1, groups do
+    local word = tx[first_write]
+    go_to(string.byte(word) == SHARED and bus or database)
+    if #word > 1 then
+      first_write, changed = seldom().unchanged_answer(first_write)
+    else
+      first_write, changed = unchanged(first_write)
+    end
+    if changed then return changed end
+  end
   if memory_is_full and seldom().adds(first_write, writes, sends) then return 'full' end
   local first_send, wrong = possible(first_write, writes)
   if not first_send then return wrong end
@@ -246,21 +232,6 @@ local function reply(...)
 end
 
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
-local function finish(number)
-  head = heads[number]
-  local stream = tx[head + 1]
-  if tx[head + 3] ~= '' then
-    if tx[head + 13] == '' then reply() else reply('call', tx[head + 13]) end
-  end
-  if endings[number] then seldom().end_options(endings[number]) end
-  if stream ~= '' then
-    local ids = ids_of[stream] or {}
-    ids[#ids + 1], ids_of[stream] = tx[head + 2], ids
-    -- The handler itself has found that the deadline has passed.
-    if tx[head + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
-  end
-end
-
 for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
 for number, lifetimes in pairs(kept) do
   go_to(number)
@@ -269,10 +240,30 @@ for number, lifetimes in pairs(kept) do
     redis.call('PEXPIREAT', key, ms, 'GT')
   end
 end
-note_what_is_there()
+if unnamed or next(touched) then
+  --[[ ../lease/written.lua ]]
+  go_to(database)
+  local time = redis.call('TIME')
+  local last = note_keys(set, touched, unnamed, time[1] * 1000 + math.floor(time[2] / 1000))
+  go_to(bus)
+  note_database(database, last)
+end
 go_to(bus)
 for number = 1, #heads do
-  if outcomes[number] == 'done' then finish(number) end
+  if outcomes[number] == 'done' then
+    head = heads[number]
+    local stream = tx[head + 1]
+    if tx[head + 3] ~= '' then
+      if tx[head + 13] == '' then reply() else reply('call', tx[head + 13]) end
+    end
+    if endings[number] then seldom().end_options(endings[number]) end
+    if stream ~= '' then
+      local ids = ids_of[stream] or {}
+      ids[#ids + 1], ids_of[stream] = tx[head + 2], ids
+      -- The handler itself has found that the deadline has passed.
+      if tx[head + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
+    end
+  end
 end
 for stream, ids in pairs(ids_of) do
   redis.call('XACK', stream, 'workers', unpack(ids))

@@ -1,8 +1,6 @@
--- Returns the further fields of an entry as a list: the words of "name value name value", or of "". If the last field is
+-- Returns the further fields of an entry as a list: the words of "name value name value". If the last field is
 -- `read`, which names a shared key, a field `found` follows: what this key has now, "" for nothing.
-local no_fields = {}
 local function further_fields(words)
-  if words == '' then return no_fields end
   local fields = {}
   for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end
   if fields[#fields - 1] == 'read' then

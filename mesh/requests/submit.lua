@@ -24,7 +24,8 @@
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
-local WORDS = 5
+-- How many words a request has, and the first byte of the address of a gather: "*".
+local WORDS, GATHER = 5, 42
 local memory_is_full = false
 
 local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
@@ -33,14 +34,14 @@ if not held then return redis.error_reply('LEASEGONE there is no lease at the mo
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
---[[ room.lua ]]
-
+local PLACE = 9
 --[[ batch.lua ]]
 
 -- The words of all groups. The requests of a group begin FIRST words after its own beginning.
 local FIRST = 3
-local groups, bytes = batch_at(9)
-memory_is_full = memory_is_full or has_no_room(#groups, bytes)
+local groups, stored = words, #words
+
+--[[ room.lua ]]
 
 -- The rows of the roster are read only as far as they are needed, and each of them once.
 local classes = {}
@@ -68,8 +69,6 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
-local function is_gather(to) return string.byte(to) == 42 end
 
 -- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
 -- of the requests that they work on at once, because then they have room or do not run.
@@ -105,28 +104,20 @@ end
 
 --[[ append.lua ]]
 
---[[ further_fields.lua ]]
-
 -- The functions that few batches need are created together when the first of them is needed; see commit.lua.
 local seldom
 
 -- By the word of a ttl: the deadline, and the options that follow it.
 local deadlines, options = {['0'] = '0'}, {}
-local function read_ttl(word)
-  local ttl, json = string.match(word, '^(%d+) (.*)$')
-  if json then
-    options[word] = cjson.decode(json)
-    options[word].ttl = ttl
-  end
-  ttl = ttl or word
-  deadlines[word] = ttl == '0' and '0' or string.format('%.0f', now + ttl)
-end
 
 -- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
     local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
-    if not deadlines[ttl] then read_ttl(ttl) end
+    if not deadlines[ttl] then
+      local ms = tonumber(ttl) or seldom().read_options(ttl)
+      deadlines[ttl] = ms == '0' and '0' or string.format('%.0f', now + ms)
+    end
     local with = options[ttl]
     if with and with.once then
       -- Calls of several operations share `with` if their words are the same.
@@ -139,67 +130,33 @@ local function refused(first, last, only_reads)
     elseif with and with.due then
       -- Its address needs no replica until it is due.
       if seldom().waiting_are_full(with.most) then return 'too-many', '' end
-    elseif not is_gather(to) then
+    elseif string.byte(to) == GATHER then
+      code, about = seldom().gather_refused(to)
+      if code then return code, about end
+    else
       if not is_live(to) then return seldom().is_expected(to) and 'missing' or 'no-replica', to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
       if with and with.limit then
         code, about = seldom().option().limits().refusal(with.limit, deadlines[ttl], with.most)
         if code then return code, about end
       end
-    else
-      local every, expected = seldom().all(to)
-      if #expected > 0 then return 'missing', table.concat(expected, ' ') end
-      for _, each in ipairs(every) do
-        if is_full(each, '0') then return 'busy', each end
-      end
     end
   end
 end
 
-local accepted, further = 0, nil
+local accepted = 0
 local function put(at, to, key, reply_to, ...)
-  local op, ttl = groups[at + 1], groups[at + 3]
-  local with = options[ttl]
-  if with then return seldom().put_with(with, at, to, key, reply_to) end
   accepted = accepted + 1
   if not stamp then begin_stamps(now, clock) end
-  local id = append('mesh:requests:' .. to, 'op', op, 'request', key, 'from', sender,
-    'reply_to', reply_to, 'deadline', deadlines[ttl], 'body', groups[at + 4], ...)
+  local id = append('mesh:requests:' .. to, 'op', groups[at + 1], 'request', key, 'from', sender,
+    'reply_to', reply_to, 'deadline', deadlines[groups[at + 3]], 'body', groups[at + 4], ...)
   if type(id) == 'table' then error(id.err) end
   return id
 end
 
--- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
--- answered; "" if it is over.
-local function put_or_join(at, to, key, reply_to)
-  local with = options[groups[at + 3]]
-  local known = with and with.known
-  if not known then
-    if further == no_fields then return put(at, to, key, reply_to) end
-    return put(at, to, key, reply_to, unpack(further))
-  end
-  local op = groups[at + 1]
-  if known.state == 'open' then
-    seldom().option().once.wait(op, with.once, key, deadlines[groups[at + 3]], reply_to)
-    return known.id
-  end
-  if reply_to ~= '' then seldom().option().once.repeat_answer(op, with.once, key, reply_to) end
-  return ''
-end
-
-local function put_all(first, last)
-  local ids = {}
-  for at = first, last, WORDS do
-    local to, key = groups[at], groups[at + 2]
-    if not live[to] and is_gather(to) then
-      ids[#ids + 1], ids[#ids + 2] = seldom().put_everywhere(at, to, key)
-    else
-      ids[#ids + 1] = put_or_join(at, to, key, reply_to)
-    end
-  end
-  return ids
-end
-
+-- The further fields of the entries of the group at hand.
+local no_fields = {}
+local further
 --[[ submit_seldom.lua ]]
 local created
 function seldom()
@@ -207,18 +164,30 @@ function seldom()
   return created
 end
 
--- Puts a group of requests whose replies somebody waits for on their streams.
-local function submit(first, last, only_reads)
-  local code, about = refused(first, last, only_reads)
-  if code then return {error = code, about = about} end
-  return put_all(first, last)
+-- Puts the requests of a group whose replies somebody waits for on their streams; returns their ids.
+local function put_all(first, last)
+  local ids = {}
+  for at = first, last, WORDS do
+    local to, key = groups[at], groups[at + 2]
+    if further ~= no_fields or options[groups[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
+      seldom().put(ids, at, to, key)
+    else
+      ids[#ids + 1] = put(at, to, key, reply_to)
+    end
+  end
+  return ids
 end
 
-local results, head, total = {}, 1, #groups
-while head <= total do
-  local last, number = head + groups[head] - 1, groups[head + 1]
-  further = further_fields(groups[head + 2])
-  results[#results + 1] = number == 0 and seldom().send(head + FIRST) or submit(head + FIRST, last, number < 0)
+local results, head = {}, 1
+while head <= stored do
+  local first, last, number = head + FIRST, head + groups[head] - 1, groups[head + 1]
+  further = groups[head + 2] == '' and no_fields or seldom().further_fields(groups[head + 2])
+  if number == 0 then
+    results[#results + 1] = seldom().send(first)
+  else
+    local code, about = refused(first, last, number < 0)
+    results[#results + 1] = code and {error = code, about = about} or put_all(first, last)
+  end
   head = last + 1
 end
 if accepted > 0 then redis.call('HINCRBY', books_key, 'accepted', accepted) end

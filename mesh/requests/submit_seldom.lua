@@ -2,6 +2,17 @@
 local function make_seldom()
   local seldom = {}
 
+--[[ further_fields.lua ]]
+seldom.further_fields = further_fields
+
+-- Reads the options that follow a ttl. Returns the ttl (ms).
+function seldom.read_options(word)
+  local ttl, json = string.match(word, '^(%d+) (.*)$')
+  options[word] = cjson.decode(json)
+  options[word].ttl = ttl
+  return ttl
+end
+
 -- The databases that hold data, as the commits that write there note.
 local written
 local function holding()
@@ -67,6 +78,15 @@ function seldom.all(to)
   return asked[to], expected
 end
 
+-- Returns why a gather is refused, as a code and what that is about; nothing if it can be submitted.
+function seldom.gather_refused(to)
+  local every, expected = seldom.all(to)
+  if #expected > 0 then return 'missing', table.concat(expected, ' ') end
+  for _, each in ipairs(every) do
+    if is_full(each, '0') then return 'busy', each end
+  end
+end
+
 --[[ options.lua ]]
 local option
 function seldom.option()
@@ -79,7 +99,7 @@ end
 function seldom.waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
 
 -- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
-function seldom.put_with(with, at, to, key, reply_to)
+local function put_with(with, at, to, key, reply_to)
   local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
   local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
     groups[at + 4], unpack(further)}
@@ -89,11 +109,35 @@ function seldom.put_with(with, at, to, key, reply_to)
   return id or '@' .. key
 end
 
--- Returns the ids of the requests by database, and the databases that hold data and nobody asks.
-function seldom.put_everywhere(at, to, key)
+-- Returns the ids of the requests of a gather by database, and the databases that hold data and nobody asks.
+local function put_everywhere(at, to, key)
   local ids = {}
   for _, each in ipairs(seldom.all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
   return ids, left_out
+end
+
+-- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
+-- answered; "" if it is over.
+local function put_or_join(at, to, key, reply_to)
+  local op, ttl = groups[at + 1], groups[at + 3]
+  local with = options[ttl]
+  if not with then return put(at, to, key, reply_to, unpack(further)) end
+  if not with.known then return put_with(with, at, to, key, reply_to) end
+  if with.known.state == 'open' then
+    seldom.option().once.wait(op, with.once, key, deadlines[ttl], reply_to)
+    return with.known.id
+  end
+  if reply_to ~= '' then seldom.option().once.repeat_answer(op, with.once, key, reply_to) end
+  return ''
+end
+
+-- Puts any request on its stream, and adds what its caller gets to `ids`.
+function seldom.put(ids, at, to, key)
+  if string.byte(to) == GATHER then
+    ids[#ids + 1], ids[#ids + 2] = put_everywhere(at, to, key)
+  else
+    ids[#ids + 1] = put_or_join(at, to, key, reply_to)
+  end
 end
 
 local function forbidden(failed) return {error = 'forbidden', about = failed.err} end

@@ -95,9 +95,9 @@ def _keep_users() -> None:
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "lease-check": script(scripts.COMMIT, "held ~= holder", "false"),
-    "pending-ownership": script(scripts.COMMIT, "not is_mine(stream, id)", "false"),
+    "pending-ownership": script(scripts.COMMIT, "not mine[stream][id]", "false"),
     "full-memory": script(scripts.COMMIT, "memory_is_full and seldom().adds(", "false and seldom().adds("),
-    "memory-of-a-batch": script(scripts.COMMIT, "memory_is_full or has_no_room(stored, bytes)", "memory_is_full"),
+    "memory-of-a-batch": script(scripts.COMMIT, "needed >= SMALL", "false"),
     "expected-value": script(scripts.COMMIT, "if found[k] ~= wanted then", "if false then"),
     "expected-answer": script(scripts.COMMIT, "if not answers(i + 1) then", "if false then"),
     "guarded-reads": function(
@@ -108,7 +108,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     ),
     "checks-before-writes": script(
         scripts.COMMIT,
-        "if said.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end",
+        "if each.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end",
         "",
     ),
     "any-exception": function(runner.Runner, "_attempt", "except BaseException as error:", "except OSError as error:"),
