@@ -27,10 +27,10 @@ class _Connection:
     down: asyncio.StreamWriter
     up: asyncio.StreamWriter
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
-    #: whether the next reply will be lost
-    doomed: bool = False
-    #: whether the next reply answers the command that is watched
-    watched: bool = False
+    #: the word for which the next reply will be lost; empty if it will not
+    doomed: bytes = b""
+    #: the word of the watched command that the next reply answers; empty if it answers none
+    watched: bytes = b""
 
     def reset(self) -> None:
         for writer in (self.down, self.up):
@@ -158,22 +158,30 @@ class Wire:
                 if self._word and self._word in data and not replies:
                     self._flowing.clear()
                 await self._flowing.wait()
+                if replies and b"-NOSCRIPT" in data:
+                    self._look_again(connection)
                 self._look_for_lost_word(data, connection)
                 if replies and (connection.doomed or self._chance.random() < self._swallow):
                     self.swallowed += 1
                     connection.reset()
                     return
                 if not replies and self._watched_word and self._watched_word in data:
-                    self._watched_word, connection.watched = b"", True
+                    self._watched_word, connection.watched = b"", self._watched_word
                 await self._pass_on(data, writer)
                 if replies and connection.watched:
-                    connection.watched = False
+                    connection.watched = b""
                     self.answered.set()
 
     def _look_for_lost_word(self, data: bytes, connection: _Connection) -> None:
         if self._lost_word and self._lost_word in data:
-            self._lost_word = b""
-            connection.doomed = True
+            self._lost_word, connection.doomed = b"", self._lost_word
+
+    def _look_again(self, connection: _Connection) -> None:
+        """Look for the words again: the server did not know the script, and gets the command once more."""
+        if connection.doomed:
+            self._lost_word, connection.doomed = connection.doomed, b""
+        if connection.watched:
+            self._watched_word, connection.watched = connection.watched, b""
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         if not self._delay_s:
