@@ -1,10 +1,15 @@
-"""The Python environments of the peers: one for each, with pinned versions, made at its first use."""
+"""The Python environments of the peers: one for each, with pinned versions, made at its first use.
+
+The mesh's own earlier release is one of them. Its sources come from the history of this repository.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +30,22 @@ def environment(peer: str) -> Path:
         subprocess.run([python, "-m", "pip", "install", *options], check=True, stderr=subprocess.DEVNULL)
         mark.write_text(digest)
     return python
+
+
+def sources(peer: str, commit: str) -> Path:
+    """Return the folder with `mesh` and `bench/peers` as they were at a commit, in the environment of a peer.
+
+    Raises LookupError where the history lacks that commit, as in a shallow clone.
+    """
+    folder = ROOT / f".venv-bench-{peer}" / commit
+    if not folder.exists():
+        command = ["git", "archive", commit, "mesh", "bench/peers"]
+        archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        if archive.returncode:
+            raise LookupError(f"the history has no commit {commit}: {archive.stderr.decode().strip()}")
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as packed:
+            packed.extractall(folder, filter="data")
+    return folder
 
 
 def version(peer: str, distribution: str) -> str:

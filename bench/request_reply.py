@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.environments import PEERS, environment, version
+from bench.environments import PEERS, environment, sources, version
 from bench.plot import lines
 from bench.processes import child, cpu_seconds
 from bench.record import Ratio, Record, Settings
@@ -41,10 +41,20 @@ class Contender:
     environ_at: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     on_nats: bool = False
     stores_in_redis: bool = True
+    #: the commit of an earlier release of this repository, which runs with its own program
+    commit: str = ""
 
     @property
     def python(self) -> Path:
         return environment(self.environment) if self.environment else Path(sys.executable)
+
+    def launch(self) -> tuple[list[str | Path], dict[str, str]]:
+        """Return the first words of its commands, and the environment variables. Raises LookupError."""
+        if not self.commit or not self.environment:
+            return [self.python, self.program], {**self.environ}
+        # Python first: it makes the environment, in which the sources are then unpacked.
+        python, folder = self.python, sources(self.environment, self.commit)
+        return [python, folder / "bench" / "peers" / self.program], {**self.environ, "PYTHONPATH": str(folder)}
 
     @property
     def title(self) -> str:
@@ -58,6 +68,15 @@ MESH = Contender(
     "mesh",
     "one replica asks, one works; exactly-once commit, durable streams",
     program="with_mesh.py",
+)
+#: An earlier release of the mesh, which shows on any machine what the changes since then cost.
+EARLIER = Contender(
+    "earlier",
+    "mesh, release of 2026-11-28",
+    "the same",
+    "earlier",
+    program="with_mesh.py",
+    commit="20b09c7",
 )
 REDIS_PEERS = (
     Contender(
@@ -139,7 +158,7 @@ CEILINGS = (
         on_nats=True,
     ),
 )
-CONTENDERS = (MESH, *REDIS_PEERS, *CEILINGS)
+CONTENDERS = (MESH, EARLIER, *REDIS_PEERS, *CEILINGS)
 
 
 class TurnFailed(RuntimeError):
@@ -152,9 +171,7 @@ def turn(contender: Contender, settings: Settings) -> list[dict[str, Any]]:
     for level in settings.levels or LEVELS:
         groups.setdefault(tuple(contender.environ_at.get(level, {}).items()), []).append(level)
     return [
-        found
-        for environ, levels in groups.items()
-        for found in run_levels(contender, settings, {**contender.environ, **dict(environ)}, levels)
+        found for environ, levels in groups.items() for found in run_levels(contender, settings, dict(environ), levels)
     ]
 
 
@@ -165,14 +182,15 @@ def run_levels(
     with ExitStack() as stack:
         server = stack.enter_context(valkey(settings.durability))
         broker = stack.enter_context(nats()) if contender.on_nats else server
+        program, own = contender.launch()
         values = {
+            **own,
             **environ,
             "BENCH_REDIS_URL": server.url,
             "BENCH_NATS_URL": broker.url,
             "BENCH_LEVELS": ",".join(map(str, levels)),
             "BENCH_SECONDS": str(settings.seconds),
         }
-        program = [contender.python, contender.program]
         worker = stack.enter_context(child([*program, "worker"], environ=values, folder=PEERS))
         client = stack.enter_context(child([*program, "client"], environ=values, folder=PEERS, listen=True))
         pids = [worker.pid, client.pid, *{server.pid, broker.pid}]
@@ -215,7 +233,7 @@ def check_stored(server: Server, found: list[dict[str, Any]], calls: int, name: 
 
 def measure(settings: Settings) -> Record:
     """Measure all contenders in turn, round by round."""
-    chosen = [one for one in CONTENDERS if not settings.only or one.name in settings.only]
+    chosen = [one for one in CONTENDERS if (not settings.only or one.name in settings.only) and is_there(one)]
     series: dict[str, list[float]] = {}
     for number, contender in interleaved(chosen, settings.rounds):
         for level in turn(contender, settings):
@@ -226,6 +244,16 @@ def measure(settings: Settings) -> Record:
     name = "request_reply" if settings.durability == "off" else f"request_reply_{settings.durability}"
     measured = {key: Spread.of(values) for key, values in series.items()}
     return Record(name, settings, measured, dict(found_ratios(series)))
+
+
+def is_there(contender: Contender) -> bool:
+    """Return whether a contender can run here; print why an earlier release cannot."""
+    try:
+        contender.launch()
+    except LookupError as error:
+        print(f"  {contender.name} is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def found_ratios(series: Mapping[str, list[float]]) -> Iterator[tuple[str, Ratio]]:
@@ -247,6 +275,9 @@ def goals(series: Mapping[str, list[float]]) -> Iterator[tuple[str, str, list[fl
     yield "processor time a call at 128, mesh / best Redis peer", "mesh|128|cpu_ms", cheapest, None
     nats_cpu = series.get("nats|128|cpu_ms", [])
     yield "processor time a call at 128, mesh / NATS, nothing stored", "mesh|128|cpu_ms", nats_cpu, None
+    for level in LEVELS:
+        before = series.get(f"earlier|{level}|rate", [])
+        yield f"rate at {level} in flight, mesh / its release of 2026-11-28", f"mesh|{level}|rate", before, None
     stored = series.get("nats_store|128|rate", [])
     yield "rate at 128 in flight, mesh / NATS, stored in Redis", "mesh|128|rate", stored, None
 

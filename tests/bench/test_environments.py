@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from bench.environments import PEERS, version
+from bench.environments import PEERS, sources, version
 from bench.request_reply import CONTENDERS
 
 
@@ -20,5 +23,20 @@ def test_every_requirement_is_pinned(pins: object) -> None:
 def test_every_contender_has_its_program_and_version(contender: object) -> None:
     """The table of contenders names what is there."""
     assert (PEERS / contender.program).is_file()  # type: ignore[attr-defined]
-    if contender.environment:  # type: ignore[attr-defined]
+    if contender.distribution:  # type: ignore[attr-defined]
         assert version(contender.environment, contender.distribution)  # type: ignore[attr-defined]
+
+
+def test_an_earlier_release_comes_from_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the mesh and the programs of that commit. A history without the commit has no such release."""
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+        if words[0] == "add":
+            for name in ("mesh/__init__.py", "bench/peers/with_mesh.py", "README.md"):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text("1")
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr("bench.environments.ROOT", tmp_path)
+    folder = sources("earlier", "HEAD")
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["__init__.py", "with_mesh.py"]
+    with pytest.raises(LookupError, match="the history has no commit 0123abc"):
+        sources("earlier", "0123abc")

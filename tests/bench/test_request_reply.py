@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from bench.record import Settings
-from bench.request_reply import MESH, TurnFailed, check_stored, follow, found_ratios, turn
+from bench.request_reply import EARLIER, MESH, TurnFailed, check_stored, follow, found_ratios, is_there, turn
 from bench.servers import valkey
 
 
@@ -43,6 +44,13 @@ def test_the_goal_is_held_against_the_best_peer_of_each_round() -> None:
     ratios = dict(found_ratios(series))
     assert ratios["rate at 128 in flight, mesh / best Redis peer"].spread.highest == 10
     assert ratios["rate at 128 in flight, mesh / NATS, nothing stored"].met
+
+
+def test_an_earlier_release_that_is_not_there_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A clone may have a short history; the other contenders are measured all the same."""
+    assert is_there(MESH)
+    assert not is_there(replace(EARLIER, commit="0123abc"))
+    assert "earlier is left out: the history has no commit 0123abc" in capsys.readouterr().err
 
 
 def test_a_turn_of_the_mesh_answers_and_stores() -> None:
