@@ -72,14 +72,15 @@ def encode_words(words: Sequence[Any]) -> Encoded:
     size = len(text)
     if size > MOST_BYTES - _REST:
         raise _too_large(size)
-    longs = [word for word in words if _is_long(word)] if size > LONG else _NONE
-    if longs:
-        text = _ENCODE([number, *(None if _is_long(word) else word for word in words)])[1:-1]
-    return text, number + (size >> WORD_BITS), longs
-
-
-def _is_long(word: Any) -> bool:
-    return word.__class__ is str and len(word) > LONG
+    if size <= LONG:
+        return text, number + (size >> WORD_BITS), _NONE
+    places = [at for at, word in enumerate(words) if word.__class__ is str and len(word) > LONG]
+    if places:
+        kept: list[Any] = [number, *words]
+        for at in places:
+            kept[at + 1] = None
+        text = _ENCODE(kept)[1:-1]
+    return text, number + (size >> WORD_BITS), [words[at] for at in places]
 
 
 def _too_large(size: int) -> TooLarge:
