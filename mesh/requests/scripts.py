@@ -67,7 +67,7 @@ def when_full(script: Script) -> Script:
 
 SUBMIT_WHEN_FULL = when_full(SUBMIT)
 
-#: The scripts of a replica's link beside the commit; it loads them where the server does not know them.
+#: The scripts of a replica's link beside the commit. It loads one when it needs it and the server does not know it.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
     REDELIVER, GIVE_BACK, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES,
