@@ -128,7 +128,7 @@ def factorise(number: int) -> list[int]:
 
     Raises ValueError for a number below 1, and WrongFactors.
     """
-    return notation.expanded(factors(number))
+    return _word(number) if number < _WORD else notation.expanded(factors(number))
 
 
 def factors(number: int) -> str:
@@ -142,34 +142,34 @@ def factors(number: int) -> str:
 
 
 def word_factors(number: int) -> str:
-    """Return the prime factors of a number below 2^64 as text.
+    """Return the prime factors of a number below 2^64 as text. Raises as `factorise` does."""
+    return notation.repeated(_word(number))
 
-    Most requests are for such numbers. One pass finds and checks the factors; FLINT's search is nine tenths of it.
-    """
+
+def _word(number: int) -> list[int]:
+    # Most requests are for such numbers. One pass finds and checks the factors; FLINT's search is nine tenths of it.
     if number < _TEST_FIRST:
         if number < 1:
             raise ValueError(_TOO_SMALL)
         whole = fmpz(number)
         found = whole.factor()
         if len(found) == 1 and found[0][1] == 1 and whole.is_prime():
-            return str(number)
+            return [number]
     else:
         whole = fmpz(number) if number < _SIGNED else _TOP_BIT + (number - _SIGNED)
         if number & 1 and whole.is_prime():
-            return str(number)
+            return [number]
         found = whole.factor()
-    pairs: list[tuple[int, int]] = []
-    product = 1
+    factors: list[int] = []
     for prime, times in found:
         factor = int(prime)
         if not (factor in _SMALL_PRIMES if factor < _LOOKED_UP else prime.is_prime()):
             raise WrongFactors(f"{factor}, found for {number}, is not prime")
-        pairs.append((factor, times))
-        product *= factor if times == 1 else factor**times
-    if product != number:
-        raise WrongFactors(f"the factors found for {number} have another product: {pairs}")
-    pairs.sort()
-    return notation.powers(pairs)
+        factors += [factor] * times
+    if math.prod(factors) != number:
+        raise WrongFactors(f"the factors found for {number} have another product: {factors}")
+    factors.sort()
+    return factors
 
 
 def begin(number: int) -> Factoring:
@@ -382,8 +382,7 @@ def sieve(composite: int) -> list[int]:
     pari = _pari()
     if pari is None:
         return [int(prime) for prime, times in fmpz(composite).factor() for _ in range(times)]
-    bits = composite.bit_length()
-    mixture = STRAIGHT_BITS < bits <= MIXTURE_BITS
+    mixture = STRAIGHT_BITS < composite.bit_length() <= MIXTURE_BITS
     primes, exponents = pari(composite).factorint(_PARI_MIXTURE if mixture else _PARI_SIEVE_ALONE)
     return [int(prime) for prime, times in zip(primes, exponents, strict=True) for _ in range(times)]
 

@@ -7,7 +7,8 @@ A prime that repeats is written as often ("2 2 3 3") while that is hardly longer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 #: The first value that does not fit in a machine word.
 _WORD = str(1 << 64)
@@ -26,11 +27,20 @@ def rank(value: str) -> tuple[int, str]:
 
 #: A power is written with its exponent if repeating the prime takes more additional characters than this.
 REPEATED = 30
+#: A prime that divides a number below 2^64 at most so many times is repeated: nine times 131 is the first that is not.
+SHORT = 8
 
 
 def powers(pairs: Iterable[tuple[int, int]]) -> str:
     """Return the text of (prime, exponent) pairs, which are ascending and name each prime once."""
     return " ".join([str(prime) if times == 1 else _power(str(prime), times) for prime, times in pairs])
+
+
+def repeated(factors: Sequence[int]) -> str:
+    """Return the text of the factors of a number below 2^64, which are ascending, each as often as it divides it."""
+    if len(factors) > SHORT:
+        return powers(Counter(factors).items())
+    return " ".join(map(str, factors))
 
 
 def _power(prime: str, times: int) -> str:
