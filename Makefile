@@ -40,7 +40,7 @@ TOGETHER := $(PATIENT) tests/quart_app tests/mesh tests/faults/test_linearizabil
 	tests/test_pytest_mesh.py tests/test_site.py
 test: lint types  ## run every check, in under 20 minutes
 	$(BIN)/pytest -q -m "not faults" -n 3 --dist loadfile --no-loadscope-reorder $(TOGETHER)
-	$(BIN)/pytest -q -m "not faults or selection" $(addprefix --ignore=,$(TOGETHER))
+	$(BIN)/pytest -q -m "not faults or selection" tests $(addprefix --ignore=,$(TOGETHER))
 
 faults: install  ## run the fault matrix without rows 25 to 28, in about 25 minutes: ROW=row_06 FAULTS_SEED=…
 	$(BIN)/pytest -q tests/faults -m faults $(if $(ROW),-k $(ROW))
