@@ -118,6 +118,10 @@ class Lease:
         """Put a new state into the roster, by a renewal that is sent at once."""
         self._described = self.describe()
         self.state = state
+        self.renew()
+
+    def renew(self) -> None:
+        """Renew at once, and not only when the next renewal is due."""
         self._thread.call(self._nudge.set)
 
     async def run(self) -> None:

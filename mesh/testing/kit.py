@@ -158,10 +158,11 @@ class MeshKit(AsyncOnly):
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
+        others = [] if self._virtual else list(self._members)
         self._members.append(member)
         try:
             async with asyncio.timeout(START_S):
-                return await member.joined()
+                return await member.joined(others)
         except TimeoutError as error:
             await member.kill(self._server)
             raise MeshError(

@@ -266,6 +266,12 @@ async def remind(tx: Transaction) -> None:
     tx.send(tell, to=Database(tx.database), after=timedelta(days=1))
 
 
+async def test_replicas_on_a_real_server_start_at_once(server: Server, greetings: Greetings) -> None:
+    """A replica waits until it sees each lease renewed, which is next due after ten seconds here."""
+    async with asyncio.timeout(15), MeshKit(greetings.worker, replicas=3, redis=server.url, lease_ttl_ms=60_000) as kit:
+        assert [kit[n].database for n in range(len(kit))] == [1, 2, 3]
+
+
 async def test_a_request_for_later_is_sent_now_and_done_when_it_is_due() -> None:
     """A jump of the clock stops where something is due."""
     async with MeshKit(reminders, replicas=2) as kit:
