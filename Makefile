@@ -31,15 +31,18 @@ lint: install  ## check style and import rules
 types: install  ## check types
 	$(BIN)/mypy
 
-# These tests run three at a time, because they wait more than they compute; files that take long begin first. Tests that
+# These tests run four at a time, because they wait more than they compute; files that take long begin first. Tests that
 # measure time run afterwards, one at a time.
-PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,live_page messages live_page_life up document pictures landing \
-	movements docs grades tracing addresses library migrate_page readme start_user testing_page))
-TOGETHER := $(PATIENT) tests/quart_app tests/mesh tests/faults/test_linearizability.py tests/faults/test_mutations.py \
-	tests/deploy tests/mutants tests/bench tests/containers examples tests/test_house.py tests/test_pages.py \
-	tests/test_pytest_mesh.py tests/test_site.py
+PATIENT := $(addprefix tests/journeys/test_,$(addsuffix .py,live_page messages live_page_life up document landing movements \
+	overwritten pictures docs upgrade grades tracing isolation addresses library migrate_page readme start_user \
+	testing_page full caddy_answers))
+TOGETHER := $(PATIENT) tests/test_site.py tests/faults/test_linearizability.py tests/faults/test_mutations.py tests/deploy \
+	tests/mutants tests/mesh tests/quart_app tests/bench tests/containers examples tests/test_house.py tests/test_pages.py \
+	tests/test_pytest_mesh.py
+# They start some hundred processes, which would compile all modules each time where this variable is set.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint types  ## run every check, in under 20 minutes
-	$(BIN)/pytest -q -m "not faults" -n 3 --dist loadfile --no-loadscope-reorder $(TOGETHER)
+	$(BIN)/pytest -q -m "not faults" -n 4 --dist loadfile --no-loadscope-reorder $(TOGETHER)
 	$(BIN)/pytest -q -m "not faults or selection" tests $(addprefix --ignore=,$(TOGETHER))
 
 faults: install  ## run the fault matrix without rows 25 to 28, in about 25 minutes: ROW=row_06 FAULTS_SEED=…
