@@ -91,13 +91,10 @@ class Filter:
         """Return how many bits a new filter for so many numbers has."""
         return max(LEAST_BITS, count * BITS_EACH)
 
-    def positions(self, numbers: Iterable[str]) -> list[int]:
-        """Return the bits that these numbers set."""
-        found: list[int] = []
-        for number in numbers:
-            one, other = _hashes(number)
-            found += (one % self.bits, other % self.bits)
-        return found
+    def positions(self, numbers: Iterable[str]) -> list[str]:
+        """Return the bits that these numbers set, as text, which needs no check before it is sent."""
+        bits = self.bits
+        return [str(each % bits) for number in numbers for each in _hashes(number)]
 
 
 class Filters:

@@ -137,7 +137,7 @@ async def test_a_renewal_leaves_the_filter_and_a_successor_begins_without(backen
 def test_what_a_filter_has_it_says_it_has(numbers: list[str], bits: int) -> None:
     """Python finds each thing at the positions that the script computes from the hashes."""
     filter = Filter("x", bits)
-    positions = {*filter.positions(numbers)}
+    positions = {*map(int, filter.positions(numbers))}
     for number in numbers:
         asked = among(NAME, number)
         assert {asked.one % bits, asked.other % bits} <= positions
