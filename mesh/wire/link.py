@@ -46,9 +46,6 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> None: ...
 
 
-#: Why a trip is not made again; see `Link._why_again`.
-_NO_REASON: tuple[list[str], bool] = ([], False)
-
 #: Items, each with its waiter and the number of words for which it counts.
 Asked = list[tuple[T, Waiter, int]]
 
@@ -352,8 +349,7 @@ class Link:
             except OSError:
                 pass
             else:
-                failed = [each for each in zip(commands, answers, strict=True) if isinstance(each[1], Exception)]
-                missing, passes = self._why_again(failed) if failed else _NO_REASON
+                missing, passes = self._why_again(commands, answers)
                 if missing and await self._load(missing):
                     continue
                 if not missing and not passes:
@@ -362,18 +358,18 @@ class Link:
             self._down = True
             await asyncio.sleep(RETRY_S)
 
-    def _why_again(self, failed: Iterable[tuple[tuple[Any, ...], Exception]]) -> tuple[list[str], bool]:
-        """Look at the commands that failed, each with its error. Raises LeaseLost.
-
-        Return the scripts that the server does not know, and whether it refused a command for reasons that pass.
-        """
+    def _why_again(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> tuple[list[str], bool]:
+        """Return the scripts that the server lacks, and whether it refused a command for now only. Raises LeaseLost."""
         missing, passes = [], False
-        for command, error in failed:
-            match classify(error):
+        # A server that sends more answers than it was asked for does not end the replica.
+        for command, answer in zip(commands, answers, strict=False):
+            if not isinstance(answer, Exception):
+                continue
+            match classify(answer):
                 case Meaning.FENCED:
                     raise LeaseLost(
                         "the lease is over: its Redis user was deleted, or another replica has it"
-                    ) from error
+                    ) from answer
                 case Meaning.SCRIPT if command[1] in self._sources:
                     missing.append(self._sources[command[1]])
                 case Meaning.PASSING:

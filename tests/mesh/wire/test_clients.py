@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -12,7 +14,7 @@ from redis.exceptions import DataError, NoScriptError
 
 from mesh import Busy, Connections, RedisSettings, Unavailable
 from mesh.wire.clients import Credentials, heeding_cancellation
-from mesh.wire.connection import TooLarge, encode_words
+from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
 from mesh.wire.link import Batch, Link
 from mesh.wire.script import Script
 from quart_app.local.ports import free_port
@@ -128,6 +130,24 @@ async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None
         assert isinstance(error, DataError)
     with server.redis(1) as admin:
         assert admin.get("key") == "in 1"
+    running.cancel()
+    await connection.aclose()
+
+
+class Talkative(RedisConnection):
+    """A server that sends one answer too many."""
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        return [*(await super().send(commands)), "nobody asked"]
+
+
+async def test_an_answer_too_many_does_not_end_the_link(server: Server) -> None:
+    """It belongs to no command, so nobody hears of it."""
+    connection = Talkative(Connections(server.settings).client("test"), 5)
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    running = asyncio.create_task(link.run())
+    assert await link.shared("PING") == "PONG"
+    assert await link.shared("ECHO", "still there") == "still there"
     running.cancel()
     await connection.aclose()
 
