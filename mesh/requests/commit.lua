@@ -42,7 +42,7 @@ local function go_to(number)
   end
 end
 
--- The first byte of expectations and writes: "0", "1".
+-- The first byte of expectations and writes: "0" for shared keys, "1" for own ones; "2" for own ones that are only read.
 local SHARED, OWN = 48, 49
 
 -- By the first word of a write: what to check before it, and whether that is more than types. Read once for each such word

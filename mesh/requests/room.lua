@@ -6,7 +6,7 @@ local SMALL = 131072
 -- About how many bytes the server needs for a short word that becomes an entry of a hash or a sorted set.
 local WORD = 128
 local needed = bytes + stored * WORD
-if needed >= SMALL then
+if not memory_is_full and needed >= SMALL then
   local memory = redis.pcall('INFO', 'memory')
   local function number(name) return tonumber(string.match(memory, '\n' .. name .. ':(%d+)') or 0) end
   local limit = type(memory) == 'string' and number('maxmemory') or 0
