@@ -337,7 +337,7 @@ class Effects(Writer):
             len(expects), len(writes), len(sends), took_us, call,
         ]  # fmt: skip
         words += [
-            word if word.__class__ is str else str(word) if word.__class__ is int else text_of(word)
+            word if word.__class__ is str else text_of(word)
             for kind in (expects, writes, sends)
             for part in kind
             for word in part
