@@ -27,8 +27,8 @@ def rank(value: str) -> tuple[int, str]:
 
 #: A power is written with its exponent if repeating the prime takes more additional characters than this.
 REPEATED = 30
-#: A prime that divides a number below 2^64 at most so many times is repeated: nine times 131 is the first that is not.
-SHORT = 8
+#: If a number below 2^64 has at most so many factors, none of its powers is written with an exponent.
+FEW = 8
 
 
 def powers(pairs: Iterable[tuple[int, int]]) -> str:
@@ -38,7 +38,7 @@ def powers(pairs: Iterable[tuple[int, int]]) -> str:
 
 def repeated(factors: Sequence[int]) -> str:
     """Return the text of the factors of a number below 2^64, which are ascending, each as often as it divides it."""
-    if len(factors) > SHORT:
+    if len(factors) > FEW:
         return powers(Counter(factors).items())
     return " ".join(map(str, factors))
 

@@ -25,6 +25,16 @@ def test_factors_are_written_as_powers_and_out_again(found: list[int]) -> None:
     assert notation.primes(text) == [str(prime) for prime in sorted(set(found))]
 
 
+@pytest.mark.parametrize("prime", [2, 3, 13, 127, 131, 251, 1621, 7129, 65521, 2642239, 4294967291])
+def test_the_factors_of_a_small_number_are_written_as_their_powers_are(prime: int) -> None:
+    """Up to a few factors, a text without exponents is the same; beyond, exponents are needed."""
+    for times in range(65):
+        for other in (1, 2, 3 * 5):
+            if prime**times * other < 2**64:
+                found = sorted([prime] * times + [each for each in (2, 3, 5) if other % each == 0])
+                assert notation.repeated(found) == notation.powers(sorted(Counter(found).items()))
+
+
 @given(factors)
 def test_records_that_repeat_a_prime_are_read(found: list[int]) -> None:
     """Releases before powers wrote each factor out."""
