@@ -78,8 +78,9 @@ def turn(contender: Contender, option: str, settings: Settings) -> dict[str, Any
     """Measure one option of one contender, with the processor time a request of all processes and Redis."""
     with ExitStack() as stack:
         server = stack.enter_context(valkey(settings.durability))
+        program, own = contender.launch()
         environ = {
-            **contender.environ,
+            **own,
             "BENCH_REDIS_URL": server.url,
             "BENCH_LEVELS": str(IN_FLIGHT),
             "BENCH_SECONDS": str(settings.seconds),
@@ -87,7 +88,6 @@ def turn(contender: Contender, option: str, settings: Settings) -> dict[str, Any
             "BENCH_LANES": str(LANES),
             "BENCH_DELAY_S": str(DELAY_S),
         }
-        program = [contender.python, contender.program]
         worker = stack.enter_context(child([*program, "worker"], environ=environ, folder=PEERS))
         client = stack.enter_context(child([*program, "client"], environ=environ, folder=PEERS, listen=True))
         name = f"{contender.name}, {option}"

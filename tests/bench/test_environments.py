@@ -29,11 +29,10 @@ def test_every_contender_has_its_program_and_version(contender: object) -> None:
 
 def test_an_earlier_release_comes_from_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the mesh and the programs of that commit. A history without the commit has no such release."""
+    for name in ("mesh/__init__.py", "bench/peers/with_mesh.py", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
-        if words[0] == "add":
-            for name in ("mesh/__init__.py", "bench/peers/with_mesh.py", "README.md"):
-                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name).write_text("1")
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     monkeypatch.setattr("bench.environments.ROOT", tmp_path)
     folder = sources("earlier", "HEAD")
