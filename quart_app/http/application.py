@@ -7,6 +7,7 @@ nothing here uses: sessions, signals, functions for the end of a request, subdom
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import secrets
 import time
@@ -39,7 +40,7 @@ from quart_app.http import journey, problems
 from quart_app.http.clients import Clients
 from quart_app.http.metrics import Requests
 from quart_app.http.problems import ProblemResponse
-from quart_app.http.protection import HEADERS, POLICY, Hosts
+from quart_app.http.protection import Hosts, protect
 from quart_app.http.request import HttpRequest, headers_of
 from quart_app.http.request_log import RequestLog
 from quart_app.settings import AppSettings
@@ -208,6 +209,8 @@ class Application(Quart):
         self._requests = requests
         self._log = RequestLog()
         self._leaving = leaving
+        #: of the ids of requests that come without one
+        self._id_prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
         self.config["RESPONSE_TIMEOUT"] = None
@@ -228,7 +231,7 @@ class Application(Quart):
         """
         begun = time.perf_counter()
         given = request.headers.get("X-Request-ID", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if REQUEST_ID.fullmatch(given) else f"{self._id_prefix}{next(self._numbers):08x}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         trail: list[tuple[str, Mapping[str, str]]] = []
         tracing.CALL.set(request_id)
@@ -238,10 +241,7 @@ class Application(Quart):
         response.headers["X-Request-ID"] = request_id
         if trail:
             response.headers.extend(journey.headers_for(trail, time.perf_counter() - begun))
-        if POLICY in response.headers:
-            response.headers["X-Content-Type-Options"] = "nosniff"
-        else:
-            response.headers.extend(HEADERS)
+        protect(response.headers)
         if self._leaving():
             response.headers["Connection"] = "close"
         route = "none" if request.url_rule is None else request.url_rule.rule

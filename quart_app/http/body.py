@@ -228,11 +228,12 @@ async def _parse(data: bytes, most: int | None = None) -> Any:
 
 async def _data() -> bytes:
     """Return the whole body. Waiting for it takes a timer; Quart's own way of waiting takes a task, too."""
-    if isinstance(request.body, RequestBody) and request.body.has_arrived():
-        return b"".join([part async for part in request.body])
+    body = request.body
+    if isinstance(body, RequestBody) and body.has_arrived():
+        return await body.take()
     try:
         async with asyncio.timeout(request.body_timeout):
-            return b"".join([part async for part in request.body])
+            return b"".join([part async for part in body])
     except TimeoutError as error:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 

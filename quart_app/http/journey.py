@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 #: Places that an answer names; a gather has no more.
 MOST_PLACES = 16
@@ -26,14 +27,22 @@ def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
     places: dict[str, None] = {}
     work_us = 0
     for to, fields in trail:
-        replica, database, took_us = fields.get("from", ""), fields.get("db", ""), fields.get("took_us", "")
+        took_us = fields.get("took_us", "")
         # Replies are written by scripts; one that was written by hand must not break the answer.
         if _NUMBER.fullmatch(took_us):
             work_us = max(work_us, int(took_us))
-        if len(places) < MOST_PLACES and _NAME.fullmatch(replica) and _NUMBER.fullmatch(database):
-            cls = "" if to.startswith("db") else f";class={to}"
-            places[f"{replica};db={database}{cls}"] = None
+        place = _place(to, fields.get("from", ""), fields.get("db", ""))
+        if place and len(places) < MOST_PLACES:
+            places[place] = None
     if not places:
         return {}
     timing = f"total;dur={seconds * 1000:.1f}, work;dur={work_us / 1000:.1f}"
     return {"Mesh-Place": ", ".join(places), "Server-Timing": timing}
+
+
+@lru_cache(maxsize=1024)
+def _place(to: str, replica: str, database: str) -> str:
+    """Return how a replica is named that has answered for an address; "" if its reply names none."""
+    if not (_NAME.fullmatch(replica) and _NUMBER.fullmatch(database)):
+        return ""
+    return f"{replica};db={database}" if to.startswith("db") else f"{replica};db={database};class={to}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from werkzeug.http import parse_list_header, unquote_header_value
 
@@ -25,7 +25,7 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def wait_s(preferred: dict[str, str]) -> int | None:
+def wait_s(preferred: Mapping[str, str]) -> int | None:
     """Return how many seconds the client will wait; None if it does not say, or not as RFC 7240 wants it."""
     text = preferred.get("wait", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

@@ -11,6 +11,8 @@ import re
 import socket
 from functools import lru_cache
 
+from werkzeug.datastructures import Headers
+
 from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
 from quart_app.settings import AppSettings, split
@@ -24,6 +26,15 @@ LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
 #: What a setting may hold besides a name: the addresses of sites in a Caddyfile are understood, too.
 _SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
+
+
+def protect(headers: Headers) -> None:
+    """Add these headers to those of an answer."""
+    # Werkzeug raises an exception to find out that a header is not there.
+    has_policy = any(name == POLICY for name, _ in headers)
+    for name, value in HEADERS.items():
+        if name != POLICY or not has_policy:
+            headers.add(name, value)
 
 
 class Hosts:

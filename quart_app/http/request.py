@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, HTTPScope
 from quart import Request as QuartRequest
 from quart.wrappers.request import Body
-from werkzeug.datastructures import Authorization, Headers
+from werkzeug.datastructures import Authorization, Headers, ImmutableHeadersMixin
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from quart_app.http.clients import Occupancy
+from quart_app.http.preferences import preferences
 from quart_app.http.problems import Problem
 
 #: An extension of ASGI that our server has: a function that returns whether the whole body has arrived.
@@ -81,6 +82,12 @@ class RequestBody(Body):
             raise self._must_raise
         return bytes(self._data)
 
+    async def take(self) -> bytes:
+        """Return the whole body, and keep nothing of it."""
+        data: bytes = await self
+        self.clear()
+        return data
+
     async def _ask(self) -> None:
         """Take what the server has of the body, or wait for it."""
         message = await self._receive()
@@ -121,17 +128,39 @@ class HttpRequest(QuartRequest):
     def blueprints(self) -> list[str]:
         return super().blueprints
 
+    @cached_property
+    def preferred(self) -> Mapping[str, str]:
+        """What the client prefers; see `preferences`."""
+        return preferences(self.headers.getlist("Prefer"))
 
-class _Headers(Headers):
-    """Headers that need no check, because the parser of HTTP has made it."""
+
+class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
+    """Headers that need no check, because the parser of HTTP has made it, and that nothing changes.
+
+    Werkzeug compares the names of all headers at each look-up, and raises an exception for one that is not there.
+    """
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._list = pairs
+        #: the first value of each name, in lower case
+        self._first = {_lower(name): value for name, value in reversed(pairs)}
+
+    def get(self, key: str, default: Any = None, type: Any = None) -> Any:  # type: ignore[override]
+        return self._first.get(key.lower(), default) if type is None else super().get(key, default, type)
+
+    def getlist(self, key: str, type: Any = None) -> list[Any]:
+        return super().getlist(key, type) if key in self else []
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.lower() in self._first
 
 
 @lru_cache(maxsize=1024)
 def _title(name: bytes) -> str:
     return name.decode("latin1").title()
+
+
+_lower = lru_cache(maxsize=1024)(str.lower)
 
 
 def headers_of(scope: HTTPScope) -> Headers:

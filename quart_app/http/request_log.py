@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -24,18 +25,20 @@ class RequestLog:
         self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
     ) -> None:
         """Log a request, never by path: a path may name a person. An error that `is_known` has a line elsewhere."""
+        rate: _Rate | None = None
+        level = logging.DEBUG
+        if status >= 400 and not is_known:
+            rate, level = (self._failures, logging.WARNING) if status >= 500 else (self._refusals, logging.INFO)
+        if not log.is_enabled_for(level) or (rate is not None and not rate.allows(time.monotonic())):
+            return
         facts: dict[str, Any] = {"method": method, "route": route, "status": status}
         if seconds is not None:
             facts["ms"] = round(seconds * 1000, 1)
         if detail:
             facts["detail"] = detail
-        rate, tell = (self._failures, log.warning) if status >= 500 else (self._refusals, log.info)
-        if status < 400 or is_known:
-            log.debug("request", **facts)
-        elif rate.allows(time.monotonic()):
-            if rate.suppressed:
-                facts["suppressed"] = rate.take_suppressed()
-            tell("request", **facts)
+        if rate is not None and rate.suppressed:
+            facts["suppressed"] = rate.take_suppressed()
+        log.log(level, "request", **facts)
 
 
 class _Rate:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 from quart import request
 
-from quart_app.http.preferences import preferences, wait_s
+from quart_app.http.preferences import wait_s
 from quart_app.http.problems import Problem
+from quart_app.http.request import HttpRequest
 
 #: What a client may do about a missed deadline, by the method of its request.
 ADVICE = {
@@ -14,8 +18,8 @@ ADVICE = {
 }
 
 
-def _preferred() -> dict[str, str]:
-    return preferences(request.headers.getlist("Prefer"))
+def _preferred() -> Mapping[str, str]:
+    return cast("HttpRequest", request).preferred
 
 
 def is_async() -> bool:
