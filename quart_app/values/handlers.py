@@ -206,6 +206,10 @@ def _plain(items: list[Item]) -> list[dict[str, str | int]]:
 async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
     """Look up where the records are, and find the factors of the values that this replica is to write."""
     items = await _items(request, store, pace)
+    if all(item.where is None and is_small(item.value) for item in items):
+        # Mostly all values are new and small.
+        values = [item.value for item in items]
+        return Decision(items, {}, dict(zip(values, await factorise.small(values), strict=True)), [], [])
     here, elsewhere = await _sort(items, store)
     before = await _before(here, store, pace)
     here, apart, known = await _hard_ones_apart(here, before, request, store, factorise)

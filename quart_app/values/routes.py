@@ -88,7 +88,6 @@ class ValuesRoutes:
         if items and preferences.is_async():
             return await self._jobs.begin(items)
         factors = await self._put(items)
-        await self._pace()
         array = Array()
         await array.extend([(item.value, factors[item.value]) for item in items], self._pace)
         return self._answers.respond(array)
@@ -103,12 +102,13 @@ class ValuesRoutes:
         The header `Missing-Databases` names databases that hold data and are not in the answer; with
         `Prefer: handling=strict` such an answer is 503.
         """
-        number = await self._prime(prime)
-        limit = self._argument("limit", self._settings.max_answer)
-        after = self._argument("after", 0)
-        settings = self._settings
+        deadline_ms, settings = self._deadline_ms(), self._settings
+        number = await self._prime(prime, deadline_ms)
+        arguments = request.args if request.query_string else {}
+        limit = self._argument(arguments, "limit", settings.max_answer)
+        after = self._argument(arguments, "after", 0)
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
-        search = Search(self._context.mesh.replica, self._pace, self._answers, question, self._deadline_ms())
+        search = Search(self._context.mesh.replica, self._pace, self._answers, question, deadline_ms)
         found = await search.run()
         if found.more and not limit:
             raise _too_much(number, settings)
@@ -121,18 +121,18 @@ class ValuesRoutes:
             response.headers["Link"] = f'</values/{number}?limit={limit}&after={found.last}>; rel="next"'
         return response
 
-    async def _prime(self, text: str) -> str:
+    async def _prime(self, text: str, deadline_ms: int) -> str:
         if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
             raise Problem(422, f"the prime must be a number of at most {self._settings.max_digits} digits")
         number = text.lstrip("0") or "0"
-        if not await self._pool.is_prime(int(number), self._deadline_ms() / 1000):
+        if not await self._pool.is_prime(int(number), deadline_ms / 1000):
             raise Problem(422, f"{_shown(number)} is not a prime number")
         return number
 
-    def _argument(self, name: str, most: int) -> str:
+    def _argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
         """Return a number of the query, "" if it is absent. Raises Problem."""
-        text = request.args.get(name, "")
-        if name not in request.args:
+        text = arguments.get(name)
+        if text is None:
             return ""
         if not (text.isascii() and text.isdigit()) or len(text) > self._settings.max_digits:
             raise Problem(422, f"{name} must be a number of at most {self._settings.max_digits} digits")
@@ -150,7 +150,6 @@ class ValuesRoutes:
             return {}
         await self._pace()
         last = {item.value: item for item in items}
-        await self._pace()
         asks = await self._asks(last)
         with self._work.lent(sum(len(value) for value in last if not is_small(value))):
             replica = self._context.mesh.replica
