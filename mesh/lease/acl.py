@@ -87,16 +87,25 @@ def _selector(database: int, patterns: list[str]) -> str:
 
 
 def _shared_patterns(database: int) -> list[str]:
-    """The keys of the bus database that the holder of this database uses."""
+    """The keys of the bus database that the holder of this database uses.
+
+    The server compares each key of a command with one pattern after the other. So those that every call needs come
+    first: as the last ones they cost it 3 µs more.
+    """
+    every_call = [
+        f"~{keys.REQUESTS}*",
+        f"~{keys.BOOKS}",
+        f"~{keys.lease(database)}",
+        f"~{keys.SUBMITTED}*",
+        f"~{keys.COMMITTED}*",
+        f"~{keys.REPLIES}*",
+        f"~{keys.CLOCK}",
+        f"%R~{keys.ROWS}*",
+    ]
     written = (
         f"{keys.SHARED}*",
         f"{keys.EVENTS}*",
-        f"{keys.REQUESTS}*",
-        f"{keys.REPLIES}*",
-        f"{keys.SUBMITTED}*",
-        f"{keys.COMMITTED}*",
         keys.DEAD,
-        keys.BOOKS,
         keys.AUDIT,
         keys.MINUTES,
         keys.PAUSED,
@@ -112,14 +121,12 @@ def _shared_patterns(database: int) -> list[str]:
         f"{keys.SCHEDULE}*",
         keys.OPERATIONS,
         keys.SERVED,
-        keys.lease(database),
         keys.row(database),
         keys.expected(database),
         keys.WRITTEN,
-        keys.CLOCK,
     )
-    read = (f"{keys.LEASES}*", f"{keys.ROWS}*", f"{keys.EXPECTED}*")
-    return [f"~{pattern}" for pattern in written] + [f"%R~{pattern}" for pattern in read]
+    read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
+    return [*every_call, *(f"~{pattern}" for pattern in written), *(f"%R~{pattern}" for pattern in read)]
 
 
 async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
