@@ -50,8 +50,7 @@ log = structlog.get_logger(__name__)
 PRESENT = Script.beside(__file__, "present.lua")
 #: The scripts of a client's link.
 LINK_SCRIPTS = (
-    roster.ROSTER, roster.MISSING, SERVED, scripts.SUBMIT, scripts.SUBMIT_WHEN_FULL, scripts.END, scripts.BOOKS,
-    waking.CANCEL,
+    roster.ROSTER, roster.MISSING, SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
 #: A presence holds for so many lease ttls, and is renewed once in each. It may hold for longer than a lease, because
 #: nobody waits for it to end: a client holds no database.
@@ -96,7 +95,7 @@ class Presence:
     def _make_link(self) -> Link:
         settings = self._settings
         submit = (
-            "EVALSHA", scripts.SUBMIT.sha, 3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._who,
+            3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._who,
             self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
         )  # fmt: skip
@@ -105,10 +104,9 @@ class Presence:
             bus=self._connections.bus,
             database=self._connections.bus,
             trusted=lambda: self.trusted,
-            submit=submit,
-            commit=(),
+            submit=(scripts.variants(scripts.SUBMIT), submit),
+            commit=None,
             scripts=LINK_SCRIPTS,
-            when_full={scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha},
         )
 
     def _make_durability(self) -> Durability | None:

@@ -237,15 +237,14 @@ class Replica:
 
     def _make_link(self, commit_script: Script, others: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        commit_when_full = scripts.when_full(commit_script)
         # The result of a batch is kept for longer than the lease, after which nothing is sent again.
         common = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
-            "EVALSHA", scripts.SUBMIT.sha, 3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
+            3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
             keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit = (
-            "EVALSHA", commit_script.sha, 3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
+            3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
             self.database, self._connections.bus, self.id,
         )  # fmt: skip
         return Link(
@@ -253,10 +252,9 @@ class Replica:
             bus=self._connections.bus,
             database=self.database,
             trusted=lambda: self._lease.trusted,
-            submit=submit,
-            commit=commit,
-            scripts=[commit_script, commit_when_full, *others],
-            when_full={scripts.SUBMIT.sha: scripts.SUBMIT_WHEN_FULL.sha, commit_script.sha: commit_when_full.sha},
+            submit=(scripts.variants(scripts.SUBMIT), submit),
+            commit=(scripts.variants(commit_script), commit),
+            scripts=others,
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:

@@ -98,7 +98,7 @@ class Calls:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
             raise UsageError("a request with an idempotency key, or with a key to read, is asked alone")
-        reads = True
+        reads, plain = True, True
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
@@ -109,13 +109,13 @@ class Calls:
                 answers[key] = Answer(target, key)
             else:
                 answers[key] = Answer(target, key, None if once is None else (op, once.key), limit)
-                ttl = ask.ttl_word(deadline_ms, text, self._later_bound)
+                ttl, plain = ask.ttl_word(deadline_ms, text, self._later_bound), False
             if ask.read:
                 group[1] = f"{group[1]} read {keys.SHARED}{ask.read}".lstrip()
             group += (target, op, key, ttl, text)
         group[0] = -len(asks) if reads else len(asks)
         call = CallInProgress("", answers, self._end, decode, self._loop.create_future())
-        return self._wait_for(call, answers, group, deadline_ms)
+        return self._wait_for(call, answers, group, deadline_ms, plain)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
         """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
@@ -179,14 +179,19 @@ class Calls:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _wait_for(
-        self, call: CallInProgress, names: Collection[str], group: Sequence[str | int], deadline_ms: int
+        self,
+        call: CallInProgress,
+        names: Collection[str],
+        group: Sequence[str | int],
+        deadline_ms: int,
+        plain: bool = False,
     ) -> list[Answer]:
-        """Submit a call and wait until it is complete. `names` are those of its requests."""
+        """Submit a call and wait until it is complete. `names` are those of its requests, which are `plain` or not."""
         if self._closed is not None:
             raise self._closed
         if len(self._in_progress) + len(names) > MOST_OUT:
             raise Busy(f"{MOST_OUT} requests of this replica already wait for replies; retry after 1 s", retry_after=1)
-        words = _words_of(group)
+        words = _words_of(group, plain)
         for name in names:
             self._in_progress[name] = call
         deadline = self._deadlines.add(call, deadline_ms / 1000)
@@ -324,10 +329,10 @@ def _target_of(to: Address) -> str:
     return to.target
 
 
-def _words_of(group: Sequence[str | int]) -> Encoded:
-    """A group of requests as the link takes it. Raises InvalidBody."""
+def _words_of(group: Sequence[str | int], plain: bool = False) -> Encoded:
+    """A group of requests as the link takes it; `plain`: all are calls without options. Raises InvalidBody."""
     try:
-        return encode_words(group)
+        return encode_words(group, plain)
     except redis_errors.DataError as error:
         raise InvalidBody(str(error)) from error
 

@@ -1,9 +1,9 @@
 #!lua
 -- Applies transactions: of each, its sends, writes, reply, acknowledgement and books. A script cannot be rolled back,
 -- so everything that can make a transaction fail is checked before its first write, and one that would fail changes
--- nothing. There are two of this script. The server refuses this one when memory is full. Then the other one, with
--- `allow-oom`, applies the transactions that store nothing. They finish what was accepted, and that frees memory. This
--- one does the same for a batch that would exceed the memory.
+-- nothing. There are three of this script. When memory is full, or a batch would exceed it, the server or room.lua refuses
+-- this one. Then the second one, with `allow-oom`, applies the transactions that store nothing. They finish what was
+-- accepted, and that frees memory. The third one lacks commit_seldom.lua: see submit.lua.
 -- KEYS: lease, books, committed
 -- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, and the transactions, as
 --       batch.lua reads them, because JSON costs less than each word as an argument. The words of a transaction:
@@ -42,21 +42,10 @@ local function go_to(number)
   end
 end
 
--- The first byte of expectations and writes: "0" for shared keys, "1" for own ones; "2" for own ones that are only read.
+-- Selects the database of an expectation or a write by its first byte: "0" stands for shared keys, "1" for own ones, "2" for
+-- own ones that are only read.
 local SHARED, OWN = 48, 49
-
--- By the first word of a write: what to check before it, and whether that is more than types. Read once for each such word
--- of the batch.
-local checks = {}
-local function read_checks(word)
-  local found = {is_special = false}
-  for each in string.gmatch(word, '%a+') do
-    found[#found + 1] = each
-    if string.find(' bounded placed integer field stream any ', ' ' .. each .. ' ', 1, true) then found.is_special = true end
-  end
-  checks[word] = found
-  return found
-end
+local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
 local PLACE = 7
 --[[ batch.lua ]]
@@ -107,8 +96,9 @@ local ending
 -- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
 local kept = {}
 
--- A script pays for each of its functions at every run: to create it, and later as much again to free its memory. So the
--- functions that few transactions need are created together when the first of them is needed.
+-- A script pays for each of its functions at every run: to create it, for each variable of the script that it uses, and later
+-- as much again to free its memory. So the functions that few transactions need are created together when the first of them is
+-- needed, and what stands in one place is no function.
 --[[ commit_seldom.lua ]]
 local created
 local function seldom()
@@ -134,6 +124,9 @@ local function unchanged(i)
   return last + values + 1
 end
 
+-- By the first word of a write: what to check before it, and whether that is more than types. Read once for each such word
+-- of the batch.
+local checks = {}
 -- A script cannot be rolled back, so everything that can make a write fail is checked before the first one. What can
 -- be checked without the database, Python has checked (verbs.py).
 -- Returns where the writes end; or nil and the reason, if one of them would fail.
@@ -143,8 +136,16 @@ local function possible(first, count)
   for _ = 1, count do
     local word = tx[i]
     if #word > 1 then
-      local each = checks[word] or read_checks(word)
-      go_to(string.byte(word) == SHARED and bus or database)
+      local each = checks[word]
+      if not each then
+        each = {is_special = false}
+        for name in string.gmatch(word, '%a+') do
+          each[#each + 1] = name
+          if string.find(' bounded placed integer field stream any ', ' ' .. name .. ' ', 1, true) then each.is_special = true end
+        end
+        checks[word] = each
+      end
+      go_to_side(word)
       for n = 1, #each do
         local wanted, k, wrong = each[n], i + 2 + n, nil
         if each.is_special then wrong = seldom().check(wanted, k) else wrong = wrong_type(tx[k], wanted) end
@@ -160,15 +161,6 @@ end
 -- keys than have names, without an end, if `is_known`: then no write changes what is known.
 local set = 'db' .. database .. ':written'
 local touched, unnamed, is_known = {}, nil, nil
-local function touch(first, keys)
-  if is_known == nil then is_known = redis.call('ZSCORE', set, '*') == 'inf' end
-  if is_known then return end
-  if tx[first] == 'set-all' then
-    unnamed = math.max(unnamed or 0, tonumber(tx[first + 1]))
-  else
-    for k = first + 1, first + keys do touched[tx[k]] = true end
-  end
-end
 
 -- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
 -- request is not acknowledged. The other transactions are.
@@ -176,9 +168,16 @@ local function write(first, count)
   local i = first
   for _ = 1, count do
     local word, verb, last, result = tx[i], tx[i + 2], i + 1 + tx[i + 1], nil
-    local side = string.byte(word)
-    go_to(side == SHARED and bus or database)
-    if side == OWN and not is_known then touch(i + 2, #word > 1 and #checks[word] or 1) end
+    local is_own = string.byte(word) == OWN
+    go_to_side(word)
+    if is_own and is_known == nil then is_known = redis.call('ZSCORE', set, '*') == 'inf' end
+    if is_own and not is_known then
+      if verb == 'set-all' then
+        unnamed = math.max(unnamed or 0, tonumber(tx[i + 3]))
+      else
+        for k = i + 3, i + 2 + (#word > 1 and #checks[word] or 1) do touched[tx[k]] = true end
+      end
+    end
     -- Our own verbs have small letters.
     if string.byte(verb) >= 97 then
       result = seldom().verbs()[verb](i + 2, last)
@@ -207,7 +206,7 @@ local function commit(number)
   local first_write, changed = head + FIRST, nil
   for _ = 1, groups do
     local word = tx[first_write]
-    go_to(string.byte(word) == SHARED and bus or database)
+    go_to_side(word)
     if #word > 1 then
       first_write, changed = seldom().unchanged_answer(first_write)
     else
@@ -222,13 +221,6 @@ local function commit(number)
   if failed then return failed end
   if stream ~= '' then mine[stream][id] = false end
   endings[number], ending = ending, nil
-end
-
--- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
-local function reply(...)
-  redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
-    'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2], 'took_us', tx[head + 12],
-    'db', database, ...)
 end
 
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
@@ -249,12 +241,17 @@ if unnamed or next(touched) then
   note_database(database, last)
 end
 go_to(bus)
+local no_call = {}
 for number = 1, #heads do
   if outcomes[number] == 'done' then
     head = heads[number]
     local stream = tx[head + 1]
     if tx[head + 3] ~= '' then
-      if tx[head + 13] == '' then reply() else reply('call', tx[head + 13]) end
+      local call = tx[head + 13] == '' and no_call or {'call', tx[head + 13]}
+      -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
+      redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
+        'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2],
+        'took_us', tx[head + 12], 'db', database, unpack(call))
     end
     if endings[number] then seldom().end_options(endings[number]) end
     if stream ~= '' then

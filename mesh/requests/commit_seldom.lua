@@ -1,4 +1,4 @@
--- What few transactions need. It stands in commit.lua.
+-- What few transactions need. It stands in commit.lua, but not in its plain variant; see Variants in scripts.py.
 local function make_seldom()
   local seldom = {}
 
@@ -102,3 +102,4 @@ end
 
   return seldom
 end
+-- End of what few need.

@@ -17,7 +17,7 @@ from mesh.requests import tracing
 from mesh.requests.once import Once, is_kept, key_reused
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score, text_of
-from mesh.requests.writes import Expectations, Writes, parts
+from mesh.requests.writes import Expectations, Writes, are_plain, parts
 from mesh.wire.codec import encode
 from mesh.wire.connection import Encoded, encode_words
 
@@ -342,7 +342,7 @@ class Effects(Writer):
             for part in kind
             for word in part
         ]
-        return encode_words(words)
+        return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
         """Refuse what comes now, such as from a task that a handler has left behind: it would be lost."""

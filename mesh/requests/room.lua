@@ -1,5 +1,6 @@
 -- The server compares its memory with `maxmemory` only before a script begins. The script of a large batch also compares,
--- so that the batch does not take the memory beyond the limit. Where the server does not tell its memory, there is room.
+-- so that the batch does not take the memory beyond the limit: it answers as the server does when memory is full. Where the
+-- server does not tell its memory, there is room.
 -- `stored` is how many words the batch may store, and `bytes` how long they are together.
 -- A batch that stores fewer bytes is small.
 local SMALL = 131072
@@ -12,6 +13,6 @@ if not memory_is_full and needed >= SMALL then
   local limit = type(memory) == 'string' and number('maxmemory') or 0
   -- The server does not count the buffers of copies and of the append-only file either.
   if limit > 0 and number('used_memory') - number('mem_not_counted_for_evict') + needed > limit then
-    memory_is_full = true
+    return redis.error_reply('OOM the batch would exceed maxmemory')
   end
 end

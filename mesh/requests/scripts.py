@@ -12,10 +12,12 @@ from mesh.later.entering import ENTER
 from mesh.later.parking import PARK
 from mesh.later.retry import DEFER
 from mesh.requests import filters
-from mesh.wire.script import Script
+from mesh.wire.script import Script, Variants
 
 #: What every script has that adds, moves or ends requests which may have options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
+#: What the plain variants of SUBMIT and COMMIT lack.
+SELDOM = r"-- What few (?:batches|transactions) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
     "submit.lua",
@@ -56,6 +58,11 @@ def commit_with(fragments: Iterable[str]) -> Script:
     return Script(COMMIT.source.replace("--[[ verbs of services ]]", "\n".join(blocks)))
 
 
+def variants(script: Script) -> Variants:
+    """Return the variants of SUBMIT, or of a commit script."""
+    return Variants(script, script.without(SELDOM), when_full(script))
+
+
 def when_full(script: Script) -> Script:
     """Return the variant of a script that the server runs when memory is full; it stores nothing then."""
     header, flag = "#!lua\n", "local memory_is_full = false\n"
@@ -65,11 +72,10 @@ def when_full(script: Script) -> Script:
     return Script(f"#!lua flags=allow-oom\n{source}")
 
 
-SUBMIT_WHEN_FULL = when_full(SUBMIT)
-
-#: The scripts of a replica's link beside the commit. It loads one when it needs it and the server does not know it.
+#: The scripts of a replica's link beside SUBMIT and the commit. It loads one when it needs it and the server does not
+#: know it.
 OF_LINK = (
-    roster.ROSTER, roster.MISSING, SUBMIT, SUBMIT_WHEN_FULL, END, KEEP_ALIVE, FORGET,
+    roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET,
     REDELIVER, GIVE_BACK, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES,
     PUBLISH, filters.NAME,
 )  # fmt: skip

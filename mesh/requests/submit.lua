@@ -1,9 +1,10 @@
 #!lua
 -- Puts groups of requests on their streams: of a group all requests, or none if one of them has no live replica or a
 -- full queue.
--- There are two of this script. The server refuses this one when memory is full; then the other one, with `allow-oom`,
--- submits the groups that only read, and refuses the rest. This one does the same for a batch that would exceed the
--- memory.
+-- There are three of this script. When memory is full, or a batch would exceed it, the server or room.lua refuses this one.
+-- Then the second one, with `allow-oom`, submits the groups that only read, and refuses the rest. The third one lacks
+-- submit_seldom.lua. It runs for batches of calls without options, because Lua's collector walks through all functions that
+-- the server has loaded, again and again.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads
@@ -50,21 +51,25 @@ local function class_of(n)
   return classes[n]
 end
 
+-- Returns why an address has no live replica: 'missing' if one is expected back, or else 'no-replica'; nothing if it has one.
 local live = {}
-local function is_live(to)
-  if live[to] == nil then
-    live[to] = false
-    local n = tonumber(string.match(to, '^db(%d+)$'))
-    if n then live[to] = class_of(n) ~= false end
-    -- Database 0 is leased last, so it is looked up last.
-    for k = 1, n and 0 or databases do
-      if class_of(k % databases) == to then
-        live[to] = true
-        break
-      end
+local function absence_of(to)
+  if live[to] then return end
+  local n = tonumber(string.match(to, '^db(%d+)$'))
+  if n then live[to] = class_of(n) ~= false end
+  -- Database 0 is leased last, so it is looked up last.
+  for k = 1, n and 0 or databases do
+    if class_of(k % databases) == to then
+      live[to] = true
+      break
     end
   end
-  return live[to]
+  if live[to] then return end
+  for k = n or 0, n or databases - 1 do
+    local expected = redis.call('GET', 'mesh:expected:' .. k)
+    if expected and (n or expected == to) then return 'missing' end
+  end
+  return 'no-replica'
 end
 
 local time = redis.call('TIME')
@@ -134,7 +139,8 @@ local function refused(first, last, only_reads)
       code, about = seldom().gather_refused(to)
       if code then return code, about end
     else
-      if not is_live(to) then return seldom().is_expected(to) and 'missing' or 'no-replica', to end
+      code = absence_of(to)
+      if code then return code, to end
       if is_full(to, with and with.ttl or ttl) then return 'busy', to end
       if with and with.limit then
         code, about = seldom().option().limits().refusal(with.limit, deadlines[ttl], with.most)
@@ -154,6 +160,8 @@ local function put(at, to, key, reply_to, ...)
   return id
 end
 
+--[[ further_fields.lua ]]
+
 -- The further fields of the entries of the group at hand.
 local no_fields = {}
 local further
@@ -164,29 +172,24 @@ function seldom()
   return created
 end
 
--- Puts the requests of a group whose replies somebody waits for on their streams; returns their ids.
-local function put_all(first, last)
-  local ids = {}
-  for at = first, last, WORDS do
-    local to, key = groups[at], groups[at + 2]
-    if further ~= no_fields or options[groups[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
-      seldom().put(ids, at, to, key)
-    else
-      ids[#ids + 1] = put(at, to, key, reply_to)
-    end
-  end
-  return ids
-end
-
 local results, head = {}, 1
 while head <= stored do
   local first, last, number = head + FIRST, head + groups[head] - 1, groups[head + 1]
-  further = groups[head + 2] == '' and no_fields or seldom().further_fields(groups[head + 2])
+  further = groups[head + 2] == '' and no_fields or further_fields(groups[head + 2])
   if number == 0 then
     results[#results + 1] = seldom().send(first)
   else
     local code, about = refused(first, last, number < 0)
-    results[#results + 1] = code and {error = code, about = about} or put_all(first, last)
+    local ids = code and {error = code, about = about} or {}
+    for at = first, code and 0 or last, WORDS do
+      local to, key = groups[at], groups[at + 2]
+      if options[groups[at + 3]] or (not live[to] and string.byte(to) == GATHER) then
+        seldom().put(ids, at, to, key)
+      else
+        ids[#ids + 1] = put(at, to, key, reply_to, unpack(further))
+      end
+    end
+    results[#results + 1] = ids
   end
   head = last + 1
 end

@@ -1,9 +1,6 @@
--- What few batches need. It stands in submit.lua.
+-- What few batches need. It stands in submit.lua, but not in its plain variant; see Variants in scripts.py.
 local function make_seldom()
   local seldom = {}
-
---[[ further_fields.lua ]]
-seldom.further_fields = further_fields
 
 -- Reads the options that follow a ttl. Returns the ttl (ms).
 function seldom.read_options(word)
@@ -30,15 +27,6 @@ local function look_for_missing()
       local is_expected = redis.call('EXISTS', 'mesh:expected:' .. n) == 1
       table.insert(is_expected and expected or left_out, n)
     end
-  end
-end
-
--- Whether the holder of a database, or any holder of a class, is expected back.
-function seldom.is_expected(to)
-  local n = string.match(to, '^db(%d+)$')
-  if n then return redis.call('EXISTS', 'mesh:expected:' .. n) == 1 end
-  for k = 0, databases - 1 do
-    if redis.call('GET', 'mesh:expected:' .. k) == to then return true end
   end
 end
 
@@ -166,3 +154,4 @@ end
 
   return seldom
 end
+-- End of what few need.

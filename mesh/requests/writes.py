@@ -55,6 +55,11 @@ class Expectations:
         words: list[Text] = [verb, key, *args]
         self._answers.append([f"{side}r", ANSWERS[verb], len(elements), len(words), *words, *elements])
 
+    @property
+    def are_plain(self) -> bool:
+        """Whether the plain variant of the commit script can compare them: it does so with values only."""
+        return not self._answers
+
     def clear(self) -> None:
         """Forget all of it."""
         self._answers.clear()
@@ -89,6 +94,16 @@ _KNOWN = "any"
 _STATES = frozenset(("bounded", "placed"))
 
 Command = list[Text]
+
+#: The first words of commands before which the plain variant of the commit script checks no more than types.
+_PLAIN = frozenset(
+    [*_SIDES, *(f"{side} {needed}" for side in _SIDES for needed in ("string", "hash", "list", "set", "zset"))]
+)
+
+
+def are_plain(commands: Iterable[Command]) -> bool:
+    """Return whether the plain variant of the commit script has all that these commands need: no verbs of our own."""
+    return not [command for command in commands if command[0] not in _PLAIN or str(command[2]).islower()]
 
 
 class Sums:

@@ -66,7 +66,7 @@ class Alone:
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
-        text, _, longs = effects.wire()
+        text, _, longs, _ = effects.wire()
         fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
         command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % text, *longs)
         (word,) = decode(await self.shared(*command))

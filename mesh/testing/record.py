@@ -11,7 +11,6 @@ from typing import Any
 
 from mesh import keys
 from mesh.later.due import Due
-from mesh.requests import scripts
 from mesh.requests.protocol import OK, Address, Class, Database
 from mesh.requests.settlement import DONE
 from mesh.testing.workers import Runs
@@ -72,7 +71,7 @@ def is_commit(command: Command) -> bool:
 def is_numbered(command: Command) -> bool:
     """Whether a command has an effect that must happen once: a batch of commits or of submissions."""
     return is_commit(command) or (
-        command[0] == "EVALSHA" and command[1] in (scripts.SUBMIT.sha, scripts.SUBMIT_WHEN_FULL.sha)
+        command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.submitted(""))
     )
 
 

@@ -39,9 +39,9 @@ WORD_BITS = 7
 #: A word of more characters is sent as it is, because a server reads a text faster than JSON.
 LONG = 4096
 
-#: An item of a batch: its words as JSON, after each other and without brackets, for how many words it counts in a round
-#: trip, and its long words, which are null there.
-Encoded = tuple[bytes, int, Sequence[str]]
+#: An item of a batch: its words as JSON, after each other and without brackets; for how many words it counts in a round
+#: trip; its long words, which are null there; and whether the plain variant of the script is enough for it.
+Encoded = tuple[bytes, int, Sequence[str], bool]
 
 
 class TooLarge(redis_errors.DataError):
@@ -59,7 +59,7 @@ def pack(commands: Iterable[Command]) -> bytes:
     return packed
 
 
-def encode_words(words: Sequence[Any]) -> Encoded:
+def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
     """Return the words of one item of a batch, which `batch.lua` reads. They cost less than as many arguments.
 
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
@@ -73,14 +73,14 @@ def encode_words(words: Sequence[Any]) -> Encoded:
     if size > MOST_BYTES - _REST:
         raise _too_large(size)
     if size <= LONG:
-        return text, number + (size >> WORD_BITS), _NONE
+        return text, number + (size >> WORD_BITS), _NONE, plain
     places = [at for at, word in enumerate(words) if word.__class__ is str and len(word) > LONG]
     if places:
         kept: list[Any] = [number, *words]
         for at in places:
             kept[at + 1] = None
         text = _ENCODE(kept)[1:-1]
-    return text, number + (size >> WORD_BITS), [words[at] for at in places]
+    return text, number + (size >> WORD_BITS), [words[at] for at in places], plain
 
 
 def _too_large(size: int) -> TooLarge:

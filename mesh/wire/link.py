@@ -14,8 +14,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from redis import exceptions as redis_errors
@@ -24,7 +23,7 @@ from mesh.errors import Busy, LeaseLost, MeshError, Unavailable, redis_is_full
 from mesh.wire.codec import decode
 from mesh.wire.connection import WORD_BITS, Encoded, RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
-from mesh.wire.script import Script
+from mesh.wire.script import Numbered, Script
 
 T = TypeVar("T")
 
@@ -109,9 +108,9 @@ class Link:
     lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
     server recognises what it has done already, and all other commands have the same effect when they run twice.
 
-    `submit` and `commit` are the first words of the commands that run these scripts. The link adds the number of the
-    trip, and the batch as `batch.lua` reads it. `when_full` maps the hash of each of the two scripts to that of the
-    script which takes its place when the server is out of memory.
+    `submit` and `commit` are these scripts, and the first words for them. The link adds the number of the trip, and the
+    batch as `batch.lua` reads it. It runs the plain variant if that is enough for each item of the batch, and the
+    variant for a full memory when the server has refused the other one.
     """
 
     def __init__(
@@ -121,10 +120,9 @@ class Link:
         bus: int,
         database: int,
         trusted: Callable[[], bool],
-        submit: tuple[Any, ...],
-        commit: tuple[Any, ...],
+        submit: Numbered,
+        commit: Numbered | None,
         scripts: Sequence[Script],
-        when_full: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
@@ -133,8 +131,9 @@ class Link:
         self._trusted = trusted
         self._submit = submit
         self._commit = commit
-        self._sources = {script.sha: script.source for script in scripts}
-        self._when_full = when_full
+        variants = [numbered[0] for numbered in (submit, commit) if numbered]
+        self._sources = {script.sha: script.source for script in itertools.chain(scripts, *[v.all for v in variants])}
+        self._when_full = {script.sha: each.when_full.sha for each in variants for script in each.all}
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
         self._submissions: Batch[Encoded] = Batch()
@@ -168,7 +167,7 @@ class Link:
         if self._closed is not None:
             raise self._closed
         self._submissions.add(group, waiter, group[1])
-        self._wake.set()
+        self._send_soon()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
         """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
@@ -178,15 +177,18 @@ class Link:
             self._commits.put_first([(transaction, waiter, transaction[1])])
         else:
             self._commits.add(transaction, waiter, transaction[1])
-        self._wake.set()
+        self._send_soon()
 
     def _add(self, batch: Batch[Any], item: Any) -> asyncio.Future[Any]:
         if self._closed is not None:
             raise self._closed
         future: asyncio.Future[Any] = self._loop.create_future()
         batch.add(item, future, _weight(item))
-        self._wake.set()
+        self._send_soon()
         return future
+
+    def _send_soon(self) -> None:
+        self._wake.set()
 
     @property
     def closed(self) -> bool:
@@ -202,10 +204,10 @@ class Link:
         """Make round trips until cancelled. Raises LeaseLost."""
         try:
             while True:
-                await self._wake.wait()
-                self._wake.clear()
                 while any(self._queues):
                     await self._trip()
+                await self._wake.wait()
+                self._wake.clear()
         except LeaseLost as error:
             self.close(error)
             raise
@@ -289,7 +291,7 @@ class Link:
     ) -> list[tuple[Any, ...]]:
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
-        if commits:
+        if commits and self._commit is not None:
             commands.append(self._numbered(self._commit, commits))
         if submissions:
             commands.append(self._numbered(self._submit, submissions))
@@ -300,9 +302,11 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, script: tuple[Any, ...], asked: Asked[Encoded]) -> tuple[Any, ...]:
+    def _numbered(self, numbered: Numbered, asked: Asked[Encoded]) -> tuple[Any, ...]:
+        variants, words = numbered
+        script = variants.complete if False in [item[3] for item, _, _ in asked] else variants.plain
         batch = b"[%b]" % b",".join([item[0] for item, _, _ in asked])
-        return (*script, self._number, batch, *[word for item, _, _ in asked for word in item[2]])
+        return ("EVALSHA", script.sha, *words, self._number, batch, *[word for item, _, _ in asked for word in item[2]])
 
     def _hand_out(
         self,

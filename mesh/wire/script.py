@@ -8,6 +8,7 @@ Redis user.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,13 @@ class Script:
                 source = source.replace(f"--[[ {called} ]]", text)
         return cls(source)
 
+    def without(self, part: str) -> Script:
+        """Return the script without the only piece of its source that matches a pattern. Raises ValueError."""
+        source, count = re.subn(part, "", self.source, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"the script has {count} pieces like {part!r}, not one")
+        return Script(source)
+
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
         """Run the script over a client, and load it if the server does not know it. Raises redis-py's errors.
 
@@ -60,3 +68,23 @@ class Script:
             return await client.execute_command("EVALSHA", self.sha, *words, **options)
         except NoScriptError:
             return await client.execute_command("EVAL", self.source, *words, **options)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """One script in three: complete, `plain` for batches that need little of it, and `when_full` for a full memory.
+
+    The server refuses the first two when its memory is full.
+    """
+
+    complete: Script
+    plain: Script
+    when_full: Script
+
+    @property
+    def all(self) -> tuple[Script, ...]:
+        return self.complete, self.plain, self.when_full
+
+
+#: A script whose batches have numbers, and the words that stand before the number.
+Numbered = tuple[Variants, Sequence[Any]]

@@ -46,7 +46,7 @@ class Read:
 
 def read(transaction: Effects) -> Read:
     """Decode; fails unless a transaction's size is at least the number of its words."""
-    text, size, longs = transaction.wire()
+    text, size, longs, _ = transaction.wire()
     words = json.loads(b"[%b]" % text)
     assert not longs and words[0] == len(words)
     _number, stream, id, reply_to, key, op, status, forwards, body, expects, writes, sends, _took, _call, *rest = words
@@ -120,6 +120,31 @@ def test_a_write_names_what_the_script_must_check() -> None:
     assert read(transaction).types == [
         [], ["any"], ["integer"], ["field"], ["hash", "zset"], [], ["any"], ["hash"], ["any"], [],
     ]  # fmt: skip
+
+
+def test_the_plain_variant_of_the_commit_is_enough_for_values_and_verbs_of_redis() -> None:
+    """It lacks the code for verbs of our own, for checks of more than types, for sends, and for options."""
+    plain = Effects(3, "replica-2", request())
+    plain.expect("k", "1")
+    plain.set("k", "2")
+    plain.hset("h", {"f": "1"})
+    plain.shared.zadd("z", {"m": 1})
+    plain.write("SADD", "s", "m")
+    plain.reply({})
+    assert plain.wire()[3]
+    for add in (
+        lambda effects: effects.incrby("k", 1),
+        lambda effects: effects.write("XADD", "x", "*", "f", "v"),
+        lambda effects: effects.keep_until("k", 9),
+        lambda effects: effects.set_until(["k"], "v", 9),
+        lambda effects: effects.zadd_all("z", ["m"], 1),
+        lambda effects: effects.expect_answer("HGETALL", "h", (), []),
+        lambda effects: effects.send(Class("A"), "x.y", {}),
+    ):
+        effects = Effects(3, "replica-2", request())
+        add(effects)
+        assert not effects.wire()[3]
+    assert not Effects(3, "replica-2", request(options=("limit", "l"))).wire()[3]
 
 
 def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order() -> None:

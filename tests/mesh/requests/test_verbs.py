@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mesh import Class, Database
 from mesh.raw import Effects
-from mesh.requests.scripts import commit_with
+from mesh.requests.scripts import commit_with, variants
 from mesh.requests.settlement import CONFLICT
 from mesh.requests.verbs import VERBS, ServiceVerbs
 from mesh.testing.fake_server import without_flags
@@ -30,7 +30,7 @@ verbs['note-all'] = function(first, last)
 end
 """
 ADDED = ServiceVerbs(NOTE, {"note-all": ("hash", "zset")})
-COMMIT = commit_with([ADDED.lua])
+COMMIT = variants(commit_with([ADDED.lua]))
 
 NAMES = ["a", "b", "c"]
 END = "18446744073709551615-18446744073709551615"
@@ -107,9 +107,9 @@ Say = Callable[..., Any]
 class Databases:
     """A server with the databases of one replica (bus 0, own 1), and a copy of them (2 and 3) for the comparison."""
 
-    def __init__(self, connect: Callable[[int], redis.Redis], source: str) -> None:
+    def __init__(self, connect: Callable[[int], redis.Redis], source_of: Callable[[str], str] = str) -> None:
         self.clients = [connect(n) for n in range(4)]
-        self.source = source
+        self.complete, self.plain = source_of(COMMIT.complete.source), source_of(COMMIT.plain.source)
 
     def prepare(self, before: dict[tuple[str, str], Any]) -> None:
         for number, client in enumerate(self.clients):
@@ -125,9 +125,9 @@ class Databases:
         return self.clients[database].execute_command(*words)
 
     def commit(self, transaction: Effects) -> str:
-        text, _, longs = transaction.wire()
+        text, _, longs, plain = transaction.wire()
         words = ("lease", "books", "committed", "me", 60_000, 1, 0, "replica-2", 1, b"[%b]" % text, *longs)
-        (word,) = json.loads(self.clients[0].eval(self.source, 3, *words))
+        (word,) = json.loads(self.clients[0].eval(self.plain if plain else self.complete, 3, *words))
         return str(word)
 
     def state(self, database: int) -> dict[str, Any]:
@@ -221,12 +221,10 @@ def databases(request: pytest.FixtureRequest, make_server: Callable[..., Server]
     with contextlib.ExitStack() as stack:
         if request.param == "fake":
             fake = fakeredis.FakeServer(version=(7,))
-            made = Databases(
-                lambda n: fakeredis.FakeRedis(server=fake, db=n, decode_responses=True), without_flags(COMMIT.source)
-            )
+            made = Databases(lambda n: fakeredis.FakeRedis(server=fake, db=n, decode_responses=True), without_flags)
         else:
             server = make_server(program=request.param)
-            made = Databases(lambda n: stack.enter_context(server.redis(n)), COMMIT.source)
+            made = Databases(lambda n: stack.enter_context(server.redis(n)))
         yield made
 
 

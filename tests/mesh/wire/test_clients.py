@@ -16,10 +16,13 @@ from mesh import Busy, Connections, RedisSettings, Unavailable
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
 from mesh.wire.link import Batch, Link
-from mesh.wire.script import Script
+from mesh.wire.script import Script, Variants
 from quart_app.local.ports import free_port
 from tests.support.server import Server
 from tests.support.waiting import eventually
+
+#: A script that a link has and does not run.
+UNUSED = (Variants(*[Script("return 'unused'")] * 3), ())
 
 
 def _waiter() -> asyncio.Future[str]:
@@ -43,10 +46,10 @@ async def test_a_batch_hands_over_in_order_and_up_to_so_many_words() -> None:
 
 def test_long_words_count_for_several() -> None:
     """A round trip is bounded in bytes, too: a script that writes 20 MB would hold the server."""
-    text, weight, longs = encode_words(["1", "x" * 1280, "y"])
+    text, weight, longs, _ = encode_words(["1", "x" * 1280, "y"])
     assert json.loads(b"[%b]" % text) == [4, "1", "x" * 1280, "y"] and not longs
     assert weight == 4 + len(text) // 128 == 14
-    text, weight, longs = encode_words(["1", "x" * 12_800, 2, "y" * 5000])
+    text, weight, longs, _ = encode_words(["1", "x" * 12_800, 2, "y" * 5000])
     assert json.loads(b"[%b]" % text) == [5, "1", None, 2, None] and longs == ["x" * 12_800, "y" * 5000]
     assert weight == 5 + 17_815 // 128
 
@@ -101,7 +104,7 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
     Commands that were sent before wait, and fail when the link ends.
     """
     connection = Connections(RedisSettings(port=free_port())).connection("test")
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
     running = asyncio.create_task(link.run())
     asked = link.shared("PING")
 
@@ -110,7 +113,7 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
 
     await eventually(down)
     with pytest.raises(Unavailable, match="Redis cannot be reached; retry after 1 s") as caught:
-        link.submit((b"[]", 1, []), _waiter())
+        link.submit((b"[]", 1, [], True), _waiter())
     assert caught.value.retry_after == 1
     running.cancel()
     with pytest.raises(Unavailable, match="connection to Redis was closed"):
@@ -121,7 +124,7 @@ async def test_a_link_without_a_server_refuses_requests_at_once() -> None:
 async def test_a_command_that_cannot_be_sent_fails_alone(server: Server) -> None:
     """Those beside it in the same trip are answered, in both databases."""
     connection = Connections(server.settings).connection("test")
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
     wrong = [link.shared("SET", "key", None), link.own("SET", "key", [1])]
     right = [link.shared("SET", "key", "in 0"), link.own("SET", "key", "in 1"), link.shared("GET", "key")]
     running = asyncio.create_task(link.run())
@@ -144,10 +147,26 @@ class Talkative(RedisConnection):
 async def test_an_answer_too_many_does_not_end_the_link(server: Server) -> None:
     """It belongs to no command, so nobody hears of it."""
     connection = Talkative(Connections(server.settings).client("test"), 5)
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=())
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=())
     running = asyncio.create_task(link.run())
     assert await link.shared("PING") == "PONG"
     assert await link.shared("ECHO", "still there") == "still there"
+    running.cancel()
+    await connection.aclose()
+
+
+async def test_the_plain_variant_runs_a_batch_whose_items_are_all_plain(server: Server) -> None:
+    """One item that needs more has the complete variant run the whole batch."""
+    variants = [Script(f"return cjson.encode({{'{name}', '{name}'}})") for name in ("complete", "plain", "full")]
+    connection = Connections(server.settings).connection("test")
+    submit = (Variants(*variants), (0,))
+    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=submit, commit=None, scripts=())
+    running = asyncio.create_task(link.run())
+    for plain, name in ((True, "plain"), (False, "complete")):
+        waiters = [_waiter(), _waiter()]
+        link.submit((b"1", 1, [], True), waiters[0])
+        link.submit((b"1", 1, [], plain), waiters[1])
+        assert await asyncio.gather(*waiters) == [name, name]
     running.cancel()
     await connection.aclose()
 
@@ -159,7 +178,9 @@ async def test_a_script_is_loaded_when_it_is_needed(server: Server) -> None:
     """
     connection = Connections(server.settings).connection("test")
     needed, other, unknown = Script("return KEYS[1]"), Script("return 'other'"), Script("return 'unknown'")
-    link = Link(connection, bus=0, database=1, trusted=lambda: True, submit=(), commit=(), scripts=(needed, other))
+    link = Link(
+        connection, bus=0, database=1, trusted=lambda: True, submit=UNUSED, commit=None, scripts=(needed, other)
+    )
     with server.redis() as admin:
         admin.script_flush()
         right, wrong = link.script(needed, ["a"]), link.script(unknown, [])

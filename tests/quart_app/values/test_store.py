@@ -126,7 +126,7 @@ class Memory:
 
     def commit(self, transaction: Effects) -> None:
         self.batch += 1
-        text, _, longs = transaction.wire()
+        text, _, longs, _ = transaction.wire()
         words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", self.batch, b"[%b]" % text, *longs)
         outcomes = self.fake.eval(without_flags(COMMIT.source), 3, *words)
         assert outcomes == '["done"]'
@@ -236,7 +236,7 @@ def test_a_server_whose_memory_is_full_answers_with_what_it_has() -> None:
     request = Request(stream, id, "values.find", "k", "replica-1", replies, NEVER, {})
     transaction = Effects(0, "replica-2", request, WORKER.verbs)
     records.answer(transaction, Conditions("2", 2**50, 2, ""))
-    text, _, longs = transaction.wire()
+    text, _, longs, _ = transaction.wire()
     words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 9, b"[%b]" % text, *longs)
     assert memory.fake.eval(without_flags(when_full(COMMIT).source), 3, *words) == '["done"]'
     (_, (_, fields)) = memory.fake.xrange(replies)
