@@ -40,9 +40,15 @@ end
 -- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks one of
 -- the two bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the database
 -- is asked if it holds any data.
+-- The gathers of a batch read each row of the roster once.
+local rows = {}
 local function may_have(n, field, one, other)
-  local class, named = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'class', field))
-  classes[n] = class
+  local row = rows[field .. n]
+  if not row then
+    row = redis.call('HMGET', 'mesh:replica:' .. n, 'class', field)
+    rows[field .. n], classes[n] = row, row[1]
+  end
+  local class, named = row[1], row[2]
   local key, bits = string.match(named or '', '^(%S+) (%d+)$')
   if not class or not key then return class end
   if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end

@@ -8,9 +8,11 @@ local function make_find()
 --[[ find.lua ]]
   return find_values
 end
+local find_in
 
 verbs['find-values'] = function(first, last)
-  local is_done, until_value, lines = pcall(make_find(), unpack(tx, first + 1, last))
+  find_in = find_in or make_find()
+  local is_done, until_value, lines = pcall(find_in, unpack(tx, first + 1, last))
   if not is_done then
     local reason = until_value
     return {err = type(reason) == 'table' and reason.err or tostring(reason)}
