@@ -2,17 +2,18 @@
 -- server, which stands still here when the server's clock steps back. So entries of different streams have ids in the
 -- order in which they were appended, and no expiry that counts from one of them is over before its time.
 local stamp
--- `now` is the time of the server (ms), and `clock` what the key of the mesh's clock has.
-local function begin_stamps(now, clock)
-  local latest = string.format('%.0f', math.max(now, tonumber(clock or '0')))
+-- `time` is what TIME has answered, and `clock` what the key of the mesh's clock has.
+local function begin_stamps(time, clock)
+  -- In ms. To calculate it and to format the number costs 1 µs more.
+  local latest = time[1] .. string.sub('00000' .. time[2], -6, -4)
+  if clock and tonumber(clock) > tonumber(latest) then latest = clock end
   redis.call('SET', 'mesh:clock', latest)
   stamp = latest .. '-*'
 end
 
 local function append(stream, ...)
   if not stamp then
-    local time = redis.call('TIME')
-    begin_stamps(time[1] * 1000 + math.floor(time[2] / 1000), redis.call('GET', 'mesh:clock'))
+    begin_stamps(redis.call('TIME'), redis.call('GET', 'mesh:clock'))
   end
   local id = redis.pcall('XADD', stream, stamp, ...)
   -- An entry that was written by hand may have a later id.

@@ -153,7 +153,7 @@ end
 local accepted = 0
 local function put(at, to, key, reply_to, ...)
   accepted = accepted + 1
-  if not stamp then begin_stamps(now, clock) end
+  if not stamp then begin_stamps(time, clock) end
   local id = append('mesh:requests:' .. to, 'op', groups[at + 1], 'request', key, 'from', sender,
     'reply_to', reply_to, 'deadline', deadlines[groups[at + 3]], 'body', groups[at + 4], ...)
   if type(id) == 'table' then error(id.err) end
