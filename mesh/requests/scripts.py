@@ -16,8 +16,8 @@ from mesh.wire.script import Script, Variants
 
 #: What every script has that adds, moves or ends requests which may have options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-#: What the plain variants of SUBMIT and COMMIT lack.
-SELDOM = r"-- What few (?:batches|transactions) need\..*-- End of what few need\.\n"
+#: What the plain variants of SUBMIT, COMMIT and SWEEP lack.
+SELDOM = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
     "submit.lua",
@@ -47,6 +47,7 @@ REDELIVER = Script.beside(__file__, "redeliver.lua")
 GIVE_BACK = Script.beside(__file__, "give_back.lua")
 BURY = Script.beside(__file__, "bury.lua", *OPTIONS)
 SWEEP = Script.beside(__file__, "sweep.lua", "expire.lua", *OPTIONS)
+PLAIN_SWEEP = SWEEP.without(SELDOM)
 OPEN = Script.beside(__file__, "open.lua", "count_by_hand.lua", "counts.lua")
 MINUTE = Script.beside(__file__, "minute.lua", "count_by_hand.lua", "counts.lua")
 BOOKS = Script.beside(__file__, "books.lua", "counts.lua")
@@ -75,7 +76,6 @@ def when_full(script: Script) -> Script:
 #: The scripts of a replica's link beside SUBMIT and the commit. It loads one when it needs it and the server does not
 #: know it.
 OF_LINK = (
-    roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET,
-    REDELIVER, GIVE_BACK, BURY, SWEEP, OPEN, BOOKS, MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES,
-    PUBLISH, filters.NAME,
+    roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET, REDELIVER, GIVE_BACK, BURY, SWEEP, PLAIN_SWEEP, OPEN, BOOKS,
+    MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES, PUBLISH, filters.NAME,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from mesh import keys
 from mesh.groups.reader import BLOCK_MS, GroupReader, not_too_fast
 from mesh.requests.protocol import Body, Reply, reply_of
-from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, REDELIVER, SWEEP
+from mesh.requests.scripts import BOOKS, BURY, END, GIVE_BACK, MINUTE, OPEN, PLAIN_SWEEP, REDELIVER, SWEEP
 from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
@@ -68,7 +68,9 @@ async def end(link: Link, ended: Sequence[Ended]) -> int:
 
 async def sweep(link: Link, streams: Sequence[str]) -> int:
     """Remove requests that are long past their deadline. Return how many there were."""
-    return int(await link.script(SWEEP, [keys.BOOKS, *streams], SWEEP_GRACE_MS, 100))
+    names = [keys.BOOKS, *streams]
+    removed = int(await link.script(PLAIN_SWEEP, names, SWEEP_GRACE_MS, 100))
+    return removed if removed >= 0 else int(await link.script(SWEEP, names, SWEEP_GRACE_MS, 100))
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:

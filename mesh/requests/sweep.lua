@@ -3,16 +3,22 @@
 -- lanes whose requests are gone.
 -- KEYS: books, stream, ...
 -- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
--- Returns how many were removed
+-- Returns how many were removed, or -1: nothing, and the complete script has to run
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 -- In how many lanes one sweep looks for places whose requests are gone, and at how many places. Each takes about 2 µs.
 local LANES, PLACES = 100, 1000
 
+-- Where there is nothing to remove and no lane, the plain variant is enough; else it returns -1. See scripts.py.
+local is_complete = false
+-- What few sweeps need.
 --[[ append.lua ]]
 
 --[[ options.lua ]]
 
 --[[ expire.lua ]]
+
+is_complete = true
+-- End of what few need.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,6 +29,7 @@ for k = 2, #KEYS do
       if fields[i] == 'deadline' then deadline = tonumber(fields[i + 1]) or 0 end
     end
     if deadline > 0 and deadline + grace < now then
+      if not is_complete then return -1 end
       pcall(redis.call, 'XACK', KEYS[k], 'workers', entry[1])
       redis.call('XDEL', KEYS[k], entry[1])
       end_early(KEYS[k], entry[1], fields, 'expired')
@@ -31,6 +38,7 @@ for k = 2, #KEYS do
   end
 end
 if redis.call('EXISTS', 'mesh:lanes') == 1 then
+  if not is_complete then return -1 end
   options = options or make_options()
   options.limits().repair(LANES, PLACES)
 end

@@ -333,12 +333,15 @@ async def test_a_removed_request_is_acknowledged_too(stream: Redis, how: str) ->
 
 
 async def test_a_sweep_leaves_requests_that_have_time(stream: Redis) -> None:
-    """Requests without a deadline stay for ever, others until the grace after their deadline is over."""
+    """Without a deadline they stay for ever, or else until a grace after it. The plain sweep says what is to do."""
     seconds, _ = await stream.time()
     for deadline in (0, 1000 * seconds + 60_000, 1000 * seconds - 5000):
         await deliver(stream, "one", deadline=deadline)
-    assert await run(stream, scripts.SWEEP, [keys.BOOKS, STREAM], 10_000, 100) == 0
-    assert await run(stream, scripts.SWEEP, [keys.BOOKS, STREAM], 1000, 100) == 1
+    for script, removed in ((scripts.PLAIN_SWEEP, -1), (scripts.SWEEP, 1)):
+        assert await run(stream, script, [keys.BOOKS, STREAM], 10_000, 100) == 0
+        assert await run(stream, script, [keys.BOOKS, STREAM], 1000, 100) == removed
+    await stream.hset(keys.LANES, "lane", "1")  # type: ignore[misc]
+    assert await run(stream, scripts.PLAIN_SWEEP, [keys.BOOKS, STREAM], 10_000, 100) == -1
 
 
 async def test_the_sweep_has_a_pace(backend: Backend, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
