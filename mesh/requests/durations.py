@@ -1,4 +1,8 @@
-"""How long the requests of each operation took, as histograms: adding one costs less than a microsecond."""
+"""How long the requests of each operation took, as histograms.
+
+Requests are sorted into them many at a time: one alone would find all code and data of that outside of the processor's
+cache, which costs 2 µs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ from bisect import bisect_left
 
 #: Upper ends of the intervals, in seconds. The last interval has none.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+#: Requests that wait to be sorted into the histograms.
+WAITING = 256
 
 
 class DurationHistogram:
@@ -25,16 +33,33 @@ class Durations:
     work     the handler alone
     """
 
-    __slots__ = ("by_op",)
+    __slots__ = ("_by_op", "_waiting")
 
     def __init__(self) -> None:
-        self.by_op: dict[str, tuple[DurationHistogram, DurationHistogram]] = {}
+        self._by_op: dict[str, tuple[DurationHistogram, DurationHistogram]] = {}
+        self._waiting: list[tuple[str, float, float]] = []
 
     def add(self, op: str, total_s: float, work_s: float) -> None:
         """Count one request of an operation that this replica handles."""
-        found = self.by_op.get(op)
+        self._waiting.append((op, total_s, work_s))
+        if len(self._waiting) == WAITING:
+            self._sort()
+
+    @property
+    def by_op(self) -> dict[str, tuple[DurationHistogram, DurationHistogram]]:
+        """The histograms of all requests so far."""
+        self._sort()
+        return self._by_op
+
+    def _sort(self) -> None:
+        for request in self._waiting:
+            self._count(*request)
+        self._waiting.clear()
+
+    def _count(self, op: str, total_s: float, work_s: float) -> None:
+        found = self._by_op.get(op)
         if found is None:
-            found = self.by_op[op] = DurationHistogram(), DurationHistogram()
+            found = self._by_op[op] = DurationHistogram(), DurationHistogram()
         total, work = found
         if total_s < work_s:
             # The clock is an estimate; no request took less time than its handler.

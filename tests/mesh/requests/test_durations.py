@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh import Class, keys
 from mesh.raw import Body, Effects, Request, Store, Worker
-from mesh.requests.durations import BOUNDS_S, Durations
+from mesh.requests.durations import BOUNDS_S, WAITING, Durations
 from tests.support.backend import Backend
 
 
@@ -16,6 +16,15 @@ def test_a_duration_falls_into_the_interval_that_ends_at_or_after_it() -> None:
     histogram, _ = durations.by_op["count.put"]
     assert histogram.counts[:2] == [2, 1] and histogram.counts[-2:] == [1, 1]
     assert len(histogram.counts) == len(BOUNDS_S) + 1 and round(histogram.sum_s, 4) == 121.0011
+
+
+def test_every_request_counts_once() -> None:
+    """They are counted many at a time, and in any case before somebody reads."""
+    durations = Durations()
+    for number in range(1, 2 * WAITING + 2):
+        durations.add("count.put", 0.1, 0.0)
+        if number > 2 * WAITING - 2:
+            assert sum(durations.by_op["count.put"][0].counts) == number
 
 
 def test_no_request_takes_less_time_than_its_handler() -> None:
