@@ -84,7 +84,7 @@ class Consumer(GroupConsumer[Work]):
         super().__init__(
             reader, MOST_READ, claim_idle_ms=idle_ms, keep_alive_ms=keep_ms, pause_s=LONGEST_PAUSE_S, alone=ordered
         )
-        self._host = host
+        self._host, self._concurrency = host, host.settings.concurrency
         self._worker = worker
         self._ordered = ordered
         self._turns: Turns[Work] = Turns(self._begin)
@@ -160,7 +160,7 @@ class Consumer(GroupConsumer[Work]):
             work.task.add_done_callback(lambda _: self._forget(work))
 
     def _free(self) -> int:
-        return min(super()._free(), max(0, self._host.settings.concurrency - len(self._works)))
+        return 0 if self._stopping.is_set() else max(0, min(self._most, self._concurrency - len(self._works)))
 
     async def _room(self) -> int:
         while not (free := self._free()) and not self._stopping.is_set():
@@ -295,7 +295,7 @@ class Consumer(GroupConsumer[Work]):
         if self._works.get(work.request.id) is work:
             del self._works[work.request.id]
         # The reading task waits only while there was no room at all.
-        if len(self._works) == self._host.settings.concurrency - 1:
+        if len(self._works) == self._concurrency - 1:
             self._has_room.set()
         if not self._works:
             self._idle.set()

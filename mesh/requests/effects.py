@@ -144,6 +144,8 @@ def _is_over() -> UsageError:
 
 
 _OVER: Any = _Over()
+#: Stands for the request of a transaction that has none.
+_NO_REQUEST = Request("", "", "", "", "", "", NEVER, {})
 
 
 class Effects(Writer):
@@ -321,27 +323,19 @@ class Effects(Writer):
 
         Raises DataError for words that cannot be encoded, or that are too many for one round trip.
         """
-        stream, id, reply_to, key, op, call = "", "", "", "", "", ""
-        options: tuple[str, ...] = ()
-        request = self._request
-        if request is not None:
-            stream, id, reply_to, key, op = request.stream, request.id, request.reply_to, request.key, request.op
-            call, options = request.call, request.options
+        request = self._request or _NO_REQUEST
+        reply_to, options = request.reply_to, request.options
         status, body = self._answer
         expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
-            ends: list[Text] = ["ends", "op", op, "request", key, "kept", int(self._is_kept), *options]
+            ends: list[Text] = ["ends", "op", request.op, "request", request.key, "kept", int(self._is_kept), *options]
             writes = [*writes, ["0", len(ends), *ends]]
         words: list[Text] = [
-            stream, id, reply_to, key, op, status, self.forwards, body if reply_to or options else "",
-            len(expects), len(writes), len(sends), took_us, call,
+            request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
+            body if reply_to or options else "", len(expects), len(writes), len(sends), took_us, request.call,
         ]  # fmt: skip
-        words += [
-            word if word.__class__ is str else text_of(word)
-            for kind in (expects, writes, sends)
-            for part in kind
-            for word in part
-        ]
+        groups = [*expects, *writes, *sends]
+        words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:

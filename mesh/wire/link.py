@@ -258,10 +258,10 @@ class Link:
 
     def _take(self) -> list[Asked[Any]]:
         """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
+        most = self._most_words
         taken: list[Asked[Any]] = []
         for batch in self._batches:
-            alone = not self._most_words and any(taken)
-            taken.append(batch.take(self._most_words) if batch.items and not alone else [])
+            taken.append(batch.take(most) if batch.items and (most or not any(taken)) else [])
         return taken
 
     def _sort_out(self, taken: Sequence[Asked[Any]]) -> None:
@@ -305,9 +305,9 @@ class Link:
 
     def _numbered(self, numbered: Numbered, asked: Asked[Encoded]) -> tuple[Any, ...]:
         variants, words = numbered
-        script = variants.complete if False in [item[3] for item, _, _ in asked] else variants.plain
-        batch = b"[%b]" % b",".join([item[0] for item, _, _ in asked])
-        return ("EVALSHA", script.sha, *words, self._number, batch, *[word for item, _, _ in asked for word in item[2]])
+        texts, _, long_words, are_plain = zip(*[item for item, _, _ in asked], strict=True)
+        sha = (variants.complete if False in are_plain else variants.plain).sha
+        return "EVALSHA", sha, *words, self._number, b"[%b]" % b",".join(texts), *itertools.chain(*long_words)
 
     def _hand_out(
         self,
