@@ -74,7 +74,9 @@ class Journeys:
 
     async def find(self, reference: str) -> list[JourneyStep]:
         """Return the requests with this id, name or call (`X-Request-Id`), and all parts of a gather, oldest first."""
-        found = await self._matching(lambda step: reference in (step.id, step.key, step.group, step.call))
+        found = await self._matching(
+            lambda step: reference in (step.id, step.key, step.group, step.call, *step.call.split(","))
+        )
         groups = {step.group for step in found if step.key != step.group}
         if groups:
             found += await self._matching(lambda step: step.group in groups)

@@ -56,21 +56,20 @@ _DIGITS = 18
 
 
 class Among(NamedTuple):
-    """The live databases whose filter of this name has both bits, and those that have no such filter."""
+    """The live databases whose filter of this name has both bits of a pair, and those that have no such filter."""
 
     name: str
-    one: int
-    other: int
+    pairs: tuple[tuple[int, int], ...]
 
     @property
     def target(self) -> str:
         """The name of these databases in scripts."""
-        return f"* {self.name} {self.one} {self.other}"
+        return " ".join(["*", self.name, *[f"{one} {other}" for one, other in self.pairs]])
 
 
-def among(name: str, number: str) -> Among:
-    """Return the databases that may have a number, by their filters of this name."""
-    return Among(name, *_hashes(number))
+def among(name: str, *numbers: str) -> Among:
+    """Return the databases that may have one of these numbers, by their filters of this name."""
+    return Among(name, tuple(map(_hashes, numbers)))
 
 
 def _hashes(number: str) -> tuple[int, int]:

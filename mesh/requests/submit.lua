@@ -9,8 +9,8 @@
 -- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
 --       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads
 --       them. The words of a group: the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
---       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash>": those of them that may
---       have something, see filters.py), op, key, ttl (ms, 0: never), body.
+--       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash> ...": those of them that
+--       may have something, see filters.py), op, key, ttl (ms, 0: never), body.
 --       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
 --       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
 --       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":

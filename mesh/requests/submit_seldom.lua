@@ -37,22 +37,29 @@ local function holds_data(n)
   return false
 end
 
--- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks one of
--- the two bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the database
--- is asked if it holds any data.
 -- The gathers of a batch read each row of the roster once.
 local rows = {}
-local function may_have(n, field, one, other)
+local function row_of(n, field)
   local row = rows[field .. n]
   if not row then
     row = redis.call('HMGET', 'mesh:replica:' .. n, 'class', field)
     rows[field .. n], classes[n] = row, row[1]
   end
-  local class, named = row[1], row[2]
+  return row[1], row[2]
+end
+
+-- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks a bit of
+-- each pair of bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the
+-- database is asked if it holds any data.
+local function may_have(n, field, pairs_of_bits)
+  local class, named = row_of(n, field)
   local key, bits = string.match(named or '', '^(%S+) (%d+)$')
   if not class or not key then return class end
   if redis.pcall('GETBIT', key, bits) ~= 1 then return holds_data(n) end
-  return redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1
+  for one, other in string.gmatch(pairs_of_bits, '(%d+) (%d+)') do
+    if redis.call('GETBIT', key, one % bits) == 1 and redis.call('GETBIT', key, other % bits) == 1 then return true end
+  end
+  return false
 end
 
 -- By what the address says: the live databases that a gather asks.
@@ -61,10 +68,10 @@ local asked = {}
 function seldom.all(to)
   if not asked[to] then
     asked[to] = {}
-    local name, one, other = string.match(to, '^%* (%S+) (%d+) (%d+)$')
+    local name, pairs_of_bits = string.match(to, '^%* (%S+) ([%d ]+)$')
     for n = 0, databases - 1 do
       local is_asked
-      if name then is_asked = may_have(n, 'filter:' .. name, one, other) else is_asked = class_of(n) end
+      if name then is_asked = may_have(n, 'filter:' .. name, pairs_of_bits) else is_asked = class_of(n) end
       if is_asked then table.insert(asked[to], 'db' .. n) end
     end
   end

@@ -1,6 +1,8 @@
 -- A verb of transactions that answers the request with the values of a prime: {"until": "", "found": "c136=2 2 2 17;c137=137"}.
 -- Lines have no character that JSON would have to escape.
 --   find-values, index, alone, records, and the other words of find.lua
+--   find-each, index, alone, records, moment, most bytes, most looked at, prime, above, most, prime, above, most, ...
+--                                 the same for several primes: {"each": [{...}, ...]}
 -- It stands inside commit_verbs.lua, and uses `verbs` of that file.
 
 -- Most commits find nothing, and need none of these functions.
@@ -10,14 +12,32 @@ local function make_find()
 end
 local find_in
 
-verbs['find-values'] = function(first, last)
+-- Returns the answer to one question; or nil, and the error.
+local function part_of(...)
   find_in = find_in or make_find()
-  local is_done, until_value, lines = pcall(find_in, unpack(tx, first + 1, last))
+  local is_done, until_value, lines = pcall(find_in, ...)
   if not is_done then
     local reason = until_value
-    return {err = type(reason) == 'table' and reason.err or tostring(reason)}
+    return nil, {err = type(reason) == 'table' and reason.err or tostring(reason)}
   end
   lines[1] = '{"until":"' .. until_value .. '","found":"' .. (lines[1] or '')
   lines[#lines] = lines[#lines] .. '"}'
-  tx[head + 8] = table.concat(lines, ';')
+  return table.concat(lines, ';')
+end
+
+verbs['find-values'] = function(first, last)
+  local part, failed = part_of(unpack(tx, first + 1, last))
+  if failed then return failed end
+  tx[head + 8] = part
+end
+
+verbs['find-each'] = function(first, last)
+  local index, alone, records, moment, most_bytes, most_looked_at = unpack(tx, first + 1, first + 6)
+  local parts = {}
+  for k = first + 7, last, 3 do
+    local part, failed = part_of(index, alone, records, tx[k], tx[k + 1], moment, tx[k + 2], most_bytes, most_looked_at)
+    if failed then return failed end
+    parts[#parts + 1] = part
+  end
+  tx[head + 8] = '{"each":[' .. table.concat(parts, ',') .. ']}'
 end

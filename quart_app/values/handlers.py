@@ -47,6 +47,8 @@ class Factorise(Protocol):
 
 DROP = "values.drop"
 FIND = "values.find"
+#: Several of them in one request.
+FIND_EACH = "values.find_each"
 #: The form of an answer to FIND: one text, as the search in Redis makes it.
 TEXT = "text"
 
@@ -176,6 +178,12 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body | N
     return {"until": until, "found": records.flat(text)}
 
 
+async def find_each(request: Request, store: Store, transaction: Effects) -> None:
+    """Answer several questions with a page each. The commit finds all of them."""
+    each = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
+    records.answer_each(transaction, each)
+
+
 def handlers(
     factorise: Factorise,
     errands: Errands,
@@ -196,6 +204,7 @@ def handlers(
     worker.handles(HARD)(operations.put)
     worker.handles(DROP)(operations.drop)
     worker.handles(FIND, effect=False)(find)
+    worker.handles(FIND_EACH, effect=False)(find_each)
     return worker
 
 

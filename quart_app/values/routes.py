@@ -18,6 +18,7 @@ from quart_app.values import asking, hard, preferences
 from quart_app.values.answers import Answers, Array
 from quart_app.values.budget import Budget
 from quart_app.values.chunks import Chunks
+from quart_app.values.finding import Finder
 from quart_app.values.job_routes import JobRoutes
 from quart_app.values.models import ClassesList, ItemsReader, JobBegun, Page, PreferHeader, SetValueResponse
 from quart_app.values.notation import is_small
@@ -51,6 +52,7 @@ class ValuesRoutes:
         self._pool = pool
         self._pace = pace
         self._answers = answers
+        self._finder = Finder()
         self._reader = ItemsReader(settings)
         self._work = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, answers)
@@ -108,7 +110,7 @@ class ValuesRoutes:
         limit = self._argument(arguments, "limit", settings.max_answer)
         after = self._argument(arguments, "after", 0)
         question = Question(number, after.lstrip("0"), int(limit or settings.max_answer), settings.max_answer_bytes)
-        search = Search(self._context.mesh.replica, self._pace, self._answers, question, deadline_ms)
+        search = Search(self._context.mesh.replica, self._finder, self._pace, self._answers, question, deadline_ms)
         found = await search.run()
         if found.more and not limit:
             raise _too_much(number, settings)

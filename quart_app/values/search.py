@@ -13,14 +13,13 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mesh import DeadlineExceeded, Replies
-from mesh.raw import Replica, among
-from quart_app.values import handlers
+from mesh import DeadlineExceeded
+from mesh.raw import Replica
 from quart_app.values.answers import Answers, Array, element, elements
+from quart_app.values.finding import Finder, Wanted
 from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
-from quart_app.values.primes import NAME
-from quart_app.values.store import Part, digits, ordered, read_part
+from quart_app.values.store import digits, ordered
 
 #: Values that are added to an answer at once, where not all of them can be.
 BLOCK = 100
@@ -52,12 +51,14 @@ class Result(NamedTuple):
 class Search:
     """One search. `run` makes it."""
 
-    def __init__(self, mesh: Replica, pace: Pace, answers: Answers, question: Question, deadline_ms: int) -> None:
+    def __init__(
+        self, mesh: Replica, finder: Finder, pace: Pace, answers: Answers, question: Question, deadline_ms: int
+    ) -> None:
         self._mesh = mesh
+        self._finder = finder
         self._pace = pace
         self._answers = answers
         self._question = question
-        self._among = among(NAME, question.prime)
         self._end_ms = mesh.now_ms() + deadline_ms
         self._array = Array()
         self._count = 0
@@ -82,10 +83,7 @@ class Search:
         if deadline_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
         limit = self._question.most - self._count + 1
-        body = {"prime": self._question.prime, "after": after, "limit": limit, "as": handlers.TEXT}
-        answers: Replies[Part] = await self._mesh.gather(
-            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=self._among
-        )
+        answers = await self._finder.find(self._mesh, Wanted(self._question.prime, after, limit), deadline_ms)
         self._left_out.update(answers.left_out)
         until = min((part.until for part in answers.values() if part.until), key=rank, default="")
         found = [part.found for part in answers.values() if part.found]

@@ -42,10 +42,10 @@ FIND = Script.beside(__file__, "search.lua", "find.lua")
 PAIR, UNPAIR = "pair-all", "unpair-all"
 _NEEDS = ("hash", "zset")
 #: Answers a request with what FIND finds. It says itself what is wrong with its keys.
-ANSWER = "find-values"
+ANSWER, ANSWER_EACH = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
-    {PAIR: _NEEDS, UNPAIR: _NEEDS, ANSWER: ()},
+    {PAIR: _NEEDS, UNPAIR: _NEEDS, ANSWER: (), ANSWER_EACH: ()},
 )
 
 
@@ -246,6 +246,15 @@ class Part(Struct, frozen=True):
 read_part = json.Decoder(Part).decode
 
 
+class Parts(Struct, frozen=True):
+    """The answers to several questions, in their order."""
+
+    each: list[Part]
+
+
+read_parts = json.Decoder(Parts).decode
+
+
 #: How much one search returns, and how many entries it looks at. More would hold the server or the event loop for long.
 FOUND_VALUES = 2000
 FOUND_BYTES = 100_000
@@ -265,9 +274,15 @@ class Conditions(NamedTuple):
     @property
     def words(self) -> list[str | int]:
         """The words of find.lua after its keys."""
-        above = ordered(self.after) if self.after else ""
-        most = max(1, min(int(self.most), FOUND_VALUES))
-        return [ordered(self.prime), above, self.moment_ms, most, FOUND_BYTES, LOOKED_AT]
+        return [ordered(self.prime), self.above, self.moment_ms, self.limit, FOUND_BYTES, LOOKED_AT]
+
+    @property
+    def above(self) -> str:
+        return ordered(self.after) if self.after else ""
+
+    @property
+    def limit(self) -> int:
+        return max(1, min(int(self.most), FOUND_VALUES))
 
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
@@ -279,6 +294,13 @@ async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
 def answer(transaction: Effects, conditions: Conditions) -> None:
     """Answer the request with values of our database, as they are at the commit, which `read_part` reads."""
     transaction.answer_with(ANSWER, _SEARCHED, conditions.words)
+
+
+def answer_each(transaction: Effects, each: Sequence[Conditions]) -> None:
+    """Answer the request with values of our database for each of several conditions, which `read_parts` reads."""
+    moment_ms = each[0].moment_ms if each else 0
+    words = [word for one in each for word in (ordered(one.prime), one.above, one.limit)]
+    transaction.answer_with(ANSWER_EACH, _SEARCHED, [moment_ms, FOUND_BYTES, LOOKED_AT, *words])
 
 
 def flat(text: str) -> list[str]:

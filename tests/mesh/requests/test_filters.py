@@ -52,7 +52,17 @@ async def test_only_databases_that_may_have_it_are_asked(backend: Backend) -> No
     assert await asked(one, "7") == {one.database, three.database, four.database}
     assert await asked(two, "101") == {one.database, two.database, three.database, four.database}
     assert {*await one.gather("filters.read", {})} == {each.database for each in (one, two, three, four)}
-    assert {*await one.gather("filters.read", {}, among=Among("other", 1, 2))} == {1, 2, 3, 4}
+    assert {*await one.gather("filters.read", {}, among=Among("other", ((1, 2),)))} == {1, 2, 3, 4}
+
+
+async def test_databases_that_may_have_one_of_several_are_asked(backend: Backend) -> None:
+    """No bit of one number counts for another one."""
+    one, two, three = await backend(3, WORKER)
+    await have(one, "7", "101")
+    await have(two, "11")
+    await have(three, "13")
+    found = await one.gather("filters.read", {}, among=among(NAME, "101", "11", "17"))
+    assert {*found} == {one.database, two.database}
 
 
 async def test_a_gather_that_asks_nobody_is_complete_at_once(backend: Backend) -> None:
@@ -139,8 +149,8 @@ def test_what_a_filter_has_it_says_it_has(numbers: list[str], bits: int) -> None
     filter = Filter("x", bits)
     positions = {*map(int, filter.positions(numbers))}
     for number in numbers:
-        asked = among(NAME, number)
-        assert {asked.one % bits, asked.other % bits} <= positions
+        ((one, other),) = among(NAME, number).pairs
+        assert {one % bits, other % bits} <= positions
     assert all(0 <= position < bits for position in positions)
 
 

@@ -14,6 +14,7 @@ from mesh import Busy, DeadlineExceeded, Replies
 from mesh.raw import Among
 from quart_app.values.answers import Answers
 from quart_app.values.budget import Budget
+from quart_app.values.finding import Finder
 from quart_app.values.pace import Pace
 from quart_app.values.search import BLOCK, Question, Result, Search
 from quart_app.values.store import Part, ordered
@@ -63,7 +64,7 @@ async def search(
 ) -> Result:
     mesh: Any = databases
     answers = Answers(Budget(budget, "bytes", 1))
-    return await Search(mesh, Pace(), answers, Question("2", after, most, most_bytes), 5000).run()
+    return await Search(mesh, Finder(), Pace(), answers, Question("2", after, most, most_bytes), 5000).run()
 
 
 async def test_databases_that_a_part_could_not_ask_are_named() -> None:
@@ -140,10 +141,10 @@ async def test_a_long_answer_needs_room_in_memory() -> None:
     busy = Answers(Budget(100, "bytes", 1))
     busy.budget.take(90)
     question = Question("2", "", 1000, 10_000)
-    assert len(shown(await Search(mesh, Pace(), busy, question, 5000).run())) == 49
+    assert len(shown(await Search(mesh, Finder(), Pace(), busy, question, 5000).run())) == 49
     mesh = Databases(records, 10)
     with pytest.raises(Busy):
-        await Search(mesh, Pace(), busy, question, 5000).run()
+        await Search(mesh, Finder(), Pace(), busy, question, 5000).run()
 
 
 async def test_a_search_ends_at_its_deadline() -> None:

@@ -1,0 +1,58 @@
+"""Asking the databases for values with a prime factor. Questions that come together share a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mesh import Replies
+from mesh.raw import Replica, among
+from quart_app.values import handlers
+from quart_app.values.primes import NAME
+from quart_app.values.store import Part, read_part, read_parts
+from quart_app.values.together import Together
+
+#: Deadlines within one such step may share a request: no deadline is kept more exactly.
+STEP_MS = 20
+#: Most questions of one request.
+MOST = 16
+
+
+class Wanted(NamedTuple):
+    """Values above `after` ("" for all) with the factor `prime`, from each database at most `limit` of them."""
+
+    prime: str
+    after: str
+    limit: int
+
+
+class Finder:
+    """Asks the databases, for all searches of this process."""
+
+    def __init__(self) -> None:
+        self._together: Together[tuple[Replica, int], Wanted, Replies[Part]] = Together(_find, MOST)
+
+    async def find(self, mesh: Replica, wanted: Wanted, deadline_ms: int) -> Replies[Part]:
+        """Return the answers by database. Raises what `Replica.gather` raises."""
+        return await self._together.get((mesh, -(-deadline_ms // STEP_MS)), wanted)
+
+
+async def _find(key: tuple[Replica, int], wanted: Sequence[Wanted]) -> Sequence[Replies[Part]]:
+    """Ask each database that may have something, in one request."""
+    mesh, steps = key
+    deadline_ms, where = steps * STEP_MS, among(NAME, *[each.prime for each in wanted])
+    if len(wanted) == 1:
+        body = {**wanted[0]._asdict(), "as": handlers.TEXT}
+        only: Replies[Part] = await mesh.gather(
+            handlers.FIND, body, deadline_ms=deadline_ms, decode=read_part, among=where
+        )
+        return [only]
+    found = await mesh.gather(
+        handlers.FIND_EACH, {"each": wanted}, deadline_ms=deadline_ms, decode=read_parts, among=where
+    )
+    answers = []
+    for place in range(len(wanted)):
+        answer: Replies[Part] = Replies({database: parts.each[place] for database, parts in found.items()})
+        answer.left_out = found.left_out
+        answers.append(answer)
+    return answers

@@ -1,0 +1,133 @@
+"""Requests that go to the mesh as one: who shares, who gets which answer, and what one does to the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from mesh import Busy, GivenUp, Unserved, tracing
+from quart_app.values.together import MOST_CALLS, Together
+
+
+class Mesh:
+    """Doubles numbers, and notes what it is asked. While `stops` is set, it answers nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[int]]] = []
+        self.calls: list[str] = []
+        self.stops = asyncio.Event()
+        self.stops.set()
+        self.cancelled = 0
+        self.error: Exception | None = None
+
+    async def ask(self, key: str, wanted: Sequence[int]) -> list[int]:
+        self.asked.append((key, [*wanted]))
+        self.calls.append(tracing.CALL.get())
+        if (trail := tracing.TRAIL.get()) is not None:
+            trail.append((key, {"from": "replica-1"}))
+        try:
+            await self.stops.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None and len(wanted) > 1:
+            raise self.error
+        return [2 * number for number in wanted]
+
+
+async def test_those_of_one_turn_and_key_share_a_request() -> None:
+    """Each gets its own answer; those of a later turn have a request of their own."""
+    mesh = Mesh()
+    together = Together(mesh.ask, 16)
+    answers = await asyncio.gather(*(together.get(key, n) for n, key in enumerate("aaba")))
+    assert answers == [0, 2, 4, 6]
+    assert await together.get("a", 5) == 10
+    assert mesh.asked == [("a", [0, 1, 3]), ("b", [2]), ("a", [5])]
+
+
+async def test_a_request_has_a_bound() -> None:
+    """Those beyond it have another one."""
+    mesh = Mesh()
+    together = Together(mesh.ask, 2)
+    assert await asyncio.gather(*(together.get("a", n) for n in range(5))) == [0, 2, 4, 6, 8]
+    assert [wanted for _, wanted in mesh.asked] == [[0, 1], [2, 3], [4]]
+
+
+async def test_a_client_that_goes_takes_nothing_from_the_others() -> None:
+    """Only when nobody waits any more, the request ends; one that nobody waits for does not begin."""
+    mesh = Mesh()
+    mesh.stops.clear()
+    together = Together(mesh.ask, 16)
+    first, second = (asyncio.create_task(together.get("a", n)) for n in (1, 2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    assert (mesh.cancelled, second.done()) == (0, False)
+    second.cancel()
+    await asyncio.wait([second])
+    await asyncio.sleep(0)
+    assert mesh.cancelled == 1
+    third = asyncio.create_task(together.get("a", 3))
+    await asyncio.sleep(0)
+    third.cancel()
+    await asyncio.wait([third])
+    assert [wanted for _, wanted in mesh.asked] == [[1, 2]]
+
+
+@pytest.mark.parametrize("error", [GivenUp("the handler failed"), Unserved("an earlier release")])
+async def test_what_one_of_them_breaks_is_asked_for_alone(error: Exception) -> None:
+    """The others get their answers in spite of it."""
+    mesh = Mesh()
+    mesh.error = error
+    together = Together(mesh.ask, 16)
+    assert await asyncio.gather(together.get("a", 1), together.get("a", 2)) == [2, 4]
+    assert [wanted for _, wanted in mesh.asked] == [[1, 2], [1], [2]]
+
+
+async def test_another_error_is_the_answer_to_all() -> None:
+    """It says something about the mesh, and not about one of them."""
+    mesh = Mesh()
+    mesh.error = Busy("full")
+    together = Together(mesh.ask, 16)
+    found = await asyncio.gather(together.get("a", 1), together.get("a", 2), return_exceptions=True)
+    assert found == [mesh.error, mesh.error]
+    assert len(mesh.asked) == 1
+
+
+async def test_a_shared_request_names_all_calls_and_all_learn_who_answered() -> None:
+    """As many calls as fit, and no part of an id."""
+    mesh = Mesh()
+    together = Together(mesh.ask, 100)
+    trails: list[list[object]] = []
+
+    async def call(name: str, number: int) -> int:
+        tracing.CALL.set(name)
+        trail: list[object] = []
+        trails.append(trail)
+        tracing.TRAIL.set(trail)  # type: ignore[arg-type]
+        return await together.get("a", number)
+
+    names = [f"call-{n:015}" for n in range(20)]
+    await asyncio.gather(*(asyncio.create_task(call(name, n)) for n, name in enumerate(names)))
+    assert mesh.calls == [",".join(names[:9])]
+    assert len(mesh.calls[0]) <= MOST_CALLS
+    assert trails == [[("a", {"from": "replica-1"})]] * 20
+    await asyncio.create_task(call("alone", 1))
+    assert (mesh.calls[-1], len(trails[-1])) == ("alone", 1)
+
+
+async def test_a_request_with_a_trace_is_its_own() -> None:
+    """A span has one parent."""
+    mesh = Mesh()
+    together = Together(mesh.ask, 16)
+
+    async def traced(number: int) -> int:
+        tracing.TRACEPARENT.set("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        return await together.get("a", number)
+
+    assert await asyncio.gather(*(asyncio.create_task(traced(n)) for n in (1, 2))) == [2, 4]
+    assert [wanted for _, wanted in mesh.asked] == [[1], [2]]
