@@ -30,9 +30,9 @@ class Ask:
     once: Once | None = None
     #: its limit, as limits.lua reads it; "" for none
     limit: str = ""
-    #: The name of a shared key, without spaces. The submission reads it, and the handler gets its value in
-    #: `Request.found`. Such a request is asked alone.
-    read: str = ""
+    #: The names of shared keys, without spaces and commas. The submission reads them, and the handler gets their values
+    #: in `Request.found`. Such a request is asked alone.
+    read: Sequence[str] = ()
 
     @property
     def level(self) -> int:

@@ -111,7 +111,8 @@ class Calls:
                 answers[key] = Answer(target, key, None if once is None else (op, once.key), limit)
                 ttl, plain = ask.ttl_word(deadline_ms, text, self._later_bound), False
             if ask.read:
-                group[1] = f"{group[1]} read {keys.SHARED}{ask.read}".lstrip()
+                names = ",".join([keys.SHARED + name for name in ask.read])
+                group[1] = f"{group[1]} read {names}".lstrip()
             group += (target, op, key, ttl, text)
         group[0] = -len(asks) if reads else len(asks)
         call = CallInProgress("", answers, self._end, decode, self._loop.create_future())

@@ -141,8 +141,8 @@ class Request:
     #: tries that failed before, and the id of the first one's entry
     failed_tries: int = 0
     first: str = ""
-    #: What the shared key that its sender has named had when the request was sent, "" for nothing; None: not known. The
-    #: handler has to expect it unchanged. It is None when the request runs again.
+    #: What the shared key that its sender has named had when the request was sent, "" for nothing; a JSON list if there
+    #: are several keys; None: not known. The handler has to expect it unchanged. In a second run it is None.
     found: str | None = None
     #: names and values of its options, in turn; see options.lua
     options: tuple[str, ...] = ()

@@ -4,14 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mesh import OlderRelease
+from mesh import GivenUp, OlderRelease
 from mesh.raw import Answer, Ask, Replica
 from quart_app.values import hard
 from quart_app.values.chunks import ItemAsked
+from quart_app.values.hard import plain
 from quart_app.values.pace import Pace
+from quart_app.values.store import WHERE
+from quart_app.values.together import Together
 
+#: Most small values of different clients that share a request.
+MOST_TOGETHER = 32
 #: Hard values that are asked for at once. All of them are submitted in one step, and each takes a third of a ms of it.
 MOST = 32
+
+
+#: The factors of values by their text, and the answers, which say why others were not stored.
+Found = tuple[dict[str, str], Sequence[Answer]]
+
+
+class Small:
+    """Puts single values below 2^64, each for a client of its own. Those that come together share a request."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put, MOST_TOGETHER)
+
+    async def put(self, replica: Replica, item: ItemAsked, deadline_ms: int) -> Found:
+        """Return the factors of the value, once it is stored, and perhaps those of others. Raises MeshError."""
+        return await self._together.get((replica, item.cls), item, deadline_ms)
+
+    async def _put(self, key: tuple[Replica, str], items: Sequence[ItemAsked], deadline_ms: int) -> Sequence[Found]:
+        """Put values of one class. Of items with the same value the last one counts."""
+        replica, cls = key
+        last = {item.value: item for item in items}
+        # They are looked up when the request is sent, which saves the handler a round trip.
+        ask = hard.put(cls, [plain(item) for item in last.values()], [WHERE + value for value in last])
+        factors, answers = await put(replica, [ask], last, deadline_ms, self._pace)
+        given_up = next((answer.error for answer in answers if isinstance(answer.error, GivenUp)), None)
+        if given_up is not None and len(items) > 1:
+            raise given_up
+        return [(factors, answers)] * len(items)
 
 
 async def put(

@@ -12,8 +12,6 @@ from quart_app.values.primes import NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
-#: Deadlines within one such step may share a request: no deadline is kept more exactly.
-STEP_MS = 20
 #: Most questions of one request.
 MOST = 16
 
@@ -30,17 +28,16 @@ class Finder:
     """Asks the databases, for all searches of this process."""
 
     def __init__(self) -> None:
-        self._together: Together[tuple[Replica, int], Wanted, Replies[Part]] = Together(_find, MOST)
+        self._together: Together[Replica, Wanted, Replies[Part]] = Together(_find, MOST)
 
     async def find(self, mesh: Replica, wanted: Wanted, deadline_ms: int) -> Replies[Part]:
         """Return the answers by database. Raises what `Replica.gather` raises."""
-        return await self._together.get((mesh, -(-deadline_ms // STEP_MS)), wanted)
+        return await self._together.get(mesh, wanted, deadline_ms)
 
 
-async def _find(key: tuple[Replica, int], wanted: Sequence[Wanted]) -> Sequence[Replies[Part]]:
+async def _find(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Sequence[Replies[Part]]:
     """Ask each database that may have something, in one request."""
-    mesh, steps = key
-    deadline_ms, where = steps * STEP_MS, among(NAME, *[each.prime for each in wanted])
+    where = among(NAME, *[each.prime for each in wanted])
     if len(wanted) == 1:
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}
         only: Replies[Part] = await mesh.gather(

@@ -230,10 +230,8 @@ async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
     """Return the items of a put, each with the place where its record is now."""
     # Entries of releases before 0.2 have values as integers.
     asked = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
-    if request.found is not None and len(asked) == 1 and is_small(asked[0][0]):
-        places = [request.found or None]
-    else:
-        places = await records.places(store, [value for value, _ in asked])
+    found = None if request.found is None else records.places_found(request.found, len(asked))
+    places = await records.places(store, [value for value, _ in asked]) if found is None else found
     await pace()
     parsed = {place: Place.parse(place) for place in set(places) if place is not None}
     return [

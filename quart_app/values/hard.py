@@ -34,7 +34,7 @@ UNTIL = "until"
 _ALONE = Limit(by="of", concurrency=1)
 
 
-def put(cls: str, items: Sequence[Mapping[str, Any]], read: str = "") -> Ask:
+def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
     """Return the put of a chunk, whose answer may leave large values out that are hard."""
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
@@ -44,18 +44,18 @@ def put(cls: str, items: Sequence[Mapping[str, Any]], read: str = "") -> Ask:
 
 def put_in_lane(item: ItemAsked) -> Ask:
     """Return the put of a hard value in its lane."""
-    body = _body(item.cls, _plain(item))
+    body = _body(item.cls, plain(item))
     return Ask(Class(item.cls), HARD, body, limit=_ALONE.words(HARD, body))
 
 
 def put_again(item: ItemAsked) -> Ask:
     """Return the put of a value that has a record, which its holder refreshes. It may be left out once more."""
-    return put(item.cls, [_plain(item)])
+    return put(item.cls, [plain(item)])
 
 
 def put_at_once(item: ItemAsked) -> Ask:
     """Return the put of a hard value that is not left out: its worker computes it without a lane."""
-    return Ask(Class(item.cls), PUT, {"items": [_plain(item)]})
+    return Ask(Class(item.cls), PUT, {"items": [plain(item)]})
 
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
@@ -69,7 +69,8 @@ def deadline_of(request: Request) -> int:
     return int(request.body.get(UNTIL, request.deadline))
 
 
-def _plain(item: ItemAsked) -> dict[str, Any]:
+def plain(item: ItemAsked) -> dict[str, Any]:
+    """Return what a request says of an item."""
     return {"value": item.value, "ttl": item.ttl}
 
 

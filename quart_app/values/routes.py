@@ -26,7 +26,6 @@ from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
-from quart_app.values.store import WHERE
 
 #: Large values go together up to so many bytes of their commit; a longer one goes alone. A replica has at most
 #: `MESH_CONCURRENCY` commits in memory. Their worker leaves those out that turn out to be hard.
@@ -53,6 +52,7 @@ class ValuesRoutes:
         self._pace = pace
         self._answers = answers
         self._finder = Finder()
+        self._small = asking.Small(pace)
         self._reader = ItemsReader(settings)
         self._work = Budget(settings.large_digits, "digits of large values", 2)
         self._jobs = JobRoutes(context, settings, pace, answers)
@@ -151,11 +151,16 @@ class ValuesRoutes:
         if not items:
             return {}
         await self._pace()
+        replica, deadline_ms = self._context.mesh.replica, self._deadline_ms()
+        if len(items) == 1 and is_small((item := items[0]).value):
+            factors, answers = await self._small.put(replica, item, deadline_ms)
+            if item.value not in factors:
+                raise _failure(answers, [item.value])
+            return factors
         last = {item.value: item for item in items}
         asks = await self._asks(last)
         with self._work.lent(sum(len(value) for value in last if not is_small(value))):
-            replica = self._context.mesh.replica
-            factors, answers = await asking.put(replica, asks, last, self._deadline_ms(), self._pace)
+            factors, answers = await asking.put(replica, asks, last, deadline_ms, self._pace)
         missing = [value for value in last if value not in factors]
         if missing:
             raise _failure(answers, missing)
@@ -165,9 +170,7 @@ class ValuesRoutes:
         """Return requests to the classes, each for a chunk of values."""
         chunks = Chunks(self._settings.chunk, LARGE_CHUNK_BYTES)
         await chunks.extend(items.values(), self._pace)
-        # A single value is looked up when its request is sent. A large one may wait for long, so its handler does it.
-        read = f"{WHERE}{value}" if len(items) == 1 and is_small(value := next(iter(items))) else ""
-        return [hard.put(cls, chunk, read) for cls, chunk in chunks.all]
+        return [hard.put(cls, chunk) for cls, chunk in chunks.all]
 
 
 def deadline_ms(context: Context) -> int:

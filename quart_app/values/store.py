@@ -162,6 +162,20 @@ async def places(store: Store, values: Sequence[str]) -> list[str | None]:
     return await store.shared.mget(*[WHERE + value for value in values])
 
 
+def places_found(text: str, count: int) -> list[str | None] | None:
+    """Return the places of so many values as the submission of their request has found them; None for another text."""
+    if count == 1:
+        return [text or None]
+    try:
+        found = _read_texts(text)
+    except ValueError:
+        return None
+    return [each or None for each in found] if len(found) == count else None
+
+
+_read_texts = json.Decoder(list[str]).decode
+
+
 async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
     """Return our own records of these values."""
     found = await store.hmget(RECORDS, *values)

@@ -2,11 +2,14 @@
 
 A request, its commit and its reply cost the replicas many times what a small value or a short search costs. With many
 clients, several things are asked for in one turn of the event loop. Those with one key form a group, which is asked for
-in one request at the end of the turn. Nothing waits longer than that for others to join.
+in one request at the end of the turn. Nothing waits longer than that for others to join. While nothing else is in
+progress, it does not wait at all.
 
     wanted ---> group of its key ---> end of the turn: asked for ---> an answer for each
-                                                          |
-                                                          +--> the mesh gave the request up: each is asked for alone
+      |                                 |                 |
+      +-- nothing is in progress        +-- it is one     +-- it takes long, or the mesh gives the request up
+      v                                 v                 v
+                            each is asked for alone
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mesh import GivenUp, Unserved, tracing
 
@@ -22,57 +25,71 @@ K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")
 A = TypeVar("A")
 
+#: Deadlines within one such step may share a request: no deadline is kept more exactly.
+STEP_MS = 20
+#: The part of its time for which one waits for the answer to all. Then it is asked for alone: another one in the group
+#: may need a replica that is stalled. A queue is never so long, see `is_full` in submit.lua.
+PATIENCE = 0.25
 #: Most characters of the ids of the calls that a request belongs to.
 MOST_CALLS = 200
+
+#: In place of an answer: it is to be asked for alone.
+_ALONE: Any = object()
 
 
 class Together(Generic[K, W, A]):
     """Asks for things with one key together, at most `most` in a request.
 
-    `ask` takes the key and what is wanted, and returns the answers in the same order.
+    `ask` takes the key, what is wanted, and the deadline (ms from now), and returns the answers in the same order.
     """
 
-    def __init__(self, ask: Callable[[K, Sequence[W]], Awaitable[Sequence[A]]], most: int) -> None:
+    def __init__(self, ask: Callable[[K, Sequence[W], int], Awaitable[Sequence[A]]], most: int) -> None:
         self._ask = ask
         self._most = most
-        self._open: dict[K, _Group[W, A]] = {}
+        self._open: dict[tuple[K, int], _Group[W, A]] = {}
+        self._in_progress = 0
 
-    async def get(self, key: K, wanted: W) -> A:
+    async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
         """Return the answer to one thing that is wanted. Raises what `ask` raises."""
-        if tracing.is_on() or tracing.TRACEPARENT.get():
-            return await self._alone(key, wanted)
-        group = self._open.get(key)
-        if group is None or len(group.members) >= self._most:
-            group = self._open[key] = _Group()
-            asyncio.get_running_loop().call_soon(self._begin, key, group)
+        self._in_progress += 1
         try:
-            return await group.answer_to(wanted)
-        except (GivenUp, Unserved):
-            # Another one in the group may be the reason, or a replica of an earlier release that takes one at a time.
-            if len(group.members) == 1:
-                raise
-            return await self._alone(key, wanted)
+            return await self._get(key, wanted, deadline_ms)
+        finally:
+            self._in_progress -= 1
 
-    async def _alone(self, key: K, wanted: W) -> A:
-        (answer,) = await self._ask(key, [wanted])
+    async def _get(self, key: K, wanted: W, deadline_ms: int) -> A:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        if self._in_progress > 1 and not (tracing.is_on() or tracing.TRACEPARENT.get()):
+            answer = await self._group(key, -(-deadline_ms // STEP_MS), loop).answer_to(wanted)
+            if answer is not _ALONE:
+                return answer
+        left_ms = deadline_ms - int((loop.time() - begun_s) * 1000)
+        (answer,) = await self._ask(key, [wanted], max(1, left_ms))
         return answer
 
-    def _begin(self, key: K, group: _Group[W, A]) -> None:
-        if self._open.get(key) is group:
-            del self._open[key]
-        group.begin(lambda wanted: self._ask(key, wanted))
+    def _group(self, key: K, steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
+        group = self._open.get((key, steps))
+        if group is None or len(group.members) >= self._most:
+            group = self._open[key, steps] = _Group()
+            loop.call_soon(self._begin, key, steps, group)
+        return group
+
+    def _begin(self, key: K, steps: int, group: _Group[W, A]) -> None:
+        if self._open.get((key, steps)) is group:
+            del self._open[key, steps]
+        group.begin(lambda wanted: self._ask(key, wanted, steps * STEP_MS), PATIENCE * steps * STEP_MS / 1000)
 
 
 class _Member(Generic[W, A]):
     """One thing that is wanted, who waits for the answer, and the call that it belongs to."""
 
-    __slots__ = ("answer", "call", "context", "trail", "wanted")
+    __slots__ = ("answer", "call", "trail", "wanted")
 
     def __init__(self, wanted: W) -> None:
         self.wanted = wanted
         self.answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self.call, self.trail = tracing.CALL.get(), tracing.TRAIL.get()
-        self.context = contextvars.copy_context()
 
 
 class _Group(Generic[W, A]):
@@ -93,21 +110,26 @@ class _Group(Generic[W, A]):
                 self._task.cancel()
             raise
 
-    def begin(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]]) -> None:
-        """Ask, unless nobody waits any more."""
+    def begin(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], patience_s: float) -> None:
+        """Ask for what somebody still waits for, unless it is one."""
         self.members = [each for each in self.members if not each.answer.done()]
-        if self.members:
-            work = self._run(ask)
-            self._task = asyncio.get_running_loop().create_task(work, context=self.members[0].context)
+        if len(self.members) > 1:
+            context = contextvars.copy_context()
+            self._task = asyncio.get_running_loop().create_task(self._run(ask, patience_s), context=context)
+        else:
+            self._leave_each_alone()
 
-    async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]]) -> None:
+    async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], patience_s: float) -> None:
         members = self.members
         trail: list[tuple[str, Mapping[str, str]]] = []
-        if len(members) > 1:
-            tracing.CALL.set(_joined([each.call for each in members]))
-            tracing.TRAIL.set(trail)
+        tracing.CALL.set(_joined([each.call for each in members]))
+        tracing.TRAIL.set(trail)
         try:
-            answers = await ask([each.wanted for each in members])
+            async with asyncio.timeout(patience_s):
+                answers = await ask([each.wanted for each in members])
+        except (TimeoutError, GivenUp, Unserved):
+            # Another one in the group may be the reason, or a replica of an earlier release that takes one at a time.
+            pass
         except Exception as error:
             for each in members:
                 if not each.answer.done():
@@ -119,8 +141,12 @@ class _Group(Generic[W, A]):
                 if not each.answer.done():
                     each.answer.set_result(answer)
         finally:
-            for each in members:
-                each.answer.cancel()
+            self._leave_each_alone()
+
+    def _leave_each_alone(self) -> None:
+        for each in self.members:
+            if not each.answer.done():
+                each.answer.set_result(_ALONE)
 
 
 def _joined(calls: Sequence[str]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import pytest
 
 from mesh import Class, UsageError, keys
@@ -18,18 +21,21 @@ class Noting:
 
     def __init__(self) -> None:
         self.found: list[str | None] = []
+        self.changes = True
         self.worker = Worker()
         self.worker.handles("x.put")(self.put)
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body:
         self.found.append(request.found)
+        if not self.changes:
+            return {}
         before = await store.shared.get(KEY) if request.found is None else request.found or None
         transaction.shared.expect(KEY, before)
         transaction.shared.set(KEY, request.body["text"])
         return {}
 
 
-async def ask(replica: Replica, text: str, read: str = KEY) -> None:
+async def ask(replica: Replica, text: str, read: Sequence[str] = (KEY,)) -> None:
     (answer,) = await replica.ask([Ask(Class("A"), "x.put", {"text": text}, read=read)])
     assert answer.error is None
 
@@ -40,8 +46,21 @@ async def test_a_handler_gets_what_the_key_had_when_the_request_was_sent(backend
     one = await backend.join(noting.worker, class_="A")
     await ask(one, "a b")
     await ask(one, "c")
-    await ask(one, "d", read="")
+    await ask(one, "d", read=())
     assert noting.found == ["", "a b", None]
+
+
+async def test_a_handler_gets_what_several_keys_had(backend: Backend) -> None:
+    """As a JSON list, in the order of the names."""
+    noting = Noting()
+    one = await backend.join(noting.worker, class_="A")
+    await ask(one, 'a "b", c')
+    transaction = one.transaction()
+    transaction.shared.set("x:other", "d")
+    assert await one.commit(transaction)
+    noting.changes = False
+    await ask(one, "", read=["x:other", "x:none", KEY])
+    assert json.loads(noting.found[-1] or "") == ["d", "", 'a "b", c']
 
 
 async def test_a_value_that_has_changed_since_is_a_conflict_and_the_next_run_does_not_get_it(backend: Backend) -> None:
@@ -70,7 +89,7 @@ async def test_a_key_of_another_kind_is_left_to_the_handler(backend: Backend) ->
     one = await backend.join(noting.worker, class_="A")
     redis = backend.redis()
     await redis.rpush(f"shared:{KEY}", "an element")
-    (answer,) = await one.ask([Ask(Class("A"), "x.put", {"text": "a"}, read=KEY)])
+    (answer,) = await one.ask([Ask(Class("A"), "x.put", {"text": "a"}, read=[KEY])])
     assert answer.error is not None and noting.found[0] is None
     await redis.aclose()
 
@@ -78,7 +97,7 @@ async def test_a_key_of_another_kind_is_left_to_the_handler(backend: Backend) ->
 async def test_such_a_request_is_asked_alone(backend: Backend) -> None:
     """The fields of a group are those of all its requests."""
     one = await backend.join(Noting().worker, class_="A")
-    asks = [Ask(Class("A"), "x.put", {}, read=KEY), Ask(Class("A"), "x.put", {})]
+    asks = [Ask(Class("A"), "x.put", {}, read=[KEY]), Ask(Class("A"), "x.put", {})]
     with pytest.raises(UsageError, match="is asked alone"):
         await one.ask(asks)
 

@@ -71,3 +71,31 @@ async def test_many_hard_values_are_asked_for_some_at_a_time(values: Values) -> 
     factors, _ = await asked
     assert set(factors) == {item.value for item in many}
     assert await replica.shared.scard("mesh:lanes") == 0
+
+
+async def test_small_values_of_many_clients_share_a_request(values: Values) -> None:
+    """Each client gets the factors of its value, wherever its record is; and each value has one record."""
+    one, two = await values.join(2)
+    small = asking.Small(Pace())
+    items = [PlainItem(str(n), 60, "A") for n in range(2, 12)]
+    before = (await one.books())["accepted"]
+    for replica in (one, two):
+        found = await asyncio.gather(*(small.put(replica, item, 5000) for item in items))
+        assert [factors[item.value] for item, (factors, _) in zip(items, found, strict=True)] == [
+            "2", "3", "2 2", "5", "2 3", "7", "2 2 2", "3 3", "2 5", "11",
+        ]  # fmt: skip
+        if replica is one:
+            assert (await one.books())["accepted"] == before + 2, "the first one, and the others"
+    names = [item.value for item in items]
+    stored = [await replica.store().hmget("values:records", *names) for replica in (one, two)]
+    assert [sum(map(bool, both)) for both in zip(*stored, strict=True)] == [1] * len(items)
+
+
+async def test_of_small_values_that_come_together_the_last_one_counts(values: Values) -> None:
+    """As if they came one after the other."""
+    (one,) = await values.join(1)
+    small = asking.Small(Pace())
+    items = [PlainItem(value, ttl, "A") for value, ttl in (("7", 9), ("6", 50), ("6", 900))]
+    await asyncio.gather(*(small.put(one, item, 5000) for item in items))
+    (record,) = await one.store().hmget("values:records", "6")
+    assert record is not None and int(record.split()[1]) - one.now_ms() > 800_000

@@ -56,9 +56,9 @@ class Valued:
         return await self._backend.join(self.worker, class_=cls)
 
     async def put(self, replica: Replica, cls: str, *values: int, ttl: int = 60) -> list[int]:
-        """The values that the answer has. As in the route, the place of a single one is read with the submission."""
+        """The values that the answer has. As in the route, the places of small ones are read with the submission."""
         body = {"items": [{"value": str(value), "ttl": ttl} for value in values]}
-        read = f"{records.WHERE}{values[0]}" if len(values) == 1 else ""
+        read = [f"{records.WHERE}{value}" for value in values] if max(values) < 1 << 64 else ()
         (answer,) = await replica.ask([Ask(Class(cls), PUT, body, read=read)])
         assert answer.error is None
         return sorted(int(value) for part in answer.bodies for value in part)
