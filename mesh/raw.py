@@ -10,7 +10,7 @@ from mesh.client import Client, connect
 from mesh.replica import Replica, join
 from mesh.requests.answers import Answer, Ask
 from mesh.requests.effects import Effects
-from mesh.requests.filters import MARK, Among, Filter, among
+from mesh.requests.filters import Among, Filter, among
 from mesh.requests.protocol import NEVER, Body, Request
 from mesh.requests.store import Store
 from mesh.requests.verbs import ServiceVerbs
@@ -18,7 +18,6 @@ from mesh.requests.worker import Worker
 from mesh.wire.script import Script
 
 __all__ = [
-    "MARK",
     "NEVER",
     "Among",
     "Answer",

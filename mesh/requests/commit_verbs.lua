@@ -1,8 +1,8 @@
 -- Verbs of transactions beside those of Redis, for writes of many words. They stand inside commit.lua, where `tx` has
 -- the words of a command from `first` (its verb) to `last`. A verb returns an error reply, or anything else.
 --   set-all, ms, value, key, ...            SET each key to the value until that moment
---   zadd-all, key, score, member, ...       ZADD each member with that score
---   mark, key, bit, ...                   set these bits of a filter; see filters.py
+--   mark, key, bits, below, number, ...   set the bits of these numbers in a filter of so many bits, which has all numbers
+--                                         below the given one already; see filters.py
 --   keep, key, ms                           let the key live at least until then, once all is written
 --   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
 --                                         send a request that waits for its time; its limit may follow
@@ -50,19 +50,6 @@ local function make_verbs(keep)
     end
   end
 
-  local function zadd_all(first, last)
-    local score = tx[first + 2]
-    for begin = first + 3, last, PASSED do
-      local words, n = {}, 0
-      for k = begin, math.min(begin + PASSED - 1, last) do
-        words[n + 1], words[n + 2] = score, tx[k]
-        n = n + 2
-      end
-      local result = redis.pcall('ZADD', tx[first + 1], unpack(words))
-      if type(result) == 'table' then return result end
-    end
-  end
-
   local function later(first, last)
     local due, key, to, op, from, ttl, body, wants = unpack(tx, first + 4, last)
     local words = {'op', op, 'request', key, 'from', from, 'reply_to', '', 'body', body, 'ttl', ttl}
@@ -86,21 +73,33 @@ local function make_verbs(keep)
 
   local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
 
+  -- Sets the two bits of each number of a list; the numbers are decimal digits. `_hashes` of filters.py finds the same bits.
   -- If the key does not hold bits, no gather reads them, and the database is asked.
-  local MARKED = 500
-  local function mark(first, last)
-    for begin = first + 2, last, MARKED do
-      local words, n = {}, 0
-      for k = begin, math.min(begin + MARKED - 1, last) do
-        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', tx[k], 1
-        n = n + 4
+  local MOST, DIGITS, EXACT = 400, -15, 1e15
+  local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
+  local function mark_numbers(key, bits, below, numbers, first, last)
+    local words, n = {'BITFIELD', key}, 2
+    for k = first, last do
+      local number = tonumber(numbers[k]) or 0
+      if number >= below then
+        if number >= EXACT then number = tonumber(string.sub(numbers[k], DIGITS)) end
+        words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', number % ONE * ONE_TIMES % ONE % bits, 1
+        words[n + 5], words[n + 6], words[n + 7], words[n + 8] = 'SET', 'u1', number % OTHER * OTHER_TIMES % OTHER % bits, 1
+        n = n + 8
       end
-      redis.pcall('BITFIELD', tx[first + 1], unpack(words))
+      if n > 2 and (n > MOST or k == last) then
+        redis.pcall(unpack(words, 1, n))
+        n = 2
+      end
     end
   end
 
+  local function mark(first, last)
+    mark_numbers(tx[first + 1], tonumber(tx[first + 2]), tonumber(tx[first + 3]), tx, first + 4, last)
+  end
+
   local verbs = {
-    ends = ends, ['set-all'] = set_all, ['zadd-all'] = zadd_all, keep = keep, mark = mark, later = later,
+    ends = ends, ['set-all'] = set_all, keep = keep, mark = mark, later = later,
     place = place_new,
   }
   --[[ verbs of services ]]

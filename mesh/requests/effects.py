@@ -14,6 +14,7 @@ from mesh.discovery import LATER, LIMITS, ONCE
 from mesh.errors import InvalidReply, MeshError, UsageError
 from mesh.later.due import Due
 from mesh.requests import tracing
+from mesh.requests.filters import Filter
 from mesh.requests.once import Once, is_kept, key_reused
 from mesh.requests.protocol import NEVER, OK, Address, Body, Class, Database, Request, encode_body, failure_body
 from mesh.requests.verbs import LATEST_MS, VERBS, Text, Verb, check_words, integer, score, text_of
@@ -95,19 +96,24 @@ class Writer:
     def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
         self._grow("ZADD", key, [word for member, each in scores.items() for word in (score(each), member)])
 
-    def zadd_all(self, key: str, members: Sequence[str], each: Text) -> None:
-        """Add many members with one score."""
-        check_words(members)
-        for part in parts(members):
-            self._writes.add(self._side, "zadd-all", (self._prefix + key,), [score(each), *part])
+    def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text], lead: Sequence[Text] = ()) -> None:
+        """Write with a verb that a service has added to its worker; `names` are its keys, each another one.
 
-    def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text]) -> None:
-        """Write with a verb that a service has added to its worker; `names` are its keys, each another one."""
+        Many words become several commands. Each of these begins with the words of `lead`.
+        """
         if verb not in self._writes.verbs:
             raise ValueError(f"no service of this worker has added the verb {verb}")
         if len(set(names)) < len(names):
             raise ValueError(f"{verb} takes different keys, not {names}")
-        self._writes.grow(self._side, verb, [self._prefix + name for name in names], words)
+        check_words(lead)
+        check_words(words)
+        keys = [self._prefix + name for name in names]
+        for part in parts(words):
+            self._writes.add(self._side, verb, keys, [*lead, *part])
+
+    def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
+        """Set the bits of these numbers, which are decimal digits, in a filter."""
+        self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
     def zrem(self, key: str, *members: Text) -> None:
         self._grow("ZREM", key, members)

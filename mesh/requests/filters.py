@@ -12,13 +12,13 @@ filters in the step that submits the requests.
 One more bit, the last one, is set when the filter is named. A key that has ended, or that somebody has deleted, loses
 this bit with the others, and does not get it back from what is stored later. Such a filter does not count.
 
-The service sets the bits in the commit that writes the thing itself, with the verb `MARK` on the shared side.
+The service sets the bits in the commit that writes the thing itself: with `transaction.shared.mark`, or with a verb of
+its own that calls `mark_numbers` of commit_verbs.lua.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
@@ -43,16 +43,15 @@ end
 return 1
 """
 )
-#: Sets bits of a filter: `transaction.shared.write_with(MARK, [filter.key], filter.positions(numbers))`.
-MARK = "mark"
 #: Bits for each thing when a filter is made.
 BITS_EACH = 32
 LEAST_BITS = 4096
 
-_WORD = (1 << 64) - 1
-_ONE, _OTHER = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
-#: Only so many last digits of a number are hashed: they are converted quickly, and are all digits of most numbers.
-_DIGITS = 18
+#: Two primes below 2^31, and a factor below 2^21 for each. So a script computes with exact doubles.
+_ONE, _ONE_TIMES = 2147483647, 1640531
+_OTHER, _OTHER_TIMES = 2147483629, 1327217
+#: Only so many last digits of a number are hashed: more would not fit in a double.
+_DIGITS = 15
 
 
 class Among(NamedTuple):
@@ -73,27 +72,31 @@ def among(name: str, *numbers: str) -> Among:
 
 
 def _hashes(number: str) -> tuple[int, int]:
-    """Return two numbers of 32 bits for the decimal digits of a number, the same in every process."""
+    """Return two numbers of 31 bits for a number in decimal digits, the same as `mark_numbers` of commit_verbs.lua."""
     last = int(number[-_DIGITS:])
-    return (last * _ONE & _WORD) >> 32, (last * _OTHER & _WORD) >> 32
+    return last % _ONE * _ONE_TIMES % _ONE, last % _OTHER * _OTHER_TIMES % _OTHER
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One filter: its key among the shared ones, and its size in bits."""
+    """One filter: its key among the shared ones, and its size in bits.
+
+    `below`: it has all numbers below this one for certain, so their bits need not be set again.
+    """
 
     key: str
     bits: int
+    below: int = field(default=0, compare=False)
 
     @staticmethod
     def size_for(count: int) -> int:
         """Return how many bits a new filter for so many numbers has."""
         return max(LEAST_BITS, count * BITS_EACH)
 
-    def positions(self, numbers: Iterable[str]) -> list[str]:
-        """Return the bits that these numbers set, as text, which needs no check before it is sent."""
-        bits = self.bits
-        return [str(each % bits) for number in numbers for each in _hashes(number)]
+    @property
+    def name(self) -> str:
+        """Its key in the bus database, and its number of bits."""
+        return f"{keys.SHARED}{self.key} {self.bits}"
 
 
 class Filters:
@@ -107,14 +110,13 @@ class Filters:
     async def name(self, name: str, filter: Filter | None) -> bool:
         """Name a filter, which is complete, in our roster row; None: none. Return False if the lease or row is gone."""
         if filter is None:
-            return bool(await self._link.script(NAME, self._keys, self._holder, field(name), ""))
-        key = keys.SHARED + filter.key
-        words = (self._holder, field(name), f"{key} {filter.bits}", filter.bits)
-        return bool(await self._link.script(NAME, [*self._keys, key], *words))
+            return bool(await self._link.script(NAME, self._keys, self._holder, _field(name), ""))
+        words = (self._holder, _field(name), filter.name, filter.bits)
+        return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
     async def named(self, name: str) -> Filter | None:
         """Return the filter that our roster row names."""
-        text = await self._link.shared("HGET", self._keys[1], field(name))
+        text = await self._link.shared("HGET", self._keys[1], _field(name))
         if text is None:
             return None
         key, bits = text.rsplit(" ", 1)
@@ -135,6 +137,6 @@ class Filters:
             return 0
 
 
-def field(name: str) -> str:
+def _field(name: str) -> str:
     """Return the field of a roster row that names a filter."""
     return f"filter:{name}"

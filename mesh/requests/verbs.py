@@ -172,7 +172,7 @@ class Verb:
 
     `needs` are the types that its leading keys must have, and then keep. A verb without needs gives its key the type
     `makes`, or leaves the type as it is (""). `check` is for its arguments. A verb of Redis that `grows` takes any
-    number of arguments, so two such writes in a row on the same key become one command; those of a service always do.
+    number of arguments, so two such writes in a row on the same key become one command.
     """
 
     needs: tuple[str, ...]
@@ -206,7 +206,6 @@ VERBS: dict[str, Verb] = {
     "XADD": _on("stream", _entry),
     "set-all": Verb((), _nothing, makes="string"),
     "keep": Verb((), _nothing),
-    "zadd-all": _on("zset", _nothing),
     "mark": Verb((), _nothing, makes="string"),
     "later": Verb(("bounded", "hash"), _nothing),
     "place": Verb(("placed", "hash"), _nothing),

@@ -33,11 +33,11 @@ _REST = 2**16
 _ENCODE = ENCODER.encode
 _NONE: Sequence[str] = ()
 
-#: A long word counts for several: for one more with each 2^7 bytes.
-WORD_BITS = 7
+#: A long word counts for several: for one more with each 2^5 bytes.
+WORD_BITS = 5
 
 #: A word of more characters is sent as it is, because a server reads a text faster than JSON.
-LONG = 4096
+LONG = 65536
 
 #: An item of a batch: its words as JSON, after each other and without brackets; for how many words it counts in a round
 #: trip; its long words, which are null there; and whether the plain variant of the script is enough for it.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mesh import Address, Busy, Class, Database, LeaseLost, MeshError
-from mesh.raw import Body, Effects, Request, Store, Worker
+from mesh.raw import Body, Effects, Filter, Request, Store, Worker
 from quart_app.values import hard
 from quart_app.values import store as records
 from quart_app.values.errands import Errand, Errands
@@ -88,7 +88,7 @@ class _Operations:
     errands: Errands
     pace: Pace
     store_room: Callable[[int], None]
-    mark: records.Mark | None
+    filters: Callable[[], Sequence[Filter]]
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
         """Store the values of a request, or let their holders do it; reply with the factors of those stored here."""
@@ -111,7 +111,7 @@ class _Operations:
                 left_out.append(item)
             else:
                 transaction.forward(Class(store.cls), {"items": _plain([item])})
-        _write(decision, request, store, transaction, self.mark)
+        _write(decision, request, store, transaction, self.filters())
         answer: Body = {item.value: decision.factors[item.value] for item in decision.here}
         answer.update({item.value: None for item in left_out})
         return answer
@@ -151,7 +151,7 @@ class _Operations:
         is_over = len(request.body["items"]) > 1 or not decision.apart
         for item in _plain(decision.apart):
             hard.send(transaction, store.cls, item, errand.labels(with_step=not is_over), deadline)
-        _write(decision, request, store, transaction, self.mark)
+        _write(decision, request, store, transaction, self.filters())
         errand.found(transaction, decision.factors, is_over=is_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
@@ -189,17 +189,18 @@ def handlers(
     errands: Errands,
     pace: Pace,
     store_room: Callable[[int], None],
-    mark: records.Mark | None = None,
+    filters: Callable[[], Sequence[Filter]] = tuple,
 ) -> Worker:
     """Return the operations of /values.
 
-    `store_room` counts bytes that are about to be stored, and raises Busy. `mark` notes the primes of what is stored.
+    `store_room` counts bytes that are about to be stored, and raises Busy. `filters` returns the filters that get
+    the primes of what is stored.
     """
     worker = Worker()
     for script in (records.FIND, PRIMES, STATE, ADMIT, END, TELL):
         worker.uses(script)
     worker.writes_with(records.VERBS)
-    operations = _Operations(factorise, errands, pace, store_room, mark)
+    operations = _Operations(factorise, errands, pace, store_room, filters)
     worker.handles(PUT)(operations.put)
     worker.handles(HARD)(operations.put)
     worker.handles(DROP)(operations.drop)
@@ -306,12 +307,12 @@ async def _factors(
     return known
 
 
-def _write(decision: Decision, request: Request, store: Store, transaction: Effects, mark: records.Mark | None) -> None:
+def _write(decision: Decision, request: Request, store: Store, transaction: Effects, filters: Sequence[Filter]) -> None:
     """Write the records that belong here, and tell their former holders to drop theirs."""
     at_ms, here = request.at_ms, decision.here
     expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
     place = Place(store.database, store.cls, request.id)
-    records.put(transaction, place, expiries, decision.factors, decision.before, mark)
+    records.put(transaction, place, expiries, decision.factors, decision.before, filters)
     records.expect_places(transaction, {item.value: item.place for item in here})
     for item in here:
         where = item.where

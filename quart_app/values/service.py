@@ -68,7 +68,7 @@ def create(context: Context) -> Service:
         "values",
         public=ValuesRoutes(context, settings, pool, pace, answers).blueprints,
         operations=[
-            handlers(computing, errands, pace, store_room, primes.mark),
+            handlers(computing, errands, pace, store_room, primes.filters),
             help.operations(pool.helper, pool.processes, replica),
         ],
         lifespan=lifespan,

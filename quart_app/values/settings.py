@@ -28,7 +28,7 @@ class ValuesSettings(BaseSettings):
     large_digits: int = Field(
         2_000_000, ge=1, description="digits of values from 2^64 up that a replica's requests wait for; beyond it 503"
     )
-    chunk: int = Field(125, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
+    chunk: int = Field(250, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
     processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
     hard_limit: int | None = Field(
         None, ge=1, description="hard numbers under way at once, beyond which 503; unset: four for each process"

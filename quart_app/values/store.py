@@ -21,15 +21,14 @@ removes the records that expire earlier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
 from msgspec import Struct, json
 
-from mesh.raw import Effects, Script, ServiceVerbs, Store
-from quart_app.values import notation
+from mesh.raw import Effects, Filter, Script, ServiceVerbs, Store
 
 RECORDS = "values:records"
 INDEX = "values:index"
@@ -38,14 +37,15 @@ EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
 FIND = Script.beside(__file__, "search.lua", "find.lua")
-#: What the commit does with primes of six digits and more; each needs ALONE and INDEX.
-PAIR, UNPAIR = "pair-all", "unpair-all"
-_NEEDS = ("hash", "zset")
+#: They write and remove records together with their index.
+PUT, REMOVE = "put-values", "remove-values"
+_WRITTEN = (RECORDS, INDEX, ALONE)
+_NEEDS = ("hash", "zset", "hash")
 #: Answers a request with what FIND finds. It says itself what is wrong with its keys.
 ANSWER, ANSWER_EACH = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
-    {PAIR: _NEEDS, UNPAIR: _NEEDS, ANSWER: (), ANSWER_EACH: ()},
+    {PUT: _NEEDS, REMOVE: _NEEDS, ANSWER: (), ANSWER_EACH: ()},
 )
 
 
@@ -104,10 +104,6 @@ def digits(text: str) -> str:
     return text[5:] if text[0] == "z" else text[1:]
 
 
-#: Most primes of so many digits, or more, have only one value.
-RARE_DIGITS = 6
-
-
 #: Bytes that Redis takes for an entry beside its text, about: measured with many small values.
 ENTRY_BYTES = 90
 
@@ -119,42 +115,6 @@ def size(value: str, factors: str) -> int:
     """
     primes = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
-
-
-class Postings(NamedTuple):
-    """The index entries of some values: members for common primes; prime, value, prime, value, ... for rare primes.
-
-    `primes` are all primes of these values.
-    """
-
-    common: list[str]
-    rare: list[str]
-    primes: set[str]
-
-    def members(self) -> set[str]:
-        """All of them as members, wherever they are kept."""
-        return {*self.common, *map(":".join, zip(self.rare[::2], self.rare[1::2], strict=True))}
-
-
-def postings(factors: Mapping[str, str]) -> Postings:
-    """Return one entry for every value and distinct prime factor of it."""
-    found = Postings([], [], set())
-    common, rare, primes = found
-    for value, text in factors.items():
-        name = _LENGTHS[len(value)] + value
-        of_value = notation.primes(text)
-        primes.update(of_value)
-        for prime in of_value:
-            digits = len(prime)
-            if digits < RARE_DIGITS:
-                common.append(f"{_LENGTHS[digits]}{prime}:{name}")
-            else:
-                rare += (_LENGTHS[digits] + prime, name)
-    return found
-
-
-#: Notes primes, with the moment (ms) until which values that have them live, in the commit of the transaction.
-Mark = Callable[[Effects, set[str], int], None]
 
 
 async def places(store: Store, values: Sequence[str]) -> list[str | None]:
@@ -188,26 +148,24 @@ def put(
     expiries: Mapping[str, int],
     factors: Mapping[str, str],
     before: Mapping[str, Record] = MappingProxyType({}),
-    mark: Mark | None = None,
+    filters: Sequence[Filter] = (),
 ) -> None:
     """Write the records of one request, with their expiries and factors, and say where they are.
 
-    `before` are the records of these values that this database has now. `mark` notes the primes of what is written.
+    `before` are the records of these values that this database has now. `filters` get the primes of what is written.
     """
     if not expiries:
         return
     ends: dict[int, list[str]] = {}
     for value, expiry in expiries.items():
         ends.setdefault(expiry, []).append(value)
-    common, rare, primes = postings({value: factors[value] for value in expiries})
-    if mark is not None:
-        mark(transaction, primes, max(ends))
+    words = [word for value, end in expiries.items() for word in (value, _text(place.id, end, factors[value]))]
+    transaction.write_with(PUT, _WRITTEN, words, [" ".join(f"{filter.name} {filter.below}" for filter in filters)])
+    for filter in filters:
+        transaction.shared.keep_until(filter.key, max(ends))
     for expiry, values in ends.items():
-        transaction.hset(RECORDS, {value: _text(place.id, expiry, factors[value]) for value in values})
         transaction.shared.set_until([WHERE + value for value in values], str(place), expiry)
         schedule(transaction, expiry, [v for v in values if v not in before or expiry < before[v].expiry])
-    transaction.zadd_all(INDEX, common, 0)
-    transaction.write_with(PAIR, (ALONE, INDEX), rare)
     for key in (RECORDS, INDEX, ALONE, EXPIRY):
         transaction.keep_until(key, max(ends))
 
@@ -227,10 +185,7 @@ def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
     """Remove our records of these values. The commit fails if one of them is no longer the record given here."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
-    transaction.hdel(RECORDS, *over)
-    common, rare, _ = postings({value: record.factors for value, record in over.items()})
-    transaction.zrem(INDEX, *common)
-    transaction.write_with(UNPAIR, (ALONE, INDEX), rare)
+    transaction.write_with(REMOVE, _WRITTEN, [word for pair in over.items() for word in map(str, pair)])
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:

@@ -137,7 +137,6 @@ def test_the_plain_variant_of_the_commit_is_enough_for_values_and_verbs_of_redis
         lambda effects: effects.write("XADD", "x", "*", "f", "v"),
         lambda effects: effects.keep_until("k", 9),
         lambda effects: effects.set_until(["k"], "v", 9),
-        lambda effects: effects.zadd_all("z", ["m"], 1),
         lambda effects: effects.expect_answer("HGETALL", "h", (), []),
         lambda effects: effects.send(Class("A"), "x.y", {}),
     ):
@@ -166,22 +165,17 @@ def test_writes_to_one_key_by_one_verb_become_one_command_and_keep_their_order()
     ]
 
 
-def test_a_verb_with_two_keys_goes_on_only_where_neither_was_touched() -> None:
-    """A write to either of the two keys in between keeps two such commands apart, so that their order stays."""
+def test_each_part_of_many_words_begins_with_the_first_ones() -> None:
+    """A verb of a service gets at most so many words at once, and what it needs to know each time."""
     transaction = Effects(3, "replica-2", verbs=WITH_PAIRS)
+    words = [f"w{n}" for n in range(MOST_WORDS + 2)]
+    transaction.write_with("pair-all", ("h", "z"), words, ["first", 7])
     transaction.write_with("pair-all", ("h", "z"), ["a", "1"])
-    transaction.write_with("pair-all", ("h", "z"), ["b", "2"])
-    transaction.zrem("z", "c:3")
-    transaction.write_with("pair-all", ("h", "z"), ["c", "3"])
-    transaction.write_with("unpair-all", ("h", "z"), ["a", "1"])
-    transaction.write_with("unpair-all", ("h", "y"), ["b", "2"])
     transaction.write_with("unpair-all", ("h", "y"), [])
     assert [write[1:] for write in read(transaction).writes] == [
-        ("pair-all", "db3:h", "db3:z", "a", "1", "b", "2"),
-        ("ZREM", "db3:z", "c:3"),
-        ("pair-all", "db3:h", "db3:z", "c", "3"),
-        ("unpair-all", "db3:h", "db3:z", "a", "1"),
-        ("unpair-all", "db3:h", "db3:y", "b", "2"),
+        ("pair-all", "db3:h", "db3:z", "first", "7", *words[:MOST_WORDS]),
+        ("pair-all", "db3:h", "db3:z", "first", "7", *words[MOST_WORDS:]),
+        ("pair-all", "db3:h", "db3:z", "a", "1"),
     ]
 
 
@@ -283,20 +277,12 @@ def test_what_no_request_asked_for_cannot_be_forwarded() -> None:
         Effects(3, "replica-2").forward(Class("A"))
 
 
-def test_many_members_of_one_score_are_one_command() -> None:
-    """The command has the score once, and then the members."""
-    transaction = Effects(3, "replica-2")
-    transaction.zadd_all("z", ["a", "b"], 7)
-    transaction.zadd_all("z", [], 7)
-    assert read(transaction).writes == [(1, "zadd-all", "db3:z", "7", "a", "b")]
-
-
-async def test_many_members_of_one_score_are_all_written(backend: Backend) -> None:
+async def test_many_members_are_all_written(backend: Backend) -> None:
     """There are more members than Lua can pass to one call. If a key has another type, nothing is written."""
     one = await backend.join()
     for count in (1, MOST_WORDS - 1, 2 * MOST_WORDS + 1):
         transaction = one.transaction()
-        transaction.zadd_all(f"z{count}", [f"m{n}" for n in range(count)], 7)
+        transaction.zadd(f"z{count}", {f"m{n}": 7 for n in range(count)})
         assert await one.commit(transaction)
         assert await one.store().zcard(f"z{count}") == count
     assert await one.store().zrangebyscore("z1", 7, 7, 9) == ["m0"]
@@ -304,8 +290,8 @@ async def test_many_members_of_one_score_are_all_written(backend: Backend) -> No
     transaction.set("text", 1)
     assert await one.commit(transaction)
     transaction = one.transaction()
-    transaction.zadd_all("z1", ["m1"], 7)
-    transaction.zadd_all("text", ["m"], 7)
+    transaction.zadd("z1", {"m1": 7})
+    transaction.zadd("text", {"m": 7})
     with pytest.raises(MeshError, match="holds a string, not a zset"):
         await one.commit(transaction)
     assert await one.store().zcard("z1") == 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import fakeredis
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.raw import MARK, Among, Body, Effects, Filter, Replica, Request, Store, Worker, among
+from mesh.raw import Among, Body, Effects, Filter, Replica, Request, Store, Worker, among
 from mesh.requests.filters import Filters
+from mesh.requests.scripts import commit_with
+from mesh.testing.fake_server import without_flags
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
@@ -28,7 +33,7 @@ def filter_of(replica: Replica, bits: int = 4096) -> Filter:
 async def have(replica: Replica, *numbers: str) -> None:
     """Let the filter of a replica have these numbers, and name it."""
     transaction = replica.transaction()
-    transaction.shared.write_with(MARK, [filter_of(replica).key], filter_of(replica).positions(numbers))
+    transaction.shared.mark(filter_of(replica), numbers)
     transaction.set("filters:data", " ".join(numbers))
     assert await replica.commit(transaction)
     assert await replica.filters.name(NAME, filter_of(replica))
@@ -98,7 +103,7 @@ async def test_a_filter_that_somebody_has_replaced_keeps_nobody_from_being_asked
     await client.delete(f"shared:{filter_of(one).key}")
     assert await asked(one, "11") == {one.database}
     transaction = one.transaction()
-    transaction.shared.write_with(MARK, [filter_of(one).key], filter_of(one).positions(["13"]))
+    transaction.shared.mark(filter_of(one), ["13"])
     assert await one.commit(transaction)
     assert await asked(one, "11") == {one.database}
     assert not await one.filters.counts(filter_of(one))
@@ -143,24 +148,52 @@ async def test_a_renewal_leaves_the_filter_and_a_successor_begins_without(backen
     await client.aclose()
 
 
-@given(st.lists(st.integers(1, 10**60).map(str), unique=True, max_size=50), st.integers(1, 10**6))
-def test_what_a_filter_has_it_says_it_has(numbers: list[str], bits: int) -> None:
-    """Python finds each thing at the positions that the script computes from the hashes."""
-    filter = Filter("x", bits)
-    positions = {*map(int, filter.positions(numbers))}
-    for number in numbers:
-        ((one, other),) = among(NAME, number).pairs
-        assert {one % bits, other % bits} <= positions
-    assert all(0 <= position < bits for position in positions)
+def bits_of(numbers: Iterable[str], bits: int) -> set[int]:
+    """Return the bits that a gather looks at for these numbers."""
+    return {each % bits for pair in among(NAME, *numbers).pairs for each in pair}
 
 
-@pytest.mark.parametrize("each", [lambda n: n, lambda n: 10**17 + n, lambda n: n * 2_147_483_659, lambda n: 10**40 + n])
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 10**60).map(str), unique=True, min_size=1, max_size=120), st.integers(1, 10**5))
+def test_the_script_sets_the_bits_that_a_gather_looks_at(numbers: list[str], bits: int) -> None:
+    """Python and Lua have the same hashes, for numbers of any length."""
+    transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
+    transaction.shared.mark(Filter("x", bits), numbers)
+    assert bits_after(transaction) == bits_of(numbers, bits)
+
+
+def test_numbers_that_the_filter_has_for_certain_are_not_set_again() -> None:
+    """Those below `below`. A number of more digits than a double can have is not below it."""
+    transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
+    transaction.shared.mark(Filter("x", 4096, below=100), ["7", "99", "100", "101", f"1{0:020}7"])
+    assert bits_after(transaction) == bits_of(["100", "101", "7"], 4096)
+    assert Filter("x", 4096, below=100) == Filter("x", 4096), "a roster row does not have it"
+
+
+def test_what_is_no_number_sets_bits_and_breaks_nothing() -> None:
+    """The other numbers are in the filter."""
+    transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
+    transaction.shared.mark(Filter("x", 4096), ["", "text", "13"])
+    assert bits_after(transaction) == {0} | bits_of(["13"], 4096)
+
+
+def bits_after(transaction: Effects) -> set[int]:
+    """Commit a transaction to an empty server; return the bits that are set in the filter x."""
+    fake = fakeredis.FakeRedis()
+    fake.set("lease", "me")
+    batch, _, longs, _ = transaction.wire()
+    words = ("lease", "books", "committed", "me", 1000, 0, 0, "replica-2", 1, b"[%b]" % batch, *longs)
+    assert fake.eval(without_flags(commit_with(WORKER.fragments).source), 3, *words) == b'["done"]'
+    bits = fake.get("shared:x")
+    return {8 * at + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte & (128 >> bit)}
+
+
+@pytest.mark.parametrize("each", [lambda n: n, lambda n: 10**14 + n, lambda n: n * 2_147_483_659, lambda n: 10**40 + n])
 def test_a_half_full_filter_is_wrong_about_few(each: object) -> None:
     """Two bits of sixteen for each number: of a hundred that it does not have, it may have two."""
     number = each if callable(each) else None
     assert number is not None
-    filter = Filter("x", 16 * 4000)
-    there = {*filter.positions(str(number(n)) for n in range(4000))}
-    others = [filter.positions([str(number(n))]) for n in range(4000, 24_000)]
+    there = bits_of((str(number(n)) for n in range(4000)), 16 * 4000)
+    others = [bits_of([str(number(n))], 16 * 4000) for n in range(4000, 24_000)]
     assert sum(there.issuperset(each) for each in others) < 0.02 * len(others)
-    assert Filter.size_for(4000) == 2 * filter.bits and Filter.size_for(0) == 4096
+    assert Filter.size_for(4000) == 2 * 16 * 4000 and Filter.size_for(0) == 4096

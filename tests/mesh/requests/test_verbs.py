@@ -94,7 +94,6 @@ any_write = st.tuples(
 )
 others = st.one_of(
     st.tuples(st.just("set_until"), side, st.lists(name, min_size=1, max_size=3), st.sampled_from([LATER, 0, "x"])),
-    st.tuples(st.just("zadd_all"), side, name, st.sampled_from([1, "inf", "nan"])),
     st.tuples(st.just("note-all"), side, name, name, st.sampled_from([["f", "1"], ["f", "1", "g", "2"]])),
     st.tuples(st.just("keep_until"), side, name, st.sampled_from([LATER, -1])),
     st.tuples(st.just("send"), st.sampled_from([Class("A"), Class("B"), Database(3), "A"])),
@@ -147,7 +146,7 @@ class Databases:
         ends = {key: own.pexpiretime(key) for key in own.scan_iter() if key != "db1:written"}
         for key, end in counted.items():
             assert key == "*" or end == (ends[key] if ends[key] > 0 else math.inf), taken
-        touched = {f"db1:{each[2]}" for each in taken if each[0] in {"write", "zadd_all"} and each[1] == "own"}
+        touched = {f"db1:{each[2]}" for each in taken if each[0] == "write" and each[1] == "own"}
         assert touched & ends.keys() <= counted.keys(), taken
         last = self.clients[0].zscore("mesh:written", "1")
         assert last == (max(counted.values()) if counted else None), taken
@@ -175,8 +174,6 @@ def apply(transaction: Effects, operation: Sequence[Any]) -> None:
             _writer(transaction, side).write(verb, key, *args)
         case "set_until", side, names, at_ms:
             _writer(transaction, side).set_until(names, "5", at_ms)
-        case "zadd_all", side, key, score:
-            _writer(transaction, side).zadd_all(key, ["m", "o"], score)
         case "note-all", side, hash, zset, pairs:
             _writer(transaction, side).write_with("note-all", (hash, zset), pairs)
         case "keep_until", side, key, at_ms:
@@ -199,8 +196,6 @@ def repeat(databases: Databases, operation: Sequence[Any]) -> None:
         case "set_until", side, names, at_ms:
             for each in names:
                 _on_copy(databases, side, "SET", each, "5", "PXAT", at_ms)
-        case "zadd_all", side, key, score:
-            _on_copy(databases, side, "ZADD", key, score, "m", score, "o")
         case "note-all", side, hash, zset, pairs:
             for field, text in zip(pairs[::2], pairs[1::2], strict=True):
                 _on_copy(databases, side, "HSET", hash, field, text)

@@ -48,10 +48,10 @@ def test_long_words_count_for_several() -> None:
     """A round trip is bounded in bytes, too: a script that writes 20 MB would hold the server."""
     text, weight, longs, _ = encode_words(["1", "x" * 1280, "y"])
     assert json.loads(b"[%b]" % text) == [4, "1", "x" * 1280, "y"] and not longs
-    assert weight == 4 + len(text) // 128 == 14
-    text, weight, longs, _ = encode_words(["1", "x" * 12_800, 2, "y" * 5000])
-    assert json.loads(b"[%b]" % text) == [5, "1", None, 2, None] and longs == ["x" * 12_800, "y" * 5000]
-    assert weight == 5 + 17_815 // 128
+    assert weight == 4 + len(text) // 32 == 44
+    text, weight, longs, _ = encode_words(["1", "x" * 128_000, 2, "y" * 70_000])
+    assert json.loads(b"[%b]" % text) == [5, "1", None, 2, None] and longs == ["x" * 128_000, "y" * 70_000]
+    assert weight == 5 + 198_015 // 32
 
 
 def test_words_that_cannot_be_sent_are_refused() -> None:

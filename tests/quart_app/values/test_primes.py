@@ -39,8 +39,8 @@ async def put(replica: Replica, kept: Primes | None, *values: int, ms: int = 60_
     transaction = replica.transaction()
     texts = {str(value): factors(value) for value in values}
     expiries = dict.fromkeys(texts, replica.now_ms() + ms)
-    mark = None if kept is None else kept.mark
-    records.put(transaction, Place(replica.database, replica.cls, "1-0"), expiries, texts, mark=mark)
+    filters = () if kept is None else kept.filters()
+    records.put(transaction, Place(replica.database, replica.cls, "1-0"), expiries, texts, filters=filters)
     assert await replica.commit(transaction)
 
 
@@ -181,16 +181,19 @@ async def test_a_filter_is_not_made_without_room_for_it(backend: Backend, monkey
     assert not await has(one, "7")
 
 
-async def test_common_primes_that_the_filter_has_are_not_written_again(backend: Backend) -> None:
-    """Common primes are most of the primes of most values."""
+async def test_primes_that_the_filter_has_for_certain_are_not_set_again(backend: Backend) -> None:
+    """Those below the first prime that the index did not have when the filter was made. They are most of all primes."""
     one = await backend.join(worker())
     kept = Primes(Pace())
-    await put(one, kept, 2 * 3 * 1000003)
     await kept.look(one)
-    transaction = one.transaction()
-    kept.mark(transaction, {"2", "3", "5", "1000003"}, one.now_ms() + 1000)
-    (command,) = [command for command in transaction.writes.commands() if command[2] == "mark"]
-    assert len(command) == 4 + 2 * 2
+    assert [filter.below for filter in kept.filters()] == [2], "an empty one has none"
+    await put(one, kept, 2 * 3 * 7 * 1000003)
+    await kept._make(one, kept.filters()[0], 4096, one.now_ms() + 60_000)
+    await kept.look(one)
+    assert [filter.below for filter in kept.filters()] == [5]
+    await put(one, kept, 3 * 5 * 11, 2**70)
+    assert await lacks(one, [2 * 3 * 7 * 1000003, 3 * 5 * 11]) == set()
+    assert not await has(one, "13")
     assert sum(1 for n in range(10**5) if gmpy2.is_prime(n)) == primes.COMMON
 
 

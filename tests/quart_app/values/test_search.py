@@ -36,7 +36,7 @@ class Databases:
     async def gather(
         self, op: str, body: Mapping[str, Any], *, deadline_ms: int, decode: Callable[[str], Part], among: Among
     ) -> Replies[Part]:
-        assert among.name == "values.primes"
+        assert among.name == "values.primes.2"
         assert op == "values.find" and deadline_ms > 0
         self.gathers += 1
         self.clock_ms += 10

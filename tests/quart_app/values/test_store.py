@@ -19,6 +19,7 @@ from mesh.wire.codec import encode
 from quart_app.values import notation
 from quart_app.values import store as records
 from quart_app.values.store import Conditions, Part, Place, Record, ordered, read_part
+from tests.support import values_index
 from tests.support.backend import Backend
 
 
@@ -191,17 +192,17 @@ def test_the_index_is_that_of_the_records_whatever_was_written_and_removed(
             expected = sorted(value for value in living if prime in SHARING[value])
             assert memory.pages(prime, moment, most) == memory.found(prime, moment, 1000) == expected
     texts = {value: record.factors for value, record in memory.values.items()}
-    assert memory.members() == records.postings(texts).members()
+    assert memory.members() == values_index.members(texts)
 
 
 def test_what_ends_at_different_times_is_written_by_as_few_commands() -> None:
-    """Records, index and the sweep's list take one command each; only the places end by themselves, one by one."""
+    """Records and their index, and the sweep's list, take one command each; only the places end one by one."""
     transaction = Effects(3, "replica-2", verbs=WORKER.verbs)
     expiries = {str(2 * n): 1000 + n for n in range(1, 50)}
     factors = {str(2 * n): text([2, n, 1000003]) for n in range(1, 50)}
     records.put(transaction, Place(3, "A", "1-0"), expiries, factors)
     verbs = Counter(str(command[2]) for command in transaction.writes.commands())
-    assert verbs == {"HSET": 1, "zadd-all": 1, "pair-all": 1, "ZADD": 1, "set-all": 49, "keep": 4}
+    assert verbs == {"put-values": 1, "ZADD": 1, "set-all": 49, "keep": 4}
 
 
 async def test_a_record_past_its_time_is_not_found_and_does_not_count(backend: Backend) -> None:

@@ -12,7 +12,8 @@ import redis
 
 from mesh import keys
 from mesh.requests.scripts import BOOKS
-from quart_app.values.store import Record, postings
+from quart_app.values.store import Record
+from tests.support import values_index
 from tests.support.faults.history import History, Sample
 from tests.support.faults.linearizability import Kind, Operation, Undecided, linearizable
 from tests.support.faults.load import BRIEF_PRIME, PRIME, VALUES, tag_of, written
@@ -87,7 +88,7 @@ class Data:
         for value, text in records.items():
             record = Record.parse(text)
             self.records[int(value)].append((database, record))
-            index -= postings({value: record.factors}).members()
+            index -= values_index.members({value: record.factors})
         self.strange += [f"index entry {member} without a record in database {database}" for member in index]
 
 
