@@ -70,6 +70,7 @@ TESTED_BY = {
     "mesh/testing/servers.py": "mesh/testing/test_kit.py",
     "mesh/testing/wire.py": "mesh/testing/test_kit.py",
     "mesh/testing/workers.py": "mesh/testing/test_kit.py",
+    "mesh/wire/batch.py": "mesh/wire/test_clients.py",
     "mesh/wire/link.py": "mesh/wire/test_clients.py",
     "mesh/wire/codec.py": "mesh/requests/test_protocol.py",
     "mesh/wire/script.py": "mesh/test_behaviour.py",

@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import DataError, NoScriptError
 
 from mesh import Busy, Connections, RedisSettings, Unavailable
+from mesh.wire.batch import Batch
 from mesh.wire.clients import Credentials, heeding_cancellation
 from mesh.wire.connection import Command, RedisConnection, TooLarge, encode_words
-from mesh.wire.link import Batch, Link
+from mesh.wire.link import Link
 from mesh.wire.script import Script, Variants
 from quart_app.local.ports import free_port
 from tests.support.server import Server

@@ -1,0 +1,82 @@
+"""Commands that wait for the next round trip of a link."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from mesh.errors import Busy
+from mesh.wire.connection import WORD_BITS
+
+T = TypeVar("T")
+
+#: Most commands of one kind that may wait for a round trip.
+MOST_WAITING = 20_000
+
+
+class Waiter(Protocol):
+    """Receives one result: a Future, or an object like one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+#: Items, each with its waiter and the number of words for which it counts.
+Asked = list[tuple[T, Waiter, int]]
+
+
+def fail(asked: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
+    """Raise an error at the waiters of some items."""
+    for _, waiter, _ in asked:
+        if not waiter.done():
+            waiter.set_exception(error)
+
+
+def weight_of(words: Sequence[Any]) -> int:
+    """Return for how many words these words count in a round trip."""
+    return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
+
+
+class Batch(Generic[T]):
+    """Commands of one kind that wait for the next round trip, each with its waiter."""
+
+    def __init__(self, bound: int = MOST_WAITING) -> None:
+        self._bound = bound
+        self.items: deque[tuple[T, Waiter, int]] = deque()
+        #: for how many words all items count
+        self._weight = 0
+
+    def add(self, item: T, waiter: Waiter, weight: int) -> None:
+        """Append an item that counts for so many words. Raises Busy when the batch is full."""
+        if len(self.items) >= self._bound:
+            raise Busy(f"{self._bound} commands already wait to be sent to Redis; retry after 1 s", retry_after=1)
+        self.items.append((item, waiter, weight))
+        self._weight += weight
+
+    def take(self, most_words: int) -> Asked[T]:
+        """Remove and return the oldest items: at most so many words, but at least one item."""
+        items = self.items
+        if self._weight <= most_words:
+            taken = [*items]
+            items.clear()
+            self._weight = 0
+            return taken
+        taken, left = [], most_words
+        while items and (items[0][2] <= left or not taken):
+            taken.append(items.popleft())
+            left -= taken[-1][2]
+        self._weight -= most_words - left
+        return taken
+
+    def put_first(self, items: Asked[T]) -> None:
+        """Insert items before all others, even beyond the bound."""
+        self.items.extendleft(reversed(items))
+        self._weight += sum(weight for _, _, weight in items)
+
+    def fail(self, error: BaseException) -> None:
+        """Remove all items, and raise an error at their waiters."""
+        fail(self.take(self._weight), error)
