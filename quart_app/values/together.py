@@ -2,12 +2,12 @@
 
 A request, its commit and its reply cost the replicas many times what a small value or a short search costs. With many
 clients, several things are asked for in one turn of the event loop. Those with one key form a group, which is asked for
-in one request at the end of the turn. Nothing waits longer than that for others to join. While nothing else is in
-progress, it does not wait at all.
+in one request at the end of the turn. Nothing waits longer than that for others to join, and one that comes
+after the other does not wait at all.
 
     wanted ---> group of its key ---> end of the turn: asked for ---> an answer for each
       |                                 |                 |
-      +-- nothing is in progress        +-- it is one     +-- it takes long, or the mesh gives the request up
+      +-- one after the other           +-- it is one     +-- it takes long, or the mesh gives the request up
       v                                 v                 v
                             each is asked for alone
 """
@@ -48,19 +48,23 @@ class Together(Generic[K, W, A]):
         self._most = most
         self._open: dict[tuple[K, int], _Group[W, A]] = {}
         self._in_progress = 0
+        #: whether another one was in progress when the last one came
+        self._had_company = False
 
     async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
         """Return the answer to one thing that is wanted. Raises what `ask` raises."""
+        had_company, self._had_company = self._had_company, self._in_progress > 0
+        joins = (had_company or self._had_company) and not (tracing.is_on() or tracing.TRACEPARENT.get())
         self._in_progress += 1
         try:
-            return await self._get(key, wanted, deadline_ms)
+            return await self._get(key, wanted, deadline_ms, joins=joins)
         finally:
             self._in_progress -= 1
 
-    async def _get(self, key: K, wanted: W, deadline_ms: int) -> A:
+    async def _get(self, key: K, wanted: W, deadline_ms: int, *, joins: bool) -> A:
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
-        if self._in_progress > 1 and not (tracing.is_on() or tracing.TRACEPARENT.get()):
+        if joins:
             answer = await self._group(key, -(-deadline_ms // STEP_MS), loop).answer_to(wanted)
             if answer is not _ALONE:
                 return answer
