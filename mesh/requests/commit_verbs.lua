@@ -75,14 +75,15 @@ local function make_verbs(keep)
 
   -- Sets the two bits of each number of a list; the numbers are decimal digits. `_hashes` of filters.py finds the same bits.
   -- If the key does not hold bits, no gather reads them, and the database is asked.
-  local MOST, DIGITS, EXACT = 400, -15, 1e15
+  local MOST, HASHED = 400, 15
   local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)
     local words, n = {'BITFIELD', key}, 2
     for k = first, last do
-      local number = tonumber(numbers[k]) or 0
-      if number >= below then
-        if number >= EXACT then number = tonumber(string.sub(numbers[k], DIGITS)) end
+      local digits = numbers[k]
+      local is_long = #digits > HASHED
+      local number = tonumber(is_long and string.sub(digits, -HASHED) or digits)
+      if is_long or number >= below then
         words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', number % ONE * ONE_TIMES % ONE % bits, 1
         words[n + 5], words[n + 6], words[n + 7], words[n + 8] = 'SET', 'u1', number % OTHER * OTHER_TIMES % OTHER % bits, 1
         n = n + 8

@@ -112,7 +112,10 @@ class Writer:
             self._writes.add(self._side, verb, keys, [*lead, *part])
 
     def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
-        """Set the bits of these numbers, which are decimal digits, in a filter."""
+        """Set the bits of these numbers, which are decimal digits, in a filter. Raises ValueError."""
+        for number in numbers:
+            if not (number.isascii() and number.isdecimal()):
+                raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
         self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
     def zrem(self, key: str, *members: Text) -> None:

@@ -170,11 +170,12 @@ def test_numbers_that_the_filter_has_for_certain_are_not_set_again() -> None:
     assert Filter("x", 4096, below=100) == Filter("x", 4096), "a roster row does not have it"
 
 
-def test_what_is_no_number_sets_bits_and_breaks_nothing() -> None:
-    """The other numbers are in the filter."""
+@pytest.mark.parametrize("text", ["", "text", "-7", "1e3", "nan", "inf", "0x1f", " 7", "١٢"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    """Lua would read some of these as numbers without bits, and lose the bits of those beside them."""
     transaction = Effects(0, "replica-2", verbs=WORKER.verbs)
-    transaction.shared.mark(Filter("x", 4096), ["", "text", "13"])
-    assert bits_after(transaction) == {0} | bits_of(["13"], 4096)
+    with pytest.raises(ValueError, match="numbers of decimal digits"):
+        transaction.shared.mark(Filter("x", 4096), ["13", text])
 
 
 def bits_after(transaction: Effects) -> set[int]:
