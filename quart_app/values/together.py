@@ -1,14 +1,14 @@
 """Requests of many clients that go to the mesh as one.
 
 A request, its commit and its reply cost the replicas many times what a small value or a short search costs. With many
-clients, several things are asked for in one turn of the event loop. Those with one key form a group, which is asked for
-in one request at the end of the turn. Nothing waits longer than that for others to join, and one that comes
-after the other does not wait at all.
+clients, several things are asked for in the same turns of the event loop. Those with one key form a group, which is
+asked for in one request. A group waits for others for three turns, which are short unless there is much to do. One that
+comes after the other does not wait at all.
 
-    wanted ---> group of its key ---> end of the turn: asked for ---> an answer for each
-      |                                 |                 |
-      +-- one after the other           +-- it is one     +-- it takes long, or the mesh gives the request up
-      v                                 v                 v
+    wanted ---> group of its key ---> three turns: asked for ---> an answer for each
+      |                                  |              |
+      +-- one after the other            +-- it is one  +-- it takes long, or the mesh gives the request up
+      v                                  v              v
                             each is asked for alone
 """
 
@@ -27,6 +27,8 @@ A = TypeVar("A")
 
 #: Deadlines within one such step may share a request: no deadline is kept more exactly.
 STEP_MS = 20
+#: So many turns of the event loop a group is open. With one, requests that come together have 0.88 of the rate.
+TURNS = 3
 #: The part of its time for which one waits for the answer to all. Then it is asked for alone: another one in the group
 #: may need a replica that is stalled. A queue is never so long, see `is_full` in submit.lua.
 PATIENCE = 0.25
@@ -76,10 +78,13 @@ class Together(Generic[K, W, A]):
         group = self._open.get((key, steps))
         if group is None or len(group.members) >= self._most:
             group = self._open[key, steps] = _Group()
-            loop.call_soon(self._begin, key, steps, group)
+            loop.call_soon(self._begin, key, steps, group, TURNS - 1)
         return group
 
-    def _begin(self, key: K, steps: int, group: _Group[W, A]) -> None:
+    def _begin(self, key: K, steps: int, group: _Group[W, A], turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._begin, key, steps, group, turns - 1)
+            return
         if self._open.get((key, steps)) is group:
             del self._open[key, steps]
         group.begin(lambda wanted: self._ask(key, wanted, steps * STEP_MS), PATIENCE * steps * STEP_MS / 1000)

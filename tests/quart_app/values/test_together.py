@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from mesh import Busy, GivenUp, Unserved, tracing
-from quart_app.values.together import MOST_CALLS, Together
+from quart_app.values.together import MOST_CALLS, TURNS, Together
 
 DEADLINE_MS = 60_000
 
@@ -63,7 +63,7 @@ async def test_a_request_has_a_bound() -> None:
     assert [wanted for _, wanted in mesh.asked] == [[0], [1, 2], [3, 4], [5]]
 
 
-async def turns(count: int = 3) -> None:
+async def turns(count: int = 3 * TURNS) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
