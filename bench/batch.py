@@ -1,5 +1,7 @@
 """Batches: POST of 1000 new 64-bit numbers to two replicas, beside the engine alone, once and on each core.
 
+An earlier release of the mesh takes its turn, too: it shows on any machine what the changes since then cost.
+
 Then 100 000 numbers with a short ttl, to see whether memory stays constant.
 """
 
@@ -13,12 +15,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench.environments import ROOT
+from bench.environments import ROOT, sources
 from bench.load_http import load, posting, try_load
 from bench.processes import child, resident_bytes
 from bench.record import Ratio, Record, Settings
-from bench.replicas import Mesh, replicas
+from bench.replicas import THIS, Mesh, Release, replicas
 from bench.report import table
+from bench.request_reply import EARLIER, is_there
 from bench.spread import Spread, interleaved, per_round
 
 ITEMS = 1000
@@ -39,9 +42,9 @@ def engine(settings: Settings, processes: int = 1) -> tuple[float, float]:
         return sum(rate for rate, _ in told), statistics.mean(cost for _, cost in told)
 
 
-def mesh(settings: Settings) -> tuple[float, float]:
+def mesh(settings: Settings, release: Release = THIS) -> tuple[float, float]:
     """Send the numbers through POST /values; return the rate and the processor time, that of Redis included."""
-    with replicas(PROCESSES, classes="AB", durability=settings.durability) as there:
+    with replicas(PROCESSES, classes="AB", durability=settings.durability, release=release) as there:
         environ = posting(ITEMS, "AB")
         try_load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
         found = load(
@@ -55,10 +58,18 @@ def mesh(settings: Settings) -> tuple[float, float]:
         return ITEMS * found.rate, 1000 * sum(found.cpu_ms.values()) / ITEMS
 
 
+def earlier(settings: Settings) -> tuple[float, float]:
+    """Do the same with the earlier release."""
+    # Python first: it makes the environment, in which the sources are then unpacked.
+    python = EARLIER.python
+    return mesh(settings, Release(python, sources("earlier", EARLIER.commit)))
+
+
 CONTENDERS: tuple[tuple[str, Callable[[Settings], tuple[float, float]]], ...] = (
     ("engine", engine),
     ("engines", partial(engine, processes=PROCESSES)),
     ("mesh", mesh),
+    ("earlier", earlier),
 )
 
 
@@ -98,7 +109,8 @@ def left(there: Mesh) -> int:
 def measure(settings: Settings) -> Record:
     """Measure the engine and the mesh in turn, then the long run."""
     series: dict[str, list[float]] = {}
-    for number, (name, run) in interleaved(CONTENDERS, settings.rounds):
+    contenders = [each for each in CONTENDERS if each[0] != "earlier" or is_there(EARLIER)]
+    for number, (name, run) in interleaved(contenders, settings.rounds):
         rate, cost = run(settings)
         series.setdefault(name, []).append(rate)
         series.setdefault(f"{name}|cpu_us", []).append(cost)
@@ -108,7 +120,7 @@ def measure(settings: Settings) -> Record:
 
 
 def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    return {
+    found = {
         "numbers a second, mesh / the engine alone": Ratio.of(per_round(series["mesh"], series["engine"]), goal=0.5),
         "numbers a second, mesh / one engine on each core": Ratio.of(
             per_round(series["mesh"], series["engines"]), goal=0.5
@@ -117,6 +129,16 @@ def ratios(series: Mapping[str, list[float]]) -> dict[str, Ratio]:
             per_round(series["mesh|cpu_us"], series["engines|cpu_us"]), goal=2, more_is_better=False
         ),
     }
+    if "earlier" in series:
+        found |= {
+            "numbers a second, mesh / its release of 2026-11-28": Ratio.of(
+                per_round(series["mesh"], series["earlier"])
+            ),
+            "processor time of a number, mesh / its release of 2026-11-28": Ratio.of(
+                per_round(series["mesh|cpu_us"], series["earlier|cpu_us"]), more_is_better=False
+            ),
+        }
+    return found
 
 
 def present(record: Record, plots: Path) -> str:
@@ -125,10 +147,12 @@ def present(record: Record, plots: Path) -> str:
         "engine": "the engine alone",
         "engines": f"the engine alone, {PROCESSES} processes",
         "mesh": f"POST /values, {ITEMS} numbers each, {PROCESSES} replicas",
+        "earlier": "the same, release of 2026-11-28",
     }
     rows = [
         [label, record.measured[name].text(), record.measured[f"{name}|cpu_us"].text(1)]
         for name, label in labels.items()
+        if name in record.measured
     ]
     facts = record.facts
     stages = ("beginning", "half-way", "end")

@@ -33,18 +33,22 @@ def environment(peer: str) -> Path:
 
 
 def sources(peer: str, commit: str) -> Path:
-    """Return the folder with `mesh` and `bench/peers` as they were at a commit, in the environment of a peer.
+    """Return the folder with the packages and `bench/peers` as they were at a commit, in the environment of a peer.
 
     Raises LookupError where the history lacks that commit, as in a shallow clone.
     """
     folder = ROOT / f".venv-bench-{peer}" / commit
     if not folder.exists():
-        command = ["git", "archive", commit, "mesh", "bench/peers"]
+        command = ["git", "archive", commit, "mesh", "quart_app", "bench/peers"]
         archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         if archive.returncode:
             raise LookupError(f"the history has no commit {commit}: {archive.stderr.decode().strip()}")
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as packed:
             packed.extractall(folder, filter="data")
+        # The application asks for its version.
+        metadata = folder / "quart_mesh-0.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: quart-mesh\nVersion: 0+{commit.lower()}\n")
     return folder
 
 

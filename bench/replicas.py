@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gmpy2
@@ -35,14 +36,25 @@ class Mesh:
         return {"replicas": list(self.pids), "redis": [self.server.pid]}
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release of this repository: the Python of its environment, and the folder of its sources."""
+
+    python: Path
+    folder: Path
+
+
+THIS = Release(Path(sys.executable), ROOT)
+
+
 @contextmanager
-def replicas(count: int, *, classes: str = "", durability: str = "off") -> Iterator[Mesh]:
+def replicas(count: int, *, classes: str = "", durability: str = "off", release: Release = THIS) -> Iterator[Mesh]:
     """Run `count` replicas with /values. `classes` gives each its class; without it the mesh chooses."""
     with ExitStack() as stack:
         server = stack.enter_context(valkey(durability))
         ports = [free_port() for _ in range(count)]
         started = [
-            stack.enter_context(replica(server, port, classes[n % len(classes)] if classes else ""))
+            stack.enter_context(replica(server, port, classes[n % len(classes)] if classes else "", release))
             for n, port in enumerate(ports)
         ]
         mesh = Mesh(server, ports, [process.pid for process in started])
@@ -57,7 +69,7 @@ def replicas(count: int, *, classes: str = "", durability: str = "off") -> Itera
         yield mesh
 
 
-def replica(server: Server, port: int, cls: str = "") -> Any:
+def replica(server: Server, port: int, cls: str = "", release: Release = THIS) -> Any:
     """Start the process of one replica."""
     environ = {
         "REDIS_URL": server.url,
@@ -67,7 +79,7 @@ def replica(server: Server, port: int, cls: str = "") -> Any:
         "LOG_LEVEL": "error",
         **({"MESH_CLASS": cls} if cls else {}),
     }
-    return child([sys.executable, "-m", "quart_app"], environ=environ, folder=ROOT)
+    return child([release.python, "-m", "quart_app"], environ=environ, folder=release.folder)
 
 
 def is_ready(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,18 @@ def test_every_contender_has_its_program_and_version(contender: object) -> None:
 
 
 def test_an_earlier_release_comes_from_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the mesh and the programs of that commit. A history without the commit has no such release."""
-    for name in ("mesh/__init__.py", "bench/peers/with_mesh.py", "README.md"):
+    """It has the packages and programs of a commit, and a version. A history without the commit has no such release."""
+    for name in ("mesh/__init__.py", "quart_app/app.py", "bench/peers/with_mesh.py", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     monkeypatch.setattr("bench.environments.ROOT", tmp_path)
     folder = sources("earlier", "HEAD")
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["__init__.py", "with_mesh.py"]
+    found = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    assert found == ["METADATA", "__init__.py", "app.py", "with_mesh.py"]
+    ask = "import importlib.metadata; print(importlib.metadata.version('quart-mesh'))"
+    said = subprocess.run([sys.executable, "-S", "-c", ask], cwd=folder, capture_output=True, text=True, check=True)
+    assert said.stdout == "0+head\n"
     with pytest.raises(LookupError, match="the history has no commit 0123abc"):
         sources("earlier", "0123abc")
