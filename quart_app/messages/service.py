@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ from quart_app.messages.sessions import Sessions, load_keys
 from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import Users
 from quart_app.panels import Panel
+from quart_app.security import identity
 from quart_app.security.audit import Audit
 from quart_app.security.credentials import CredentialLimiter
 from quart_app.security.secrets import refuse_known
@@ -56,6 +58,7 @@ class Messages:
         )
         intake = self._intake(replica)
         try:
+            await asyncio.to_thread(identity.load)
             await self._ensure_first_admin(accounts)
             async with intake.open():
                 self._backend = Backend(accounts, intake, audit, replica.memory.store)

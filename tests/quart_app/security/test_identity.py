@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +72,16 @@ def test_weak_passwords_are_refused(password: str) -> None:
 def test_other_passwords_are_accepted(password: str) -> None:
     """There are no rules of composition."""
     assert why_weak(password, "ann.ames@example.com") is None
+
+
+def test_what_the_first_address_and_password_need_is_loaded_before_them() -> None:
+    """The first request would hold the event loop for it."""
+    program = """
+import sys
+from quart_app.security import guessable, identity
+needed = {"email_validator", "idna.uts46data"}
+assert not needed & sys.modules.keys() and not guessable._common.cache_info().currsize
+identity.load()
+assert needed <= sys.modules.keys() and guessable._common.cache_info().currsize
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
