@@ -107,7 +107,7 @@ async def alternate(server: Server, order: Sequence[str], calls: int = CALLS) ->
 
 
 def measure(settings: Settings) -> Record:
-    """Measure the three ways in turn, in short rounds. The quickest are found in each ROUNDS of them."""
+    """Measure the three ways in turn, in short rounds. Of each ROUNDS of them, the quickest tenth is compared."""
     order = [way for _, way in interleaved(WAYS, settings.rounds * ROUNDS)]
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

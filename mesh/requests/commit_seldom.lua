@@ -1,4 +1,4 @@
--- What few transactions need. It stands in commit.lua, but not in its plain variant; see Variants in scripts.py.
+-- What few transactions need. It stands in commit.lua, but not in its plain variant; see `variants` of scripts.py.
 local function make_seldom()
   local seldom = {}
 

@@ -160,7 +160,7 @@ class Consumer(GroupConsumer[Work]):
             work.task.add_done_callback(lambda _: self._forget(work))
 
     def _free(self) -> int:
-        return 0 if self._stopping.is_set() else max(0, min(self._most, self._concurrency - len(self._works)))
+        return min(super()._free(), max(0, self._concurrency - len(self._works)))
 
     async def _room(self) -> int:
         while not (free := self._free()) and not self._stopping.is_set():

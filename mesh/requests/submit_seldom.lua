@@ -1,4 +1,4 @@
--- What few batches need. It stands in submit.lua, but not in its plain variant; see Variants in scripts.py.
+-- What few batches need. It stands in submit.lua, but not in its plain variant; see `variants` of scripts.py.
 local function make_seldom()
   local seldom = {}
 

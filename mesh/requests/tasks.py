@@ -29,13 +29,11 @@ class Tasks:
 
     def begin(self, works: Sequence[Work]) -> None:
         """Begin to work on new requests. While one of them waits for something, `Work.task` is its task."""
-        if len(works) == 1:
-            works[0].task = self._loop.create_task(self._work_on(works[0]))
-            return
         together: deque[Work] = deque()
+        is_alone = len(works) == 1
         for work in works:
             request = work.request
-            if request.call or request.traceparent or request.op in self._apart:
+            if is_alone or request.call or request.traceparent or request.op in self._apart:
                 work.task = self._loop.create_task(self._work_on(work))
             else:
                 together.append(work)

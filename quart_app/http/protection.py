@@ -29,7 +29,7 @@ _SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
 
 def protect(headers: Headers) -> None:
-    """Add these headers to those of an answer."""
+    """Add `HEADERS` to those of an answer. A policy that it has already stays."""
     # Werkzeug raises an exception to find out that a header is not there.
     has_policy = any(name == POLICY for name, _ in headers)
     for name, value in HEADERS.items():

@@ -181,7 +181,7 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body | N
 async def find_each(request: Request, store: Store, transaction: Effects) -> None:
     """Answer several questions with a page each. The commit finds all of them."""
     each = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
-    records.answer_each(transaction, each)
+    records.answer_each(transaction, request.at_ms, each)
 
 
 def handlers(

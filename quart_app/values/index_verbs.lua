@@ -77,9 +77,7 @@ end
 
 local function put_values(first, last)
   local records, index, alone, filters = unpack(tx, first + 1, first + 4)
-  for begin = first + 5, last, PASSED do
-    redis.call('HSET', records, unpack(tx, begin, math.min(begin + PASSED - 1, last)))
-  end
+  redis.call('HSET', records, unpack(tx, first + 5, last))
   local members, names, values, primes = entries_of(first + 5, last, '0')
   put_rare(alone, names, values, members)
   for begin = 1, #members, PASSED do
@@ -107,7 +105,9 @@ local function remove_values(first, last)
   for begin = 1, #members, PASSED do
     redis.call('ZREM', index, unpack(members, begin, math.min(begin + PASSED - 1, #members)))
   end
-  for k = first + 4, last, 2 do redis.call('HDEL', records, tx[k]) end
+  local removed = {}
+  for k = first + 4, last, 2 do removed[#removed + 1] = tx[k] end
+  redis.call('HDEL', records, unpack(removed))
 end
 
 verbs['put-values'], verbs['remove-values'] = put_values, remove_values

@@ -39,14 +39,15 @@ KEY = "values:primes:"
 LOOK_S = 1.0
 #: Primes that are read from the index at once.
 PART = 2000
-#: Most primes of so many digits, or more, have only one value; so many primes have fewer digits.
+#: Primes of fewer digits are common. Most others have only one value.
 RARE_DIGITS = 6
+#: How many primes are common.
 COMMON = 9592
 #: A filter is made anew when more than one in so many of its bits is set. Each prime sets two bits, and a new filter
 #: has 32 for each. So this happens when it has about twice as many primes as it was made for.
 FILL = 8
-#: A new filter may become twice as full in this time. So a database that grows quickly makes fewer of them. To put a
-#: prime into a new filter costs as much as to put it there with its value.
+#: A new filter may become twice as full in this time, so that a database that grows quickly makes fewer of them. A new
+#: filter costs as much for each prime that is there as a put does for each of its own.
 YOUNG_S = 10.0
 #: A filter that is more than so many times as large as it has to be is made anew.
 EXCESS = 8

@@ -265,9 +265,8 @@ def answer(transaction: Effects, conditions: Conditions) -> None:
     transaction.answer_with(ANSWER, _SEARCHED, conditions.words)
 
 
-def answer_each(transaction: Effects, each: Sequence[Conditions]) -> None:
-    """Answer the request with values of our database for each of several conditions, which `read_parts` reads."""
-    moment_ms = each[0].moment_ms if each else 0
+def answer_each(transaction: Effects, moment_ms: int, each: Sequence[Conditions]) -> None:
+    """Answer the request with values of our database for several conditions of one moment, which `read_parts` reads."""
     words = [word for one in each for word in (ordered(one.prime), one.above, one.limit)]
     transaction.answer_with(ANSWER_EACH, _SEARCHED, [moment_ms, FOUND_BYTES, LOOKED_AT, *words])
 

@@ -2,8 +2,8 @@
 
 A request, its commit and its reply cost the replicas many times what a small value or a short search costs. With many
 clients, several things are asked for in the same turns of the event loop. Those with one key form a group, which is
-asked for in one request. A group waits for others for three turns, which are short unless there is much to do. One that
-comes after the other does not wait at all.
+asked for in one request. A group waits for others for three turns, which are short unless there is much to do. A single
+client, which asks for one thing after the other, does not wait.
 
     wanted ---> group of its key ---> three turns: asked for ---> an answer for each
       |                                  |              |
