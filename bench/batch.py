@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench.environments import ROOT, sources
+from bench.environments import ROOT, THIS, Release, release
 from bench.load_http import load, posting, try_load
 from bench.processes import child, resident_bytes
 from bench.record import Ratio, Record, Settings
-from bench.replicas import THIS, Mesh, Release, replicas
+from bench.replicas import Mesh, replicas
 from bench.report import table
 from bench.request_reply import EARLIER, is_there
 from bench.spread import Spread, interleaved, per_round
@@ -42,9 +42,9 @@ def engine(settings: Settings, processes: int = 1) -> tuple[float, float]:
         return sum(rate for rate, _ in told), statistics.mean(cost for _, cost in told)
 
 
-def mesh(settings: Settings, release: Release = THIS) -> tuple[float, float]:
+def mesh(settings: Settings, of: Release = THIS) -> tuple[float, float]:
     """Send the numbers through POST /values; return the rate and the processor time, that of Redis included."""
-    with replicas(PROCESSES, classes="AB", durability=settings.durability, release=release) as there:
+    with replicas(PROCESSES, classes="AB", durability=settings.durability, release=of) as there:
         environ = posting(ITEMS, "AB")
         try_load("post.lua", there.ports, environ, seconds=WARM_UP_S, connections=CONNECTIONS)
         found = load(
@@ -60,9 +60,7 @@ def mesh(settings: Settings, release: Release = THIS) -> tuple[float, float]:
 
 def earlier(settings: Settings) -> tuple[float, float]:
     """Do the same with the earlier release."""
-    # Python first: it makes the environment, in which the sources are then unpacked.
-    python = EARLIER.python
-    return mesh(settings, Release(python, sources("earlier", EARLIER.commit)))
+    return mesh(settings, release(EARLIER.name, EARLIER.commit))
 
 
 CONTENDERS: tuple[tuple[str, Callable[[Settings], tuple[float, float]]], ...] = (

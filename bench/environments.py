@@ -10,6 +10,7 @@ import io
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,24 @@ def sources(peer: str, commit: str) -> Path:
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: quart-mesh\nVersion: 0+{commit.lower()}\n")
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release of this repository: the Python of its environment, and the folder of its sources."""
+
+    python: Path
+    folder: Path
+
+
+THIS = Release(Path(sys.executable), ROOT)
+
+
+def release(peer: str, commit: str) -> Release:
+    """Return an earlier release, which has the environment of a peer. Raises LookupError as `sources` does."""
+    # Python first: it makes the environment, in which the sources are then unpacked.
+    python = environment(peer)
+    return Release(python, sources(peer, commit))
 
 
 def version(peer: str, distribution: str) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gmpy2
 
-from bench.environments import ROOT
+from bench.environments import THIS, Release
 from bench.processes import child, until
 from bench.servers import Server, valkey
 from quart_app.local.ports import free_port
@@ -34,17 +32,6 @@ class Mesh:
     def watched(self) -> dict[str, list[int]]:
         """The processes whose time counts as the cost of a request."""
         return {"replicas": list(self.pids), "redis": [self.server.pid]}
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """A release of this repository: the Python of its environment, and the folder of its sources."""
-
-    python: Path
-    folder: Path
-
-
-THIS = Release(Path(sys.executable), ROOT)
 
 
 @contextmanager

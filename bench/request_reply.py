@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.environments import PEERS, environment, sources, version
+from bench.environments import PEERS, environment, release, version
 from bench.plot import lines
 from bench.processes import child, cpu_seconds
 from bench.record import Ratio, Record, Settings
@@ -52,9 +52,9 @@ class Contender:
         """Return the first words of its commands, and the environment variables. Raises LookupError."""
         if not self.commit or not self.environment:
             return [self.python, self.program], {**self.environ}
-        # Python first: it makes the environment, in which the sources are then unpacked.
-        python, folder = self.python, sources(self.environment, self.commit)
-        return [python, folder / "bench" / "peers" / self.program], {**self.environ, "PYTHONPATH": str(folder)}
+        found = release(self.environment, self.commit)
+        program = found.folder / "bench" / "peers" / self.program
+        return [found.python, program], {**self.environ, "PYTHONPATH": str(found.folder)}
 
     @property
     def title(self) -> str:

@@ -26,9 +26,10 @@ from statistics import median
 
 import httpx
 
+from bench.environments import ROOT
 from bench.mesh_scale import line
 from bench.processes import child, cpu_seconds, until
-from bench.replicas import ROOT, is_ready, replica
+from bench.replicas import is_ready, replica
 from bench.report import table
 from bench.servers import Server, accepts, valkey
 from examples.several_meshes.meshes import owner
