@@ -29,9 +29,14 @@ async def last_call(listening: socket.socket, settle_s: float) -> None:
     while _somebody_waits(listening) and time.monotonic() < until:
         await asyncio.sleep(0)  # the event loop accepts them
     # No await is allowed here: a client could connect between the check and the shutdown.
-    with contextlib.suppress(OSError):  # never listened
-        listening.shutdown(socket.SHUT_RDWR)
+    refuse(listening)
     await asyncio.sleep(settle_s)
+
+
+def refuse(listening: socket.socket) -> None:
+    """Let the kernel refuse new connections, and reset those that were not accepted yet."""
+    with contextlib.suppress(OSError):  # never listened, or refuses already
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def _somebody_waits(listening: socket.socket) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,10 +12,12 @@ from pathlib import Path
 import httpx
 import hypercorn
 import pytest
+import uvloop
 from quart import Quart
 from structlog.testing import capture_logs
 
 from quart_app.http import server
+from quart_app.http.clients import Clients
 from quart_app.http.sockets import listen
 from tests.support.serving import served, settings
 
@@ -45,6 +49,63 @@ async def test_requests_under_way_are_finished_when_it_stops() -> None:
         assert (await asking).text == "done"
     async with asyncio.timeout(5):
         await serving
+
+
+def test_uvloop_accepts_several_connections_in_a_turn() -> None:
+    """The last of many clients that connect together does not wait for as many turns of a busy event loop."""
+    count = 100
+
+    async def turns() -> int:
+        clients, sockets, stop = Clients(settings()), listen(settings()), asyncio.Event()
+        app, address, turns = Quart("test"), sockets.public.getsockname(), 0
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(address, timeout=5))
+            serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=1, clients=clients))
+            async with asyncio.timeout(5):
+                while clients.connections.total < count:
+                    turns += clients.connections.total > 0
+                    await asyncio.sleep(0)
+        stop.set()
+        await serving
+        sockets.close()
+        return turns
+
+    assert uvloop.run(turns()) < count / 4
+
+
+def test_uvloop_accepts_nobody_while_requests_are_finished() -> None:
+    """A client that connects while the server stops is refused, however long another one's request takes."""
+
+    async def late() -> None:
+        app = Quart("test")
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        @app.get("/")
+        async def slow() -> str:
+            begun.set()
+            await go_on.wait()
+            return "done"
+
+        sockets = listen(settings())
+        address = sockets.public.getsockname()
+        stop = asyncio.Event()
+        serving = asyncio.create_task(server.run(app, [sockets.public], stop.wait, grace_s=5))
+        async with httpx.AsyncClient() as client, asyncio.timeout(5):
+            asking = asyncio.create_task(client.get(f"http://{sockets.address(sockets.public)}/"))
+            await begun.wait()
+            stop.set()
+            with pytest.raises(ConnectionRefusedError):
+                while True:
+                    socket.create_connection(address, timeout=5).close()
+                    await asyncio.sleep(0)
+            assert not serving.done()
+            go_on.set()
+            assert (await asking).text == "done"
+            await serving
+        sockets.close()
+
+    uvloop.run(late())
 
 
 async def test_no_request_holds_it_up_beyond_its_grace() -> None:
