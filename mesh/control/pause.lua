@@ -13,10 +13,10 @@ if pause then
   changed = redis.call('HSETNX', paused_key, op, now .. ' ' .. actor)
 else
   changed = redis.call('HDEL', paused_key, op)
-  local names, PASSED = redis.call('ZRANGE', parked_key, 0, -1), 2000
-  for first = 1, #names, PASSED do
+  local names, MOST_UNPACKED = redis.call('ZRANGE', parked_key, 0, -1), 2000
+  for first = 1, #names, MOST_UNPACKED do
     local words = {}
-    for k = first, math.min(first + PASSED - 1, #names) do
+    for k = first, math.min(first + MOST_UNPACKED - 1, #names) do
       words[#words + 1], words[#words + 2] = now, names[k]
     end
     redis.call('ZADD', later_key, 'XX', unpack(words))

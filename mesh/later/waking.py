@@ -1,10 +1,11 @@
-"""Requests that wait for their time, and schedules: no process of their own, any replica wakes them.
+"""One replica's part in waking requests that wait for their time, and in sending the ticks of schedules.
 
     mesh:later --due--> its stream          wake.lua
     mesh:schedules --tick--> streams        tick.lua
 
-Both scripts do all of their work in one step, so any replica may run them at any time, twice, or while it dies. Each
-replica learns with every renewal of its lease when something is due next, and sleeps until then.
+There is no process that does only this: every replica does it. Each script does its work in one atomic step, and
+running it again does no harm. So several replicas may run it at the same time, and one may die while it runs. Each
+renewal of a lease tells the replica when something is due next, and the replica sleeps until then.
 """
 
 from __future__ import annotations
@@ -35,21 +36,23 @@ SCHEDULE = Script.beside(__file__, "schedule.lua")
 TICK = Script.beside(__file__, "tick.lua", "../requests/append.lua")
 SCRIPTS = (WAKE, CANCEL, SCHEDULE, TICK)
 
-#: Requests that are moved in one step: some milliseconds of the server's time.
-MOST_AT_ONCE = 256
-#: A replica wakes requests this much later than the one with the next lower database, so that mostly one does it.
+#: Most requests that one run of wake.lua moves. More would hold the server for too long; these take some milliseconds.
+MOST_WOKEN = 256
+#: The replica on database n waits n times this long before it wakes what is due. So usually a single replica does it:
+#: the one on the lowest database.
 STAGGER_MS = 2
-#: Longest sleep. What is due sooner than that, a replica learns from its renewals.
-LONGEST_S = 1.0
-#: Pause between two writes of our schedules, which somebody may have deleted.
-RECORD_S = 30.0
-#: Entries of one stream that a cancellation looks at.
+#: Longest sleep. A renewal of the lease ends the sleep if something is due earlier.
+LONGEST_SLEEP_S = 1.0
+#: How often a replica writes its schedules into Redis again, in case somebody has deleted them.
+REWRITE_S = 30.0
+#: Most entries of each stream among which a cancellation looks for its request.
 MOST_SEARCHED = 10_000
+#: For how long Redis remembers that a cancellation succeeded, so that a repeated one gets the same answer.
 CANCELLATION_REMEMBERED_MS = 60_000
 
 
 class Waking:
-    """One replica's part in waking: `run` does it for as long as the membership lasts."""
+    """Wakes due requests and sends due ticks, for as long as a membership lasts."""
 
     def __init__(
         self,
@@ -65,79 +68,80 @@ class Waking:
         self._databases = databases
         self._now_ms = now_ms
         self._schedules = schedules
-        #: whether every live replica knows what `every` is
+        #: returns whether every live replica is of a release that knows schedules
         self._is_understood = is_understood
         self._next_ms: int | None = None
-        self._news = asyncio.Event()
+        self._earlier_due = asyncio.Event()
 
     def learn(self, next_ms: int | None) -> None:
-        """Take note of the time, in ms of Redis's clock, at which something is due next."""
+        """Note the next time at which something is due, in ms of Redis's clock. An earlier one ends the sleep."""
         if next_ms is not None and (self._next_ms is None or next_ms < self._next_ms):
             self._next_ms = next_ms
-            self._news.set()
+            self._earlier_due.set()
 
     async def run(self) -> None:
-        """Wake what is due, and send ticks."""
-        recorded_at = -math.inf
+        """Wake due requests and send due ticks until cancelled."""
+        written_at = -math.inf
         while True:
-            if time.monotonic() - recorded_at >= RECORD_S:
+            if time.monotonic() - written_at >= REWRITE_S:
                 for name, schedule in self._schedules.items():
-                    await self._record(name, schedule)
-                recorded_at = time.monotonic()
+                    await self._write_schedule(name, schedule)
+                written_at = time.monotonic()
             await self._sleep()
             if self._next_ms is not None and self._next_ms <= self._now_ms():
-                await self._wake()
+                await self._wake_due()
 
-    async def _record(self, name: str, schedule: Schedule) -> None:
+    async def _write_schedule(self, name: str, schedule: Schedule) -> None:
         words = (self._grant.epoch, schedule.definition, schedule.after(self._now_ms()), keys.MOST_DATABASES)
         self.learn(int(await self._link.script(SCHEDULE, [keys.SCHEDULES, keys.schedule(name)], name, *words)))
 
     async def _sleep(self) -> None:
-        """Sleep until something is due, in the order of the databases, or until there is news."""
-        self._news.clear()
-        pause_s = LONGEST_S
+        """Sleep until something is due and this replica's stagger is over, or until `learn` gets an earlier time."""
+        self._earlier_due.clear()
+        pause_s = LONGEST_SLEEP_S
         if self._next_ms is not None:
             wait_ms = self._next_ms - self._now_ms() + STAGGER_MS * self._grant.database
-            pause_s = min(max(wait_ms, 0) / 1000, LONGEST_S)
+            pause_s = min(max(wait_ms, 0) / 1000, LONGEST_SLEEP_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._news.wait()
+                await self._earlier_due.wait()
 
-    async def _wake(self) -> None:
-        words = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_AT_ONCE)
-        _, following, failed, reason, *ticks = words
+    async def _wake_due(self) -> None:
+        answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
+        _, following, failed, reason, *due_schedules = answer
         if failed:
             log.warning("request cannot be put on its stream and waits on", request=failed, reason=reason)
-        ours = [name for name in ticks if name in self._schedules]
-        if ours and not await self._is_understood():
-            ours = []
-        done = [await self._tick(name, self._schedules[name]) for name in ours]
-        # A schedule stays due if another release runs it, or if an older live release could not run it. The next
-        # renewal says when to look again.
-        self._next_ms = int(following) if following and (any(done) or not ticks) else None
+        own = [name for name in due_schedules if name in self._schedules]
+        if own and not await self._is_understood():
+            own = []
+        done = [await self._send_tick(name, self._schedules[name]) for name in own]
+        # If this replica may send no tick, the schedules stay due, and it would look again at once, without end. So it
+        # waits until the next renewal says when to look. It may not send if another release has defined the schedules,
+        # or if a live replica of an earlier release does not know schedules.
+        self._next_ms = int(following) if following and (any(done) or not due_schedules) else None
 
-    async def _tick(self, name: str, schedule: Schedule) -> bool:
-        """Send a tick that is due. Return False where the definition of another release counts."""
-        found, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
+    async def _send_tick(self, name: str, schedule: Schedule) -> bool:
+        """Send the tick of a schedule if it is due. Return False if Redis has another definition of the schedule."""
+        tick_ms, definition = await self._link.shared("HMGET", keys.schedule(name), "next", "definition")
         now_ms = self._now_ms()
         if definition != schedule.definition:
-            await self._record(name, schedule)
+            await self._write_schedule(name, schedule)
             return False
-        if found is None or int(found) > now_ms:
+        if tick_ms is None or int(tick_ms) > now_ms:
             return True
-        plan = schedule.plan(int(found), now_ms)
+        plan = schedule.plan(int(tick_ms), now_ms)
         to: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
         sent = await self._link.script(
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
-            name, found, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
-            encode(asdict(Tick(int(found), plan.missed))), int(not schedule.overlap), definition, *to,
+            name, tick_ms, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
+            encode(asdict(Tick(int(tick_ms), plan.missed))), int(not schedule.overlap), definition, *to,
         )  # fmt: skip
         if sent == 0:
-            log.info("scheduled run left out", op=name, tick=found, missed=plan.missed)
+            log.info("scheduled run left out", op=name, tick=tick_ms, missed=plan.missed)
         return True
 
 
 async def cancel(link: Link, streams: Sequence[str], key: str) -> bool:
-    """Remove a request that waits or is being worked on. Return False when it is over already."""
+    """Remove a request that has not ended: it waits, is on a stream, or is worked on. Return False if it has ended."""
     names = [keys.LATER, keys.BOOKS, keys.CANCELLED + secrets.token_hex(8), *streams]
     return bool(await link.script(CANCEL, names, key, MOST_SEARCHED, CANCELLATION_REMEMBERED_MS))

@@ -1,22 +1,28 @@
--- Verbs of transactions beside those of Redis, for writes of many words. They stand inside commit.lua, where `tx` has
--- the words of a command from `first` (its verb) to `last`. A verb returns an error reply, or anything else.
---   set-all, ms, value, key, ...            SET each key to the value until that moment
---   mark, key, bits, below, number, ...   set the bits of these numbers in a filter of so many bits, which has all numbers
---                                         below the given one already; see filters.py
---   keep, key, ms                           let the key live at least until then, once all is written
---   later, mesh:later, key of the entry, most that may wait, due ("<ms>", or "+<ms>": from now), key, to, op, from, ttl, body
---                                         send a request that waits for its time; its limit may follow
---   place, mesh:later, key of the entry, most that may wait, options, key, to, op, from, body
---                                         send a request with a limit or an idempotency key; the options are JSON, as
---                                         submit.lua names them
---   ends, name, value, ...                 the request has these fields, which options.lua reads; `kept` is 1 if later calls
---                                         with its idempotency key get this answer. The last command of a transaction.
--- The Lua of services' own verbs stands at the end, each file in a block. It adds a function to `verbs` for each verb.
--- A verb that removes something has an entry in `frees`, too. A verb that only reads puts what it finds into tx[head + 8], the body
--- of the reply. If it may fail, it calls pcall.
+-- The verbs of transactions that are not commands of Redis. A part of commit.lua. There `tx` is the list of the words of all
+-- transactions; the words of one command are tx[first], its verb, to tx[last]. A verb returns an error reply if it fails. Any
+-- other result is ignored.
+--   set-all, ms, value, key, ...
+--       Set each key to the value, with its expiry at `ms` (Unix time).
+--   mark, key, bits, below, number, ...
+--       Set the bits of these numbers in a filter of `bits` bits (see filters.py). Numbers below `below` are skipped: the
+--       filter has all of them.
+--   keep, key, ms
+--       Let the key live at least until `ms`. The commit sets this expiry after all writes of the batch.
+--   later, mesh:later, mesh:later:<key>, most waiting requests, due, key, to, op, from, ttl, body, and perhaps a limit
+--       Send a request that waits until `due`: "<ms>", or "+<ms>" from now.
+--   place, mesh:later, mesh:later:<key>, most waiting requests, options, key, to, op, from, body
+--       Send a request with a limit or an idempotency key. The options are JSON, with the names that submit.lua explains.
+--   ends, name, value, ...
+--       End the options of the request that the transaction belongs to. options.lua finds them by the request's fields, which
+--       are given here. The field `kept` is 1 if later calls with the idempotency key get the same answer. This verb is the
+--       last command of its transaction.
+-- A service adds verbs of its own: its Lua replaces the comment at the end of this file, and puts a function into `verbs` for
+-- each verb. A verb that removes data is also put into `frees`: when memory is full, the commit counts its words as bytes
+-- that the transaction removes. A verb that answers the request writes the body of the reply to tx[head + 8]. A verb that can
+-- fail although the types of its keys are right calls pcall, because an error that escapes ends the commit half-way.
 local function make_verbs(keep)
-  -- Lua can pass some 8000 words to a function.
-  local PASSED = 2000
+  -- Most words that are passed to one command. Lua's `unpack` fails at about 8000.
+  local MOST_UNPACKED = 2000
 
   local function set_each(first, last, value, ms)
     for k = first, last do
@@ -25,7 +31,8 @@ local function make_verbs(keep)
     end
   end
 
-  -- One command, where the server has it: Valkey from 9.1, Redis from 8.4.
+  -- Sets the keys in one command. A server without it answers with an error and sets nothing. Valkey has it from 9.1, Redis
+  -- from 8.4.
   local has_msetex = true
   local function set_together(first, last, value, ms)
     local words, n = {}, 0
@@ -40,8 +47,8 @@ local function make_verbs(keep)
 
   local function set_all(first, last)
     local ms, value = tx[first + 1], tx[first + 2]
-    for begin = first + 3, last, PASSED do
-      local till = math.min(begin + PASSED - 1, last)
+    for begin = first + 3, last, MOST_UNPACKED do
+      local till = math.min(begin + MOST_UNPACKED - 1, last)
       if has_msetex then set_together(begin, till, value, ms) end
       if not has_msetex then
         local failed = set_each(begin, till, value, ms)
@@ -58,8 +65,9 @@ local function make_verbs(keep)
     redis.pcall('HINCRBY', books_key, 'accepted', 1)
   end
 
-  -- A request whose idempotency key is in use is sent already.
-  local function place_new(first, last)
+  -- An earlier request with the same idempotency key takes the place of this one, so nothing is sent. If the earlier one has
+  -- not ended, `wait` notes that this sender wants it done, too.
+  local function place_request(first, last)
     options = options or make_options()
     local json, key, to, op, from, body = unpack(tx, first + 4, last)
     local with = cjson.decode(json)
@@ -73,22 +81,22 @@ local function make_verbs(keep)
 
   local function ends(first, last) ending = {unpack(tx, first + 1, last)} end
 
-  -- Sets the two bits of each number of a list; the numbers are decimal digits. `_hashes` of filters.py finds the same bits.
-  -- If the key does not hold bits, no gather reads them, and the database is asked.
-  local MOST, HASHED = 400, 15
+  -- Sets two bits for each number of a list, as `_hashes` of filters.py finds them. The numbers are decimal digits. An error is
+  -- ignored: if somebody has overwritten the key with another type, the filter does not count, and gathers ask the database.
+  local MOST_WORDS, HASHED_DIGITS = 400, 15
   local ONE, ONE_TIMES, OTHER, OTHER_TIMES = 2147483647, 1640531, 2147483629, 1327217
   local function mark_numbers(key, bits, below, numbers, first, last)
     local words, n = {'BITFIELD', key}, 2
     for k = first, last do
       local digits = numbers[k]
-      local is_long = #digits > HASHED
-      local number = tonumber(is_long and string.sub(digits, -HASHED) or digits)
+      local is_long = #digits > HASHED_DIGITS
+      local number = tonumber(is_long and string.sub(digits, -HASHED_DIGITS) or digits)
       if is_long or number >= below then
         words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'SET', 'u1', number % ONE * ONE_TIMES % ONE % bits, 1
         words[n + 5], words[n + 6], words[n + 7], words[n + 8] = 'SET', 'u1', number % OTHER * OTHER_TIMES % OTHER % bits, 1
         n = n + 8
       end
-      if n > 2 and (n > MOST or k == last) then
+      if n > 2 and (n > MOST_WORDS or k == last) then
         redis.pcall(unpack(words, 1, n))
         n = 2
       end
@@ -101,7 +109,7 @@ local function make_verbs(keep)
 
   local verbs = {
     ends = ends, ['set-all'] = set_all, keep = keep, mark = mark, later = later,
-    place = place_new,
+    place = place_request,
   }
   --[[ verbs of services ]]
   return verbs

@@ -26,12 +26,12 @@ class Waiter(Protocol):
 
 
 #: Items, each with its waiter and the number of words for which it counts.
-Asked = list[tuple[T, Waiter, int]]
+Items = list[tuple[T, Waiter, int]]
 
 
-def fail(asked: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
+def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
     """Raise an error at the waiters of some items."""
-    for _, waiter, _ in asked:
+    for _, waiter, _ in items:
         if not waiter.done():
             waiter.set_exception(error)
 
@@ -57,7 +57,7 @@ class Batch(Generic[T]):
         self.items.append((item, waiter, weight))
         self._weight += weight
 
-    def take(self, most_words: int) -> Asked[T]:
+    def take(self, most_words: int) -> Items[T]:
         """Remove and return the oldest items: at most so many words, but at least one item."""
         items = self.items
         if self._weight <= most_words:
@@ -72,7 +72,7 @@ class Batch(Generic[T]):
         self._weight -= most_words - left
         return taken
 
-    def put_first(self, items: Asked[T]) -> None:
+    def put_first(self, items: Items[T]) -> None:
         """Insert items before all others, even beyond the bound."""
         self.items.extendleft(reversed(items))
         self._weight += sum(weight for _, _, weight in items)

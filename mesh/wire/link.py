@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from redis import exceptions as redis_errors
 
 from mesh.errors import LeaseLost, MeshError, Unavailable, redis_is_full
-from mesh.wire.batch import Asked, Batch, Waiter, fail, weight_of
+from mesh.wire.batch import Batch, Items, Waiter, fail, weight_of
 from mesh.wire.codec import decode
 from mesh.wire.connection import Encoded, RedisConnection, pack
 from mesh.wire.failures import PASSING, Meaning, classify, is_fenced, is_passing
@@ -27,22 +27,26 @@ from mesh.wire.script import Numbered, Script
 
 T = TypeVar("T")
 
-#: Most words of one kind in one round trip: a script must not hold the server for longer than about 10 ms.
-#: A long word counts for several, so that a round trip is bounded in bytes, too.
+#: Most words in each batch of a round trip: a script must not hold the server for longer than about 10 ms. A word is
+#: one argument of a command, or one element of the list that a script gets. A long word counts for several
+#: (`weight_of`), so this bounds the bytes, too.
 MOST_WORDS = 20_000
+#: Wait before a failed round trip is sent again.
 RETRY_S = 0.05
 
 
 class Link:
     """One connection, one round trip at a time.
 
-    A round trip that fails on the way is sent again for as long as `trusted` says that the lease holds; without a
-    lease nothing is sent. Sending again is safe: submissions and commits carry the number of the trip, by which the
-    server recognises what it has done already, and all other commands have the same effect when they run twice.
+    If the connection fails, the link sends the same round trip again for as long as `trusted` says that the lease
+    holds; without a lease it sends nothing. Sending again is safe. Submissions and commits carry the number of the
+    round trip, by which the server recognises what it has done already. All other commands have the same effect when
+    they run twice.
 
-    `submit` and `commit` are these scripts, and the first words for them. The link adds the number of the trip, and the
-    batch as `batch.lua` reads it. It runs the plain variant if that is enough for each item of the batch, and the
-    variant for a full memory when the server has refused the other one.
+    `submit` and `commit` are the scripts of the batches, each in its variants and with its first arguments; a client
+    has no `commit`. After those arguments the link passes the number of the round trip and the batch, as `batch.lua`
+    reads it. It runs the plain variant if every item of the batch can do with it. If the server's memory is full and
+    the server refuses a batch, the link sends that batch again to the variant for a full memory.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Link:
         self._commit = commit
         variants = [numbered[0] for numbered in (submit, commit) if numbered]
         self._sources = {script.sha: script.source for script in itertools.chain(scripts, *[v.all for v in variants])}
-        self._when_full = {script.sha: each.when_full.sha for each in variants for script in each.all}
+        self._full_variants = {script.sha: each.when_full.sha for each in variants for script in each.all}
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
         self._submissions: Batch[Encoded] = Batch()
@@ -93,7 +97,7 @@ class Link:
         return self._add(self._own if own else self._shared, command)
 
     def submit(self, group: Encoded, waiter: Waiter) -> None:
-        """Submit a group of requests. Raises Unavailable at once if the last round trip failed, and Busy."""
+        """Submit a group of requests. Raises Busy; Unavailable at once while Redis does not answer."""
         if self._down:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         if self._closed is not None:
@@ -102,7 +106,7 @@ class Link:
         self._send_soon()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:
-        """Commit a transaction; the waiter receives the script's word. `first`: before all others of the trip."""
+        """Commit a transaction; the waiter gets its outcome from commit.lua. `first`: before all that wait already."""
         if self._closed is not None:
             raise self._closed
         if first:
@@ -125,12 +129,12 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Whether the link has ended, and with it the membership."""
+        """Whether the link has ended. A replica's membership has ended then, too."""
         return self._closed is not None
 
     @property
     def down(self) -> bool:
-        """Whether the last round trip failed on the way."""
+        """Whether the last attempt at a round trip failed."""
         return self._down
 
     async def run(self) -> None:
@@ -148,7 +152,7 @@ class Link:
             self.close(Unavailable("this replica is leaving the mesh"))
 
     def close(self, error: MeshError) -> None:
-        """Raise an error at all waiters, and at every later caller."""
+        """End the link: all waiters and all later callers get this error."""
         if self._closed is None:
             self._closed = error
         for batch in self._batches:
@@ -160,11 +164,11 @@ class Link:
         try:
             commands = self._commands(*taken)
             answers = await self._send(commands)
-            # The numbered commands come first, and there are two at most.
+            # The runs of commit.lua and submit.lua come first, so only the first two answers can be theirs.
             if isinstance(answers[0], Exception) or isinstance(answers[min(1, len(answers) - 1)], Exception):
-                await self._try_when_full(commands, answers)
+                await self._send_full_variants(commands, answers)
         except redis_errors.DataError:
-            self._sort_out(taken)
+            self._fail_unsendable(taken)
         except redis_errors.RedisError as error:
             fail(itertools.chain(*taken), error)
         except BaseException as error:
@@ -172,39 +176,40 @@ class Link:
             fail(itertools.chain(*taken), gone)
             raise
         else:
+            # After `_fail_unsendable` has halved it, the bound grows again with each trip that succeeds.
             self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
-            self._hand_out(answers, *taken)
+            self._resolve_waiters(answers, *taken)
 
-    async def _try_when_full(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> None:
-        """Send the variants of batches that the server has refused because its memory is full."""
-        refused = [n for n, answer in enumerate(answers[:2]) if self._is_full(commands[n], answer)]
+    async def _send_full_variants(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> None:
+        """Send each batch that the server has refused for lack of memory to its variant for a full memory."""
+        refused = [n for n, answer in enumerate(answers[:2]) if self._is_refused_when_full(commands[n], answer)]
         if refused:
-            again = [("EVALSHA", self._when_full[commands[n][1]], *commands[n][2:]) for n in refused]
+            again = [("EVALSHA", self._full_variants[commands[n][1]], *commands[n][2:]) for n in refused]
             for n, answer in zip(refused, await self._send(again), strict=True):
                 answers[n] = answer
 
-    def _is_full(self, command: tuple[Any, ...], answer: Any) -> bool:
-        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._when_full:
+    def _is_refused_when_full(self, command: tuple[Any, ...], answer: Any) -> bool:
+        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variants:
             return False
         return classify(answer) is Meaning.FULL
 
-    def _take(self) -> list[Asked[Any]]:
-        """Return the items of the next trip, by batch: `_most_words` of each kind, or one item alone if that is 0."""
-        taken: list[Asked[Any]] = []
+    def _take(self) -> list[Items[Any]]:
+        """Remove and return the items of the next trip: of each batch `_most_words`, or one item if that is 0."""
+        taken: list[Items[Any]] = []
         for batch in self._batches:
             has_room = self._most_words or not any(taken)
             taken.append(batch.take(self._most_words) if batch.items and has_room else [])
         return taken
 
-    def _sort_out(self, taken: Sequence[Asked[Any]]) -> None:
-        """Fail only the items that cannot be encoded or are too large; requeue the rest.
+    def _fail_unsendable(self, taken: Sequence[Items[Any]]) -> None:
+        """Fail the items that cannot be encoded or are too large; put the others back into their batches.
 
-        If no single item is at fault, they are too large together, and the next trip takes half as many.
+        If each item can be sent alone, all of them are too large for one round trip. The next one takes half as many.
         """
         all_sendable = True
-        for batch, asked in zip(self._batches, taken, strict=True):
+        for batch, items in zip(self._batches, taken, strict=True):
             sendable = []
-            for each in asked:
+            for each in items:
                 try:
                     # Submissions and commits are encoded already.
                     if batch in (self._shared, self._own):
@@ -216,11 +221,11 @@ class Link:
                     sendable.append(each)
             batch.put_first(sendable)
         if all_sendable:
-            words = max(sum(weight for _, _, weight in asked) for asked in taken)
+            words = max(sum(weight for _, _, weight in items) for items in taken)
             self._most_words = min(self._most_words, words) // 2
 
     def _commands(
-        self, shared: Asked[Any], own: Asked[Any], submissions: Asked[Any], commits: Asked[Any]
+        self, shared: Items[Any], own: Items[Any], submissions: Items[Any], commits: Items[Any]
     ) -> list[tuple[Any, ...]]:
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
@@ -235,50 +240,50 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, numbered: Numbered, asked: Asked[Encoded]) -> tuple[Any, ...]:
+    def _numbered(self, numbered: Numbered, items: Items[Encoded]) -> tuple[Any, ...]:
         variants, words = numbered
         script = variants.plain
         texts: list[bytes] = []
         long_words: list[str] = []
         # In Python 3.11 this loop takes two thirds of the time of list comprehensions.
-        for (text, _, longs, is_plain), _, _ in asked:
+        for (text, _, long_words_of_item, is_plain), _, _ in items:
             texts.append(text)
-            long_words += longs
+            long_words += long_words_of_item
             if not is_plain:
                 script = variants.complete
         return "EVALSHA", script.sha, *words, self._number, b"[%b]" % b",".join(texts), *long_words
 
-    def _hand_out(
+    def _resolve_waiters(
         self,
         answers: list[Any],
-        shared: Asked[Any],
-        own: Asked[Any],
-        submissions: Asked[Any],
-        commits: Asked[Any],
+        shared: Items[Any],
+        own: Items[Any],
+        submissions: Items[Any],
+        commits: Items[Any],
     ) -> None:
-        at = iter(answers)
-        for asked in (commits, submissions):
-            if asked:
-                self._hand_out_each(next(at), asked)
+        remaining = iter(answers)
+        for batch in (commits, submissions):
+            if batch:
+                self._resolve_batch(next(remaining), batch)
         for _, waiter, _ in shared:
-            _resolve(waiter, next(at))
+            _resolve(waiter, next(remaining))
         if own:
-            next(at)
+            next(remaining)  # that of SELECT
             for _, waiter, _ in own:
-                _resolve(waiter, next(at))
+                _resolve(waiter, next(remaining))
 
     @staticmethod
-    def _hand_out_each(answer: Any, asked: Asked[Any]) -> None:
+    def _resolve_batch(answer: Any, items: Items[Any]) -> None:
         if isinstance(answer, str):
-            for (_, waiter, _), each in zip(asked, decode(answer), strict=True):
+            for (_, waiter, _), each in zip(items, decode(answer), strict=True):
                 if not waiter.done():
                     waiter.set_result(each)
         else:
-            for _, waiter, _ in asked:
+            for _, waiter, _ in items:
                 _resolve(waiter, answer)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Make one round trip, again and again until it succeeds. Raises LeaseLost."""
+        """Make one round trip; repeat it until it succeeds. Raises LeaseLost, and lasting errors of Redis."""
         while True:
             if not self._trusted():
                 raise LeaseLost()
@@ -293,19 +298,19 @@ class Link:
             except OSError:
                 pass
             else:
-                missing, passes = self._why_again(commands, answers)
+                missing, is_refused_for_now = self._reasons_to_repeat(commands, answers)
                 if missing and await self._load(missing):
                     continue
-                if not missing and not passes:
+                if not missing and not is_refused_for_now:
                     self._down = False
                     return answers
             self._down = True
             await asyncio.sleep(RETRY_S)
 
-    def _why_again(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> tuple[list[str], bool]:
-        """Return the scripts that the server lacks, and whether it refused a command for now only. Raises LeaseLost."""
-        missing, passes = [], False
-        # A server that sends more answers than it was asked for does not end the replica.
+    def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> tuple[list[str], bool]:
+        """Return the sources of missing scripts, and whether the server cannot run a command now. Raises LeaseLost."""
+        missing, is_refused_for_now = [], False
+        # Not strict: if a faulty server sends too many answers, the replica goes on.
         for command, answer in zip(commands, answers, strict=False):
             if not isinstance(answer, Exception):
                 continue
@@ -317,11 +322,14 @@ class Link:
                 case Meaning.SCRIPT if command[1] in self._sources:
                     missing.append(self._sources[command[1]])
                 case Meaning.PASSING:
-                    passes = True
-        return missing, passes
+                    is_refused_for_now = True
+        return missing, is_refused_for_now
 
     async def _load(self, sources: Iterable[str]) -> bool:
-        """Have the server load scripts; return whether it did. Lua's collector walks through all that are loaded."""
+        """Let the server load scripts; return whether it did.
+
+        Only missing scripts are loaded: Lua's garbage collector walks through every loaded one, again and again.
+        """
         with contextlib.suppress(*PASSING):
             answers = await self._connection.send([("SCRIPT", "LOAD", source) for source in sources])
             return not any(isinstance(answer, Exception) for answer in answers)

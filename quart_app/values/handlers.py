@@ -1,13 +1,15 @@
 """The handlers of /values: what a replica does with the requests that it gets.
 
-    where the record is         what a put does
-    nowhere                     factorise, write here; a hard value is left out, and put by a request in its lane
-    here                        refresh its time
-    same class, live holder     forward to the holder, who refreshes it
-    another class, or a holder  factorise, write here, and tell the former holder to drop its record; the message waits
-    that is gone                on the stream of that database while nobody holds it
+    where the record of a value is        what a put does
+    nowhere                               factorises the value and writes its record here; a hard value is put again
+                                          in its lane (see `hard`)
+    in this database                      refreshes the expiry of the record
+    in a held database of this class      forwards the value to the holder, which refreshes the expiry
+    in a database without a holder, or    factorises the value, writes its record here, and sends a drop to the former
+    of another class                      database; a database without a holder gets the drop with its next holder
 
-A commit fails if the place of a record has changed since it was read. So if two writers race, one of them runs again.
+The commit fails if a record was written or moved after the handler looked it up. So if two writers race, one of them
+runs again.
 """
 
 from __future__ import annotations
@@ -30,53 +32,53 @@ from quart_app.values.store import Place, Record
 
 
 class Factorise(Protocol):
-    """Finds factors, as text in the form of `notation`."""
+    """Finds the factors of values, as text (see `notation`)."""
 
     async def small(self, values: Sequence[str]) -> list[str]:
         """Return the factors of values below 2^64."""
 
     async def at_once(self, value: str) -> str | None:
-        """Return the factors of a larger value if they can be found in a moment, else None."""
+        """Return the factors of a larger value if a quick attempt finds them, else None."""
 
     async def large(self, value: str, request: Request) -> str:
         """Return the factors of a larger value."""
 
     def is_hard(self, value: str) -> bool:
-        """Return whether a larger value should be computed by a request of its own."""
+        """Return whether a larger value takes so long that it should have a request of its own."""
 
 
 DROP = "values.drop"
+#: The operation that answers one search.
 FIND = "values.find"
-#: Several of them in one request.
+#: The operation that answers several searches in one request.
 FIND_EACH = "values.find_each"
-#: The form of an answer to FIND: one text, as the search in Redis makes it.
+#: In the body of a FIND under "as": the asker takes the answer as one text, as the search in Redis makes it.
 TEXT = "text"
 
 
 class Item(NamedTuple):
-    """One value of a put. `where` says where its record was when it was looked up, and `place` is the same as text.
-
-    The commit expects that text unchanged. Both are None if the value had no record.
-    """
+    """One value of a put, and the place of its record when the handler looked it up; None if it had no record."""
 
     value: str
     ttl: int
-    place: str | None
-    where: Place | None
+    #: the place as Redis has it; the commit fails if Redis has another text then
+    place_text: str | None
+    place: Place | None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a put will do: write the items `here` with `factors`, and let the addresses `elsewhere` do the rest.
+    """What a put does with each of its items."""
 
-    `before` are the records that are here now.
-    """
-
+    #: items whose records this replica writes
     here: list[Item]
-    before: dict[str, Record]
+    #: by value: the records among these that this database has already
+    existing: dict[str, Record]
+    #: by value: the factors of at least the items `here`
     factors: dict[str, str]
+    #: items that live holders of this class refresh, by the address of the holder
     elsewhere: list[tuple[Address, list[Item]]]
-    #: hard values, each to be computed by a request of its own
+    #: hard items, each of which gets a request of its own
     apart: list[Item]
 
 
@@ -91,7 +93,7 @@ class _Operations:
     filters: Callable[[], Sequence[Filter]]
 
     async def put(self, request: Request, store: Store, transaction: Effects) -> Body | None:
-        """Store the values of a request, or let their holders do it; reply with the factors of those stored here."""
+        """Store values here or at their holders; reply with the factors of those here, and null for those put again."""
         try:
             errand = await self.errands.of(request)
             if errand is not None:
@@ -99,41 +101,42 @@ class _Operations:
                 return None
         except Gone:
             return None
-        decision = await self._decide_in_turn(request, store)
-        left_out, may_leave_out = [], {APART: True} if APART in request.body else {}
+        decision = await self._decide_and_take_room(request, store)
+        to_put_again, apart_option = [], {APART: True} if APART in request.body else {}
         for address, items in decision.elsewhere:
             if request.op == HARD:
-                left_out += items
+                to_put_again += items
             else:
-                transaction.forward(address, {"items": _plain(items), **may_leave_out})
+                transaction.forward(address, {"items": _in_body(items), **apart_option})
         for item in decision.apart:
-            if may_leave_out:
-                left_out.append(item)
+            if apart_option:
+                to_put_again.append(item)
             else:
-                transaction.forward(Class(store.cls), {"items": _plain([item])})
+                transaction.forward(Class(store.cls), {"items": _in_body([item])})
         _write(decision, request, store, transaction, self.filters())
         answer: Body = {item.value: decision.factors[item.value] for item in decision.here}
-        answer.update({item.value: None for item in left_out})
+        answer.update({item.value: None for item in to_put_again})
         return answer
 
-    async def _decide_in_turn(self, request: Request, store: Store) -> Decision:
-        """Decide, then let other tasks run, because the words of the commit are written in one piece. Raises Busy."""
+    async def _decide_and_take_room(self, request: Request, store: Store) -> Decision:
+        """Decide what a put does, and count the bytes that it will store. Raises Busy if there is no room for them."""
         decision = await _decide(request, store, self.factorise, self.pace)
+        # The caller builds its transaction without a pause, so other tasks run before.
         await self.pace()
-        new = [item.value for item in decision.here if item.value not in decision.before]
+        new = [item.value for item in decision.here if item.value not in decision.existing]
         if new:
             self.store_room(sum(records.size(value, decision.factors[value]) for value in new))
         return decision
 
     async def _do_errand(self, errand: Errand, request: Request, store: Store, transaction: Effects) -> None:
-        """Do a put that belongs to a job, and store its outcome in the job: no client waits for it. Raises Gone."""
+        """Do a put that belongs to a job, and store its outcome in the job. Raises Gone if the job was deleted."""
         is_ordered = request.stream == Database(store.database).stream
         try:
-            # A request on a database's stream must not wait for long: those behind it would wait, too.
+            # On a database's stream, a request that waited for room would hold up all requests behind it.
             work = (
-                self._decide_in_turn(request, store)
+                self._decide_and_take_room(request, store)
                 if is_ordered
-                else errand.patiently(lambda: self._decide_in_turn(request, store))
+                else errand.patiently(lambda: self._decide_and_take_room(request, store))
             )
             decision = await errand.attended(work)
         except LeaseLost:
@@ -146,16 +149,16 @@ class _Operations:
             return
         deadline = hard.deadline_of(request)
         for address, items in decision.elsewhere:
-            transaction.send(address, PUT, errand.part(_plain(items)), deadline=deadline)
-        # The step of one hard value is over when the request in its lane is.
+            transaction.send(address, PUT, errand.part(_in_body(items)), deadline=deadline)
+        # If the step consists of one hard value, the request in its lane ends the step.
         is_over = len(request.body["items"]) > 1 or not decision.apart
-        for item in _plain(decision.apart):
+        for item in _in_body(decision.apart):
             hard.send(transaction, store.cls, item, errand.labels(with_step=not is_over), deadline)
         _write(decision, request, store, transaction, self.filters())
         errand.found(transaction, decision.factors, is_over=is_over)
 
     async def drop(self, request: Request, store: Store, transaction: Effects) -> None:
-        """Remove the record of a value that is now stored elsewhere, unless it has been written here again."""
+        """Remove a value's record after another database got one, unless this database has a newer one by now."""
         await self.pace()
         value = str(request.body["value"])
         (record,) = await records.records(store, [value])
@@ -165,9 +168,10 @@ class _Operations:
 
 
 async def find(request: Request, store: Store, transaction: Effects) -> Body | None:
-    """Answer with a page of the values with a prime factor. All replicas compare expiries with the time of the request.
+    """Answer with a page of the values that have a prime factor.
 
-    The commit finds them, as text, and puts them into the reply. Earlier releases ask for values and records in turn.
+    All replicas compare expiries with the time of the request. The commit makes the search and writes its text into the
+    reply. An asker of an earlier release gets a list instead: a value, its record, the next value, and so on.
     """
     body = request.body
     conditions = records.Conditions(body["prime"], request.at_ms, body["limit"], body["after"])
@@ -179,7 +183,7 @@ async def find(request: Request, store: Store, transaction: Effects) -> Body | N
 
 
 async def find_each(request: Request, store: Store, transaction: Effects) -> None:
-    """Answer several questions with a page each. The commit finds all of them."""
+    """Answer several searches with one page each; the commit makes all searches."""
     each = [records.Conditions(prime, request.at_ms, limit, after) for prime, after, limit in request.body["each"]]
     records.answer_each(transaction, request.at_ms, each)
 
@@ -193,8 +197,8 @@ def handlers(
 ) -> Worker:
     """Return the operations of /values.
 
-    `store_room` counts bytes that are about to be stored, and raises Busy. `filters` returns the filters that get
-    the primes of what is stored.
+    `store_room` counts bytes that are about to be stored, and raises Busy if there is no room for them. `filters`
+    returns the filters to which a put adds the primes of its values.
     """
     worker = Worker()
     for script in (records.FIND, PRIMES, STATE, ADMIT, END, TELL):
@@ -209,28 +213,30 @@ def handlers(
     return worker
 
 
-def _plain(items: list[Item]) -> list[dict[str, str | int]]:
+def _in_body(items: list[Item]) -> list[dict[str, str | int]]:
+    """Return items as the body of a request has them."""
     return [{"value": item.value, "ttl": item.ttl} for item in items]
 
 
 async def _decide(request: Request, store: Store, factorise: Factorise, pace: Pace) -> Decision:
-    """Look up where the records are, and find the factors of the values that this replica is to write."""
+    """Look up where the records are, and find the factors of the values whose records this replica writes."""
     items = await _items(request, store, pace)
-    if all(item.where is None and is_small(item.value) for item in items):
-        # Mostly all values are new and small.
+    if all(item.place is None and is_small(item.value) for item in items):
+        # The most frequent case needs no further lookup: all values are new and small.
         values = [item.value for item in items]
         return Decision(items, {}, dict(zip(values, await factorise.small(values), strict=True)), [], [])
-    here, elsewhere = await _sort(items, store)
-    before = await _before(here, store, pace)
-    here, apart, known = await _hard_ones_apart(here, before, request, store, factorise)
-    factors = await _factors(here, before, known, request, factorise)
-    return Decision(here, before, factors, [*elsewhere.items()], apart)
+    here, elsewhere = await _split_by_holder(items, store)
+    existing = await _existing_records(here, store, pace)
+    here, apart, known = await _split_off_hard(here, existing, request, store, factorise)
+    factors = await _factors(here, existing, known, request, factorise)
+    return Decision(here, existing, factors, [*elsewhere.items()], apart)
 
 
 async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
-    """Return the items of a put, each with the place where its record is now."""
+    """Return the items of a put, each with the place of its record."""
     # Entries of releases before 0.2 have values as integers.
     asked = [(str(item["value"]), item["ttl"]) for item in request.body["items"]]
+    # The submission of a request may have looked up the places already.
     found = None if request.found is None else records.places_found(request.found, len(asked))
     places = await records.places(store, [value for value, _ in asked]) if found is None else found
     await pace()
@@ -241,23 +247,23 @@ async def _items(request: Request, store: Store, pace: Pace) -> list[Item]:
     ]
 
 
-async def _hard_ones_apart(
-    items: list[Item], before: dict[str, Record], request: Request, store: Store, factorise: Factorise
+async def _split_off_hard(
+    items: list[Item], existing: dict[str, Record], request: Request, store: Store, factorise: Factorise
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
-    """Return the items to do here, those that get requests of their own, and the factors found meanwhile.
+    """Return the items to do here, the hard items that get requests of their own, and the factors found meanwhile.
 
-    A hard value would hold up the other values of its request. On a database's stream, where requests are done in
-    order, it would hold up every GET. A hard value is on such a stream if its record has expired after the request was
-    forwarded to the holder.
+    A hard value would hold up the other values of its request. On a database's stream, whose requests run one after the
+    other, it would hold up every GET. It comes to such a stream if a put is forwarded to the holder of a record and
+    the record expires before the put runs.
     """
     large = [item for item in items if not is_small(item.value)]
     is_ordered = request.stream == Database(store.database).stream
     is_alone = len(items) == 1 and not is_ordered
-    # Callers that know no lanes, such as those of earlier releases, wait for a hard value that is alone.
-    has_lanes = APART in request.body or "job" in request.body
-    if not large or request.op == HARD or (is_alone and not has_lanes):
+    # A caller of an earlier release does not know lanes. It waits here for a hard value that is alone in its request.
+    knows_lanes = APART in request.body or "job" in request.body
+    if not large or request.op == HARD or (is_alone and not knows_lanes):
         return items, [], {}
-    unknown = [item.value for item in large if item.value not in before]
+    unknown = [item.value for item in large if item.value not in existing]
     found = {} if is_ordered else {value: await factorise.at_once(value) for value in unknown}
     factors = {value: text for value, text in found.items() if text is not None}
     apart = {value for value in unknown if value not in factors and not (is_alone and not factorise.is_hard(value))}
@@ -265,28 +271,28 @@ async def _hard_ones_apart(
     return here, [item for item in items if item.value in apart], factors
 
 
-async def _sort(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
-    """Return the items that this replica is to write, and those that belong to a live holder of its class."""
+async def _split_by_holder(items: list[Item], store: Store) -> tuple[list[Item], dict[Address, list[Item]]]:
+    """Return the items whose records this replica writes, and by address those that another live holder refreshes."""
     here: list[Item] = []
     elsewhere: dict[Address, list[Item]] = {}
     held: dict[int, bool] = {}
     for item in items:
-        where = item.where
-        if where is None or where.database == store.database or where.cls != store.cls:
+        place = item.place
+        if place is None or place.database == store.database or place.cls != store.cls:
             here.append(item)
             continue
-        if where.database not in held:
-            held[where.database] = await store.is_held(where.database)
-        if held[where.database]:
-            elsewhere.setdefault(Database(where.database), []).append(item)
+        if place.database not in held:
+            held[place.database] = await store.is_held(place.database)
+        if held[place.database]:
+            elsewhere.setdefault(Database(place.database), []).append(item)
         else:
             here.append(item)
     return here, elsewhere
 
 
-async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
-    """Return the records of these values that are in this database."""
-    ours = [item.value for item in items if item.where is not None and item.where.database == store.database]
+async def _existing_records(items: list[Item], store: Store, pace: Pace) -> dict[str, Record]:
+    """Return by value the records of these items that this database has."""
+    ours = [item.value for item in items if item.place is not None and item.place.database == store.database]
     if not ours:
         return {}
     found = await records.records(store, ours)
@@ -295,10 +301,10 @@ async def _before(items: list[Item], store: Store, pace: Pace) -> dict[str, Reco
 
 
 async def _factors(
-    items: list[Item], before: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
+    items: list[Item], existing: dict[str, Record], found: dict[str, str], request: Request, factorise: Factorise
 ) -> dict[str, str]:
-    """Return the factors of each value: from its record if that is here, or else computed."""
-    known = found | {value: record.factors for value, record in before.items()}
+    """Return the factors by value: those of existing records, those already found, and for the rest computed ones."""
+    known = found | {value: record.factors for value, record in existing.items()}
     small = [item.value for item in items if item.value not in known and is_small(item.value)]
     known |= zip(small, await factorise.small(small), strict=True)
     for item in items:
@@ -308,13 +314,13 @@ async def _factors(
 
 
 def _write(decision: Decision, request: Request, store: Store, transaction: Effects, filters: Sequence[Filter]) -> None:
-    """Write the records that belong here, and tell their former holders to drop theirs."""
+    """Write the records that belong here, and send a drop to each former database."""
     at_ms, here = request.at_ms, decision.here
     expiries = {item.value: at_ms + item.ttl * 1000 for item in here}
     place = Place(store.database, store.cls, request.id)
-    records.put(transaction, place, expiries, decision.factors, decision.before, filters)
-    records.expect_places(transaction, {item.value: item.place for item in here})
+    records.put(transaction, place, expiries, decision.factors, decision.existing, filters)
+    records.expect_places(transaction, {item.value: item.place_text for item in here})
     for item in here:
-        where = item.where
-        if where is not None and where.database != store.database:
-            transaction.send(Database(where.database), DROP, {"value": item.value, "id": where.id})
+        former = item.place
+        if former is not None and former.database != store.database:
+            transaction.send(Database(former.database), DROP, {"value": item.value, "id": former.id})

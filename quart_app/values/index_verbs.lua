@@ -1,73 +1,82 @@
--- Verbs of transactions that write records with their index, so that these always agree (see store.py).
---   put-values, records, index, alone, filters, value, record, ...    write these records
---   remove-values, records, index, alone, value, record, ...          remove these records, which are there
--- `filters` are those that get the primes: "<key> <bits> <below> <key> ...", as `mark` of commit_verbs.lua has it.
--- It stands inside commit_verbs.lua, and uses `PASSED`, `verbs` and `mark_numbers` of that file, `frees`, `go_to` and `bus`.
+-- Verbs of transactions that write and remove records together with their index, so that both always agree (see store.py).
+--   put-values, records, index, alone, filters, value, record, ...
+--       Write these records.
+--   remove-values, records, index, alone, value, record, ...
+--       Remove these records. The transaction expects each of them, so the commit has found that they are there.
+-- `records`, `index` and `alone` are the keys that store.py describes. `filters` are the filters that get the primes: "<key>
+-- <bits> <below> <key> ...", with the meanings that these words have in the verb `mark` of commit_verbs.lua.
+-- A part of commit_verbs.lua. From there it uses MOST_UNPACKED, `verbs` and `mark_numbers`; from the other parts of commit.lua
+-- it uses `tx`, `frees`, `go_to` and `bus`.
 
 frees['remove-values'] = true
 
 local RARE_DIGITS = 6
--- By number of digits: what stands before such a number in the index, as `ordered` of store.py says.
+-- By number of digits: the prefix that a number has in the index; `ordered` of store.py writes the same prefixes.
 local prefixes = {}
-local function prefix(length)
+local function add_prefix(length)
   prefixes[length] = length < 26 and string.char(96 + length) or string.format('z%04d', length)
   return prefixes[length]
 end
 
--- Returns the members of the index for the common primes of some records, each after the score, if there is one; the rare
--- primes, and the value of each, as the index has them; and the digits of all primes, common ones once.
+-- Reads the records at tx[first] to tx[last]: a value, its record, the next value, and so on. A rare prime has at least
+-- RARE_DIGITS digits, a common one has fewer. Returns four lists:
+--   the members of the index for the common primes, each after its score if `score` is given
+--   the rare primes, and in a list of the same length their values; both as the index writes numbers
+--   the digits of all primes: a common prime once, a rare one once for each value
 local function entries_of(first, last, score)
-  local members, names, values, primes, name_of = {}, {}, {}, {}, {}
+  local members, rare_primes, rare_values, primes, ordered_of = {}, {}, {}, {}, {}
   local m, n, p = 0, 0, 0
   for k = first, last, 2 do
-    local value, before = tx[k], nil
-    value = (prefixes[#value] or prefix(#value)) .. value
+    local value, previous = tx[k], nil
+    value = (prefixes[#value] or add_prefix(#value)) .. value
     local tail = ':' .. value
-    -- Behind the id of the record the expiry comes first. A prime may stand there several times, one after the other.
+    -- A record is "<id> <expiry> <prime> <prime> ...", so the first match is the expiry. A prime that occurs twice may be
+    -- written twice, one directly after the other.
     local next_number = string.gmatch(tx[k + 1], ' (%d+)')
     next_number()
     for prime in next_number do
-      if prime ~= before then
-        before = prime
-        local name, length = name_of[prime], #prime
-        if not name then
-          name = (prefixes[length] or prefix(length)) .. prime
+      if prime ~= previous then
+        previous = prime
+        local ordered, length = ordered_of[prime], #prime
+        if not ordered then
+          ordered = (prefixes[length] or add_prefix(length)) .. prime
           p = p + 1
           primes[p] = prime
         end
         if length >= RARE_DIGITS then
           n = n + 1
-          names[n], values[n] = name, value
+          rare_primes[n], rare_values[n] = ordered, value
         else
-          name_of[prime] = name
+          ordered_of[prime] = ordered
           if score then
             m = m + 1
             members[m] = score
           end
           m = m + 1
-          members[m] = name .. tail
+          members[m] = ordered .. tail
         end
       end
     end
   end
-  return members, names, values, primes
+  return members, rare_primes, rare_values, primes
 end
 
--- Writes the first value of a rare prime into the hash, and adds any other one to the members of the index.
-local function put_rare(alone, names, values, members)
-  for begin = 1, #names, PASSED do
-    local till = math.min(begin + PASSED - 1, #names)
-    local before = redis.call('HMGET', alone, unpack(names, begin, till))
-    local now, fields, n, m = {}, {}, 0, #members
+-- Writes a rare prime and its value into the hash `alone` if the prime has no value there. If it has another value, the pair
+-- is added to `members`, which the caller writes into the index.
+local function put_rare(alone, rare_primes, rare_values, members)
+  for begin = 1, #rare_primes, MOST_UNPACKED do
+    local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
+    local stored = redis.call('HMGET', alone, unpack(rare_primes, begin, till))
+    local new, fields, n, m = {}, {}, 0, #members
     for i = begin, till do
-      local name, value = names[i], values[i]
-      local other = before[i - begin + 1] or now[name]
-      if not other then
-        now[name] = value
-        fields[n + 1], fields[n + 2] = name, value
+      local prime, value = rare_primes[i], rare_values[i]
+      local present = stored[i - begin + 1] or new[prime]
+      if not present then
+        new[prime] = value
+        fields[n + 1], fields[n + 2] = prime, value
         n = n + 2
-      elseif other ~= value then
-        members[m + 1], members[m + 2] = '0', name .. ':' .. value
+      elseif present ~= value then
+        members[m + 1], members[m + 2] = '0', prime .. ':' .. value
         m = m + 2
       end
     end
@@ -78,10 +87,10 @@ end
 local function put_values(first, last)
   local records, index, alone, filters = unpack(tx, first + 1, first + 4)
   redis.call('HSET', records, unpack(tx, first + 5, last))
-  local members, names, values, primes = entries_of(first + 5, last, '0')
-  put_rare(alone, names, values, members)
-  for begin = 1, #members, PASSED do
-    redis.call('ZADD', index, unpack(members, begin, math.min(begin + PASSED - 1, #members)))
+  local members, rare_primes, rare_values, primes = entries_of(first + 5, last, '0')
+  put_rare(alone, rare_primes, rare_values, members)
+  for begin = 1, #members, MOST_UNPACKED do
+    redis.call('ZADD', index, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
   end
   for key, bits, below in string.gmatch(filters, '(%S+) (%d+) (%d+)') do
     go_to(bus)
@@ -91,19 +100,20 @@ end
 
 local function remove_values(first, last)
   local records, index, alone = unpack(tx, first + 1, first + 3)
-  local members, names, values = entries_of(first + 4, last)
-  for begin = 1, #names, PASSED do
-    local till = math.min(begin + PASSED - 1, #names)
-    local before, fields = redis.call('HMGET', alone, unpack(names, begin, till)), {}
+  local members, rare_primes, rare_values = entries_of(first + 4, last)
+  for begin = 1, #rare_primes, MOST_UNPACKED do
+    local till = math.min(begin + MOST_UNPACKED - 1, #rare_primes)
+    local stored, fields = redis.call('HMGET', alone, unpack(rare_primes, begin, till)), {}
     for i = begin, till do
-      if before[i - begin + 1] == values[i] then fields[#fields + 1] = names[i] end
-      -- A value that was written twice may be in the hash and among the members.
-      members[#members + 1] = names[i] .. ':' .. values[i]
+      if stored[i - begin + 1] == rare_values[i] then fields[#fields + 1] = rare_primes[i] end
+      -- The pair may be in both. It came into the index while the hash had another value of the prime. After the removal of
+      -- that value, a second write put the pair into the hash, too.
+      members[#members + 1] = rare_primes[i] .. ':' .. rare_values[i]
     end
     if #fields > 0 then redis.call('HDEL', alone, unpack(fields)) end
   end
-  for begin = 1, #members, PASSED do
-    redis.call('ZREM', index, unpack(members, begin, math.min(begin + PASSED - 1, #members)))
+  for begin = 1, #members, MOST_UNPACKED do
+    redis.call('ZREM', index, unpack(members, begin, math.min(begin + MOST_UNPACKED - 1, #members)))
   end
   local removed = {}
   for k = first + 4, last, 2 do removed[#removed + 1] = tx[k] end

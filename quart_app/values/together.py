@@ -1,15 +1,15 @@
-"""Requests of many clients that go to the mesh as one.
+"""Requests of several clients that go to the mesh as one.
 
-A request, its commit and its reply cost the replicas many times what a small value or a short search costs. With many
-clients, several things are asked for in the same turns of the event loop. Those with one key form a group, which is
-asked for in one request. A group waits for others for three turns, which are short unless there is much to do. A single
-client, which asks for one thing after the other, does not wait.
+A request to the mesh, with its commit and its reply, costs the replicas far more time than storing a small value or a
+short search. So callers that overlap and have the same key form a group, which sends one request. A group stays open
+for three turns of the event loop. A turn is short unless the process has much to do. A single client that waits for
+each answer before it asks again does not overlap with anybody, so it never waits for a group.
 
-    wanted ---> group of its key ---> three turns: asked for ---> an answer for each
-      |                                  |              |
-      +-- one after the other            +-- it is one  +-- it takes long, or the mesh gives the request up
-      v                                  v              v
-                            each is asked for alone
+    get --> open group of the key --> closed after three turns: one request --> an answer for each caller
+     |                                  |                         |
+     +-- no overlap with others         +-- it has one caller     +-- it takes too long, or the mesh gives it up
+     v                                  v                         v
+                         each caller sends a request of its own
 """
 
 from __future__ import annotations
@@ -25,38 +25,42 @@ K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")
 A = TypeVar("A")
 
-#: Deadlines within one such step may share a request: no deadline is kept more exactly.
-STEP_MS = 20
-#: So many turns of the event loop a group is open. With one, requests that come together have 0.88 of the rate.
+#: Deadlines are rounded up to a multiple of this. Only callers with the same rounded deadline share a request.
+DEADLINE_STEP_MS = 20
+#: For how many turns of the event loop a group stays open. With one turn, a replica under load answers 12 % fewer
+#: callers a second.
 TURNS = 3
-#: The part of its time for which one waits for the answer to all. Then it is asked for alone: another one in the group
-#: may need a replica that is stalled. A queue is never so long, see `is_full` in submit.lua.
-PATIENCE = 0.25
-#: Most characters of the ids of the calls that a request belongs to.
-MOST_CALLS = 200
+#: The part of its deadline for which a caller waits for the request of its group. After that it sends its own request,
+#: because another caller's part may need a stalled replica. A full queue is rarely the cause: submit.lua (`is_full`)
+#: refuses a request that would wait in the queue of a class for more than a tenth of its deadline.
+WAIT_FRACTION = 0.25
+#: Longest text of call ids that a request carries, in characters.
+MOST_ID_CHARACTERS = 200
 
-#: In place of an answer: it is to be asked for alone.
-_ALONE: Any = object()
+#: Takes the place of an answer: the caller must send a request of its own.
+_SEND_ALONE: Any = object()
 
 
 class Together(Generic[K, W, A]):
-    """Asks for things with one key together, at most `most` in a request.
+    """The callers in this process that may share requests: at most `most` of them share one, all with the same key.
 
-    `ask` takes the key, what is wanted, and the deadline (ms from now), and returns the answers in the same order.
+    `ask` sends a request. It takes the key, what each caller wants, and the deadline (ms from now). It returns the
+    answers in the same order.
     """
 
     def __init__(self, ask: Callable[[K, Sequence[W], int], Awaitable[Sequence[A]]], most: int) -> None:
         self._ask = ask
         self._most = most
-        self._open: dict[tuple[K, int], _Group[W, A]] = {}
+        self._open_groups: dict[tuple[K, int], _Group[W, A]] = {}
         self._in_progress = 0
-        #: whether another one was in progress when the last one came
-        self._had_company = False
+        #: whether the latest caller came while another one was in progress
+        self._latest_overlaps = False
 
     async def get(self, key: K, wanted: W, deadline_ms: int) -> A:
-        """Return the answer to one thing that is wanted. Raises what `ask` raises."""
-        had_company, self._had_company = self._had_company, self._in_progress > 0
-        joins = (had_company or self._had_company) and not (tracing.is_on() or tracing.TRACEPARENT.get())
+        """Return the answer to one caller. Raises what `ask` raises."""
+        previous_overlapped, self._latest_overlaps = self._latest_overlaps, self._in_progress > 0
+        # A caller with a trace never shares a request: a span has one parent.
+        joins = (previous_overlapped or self._latest_overlaps) and not (tracing.is_on() or tracing.TRACEPARENT.get())
         self._in_progress += 1
         try:
             return await self._get(key, wanted, deadline_ms, joins=joins)
@@ -67,31 +71,33 @@ class Together(Generic[K, W, A]):
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         if joins:
-            answer = await self._group(key, -(-deadline_ms // STEP_MS), loop).answer_to(wanted)
-            if answer is not _ALONE:
+            answer = await self._open_group(key, -(-deadline_ms // DEADLINE_STEP_MS), loop).answer_to(wanted)
+            if answer is not _SEND_ALONE:
                 return answer
         left_ms = deadline_ms - int((loop.time() - begun_s) * 1000)
         (answer,) = await self._ask(key, [wanted], max(1, left_ms))
         return answer
 
-    def _group(self, key: K, steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
-        group = self._open.get((key, steps))
+    def _open_group(self, key: K, deadline_steps: int, loop: asyncio.AbstractEventLoop) -> _Group[W, A]:
+        group = self._open_groups.get((key, deadline_steps))
         if group is None or len(group.members) >= self._most:
-            group = self._open[key, steps] = _Group()
-            loop.call_soon(self._begin, key, steps, group, TURNS - 1)
+            group = self._open_groups[key, deadline_steps] = _Group()
+            loop.call_soon(self._close_after, TURNS - 1, key, deadline_steps, group)
         return group
 
-    def _begin(self, key: K, steps: int, group: _Group[W, A], turns: int) -> None:
+    def _close_after(self, turns: int, key: K, deadline_steps: int, group: _Group[W, A]) -> None:
+        """Close a group after so many further turns of the event loop, and send its request."""
         if turns:
-            asyncio.get_running_loop().call_soon(self._begin, key, steps, group, turns - 1)
+            asyncio.get_running_loop().call_soon(self._close_after, turns - 1, key, deadline_steps, group)
             return
-        if self._open.get((key, steps)) is group:
-            del self._open[key, steps]
-        group.begin(lambda wanted: self._ask(key, wanted, steps * STEP_MS), PATIENCE * steps * STEP_MS / 1000)
+        if self._open_groups.get((key, deadline_steps)) is group:
+            del self._open_groups[key, deadline_steps]
+        deadline_ms = deadline_steps * DEADLINE_STEP_MS
+        group.send(lambda wanted: self._ask(key, wanted, deadline_ms), WAIT_FRACTION * deadline_ms / 1000)
 
 
 class _Member(Generic[W, A]):
-    """One thing that is wanted, who waits for the answer, and the call that it belongs to."""
+    """One caller of a group: what it wants, the future of its answer, its call id and its trail (see tracing.py)."""
 
     __slots__ = ("answer", "call", "trail", "wanted")
 
@@ -102,14 +108,14 @@ class _Member(Generic[W, A]):
 
 
 class _Group(Generic[W, A]):
-    """What is asked for in one request."""
+    """The callers that share one request."""
 
     def __init__(self) -> None:
         self.members: list[_Member[W, A]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def answer_to(self, wanted: W) -> A:
-        """Join the group, and wait for the answer. When nobody waits any more, the request is given up."""
+        """Join the group, and wait for the answer. The request is cancelled when all of its callers are cancelled."""
         member: _Member[W, A] = _Member(wanted)
         self.members.append(member)
         try:
@@ -119,25 +125,26 @@ class _Group(Generic[W, A]):
                 self._task.cancel()
             raise
 
-    def begin(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], patience_s: float) -> None:
-        """Ask for what somebody still waits for, unless it is one."""
+    def send(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
+        """Send the request if at least two callers still wait; a single caller sends its own."""
         self.members = [each for each in self.members if not each.answer.done()]
         if len(self.members) > 1:
             context = contextvars.copy_context()
-            self._task = asyncio.get_running_loop().create_task(self._run(ask, patience_s), context=context)
+            self._task = asyncio.get_running_loop().create_task(self._run(ask, wait_s), context=context)
         else:
-            self._leave_each_alone()
+            self._let_the_rest_send_alone()
 
-    async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], patience_s: float) -> None:
+    async def _run(self, ask: Callable[[Sequence[W]], Awaitable[Sequence[A]]], wait_s: float) -> None:
         members = self.members
         trail: list[tuple[str, Mapping[str, str]]] = []
-        tracing.CALL.set(_joined([each.call for each in members]))
+        tracing.CALL.set(_as_one_id([each.call for each in members]))
         tracing.TRAIL.set(trail)
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(wait_s):
                 answers = await ask([each.wanted for each in members])
         except (TimeoutError, GivenUp, Unserved):
-            # Another one in the group may be the reason, or a replica of an earlier release that takes one at a time.
+            # The cause may be another caller's part, or a replica of an earlier release that does not serve shared
+            # requests. So each caller tries alone.
             pass
         except Exception as error:
             for each in members:
@@ -150,15 +157,15 @@ class _Group(Generic[W, A]):
                 if not each.answer.done():
                     each.answer.set_result(answer)
         finally:
-            self._leave_each_alone()
+            self._let_the_rest_send_alone()
 
-    def _leave_each_alone(self) -> None:
+    def _let_the_rest_send_alone(self) -> None:
         for each in self.members:
             if not each.answer.done():
-                each.answer.set_result(_ALONE)
+                each.answer.set_result(_SEND_ALONE)
 
 
-def _joined(calls: Sequence[str]) -> str:
-    """Return the ids of several calls as one, of as many of them as it may name."""
+def _as_one_id(calls: Sequence[str]) -> str:
+    """Return the ids of several calls, with commas between them; ids that exceed MOST_ID_CHARACTERS are dropped."""
     text = ",".join(filter(None, calls))
-    return text if len(text) <= MOST_CALLS else text[: MOST_CALLS + 1].rpartition(",")[0]
+    return text if len(text) <= MOST_ID_CHARACTERS else text[: MOST_ID_CHARACTERS + 1].rpartition(",")[0]

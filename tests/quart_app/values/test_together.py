@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from mesh import Busy, GivenUp, Unserved, tracing
-from quart_app.values.together import MOST_CALLS, TURNS, Together
+from quart_app.values.together import MOST_ID_CHARACTERS, TURNS, Together
 
 DEADLINE_MS = 60_000
 
@@ -137,7 +137,7 @@ async def test_a_shared_request_names_all_calls_and_all_learn_who_answered() -> 
     names = [f"call-{n:015}" for n in range(20)]
     await asyncio.gather(*(asyncio.create_task(call(name, n)) for n, name in enumerate(names)))
     assert mesh.calls == [names[0], ",".join(names[1:10])]
-    assert len(mesh.calls[1]) <= MOST_CALLS
+    assert len(mesh.calls[1]) <= MOST_ID_CHARACTERS
     assert trails == [[("a", {"from": "replica-1"})]] * 20
     await asyncio.create_task(call("alone", 1))
     assert (mesh.calls[-1], len(trails[-1])) == ("alone", 1)

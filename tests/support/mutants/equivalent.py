@@ -233,8 +233,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "one millisecond of a default",
     (
         "mesh/requests/commit_verbs.lua",
-        "local till = math.min(begin + PASSED - 1, last)",
-        "local till = math.min(begin + PASSED + 1, last)",
+        "local till = math.min(begin + MOST_UNPACKED - 1, last)",
+        "local till = math.min(begin + MOST_UNPACKED + 1, last)",
     ): "two keys of the next command are set twice, to the same value",
     (
         "mesh/quota/quota.py",
