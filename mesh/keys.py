@@ -21,8 +21,8 @@
     mesh:lanes               set           lanes ("{op}:{value}") in which requests have or wait for a place
     mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
     mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
-    mesh:rate:{lane}         string, PX    when the next request of a rate would be on time, when this was set, and the
-                                           first for those that have begun (µs)
+    mesh:rate:{lane}         string, PX    state of a rate (µs): when the next request would be on time after all that
+                                           were accepted, when this was written, the first after those that have begun
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf

@@ -1,12 +1,12 @@
 """A lease that this replica holds: it is renewed, trusted, released, or lost.
 
-    held --renewed--> held --released--> the database is free; the roster row stays as "left" for the rest of its time
+    held --renewed--> held --released--> the database is free; the roster row says "left" until it expires
       |
       +--not renewed in time, refused by the server, or the replica hangs--> lost
 
-A thread with its own event loop and connection renews and releases the lease, so that a handler that blocks the
-replica's event loop does not cost the lease. The holder trusts its lease from the time at which it sent the renewal,
-and for a little less than the ttl, so its trust ends before the lease does.
+A thread with its own event loop and connection renews and releases the lease. So the lease survives a handler that
+blocks the replica's event loop. The server counts the ttl from the moment at which it gets a renewal. The holder counts
+a little less than the ttl, from the moment at which it sent the renewal. So the holder stops before the lease ends.
 """
 
 from __future__ import annotations
@@ -34,47 +34,54 @@ log = structlog.get_logger(__name__)
 
 RENEW = Script.beside(__file__, "renew.lua", "../later/next_due.lua")
 RELEASE = Script.beside(__file__, "release.lua")
+#: What renew.lua answers beside 1, which means "renewed".
+_LOST, _RESTORED = 0, 2
+#: What release.lua answers while requests are on the database's stream.
+_REQUESTS_WAIT = -1
 
-#: The holder stops trusting its lease when this share of the ttl is left.
+#: The holder stops trusting its lease when this part of the ttl is left.
 SAFETY = 0.1
 #: Pause between attempts to release while requests wait for the database.
 RELEASE_POLL_S = 0.01
-#: A replica whose event loop has not run for this many ttls gives its lease up. A larger number frees the database of a
-#: process that hangs later; a smaller one ends the membership when a handler blocks for long.
-HANGS = 10
+#: A replica gives its lease up when its event loop has not run for this many ttls. With a larger number, a process that
+#: hangs keeps its database for longer. With a smaller one, a handler that blocks the loop for long costs the lease.
+HUNG_TTLS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """The result of the last renewal that succeeded. It is replaced as a whole, because two threads read it."""
+    """The result of the last renewal that succeeded. Two threads read it, so each renewal makes a new object."""
 
-    #: when it was sent, on this process's monotonic clock
+    #: when it was sent, by `time.monotonic()`
     sent_at: float
-    #: the end of the lease, in ms of the server's clock
+    #: the end of the lease, in ms of Redis's clock
     known_until_ms: int
-    #: the server's clock minus our monotonic clock
+    #: Redis's clock minus `time.monotonic()`
     clock_offset_ms: float
 
 
 class Lease:
-    """A lease that this replica holds. `run` keeps it; `trusted` says whether it still holds.
+    """A lease that this replica holds. `run` keeps it; `trusted` says whether the replica may still act as the holder.
 
-    The thread of the lease and the replica's loop share `_renewal`, `_lost`, `_seen_alive_at`, `_release_within_s`,
-    `_released`, `_described`, `paused` and `state`. Each of them is written by one of the two, in one assignment.
+    The lease's thread and the replica's event loop share `_renewal`, `_lost`, `_loop_ran_at`, `_release_within_s`,
+    `_released`, `_row_extras`, `paused` and `state`. Only one of the two writes each attribute, in one assignment.
 
-    Two kinds of standstill end the lease. A process that does not run at all for most of the ttl (stopped, swapped out,
-    or within one call into C that keeps Python's lock) looks dead to all others. If the event loop has not run once in
-    `HANGS` ttls, the replica does no work, and another one could.
+    Two kinds of standstill end the lease:
+
+    - The whole process does not run for most of the ttl: it is stopped, swapped out, or in one call into C that keeps
+      Python's interpreter lock. To other replicas, it looks like a dead process.
+    - The event loop has not run once in `HUNG_TTLS` ttls. The replica does no work, and a successor could.
     """
 
     def __init__(self, grant: Grant, settings: MeshSettings, connections: Connections, row: Mapping[str, str]) -> None:
         self.grant = grant
         self.state = "starting"
-        #: further fields of the roster row; the replica's loop calls it before each renewal
+        #: returns further fields of the roster row; the replica's event loop calls it before each renewal
         self.describe: Callable[[], Mapping[str, str]] = dict
-        #: the replica's loop calls it with the time (ms of Redis's clock) that something is due next
+        #: called in the replica's event loop after a renewal, with the time (ms of Redis's clock) at which the next
+        #: waiting request or schedule is due
         self.on_due: Callable[[int], None] = lambda _: None
-        self._described: Mapping[str, str] = {}
+        self._row_extras: Mapping[str, str] = {}
         self._settings = settings
         self._row = {
             **row,
@@ -87,22 +94,24 @@ class Lease:
         self._renewal = _Renewal(
             sent_at=grant.granted_at,
             known_until_ms=grant.now_ms + settings.lease_ttl_ms,
-            # The network delay is unknown until the first renewal.
+            # This neglects the time that the grant was on the network. The first renewal corrects it.
             clock_offset_ms=grant.now_ms - time.monotonic() * 1000,
         )
         self._lost: MeshError | None = None
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
+        #: set to end the pause between two renewals
         self._nudge = asyncio.Event()
-        self._seen_alive_at = time.monotonic()
-        #: operations that an operator has paused, as the last renewal told
+        self._loop_ran_at = time.monotonic()
+        #: the operations that were paused at the last renewal
         self.paused: frozenset[str] = frozenset()
         #: called in the replica's event loop when an operator asks it to drain
         self.on_drain: Callable[[], None] = lambda: None
-        #: how late the replica's event loop ran the call that the last renewal gave it
+        #: how long (ms) the replica's event loop took to run the last call from the lease's thread
         self.loop_ms = 0.0
+        #: how long `release` waits for pending requests; None: do not release
         self._release_within_s: float | None = None
         self._released = False
-        self._over = asyncio.Event()
+        self._run_ended = asyncio.Event()
 
     @property
     def trusted(self) -> bool:
@@ -111,54 +120,54 @@ class Lease:
         return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
 
     def now_ms(self) -> int:
-        """Return Redis's clock in ms: its time at the last renewal, and the time since then on our own clock."""
+        """Return the time in ms of Redis's clock. The last renewal told it; `time.monotonic()` counts since then."""
         return int(time.monotonic() * 1000 + self._renewal.clock_offset_ms)
 
     def set_state(self, state: str) -> None:
-        """Put a new state into the roster, by a renewal that is sent at once."""
-        self._described = self.describe()
+        """Put a new state into the roster row by a renewal that is sent at once."""
+        self._row_extras = self.describe()
         self.state = state
         self.renew()
 
     def renew(self) -> None:
-        """Renew at once, and not only when the next renewal is due."""
+        """Renew now, before the next renewal is due."""
         self._thread.call(self._nudge.set)
 
     async def run(self) -> None:
         """Keep the lease until it is released or this task is cancelled. Raises LeaseLost."""
-        self._seen_alive_at = time.monotonic()
+        self._loop_ran_at = time.monotonic()
         try:
             await self._thread.run()
         finally:
-            self._over.set()
+            self._run_ended.set()
 
     async def release(self, wait_s: float) -> bool:
-        """Release the lease, and return whether that was done; `run` ends then.
+        """Release the lease, and return whether it was released. In both cases, `run` ends.
 
-        While requests wait on the database's stream, the release waits, too, but no longer than `wait_s`.
+        While requests are on the database's stream, the release waits for them, but no longer than `wait_s`.
         """
         self._release_within_s = wait_s
         self._thread.call(self._nudge.set)
-        await self._over.wait()
+        await self._run_ended.wait()
         return self._released
 
-    # Everything below runs in the thread of the lease, except `_alive`, which the replica's loop runs
+    # Everything below runs in the lease's thread, except `_loop_ran`, which runs in the replica's event loop.
 
     async def _hold(self) -> None:
         client = self._connections.client(f"lease-{self.grant.replica}")
         try:
             while self._release_within_s is None:
-                pause_s = await self._keep(client)
+                pause_s = await self._renew_or_lose(client)
                 await self._pause(pause_s)
             self._released = await self._release(client, self._release_within_s)
         finally:
             with contextlib.suppress(*failures.ANY):
                 await client.aclose()
 
-    async def _keep(self, client: Redis) -> float:
-        """Renew once; return the pause until the next time in seconds. Raises LeaseLost."""
+    async def _renew_or_lose(self, client: Redis) -> float:
+        """Try to renew once, and return the pause (s) until the next attempt. Raises LeaseLost."""
         interval_s = self._settings.renew_interval_ms / 1000
-        # A process that slept through its lease must not renew it.
+        # A process that did not run until its lease had ended must not renew it.
         self._check_trust()
         self._check_loop()
         try:
@@ -173,7 +182,7 @@ class Lease:
         return interval_s
 
     async def _pause(self, pause_s: float) -> None:
-        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the nudge.
+        # `asyncio.wait_for` would lose a cancellation that comes together with the nudge (Python 3.11).
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._nudge.wait()
@@ -184,19 +193,19 @@ class Lease:
             self._lose(LeaseLost("the lease was not renewed in time"))
 
     def _check_loop(self) -> None:
-        """Lose the lease when the replica's event loop hangs; stop when it is closed."""
-        silent_s = time.monotonic() - self._seen_alive_at
-        if silent_s > HANGS * self._settings.lease_ttl_ms / 1000:
+        """Lose the lease if the replica's event loop hangs or is closed; if not, let the loop run `_loop_ran`."""
+        silent_s = time.monotonic() - self._loop_ran_at
+        if silent_s > HUNG_TTLS * self._settings.lease_ttl_ms / 1000:
             self._lose(LeaseLost(f"the event loop of this replica has been blocked for {silent_s:.0f} s"))
         try:
-            self._thread.call_back(functools.partial(self._alive, time.monotonic()))
+            self._thread.call_back(functools.partial(self._loop_ran, time.monotonic()))
         except RuntimeError as error:
             self._lose(LeaseLost("the event loop of this replica is closed"), error)
 
-    def _alive(self, called_at: float) -> None:
-        self._seen_alive_at = time.monotonic()
-        self.loop_ms = (self._seen_alive_at - called_at) * 1000
-        self._described = self.describe()
+    def _loop_ran(self, called_at: float) -> None:
+        self._loop_ran_at = time.monotonic()
+        self.loop_ms = (self._loop_ran_at - called_at) * 1000
+        self._row_extras = self.describe()
 
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
         self._lost = error
@@ -205,8 +214,8 @@ class Lease:
     async def _renew(self, client: Redis) -> None:
         grant = self.grant
         sent_at = time.monotonic()
-        fields = [word for pair in {**self._row, **self._described}.items() for word in pair]
-        names = (
+        row_fields = [word for pair in {**self._row, **self._row_extras}.items() for word in pair]
+        key_names = (
             keys.lease(grant.database),
             keys.row(grant.database),
             keys.replies(grant.replica),
@@ -216,22 +225,24 @@ class Lease:
             keys.LATER,
             keys.SCHEDULES,
         )
-        words = (
+        arguments = (
             grant.holder, str(self._settings.lease_ttl_ms), self.state, "1" if grant.credentials else "0",
             str(self._connections.bus), str(grant.database), grant.cls, str(self._renewal.known_until_ms),
             str(self._settings.missing_ms),
         )  # fmt: skip
-        # Give up a renewal that hangs early: trust counts from the time of sending, so a new renewal gains time.
+        # A renewal without an answer is given up after a third of the ttl. Trust counts from the moment of sending, so
+        # the answer to a new renewal gives more time than a late answer to this one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms, *news = await RENEW.run(client, names, *words, *fields)
-        if outcome == 0:
+            outcome, now_ms, *news = await RENEW.run(client, key_names, *arguments, *row_fields)
+        if outcome == _LOST:
             self._lose(LeaseLost("the lease has ended, or another replica holds it"))
-        if outcome == 2:
+        if outcome == _RESTORED:
             log.error("lease restored on an emptied server", database=grant.database, epoch=grant.epoch)
         self._renewal = _Renewal(
             sent_at=sent_at,
             known_until_ms=int(now_ms) + self._settings.lease_ttl_ms,
-            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) * 500,
+            # Redis read its clock about halfway between the sending and the answer.
+            clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
         )
         due_ms, drain, *paused = news or ["", 0]
         self.paused = frozenset(paused)
@@ -243,7 +254,7 @@ class Lease:
 
     async def _release(self, client: Redis, wait_s: float) -> bool:
         grant = self.grant
-        names = (
+        key_names = (
             keys.lease(grant.database),
             keys.row(grant.database),
             keys.database_requests(grant.database),
@@ -252,16 +263,16 @@ class Lease:
             keys.committed(grant.replica),
             keys.expected(grant.database),
         )
-        where = (self._connections.bus, grant.database, keys.MOST_DATABASES)
+        databases = (self._connections.bus, grant.database, keys.MOST_DATABASES)
         until = time.monotonic() + wait_s
         while self.trusted:
             force = time.monotonic() >= until
             try:
-                released = await RELEASE.run(client, names, grant.holder, int(force), *where)
+                released = await RELEASE.run(client, key_names, grant.holder, int(force), *databases)
             except failures.ANY as error:
                 log.warning("lease release failed", database=grant.database, error=failures.text_of(error))
                 return False
-            if released >= 0:
+            if released != _REQUESTS_WAIT:
                 return bool(released)
             await asyncio.sleep(RELEASE_POLL_S)
         return False

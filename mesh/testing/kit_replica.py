@@ -114,7 +114,7 @@ class KitReplica:
             sent_at=lease._renewal.sent_at + seconds,
             known_until_ms=lease._renewal.known_until_ms + round(seconds * 1000),
         )
-        lease._seen_alive_at += seconds
+        lease._loop_ran_at += seconds
 
     def check(self) -> None:
         """Raise the error that ended the membership, unless the test wanted its end."""

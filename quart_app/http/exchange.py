@@ -1,4 +1,8 @@
-"""One request and its answer: what an ASGI application receives and sends, as bytes of HTTP/1.1."""
+"""One request and its answer, between a connection and an ASGI application.
+
+The connection brings the head and the body of the request. The application sends the answer as ASGI messages, which
+this module writes as HTTP/1.1.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,10 @@ from quart_app.http.request import HAS_ARRIVED
 from quart_app.http.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
-#: Of requests that this process answers without its application.
-requests = RequestLog()
+#: The log lines of the requests that the server answers itself, without the application.
+unrouted = RequestLog()
 
-#: A client that sends a body faster than the application reads it waits from so many bytes on.
+#: While so many bytes of a body wait for the application, the connection takes no more, and the client has to wait.
 MAX_UNREAD = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 ASGI = {"spec_version": "2.1", "version": "3.0"}
@@ -35,7 +39,7 @@ _STATUS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())
 
 
 class Wire(Protocol):
-    """The connection of a request, as far as the request needs it."""
+    """What an exchange needs of its connection."""
 
     client: Any
     server: Any
@@ -43,53 +47,57 @@ class Wire(Protocol):
     state: dict[str, Any]
 
     def is_last(self) -> bool:
-        """Return whether the connection closes after the answer in any case."""
+        """Return whether the connection takes no further request after this one."""
 
     def write(self, data: bytes) -> None: ...
 
     async def drain(self) -> None:
-        """Wait while the client does not read what was written."""
+        """Wait until the client has read enough of what was written."""
 
     def body_was_read(self) -> None:
-        """Go on reading, as there is room for more of the body."""
+        """Read more of the body; the application has taken what came before."""
 
     def answered(self, exchange: Exchange, *, keep: bool) -> None:
-        """Begin with the next request, or close the connection if it cannot be kept."""
+        """Begin with the next request, or close the connection if `keep` is false."""
 
 
 class Exchange:
-    """A request whose head has come, and its answer.
+    """A request whose head has arrived, and its answer.
 
-    The task of the request runs the application. Nothing else runs for a request: what comes of its body waits here
-    until the application asks for it, and the connection cancels the task when the client has gone.
+    A request has one task, which runs the application. The bytes of the body stay here until the application asks for
+    them. When the client has gone, the connection cancels the task.
     """
 
     def __init__(self, wire: Wire, head: Head) -> None:
         self.head = head
-        #: whether the whole body has come
+        #: whether the whole body has arrived
         self.is_complete = False
+        #: how many bytes of the body the application has not taken yet
         self.unread = 0
-        #: the answer that the client gets in place of the application's
+        #: the problem that the client gets instead of the application's answer
         self.refusal: Problem | None = None
         self._wire = wire
         self._parts: list[bytes] = []
-        self._end_was_told = False
-        self._news: asyncio.Future[None] | None = None
+        #: whether the application has received the end of the body
+        self._end_was_received = False
+        #: done when `receive` has to look again: for more of the body, its end, or the end of the exchange
+        self._change: asyncio.Future[None] | None = None
         self._gone = False
         self._task: asyncio.Task[None] | None = None
         self._is_running = False
-        #: the head of an answer whose body follows
-        self._begin: bytes | None = None
+        #: the head of the answer, until it is written together with the first part of the body
+        self._unsent_head: bytes | None = None
+        #: whether the head of the answer is written
         self._has_begun = False
         self._is_over = False
         self._bodiless = False
-        self._keep = False
+        self._keep_alive = False
         self._in_chunks = False
-        #: bytes that the application has announced and not sent yet; None: it has announced no length
-        self._left: int | None = None
+        #: how many of the announced bytes the application has still to send; None: it has announced no length
+        self._bytes_left: int | None = None
 
     def start(self, app: Any, context: contextvars.Context) -> None:
-        """Begin to answer, in a task with this context."""
+        """Run the application in a new task with this context."""
         self._task = asyncio.get_running_loop().create_task(self._run(app), context=context)
 
     def body_came(self, data: bytes) -> None:
@@ -98,6 +106,7 @@ class Exchange:
         self._wake()
 
     def has_arrived(self) -> bool:
+        """Return whether the whole body has arrived (the ASGI extension HAS_ARRIVED)."""
         return self.is_complete
 
     def body_ended(self) -> None:
@@ -105,19 +114,19 @@ class Exchange:
         self._wake()
 
     def refuse(self, problem: Problem) -> None:
-        """Answer with this, whatever the application does; if it has begun to answer, cut the answer off."""
+        """Answer with this problem instead of the application. If its answer has begun, cut that answer off."""
         self.refusal = problem
         if self._task is None:
-            self._tell(problem)
+            self._answer_with(problem)
         else:
             self.cancel()
 
     def cancel(self) -> None:
-        """End the work on a request that is not answered; its client gets 503."""
+        """Cancel the application. The client gets 503, or the problem of `refuse`."""
         if self._task is not None:
             self._task.cancel()
-            if not self._is_running:  # then its task never begins
-                self._tell(self.refusal or _stopping())
+            if not self._is_running:  # a task that is cancelled before its first step never runs `_run`
+                self._answer_with(self.refusal or _stopping())
 
     async def ended(self) -> None:
         """Wait until the task of the request has ended."""
@@ -125,48 +134,49 @@ class Exchange:
             await asyncio.wait([self._task])
 
     def client_went(self) -> None:
-        """End the work on a request whose client has gone."""
+        """Cancel the application, because nobody reads the answer."""
         self._gone = True
         self._wake()
         self.cancel()
 
     async def receive(self) -> dict[str, Any]:
-        """Return what has come of the body, or that the client has gone (ASGI)."""
+        """Wait for more of the body and return it, or `http.disconnect` if the client has gone (ASGI `receive`)."""
         while not (self._gone or self._is_over):
-            if self._parts or (self.is_complete and not self._end_was_told):
+            if self._parts or (self.is_complete and not self._end_was_received):
                 body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
                 self._parts.clear()
                 self.unread = 0
                 more = not self.is_complete
-                self._end_was_told = not more
+                self._end_was_received = not more
                 if more:
-                    self._wire.body_was_read()  # more of it may come at once
+                    self._wire.body_was_read()
                 return {"type": "http.request", "body": body, "more_body": more}
             if self.head.expects_continue and not (self._has_begun or self.is_complete):
                 self.head.expects_continue = False
                 self._wire.write(CONTINUE)
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            self._change = asyncio.get_running_loop().create_future()
+            await self._change
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
-        """Send a part of the answer (ASGI). The head waits for the first part of the body.
+        """Send one part of the answer (ASGI `send`). The head is written together with the first part of the body.
 
-        So the client wakes up once, and a process that dies in between does not leave half an answer with a balancer.
+        So the client wakes up once. If the process dies between the two, a balancer has no part of the answer, and may
+        ask another replica.
         """
         if self._gone or self._is_over:
             return
         kind = message["type"]
         if kind == "http.response.start":
             self._begin_answer(message["status"], message.get("headers", ()))
-            if self._left is None and not self._bodiless:
-                self._write(b"")  # the head of a stream does not wait for it
+            if self._bytes_left is None and not self._bodiless:
+                self._write(b"")  # an answer without a length is a stream: its first part may come much later
         elif kind == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
             await self._wire.drain()
 
     def _begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        if self._has_begun or self._begin is not None:
+        if self._has_begun or self._unsent_head is not None:
             raise RuntimeError("the answer has begun already")
         lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
         keep = self.head.keep_alive and self.is_complete and not self._wire.is_last()
@@ -181,7 +191,7 @@ class Exchange:
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))
         self._bodiless = suppress_body(self.head.method, status)
-        self._left = 0 if self._bodiless else length
+        self._bytes_left = 0 if self._bodiless else length
         if length is None and not (self._bodiless and status in {204, 304}):
             self._in_chunks = self.head.version == "1.1"
             if self._in_chunks:
@@ -191,30 +201,31 @@ class Exchange:
         lines.append(date_line())
         if not keep:
             lines.append(b"connection: close\r\n")
-        begin = b"".join(lines)
-        if begin.count(b"\n") != len(lines) or begin.count(b"\r") != len(lines) or b"\0" in begin:
-            raise ValueError("a header of the answer contains a line break")
-        self._keep = keep
-        self._begin = begin + b"\r\n"
+        answer_head = b"".join(lines)
+        breaks = answer_head.count(b"\n"), answer_head.count(b"\r")
+        if breaks != (len(lines), len(lines)) or b"\0" in answer_head:
+            raise ValueError("a header of the answer contains a line break or a zero byte")
+        self._keep_alive = keep
+        self._unsent_head = answer_head + b"\r\n"
 
     def _send_body(self, data: bytes, *, more: bool) -> None:
-        if self._begin is None and not self._has_begun:
+        if self._unsent_head is None and not self._has_begun:
             raise RuntimeError("the answer has no head yet")
         if self._bodiless:
             data = b""
-        elif self._left is not None:
-            self._left -= len(data)
-            if self._left < 0 or (self._left and not more):
+        elif self._bytes_left is not None:
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0 or (self._bytes_left and not more):
                 raise RuntimeError("the answer is not as long as it says")
         elif self._in_chunks:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
         self._write(data)
         if not more:
-            self._end(keep=self._keep)
+            self._end(keep=self._keep_alive)
 
     def _write(self, data: bytes) -> None:
-        if self._begin is not None:
-            data, self._begin = self._begin + data, None
+        if self._unsent_head is not None:
+            data, self._unsent_head = self._unsent_head + data, None
             self._has_begun = True
         if data:
             self._wire.write(data)
@@ -225,30 +236,30 @@ class Exchange:
         self._wire.answered(self, keep=keep)
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
 
     async def _run(self, app: Any) -> None:
         self._is_running = True
         try:
             await app(self._scope(), self.receive, self.send, None, None)
             if not self._is_over:
-                self._tell(Problem(500, "the application has not answered"))
+                self._answer_with(Problem(500, "the application has not answered"))
         except asyncio.CancelledError:
-            self._tell(self.refusal or _stopping())
+            self._answer_with(self.refusal or _stopping())
         except HTTPException as error:
-            self._tell(Problem(error.code or 400, error.description or ""))
+            self._answer_with(Problem(error.code or 400, error.description or ""))
         except Exception:
             log.exception("the application failed")
-            self._tell(Problem(500, "internal error; the server log has the details"))
+            self._answer_with(Problem(500, "internal error; the server log has the details"))
 
-    def _tell(self, problem: Problem) -> None:
-        """Answer without the application, as the last on the connection. An answer that has begun is cut off."""
+    def _answer_with(self, problem: Problem) -> None:
+        """Answer with this problem, and close the connection. If an answer has begun, cut it off."""
         if self._is_over:
             return
         if not self._gone and not self._has_begun:
-            requests.write(self.head.method, "none", problem.status, problem.detail)
-            self._begin = None
+            unrouted.write(self.head.method, "none", problem.status, problem.detail)
+            self._unsent_head = None
             self.head.keep_alive = False
             document = problem.document()
             self._begin_answer(problem.status, last_headers(problem))
@@ -256,7 +267,7 @@ class Exchange:
         self._end(keep=False)
 
     def _scope(self) -> dict[str, Any]:
-        """Return the ASGI scope. Raises HTTPException if the target names no path."""
+        """Return the ASGI scope. Raises HTTPException if the target is neither a path nor a URL."""
         head, wire = self.head, self._wire
         raw_path, _, query_string = head.target.partition(b"?")
         path = raw_path.decode("ascii")
@@ -292,7 +303,7 @@ class _NoPath(HTTPException):
 
 
 def _is_readable(path: str) -> bool:
-    """Return whether this is a path or a URL. Quart itself refuses a URL whose host is wrong."""
+    """Return whether this is a path or a URL. Quart itself checks the host of a URL."""
     if path.startswith("/"):
         return True
     with contextlib.suppress(ValueError):
@@ -304,7 +315,7 @@ _date: tuple[int, bytes] = (0, b"")
 
 
 def date_line() -> bytes:
-    """Return the Date header of answers, made once a second."""
+    """Return the Date header for answers. It is formatted once a second."""
     global _date
     now = int(time.time())
     if _date[0] != now:
@@ -313,7 +324,7 @@ def date_line() -> bytes:
 
 
 def last_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a problem that is answered without the application, as the last on its connection."""
+    """Return the headers of a problem that the server answers itself and after which it closes the connection."""
     headers = problem.response().headers
     headers.update({**HEADERS, "Connection": "close"})
     return encode_headers(headers)

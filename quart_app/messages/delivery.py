@@ -1,7 +1,7 @@
-"""Delivers one message: through the free provider while it is open, or else through the paid one.
+"""Delivers one message: through the free provider while it accepts requests, or else through the paid one.
 
     reserve ─> decide ─┬─> send to free ─┬─> reply
-       ^               │                 ├─> refused though our count allowed it, or out of time ─> reserve again
+       ^               │                 ├─> refused (429), or the slot expired before the sending ─> reserve again
        │               │                 └─> unreachable or failed ─> pay, with paid access
        ├── wait ───────┤
        └── look again ─┴─> pay ─> reply
@@ -40,12 +40,13 @@ from quart_app.messages.users import Users
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two reservations while another request probes.
+#: Pause between two attempts to reserve while the probe of another message is on its way.
 ASK_AGAIN_S = 0.02
-#: Tries to record the outcome of a reservation. After them it counts as lost, which the quota repairs by itself.
+#: How often the outcome of a reservation is sent to Redis. If all tries fail, the quota treats the reservation as that
+#: of a sender that died.
 RECORD_TRIES = 3
-#: How often one message may go back to the free provider because a look just before paying finds it open.
-LAST_LOOKS = 3
+#: How often one message may try to reserve again because the free provider has opened just before the payment.
+REOPENINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,18 @@ class Undelivered(Problem):
 
 @dataclass(slots=True)
 class OutgoingMessage:
-    """A message on its way, and what happened to it so far."""
+    """A message that is being delivered, and what has happened to it so far."""
 
     id: str
     user_id: str
     text: str
-    #: `time.monotonic()` until which it waits for the free provider rather than pay
+    #: until this `time.monotonic()` it waits for the free provider; afterwards it is paid for
     wait_until: float
-    #: the free provider has refused it, though our count allowed it
+    #: whether the free provider has refused it, although our count allowed it
     refused: bool = False
-    #: a provider has it, or may have it: another request with its key must not send it
+    #: whether a provider has or may have it; then no request with its idempotency key may send it again
     arrived: bool = False
-    last_looks: int = LAST_LOOKS
+    reopenings_left: int = REOPENINGS
 
     @property
     def wait_left_ms(self) -> float:
@@ -85,29 +86,29 @@ class OutgoingMessage:
 
 
 class Turn:
-    """The right to reserve a slot. One message of a replica has it at a time, until its request has left.
+    """The right to reserve a slot. One message of a replica has it at a time, until its whole request is sent.
 
-    So a replica that is killed loses at most one slot that no request has used. While a probe is on its way, only the
-    message that has the turn polls Redis.
+    So when a replica is killed, at most one slot is reserved and not used. Only the message with the turn asks Redis
+    again and again while a probe is on its way.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock = lock
-        self._mine = False
+        self._is_taken = False
 
     async def take(self, until: float) -> bool:
-        """Wait for the turn until this time of the loop's clock; False if it did not come."""
+        """Wait for the turn, but not beyond this time of the loop's clock. Return whether it came."""
         try:
             async with asyncio.timeout_at(until):
-                self._mine = await self._lock.acquire()
+                self._is_taken = await self._lock.acquire()
         except TimeoutError:
             return False
         return True
 
     def pass_on(self) -> None:
-        """Let the next message have its turn; a second call does nothing."""
-        if self._mine:
-            self._mine = False
+        """Give the turn to the next message. A second call does nothing."""
+        if self._is_taken:
+            self._is_taken = False
             self._lock.release()
 
 
@@ -121,10 +122,12 @@ class Delivery:
     users: Users
     metrics: MessageMetrics
     settings: MessageSettings
-    #: set when the replica leaves: nobody waits for the free provider any more
+    #: set when the replica leaves; then no message waits for the free provider any longer
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    #: the lock of the turns
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: whether the last request reached the free provider; if not, messages try at the same time
+    #: whether the last request reached the free provider. While it is unreachable, a message passes its turn on as soon
+    #: as it has a slot, so that the others do not wait for its time-out
     _free_is_reachable: bool = True
 
     async def close(self) -> None:
@@ -148,19 +151,22 @@ class Delivery:
                 case WaitForFree(ms):
                     await self._sleep(ms / 1000)
                 case Pay(reason):
-                    if not await self._has_opened(message, verdict, reason):
+                    if not await self._try_again_for_free(message, verdict, reason):
                         return await self._pay(message, claim, reason)
                 case Refuse(ms):
                     detail = "the free provider is closed, and this account has no paid access"
                     raise Undelivered(403, detail, reason="no-paid-access", retry_after_ms=ms)
 
     async def _has_paid_access(self, message: OutgoingMessage) -> bool:
-        """Read the right from the store, now: it may have been revoked since the login."""
+        """Read from Redis whether the account has paid access: it may have lost this right since the login."""
         user = await self.users.find(message.user_id)
         return user is not None and user.paid_access
 
     async def _reserve(self) -> tuple[Verdict, Turn]:
-        """Reserve a slot, and keep the turn if it is granted. While another request probes, wait for its outcome."""
+        """Reserve a slot; while the probe of another message is on its way, wait for its outcome.
+
+        The caller has the turn if the slot is granted and the free provider is reachable, and must pass it on.
+        """
         until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._lock)
         if not await turn.take(until):
             return Probing(await self.quota.look()), turn
@@ -184,15 +190,18 @@ class Delivery:
         raise Undelivered(503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=PROBE_MS)
 
     async def _try_free(
-        self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, has_left: Callable[[], None]
+        self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, on_sent: Callable[[], None]
     ) -> ProviderReply | None:
-        """Send to the free provider; None if it does not have the message and a new slot is needed."""
+        """Send to the free provider, and pay if it does not work. Return None if the message needs a new slot.
+
+        `on_sent` is called once the request is sent, or could not be sent at once.
+        """
         try:
             await self._begin_sending(claim)
         except (MeshError, Undelivered):
             await self._record(self.quota.unsent, reservation)
             raise
-        outcome = await self._send("free", self.free, message, reservation.may_send, has_left)
+        outcome = await self._send("free", self.free, message, reservation.may_send, on_sent)
         self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
         match outcome:
             case Answered(response):
@@ -206,8 +215,8 @@ class Delivery:
                 return None
             case Unsent(detail):
                 await self._record(self.quota.unsent, reservation)
-                # This process was too slow to use the slot, and the provider works. So the message may get another
-                # slot.
+                # TOO_LATE: this process was too slow, and the slot expired. That says nothing against the provider, so
+                # the message tries to get another slot.
                 return (
                     None if detail == TOO_LATE else await self._instead_of_free(message, claim, "unreachable", detail)
                 )
@@ -222,33 +231,32 @@ class Delivery:
     async def _instead_of_free(
         self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, detail: str
     ) -> ProviderReply:
-        """Pay if the account has paid access.
-
-        The free provider does not work, and certainly has not sent the message.
-        """
+        """Pay for a message that the free provider has certainly not sent, if the account has paid access."""
         if await self._has_paid_access(message):
             return await self._pay(message, claim, reason)
         raise Undelivered(502, f"the free provider cannot be used ({detail}); try again later", reason=reason)
 
-    async def _record(self, record: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
+    async def _record(self, method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
+        """Record the outcome of a reservation with a method of the quota. Return whether Redis took it."""
         for tries in range(1, RECORD_TRIES + 1):
             try:
-                await record(reservation)
+                await method(reservation)
                 return True
             except MeshError as error:
                 log.warning("outcome of a free request not recorded", error=str(error), tries=tries)
                 await asyncio.sleep(0.1 * tries)
         return False
 
-    async def _has_opened(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
-        """Look once more before paying; return whether the free provider has opened since the reservation."""
+    async def _try_again_for_free(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
+        """Return whether to reserve again instead of paying, because the free provider has opened in the meantime."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
-            # This look decides that money is spent, so the log has its time, on Redis's clock.
+            # The log keeps the time (Redis's clock) at which the free provider was closed, as the proof that the
+            # payment was needed.
             log.info("a message is paid for", message_id=message.id, reason=reason, looked_ms=allowance.now_ms)
             return False
-        if isinstance(verdict, Closed) and message.last_looks > 0:
-            message.last_looks -= 1
+        if isinstance(verdict, Closed) and message.reopenings_left > 0:
+            message.reopenings_left -= 1
             return True
         log.warning("paying although the free provider may be open", reason=reason, caution=allowance.caution)
         self.metrics.paid_avoidable.inc()
@@ -281,11 +289,11 @@ class Delivery:
         name: str,
         provider: ProviderClient,
         message: OutgoingMessage,
-        may_leave: Callable[[], bool] = lambda: True,
-        has_left: Callable[[], None] = lambda: None,
+        may_send: Callable[[], bool] = lambda: True,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
         began = time.perf_counter()
-        outcome = await provider.send(message.id, message.text, may_leave, has_left)
+        outcome = await provider.send(message.id, message.text, may_send, on_sent)
         self.metrics.note(name, outcome, time.perf_counter() - began)
         message.arrived = message.arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome

@@ -1,13 +1,13 @@
 """The filter of the primes in this replica's database: a GET asks only databases that may have its prime.
 
-Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit. So the replica makes
-a new filter when one bit in eight is set (one in four, if the filter is new), when the filter is far too large for what
-is left, or when it is gone:
+Each put sets the bits of its primes in the commit that writes the records. Nothing clears a bit, so a filter fills up.
+The replica makes a new one in three cases: more than one bit in eight is set (one in four, while the filter is young),
+the filter is more than eight times as large as it has to be, or its key is gone. Four steps make a new filter:
 
-    1  puts begin to set bits in the new filter, too
-    2  the replica waits for the puts that were on their way to Redis before step 1
-    3  it puts the primes of the index into the new filter, part by part
-    4  it names the new filter in its roster row; then puts forget the former one, which is deleted
+    1  from now on, puts also set their bits in the new filter
+    2  the replica waits until Redis has applied the puts that were sent before step 1
+    3  the replica adds the primes of the index to the new filter, part by part
+    4  the replica names the new filter in its roster row, stops setting bits in the former one, and deletes it
 
 So the filter that the row names has every prime of the database at any moment. Every GET asks a database whose row
 names no filter, for instance because its replica has just started or is of an earlier release. Every GET also asks a
@@ -32,54 +32,57 @@ from quart_app.values.pace import Pace
 
 log = structlog.get_logger(__name__)
 
-#: The name of the filter in roster rows. Filters of the name without a number have other bits for a prime.
+#: The name of the filter in roster rows. Earlier releases have a filter `values.primes`, whose bits are computed in
+#: another way, so each release must read only its own.
 NAME = "values.primes.2"
 KEY = "values:primes:"
-#: Between two looks at the filter.
-LOOK_S = 1.0
-#: Primes that are read from the index at once.
+#: Pause between two checks of the filter.
+CHECK_S = 1.0
+#: How many primes are read from the index at a time.
 PART = 2000
-#: Primes of fewer digits are common. Most others have only one value.
+#: Most primes with at least so many digits have only one value. Primes with fewer digits are called common here.
 RARE_DIGITS = 6
-#: How many primes are common.
-COMMON = 9592
-#: A filter is made anew when more than one in so many of its bits is set. Each prime sets two bits, and a new filter
-#: has 32 for each. So this happens when it has about twice as many primes as it was made for.
-FILL = 8
-#: A new filter may become twice as full in this time, so that a database that grows quickly makes fewer of them. A new
-#: filter costs as much for each prime that is there as a put does for each of its own.
+#: The number of primes below 100,000, which are the common ones.
+COMMON_COUNT = 9592
+#: A filter is too full when more than one bit in eight is set. Each prime sets two bits, and a new filter has 32 bits
+#: for each prime. So a filter is too full when it has about twice as many primes as it was made for.
+TOO_FULL = 8
+#: A filter is young for so many seconds. A young filter may become twice as full, because a database that grows quickly
+#: would otherwise make one filter after the other. Each new filter costs the work of putting all its primes again.
 YOUNG_S = 10.0
-#: A filter that is more than so many times as large as it has to be is made anew.
-EXCESS = 8
+#: A filter is too large when it is more than eight times as large as a new one would be.
+TOO_LARGE = 8
 
 PRIMES = Script.beside(__file__, "primes.lua")
-#: KEYS: alone, index, records. Returns how many entries alone has, and index, and when the last record expires (ms).
+#: KEYS: alone, index, records. Returns the number of entries of alone, that of index, and the time (ms) at which the
+#: last record expires, or a negative number if there are no records.
 STATE = Script("return {redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]), redis.call('PEXPIRETIME', KEYS[3])}")
 
 
 class Primes:
-    """The filters of this replica's database: one, or two while the next one is made."""
+    """The filters of this replica's database: one, and a second one while the replica makes it."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
+        #: the filters in which puts set bits
         self._kept: tuple[Filter, ...] = ()
-        #: until when the current filter counts as new (time.monotonic())
+        #: until this `time.monotonic()` the current filter is young
         self._young_until_s = 0.0
-        #: the membership that they belong to
+        #: the id of the membership that made the filters
         self._replica = ""
 
     def filters(self) -> tuple[Filter, ...]:
-        """Return the filters that a put must write to."""
+        """Return the filters in which a put must set its bits."""
         return self._kept
 
     async def run(self, replica: Replica) -> None:
-        """Keep a filter until cancelled. Afterwards puts go on to set its bits, as long as the membership lasts."""
+        """Check the filter again and again, until cancelled. Puts still set their bits afterwards."""
         while True:
             try:
                 await self.look(replica)
             except MeshError as error:
                 log.warning("filter of primes not kept", error=str(error))
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_S)
 
     async def look(self, replica: Replica) -> None:
         """Make a filter if there is none, or if the current one is too full or far too large."""
@@ -92,34 +95,34 @@ class Primes:
         if current is None and named is not None:
             await replica.filters.name(NAME, None)
         elif current is not None:
-            await self._keep(replica, current)
-        count = alone + min(members, COMMON)
-        if current is None or await self._is_over(replica, current, count):
+            await self._forget_others(replica, current)
+        count = alone + min(members, COMMON_COUNT)
+        if current is None or await self._is_unfit(replica, current, count):
             bits = Filter.size_for(count)
             with contextlib.suppress(Busy):
-                # Without room for a new filter the current one stays. If there is none, every GET asks the database.
+                # If memory is full, the current filter stays. If there is none, every GET asks this database.
                 replica.memory.store(bits // 8)
                 await self._make(replica, current, bits, end_ms)
 
-    async def _is_over(self, replica: Replica, filter: Filter, count: int) -> bool:
+    async def _is_unfit(self, replica: Replica, filter: Filter, count: int) -> bool:
         """Return whether a new filter must replace this one; `count` is the number of primes in the index."""
         if count and not await replica.filters.counts(filter):
             return True
         bits_set = await replica.filters.bits_set(filter)
-        fill = FILL / 2 if time.monotonic() < self._young_until_s else FILL
-        is_too_large = filter.bits > EXCESS * Filter.size_for(count)
-        return bits_set * fill > filter.bits or is_too_large or (not count and bits_set > 0)
+        too_full = TOO_FULL / 2 if time.monotonic() < self._young_until_s else TOO_FULL
+        is_too_large = filter.bits > TOO_LARGE * Filter.size_for(count)
+        return bits_set * too_full > filter.bits or is_too_large or (not count and bits_set > 0)
 
     async def _make(self, replica: Replica, current: Filter | None, bits: int, end_ms: int) -> None:
-        """Make a filter, and name it in the roster row."""
+        """Make a new filter, and name it in the roster row: the four steps of this module's docstring."""
         slots = [f"{KEY}{replica.database}:{slot}" for slot in (0, 1)]
         key = next(key for key in slots if current is None or current.key != key)
-        # A former holder, or the filter before the current one, may have left something at this key.
+        # An earlier filter may still be at this key: that of a former holder, or the one before the current one.
         await _unlink(replica, [key])
         former, fresh = () if current is None else (current,), Filter(key, bits)
         self._kept = (*former, fresh)
         try:
-            # Commits are applied in order, so all that were made without the new filter are applied before this one.
+            # Redis applies commits in order. So when this empty commit is applied, all earlier ones are, too.
             await replica.commit(replica.transaction())
             common = await self._fill(replica, fresh, end_ms)
         except BaseException:
@@ -127,21 +130,21 @@ class Primes:
             raise
         fresh = replace(fresh, below=_first_without(common))
         self._kept, self._young_until_s = (*former, fresh), time.monotonic() + YOUNG_S
-        # If the answer is lost, the next look finds out which of the two the row names.
+        # If the answer is lost, puts set bits in both filters until the next check reads which one the row names.
         if await replica.filters.name(NAME, fresh):
-            await self._keep(replica, fresh)
+            await self._forget_others(replica, fresh)
 
-    async def _keep(self, replica: Replica, named: Filter) -> None:
-        """Let puts forget the filters beside the one that the row names, and delete them."""
+    async def _forget_others(self, replica: Replica, named: Filter) -> None:
+        """Stop setting bits in filters other than the one that the row names, and delete their keys."""
         former = [filter.key for filter in self._kept if filter != named]
         self._kept = (named,)
         if former:
             await _unlink(replica, former)
 
     async def _fill(self, replica: Replica, fresh: Filter, end_ms: int) -> set[str]:
-        """Put the primes of the index into a filter, and keep it until `end_ms`: 0 or less if there are no records.
+        """Add the primes of the index to a filter, which expires at `end_ms`. Return the common primes.
 
-        Return the common ones.
+        If `end_ms` is not positive, there are no records, and nothing is added.
         """
         common: set[str] = set()
         async for primes in _parts(replica.store()):
@@ -156,7 +159,7 @@ class Primes:
 
 
 async def _parts(store: Store) -> AsyncIterator[set[str]]:
-    """Yield the primes of the index, some at a time; some come more than once."""
+    """Yield the primes of the index, some at a time. A prime may come more than once."""
     cursor = ""
     while True:
         cursor, names = await store.script(PRIMES, [records.INDEX, records.ALONE], cursor, PART)

@@ -115,7 +115,7 @@ async def test_a_c_call_that_keeps_the_interpreters_lock_for_two_ttls_costs_the_
 
 async def test_a_loop_that_hangs_gives_its_database_to_another(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that never answers again must not keep a database for ever."""
-    monkeypatch.setattr(holding, "HANGS", 1)
+    monkeypatch.setattr(holding, "HUNG_TTLS", 1)
     with pytest.raises(LeaseLost, match="event loop of this replica has been blocked for 1 s"):
         async with join(Worker(), MeshSettings(redis=server.settings, lease_ttl_ms=TTL_MS)):
             await asyncio.sleep(0.2)

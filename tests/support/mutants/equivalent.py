@@ -65,7 +65,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "mesh/lease/release.lua",
         "return 1",
         "return 2",
-    ): "its caller asks only whether it is 0, or negative",
+    ): "its caller asks only whether it is 0, or -1",
     (
         "mesh/missing.lua",
         "for _, n in ipairs(redis.call('ZRANGEBYSCORE', written_key, '(' .. now, '+inf')) do holds[n] = 1 end",
