@@ -106,9 +106,9 @@ class Lease:
         self.paused: frozenset[str] = frozenset()
         #: called in the replica's event loop when an operator asks it to drain
         self.on_drain: Callable[[], None] = lambda: None
-        #: how long (ms) the replica's event loop took to run the last call from the lease's thread
+        #: how late (ms) the replica's event loop ran the last call from the lease's thread
         self.loop_ms = 0.0
-        #: how long `release` waits for pending requests; None: do not release
+        #: how long the release may wait for requests on the stream; None: keep the lease
         self._release_within_s: float | None = None
         self._released = False
         self._run_ended = asyncio.Event()

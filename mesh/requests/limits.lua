@@ -5,7 +5,7 @@
 --   rate <µs> <burst> delay|refuse <lane>            `burst` requests begin at once, then one every so many µs (GCRA). A
 --                                                    request that comes too soon is delayed or refused
 -- A lane is "<op>:<value>". The entry of a request has the field `limit`, so that the scripts that end or move it find its lane:
---   lane <concurrency> <name> <lane>    the lane's lists know the request by `name`, which never changes
+--   lane <concurrency> <name> <lane>    the keys of the lane know the request by `name`, which never changes
 --   rate <lane>
 -- Keys:
 --   mesh:running:{lane}   hash     requests that have a place in the lane: name -> "<stream> <id>", or "mesh:later <name>"
@@ -69,8 +69,9 @@ local function make_limits(options)
   -- lane -> `begun`, and one interval more for each request that this run of the script has postponed. So each postponed
   -- request gets a later time than the one before.
   local postponed = {}
-  -- Lets a delayed request begin whose time has come, or returns a later time (ms) for it. While no replica ran, or the server
-  -- was down, the times of several requests may have passed. The rate then lets them begin one after the other.
+  -- Counts a delayed request, whose time has come, as begun. If the rate does not allow that yet, returns a later time (ms).
+  -- This happens when the times of several requests have passed while no replica ran, or the server was down. The rate then lets
+  -- them begin one after the other.
   function limits.begin(rate)
     local interval, burst, lane = string.match(rate, '^(%d+) (%d+) (.*)$')
     local accepted, _, begun = read_rate(lane)
@@ -85,7 +86,7 @@ local function make_limits(options)
   local function put_later(name, to, words, due)
     local accepted_ms = math.max(now, tonumber(redis.call('GET', 'mesh:clock') or '0'))
     redis.call('HSET', 'mesh:later:' .. name, 'to', to, 'first', string.format('%.0f-0', accepted_ms), unpack(words))
-    -- The hash may be there already, from a request that waited for its time before it waits for its limit.
+    -- The hash may have these fields from an earlier wait of the request, for its time or for a rate.
     redis.call('HDEL', 'mesh:later:' .. name, 'wants', 'ttl', 'rate')
     redis.call('ZADD', 'mesh:later', due, name)
   end

@@ -72,7 +72,7 @@ class OutgoingMessage:
     id: str
     user_id: str
     text: str
-    #: until this `time.monotonic()` it waits for the free provider; afterwards it is paid for
+    #: until this `time.monotonic()` it may wait for the free provider instead of using the paid one
     wait_until: float
     #: whether the free provider has refused it, although our count allowed it
     refused: bool = False
