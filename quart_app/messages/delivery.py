@@ -22,7 +22,7 @@ import structlog
 from mesh import MeshError, Unavailable
 from mesh.quota import Allowance, Closed, Granted, Probing, Quota, Reservation, Verdict
 from quart_app.http.problems import Problem
-from quart_app.messages.decision import PROBE_MS, Pay, Reason, Refuse, SendFree, WaitForFree, next_step
+from quart_app.messages.decision import Pay, Reason, Refuse, SendFree, WaitForFree, next_step
 from quart_app.messages.idempotency import KeyClaim
 from quart_app.messages.metrics import MessageMetrics
 from quart_app.messages.provider import (
@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 #: Pause between two attempts to reserve while the probe of another message is on its way.
 ASK_AGAIN_S = 0.02
+#: Retry-After of a failure that is over soon, or of which nobody knows how long it lasts.
+RETRY_MS = 1_000
 #: How often the outcome of a reservation is sent to Redis. If all tries fail, the quota treats the reservation as that
 #: of a sender that died.
 RECORD_TRIES = 3
@@ -169,6 +171,7 @@ class Delivery:
         """
         until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._lock)
         if not await turn.take(until):
+            # The messages before this one took too long. The decision is the same as when a probe takes too long.
             return Probing(await self.quota.look()), turn
         verdict: Verdict | None = None
         try:
@@ -182,12 +185,13 @@ class Delivery:
                 turn.pass_on()
 
     async def _sleep(self, seconds: float) -> None:
+        """Sleep. Raises Undelivered if the replica leaves in the meantime."""
         try:
             async with asyncio.timeout(seconds):
                 await self.leaving.wait()
         except TimeoutError:
             return
-        raise Undelivered(503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=PROBE_MS)
+        raise Undelivered(503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=RETRY_MS)
 
     async def _try_free(
         self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, on_sent: Callable[[], None]
@@ -268,7 +272,7 @@ class Delivery:
             case Answered(response):
                 return self._delivered("paid", reason, response)
             case Blocked(retry_ms):
-                retry_after_ms = retry_ms or PROBE_MS
+                retry_after_ms = retry_ms or RETRY_MS
                 detail = "the free and the paid provider are closed"
                 raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
             case Unsent(detail):
@@ -280,9 +284,10 @@ class Delivery:
         raise AssertionError("every outcome has its case")
 
     async def _begin_sending(self, claim: KeyClaim) -> None:
+        """Note that a provider may have the message from now on. Raises Undelivered if the claim is lost."""
         if not await claim.begin_sending():
             detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
-            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=PROBE_MS)
+            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=RETRY_MS)
 
     async def _send(
         self,

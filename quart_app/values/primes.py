@@ -79,12 +79,12 @@ class Primes:
         """Check the filter again and again, until cancelled. Puts still set their bits afterwards."""
         while True:
             try:
-                await self.look(replica)
+                await self.refresh(replica)
             except MeshError as error:
                 log.warning("filter of primes not kept", error=str(error))
             await asyncio.sleep(CHECK_S)
 
-    async def look(self, replica: Replica) -> None:
+    async def refresh(self, replica: Replica) -> None:
         """Make a filter if there is none, or if the current one is too full or far too large."""
         if self._replica != replica.id:
             self._replica, self._kept = replica.id, ()

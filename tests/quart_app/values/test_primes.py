@@ -61,7 +61,7 @@ async def test_a_filter_has_what_was_stored_before_and_after_it(backend: Backend
     kept = Primes(Pace())
     assert await has(one, "1000003")
     await put(one, None, 6 * 1000003)
-    await kept.look(one)
+    await kept.refresh(one)
     assert await lacks(one, [6 * 1000003]) == set()
     assert not await has(one, "1000033") and not await has(one, "7")
     await put(one, kept, 7 * 1000033, 2**70)
@@ -73,7 +73,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
     """The key ends with the last record, or when that was removed before its time."""
     one = await backend.join(worker())
     kept = Primes(Pace())
-    await kept.look(one)
+    await kept.refresh(one)
     filter = await one.filters.named(NAME)
     assert filter is not None and not await one.shared.exists(f"shared:{filter.key}")
     await put(one, kept, 10, ms=90_000)
@@ -87,7 +87,7 @@ async def test_nothing_is_left_of_a_filter_after_the_last_record(backend: Backen
         records.remove(transaction, {value: record})
     assert await one.commit(transaction)
     for _ in range(2):
-        await kept.look(one)
+        await kept.refresh(one)
     assert await backend.redis().keys("shared:values:primes:*") == []
     assert await has(one, "5"), "without a filter the database is asked"
 
@@ -96,12 +96,12 @@ async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Ba
     """A filter of the right size says little that is wrong, and takes few bytes."""
     one = await backend.join(worker())
     kept = Primes(Pace())
-    await kept.look(one)
+    await kept.refresh(one)
     small = await one.filters.named(NAME)
     values = [RANDOM.randrange(2**62, 2**63) for _ in range(400)]
     await put(one, kept, *values)
-    await kept.look(one)
-    await kept.look(one)
+    await kept.refresh(one)
+    await kept.refresh(one)
     large = await one.filters.named(NAME)
     assert small is not None and large is not None
     assert large.bits > 4 * small.bits and large.bits / 8 < 20 * len(values)
@@ -115,7 +115,7 @@ async def test_a_filter_grows_with_its_primes_and_shrinks_after_them(backend: Ba
     records.remove(transaction, over)
     assert await one.commit(transaction)
     for _ in range(2):
-        await kept.look(one)
+        await kept.refresh(one)
     assert await one.filters.named(NAME) == small
     assert await lacks(one, values[:1]) == set()
 
@@ -135,7 +135,7 @@ async def test_what_is_stored_while_a_filter_is_made_is_in_it(backend: Backend) 
     async def make_again() -> None:
         while any(not task.done() for task in storing):
             await kept._make(one, kept._kept[0] if kept._kept else None, 2**13, one.now_ms() + 60_000)
-            await kept.look(one)
+            await kept.refresh(one)
 
     async with asyncio.TaskGroup() as tasks:
         storing = [tasks.create_task(store()) for _ in range(2)]
@@ -151,13 +151,13 @@ async def test_a_filter_that_the_row_does_not_name_is_made_again(backend: Backen
     one = await backend.join(worker())
     kept = Primes(Pace())
     await put(one, kept, 6)
-    await kept.look(one)
+    await kept.refresh(one)
     await one.filters.name(NAME, None)
     assert await has(one, "11")
-    await kept.look(one)
+    await kept.refresh(one)
     assert not await has(one, "11") and await lacks(one, [6]) == set()
     again = Primes(Pace())
-    await again.look(one)
+    await again.refresh(one)
     assert await lacks(one, [6]) == set(), "a filter that nobody writes to does not stay in the row"
     await put(one, again, 35)
     assert await lacks(one, [6, 35]) == set()
@@ -174,10 +174,10 @@ async def test_a_filter_is_not_made_without_room_for_it(backend: Backend, monkey
         raise Busy("Redis is full")
 
     monkeypatch.setattr(one.memory, "store", full)
-    await kept.look(one)
+    await kept.refresh(one)
     assert asked_for == [512] and await has(one, "7")
     monkeypatch.undo()
-    await kept.look(one)
+    await kept.refresh(one)
     assert not await has(one, "7")
 
 
@@ -185,11 +185,11 @@ async def test_primes_that_the_filter_has_for_certain_are_not_set_again(backend:
     """Those below the first prime that the index did not have when the filter was made. They are most of all primes."""
     one = await backend.join(worker())
     kept = Primes(Pace())
-    await kept.look(one)
+    await kept.refresh(one)
     assert [filter.below for filter in kept.filters()] == [2], "an empty one has none"
     await put(one, kept, 2 * 3 * 7 * 1000003)
     await kept._make(one, kept.filters()[0], 4096, one.now_ms() + 60_000)
-    await kept.look(one)
+    await kept.refresh(one)
     assert [filter.below for filter in kept.filters()] == [5]
     await put(one, kept, 3 * 5 * 11, 2**70)
     assert await lacks(one, [2 * 3 * 7 * 1000003, 3 * 5 * 11]) == set()
@@ -202,11 +202,11 @@ async def test_a_filter_that_has_ended_with_its_records_is_made_again(backend: B
     one = await backend.join(worker())
     kept = Primes(Pace())
     await put(one, None, 6, ms=500)
-    await kept.look(one)
+    await kept.refresh(one)
     await asyncio.sleep(0.7)
     await put(one, kept, 10)
     assert await lacks(one, [10]) == set()
-    await kept.look(one)
+    await kept.refresh(one)
     assert await lacks(one, [10]) == set()
     assert not await has(one, "7")
 
@@ -217,7 +217,7 @@ async def test_a_filter_that_somebody_deletes_or_overwrites_hides_nothing(backen
     one = await backend.join(worker())
     kept = Primes(Pace())
     await put(one, None, 6)
-    await kept.look(one)
+    await kept.refresh(one)
     filter = await one.filters.named(NAME)
     assert filter is not None
     client = backend.redis()
@@ -227,8 +227,8 @@ async def test_a_filter_that_somebody_deletes_or_overwrites_hides_nothing(backen
     assert await lacks(one, [6]) == set()
     await put(one, kept, 10)
     assert await lacks(one, [6, 10]) == set()
-    await kept.look(one)
-    await kept.look(one)
+    await kept.refresh(one)
+    await kept.refresh(one)
     assert await lacks(one, [6, 10]) == set()
     assert not await has(one, "7")
     await client.aclose()
