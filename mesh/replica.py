@@ -1,11 +1,11 @@
-"""One membership in the mesh: opens and closes everything that belongs to it.
+"""One membership in the mesh: `join` waits for a lease, and makes a `Replica` that lasts until the membership ends.
 
     applying --grant--> member --drain--> leaving --release--> gone
                           |
                           +--lease lost: everything stops at once, and `join` raises LeaseLost
 
-A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth
-waits for copies where `REDIS_WAIT_REPLICAS` asks for them. The client `shared` opens others when services use it.
+A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth one
+waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set. Services that use the client `shared` open further ones.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ from mesh.wire.script import Script
 
 log = structlog.get_logger(__name__)
 
+#: Pause between two sweeps.
 SWEEP_S = 5.0
-#: How long requests on the database's stream may delay its release. Longer lets this replica answer more of them; a
-#: successor waits meanwhile, and answers the rest.
+#: A leaving replica releases its database after this time at the latest, even if requests are on the database's stream.
+#: A longer time lets this replica answer more of them. The next holder answers the rest, but gets the database later.
 RELEASE_WAIT_S = 0.5
 
 
 class Replica:
-    """One member of the mesh. `join` makes it, and everything that it offers ends with the membership."""
+    """One member of the mesh. `join` makes it. It cannot be used after its membership has ended."""
 
     def __init__(
         self,
@@ -107,14 +108,14 @@ class Replica:
     # For services
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
-        """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
+        """Send one request and wait for its reply; if it comes in parts, merge them key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
     def ask(
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
     ) -> Coroutine[Any, Any, list[Answer]]:
-        """Send several requests, all or none, and wait for every reply; `decode` reads their bodies."""
+        """Send several requests, all or none, and wait for every reply; `decode` reads the bodies of the replies."""
         deadline_ms = deadline_ms or self.settings.deadline_ms
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
@@ -136,8 +137,9 @@ class Replica:
     ) -> Replies[Any]:
         """Send one request to every live database (or `among` them) at one moment; return the replies by database.
 
-        `left_out` of the replies names the databases that hold data, and whose holder is no longer expected back.
-        Raises Incomplete when a holder of data is expected back, or did not answer in time; MeshError.
+        The attribute `left_out` of the result names the databases that were not asked although they hold data: they
+        have no holder, and none is expected back. Raises Incomplete if a database that holds data has no holder but one
+        is expected back, or if a holder did not answer in time. Raises MeshError.
         """
         await self._directory.check([op])
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode, among)
@@ -147,7 +149,7 @@ class Replica:
         return await roster.read(self._link)
 
     async def missing(self) -> list[Missing]:
-        """Return the databases that hold data or are expected back, and that are not live."""
+        """Return the databases that are not live although they hold data, or although their holder is expected back."""
         return await roster.read_missing(self._link)
 
     async def classes(self) -> Classes:
@@ -156,11 +158,11 @@ class Replica:
         return Classes(live, frozenset(each.cls for each in await self.missing() if each.cls) - live)
 
     async def books(self) -> dict[str, int]:
-        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        """Return how many requests had each outcome in the mesh; `accepted` is the sum of all other counts."""
         return await streams.books(self._link, self._streams)
 
     def store(self) -> Store:
-        """Return the view of the leased database that handlers get, for work outside of a request."""
+        """Return a reader of the leased database, the same as handlers get, for work outside of a request."""
         return Store(self._link, self.database, self.cls)
 
     def transaction(self) -> Effects:
@@ -168,31 +170,31 @@ class Replica:
         return Effects(self.database, self.id, verbs=self._verbs, later_bound=self.settings.later_bound)
 
     async def commit(self, transaction: Effects) -> bool:
-        """Apply a transaction; return False when a value that it expected has changed.
+        """Apply a transaction. Return False, and apply nothing, if a value that it expects has changed.
 
-        Raises LeaseLost, Busy, Refused for an operation that nobody serves, and OlderRelease.
+        Raises LeaseLost, Busy, OlderRelease, and Unserved if it sends a request to an operation that nobody serves.
         """
         await self._directory.check(transaction.asked, transaction.level)
-        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._link.commit(transaction.wire(), outcome)
-        word = await outcome
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._link.commit(transaction.wire(), waiter)
+        outcome = await waiter
         for due in transaction.dues:
             self._waking.learn(due.moment_ms(self.now_ms()))
-        if word == DONE or word.startswith(CONFLICT):
-            return word == DONE
-        raise not_applied(word)
+        if outcome == DONE or outcome.startswith(CONFLICT):
+            return outcome == DONE
+        raise not_applied(outcome)
 
     async def cancel(self, key: str) -> bool:
-        """Remove the request with this key. Return False when it is over already."""
+        """Remove the request with this key. Return False if it has ended already."""
         return await waking.cancel(self._link, self._streams, key)
 
     async def confirm(self) -> None:
-        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis have all that was written so far. Raises Unavailable."""
+        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis have all writes made so far. Raises Unavailable."""
         if self._durability is not None:
             await self._durability.confirm()
 
     def connect(self, *, block_ms: int = BLOCK_MS) -> Redis:
-        """Return a client with a connection of its own, for a reader that blocks. It is closed with the membership."""
+        """Return a client with one connection, for commands that block. The end of the membership closes the client."""
         return self._client("reader", block_ms=block_ms)
 
     def now_ms(self) -> int:
@@ -219,9 +221,9 @@ class Replica:
         return found
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
-        """Return the conflicts that requests met, by key, of the keys with the most."""
-        found = self._class_consumer.conflicts + self._database_consumer.conflicts
-        return dict(found.most_common(most))
+        """Return how many conflicts requests met at each key, for the `most` keys with the highest numbers."""
+        counts = self._class_consumer.conflicts + self._database_consumer.conflicts
+        return dict(counts.most_common(most))
 
     # Life cycle
 
@@ -237,7 +239,7 @@ class Replica:
 
     def _make_link(self, commit_script: Script, others: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
-        # The result of a batch is kept for longer than the lease, after which nothing is sent again.
+        # Redis keeps the result of a batch for 10 lease ttls: the link sends a batch again only while the lease holds.
         common = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
             3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
@@ -273,7 +275,7 @@ class Replica:
             return None
         return Durability(
             self._connection("durability", block_ms=redis.wait_timeout_ms),
-            # The key exists from the grant on, and every renewal extends its time.
+            # Only to write something, `Durability` sets the expiry of this key, which each renewal sets to the same.
             keys.replies(self.id),
             keep_ms=10 * self.settings.lease_ttl_ms,
             copies=redis.wait_replicas,
@@ -307,9 +309,10 @@ class Replica:
     def announce(
         self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict
     ) -> None:
-        """Tell the roster that this replica is ready, and with each renewal what it does.
+        """Write into the roster that this replica is ready, and with each renewal how busy it is.
 
-        `not_ready` names the services that are not ready; `facts` are further fields of the roster row.
+        `not_ready` returns the names of services that are not ready, and `facts` further fields of the roster row. Both
+        are called before each renewal.
         """
         lease, consumers = self._lease, (self._class_consumer, self._database_consumer)
         lease.describe = lambda: {"not_ready": ",".join(not_ready()), **load_of(consumers, lease.loop_ms), **facts()}
@@ -356,12 +359,11 @@ async def join(
     applicant: Callable[[Applicant], None] | None = None,
     ready: bool = True,
 ) -> AsyncIterator[Replica]:
-    """Become a member: wait for a lease, process requests, leave in order.
+    """Wait for a lease and become a member, which serves requests inside the block; leave in order at its end.
 
-    `public` and `private` (host:port) are shown in the roster. `applicant` gets the object that waits for the lease and
-    knows why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError when
-    the mesh cannot work with this server or these credentials, and LeaseLost when the membership ended by itself: join
-    again then.
+    `public` and `private` (host:port) are shown in the roster. `applicant` is called with the object that waits for the
+    lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError
+    if the mesh cannot work with this server or these credentials. Raises LeaseLost if the lease was lost: join again.
     """
     settings = chosen(settings)
     connections = connections or Connections(settings.redis)
@@ -390,7 +392,7 @@ async def join(
 
 
 def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that explains most: a lost lease, or else the first one."""
+    """Return the error of a group that explains most: LeaseLost if there is one, else the first error."""
     lost, others = group.split(LeaseLost)
     found: BaseException | None = lost or others
     while isinstance(found, BaseExceptionGroup):

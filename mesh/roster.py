@@ -17,12 +17,12 @@ ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
 
-#: When a refused client may try again. A replica that joins again does so within seconds.
+#: How many seconds a refused caller should wait before it tries again. A replica that comes back needs a few seconds.
 RETRY_AFTER_S = 1
 
 
-#: Fields of a row that are not part of `Member.load`: most of them have a place of their own in `Member`.
-_OWN = {
+#: Fields of a row that are not part of `Member.load`. Each of them but `reads` is an attribute of `Member`.
+_NOT_LOAD = {
     "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
     "serves", "reads",
 }  # fmt: skip
@@ -32,9 +32,9 @@ _OWN = {
 class Member:
     """One row of the roster.
 
-    `state` is starting, ready, draining or left. A row outlives its lease for a moment, so that others wait for the
-    successor; `leased` says whether a replica holds the database now. `since` is in ms of Redis's clock, `public` and
-    `private` are host:port.
+    `state` is starting, ready, draining or left. A row stays for a third of the lease's time after the lease, so that
+    requests wait for the next holder. `leased` says whether a replica holds the database now. `since` is when the lease
+    was granted, in ms of Redis's clock. `public` and `private` are host:port.
     """
 
     database: int
@@ -48,19 +48,19 @@ class Member:
     since: int
     version: str
     leased: bool
-    #: services of a ready replica that answer 503 now
+    #: names of the services that answer 503 although the replica is ready
     not_ready: tuple[str, ...] = ()
-    #: operations of this replica that have no effect
+    #: names of this replica's operations that only read
     readers: frozenset[str] = frozenset()
-    #: the digest of its table of operations, as `mesh:operations:served` has it
+    #: digest of the list of its operations; `mesh:operations:served` has the list under this digest
     serves: str = ""
-    #: what the replica told of its work with its last renewal: answered, in_hand, p50_us, p99_us, loop_ms, and
-    #: whatever its application adds
+    #: what the replica wrote about its work at its last renewal: answered, in_hand, p50_us, p99_us, loop_ms, and the
+    #: fields that its application adds
     load: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
-        """Read one row of the script's answer."""
+        """Return the member of one row that roster.lua answered."""
         database, leased, *flat = row
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         return cls(
@@ -78,7 +78,7 @@ class Member:
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
             readers=frozenset(fields.get("readers", "").split()),
             serves=fields.get("serves", ""),
-            load={name: value for name, value in fields.items() if name not in _OWN},
+            load={name: value for name, value in fields.items() if name not in _NOT_LOAD},
         )
 
 
@@ -86,7 +86,7 @@ class Member:
 class Missing:
     """A database that is not live although it holds data, or although its holder is expected back.
 
-    `cls` is its class while its holder is expected back, and "" afterwards.
+    `cls` is the class of the database while its holder is expected back, and "" afterwards.
     """
 
     database: int
@@ -96,7 +96,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes of a mesh: those that have a live replica, and others whose holder is expected back."""
+    """The classes of a mesh that have a live replica, and those whose only replica is away and expected back."""
 
     live: frozenset[str]
     expected: frozenset[str]
@@ -107,7 +107,7 @@ class Classes:
 
 
 def name_of(target: str) -> str:
-    """Return how an error calls a class ("A") or database ("db3")."""
+    """Return the words for a class ("A") or database ("db3") in the text of an error."""
     return f"database {target[2:]}" if target.startswith("db") else f"class {target}"
 
 
@@ -124,12 +124,12 @@ def absence(target: str, *, expected: bool) -> MeshError:
 
 
 async def read(link: Link) -> list[Member]:
-    """Return every row at one moment, over a replica's link."""
+    """Return all rows of the roster at one moment, read over a link."""
     return [Member.from_row(row) for row in await link.script(ROSTER, (), keys.MOST_DATABASES)]
 
 
 async def read_directly(client: Redis) -> list[Member]:
-    """Return every row at one moment, over a client of the bus database that decodes answers.
+    """Return all rows of the roster at one moment, read over a client of the bus database that decodes answers.
 
     This is for programs that are not members, such as commands and the supervisor. Raises redis-py's errors.
     """
@@ -137,13 +137,13 @@ async def read_directly(client: Redis) -> list[Member]:
 
 
 async def read_missing(link: Link) -> list[Missing]:
-    """Return the databases that are missing at one moment, over a replica's link."""
+    """Return the databases that are missing at one moment, read over a link."""
     found = await link.script(MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
     return [_missing(row) for row in found]
 
 
 async def read_missing_directly(client: Redis) -> list[Missing]:
-    """Return the databases that are missing at one moment, as `read_directly` reads the roster."""
+    """Return the databases that are missing at one moment, read over a client such as `read_directly` takes."""
     found = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
     return [_missing(row) for row in found]
 

@@ -1,13 +1,13 @@
-"""The Redis user of one epoch: what the holder of a database may do, enforced by the server.
+"""The Redis user of one epoch: which commands and keys the server allows to the holder of a database.
 
-The rules start from nothing and allow the commands and keys that a replica uses. How they keep it in its two databases
-depends on the server:
+A new user may do nothing; the rules then allow the commands and keys that a replica uses. A replica uses two databases,
+the bus and its own. How the rules keep it out of all others depends on the server:
 
-- Valkey 9.1 and later restrict a selector to one database (`db=3`). The user has one selector for the bus and one for
-  its own database, so a key is only reachable where it belongs.
-- Redis, and older Valkey, have no access rule per database. There the user may SELECT two databases only (a
-  first-argument rule), has no command that reaches another database otherwise, and the key patterns hold in both. So
-  such a user can write its own prefix in the bus database, where nobody reads it.
+- In Valkey 9.1 and later a rule can be for one database (a selector with `db=3`). The user has one selector for the bus
+  and one for its own database, so it reaches each key only in the database where the key belongs.
+- Redis and older releases of Valkey have no rules per database. There a rule about the first argument of SELECT names
+  the two databases, and no other allowed command reaches a third one. The key patterns hold in both databases. So the
+  user can also write keys with its own prefix into the bus database, where nobody reads them.
 
 Deleting the user of the former epoch cuts its connections: that is the fence.
 """
@@ -27,36 +27,37 @@ from mesh.wire import failures
 from mesh.wire.clients import Credentials
 from mesh.wire.failures import Meaning
 
-#: What a connection needs to begin and to end, in whatever database it is.
+#: Commands that a connection needs in any database: to log in, to ask about the server, to wait for copies, to end.
 CONNECTION = "+auth +hello +ping +reset +quit +time +wait +info +client|setname +client|id"
 
+#: Commands on keys, which replicas and their services use.
 COMMANDS = (
     "+@string +@hash +@list +@set +@sortedset +@stream +@transaction -sort -sort_ro"
     " +del +unlink +exists +type +expire +pexpire +expireat +pexpireat +expiretime +pexpiretime +ttl +pttl +persist"
     " +getbit +bitfield +bitcount +eval +evalsha +eval_ro +evalsha_ro +script|load +script|exists"
 )
 
-#: Commands that only later servers know; naming them to 7.0 is an error.
+#: Commands that servers know since 7.2; an earlier server refuses rules that name them.
 SINCE_7_2 = "+client|setinfo +waitaof"
 
-#: A user that exists only while we ask the server which rules it knows. It is off and may do nothing.
+#: A Redis user that `probe` makes and deletes, to find out which rules the server knows. It is off and may do nothing.
 PROBE = "mesh-probe"
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Which rules a server knows."""
+    """Which access rules a server knows."""
 
-    #: selectors restricted to databases: `(... db=3)`
+    #: whether it knows selectors for one database: `(... db=3)`
     databases: bool
-    #: the commands of 7.2
+    #: whether it knows the commands that 7.2 added
     since_7_2: bool
 
 
 def username(database: int, bus: int = 0) -> str:
-    """Return the name of the user that holds this database; its password is new with every epoch.
+    """Return the name of the Redis user for the holder of this database. Each epoch has a new password.
 
-    A mesh with another bus has other names, so that two meshes never delete each other's users.
+    In a mesh with another bus the names are different, so two meshes on one server never delete each other's users.
     """
     return f"mesh{bus or ''}-db{database}"
 
@@ -67,7 +68,7 @@ def new_credentials(database: int, bus: int) -> Credentials:
 
 
 def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]:
-    """The words of ACL SETUSER after the user's name."""
+    """Return the arguments of ACL SETUSER that follow the user's name."""
     words = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION.split()]
     if dialect.since_7_2:
         words += SINCE_7_2.split()
@@ -82,15 +83,18 @@ def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]
 
 
 def _selector(database: int, patterns: list[str]) -> str:
-    """The commands on these keys in this database; SELECT is checked against the database that it goes to."""
+    """Return the rule that allows COMMANDS on these keys in one database.
+
+    It allows SELECT, too: the server checks a SELECT against the database that it changes to.
+    """
     return f"(-@all {COMMANDS} +select {' '.join(patterns)} db={database})"
 
 
 def _shared_patterns(database: int) -> list[str]:
-    """The keys of the bus database that the holder of this database uses.
+    """Return the patterns of the keys in the bus database that the holder of this database uses.
 
-    The server compares each key of a command with one pattern after the other. So those that every call needs come
-    first: as the last ones they cost it 3 µs more.
+    The server compares each key of a command with one pattern after the other. So the patterns for keys that every call
+    uses come first: if they come last, a call costs the server 3 µs more.
     """
     every_call = [
         f"~{keys.REQUESTS}*",
@@ -130,16 +134,16 @@ def _shared_patterns(database: int) -> list[str]:
 
 
 async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
-    """Ask the server which rules it knows. Raises IsolationUnavailable where these credentials may not manage users."""
-    # Not a transaction: Redis 7 queues no command when memory is full.
+    """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
+    # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
         pipeline.execute_command("ACL", "SETUSER", PROBE, "reset", "off", "(db=0)")
         pipeline.execute_command("ACL", "DELUSER", PROBE)
-        selectors, deleted = await pipeline.execute(raise_on_error=False)
+        made, deleted = await pipeline.execute(raise_on_error=False)
     if isinstance(deleted, redis_errors.ResponseError):
         _refuse(deleted)
     return Dialect(
-        databases=not isinstance(selectors, redis_errors.ResponseError),
+        databases=not isinstance(made, redis_errors.ResponseError),
         since_7_2=version >= (7, 2),
     )
 

@@ -1,10 +1,11 @@
-"""A replica without a lease: it looks at all databases, chooses one, and is granted it in one transaction.
+"""A replica without a lease: it looks at all databases, chooses a free one, and grants itself the lease.
 
     looking --a database can be taken--> granting --done--> holding (see `mesh.lease.holding`)
        ^  |                                 |
        |  +--none: logs why, and waits      +--another replica was faster--> looking
 
-The grant raises the epoch, writes the lease and the roster row, and replaces the Redis user of the former epoch.
+The grant raises the epoch, and writes the lease and the roster row. If the server enforces isolation, the same
+transaction replaces the Redis user of the former epoch.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ GRANT = Script.beside(__file__, "grant.lua", "written.lua")
 
 Command = tuple[Any, ...]
 
+#: Pause between two looks at the databases.
 POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A lease as it was granted.
+    """What this replica was granted: a database, with its class, under a new epoch.
 
-    `granted_at` is when the grant was sent, on the monotonic clock of this process. `now_ms` is when Redis ran it, on
-    the clock of Redis.
+    `granted_at` is when the replica sent the grant, in seconds of this process's monotonic clock. `now_ms` is when
+    Redis ran the grant, in ms of Redis's clock. `credentials` is None if the server does not enforce isolation.
     """
 
     database: int
@@ -57,25 +59,26 @@ class Grant:
 
     @property
     def holder(self) -> str:
-        """The value of the lease's key."""
+        """What the key of the lease has as its value: "<epoch> <replica>"."""
         return f"{self.epoch} {self.replica}"
 
 
 class Applicant:
-    """A replica that has no lease yet. It talks to Redis as the shared user."""
+    """A replica that has no lease yet. It talks to Redis as the user in the settings, which all replicas share."""
 
     def __init__(self, settings: MeshSettings, connections: Connections, replica: str, row: Mapping[str, str]) -> None:
         self._settings = settings
         self._connections = connections
         self._replica = replica
         self._row = row
+        #: what the key `mesh:claim` must have as its value
         self._claim = f"{settings.name} {connections.bus}"
-        self._waits_for = ""
-        #: called with the reason why there is no lease yet
+        self._reason_to_wait = ""
+        #: called with the reason why there is no lease yet, whenever the reason has changed
         self.on_wait: Callable[[str], None] = lambda reason: None
 
     async def apply(self) -> Grant:
-        """Wait for a lease, without a limit of time. Raises SetupError if waiting cannot help."""
+        """Wait for a lease for as long as it takes. Raises SetupError if waiting cannot help."""
         client = self._connections.client(f"applicant-{self._replica}")
         try:
             while True:
@@ -91,9 +94,9 @@ class Applicant:
             await client.aclose()
 
     def _wait(self, reason: str) -> None:
-        if reason != self._waits_for:
+        if reason != self._reason_to_wait:
             log.info("waiting for a lease", reason=reason)
-            self._waits_for = reason
+            self._reason_to_wait = reason
             self.on_wait(reason)
 
     async def _apply(self, client: Redis) -> Grant:
@@ -114,14 +117,14 @@ class Applicant:
                 return grant
 
     async def survey(self, client: Redis) -> list[Row]:
-        """Return every database as it is at one moment.
+        """Return the state of every database at one moment.
 
         Raises SetupError if another mesh uses the server, or a newer release has written to it.
         """
         names = (keys.CLAIM, keys.FORMAT)
-        claim, known, found = await SURVEY.run(client, names, self._connections.bus, self._settings.databases)
+        claim, newest_format, found = await SURVEY.run(client, names, self._connections.bus, self._settings.databases)
         server.check_claim(claim, self._claim)
-        server.check_format(known, "to this mesh")
+        server.check_format(newest_format, "to this mesh")
         rows = [Row(*fields) for fields in found]
         for row in rows:
             server.check_format(row.format, f"database {row.database}")
@@ -130,7 +133,7 @@ class Applicant:
     async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
 
-        Without a dialect the server does not enforce isolation.
+        `dialect` is None if the server does not enforce isolation: then no Redis user is made.
         """
         credentials = acl.new_credentials(database, self._connections.bus)
         granted_at = time.monotonic()
@@ -145,7 +148,7 @@ class Applicant:
         except redis_errors.OutOfMemoryError:
             answers = await self._one_by_one(client, commands)
         if not answers or not answers[0]:
-            return None  # another replica, another mesh or a newer release came first; the next survey says so
+            return None  # another replica, another mesh or a newer release came first; the next survey shows which
         epoch, cls, now_ms = answers[0]
         return Grant(
             database=database,
@@ -159,9 +162,10 @@ class Applicant:
 
     @staticmethod
     async def _together(client: Redis, database: int, commands: list[Command]) -> list[Any]:
-        """Run the commands of a grant in one transaction; return nothing if the database is leased.
+        """Run the commands of a grant in one transaction; return an empty list if another replica holds the database.
 
-        It watches the lease: if another replica is granted it meanwhile, the Redis user of that one stays.
+        The transaction watches the lease. If another replica is granted the lease meanwhile, no command runs, so this
+        replica does not delete the Redis user of the new holder.
         """
         async with client.pipeline(transaction=True) as pipeline:
             await pipeline.watch(keys.lease(database))
@@ -177,11 +181,11 @@ class Applicant:
 
     @staticmethod
     async def _one_by_one(client: Redis, commands: list[Command]) -> list[Any]:
-        """Run the commands of a grant without a transaction: Redis 7 queues no command when memory is full.
+        """Run the commands of a grant without a transaction, because Redis 7 allows none when its memory is full.
 
-        The script grants a free database only, so only the replica that gets it changes its user. Between the grant and
-        that change, the user of the former epoch can still read the database for a moment. Its commits are refused,
-        because another replica holds the lease.
+        The script grants only a database that is free, so only the replica that gets the database changes its Redis
+        user. Between the grant and this change, the former holder can still read the database for a moment. Its commits
+        are refused, because another replica holds the lease.
         """
         answers: list[Any] = []
         for command in commands:

@@ -1,4 +1,4 @@
-"""Which database a starting replica takes. Pure: it decides from what a survey found."""
+"""Which database a starting replica takes. These are pure functions of what surveys of all databases found."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One database as a survey finds it.
+    """One database as a survey found it.
 
-    `lease` is "<epoch> <replica>" or empty, `pttl` what is left of it in ms, `cls` the database's class or empty,
-    `size` its number of keys, `state` the holder's state in the roster, `format` the newest format written there.
+    `lease` is "<epoch> <replica>", or empty if no replica holds the database; `pttl` is the remaining time of the lease
+    in ms. `cls` is the database's class, or empty if it never had one. `size` is the number of keys in it, `state` the
+    holder's state in the roster, and `format` the newest format that a holder has written there.
     """
 
     database: int
@@ -24,11 +25,11 @@ class Row:
 
     @property
     def free(self) -> bool:
-        """Whether no replica holds it."""
+        """Whether no replica holds the database."""
         return not self.lease
 
     def foreign(self, bus: int) -> bool:
-        """Whether it holds keys and none of them is the mesh's."""
+        """Whether another program uses the database: it has keys, but no class. The bus never counts as foreign."""
         return not self.cls and self.size > 0 and self.database != bus
 
 
@@ -41,18 +42,18 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class KeepWaiting:
-    """Take none yet, for this reason."""
+    """Take no database yet, for this reason."""
 
     reason: str
 
 
 def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting:
-    """Decide which database to take.
+    """Decide which database to take. `alive` are the databases whose leases were seen to be granted or renewed.
 
-    First choice is a free database that has a class, because its data become readable again. An unused one comes
-    second (from 1 up, the bus last), and only when every leased database is known to be alive. Otherwise a replica
-    that was restarted could take a new database and leave its former one without a holder. `alive` are the databases
-    whose leases were seen being renewed.
+    A free database that has a class comes first, because its data become readable again. A database that was never used
+    comes second: the lowest number first, the bus last. It is taken only if all leased databases are in `alive`. The
+    holder of another lease may be dead: it may be the former process of this replica. Then the replica waits for that
+    database, which would otherwise stay without a holder.
     """
     free = sorted(
         (row for row in rows if row.free and not row.foreign(bus)),
@@ -77,9 +78,10 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
 
 
 class Observation:
-    """Remembers surveys and tells which leases are alive: renewed or granted since the first survey.
+    """Compares surveys, and tells which leases are alive: they were granted or renewed after the first survey.
 
-    How much is left of a lease proves nothing: a replica can be killed and started again within a tenth of its ttl.
+    The remaining time of a lease does not prove that its holder lives: a replica can be killed and started again within
+    a tenth of the lease's ttl.
     """
 
     def __init__(self, ttl_ms: int) -> None:
@@ -101,5 +103,5 @@ class Observation:
         return set(self._alive)
 
     def _overdue(self, row: Row) -> bool:
-        # Six renewals fit in a ttl. A holder that missed one may have died since the last survey.
+        # A holder renews six times in a ttl. If it has missed a renewal, it may have died since the last survey.
         return row.pttl < self._ttl_ms * 3 // 4

@@ -1,4 +1,4 @@
-"""A coroutine on an event loop in a thread of its own."""
+"""A thread with its own event loop, which runs one coroutine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-#: Longest wait for the thread's end after its coroutine was cancelled. A thread that takes longer is left behind; as a
-#: daemon it keeps no process alive.
+#: Longest wait for the thread's end after its coroutine was cancelled. If the thread takes longer, nobody waits for it
+#: any more. It is a daemon thread, so the process can end without it.
 END_S = 1.0
 
 
@@ -18,11 +18,11 @@ class LoopThread:
 
         not started --run--> running --the coroutine ends, or `run` is cancelled--> over
 
-    `main` is called in the thread. Two threads then share the objects it uses: replace shared state in one assignment,
-    or hand it over with `call` and `call_back`.
+    `main`, which returns the coroutine, is called in the new thread. Both threads then use the same objects. So change
+    shared state in one assignment only, or let the other thread change it, by `call` and `call_back`.
 
-    The thread gets its turn when the blocked loop sleeps or waits, and every 5 ms while it runs Python code. One call
-    into C that keeps the interpreter's lock stops this thread for as long as it takes.
+    While the caller's thread runs Python code, Python lets the new thread run every 5 ms; while it sleeps or waits, at
+    once. A call into C that keeps the interpreter's lock stops the new thread until the call returns.
     """
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -55,13 +55,13 @@ class LoopThread:
             raise self._error
 
     def call(self, callback: Callable[[], Any]) -> None:
-        """Call something in the thread's loop soon. Do nothing if the thread has not begun or has ended."""
+        """Call something soon in the thread's event loop. Do nothing if the thread has not begun or has ended."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(callback)
 
     def call_back(self, callback: Callable[[], Any]) -> None:
-        """Call something in the caller's loop soon. Raises RuntimeError when that loop is closed."""
+        """Call something soon in the event loop that called `run`. Raises RuntimeError if that loop is closed."""
         assert self._caller is not None
         self._caller.call_soon_threadsafe(callback)
 
@@ -70,13 +70,13 @@ class LoopThread:
             asyncio.run(self._run())
         except BaseException as error:
             self._error = error
-        with contextlib.suppress(RuntimeError):  # nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
             self.call_back(self._ended.set)
 
     async def _run(self) -> None:
         self._task = asyncio.current_task()
-        # When cancelled, `run` sets `_cancelled` and then reads `_loop`. Here the order is the opposite, so that at
-        # least one of the two sees what the other has set.
+        # A cancelled `run` sets `_cancelled`, and then reads `_loop` to cancel this task. Here `_loop` is set before
+        # `_cancelled` is read, so at least one of the two threads sees what the other has set.
         self._loop = asyncio.get_running_loop()
         if not self._cancelled:
             await self._main()

@@ -1,4 +1,4 @@
-"""What the mesh demands of a server before it grants a lease there."""
+"""What a server must be like before a replica may take a lease on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mesh.wire import failures
 from mesh.wire.failures import Meaning
 
 MINIMUM_VERSION = (7, 0)
-#: The format of what this release writes to Redis. Raise it when an older release would misread or hide such data.
+#: The format of what this release writes to Redis. Raise it if an older release would misread or hide the new data.
 FORMAT = 1
 
 
@@ -35,7 +35,7 @@ async def check(client: Redis) -> tuple[int, ...]:
 
 
 def check_claim(claim: str, ours: str) -> None:
-    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if there is none."""
+    """Raise SetupError if another mesh uses this server. A claim is "<name> <bus>", or "" if no mesh uses it."""
     if claim in {"", ours}:
         return
     name, _, bus = claim.rpartition(" ")
@@ -47,7 +47,7 @@ def check_claim(claim: str, ours: str) -> None:
 
 
 def check_format(found: int, where: str) -> None:
-    """Raise SetupError if a newer release has written data that this one may misread."""
+    """Raise SetupError if a newer release has written data that this release may misread."""
     if found > FORMAT:
         raise SetupError(
             f"a newer release has written {where} (format {found}, this release knows {FORMAT}); "
@@ -56,7 +56,7 @@ def check_format(found: int, where: str) -> None:
 
 
 def refusal(error: BaseException) -> MeshError:
-    """Return what an error means to a replica without a lease: Unavailable if it may wait, else a SetupError."""
+    """Return the error for a replica without a lease: Unavailable if waiting may help, else a SetupError."""
     code, text = failures.code_of(error), failures.text_of(error)
     match failures.classify(error):
         case Meaning.PASSING | Meaning.FULL:
