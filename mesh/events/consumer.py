@@ -1,21 +1,23 @@
-"""Durable events: one consumer group over a stream, for effects outside Redis, such as rows in SQL.
+"""Durable events: one consumer group reads them from a stream, and a handler has effects outside Redis, such as in SQL.
 
 A commit in SQL and an acknowledgement in Redis cannot be one step. So the effect comes first, then the acknowledgement.
-A process that dies between them leaves events that are handled once more. The handler makes the second time harmless
-(a unique key), so each event has its effect exactly once. For effects in Redis, use a transaction.
+If a process dies between the two, another consumer gets the event again. The handler must make the second effect
+harmless, for example by a unique key. So each event has its effect exactly once. For effects in Redis, use a
+transaction.
 
-    a batch of events is read by one consumer and handled
-        done                 acknowledged and deleted
-        refused              dead letter at once, with the handler's reason
-        the handler raises   the batch is halved until the event that fails stands alone, and the others are done;
-                             that event is tried again later, and is a dead letter after `max_deliveries`
-        Unavailable          (a database is down) tried again without end, kept alive meanwhile, never buried
-        the consumer dies    another takes its events over, in smaller and smaller groups, so that an event which
-                             kills its process takes no other event to the dead letters. An event whose effect
-                             exists is not buried: its consumers died of something else
+    one consumer reads a batch of events, and calls the handler
+        done                 the events are acknowledged and deleted
+        refused              the event is a dead letter at once, with the handler's reason
+        the handler raises   it is called for each half of the batch, and so on, until the event that fails is alone and
+                             the others are done. That event is tried again later, and is a dead letter after
+                             `max_deliveries`
+        Unavailable          (a database is down) the batch is tried again without end, kept alive, and never buried
+        the consumer dies    another one takes its events over, in smaller and smaller groups. So an event that kills
+                             its process takes no other event to the dead letters. An event whose effect exists is not
+                             buried: its consumers died of something else
 
-Done events are deleted, not only acknowledged. Their effect is the record, and the length of the stream (XLEN) is the
-work that waits. MAXLEN would delete unread events. So a stream has one group only.
+Events that are done are deleted, not only acknowledged. So the length of the stream (XLEN) is the number of events that
+wait, and a stream can have only one group. MAXLEN would not do, because it deletes unread events.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ log = structlog.get_logger(__name__)
 #: Longest pause between attempts while Redis cannot be reached.
 LONGEST_PAUSE_S = 5.0
 
-#: Makes the effects of these events durable, all or none, and returns the refused ids with the reasons. It may get an
-#: event again. Raises Unavailable if a later try may succeed.
+#: The handler: makes the effects of these events durable, all or none. Returns the reason of each refused event, by id.
+#: It may get an event again. Raises Unavailable if a later try may succeed.
 Handle = Callable[[Sequence[DeliveredEvent]], Awaitable[Mapping[str, str]]]
 
 #: Returns whether the effect of an event exists. Raises Unavailable if a later try may succeed.
@@ -48,14 +50,15 @@ IsDone = Callable[[DeliveredEvent], Awaitable[bool]]
 
 
 async def not_known(entry: DeliveredEvent) -> bool:
-    """Return False: it is not known whether there is an effect."""
+    """Return False: nobody knows whether the effect of this event exists."""
     return False
 
 
 def group_size(deliveries: int, batch: int) -> int:
-    """Return how many events with so many deliveries may be handled at once.
+    """Return how many events may be handled at once if each was delivered so many times before.
 
-    New events: a whole batch. With each death of a consumer the groups get smaller, down to one event.
+    New events are handled in whole batches. After each delivery that did not settle them, the groups are
+    smaller, down to one event.
     """
     match deliveries:
         case 0:
@@ -67,12 +70,13 @@ def group_size(deliveries: int, batch: int) -> int:
 
 
 class Events(GroupConsumer[DeliveredEvent]):
-    """An async context manager that consumes a stream. On exit it finishes its batch and hands the rest back.
+    """An async context manager that consumes a stream of events. On exit it finishes its batch and hands back the rest.
 
     `connect` opens a client for this consumer only, because its read blocks. `consumer` is a name that no other live
-    consumer has. `handle` gets at most `batch` events and `handle_timeout_ms` for them. The events of a dead consumer
-    are taken over after `claim_idle_ms`. The exit waits at most `drain_ms` for the batch. `on_buried` is called for
-    each dead letter. `is_done` is called once before an event is buried because its consumers died.
+    consumer has. `handle` gets at most `batch` events, and at most `handle_timeout_ms` for them. Another consumer takes
+    over events that a dead one has not kept alive for `claim_idle_ms`. The exit waits at most `drain_ms` for the batch.
+    `on_buried` is called for each dead letter. Before an event is buried because its consumers died, `is_done` is
+    called once.
     """
 
     _reader: EventReader
@@ -120,7 +124,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             await self._abandon()
             await self._connection.aclose()
 
-    # The policy: one batch at a time, and smaller ones with each death of a consumer.
+    # What GroupConsumer leaves open: this consumer works on one batch at a time.
 
     def _together(self, deliveries: int) -> int:
         return group_size(deliveries, self._most)
@@ -156,7 +160,7 @@ class Events(GroupConsumer[DeliveredEvent]):
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)
 
     async def _give_up(self, entry: DeliveredEvent) -> None:
-        """Bury an event whose consumers died, unless its effect exists. The check runs once: it may kill, too."""
+        """Bury an event whose consumers died, unless its effect exists. Check once only: the check may kill, too."""
         if entry.deliveries == self._max_deliveries + 1:
             async with asyncio.timeout(self._handle_timeout_s):
                 if await self._is_done(entry):
@@ -164,7 +168,7 @@ class Events(GroupConsumer[DeliveredEvent]):
                     return
         await self._bury(entry, f"{self._max_deliveries} consumers had it and none of them finished it")
 
-    # What becomes of events.
+    # What becomes of the events of a batch.
 
     async def _handle(self, entries: Sequence[DeliveredEvent]) -> None:
         try:
@@ -180,7 +184,7 @@ class Events(GroupConsumer[DeliveredEvent]):
                 await self._bury(entry, refused[entry.id])
 
     async def _attempt(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str] | None:
-        """Call the handler until what it needs is available. Return None if this consumer stops first."""
+        """Call the handler until it does not raise Unavailable. Return None if this consumer stops before that."""
         for attempt, delay in enumerate(pauses()):
             try:
                 async with asyncio.timeout(self._handle_timeout_s):
@@ -193,7 +197,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         return None
 
     async def _isolate(self, entries: Sequence[DeliveredEvent], error: Exception) -> None:
-        """Find the event that fails, and settle the others."""
+        """Find the event that fails, by halving the batch, and settle the others."""
         if len(entries) > 1:
             middle = len(entries) // 2
             await self._handle(entries[:middle])
@@ -213,5 +217,5 @@ class Events(GroupConsumer[DeliveredEvent]):
 
 
 def told(error: BaseException) -> str:
-    """Return an error's class and message in one line."""
+    """Return an error's class and message, as one text."""
     return f"{type(error).__name__}: {error}"

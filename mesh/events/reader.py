@@ -1,4 +1,4 @@
-"""One consumer of events: the commands on its stream, all over one connection of its own."""
+"""The commands that one consumer of events sends, all over one connection."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mesh.wire.script import Script
 BURY = Script.beside(__file__, "bury.lua")
 FINISH = Script.beside(__file__, "finish.lua")
 
-#: How much longer than its BLOCK a read may take before the connection counts as broken.
+#: A read that takes longer than its BLOCK time by this much has failed, and its connection is closed.
 READ_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveredEvent:
-    """An event as a handler gets it. `deliveries` includes this one.
+    """An event as a handler gets it. `deliveries` counts this delivery, too.
 
-    Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so that no byte is lost.
+    In its fields, bytes that are not UTF-8 are lone surrogates (`surrogateescape`), so that no byte is lost.
     """
 
     id: str
@@ -34,7 +34,7 @@ class DeliveredEvent:
 
 
 class OneAtATime:
-    """Commands of several tasks over one connection, one after the other."""
+    """Runs the commands of several tasks over one connection, one after the other."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
@@ -43,7 +43,7 @@ class OneAtATime:
 
     @classmethod
     def of(cls, client: Redis) -> OneAtATime:
-        """Return the commands over a client's connection, which is for this consumer only."""
+        """Return an object that runs commands over a client's only connection. Nobody else may use the client."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
     async def execute_command(self, *command: Any) -> Any:
@@ -57,7 +57,7 @@ class OneAtATime:
 
 
 class EventReader(GroupReader):
-    """One consumer of the group of a stream of events."""
+    """The commands of one consumer on its stream of events and its group."""
 
     def __init__(self, commands: OneAtATime, stream: str, group: str, consumer: str) -> None:
         super().__init__(commands.shared, commands, stream, group, consumer)
@@ -68,6 +68,6 @@ class EventReader(GroupReader):
             await self._commands.script(FINISH, [self.stream], self.group, *ids)
 
     async def bury(self, event: DeliveredEvent, reason: str) -> bool:
-        """Make an event a dead letter. Return False if it was settled before."""
+        """Make an event a dead letter. Return False if the event is no longer on the stream."""
         about = (self.group, event.id, reason, event.deliveries, DEAD_KEPT)
         return bool(await self._commands.script(BURY, [self.stream, DEAD], *about))

@@ -1,14 +1,14 @@
-"""The loops of one consumer of a consumer group. Requests and events differ only in what they do with their entries.
+"""One consumer of a consumer group: its loops, the same for requests and events. Subclasses work on the entries.
 
     open the group
-      -> recover: take over the entries that are already pending for us
-      -> until stopped: take over what nobody keeps alive; read new entries; `_accept` both
+      -> recover: take over the entries that are already pending for this consumer
+      -> until stopped: take over entries that nobody keeps alive; read new entries; `_accept` both
       -> after any error: pause, and begin again
     meanwhile: keep alive the entries in progress
     stop: read no more, finish the entries in progress, hand back the rest
 
-After a failed read, entries may be pending for this consumer without its knowledge, and no read of new entries returns
-them. Therefore the consumer recovers before it reads on.
+If the answer to a read is lost, Redis may have delivered entries that this consumer never got. They are pending for it,
+and no read of new entries returns them. So after each error the consumer recovers first.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ log = structlog.get_logger(__name__)
 
 W = TypeVar("W")
 
-#: Errors of a Redis that does not answer, or not as expected.
+#: Errors that mean that Redis does not answer, or refuses a command.
 UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
 class GroupConsumer(ABC, Generic[W]):
     """Reads a stream for its group, at most `most` entries at a time.
 
-    A consumer that is `alone` on its stream begins with all pending entries, and takes over none later.
+    If it is `alone` on its stream, it takes over all pending entries of the stream at its start, and later only its own.
+    Otherwise it takes over entries that no consumer has kept alive for `claim_idle_ms`. `W` is the type of what it keeps
+    of an entry in progress.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class GroupConsumer(ABC, Generic[W]):
         self._reader = reader
         self._most, self._alone = most, alone
         self._claim_idle_ms, self._keep_alive_s, self._longest_pause_s = claim_idle_ms, keep_alive_ms / 1000, pause_s
-        #: entries in progress, by id; they are kept alive
+        #: the entries in progress, by id; the consumer keeps them alive
         self._works: dict[str, W] = {}
         self._recovered = False
         self._take_over_at = 0.0
@@ -56,33 +58,33 @@ class GroupConsumer(ABC, Generic[W]):
 
     @abstractmethod
     async def _accept(self, entries: Sequence[Delivered]) -> None:
-        """Work on entries, or begin to."""
+        """Work on entries until they are settled, or begin to work on them."""
 
     @abstractmethod
     async def _abandon(self) -> bool:
-        """Stop working on the entries in progress; return whether entries may be left to hand back."""
+        """Stop working on the entries in progress. Return False if none can be left to hand back."""
 
     @abstractmethod
     def _failed(self, error: Exception) -> None:
-        """Log an error of the loop, or raise it to end the consumer."""
+        """Log an error of the loop, or raise it: then the consumer ends."""
 
     def _free(self) -> int:
-        """Return how many entries can be accepted now; 0 when stopping."""
+        """Return how many entries the consumer can accept now; 0 when it stops."""
         return 0 if self._stopping.is_set() else self._most
 
     async def _room(self) -> int:
-        """Wait until entries can be accepted, and return how many; 0 when stopping."""
+        """Wait until the consumer can accept entries, and return how many; 0 when it stops."""
         return self._free()
 
     def _together(self, deliveries: int) -> int:
-        """Return how many entries with so many deliveries may be taken over at once."""
+        """Return how many entries may be taken over at once if each has had so many deliveries."""
         return self._most
 
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
-        """Receive the ids that were kept alive, and those of them that are no longer ours."""
+        """Receive the ids of the entries in progress. Those in `lost` no longer belong to this consumer."""
 
     async def run(self) -> None:
-        """Consume until stopped, and finish the entries in progress."""
+        """Consume entries until stopped, and finish those in progress."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 alive = tasks.create_task(self._keep_alive())
@@ -92,7 +94,7 @@ class GroupConsumer(ABC, Generic[W]):
             self._ended.set()
 
     async def stop(self, wait_s: float) -> None:
-        """Take no more entries, finish those in progress, and hand back what is left after `wait_s` seconds."""
+        """Take no more entries, finish those in progress, and hand back those that are left after `wait_s` seconds."""
         self._stopping.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -104,7 +106,7 @@ class GroupConsumer(ABC, Generic[W]):
         await self._reader.hand_back(self._claim_idle_ms)
 
     async def _read_all(self) -> None:
-        """Read and accept entries until stopped, and wait for those in progress."""
+        """Read and accept entries until stopped; after an error, pause and begin again."""
         delays = pauses(most=self._longest_pause_s)
         while not self._stopping.is_set():
             try:
@@ -117,10 +119,10 @@ class GroupConsumer(ABC, Generic[W]):
                 await self._stopped_within(next(delays))
 
     async def _recover(self) -> None:
-        """Take over what is pending for us.
+        """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
 
-        The first time, these entries may have ended a former process of this name, so the delivery counts. Later they
-        have not, and it does not count: otherwise an unstable network would have good entries given up.
+        At the start, the entries may have killed the process that had them before, so this delivery counts. Later, only
+        an answer to a read was lost, so it does not count: otherwise a bad network could have good entries given up.
         """
         await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)
         self._recovered = True
@@ -137,7 +139,7 @@ class GroupConsumer(ABC, Generic[W]):
                     await self._accept(entries)
 
     async def _take_over(self, *, mine: bool, idle_ms: int, count: bool) -> None:
-        """Claim and accept pending entries, the oldest first; those of one claim have equally many deliveries."""
+        """Claim and accept pending entries, the oldest first. Those of one claim have had equally many deliveries."""
         after = "-"
         while room := await self._room():
             page = await self._reader.pending(room, after, mine=mine, idle_ms=idle_ms)
@@ -152,8 +154,8 @@ class GroupConsumer(ABC, Generic[W]):
                     await self._accept(entries)
 
     async def _stopped_within(self, seconds: float) -> bool:
-        """Wait; return whether the consumer is stopping."""
-        # Not wait_for: in Python 3.11 it can lose a cancellation.
+        """Wait for so many seconds, or until the consumer stops; return whether it stops."""
+        # Not `wait_for`, which can lose a cancellation in Python 3.11.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -166,7 +168,7 @@ class GroupConsumer(ABC, Generic[W]):
                 try:
                     lost = set(await self._reader.keep_alive(ids))
                 except UNREACHABLE as error:
-                    # At worst another consumer takes them over, which is harmless.
+                    # At worst another consumer takes the entries over, which does no harm.
                     log.info("entries are not kept alive", stream=self._reader.stream, error=str(error))
                 else:
                     self._kept_alive(ids, lost)

@@ -1,7 +1,7 @@
-"""What the number of its deliveries means for an entry: pure rules, the same for requests and events.
+"""When an entry is given up, by the number of its deliveries. The rules are the same for requests and events.
 
-Each delivery counts, except one that was handed back. An entry that ends its process is delivered again and again, so
-after the last allowed delivery it is given up.
+Each delivery counts, except one that was handed back. An entry that kills each process that works on it is delivered
+again and again. So it is given up after a number of deliveries.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Pending(NamedTuple):
 
 
 def is_last(deliveries: int, most: int) -> bool:
-    """Return whether an entry that fails in this delivery is given up."""
+    """Return whether an entry is given up if this delivery fails."""
     return deliveries >= most
 
 
 def is_overdelivered(deliveries: int, most: int) -> bool:
-    """Return whether an entry was delivered too often to be tried once more: it has ended its processes."""
+    """Return whether an entry must not be tried once more: all allowed deliveries ended without an outcome."""
     return deliveries > most
 
 
 def next_group(pending: Sequence[Pending], most: int) -> list[Pending]:
-    """Return the entries to claim next: the oldest one, and its successors with as many deliveries."""
+    """Return the entries to claim next: the oldest, and those right after it with the same number of deliveries."""
     alike = takewhile(lambda one: one.deliveries == pending[0].deliveries, pending)
     return list(alike)[:most]

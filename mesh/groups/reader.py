@@ -1,4 +1,4 @@
-"""One consumer of a consumer group: its commands on the stream, the same for requests and events."""
+"""The commands that one consumer of a consumer group sends. They are the same for requests and events."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mesh.wire.script import Script
 KEEP_ALIVE = Script.beside(__file__, "keep_alive.lua")
 FORGET = Script.beside(__file__, "forget.lua")
 
-#: Longest time for which a read blocks, and so the longest time that a stopping reader needs.
+#: Longest time for which a read blocks. A reader that is to stop needs this long at most.
 BLOCK_MS = 250
-#: A consumer without pending entries that is silent for this long belongs to a process that is gone.
+#: If a consumer has no pending entries and has sent no command for this long, its process has ended.
 SILENCE_MS = 60_000
 #: Most entries that one consumer hands back.
 MOST_HANDED_BACK = 10_000
 
 Fields = dict[str, str]
-#: An entry as this consumer gets it: its id, its deliveries including this one, the names and values of its fields in
-#: turn.
+#: An entry as this consumer gets it: its id, the number of its deliveries (this one included), and the names and values
+#: of its fields in turn.
 Delivered = tuple[str, int, Sequence[str]]
 
 
@@ -39,7 +39,7 @@ class CommandRunner(Protocol):
 
 
 class GroupReader:
-    """One consumer's commands on its stream and group. `execute` runs the read, which blocks."""
+    """The commands of one consumer on its stream and group. `execute` runs the read, which blocks its connection."""
 
     def __init__(
         self, execute: Callable[..., Awaitable[Any]], commands: CommandRunner, stream: str, group: str, consumer: str
@@ -48,7 +48,7 @@ class GroupReader:
         self.stream, self.group, self.consumer = stream, group, consumer
 
     async def open(self) -> None:
-        """Create the stream and its group if they do not exist, and forget consumers of dead processes."""
+        """Create the stream and its group if they do not exist, and delete consumers whose processes have ended."""
         await self._create()
         await self._commands.script(FORGET, [self.stream], self.group, self.consumer, SILENCE_MS)
 
@@ -60,7 +60,7 @@ class GroupReader:
                 raise
 
     async def read(self, count: int, block_ms: int = BLOCK_MS) -> list[Delivered]:
-        """Return new entries, in order; none if there were none within `block_ms`."""
+        """Return new entries in order, or an empty list if none came within `block_ms`."""
         started = time.monotonic()
         answer = await self._execute(
             "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
@@ -72,7 +72,7 @@ class GroupReader:
         return [(id, 1, flat) for id, flat in answer[0][1]]
 
     async def pending(self, count: int, after: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
-        """Return pending entries: those of this consumer (`mine`), or those that nobody kept alive for `idle_ms`."""
+        """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`."""
         own = [self.consumer] if mine else []
         rows = await self._commands.shared(
             "XPENDING", self.stream, self.group, "IDLE", idle_ms, after, "+", count, *own
@@ -80,19 +80,19 @@ class GroupReader:
         return [Pending(id, deliveries) for id, _, _, deliveries in rows]
 
     async def claim(self, ids: Sequence[str], idle_ms: int, deliveries: int) -> list[Delivered]:
-        """Claim entries and set their deliveries; leave out those that are gone or claimed by another consumer."""
+        """Claim entries, and set the number of their deliveries. Leave out those that are gone, or not idle for so long."""
         rows = await self._commands.shared(
             "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries
         )
         return [(row[0], deliveries, row[1]) for row in rows if row]
 
     async def keep_alive(self, ids: Sequence[str]) -> list[str]:
-        """Reset the idle time of entries in progress; return those that are no longer ours."""
+        """Reset the idle time of entries in progress; return the ids of those that this consumer has no more."""
         lost: list[str] = await self._commands.script(KEEP_ALIVE, [self.stream], self.group, self.consumer, *ids)
         return lost
 
     async def hand_back(self, idle_ms: int) -> None:
-        """Make our entries look idle, so that others claim them at once. Their delivery to us does not count."""
+        """Let other consumers claim the entries of this one at once. Their delivery to this consumer does not count."""
         mine = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
         for deliveries, alike in itertools.groupby(mine, key=attrgetter("deliveries")):
             await self._commands.shared(
@@ -102,12 +102,12 @@ class GroupReader:
 
 
 def fields_of(flat: Sequence[str]) -> Fields:
-    """Return an entry's fields, which Redis sends as names and values in turn."""
+    """Return an entry's fields as a dict. Redis sends their names and values in turn."""
     words = iter(flat)
-    return dict(zip(words, words))  # noqa: B905 - one iterator, twice
+    return dict(zip(words, words))  # noqa: B905 - one iterator twice: a name, its value, the next name
 
 
 async def not_too_fast(started: float, block_ms: int = BLOCK_MS) -> None:
-    """Pause if a read that returned nothing did not block, so that no loop runs hot."""
+    """Pause if a read returned nothing and did not block either, so that its loop does not use the whole processor."""
     if time.monotonic() - started < block_ms / 4000:
         await asyncio.sleep(0.01)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def pauses(least: float = 0.1, most: float = 5.0) -> Iterator[float]:
-    """Yield growing pauses in seconds, each with random jitter, so that replicas do not retry in step."""
+    """Yield growing pauses in seconds, each with random jitter, so that replicas do not retry at the same moments."""
     pause = least
     while True:
         yield pause * random.uniform(0.5, 1.0)

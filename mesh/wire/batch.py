@@ -30,14 +30,14 @@ Items = list[tuple[T, Waiter, int]]
 
 
 def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None:
-    """Raise an error at the waiters of some items."""
+    """Give an error to the waiters of some items, except to those that have a result."""
     for _, waiter, _ in items:
         if not waiter.done():
             waiter.set_exception(error)
 
 
 def weight_of(words: Sequence[Any]) -> int:
-    """Return for how many words these words count in a round trip."""
+    """Return how many words to count for these in a round trip: a long word counts for several."""
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 
@@ -78,5 +78,5 @@ class Batch(Generic[T]):
         self._weight += sum(weight for _, _, weight in items)
 
     def fail(self, error: BaseException) -> None:
-        """Remove all items, and raise an error at their waiters."""
+        """Remove all items, and give an error to their waiters."""
         fail(self.take(self._weight), error)

@@ -1,4 +1,4 @@
-"""Redis clients: where the server is, as which user, with which time-outs, and without retries."""
+"""Clients of Redis, with the address, the user and the time-outs that the settings say. They do not retry."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mesh.errors import Busy
 from mesh.settings import RedisSettings
 from mesh.wire.connection import RedisConnection
 
-#: Connections of the client that services share. A command that finds none free waits.
+#: Most connections of the client that services share. While all are in use, a further command waits.
 SHARED_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A Redis user."""
+    """The name and the password of a Redis user."""
 
     username: str
     password: str | None = field(repr=False)
@@ -41,23 +41,26 @@ class QuickConnection(Connection):
 
 
 def _packed(command: Iterable[Any]) -> bytes:
-    """Return the bytes of one command. redis-py names some in two words, such as "XINFO STREAM"."""
+    """Return the bytes of one command. redis-py gives some a name of two words, such as "XINFO STREAM"."""
     name, *words = command
     packed: bytes = hiredis.pack_command((*name.split(), *words))
     return packed
 
 
 class _TolerantEncoder(Encoder):
-    """Reads any bytes, as `RedisConnection` does: somebody may have written them by hand. It writes UTF-8 only."""
+    """Reads any bytes, because somebody may have written them by hand, but sends only text that is valid UTF-8.
+
+    redis-py would use `encoding_errors` for both, and replace characters that UTF-8 does not have.
+    """
 
     def encode(self, value: Any) -> Any:
         return value.encode() if isinstance(value, str) else super().encode(value)  # type: ignore[no-untyped-call]
 
 
 class _Pool(BlockingConnectionPool):
-    """The connections of one client. A command that finds none free waits, and gets Busy at the end of the wait.
+    """The connections of one client. While all are in use, a command waits, and raises Busy after `timeout` seconds.
 
-    redis-py would raise a ConnectionError, as if the network were down.
+    redis-py itself would raise a ConnectionError, as if the network were down.
     """
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
@@ -71,11 +74,11 @@ class _Pool(BlockingConnectionPool):
 
 
 class _SentinelPool(SentinelConnectionPool, _Pool):
-    """Connections to the master that the sentinels name; waits like `_Pool`."""
+    """Connections to the master that the sentinels name. If all are in use, a command waits as in `_Pool`."""
 
 
 class _SentinelClient(Redis):
-    """A client of one sentinel. redis-py's errors print it; host and port are enough, without all its options."""
+    """A client of one sentinel. Errors of redis-py name it by host and port only, not with all its options."""
 
     def __repr__(self) -> str:
         options = self.connection_pool.connection_kwargs
@@ -85,48 +88,48 @@ class _SentinelClient(Redis):
 class _HeedsCancellation:
     """A mixin for redis-py's connections: a cancellation during a send is not lost.
 
-    redis-py sends inside `asyncio.wait_for`. In Python 3.11 that drops a cancellation which arrives at the moment the
-    send ends: the task goes on, and the code that cancelled it waits forever.
+    redis-py sends inside `asyncio.wait_for`. In Python 3.11 `wait_for` loses a cancellation that comes at the moment at
+    which the send ends. Then the task goes on, and the code that cancelled it waits forever.
 
-    The mixin also turns uvloop's RuntimeError for a connection that was reset into a ConnectionError.
+    If a connection was reset, uvloop raises a RuntimeError; the mixin raises a ConnectionError instead.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         task = asyncio.current_task()
-        before = 0 if task is None else task.cancelling()
+        cancellations = 0 if task is None else task.cancelling()
         try:
             await super().send_packed_command(command, check_health)  # type: ignore[misc]
         except RuntimeError as error:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             raise redis_errors.ConnectionError("the connection to Redis was reset") from error
-        if task is not None and task.cancelling() > before:
-            # The reply is on its way; the next command must not read it as its own.
+        if task is not None and task.cancelling() > cancellations:
+            # The reply to this command may still come, and the next command must not take it for its own.
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             raise asyncio.CancelledError
 
 
 def heeding_cancellation(client: Redis) -> Redis:
-    """Return the client, with connections that do not lose a cancellation."""
+    """Let the connections of a client lose no cancellation; return the client."""
     pool = client.connection_pool
-    made = pool.connection_class
-    pool.connection_class = type(f"Heeding{made.__name__}", (_HeedsCancellation, made), {})
+    usual = pool.connection_class
+    pool.connection_class = type(f"Heeding{usual.__name__}", (_HeedsCancellation, usual), {})
     return client
 
 
 def _login(username: str, password: SecretStr | None) -> dict[str, Any]:
-    """Return redis-py's options for logging in; none without a password."""
+    """Return redis-py's options for logging in; without a password there are none."""
     return {} if password is None else {"username": username, "password": password.get_secret_value()}
 
 
 class Connections:
-    """Makes clients of the one Redis, as one user. No client retries: only its caller knows what may be repeated."""
+    """Makes clients of one server for one user. No client retries: only its caller knows what may be repeated."""
 
     def __init__(self, settings: RedisSettings, credentials: Credentials | None = None) -> None:
         self.settings = settings
         self._credentials = credentials
 
     def as_user(self, credentials: Credentials) -> Connections:
-        """Return connections to this server as another user."""
+        """Return an object that makes clients of this server for another user."""
         return type(self)(self.settings, credentials)
 
     @property
@@ -137,7 +140,7 @@ class Connections:
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
         """Return a client with one connection or, if `shared`, with a small pool.
 
-        `block_ms` is how long its commands may block; the socket's time-out is a little longer.
+        Its commands may block for `block_ms`; the time-out of the socket is longer by `timeout_ms` of the settings.
         """
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
         connections = SHARED_CONNECTIONS if shared else 1
@@ -173,7 +176,7 @@ class Connections:
     def _server(self) -> dict[str, Any]:
         """Return redis-py's options for the address and the user.
 
-        The URL overrides the other settings; the user of an epoch overrides both.
+        The URL overrides the other settings, and the user of an epoch overrides both.
         """
         settings = self.settings
         named: dict[str, Any] = {"host": settings.host, "port": settings.port}
@@ -185,7 +188,7 @@ class Connections:
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
         settings = self.settings
-        # TLS is for the sentinels, too.
+        # TLS applies to the sentinels, too.
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
         tls = {name: value for name, value in options.items() if name.startswith("ssl")}
         options_of_each = {

@@ -1,9 +1,9 @@
 """One connection to Redis, without redis-py's overhead.
 
-redis-py adds a pool, retries, a timer, a task, metrics and reshaped replies to every command. That costs a replica
-more than the command itself, and asyncio's streams cost as much again. A `RedisConnection` lets redis-py connect and
-log in, and then takes over the transport: several commands leave in one write, replies are parsed in the protocol's
-`data_received`, and the caller wakes up once, when all replies are there.
+For every command redis-py uses a pool, retries, a timer, a task and metrics, and it reshapes the reply. This costs a
+replica more time than the command itself, and asyncio's streams cost as much again. So a `RedisConnection` lets
+redis-py connect and log in, and then takes over the transport. It sends several commands in one write, parses replies
+in the protocol's `data_received`, and wakes its caller once, when all replies are there.
 """
 
 from __future__ import annotations
@@ -20,47 +20,51 @@ from mesh.wire.codec import ENCODER
 
 Command = tuple[Any, ...]
 
-#: The parser's value for a reply that has not arrived completely.
+#: What the parser returns while no further reply has arrived completely.
 _MORE = object()
 _CLOSED = "the connection to Redis was closed"
 
 
-#: Most bytes of one round trip. Redis closes a connection that sends a gigabyte, and one trip must not hold up others.
+#: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once, and the next trips
+#: must not wait for long.
 MOST_BYTES = 64 * 2**20
-#: Room for what stands around a list of words.
+#: Bytes left for the rest of the command, beside the JSON text of its words.
 _REST = 2**16
 
 _ENCODE = ENCODER.encode
 _NONE: Sequence[str] = ()
 
-#: A long word counts for several: for one more with each 2^5 bytes.
+#: The length of words counts, too: each 2^5 bytes of them count for one more word.
 WORD_BITS = 5
 
-#: A word of more characters is sent as it is, because a server reads a text faster than JSON.
+#: A word of more characters is sent as an argument of its own, which the server reads faster than JSON.
 LONG = 65536
 
-#: An item of a batch: its words as JSON, after each other and without brackets; for how many words it counts in a round
-#: trip; its long words, which are null there; and whether the plain variant of the script is enough for it.
+#: An item of a batch, in four values: the elements of a JSON list, without the brackets (how many elements there are,
+#: then the words of the item); for how many words the item counts in a round trip; its long words, which are null in
+#: the JSON; and whether the plain variant of the script can run it.
 Encoded = tuple[bytes, int, Sequence[str], bool]
 
 
 class TooLarge(redis_errors.DataError):
-    """The commands have more bytes than one round trip may have."""
+    """The commands have more bytes than one round trip may send."""
 
 
 def pack(commands: Iterable[Command]) -> bytes:
-    """Return the bytes of some commands. Raises DataError for what cannot be encoded, TooLarge for too many bytes."""
+    """Return commands as bytes. Raises DataError for a value that cannot be encoded, TooLarge for too many bytes."""
     try:
         packed = b"".join(map(hiredis.pack_command, commands))
     except (TypeError, ValueError) as error:
-        raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
+        raise redis_errors.DataError(f"a value cannot be sent to Redis: {error}") from error
     if len(packed) > MOST_BYTES:
         raise _too_large(len(packed))
     return packed
 
 
 def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
-    """Return the words of one item of a batch, which `batch.lua` reads. They cost less than as many arguments.
+    """Encode the words of one item of a batch as JSON, which costs less than one argument for each word.
+
+    `batch.lua` reads the JSON. `plain` says whether the plain variant of the script can run the item.
 
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
@@ -68,7 +72,7 @@ def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
     try:
         text = _ENCODE([number, *words])[1:-1]
     except (TypeError, ValueError) as error:
-        raise redis_errors.DataError(f"it cannot be sent to Redis: {error}") from error
+        raise redis_errors.DataError(f"a value cannot be sent to Redis: {error}") from error
     size = len(text)
     if size > MOST_BYTES - _REST:
         raise _too_large(size)
@@ -84,13 +88,13 @@ def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
 
 
 def _too_large(size: int) -> TooLarge:
-    return TooLarge(f"it cannot be sent to Redis: {size} bytes, and at most {MOST_BYTES} fit in one trip")
+    return TooLarge(f"the command cannot be sent to Redis: {size} bytes, and at most {MOST_BYTES} fit in one trip")
 
 
 class _Answers(asyncio.Protocol):
-    """Collects the replies of one round trip at a time. It ends with its connection.
+    """Collects the replies of one round trip at a time. Each new connection gets a new one.
 
-    One timer serves all round trips: when it fires too early, it is set again.
+    One timer serves all round trips. If it fires while the time of the present one is not over, it is set again.
     """
 
     def __init__(self, former: Any, parse_error: Any, timeout_s: float, errors: str) -> None:
@@ -107,16 +111,17 @@ class _Answers(asyncio.Protocol):
         self._count = 0
         self._answers: list[Any] = []
         self._waiter: asyncio.Future[list[Any]] | None = None
-        self._end = 0.0
+        #: when the present round trip has taken too long, on the clock of the event loop
+        self._overdue_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def expect(self, count: int) -> asyncio.Future[list[Any]]:
         """Return a future of the next `count` replies. Its exceptions are those of redis-py."""
         self._count = count
         self._answers = []
-        self._end = self._loop.time() + self._timeout_s
+        self._overdue_at = self._loop.time() + self._timeout_s
         if self._timer is None:
-            self._timer = self._loop.call_at(self._end, self._check_time)
+            self._timer = self._loop.call_at(self._overdue_at, self._check_time)
         self._waiter = waiter = self._loop.create_future()
         return waiter
 
@@ -136,8 +141,8 @@ class _Answers(asyncio.Protocol):
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
-        if self._loop.time() < self._end:
-            self._timer = self._loop.call_at(self._end, self._check_time)
+        if self._loop.time() < self._overdue_at:
+            self._timer = self._loop.call_at(self._overdue_at, self._check_time)
         else:
             self._fail(redis_errors.TimeoutError(f"Redis did not answer within {self._timeout_s:g} s"))
 
@@ -149,15 +154,15 @@ class _Answers(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._fail(redis_errors.ConnectionError(f"{_CLOSED}: {error}" if error else _CLOSED))
-        # redis-py's own protocol; its `close` waits for this call.
+        # When redis-py closes the connection, it waits until its own protocol, the former one, gets this call.
         self._former.connection_lost(error)
 
 
 class RedisConnection:
-    """The one connection of a redis-py client. `timeout_s` bounds a round trip; the socket needs no time-out.
+    """The one connection of a redis-py client. A round trip takes at most `timeout_s`; the socket needs no time-out.
 
-    `errors` is how bytes that are not UTF-8 are read, as in `bytes.decode`. A value may be any bytes, and must not keep
-    the replies around it from being read.
+    `errors` says how bytes that are not UTF-8 are read, as in `bytes.decode`. Values may be any bytes, and such a value
+    must not make the other replies unreadable.
     """
 
     def __init__(self, client: Redis, timeout_s: float, errors: str = "replace") -> None:
@@ -171,8 +176,8 @@ class RedisConnection:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Make one round trip and return the replies; an error reply is returned, not raised.
 
-        Any failure on the way, and a cancellation, closes the connection, because it is not known which replies are
-        still to come. The next call connects again. Raises redis.exceptions.*, OSError.
+        If the trip fails or is cancelled, the connection is closed, because nobody knows which replies are still to
+        come. The next call connects again. Raises redis.exceptions.*, OSError.
         """
         packed = pack(commands)
         try:
@@ -192,7 +197,7 @@ class RedisConnection:
         return waiter
 
     async def execute(self, *command: Any) -> Any:
-        """Run one command and return its reply. Raises an error reply, too."""
+        """Run one command and return its reply. An error reply is raised."""
         (answer,) = await self.send([command])
         if isinstance(answer, redis_errors.RedisError):
             raise answer

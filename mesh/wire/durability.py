@@ -1,6 +1,6 @@
-"""Waiting until Redis replicas have our writes (WAIT). Concurrent callers share one WAIT.
+"""Waiting until copies of Redis have the writes of this process. Callers that wait at the same time share one WAIT.
 
-WAIT blocks its connection, so it has one of its own.
+The command WAIT blocks its connection, so it has a connection of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from mesh.wire.connection import RedisConnection
 
 
 class Durability:
-    """Confirms that copies of Redis have what was written. `run` sends one WAIT after the other until cancelled."""
+    """Confirms that copies of Redis have what was written. `run` makes rounds until cancelled; a round is one WAIT."""
 
     def __init__(self, connection: RedisConnection, key: str, *, keep_ms: int, copies: int, timeout_ms: int) -> None:
         self._connection = connection
         self._commands = (
             # WAIT counts the copies that have the last write of its own connection. For a connection that has written
-            # nothing, Valkey counts all connected copies; so each WAIT follows a write.
+            # nothing, Valkey counts all connected copies. So a write comes before each WAIT.
             ("PEXPIRE", key, keep_ms),
             ("WAIT", copies, timeout_ms),
         )
@@ -35,18 +35,18 @@ class Durability:
         return asyncio.get_running_loop().create_future()
 
     async def confirm(self) -> None:
-        """Wait until enough copies have everything written so far. This takes two rounds at most.
+        """Wait until enough copies have all that is written by now: until the end of the next round that begins.
 
         Raises Unavailable if they do not confirm in time.
         """
         self._asked.set()
-        # The other callers of this round go on waiting when one is cancelled.
+        # Shielded, because other callers wait for the same future when this one is cancelled.
         why_not = await asyncio.shield(self._next)
         if why_not:
             raise Unavailable(f"done, but {why_not}")
 
     async def run(self) -> None:
-        """Make a round whenever somebody waits for one."""
+        """Make a round whenever somebody waits for one, until cancelled."""
         current = self._next
         try:
             while True:
@@ -60,10 +60,10 @@ class Durability:
                     each.set_result("this replica left the mesh before copies of Redis confirmed it")
 
     async def _wait(self) -> str:
-        """Return why the writes are not confirmed, or "".
+        """Make one round; return why the writes are not confirmed, or "".
 
-        After a lost connection nothing is confirmed: the new connection may lead to another server, one that never got
-        the writes.
+        The first round after a lost connection confirms nothing: the new connection may lead to another server, which
+        never got the writes.
         """
         try:
             if self._lost:

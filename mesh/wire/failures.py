@@ -1,7 +1,7 @@
 """Every error that Redis or Valkey can answer, and what it means to a replica.
 
-`CODES` and `PHRASES` are the table. A code is the first word of an error; the code `ERR` has many meanings, which the
-phrases tell apart. When a command in a script fails, Lua adds text at the end of the error; the code stays in front.
+`CODES` and `PHRASES` are the table. A code is the first word of an error's text. The code `ERR` has many meanings, and
+phrases in the text tell them apart. When a command in a script fails, Lua adds text at the end; the code stays first.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ KEEPS_KEYS = "noeviction"
 class Meaning(Enum):
     """What an error means to a replica."""
 
-    #: Redis cannot do it now. The same command may be sent again until the lease ends; callers get 503.
+    #: Redis cannot run the command now. The command may be sent again until the lease ends; callers get 503.
     PASSING = "passing"
-    #: Memory is full. New work is refused with 503; settlement, release and renewal go on.
+    #: The memory of Redis is full. New work is refused with 503; settlement, release and renewal go on.
     FULL = "full"
     #: The Redis user of this epoch is gone, or another replica holds the lease. The membership ends.
     FENCED = "fenced"
-    #: The server does not know a script; load it and send the command again.
+    #: The server does not know the script. The script is loaded, and the command is sent again.
     SCRIPT = "script"
-    #: Somebody has overwritten a key with a value of another type. Callers get 503 until it is repaired.
+    #: Somebody has overwritten a key with a value of another type. Callers get 503 until the key is repaired.
     OVERWRITTEN = "overwritten"
     #: The command was wrong, or the code that sent it expects this error. The command is not repeated.
     OURS = "ours"
-    #: The mesh cannot work with this server. A starting replica ends with a sentence.
+    #: The mesh cannot work with this server. A replica that starts ends, and says why.
     FATAL = "fatal"
 
 
-#: The first word of an error -> what it means. All codes of Redis 7.0 to 8 and Valkey 7.2 to 9.1, then those of our
-#: scripts.
+#: The code of an error -> what it means. First all codes of Redis 7.0 to 8 and Valkey 7.2 to 9.1, then the codes of
+#: our scripts.
 CODES: dict[str, Meaning] = {
     "LOADING": Meaning.PASSING,  # the server reads its data from disk
-    "BUSY": Meaning.PASSING,  # a script or a module command of somebody runs for too long
+    "BUSY": Meaning.PASSING,  # a script or a command of a module, of any client, runs for too long
     "MISCONF": Meaning.PASSING,  # the server cannot write to its disk, and refuses writes until it can
     "NOREPLICAS": Meaning.PASSING,  # fewer copies are connected than min-replicas-to-write
-    "READONLY": Meaning.PASSING,  # the server is a copy now; after a failover the name leads to another one
+    "READONLY": Meaning.PASSING,  # the server is a copy now; after a failover its host name leads to the new master
     "MASTERDOWN": Meaning.PASSING,  # a copy has lost its master and does not serve stale data
-    "REDIRECT": Meaning.PASSING,  # Valkey: a copy names its primary
+    "REDIRECT": Meaning.PASSING,  # a copy of Valkey names the server that it copies
     "NOMASTERLINK": Meaning.PASSING,
     "UNBLOCKED": Meaning.PASSING,  # a blocked read was ended: CLIENT UNBLOCK, or the server became a copy
     "CLUSTERDOWN": Meaning.PASSING,
@@ -64,12 +64,12 @@ CODES: dict[str, Meaning] = {
     "BUSYGROUP": Meaning.OURS,
     "BUSYKEY": Meaning.OURS,
     "WRONGTYPE": Meaning.OVERWRITTEN,
-    "EXECABORT": Meaning.OURS,  # unless it says why; see `classify`
+    "EXECABORT": Meaning.OURS,  # unless the text names the code of another error; see `code_of`
     "INVALIDOBJ": Meaning.OURS,
     "NOTBUSY": Meaning.OURS,
     "UNKILLABLE": Meaning.OURS,
     "NOSUB": Meaning.OURS,
-    "ERR": Meaning.OURS,  # unless a phrase says more
+    "ERR": Meaning.OURS,  # unless the text has one of PHRASES
     "DENIED": Meaning.FATAL,
     "NOPROTO": Meaning.FATAL,
     "MOVED": Meaning.FATAL,
@@ -79,7 +79,7 @@ CODES: dict[str, Meaning] = {
     "LEASELOST": Meaning.FENCED,
 }
 
-#: A part of an error's text -> what it means, for errors whose code is ERR or that a client library has reworded.
+#: A part of an error's text -> what it means. For errors whose code is ERR, or whose text redis-py has changed.
 PHRASES: dict[str, Meaning] = {
     "max number of clients": Meaning.PASSING,
     "server is shutting down": Meaning.PASSING,
@@ -94,9 +94,9 @@ PHRASES: dict[str, Meaning] = {
     "unknown subcommand": Meaning.FATAL,
 }
 
-#: What to do about an error that ends a starting replica: code or phrase -> remedy.
+#: The code or a phrase of an error that ends a starting replica -> what to do about it.
 REMEDIES = {
-    "DENIED": "set a password on the server and in REDIS_PASSWORD, or let it listen on the loopback address only",
+    "DENIED": "set a password on the server and in REDIS_PASSWORD, or let the server listen on a loopback address only",
     "NOPROTO": "the server must speak RESP2",
     "MOVED": "the mesh needs one server with numbered databases, not a Redis Cluster",
     "ASK": "the mesh needs one server with numbered databases, not a Redis Cluster",
@@ -110,10 +110,11 @@ REMEDIES = {
     "unknown subcommand": "the server does not have this command, or it was renamed",
 }
 
-#: What people are told about a key of another type. The server does not name the key; the logs name what was done.
+#: What people are told about a key whose value has another type. The server does not say which key: only the log tells
+#: what the replica was doing.
 OVERWRITTEN = "a key of the mesh was overwritten with a value of another type; delete it, or restore it from a backup"
 
-#: Errors of redis-py that mean that Redis cannot be reached, or cannot serve, for now; also in an `except` clause.
+#: Errors, for an `except` clause, that mean that Redis cannot be reached, or cannot serve, for now.
 PASSING = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -126,7 +127,7 @@ PASSING = (
     asyncio.TimeoutError,
 )
 
-#: Everything that talking to Redis can raise, for an `except` clause before `classify`.
+#: All errors that a command to Redis can raise, for an `except` clause; `classify` then tells them apart.
 ANY = (redis_errors.RedisError, *PASSING)
 
 _FENCED = (
@@ -142,7 +143,7 @@ _ABORTED = re.compile(r"discarded because of: (?:-)?([A-Z]{3,}) ")
 
 def code_of(error: BaseException) -> str:
     """Return the code of an error that the server answered, or "" for an error of the connection."""
-    # redis-py removes the code from the text of the errors that it knows.
+    # If redis-py knows an error, it removes the code from the text and keeps it in `status_code`.
     code, text = getattr(error, "status_code", None), text_of(error)
     if not code and (found := _CODE.match(text)):
         code = found[1]
@@ -159,7 +160,7 @@ def text_of(error: BaseException) -> str:
 
 
 def classify(error: BaseException) -> Meaning:
-    """Tell what an error of redis-py, or of the network below it, means."""
+    """Return what an error of redis-py or of the network means."""
     if isinstance(error, Unavailable):
         return Meaning.PASSING
     code = code_of(error)
@@ -171,19 +172,19 @@ def classify(error: BaseException) -> Meaning:
             return meaning
     if isinstance(error, redis_errors.OutOfMemoryError):
         return Meaning.FULL
-    # An AuthenticationError is a ConnectionError, too.
+    # Before PASSING, because an AuthenticationError is a ConnectionError, too.
     if isinstance(error, _FENCED):
         return Meaning.FENCED
     return Meaning.PASSING if isinstance(error, PASSING) else Meaning.OURS
 
 
 def is_fenced(error: BaseException) -> bool:
-    """Whether an error means that the Redis user of this epoch is gone."""
+    """Whether an error ends the membership: the user of this epoch is gone, or another replica has the lease."""
     return classify(error) is Meaning.FENCED
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same command may succeed later."""
+    """Whether the command that raised an error may succeed later."""
     return classify(error) is Meaning.PASSING
 
 
@@ -196,13 +197,13 @@ def eviction(policy: str) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """Say what to do about a fatal error, or "" if nothing is known."""
+    """Return what to do about a fatal error, or "" if nobody knows."""
     code, text = code_of(error), str(error)
     return next((advice for key, advice in REMEDIES.items() if key == code or key in text), "")
 
 
 def translate(error: BaseException) -> MeshError | None:
-    """Return what a caller is told about an error of Redis; None if the error is ours."""
+    """Return the MeshError that a caller gets for an error of Redis; None if its meaning is OURS."""
     match classify(error):
         case Meaning.PASSING:
             return Unavailable(f"Redis cannot be used now: {text_of(error)}", retry_after=1)

@@ -1,7 +1,7 @@
 """A Lua script, named by the hash of its source, so that two releases can run on one server at the same time.
 
-Each script is a file beside the Python module that runs it. KEYS holds the keys that belong to the script itself. The
-writes of a commit bring further keys, in two databases; the server checks each of them against the access rules of the
+Each script is a file beside the Python module that runs it. KEYS has the keys that the script itself uses. Only the
+writes of a commit name further keys, in two databases. The server checks each of these against the access rules of the
 Redis user.
 """
 
@@ -26,7 +26,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Script:
-    """One Lua script, by its source."""
+    """The source of one Lua script."""
 
     source: str
 
@@ -39,8 +39,8 @@ class Script:
     def beside(cls, module: str, name: str, *parts: str) -> Script:
         """Read the file `name` in the folder of a module; pass the module's `__file__`.
 
-        Each of `parts` is a file, named as seen from that folder; it replaces the comment that holds its name:
-        `--[[ part.lua ]]`. A part may contain such a comment for a later part of its own folder.
+        Each of `parts` is the path of a file, seen from that folder. The text of the file replaces the comment that
+        names it: `--[[ part.lua ]]`. A part may contain such a comment for a later part in the part's own folder.
         """
         folder = Path(module).parent
         source = (folder / name).read_text("utf-8")
@@ -51,7 +51,7 @@ class Script:
         return cls(source)
 
     def without(self, part: str) -> Script:
-        """Return the script without the only piece of its source that matches a pattern. Raises ValueError."""
+        """Return the script without the piece that matches a pattern. Raises ValueError unless there is just one."""
         source, count = re.subn(part, "", self.source, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the script has {count} pieces like {part!r}, not one")
@@ -60,7 +60,7 @@ class Script:
     async def run(self, client: Executor, keys: Sequence[str], *args: Any, decode: bool = True) -> Any:
         """Run the script over a client, and load it if the server does not know it. Raises redis-py's errors.
 
-        Without `decode` the answer stays bytes, for what may not be text.
+        Without `decode` the answer is bytes, for answers that may be no text.
         """
         words = (len(keys), *keys, *args)
         options = {} if decode else {"NEVER_DECODE": True}
@@ -72,9 +72,9 @@ class Script:
 
 @dataclass(frozen=True)
 class Variants:
-    """One script in three: complete, `plain` for batches that need little of it, and `when_full` for a full memory.
+    """Three variants of one script, of which each batch runs one.
 
-    The server refuses the first two when its memory is full.
+    `plain` lacks the parts that few batches need. When its memory is full, the server runs only `when_full`.
     """
 
     complete: Script
@@ -86,5 +86,5 @@ class Variants:
         return self.complete, self.plain, self.when_full
 
 
-#: A script whose batches have numbers, and the words that stand before the number.
+#: A script whose batches are numbered, in its variants, and its arguments before the number of the batch.
 Numbered = tuple[Variants, Sequence[Any]]
