@@ -1,12 +1,12 @@
-"""A client of the mesh: it asks, without a lease, and so takes none of the databases.
+"""A client of the mesh: it sends requests without a lease, and so takes no database.
 
     absent --presence written--> present --not renewed in time--> absent: a new presence, with a new name
        |
        +--the server cannot be used for this mesh, or refuses the credentials--> over: every call raises the reason
 
-A presence is to a client what a lease is to a replica: a key that expires. Without it, Redis takes no request of this
-client. When the presence ends, no batch is sent again. A client that dies leaves three keys, and all three expire. Its
-requests go on: they are done, or they expire, and their answers are dropped.
+A presence is a key that expires and that the client renews, like the lease of a replica. Without it, Redis takes no
+request of the client, and the client sends no batch again. A client that dies leaves three keys, and all three expire.
+Its requests go on: replicas answer them, or they expire. Nobody reads the answers.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from mesh.wire.script import Script
 log = structlog.get_logger(__name__)
 
 PRESENT = Script.beside(__file__, "present.lua")
-#: The scripts of a client's link.
+#: The scripts that a client runs over its link, beside SUBMIT.
 LINK_SCRIPTS = (
     roster.ROSTER, roster.MISSING, SERVED, scripts.END, scripts.BOOKS, waking.CANCEL,
 )  # fmt: skip
-#: A presence holds for so many lease ttls, and is renewed once in each. It may hold for longer than a lease, because
-#: nobody waits for it to end: a client holds no database.
+#: A presence holds for so many lease ttls, and is renewed once in each ttl. It may hold for longer than a lease: nobody
+#: waits for its end, because a client holds no database.
 PRESENCE_TTLS = 10
 #: The client stops trusting its presence when this share of the presence's time is left.
 SAFETY = 0.1
-#: Pause after a presence ended, or could not be written.
+#: Pause before the next try after a presence has ended, or could not be written.
 PAUSE_S = 0.5
 
 
 class Presence:
-    """One presence of a client, with its connections. `run` keeps it until it ends."""
+    """One presence of a client, with its connections. `run` renews the presence until it ends."""
 
     def __init__(self, settings: MeshSettings, connections: Connections) -> None:
         self.id = f"{keys.CLIENT}{secrets.token_hex(4)}"
@@ -71,7 +71,7 @@ class Presence:
         self._ttl_ms = PRESENCE_TTLS * settings.lease_ttl_ms
         self._who = f"{socket.gethostname()}:{os.getpid()}"
         self._renewed_at = 0.0
-        #: operations that have no effect, as the replicas say: they are called even while Redis is full
+        #: names of operations that only read, from the roster: they can be called even while Redis is full
         self._readers: frozenset[str] = frozenset()
         self._open: list[Redis | RedisConnection] = []
         self._keeper = self._opened(connections.client(f"keeper-{self.id}"))
@@ -123,11 +123,11 @@ class Presence:
 
     @property
     def trusted(self) -> bool:
-        """Whether Redis still knows of this client."""
+        """Whether the presence still holds, for certain."""
         return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY)
 
     async def begin(self) -> None:
-        """Check the server for this mesh, and write the presence. Raises MeshError, redis-py's errors."""
+        """Check the server and the mesh that uses it; write the presence. Raises MeshError, redis-py's errors."""
         await server.check(self._keeper)
         await self._check_mesh()
         await self._renew()
@@ -149,7 +149,7 @@ class Presence:
         self._readers = frozenset().union(*[member.readers for member in members])
 
     async def run(self) -> None:
-        """Stay present until cancelled. Raises an exception group, with LeaseLost when the presence has ended."""
+        """Stay present until cancelled. Raises an exception group; it has LeaseLost if the presence has ended."""
         async with asyncio.TaskGroup() as tasks:
             for loop in (
                 self._keep,
@@ -179,9 +179,9 @@ class Presence:
 
 
 class Client:
-    """Asks a mesh without being a member of it. `connect` makes it.
+    """Sends requests to a mesh of which it is no member. `connect` makes it.
 
-    While Redis cannot be reached, calls raise Unavailable; afterwards they work again.
+    While Redis cannot be reached, calls raise Unavailable. When Redis is back, they work again.
     """
 
     def __init__(self, settings: MeshSettings, connections: Connections) -> None:
@@ -190,11 +190,12 @@ class Client:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
         self._why_not: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
+        #: set when the first attempt to become present has ended
         self._tried = asyncio.Event()
 
     @property
     def id(self) -> str:
-        """The name under which Redis knows this client now; another one after an interruption."""
+        """The name under which Redis knows this client now. Each new presence has a new name."""
         return self._present().id
 
     async def ask(
@@ -206,7 +207,7 @@ class Client:
             return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
-        """Send one request and wait for its reply. A reply in parts is merged key by key. Raises MeshError."""
+        """Send one request and wait for its reply; if it comes in parts, merge them key by key. Raises MeshError."""
         (answer,) = await self.ask([Ask(to, op, body)], deadline_ms=deadline_ms)
         return answer.merged()
 
@@ -220,7 +221,7 @@ class Client:
     ) -> Replies[Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
-        Raises Incomplete, MeshError.
+        Raises Incomplete if a holder is expected back or did not answer in time; MeshError.
         """
         with _interrupted():
             presence = await self._serving([op])
@@ -237,10 +238,10 @@ class Client:
         once: Once | None = None,
         limit: str = "",
     ) -> None:
-        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
+        """Send a request whose reply nobody waits for; return when Redis has it. It stays if this client ends.
 
-        `key` names the request, for `cancel`. A request that is `due` later, or that has an idempotency key or a
-        limit, needs such a name.
+        `key` names the request, for `cancel`. A request that is `due` later, or that has an idempotency key or a limit,
+        needs such a name.
         """
         with _interrupted():
             ask = Ask(to, op, body, once, limit)
@@ -249,7 +250,7 @@ class Client:
             await presence.calls.send(ask, key, due)
 
     async def cancel(self, key: str) -> bool:
-        """Remove the request with this key. Return False when it is over already."""
+        """Remove the request with this key. Return False if it has ended already."""
         with _interrupted():
             return await waking.cancel(self._present().link, self._streams, key)
 
@@ -258,11 +259,11 @@ class Client:
         return await roster.read(self._present().link)
 
     async def books(self) -> dict[str, int]:
-        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        """Return how many requests had each outcome in the mesh; `accepted` is the sum of all other counts."""
         return await streams.books(self._present().link, self._streams)
 
     async def _serving(self, ops: Sequence[str], level: int = 0) -> Presence:
-        """Return the presence. Raises Refused for an operation that no live replica serves, and OlderRelease."""
+        """Return the presence. Raises Unserved if no live replica serves one of the operations, and OlderRelease."""
         presence = self._present()
         await presence.directory.check(ops, level)
         return presence
@@ -273,7 +274,7 @@ class Client:
         return self._presence
 
     async def run(self) -> None:
-        """Keep a presence, and a new one after each that ends, until cancelled or until a SetupError."""
+        """Become present, and again whenever a presence has ended, until cancelled or until a SetupError."""
         while not isinstance(self._why_not, SetupError):
             presence = Presence(self.settings, self._connections)
             try:
@@ -301,7 +302,7 @@ class Client:
         self._why_not = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
-        """Wait until the calls in progress are answered, for as long as a deadline at most."""
+        """Wait until the calls in progress are answered, but no longer than the default deadline."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.deadline_ms / 1000):
                 while self._presence is not None and self._presence.calls.waiting:
@@ -310,7 +311,7 @@ class Client:
 
 @contextlib.contextmanager
 def _interrupted() -> Iterator[None]:
-    """Raise Unavailable at the caller where a presence has ended with LeaseLost."""
+    """Raise Unavailable if the block raises LeaseLost, because the presence ended during a call."""
     try:
         yield
     except LeaseLost as error:
@@ -321,7 +322,7 @@ def _interrupted() -> Iterator[None]:
 
 
 def _meaning(error: BaseException) -> MeshError:
-    """Return what the end of a presence means: Unavailable if a later one may succeed, else SetupError."""
+    """Return the error for calls after a presence has ended: Unavailable if a new one may succeed, else SetupError."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, LeaseLost) and error.__cause__ is not None:
@@ -338,10 +339,10 @@ async def connect(
     settings: MeshSettings | None = None,
     connections: Connections | None = None,
 ) -> AsyncIterator[Client]:
-    """Become a client of the mesh at this address (or the one that the environment names), without a lease.
+    """Become a client of the mesh whose Redis has this address, or the address that the environment names.
 
-    This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
-    or the credentials are not those of this mesh.
+    This does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the mesh
+    cannot use the server, if another mesh uses it, or if it refuses the credentials.
     """
     tracing.activate()
     settings = chosen(settings, url)

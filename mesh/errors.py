@@ -1,7 +1,8 @@
-"""What can go wrong in a mesh, as sentences a user can read.
+"""The errors of the mesh. The first line of a class's docstring is what a user reads if an error has no other text.
 
-Every error has a `code`. The code of an error that answers a request travels as the `status` of the reply, so that the
-caller in another process raises the class that the worker raised. Facts travel, too, and are attributes.
+Every error has a `code`. If an error answers a request, its code travels as the `status` of the reply, so the caller in
+another process gets an error of the class that the worker raised. The facts of the error travel, too; its attributes
+show them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class MeshError(Exception):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which a new try makes sense; None where nobody knows."""
+        """After how many seconds a new try makes sense; None if nobody knows."""
         value = self.facts.get("retry_after")
         return None if value is None else float(value)
 
@@ -48,7 +49,7 @@ class Busy(MeshError):
 
 
 def redis_is_full() -> Busy:
-    """Return the error for everything that would store more while Redis has no memory left."""
+    """Return the error for a request that would store something while Redis has no memory left."""
     return Busy("Redis is full: nothing new is stored, reads go on; retry after 5 s", retry_after=5)
 
 
@@ -74,7 +75,7 @@ class Incomplete(MeshError):
     """Not every live database answered."""
 
     code = "incomplete"
-    #: the replies of the other databases, by number; only the caller of the gather has them
+    #: the replies that came, by the number of the database. They do not travel: only the caller of the gather has them
     partial: dict[int, Any]
 
     def __init__(self, detail: str | None = None, /, *, partial: dict[int, Any] | None = None, **facts: Any) -> None:
@@ -100,7 +101,7 @@ class Contended(MeshError):
 
     @classmethod
     def at(cls, key: str, conflicts: int) -> Contended:
-        """Name the key and say what helps."""
+        """Return the error for a key. Its text says what helps."""
         return cls(
             f"{key} changed {conflicts} times while this request was handled; "
             "use add() for a counter, or send such requests to one Database",
@@ -123,7 +124,7 @@ class Contended(MeshError):
 class Refused(MeshError):
     """The handler refused the request; `facts` say why.
 
-    A program's own refusals are subclasses with a code, which travels. At the caller the same class is raised:
+    For its own refusals a program makes subclasses with a code. The code travels, so the caller gets the same class:
 
         class NameTaken(Refused, code="greetings.name-taken"):
             name: str
@@ -191,7 +192,7 @@ class InvalidBody(MeshError):
 
     @property
     def path(self) -> str:
-        """Where in the body, as `$.items[2].name`; "" where the whole of it is wrong."""
+        """The place in the body that is wrong, such as `$.items[2].name`; "" if it is the whole body."""
         return str(self.facts.get("path", ""))
 
 
@@ -288,16 +289,16 @@ def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
         if issubclass(cls, Refused) and code.startswith(f"{service}."):
             try:
                 hints = get_type_hints(cls)
-            except NameError:  # it is defined inside a function, with types that only that function knows
+            except NameError:  # the class is defined in a function, with types that only this function knows
                 hints = {}
             found.append((cls, {name: hints.get(name, Any) for name in sorted(_facts_of(cls))}))
     return found
 
 
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
-    """Return the error that a reply with this status stands for.
+    """Return the error for a reply whose status is this code.
 
-    A code that this process does not know is a refusal with these facts, and keeps its code when it travels on.
+    If this process does not know the code, return a Refused with these facts. It keeps the code when it travels on.
     """
     cls = _BY_CODE.get(code)
     if cls is not None and issubclass(cls, Refused) and cls is not Refused:
@@ -312,10 +313,10 @@ def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
 
 
 def _typed(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
-    """Return facts in the types that the error names; those that another release wrote otherwise are left out."""
+    """Convert facts to the types that the class annotates. Leave out facts that another release wrote differently."""
     try:
         hints = get_type_hints(cls)
-    except NameError:  # it is defined inside a function, with types that only that function knows
+    except NameError:  # the class is defined in a function, with types that only this function knows
         return facts
     found = dict(facts)
     for name in _facts_of(cls) & facts.keys():

@@ -1,4 +1,4 @@
-"""The name, type and meaning of every shared key. No other Python module spells one.
+"""The name, type and meaning of every shared key. No other Python module has the name of a key.
 
     mesh:claim               string        "<name of the mesh> <bus>" that uses this server; always in database 0
     mesh:format              string        the newest format that a replica of this mesh has written
@@ -7,42 +7,46 @@
     mesh:replica:{n}         hash, PX      roster row: class, replica, pid, public, private, since, state, filters…
     mesh:expected:{n}        string, PX    class of database n, while its holder is there or is expected back
     mesh:clock               string        the time (ms) of the latest request; no later request gets an id below it
-    mesh:written             zset, PX      databases that hold data, by the moment (ms) at which the last key ends
+    mesh:written             zset, PX      databases that hold data, by the time (ms) at which the last key expires
     mesh:requests:{A..D}     stream        requests to any one replica of the class; group `workers`
     mesh:requests:db{n}      stream        requests to the replica that holds database n; group `workers`
     mesh:replies:{replica}   stream, PX    replies to the requests of that replica
     mesh:client:{client}     string, PX    "<host>:<pid>" of a client without a lease; gone when it has left or died
-    mesh:submitted:{replica} string, PX    number of the last batch that replica submitted, and what came of it
-    mesh:committed:{replica} string, PX    number of the last batch that replica committed, and what came of it
+    mesh:submitted:{replica} string, PX    number and result of the last batch of requests that the replica submitted
+    mesh:committed:{replica} string, PX    number and result of the last batch of transactions that it committed
     mesh:dead                stream        requests and events given up, with reason and deliveries
-    mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand (of accepted)
+    mesh:books               hash          accepted, answered, expired, cancelled, dead, lost; by_hand: how many of
+                                           accepted were added to a stream by hand
     mesh:paused              hash          operation -> since when and by whom it is paused
-    mesh:parked:{op}         zset          requests of a paused operation in mesh:later: key by time (ms) of acceptance
+    mesh:parked:{op}         zset          requests of a paused operation, which are in mesh:later: key by time (ms) of
+                                           acceptance
     mesh:lanes               set           lanes ("{op}:{value}") in which requests have or wait for a place
     mesh:lane:{lane}         list          names of the requests that wait for a place, in order; they are in mesh:later
     mesh:running:{lane}      hash          requests that have a place: name -> stream and id, or mesh:later and name
-    mesh:rate:{lane}         string, PX    state of a rate (µs): when the next request would be on time after all that
-                                           were accepted, when this was written, the first after those that have begun
+    mesh:rate:{lane}         string, PX    three times in µs: when the next request of a rate would be on time, when
+                                           this was set, and the first time again, as if only those requests existed
+                                           that have begun
     mesh:drain:{replica}     string, PX    an operator asks the replica to drain
     mesh:minutes             stream        the books, once a minute for a day
     mesh:later               zset          requests that wait: key by due time (ms of Redis's clock), or +inf
-    mesh:later:{key}         hash          such a request: its fields, to, and ttl (ms after the due time) or deadline
-    mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel has removed its request
+    mesh:later:{key}         hash          a request in mesh:later: its fields, to, and ttl (ms after the due time) or
+                                           deadline
+    mesh:later:cancelled:{attempt}  string, PX  this attempt to cancel a request has removed it
     mesh:once:{op}:{key}     hash, PX      an idempotency key: its request and who waits for it, or the answer
     mesh:schedules           zset          operations that run by themselves: name by next tick (ms)
     mesh:schedule:{op}       hash, PX      definition, epoch of its author, next and last tick, entries of the last tick
-    mesh:operations          hash          operation -> what it is, as JSON; those that a live replica serves
-    mesh:operations:served   hash          digest of a table of operations, as roster rows name it -> its operations
+    mesh:operations          hash          operation that a live replica serves -> its definition, as JSON
+    mesh:operations:served   hash          digest of a table of operations, as a roster row names it -> these operations
     mesh:audit               stream        security events and acts of operators, the last 10,000 or so
     shared:{service}:*       any           state that a service shares between replicas
     events:*                 stream        events from outside
 
-All of them but the claim live in the bus database (REDIS_DB). A replica's own data are in database n:
+These keys are in the bus database (REDIS_DB), except for the claim. A replica's own data are in database n:
 
     db{n}:class              string        the class that the database got at its first lease
     db{n}:format             string        the newest format that a holder has written there
-    db{n}:left               string        the last holder left in order, and the mesh went on without it
-    db{n}:written            zset, PX      the keys of the services there, by the moment (ms) at which each ends
+    db{n}:left               string        set if the last holder left in order, and the mesh went on without it
+    db{n}:written            zset, PX      the keys of the services there, by the time (ms) at which each expires
     db{n}:{service}:*        any           a service's data there
 """
 
@@ -85,20 +89,20 @@ COMMITTED = "mesh:committed:"
 EVENTS = "events:"
 DRAIN = "mesh:drain:"
 
-#: How the name of every client begins, where that of a replica would stand.
+#: How the name of every client begins. In keys and requests it stands where the name of a replica can stand.
 CLIENT = "client-"
 
 #: The one consumer group of every request stream.
 GROUP = "workers"
 
-#: As many databases as any mesh may lease.
+#: The most databases that a mesh can lease.
 MOST_DATABASES = 16
 
-#: Dead letters that are kept; adding one beyond the bound drops the oldest.
+#: About how many dead letters are kept; then each new one removes the oldest.
 DEAD_KEPT = 10_000
-#: For how many minutes `mesh:minutes` has the books.
+#: For how many minutes `mesh:minutes` keeps the books.
 MINUTES_KEPT = 1440
-#: Entries of the audit log, about 2 MB; older ones go first.
+#: About how many entries of the audit log are kept, about 2 MB; then each new one removes the oldest.
 AUDIT_KEPT = 10_000
 
 
@@ -165,5 +169,5 @@ def own(database: int) -> str:
 
 
 def request_streams(classes: str, databases: int) -> list[str]:
-    """Return every request stream that the mesh can have."""
+    """Return the key of every request stream that the mesh can have."""
     return [class_requests(cls) for cls in classes] + [database_requests(n) for n in range(databases)]

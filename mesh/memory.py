@@ -1,16 +1,16 @@
 """How full the server's memory is, and whether something new may be stored.
 
-Stores are refused before memory is full: its last part is a reserve for requests, replies and logins, which are soon
-gone again. If memory is full all the same, the server refuses everything that needs memory, except for scripts that may
-exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`).
+New data are refused before the memory is full. Its last part is a reserve for requests, replies and logins, which need
+memory only for a short time. If the memory is full all the same, the server refuses all commands that need memory,
+except for scripts that may exceed `maxmemory`. These store nothing that stays (`requests.scripts.when_full`).
 
     0 ----------- maxmemory - reserve ----------- maxmemory ------------------------------
       everything                 all but new data           reads, logins, settlement, renewal
 
-Each replica asks the server twice a second. To the answer it adds what it has stored itself since the look before the
-last one, because a commit may have been under way at the last look. Simultaneous stores of several replicas may take
-some of the reserve. They do not take the memory beyond `maxmemory`: a large batch looks at the memory itself
-(`room.lua`).
+Each replica asks the server twice a second. It adds the bytes that it has stored since the look before the last one,
+because a commit that was under way at the last look may be missing in the answer. If several replicas store at the same
+time, they may use some of the reserve. They do not take the memory beyond `maxmemory`, because the script of a large
+batch compares the memory itself (`room.lua`).
 
 The same answer tells whether the server may delete keys to make room, or has done so: then no replica is ready.
 """
@@ -31,11 +31,11 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two looks. A replica does not know what others store meanwhile.
+#: Pause between two looks at the server's memory. Between them a replica does not know what other replicas store.
 LOOK_S = 0.5
-#: For so long after it has deleted a key, a server that does not name its policy counts as one that deletes keys.
+#: If a server does not name its policy, it counts as one that deletes keys for this long after it has deleted a key.
 EVICTING_S = 60.0
-#: When a refused client may try again. Expired data are removed within seconds.
+#: How many seconds a refused caller should wait. Expired data, which may make room, are removed within seconds.
 RETRY_AFTER_S = 5
 
 _USED = re.compile(r"^used_memory:(\d+)", re.MULTILINE)
@@ -45,18 +45,19 @@ _LIMIT = re.compile(r"^maxmemory:(\d+)", re.MULTILINE)
 
 
 class Memory:
-    """The server's memory as this replica knows it. `run` looks until cancelled."""
+    """What this replica knows of the server's memory. `run` keeps it current until cancelled."""
 
     def __init__(self, link: Link, reserve_share: float) -> None:
         self._link = link
         self._reserve_share = reserve_share
-        #: bytes stored since the last look, and between the last two looks
+        #: bytes that this replica has stored since the last look, and between the last two looks
         self._stored = self._stored_before = 0
         self.used = 0
         #: `maxmemory`; 0 if the server has no limit or does not say
         self.limit = 0
-        #: why acknowledged data may vanish, or "": the server deletes keys to make room
+        #: why the server may delete acknowledged data to make room; "" if it does not
         self.evicting = ""
+        #: how many keys the server had deleted to make room at the last look
         self._evicted: int | None = None
         self._evicted_at = -EVICTING_S
 
@@ -75,7 +76,7 @@ class Memory:
             log.warning("memory of the server unknown", error=str(error))
             raise _Unknown from error
         except MeshError:
-            # The link ends the membership if that is necessary.
+            # If the error ends the membership, the link raises it, too.
             return
         used, limit = _USED.search(text), _LIMIT.search(text)
         was_full = self.is_full
@@ -113,7 +114,7 @@ class Memory:
 
     @property
     def is_full(self) -> bool:
-        """Whether stores are refused."""
+        """Whether new data are refused."""
         return self.room is not None and self.room <= 0
 
     def store(self, amount: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The level below typed operations: named operations, bodies that are dicts, and writes by their Redis verbs.
 
-`mesh.join` takes a `Worker` beside typed operations, and `Mesh.replica` is the `Replica` that `join` here returns.
-`connect` is without types, too: it yields a `Client`.
+`mesh.join` takes a `Worker` together with typed operations. `Mesh.replica` is a `Replica`, as `mesh.raw.join` yields
+it. `mesh.raw.connect` yields a `Client`, which has no types either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The mesh's settings, read from the environment once. A default states its trade."""
+"""The settings of the mesh, read from the environment once. If a default is a compromise, its description says so."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
         env_ignore_empty=True,
         # The end of a line (CRLF in a file from Windows) is not part of a value.
         str_strip_whitespace=True,
-        # Code may also use the names of the fields; an unknown name is an error.
+        # Code may also use the names of the fields. An unknown name is an error.
         populate_by_name=True,
         extra="forbid",
         # An error must not repeat an address that has a password in it.
@@ -37,7 +37,7 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 
 
 def _is_there(folder: str) -> bool:
-    """Return whether the folder exists. Without the right to look it counts: the error of reading it names it."""
+    """Return whether a folder exists or cannot be looked at; in the latter case, reading it raises an error later."""
     try:
         return Path(folder).is_dir()
     except PermissionError:
@@ -51,13 +51,13 @@ def explain(error: ValidationError) -> str:
     wrong = []
     for one in error.errors():
         name = ".".join(map(str, one["loc"]))
-        # A field with a name of its own in the environment appears under it.
+        # A field with a name of its own in the environment, such as MESH_CLASS, is reported by this name already.
         wrong.append(f"{name if name.isupper() else prefix + name.upper()}: {one['msg'].removeprefix('Value error, ')}")
     return "; ".join(wrong)
 
 
 def chosen(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:
-    """Return these settings, or those of the environment with this address of Redis. Raises SetupError, UsageError."""
+    """Return the settings, or those of the environment with Redis at `url`. Raises SetupError, UsageError."""
     if settings is not None and not isinstance(settings, MeshSettings):
         raise UsageError(f"settings are MeshSettings(...), not {settings!r:.100}")
     if settings is not None:
@@ -102,11 +102,11 @@ def _check_address(url: str) -> None:
     try:
         port = parts.port
     except ValueError:
-        # Python's message would repeat the text, which is the password if the host is missing.
+        # Python's message would repeat the wrong port, which is the password if the host is missing.
         port = 0
     if port == 0:
         raise ValueError("the port of the address must be a number from 1 to 65535")
-    # In redis-py, options of the address override ours, and the mesh must set most of them itself.
+    # In redis-py, options of the address override those that the mesh sets, and the mesh needs its own.
     for option in parse_qs(parts.query, keep_blank_values=True):
         if not option.startswith("ssl_"):
             raise ValueError(f"the address may only have options for TLS, such as ssl_ca_certs; remove {option}")
@@ -118,7 +118,7 @@ def _check_address(url: str) -> None:
 
 
 class RedisSettings(BaseSettings):
-    """The address of Redis, and the user of a replica before it has a lease."""
+    """The address of Redis, and the Redis user as which a replica logs in before it has a lease."""
 
     model_config = settings_config("REDIS_")
 
@@ -139,8 +139,8 @@ class RedisSettings(BaseSettings):
     sentinel_password: SecretStr | None = Field(None, description="the password of the sentinels, if they have one")
     connect_timeout_ms: int = Field(1000, ge=50)
     timeout_ms: int = Field(1500, ge=50, description="longest wait for an answer; keep it well below the lease")
-    wait_replicas: int = Field(0, ge=0, description="Redis replicas that must confirm a commit (WAIT); 0: none")
-    wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for those confirmations")
+    wait_replicas: int = Field(0, ge=0, description="copies of Redis that must confirm a commit (WAIT); 0: none")
+    wait_timeout_ms: int = Field(1000, ge=1, description="longest wait for the confirmations of these copies")
 
     @field_validator("url")
     @classmethod
@@ -168,7 +168,7 @@ class RedisSettings(BaseSettings):
 
 
 class Isolation(StrEnum):
-    """What keeps replicas out of each other's databases: the server, or key names alone."""
+    """What keeps a replica out of the databases of others: the server (ACL), or only the names of keys (PREFIX)."""
 
     ACL = "acl"
     PREFIX = "prefix"
@@ -236,13 +236,14 @@ class MeshSettings(BaseSettings):
 
     @property
     def renew_interval_ms(self) -> int:
-        """The time between renewals. Six fit in a lease; after one that failed, the next one follows sooner."""
+        """The time between two renewals: six fit in the ttl. After a renewal that failed, the next one comes sooner."""
         return max(50, self.lease_ttl_ms // 6)
 
     @property
     def keep_alive_ms(self) -> int:
-        """The time after which work in progress is kept alive again.
+        """The pause before work in progress is kept alive again.
 
-        At least four fit in the claim idle time, and a cancelled request frees its worker within a quarter of a second.
+        At least four pauses fit in `claim_idle_ms`. The answer also tells which requests were cancelled, so a cancelled
+        request frees its worker within 250 ms.
         """
         return min(250, self.claim_idle_ms // 4)

@@ -38,9 +38,9 @@ UNREACHABLE = (RedisError, OSError, TimeoutError)
 class GroupConsumer(ABC, Generic[W]):
     """Reads a stream for its group, at most `most` entries at a time.
 
-    If it is `alone` on its stream, it takes over all pending entries of the stream at its start, and later only its own.
-    Otherwise it takes over entries that no consumer has kept alive for `claim_idle_ms`. `W` is the type of what it keeps
-    of an entry in progress.
+    If it is `alone` on its stream, it takes over all pending entries of the stream at its start, later only its own.
+    Otherwise it takes over entries that no consumer has kept alive for `claim_idle_ms`. `W` is the type of the object
+    that it keeps for each entry in progress.
     """
 
     def __init__(

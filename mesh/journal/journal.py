@@ -1,20 +1,21 @@
-"""A replicated log: one stream that every replica appends to, reads in the same order, and restores from.
+"""A replicated log: one stream to which each replica appends, and which all read in the same order and restore from.
 
-Each entry carries the identity of the log and a number without gaps. Its stream id is the clock. Nothing is kept beside
-the stream: the newest entry tells which log it is and how long it is, so no part can be lost alone.
+Each entry has the identity of the log and a number; the numbers have no gaps. The stream id of an entry is its time. No
+other key belongs to the log: its newest entry tells its identity and its length, so these cannot be lost alone.
 
     position    how far a reader has read, or a snapshot reaches: identity, number and stream id of an entry
     founding    the first entry of the log. With number 1 the log begins with an empty state. With number 2 it begins
                 with the state of its founder, which stands for entry 1 and is in a snapshot only.
     gap         the last entry that a reader has read is gone, or a later number is missing: the reader restores
-    replaced    the entries belong to another log: the reader restores
+    replaced    the entries in the stream belong to another log: the reader restores
 
     async with log.follow(position) as tail:
         while True:
             for entry in await tail.read():
                 ...
 
-A log is trimmed behind a durable snapshot only (`mesh.journal.snapshots`), never by length or age.
+A log is never trimmed by length or age: entries are deleted only if a durable snapshot (`mesh.journal.snapshots`) has
+their effect.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ TRIM = Script.beside(__file__, "trim.lua")
 
 #: The operation of the first entry of a log.
 FOUNDED = "founded"
-#: Most entries in one answer of Redis. More would hold the server for longer.
+#: Most entries in one answer of Redis. More entries would keep the server busy for longer.
 MOST = 256
 #: How long a reader waits for new entries before it checks that the log is still the same. A lost or replaced log is
 #: noticed within this time even if nobody appends.
@@ -73,7 +74,7 @@ class Replaced(LogError):
 
 
 class UnreadableLog(LogError):
-    """The key of the log holds an entry that is not of a log."""
+    """The stream of the log has an entry that is not an entry of a log."""
 
     code: ClassVar[str] = "log-unreadable"
 
@@ -93,10 +94,10 @@ class Entry:
 
     position: Position
     op: str
-    #: the replica that appended it, and its own name for the entry
+    #: the replica that appended the entry, and the name that this replica gave the entry
     writer: str
     write: str
-    #: the JSON text, as it was appended
+    #: the content as a JSON text, as it was appended
     body: str
 
     def content(self) -> Any:
@@ -118,7 +119,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether every entry since an empty beginning is still there."""
+        """Whether the log began with an empty state, and none of its entries was deleted."""
         return self.oldest.position.number == 1
 
     @property
@@ -133,16 +134,17 @@ def new_identity() -> str:
 
 
 class Log:
-    """One replicated log. Short commands go over `redis`; each reader has a connection of its own (`connect`).
+    """One replicated log. Commands that do not block go over `redis`; `connect` opens the client of the reader.
 
     Both clients must decode responses. Errors of redis-py are raised as they are. If the answer to an append is lost,
-    the entry may be in the log: its writer finds it there by its name, `write`.
+    the entry may be in the log. There its writer finds it by the name that it gave the entry, `write`.
     """
 
     def __init__(self, redis: Redis, connect: Callable[[], Redis], key: str, *, writer: str) -> None:
         self._redis = redis
         self._connect = connect
         self._reader: Redis | None = None
+        #: how far Redis's clock is ahead of the clock of the event loop; None before the first answer
         self._clock_ahead_ms: float | None = None
         self.key = key
         self.writer = writer
@@ -153,7 +155,7 @@ class Log:
         return view
 
     async def holds(self, position: Position) -> bool:
-        """Tell whether a reader can go on from this position: the same log, and every later entry is still there."""
+        """Return whether a reader can go on from this position: it is in this log, and no later entry is gone."""
         view, entries = await self._look(self._redis, position.id, 1)
         try:
             check_continuity(view, entries, position)
@@ -166,8 +168,8 @@ class Log:
     ) -> Position | None:
         """Begin a log and return the position of its first entry, or None if there is a log already.
 
-        With `after`, the position of the founder's state, the log begins with that state. `instead_of` names a log that
-        may be replaced if the founding is its only entry.
+        `after` is the position of the founder's state: the new log begins with that state. `instead_of` is the identity
+        of a log that may be replaced if the founding is its only entry.
         """
         identity = new_identity()
         number = 1 if after is None else 2
@@ -181,10 +183,10 @@ class Log:
     ) -> Position:
         """Append an entry and return its position.
 
-        `reader_at` is how far the writer has read. The id of the entry is above `floor`, a stream id as one integer
-        (`Position.stamp`). With `within_ms` Redis refuses an append that arrives later than that, so a command that was
-        still on its way when its sender gave up appends nothing. Raises NoLog, Replaced, Gap (the log is behind its
-        writer), Late, and redis-py's errors.
+        `reader_at` is the position up to which the writer has read. The id of the entry will be above `floor`, a stream
+        id as one integer (`Position.stamp`). With `within_ms`, Redis refuses an append that arrives later than so many
+        ms after this call. So a command that is still on its way when its sender gives up appends nothing. Raises
+        NoLog, Replaced, Gap (the writer has read entries that the log does not have), Late, and redis-py's errors.
         """
         floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
         not_after = await self._not_after(within_ms)
@@ -198,28 +200,28 @@ class Log:
         return Position(reader_at.log, int(answer[3]), answer[2])
 
     async def trim(self, snapshot: Snapshot) -> int:
-        """Delete the entries before the last one that is in a durable snapshot; return how many there were.
+        """Delete the entries before the position of a durable snapshot; return how many there were.
 
-        A snapshot of another log, or at an entry that this log does not have, changes nothing.
+        Delete none if the snapshot is of another log, or if this log does not have the entry at the position.
         """
         position = snapshot.position
         return int(await self._run(TRIM, position.log, position.number, position.id))
 
     @contextlib.asynccontextmanager
     async def follow(self, position: Position) -> AsyncIterator[Tail]:
-        """Open a reader that has read up to `position`. Only one at a time: the log has one connection for it."""
+        """Open a reader that begins after `position`. Open only one at a time: all use the same connection."""
         if self._reader is None:
             self._reader = self._connect()
         try:
             yield Tail(self, self._reader, position)
         finally:
-            # The answer to a cancelled read may still be on its way and must not reach the next reader. An error of
-            # closing must not replace the error or the cancellation that ended this reader.
+            # The answer to a cancelled read may still come, and must not reach the next reader. So the connection is
+            # closed. An error of closing must not hide the error or the cancellation that ended this reader.
             with contextlib.suppress(RedisError, OSError):
                 await self._reader.connection_pool.disconnect()
 
     async def close(self) -> None:
-        """Close the connection of the reader."""
+        """Close the client of the reader."""
         if self._reader is not None:
             await self._reader.aclose()
 
@@ -251,19 +253,19 @@ class Log:
 
 
 class Tail:
-    """Reads a log from a position on. Tasks must not share one."""
+    """Reads a log from a position on. Only one task may use a tail."""
 
     def __init__(self, log: Log, connection: Redis, position: Position) -> None:
         self._log = log
         self._connection = connection
         self.position = position
-        #: whether there was no entry after the position at the last look
+        #: whether the last read found no entries beyond `position`
         self.at_end = False
 
     async def read(self) -> list[Entry]:
-        """Return the next entries, or none after BLOCK_MS without any; the log was then checked and continues.
+        """Return the next entries, or an empty list if none came within BLOCK_MS and the log is still the same.
 
-        Raises NoLog, Gap, Replaced, UnreadableLog, and redis-py's errors. Leave the tail after any of them.
+        Raises NoLog, Gap, Replaced, UnreadableLog, and redis-py's errors. After an error, do not use the tail again.
         """
         entries = await self._wait() if self.at_end else []
         if not entries:
@@ -290,7 +292,7 @@ class Tail:
 
 
 def check_continuity(view: View | None, entries: Sequence[Entry], position: Position) -> list[Entry]:
-    """Return the entries after a position; the first one must be at it. Raises NoLog, Replaced, Gap."""
+    """Return the entries after a position; `entries` must begin at the position. Raises NoLog, Replaced, Gap."""
     if view is None:
         raise NoLog()
     if view.log != position.log:
@@ -306,7 +308,7 @@ def check_continuity(view: View | None, entries: Sequence[Entry], position: Posi
 
 
 def check_numbers(entries: Sequence[Entry], position: Position) -> None:
-    """Raise Replaced or Gap unless the entries follow the position without a missing number."""
+    """Raise Replaced or Gap unless the entries are the next ones of the position's log, and no number is missing."""
     for number, entry in enumerate(entries, position.number + 1):
         if entry.position.log != position.log:
             raise Replaced(f"entry {entry.position.id} is of {entry.position.log}, not of {position.log}")
@@ -315,7 +317,7 @@ def check_numbers(entries: Sequence[Entry], position: Position) -> None:
 
 
 def read_entry(raw: Sequence[Any]) -> Entry:
-    """Read an entry of the stream. Raises UnreadableLog."""
+    """Return the entry that Redis sent as an id and its fields. Raises UnreadableLog."""
     stream_id, fields = raw
     if not isinstance(fields, dict):
         fields = dict(zip(fields[::2], fields[1::2], strict=True))

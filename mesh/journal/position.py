@@ -1,4 +1,4 @@
-"""A position in a replicated log, and a snapshot that stands at one."""
+"""Positions in a replicated log, and snapshots of the state at a position."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 #: The stream id before all entries.
 START_ID = "0-0"
-#: Bits of a packed id that hold the second half of the stream id.
+#: How many bits of a packed id hold the part of the stream id after the hyphen.
 SEQUENCE_BITS = 16
 
 
 def pack_id(stream_id: str) -> int:
-    """Pack a stream id of a log into one integer below 2**63 that sorts the same. Raises ValueError."""
+    """Pack a stream id of a log into an integer below 2**63; these sort as the ids do. Raises ValueError."""
     ms, _, sequence = stream_id.partition("-")
     high, low = int(ms), int(sequence)
     if not (0 <= high < 1 << 63 - SEQUENCE_BITS and 0 <= low < 1 << SEQUENCE_BITS):
@@ -27,7 +27,7 @@ def unpack_id(stamp: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a reader has come: everything up to this entry, and the entry itself."""
+    """How far a reader has come: it has read the entry with this number and id, and all entries before."""
 
     log: str
     number: int
@@ -46,7 +46,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A durable file that holds the state at a position. Only `mesh.journal.snapshots` makes them."""
+    """A durable file that holds the state at a position. Only `mesh.journal.snapshots` makes snapshots."""
 
     position: Position
     path: Path

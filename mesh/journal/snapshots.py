@@ -1,8 +1,8 @@
-"""Snapshots of a replicated log's state, on disk.
+"""Snapshots on disk: files that hold the state of a replicated log at a position.
 
-A file under its final name is complete and durable. It was written under another name, flushed to the disk (fsync) and
-renamed; then the folder was flushed. A file that a killed writer left behind never has a final name. Several replicas
-may share one folder; one at a time writes.
+A file under its final name is complete and durable: it was written under another name, flushed to the disk (fsync) and
+renamed; then the folder was flushed. If a writer is killed, the file that it leaves has no final name. Several replicas
+may share one folder; only one of them writes at a time. The final name is:
 
     {log}-{number}-{stream id}.{suffix}
 """
@@ -22,10 +22,10 @@ from typing import BinaryIO
 
 from mesh.journal.position import Position, Snapshot
 
-#: Snapshots of one log that are kept. The log is trimmed behind the oldest of them, so that a replica can still restore
-#: when the newest one is damaged.
+#: How many snapshots of one log are kept. The log keeps all entries after the oldest of them, so a replica can still
+#: restore when the newest snapshot is damaged.
 KEPT = 2
-#: An unfinished file that nobody has written to for this long belongs to a process that is gone.
+#: If nobody has written to an unfinished file for this long, its writer has died, and the file is deleted.
 STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder.
 TURN_S = 0.1
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.
 
 
 class Snapshots:
-    """The snapshots in one folder. Every method raises OSError if the disk refuses."""
+    """The snapshots in one folder. Each method raises OSError if the disk refuses an operation."""
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Snapshots:
     async def turn(self) -> AsyncIterator[None]:
         """Hold the lock of the folder, so that only one process at a time writes a snapshot there.
 
-        The lock ends with its process at the latest. On a disk without locks this does nothing.
+        If the process ends, so does its lock. On a disk without locks this does nothing.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
@@ -63,7 +63,7 @@ class Snapshots:
             yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
-        """Write a snapshot; it is durable when this returns. If this fails or is cancelled, no file is left."""
+        """Write a snapshot; it is durable when this returns. If it fails or is cancelled, no unfinished file stays."""
         await asyncio.to_thread(self._prepare)
         part = self._part()
         try:
@@ -76,7 +76,7 @@ class Snapshots:
             part.unlink(missing_ok=True)
 
     async def prune(self, log: str, keep: int = KEPT) -> list[Snapshot]:
-        """Remove all snapshots of a log but the newest `keep`, and return those, the newest first."""
+        """Delete all snapshots of a log but the newest `keep`; return those that stay, the newest first."""
         found = await self.durable(log)
         for snapshot in found[keep:]:
             snapshot.path.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ class Snapshots:
                     part.unlink()
 
     def _lock(self) -> BinaryIO | None:
-        """Lock the folder; return the open lock file, or None if another process has the lock. Closing it unlocks."""
+        """Lock the folder; return the lock file, or None if another process has the lock. Closing the file unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".turn").open("ab")
         try:

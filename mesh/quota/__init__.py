@@ -1,4 +1,4 @@
-"""One allowance that all replicas share."""
+"""The number of requests that a provider still accepts, counted once for all replicas."""
 
 from mesh.quota.quota import Allowance, Closed, Granted, Probing, Quota, Reservation, Verdict
 

@@ -1,6 +1,7 @@
-"""One allowance that all replicas share: a provider takes `limit` requests and then blocks for `block_ms`.
+"""One allowance that all replicas share: a provider takes `limit` requests, and then refuses all for `block_ms`.
 
-The limit belongs to the provider, so there is one count for everybody, in Redis. A sender reserves first:
+The provider counts the requests of all replicas together, so they share one count, in Redis. Before a sender sends a
+request to the provider, it reserves a slot of the allowance:
 
     match await quota.reserve():
         case Granted(reservation):  send if reservation.may_send(), then record the outcome
@@ -10,12 +11,12 @@ The limit belongs to the provider, so there is one count for everybody, in Redis
     open ──limit reached, or the provider refuses──> closed ──block over──> open, or careful if our count may be wrong
     careful: one request at a time ──one success for each doubt, and one more──> open
 
-The outcome of a request is `used`, `unsent` (it certainly never left, and its slot is free again), `uncertain`, or
-`refused`. If a sender dies, its request has no outcome. It counts as sent, at the last moment at which it could have
-left, and keeps its slot. It also leaves a doubt: the provider may have counted one request less than we did.
+The outcome of a request is `used`, `unsent` (it was certainly never sent, and its slot is free again), `uncertain`, or
+`refused`. If a sender dies, its request gets no outcome. The request keeps its slot, and counts as sent at the last
+moment at which it could have been sent. It also leaves a doubt: the provider may have counted one request less than we.
 
-Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then requests
-go one at a time at first, so that a wrong count costs one refusal and not many at once.
+Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then senders
+first send one request at a time, so that a wrong count costs one refusal and not many.
 
 All times are those of Redis's clock. Only `Reservation.send_by` uses the clock of this process.
 """
@@ -43,26 +44,26 @@ def _with_common(name: str) -> Script:
 
 
 RESERVE = _with_common("reserve.lua")
-#: Runs when memory is full: it settles what was reserved.
+#: The server runs it even when its memory is full, so that reservations can be settled.
 RECORD = Script(f"#!lua flags=allow-oom\n{_with_common('record.lua').source}")
 LOOK = _with_common("look.lua")
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """An allowance at one moment. Times are epoch ms of Redis's clock."""
+    """An allowance at one moment. Times are in ms of Redis's clock."""
 
     limit: int
     remaining: int
-    #: when the provider takes requests again, as far as is known; None while it takes them
+    #: when the provider will take requests again, as far as we know; None while it takes them
     reopens_ms: int | None
     now_ms: int
-    #: how many requests must still succeed one at a time
+    #: how many requests must succeed, one at a time, before many may be sent at once; 0: none
     caution: int = 0
 
     @property
     def retry_after_ms(self) -> int:
-        """How long until the provider takes requests again; 0 while it takes them."""
+        """The time in ms until the provider takes requests again; 0 while it takes them."""
         return 0 if self.reopens_ms is None else max(0, self.reopens_ms - self.now_ms)
 
 
@@ -71,11 +72,11 @@ class Reservation:
     """The right to send one request, for a short time."""
 
     id: str
-    #: `time.monotonic()` until which the request may leave, counted from before the reservation was sent
+    #: until when the request may be sent, as `time.monotonic()`; the time runs from before the reservation was sent
     send_by: float
 
     def may_send(self) -> bool:
-        """Whether the request may still leave. A process that slept for too long must not send it."""
+        """Whether the request may still be sent. A process that was stopped for too long must not send it."""
         return time.monotonic() < self.send_by
 
 
@@ -106,10 +107,10 @@ Verdict = Granted | Probing | Closed
 
 @dataclass(slots=True)
 class Quota:
-    """One allowance, shared by all that use the same prefix and numbers.
+    """One allowance. All programs that give the same prefix and the same numbers share it.
 
-    A request may leave for `hold_ms` after its reservation, and must not be sent later. Every method raises Unavailable
-    when Redis fails.
+    A request may be sent within `hold_ms` after its reservation, and not later. Each method raises Unavailable when
+    Redis fails.
     """
 
     redis: Redis
@@ -135,7 +136,7 @@ class Quota:
         return await self._record(reservation, "used")
 
     async def unsent(self, reservation: Reservation) -> Allowance:
-        """Record that the request certainly never left; its slot is free again."""
+        """Record that the request was certainly never sent; its slot is free again."""
         return await self._record(reservation, "unsent")
 
     async def uncertain(self, reservation: Reservation) -> Allowance:
@@ -143,7 +144,7 @@ class Quota:
         return await self._record(reservation, "uncertain")
 
     async def refused(self, reservation: Reservation, retry_after_ms: int | None = None) -> Allowance:
-        """Record that the provider refused the request. No sender sends another one until `retry_after_ms` is over."""
+        """Record that the provider refused the request. It is closed to all for `retry_after_ms`, or for `block_ms`."""
         retry_ms = self.block_ms if retry_after_ms is None else retry_after_ms
         return await self._record(reservation, "refused", retry_ms)
 
