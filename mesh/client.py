@@ -127,7 +127,7 @@ class Presence:
         return time.monotonic() - self._renewed_at < self._ttl_ms / 1000 * (1 - SAFETY)
 
     async def begin(self) -> None:
-        """Check the server and the mesh that uses it; write the presence. Raises MeshError, redis-py's errors."""
+        """Check the server, and that no other mesh uses it; write the presence. Raises MeshError, redis-py's errors."""
         await server.check(self._keeper)
         await self._check_mesh()
         await self._renew()
@@ -221,7 +221,7 @@ class Client:
     ) -> Replies[Any]:
         """Send one request to every live database at one moment; return the replies by database.
 
-        Raises Incomplete if a holder is expected back or did not answer in time; MeshError.
+        Raises Incomplete if a holder is expected back or did not answer in time; also MeshError.
         """
         with _interrupted():
             presence = await self._serving([op])

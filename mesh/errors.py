@@ -1,8 +1,8 @@
 """The errors of the mesh. The first line of a class's docstring is what a user reads if an error has no other text.
 
 Every error has a `code`. If an error answers a request, its code travels as the `status` of the reply, so the caller in
-another process gets an error of the class that the worker raised. The facts of the error travel, too; its attributes
-show them.
+another process gets an error of the class that the worker raised. The facts of an error travel, too; they are its
+attributes.
 """
 
 from __future__ import annotations

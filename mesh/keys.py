@@ -1,5 +1,8 @@
 """The name, type and meaning of every shared key. No other Python module has the name of a key.
 
+"A by B" means: the members A of a sorted set have the scores B. "A -> B" means: the fields A of a hash have the values
+B. A key with "PX" expires.
+
     mesh:claim               string        "<name of the mesh> <bus>" that uses this server; always in database 0
     mesh:format              string        the newest format that a replica of this mesh has written
     mesh:epoch               counter       the last epoch granted

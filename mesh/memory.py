@@ -12,7 +12,7 @@ because a commit that was under way at the last look may be missing in the answe
 time, they may use some of the reserve. They do not take the memory beyond `maxmemory`, because the script of a large
 batch compares the memory itself (`room.lua`).
 
-The same answer tells whether the server may delete keys to make room, or has done so: then no replica is ready.
+The answer also tells whether the server may delete keys to make room, or has done so. Then no replica is ready.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
                           +--lease lost: everything stops at once, and `join` raises LeaseLost
 
 A member has five connections: the link, one that renews the lease, and three that block on a stream each. A sixth one
-waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set. Services that use the client `shared` open further ones.
+waits for copies of Redis if `REDIS_WAIT_REPLICAS` is set. Services that use `shared` open further connections.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Replica:
 
         The attribute `left_out` of the result names the databases that were not asked although they hold data: they
         have no holder, and none is expected back. Raises Incomplete if a database that holds data has no holder but one
-        is expected back, or if a holder did not answer in time. Raises MeshError.
+        is expected back, or if a holder did not answer in time; also MeshError.
         """
         await self._directory.check([op])
         return await self._calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode, among)
@@ -172,7 +172,7 @@ class Replica:
     async def commit(self, transaction: Effects) -> bool:
         """Apply a transaction. Return False, and apply nothing, if a value that it expects has changed.
 
-        Raises LeaseLost, Busy, OlderRelease, and Unserved if it sends a request to an operation that nobody serves.
+        Raises LeaseLost, Busy, OlderRelease, and Unserved if it requests an operation that nobody serves.
         """
         await self._directory.check(transaction.asked, transaction.level)
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -275,7 +275,7 @@ class Replica:
             return None
         return Durability(
             self._connection("durability", block_ms=redis.wait_timeout_ms),
-            # Only to write something, `Durability` sets the expiry of this key, which each renewal sets to the same.
+            # This key exists from the grant on. `Durability` sets its expiry, and each renewal sets the same one.
             keys.replies(self.id),
             keep_ms=10 * self.settings.lease_ttl_ms,
             copies=redis.wait_replicas,
@@ -323,7 +323,7 @@ class Replica:
         self._lease.on_drain = leave
 
     def drain(self) -> None:
-        """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
+        """Write into the roster that this replica is about to leave. Work goes on until the membership ends."""
         self._lease.set_state("draining")
 
     async def _leave(self) -> None:
@@ -362,8 +362,8 @@ async def join(
     """Wait for a lease and become a member, which serves requests inside the block; leave in order at its end.
 
     `public` and `private` (host:port) are shown in the roster. `applicant` is called with the object that waits for the
-    lease and can tell why. With `ready` false the roster says `starting` until `announce` is called. Raises SetupError
-    if the mesh cannot work with this server or these credentials. Raises LeaseLost if the lease was lost: join again.
+    lease and can tell why it waits. With `ready` false the roster says `starting` until `announce` is called. Raises
+    SetupError if the mesh cannot use this server or these credentials, and LeaseLost if the lease was lost: join again.
     """
     settings = chosen(settings)
     connections = connections or Connections(settings.redis)

@@ -17,7 +17,7 @@ ROSTER = Script.beside(__file__, "roster.lua")
 MISSING = Script.beside(__file__, "missing.lua")
 
 
-#: How many seconds a refused caller should wait before it tries again. A replica that comes back needs a few seconds.
+#: How many seconds a refused caller should wait before it tries again. A lost replica is back within seconds.
 RETRY_AFTER_S = 1
 
 
@@ -32,9 +32,9 @@ _NOT_LOAD = {
 class Member:
     """One row of the roster.
 
-    `state` is starting, ready, draining or left. A row stays for a third of the lease's time after the lease, so that
-    requests wait for the next holder. `leased` says whether a replica holds the database now. `since` is when the lease
-    was granted, in ms of Redis's clock. `public` and `private` are host:port.
+    `state` is starting, ready, draining or left. A row stays for a third of the lease's time after the lease has ended,
+    so that requests wait for the next holder. `leased` says whether a replica holds the database now. `since` is when
+    the lease was granted, in ms of Redis's clock. `public` and `private` are host:port.
     """
 
     database: int
@@ -60,7 +60,7 @@ class Member:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
-        """Return the member of one row that roster.lua answered."""
+        """Return the member for one row of the answer of roster.lua."""
         database, leased, *flat = row
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         return cls(

@@ -20,7 +20,7 @@ SECRETS_DIR = os.environ.get("SECRETS_DIR", "/run/secrets")
 
 
 def settings_config(prefix: str) -> SettingsConfigDict:
-    """Return how every settings class reads the environment: names in upper case, secrets also from files."""
+    """Return how a settings class reads the environment. Names are in upper case; secrets can also be in files."""
     return SettingsConfigDict(
         env_prefix=prefix,
         secrets_dir=SECRETS_DIR if _is_there(SECRETS_DIR) else None,
@@ -243,7 +243,7 @@ class MeshSettings(BaseSettings):
     def keep_alive_ms(self) -> int:
         """The pause before work in progress is kept alive again.
 
-        At least four pauses fit in `claim_idle_ms`. The answer also tells which requests were cancelled, so a cancelled
-        request frees its worker within 250 ms.
+        At least four pauses fit in `claim_idle_ms`. Redis then also tells which requests were cancelled, so a
+        cancelled request frees its worker within 250 ms.
         """
         return min(250, self.claim_idle_ms // 4)

@@ -8,16 +8,16 @@ transaction.
     one consumer reads a batch of events, and calls the handler
         done                 the events are acknowledged and deleted
         refused              the event is a dead letter at once, with the handler's reason
-        the handler raises   it is called for each half of the batch, and so on, until the event that fails is alone and
-                             the others are done. That event is tried again later, and is a dead letter after
-                             `max_deliveries`
+        the handler raises   the handler is called again for each half of the batch, and so on, until the event that
+                             fails is alone and the others are done. The event that fails is tried again later, and is
+                             a dead letter after `max_deliveries`
         Unavailable          (a database is down) the batch is tried again without end, kept alive, and never buried
         the consumer dies    another one takes its events over, in smaller and smaller groups. So an event that kills
-                             its process takes no other event to the dead letters. An event whose effect exists is not
-                             buried: its consumers died of something else
+                             its process takes no other event to the dead letters. If its effect exists, the event is
+                             not buried, because its consumers died of something else
 
 Events that are done are deleted, not only acknowledged. So the length of the stream (XLEN) is the number of events that
-wait, and a stream can have only one group. MAXLEN would not do, because it deletes unread events.
+wait, and a stream can have only one group. MAXLEN cannot replace the deletion, because it deletes unread events.
 """
 
 from __future__ import annotations

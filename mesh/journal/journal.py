@@ -62,7 +62,7 @@ class NoLog(LogError):
 
 
 class Gap(LogError):
-    """Entries that this reader has not read are gone; it must restore."""
+    """Entries that this reader has not read are gone; the reader must restore."""
 
     code: ClassVar[str] = "log-gap"
 
@@ -259,7 +259,7 @@ class Tail:
         self._log = log
         self._connection = connection
         self.position = position
-        #: whether the last read found no entries beyond `position`
+        #: whether the last read has reached the newest entry
         self.at_end = False
 
     async def read(self) -> list[Entry]:

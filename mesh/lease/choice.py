@@ -52,7 +52,7 @@ def choose(rows: Sequence[Row], alive: set[int], bus: int) -> Take | KeepWaiting
 
     A free database that has a class comes first, because its data become readable again. A database that was never used
     comes second: the lowest number first, the bus last. It is taken only if all leased databases are in `alive`. The
-    holder of another lease may be dead: it may be the former process of this replica. Then the replica waits for that
+    holder of any other lease may be dead: it may be the former process of this replica. Then the replica waits for that
     database, which would otherwise stay without a holder.
     """
     free = sorted(

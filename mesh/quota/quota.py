@@ -13,7 +13,7 @@ request to the provider, it reserves a slot of the allowance:
 
 The outcome of a request is `used`, `unsent` (it was certainly never sent, and its slot is free again), `uncertain`, or
 `refused`. If a sender dies, its request gets no outcome. The request keeps its slot, and counts as sent at the last
-moment at which it could have been sent. It also leaves a doubt: the provider may have counted one request less than we.
+moment at which it could have been sent. It also leaves a doubt: the provider's count may be lower than ours by one.
 
 Our count may be wrong after doubts, and after the provider has refused a request that our count allowed. Then senders
 first send one request at a time, so that a wrong count costs one refusal and not many.

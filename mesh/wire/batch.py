@@ -37,7 +37,7 @@ def fail(items: Iterable[tuple[Any, Waiter, int]], error: BaseException) -> None
 
 
 def weight_of(words: Sequence[Any]) -> int:
-    """Return how many words to count for these in a round trip: a long word counts for several."""
+    """Return for how many words a list of words counts in a round trip: a long word counts for several."""
     return len(words) + (sum([len(word) for word in words if word.__class__ is str]) >> WORD_BITS)
 
 

@@ -65,7 +65,6 @@ def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
     """Encode the words of one item of a batch as JSON, which costs less than one argument for each word.
 
     `batch.lua` reads the JSON. `plain` says whether the plain variant of the script can run the item.
-
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
     number = len(words) + 1
@@ -94,7 +93,7 @@ def _too_large(size: int) -> TooLarge:
 class _Answers(asyncio.Protocol):
     """Collects the replies of one round trip at a time. Each new connection gets a new one.
 
-    One timer serves all round trips. If it fires while the time of the present one is not over, it is set again.
+    One timer serves all round trips. If the timer fires before the present round trip is overdue, it is set again.
     """
 
     def __init__(self, former: Any, parse_error: Any, timeout_s: float, errors: str) -> None:

@@ -14,7 +14,7 @@ from redis import exceptions as redis_errors
 
 from mesh.errors import LeaseLost, MeshError, SetupError, Unavailable, redis_is_full
 
-#: The only eviction policy that never deletes a key which was acknowledged.
+#: The only eviction policy with which the server never deletes acknowledged data.
 KEEPS_KEYS = "noeviction"
 
 
@@ -41,12 +41,12 @@ class Meaning(Enum):
 #: our scripts.
 CODES: dict[str, Meaning] = {
     "LOADING": Meaning.PASSING,  # the server reads its data from disk
-    "BUSY": Meaning.PASSING,  # a script or a command of a module, of any client, runs for too long
+    "BUSY": Meaning.PASSING,  # somebody's script or module command runs for too long
     "MISCONF": Meaning.PASSING,  # the server cannot write to its disk, and refuses writes until it can
     "NOREPLICAS": Meaning.PASSING,  # fewer copies are connected than min-replicas-to-write
     "READONLY": Meaning.PASSING,  # the server is a copy now; after a failover its host name leads to the new master
     "MASTERDOWN": Meaning.PASSING,  # a copy has lost its master and does not serve stale data
-    "REDIRECT": Meaning.PASSING,  # a copy of Valkey names the server that it copies
+    "REDIRECT": Meaning.PASSING,  # a copy of Valkey answers with the address of its primary
     "NOMASTERLINK": Meaning.PASSING,
     "UNBLOCKED": Meaning.PASSING,  # a blocked read was ended: CLIENT UNBLOCK, or the server became a copy
     "CLUSTERDOWN": Meaning.PASSING,

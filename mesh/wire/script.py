@@ -74,7 +74,8 @@ class Script:
 class Variants:
     """Three variants of one script, of which each batch runs one.
 
-    `plain` lacks the parts that few batches need. When its memory is full, the server runs only `when_full`.
+    `complete` can run all batches; `plain` lacks the parts that few batches need. When its memory is full, the server
+    runs only `when_full`.
     """
 
     complete: Script
