@@ -89,13 +89,13 @@ class Incomplete(MeshError):
 
 
 class GivenUp(MeshError):
-    """The request was delivered several times, no replica survived it or finished it, and it was given up."""
+    """The request was delivered several times, but each replica died or did not finish it, so it was given up."""
 
     code = "given-up"
 
 
 class Contended(MeshError):
-    """Other requests changed the same key again and again, and this one never got through."""
+    """Other requests changed the same key again and again, so this request was not done."""
 
     code = "contended"
 
@@ -203,7 +203,7 @@ class InvalidReply(MeshError):
 
 
 class ManyParts(MeshError):
-    """Several replicas answered a request that was to have one reply."""
+    """Several replicas answered a request that must have only one reply."""
 
     code = "many-parts"
 

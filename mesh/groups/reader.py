@@ -80,7 +80,7 @@ class GroupReader:
         return [Pending(id, deliveries) for id, _, _, deliveries in rows]
 
     async def claim(self, ids: Sequence[str], idle_ms: int, deliveries: int) -> list[Delivered]:
-        """Claim entries, and set how many deliveries each had. Leave out those that are gone or not idle for `idle_ms`."""
+        """Claim entries, and set how many deliveries they had. Leave out any that is gone or not idle for `idle_ms`."""
         rows = await self._commands.shared(
             "XCLAIM", self.stream, self.group, self.consumer, idle_ms, *ids, "RETRYCOUNT", deliveries
         )
