@@ -12,11 +12,11 @@ T = TypeVar("T", covariant=True)
 
 
 class AsyncOnly:
-    """What is entered by `async with`; `usage` is an example."""
+    """The base of objects that only `async with` can enter. `usage` is an example, which the errors show."""
 
     usage: str
 
-    if not TYPE_CHECKING:  # a type checker finds these mistakes where they are written
+    if not TYPE_CHECKING:  # a type checker reports these mistakes only if it does not see the methods
 
         def __enter__(self) -> Any:
             raise UsageError(f"write `{self.usage}`: a plain `with` cannot wait")

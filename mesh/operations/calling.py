@@ -1,4 +1,4 @@
-"""Typed calls: what a member of a mesh and a client without a lease have in common."""
+"""Typed calls, which a member of a mesh and a client without a lease make in the same way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Asking(Protocol):
 
 
 class Caller:
-    """Calls operations, which are values with types, so that type checkers check each call."""
+    """Calls operations. An operation is a value with types, so type checkers check body and reply of each call."""
 
     def __init__(self, asking: Asking, default: Address | None) -> None:
         self._asking = asking
@@ -71,7 +71,7 @@ class Caller:
         """Send a request and return its reply. Without `to` it goes to a replica of the caller's own class.
 
         All calls of an operation with one idempotency `key` have one effect and one answer. The answer is kept for as
-        long as `keep`. Raises KeyReused where the key was used with another body, the handler's error, or another
+        long as `keep`. Raises the handler's error, KeyReused if the key was used with another body, or another
         MeshError.
         """
         ask = self._ask_for(op, body, to)
@@ -125,8 +125,10 @@ class Caller:
     ) -> Replies[Any]:
         """Send a request to every live database at one moment; return the replies by database.
 
-        `left_out` of the replies names the databases that hold data, and whose replica is no longer expected back.
-        Raises Incomplete with `partial` and `missing`, also when such a replica is expected back; or another MeshError.
+        The replies' attribute `left_out` lists the databases that hold data, but have no replica and expect none back.
+        Raises Incomplete if a database did not answer in time, or if a database with data has no replica now and
+        expects one back. Its `missing` lists these databases; after a timeout its `partial` has the other replies.
+        May raise another MeshError.
         """
         name, text = sendable(op, body)
         if op.limit is not None:
@@ -145,7 +147,7 @@ def milliseconds(deadline: timedelta | None) -> int | None:
 
 @lru_cache
 def _milliseconds(deadline: timedelta) -> int:
-    """Do what `milliseconds` does. A program has few deadlines, and one of them for each call."""
+    """Return a deadline in ms. The results are cached, because the many calls of a program have few deadlines."""
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:
         raise UsageError(f"a deadline is a time from now on, such as timedelta(seconds=2), not {deadline!r}")

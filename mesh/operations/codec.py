@@ -1,7 +1,7 @@
-"""How values of a type become text: JSON for bodies, and the shortest readable text for what is stored.
+"""How values become text: bodies become JSON; stored str and int stay as they are, and other stored values become JSON.
 
-Types are those that msgspec knows (Structs, dataclasses, TypedDicts, builtins and containers of them), and pydantic
-models.
+The types that this module takes are those that msgspec knows (Structs, dataclasses, TypedDicts, builtins and containers
+of them), and pydantic models.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _AT = re.compile(r" - at `(.+)`$", re.DOTALL)
 _DIGITS = re.compile(r"-?[0-9]+")
 
 
-#: What `Codec.decode` raises.
+#: The exceptions that `Codec.decode` raises.
 ERRORS = (ValueError, RecursionError)
 
 
 class NotOfType(ValueError):
-    """A text that is no value of the type; `path` says where, as `$.items[2].name`, or is ""."""
+    """The error for a text that is no value of the type. `path` says where, such as `$.items[2].name`, or is ""."""
 
     def __init__(self, detail: str, path: str = "") -> None:
         super().__init__(f"{detail} (at {path})" if path else detail)
@@ -42,7 +42,8 @@ class Codec(Generic[T]):
     """Writes and reads the JSON of one type.
 
     `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, which `explain` turns into a NotOfType.
-    `decode` is the decoder itself, because every request passes here, and one more function would cost time.
+    `decode` does not make the NotOfType itself: it is the method of the decoder, because a function around that would
+    cost time in each request.
     """
 
     def __init__(self, kind: Any) -> None:
@@ -58,11 +59,11 @@ class Codec(Generic[T]):
             _check_known(kind)
             self.encode = _ENCODER.encode
             self.decode = msgspec.json.Decoder(kind).decode
-        #: the class of most values, for a check that costs little
+        #: the class of most values: callers compare with it first, because `accepts` costs more
         self.usual = self._classes[0] if self._classes else None
 
     def explain(self, error: Exception) -> NotOfType:
-        """Return what an error of `decode` means."""
+        """Return the NotOfType for an error that `decode` raised."""
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False, include_input=False)[0]
             return NotOfType(str(first["msg"]), _path(first["loc"]))
@@ -71,12 +72,12 @@ class Codec(Generic[T]):
         return NotOfType(_AT.sub("", message), place[1] if place else "")
 
     def accepts(self, value: object) -> bool:
-        """Return whether a value can be of the type; only classes are checked, not what containers hold."""
+        """Return whether the class of a value fits the type. The elements of a container are not checked."""
         return self._classes is None or isinstance(value, self._classes)
 
 
 def _classes_of(kind: Any) -> tuple[type, ...] | None:
-    """Return the classes of a type's values; None if classes cannot tell."""
+    """Return the classes that the values of a type have; None if the class of a value does not show whether it fits."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
         known = [_classes_of(each) for each in get_args(kind)]
@@ -89,13 +90,13 @@ def _classes_of(kind: Any) -> tuple[type, ...] | None:
 
 
 def described(value: object) -> str:
-    """Return the class of a value and the value, with a hint where somebody forgot to wait for it."""
+    """Return the class of a value and the value, as text. An awaitable gets the hint that `await` was forgotten."""
     text = f"{type(value).__name__}: {value!r:.100}"
     return f"{text}; write `await` before it" if inspect.isawaitable(value) else text
 
 
 def name_of(kind: Any) -> str:
-    """Return a type as its user writes it."""
+    """Return the name of a type as a program writes it, such as `list[int]`."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
@@ -132,9 +133,10 @@ def is_object(kind: Any) -> bool:
 
 
 def schema_of(kind: Any, *, written: bool) -> dict[str, Any]:
-    """Return the JSON schema of a type, with its parts in `$defs`: of what is `written`, or of what is read.
+    """Return the JSON schema of a type, with the schemas of its parts in `$defs`.
 
-    A type that has no schema gets one that says nothing.
+    With `written` the schema describes the JSON that the mesh writes, else the JSON that the mesh accepts. For a type
+    without a schema, return {}, which allows every JSON.
     """
     try:
         if _has_model(kind):
@@ -145,7 +147,7 @@ def schema_of(kind: Any, *, written: bool) -> dict[str, Any]:
 
 
 def fields_of(kind: Any) -> frozenset[str]:
-    """Return the names of the fields of a type whose values are JSON objects; none for a plain dict."""
+    """Return the names of a type's fields; none for a plain dict. The values of the type must be JSON objects."""
     kind = get_origin(kind) or kind
     if issubclass(kind, msgspec.Struct):
         return frozenset(kind.__struct_fields__)
@@ -157,7 +159,7 @@ def fields_of(kind: Any) -> frozenset[str]:
 
 
 class StoredCodec(Generic[T]):
-    """Writes and reads values of one type as they are stored: text and numbers as they are, all else as JSON."""
+    """Writes and reads the stored text of one type: str and int as they are, all other types as JSON."""
 
     def __init__(self, kind: Any) -> None:
         self.kind = kind

@@ -1,4 +1,4 @@
-"""What an operation is, for people and programs that do not have its code: a JSON object."""
+"""The definition of an operation as a JSON object, for people and programs that do not have its code."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ class Mesh(Caller):
         self.cls = replica.cls
         self.epoch = replica.epoch
         self.settings: MeshSettings = replica.settings
-        #: a client for what services share: `shared:*` and `events:*` in the bus database
+        #: a redis-py client for the keys that services share: `shared:*` and `events:*` in the bus database
         self.shared: Redis = replica.shared
-        #: the server's memory: whether something new may be stored
+        #: says whether the server's memory has room for new data
         self.memory: Memory = replica.memory
         self._control = Control(replica.shared, replica.settings)
         self._actor = Actor(replica.id, "")
@@ -86,11 +86,11 @@ class Mesh(Caller):
         key: str | None = None,
         keep: timedelta = KEEP,
     ) -> Ticket:
-        """Send a request whose reply nobody waits for; return when Redis has it.
+        """Send a request whose reply nobody waits for; return when Redis has the request.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
-        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, or
-        another MeshError.
+        The request begins at once, `after` some time, or `at` a moment of Redis's clock. If the idempotency `key` was
+        used before for the same operation and body, nothing is sent; KeyReused says that the body was another one.
+        Raises UsageError, InvalidBody, Busy, KeyReused, or another MeshError.
         """
         effects, address = self.replica.transaction(), Class(self.cls) if to is None else to
         ticket = dispatch(effects, op, body, address, Due.of(after, at), Once.of(key, keep))
@@ -98,21 +98,22 @@ class Mesh(Caller):
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:
-        """Take back a request that was sent; return False when it is over already.
+        """Cancel a request that was sent; return False if the request has ended already.
 
-        A replica that works on it then changes nothing.
+        If a replica works on the request now, its work has no effect.
         """
         return await self.replica.cancel(key_of(ticket))
 
     async def pause(self, op: Operation[Any, Any] | str) -> bool:
-        """Pause an operation on all replicas, within a second; return False if it was paused before.
+        """Pause an operation on all replicas; return False if the operation was paused already.
 
-        Calls of it raise Paused. A request to a class that nobody waits for waits until the operation goes on.
+        Within a second all replicas know of the pause. Then calls of the operation raise Paused. A request without a
+        caller that was sent to a class waits for the end of the pause.
         """
         return await self._control.pause(_name_of(op), self._actor)
 
     async def resume(self, op: Operation[Any, Any] | str) -> bool:
-        """Let a paused operation go on, with all requests that wait for it; return False if it was not paused."""
+        """End the pause of an operation, and let its parked requests begin; return False if it was not paused."""
         return await self._control.resume(_name_of(op), self._actor)
 
     async def roster(self) -> list[Member]:
@@ -120,7 +121,7 @@ class Mesh(Caller):
         return await self.replica.roster()
 
     async def missing(self) -> list[Missing]:
-        """Return the databases that hold data or are expected back, and that are not live."""
+        """Return the databases that are not live, although they hold data or their replica is expected back."""
         return await self.replica.missing()
 
     async def classes(self) -> Classes:
@@ -128,19 +129,19 @@ class Mesh(Caller):
         return await self.replica.classes()
 
     async def books(self) -> dict[str, int]:
-        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        """Return the number of the mesh's requests by outcome; `accepted` is the sum of all other numbers."""
         return await self.replica.books()
 
     async def confirm(self) -> None:
-        """Wait until copies of Redis have what was written so far, where `REDIS_WAIT_REPLICAS` asks for them."""
+        """Wait until `REDIS_WAIT_REPLICAS` copies of Redis have all that was written so far; with 0, do not wait."""
         await self.replica.confirm()
 
     def connect(self, **options: Any) -> Redis:
-        """Return a client with a connection of its own, for a reader that blocks for `block_ms`."""
+        """Return a redis-py client with a connection of its own, for reads that block for up to `block_ms`."""
         return self.replica.connect(**options)
 
     def now_ms(self) -> int:
-        """Return Redis's clock in ms, as estimated since the last renewal."""
+        """Return Redis's clock in ms: its time at the last renewal, and the time since then on our own clock."""
         return self.replica.now_ms()
 
     @property
@@ -158,24 +159,25 @@ class Mesh(Caller):
         return self.replica.statistics()
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
-        """Return the conflicts that requests met, by key, of the keys with the most."""
+        """Return the number of conflicts by key, for the `most` keys with the highest numbers."""
         return self.replica.conflicts(most)
 
     def durations(self) -> Durations:
-        """Return how long the requests took that this membership handled, by operation."""
+        """Return, by operation, how long the requests took that this membership has handled."""
         return self.replica.durations
 
     def announce(
         self, not_ready: Callable[[], Iterable[str]] = tuple, facts: Callable[[], Mapping[str, str]] = dict
     ) -> None:
-        """Tell the roster that this replica is ready, and with each renewal which of its services are not.
+        """Write into the roster that this replica is ready.
 
-        `facts` are further fields of the roster row, which `Member.load` has.
+        Each renewal calls both functions. `not_ready` returns the names of the services that are not ready now. `facts`
+        returns further fields of the roster row, which readers of the roster find in `Member.load`.
         """
         self.replica.announce(not_ready, facts)
 
     def drain(self) -> None:
-        """Tell the roster that this replica is about to leave. Work goes on until the membership ends."""
+        """Write into the roster that this replica is about to leave. Work goes on until the membership ends."""
         self.replica.drain()
 
 
@@ -184,7 +186,7 @@ def _name_of(op: Operation[Any, Any] | str) -> str:
 
 
 def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
-    """Return one table of all operations. Raises UsageError if two have one name."""
+    """Return one table with the operations of all tables. Raises UsageError if two operations have the same name."""
     whole = Worker()
     for table in tables:
         if not isinstance(table, Operations | Worker):
@@ -208,10 +210,10 @@ def join(
 ) -> Block[Mesh]:
     """Become a member: wait for a lease, process requests, leave in order.
 
-    Without `settings` they come from the environment. `public` and `private` (host:port) are shown in the roster.
-    `applicant` gets the object that waits for the lease and knows why it waits. With `ready` false the roster says
-    `starting` until `announce` is called. Raises SetupError when the mesh cannot work with this server or these
-    credentials, and LeaseLost when the membership ended by itself: join again then.
+    Without `settings`, the environment gives the settings. The roster shows `public` and `private` (host:port).
+    `applicant` is called with the object that waits for the lease; this object knows why it still waits. With `ready`
+    false the roster says `starting` until `announce` is called. Raises SetupError if the mesh cannot work with this
+    server or these credentials. Raises LeaseLost if the lease was lost: join again then.
     """
     joining = members.join(
         worker_of(operations),

@@ -23,7 +23,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-#: The JSON that travels where an operation has no body.
+#: The JSON in place of the body if an operation has none.
 NOTHING = b"{}"
 
 
@@ -74,7 +74,7 @@ class Operation(Generic[B, R]):
             )
 
     def limit_of(self, body: Any) -> str:
-        """Return the limit of a request with this body, as it travels; "" if there is none. Raises InvalidBody."""
+        """Return the limit of a request with this body, as limits.lua reads it, or "". Raises InvalidBody."""
         return "" if self.limit is None else self.limit.words(self.name, body)
 
     def encode_body(self, body: B | None) -> bytes:
@@ -94,7 +94,10 @@ class Operation(Generic[B, R]):
             raise InvalidBody(f"the body of {self.name} cannot be written as JSON: {error}") from error
 
     def decode_body(self, text: str) -> Any:
-        """Return a request's body, or an InvalidBody that says what is wrong. The runner raises it."""
+        """Return a request's body, or an InvalidBody that says what is wrong with it.
+
+        The InvalidBody is raised later, where the handler would be called, so that the caller gets it as the answer.
+        """
         if self._bodies is None:
             return None
         try:
@@ -122,7 +125,7 @@ class Operation(Generic[B, R]):
         return text
 
     def decode_reply(self, text: str) -> R:
-        """Return a reply. Raises ValueError."""
+        """Return the reply that a JSON text holds. Raises ValueError if it is of another type."""
         try:
             found: R = self._replies.decode(text)
         except ERRORS as error:
@@ -136,14 +139,17 @@ class Operation(Generic[B, R]):
     @overload
     async def run(self, body: B, *, state: Mapping[Any, Any] | None = ..., database: int = ...) -> Ran[R]: ...
     async def run(self, body: Any = None, *, state: Mapping[Any, Any] | None = None, database: int = 1) -> Ran[R]:
-        """Run the handler alone, in a test: on this state, without a mesh. See docs/testing.md."""
+        """Run the handler alone, in a test, without a mesh. `state` has the stored values: key or field -> value.
+
+        See docs/testing.md.
+        """
         from mesh.testing.alone import run
 
         return await run(self, body, state or {}, database)
 
 
 def _checked(limit: Limit | None, name: str, body: Any) -> Limit | None:
-    """Return the limit of an operation with this body. Raises UsageError for a field that the body does not have."""
+    """Return the limit. Raises UsageError if `Limit.by` names a field that the operation's body does not have."""
     if limit is None:
         return None
     if not isinstance(limit, Limit):

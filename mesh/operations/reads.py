@@ -1,4 +1,4 @@
-"""Reads: of a query, of a snapshot, and (guarded, in `transaction`) of a command."""
+"""The reads of queries and of snapshots. The module `transaction` adds the guards for the reads of commands."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", str, int)
 
-#: Most elements of a collection that a guarded read compares again in the commit.
+#: Most elements that a guarded read may return, because the commit reads and compares all of them again.
 MOST_ELEMENTS = 1000
-#: What queries and snapshots cannot do.
+#: Methods of a transaction that queries and snapshots do not have.
 _WRITES = frozenset({"set", "add", "delete", "insert", "put", "remove", "send", "forward"})
 
 _At = tuple[bool, str, str | None]
 
 
 class Reads:
-    """Reads of the replica's own database, and of what replicas share. Each shows what is stored when it runs."""
+    """Reads of the replica's own database and of shared keys. Each read shows what is stored at that moment."""
 
     __slots__ = ("_store", "request")
 
@@ -47,21 +47,22 @@ class Reads:
 
     @property
     def at(self) -> datetime:
-        """When the request was sent, on Redis's clock: the same however often the handler runs."""
+        """The time at which the request was sent, on Redis's clock. If the handler runs again, it is the same."""
         return datetime.fromtimestamp(self.request.at_ms / 1000, UTC)
 
     def _reader(self, shared: bool) -> Reader:
         return self._store.shared if shared else self._store
 
     async def get(self, key: Readable[R]) -> R:
-        """Return a value: the default of a `Key`, or None of a `Field`, where there is none."""
+        """Return a value. If nothing is stored, return the default of a `Key`, or None for a `Field`."""
         place = placed(key)
         return key.read(await self._text(place))
 
     async def many(self, keys: Sequence[Readable[R]]) -> list[R]:
-        """Return several values. One command reads all own keys, one all shared keys, and one the fields of each hash.
+        """Return several values, in the order of `keys`.
 
-        What one command reads was stored at one moment.
+        One command reads all keys of our own database, one reads all shared keys, and one reads all fields of each
+        hash. Values that one command reads were stored at the same moment.
         """
         check(keys, (list, tuple), "many() takes a list of values and fields of hashes")
         texts = await self._texts([placed(key) for key in keys])
@@ -85,7 +86,7 @@ class Reads:
     async def range(
         self, of: SortedSet[T], least: float = float("-inf"), most: float = float("inf"), *, count: int | None = None
     ) -> list[T]:
-        """Return the members with scores from `least` to `most`, lowest first, `count` of them at most."""
+        """Return members with scores from `least` to `most`, lowest first, at most `count` of them (default: 1001)."""
         check(of, SortedSet, "range() reads a sorted set")
         check(least, (int, float), "a range begins at a number")
         check(most, (int, float), "a range ends at a number")
@@ -96,7 +97,7 @@ class Reads:
         return [of.decode(text) for text in await self._answer(*words)]
 
     async def score(self, of: SortedSet[T], member: T) -> float | None:
-        """Return the score of a member, None if the sorted set does not have it."""
+        """Return the score of a member; None if the sorted set does not have the member."""
         check(of, SortedSet, "score() asks a sorted set")
         text = await self._answer("ZSCORE", of.shared, of.name, of.encode(member))
         return None if text is None else float(text)
@@ -108,7 +109,7 @@ class Reads:
                 raise UsageError(f"{name}() is not for a query or a snapshot: write it in the transaction of a command")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    # A transaction overrides how texts are read.
+    # `Transaction` overrides `_text`, `_texts` and `_answer`, to guard what they read.
 
     async def _text(self, place: Slot[Any]) -> str | None:
         shared, name, field = place.at
@@ -116,7 +117,7 @@ class Reads:
         return await (reader.get(name) if field is None else reader.hget(name, field))
 
     async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
-        """Read the texts of several places: one command for the keys of each side, and one for each hash."""
+        """Read the texts of several places, with one command for own keys, one for shared keys, and one a hash."""
         wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(place.at for place in places):
             wanted[shared, None if field is None else name].append(name if field is None else field)
@@ -142,13 +143,13 @@ class Query(Reads):
 
 
 def placed(key: Any) -> Slot[Any]:
-    """Return a value, or a field of a hash, unchanged. Raises UsageError for anything else."""
+    """Return `key` if it names a value or a field of a hash. Raises UsageError for anything else."""
     if not isinstance(key, Slot):
         raise UsageError(f"get(), many() and add() take a value or the field of a hash, not {key!r:.100}")
     return key
 
 
 def check(given: object, kinds: Any, what: str) -> None:
-    """Raise UsageError for an argument of another kind."""
+    """Raise UsageError if an argument is of none of these `kinds`; `what` is the beginning of the error's text."""
     if not isinstance(given, kinds):
         raise UsageError(f"{what}, not {given!r:.100}")

@@ -1,4 +1,4 @@
-"""Checks of what is sent, and requests that no caller waits for."""
+"""Checks of the operation, body and address of a request, and sending of requests that no caller waits for."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def sendable(op: Operation[Any, Any], body: Any) -> tuple[str, bytes]:
 
 
 def checked_address(to: Address) -> Address:
-    """Return an address. Raises UsageError for what is none."""
+    """Return `to` if it is an address. Raises UsageError for anything else."""
     if not isinstance(to, Class | Database):
         raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
     return to
 
 
 def ticket_of(op: str, once: Once | None) -> Ticket:
-    """Return the ticket of a request that is sent: the same one for all that have an idempotency key."""
+    """Return the ticket of a request. All requests of an operation with one idempotency key have the same ticket."""
     return Ticket(op) if once is None else Ticket(op, once.name(op))
 
 
 def key_of(ticket: Ticket) -> str:
-    """Return the name of a request that was sent. Raises UsageError for what is no ticket."""
+    """Return the name of the request that a ticket stands for. Raises UsageError for anything but a ticket."""
     if not isinstance(ticket, Ticket):
         raise UsageError(f"cancel() takes the Ticket that send() returned, not {ticket!r:.100}")
     return ticket.key

@@ -14,19 +14,19 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 K = TypeVar("K", str, int)
 
-#: Values that no reader can change, and so may be given to several.
+#: Types whose values cannot change, so that all readers may get the same object as the default.
 _IMMUTABLE = (str, int, float, bool, bytes, type(None))
 
 
 class Readable(Protocol[R_co]):
-    """What `get` reads: a `Key[T]` gives T, and a `Field[T]`, such as one of a hash, gives T or None."""
+    """What `get` takes: reading a `Key[T]` gives T; reading a `Field[T]`, such as one of a hash, gives T or None."""
 
     def read(self, text: str | None, /) -> R_co:
-        """Return the value of a text; None is for absence."""
+        """Return the value that a stored text stands for. The text is None if nothing is stored."""
 
 
 class Slot(Generic[T]):
-    """A key, or one field of a hash: `at` is its side (shared or own), key, and field or None."""
+    """A key, or one field of a hash: `at` is (whether the key is shared, key, field), with None for no field."""
 
     __slots__ = ("at", "codec")
 
@@ -42,14 +42,14 @@ class Slot(Generic[T]):
         return f"<{type(self).__name__} {self}>"
 
     def decode(self, text: str) -> T:
-        """Read what is stored there. Raises ValueError."""
+        """Return the value that a stored text stands for. Raises ValueError."""
         try:
             return self.codec.decode(text)
         except NotOfType as error:
             raise ValueError(f"{self} holds something else: {error}") from error
 
     def encode(self, value: T) -> str:
-        """Write a value. Raises UsageError for one of another type."""
+        """Return the text that is stored for a value. Raises UsageError for a value of another type."""
         try:
             return self.codec.encode(value)
         except UsageError as error:
@@ -62,7 +62,7 @@ class Field(Slot[T]):
     __slots__ = ()
 
     def read(self, text: str | None) -> T | None:
-        """Return the value of a text, None if there is none."""
+        """Return the value that a stored text stands for; None if nothing is stored."""
         return None if text is None else self.decode(text)
 
 
@@ -78,7 +78,7 @@ class Key(Slot[T]):
         self._default = None if isinstance(default, _IMMUTABLE) else text
 
     def read(self, text: str | None) -> T:
-        """Return the value of a text, the default where there is none."""
+        """Return the value that a stored text stands for; the default if nothing is stored."""
         if text is None:
             if self._default is None:
                 return self.default
@@ -118,7 +118,7 @@ class Hash(_Collection, Generic[K, T]):
         return Field(self.name, self._codec, self.shared, str(field))
 
     def read(self, flat: list[str]) -> dict[K, T]:
-        """Return the fields and values of a flat list of texts."""
+        """Return the hash as a dict. `flat` is the answer to HGETALL: field, value, field, value, ..."""
         return {
             self._fields(name): self[self._fields(name)].decode(text)
             for name, text in zip(flat[::2], flat[1::2], strict=True)
@@ -126,7 +126,7 @@ class Hash(_Collection, Generic[K, T]):
 
 
 class Values(_Collection, Generic[K, T]):
-    """Values of one type, each a key of its own: `stored[7]` is one of them, and may have a ttl."""
+    """Values of one type, each with a key of its own: `stored[7]` is one of them, and may have a ttl."""
 
     __slots__ = ("_codec", "_ids")
 
@@ -149,14 +149,14 @@ class _Members(_Collection, Generic[T]):
         self._codec = codec
 
     def encode(self, member: T) -> str:
-        """Write a member. Raises UsageError for one of another type."""
+        """Return the text that is stored for a member. Raises UsageError for a member of another type."""
         try:
             return self._codec.encode(member)
         except UsageError as error:
             raise UsageError(f"a member of {self.name}: {error.detail}") from error
 
     def decode(self, text: str) -> T:
-        """Read a member. Raises ValueError."""
+        """Return the member that a stored text stands for. Raises ValueError."""
         return self._codec.decode(text)
 
 
@@ -167,7 +167,7 @@ class Set(_Members[T]):
 
 
 class SortedSet(_Members[T]):
-    """A sorted set: members by score."""
+    """A sorted set: members in the order of their scores."""
 
     __slots__ = ()
 

@@ -32,7 +32,7 @@ _NONE: Any = object()
 
 
 class _Register(Protocol):
-    """What `@operations.command(name=...)` returns."""
+    """The decorator that `@operations.command(name=...)` returns."""
 
     @overload
     def __call__(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
@@ -41,7 +41,7 @@ class _Register(Protocol):
 
 
 class _RegisterQuery(Protocol):
-    """What `@operations.query(name=...)` returns."""
+    """The decorator that `@operations.query(name=...)` returns."""
 
     @overload
     def __call__(self, handler: Callable[[Query], Awaitable[R]], /) -> Operation[None, R]: ...
@@ -50,7 +50,7 @@ class _RegisterQuery(Protocol):
 
 
 class Operations:
-    """Operations and the state that they share. The name of the table begins the names of both.
+    """Operations and the state that they share. Names of operations and of keys begin with the name of the table.
 
     greetings = Operations("greetings")
     total = greetings.value("total", int, 0)        # db{n}:greetings:total
@@ -63,9 +63,9 @@ class Operations:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(f'operations have a name like "greetings", not {name!r:.100}')
         self.name = name
-        #: the operations by name
+        #: name -> operation
         self.operations: dict[str, Operation[Any, Any]] = {}
-        #: the table of the level below, which `join` works with
+        #: the same operations as a table of `mesh.raw`, with which `join` works
         self.worker = Worker()
         self._state: dict[tuple[bool, str], str] = {}
 
@@ -76,7 +76,10 @@ class Operations:
     @overload
     def value(self, name: str, kind: type[T], default: T, *, shared: bool = ...) -> Key[T]: ...
     def value(self, name: str, kind: Any, default: Any = _NONE, *, shared: bool = False) -> Any:
-        """Define a value, with a default for its absence. A shared one belongs to all replicas."""
+        """Define a value. Reading it while it is absent gives the `default`, or None if there is no default.
+
+        A `shared` value is stored once for all replicas. Any other is stored once in each database.
+        """
         what = f"value of {name_of(kind)}" + ("" if default is _NONE else f" with the default {default!r:.100}")
         key = self._key(name, what, shared)
         if default is _NONE:
@@ -84,13 +87,13 @@ class Operations:
         return Key(key, StoredCodec(kind), shared, default)
 
     def values(self, name: str, ids: type[K], kind: type[T], *, shared: bool = False) -> Values[K, T]:
-        """Define values by an id, which is text or an integer: each is a key of its own, and may have a ttl."""
+        """Define values of one type, each named by a str or int id. Each value has its own key, and may have a ttl."""
         if ids not in (str, int):
             raise UsageError(f"values are named by str or int, not by {name_of(ids)}")
         return Values(self._key(name, f"family of {name_of(kind)}", shared), ids, StoredCodec(kind), shared)
 
     def hash(self, name: str, fields: type[K], kind: type[T], *, shared: bool = False) -> Hash[K, T]:
-        """Define a hash from text or integers to values of one type."""
+        """Define a hash. Its fields are named by text or integers; their values are of one type."""
         if fields not in (str, int):
             raise UsageError(f"the fields of a hash are named by str or int, not by {name_of(fields)}")
         return Hash(self._key(name, f"hash of {name_of(kind)}", shared), fields, StoredCodec(kind), shared)
@@ -100,7 +103,7 @@ class Operations:
         return Set(self._key(name, f"set of {name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def sorted_set(self, name: str, kind: type[T], *, shared: bool = False) -> SortedSet[T]:
-        """Define a sorted set: members by score."""
+        """Define a sorted set: members in the order of their scores."""
         return SortedSet(self._key(name, f"sorted set of {name_of(kind)}", shared), StoredCodec(kind), shared)
 
     def _key(self, name: str, what: str, shared: bool) -> str:
@@ -124,8 +127,8 @@ class Operations:
     ) -> Any:
         """Register a handler that has an effect. The operation is named `name`, or else like the function.
 
-        With `retry` a request whose handler raised an exception waits for its next try, and holds no worker meanwhile.
-        With `limit` only so many of its requests run at once, or in a time.
+        `retry` says how often, and after which pauses, a request is tried again if the handler raised an exception; the
+        request holds no worker meanwhile. `limit` says how many of its requests may run at once, or in a time.
         """
         if retry is not None and not isinstance(retry, Retry):
             raise UsageError(f"command(retry=) takes a Retry(...), not {retry!r:.100}")
@@ -142,7 +145,8 @@ class Operations:
     def query(self, handler: Any = None, *, name: str = "") -> Any:
         """Register a handler that only reads.
 
-        On the stream of a database, queries that follow each other run side by side.
+        A replica handles the requests to its database one after the other. But it runs queries that follow each other
+        at the same time.
         """
         if handler is None:
             return lambda handler: self._define(handler, name, Query)
@@ -161,9 +165,10 @@ class Operations:
     ) -> Callable[[Callable[[Transaction, Tick], Awaitable[None]]], Operation[Tick, None]]:
         """Register a command that runs by itself, at the times of a cron expression in a time zone.
 
-        With `each` it runs in every live database, else on one replica. `missed` says what becomes of times that passed
-        while no replica was live: "once" (one run for all), "skip", or "all". Without `overlap` a run is left out
-        while the one before is not over. With `limit` only so many run at once, or in a time. Raises UsageError.
+        With `each` the command runs in every live database, else on one replica. `missed` says what becomes of times
+        that passed while no replica was live: "once" (one run for all of them), "skip" (no run), or "all" (one run for
+        each). Without `overlap` a run is left out if the run before it has not ended. `limit` says how many runs there
+        may be at once, or in a time. Raises UsageError.
         """
         if not isinstance(cron, str):
             raise UsageError(f'write @operations.every("0 4 * * *"), with a cron expression, not {cron!r:.100}')
@@ -189,9 +194,9 @@ class Operations:
         self, op: Operation[B, R], /
     ) -> Callable[[Callable[[Transaction, B], Awaitable[R]] | Callable[[Query, B], Awaitable[R]]], Operation[B, R]]: ...
     def implements(self, op: Any, /) -> Any:
-        """Register the handler of an operation that was defined without one.
+        """Register the handler of an operation that was defined without a handler.
 
-        The type of its first parameter decides whether it is a command or a query.
+        The type of the handler's first parameter decides whether the operation is a command or a query.
         """
         if not isinstance(op, Operation):
             raise UsageError(
@@ -252,7 +257,7 @@ def _where(handler: Any) -> str:
 
 
 def _signature(handler: Any) -> tuple[Any, Any, Any]:
-    """Return the types of a handler: what it gets first, its body or None, its reply. Raises UsageError."""
+    """Return the types in a handler's signature: Transaction or Query, body or None, reply. Raises UsageError."""
     if not inspect.iscoroutinefunction(handler):
         raise UsageError(f"{_where(handler)}: a handler is an `async def` function")
     parameters = [*inspect.signature(handler).parameters.values()]
@@ -278,7 +283,7 @@ def _signature(handler: Any) -> tuple[Any, Any, Any]:
 
 
 def _command(function: Any, op: Operation[Any, Any]) -> Handle:
-    """Return the function that the runner calls. It adds no coroutine of its own, which would cost time."""
+    """Return the function that the runner calls. It returns the handler's own coroutine: one more would cost time."""
     if op.body is None:
         return lambda request, store, effects: function(Transaction(store, request, effects))
 

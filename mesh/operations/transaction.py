@@ -1,8 +1,8 @@
 """What a handler gets: a `Query` that only reads, or a `Transaction` that reads and writes.
 
-Reads of a transaction are guarded: the commit expects each value that was read to be unchanged, and each absent one to
-be still absent. If another request has changed one meanwhile, the handler runs again. So a handler's decision and its
-effect belong to one moment.
+Reads of a transaction are guarded: the commit compares every value that the handler read with the value that is stored
+then. A key that was absent must still be absent. If another request has changed such a key meanwhile, the commit has no
+effect, and the handler runs again. So an effect never rests on values that have changed since the handler read them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ B = TypeVar("B")
 T = TypeVar("T")
 K = TypeVar("K", str, int)
 
-#: Longer values are compared in the commit, too, but each costs the server as much as several requests.
+#: A guarded read of a value with more characters than this logs a warning. The commit compares long values, too, but
+#: the comparison of one costs the server as much as several requests.
 LONG_VALUE = 64 * 1024
 
 _At = tuple[bool, str, str | None]
 
 
 class _Added:
-    """Stands for a number to which the commit will add, so that only the commit knows it."""
+    """Stands for the value of a key after `add`. Only the commit computes this value, so no read can return it."""
 
 
 _ADDED = _Added()
@@ -55,14 +56,16 @@ class Transaction(Reads):
         self._store = store
         self.request = request
         self._effects = effects
-        #: what was read or written, by place; and answers of other reading commands, by their words
+        #: (is shared, key, field) -> the text that was read or written there last, or `_ADDED`. Also for commands that
+        #: read hashes, sets and sorted sets: (is shared, verb, key, argument, ...) -> the answer.
         self._known: dict[Any, Any] | None = None
-        #: hashes, sets and sorted sets that this transaction has written to -> whether it deleted them as a whole
+        #: (is shared, key) of each hash, set and sorted set that this transaction has written to -> whether the
+        #: transaction has deleted the whole of it
         self._touched: dict[tuple[bool, str], bool] | None = None
 
     @property
     def snapshot(self) -> Reads:
-        """Reads that are not guarded, and do not show what this transaction writes."""
+        """Reads that are not guarded. They show what is stored, without the writes of this transaction."""
         return Reads(self._store, self.request)
 
     # Reads
@@ -70,7 +73,7 @@ class Transaction(Reads):
     async def _text(self, place: Slot[Any]) -> str | None:
         known = self._known
         if known is not None and place.at in known:
-            return _told(place, known[place.at])
+            return _known_text(place, known[place.at])
         if self._is_deleted(place):
             return None
         text = await Reads._text(self, place)
@@ -83,10 +86,13 @@ class Transaction(Reads):
         unknown = [place for place in places if place.at not in known and not self._is_deleted(place)]
         for place, text in zip(unknown, await Reads._texts(self, unknown), strict=True):
             self._guard(place, text)
-        return [_told(place, known.get(place.at)) for place in places]
+        return [_known_text(place, known.get(place.at)) for place in places]
 
     def _guard(self, place: Slot[Any], text: str | None) -> str | None:
-        """Expect what was read, unless the place was read or written while we waited for it."""
+        """Let the commit expect the text that was read, and return the text that the handler gets.
+
+        Another task of the handler may have read or written the place meanwhile. Then the text of that task counts.
+        """
         known, at = self._known, place.at
         if known is None:
             known = self._known = {}
@@ -96,7 +102,7 @@ class Transaction(Reads):
             self._writer(shared).expect(name, text, field)
             if text is not None and len(text) > LONG_VALUE:
                 _warn_of(place, len(text))
-        return _told(place, known[at])
+        return _known_text(place, known[at])
 
     async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
         if self._touched and (shared, name) in self._touched:
@@ -110,7 +116,7 @@ class Transaction(Reads):
             if elements > MOST_ELEMENTS:
                 raise GuardTooLarge(
                     f"{name} has more than {MOST_ELEMENTS} elements, too many to compare in the commit; "
-                    "read it with tx.snapshot, and guard a value that changes with it",
+                    "read it with tx.snapshot, and get() a version key that each of its writers changes",
                     key=name,
                 )
             if words not in self._known:
@@ -141,7 +147,7 @@ class Transaction(Reads):
         self._touched.setdefault((shared, name), False)
 
     def set(self, key: Key[T] | Field[T], value: T, *, ttl: timedelta | None = None) -> None:
-        """Set a value, for as long as `ttl`. A hash's field has no ttl of its own."""
+        """Set a value or a field of a hash. A value can have a `ttl`, which begins with the commit; a field cannot."""
         if not isinstance(key, Slot):
             raise UsageError(f"set() takes a value or the field of a hash, not {key!r:.100}")
         at = shared, name, field = key.at
@@ -162,7 +168,10 @@ class Transaction(Reads):
             self._known[at] = text
 
     def add(self, key: Key[int] | Field[int], by: int = 1) -> None:
-        """Add to an integer, in the commit: this needs no read and meets no conflict. An absent one counts as 0."""
+        """Add `by` to an integer. An absent integer counts as 0.
+
+        The commit does the addition. So the handler need not read the integer, and `add` causes no conflict.
+        """
         shared, name, field = placed(key).at
         if key.codec.kind is not int:
             raise UsageError(f"add() is for integers, and {key} is of {name_of(key.codec.kind)}; use get() and set()")
@@ -255,17 +264,17 @@ class Transaction(Reads):
     ) -> Ticket:
         """Send a request with the commit; nobody waits for its reply. Without `to` it goes to the replica's class.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock. With an idempotency `key`, nothing is
-        sent where the key was used for the same request before. If it was used with another body, nothing of the
-        transaction is applied, and its caller gets KeyReused. Raises UsageError, InvalidBody, KeyReused.
+        The request begins at once, `after` some time, or `at` a moment of Redis's clock. If the idempotency `key` was
+        used before for the same operation and body, nothing is sent. If it was used with another body, the transaction
+        has no effect, and the caller of the running handler gets KeyReused. Raises UsageError, InvalidBody, KeyReused.
         """
         address = Class(self.cls) if to is None else to
         return dispatch(self._effects, op, body, address, Due.of(after, at), Once.of(key, keep))
 
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
-        """Let another replica answer this request, or a part of it; `op` is the operation that runs now.
+        """Let another replica answer this request, or a part of it. `op` must be the operation that runs now.
 
-        A handler that passes all of it on returns None.
+        `body` is what the other replica is to answer. A handler that forwards the whole request returns None.
         """
         name, text = sendable(op, body)
         if name != self.request.op:
@@ -285,7 +294,8 @@ def _score(score: float) -> str:
     return repr(float(score))
 
 
-def _told(place: Slot[Any], known: str | _Added | None) -> str | None:
+def _known_text(place: Slot[Any], known: str | _Added | None) -> str | None:
+    """Return the text of a place, as this transaction knows it. Raises ReadAfterWrite after `add`."""
     if isinstance(known, _Added):
         raise ReadAfterWrite(f"{place} is read after add(); read it before, or use set()")
     return known

@@ -25,7 +25,7 @@ B = TypeVar("B")
 
 
 class MeshClient(Caller):
-    """A client without a lease. It has no class of its own, so it names an address: `to=Class("A")`.
+    """A client without a lease. It has no class of its own, so each of its requests names an address: `to=Class("A")`.
 
     `client` is the same client for programs that use `mesh.raw`.
     """
@@ -69,12 +69,13 @@ class MeshClient(Caller):
         key: str | None = None,
         keep: timedelta = KEEP,
     ) -> Ticket:
-        """Send a request whose reply nobody waits for; return when Redis has it. It outlives this client.
+        """Send a request whose reply nobody waits for; return when Redis has the request.
 
-        It begins at once, `after` some time, or `at` a moment, on Redis's clock. A request for later begins up to half
-        a second late, because replicas look so often for what others have sent. With an idempotency `key`, nothing is
-        sent where the key was used for the same request before. Raises UsageError, InvalidBody, Busy, KeyReused, and
-        NoReplica for a request that begins at once.
+        The request is handled even if this client has ended. It begins at once, `after` some time, or `at` a moment of
+        Redis's clock. A request for later begins up to half a second late, because a replica learns of it only with the
+        renewal of its lease. If the idempotency `key` was used before for the same operation and body, nothing is sent;
+        KeyReused says that the body was another one. Raises UsageError, InvalidBody, Busy, KeyReused, and NoReplica for
+        a request that begins at once.
         """
         name, text = sendable(op, body)
         due, once = Due.of(after, at), Once.of(key, keep)
@@ -85,9 +86,9 @@ class MeshClient(Caller):
         return ticket
 
     async def cancel(self, ticket: Ticket) -> bool:
-        """Take back a request that was sent; return False when it is over already.
+        """Cancel a request that was sent; return False if the request has ended already.
 
-        A replica that works on it then changes nothing.
+        If a replica works on the request now, its work has no effect.
         """
         return await self.client.cancel(key_of(ticket))
 
@@ -96,7 +97,7 @@ class MeshClient(Caller):
         return await self.client.roster()
 
     async def books(self) -> dict[str, int]:
-        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        """Return the number of the mesh's requests by outcome; `accepted` is the sum of all other numbers."""
         return await self.client.books()
 
 
@@ -108,8 +109,8 @@ def connect(
 ) -> Block[MeshClient]:
     """Become a client of the mesh at this address (or the one that the environment names), without a lease.
 
-    This does not wait for Redis: while it cannot be reached, calls raise Unavailable. Raises SetupError when the server
-    or the credentials are not those of this mesh.
+    `connect` does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the
+    server or the credentials are not those of this mesh.
     """
     connecting = visitors.connect(url, settings=settings, connections=connections)
     return Block("async with connect(url) as mesh:", _client(connecting))
