@@ -1,6 +1,7 @@
-"""One handler alone: run on a state that the test gives, without a mesh and without a server.
+"""Run one handler alone, in a test: on stored values that the test gives, without a mesh and without a server.
 
-Its reads are answered and its writes are applied as in a mesh, by the script of the commit. What it sends goes nowhere.
+fakeredis answers the reads of the handler. The script of the commit applies its writes, as in a mesh. No replica gets
+the requests that it sends.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ B = TypeVar("B")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: The holder of the one lease that there is.
+#: The value of the only lease: epoch 1, and "alone" as the name of its holder.
 ALONE = "1 alone"
-#: Most requests that may wait to be due.
+#: Most requests that may wait for their time.
 MOST_LATER = 1000
 
 
 class Alone:
-    """Answers what a handler reads, in place of a replica's link."""
+    """Stands in for a replica's link: sends what a handler reads and commits to fakeredis."""
 
     def __init__(self, database: int) -> None:
         self._database = database
@@ -53,16 +54,16 @@ class Alone:
         return _answer(await self._connection.send([command]), 0)
 
     async def own(self, *command: Any) -> Any:
-        """Run a command in the database."""
+        """Run a command in the database of the handler."""
         there, back = ("SELECT", self._database), ("SELECT", self._bus)
         return _answer(await self._connection.send([there, command, back]), 1)
 
     async def script(self, script: Script, names: Sequence[str], *words: Any, own: bool = False) -> Any:
-        """Run a script."""
+        """Run a script, in the bus database or (with `own`) in the database of the handler."""
         return await (self.own if own else self.shared)("EVAL", script.source, len(names), *names, *words)
 
     async def commit(self, effects: Effects) -> list[Any]:
-        """Apply a transaction; return its words. Raises MeshError if it is refused."""
+        """Apply a transaction; return its words as commit.lua read them. Raises MeshError if commit.lua refuses it."""
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
         await self.shared("SET", names[0], ALONE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
@@ -92,7 +93,7 @@ class Ran(Generic[R]):
     _alone: Alone
 
     def read(self, place: Readable[T]) -> T:
-        """Return what is stored now."""
+        """Return the value that is stored after the run."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
         found: T = read_directly(self._alone.direct, place, self._database)
@@ -100,7 +101,7 @@ class Ran(Generic[R]):
 
 
 def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
-    """Return the value of a place, read over a synchronous client."""
+    """Return the value of a key or field, read with a synchronous client."""
     shared, name, field = place.at
     if not shared:
         direct.select(database)
@@ -112,7 +113,10 @@ def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> A
 
 
 async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], database: int) -> Ran[R]:
-    """Run the handler of an operation on a state: place -> value. Raises what the handler raises."""
+    """Run the handler of an operation. `state` has the stored values: key or field -> value.
+
+    Raises what the handler raises.
+    """
     if op.handler is None:
         raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
     if not isinstance(state, Mapping):

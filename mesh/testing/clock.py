@@ -1,14 +1,14 @@
-"""Time under control: while every task waits, the clock jumps to the next timer.
+"""A clock for tests: while every task waits, the clock jumps to the next timer.
 
-`virtual_time` wraps, in place, `time` of the running event loop and `select` of its selector. In the modules of `mesh`
-and `fakeredis` it replaces the name `time`. Everything else keeps the real clock, the code under test too.
+`virtual_time` replaces the method `time` of the running event loop and `select` of its selector. In the modules of
+`mesh` and `fakeredis` it replaces the name `time`. All other code, such as the code under test, keeps the real clock.
 
     select --something is ready--> no time passes
        |
        +--everybody waits, and only timers can wake them--> the clock jumps to the next timer
        +--a thread, a pool or a connection may wake them--> the clock runs at its own speed
 
-A thread renews each lease, and would live by the real clock. So the renewal is a task meanwhile.
+Without this clock a thread renews each lease. The thread would follow the real clock, so here a task renews the lease.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mesh.lease import holding
 
 #: The date at which a kit's clock begins: the same in each run.
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-#: Threads of the event loop's own pool; what they do is known from `run_in_executor`.
+#: How the names of threads of the event loop's own pool begin. `_count` knows when such a thread works.
 _POOL = "asyncio_"
 
 
 class TaskNotThread:
-    """Stands in for `LoopThread`: runs its coroutine as a task of the caller's loop."""
+    """Stands in for `LoopThread`: runs the coroutine in the caller's event loop, and not in a thread."""
 
     def __init__(self, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._main = main
@@ -43,7 +43,7 @@ class TaskNotThread:
         await self._main()
 
     def call(self, callback: Callable[[], Any]) -> None:
-        """Call something in the loop soon."""
+        """Let the event loop call something soon."""
         asyncio.get_running_loop().call_soon(callback)
 
     call_back = call
@@ -63,9 +63,11 @@ class Clock:
         self._selector = self._loop._selector
         self._select = self._selector.select
         self._base = loop.time()
+        #: seconds that have passed on this clock
         self._passed = 0.0
-        #: the part of it for which the clock ran at its own speed
+        #: the seconds of `_passed` in which the clock ran at real speed
         self._waited = 0.0
+        #: pieces of work in a pool that have not ended
         self._outside = 0
         self._settled: list[asyncio.Future[None]] = []
         self._known_threads = set(threading.enumerate())
@@ -76,29 +78,29 @@ class Clock:
         return BEGIN + self._passed
 
     def monotonic(self) -> float:
-        """Return the loop's own time."""
+        """Return the time of the event loop."""
         return self._base + self._passed
 
     def perf_counter(self) -> float:
-        """Return real time plus the time that this clock has jumped over."""
+        """Return the real time plus the seconds that this clock has jumped over."""
         return real_time.perf_counter() + self._passed - self._waited
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_time, name)
 
     def jump(self, seconds: float) -> None:
-        """Let so much time pass at once."""
+        """Move the clock forward at once."""
         self._passed += seconds
 
     async def settled(self) -> None:
-        """Wait until every task waits for a timer, or for something outside."""
+        """Wait until every task waits for a timer, or for something outside of the event loop."""
         waiter = self._loop.create_future()
         self._settled.append(waiter)
         await waiter
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Let the loop live by this clock. Afterwards the loop's time goes on from there, and never back."""
+        """Let the event loop use this clock. Afterwards the loop's time runs on from there, so it never steps back."""
         in_executor = self._loop.run_in_executor
         self._loop.time = self.monotonic
         self._selector.select = self._wait
@@ -142,7 +144,7 @@ class Clock:
         return events
 
     def _may_be_woken(self) -> bool:
-        """Whether something outside of the loop may be at work for it: a pool, a thread, or a peer."""
+        """Return whether something outside of the event loop may wake a task: a pool, a thread, or a connection."""
         return (
             self._outside > 0
             or len(self._selector.get_map()) > self._known_files
@@ -155,7 +157,10 @@ class Clock:
 
 @contextlib.contextmanager
 def virtual_time() -> Iterator[Clock]:
-    """Put the running loop, the mesh and fakeredis on a clock that jumps. Raises MeshError for another kind of loop."""
+    """Let the running event loop, the mesh and fakeredis use a clock that jumps.
+
+    Raises MeshError if another kit uses such a clock, or if the clock of this kind of event loop cannot be replaced.
+    """
     if isinstance(vars(holding)["time"], Clock):
         raise MeshError("another MeshKit of this process has the clock; leave its block first")
     clock = Clock(asyncio.get_running_loop())

@@ -1,6 +1,6 @@
 """A Redis in this process: fakeredis, with the parts of a real server that it lacks and the mesh needs.
 
-It knows no access rules, so only key names keep replicas apart: `isolation=prefix`.
+fakeredis knows no access rules, so only key names keep replicas apart: `isolation=prefix`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mesh.settings import Isolation, RedisSettings
 from mesh.wire.clients import Connections, heeding_cancellation
 from mesh.wire.connection import RedisConnection, pack
 
-#: The answer to INFO: what the mesh asks a server about. fakeredis has no limit of memory.
+#: The answer to INFO: the lines that the mesh reads. `maxmemory:0` says that the server has no limit.
 INFO = "redis_version:7.0.0\r\nused_memory:0\r\nmaxmemory:0\r\n"
 
 
@@ -26,7 +26,7 @@ def without_flags(script: str) -> str:
 
 
 def _readable(words: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a command whose script, if it has one, fakeredis can read."""
+    """Return a command as fakeredis can read it: EVAL gets the script without its flags."""
     return ("EVAL", without_flags(words[1]), *words[2:]) if words[0] == "EVAL" else words
 
 
@@ -62,7 +62,8 @@ class FakeConnection(RedisConnection):
             self._id = self._id or await self._fake.client_id()
             return [await self._say(command) for command in commands]
         except BaseException:
-            # A server forgets a read that blocks when its connection is closed; fakeredis would let it take entries.
+            # A server ends a read that blocks when its connection is closed. fakeredis would let it go on, and the read
+            # would take entries that nobody gets.
             fakeredis.FakeRedis(server=self._server).client_unblock(self._id)
             self._id = 0
             raise
@@ -75,7 +76,7 @@ class FakeConnection(RedisConnection):
         try:
             return await self._fake.execute_command(*_for_fakeredis(command))
         except redis.exceptions.ResponseError as error:
-            # fakeredis says of a missing stream what a server says only in answer to XGROUP.
+            # For a missing stream fakeredis gives an error that a server gives only to XGROUP. A server says NOGROUP.
             if "requires the key to exist" in str(error):
                 return redis.exceptions.ResponseError("NOGROUP No such key")
             return error
@@ -88,7 +89,7 @@ class FakeConnection(RedisConnection):
 
 
 def _for_fakeredis(command: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the command for fakeredis. Its IDLE means "longer than", where a server's means "at least"."""
+    """Return a command for fakeredis, whose XPENDING reads IDLE as "longer than". A server reads "at least"."""
     if command[0] != "XPENDING" or command[3:4] != ("IDLE",):
         return command
     idle_ms = int(command[4])
@@ -123,7 +124,7 @@ class FakeKitServer:
         self.direct = fakeredis.FakeRedis(server=self.connections.server, decode_responses=True)
 
     async def begin(self) -> None:
-        """Do nothing: it is new, and so empty."""
+        """Do nothing: this server is new, and so empty."""
 
     async def end(self) -> None:
-        """Do nothing: it ends with the kit."""
+        """Do nothing: this server is an object of the kit, and ends with the kit."""

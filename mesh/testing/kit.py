@@ -3,7 +3,8 @@
     async with MeshKit(worker, replicas=3) as kit:
         await kit[0].call(...)
 
-Over fakeredis the time is the kit's own: while every task waits, it jumps, and `advance` moves it further.
+Over fakeredis the kit has a clock of its own. While every task waits, this clock jumps to the next timer. `advance`
+moves it further.
 """
 
 from __future__ import annotations
@@ -39,23 +40,24 @@ from mesh.testing.workers import Runs
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
-#: Longest wait for the lease of a replica.
+#: Longest wait for the lease of a new replica.
 START_S = 60
-#: How long, and how often, `advance` waits for something that is due and not woken yet.
+#: While something is due and no replica has woken it, `advance` moves the clock by steps of this length, at most so
+#: many.
 OVERDUE_STEP_S, OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
 
-#: Longest time that `advance` waits for on a real server.
+#: Longest time for which `advance` waits on a real server.
 REAL_S = 60
 
 
 class MeshKit(AsyncOnly):
     """A mesh of `replicas` replicas that serve `operations`; an asynchronous context manager.
 
-    `redis` is the address of an empty server to run on, or its settings; without it, fakeredis is the server, and time
-    jumps. `settings` are fields of `MeshSettings`; the environment does not count. When the block ends, all replicas
-    leave, and the books must balance.
+    `redis` is the address of an empty server, or its settings. Without `redis`, the server is fakeredis, and the clock
+    jumps. `settings` are fields of `MeshSettings`; environment variables are not read. At the end of the block all
+    replicas leave, and the books must balance.
     """
 
     usage = "async with MeshKit(operations) as kit:"
@@ -110,7 +112,10 @@ class MeshKit(AsyncOnly):
             await self._close()
 
     async def _leave(self) -> None:
-        """End all replicas in order. Raises MeshError where one had ended by itself, or the books do not balance."""
+        """Let all replicas leave in order.
+
+        Raises MeshError if a replica had ended by itself, and AssertionError if the books do not balance.
+        """
         for member in self._members:
             if member.frozen:
                 await member.kill(self._server)
@@ -133,7 +138,7 @@ class MeshKit(AsyncOnly):
     # Replicas
 
     def __getitem__(self, number: int) -> Mesh:
-        """Return a replica by its number: 0 was started first. Raises UsageError where there is none."""
+        """Return a replica by its number: 0 was started first. Raises UsageError if there is no such replica."""
         return self._member(number).mesh
 
     def _check_open(self) -> None:
@@ -151,7 +156,7 @@ class MeshKit(AsyncOnly):
         return len(self._members)
 
     async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
-        """Start one more replica, and wait for its lease; with operations and settings of its own where given."""
+        """Start one more replica, and wait for its lease. `operations` and `settings` replace those of the kit."""
         self._check_open()
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
@@ -183,7 +188,7 @@ class MeshKit(AsyncOnly):
         await self._member(number).kill(self._server)
 
     def freeze(self, number: int) -> None:
-        """Stop a replica as a SIGSTOP does: from now on Redis hears nothing of it, and it hears nothing of Redis."""
+        """Stop a replica as a SIGSTOP does: none of its commands reaches Redis, and no answer reaches the replica."""
         self._member(number).freeze()
 
     def thaw(self, number: int) -> None:
@@ -193,17 +198,17 @@ class MeshKit(AsyncOnly):
     # Faults
 
     def lose_requests(self, count: int) -> None:
-        """Lose the next trips to Redis that carry commits or submissions, before they arrive."""
+        """Lose the next `count` trips to Redis that carry commits or submissions, before Redis has them."""
         self._faults.lost_requests += count
 
     def lose_answers(self, count: int) -> None:
-        """Lose the answers of the next trips that carry commits or submissions: they have their effect."""
+        """Lose the answers to the next `count` trips that carry commits or submissions. The trips have their effect."""
         self._faults.lost_answers += count
 
     def fail(self, op: AnyOperation, times: int = 1, *, before: Literal["handler", "commit"] = "commit") -> None:
-        """Let the next runs of an operation fail, before the handler begins or before its commit.
+        """Let the next `times` runs of an operation fail, before the handler begins or before its commit.
 
-        As with any exception in a handler, nothing of it happens, and the request is delivered again.
+        As after any exception in a handler, such a run has no effect, and the request is delivered again.
         """
         if before not in ("handler", "commit"):
             raise UsageError(f'before= is "handler" or "commit", not {before!r:.100}')
@@ -218,10 +223,11 @@ class MeshKit(AsyncOnly):
         return datetime.now(UTC) if self._clock is None else datetime.fromtimestamp(self._clock.time(), UTC)
 
     async def advance(self, **time: float) -> None:
-        """Let time pass, named as for a `timedelta`: `await kit.advance(hours=24)`.
+        """Let time pass. The arguments are those of `timedelta`: `await kit.advance(hours=24)`.
 
-        It jumps to each moment at which a request or a schedule is due, and holds all leases meanwhile. What is due by
-        then happens before this returns. On a real server it waits; raises MeshError where that would be long.
+        The clock jumps to each moment at which a request or a schedule is due. Meanwhile no lease ends, except those of
+        frozen replicas. Everything that is due by the end happens before `advance` returns. On a real server `advance`
+        waits in real time, and raises MeshError for more than a minute.
         """
         self._check_open()
         try:
@@ -246,7 +252,8 @@ class MeshKit(AsyncOnly):
             if (ahead := due - self._clock.time()) > 0:
                 await self._jump(self._clock, min(left, ahead))
             else:
-                # Replicas that cannot reach Redis wake it later. A request that none knows stays due for ever.
+                # Something is due, and not woken yet. A replica that cannot reach Redis now wakes it later. But what no
+                # replica can wake stays due for ever, so the number of steps has a bound.
                 await self._jump(self._clock, min(left, OVERDUE_STEP_S) if steps < OVERDUE_STEPS else left)
 
     async def _jump(self, clock: Clock, seconds: float) -> None:
@@ -257,7 +264,7 @@ class MeshKit(AsyncOnly):
         await clock.settled()
 
     def _due(self) -> float:
-        """Return when the next replica will wake something, in seconds since 1970; infinity if nothing waits."""
+        """Return when a replica wakes the next request or schedule, in s since 1970; infinity if nothing waits."""
         direct: Any = self._server.direct
         firsts = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
         found = [score for first in firsts for _, score in first]
@@ -267,12 +274,12 @@ class MeshKit(AsyncOnly):
 
     @property
     def committed(self) -> list[Committed]:
-        """The commands that had their effect, in this order. Queries and refused commands have none."""
+        """The commands that had an effect, in the order of their commits. Queries and refused commands have none."""
         return self._observed.committed
 
     @property
     def sent(self) -> list[Sent]:
-        """The requests that handlers sent or passed on with their commits."""
+        """The requests that handlers sent or forwarded with their commits."""
         return self._observed.sent
 
     @property
@@ -286,7 +293,7 @@ class MeshKit(AsyncOnly):
         return self._runs.count[self._name_of(op)]
 
     async def books(self) -> dict[str, int]:
-        """Count the mesh's requests by outcome; `accepted` is the sum of all the others."""
+        """Return the number of the mesh's requests by outcome; `accepted` is the sum of all other numbers."""
         settings = self._settings
         names = keys.request_streams(settings.classes, settings.databases)
         return streams.to_books(await scripts.BOOKS.run(self.redis(), [keys.BOOKS, *names]))
@@ -296,7 +303,10 @@ class MeshKit(AsyncOnly):
     @overload
     async def read(self, key: str, *, database: int) -> str | None: ...
     async def read(self, key: Any, *, database: int) -> Any:
-        """Return a value in a database; no replica needs to hold it. A key that is a str names a text."""
+        """Return a value of a database, even if no replica holds the database now.
+
+        A `key` of type str, without its prefix `db{n}:`, names a stored text.
+        """
         if isinstance(key, str):
             return await self.redis(database).get(keys.own(database) + key)
         if not isinstance(key, Key | Field):
@@ -316,14 +326,14 @@ class MeshKit(AsyncOnly):
         return name
 
     def redis(self, db: int = 0) -> Redis:
-        """Return a client with all rights, for what this class does not offer. It is closed with the kit."""
+        """Return a client with all rights, for what this class does not offer. The kit closes the client at its end."""
         if db not in self._clients:
             self._clients[db] = self._server.connections.client("kit", db=db)
         return self._clients[db]
 
 
 def _defaults(kind: type[M], **chosen: Any) -> M:
-    """Return settings as they are where the environment sets none."""
+    """Return settings with the `chosen` fields, and the defaults of all others. No environment variable is read."""
     fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
     try:
         return kind(**{**{name: value for name, value in fields.items() if name not in chosen}, **chosen})

@@ -1,4 +1,4 @@
-"""One replica of a kit, with a task of its own."""
+"""One replica of a kit, which runs in a task of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mesh.settings import MeshSettings
 from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
-#: How often replicas renew their leases while another one waits to see that.
+#: Pause between two renewals of the other replicas while a new replica waits for its lease.
 RENEW_S = 0.02
 
 
@@ -30,6 +30,7 @@ class KitReplica:
         self._gate = gate
         self._leave = asyncio.Event()
         self._joined: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+        #: whether the test has killed or frozen this replica, so that its membership may end by an error
         self._expected = False
         self._task = asyncio.create_task(self._live(), name="kit-replica")
 
@@ -46,7 +47,8 @@ class KitReplica:
     async def joined(self, others: Sequence[KitReplica] = ()) -> Mesh:
         """Wait for the lease. Raises what `join` raises.
 
-        A lease is granted once all leases are seen to be renewed. The `others` renew theirs meanwhile, to make it soon.
+        A new replica gets a lease only after it has seen that all leases are renewed. The `others` renew theirs often
+        meanwhile, so that this takes less time.
         """
         while others and not self._joined.done():
             await asyncio.wait([self._joined], timeout=RENEW_S)
@@ -56,23 +58,23 @@ class KitReplica:
         return self.mesh
 
     def renew(self) -> None:
-        """Renew the lease at once, if this replica holds one and does not stand still."""
+        """Renew the lease at once, if this replica holds one and is not frozen."""
         if self._joined.done() and self.alive and not self.frozen:
             self.replica._lease.renew()
 
     @property
     def replica(self) -> Replica:
-        """The member of the mesh."""
+        """The membership, as `mesh.raw.join` yields it."""
         return self._joined.result()
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The member as its program sees it."""
+        """The membership, as `mesh.join` yields it."""
         return Mesh(self.replica)
 
     @property
     def alive(self) -> bool:
-        """Whether it is a member: not stopped, not killed, and its lease not lost."""
+        """Whether this replica is a member: not stopped, not killed, and its lease not lost."""
         return not self._task.done()
 
     async def stop(self) -> None:
@@ -81,7 +83,7 @@ class KitReplica:
         await asyncio.wait([self._task])
 
     async def kill(self, server: KitServer) -> None:
-        """End as at a SIGKILL: nothing is handed back. Its lease ends at once, not after its ttl."""
+        """End as at a SIGKILL: nothing is handed back. The lease ends at once, and not after its ttl."""
         self._expected = self._gate.dead = True
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -91,11 +93,11 @@ class KitReplica:
                 server.direct.delete(keys.lease(grant.database))
 
     def freeze(self) -> None:
-        """Stand still, as at a SIGSTOP, for Redis and so for everybody else."""
+        """Send nothing to Redis and take no answer, so that this replica looks like one that a SIGSTOP has stopped."""
         self._expected = self._gate.frozen = True
 
     def thaw(self) -> None:
-        """Go on, as at a SIGCONT."""
+        """Let a frozen replica go on, as at a SIGCONT."""
         self._gate.frozen = False
 
     @property
@@ -103,7 +105,7 @@ class KitReplica:
         return self._gate.frozen
 
     def hold_lease_over(self, seconds: float, server: KitServer) -> None:
-        """Let the lease live through a jump of the clock, as if it had been renewed all the time."""
+        """Let the lease end later by this jump of the clock, as if it had been renewed all the time."""
         replica, lease = self.replica, self.replica._lease
         for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
             left_ms = server.direct.pttl(key)
@@ -117,7 +119,7 @@ class KitReplica:
         lease._loop_ran_at += seconds
 
     def check(self) -> None:
-        """Raise the error that ended the membership, unless the test wanted its end."""
+        """Raise MeshError if an error has ended the membership, unless the test killed or froze this replica."""
         error = None if self._task.cancelled() else self._task.exception()
         if error is not None and not self._expected:
             raise MeshError(f"a replica ended by itself: {error}") from error

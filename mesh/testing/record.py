@@ -1,4 +1,4 @@
-"""What became of requests, as the server saw it: commits, sends and dead letters."""
+"""What became of the requests of a kit: commits and sends that the server confirmed, and dead letters."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from mesh.testing.workers import Runs
 from mesh.wire.codec import decode
 from mesh.wire.connection import Command
 
-#: Where the number of the batch, its transactions as JSON, and then their long words stand in the words that run
-#: commit.lua.
+#: Positions in a command that runs commit.lua: the number of the batch, and the transactions as one JSON text. The long
+#: words of the transactions follow this text.
 BATCH, TRANSACTIONS = 11, 12
-#: Words of a send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further fields.
+#: Number of words of each send at the end of a transaction: to, op, key, reply stream, deadline, body, from, further
+#: fields.
 SEND = 8
 
 
@@ -32,13 +33,13 @@ class Committed:
     database: int
     #: the id of the request on its stream
     id: str
-    #: what the caller gets, of the operation's own type; None if nobody waits, or others answer
+    #: the reply, of the operation's own type; None if no caller waits, or if other replicas answer
     reply: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request that a handler sent, or passed on, with its commit."""
+    """A request that a handler sent or forwarded with its commit."""
 
     op: str
     to: Address
@@ -64,12 +65,12 @@ class Buried:
 
 
 def is_commit(command: Command) -> bool:
-    """Whether a command runs commit.lua, with whatever verbs of services."""
+    """Return whether a command runs commit.lua. The script differs with the verbs of services; its keys do not."""
     return command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.committed(""))
 
 
 def is_numbered(command: Command) -> bool:
-    """Whether a command has an effect that must happen once: a batch of commits or of submissions."""
+    """Return whether a command carries a batch of commits or of submissions, whose effect must happen only once."""
     return is_commit(command) or (
         command[0] == "EVALSHA" and command[2] == 3 and str(command[5]).startswith(keys.submitted(""))
     )
@@ -96,15 +97,16 @@ class Observed:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
+        #: batches that are noted already: the key that holds the results, and the number of the batch
         self._known: set[tuple[str, int]] = set()
-        #: one for each trip with commits that has no answer yet
+        #: one future for each trip with commits that is under way
         self._trips: set[asyncio.Future[None]] = set()
         self.committed: list[Committed] = []
         self.sent: list[Sent] = []
 
     @contextlib.contextmanager
     def trip(self) -> Iterator[None]:
-        """Mark a trip with commits, from its way to Redis until its answers are taken or lost."""
+        """Count a trip with commits as under way, until its answers are noted or lost."""
         over = asyncio.get_running_loop().create_future()
         self._trips.add(over)
         try:
@@ -116,13 +118,14 @@ class Observed:
     async def up_to_date(self) -> None:
         """Wait until the trips that are under way have ended.
 
-        Redis may tell of a commit's effect before it answers the commit. After this wait the commit is noted here.
+        Another connection may see the effect of a commit before the commit is answered. After this wait the commit is
+        noted here.
         """
         if self._trips:
             await asyncio.wait(self._trips)
 
     def take(self, commit: Sequence[Any], answer: Any) -> None:
-        """Note what the server answered to a batch. A batch that was sent again counts once."""
+        """Note the commits of a batch that the server has applied. A batch that was sent again counts once."""
         batch = (str(commit[5]), int(commit[BATCH]))
         if not isinstance(answer, str) or batch in self._known:
             return

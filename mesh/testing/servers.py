@@ -14,11 +14,11 @@ from mesh.wire.clients import Connections
 
 
 class KitServer(Protocol):
-    """What a kit needs of its Redis."""
+    """What a kit needs from its Redis."""
 
     @property
     def isolation(self) -> Isolation:
-        """What can keep replicas apart here."""
+        """How replicas are kept out of all databases but their own."""
 
     @property
     def connections(self) -> Connections:
@@ -29,14 +29,14 @@ class KitServer(Protocol):
         """A synchronous client, which does not need the event loop."""
 
     async def begin(self) -> None:
-        """Prepare the server. Raises SetupError where it is not for tests."""
+        """Prepare the server. Raises SetupError if the server is not empty."""
 
     async def end(self) -> None:
-        """Leave nothing behind."""
+        """Remove everything that the kit has stored."""
 
 
 class RealServer:
-    """A server, by its address or settings. It must be empty, because the kit empties it afterwards."""
+    """A real server, given by its address or settings. It must be empty: at its end, the kit deletes all keys."""
 
     isolation = Isolation.ACL
 
@@ -49,7 +49,7 @@ class RealServer:
         self.direct = _direct(settings)
 
     async def begin(self) -> None:
-        """Refuse a server that holds anything."""
+        """Raise SetupError if the server holds any key."""
         found = self.direct.info("keyspace")
         if found:
             raise SetupError(
@@ -58,7 +58,7 @@ class RealServer:
             )
 
     async def end(self) -> None:
-        """Delete all keys, and the users that the mesh made."""
+        """Delete all keys, and the Redis users that the mesh has made."""
         self.direct.flushall()
         names = {acl.username(database, self.connections.bus) for database in range(16)}
         made = names & set(self.direct.acl_users())
@@ -82,7 +82,7 @@ def _direct(settings: RedisSettings) -> redis.Redis:
 
 
 def fake_server() -> KitServer:
-    """Return fakeredis, with its own data. Raises MeshError where it is not installed."""
+    """Return a new fakeredis server, which is empty. Raises MeshError if fakeredis is not installed."""
     try:
         from mesh.testing.fake_server import FakeKitServer
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""The way between a kit's replicas and their Redis, where faults happen and commits are observed.
+"""The connections between a kit's replicas and their Redis. Faults happen here, and commits are noted here.
 
-A replica of a kit gets `KitConnections`. They pass everything on to fakeredis or to a real server, unless the replica
-is frozen or dead, or a fault was asked for.
+Each replica of a kit gets its own `KitConnections`. They pass every command on to fakeredis or to a real server, unless
+the replica is frozen or dead, or the test has asked for a fault.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from mesh.wire.clients import Connections, Credentials
 from mesh.wire.codec import ENCODER
 from mesh.wire.connection import Command, RedisConnection
 
-#: How often a frozen replica looks whether it goes on.
+#: A frozen replica looks this often whether it has been thawed.
 LOOK_S = 0.05
-#: The word for a transaction that `fail` kept from the server, which the caller's `GivenUp` repeats.
+#: The result of a transaction that `MeshKit.fail` has kept from the server. The caller's `GivenUp` repeats this text.
 FAILED = "the kit let it fail before its commit"
 
 
 @dataclass(slots=True)
 class Faults:
-    """The faults that are still to come, on the way of all replicas of a kit."""
+    """The faults that are still to happen, counted for all replicas of a kit together."""
 
     lost_requests: int = 0
     lost_answers: int = 0
-    #: by operation: transactions that fail before the server gets them
+    #: operation -> how many of its next transactions fail before the server gets them
     failing: Counter[str] = field(default_factory=Counter)
 
     def lose_request(self) -> None:
-        """Raise ConnectionError if this trip is one of those to lose on the way to Redis."""
+        """Raise ConnectionError if this trip is to be lost on its way to Redis."""
         if self.lost_requests > 0:
             self.lost_requests -= 1
             raise redis.exceptions.ConnectionError("the kit lost the request on its way")
 
     def lose_answer(self) -> None:
-        """Raise ConnectionError if this trip is one of those whose answer to lose."""
+        """Raise ConnectionError if the answer to this trip is to be lost."""
         if self.lost_answers > 0:
             self.lost_answers -= 1
             raise redis.exceptions.ConnectionError("the kit lost the answer on its way")
 
     def fails(self, op: str) -> bool:
-        """Return whether the next transaction of this operation fails, and count it."""
+        """Return whether the next transaction of this operation is to fail, and count the failure."""
         if self.failing[op] <= 0:
             return False
         self.failing[op] -= 1
@@ -64,7 +64,7 @@ class Gate:
         self.dead = False
 
     async def passed(self) -> None:
-        """Wait while frozen. Raises ConnectionError when dead."""
+        """Wait while the replica is frozen. Raises ConnectionError if it is dead."""
         while self.frozen and not self.dead:
             await asyncio.sleep(LOOK_S)
         if self.dead:
@@ -110,7 +110,8 @@ class KitConnection(RedisConnection):
         self._gate = gate
         self._faults = faults
         self._record = record
-        #: number of a batch -> the places of its transactions that fail, so that the batch is the same when sent again
+        #: the number of the last batch, and the places of its transactions that fail. If the batch is sent again, the
+        #: same transactions fail.
         self._failed: tuple[int, set[int]] = (0, set())
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The handlers of a kit's replicas, watched: how often each ran, and which are to fail."""
+"""Handlers of a kit's replicas that are watched: the kit counts their runs, and lets some of them fail."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class LetFail(Exception):
 
 
 class Runs:
-    """How often each handler ran, and how often it is still to fail."""
+    """How often the handler of each operation has run, and how many of its next runs are to fail."""
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
-        #: the operations of all replicas, and those of them that have an effect
+        #: the operations that any replica of the kit serves; `effects` are those of them that have an effect
         self.known: set[str] = set()
         self.effects: set[str] = set()
         self._typed: dict[str, Operation[Any, Any]] = {}
 
     def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
-        """Return one table of all operations, with handlers that are counted."""
+        """Return one table with the operations of all tables, whose runs are counted here."""
         watched = WatchedWorker(self)
         watched.include(worker_of(tables))
         for table in tables:
@@ -43,12 +43,12 @@ class Runs:
         return watched
 
     def body_of(self, op: str, text: str) -> Any:
-        """Read the body of a request, as its operation's own type."""
+        """Read the body of a request, as the type that its operation takes; without typed operation, as JSON."""
         typed = self._typed.get(op)
         return decode(text) if typed is None else typed.decode_body(text)
 
     def reply_of(self, op: str, text: str) -> Any:
-        """Read a reply, as its operation's own type; as JSON if it is not of that type."""
+        """Read a reply, as the type that its operation returns; as JSON if the text is not of that type."""
         typed = self._typed.get(op)
         with contextlib.suppress(ValueError):
             if typed is not None:
@@ -56,7 +56,7 @@ class Runs:
         return decode(text)
 
     def begin(self, op: str) -> None:
-        """Count a run. Raises LetFail if it is to fail."""
+        """Count a run. Raises LetFail if this run is to fail."""
         self.count[op] += 1
         if self.failing[op] > 0:
             self.failing[op] -= 1
