@@ -4,8 +4,8 @@
     cancel   a request that is not answered yet; its caller gets Cancelled
     drain    a replica finishes what it works on, and leaves
 
-Each act is one script, which also adds it to `mesh:audit`. It needs no replica: replicas learn with their next
-renewal, within half a second or so, which operations are paused, and that they are to drain.
+Each act is one script, which also adds the act to `mesh:audit`. No replica takes part in the act. With their next
+renewal, within half a second or so, replicas learn which operations are paused, and whether they are to drain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAUSE = Script.beside(__file__, "pause.lua")
 CANCEL = Script.beside(__file__, "cancel.lua", *OPTIONS)
 DRAIN = Script.beside(__file__, "drain.lua")
 
-#: How long a request to drain waits until its replica reads it.
+#: A request to drain expires after this time, if its replica has not read it before.
 DRAIN_HOLDS_MS = 60_000
 #: Longest name of an operation.
 MOST_NAME = 200
@@ -51,11 +51,11 @@ class Control:
         self._streams = keys.request_streams(settings.classes, settings.databases)
 
     async def pause(self, op: str, actor: Actor) -> bool:
-        """Pause an operation; return False if it was paused before. Raises Refused for a name that is none."""
+        """Pause an operation; return False if it was paused already. Raises Refused if `op` cannot be a name."""
         return await self._set_paused(op, actor, pause=True)
 
     async def resume(self, op: str, actor: Actor) -> bool:
-        """Resume an operation; return False if it was not paused."""
+        """Resume an operation; return False if it was not paused. Raises Refused if `op` cannot be a name."""
         return await self._set_paused(op, actor, pause=False)
 
     async def _set_paused(self, op: str, actor: Actor, *, pause: bool) -> bool:
@@ -73,7 +73,10 @@ class Control:
         ]
 
     async def cancel(self, id: str, actor: Actor) -> tuple[str, str] | None:
-        """Cancel a request by the id of its entry; return its stream and operation, or None where there is none."""
+        """Cancel a request by the id of its entry; return its stream and operation, or None if no stream has it.
+
+        Raises Refused if `id` is not the id of an entry.
+        """
         if not ID.fullmatch(id):
             raise Refused(f"{id!r:.50} is not the id of a request, such as 1700000000000-0")
         body = encode(failure_body(Cancelled("an operator cancelled this request")))
@@ -82,7 +85,7 @@ class Control:
         return (str(found[0]), str(found[1])) if found else None
 
     async def drain(self, replica: str, actor: Actor) -> bool:
-        """Ask a replica, by its name, to drain and leave; return False where it is not live or leaves already."""
+        """Ask a replica, by its name, to drain and leave; return False if it is not live or is leaving already."""
         members = [member for member in await roster.read_directly(self._redis) if member.replica == replica]
         if not members:
             return False

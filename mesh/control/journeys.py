@@ -1,10 +1,11 @@
-"""What became of a request, as far as streams still tell.
+"""What became of a request, as far as Redis's streams still show.
 
-A request that waits or is worked on is on its stream. One that was answered left a reply, which stays on the stream of
-its sender with the last few hundred. One that was given up is a dead letter. Nothing else is stored.
+A request that waits for a replica, or that a replica works on, is an entry of its stream. An answered request has left
+a reply: the sender's stream of replies keeps the last few hundred. A request that was given up is a dead letter. There
+is no other record of requests that have ended.
 
-    accepted (id of the request) --> begun --> answered (id of the reply)
-                                       '- took_us before it, as the worker measured it
+    accepted (time in the id of the request) --> begun --> answered (time in the id of the reply)
+                                                   '- took_us before the answer, as the worker measured it
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from mesh.dead.letters import ID, DeadLetters
 from mesh.roster import Member
 from mesh.settings import MeshSettings
 
-#: Newest replies of each replica that a search reads. Not many more are ever kept.
+#: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
 SEARCHED = 512
-#: Entries of each request stream that a search by name reads.
+#: A search reads at most this many entries of each request stream, and this many dead letters.
 WAITING_SEARCHED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class JourneyStep:
-    """One request, as far as it has come; times are ms of Redis's clock, 0 where they are not known.
+    """One request, or the part of a gather for one database. Times are ms of Redis's clock, 0 if they are not known.
 
-    `status` is waiting, in hand, given up, or that of the reply: ok, or the code of an error.
+    `status` is "waiting", "in hand" (a replica works on the request), "given up", or the status of the reply: "ok", or
+    the code of an error.
     """
 
     key: str
@@ -50,7 +52,7 @@ class JourneyStep:
 
     @property
     def total_ms(self) -> int:
-        """From the acceptance to the answer; 0 where one of them is not known."""
+        """The time from the acceptance to the answer; 0 if one of these moments is not known."""
         return max(0, self.answered_ms - self.accepted_ms) if self.answered_ms and self.accepted_ms else 0
 
     @property
@@ -68,12 +70,15 @@ class Journeys:
         self._letters = DeadLetters(redis, settings.stream_bound)
 
     async def newest(self, most: int) -> list[JourneyStep]:
-        """Return the newest replies to each replica, the newest first."""
+        """Return the `most` newest replies to each replica of the roster, all of them together newest first."""
         found = await self._replies(await roster.read_directly(self._redis), most)
         return sorted(found, key=lambda step: step.answered_ms, reverse=True)
 
     async def find(self, reference: str) -> list[JourneyStep]:
-        """Return the requests with this id, name or call (`X-Request-Id`), and all parts of a gather, oldest first."""
+        """Return the requests with this id, name or call (`X-Request-Id`), oldest first.
+
+        If one of them is a part of a gather, return all parts of this gather.
+        """
         found = await self._matching(
             lambda step: reference in (step.id, step.key, step.group, step.call, *step.call.split(","))
         )
@@ -130,7 +135,7 @@ class Journeys:
 
 
 async def _answers(pipeline: Any) -> list[Any]:
-    """Run a pipeline; what does not exist is empty."""
+    """Run a pipeline and return its answers; [] stands for an error, such as that of a stream that does not exist."""
     return [[] if isinstance(answer, Exception) else answer for answer in await pipeline.execute(raise_on_error=False)]
 
 
@@ -158,7 +163,7 @@ def _ms(id: str) -> int:
 
 
 def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
-    """Return requests in groups, the parts of a gather together, in the order given."""
+    """Return requests in groups: all parts of a gather are one group. The order is that of the requests."""
     groups: dict[str, list[JourneyStep]] = {}
     for step in steps:
         groups.setdefault(step.group, []).append(step)
@@ -166,6 +171,6 @@ def grouped(steps: Iterable[JourneyStep]) -> list[list[JourneyStep]]:
 
 
 def within_ms(steps: Iterable[JourneyStep], percent: int) -> int | None:
-    """Return the time within which `percent` of these requests were answered; None if no time is known."""
+    """Return the time in which `percent` of these requests were answered; None if no time is known."""
     times = sorted(step.total_ms for step in steps if step.accepted_ms and step.answered_ms)
     return times[min(len(times) * percent // 100, len(times) - 1)] if times else None

@@ -18,9 +18,10 @@ from mesh.wire.script import Script
 
 TALLY = Script.beside(__file__, "tally.lua")
 
-#: Entries of each stream, and of `mesh:later`, that are counted; some milliseconds of the server's time for each.
+#: At most this many entries of each stream, and of `mesh:later`, are counted. The server needs some milliseconds for so
+#: many.
 MOST_COUNTED = 1000
-#: Bytes of bodies on one stream beyond which the rest is not counted.
+#: The count of a stream stops after entries whose bodies have this many bytes together.
 MOST_BYTES = 1 << 20
 
 
@@ -28,9 +29,9 @@ MOST_BYTES = 1 << 20
 class OperationState:
     """One operation; `waits`, `runs` and `later` are numbers of requests.
 
-    `waits` are on a stream, and no replica has begun them; `later` are in `mesh:later`. `served_by` names the live
-    replicas that serve it, by database. `definition` is its entry of `mesh:operations`, {} where there is none.
-    `answers` are the newest of its answers.
+    `waits` are on streams, and no replica has begun them; `runs` are those that replicas work on; `later` are in
+    `mesh:later`. `served_by` has the live replicas that serve the operation: database -> replica. `definition` is the
+    operation's entry in `mesh:operations`, or {}. `answers` are the newest replies to its requests.
     """
 
     op: str
@@ -63,11 +64,11 @@ class OperationStates:
     """All operations that are served or paused, or have requests or answers, by name."""
 
     by_name: dict[str, OperationState] = field(default_factory=dict)
-    #: whether all requests were counted; else the numbers are of the first ones of each stream
+    #: whether all requests were counted; if not, the numbers count only the first requests of each stream
     complete: bool = True
 
     def of(self, op: str) -> OperationState:
-        """Return the state of an operation, a new one if there is none yet."""
+        """Return the state of an operation; add an empty state if there is none yet."""
         return self.by_name.setdefault(op, OperationState(op))
 
     def in_order(self) -> list[OperationState]:
@@ -76,7 +77,10 @@ class OperationStates:
 
 
 async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
-    """Return what `mesh:operations` says, by operation. Leave out what is no definition: a person has written that."""
+    """Return the definitions in `mesh:operations`, by operation.
+
+    An entry that is no JSON object is left out: only a person can have written it.
+    """
     found: Any = await redis.hgetall(keys.OPERATIONS)
     known = {}
     for op, text in sorted(found.items()):
@@ -87,7 +91,10 @@ async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
 
 
 async def states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
-    """Return all operations with their part of these answers, over a client of the bus that decodes what it reads."""
+    """Return the state of each operation; `answers` are the replies from which each operation gets its own.
+
+    `redis` is a client of the bus database that decodes answers.
+    """
     found = OperationStates()
     for step in answers:
         found.of(step.op).answers.append(step)

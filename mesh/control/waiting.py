@@ -14,10 +14,11 @@ from mesh import keys
 
 @dataclass(frozen=True, slots=True)
 class LaterRequest:
-    """A request that waits for its time (ms of Redis's clock), or for its next try after `tries` with this error.
+    """A request in `mesh:later`: it waits for its time, its next try, the end of a pause, or a place in its lane.
 
-    `waits_for` is "pause" while its operation is paused, and "lane" while it waits for a place; it is then due at its
-    deadline. `due_ms` is None where it waits without a limit of time.
+    `tries` is the number of failed tries, and `error` is the error of the last one. `waits_for` is "pause" for the end
+    of a pause, "lane" for a place, and else "". The wait ends at `due_ms`, in ms of Redis's clock. For a pause and a
+    lane this is the deadline of the request, or None if the request has none.
     """
 
     key: str
@@ -43,7 +44,10 @@ class ScheduledOperation:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """How many requests wait for their time, and those that are due first; the schedules likewise."""
+    """`requests` are those of the `count` waiting requests that are due first.
+
+    `schedules` are those of the `scheduled` schedules whose next ticks come first.
+    """
 
     count: int
     requests: list[LaterRequest]
@@ -52,7 +56,10 @@ class Waiting:
 
 
 async def read_waiting(redis: Redis, most: int) -> Waiting:
-    """Read at most so many requests and schedules, over a client of the bus that decodes answers. Raises RedisError."""
+    """Read at most `most` requests and as many schedules. `redis` is a client of the bus that decodes answers.
+
+    Raises RedisError.
+    """
     pipeline = redis.pipeline(transaction=False)
     for key in (keys.LATER, keys.SCHEDULES):
         pipeline.zcard(key)
@@ -79,7 +86,7 @@ def _request(
     parked: str | None,
     limit: str | None,
 ) -> LaterRequest:
-    # A request that waits for its next try has its place already.
+    # A request that waits for its next try has kept its place in the lane.
     in_lane = (limit or "").startswith("lane ") and not tries
     waits_for = "pause" if parked else "lane" if in_lane else ""
     due_ms = int(due) if math.isfinite(due) else None

@@ -4,9 +4,9 @@
     events:movements -^               |       -------------> events:movements
                                       +--discard.lua--> gone
 
-Each act is a script. It moves or drops up to `BATCH` letters in one step and adds what it did to `mesh:audit` in that
-step. An act on many letters is a series of such steps. When it is stopped half-way, or its answer is lost, it is done
-again: it finds only the letters that are left.
+Each act is a script. One step of it moves or drops up to `BATCH` letters, and records in `mesh:audit` what was done. An
+act on more letters is a series of such steps. If the series stops half-way, or an answer is lost, the operator can do
+the act again: it then finds only the letters that are left.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ REPLAY = Script.beside(__file__, "replay.lua", *_PARTS, *OPTIONS)
 DISCARD = Script.beside(__file__, "discard.lua", *_PARTS)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
-#: Letters of one step: about 2 ms of the server's time.
+#: Most letters that one step moves or drops. The server needs about 2 ms for so many.
 BATCH = 250
-#: Letters that one step looks at, to find those of its group.
+#: Most letters that one step reads, to find those of its group.
 LOOKED_AT = 1000
-#: Characters of a body that are read for a list.
+#: Most bytes of each body that are read for a list.
 BODY_SHOWN = 1000
 #: Most bytes of one body that are read. The body of a request is never longer; that of an event may be.
 MOST_BODY = 16 * 2**20
-#: An entry of the dead letters.
+#: The form of the id of a stream's entry.
 ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter. `at_ms` is when it was given up, `kind` is request or event, `body` may be a beginning only."""
+    """One dead letter. It was given up at `at_ms`, in ms of Redis's clock. `kind` is "request" or "event".
+
+    `body` may be only the beginning of the body; `size` is the number of bytes of the whole.
+    """
 
     id: str
     at_ms: int
@@ -53,7 +56,7 @@ class DeadLetter:
     deliveries: str
     size: int
     body: str
-    #: the id that it had on its stream, and the name that its sender gave the request
+    #: the id of the former entry on `stream`, and the name that the sender gave the request
     original: str = ""
     request: str = ""
 
@@ -67,7 +70,7 @@ class LetterGroup:
     until: str = "+"
 
 
-#: Letters by their ids, or all of a group.
+#: Letters that are named by their ids, or all letters of a group.
 Chosen = Sequence[str] | LetterGroup
 
 
@@ -81,7 +84,10 @@ class Actor:
 
 @dataclass(slots=True)
 class Report:
-    """What an act did: letters that it was applied to, named letters that were gone, and why it stopped early."""
+    """What an act did: `done` letters were moved or dropped, and `gone` of the named letters did not exist any more.
+
+    `problem` says why the act stopped early, or is "".
+    """
 
     done: int = 0
     gone: int = 0
@@ -103,7 +109,10 @@ class DeadLetters:
         return [_letter(row) for row in rows]
 
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
-        """Return every letter up to one, the newest first, in short steps. Raises redis-py's errors."""
+        """Return all letters up to the id `newest`, the newest first; many short steps read them.
+
+        Raises redis-py's errors.
+        """
         found: list[DeadLetter] = []
         while page := await self.look(LOOKED_AT, newest=newest, body=body):
             found += page
@@ -111,12 +120,12 @@ class DeadLetters:
         return found
 
     async def like(self, id: str) -> LetterGroup | None:
-        """Return the group of a letter: all with its reason and stream, up to it. None where it is gone."""
+        """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
         found = await self.find(id, body=0)
         return LetterGroup(found.reason, found.stream, id) if found else None
 
     async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
-        """Return one letter, or None where it is gone. Raises Refused for an id that is none."""
+        """Return one letter, or None if it is gone. Raises Refused if `id` is not the id of an entry."""
         found = await self.look(1, newest=_checked(id), oldest=id, body=body)
         return found[0] if found else None
 
@@ -128,11 +137,11 @@ class DeadLetters:
         )
 
     async def replay(self, chosen: Chosen, actor: Actor) -> Report:
-        """Put letters back on their streams. Raises Refused for ids that are none, and redis-py's errors."""
+        """Put letters back on their streams. Raises Refused for a word that is not an id, and redis-py's errors."""
         return await self._act(REPLAY, [keys.DEAD, keys.BOOKS, keys.AUDIT], chosen, [self._bound], actor)
 
     async def discard(self, chosen: Chosen, actor: Actor) -> Report:
-        """Drop letters for good. Raises Refused for ids that are none, and redis-py's errors."""
+        """Drop letters for good. Raises Refused for a word that is not an id, and redis-py's errors."""
         return await self._act(DISCARD, [keys.DEAD, keys.AUDIT], chosen, [], actor)
 
     async def _act(
@@ -152,9 +161,9 @@ class DeadLetters:
         return report
 
     async def _steps(self, chosen: Chosen) -> list[list[Any]]:
-        """Return the words of each step: those of walk.lua, then ids."""
+        """Return the words of each step: ARGV 1 to 6 of walk.lua, and then the ids of named letters."""
         if isinstance(chosen, LetterGroup):
-            # A letter that comes back meanwhile is left alone.
+            # The group ends with the newest letter of now. So a letter that is replayed, and given up again, stays.
             until = chosen.until if chosen.until != "+" else await self._newest()
             return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
         return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]

@@ -1,7 +1,7 @@
 """An AsyncAPI 3 document of a mesh: its streams as channels, its operations with their replies.
 
-It is made from the definitions in `mesh:operations`, so it needs no code of the services. A request goes to the stream
-of a class or of a database, so each operation is listed once for either. AsyncAPI reads schemas as JSON Schema draft 7.
+The document is made from the definitions in `mesh:operations`, without the code of the services. A request goes to the
+stream of a class or of a database, so each operation is listed twice. AsyncAPI reads schemas as JSON Schema draft 7.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Schema = dict[str, Any]
 
 _NO_COMPONENT = re.compile(r"[^\w.-]")
 _DEFS = "#/$defs/"
-#: Keywords whose value has schemas by name; these names are not keywords, but the user's.
+#: Keywords whose value is an object: name -> schema. The user chose these names, so they are not read as keywords.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _TEXT: Schema = {"type": "string"}
 
-#: What the entry of a request carries beside its body.
+#: Fields that the entry of each request has beside its body.
 _REQUEST_FIELDS: Mapping[str, str] = {
     "request": "the sender's key for the request; the reply carries the same key",
     "from": "the replica, or client without a lease, that sent the request",
     "reply_to": "the stream for the reply; empty when no caller waits",
     "deadline": "ms of Redis's clock; no replica begins the request later; 0 means no deadline",
 }
-#: What only some requests carry.
+#: Fields that only some requests have.
 _FURTHER_FIELDS: Mapping[str, str] = {
     "call": "the X-Request-Id of the HTTP request, or another name that the caller set; only where there is one",
     "traceparent": "the W3C trace context; only where there is one",
@@ -194,14 +194,17 @@ def _headers(
 
 
 class _Schemas:
-    """The schemas of a document by name. Those that are equal, with all that they refer to, are there once."""
+    """The schemas of a document by name. Equal schemas are stored once, if all that they refer to is equal, too."""
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
         self._origin: dict[str, str] = {}
 
     def add(self, owner: str, schema: Mapping[str, Any]) -> Schema:
-        """Return the schema with its definitions moved here; `owner` is unique, and names those that clash."""
+        """Move the definitions of a schema here, and return the rest of the schema, which refers to them.
+
+        If the name of a definition stands for another schema already, the new name begins with the unique `owner`.
+        """
         definitions: Mapping[str, Any] = schema.get("$defs", {})
         names = {name: self._name(owner, name, definitions) for name in definitions}
         for name, each in definitions.items():
@@ -220,7 +223,7 @@ class _Schemas:
 
 
 def _reached(name: str, definitions: Mapping[str, Any]) -> set[str]:
-    """Return a definition and all that it refers to, itself or through others."""
+    """Return the names of a definition and of all that it refers to, directly or through others."""
     found, open_ = {name}, [name]
     while open_:
         for each in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[open_.pop()])):
@@ -231,7 +234,7 @@ def _reached(name: str, definitions: Mapping[str, Any]) -> set[str]:
 
 
 def _translated(schema: Any, names: Mapping[str, str]) -> Any:
-    """Return a schema of 2020-12 as one of draft 7, with other names for its definitions."""
+    """Return a JSON Schema of version 2020-12 as one of draft 7. `names` are the new names of its definitions."""
     if isinstance(schema, list):
         return [_translated(each, names) for each in schema]
     if not isinstance(schema, dict):
@@ -245,7 +248,7 @@ def _translated(schema: Any, names: Mapping[str, str]) -> Any:
             found[keyword] = f"#/components/schemas/{names.get(target, target)}"
         elif keyword in ("const", "enum", "default", "examples"):
             found[keyword] = value
-        # AsyncAPI has another meaning for it, and `anyOf` says the same.
+        # `discriminator` is left out: it means something else in AsyncAPI, and `anyOf` suffices without it.
         elif keyword != "discriminator":
             found[keyword] = _translated(value, names)
     if "prefixItems" in found:

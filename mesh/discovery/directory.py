@@ -1,11 +1,11 @@
-"""What the live replicas serve and which release they are, as far as a process must know before it sends something.
+"""What the live replicas serve, and what their releases understand. A process looks this up before it sends a request.
 
-An operation that no live replica serves is refused at its caller. So is an option that an older live release would
-misread: it is refused until the last replica of that release has left.
+The process of the caller refuses a request whose operation no live replica serves. It also refuses an option that an
+older release would misread, until the last live replica of that release has left.
 
-A replica's roster row has two words for this: `serves`, the digest of its table of operations, and `reads`, the newest
-level of entries that its release understands. A process looks at most once a second, and only when it sends what it
-does not serve itself, or uses such an option.
+A replica's roster row has two fields for this. `serves` is the digest of its table of operations, and `reads` is the
+highest level of options that its release understands. A process reads the roster at most once a second, and only for an
+option, or for an operation that the process does not serve itself.
 """
 
 from __future__ import annotations
@@ -29,48 +29,51 @@ log = structlog.get_logger(__name__)
 SERVED = Script.beside(__file__, "served.lua")
 SERVES = Script.beside(__file__, "serves.lua")
 
-#: Levels of entries. An option has a level, and may be used while every live release understands this level. Releases
-#: before the first level have none in their rows.
+#: Levels of options. An option has a level, and may be used while the releases of all live replicas understand this
+#: level. The rows of releases before the first level name no level.
 LATER = 1
 ONCE = 2
 LIMITS = 3
-#: The newest level that this release understands.
+#: The highest level that this release understands.
 READS = LIMITS
-#: By level: the options that need it, as callers write them.
+#: Level -> its options, as callers write them.
 OPTIONS = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
-#: Knowledge that is older is looked up again.
+#: For this long the result of a lookup is used. After that the roster is read again.
 FRESH_S = 1.0
-#: Longest wait for the lookup. Without an answer nothing is refused here.
+#: Longest wait for the lookup. If there is no answer by then, no request is refused here.
 WAIT_S = 1.0
 
 
 class Directory:
-    """What one process knows of the others. `own` are the operations that it serves itself."""
+    """What one process knows of the live replicas. `own` are the operations that this process serves itself."""
 
     def __init__(self, link: Link, own: Collection[str]) -> None:
         self._link = link
         self._own = frozenset(own)
         self._served: frozenset[str] = frozenset()
-        #: whether `_served` is all that is served
+        #: whether `_served` has all operations that live replicas serve
         self._is_complete = False
-        #: level, replica, database and version of the oldest live release
+        #: level, replica, database and version of the live replica with the lowest level
         self._oldest: tuple[int, str, str, str] = (0, "", "", "")
         self._looked_at = float("-inf")
         self._looking: asyncio.Future[Any] | None = None
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
-        """Return whether it is known without a lookup that these operations are served, and the level understood."""
+        """Return whether no lookup is needed: the operations are known to be served, and the level is understood."""
         if level and (level > self._oldest[0] or time.monotonic() - self._looked_at > FRESH_S):
             return False
         return all(map(self.knows, ops))
 
     def knows(self, op: str) -> bool:
-        """Return whether it is known without a lookup that an operation is served."""
+        """Return whether no lookup is needed: it is known that the operation is served."""
         return op in self._own or (op in self._served and time.monotonic() - self._looked_at <= FRESH_S)
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
-        """Raise Unserved for an operation that nobody serves, and OlderRelease for a level that somebody misreads."""
+        """Raise Unserved if one of the operations has no live replica that serves it.
+
+        Raises OlderRelease if the release of a live replica does not understand the level.
+        """
         names = list(ops)
         if self.allows(names, level) or not await self._look():
             return
@@ -82,23 +85,24 @@ class Directory:
                 raise unserved(op, known)
 
     async def understands(self, level: int) -> bool:
-        """Return whether every live replica understands this level; False where that cannot be found out."""
+        """Return whether every live replica understands this level; False if the roster cannot be read."""
         return self.allows((), level) or (await self._look() and level <= self._oldest[0])
 
     async def is_served(self, op: str, cls: str, *, patient: bool) -> bool:
         """Look up whether a live replica of a class serves an operation.
 
-        With `patient`, one that is expected back may serve it, too. Raises LeaseLost, redis-py's errors.
+        With `patient` the answer is also True if a replica of the class is expected back, because that one may serve
+        the operation. Raises LeaseLost and redis-py's errors.
         """
         return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op, int(patient)))
 
     async def _look(self) -> bool:
-        """Read the roster, together with all who ask meanwhile. Return whether that was possible."""
+        """Read the roster; calls during a lookup share its result. Return whether the roster could be read in time."""
         if self._link.down:
             return False
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._link.script(SERVED, (), keys.MOST_DATABASES))
-            # Nobody may be left to take the error of a link that ends.
+            # When the link ends, perhaps no caller waits for the lookup any more. Then its error must be taken here.
             self._looking.add_done_callback(lambda looking: looking.cancelled() or looking.exception())
         looking = self._looking
         await asyncio.wait([looking], timeout=WAIT_S)

@@ -3,8 +3,9 @@
     mesh:operations          hash   operation -> its definition, as JSON
     mesh:operations:served   hash   digest of a table -> its operations; roster rows name the digest
 
-A replica writes its definitions when it joins, over those of another release. It looks now and then whether they are
-still there, and removes the operations that no live replica serves, with their next ticks.
+When a replica joins, it writes the definitions of its operations, and overwrites those of another release. With each
+sweep it writes definitions that are missing. It also removes the operations that no live replica serves, and their next
+ticks.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ PUBLISH = Script.beside(__file__, "publish.lua")
 
 
 class Publication:
-    """The definitions of one replica's operations: JSON by name. `readers` names those without an effect."""
+    """The definitions of one replica's operations: name -> JSON. `readers` are the names of those without an effect."""
 
     def __init__(self, definitions: Mapping[str, str], readers: str) -> None:
         self._readers = readers
         self._definitions = dict(sorted(definitions.items()))
         text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
-        #: what roster rows name
+        #: names this table of operations in roster rows
         self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
@@ -40,7 +41,7 @@ class Publication:
         await self._run(link, 1, self._definitions)
 
     async def keep(self, link: Link) -> None:
-        """Write definitions that are missing, and remove what no live replica serves."""
+        """Write definitions that are missing, and remove the operations that no live replica serves."""
         if not await self._run(link, 0, {}):
             await self._run(link, 0, self._definitions)
 

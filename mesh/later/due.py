@@ -1,4 +1,4 @@
-"""When a request that waits is due, and how the sender may name it afterwards."""
+"""When a request for later is due, and the ticket with which its sender can cancel it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Due:
     word: str
 
     def moment_ms(self, now_ms: int) -> int:
-        """Return the moment in ms, where it is committed now."""
+        """Return the moment in ms of Unix time, for a request that is committed now."""
         return now_ms + int(self.word[1:]) if self.word[0] == "+" else int(self.word)
 
     @classmethod

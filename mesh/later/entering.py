@@ -1,4 +1,4 @@
-"""Entering a limit late: a replica reads a request whose sender did not know its limit, and has the limit decide."""
+"""Limits for requests whose sender did not know the limit: the replica that reads the request lets the limit decide."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from mesh.wire.script import Script
 
 ENTER = Script.beside(__file__, "enter.lua", "taken.lua", *OPTIONS)
 
-#: Words of the script: the request waits, or is on its stream anew; another consumer has it.
+#: Two of the script's answers: the request waits or is on its stream again; another consumer has the request.
 PLACED, NOT_MINE = "placed", "not-mine"
 
 
 async def enter(link: Link, stream: str, id: str, consumer: str, limit: str, most: int) -> tuple[str, str]:
-    """Put a request on its stream anew, or let it wait, as its limit says.
+    """Put a request on its stream again, or let it wait, as its limit says.
 
-    Returns PLACED, NOT_MINE, or why it cannot be placed now, as submit.lua says it; and what that is about.
+    The first word of the result is PLACED, NOT_MINE, or a code of submit.lua that says why the request cannot be placed
+    now. The second word says what the code is about.
     """
     word, about = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, most)
     return str(word), str(about)

@@ -16,9 +16,9 @@ import msgspec
 from mesh.errors import InvalidBody, UsageError
 from mesh.wire.codec import encode
 
-#: A longer value is named by its beginning and its hash.
+#: A value with more characters is replaced by its beginning and its hash.
 MOST_CHARACTERS = 100
-#: Longest time that a rate is counted over: its µs are exact in Lua.
+#: Longest `per` of a rate: its µs are exact in Lua.
 LONGEST = timedelta(days=366)
 _US = timedelta(microseconds=1)
 
@@ -27,11 +27,13 @@ _US = timedelta(microseconds=1)
 class Limit:
     """How many requests of an operation may run at once (`concurrency`), or in a time (`rate` in `per`).
 
-    `by` names a field of the body: the limit holds for each of its values; without it, for all requests together.
-    Requests beyond the `concurrency` wait in order, each until its deadline; `concurrency=1` keeps the order. A `rate`
-    lets `burst` requests begin at once (as many as `rate`, where nothing is said), and then one every `per / rate`;
-    `when` says what becomes of the others: "delay" lets each wait for its time, "refuse" raises Limited. Raises
-    UsageError.
+    `by` names a field of the body: the limit holds for each value of the field. Without `by`, it holds for all requests
+    together. Requests beyond the `concurrency` wait in order, each until its deadline. With `concurrency=1` they also
+    run in this order.
+
+    A `rate` lets `burst` requests begin at once (as many as `rate`, if `burst` is not given), and then one every
+    `per / rate`. `when` says what becomes of requests that come too soon: "delay" lets each wait for its time, "refuse"
+    raises Limited. Raises UsageError.
     """
 
     by: str = ""
@@ -59,7 +61,7 @@ class Limit:
             raise UsageError(f"Limit(per=) is a time such as timedelta(minutes=1), not {self.per!r:.100}")
 
     def __str__(self) -> str:
-        """Say the limit for people: "1 at once for each customer", "10 in 60 s, others are refused"."""
+        """Return the limit as people read it: "1 at once for each customer", "10 in 60 s, others are refused"."""
         each = f" for each {self.by}" if self.by else ""
         if self.rate is None or self.per is None:
             return f"{self.concurrency} at once{each}"
@@ -69,7 +71,7 @@ class Limit:
 
     @property
     def interval_ms(self) -> int:
-        """The time between two requests of a rate, rounded up; 0 for a concurrency."""
+        """The time between two requests of a rate, in ms, rounded up; 0 if the limit has no rate."""
         return 0 if self.rate is None or self.per is None else -(-(self.per // _US) // (self.rate * 1000))
 
     def words(self, op: str, body: Any) -> str:
@@ -82,7 +84,7 @@ class Limit:
         return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane}"
 
     def _value(self, body: Any) -> str:
-        """Return the text of the field's value: text as it is, all else as JSON."""
+        """Return the value of the field as text: text as it is, all else as JSON. Raises InvalidBody."""
         found = body.get(self.by) if isinstance(body, Mapping) else getattr(body, self.by)
         try:
             value = msgspec.to_builtins(found)

@@ -1,6 +1,6 @@
-"""The Lua that scripts of this folder and of its neighbours have in common with those of `mesh.requests`."""
+"""Lua files of `mesh.requests` that scripts of this folder, and of others beside it, include."""
 
 from __future__ import annotations
 
-#: What every script has that adds, moves or ends requests which may have options, as seen from a neighbour's folder.
+#: Each script includes these if it adds, moves or ends requests with options. The paths begin at a folder of `mesh`.
 OPTIONS = tuple(f"../requests/{name}.lua" for name in ("append", "options", "once", "limits"))

@@ -15,13 +15,13 @@ PARK = Script.beside(__file__, "park.lua", "taken.lua", *OPTIONS)
 class Parked(StrEnum):
     """What became of a request that was to wait for the end of a pause."""
 
-    #: it waits
+    #: the request waits in `mesh:later`
     PARKED = "parked"
     #: the operation is not paused any more
     GOES_ON = "goes-on"
-    #: too many requests wait already; it is still on its stream
+    #: too many requests wait already; the request is still on its stream
     FULL = "full"
-    #: another consumer has it
+    #: another consumer has the request
     NOT_MINE = "not-mine"
 
 

@@ -1,4 +1,4 @@
-"""Trying a request again that failed, without holding a worker meanwhile."""
+"""New tries of requests whose handler failed. Until the next try a request waits in Redis, and holds no worker."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from mesh.wire.script import Script
 
 DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
-#: Longest error that is kept with a request that waits for its next try.
+#: Characters of the last error that are kept with a request that waits for its next try.
 MOST_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often, and after which pauses, an operation is tried again when its handler raises one of `on`.
+    """How often, and after which pauses, a request is tried again when its handler raises one of `on`.
 
-    The pause after the n-th try is `first` times `factor` to the power of n - 1, at most `longest`; of that a random
-    part between 1 - `jitter` and 1. `most` counts all tries. A refusal (a MeshError) is an answer and is not tried
-    again. Neither the death of a replica nor a conflict is a try. Raises UsageError.
+    The pause after the n-th try is `first` times `factor` to the power of n - 1, at most `longest`. It is multiplied by
+    a random number between 1 - `jitter` and 1. `most` is the number of all tries, the first included. A handler that
+    raises a MeshError refuses the request: this is an answer, and no reason for another try. The death of a replica and
+    a conflict do not count as tries. Raises UsageError.
     """
 
     most: int = 3
@@ -47,7 +48,7 @@ class Retry:
             raise UsageError("Retry(factor=) is at least 1, and Retry(jitter=) between 0 and 1")
 
     def pause_ms(self, tries: int, chance: Callable[[], float] = random.random) -> int | None:
-        """Return the pause after so many tries, in ms; None if no more are made."""
+        """Return the pause after `tries` tries, in ms; None if there is no further try."""
         if tries >= self.most:
             return None
         longest_s = self.longest.total_seconds()
@@ -59,6 +60,6 @@ class Retry:
 
 
 async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, tries: int, reason: str) -> int:
-    """Let a request wait for its next try; return when it is due in ms, or 0 if another consumer has it."""
+    """Let a request wait for its next try; return when that is due (ms), or 0 if another consumer has the request."""
     words = (id, consumer, pause_ms, tries, reason[:MOST_CHARACTERS])
     return int(await link.script(DEFER, [stream, keys.LATER], *words))

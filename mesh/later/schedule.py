@@ -12,25 +12,25 @@ from cronsim import CronSim, CronSimError
 
 from mesh.errors import UsageError
 
-#: A tick that no replica sent for so long is missed, even when the next one is not due yet.
+#: A tick that no replica has sent for this long counts as missed, even if the next tick is not due yet.
 LATE_MS = 60_000
-#: Missed ticks are counted up to this number: finding each costs some microseconds on the event loop.
+#: Missed ticks are counted up to this number, because each costs the event loop some microseconds.
 MOST_COUNTED = 1000
 
 
 class Missed(StrEnum):
     """What becomes of the ticks that passed while no replica was live."""
 
-    #: one run for all of them
+    #: one run for all of these ticks together
     ONCE = "once"
-    #: none
+    #: no run
     SKIP = "skip"
-    #: one run for each, one after another
+    #: one run for each tick, one after the other
     ALL = "all"
 
 
 def missed_of(word: str) -> Missed:
-    """Return the Missed of this name. Raises UsageError."""
+    """Return the Missed with this value. Raises UsageError."""
     try:
         return Missed(word)
     except ValueError as error:
@@ -43,17 +43,19 @@ class Tick:
 
     #: the moment that this run is for, in ms of Unix time
     at: int
-    #: earlier ticks that it stands for, because no replica was live
+    #: the number of ticks after `at` that have passed, too, while no replica was live: this run stands for them as well
     missed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do about a tick that is due. Times in ms."""
+    """What to do about a tick that is due."""
 
+    #: whether to send the tick's request, or to leave it out
     sends: bool
-    #: earlier ticks that this one stands for
+    #: the number of ticks after this one that have passed, too; see `Tick.missed`
     missed: int
+    #: the next tick, in ms of Unix time
     following_ms: int
 
 
@@ -88,7 +90,7 @@ class Schedule:
 
     @property
     def definition(self) -> str:
-        """Return what makes two schedules the same, as JSON."""
+        """Return all fields as JSON: two schedules are the same if these texts are the same."""
         return json.dumps([self.cron, self.tz, self.each, self.missed, self.overlap])
 
     def after(self, at_ms: int) -> int:
@@ -97,7 +99,7 @@ class Schedule:
         return int(next(CronSim(self.cron, at)).timestamp() * 1000)
 
     def plan(self, due_ms: int, now_ms: int) -> Plan:
-        """Decide about the tick that was due at `due_ms`."""
+        """Decide what to do about the tick that was due at `due_ms`. Times are in ms of Unix time."""
         following = self.after(due_ms)
         if self.missed is Missed.ALL:
             return Plan(True, 0, following)
