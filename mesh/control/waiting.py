@@ -44,9 +44,10 @@ class ScheduledOperation:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`requests` are those of the `count` waiting requests that are due first.
+    """What is due first in `mesh:later` and in `mesh:schedules`.
 
-    `schedules` are those of the `scheduled` schedules whose next ticks come first.
+    `count` requests wait; `requests` are those of them that are due first. There are `scheduled` schedules; `schedules`
+    are those of them whose next ticks come first.
     """
 
     count: int

@@ -109,9 +109,9 @@ class DeadLetters:
         return [_letter(row) for row in rows]
 
     async def all(self, *, newest: str = "+", body: int = 0) -> list[DeadLetter]:
-        """Return all letters up to the id `newest`, the newest first; many short steps read them.
+        """Return all letters up to the id `newest`, the newest first. Raises redis-py's errors.
 
-        Raises redis-py's errors.
+        Several short steps read the letters, so that none of them keeps the server from other work for long.
         """
         found: list[DeadLetter] = []
         while page := await self.look(LOOKED_AT, newest=newest, body=body):
@@ -163,7 +163,8 @@ class DeadLetters:
     async def _steps(self, chosen: Chosen) -> list[list[Any]]:
         """Return the words of each step: ARGV 1 to 6 of walk.lua, and then the ids of named letters."""
         if isinstance(chosen, LetterGroup):
-            # The group ends with the newest letter of now. So a letter that is replayed, and given up again, stays.
+            # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
+            # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest()
             return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
         return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]

@@ -60,7 +60,7 @@ class Directory:
         self._looking: asyncio.Future[Any] | None = None
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
-        """Return whether no lookup is needed: the operations are known to be served, and the level is understood."""
+        """Return whether no lookup is needed: operations are known to be served, and the level to be understood."""
         if level and (level > self._oldest[0] or time.monotonic() - self._looked_at > FRESH_S):
             return False
         return all(map(self.knows, ops))

@@ -127,8 +127,8 @@ class Caller:
 
         The replies' attribute `left_out` lists the databases that hold data, but have no replica and expect none back.
         Raises Incomplete if a database did not answer in time, or if a database with data has no replica now and
-        expects one back. Its `missing` lists these databases; after a timeout its `partial` has the other replies.
-        May raise another MeshError.
+        expects one back. The error's `missing` lists these databases; after a timeout, `partial` has the other replies.
+        Other MeshErrors are possible.
         """
         name, text = sendable(op, body)
         if op.limit is not None:

@@ -1,7 +1,7 @@
 """How values become text: bodies become JSON; stored str and int stay as they are, and other stored values become JSON.
 
-The types that this module takes are those that msgspec knows (Structs, dataclasses, TypedDicts, builtins and containers
-of them), and pydantic models.
+This module takes the types that msgspec knows (Structs, dataclasses, TypedDicts, builtins and containers of them), and
+pydantic models.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Codec(Generic[T]):
     """Writes and reads the JSON of one type.
 
     `encode` raises TypeError or ValueError. `decode` raises one of ERRORS, which `explain` turns into a NotOfType.
-    `decode` does not make the NotOfType itself: it is the method of the decoder, because a function around that would
-    cost time in each request.
+    `decode` is the decoder's own method. A function around it, which raises NotOfType, would cost each request time.
     """
 
     def __init__(self, kind: Any) -> None:

@@ -23,7 +23,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-#: The JSON in place of the body if an operation has none.
+#: The JSON that is sent as the body if an operation has no body.
 NOTHING = b"{}"
 
 
@@ -129,7 +129,9 @@ class Operation(Generic[B, R]):
         try:
             found: R = self._replies.decode(text)
         except ERRORS as error:
-            raise ValueError(f"{self.name} answers {name_of(self.reply)}: {self._replies.explain(error)}") from None
+            raise ValueError(
+                f"{self.name} answers {name_of(self.reply)}, not this: {self._replies.explain(error)}"
+            ) from None
         return found
 
     @overload

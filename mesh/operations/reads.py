@@ -106,7 +106,7 @@ class Reads:
 
         def __getattr__(self, name: str) -> Any:
             if name in _WRITES:
-                raise UsageError(f"{name}() is not for a query or a snapshot: write it in the transaction of a command")
+                raise UsageError(f"{name}() is not for a query or a snapshot: call it on the transaction of a command")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # `Transaction` overrides `_text`, `_texts` and `_answer`, to guard what they read.
@@ -117,7 +117,7 @@ class Reads:
         return await (reader.get(name) if field is None else reader.hget(name, field))
 
     async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
-        """Read the texts of several places, with one command for own keys, one for shared keys, and one a hash."""
+        """Read several keys and fields: one command reads all own keys, one all shared keys, and one each hash."""
         wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(place.at for place in places):
             wanted[shared, None if field is None else name].append(name if field is None else field)

@@ -57,7 +57,7 @@ class Slot(Generic[T]):
 
 
 class Field(Slot[T]):
-    """A place that may be empty: reading it gives T or None."""
+    """A key, or a field of a hash, that has no default: reading it gives T or None."""
 
     __slots__ = ()
 

@@ -178,7 +178,7 @@ class Operations:
             op: Operation[Tick, None] = self.command(name=name, limit=limit)(handler)
             if (op.body, op.reply) != (Tick, type(None)):
                 raise UsageError(
-                    f"{_where(handler)}: what runs by itself takes (tx: Transaction, tick: Tick) and returns None"
+                    f"{_where(handler)}: a command with a schedule takes (tx: Transaction, tick: Tick) and returns None"
                 )
             self.worker.schedules[op.name] = schedule
             return op
@@ -206,7 +206,7 @@ class Operations:
         def register(handler: Any) -> Operation[Any, Any]:
             first, body, reply = _signature(handler)
             if (body, reply) != (op.body, op.reply):
-                raise UsageError(f"{_where(handler)} is not of the types of {op!r}")
+                raise UsageError(f"the types of {_where(handler)} are not those of {op!r}")
             self._register(op, handler, first)
             return op
 
@@ -269,11 +269,11 @@ def _signature(handler: Any) -> tuple[Any, Any, Any]:
         hints = get_type_hints(handler)
     except NameError as error:
         raise UsageError(
-            f"{_where(handler)}: {error}; the types of a handler are defined at the top level of a module, before it"
+            f"{_where(handler)}: {error}; define its types at the top level of a module, before the handler"
         ) from error
     missing = [name for name in [*names, "return"] if name not in hints]
     if missing:
-        raise UsageError(f"{_where(handler)}: write the type of {', '.join(missing)}; the mesh reads them")
+        raise UsageError(f"{_where(handler)}: write the type of {', '.join(missing)}; the mesh needs it")
     first, *body = (hints[name] for name in names)
     if first not in (Transaction, Query):
         raise UsageError(

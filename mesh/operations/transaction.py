@@ -91,7 +91,7 @@ class Transaction(Reads):
     def _guard(self, place: Slot[Any], text: str | None) -> str | None:
         """Let the commit expect the text that was read, and return the text that the handler gets.
 
-        Another task of the handler may have read or written the place meanwhile. Then the text of that task counts.
+        Another task of the handler may have read or written the same key or field meanwhile. Then its text counts.
         """
         known, at = self._known, place.at
         if known is None:
@@ -196,7 +196,7 @@ class Transaction(Reads):
             self._remember(key, None)
             return
         if not isinstance(key, Hash | Set | SortedSet):
-            raise UsageError(f"delete() takes what Operations defined, not {key!r:.100}")
+            raise UsageError(f"delete() takes a value, field, hash or set that Operations defined, not {key!r:.100}")
         self._writer(key.shared).delete(key.name)
         if self._known:
             for at in [at for at in self._known if at[:2] == (key.shared, key.name)]:
@@ -295,7 +295,7 @@ def _score(score: float) -> str:
 
 
 def _known_text(place: Slot[Any], known: str | _Added | None) -> str | None:
-    """Return the text of a place, as this transaction knows it. Raises ReadAfterWrite after `add`."""
+    """Return the text of a key or field, as this transaction knows it. Raises ReadAfterWrite after `add`."""
     if isinstance(known, _Added):
         raise ReadAfterWrite(f"{place} is read after add(); read it before, or use set()")
     return known
@@ -304,4 +304,6 @@ def _known_text(place: Slot[Any], known: str | _Added | None) -> str | None:
 def _warn_of(place: Slot[Any], length: int) -> None:
     if str(place) not in _long:
         _long.add(str(place))
-        log.warning("guarded value is long", key=str(place), characters=length, advice="guard a short version key")
+        log.warning(
+            "guarded value is long", key=str(place), characters=length, advice="guard a short key that changes with it"
+        )

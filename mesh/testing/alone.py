@@ -120,7 +120,7 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     if op.handler is None:
         raise UsageError(f"{op.name} has no handler in this program; run it where it is implemented")
     if not isinstance(state, Mapping):
-        raise UsageError(f"state= has values by their places, such as {{total: 3}}, and is not {state!r:.100}")
+        raise UsageError(f"state= is a dict of stored values, such as {{total: 3}}, not {state!r:.100}")
     alone = Alone(database)
     store = Store(cast(Link, alone), database, "A")
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
@@ -140,8 +140,8 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
 async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
     for place, value in state.items():
         if not isinstance(place, Slot):
-            raise UsageError(f"a state is of values and fields of hashes, not of {place!r:.100}")
+            raise UsageError(f"the keys of state= are values and fields of hashes, not {place!r:.100}")
         shared, name, field = place.at
-        say, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
+        send, prefix = (alone.shared, keys.SHARED) if shared else (alone.own, keys.own(database))
         text = place.encode(value)
-        await (say("SET", prefix + name, text) if field is None else say("HSET", prefix + name, field, text))
+        await (send("SET", prefix + name, text) if field is None else send("HSET", prefix + name, field, text))

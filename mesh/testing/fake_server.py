@@ -1,4 +1,4 @@
-"""A Redis in this process: fakeredis, with the parts of a real server that it lacks and the mesh needs.
+"""A Redis in this process: fakeredis, and what the mesh needs of a real server and fakeredis lacks.
 
 fakeredis knows no access rules, so only key names keep replicas apart: `isolation=prefix`.
 """
@@ -60,7 +60,7 @@ class FakeConnection(RedisConnection):
         pack(commands)
         try:
             self._id = self._id or await self._fake.client_id()
-            return [await self._say(command) for command in commands]
+            return [await self._send_one(command) for command in commands]
         except BaseException:
             # A server ends a read that blocks when its connection is closed. fakeredis would let it go on, and the read
             # would take entries that nobody gets.
@@ -68,7 +68,7 @@ class FakeConnection(RedisConnection):
             self._id = 0
             raise
 
-    async def _say(self, command: tuple[Any, ...]) -> Any:
+    async def _send_one(self, command: tuple[Any, ...]) -> Any:
         if command[:2] == ("SCRIPT", "LOAD"):
             return self._load(command[2])
         if command[0] == "INFO":

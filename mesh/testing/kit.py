@@ -143,7 +143,7 @@ class MeshKit(AsyncOnly):
 
     def _check_open(self) -> None:
         if not self._open:
-            raise UsageError("the replicas of a kit live in its block: async with MeshKit(operations) as kit:")
+            raise UsageError("a kit has replicas only inside its block: async with MeshKit(operations) as kit:")
 
     def _member(self, number: int) -> KitReplica:
         self._check_open()
@@ -156,7 +156,7 @@ class MeshKit(AsyncOnly):
         return len(self._members)
 
     async def start(self, *operations: Operations | Worker, **settings: Any) -> Mesh:
-        """Start one more replica, and wait for its lease. `operations` and `settings` replace those of the kit."""
+        """Start one more replica, and wait for its lease. If given, its arguments replace those of the kit."""
         self._check_open()
         worker = self._runs.watch(operations or self._operations)
         gate = Gate()
@@ -247,8 +247,8 @@ class MeshKit(AsyncOnly):
         await self._clock.settled()
         end, due, steps = self._clock.time() + seconds, 0.0, 0
         while (left := end - self._clock.time()) > 0:
-            before, due = due, self._due()
-            steps = steps + 1 if due == before else 0
+            last_due, due = due, self._due()
+            steps = steps + 1 if due == last_due else 0
             if (ahead := due - self._clock.time()) > 0:
                 await self._jump(self._clock, min(left, ahead))
             else:

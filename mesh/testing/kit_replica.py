@@ -105,7 +105,7 @@ class KitReplica:
         return self._gate.frozen
 
     def hold_lease_over(self, seconds: float, server: KitServer) -> None:
-        """Let the lease end later by this jump of the clock, as if it had been renewed all the time."""
+        """Extend the lease by the `seconds` that the clock will jump, as if the lease were renewed all the time."""
         replica, lease = self.replica, self.replica._lease
         for key in (keys.lease(replica.database), keys.row(replica.database), keys.replies(replica.id)):
             left_ms = server.direct.pttl(key)

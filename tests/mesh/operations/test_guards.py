@@ -352,7 +352,7 @@ MISTAKES: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     "a ttl of a field": (lambda tx: tx.set(points["a"], 1, ttl=timedelta(1)), "cannot have a ttl"),
     "a name for a key": (lambda tx: tx.set("number", 1), "not 'number'"),  # type: ignore[arg-type]
     "a hash for a key": (lambda tx: tx.set(points, 1), "takes a value or the field of a hash"),  # type: ignore[arg-type]
-    "a name to delete": (lambda tx: tx.delete("number"), "takes what Operations defined"),  # type: ignore[arg-type]
+    "a name to delete": (lambda tx: tx.delete("number"), "field, hash or set that Operations defined"),  # type: ignore[arg-type]
     "another operation to forward": (lambda tx: tx.forward(read, None, to=Database(1)), r"use send\(\)"),
 }
 

@@ -212,7 +212,7 @@ AT_IMPORT: list[tuple[Callable[[Operations], object], str]] = [
     (lambda t: MeshKit(table, replicas="3"), "replicas= is a number of replicas such as 3, not '3'"),  # type: ignore[arg-type]
     (lambda t: MeshKit(table, ttl=3), "MESH_TTL: Extra inputs are not permitted"),
     (lambda t: join(table, settings={"name": "x"}), r"settings are MeshSettings\(\.\.\.\), not"),  # type: ignore[arg-type]
-    (lambda t: MeshKit(table)[0], "the replicas of a kit live in its block"),
+    (lambda t: MeshKit(table)[0], "a kit has replicas only inside its block"),
 ]
 
 

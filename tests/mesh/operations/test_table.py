@@ -65,7 +65,7 @@ def test_a_contract_gets_its_handler_in_another_place() -> None:
     """The value that callers have is the same one."""
     assert contract.handler is not None and greetings.operations["greetings.contract"] is contract
     other: Operation[Greet, int] = Operation("table.other", Greet, int)
-    with pytest.raises(UsageError, match=r"is not of the types of <Operation table\.other: Greet -> int>"):
+    with pytest.raises(UsageError, match=r"are not those of <Operation table\.other: Greet -> int>"):
         Operations("table").implements(other)(good)  # type: ignore[arg-type]
 
 

@@ -81,5 +81,5 @@ async def test_what_cannot_be_run_says_why() -> None:
     """An operation of another program cannot be run, and neither can a state that is none."""
     with pytest.raises(UsageError, match="no handler in this program"):
         await Operation("things.elsewhere", Name, Counted).run(Name("x"))
-    with pytest.raises(UsageError, match="a state is of values"):
+    with pytest.raises(UsageError, match="the keys of state= are values"):
         await count.run(state={names: 1})
