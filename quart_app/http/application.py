@@ -1,7 +1,7 @@
 """Quart as it is used here: bounds on what clients occupy, request ids, metrics, a log line per request.
 
-Where Quart lets an application choose a class, the class here does less work for the same answer. It leaves out what
-nothing here uses: sessions, signals, functions for the end of a request, subdomains.
+The classes here replace classes of Quart and do less work for the same answer. They leave out what nothing here uses:
+sessions, signals, functions for the end of a request, subdomains.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class _Asgi(ASGIHTTPConnection):
-    """A request and its answer in one task; our server cancels it when the client has gone.
+    """Answers one request in one task, which our server cancels when the client has gone.
 
     Quart's own class starts two tasks, one of which waits for the client to go.
     """
@@ -100,18 +100,18 @@ class _Asgi(ASGIHTTPConnection):
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
     async def _send_stream(self, receive: ASGIReceiveCallable, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """Send an answer that may have no end of its own, until its client has gone, with any ASGI server."""
+        """Send an answer that may have no end, until its client has gone. This works with any ASGI server."""
 
-        async def leaving() -> None:
+        async def client_left() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        tasks = {asyncio.ensure_future(self._send_response(send, response)), asyncio.ensure_future(leaving())}
+        tasks = {asyncio.ensure_future(self._send_response(send, response)), asyncio.ensure_future(client_left())}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             raise_task_exceptions(done)
         except Exception:
-            # The client has the status already, and only sees that the connection ends. So the log must say it.
+            # The client has the status already, and only sees that the connection ends. So the log must have the error.
             log.exception("an answer ended in the middle")
             raise
         finally:
@@ -167,7 +167,7 @@ class _Handling:
 
 
 class _Routes(QuartMap):
-    """Routes that do not depend on the host, so that its name is not taken apart for subdomains."""
+    """Routes that do not depend on the host. So the name of the host is not searched for a subdomain."""
 
     def bind_to_request(
         self, request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None
@@ -195,7 +195,7 @@ class _Json(DefaultJSONProvider):
 
 
 class Application(Quart):
-    """The routes of one port. `leaving` returns whether clients should open their next connection elsewhere."""
+    """The application of one port. `leaving` returns whether clients should open their next connection elsewhere."""
 
     asgi_http_class = _Asgi
     json_provider_class = _Json
@@ -209,7 +209,7 @@ class Application(Quart):
         self._requests = requests
         self._log = RequestLog()
         self._leaving = leaving
-        #: of the ids of requests that come without one
+        #: parts of the ids that are made for requests without a valid X-Request-ID
         self._id_prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["BODY_TIMEOUT"] = settings.body_timeout_ms / 1000
@@ -219,15 +219,15 @@ class Application(Quart):
         problems.install(self)
 
     def expect_requests(self) -> None:
-        """Begin the metrics of every route; call this once all routes are there."""
+        """Create the metrics of every route. Call this once all routes are registered."""
         for rule in self.url_map.iter_rules():
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
                 self._requests.expect(method, rule.rule)
 
     async def handle_request(self, request: QuartRequest) -> ResponseTypes:
-        """Answer a request, errors included: add the headers of every answer, count the request, log it.
+        """Answer a request, also one that fails. Add the headers of every answer, count the request, and log it.
 
-        This wraps Quart's own method, because each hook would have to look up request, answer and route again.
+        This overrides Quart's method. Hooks would do, but each would have to look up request, answer and route again.
         """
         begun = time.perf_counter()
         given = request.headers.get("X-Request-ID", "")
@@ -267,7 +267,11 @@ class Application(Quart):
         return _Context(self, cast("HttpRequest", request))
 
     def find_route(self, request: HttpRequest) -> None:
-        """Note the route of a request, or why it has none. One adapter serves all hosts; a redirect needs its own."""
+        """Set the route of a request, or the error that says why it has none.
+
+        One adapter finds the routes for all hosts. If it finds none, an adapter for the host of this request tries
+        again, because the error may be a redirect, which names the host.
+        """
         request.routing_exception = None
         try:
             found = self._adapter.match(request.path, request.method, return_rule=True)
@@ -305,6 +309,6 @@ class Application(Quart):
         return cast("ResponseTypes", response)
 
     def _handle(self, request: HttpRequest) -> _Handling:
-        """Find what handles the requests of an endpoint, once: the routes of an application do not change."""
+        """Find and keep the functions that answer requests to an endpoint: an application's routes do not change."""
         handling = self._handling[cast("str", request.endpoint)] = _Handling(self, request)
         return handling

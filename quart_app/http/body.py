@@ -2,8 +2,8 @@
 
 Python's parser accepts `NaN`, duplicate keys and lone surrogates. It turns deep nesting into RecursionError or, from
 3.14 on, accepts most of it. None of that may reach a handler. With hooks that refuse all this, Python's parser is
-several times as slow as msgspec's. So msgspec parses first. Its result is used if Python's parser would surely have the
-same one.
+several times as slow as msgspec's. So msgspec parses first. If it is certain that Python's parser would return the same
+value, the value is used. Otherwise Python's parser parses the text again, with the hooks.
 
 A parser blocks the event loop until it ends. So bodies that are not small are parsed one after the other, and in
 pieces:
@@ -11,7 +11,7 @@ pieces:
     up to SMALL bytes           at once
     up to PIECE bytes           in one piece
     a list of objects           in pieces of whole objects; the event loop runs between two pieces
-    few values                  in one piece
+    a text with few values      in one piece
     anything else               422, because parsing it would stop the event loop
 """
 
@@ -36,33 +36,38 @@ T_co = TypeVar("T_co", covariant=True)
 
 #: More digits than any service accepts; a longer integer is refused before it is converted.
 MAX_INTEGER_DIGITS = 4000
-#: More keys than any object of ours has; each unknown key would be an error of its own.
+#: More keys than an object of any service has. An object with more keys is refused as a whole, because each unknown key
+#: would be an error of its own.
 MAX_KEYS = 100
-#: Levels of lists and objects in each other, several times as many as any service needs. How many levels Python's
-#: parser can handle depends on its version.
+#: Most levels of nested lists and objects, several times as many as any service needs. We set a bound because the
+#: number of levels that Python's parser can handle depends on its version.
 MAX_DEPTH = 32
 #: A body of up to this many bytes does not wait for its turn: parsing it takes less than 1 ms at worst.
 SMALL = 1 << 11
 #: The most bytes that are parsed in one go: about 3 ms at worst.
 PIECE = 1 << 14
-#: Where the search for the end of a piece begins. An apparent end may be inside a long string, so there are three
-#: tries.
+#: Offsets in a piece at which a search for its end begins. What looks like an end may be inside a long string, so there
+#: are three tries.
 PIECE_ENDS = (PIECE * 4 // 8, PIECE * 5 // 8, PIECE * 7 // 8)
-#: A long body is parsed in one piece within these bounds: bytes, quotes and backslashes, and signs outside of strings.
+#: A longer body that is not a list of objects is parsed in one piece if it is within these three bounds: of its bytes,
+#: of its quotes and backslashes together, and of its signs `[]{},:` outside of strings.
 FEW_BYTES, FEW_QUOTES, FEW_SIGNS = 1 << 19, 50_000, 100
-#: Items of a list that are checked in one go, and errors that are described in one go.
+#: Most items of a list that are checked in one go, and most errors that are described in one go.
 SLICE = 100
 ERRORS = 250
 
 
 class Checker(Protocol[T_co]):
-    """Turns a value into a type, or raises pydantic's ValidationError: a TypeAdapter, or a quicker one."""
+    """Checks a value and turns it into a type: pydantic's TypeAdapter, or something quicker.
+
+    Raises pydantic's ValidationError.
+    """
 
     def validate_python(self, value: Any, /, *, strict: bool) -> T_co: ...
 
 
 class _Unacceptable(ValueError):
-    """JSON by its grammar that we do not accept; carries the status."""
+    """A text that Python's parser accepts and we do not; `status` is that of the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -92,7 +97,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DEEP = f"the body is nested too deeply; at most {MAX_DEPTH} levels are accepted"
 _BRACKET = re.compile(r"[\[\]{}]")
-#: A string, or the rest of the text if the string has no end. It never tries a second way to match.
+#: A JSON string, or the rest of the text if the string has no end. Its possessive quantifiers (`++`, `*+`) keep it from
+#: trying a second way to match.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 #: Made once: `json.loads` makes a decoder for each call that has options.
@@ -113,14 +119,14 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def _parsed_quickly(text: bytes) -> Any:
-    """Return the value if the quick parser is sure to agree with the careful one; else None."""
+    """Return the value that msgspec finds, or None if Python's parser with our hooks might not agree."""
     if b"\\" in text or (len(text) >= MAX_INTEGER_DIGITS and _LONG_INTEGER in text.translate(_AS_ZEROS)):
         return None
     try:
         value = _quick_decoder.decode(text)
     except (ValueError, RecursionError):
         return None
-    # Of two equal keys msgspec keeps one. Then the text has more strings than the value.
+    # If an object names a key twice, msgspec keeps one of the two. Then the text has more quotes than the value.
     quotes = text.count(b'"')
     if _quick_encoder.encode(value).count(b'"') != quotes:
         return None
@@ -144,7 +150,7 @@ def _parsed_carefully(data: bytes | str) -> Any:
         if _is_deep(text):
             raise _Unacceptable(400, DEEP)
         value = _decoder.decode(text)
-        if "\\u" in text:
+        if "\\u" in text:  # an escape may be half a surrogate pair, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Unacceptable as error:
         raise Problem(error.status, str(error)) from error
@@ -158,7 +164,7 @@ def _parsed_carefully(data: bytes | str) -> Any:
 
 
 def _is_deep(text: str) -> bool:
-    """Return whether there are too many brackets within each other, wherever the text ends."""
+    """Return whether a text has more than MAX_DEPTH nested brackets. It may be only the beginning of a body."""
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub("", text)):
         depth += 1 if bracket in "[{" else -1
@@ -180,9 +186,11 @@ async def read_items(
 ) -> list[T]:
     """Return the body of the current request as a list of up to `most` items; raises Problem as `read_json` does.
 
-    The event loop runs between two slices. The error names the wrong items of the first slice that has some.
-    `quick` may read the items from the text, or return None if it is not sure that they are right. For a long text it
-    runs in a thread, and must let other threads run.
+    The items are checked in slices of SLICE items, and the event loop runs between two slices. The error names the
+    wrong items of one slice only, the first that has some.
+
+    `quick` is tried first. It returns the items that it reads from the text, or None if it is not sure that they are
+    valid. For a text longer than PIECE it runs in a thread, and must let other threads run.
     """
     data = await _content()
     if len(data) <= PIECE:
@@ -222,12 +230,12 @@ async def _content() -> bytes:
 
 
 async def _parse(data: bytes, most: int | None = None) -> Any:
-    """Return what the text stands for. A list of more than `most` items may be refused before its end is read."""
+    """Return the value of a JSON text. A list of more than `most` items may be refused before its end is parsed."""
     return parse_json(data) if len(data) <= SMALL else await _parse_in_turn(data, most)
 
 
 async def _data() -> bytes:
-    """Return the whole body. Waiting for it takes a timer; Quart's own way of waiting takes a task, too."""
+    """Return the whole body. Waiting for the body takes one timer here; Quart's own method takes a task as well."""
     body = request.body
     if isinstance(body, RequestBody) and body.has_arrived():
         return await body.take()
@@ -238,8 +246,9 @@ async def _data() -> bytes:
         raise RequestTimeout(f"the body did not arrive within {request.body_timeout:g} s") from error
 
 
-#: Bodies that arrive together would hold the event loop one after the other. Threads that read them would, too: each
-#: keeps the interpreter's lock while it decodes.
+#: At most one body is parsed at a time, and at most one is read by `quick` in a thread. Otherwise several bodies that
+#: arrive together would hold the event loop one after the other. Threads would hold it, too, because each keeps the
+#: interpreter's lock while it decodes.
 _turn, _quick_turn = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
 
@@ -256,7 +265,7 @@ async def _parse_in_turn(data: bytes, most: int | None) -> Any:
 
 
 def _refusal(text: bytes, status: int, detail: str) -> Problem:
-    """Return the reason why this text is refused: too deep nesting if the text begins so, or else the given reason."""
+    """Return the problem that refuses a text: too deep nesting if its beginning has it, or else the given one."""
     if _is_deep(text[:PIECE].decode("utf-8", "replace")):
         return Problem(400, DEEP)
     return Problem(status, detail)
@@ -293,7 +302,7 @@ async def _parse_list(text: bytes, most: int | None) -> list[Any]:
 
 
 async def _parse_piece(text: bytes, begin: int, stop: int) -> tuple[list[Any], int]:
-    """Return the values of the piece that begins here, and where the next one begins."""
+    """Return the values of the piece that begins at `begin`, and where the next piece begins."""
     failed: Problem | None = None
     for goal in PIECE_ENDS:
         found = _END_OF_OBJECT.search(text, begin + goal, begin + PIECE)
@@ -315,7 +324,8 @@ async def _parse_piece(text: bytes, begin: int, stop: int) -> tuple[list[Any], i
 def _checked_slice(adapter: Checker[list[T]], part: list[Any], first: int) -> list[T]:
     """Return the checked items of a slice that begins at `first`.
 
-    Describing errors takes longer than finding them. If there are many, only those of the first wrong item count.
+    It takes longer to describe errors than to find them. If there are more than ERRORS, only those of the first wrong
+    item are described.
     """
     try:
         return adapter.validate_python(part, strict=True)

@@ -19,19 +19,20 @@ from quart_app.http.problems import Problem
 
 log = structlog.get_logger(__name__)
 
-#: How long a connection may stay open without a request, and how long it may take until the first one.
+#: A connection is closed after so many seconds without a request, and sooner if its first request does not come.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
-#: How long and how much a client may go on sending after an early answer before its connection is cut.
+#: An answer may come before the end of the request. How long, and how many bytes, the client may then go on sending
+#: before its connection is cut.
 LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
-#: How long a client may leave an answer unread.
+#: How long a client may leave an answer unread before its connection is cut.
 UNREAD_S = 30.0
-#: Connections beyond the bound that get an answer at the same time; further ones are cut without an answer.
+#: How many connections beyond the bound may wait for their 503 at the same time. Further ones are cut without it.
 TURNED_AWAY = 200
-#: Pieces that are parsed before others have their turn.
+#: Most pieces of one connection's input that are parsed before the event loop runs other work.
 PIECES = 1000
-#: What Hypercorn's reader may have read before we take over: all of it.
+#: More bytes than asyncio's stream reader can hold: one read takes all that came before we take the connection over.
 EVERYTHING = 1 << 30
 
 
@@ -46,7 +47,7 @@ class Settings(Config):
         self.is_stopping = False
 
     def stop(self) -> None:
-        """Close each connection once its request is answered."""
+        """Close each connection once its request is answered, and idle connections at once."""
         self.is_stopping = True
         for connection in list(self.connections):
             connection.close_when_idle()
@@ -58,13 +59,13 @@ class Settings(Config):
 
 
 class Connection(asyncio.Protocol):
-    """A connection, in the place of Hypercorn's, which has a task and two timers for each request.
+    """A connection of a client. It replaces Hypercorn's class, which has a task and two timers for each request.
 
     waiting for a head --head--> request in progress --answer--> waiting, or closed
                                                      --answer before the whole body--> lingering: input is discarded
 
-    A request that comes before the answer to the one before it waits in `_input`, unread. The end of what the client
-    sends counts as its death.
+    A request that comes while another one is in progress waits in `_input` and is parsed later. A client that stops
+    sending for good (EOF) counts as gone, and its request is cancelled.
     """
 
     def __init__(self, app: Any, loop: asyncio.AbstractEventLoop, config: Settings, state: dict[str, Any]) -> None:
@@ -80,16 +81,19 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         #: the request in progress
         self._exchange: Exchange | None = None
+        #: bytes that have come and are not parsed yet
         self._input = b""
         self._is_paused = self._is_parsing = False
-        #: whether nothing that comes is read any more
-        self._is_deaf = False
+        #: whether all further input is discarded
+        self._is_discarding = False
         self._discarded = 0
         self._requests = 0
-        #: since when no request is in progress, by the loop's clock
+        #: When the last request ended, on the loop's clock. A new connection begins with only FIRST_REQUEST_S left.
         self._idle_since = loop.time() - max(0, config.keep_alive_timeout - FIRST_REQUEST_S)
         self._timer: asyncio.TimerHandle | None = None
+        #: set once the full write buffer has room again; None while the buffer is not full
         self._room: asyncio.Event | None = None
+        #: done once the connection is closed
         self._lost: asyncio.Future[None] = loop.create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,10 +125,10 @@ class Connection(asyncio.Protocol):
             self._end()
             self._hang_up()
 
-    # What asyncio tells.
+    # asyncio calls these methods.
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._is_discarding:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self._transport.abort()
@@ -133,7 +137,7 @@ class Connection(asyncio.Protocol):
         self._parse()
 
     def eof_received(self) -> bool:
-        """Take the end of what the client sends for its death."""
+        """Treat a client that sends nothing more as gone."""
         if self._exchange is not None:
             self._exchange.client_went()
         self._end()
@@ -152,12 +156,12 @@ class Connection(asyncio.Protocol):
             self._room.set()
             self._room = None
 
-    # What the parser finds.
+    # The parser calls these methods.
 
     def head_came(self, head: Head) -> None:
         self._requests += 1
         self._exchange = Exchange(self, head)
-        # The parser may run in the task of the request before this one.
+        # The parser may run in the task of the last request, whose context variables this request must not see.
         self._exchange.start(self._app, self._context.copy())
 
     def body_came(self, data: bytes) -> None:
@@ -167,9 +171,9 @@ class Connection(asyncio.Protocol):
     def request_ended(self) -> None:
         if self._exchange is not None:
             self._exchange.body_ended()
-            self._is_deaf = not self._exchange.head.keep_alive
+            self._is_discarding = not self._exchange.head.keep_alive
 
-    # What a request asks for.
+    # The request in progress calls these methods.
 
     def is_last(self) -> bool:
         return self.config.is_stopping or self._requests > self.config.keep_alive_max_requests
@@ -178,7 +182,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the client has read; cut the connection if it does not."""
+        """Wait while the write buffer is full. Cut the connection if the client does not make room within UNREAD_S."""
         if self._room is None:
             return
         try:
@@ -199,7 +203,7 @@ class Connection(asyncio.Protocol):
         if self._input:
             self._parse()
 
-    # The end.
+    # These methods parse the input, and end the connection.
 
     def close_when_idle(self) -> None:
         if self._exchange is None:
@@ -210,20 +214,20 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.cancel()
 
-    def _is_full(self) -> bool:
-        """Return whether the parser must wait: for an answer, or until the application has read the body so far."""
+    def _must_wait(self) -> bool:
+        """Return whether parsing must wait: for an answer, or until the application has read the body so far."""
         exchange = self._exchange
         return exchange is not None and (exchange.is_complete or exchange.unread >= MAX_UNREAD)
 
     def _parse(self) -> None:
-        """Parse what has come as far as it may be parsed now, and read on if there is room for more."""
+        """Parse as much of the input as may be parsed now. Read from the socket only while little input is left."""
         if self._is_parsing:  # a request is refused while the parser runs
             return
         self._is_parsing = True
         data, done = self._input, 0
         try:
             for _ in range(PIECES):
-                if done == len(data) or self._is_deaf or self._is_full():
+                if done == len(data) or self._is_discarding or self._must_wait():
                     break
                 done = self._parser.feed(data, done)
             else:
@@ -232,7 +236,7 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
         finally:
             self._is_parsing = False
-        self._input = b"" if self._is_deaf else data[done:]
+        self._input = b"" if self._is_discarding else data[done:]
         self._read_on(len(self._input) < MAX_UNREAD)
 
     def _read_on(self, wanted: bool) -> None:
@@ -241,15 +245,18 @@ class Connection(asyncio.Protocol):
             (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
     def _refuse(self, error: Unreadable) -> None:
-        """Answer bytes that are no request, or no body of the request in progress."""
-        self._is_deaf = True
+        """Answer bytes that are no valid request, or no valid body of the request in progress."""
+        self._is_discarding = True
         if self._exchange is None:
             self._exchange = Exchange(self, Head("HEAD" if self._parser.method == b"HEAD" else "GET", b"", "1.1", []))
         self._exchange.refuse(Problem(error.status, error.detail))
 
     def _close(self, *, linger: bool) -> None:
-        """Close the connection once all is written. A client that still sends can read its answer before."""
-        self._is_deaf = True
+        """Close the connection once everything is written.
+
+        With `linger`, discard for LINGER_S what the client still sends, so that it can read its answer before the end.
+        """
+        self._is_discarding = True
         if linger and self._transport.can_write_eof():
             self._transport.write_eof()
             self._read_on(True)
@@ -258,7 +265,7 @@ class Connection(asyncio.Protocol):
             self._end()
 
     def _end(self) -> None:
-        """Close the connection when its client has read all, or does not read any more."""
+        """Close the connection once its client has read everything, and after UNREAD_S at the latest."""
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(UNREAD_S, self._transport.abort)
@@ -267,7 +274,10 @@ class Connection(asyncio.Protocol):
         return self._idle_since + self.config.keep_alive_timeout - self._loop.time()
 
     def _check_idle(self) -> None:
-        """Close the connection if it has been idle for long; one timer does so for all of its requests."""
+        """Close the connection if it has been idle for too long, or else check again later.
+
+        So one timer serves all requests of the connection.
+        """
         busy = self._exchange is not None
         left_s = self.config.keep_alive_timeout if busy else self._idle_left_s()
         if left_s <= 0:
@@ -293,7 +303,7 @@ async def _connected(connection: Connection, reader: asyncio.StreamReader, write
     try:
         await connection.serve(reader, writer)
     except (OSError, TimeoutError):
-        pass  # the client has gone, or has never asked
+        pass  # the client has gone, or has sent no request in time
     finally:
         clients.connections.give_back(peer, 1)
 
@@ -301,7 +311,8 @@ async def _connected(connection: Connection, reader: asyncio.StreamReader, write
 async def _turn_away(config: Settings, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer the first request of a connection beyond the bound with 503.
 
-    The answer waits for the request: a balancer takes one that comes earlier for a broken connection.
+    The answer is not sent before the client has sent something: a balancer that gets an answer before it has sent a
+    request takes the connection for broken.
     """
     if config.turned_away >= TURNED_AWAY:
         writer.transport.abort()
@@ -339,7 +350,7 @@ def connection_for(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> Awaitable[None]:
-    """Return the server of one connection, to be awaited: Hypercorn's own if the settings are not ours."""
+    """Return what serves one connection, for Hypercorn to await: its own class if the settings are not ours."""
     if isinstance(config, Settings):
         return _connected(Connection(app, loop, config, state), reader, writer)
     return TCPServer(app, loop, config, context, state, reader, writer)

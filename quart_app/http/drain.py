@@ -20,8 +20,8 @@ import time
 async def last_call(listening: socket.socket, settle_s: float) -> None:
     """Refuse new connections, and return when accepted ones had time to send their request.
 
-    Then the socket can be closed. `settle_s` is the longest time from a connection to its request; with 0, nothing
-    happens. The refusal applies to the socket in every process, so no other process may accept from it.
+    The caller can then close the socket. `settle_s` is the longest time from a connection to its request; with 0 this
+    does nothing. The refusal applies to the socket in every process, so no other process may accept from it.
     """
     if settle_s <= 0:
         return

@@ -15,13 +15,13 @@ from quart_app.service import Context
 
 log = structlog.get_logger(__name__)
 
-#: How often the reason is looked at, and how often it is logged while it stays the same.
+#: Seconds between two looks at the reason, and between two log lines with the same reason.
 LOOK_S = 0.5
 REPEAT_S = 60.0
 
 
 async def report(reason: Callable[[], str]) -> None:
-    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Runs for ever."""
+    """Log why this replica is not ready: when the reason changes, and once a minute while it stays. Run for ever."""
     told, told_at = "", 0.0
     while True:
         why, now_s = reason(), time.monotonic()
@@ -37,24 +37,24 @@ async def report(reason: Callable[[], str]) -> None:
 def routes(context: Context, reason: Callable[[], str], not_ready: Callable[[], Mapping[str, str]]) -> Blueprint:
     """Return the routes GET /health and GET /readyz.
 
-    `reason` says why the replica is not ready, or "" when it is; `not_ready` names the services that are not, each with
-    its reason.
+    `reason` returns why the replica is not ready, or "" when it is ready. `not_ready` returns the services that are not
+    ready, each with the reason.
     """
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health")
     @tag(["health"])
     async def health() -> Response:
-        """Whether this process lives."""
+        """Answer 200 while this process lives."""
         return jsonify({"status": "alive"})
 
     @blueprint.get("/readyz")
     @tag(["health"])
     async def readyz() -> Response:
-        """Whether this replica may be sent requests; if not, 503 says why.
+        """Answer 200 while this replica may be sent requests, or else 503 with the reason.
 
-        `not_ready` names services that answer 503 while the replica serves the others, each with the reason. `full`
-        says whether Redis has no room: nothing new is stored then, and reads go on.
+        `not_ready` names the services that answer 503 while the replica serves the others, each with the reason. `full`
+        is true while Redis has no room: nothing new is stored then, and reads go on.
         """
         why = reason()
         if why:

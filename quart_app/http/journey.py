@@ -3,8 +3,9 @@
     Mesh-Place: replica-1f2e3d4c;db=5;class=A, replica-5b6a7988;db=2
     Server-Timing: total;dur=3.1, work;dur=0.4
 
-A place has a class where the request was sent to any replica of that class. `work` is the longest time that a handler
-took; the rest of the total is the way through Redis, the wait for a replica, and this replica's own work.
+A place has a class if the request was sent to that class, and not to one database. Both times are in ms. `work` is the
+longest time that one handler took. The rest of `total` is the way through Redis, the wait for a replica, and the work
+of the replica that answers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-#: Places that an answer names; a gather has no more.
+#: Most places that an answer names. A gather has no more.
 MOST_PLACES = 16
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
@@ -23,12 +24,12 @@ Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 
 def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
-    """Return the headers for an answer after these replies; none where no replica was asked."""
+    """Return the two headers for an answer to which these replies led; none if no reply names a replica."""
     places: dict[str, None] = {}
     work_us = 0
     for to, fields in trail:
         took_us = fields.get("took_us", "")
-        # Replies are written by scripts; one that was written by hand must not break the answer.
+        # Scripts write the replies. A reply that somebody wrote by hand must not break the answer.
         if _NUMBER.fullmatch(took_us):
             work_us = max(work_us, int(took_us))
         place = _place(to, fields.get("from", ""), fields.get("db", ""))
@@ -42,7 +43,7 @@ def headers_for(trail: Trail, seconds: float) -> dict[str, str]:
 
 @lru_cache(maxsize=1024)
 def _place(to: str, replica: str, database: str) -> str:
-    """Return how a replica is named that has answered for an address; "" if its reply names none."""
+    """Return the place of a replica that answered a request to the address `to`; "" if its reply names no replica."""
     if not (_NAME.fullmatch(replica) and _NUMBER.fullmatch(database)):
         return ""
     return f"{replica};db={database}" if to.startswith("db") else f"{replica};db={database};class={to}"

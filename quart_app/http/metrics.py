@@ -31,16 +31,18 @@ from quart_app.service import Context
 # Otherwise each counter would have a second series, with the time at which it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+#: Upper bounds of the histogram of answers, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 #: Statuses that an alert looks at.
 FAILURES = (500, 502, 503, 504)
+#: Methods that have series of their own; all others count as "other".
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Requests:
-    """Counts and times of HTTP requests, by route and never by path.
+    """Counts and durations of HTTP requests, by route and never by path.
 
-    A path may name a person, and a client can invent paths and methods without end.
+    A path may name a person. A client can also invent paths and methods without end, and each would have a series.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -61,12 +63,12 @@ class Requests:
         duration.observe(seconds)
 
     def expect(self, method: str, route: str) -> None:
-        """Begin the counters of failures at 0: Prometheus sees no increase in a counter that begins with 1."""
+        """Create the counters of failures at 0, because Prometheus sees no increase in a counter that begins at 1."""
         for status in FAILURES:
             self._count.labels(method, route, status)
 
     def _child(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-        """Look up the metrics once: prometheus_client takes a lock and makes strings of the labels each time."""
+        """Look up two metrics and keep them: each look-up takes a lock and turns the labels into strings."""
         child = self._count.labels(method, route, status), self._seconds.labels(route)
         self._children[method, route, status] = child
         return child
@@ -100,9 +102,9 @@ class MeshCollector(Collector):
 
 
 def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
-    """Yield the work of this replica.
+    """Yield the metrics of this replica's work.
 
-    The label `stream` tells whether it is on the class's or the database's stream.
+    The label `stream` tells whether requests came by the stream of the class or by that of the database.
     """
     yield GaugeMetricFamily("mesh_calls_waiting", "calls that wait for their reply", value=statistics["waiting"])
     trips = statistics["round_trips"]
@@ -117,7 +119,7 @@ def _work(statistics: Mapping[str, float]) -> Iterator[Metric]:
 
 
 def _durations(durations: Durations) -> Metric:
-    """Return the histograms of all operations; `part` is total (since the acceptance) or work (the handler)."""
+    """Return the histograms of all operations. `part` is total (time since the acceptance) or work (in the handler)."""
     what = "time since a request was accepted (total) and of its handler (work), by operation"
     family = HistogramMetricFamily("mesh_operation_duration_seconds", what, labels=["op", "part"])
     for op, histograms in list(durations.by_op.items()):
@@ -201,7 +203,7 @@ async def _queues(replica: Mesh) -> dict[str, Queue]:
 
 
 async def _whole(context: Context) -> bytes:
-    """Return the metrics of the whole mesh; nothing while Redis is away."""
+    """Return the text of the metrics of the whole mesh, or an empty text while Redis cannot be reached."""
     try:
         replica = context.mesh
         books, queues, missing = await asyncio.gather(replica.books(), _queues(replica), replica.missing())

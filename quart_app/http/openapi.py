@@ -45,7 +45,7 @@ DESCRIPTION = (
 )
 
 
-#: How requests say whose they are; services name these in `security_scheme([{BASIC: []}])`.
+#: The two ways in which requests name their user. Services declare one with `security_scheme([{BASIC: []}])`.
 BASIC, SESSION = "basic", "session"
 SECURITY: dict[str, Any] = {
     BASIC: {"type": "http", "scheme": "basic", "description": "user and password of the service"},
@@ -82,7 +82,7 @@ PROBLEM = {
 async def openapi(public: Sequence[Blueprint], version: str, private: Sequence[Blueprint] = ()) -> dict[str, Any]:
     """Return the document of these routes; the private ones are tagged `private`.
 
-    A separate application makes it, so that documenting routes costs nothing while they are served.
+    A separate application makes the document, so that the applications that serve the routes do no work for it.
     """
     app = Quart("documented", static_folder=None)
     schema = QuartSchema(
@@ -109,7 +109,7 @@ async def _encoded(public: Sequence[Blueprint], version: str, private: Sequence[
 
 
 def _describe_problems(document: dict[str, Any]) -> None:
-    """Describe every answer that is not a success, and give each operation an answer that is one."""
+    """Describe all answers that are errors, and give each operation without a described answer a successful one."""
     document["components"]["schemas"]["Problem"] = PROBLEM
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for operations in document["paths"].values():
@@ -126,7 +126,7 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
     blueprint = Blueprint("documentation", __name__)
     making = asyncio.Lock()
     made = b""
-    #: the file system is never asked for a name that a client has made up
+    #: so that the file system is never asked for a name that a client has made up
     present = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*")}
 
     @blueprint.get("/openapi.json")
@@ -134,7 +134,7 @@ def routes(public: Sequence[Blueprint], version: str, private: Sequence[Blueprin
         nonlocal made
         async with making:
             if not made:
-                # It takes 200 ms; in a thread the event loop runs meanwhile.
+                # This takes 200 ms. In a thread it does not hold the event loop.
                 made = await asyncio.to_thread(lambda: asyncio.run(_encoded(public, version, private)))
         return Response(made, content_type="application/json")
 

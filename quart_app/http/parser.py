@@ -1,7 +1,7 @@
-"""Requests of HTTP/1.1 out of bytes: llhttp finds them; this module refuses what llhttp accepts and RFC 9112 forbids.
+"""The parser of HTTP/1.1 requests: llhttp reads the bytes, and this module refuses what RFC 9112 forbids beyond that.
 
-`tests/quart_app/http/test_parser.py` compares every answer of this module with that of h11, which is slower, and lists
-the differences.
+`tests/quart_app/http/test_parser.py` compares what this parser finds with what h11, a slower parser, finds in the same
+bytes. It lists the differences.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Protocol
 
 import httptools
 
-#: Most bytes that llhttp gets at once where a request may end in them.
+#: Most bytes that llhttp gets at once while a request may end anywhere in them: in a head, or in a body of chunks.
 PIECE = 4096
-#: The end of every head, and of every body of chunks. llhttp does not accept a line feed alone instead.
+#: The end of every head, and of every body of chunks. llhttp refuses line feeds without carriage returns.
 END = b"\r\n\r\n"
-#: Longest head of a request, and longest run of bytes between two parts of a body (chunk sizes, trailers).
+#: Most bytes of a request's head, and most bytes between two parts of a body (chunk sizes, trailers).
 MAX_HEAD = 32 * 1024
-#: Longest number of a Content-Length.
+#: Most digits of a Content-Length.
 MAX_LENGTH_DIGITS = 18
-#: The methods that llhttp knows, but for CONNECT and those of other protocols.
+#: The methods that llhttp knows, except CONNECT and the methods of other protocols.
 METHODS = {
     name: name.decode()
     for name in (
@@ -30,7 +30,7 @@ METHODS = {
     )
 }  # fmt: skip
 TWO_LENGTHS = "Transfer-Encoding cannot stand beside Content-Length or in HTTP/1.0"
-#: Why bytes are no request, by status.
+#: The reason that a refusal gives if no other is named, by its status.
 UNREADABLE = {
     400: "the request is not valid HTTP/1.1",
     431: "the head of the request is longer than 32 KB",
@@ -39,12 +39,12 @@ UNREADABLE = {
 NO_METHOD = "this method is unknown here"
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
 _FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
-#: Headers that the parser looks at.
-_MEANT = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+#: The headers that `Parser._checked` checks.
+_CHECKED_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 
 
 class Unreadable(Exception):
-    """Bytes that are not a request, or one that we refuse. The connection closes after the answer."""
+    """The bytes are no request, or a request that we refuse. The connection closes after the answer."""
 
     def __init__(self, status: int, detail: str = "") -> None:
         super().__init__(status, detail)
@@ -65,7 +65,7 @@ class Head:
         self.headers = headers
         self.keep_alive = False
         self.expects_continue = False
-        #: the bytes of the body; -1: chunks
+        #: bytes of the body; -1: the body comes in chunks
         self.length = 0
 
 
@@ -82,8 +82,8 @@ class Taker(Protocol):
 class Parser:
     """The parser of one connection. After Unreadable it must not be fed again.
 
-    llhttp cannot stop after a request. So it gets pieces that end where a request may end, and what follows a request
-    is parsed when it is its turn.
+    llhttp cannot stop at the end of a request. So it gets the bytes in pieces, and each piece ends at the latest where
+    the request may end. The connection feeds the bytes after the request once their turn has come.
     """
 
     def __init__(self, taker: Taker) -> None:
@@ -94,14 +94,16 @@ class Parser:
         self._in_head = False
         #: the bytes of the head so far, from its first piece on
         self._seen = b""
-        #: the last bytes of a piece that may end within `END`
+        #: the last bytes so far, at most three, because `END` may be split between two pieces
         self._tail = b""
+        #: bytes since the head began, since it ended, or since the last bytes of the body
         self._since_progress = 0
         #: bytes of the body that are still to come, if its length was announced
         self._left = 0
         self._refusal: Unreadable | None = None
         #: a request whose head offers an upgrade and whose body is still to come
         self._upgrade: Head | None = None
+        #: whether llhttp reads the head that `_stay` has made up
         self._resumed = False
 
     @property
@@ -110,7 +112,7 @@ class Parser:
         return self._seen.lstrip(b"\r\n").partition(b" ")[0]
 
     def feed(self, data: bytes, begin: int = 0) -> int:
-        """Parse data from `begin` on up to where a request may end; return that place. Raises Unreadable."""
+        """Parse one piece of `data`, which begins at `begin`, and return where the piece ends. Raises Unreadable."""
         end = min(self._end(data, begin), len(data))
         piece = data[begin:end]
         self._seen = self._seen + piece if self._in_head else piece
@@ -127,7 +129,7 @@ class Parser:
         return end
 
     def _end(self, data: bytes, begin: int) -> int:
-        """Return where the piece ends that begins here: behind the body, or where a head or chunks may end."""
+        """Return where the piece from `begin` ends: at the end of the body, or where a head or chunks may end."""
         if self._left:
             return begin + self._left
         if self._tail:
@@ -148,9 +150,9 @@ class Parser:
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # others are trailers, which nobody reads
+        if self._in_head:  # headers after the body are trailers, which nobody reads
             name = name.lower()
-            # llhttp knows no transfer encoding with a space behind it.
+            # llhttp does not know `chunked` with a space behind it, so the space stays, and `_checked` refuses it.
             self._headers.append((name, value if name == b"transfer-encoding" else value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -180,18 +182,18 @@ class Parser:
             self._taker.request_ended()
 
     def _checked(self) -> Head:
-        """Return the head that is complete now. Raises Unreadable."""
+        """Return the head that llhttp has just completed, if it passes our checks. Raises Unreadable."""
         method = METHODS.get(self._llhttp.get_method())
         version = self._llhttp.get_http_version()
         if method is None:
             raise Unreadable(501, NO_METHOD)
         line = b"%b %b HTTP/" % (method.encode(), self._target)
         if version not in {"1.1", "1.0"} or not self._seen.lstrip(b"\r\n").startswith(line):
-            raise Unreadable(400)  # llhttp also takes other protocols, and several spaces in a row
+            raise Unreadable(400)  # llhttp also accepts other protocols, and several spaces in a row
         head = Head(method, self._target, version, self._headers)
         hosts = 0
         for name, value in self._headers:
-            if name not in _MEANT:
+            if name not in _CHECKED_HEADERS:
                 continue
             if name == b"host":
                 hosts += 1
@@ -209,15 +211,15 @@ class Parser:
                 head.length = -1
         if hosts > 1 or (version == "1.1" and not hosts):
             raise Unreadable(400)
-        # An HTTP/1.0 connection ends after its answer, as with h11.
+        # An HTTP/1.0 connection is closed after its first answer, as with h11.
         head.keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         return head
 
     def _stay(self) -> None:
-        """Go on in HTTP/1.1 behind an offer of another protocol.
+        """Go on with HTTP/1.1 after a head that offers another protocol (Upgrade).
 
-        llhttp takes what follows such a head for the other protocol, the body of the request included. A parser that
-        has not seen the offer reads the body.
+        llhttp takes everything after such a head for the other protocol, even the body of the request. So a new parser
+        gets a made-up head without the offer, and then the body.
         """
         head, self._upgrade = self._upgrade, None
         if head is not None:
@@ -227,7 +229,7 @@ class Parser:
             self._llhttp.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
 
     def _reason(self, error: httptools.HttpParserError) -> Unreadable:
-        """Return the refusal for what llhttp did not take."""
+        """Return the refusal that fits an error of llhttp."""
         if self._in_head and len({name.strip(b"\r\n\t :").lower() for name in _FRAMING.findall(self._seen)}) > 1:
             return Unreadable(400, TWO_LENGTHS)
         if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._seen):

@@ -15,8 +15,8 @@ MAX_DIGITS = 9
 def preferences(headers: Iterable[str]) -> dict[str, str]:
     """Return the preferences that the `Prefer` headers of a request name, in lower case, with their values.
 
-    A preference without a value has the empty one. Of several with one name the first counts. Parameters are dropped,
-    because no preference that we know has any.
+    A preference without a value gets "". If two have one name, the first counts. Parameters are dropped, because no
+    preference that we know has any.
     """
     found: dict[str, str] = {}
     for item in (item for header in headers if len(header) <= MAX_LENGTH for item in parse_list_header(header)):
@@ -26,6 +26,6 @@ def preferences(headers: Iterable[str]) -> dict[str, str]:
 
 
 def wait_s(preferred: Mapping[str, str]) -> int | None:
-    """Return how many seconds the client will wait; None if it does not say, or not as RFC 7240 wants it."""
+    """Return how many seconds the client will wait; None if it does not say so in the form of RFC 7240."""
     text = preferred.get("wait", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

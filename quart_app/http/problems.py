@@ -55,7 +55,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
     mesh.DeadlineExceeded: 504,
     mesh.InvalidBody: 422,
     mesh.KeyReused: 422,
-    # Mistakes in our own code, or two releases that disagree: a new try meets the same.
+    # Mistakes in our own code, or two releases that disagree: a new try would fail in the same way.
     mesh.InvalidReply: 500,
     mesh.ManyParts: 500,
     mesh.UsageError: 500,
@@ -63,7 +63,7 @@ STATUS_OF: dict[type[mesh.MeshError], int] = {
 
 
 class ProblemResponse(Response):
-    """The answer that a problem becomes; the log shows its detail, unless it is known from other lines."""
+    """The answer that a problem becomes. The log shows `detail`, unless it is known (`is_known`) from another line."""
 
     detail = ""
     is_known = False
@@ -72,8 +72,8 @@ class ProblemResponse(Response):
 class Problem(Exception):
     """An answer that is an error; raise it anywhere below a route.
 
-    `errors` are `{"pointer": "/0/value", "message": "..."}`; `facts` become further members of the answer. A problem
-    that `is_known` is in the log already, so the line of its request is for debugging only.
+    Each of `errors` is `{"pointer": "/0/value", "message": "..."}`. `facts` become further members of the answer. A
+    problem that `is_known` is in the log already, so the log line of its request is for debugging only.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def from_mesh(error: mesh.MeshError) -> Problem:
 
 
 def _status_of(kind: type[mesh.MeshError]) -> int:
-    # A service's own refusal is about the request, and a new try meets the same.
+    # A service's own subclass of Refused is about the request, so a new try would be refused, too.
     own = 409 if issubclass(kind, mesh.Refused) and kind.code != mesh.Refused.code else 503
     return next((STATUS_OF[cls] for cls in kind.__mro__ if cls in STATUS_OF), own)
 

@@ -17,20 +17,20 @@ from quart_app.http.clients import is_address
 from quart_app.http.problems import Problem
 from quart_app.settings import AppSettings, split
 
-#: Headers of every answer. A browser must believe its content type, and neither run it nor show it in a frame. A page
-#: has its own policy.
+#: Headers of every answer. They tell a browser to believe the content type, and neither to run the answer nor to show
+#: it in a frame. Our HTML pages have their own policy in place of this one.
 POLICY = "Content-Security-Policy"
 HEADERS = {"X-Content-Type-Options": "nosniff", POLICY: "default-src 'none'; frame-ancestors 'none'"}
 #: Ends of names that no registry gives to anybody (RFC 6761, RFC 6762, RFC 8375, and ICANN for `internal`).
 LOCAL_ENDS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]*))(?::\d{1,5})?")
-#: What a setting may hold besides a name: the addresses of sites in a Caddyfile are understood, too.
+#: One entry of ALLOWED_HOSTS: a host name, or the address of a site in the form of a Caddyfile.
 _SITE = re.compile(r"(?:https?://)?(?P<name>[^/:]*)(?::\d+)?/?")
 
 
 def protect(headers: Headers) -> None:
-    """Add `HEADERS` to those of an answer. A policy that it has already stays."""
-    # Werkzeug raises an exception to find out that a header is not there.
+    """Add `HEADERS` to an answer. If the answer has a policy already, that one stays."""
+    # Not `POLICY in headers`: to find out that a header is not there, Werkzeug raises an exception inside.
     has_policy = any(name == POLICY for name, _ in headers)
     for name, value in HEADERS.items():
         if name != POLICY or not has_policy:
@@ -49,7 +49,7 @@ class Hosts:
         self._is_allowed = lru_cache(maxsize=1024)(self._decide)
 
     def check(self, host: str) -> None:
-        """Raise Problem (421) if a request with this Host header is meant for somebody else."""
+        """Raise Problem (421) if a request with this Host header is meant for another server."""
         if not self._is_allowed(host):
             raise Problem(421, f"this server does not answer to the host {host[:200]!r}; ALLOWED_HOSTS can add it")
 

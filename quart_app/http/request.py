@@ -21,10 +21,10 @@ HAS_ARRIVED = "quart_app.has_arrived"
 
 
 class RequestBody(Body):
-    """A request body that is asked for when it is read, and whose bytes are counted until the request is answered.
+    """A request body. Its bytes are received when they are read, and are counted until the request is answered.
 
-    It is bounded as a whole. Quart's bound holds for what waits to be read, so a body of chunks that is read as it
-    arrives has none. Quart has a task that moves the body here.
+    The bound (MAX_CONTENT_LENGTH) holds for the whole body. In Quart's own class it holds for the bytes that wait to be
+    read, so a body of chunks that is read while it arrives has no bound. Quart also uses a task to receive the body.
     """
 
     _receive: ASGIReceiveCallable
@@ -34,17 +34,17 @@ class RequestBody(Body):
     _arrived = 0
 
     def begin(self, receive: ASGIReceiveCallable, scope: HTTPScope, occupied: Occupancy, source: str) -> None:
-        """Ask for the body here, and count the bytes that arrive."""
+        """Set the function that receives the body, and where its bytes are counted: `occupied`, under `source`."""
         self._receive, self._occupied, self._source = receive, occupied, source
         extensions: Any = scope.get("extensions") or {}
         self._has_arrived = extensions.get(HAS_ARRIVED, self._has_arrived)
 
     def has_arrived(self) -> bool:
-        """Return whether it can be read without waiting, and so without a timer."""
+        """Return whether the whole body can be read without waiting, and so without a timer."""
         return self._has_arrived()
 
     def discharge(self) -> None:
-        """Give the counted bytes back; later ones are dropped."""
+        """Give the counted bytes back. Bytes that arrive later are dropped."""
         if self._occupied is not None and self._arrived:
             self._occupied.give_back(self._source, self._arrived)
         self._occupied, self._arrived = None, 0
@@ -63,7 +63,7 @@ class RequestBody(Body):
             super().append(data)
 
     async def __anext__(self) -> bytes:
-        """Return what has arrived; wait until something has. Raises what the body was refused with."""
+        """Return the bytes that have arrived, or wait for some. Raises the error with which the body was refused."""
         while True:
             if self._must_raise is not None:
                 raise self._must_raise
@@ -83,13 +83,13 @@ class RequestBody(Body):
         return bytes(self._data)
 
     async def take(self) -> bytes:
-        """Return the whole body, and keep nothing of it."""
+        """Return the whole body, and keep no copy of it."""
         data: bytes = await self
         self.clear()
         return data
 
     async def _ask(self) -> None:
-        """Take what the server has of the body, or wait for it."""
+        """Receive the next part of the body from the server, or wait for it."""
         message = await self._receive()
         if message["type"] != "http.request":
             self._refuse(BadRequest("the body has no end"))
@@ -107,7 +107,7 @@ class RequestBody(Body):
 class HttpRequest(QuartRequest):
     """A request whose headers can always be read, and which looks up the blueprints of its route once.
 
-    `remote_addr` is the address of the client, behind trusted proxies, too.
+    `remote_addr` is the address of the client, even if the request came through trusted proxies.
     """
 
     body: RequestBody
@@ -135,14 +135,15 @@ class HttpRequest(QuartRequest):
 
 
 class _Headers(ImmutableHeadersMixin, Headers):  # type: ignore[misc]
-    """Headers that need no check, because the parser of HTTP has made it, and that nothing changes.
+    """Headers that nothing changes, and that need no check, because the HTTP parser has checked them.
 
-    Werkzeug compares the names of all headers at each look-up, and raises an exception for one that is not there.
+    They are looked up in a dictionary. Werkzeug's own class compares the names of all headers at each look-up, and
+    raises an exception inside if the header is not there.
     """
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._list = pairs
-        #: the first value of each name, in lower case
+        #: name in lower case -> the first value of that name
         self._first = {_lower(name): value for name, value in reversed(pairs)}
 
     def get(self, key: str, default: Any = None, type: Any = None) -> Any:  # type: ignore[override]
@@ -164,7 +165,7 @@ _lower = lru_cache(maxsize=1024)(str.lower)
 
 
 def headers_of(scope: HTTPScope) -> Headers:
-    """Return the headers of a request, and where Quart looks for the client's address."""
+    """Return the headers of a request, and the header Remote-Addr, in which Quart looks for the client's address."""
     client = scope.get("client")
     pairs = [("Remote-Addr", client[0] if client else "<local>")]
     pairs += [(_title(name), value.decode("latin1")) for name, value in scope["headers"]]

@@ -10,13 +10,13 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: Most requests with a 5xx that are logged in a second, and most with a 4xx. In an overload thousands fail for one
+#: Most answers 5xx that are logged in a second, and most answers 4xx. In an overload thousands of requests fail for one
 #: reason, and a client can cause a 4xx as often as it likes.
 ERRORS_PER_S = 20
 
 
 class RequestLog:
-    """Writes a warning for a 5xx and an info for a 4xx, each up to a rate; other lines are for debugging."""
+    """Logs a 5xx as a warning and a 4xx as an info, each up to a rate, and everything else for debugging."""
 
     def __init__(self) -> None:
         self._failures, self._refusals = _Rate(ERRORS_PER_S), _Rate(ERRORS_PER_S)
@@ -24,7 +24,10 @@ class RequestLog:
     def write(
         self, method: str, route: str, status: int, detail: str, seconds: float | None = None, *, is_known: bool = False
     ) -> None:
-        """Log a request, never by path: a path may name a person. An error that `is_known` has a line elsewhere."""
+        """Log a request by its route, because its path may name a person.
+
+        An error that `is_known` has another line in the log, so this line is for debugging.
+        """
         rate: _Rate | None = None
         level = logging.DEBUG
         if status >= 400 and not is_known:

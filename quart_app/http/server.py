@@ -17,9 +17,9 @@ from quart_app.http.drain import refuse
 from quart_app.http.sockets import BACKLOG
 from quart_app.settings import AppSettings
 
-#: How many connections uvloop accepts from a socket in a turn of the event loop: one for each time that it got the
-#: socket. Turns are long under load, so with 1 the last of 256 clients that connect together waits for 0.3 s and more.
-#: Each one more costs 3 µs for a connection that comes alone. asyncio's own loop accepts all that wait.
+#: How many times uvloop gets each socket, and so how many connections it accepts from the socket in a turn of the event
+#: loop. Turns are long under load, so with 1 the last of 256 clients that connect together waits for 0.3 s and more.
+#: Each further time costs 3 µs for a connection that comes alone. asyncio's own loop accepts all that wait.
 ACCEPTED_A_TURN = 8
 
 
@@ -28,7 +28,7 @@ def configuration(sockets: Sequence[socket.socket], grace_s: float, clients: Cli
     config = Settings(clients or Clients(AppSettings()))
     config.bind = [f"fd://{listening.dup().detach()}" for listening in sockets]
     config.backlog = BACKLOG
-    # `_trigger` ends connections first, whatever Hypercorn waits for.
+    # One second more than `_trigger` leaves the requests, so that `_trigger` ends them before Hypercorn does.
     config.graceful_timeout = grace_s + 1
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
@@ -49,11 +49,11 @@ async def run(
     """Serve an application until `stop` returns, then let requests in progress finish within `grace_s`.
 
     A request that is not answered by then, or when this is cancelled, is answered with 503. `common` is one more socket
-    to accept from, which other processes accept from, too. `clients` is what the connections are counted in.
+    to accept from; other processes accept from it, too. `clients` counts the connections.
     """
-    # Only one of each turn from the common socket, so that connections are spread over the processes.
+    # The common socket stays out: only one connection of it is accepted in a turn, so that all processes get some.
     again = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
-    # Hypercorn serves each connection with what has this name, and has no other way to choose it.
+    # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for
     bound = [*sockets, *again] if common is None else [*sockets, *again, common]
     config = configuration(bound, grace_s, clients)
@@ -69,7 +69,8 @@ def _trigger(
 ) -> Callable[[], Awaitable[None]]:
     async def trigger() -> None:
         await stop()
-        # Hypercorn closes one socket after the other, each when its connections have ended.
+        # Hypercorn closes one socket after the other, each when its connections have ended. Until then the last ones
+        # would still accept.
         for listening in again:
             refuse(listening)
         config.stop()

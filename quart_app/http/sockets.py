@@ -70,7 +70,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-#: Addresses that stand for all -> addresses kept for documentation, to which nothing is ever sent.
+#: Address that stands for all -> addresses that are reserved for documentation, so that nothing is ever sent to them.
 ELSEWHERE = {
     "0.0.0.0": [(socket.AF_INET, "192.0.2.1")],
     "::": [(socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "192.0.2.1")],
@@ -80,11 +80,11 @@ ELSEWHERE = {
 def _reachable_at(host: str) -> str:
     """Return an address at which others reach this machine, or the host itself if it is one address."""
     for family, elsewhere in ELSEWHERE.get(host, ()):
-        # Connecting a UDP socket sends nothing; it makes the kernel choose our address for the way there.
+        # Connecting a UDP socket sends nothing. It makes the kernel choose our own address for this destination.
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))
             return str(probe.getsockname()[0])
     if host in ELSEWHERE:
-        # A machine without a network: only its own processes reach it.
+        # This machine has no network, so only its own processes reach it.
         return "::1" if host == "::" else "127.0.0.1"
     return host

@@ -2,9 +2,9 @@
 
     XADD mesh:audit MAXLEN ~ 10000 * event <phrase> user <id> actor <id> source <address> …
 
-The stream's ids are the times. The stream keeps the last events for a look with `redis-cli XREVRANGE mesh:audit + -`;
-the process logs are the lasting record. A flood of failed logins may push older events out of the stream, never out of
-the logs. No password, token or cookie is ever an argument here.
+The id of an entry is its time. The stream keeps the last events for a look with `redis-cli XREVRANGE mesh:audit + -`.
+The lasting record is the logs of the processes: a flood of failed logins may push older events out of the stream, but
+not out of the logs. No password, token or cookie is ever an argument here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def entry(event: str, **facts: str | None) -> list[str]:
 
 
 def say(event: str, **facts: str | None) -> None:
-    """Log an event that a script adds to the stream itself. A refusal is a warning."""
+    """Log an event only; `record` or a script adds it to the stream. A failure, lock or refusal is a warning."""
     say_it = log.warning if event.endswith(("failed", "locked", "refused")) else log.info
     say_it(event, **{name: fact for name, fact in facts.items() if fact is not None})
 
@@ -44,7 +44,7 @@ class Audit:
         self._written = 0
 
     async def record(self, event: str, **facts: str | None) -> None:
-        """Log an event and add it to the stream. A stream that cannot be written fails no request."""
+        """Log an event and add it to the stream. If the stream cannot be written, only log that: no request fails."""
         say(event, **facts)
         if not self._may_write():
             return

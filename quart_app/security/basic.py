@@ -23,8 +23,9 @@ MOST_BELIEVED = 1024
 class BasicAuth:
     """The one user and password of a service.
 
-    A right password from one source is believed for a minute, so that neighbours and operators cost no round trip and
-    are served while Redis is away. Every other request is admitted by the limiter before its password is compared.
+    A password that was right is believed for a minute from the same source. So other replicas and operators cost no
+    round trip to Redis, and are served while Redis is away. For every other request, the limiter must admit the attempt
+    before the password is compared.
     """
 
     def __init__(self, service: str, username: str, password: SecretStr) -> None:
@@ -62,7 +63,7 @@ class BasicAuth:
         self._believe(digest)
 
     def _fits(self, username: str, password: str) -> bool:
-        # Both are always compared, in a time that does not depend on where they differ.
+        # Both user and password are always compared, in a time that does not depend on where they differ.
         user_fits = hmac.compare_digest(username.encode("utf-8", "replace"), self._username)
         expected = self._password.get_secret_value().encode()
         return hmac.compare_digest(password.encode("utf-8", "replace"), expected) & user_fits

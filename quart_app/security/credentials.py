@@ -1,15 +1,16 @@
-"""One limit on guessing passwords, for every route that takes one, shared by all replicas.
+"""One limit on guessing passwords, for every route that takes a password, shared by all replicas.
 
-An attempt is admitted before the password is looked at, so that refused ones cost no hashing. It is charged to
-counters in Redis, each with a window, and excused when the password was right. The caller decides which counters:
+An attempt is admitted before its password is hashed and compared, so a refused attempt costs no hash. An admitted
+attempt is charged to counters in Redis, each of which lives for a window of time. If the password was right, the
+attempt is excused: the charge is taken back. Who tries decides which counters are charged:
 
     a device that once logged in (a signed cookie)     this device on this account
     a source that registered the account or logged in  this source on this account; this source on accounts that know it
     anybody else                                       this source on this account; this source on accounts that do not
                                                        know it; this account, for all strangers together
 
-So one source cannot try one password on many accounts, many sources cannot try many passwords on one account, and
-neither locks the owner out: strangers never use up the attempts of a known device or source.
+So one source cannot try one password on many accounts, and many sources cannot try many passwords on one account.
+Neither attack locks the owner out: strangers never use up the attempts of a known device or source.
 
     shared:credentials:known:{account}:{source}     string, PX   this source logged in to this account
     shared:credentials:source:{source}              counter, PX  attempts on accounts that do not know the source
@@ -18,7 +19,7 @@ neither locks the owner out: strangers never use up the attempts of a known devi
     shared:credentials:account:{account}            counter, PX  attempts of strangers on one account
     shared:credentials:registrations:{source}       counter, PX  new accounts
 
-Accounts and devices are hashes, so that no key shows an address.
+A key names an account by a hash, so that no key shows an e-mail address.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ from mesh import Busy, MeshError, Script, Unavailable, failures
 ADMIT = Script.beside(__file__, "admit.lua")
 EXCUSE = Script.beside(__file__, "excuse.lua")
 
-#: A household or an office has a network of this size of its own (IPv6).
+#: Bits of an IPv6 address that make a source: a household or an office has a network of this size of its own.
 IPV6_PREFIX = 64
+#: How long an account knows a source after a login from there.
 KNOWN_MS = 30 * 86_400_000
-#: The number of the counter that strangers share, among the keys of the scripts.
+#: The position, among the keys of the scripts, of the counter that all strangers share.
 _STRANGERS = 5
 
 
@@ -49,12 +51,12 @@ class TooManyAttempts(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Attempts within one window. Successful ones do not count."""
+    """Most attempts within one window. Successful attempts do not count."""
 
     #: of one source or one device on one account
     tries: int = 10
     window_s: float = 300
-    #: of one source on all accounts: an office behind one address, or somebody who tries one password on each account
+    #: of one source on all accounts: it may be an office behind one address, or an attacker who tries many accounts
     source_tries: int = 50
     #: of all strangers together on one account: hundreds of guesses a day, where a good password needs millions
     account_tries: int = 100
@@ -68,7 +70,7 @@ class Attempt:
 
     keys: tuple[str, ...]
     charged: tuple[int, ...]
-    #: it used up the last attempt of a window: when it fails, the next ones are refused
+    #: whether it was the last attempt that a counter allows in its window: if it fails, the next ones are refused
     is_last: bool
 
     @property
@@ -78,14 +80,17 @@ class Attempt:
 
 
 class CredentialLimiter:
-    """Admits attempts. Raises Unavailable when Redis does not answer."""
+    """Admits attempts to use a password. Raises Unavailable when Redis does not answer."""
 
     def __init__(self, redis: Redis, limits: Limits) -> None:
         self._redis = redis
         self._limits = limits
 
     async def admit(self, account: str, source: str | None, device: str | None = None) -> Attempt:
-        """Admit one attempt on an account. `device` is the proved id of a known device. Raises TooManyAttempts."""
+        """Admit one attempt on an account, or raise TooManyAttempts.
+
+        `device` is the id of a device that the account knows, proved by its cookie.
+        """
         limits, keys = self._limits, _keys(account, network(source), device)
         arguments = [
             round(limits.window_s * 1000),
@@ -125,7 +130,7 @@ class CredentialLimiter:
             raise _refused("too many new accounts from this address", left_ms)
 
     async def remember(self, account: str, source: str | None) -> None:
-        """Make a source known to an account: a new account knows where it was registered."""
+        """Make a source known to an account, such as the source from which the account was just registered."""
         try:
             await self._redis.set(_keys(account, network(source), None)[0], "1", px=KNOWN_MS)
         except (RedisError, OSError) as error:
@@ -139,7 +144,7 @@ class CredentialLimiter:
 
 
 def network(source: str | None) -> str:
-    """Return the source that an address counts for: the address itself, or its network (IPv6)."""
+    """Return the source that an address belongs to: the address itself, or the network of an IPv6 address."""
     try:
         address = ipaddress.ip_address(source or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The check that another site does not act with the cookies of our users."""
+"""The check that keeps other sites from acting with the cookies of our users."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
     """Return whether a browser sends this request on behalf of another site.
 
-    Only the host is compared, because a proxy may have ended TLS and changed the scheme. Programs that are not browsers
-    send neither header, and they do not carry the cookies of another user.
+    Of the header Origin only the host is compared, because a proxy may have ended TLS and changed the scheme. Programs
+    that are not browsers send neither Origin nor Sec-Fetch-Site. Their requests pass, because such a program does not
+    carry the cookies of another user.
     """
     if method in SAFE_METHODS:
         return False

@@ -1,4 +1,4 @@
-"""Whether a secret is easy to guess."""
+"""The check whether a secret is easy to guess."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def _is_sequence(folded: str) -> bool:
 
 
 def _bare_forms(folded: str) -> set[str]:
-    """Return what is left without the digits and signs around it, with disguised letters and with plain ones."""
+    """Return a password without the digits and signs around it, once as it is and twice with disguised letters plain.
+
+    The letters are made plain after the digits and signs are removed, and before.
+    """
     return {bare(folded), bare(folded).translate(_UNDISGUISE), bare(folded.translate(_UNDISGUISE))}
 
 

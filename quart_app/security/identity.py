@@ -1,7 +1,7 @@
 """The normal form of e-mail addresses and passwords, and the rules for new passwords.
 
-Every path uses these functions: registering, logging in, changing a profile, the administrator of the settings and the
-command line. Two spellings of one address are therefore one account.
+All code that takes an address or a password uses these functions: registration, login, the change of a profile, the
+administrator that the settings name, and the command line. So two spellings of one address are one account.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def normal_email(text: str) -> str:
     Case, Unicode compatibility forms (full-width letters, ligatures) and the encoding of the domain (`xn--…`) do not
     make a different account.
     """
-    # It takes 14 ms, and most commands do not need it; see `load`.
+    # This import takes 14 ms, and most commands do not need it; see `load`.
     from email_validator import EmailNotValidError, validate_email
 
     local, at, domain = text.strip().rpartition("@")
@@ -62,7 +62,7 @@ def _fold(text: str) -> str:
 
 
 def _is_made_of(folded: str, email: str) -> bool:
-    """Return whether only digits and signs are left when the parts of the address are taken out."""
+    """Return whether only digits and signs are left of a password when a part of the address is taken out."""
     local, _, domain = email.partition("@")
     words = [email, local, domain, domain.rpartition(".")[0]]
     return any(len(word) >= 3 and word in folded and not bare(folded.replace(word, "")) for word in words)

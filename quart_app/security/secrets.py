@@ -1,7 +1,7 @@
 """Refuses to start with a secret that everybody knows, when others can reach the replica.
 
-On one machine, for trying, the defaults are enough. As soon as HOST is not a loopback address, each secret that is in
-use must be set, and must not be a default or a common password.
+The defaults are good enough to try the project on one machine. As soon as HOST is not a loopback address, each secret
+that is in use must be set, and must not be a default or a common password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quart_app.security.guessable import is_guessable
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a host name or address."""
+    """Return whether a host name or address can be reached from this machine only."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
