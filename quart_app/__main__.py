@@ -4,7 +4,7 @@ import gc
 import sys
 
 if __name__ == "__main__":
-    # Nothing that is imported becomes garbage, and looking for it takes a sixth of the start. `Process` ends this.
+    # Imported objects never become garbage, and to search them takes a sixth of the start. `Process` enables it again.
     gc.disable()
     from quart_app.process import main
 

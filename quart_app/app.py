@@ -1,4 +1,4 @@
-"""Builds the two Quart applications of a replica, one for each port, with the services that it runs."""
+"""Builds the two Quart applications of a replica, one for each port, with the services that the replica runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class App:
     services: Services
     public: Application
     private: Application
-    #: why requests should go to another replica; "" when this one is ready
+    #: why requests should go to another replica; "" when this replica is ready
     reason: str = "starting"
     operations: list[Operations | Worker] = field(default_factory=list)
 

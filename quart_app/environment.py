@@ -1,6 +1,6 @@
-"""What the environment says: the file `.env` of the working folder, and names that nothing reads.
+"""The environment: it gets the variables of the file `.env`, and is searched for names that nothing reads.
 
-python -m quart_app.environment    print a sentence for each name that looks like a setting and is none
+python -m quart_app.environment    print a sentence for each name that looks like a setting but is none
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ OTHERS = frozenset(
     "REDIS_MAXMEMORY REDIS_APPENDFSYNC REDIS_MEMORY CADDY_LOG_LEVEL CADDY_TRACING ACCESS_LOG PROXIES_IN_FRONT "
     "PROMETHEUS_PORT GRAFANA_PORT BROWSER_PORT PROVIDER_HOST PROVIDER_LATENCY_MS".split()
 )
-#: Variables that Docker links and Kubernetes make of a service called redis or mesh.
+#: Ends of the variables that Docker links and Kubernetes make for a service called redis or mesh.
 OF_SERVICES = re.compile(r"_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP)(_.*)?)?|ENV_.*|NAME)$")
-#: How much alike two names must be for one to be taken for the other.
+#: How similar a name must be to a known name, from 0 to 1, to count as a misspelling of it.
 ALIKE = 0.86
 NO_SETTING = "is no setting"
 SHORTEST = 5
@@ -42,9 +42,11 @@ class UnreadableFile(Exception):
 def load() -> None:
     """Add the variables of the file `.env`, or of the one that ENV_FILE names, to the environment.
 
-    A variable that is set already wins. Values are taken as they are written: `$NAME` has no meaning in them. Raises
-    UnreadableFile. From here on, a secret that pydantic would pass over with a warning (a folder, a link that leads
-    out of SECRETS_DIR) is an error: without it a default would be in force.
+    A variable that is set already keeps its value. Values are taken as they are written: `$NAME` has no meaning in
+    them. Raises UnreadableFile.
+
+    From then on it is an error if pydantic would skip the file of a secret with a warning (a folder, a link that leads
+    out of SECRETS_DIR). Otherwise a default would be in force in place of the secret.
     """
     warnings.filterwarnings("error", message="(attempted to load )?secret file", category=UserWarning)
     path = Path(os.environ.get("ENV_FILE") or ".env")
@@ -64,7 +66,7 @@ def load() -> None:
 
 
 def sentence(error: Exception) -> str:
-    """Return what a user is told about settings that cannot be used, without the value of any."""
+    """Return what a user is told about settings that cannot be used. The sentence has the value of no setting."""
     if isinstance(error, ValidationError):
         return f"the environment is not valid: {explain(error)}"
     if isinstance(error, OSError) and error.strerror:
@@ -93,7 +95,7 @@ def _names_of(kind: type[BaseSettings]) -> Iterator[str]:
 
 
 def unknown_names(environ: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each name that has the prefix of our settings, or is like one of them, and is none."""
+    """Return a sentence for each name that is no setting but begins with a prefix of ours or is like one of ours."""
     kinds = known_names()
     known = OTHERS.union(*kinds.values())
     prefixes = tuple(str(prefix) for kind in kinds if (prefix := kind.model_config.get("env_prefix")))

@@ -1,4 +1,4 @@
-"""Opens the services of a replica side by side, so that one that fails never stops the others.
+"""Opens the services of a replica side by side, so that a failing service never stops the others.
 
     opening --lifespan entered--> ready --the replica leaves--> closed
        ^                            |
@@ -54,7 +54,7 @@ class ServiceLife:
         return self._service.told()
 
     def gate(self) -> Callable[[], Awaitable[None]]:
-        """Return a function for Quart to run before each route of the service: it raises a 503 until it is ready."""
+        """Return a function for Quart to run before each route of the service. It raises a 503 until that is ready."""
 
         async def refuse_until_ready() -> None:
             if not self.ready:
@@ -127,10 +127,9 @@ class Services:
 
     @contextlib.asynccontextmanager
     async def running(self, replica: Mesh, wait_s: float) -> AsyncIterator[None]:
-        """Keep all services open while the block lasts.
+        """Keep all services open while the block lasts. Raises LeaseLost.
 
-        It is entered once every service is ready or has failed, and after `wait_s` seconds at the latest.
-        Raises LeaseLost.
+        The block begins once every service is ready or has failed, and after `wait_s` seconds at the latest.
         """
         closing = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -161,7 +160,7 @@ def _first_of(error: BaseException) -> BaseException:
 
 
 def _is_being_cancelled() -> bool:
-    """Return whether this task was cancelled: until Python 3.13 a task group that fails swallows the cancellation."""
+    """Return whether this task was cancelled. Until Python 3.13 a failing task group swallows the cancellation."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

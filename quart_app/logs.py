@@ -28,7 +28,7 @@ from quart_app.settings import AppSettings
 
 #: Bytes of lines that may wait for the stream.
 MOST_BYTES = 4 << 20
-#: Characters of one fact, and of a traceback. A client, or an entry on a stream, chooses the text of some facts.
+#: Most characters of one fact, and of a traceback. The text of some facts comes from a client or from a stream.
 MOST_TEXT, MOST_TRACEBACK = 2000, 20_000
 #: How long the end of the process waits for the last lines.
 DRAIN_S = 1.0
@@ -37,7 +37,7 @@ DRAIN_S = 1.0
 class Sink:
     """A text stream that never blocks and never raises. With the descriptor None it drops every line.
 
-    `tell` makes the line that says how many lines were dropped; it is JSON by default.
+    `tell` returns the line that says how many lines were dropped. By default this line is JSON.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Sink:
             while line:
                 line = line[os.write(self._descriptor, line) :]
         except BlockingIOError:
-            # Somebody has made the stream non-blocking; a terminal shares this state between processes.
+            # Another process has made the stream non-blocking: the processes on a terminal share this state.
             select.select([], [self._descriptor], [], 1)
             return self._put(line)
         except OSError:
-            # A full disk may have room again.
+            # The disk may be full, and may have room again when the next line comes.
             time.sleep(0.01)
             return False
         return True
@@ -116,7 +116,7 @@ def drain(most_s: float = DRAIN_S) -> None:
 
 
 def add_origin(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Add the ids of the call and of the trace that a line belongs to, on whichever replica it is written."""
+    """Add the ids of the call and of the trace that a line belongs to. They are the same on every replica."""
     call, trace = tracing.CALL.get(), tracing.trace_id()
     if call:
         event.setdefault("request_id", call)

@@ -1,6 +1,6 @@
-"""What a service shows an operator on the live page, and what it lets one do there.
+"""What a service shows to an operator on the live page, and what an operator can do to the service there.
 
-A service describes facts; the live page draws them. So the page knows no service, and no service knows HTML.
+A service describes facts, and the live page draws them. So the page knows no service, and no service knows HTML.
 
     panel(mesh) -> Panel       read once a second while somebody looks at the view of services
     acts                       see `Act`
@@ -18,7 +18,7 @@ from mesh.dead import Actor
 
 @dataclass(frozen=True, slots=True)
 class PanelFigure:
-    """One figure of a panel, and a note below it. `bad`: it needs attention."""
+    """One figure of a panel, and a note below the figure. `bad`: the figure needs attention."""
 
     name: str
     value: str
@@ -30,7 +30,7 @@ class PanelFigure:
 class PanelItem:
     """One thing in the list of a panel, such as a job.
 
-    `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": there is none.
+    The share `done` of `whole` is drawn as a bar, unless `whole` is 0. `act` names an act on the item; "": it has none.
     """
 
     id: str
@@ -60,7 +60,7 @@ About = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ActQuestion:
-    """What an operator is asked before an act: its consequence, and the fields of the form that confirms it."""
+    """What an operator is asked before an act: whether to accept its consequence, in a form with these fields."""
 
     title: str
     consequence: str
@@ -77,7 +77,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act of an operator. `word` must be typed to confirm it; "": a button is enough. `view` offers the act."""
+    """One act of an operator. `view` offers it. `word` must be typed to confirm it; "": a button is enough."""
 
     name: str
     button: str

@@ -2,8 +2,8 @@
 
 A lost lease ends the membership, not the process: the replica answers 503 at once and joins the mesh again.
 
-Exit status: 0 after SIGTERM or SIGINT. 75 when the state of the process cannot be trusted; its supervisor should start
-it again. 78 when it cannot work with these settings, these credentials or this server.
+Exit status: 0 after SIGTERM or SIGINT. 75 when the process cannot trust its own state; its supervisor should start it
+again. 78 when it cannot work with these settings, these credentials or this Redis.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from quart_app.settings import AppSettings
 
 log = structlog.get_logger(__name__)
 
-#: Extra time, as a share of the drain, for accepted connections to send their request.
+#: Time for accepted connections to send their request, as a share of DRAIN_MS and in addition to it.
 SETTLE = 0.25
-#: Longest time for the work of a lost membership to end. After it the state of the process cannot be trusted.
+#: Longest time that the work of a lost membership may take to end. After that, the process cannot trust its own state.
 END_OF_WORK_S = 10.0
-#: Pause before joining again, the first one and the longest one. It grows while no membership lasts for `STEADY_S`.
+#: The first and the longest pause before joining again. The pause grows until a membership has lasted for `STEADY_S`.
 JOIN_AGAIN_S, LONGEST_PAUSE_S, STEADY_S = 0.1, 5.0, 10.0
 LOST = "this replica lost its lease and joins the mesh again"
-#: Longest wait for the last log lines of a process that must end before its lease does.
+#: Longest wait for the last log lines, because the process must end before its lease does.
 LAST_LINES_S = 0.05
 
 
@@ -79,11 +79,11 @@ class Process:
         self._lost = Counter(
             "mesh_memberships_lost", "memberships that ended by themselves", registry=self._app.context.metrics
         )
-        # The objects made so far stay for good. Searching them for garbage took a seventh of the time of a batch.
+        # The objects made so far stay for good. A search for garbage among them took a seventh of the time of a batch.
         gc.freeze()
         gc.enable()
-        # A pass over 100,000 young objects takes 8 ms. One over 400,000 takes 40 ms, and would hold the event loop for
-        # too long. A pass over all objects takes longer the more is in progress, so it comes rarely.
+        # A pass over 100,000 young objects takes 8 ms. A pass over 400,000 takes 40 ms, and would hold the event loop
+        # for too long. A pass over all objects takes longer the more work is in progress, so it comes rarely.
         gc.set_threshold(20_000, 5, 1000)
 
     async def run(self) -> None:
@@ -115,7 +115,7 @@ class Process:
         grace_s = self._settings.max_wait_ms / 1000 + 1
         public, private = self._app.public, self._app.private
 
-        async def last_guests() -> None:
+        async def stop_public() -> None:
             await self._close_http.wait()
             await last_call(sockets.public, self._drain_ms / 1000 * SETTLE)
 
@@ -129,7 +129,7 @@ class Process:
                 server.run(
                     public,
                     [sockets.public],
-                    last_guests,
+                    stop_public,
                     grace_s=grace_s,
                     common=sockets.common,
                     clients=public.clients,
@@ -143,7 +143,7 @@ class Process:
         self._app.reason = "this replica is about to leave"
         replica = self._app.context.membership
         if replica is None or not self._opened.is_set():
-            # There is no membership to leave, and the lease that it waits for may never come.
+            # There is no membership to leave. This replica may wait for a lease, which may never come.
             member.cancel()
         else:
             replica.drain()
@@ -153,7 +153,7 @@ class Process:
         await http
 
     async def _membership(self, sockets: Sockets) -> None:
-        """Be a member, and again after each lost lease, until this replica leaves."""
+        """Join the mesh, and join again after each lost lease, until this replica leaves."""
         delays = pauses(JOIN_AGAIN_S, LONGEST_PAUSE_S)
         while True:
             began = time.monotonic()
@@ -209,7 +209,8 @@ class Process:
 
     async def _serve_as(self, mesh: Mesh, sockets: Sockets) -> None:
         if not self._signalled.is_set():
-            # A client may connect as soon as this replica says that it is ready; Hypercorn accepts a moment later.
+            # A client may connect as soon as this replica says that it is ready. Hypercorn accepts a moment later, so
+            # the kernel must keep the connection until then.
             sockets.public.listen(BACKLOG)
             self._app.reason = ""
             mesh.announce(self._app.services.not_ready, self._app.services.told)
@@ -248,8 +249,8 @@ async def run(settings: AppSettings, mesh_settings: MeshSettings) -> int:
 def _may_join_again(error: BaseException) -> bool:
     """Return whether a later membership may succeed although this error ended the last one.
 
-    An unexpected answer of Redis counts, for instance to a command on a key that somebody has overwritten. The process
-    then goes on, and says why it is not ready.
+    It may after an unexpected answer of Redis, for instance to a command on a key that somebody has overwritten. The
+    process then goes on, and says why it is not ready.
     """
     if isinstance(error, RedisError):
         return failures.classify(error) is not failures.Meaning.FATAL
@@ -279,6 +280,6 @@ def main() -> int:
 
 
 def _end_at_once(status: int) -> None:
-    """End without cleaning up the interpreter, which could take longer than the rest of a lease."""
+    """End without the interpreter's own cleaning up, which could take longer than the rest of a lease."""
     logs.drain(LAST_LINES_S)
     os._exit(status)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-#: Name -> module with a function `create(context) -> Service`. Only replicas that run the service import it. Its
-#: package imports nothing: commands and worker processes need only parts of it.
+#: Name -> module with a function `create(context) -> Service`. Only replicas that run a service import this module. The
+#: `__init__.py` of its package imports nothing, because commands and worker processes need only parts of the package.
 SERVICES = {
     "values": "quart_app.values.service",
     "addresses": "quart_app.addresses.service",

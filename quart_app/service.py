@@ -2,7 +2,7 @@
 
     create(context) -> Service        one per service, in its module `service`
 
-`context.mesh` is the replica's membership while it lasts; before and after it raises `Unavailable` (503).
+`context.mesh` is the replica's membership. While the replica has none, `context.mesh` raises `Unavailable` (503).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def always_ready(replica: Mesh) -> AsyncIterator[None]:
 
 
 def no_trouble() -> str:
-    """Return "": the service has nothing to report beside its lifespan."""
+    """Return "": the service reports no trouble while it is ready."""
     return ""
 
 
@@ -64,14 +64,16 @@ class Service:
     private: Sequence[Blueprint] = ()
     #: operations that this service handles for the mesh
     operations: Sequence[Operations | Worker] = ()
-    #: Entered once the lease is held, left before it is released. The service is ready while it is entered; until
-    #: then its routes answer 503. An error that it raises is this service's alone: it is entered again after a pause.
+    #: Entered once the replica holds its lease, and left before the lease is released. The service is ready while its
+    #: lifespan is entered; otherwise its routes answer 503. If the lifespan raises an error, only this service stops,
+    #: and the lifespan is entered again after a pause.
     lifespan: Callable[[Mesh], AbstractAsyncContextManager[None]] = always_ready
-    #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` and the roster tell it.
+    #: Returns why the service cannot do all of its work at the moment, or "". `/readyz` gives this reason, and the
+    #: roster names the service.
     trouble: Callable[[], str] = no_trouble
     #: Fields that each renewal writes into this replica's roster row.
     told: Callable[[], Mapping[str, str]] = nothing_told
     #: Reads what the live page shows of the service, for the whole mesh. Raises RedisError, MeshError.
     panel: Callable[[Mesh], Awaitable[Panel]] | None = None
-    #: What an operator can do to it there.
+    #: What an operator can do to the service on the live page.
     acts: Sequence[Act] = ()

@@ -1,6 +1,6 @@
-"""What happened lately: the newest answers, and one request's timeline.
+"""The view of requests: the newest answers, and the timeline of one request.
 
-Pure functions over what `mesh.control` reads.
+These are pure functions of what `mesh.control` reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mesh.control import JourneyStep, grouped
 
 @dataclass(frozen=True, slots=True)
 class TimelineLane:
-    """One request of a timeline. Positions are parts of its width, from 0 to 100."""
+    """One request of a timeline. Positions are percentages of the timeline's width, from 0 to 100."""
 
     step: JourneyStep
     wait_from: float
@@ -24,14 +24,17 @@ class TimelineLane:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """One answer of the list, or a gather with its slowest part."""
+    """One answer of the list. For a gather, `step` is its slowest part and `parts` the number of its parts."""
 
     step: JourneyStep
     parts: int
 
 
 def rows(steps: Sequence[JourneyStep], wanted: Mapping[str, str], most: int) -> list[AnswerRow]:
-    """Return the newest answers that fit: by operation, worker or database (`to`) and status. A gather is one row."""
+    """Return the newest answers, at most `most`, that have what is wanted: `op`, `status`, and `to`.
+
+    `op` is the beginning of an operation's name, and `to` a worker or a database. A gather is one row.
+    """
     fitting = [
         step
         for step in steps
@@ -67,7 +70,7 @@ def timeline(steps: Sequence[JourneyStep], now_ms: int) -> list[TimelineLane]:
 
 
 def target(step: JourneyStep) -> str:
-    """Return the stream that a request went to, or else its database, in words for people."""
+    """Return the class or database of the stream that a request went to, or else its database, in words for people."""
     if step.stream.startswith(keys.REQUESTS):
         return step.stream.removeprefix(keys.REQUESTS)
     return f"database {step.database}" if step.database else ""

@@ -4,8 +4,8 @@
     GET  /mesh/confirm/{act}    what the act would do, and the form that does it
     POST /mesh/acts/{act}       does it; a form gets a page, JSON gets JSON
 
-Every act is one script (or a series of them), which also adds it to `mesh:audit`. Without PAGE_PASSWORD every POST is
-refused: hiding the buttons alone would protect nothing.
+Every act is one script or a series of scripts, which also add an entry to `mesh:audit`. Without PAGE_PASSWORD the page
+shows no buttons, and every POST is refused: to hide the buttons alone would protect nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from quart_app.security.csrf import is_foreign
 from quart_app.settings import AppSettings
 
 OPERATOR = "operator"
-#: Characters of a reason in a question.
+#: Most characters of a reason or a name in a question.
 REASON_SHOWN = 200
 
 _JSON: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | list[str]])
 
 
 class Operators:
-    """Who may act: one user, behind the limit on guessing, and never on behalf of another site."""
+    """The check of who may act: one user, whose password has a limit on guessing, and no page of another site."""
 
     def __init__(self, settings: AppSettings) -> None:
         self.exist = bool(settings.page_password.get_secret_value())
@@ -92,7 +92,8 @@ async def _chosen(replica: Mesh, about: About) -> Chosen:
         if not (ids := about.get("ids", "").split()):
             raise Refused("name letters by their ids, or a group of them by `like`")
         return ids
-    # The newest letter of a group is handled last. If it is gone, the other letters of its group are gone, too.
+    # If the letter that `like` names is gone, so are the others of its group, because the newest one is handled last.
+    # Then act on this letter alone: the report will count it as gone.
     return await _letters(replica).like(about["like"]) or [about["like"]]
 
 
@@ -155,8 +156,8 @@ async def _ask_pause(replica: Mesh, about: About) -> ActQuestion:
     unknown = "" if op in await definitions(replica.shared) else " No replica serves an operation of this name now."
     return ActQuestion(
         f"Pause {shortened(op, REASON_SHOWN)}?",
-        "Every replica will refuse its calls with 503 until you resume it. Requests to a class that nobody waits for "
-        f"wait until then; requests to a database go on.{unknown}",
+        "Every replica will refuse its calls with 503 until you resume it. Requests to a class wait until then if no "
+        f"caller waits for them; requests to a database go on.{unknown}",
         about,
     )
 
@@ -236,7 +237,7 @@ async def ask(act: Act, replica: Mesh, about: About) -> ActQuestion:
 
 
 async def do(act: Act, replica: Mesh, about: About, actor: Actor) -> Done:
-    """Carry an act out. Raises Problem if it is refused, or if its word was not typed."""
+    """Carry an act out. Raises Problem if the act is refused, or if the word that confirms it was not typed."""
     if act.word and about.get("word", "").strip().lower() != act.word:
         raise Problem(422, f"type the word {act.word!r} to confirm it; nothing was done")
     with _refusals_as_problems():

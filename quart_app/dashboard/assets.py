@@ -1,7 +1,7 @@
 """Style sheets, scripts and icons of the pages, under names that change with their content.
 
-A browser may keep such a file for ever: a new release has new names. The files are read once, when the application is
-made, so no request reaches the file system.
+A browser may keep such a file for ever, because a file with another content has another name. The files are read once,
+when the application is made, so no request reaches the file system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "/assets"
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 #: One year, the longest time that RFC 9111 caches are expected to honour.
 FOR_EVER = "public, max-age=31536000, immutable"
-#: Only our own files, nothing inline, and no page of another site may frame this one.
+#: A page may load only our own files and run nothing inline, and no page of another site may show it in a frame.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -27,7 +27,7 @@ POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file, as it is sent."""
+    """One file in the form in which it is sent."""
 
     content: bytes
     content_type: str
@@ -50,7 +50,7 @@ class Assets:
         return f"{PREFIX}/{self._names[file]}"
 
     def routes(self) -> Blueprint:
-        """GET /assets/{name}."""
+        """Return the route GET /assets/{name}."""
         blueprint = Blueprint("assets", __name__)
 
         @blueprint.get(f"{PREFIX}/<name>")

@@ -6,7 +6,7 @@
     dead letters  XLEN, and look.lua: the newest of the last hour
     paused        HGETALL of the operations that are paused
 
-No command here costs more when there are more requests: each reads a fixed number of entries.
+The cost of a command does not grow with the number of requests, because each reads a fixed number of entries.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mesh import Member, Mesh, Missing, keys
 from mesh.control import Control, PausedOperation
 from mesh.dead import DeadLetter, DeadLetters
 
-#: Rates that are kept: one minute at one look per second.
+#: Most rates that are kept of each number: one minute at one look per second.
 KEPT = 60
-#: A longer pause between two looks ends the history: the rate in between is not known.
+#: A longer pause between two looks ends the history, because the rate in between is not known.
 LONGEST_PAUSE_MS = 5000
-#: Dead letters of the last hour that a look reads; the page says "50 or more".
+#: Most dead letters of the last hour that a look reads. If there are as many, the page says "50 or more".
 RECENT_DEAD = 50
 HOUR_MS = 3_600_000
 
@@ -36,11 +36,11 @@ Rates = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFigures:
-    """One database and the replica that holds it. A free place has no replica."""
+    """One database and the replica that holds it. A free database has no replica."""
 
     database: int
-    #: free, starting, ready, draining, left; lost: the lease ended without a release; missing: it has no replica, and
-    #: holds data or its replica is expected back
+    #: free, starting, ready, draining, left, lost or missing. Lost: the lease ended without a release. Missing: no
+    #: replica holds the database, and it holds data or its replica is expected back.
     state: str
     member: Member | None = None
     lease_ms: int = 0
@@ -50,7 +50,7 @@ class DatabaseFigures:
 
     @property
     def cls(self) -> str:
-        """The class of its replica, or of the one that is expected back; "" where there is neither."""
+        """The class of the database's replica, or of the one that is expected back; "" if there is neither."""
         if self.member is not None:
             return self.member.cls
         return self.missing.cls if self.missing else ""
@@ -67,7 +67,7 @@ class ConsumerFigures:
 
 @dataclass(frozen=True, slots=True)
 class StreamFigures:
-    """One request stream. `oldest_ms` is the age of its oldest entry; None when it is empty."""
+    """One request stream. `oldest_ms` is the age of its oldest entry; None if the stream is empty."""
 
     name: str
     length: int
@@ -97,7 +97,7 @@ class Figures:
 
 
 class FiguresReader:
-    """Reads figures, and remembers the last minute of what grows."""
+    """Reads figures, and keeps the rates of the last minute of those that only grow."""
 
     def __init__(self, replica: Mesh) -> None:
         self._replica = replica
@@ -220,7 +220,7 @@ class History:
         self._rates: dict[str, deque[float]] = {}
 
     def add(self, at_ms: int, values: Mapping[str, int]) -> Rates:
-        """Add the values of a moment; return the rates per second of the last minute, as far as they are known."""
+        """Add the values of a moment, and return the known rates per second of the last minute, oldest first."""
         passed_ms = at_ms - self._at_ms
         if not 0 < passed_ms <= LONGEST_PAUSE_MS:
             self._rates.clear()

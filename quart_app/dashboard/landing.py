@@ -1,8 +1,7 @@
 """The landing page, `GET /` of the public port: try the mesh in a browser.
 
-The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. It links to
-the live page for visitors who can reach it. It is rendered once; all such visitors get the same bytes, and so do all
-others.
+The page posts a number, shows its prime factors and finds numbers by prime, with the public routes alone. Visitors who
+can reach the live page get a link to it. The page is rendered only twice: once with the link, and once without.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from quart_app.security.secrets import is_loopback
 
 
 def routes(live: str) -> Sequence[Blueprint]:
-    """GET / and the files that the page loads. `live` is the address of the live page; "": there is no link."""
+    """Return the routes GET / and the files that the page loads.
+
+    `live` is the address of the live page; "": no visitor gets a link.
+    """
     assets = Assets()
     template = environment(assets).get_template("landing.html")
     page, linking = (template.render(live=address).encode() for address in ("", live))

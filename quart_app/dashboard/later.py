@@ -1,13 +1,13 @@
-"""The panel of what waits for its time, in the same form as those of services."""
+"""The panel of requests and schedules that wait for their time, in the same form as the panels of services."""
 
 from __future__ import annotations
 
 from mesh.control import LaterRequest, ScheduledOperation, Waiting
 from quart_app.panels import Panel, PanelFigure, PanelItem, counted, duration, shortened
 
-#: Requests and schedules that are shown, the next ones first.
+#: Most requests, and most schedules, that are shown; those that are due next come first.
 SHOWN = 10
-#: Characters of the error of the last try.
+#: Most characters of the last try's error that are shown.
 ERROR_SHOWN = 120
 
 
@@ -39,7 +39,7 @@ def _request(each: LaterRequest, now_ms: int) -> PanelItem:
 
 
 def _until(each: LaterRequest, now_ms: int) -> str:
-    """Return what a request waits for: a moment, its turn in a lane, or the end of a pause."""
+    """Return what a request waits for: a moment, a place in its lane, or the end of a pause."""
     if each.waits_for == "pause":
         return "until its operation goes on"
     if each.waits_for == "lane":

@@ -5,8 +5,9 @@
     GET /mesh/events/{view}                     text/event-stream: what has changed, once a second
     /mesh/sign-in, /mesh/confirm, /mesh/acts    see `acts`
 
-A viewer gets a whole section as HTML when anything in it changes, and an empty event when nothing does. All viewers of
-a replica share one read per second. A new connection gets every section at once; no past event is sent again.
+When anything in a section of the page changes, its viewers get the whole section as HTML. When nothing changes, they
+get an empty event. All viewers of a replica share one read per second. A new connection gets every section at once, so
+no past event is sent again.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from quart_app.dashboard.pages import OVERVIEW, VIEWS, WANTED, Entries, Pages, P
 from quart_app.http.problems import Problem
 from quart_app.service import Context, Service
 
-#: Answers that are shown.
+#: Most answers that the view of requests shows.
 SHOWN_ROWS = 40
-#: Longest reference to a request.
+#: Most characters of a reference to a request.
 MOST_REFERENCE = 200
-#: Viewers of one replica; the next one is told to come back, and the balancer may give it another replica.
+#: Most viewers of one replica. The next viewer is told to try again later, and the balancer may choose another replica.
 MOST_VIEWERS = 50
 _REFERER = re.compile(r"https?://[^/?#]+(?P<path>/mesh/(?P<view>\w+)(\?[^#\s]*)?)")
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cache-Control": "no-store",
-    # With "no-referrer" browsers send `Origin: null` with the page's own forms, which is then a foreign one.
+    # With "no-referrer" browsers send `Origin: null` with the page's own forms, so they would count as another site's.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
 
 class LivePage:
-    """Views of the mesh, as this replica sees it."""
+    """The live page: views of the mesh, as this replica sees it."""
 
     def __init__(self, context: Context, leaving: Callable[[], bool], services: Sequence[Service] = ()) -> None:
         self._context = context
@@ -63,7 +64,7 @@ class LivePage:
         self._viewers = 0
 
     def routes(self) -> list[Blueprint]:
-        """GET /mesh, its views and events, and the files that the pages load."""
+        """Return the routes GET /mesh, its views and events, and the files that the pages load."""
         blueprint = Blueprint("live", __name__)
 
         @blueprint.get("/mesh", defaults={"name": OVERVIEW})
@@ -91,7 +92,7 @@ class LivePage:
         return [blueprint, self._assets.routes()]
 
     def _add_act_routes(self, blueprint: Blueprint) -> None:
-        """GET /mesh/sign-in, GET /mesh/confirm/{act}, POST /mesh/acts/{act}."""
+        """Add the routes GET /mesh/sign-in, GET /mesh/confirm/{act} and POST /mesh/acts/{act}."""
 
         @blueprint.get("/mesh/sign-in")
         @hide
@@ -149,7 +150,7 @@ class LivePage:
     async def _sections(
         self, looks: Looks, shown: tuple[str, tuple[tuple[str, str], ...], bool], figures: Figures
     ) -> Mapping[str, str]:
-        """Return the sections of a view, made once for all viewers who see the same."""
+        """Return the sections of a view. They are made once for all viewers who see the same."""
         async with looks.making:
             made = looks.sections.get(shown)
             if made is None or made[0] is not figures:
@@ -228,6 +229,6 @@ def _known(name: str) -> str:
 
 
 def _view_before(referer: str) -> str:
-    """Return the path of the view that a browser comes from; that of the dead letters if it comes from elsewhere."""
+    """Return the path of the view that a browser comes from, or that of the dead letters if it comes from elsewhere."""
     found = _REFERER.fullmatch(referer)
     return found["path"] if found and found["view"] in VIEWS else "/mesh/dead"

@@ -1,4 +1,7 @@
-"""The reads that all viewers of the live page share: each at most once per interval, and only while somebody looks."""
+"""The reads that all viewers of the live page share.
+
+Each read runs at most once per interval, and only while somebody looks.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,13 @@ from quart_app.dashboard.ticker import Ticker
 from quart_app.panels import Panel
 from quart_app.service import Service
 
+#: Shortest intervals between two reads of the same kind.
 LOOK_S = 1.0
 DEAD_LOOK_S = 5.0
 MINUTES_LOOK_S = 10.0
-#: Requests are counted by operation for this, up to a thousand of each stream.
+#: This read counts requests by operation, up to a thousand of each stream, so it comes less often.
 OPERATIONS_LOOK_S = 5.0
-#: Bytes of a dead letter's body that are shown.
+#: Most bytes of a dead letter's body that are shown.
 BODY_SHOWN = 300
 #: Entries of the chosen stream that are shown.
 SHOWN_ENTRIES = 5
@@ -32,9 +36,9 @@ SHOWN_ENTRIES = 5
 SAMPLED = 20
 #: Entries of the audit log that are shown.
 SHOWN_AUDIT = 10
-#: Events that are kept for further viewers: one or two for each view.
+#: Most events that are kept for further viewers: one or two for each view.
 KEPT_EVENTS = 10
-#: References to requests whose results are shared. Beyond it all of them are dropped.
+#: Most references whose requests are kept for all viewers. If one more is asked for, all of them are dropped.
 MOST_FOUND = 50
 
 
@@ -47,14 +51,14 @@ class Looks:
         self.figures: Ticker[Figures] = Ticker(FiguresReader(replica).read, LOOK_S)
         self.letters: Ticker[Sequence[DeadLetter]] = Ticker(self._read_letters, DEAD_LOOK_S)
         self.steps: Ticker[Sequence[JourneyStep]] = Ticker(self._read_steps, LOOK_S)
-        #: the same, read less often: for the overview, which many people leave open
+        #: the same steps, read less often, for the overview, which many people leave open
         self.answers: Ticker[Sequence[JourneyStep]] = Ticker(self.steps.newest, MINUTES_LOOK_S)
         self.minutes: Ticker[Sequence[float]] = Ticker(self._read_minutes, MINUTES_LOOK_S)
         self.operations: Ticker[OperationStates] = Ticker(self._read_operations, OPERATIONS_LOOK_S)
         self.services: Ticker[ServicesView] = Ticker(self._read_services, LOOK_S)
-        #: by view, arguments and rights: the figures that the sections were made of, and the sections
+        #: (view, arguments, whether the viewer may act) -> the figures that the sections were made of, and the sections
         self.sections: dict[tuple[str, tuple[tuple[str, str], ...], bool], tuple[Figures, Mapping[str, str]]] = {}
-        #: the newest events, with the sections that they lead from and to
+        #: the newest events: the sections before an event, those after it, and its text
         self._events: deque[tuple[Mapping[str, str], Mapping[str, str], str]] = deque(maxlen=KEPT_EVENTS)
         #: held while sections are made, so that viewers of the same view find them made
         self.making = asyncio.Lock()
@@ -64,7 +68,7 @@ class Looks:
         self._journeys = Journeys(replica.shared, replica.settings)
 
     async def find(self, reference: str) -> Sequence[JourneyStep]:
-        """Return the requests of a reference, read at most once a second for all viewers of it."""
+        """Return the requests that a reference names. They are read at most once a second for all viewers."""
         if reference not in self._found:
             if len(self._found) >= MOST_FOUND:
                 self._found.clear()
@@ -77,14 +81,15 @@ class Looks:
         return found or ()
 
     def expire(self) -> None:
-        """Read everything anew at the next look: an operator has acted."""
+        """Let the next look read everything anew, because an operator has acted."""
         for ticker in (self.figures, self.letters, self.steps, self.operations, self.services):
             ticker.expire()
 
     def event(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-        """Return the event that brings a viewer from some sections to others, made once for all who follow a view.
+        """Return the event with the sections that differ between `before` and `now`.
 
-        Without a change the event has no sections. It then only tells the page that its connection is alive.
+        It is made once for all viewers of a view. If no section differs, the event has none, and only tells the page
+        that its connection is alive.
         """
         for known_before, known_now, text in self._events:
             if known_before is before and known_now is now:

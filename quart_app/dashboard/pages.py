@@ -33,10 +33,10 @@ BLOCKS = {
     "dead": ("answer", "groups"),
     "services": ("answer", "panels", "operations", "replicas", "audit"),
 }
-#: What the newest answers can be limited to: operation, replica or database, status.
+#: The fields by which the newest answers can be chosen: operation, replica or database, status.
 WANTED = ("op", "to", "status")
 _ID = re.compile(r'<\w+[^>]*? id="([^"]+)"')
-#: Dead letters of a group that are shown; the group says how many there are.
+#: Most dead letters of a group that are shown. The group also says how many there are.
 SHOWN_LETTERS = 20
 
 Entries = Sequence[tuple[str, Mapping[str, str]]]
@@ -73,18 +73,18 @@ class PageView:
     chosen: str = ""
     entries: Entries = ()
     groups: Sequence[ShownGroup] = ()
-    #: requests: the one that was asked for, its lanes, the newest answers, and what they are limited to
+    #: view of requests: the reference that was asked for, its timeline, the newest answers, and how they were chosen
     reference: str = ""
     lanes: Sequence[TimelineLane] = ()
     rows: Sequence[AnswerRow] = ()
     wanted: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(WANTED, ""))
-    #: overview: answers in each of the last minutes, and the newest answers to each replica
+    #: overview: the number of answers in each of the last minutes, and the newest answers to each replica
     minutes: Sequence[float] = ()
     answers: Sequence[JourneyStep] = ()
     services: ServicesView = field(default_factory=ServicesView)
-    #: the acts there are, by name
+    #: all acts, by name
     acts: Mapping[str, Act] = field(default_factory=dict)
-    #: an operator may sign in to act; this one has
+    #: whether an operator can sign in at all, and whether this viewer has signed in
     can_sign_in: bool = False
     may_act: bool = False
 
@@ -99,7 +99,7 @@ def grouped(letters: Sequence[DeadLetter]) -> list[ShownGroup]:
 
 
 def services_headline(services: ServicesView) -> str:
-    """Return what the services say of themselves as one sentence; without any, how many operations there are."""
+    """Return one sentence made of the services' own phrases. If there are none, return the number of operations."""
     phrases = [panel.phrase for panel in services.panels if panel.phrase]
     if not phrases:
         return counted(len(services.operations.by_name), "operation")
@@ -130,7 +130,7 @@ class Pages:
             "services_headline": services_headline,
             "shown_letters": SHOWN_LETTERS,
         }
-        # A global, not an import of the templates: a block that is rendered alone has no imports.
+        # The macros are a global. An import in the templates would not do: a block that is rendered alone has none.
         self._environment.globals["pictures"] = self._environment.get_template("macros.html").module
 
     def page(self, view: PageView, events: str) -> str:
@@ -138,12 +138,12 @@ class Pages:
         return self.still(view, view.name, events=events)
 
     def still(self, view: PageView, template: str, *, events: str = "", **facts: Any) -> str:
-        """Return a page around a view's menu, by the name of its template; without `events` it stays as it is."""
+        """Render the template of this name, with the menu of a view. Without `events` the page follows no changes."""
         context = {**self._context(view), **facts, "events": events}
         return self._environment.get_template(f"{template}.html").render(context)
 
     def sections(self, view: PageView) -> dict[str, str]:
-        """Return the view's sections that change, by the id of their element."""
+        """Return the sections of a view that can change, by the ids of their elements."""
         template = self._environment.get_template(f"{view.name}.html")
         context = template.new_context({**self._context(view), "events": ""})
         base = self._environment.get_template("base.html")
@@ -183,12 +183,12 @@ def _clock(milliseconds: int) -> str:
 
 
 def _milliseconds(microseconds: str) -> str:
-    """Return a time that the roster tells in µs; "–" where it tells none."""
+    """Return in ms a time that the roster has in µs; "–" if it has none."""
     return f"{int(microseconds) / 1000:,.1f} ms" if microseconds.isdecimal() else "–"
 
 
 def _within(steps: Sequence[JourneyStep], percent: int) -> str:
-    """Return the time in which so many requests were answered; "–" where it is not known."""
+    """Return the time within which this share of the requests was answered; "–" if it is not known."""
     found = within_ms(steps, percent)
     return "–" if found is None else f"{found:,} ms"
 

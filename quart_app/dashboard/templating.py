@@ -1,4 +1,4 @@
-"""The one environment of templates: everything shown is escaped, and a name that is missing is an error."""
+"""The environment of all templates. It escapes everything that is shown, and an unknown name is an error."""
 
 from __future__ import annotations
 

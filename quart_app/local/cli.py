@@ -30,7 +30,7 @@ from quart_app.local.redis_server import DEFAULT_PORT, address_of
 from quart_app.local.teller import Teller, missing_row, missing_sentence, row, table
 
 READY_WAIT_S = 60.0
-#: Signals within this time are one: `timeout` and some terminals send theirs twice.
+#: Two signals within this time count as one, because `timeout` and some terminals send each signal twice.
 TWICE_S = 0.3
 CLIENTS = ("redis-cli", "valkey-cli")
 
@@ -108,7 +108,7 @@ async def _up(count: int, port: int, private_port: int, redis_url: str | None, d
 
 
 def _stop_on_signals(work: asyncio.Task[None], supervisor: Supervisor) -> None:
-    """Stop in order at the first signal, and at once at a second one. SIGHUP comes when the terminal is closed."""
+    """Drain and stop at the first signal, and kill everything at a second one. SIGHUP: the terminal was closed."""
     loop = asyncio.get_running_loop()
     asked_at: float | None = None
 
@@ -231,7 +231,7 @@ def redis_cli(redis_url: str | None, data: Path, words: tuple[str, ...]) -> None
 
 
 def _client(settings: RedisSettings) -> tuple[list[str], dict[str, str]]:
-    """Return what redis-cli must be told, as options and as environment."""
+    """Return the options and the environment variables with which redis-cli reaches this Redis."""
     if settings.sentinels:
         raise click.ClickException("this command cannot ask sentinels; name the server itself with --redis-url")
     url = "" if settings.url is None else settings.url.get_secret_value()

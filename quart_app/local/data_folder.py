@@ -1,4 +1,4 @@
-"""The folder in which a local mesh keeps its data, its logs and how to reach it: for one mesh and one user."""
+"""The folder of a local mesh, for one mesh and one user: its data, its logs, and a file that says how to reach it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quart_app.local.errors import LocalError
 
-#: What a mesh puts into the folder. A folder with anything else is refused, because it may be used for something else.
+#: What a mesh puts into the folder. A folder with anything else is refused, because it may belong to something else.
 OURS = ("redis", "logs", "lock", "mesh.json", "grades")
 MOVEMENTS = "movements.db"
 #: How long another `mesh` command may hold the lock.
@@ -20,9 +20,9 @@ LOCK_WAIT_S = 0.5
 
 @contextlib.contextmanager
 def data_folder(path: Path) -> Iterator[Path]:
-    """Create and lock the folder while the block lasts. Raises LocalError if it cannot be used.
+    """Create the folder, and lock it while the block lasts. Raises LocalError if it cannot be used.
 
-    Files that this process and its children make meanwhile can be read by our user only.
+    Only our user can read the files that this process and its children make meanwhile.
     """
     before = os.umask(0o077)
     try:
@@ -65,7 +65,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _close_to_others(path: Path) -> None:
-    """Take other users' rights to files of earlier releases, which were made with the user's own umask."""
+    """Take away other users' rights to our files: earlier releases made them with the user's own umask."""
     for name in path.iterdir():
         if _is_ours(name.name) and not name.is_symlink():
             for each in (name, *(name.rglob("*") if name.is_dir() else ())):
@@ -86,7 +86,7 @@ def _take(lock: int, path: Path) -> None:
 
 
 def in_use(path: Path) -> bool:
-    """Return whether a mesh runs on this folder now, however the last one ended."""
+    """Return whether a mesh runs on this folder now. The answer is right even if the last mesh was killed."""
     try:
         lock = os.open(path / "lock", os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
 """How a mesh that runs on this machine is found: its data folder says how to reach it.
 
-The file has the password of the embedded server, so only our user can read it. It is valid only while a mesh holds the
-lock of the folder, because a mesh that was killed could not remove the file.
+The file in that folder has the password of the embedded server, so only our user can read it. The file counts only
+while a mesh holds the lock of the folder, because a mesh that was killed could not remove it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def running(folder: Path) -> Running | None:
 
 
 def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
-    """Return which Redis is meant: the one given, that of the mesh running here, or the environment's."""
+    """Return the Redis to use: the one given, else that of the mesh that runs on the folder, else the environment's."""
     if redis_url:
         return RedisSettings(url=SecretStr(redis_url))
     state = running(folder)
@@ -74,7 +74,7 @@ def redis_settings(redis_url: str | None, folder: Path) -> RedisSettings:
 
 
 def url_of(settings: RedisSettings) -> str:
-    """Return the address of a server with user and password; "" for one that sentinels know."""
+    """Return the address of a server, with user and password; "" if only sentinels know the address."""
     if settings.sentinels:
         return ""
     if settings.url is not None:

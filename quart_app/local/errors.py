@@ -1,4 +1,4 @@
-"""The error of a mesh on this machine."""
+"""The error that a mesh cannot run on this machine."""
 
 
 class LocalError(Exception):

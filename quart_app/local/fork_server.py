@@ -2,8 +2,9 @@
 
 python -P -m quart_app.local.fork_server FD MODULE...    import these modules, then serve the socket FD
 
-A fork needs no time for its imports, and shares the memory that they take. `forks` has the other side. When that closes
-the socket or ends, this process ends, and Linux tells its forks to stop. Requests and answers are lines of JSON:
+A fork needs no time for its imports, and shares the memory that they take. The process at the other end of the socket
+uses `forks`. When it closes the socket or ends, this process ends, and Linux tells its forks to stop. Requests and
+answers are lines of JSON:
 
 {"id": 1, "name": "replica 1", "module": "quart_app", "arguments": [], "env": {…}, "log": "…"}   run this program
 {"id": 1, "signal": 15}                                                                         send it a signal
@@ -28,7 +29,7 @@ from quart_app.local.spawning import die_with_parent, take_name
 
 
 class Server:
-    """The loop of the parent. It has one thread: a fork of a process with more would lack the others."""
+    """The loop of the parent process. The process has one thread only, because a fork would lack any other."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -42,7 +43,7 @@ class Server:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def next_program(self) -> dict[str, Any] | None:
-        """Serve until the other side ends, then return None. In each fork, return the request that it is for."""
+        """Serve until the other side ends, then return None. In each fork, return the request that it must run."""
         while True:
             ready, _, _ = select.select([self._channel, self._ended], [], [])
             if self._ended in ready:
@@ -58,7 +59,7 @@ class Server:
                         return request
 
     def _is_for_us(self, request: dict[str, Any]) -> bool:
-        """Do what a request says. Return True in the fork that shall run its program."""
+        """Do what a request says. Return True only in a new fork, which must run the program of the request."""
         if "signal" in request:
             for pid, id in self._running.items():
                 if id == request["id"]:
@@ -91,7 +92,7 @@ class Server:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Run a program in this process, a new fork, as `python -P -m` does in a new process."""
+    """Run a program in this process, which is a new fork, as `python -P -m` does in a new process."""
     os.setsid()
     die_with_parent()
     take_name(request["name"])
@@ -104,7 +105,7 @@ def become(request: dict[str, Any]) -> None:
     module = request["module"]
     sys.argv = [module, *request["arguments"]]
     if not hasattr(sys.modules.get(module), "__path__"):
-        # runpy warns of a program that was imported before.
+        # Forget the program's module: runpy warns if it was imported before.
         sys.modules.pop(module, None)
     gc.enable()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -112,7 +113,7 @@ def become(request: dict[str, Any]) -> None:
 
 def main() -> None:
     take_name("fork server")
-    # What is imported never becomes garbage, and a search for it in a fork would write to the memory that it shares.
+    # Imported objects never become garbage. A search for garbage in a fork would write to the memory that it shares.
     gc.disable()
     for module in sys.argv[2:]:
         import_module(module)

@@ -1,7 +1,7 @@
 """Children that are forks of one process, the fork server, which imports their modules once for all of them.
 
-A `Fork` has what the children of a mesh need of a `subprocess.Popen`. The server is started again when it has ended;
-its forks end with it.
+A `Fork` has those methods of `subprocess.Popen` that `Child` needs. If the server ends, its forks end with it, and the
+next call of `fork` starts a new server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from quart_app.local.spawning import spawn
 
-#: How each command begins that the server can run.
+#: The words with which a command must begin, so that the server can run it.
 PYTHON = (sys.executable, "-P", "-m")
 #: Longest wait for the server to read a request. It reads none while it imports.
 SEND_S = 10.0
@@ -30,7 +30,7 @@ POLL_S = 0.005
 
 
 class ForkServer:
-    """Starts forks. `modules` are imported before the first one."""
+    """Starts forks of a process that has imported `modules`."""
 
     def __init__(self, modules: Sequence[str], log: Path, env: Mapping[str, str], fds: Sequence[int] = ()) -> None:
         self._modules, self._log, self._env, self._fds = modules, log, env, fds
@@ -63,7 +63,7 @@ class ForkServer:
         return fork
 
     def send(self, **request: Any) -> None:
-        """Send a request to the server. Raises OSError; a part of a request may have left then, so the server ends."""
+        """Send a request to the server. Raises OSError; the server may then have got half a request, so it is ended."""
         if self._channel is None:
             return
         try:
@@ -73,7 +73,7 @@ class ForkServer:
             raise
 
     def read(self) -> None:
-        """Read what the server has told, and note it at its forks."""
+        """Read what the server has reported, and set the pids and exit statuses of its forks."""
         while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
             data = b""
             with contextlib.suppress(ConnectionError):
@@ -90,7 +90,7 @@ class ForkServer:
                     del self._forks[fork.id]
 
     def _lose(self) -> None:
-        """Note that the server has ended. Nobody would tell of the end of its forks, so they end now."""
+        """Note that the server has ended, and kill its forks, because no process would report their end any more."""
         self.close()
         for fork in self._forks.values():
             if fork.pid is not None:
@@ -121,22 +121,22 @@ class Fork:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return its exit status, or None while it runs."""
+        """Return the program's exit status, or None while the program runs."""
         self._server.read()
         return self.returncode
 
     def wait(self) -> int:
-        """Wait until it ends, and return its exit status."""
+        """Wait until the program ends, and return its exit status."""
         while (status := self.poll()) is None:
             time.sleep(POLL_S)
         return status
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, also before it runs."""
+        """Send the program a signal, even if the server has not forked it yet."""
         if self.poll() is None:
-            with contextlib.suppress(OSError):  # then it has ended with its server
+            with contextlib.suppress(OSError):  # then the program has ended with its server
                 self._server.send(id=self.id, signal=int(number))
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the program at once."""
         self.send_signal(signal.SIGKILL)

@@ -3,7 +3,7 @@
 Mesh
   +-- Redis       given by REDIS_URL, or an embedded server with its data in a folder
   +-- providers   the two that the message service calls
-  +-- replicas    `python -m quart_app` N times, each with its own ports; forks of one process that has imported it
+  +-- replicas    `python -m quart_app` N times, each with its own ports; forks of one process with its modules imported
   +-- Caddy       in front of the replicas; without Caddy they accept from one socket
 
 They start in this order and stop in the opposite one, so that requests in progress get their answers.
@@ -36,9 +36,9 @@ from quart_app.providers.launch import FREE_PORT, PAID_PORT
 from quart_app.settings import AppSettings
 
 HOST = "127.0.0.1"
-#: Time to drain, beyond the deadline of a request.
+#: Time that a stopping replica gets in addition to the deadline of a request.
 DRAIN_S = 10
-#: How long a replica serves on after it was told to stop, while Caddy notices.
+#: How long a replica goes on serving after it was told to stop, so that Caddy notices (the setting DRAIN_MS).
 DRAIN_MS = "2000"
 POLL_S = 0.1
 
@@ -57,7 +57,7 @@ class LocalMesh:
 async def mesh(
     supervisor: Supervisor, *, count: int, port: int, private_port: int, redis_url: str | None, folder: Path
 ) -> AsyncIterator[LocalMesh]:
-    """Run a mesh of `count` replicas behind one address. Leaving the block drains and stops everything.
+    """Run a mesh of `count` replicas behind one address while the block lasts; at its end drain and stop everything.
 
     Raises ValidationError, before anything is started, if an address or the environment is not valid, and LocalError if
     a part of the mesh cannot run.
@@ -72,7 +72,7 @@ async def mesh(
         forks = stack.enter_context(contextlib.closing(replicas.fork_server(services, logs, front.inherited)))
         if given is not None:
             await redis_server.require_answer(given)
-        # Its imports take longest, so they go on while everything else starts.
+        # The imports of the fork server take longest, so they go on while everything else starts.
         forks.start()
         if given is None:
             redis_url = await stack.enter_async_context(redis_server.embedded(folder / "redis", logs, supervisor))
@@ -94,14 +94,14 @@ async def mesh(
 class Front:
     """The one address of a mesh: Caddy's, or without Caddy a socket that all replicas accept from.
 
-    The constructor checks that the address is free, before anything is started.
+    The constructor checks that the address is free before anything is started.
     """
 
     def __init__(self, port: int, private_port: int, stack: contextlib.AsyncExitStack) -> None:
         self.private_port = private_port
         #: file descriptors that the replicas inherit
         self.inherited: list[int] = []
-        #: variables of each replica's environment that describe it
+        #: environment variables that tell each replica about this address
         self.told: dict[str, str] = {}
         self._port = port
         self._has_caddy = caddy.caddy() is not None
@@ -120,11 +120,11 @@ class Front:
 
     @property
     def replica_port(self) -> int:
-        """The private port that the first replica should have; 0 where Caddy has it."""
+        """The private port that the first replica should have; 0, any, if Caddy has the port for operators."""
         return 0 if self._has_caddy else self.private_port
 
     def lead_to(self, ports: Sequence[Ports]) -> None:
-        """Say to the replicas where operators find the live page: at Caddy's second address, or at the first one."""
+        """Tell the replicas the address of the live page: Caddy's second address, or that of the first replica."""
         if not self._has_caddy:
             self.private_port = ports[0].private
         self.told["PAGE_URL"] = os.environ.get("PAGE_URL", f"http://{HOST}:{self.private_port}/mesh")
@@ -149,9 +149,9 @@ def _listening(port: int) -> socket.socket:
 async def _providers(
     stack: contextlib.AsyncExitStack, supervisor: Supervisor, logs: Path, forks: ForkServer
 ) -> dict[str, str]:
-    """Run the two providers where the message service needs them, and return what tells replicas where they are.
+    """Run the two providers if the message service runs, and return the variables that tell replicas their addresses.
 
-    Each has its usual port, or any free one. Where the environment names a provider, that one is used instead.
+    Each provider has its usual port, or any free one. A provider that the environment names is used instead of ours.
     """
     if "messages" not in AppSettings().service_names:
         return {}
@@ -168,7 +168,7 @@ async def _providers(
 
 @contextlib.asynccontextmanager
 async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Do this work while the block lasts."""
+    """Run a coroutine beside the block, and cancel it at the end of the block."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -180,8 +180,8 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 async def _name_misspelt(supervisor: Supervisor, logs: Path, forks: ForkServer) -> None:
     """Say which environment variables look like settings but are not.
 
-    Only the services know the names, and this package does not import services. So a child process does it while the
-    replicas start.
+    Only the services know the names of their settings, and this package does not import services. So a child process
+    looks for wrong names while the replicas start.
     """
     log = logs / "environment.log"
     log.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The commands of `mesh` that act on a running mesh, as an operator of Redis: no replica needs to answer.
+"""The commands of `mesh` that act on a running mesh. They work on Redis directly, so no replica needs to answer.
 
-They run the same scripts as the live page, so the books balance and `mesh:audit` has an entry for each act.
+They run the same scripts as the live page. So the books balance, and `mesh:audit` has an entry for each act.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _control(redis: Redis) -> Control:
 def ops(redis_url: str | None, data: Path, as_json: bool, as_asyncapi: bool) -> None:
     """List the operations: who serves them, what waits, runs and is paused, and how calls were answered lately.
 
-    Numbers of requests are of the first 1,000 on each stream, answers of the last few hundred that replicas still keep.
+    Requests are counted among the first 1,000 of each stream, and answers among the last few hundred of each replica.
     """
     if as_asyncapi:
         click.echo(json.dumps(_asyncapi(on_redis(redis_url, data, definitions)), indent=2))
@@ -153,7 +153,7 @@ def _operation_line(row: dict[str, Any]) -> str:
 @data_option
 @click.argument("op")
 def pause(redis_url: str | None, data: Path, op: str) -> None:
-    """Pause an operation, such as values.put: calls are refused, and what nobody waits for waits until it goes on."""
+    """Pause an operation, such as values.put: calls are refused, and requests that no caller waits for are parked."""
 
     async def act(redis: Redis) -> tuple[bool, bool]:
         return await _control(redis).pause(op, actor()), op in await definitions(redis)
@@ -174,14 +174,15 @@ def resume(redis_url: str | None, data: Path, op: str) -> None:
     click.echo(f"{op} goes on within a second" if changed else f"{op} was not paused")
 
 
-#: Cancels something of a service by its id and returns what was done as a sentence; None if there is no such thing.
+#: Cancels a thing of a service, such as a job, by its id. Returns a sentence that says what was done, or None if there
+#: is no such thing.
 CancelOther = Callable[[Redis, str, Actor], Awaitable[str | None]]
 
 
 def cancel_command(other: CancelOther, what: str) -> click.Command:
-    """Return `mesh cancel`; ids that are not those of entries go to `other`, which cancels `what`."""
+    """Return the command `mesh cancel`. If an id is not that of an entry, `other` cancels the `what` of this id."""
 
-    # The id of a job may begin with a hyphen.
+    # The id of a job may begin with a hyphen, like an option.
     @click.command(name="cancel", context_settings={"ignore_unknown_options": True})
     @redis_url_option
     @data_option
@@ -212,7 +213,7 @@ def cancel_command(other: CancelOther, what: str) -> click.Command:
 @data_option
 @click.argument("replica")
 def drain(redis_url: str | None, data: Path, replica: str) -> None:
-    """Let a replica finish what it works on and leave, by its name (mesh status shows it)."""
+    """Let the replica of this name (see mesh status) finish its work and leave."""
     if not on_redis(redis_url, data, lambda redis: _control(redis).drain(replica, actor())):
         raise click.ClickException(f"no live replica is called {replica}, or it leaves already; see mesh status")
     click.echo(f"{replica} begins to drain within a second")
@@ -224,10 +225,10 @@ def drain(redis_url: str | None, data: Path, replica: str) -> None:
 @_json_option
 @click.argument("reference", metavar="ID")
 def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> None:
-    """Show what became of a request: by the id of its entry, its name, or the X-Request-Id of its call.
+    """Show what became of a request. ID is the id of its entry, its name, or the X-Request-Id of its call.
 
-    A gather has a line for each database. Answered requests are known for as long as their replies stay: the last few
-    hundred of each replica.
+    A gather has a line for each database. An answered request is known for as long as its reply is kept, among the last
+    few hundred of each replica.
     """
     steps = on_redis(redis_url, data, lambda redis: Journeys(redis, MeshSettings()).find(reference))
     if not steps:
@@ -240,7 +241,7 @@ def trace(redis_url: str | None, data: Path, as_json: bool, reference: str) -> N
 
 
 def _line(step: JourneyStep) -> str:
-    """Return one request as a line: when, what, how it ended, who worked for how long."""
+    """Return a line about one request: when, what, how it ended, who worked, for how long."""
     at = _clock(step.accepted_ms or step.answered_ms)
     where = f"{step.sender} -> {step.worker or step.stream.removeprefix(keys.REQUESTS)}"
     times = f"{step.total_ms} ms, of which {step.took_us / 1000:.1f} ms work" if step.answered_ms else ""
@@ -291,7 +292,7 @@ def show(redis_url: str | None, data: Path, id: str) -> None:
 
 
 _ids = click.argument("ids", nargs=-1)
-_like = click.option("--like", metavar="ID", help="All with the reason and stream of this letter, up to it.")
+_like = click.option("--like", metavar="ID", help="All letters with the reason and stream of this one, none newer.")
 
 
 @dead.command()
@@ -300,9 +301,9 @@ _like = click.option("--like", metavar="ID", help="All with the reason and strea
 @_ids
 @_like
 def replay(redis_url: str | None, data: Path, ids: tuple[str, ...], like: str | None) -> None:
-    """Put dead letters back on the streams that they came from: each is worked on once more.
+    """Put dead letters back on the streams that they came from, so that each is worked on once more.
 
-    Requests lose their deadline, and nobody gets their answers. It is safe to run it again: each letter goes back once.
+    Requests lose their deadline, and nobody gets their answers. Running this twice is safe: each letter goes back once.
     """
     _report(_act(redis_url, data, ids, like, DeadLetters.replay), "replayed")
 

@@ -11,7 +11,7 @@ from quart_app.local.errors import LocalError
 
 #: Ports outside the range that Linux, macOS and Windows use for outgoing connections by default.
 LISTENING = (12_000, 32_000)
-#: Ports returned recently. Their users may not have bound them yet, so we do not return them again.
+#: Ports that were returned lately. Their users may not have bound them yet, so they are not returned again.
 _returned: deque[int] = deque(maxlen=1000)
 
 

@@ -1,7 +1,7 @@
 """Child processes that are kept running until they are stopped.
 
     starting --> running --ends by itself--> waiting (backoff) --> starting
-    stopped in any state: told to stop, given time, then killed
+    in any state --stop--> told to stop --> killed if it takes too long
 
 A `Supervisor` owns all children of a mesh. It reports what happens to them, and can end all of them at once.
 """
@@ -23,14 +23,14 @@ from quart_app.exits import EXIT_SETUP
 from quart_app.local.forks import Fork, ForkServer
 from quart_app.local.spawning import spawn
 
-#: A child that ran for longer than this is started again at once; one that ends sooner waits longer each time.
+#: A child that ran for longer than this is started again at once. If it ends sooner, the pause grows each time.
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-#: A log that is longer than this is moved to a file beside it, which replaces the one before.
+#: The content of a longer log is moved to a file beside it, and replaces what that file had.
 LOG_BYTES = 16 << 20
 LOOK_AT_LOG_S = 5.0
-#: The shortest pause after a status that says "a new start will not help": somebody must repair something first.
+#: The shortest pause after the exit status EXIT_SETUP: a new start does not help until somebody has repaired something.
 SETUP_PAUSE_S = 5.0
 POLL_S = 0.05
 
@@ -56,14 +56,14 @@ class Program:
     #: what it prints is appended here
     log: Path
     env: Mapping[str, str] | None = None
-    #: what it reads from its standard input: a place for secrets, which `ps` does not show
+    #: what it reads from its standard input: a way to pass secrets, because `ps` does not show it
     stdin: bytes = b""
-    #: runs it as a fork, which reads nothing from its standard input
+    #: the server that makes it as a fork, without any standard input; None: it is a new process
     server: ForkServer | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     #: how long it may take to stop before it is killed
     stop_wait_s: float = 10.0
-    #: what it does in that time, for the user who waits
+    #: a phrase that tells the waiting user what it does while it stops
     stopping: str = "it stops"
 
 
@@ -86,7 +86,7 @@ def reason_of(status: int) -> str:
 
 
 def bound_log(path: Path) -> None:
-    """Move the content of a long log to a file beside it. The process keeps its file, which is empty then."""
+    """Move the content of a long log to a file beside it. The process goes on writing to its own file, now empty."""
     with contextlib.suppress(OSError):
         if path.stat().st_size > LOG_BYTES:
             shutil.copyfile(path, path.with_suffix(".log.1"))
@@ -94,7 +94,7 @@ def bound_log(path: Path) -> None:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log, or where the log is if it has none."""
+    """Return the last line of a log, or a hint at its path if it has no lines."""
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
@@ -133,7 +133,7 @@ class Child:
             self._process = spawn(program.command, log, program.env, stdin=program.stdin)
 
     def ended(self) -> bool:
-        """Return whether no process runs; its status is known then."""
+        """Return whether no process runs. If one has just ended, keep its exit status."""
         if self._process is not None and self._process.poll() is not None:
             self.status = self._process.returncode
             self._process = None
@@ -156,7 +156,7 @@ class Child:
                 self._say(f"{self.program.name} cannot be started: {error}")
 
     async def _end_of_process(self) -> None:
-        """Wait until the process ends; meanwhile keep its log within bounds."""
+        """Wait until the process ends, and keep its log within bounds meanwhile."""
         looked = 0.0
         while not self.ended():
             if time.monotonic() - looked > LOOK_AT_LOG_S:
@@ -177,7 +177,7 @@ class Child:
     def tell(self) -> None:
         """Tell the process to stop, without waiting for it."""
         self._stopping = True
-        # Once only: some programs stop without finishing their work at a second signal.
+        # The signal is sent only once: at a second one some programs stop without finishing their work.
         if self._process is not None and not self._told:
             self._told = True
             self._process.send_signal(self.program.stop_signal)
@@ -205,7 +205,7 @@ class Supervisor:
         self._children: list[Child] = []
 
     def kill_all(self) -> None:
-        """End every child at once: the user does not want to wait."""
+        """Kill every child at once, because the user does not want to wait."""
         for child in self._children:
             child.kill()
 

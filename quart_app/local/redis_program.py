@@ -1,8 +1,8 @@
 """Which server program an embedded mesh runs: one that can read the data in its folder.
 
-A server's files can be read by the same or a later version of the same server, and by Valkey where Redis up to 7.2
-wrote them (Valkey began as a copy of it). A program of another kind or an older one may end at once, or lose what it
-does not know. So the folder remembers which server wrote it, and that one is preferred.
+A server can read the files of the same or an earlier version of itself. Valkey began as a copy of Redis, so it can also
+read the files of Redis up to 7.2. Any other server may end at once, or lose data that it does not know. So a file in
+the folder names the server that wrote the data, and this server is preferred.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ OLDEST = (7, 0)
 #: The last Redis whose files Valkey reads.
 LAST_COMMON_REDIS = (7, 2)
 VERSION = re.compile(r"(Valkey|Redis) server v=(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
-#: Beside the data, so that a copy of the folder takes it along.
+#: The file that names the writer. It is beside the data, so that a copy of the folder has it, too.
 RECORD = "written-by"
-#: At the head of every snapshot and of the base of every append-only log.
+#: The writer's name and version in the first bytes of every snapshot and of the base of every append-only log.
 WRITER_FIELD = re.compile(rb"(valkey|redis)-ver.(\d+)\.(\d+)(?:\.(\d+))?", re.IGNORECASE)
 
 Version = tuple[int, ...]
@@ -62,12 +62,12 @@ class ServerProgram:
 
 
 def find_server(folder: Path | None = None) -> ServerProgram:
-    """Return the server to run on this folder of data: on PATH, or from the wheel. Raises LocalError."""
+    """Return the server to run on this folder of data, from PATH or from the wheel. Raises LocalError."""
     return choose(list(programs()), None if folder is None else writer_of(folder))
 
 
 def choose(found: Sequence[ServerProgram], writer: Kind | None) -> ServerProgram:
-    """Return the program that wrote the data, else the first that can read them. Raises LocalError."""
+    """Return the program that wrote the data, or else the first that can read them. Raises LocalError."""
     if not found:
         raise LocalError(
             "there is no Redis or Valkey >= 7.0 here: set REDIS_URL, or run `make install` for the one in a wheel"
@@ -131,7 +131,7 @@ def writer_of(folder: Path) -> Kind | None:
     with contextlib.suppress(OSError, ValueError):
         name, _, version = (folder / RECORD).read_text().strip().partition(" ")
         return _kind(name, version.split("."))
-    # Data of an earlier release of ours, or copied here: the base of the log says who wrote it.
+    # An earlier release of ours wrote the data, or they were copied here. The base of the log names the writer, too.
     for base in sorted(folder.glob("appendonlydir/*.base.rdb")):
         with contextlib.suppress(OSError), base.open("rb") as file:
             if found := WRITER_FIELD.search(file.read(256)):
@@ -140,7 +140,7 @@ def writer_of(folder: Path) -> Kind | None:
 
 
 def record_writer(folder: Path, kind: Kind) -> None:
-    """Remember which server writes this folder from now on."""
+    """Write into a folder of data which server writes it from now on."""
     new = folder / f"{RECORD}.new"
     new.write_text(f"{kind}\n")
     os.replace(new, folder / RECORD)

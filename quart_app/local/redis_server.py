@@ -1,6 +1,6 @@
 """The Redis of a local mesh: an embedded server, or one that is running already.
 
-`watch` reports when it stops answering, because then nothing works, and no other part reports it as early.
+`watch` reports when the server stops answering. Nothing works then, and no other part reports it as early.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ LOOK_S = 1.0
 async def embedded(folder: Path, logs: Path, supervisor: Supervisor) -> AsyncIterator[str]:
     """Run a server with its data in `folder`, and yield its address. Raises LocalError.
 
-    Its password is made for this run. It reaches the server through standard input and the replicas through their
-    environment, so that `ps` shows it to nobody. The server appends every write to a log before it answers: what
-    was acknowledged survives the end of the server.
+    The password is made for this run. The server gets it through standard input and the replicas through their
+    environment, so that `ps` shows it to nobody. The server appends every write to a log before it answers, so every
+    write that was acknowledged survives the end of the server.
     """
     program, writer = find_server(folder), writer_of(folder)
     if writer is not None and writer != program.kind:
@@ -127,7 +127,7 @@ def address_of(settings: RedisSettings) -> str:
 
 
 async def answer_of(client: Redis) -> str:
-    """Return "" if the server answers, or why it does not. Raises LocalError if it refuses the user or password."""
+    """Return "" if the server answers, or why it does not. Raises LocalError if it refuses the user or the password."""
     try:
         await client.ping()
     except (redis_errors.BusyLoadingError, redis_errors.MasterDownError):
@@ -141,7 +141,7 @@ async def answer_of(client: Redis) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return what the system says of a connection that failed, or else what the error says."""
+    """Return the operating system's reason for a failed connection, or else the text of the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:

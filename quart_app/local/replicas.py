@@ -25,7 +25,7 @@ from quart_app.registry import SERVICES
 
 POLL_S = 0.1
 
-#: Told how many replicas are ready.
+#: Called with the number of replicas that are ready.
 Progress = Callable[[int], None]
 
 
@@ -45,9 +45,9 @@ def choose_ports(count: int, first_private: int) -> list[Ports]:
 
 
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
-    """Return the environment of a replica. Its data are in the folder of the mesh, unless our environment names others.
+    """Return the environment of a replica. Its data are in `folder`, unless our environment names another place.
 
-    Without an address the replica finds Redis in our environment, as we did.
+    If `redis_url` is None, our environment says where Redis is, to the replica as to us.
     """
     defaults = {
         "LOG_FORMAT": "console",
@@ -61,7 +61,7 @@ def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
 
 
 def fork_server(services: Sequence[str], logs: Path, fds: Sequence[int] = ()) -> ForkServer:
-    """Return a server of forks for replicas that run these services, and for what runs beside them."""
+    """Return a fork server for replicas that run these services, and for the programs that run beside them."""
     modules = ["quart_app.process", *(SERVICES[name] for name in services), "quart_app.providers.simulator"]
     return ForkServer(modules, logs / "fork-server.log", {**allocator.of_python(), **os.environ}, fds)
 
@@ -80,7 +80,7 @@ def programs(
             command=[*PYTHON, "quart_app"],
             log=logs / f"replica-{number}.log",
             env={**env, "PORT": str(pair.public), "PRIVATE_PORT": str(pair.private)},
-            # SIGINT, not SIGTERM: no balancer has to notice first, because all replicas leave together.
+            # SIGINT, not SIGTERM: all replicas leave together, so they need not wait until a balancer notices.
             stop_signal=signal.SIGINT,
             stop_wait_s=stop_wait_s,
             stopping="requests in progress get their answers",
@@ -100,7 +100,7 @@ async def running(supervisor: Supervisor, programs: Sequence[Program]) -> AsyncI
 
 
 def refuse_hopeless(children: Sequence[Child]) -> None:
-    """Raise LocalError if every replica said that it cannot run; one alone may be started again later."""
+    """Raise LocalError if every replica said that it cannot run. If only some did, they are started again later."""
     if children and all(child.status == EXIT_SETUP for child in children):
         raise LocalError(f"no replica can run: {last_line(children[0].program.log)}")
 

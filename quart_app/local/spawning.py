@@ -19,7 +19,7 @@ def die_with_parent() -> None:
 
 
 def take_name(name: str) -> None:
-    """Ask Linux to show this process under a name in `top` and `ps -o comm`: the first 15 bytes of it."""
+    """Ask Linux to show this process in `top` and `ps -o comm` under the first 15 bytes of a name."""
     _prctl(PR_SET_NAME, name.encode())
 
 
@@ -35,7 +35,7 @@ def spawn(
     fds: Sequence[int] = (),
     stdin: bytes = b"",
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches us alone. `stdin` must fit into a pipe."""
+    """Start a child in a session of its own, so that Ctrl-C reaches only us. `stdin` must fit into a pipe's buffer."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What `mesh up` prints: to a terminal, a file or a pipe, for as long as there is a reader."""
+"""What `mesh up` prints to a terminal, a file or a pipe. Without a reader, the lines are dropped."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ WHOLE = ("database", "class", "state")
 
 
 class _Unblocking:
-    """Standard output whose writers never wait for its reader."""
+    """Standard output, for writers that must not wait until somebody reads it."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         descriptor: int | None = None
-        with contextlib.suppress(OSError, ValueError):  # closed, or none of the system's
+        with contextlib.suppress(OSError, ValueError):  # closed, or without a descriptor of the system
             descriptor = stream.fileno() if stream is not None else None
         self.sink = Sink(descriptor, tell=_dropped)
         self.encoding = getattr(stream, "encoding", "utf-8")
@@ -45,7 +45,7 @@ def _dropped(count: int) -> bytes:
 
 
 class Teller:
-    """Prints lines. A terminal that was closed, or a pipe that nobody reads, is no reason to stop or to wait."""
+    """Prints lines. It neither stops nor waits if the terminal was closed or nobody reads the pipe."""
 
     def __init__(self) -> None:
         self._stream = _Unblocking(sys.stdout)
@@ -67,7 +67,7 @@ class Teller:
             self._console.print(shown, highlight=False, soft_wrap=True, markup=False)
 
     def roster(self, members: Iterable[Member]) -> None:
-        """Print who holds what."""
+        """Print a table that shows which replica holds which database."""
         self.show(table(members, self._console.width))
 
 
@@ -88,12 +88,12 @@ def row(member: Member) -> dict[str, Any]:
 
 
 def missing_row(missing: Missing) -> dict[str, Any]:
-    """Return the row of a database that has no replica, by the names of the columns that it has."""
+    """Return the row of a database without a replica, as column names and values. Other columns are left out."""
     return {"database": missing.database, "class": missing.cls, "state": "missing", "has_data": missing.has_data}
 
 
 def missing_sentence(missing: Missing) -> str:
-    """Say what a missing database means to requests."""
+    """Return a sentence that says what a missing database means for requests."""
     name = f"database {missing.database}" + (" holds data and" if missing.has_data else "")
     if missing.cls:
         return f"{name} has no replica; the replica of class {missing.cls} is expected back, and requests get 503"
@@ -101,7 +101,7 @@ def missing_sentence(missing: Missing) -> str:
 
 
 def table(members: Iterable[Member], width: int) -> Table:
-    """Return the roster as a table that fits the width; cells of a very narrow one are folded, not cut."""
+    """Return the roster as a table of at most this width. Cells of a very narrow table are folded, not cut."""
     wide = width >= WIDE
     made = Table() if wide else Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     columns = COLUMNS if wide else SHORT

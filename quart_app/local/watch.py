@@ -17,14 +17,14 @@ LONGEST_BODY = 200
 
 
 def subject(cls: str | None, op: str | None) -> str:
-    """Return a sentence that says what is watched."""
+    """Return a phrase that says what is watched."""
     target = "to all classes and databases" if cls is None else f"to {cls}"
     operations = "" if op is None else f" whose operation begins with {op}"
     return f"watching requests {target}, all replies and dead letters{operations},"
 
 
 class Watcher:
-    """Follows every stream from now on. If the mesh is faster than the terminal, some entries are not shown."""
+    """Reads new entries of every stream. If the mesh is faster than the terminal, some entries are not shown."""
 
     def __init__(self, cls: str | None, op: str | None) -> None:
         self._cls = cls
