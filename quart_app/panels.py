@@ -60,7 +60,7 @@ About = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ActQuestion:
-    """What an operator is asked before an act: whether to accept its consequence, in a form with these fields."""
+    """The question to an operator before an act: the consequence, and the fields of the form that confirms the act."""
 
     title: str
     consequence: str

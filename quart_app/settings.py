@@ -48,11 +48,15 @@ class AppSettings(BaseSettings):
         64 << 20, ge=0, description="bytes of unanswered request bodies held at once; beyond it 503"
     )
     max_open_bodies_bytes_per_source: int = Field(
-        16 << 20, ge=0, description="the same for the requests of one client address"
+        16 << 20,
+        ge=0,
+        description="bytes of unanswered request bodies held at once for one client address; beyond it 503",
     )
     max_connections: int = Field(1000, ge=1, description="connections open at once on each port; beyond it 503")
     max_connections_per_source: int = Field(
-        256, ge=1, description="the same for one client address; trusted proxies are not bound by it"
+        256,
+        ge=1,
+        description="connections open at once on each port from one client address, unless it is a trusted proxy",
     )
     trusted_proxies: str = Field(
         "", description="addresses or networks of proxies whose X-Forwarded-For is believed, comma separated"
@@ -74,7 +78,7 @@ class AppSettings(BaseSettings):
     )
     page_password: SecretStr = Field(
         SecretStr(""),
-        description="password of the user `operator`, who may act on the live page; empty: the page only reads",
+        description="password of the user `operator`, who may act on the live page; empty: the page is read-only",
     )
     page_bodies: bool = Field(True, description="show bodies of requests on the live page; 0: only their sizes")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -37,7 +37,7 @@ _JSON: TypeAdapter[dict[str, str | list[str]]] = TypeAdapter(dict[str, str | lis
 
 
 class Operators:
-    """The check of who may act: one user, whose password has a limit on guessing, and no page of another site."""
+    """The check of who may act: one user. Guesses at the password are limited, and other sites' pages are refused."""
 
     def __init__(self, settings: AppSettings) -> None:
         self.exist = bool(settings.page_password.get_secret_value())
@@ -56,7 +56,7 @@ class Operators:
         if is_foreign(request.method, request.headers, frozenset()):
             raise Problem(403, "this request was made by a page of another site")
         if not self.exist:
-            raise Problem(403, "the page only reads; set PAGE_PASSWORD to act on it")
+            raise Problem(403, "this page is read-only; set PAGE_PASSWORD to act on it")
         if self._replica is not replica:
             self._auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
             self._replica = replica
@@ -98,7 +98,10 @@ async def _chosen(replica: Mesh, about: About) -> Chosen:
 
 
 async def _described(replica: Mesh, about: About) -> tuple[str, str, str]:
-    """Return words for the chosen letters: "3 dead letters", their stream and their reason ("" for single letters)."""
+    """Return the chosen letters in words ("3 dead letters"), their stream, and their reason.
+
+    If single letters were chosen, stream and reason are "".
+    """
     chosen = await _chosen(replica, about)
     if not isinstance(chosen, LetterGroup):
         return counted(len(chosen), "dead letter"), "", ""

@@ -97,7 +97,7 @@ class Figures:
 
 
 class FiguresReader:
-    """Reads figures, and keeps the rates of the last minute of those that only grow."""
+    """Reads figures. For numbers that only grow, it also keeps the rates of the last minute."""
 
     def __init__(self, replica: Mesh) -> None:
         self._replica = replica

@@ -119,7 +119,7 @@ class _Asgi(ASGIHTTPConnection):
 
 
 async def _no_push(path: str, headers: Headers) -> None:
-    """HTTP/1.1 has no push."""
+    """Do nothing, because HTTP/1.1 has no push."""
 
 
 class _Context(RequestContext):

@@ -24,7 +24,7 @@ class Proxies:
         """Return the address of the client behind `peer`, as the X-Forwarded-For headers of trusted proxies tell it.
 
         Each proxy appends the address from which the request came to it. So this reads the addresses from the last one
-        back, and stops at the first that is not a trusted proxy. A client can only write addresses before that one.
+        back, and stops at the first that is not a trusted proxy. A client can forge only the addresses before that one.
         """
         client = peer
         hops = [hop.strip() for line in forwarded_for for hop in line.split(",")]
@@ -36,7 +36,7 @@ class Proxies:
         if not is_address(address):
             return False
         found = ipaddress.ip_address(address)
-        # A socket of IPv6 shows a client of IPv4 as ::ffff:192.0.2.1.
+        # An IPv6 socket shows the address of an IPv4 client as ::ffff:192.0.2.1.
         found = getattr(found, "ipv4_mapped", None) or found
         return any(found in network for network in self._networks)
 
@@ -51,7 +51,7 @@ def is_address(text: str) -> bool:
 
 
 class Occupancy:
-    """An amount in use: bounded in all, and per source so that one source leaves room for the others."""
+    """An amount in use, with a bound in all and a bound per source, so that one source leaves room for the others."""
 
     def __init__(self, most: int, most_per_source: int) -> None:
         self._most = most
@@ -62,7 +62,7 @@ class Occupancy:
     def take(self, source: str, amount: int, *, is_proxy: bool = False) -> bool:
         """Take this amount and return True, or return False if a bound forbids it.
 
-        A proxy asks for many clients, so the bound per source does not hold for it.
+        A proxy sends requests of many clients, so the bound per source does not hold for it.
         """
         used = self._of.get(source, 0) + amount
         if self.total + amount > self._most or (used > self._most_per_source and not is_proxy):

@@ -19,11 +19,11 @@ from quart_app.http.problems import Problem
 
 log = structlog.get_logger(__name__)
 
-#: A connection is closed after so many seconds without a request, and sooner if its first request does not come.
+#: Seconds without a request after which a connection is closed; FIRST_REQUEST_S holds until its first request.
 KEEP_ALIVE_S = 75
 FIRST_REQUEST_S = 10
-#: An answer may come before the end of the request. How long, and how many bytes, the client may then go on sending
-#: before its connection is cut.
+#: If an answer comes before the end of its request, the client may go on sending for so many seconds, or so many bytes.
+#: Then its connection is cut.
 LINGER_S = 1.0
 LINGER_BYTES = 32 << 20
 #: How long a client may leave an answer unread before its connection is cut.

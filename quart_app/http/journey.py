@@ -19,7 +19,7 @@ MOST_PLACES = 16
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 
-#: Address and fields of each reply.
+#: For each reply, the address of its request, and the reply's fields.
 Trail = Sequence[tuple[str, Mapping[str, str]]]
 
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: HTTP by route, the mesh by its counters and books. Only the private port serves them."""
+"""Metrics for Prometheus: HTTP by route, and the mesh's counters and books. Only the private port serves them."""
 
 from __future__ import annotations
 

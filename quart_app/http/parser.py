@@ -1,5 +1,6 @@
-"""The parser of HTTP/1.1 requests: llhttp reads the bytes, and this module refuses what RFC 9112 forbids beyond that.
+"""The parser of HTTP/1.1 requests.
 
+llhttp reads the bytes. It accepts some requests that RFC 9112 forbids, and this module refuses those.
 `tests/quart_app/http/test_parser.py` compares what this parser finds with what h11, a slower parser, finds in the same
 bytes. It lists the differences.
 """
@@ -29,14 +30,14 @@ METHODS = {
         b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE",
     )
 }  # fmt: skip
-TWO_LENGTHS = "Transfer-Encoding cannot stand beside Content-Length or in HTTP/1.0"
-#: The reason that a refusal gives if no other is named, by its status.
+TWO_LENGTHS = "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0"
+#: Status of a refusal -> the reason that it gives if no other is named.
 UNREADABLE = {
     400: "the request is not valid HTTP/1.1",
     431: "the head of the request is longer than 32 KB",
     501: "Transfer-Encoding can only be chunked",
 }
-NO_METHOD = "this method is unknown here"
+NO_METHOD = "this server does not know the method of the request"
 _REQUEST_LINE = re.compile(rb"[\r\n]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
 _FRAMING = re.compile(rb"[\r\n](?:transfer-encoding|content-length)[ \t]*:", re.IGNORECASE)
 #: The headers that `Parser._checked` checks.

@@ -48,10 +48,10 @@ async def run(
 ) -> None:
     """Serve an application until `stop` returns, then let requests in progress finish within `grace_s`.
 
-    A request that is not answered by then, or when this is cancelled, is answered with 503. `common` is one more socket
-    to accept from; other processes accept from it, too. `clients` counts the connections.
+    A request that is not answered by then, or when this function is cancelled, is answered with 503. `common` is one
+    more socket to accept from; other processes accept from it, too. `clients` counts the connections.
     """
-    # The common socket stays out: only one connection of it is accepted in a turn, so that all processes get some.
+    # The common socket is not repeated: one connection of it is accepted in a turn, so that all processes get some.
     again = sockets * (ACCEPTED_A_TURN - 1) if isinstance(asyncio.get_running_loop(), uvloop.Loop) else []
     # Hypercorn serves each connection with the class that has this name in its module, and no option names another.
     vars(hypercorn_run)["TCPServer"] = connection_for

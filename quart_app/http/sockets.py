@@ -46,7 +46,7 @@ def listen(settings: AppSettings) -> Sockets:
 
 
 def _open(host: str, port: int, *, listening: bool = True) -> socket.socket:
-    """Bind a socket to this address. If it does not listen yet, the kernel refuses connections to it."""
+    """Bind a socket to this address. Unless `listening`, the kernel still refuses connections to it."""
     try:
         bound = _bind(host, port)
         if listening:
@@ -61,7 +61,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ":" in host:
-            # "::" stands for all addresses, those of IPv4 too: health checks ask 127.0.0.1.
+            # "::" must stand for the addresses of IPv4, too, because health checks ask 127.0.0.1.
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         bound.bind((host, port))
     except OSError:

@@ -38,7 +38,7 @@ class Ports:
 
 
 def choose_ports(count: int, first_private: int) -> list[Ports]:
-    """Return ports for each replica. The first private port is the wanted one, if that is free."""
+    """Return ports for each replica. The first private port is `first_private`, if that is free."""
     found = free_ports(2 * count)
     privates = [free_port(first_private), *found[count + 1 :]]
     return [Ports(*pair) for pair in zip(found[:count], privates, strict=True)]
@@ -47,7 +47,7 @@ def choose_ports(count: int, first_private: int) -> list[Ports]:
 def environment(redis_url: str | None, folder: Path) -> dict[str, str]:
     """Return the environment of a replica. Its data are in `folder`, unless our environment names another place.
 
-    If `redis_url` is None, our environment says where Redis is, to the replica as to us.
+    If `redis_url` is None, the replica finds Redis in our environment, as we did.
     """
     defaults = {
         "LOG_FORMAT": "console",

@@ -16,7 +16,7 @@ from quart_app.security.credentials import CredentialLimiter
 
 #: How long a right password is believed from the same source without asking Redis again.
 BELIEVED_S = 60.0
-#: Sources that are believed at once.
+#: Most pairs of a source and a password that are believed at once. If there is one more, all others are forgotten.
 MOST_BELIEVED = 1024
 
 
@@ -33,7 +33,7 @@ class BasicAuth:
         self._username = username.encode()
         self._password = password
         self._challenge = f'Basic realm="{service}", charset="UTF-8"'
-        #: digest of source and header -> until when it is believed
+        #: digest of source, user and password -> until when it is believed, on the monotonic clock
         self._believed: dict[bytes, float] = {}
         self._limiter: CredentialLimiter | None = None
         self._audit: Audit | None = None
