@@ -66,7 +66,7 @@ def load() -> None:
 
 
 def sentence(error: Exception) -> str:
-    """Return what a user is told about settings that cannot be used. The sentence has the value of no setting."""
+    """Return the sentence that tells a user why settings cannot be used. It contains no setting's value."""
     if isinstance(error, ValidationError):
         return f"the environment is not valid: {explain(error)}"
     if isinstance(error, OSError) and error.strerror:

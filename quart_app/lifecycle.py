@@ -54,7 +54,7 @@ class ServiceLife:
         return self._service.told()
 
     def gate(self) -> Callable[[], Awaitable[None]]:
-        """Return a function for Quart to run before each route of the service. It raises a 503 until that is ready."""
+        """Return a function for Quart to run before each route. It raises a 503 until the service is ready."""
 
         async def refuse_until_ready() -> None:
             if not self.ready:

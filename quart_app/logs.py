@@ -92,7 +92,7 @@ class Sink:
             while line:
                 line = line[os.write(self._descriptor, line) :]
         except BlockingIOError:
-            # Another process has made the stream non-blocking: the processes on a terminal share this state.
+            # Somebody has made the stream non-blocking. The processes on a terminal share this state.
             select.select([], [self._descriptor], [], 1)
             return self._put(line)
         except OSError:

@@ -180,7 +180,7 @@ CancelOther = Callable[[Redis, str, Actor], Awaitable[str | None]]
 
 
 def cancel_command(other: CancelOther, what: str) -> click.Command:
-    """Return the command `mesh cancel`. An id that is not that of an entry goes to `other`, which cancels a `what`."""
+    """Return the command `mesh cancel`. It hands an id that names no request to `other`, which cancels a `what`."""
 
     # The id of a job may begin with a hyphen, like an option.
     @click.command(name="cancel", context_settings={"ignore_unknown_options": True})
