@@ -1,13 +1,14 @@
-"""The format of a backup: csv.gz, the same for peers and for the disk.
+"""The format of a backup (csv.gz). Peers send each other backups, and the snapshots on disk have the same format.
 
     # {"format": "grades/1", "log": …, "number": …, "id": …, "continues": […], "time": …, "count": …, "digest": …}
     user_id,postpaid_limit,spp,shipping_fee,return_fee,postpaid_limit_set,spp_set,shipping_fee_set,return_fee_set
     alice,1000,5,0,0,1763700000000-0,1763700000000-0,,
     # {"count": …, "sha256": …}
 
-The first line says which state this is: of which log, up to which entry, and when it was made. A `_set` column has the
-id of the entry that set the field; it is empty for a field that was never set. The last line has the number of records
-and the SHA-256 of everything before it. Writing and reading go in bounded steps, which callers run in a thread.
+The first line says of which log and up to which entry the backup is, and when it was made. The column `spp_set` has the
+id of the entry that set `spp`; it is empty if `spp` was never set. The last line has the number of records and the
+SHA-256 of everything before that line. Writing and reading are done in short steps. Callers run each step in a thread,
+so that the event loop stays free.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 
 #: Shards written in one step: several thousand records, about 20 ms.
 SHARDS_PER_STEP = 16
-#: Most bytes unpacked in one step, whatever the input claims.
+#: Most bytes that one step unpacks. A few packed bytes can unpack to far more.
 UNPACKED_PER_STEP = 1 << 18
-#: Longest line of a record: a quoted user id of the greatest length, and all numbers.
+#: Most bytes of the line of a record: a quoted user id of the greatest length, and all numbers.
 LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
-#: Longest first line, which names the ancestors of the log.
+#: Most bytes of the first line, which names the logs that this log continues.
 HEADER_MAX = 8192
-#: zlib's largest window, with a gzip header.
+#: The `wbits` of zlib for its largest window and a gzip header.
 GZIP = 16 + zlib.MAX_WBITS
-#: Level 1 takes a third of the time of the default, and its result is a fifth larger.
+#: The level of compression. Level 1 takes a third of the time of the default level, and its result is a fifth larger.
 LEVEL = 1
 
 
@@ -68,7 +69,7 @@ class Header:
     time: str
     count: int
     digest: str
-    #: whether its writer no longer found the log, so that this may be the only copy
+    #: whether the writer of this backup no longer found the log; then the backup may be the only copy of the state
     orphaned: bool = False
     format: str = FORMAT
 
@@ -78,13 +79,13 @@ class Header:
 
     @property
     def filename(self) -> str:
-        """A file name with the time and the position."""
+        """A name for the file of the backup, with its time and position."""
         compact = "".join(character for character in self.time[:19] if character not in "-:")
         return f"grades-{compact}Z-{self.log}-{self.number}.{SUFFIX}"
 
 
 def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_ms: int) -> Header:
-    """Return the header of a state."""
+    """Return the header for a backup of this state."""
     time = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Header(position.log, position.number, position.id, continues, time, state.count, state.digest)
 
@@ -130,10 +131,10 @@ def _comment(content: dict[str, Any]) -> str:
 
 
 class BackupReader:
-    """Reads a backup in pieces and verifies all of it before it returns anything.
+    """Reads a backup in pieces, and verifies the whole backup before it returns a state.
 
-    Feed it all pieces, then ask for the result. It fills a storage of its own, so a bad backup costs memory but changes
-    no state. Its methods raise BadBackup.
+    Call `feed` with each piece, then `result`. The records go to a new storage, so a bad backup costs memory but never
+    changes the state that is served. Both methods raise BadBackup.
     """
 
     def __init__(self, max_records: int) -> None:
@@ -155,18 +156,18 @@ class BackupReader:
             try:
                 plain = self._unpack.decompress(data, UNPACKED_PER_STEP)
             except zlib.error as error:
-                raise BadBackup(f"it is not valid gzip: {error}") from error
+                raise BadBackup(f"the backup is not valid gzip: {error}") from error
             data = self._unpack.unconsumed_tail or self._unpack.unused_data
             self._take(plain)
 
     def result(self) -> tuple[Header, Storage]:
-        """Return the state after the last piece, if everything is right."""
+        """Return the header and the records of a valid backup. Call it after the last piece."""
         if not self._unpack.eof or self._rest or not self._ended or self.header is None:
-            raise BadBackup("it is truncated")
+            raise BadBackup("the backup is truncated")
         if self._storage.count != self.header.count:
-            raise BadBackup(f"it has {self._storage.count} users, and its first line says {self.header.count}")
+            raise BadBackup(f"the backup has {self._storage.count} users, and its first line says {self.header.count}")
         if self._storage.digest != self.header.digest:
-            raise BadBackup("the digest of its records is not the one in its first line")
+            raise BadBackup("the digest of the records is not the one in the first line")
         return self.header, self._storage
 
     def give_up(self) -> None:
@@ -176,22 +177,22 @@ class BackupReader:
     def _take(self, plain: bytes) -> None:
         *lines, self._rest = (self._rest + plain).split(b"\n")
         if len(self._rest) > max(LINE_MAX, HEADER_MAX):
-            raise BadBackup("a line of it is too long")
+            raise BadBackup("a line of the backup is too long")
         at = 0
         while at < len(lines):
             if self._ended:
-                raise BadBackup("lines follow its last one")
+                raise BadBackup("more lines follow the line with the checksum")
             at += self._take_some(lines[at:])
 
     def _take_some(self, lines: list[bytes]) -> int:
-        """Read lines of one kind from the front and return their number."""
+        """Read the first lines that are of one kind (header, columns, records or footer). Return how many were read."""
         if self.header is None:
             self._sha.update(lines[0] + b"\n")
             self.header = self._read_header(lines[0])
         elif not self._read_columns:
             self._sha.update(lines[0] + b"\n")
             if lines[0] != COLUMNS.encode():
-                raise BadBackup("its columns are not those of this format")
+                raise BadBackup("the columns are not those of this format")
             self._read_columns = True
         elif missing := self.header.count - self._records:
             rows = lines[:missing]
@@ -207,16 +208,16 @@ class BackupReader:
             header = _HEADER.validate_json(_uncomment(line), strict=True)
             known = header.format == FORMAT and pack_id(header.id) < 2**63
         except ValueError as error:
-            raise BadBackup("its first line is not that of a backup") from error
+            raise BadBackup("the first line is not that of a backup") from error
         if not known or min(header.count, header.number) < 0:
-            raise BadBackup("its first line is not that of a known format")
+            raise BadBackup("the first line is not that of a known format")
         if header.count > self._max_records:
-            raise BadBackup(f"it has {header.count} records, more than the {self._max_records} allowed")
+            raise BadBackup(f"the backup has {header.count} records, more than the {self._max_records} allowed")
         return header
 
     def _read_footer(self, line: bytes) -> None:
         if line != _comment({"count": self._records, "sha256": self._sha.hexdigest()}).encode().rstrip():
-            raise BadBackup("its count or checksum does not fit its content")
+            raise BadBackup("the count or the checksum in the last line does not fit the content")
         self._ended = True
 
     def _add_rows(self, lines: list[bytes]) -> None:
@@ -238,7 +239,7 @@ class BackupReader:
 
 def _uncomment(line: bytes) -> bytes:
     if not line.startswith(b"# "):
-        raise BadBackup("its first or last line is missing")
+        raise BadBackup("the first or the last line is missing")
     return line[2:]
 
 

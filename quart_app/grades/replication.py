@@ -1,12 +1,13 @@
-"""The grades of one replica: its state follows the log and is restored whenever it has lost the log.
+"""Keeps the grades of one replica: applies the log of all changes, and restores the state when the log was lost.
 
     closed --> restoring --> ready --> closed
                   ^            |
                   +- gap, other log
 
-Restoring finds a state that the log continues from (`restoring`). The replica then applies the log up to its end,
-appends what it knew beyond the log (`carry_over`), and is ready. Changes go through the log (`pending_sets`), and
-snapshots let the log be trimmed (`snapshot_keeper`).
+`restoring` finds a state from which the replica can follow the log. The replica then applies the log up to its end. It
+appends what it knew before and the log lacks (`carry_over`), and is ready when it has applied that, too. A change is
+appended to the log, and each replica applies it from there (`pending_sets`). Snapshots on disk make it possible to trim
+the log (`snapshot_keeper`).
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from quart_app.grades.storage import Frozen
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two attempts to find a state or to reach the server, in seconds.
+#: Pause between two attempts to find a state or to reach Redis, in seconds.
 RETRY_S = 0.25
 #: Longest time in seconds that applying entries holds the event loop.
 APPLY_S = 0.01
-#: How long a leaving replica waits, in seconds, to learn whether the log holds its state.
+#: Longest time in seconds that a leaving replica waits for Redis to say whether the log still continues from its state.
 HOLDS_S = 1.0
 
 
@@ -62,7 +63,7 @@ MOVES = {
 
 
 class Replication:
-    """The grades of one replica. They follow a log inside a block of `following`, and keep their state after it."""
+    """The grades of one replica. Inside a block of `following` they follow a log. Their state outlives the block."""
 
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics) -> None:
         self._metrics = metrics
@@ -73,7 +74,8 @@ class Replication:
         self._log: Log | None = None
         self._peers: Peers = _no_peers
         self._known: KnownState | None = None
-        #: number of the entry after which everything carried over is applied; None until it was carried
+        #: the replica becomes ready when it has applied the entry of this number, the last one that was carried over;
+        #: None until everything was carried over
         self._complete_at: int | None = None
         self._reachable = False
         self._ending = False
@@ -95,10 +97,10 @@ class Replication:
         return self._current().storage.get(user_id)
 
     async def set(self, update: GradeUpdate) -> UserGrade:
-        """Append a change, wait until it is applied here, and return the merged record.
+        """Append a change to the log, wait until this replica has applied it, and return the merged record.
 
-        Raises Unavailable. While restoring, or when the log cannot be reached, nothing was changed. A change that the
-        log did not confirm in time may still be applied later.
+        Raises Unavailable. If the grades are being restored or the log cannot be reached, nothing was changed. If the
+        log did not confirm the change in time, the change may still be applied later.
         """
         reader_at = self._current().position
         if not self._reachable:
@@ -133,7 +135,8 @@ class Replication:
             await grades_log.close()
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
-        # Not `while True`: a client library that is cancelled may raise another error, which hides the cancellation.
+        # Not `while True`: a client library that is cancelled may raise another error in place of the cancellation.
+        # The error is caught below, and the loop would then never end.
         while not self._ending:
             try:
                 await self._restore()
@@ -170,7 +173,7 @@ class Replication:
                     self._move(State.RESTORING, self._restorer.explanation)
                 await asyncio.sleep(RETRY_S)
                 continue
-            # The state was verified as a whole before this one assignment.
+            # The whole state was verified before this assignment, so no part of a bad backup is ever served.
             self._known, self._complete_at = restored.known, None
             self.keeper.counted_from = restored.snapshot_from
             self.sets.confirm_up_to(restored.known)
@@ -190,7 +193,7 @@ class Replication:
                     self.keeper.start(tasks, self._current, self._the_log, self._carry_over.carried_files)
 
     async def _apply(self, known: KnownState, batch: Sequence[Entry]) -> None:
-        """Apply entries. Position and records change together, so the state is consistent at every pause."""
+        """Apply entries. Position and records change together, so other tasks always see a consistent state."""
         until = time.perf_counter() + APPLY_S
         for entry in batch:
             try:
@@ -207,7 +210,10 @@ class Replication:
                 until = time.perf_counter() + APPLY_S
 
     async def _complete(self, known: KnownState) -> None:
-        """At the end of the log, carry over what was known before. Become ready once that is applied."""
+        """Append what was known before and the log lacks. Become ready once the appended entries are applied.
+
+        Called while this replica is at the end of the log.
+        """
         if self._complete_at is None:
             self._complete_at = await self._carry_over.carry(known, self._the_log)
         if known.position.number >= self._complete_at:
@@ -216,7 +222,10 @@ class Replication:
             log.info("grades ready", log=known.position.log, number=known.position.number, count=known.storage.count)
 
     async def _save_what_the_log_lacks(self) -> None:
-        """Save what this replica knows to disk if the log does not hold it: no other replica may know it."""
+        """Write a state of this replica to disk if the log no longer continues from it.
+
+        Perhaps no other replica has this state.
+        """
         for known in (self._known, self._carry_over.before):
             if known is not None and known.storage.count and not await self._log_holds(known):
                 await self.keeper.save_orphan(known, self._the_log)

@@ -1,12 +1,12 @@
-"""Grades in memory: one packed record per user, shared with the snapshots that were taken of them.
+"""Keeps the grades in memory: one packed record per user.
 
-A record has four values, and for each the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0: never
-set). For each field the value with the higher stamp wins, so records merge to the same result in any order, and merging
-twice changes nothing.
+A record has four values, and for each value the stamp of the log entry that set it (`mesh.journal.position.pack_id`; 0:
+never set). For each field the value with the higher stamp wins. So records merge to the same result in any order, and
+merging a record twice changes nothing.
 
-The records are spread over shards. A snapshot shares all shards with the storage, and a shard is copied before its
-first change afterwards. So taking a snapshot costs the same for any number of records, and keeping it costs only the
-memory of the shards that change meanwhile.
+The records are spread over shards. A snapshot shares all shards with the storage. The storage copies a shared shard
+before it changes a record of the shard. So taking a snapshot costs the same for any number of records, and keeping it
+costs only the memory of the shards that change meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from quart_app.grades.models import FIELDS, UserGrade
 
 N = len(FIELDS)
 FIELD_AT = {name: at for at, name in enumerate(FIELDS)}
-#: The values, then the stamps.
+#: The layout of a record: the values of all fields, then their stamps.
 RECORD = struct.Struct(f"<{N}q{N}Q")
+#: A record of which no field was ever set.
 NEW = RECORD.pack(*(0,) * (2 * N))
 
-#: With a million records a shard has 244, which are copied in about 5 µs.
+#: With a million records, each shard has 244 of them, and copying a shard takes about 5 µs.
 SHARDS = 4096
-#: The shard is chosen by high bits of the hash; the dict of the shard uses the low ones.
+#: High bits of a user id's hash choose the shard, because the dict of the shard uses the low bits.
 SHARD_SHIFT = 40
 
 DIGEST_BYTES = 16
@@ -53,7 +54,7 @@ def merged(record: bytes, changes: Changes) -> bytes:
 
 
 def newer(record: bytes, than: bytes) -> Changes:
-    """Return the fields of one record that win against another."""
+    """Return the fields of `record` that have a higher stamp than the same fields of `than`."""
     ours, theirs = RECORD.unpack(record), RECORD.unpack(than)
     return {at: (ours[at], ours[N + at]) for at in range(N) if ours[N + at] > theirs[N + at]}
 
@@ -65,7 +66,7 @@ def _hashed(user_id: str, record: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """All records of one moment."""
+    """A snapshot of the storage in memory: all records of one moment."""
 
     shards: list[Shard]
     count: int
@@ -91,7 +92,7 @@ class Storage:
 
     @property
     def digest(self) -> str:
-        """Equal for two storages exactly when they hold the same records with the same stamps."""
+        """A hash of all records. Two storages have the same digest exactly if their values and stamps are the same."""
         return f"{self._digest:0{2 * DIGEST_BYTES}x}"
 
     def record(self, user_id: str) -> bytes | None:
@@ -104,7 +105,7 @@ class Storage:
         return None if record is None else present(user_id, record)
 
     def merge(self, user_id: str, changes: Changes) -> bytes:
-        """Merge changes into a user's record and return the result. Without changes it adds an unknown user."""
+        """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
         before = self.record(user_id)
         after = merged(NEW if before is None else before, changes)
         if after != before:
@@ -144,7 +145,7 @@ class Storage:
 
 
 def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
-    """Yield, shard by shard, what one state has that another lacks."""
+    """Yield, for each shard, the users and changes that the state `of` has and the state `against` lacks."""
     for ours, theirs in zip(of.shards, against.shards, strict=True):
         found = []
         for user_id, record in ours.items():

@@ -5,7 +5,7 @@
                          └───── give_back (no provider has the message) ──> (none)
 
 If a replica dies while it sends, nobody can know whether the message arrived. The claim then stays "sending" until it
-expires: an error is better than a second payment.
+expires. Until then each request with the key gets an error, because an error is better than a second payment.
 
     shared:messages:claim:{user}:{hash of the key}    hash, PX
 """
@@ -40,7 +40,7 @@ class OtherBody:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The message with this key was delivered, or failed for good; this was the answer."""
+    """The message with this key was delivered, or failed for good. `answer` is what its client got."""
 
     message_id: str
     answer: dict[str, Any]
@@ -59,7 +59,7 @@ class SenderLost:
 
 
 class IdempotencyKeys:
-    """All keys. Every method raises Unavailable when Redis fails."""
+    """All idempotency keys. Every method raises Unavailable when Redis fails."""
 
     def __init__(self, redis: Redis, *, work_ms: int, keep_ms: int) -> None:
         self._work_ms = work_ms
@@ -69,7 +69,7 @@ class IdempotencyKeys:
     async def claim(
         self, user_id: str, key: str, body: bytes, message_id: str, max_wait_ms: int
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
-        """Ask for the right to deliver the message with this key; do not wait for it."""
+        """Claim the key, or return what became of an earlier request with the key. Does not wait for that request."""
         name = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
         work_ms = self._work_ms + max_wait_ms
         word, *rest = await self.run("claim", name, _digest(body), message_id, work_ms, self._keep_ms)
@@ -89,22 +89,23 @@ class IdempotencyKeys:
         await self.run("finish", name, owner, json.dumps(answer), self._keep_ms)
 
     async def run(self, script: str, name: str, *arguments: str | int) -> Any:
-        """Run one of the scripts on the key of this name."""
+        """Run one of the scripts on the claim, whose Redis key is `name`."""
         async with redis_at_work():
             return await SCRIPTS[script].run(self._redis, [name], *arguments)
 
 
 @dataclass(slots=True)
 class KeyClaim:
-    """The right to deliver one message. Leaving its block records the outcome that was set inside.
+    """The right to deliver one message. `async with claim:` records the outcome that was set inside the block.
 
-    Without an outcome (cancelled, out of time, an unexpected error) the claim stays as it is. If the message was being
-    sent, no request may send it again. If not, the next request takes the claim over as soon as it is too old.
+    If the block set no outcome (it was cancelled, ran out of time or had an unexpected error), the claim stays as it
+    is. If the message was being sent, no request may send it again. Otherwise the next request with the key may take
+    the claim over after the time that the owner had.
     """
 
     keys: IdempotencyKeys
     name: str
-    #: the id of the message, by which the scripts know whose claim it is
+    #: the id of the message; the scripts change the claim only for its owner
     owner: str
     outcome: dict[str, Any] | str | None = field(default=None, init=False)
 
@@ -120,11 +121,17 @@ class KeyClaim:
             await self._give_back()
 
     async def begin_sending(self) -> bool:
-        """Record that the message may be at a provider from now on; False if the claim is over: then send nothing."""
+        """Record that a provider may have the message from now on.
+
+        Return False if the claim is over; the caller must then send nothing.
+        """
         return bool(await self.keys.run("begin_sending", self.name, self.owner))
 
     async def _finish(self, answer: dict[str, Any]) -> None:
-        """Keep the answer. If this fails, the key stays "sending": nobody sends again, and nobody learns the answer."""
+        """Keep the answer. If Redis fails, the claim stays "sending".
+
+        Then no request sends the message again, and later requests with the key do not learn the answer.
+        """
         for tries in range(1, FINISH_TRIES + 1):
             try:
                 return await self.keys.finish(self.name, self.owner, answer)
@@ -133,7 +140,7 @@ class KeyClaim:
                 await asyncio.sleep(0.1 * tries)
 
     async def _give_back(self) -> None:
-        """Free the key. If this fails, the key is free once the claim is too old."""
+        """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""
         try:
             await self.keys.run("give_back", self.name, self.owner)
         except MeshError as error:
@@ -141,7 +148,7 @@ class KeyClaim:
 
 
 class NoKey(KeyClaim):
-    """The claim of a message without an idempotency key: every attempt is its own message."""
+    """The claim of a message without an idempotency key. It records nothing: each request is a message of its own."""
 
     def __init__(self) -> None:
         self.outcome = None

@@ -1,7 +1,7 @@
-"""Takes in messages: claims their idempotency keys, bounds them, and delivers each in a task of its own.
+"""Takes in messages: claims the idempotency key of each message, and delivers the message in a task of its own.
 
-A client that hangs up does not stop a delivery: the task goes on, and records the outcome of the reservation and of the
-key. Every task has a bound, so leaving waits for all of them.
+If the client hangs up, the task goes on, because it must still record the outcome of the reservation and of the key.
+Every task has a time limit, so a leaving replica can wait for all tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from quart_app.messages.idempotency import (
 )
 from quart_app.messages.models import NewMessage
 
-#: Pause between two looks at a key that another request has claimed: the first one and the longest one, in seconds.
+#: While another request has claimed the key: the first and the longest pause between two looks at the key, in seconds.
 LOOK_AGAIN_S = (0.02, 0.5)
 
 
@@ -43,11 +43,11 @@ class Receipt:
 
 
 class NotAdmitted(Problem):
-    """Nothing was begun for this message."""
+    """The replica refused the message before it did anything for it."""
 
 
 class MessageIntake:
-    """All messages of one replica."""
+    """Takes in the messages of one replica."""
 
     def __init__(self, keys: IdempotencyKeys, delivery: Delivery) -> None:
         self.delivery = delivery
@@ -59,7 +59,10 @@ class MessageIntake:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Accept messages. Leaving waits for the deliveries in progress, none of which takes longer than `work_ms`."""
+        """Accept messages while the block lasts, and wait at its end for the deliveries in progress.
+
+        They no longer wait for the free provider then, so each of them ends within `work_ms`.
+        """
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 try:
@@ -71,14 +74,17 @@ class MessageIntake:
             await self.delivery.close()
 
     async def handle(self, user_id: str, new: NewMessage, key: str | None) -> Receipt:
-        """Deliver a message, or return what became of it under the same key. Raises Problem, MeshError."""
+        """Deliver a message. If an earlier request had the same idempotency key, return or raise its outcome instead.
+
+        Raises Problem, MeshError.
+        """
         message = OutgoingMessage(uuid.uuid4().hex, user_id, new.message, time.monotonic() + new.max_wait_ms / 1000)
         match await self._claim(user_id, new, key, message.id):
             case KeyClaim() as claim:
                 reply = await self._start(message, claim, new.max_wait_ms)
                 return Receipt(message.id, reply.provider, reply.response)
             case Finished(message_id, answer):
-                return _again(message_id, answer)
+                return _earlier_outcome(message_id, answer)
             case OtherBody():
                 raise Problem(409, "this Idempotency-Key was used for another message; use a new key")
             case SenderLost():
@@ -88,7 +94,7 @@ class MessageIntake:
     async def _claim(
         self, user_id: str, new: NewMessage, key: str | None, message_id: str
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
-        """Claim the key; while another request has it, wait for the outcome of that one."""
+        """Claim the key. While another request holds the claim, wait for the outcome of that request."""
         if key is None:
             return NoKey()
         until = time.monotonic() + self._bound_s(new.max_wait_ms)
@@ -102,7 +108,7 @@ class MessageIntake:
             pause_s = min(longest_s, pause_s * 1.5)
 
     async def _start(self, message: OutgoingMessage, claim: KeyClaim, wait_ms: int) -> ProviderReply:
-        """Deliver in a task that goes on when the client hangs up, and wait for its result."""
+        """Start the delivery and wait for its result. The delivery is a task that goes on if the client hangs up."""
         refusal = self._why_not()
         if refusal is not None or self._tasks is None:
             async with claim:
@@ -123,7 +129,10 @@ class MessageIntake:
     async def _work(
         self, message: OutgoingMessage, claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
     ) -> None:
-        """Deliver within a bound and set the result. Never raises: that would cancel the other deliveries."""
+        """Deliver within `bound_s` seconds, and set the result. An error is set, not raised.
+
+        An error that left this task would cancel the other deliveries of the task group.
+        """
         self._metrics.in_flight.inc()
         try:
             async with asyncio.timeout(bound_s):
@@ -135,6 +144,7 @@ class MessageIntake:
         except Exception as error:
             self._fail(result, error)
         finally:
+            # Only a task that was cancelled has set no result yet.
             self._fail(result, Unavailable("this replica has lost its lease; try again"))
             self._in_flight -= 1
             self._metrics.in_flight.dec()
@@ -165,7 +175,7 @@ def _as_answer(error: Undelivered | MeshError) -> dict[str, Any]:
     return {"status": problem.status, "detail": problem.detail}
 
 
-def _again(message_id: str, answer: dict[str, Any]) -> Receipt:
+def _earlier_outcome(message_id: str, answer: dict[str, Any]) -> Receipt:
     if answer["status"] != 200:
         raise Problem(answer["status"], answer["detail"])
     return Receipt(message_id, answer["provider"], answer["response"])

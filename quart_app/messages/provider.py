@@ -1,10 +1,10 @@
 """The HTTP client of one provider. The outcome of a request says what is certain about the message.
 
     Answered    the provider handled the message
-    Blocked     it refused because it is closed (429): it does not have the message
-    Failed      it answered, but without a reply to the message
-    Unsent      no byte of the request left: the message may be sent again, here or elsewhere
-    Unknown     something left and no answer came: the provider may or may not have the message
+    Blocked     the provider is closed and refused the request (429): it does not have the message
+    Failed      the provider answered, but without a reply to the message
+    Unsent      no byte of the request left: the message may be sent again, to this or another provider
+    Unknown     a part of the request left and no answer came: the provider may or may not have the message
 
 Only an unsent request is repeated.
 """
@@ -25,11 +25,11 @@ import httpx2
 
 from quart_app.messages.settings import MessageSettings
 
-#: The longest answer that is accepted.
+#: The longest answer of a provider that is accepted.
 MAX_ANSWER_BYTES = 1 << 20
-#: A refusal counts for at least and at most this long, whatever its Retry-After says.
+#: The shortest and the longest block that a Retry-After can ask for. A value beyond them is replaced by the nearer one.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
-#: Shorter than servers keep idle connections, so that a server seldom closes one while a request is sent.
+#: How long an idle connection is kept. Servers keep theirs longer, so they seldom close one while a request is sent.
 IDLE_S = 1.0
 
 
@@ -42,28 +42,28 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A refusal; `retry_after_ms` is None if the provider does not say for how long."""
+    """The provider refused the request. `retry_after_ms` is None if it did not say for how long it is closed."""
 
     retry_after_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An answer without a reply."""
+    """The provider answered, but without a reply to the message."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """Nothing left."""
+    """No byte of the request left."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Something left, and no answer came."""
+    """A part of the request left, and no answer came."""
 
     detail: str
 
@@ -75,19 +75,20 @@ class _TooLate(Exception):
     """The reservation ended before the first byte left."""
 
 
-#: The detail of an Unsent with this cause.
+#: The detail of an `Unsent` whose cause is `_TooLate`.
 TOO_LATE = "the right to send had ended"
 
 
 @dataclass(slots=True)
 class _Departure:
-    """Watches one request: stops it if it is too late to send it, and notes whether any of it was sent."""
+    """Watches one request. Stops the request if it is too late to send it, and notes whether it began to leave."""
 
     may_leave: Callable[[], bool]
     has_left: Callable[[], None]
     left: bool = False
 
     async def trace(self, event: str, _: dict[str, Any]) -> None:
+        """Handle an event of the HTTP client. Raises _TooLate before the first byte if the request may not leave."""
         if event.endswith("send_request_headers.started"):
             if not self.may_leave():
                 raise _TooLate
@@ -124,10 +125,11 @@ class ProviderClient:
         may_leave: Callable[[], bool] = lambda: True,
         has_left: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
-        """Send one message, and repeat it a few times if it could not leave and `may_leave` returns true.
+        """Send one message. If the request could not leave, try again a few times while `may_leave` returns true.
 
-        `has_left` is called when the whole request was sent, because then nothing is lost if this process dies. It is
-        also called when the first try could not send it, so that other messages do not wait for the next tries.
+        `has_left` is called when the whole request was sent. From then on the death of this process wastes no
+        reservation, so the next message may reserve. `has_left` is also called after the first try, so that other
+        messages do not wait for further tries.
         """
         outcome = await self._send_once(message_id, message, may_leave, has_left)
         has_left()
@@ -184,9 +186,10 @@ def _read(response: httpx2.Response, content: bytes) -> ProviderOutcome:
 
 
 def retry_after_ms(headers: httpx2.Headers) -> int | None:
-    """Return how long a Retry-After asks to wait, given in seconds or as a date; None if it is absent or invalid.
+    """Return for how many ms a Retry-After asks to wait, or None if the header is absent or invalid.
 
-    A date counts from the Date of the answer, so that our clock and the provider's need not agree.
+    The header has a number of seconds or a date. The wait until a date is counted from the Date of the same answer, so
+    that our clock and the provider's need not agree.
     """
     said = headers.get("Retry-After", "").strip()
     try:

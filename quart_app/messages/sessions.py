@@ -1,14 +1,13 @@
 """Sessions and known devices: signed tokens in cookies.
 
-A session's token says who logged in and when. It is checked against the store with every request, and what the account
-may do is always read from the store. The times are those of Redis, so that no replica's clock ends a session early or
-late.
+A session's token says who logged in and when. Every request checks the token against Redis, and reads there what the
+account may do. The times in tokens are those of Redis's clock, so that no replica's clock ends a session early or late.
 
-A device's token says that somebody once logged in to this account here. It opens nothing; it only gives the device its
-own attempts when others guess the password.
+A device's token says that somebody has logged in to this account on this device before. It gives no access. While
+others guess the password of the account, it only gives the device login attempts that they cannot use up.
 
     shared:messages:revoked:{jti}    string, PX  a session that was logged out, until it would have ended
-    shared:messages:signing-key      string      the secret, when the environment gives none
+    shared:messages:signing-key      string      the secret that signs tokens, if the settings have none
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from quart_app.messages.users import User, redis_at_work, user_key
 
 ALGORITHM = "HS256"
 REQUIRED = ["exp", "iat", "aud", "iss", "jti", "sub"]
-#: A new Redis master's clock may be behind the clock of the old one by this much.
+#: A token may be from this far in the future: after a failover, Redis's clock may be behind that of the old master.
 CLOCK_STEP_S = 30
 #: How long a device is known after a login.
 DEVICE_S = 180 * 86_400
@@ -47,29 +46,30 @@ class Session:
     """A valid login."""
 
     id: str
+    #: Unix time in s
     expires_s: int
     user: User
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The secret that signs, and the previous one, whose signatures are still accepted."""
+    """The secret that signs new tokens, and the previous secret, whose tokens are still accepted."""
 
     current: str
     previous: str | None = None
 
     def named(self) -> dict[str, str]:
-        """Return the secrets by the names that tokens carry."""
+        """Return each secret under its name, which a token carries as `kid`."""
         return {key_id(secret): secret for secret in (self.previous, self.current) if secret}
 
 
 def key_id(secret: str) -> str:
-    """Return a name for a secret that does not reveal it."""
+    """Return a name for a secret. The name does not reveal the secret."""
     return hashlib.sha256(b"name of the key " + secret.encode()).hexdigest()[:12]
 
 
 async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
-    """Return the secrets of the settings, or the one in Redis, which the first replica creates for all."""
+    """Return the secrets of the settings. If these have none, use the one in Redis, which the first replica creates."""
     previous = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
         return Keys(settings.jwt_secret.get_secret_value(), previous)
@@ -119,13 +119,13 @@ class Sessions:
         return self._sign(user, await self._now(), DEVICE_S, self._device_audience)
 
     def known_device(self, token: str | None, user: User | None) -> str | None:
-        """Return the id of a device that is known to this account, or None. This does not need Redis."""
+        """Return the id of the device if it is known to this account, or None. This does not need Redis."""
         try:
             claims = self._read(token, self._device_audience)
         except NotLoggedIn:
             return None
-        # After a change of password no device is known. If the clock of this process is wrong, a device only loses its
-        # own attempts.
+        # After a change of the password no device is known. The expiry is compared with the clock of this process. If
+        # that clock is wrong, the device at worst loses the attempts of its own.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
@@ -150,7 +150,7 @@ class Sessions:
         return jwt.encode(claims, self._keys.current, ALGORITHM, headers={"kid": key_id(self._keys.current)})
 
     def _read(self, token: str | None, audience: str) -> dict[str, Any]:
-        """Return the claims of a token whose signature is right. Its times are compared with the store's clock."""
+        """Return the claims of a token if its signature is right. The caller checks its times. Raises NotLoggedIn."""
         if not token:
             raise NotLoggedIn("log in first")
         try:

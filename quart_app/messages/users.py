@@ -6,8 +6,9 @@
                                              reserved for this one account
     shared:messages:administrators   set     ids of the active administrators
 
-Every change is one script, so an address belongs to at most one account at every moment, on all replicas.
-A change of address, password or activity raises `generation`; a session of an earlier generation is over.
+Every change is one atomic script. So an address never belongs to two accounts, whichever replicas make the changes.
+A change of the address or password raises `generation`, and so does a deactivation. Sessions of earlier generations are
+over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SCRIPTS = {
 
 
 class EmailTaken(Exception):
-    """Another account has this address, or it is reserved."""
+    """Another account has this address, or the address is reserved for the first administrator."""
 
 
 class AccountChanged(Exception):
@@ -42,7 +43,7 @@ class AccountChanged(Exception):
 
 
 class NotAdministrator(Exception):
-    """The account that wants a change is not, or no longer, an active administrator."""
+    """The account that asks for a change is not an active administrator at that moment."""
 
 
 class LastAdministrator(Exception):
@@ -55,7 +56,7 @@ class NoSuchAccount(Exception):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One account, as it was when it was read."""
+    """One account as it was at the moment of reading."""
 
     id: str
     email: str
@@ -67,7 +68,7 @@ class User:
 
     @classmethod
     def of(cls, stored: Mapping[Any, Any]) -> User | None:
-        """Read an account from its hash; None from an empty one."""
+        """Return the account that a hash in Redis holds, or None if the hash is empty."""
         if not stored:
             return None
         return cls(
@@ -93,7 +94,10 @@ class User:
 
 @asynccontextmanager
 async def redis_at_work() -> AsyncIterator[None]:
-    """Turn every failure of Redis into Unavailable (Busy if it is full), so that none looks like an absent account."""
+    """Raise Busy if Redis is full, and Unavailable for any other failure of Redis.
+
+    So a failure never looks like an absent account.
+    """
     try:
         yield
     except (RedisError, OSError) as error:
@@ -111,7 +115,10 @@ def _email_key(email: str) -> str:
 
 
 class Users:
-    """All accounts. Every method raises Unavailable when Redis does not answer; addresses are in normal form."""
+    """All accounts. Every method raises Unavailable when Redis does not answer.
+
+    Callers pass addresses in normal form (`normal_email`).
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -144,7 +151,10 @@ class Users:
         return _known(await self.find(user.id))
 
     async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
-        """Grant and revoke, as an administrator. Raises NoSuchAccount, NotAdministrator, LastAdministrator."""
+        """Change `is_active`, `paid_access` or both, because the administrator `by` asks for it. Write an audit entry.
+
+        Raises NoSuchAccount, NotAdministrator, LastAdministrator.
+        """
         wanted = {name: str(int(to)) for name, to in changes.items()}
         facts = {"user": user_id, "actor": by.id, "source": source, **wanted}
         entry = audit.entry("access changed", **facts)
@@ -155,7 +165,10 @@ class Users:
         return _known(await self.find(user_id))
 
     async def set_admin(self, email: str, *, is_admin: bool) -> bool:
-        """Promote or demote an account; False when it is as wanted. Raises NoSuchAccount, LastAdministrator."""
+        """Make an account an administrator, or end that. Return False if nothing had to be changed.
+
+        Raises NoSuchAccount, LastAdministrator.
+        """
         user = await self.find_by_email(email)
         if user is None:
             raise NoSuchAccount
@@ -168,7 +181,7 @@ class Users:
         return outcome == "done"
 
     async def first_admin_email(self) -> str | None:
-        """Return the reserved address of the first administrator; None while there is no such account."""
+        """Return the address under which the first administrator was recorded, or None if none was recorded yet."""
         async with redis_at_work():
             stored = await self._redis.hgetall(FIRST_ADMIN)
         return str(stored["email"]) if "id" in stored else None
@@ -176,9 +189,10 @@ class Users:
     async def create_first_admin(
         self, email: str, password: str | None
     ) -> Literal["created", "adopted", "reserved", "taken", "recorded"]:
-        """Create the first administrator, once. `password` is a hash; without it only reserve the address.
+        """Create the first administrator, unless one was created before. first_admin.lua explains the outcomes.
 
-        An account that has the address already is never promoted.
+        `password` is a hash; if it is None, the address is only reserved. An existing account with this address never
+        becomes an administrator.
         """
         holder = await self.find_by_email(email)
         account = _new_account(email, password or "", is_admin=True)
@@ -192,7 +206,10 @@ class Users:
         return outcome  # type: ignore[no-any-return]
 
     async def renew_hash(self, user: User, password: str) -> None:
-        """Store the same password hashed with today's costs, unless it was changed meanwhile; sessions stay."""
+        """Replace the hash by a new one of the same password, unless the password was changed meanwhile.
+
+        No session ends.
+        """
         await self._run("renew_hash", [user_key(user.id)], user.password, password)
 
     async def _run(self, name: str, keys_: list[str], *arguments: str | int) -> str:

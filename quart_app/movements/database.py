@@ -21,16 +21,17 @@ MIGRATIONS = "quart_app.movements:migrations"
 #: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py".
 REVISIONS = sorted(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
 LATEST = REVISIONS[-1]
-#: The number of the lock under which one process migrates a PostgreSQL database. Never change it.
+#: The number of the PostgreSQL lock that a process holds while it migrates. Never change it: all releases must use it.
 MIGRATION_LOCK = 0x6D6F7665
-#: One batch writes at a time; the other connections are for reads.
+#: Connections of one process: one for the batch that is being written, the others for reads.
 POOL_SIZE = 5
-#: Longest wait for the answer to a ping, before a pooled connection is used. A network may have forgotten it.
+#: Longest wait, in seconds, for the answer to a ping. A pooled connection is pinged before it is used, because the
+#: network may have dropped it while it was idle.
 PING_S = 1.0
 
 
 class MovementDatabase:
-    """One database. PostgreSQL and SQLite give the same promises."""
+    """One database. The methods promise the same for PostgreSQL and SQLite."""
 
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
         self.url = url
@@ -50,7 +51,7 @@ class MovementDatabase:
     async def fetch(self, statement: Executable) -> Sequence[Any]:
         """Run a statement that only reads and return its rows. Raises Unavailable.
 
-        When the connection breaks meanwhile, the statement runs once more over a new one.
+        If the connection breaks meanwhile, the statement runs once more over a new connection.
         """
         with translated():
             try:
@@ -80,9 +81,9 @@ class MovementDatabase:
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that one process has at a time, and whose statements may take long.
+        """Open the transaction of a migration. Only one process has it at a time. Its statements have no time limit.
 
-        Raises Unavailable, also when another process has held it for longer than the time-out.
+        Raises Unavailable, also if another process keeps its transaction for longer than the time-out.
         """
         engine = _engine(self.url, self._timeout_s, command_timeout_s=None)
         try:
@@ -95,9 +96,10 @@ class MovementDatabase:
             await engine.dispose()
 
     async def migrate(self) -> None:
-        """Bring the tables to the latest revision; the first of several replicas does it.
+        """Migrate the tables to the latest revision. If several replicas start, the first one does all of the work.
 
-        Raises Unavailable, and SetupError when a newer release has migrated the database or no folder can be made.
+        Raises Unavailable. Raises SetupError if a newer release has migrated the database, or if the folder of the
+        SQLite file cannot be made.
         """
         if self.dialect == "sqlite":
             _make_folder(Path(str(self.url.database)).parent)
@@ -131,7 +133,7 @@ def _upgrade(connection: Connection) -> None:
             f"the movements database is at revision {revision} and this release knows revisions up to {LATEST}; "
             f"start the release that migrated it, or take it back with that release: alembic downgrade {LATEST}"
         )
-    # Most starts do not migrate, and Alembic takes 0.14 s and 10 MB.
+    # Imported only here: most starts do not migrate, and Alembic takes 0.14 s and 10 MB.
     from alembic import command
     from alembic.config import Config
 
@@ -154,7 +156,8 @@ def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> A
     `command_timeout_s` bounds the wait for an answer of PostgreSQL.
     """
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
-    # One batch is one statement. Split in two, its second half would wait for rows while holding those of the first.
+    # A batch must be one INSERT. If it were split in two, the second one would wait for rows while the transaction
+    # keeps the rows of the first one locked, and two replicas could deadlock.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
         connect = {
@@ -172,9 +175,9 @@ def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> A
 
 
 def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
-    """Ping a pooled connection before it is used; replace all of them when it does not answer within PING_S.
+    """Ping a pooled connection before it is used. If no answer comes within PING_S, replace all pooled connections.
 
-    SQLAlchemy's own ping would wait for the whole command time-out, and its caller would get the error.
+    SQLAlchemy's own ping would wait for the whole command time-out, and the caller would get the error.
     """
     try:
         connection.run_async(_ping)
@@ -189,17 +192,20 @@ async def _ping(connection: Any) -> None:
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    # `_begin_sqlite` begins the transactions; the driver must not.
+    # The driver must not begin transactions, because `_begin_sqlite` does.
     connection.isolation_level = None
     cursor = connection.cursor()
     # With a write-ahead log, readers and the writer do not wait for each other.
     cursor.execute("PRAGMA journal_mode = WAL")
-    # An event leaves its stream after the commit, so the commit must survive a power cut.
+    # An event is removed from its stream after the commit, so the commit must survive a power cut.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction. A writer takes the lock at once: SQLite refuses it to one that began by reading."""
+    """Begin a transaction. A writing one locks the database at once.
+
+    SQLite can refuse the lock to a transaction that has already read.
+    """
     writing = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

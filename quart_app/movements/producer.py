@@ -36,7 +36,7 @@ class Warehouse:
 
 
 class Warehouses:
-    """Makes movements between some warehouses. The same seed makes the same messages."""
+    """Makes movements between some warehouses. With the same seed, the messages differ only in their times."""
 
     def __init__(self, *, warehouses: int = 5, products: int = 20, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -45,7 +45,7 @@ class Warehouses:
         self._start = datetime.now(UTC).replace(microsecond=0)
 
     def movement(self) -> tuple[Message, Message]:
-        """Return a departure and its arrival. They share their id, and in one of ten movements items are lost."""
+        """Return a departure and its arrival, with the same id. In one of ten movements some items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
         id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
         departed = self._start - timedelta(seconds=self._random.randrange(86_400))
@@ -109,7 +109,7 @@ def sample() -> Sequence[Message]:
 
 
 async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per_second: float = 0) -> None:
-    """Add messages to the stream, at most `per_second` a second; with 0 without a limit."""
+    """Add messages to the stream, at most `per_second` a second. 0 means no limit."""
     size = BATCH if not per_second else 1
     for start in range(0, len(messages), size):
         async with redis.pipeline(transaction=False) as pipe:
