@@ -1,8 +1,9 @@
 """Reads a phone number in any usual notation and returns the key of its record.
 
-The `phonenumbers` library reads the number. It was made to find numbers in prose, so it ignores text before a number, a
-stray letter, or a second extension. Here such text could lead to another person's record, so it is refused. The check
-comes after the library has read the number and allows everything that the library reads as part of one.
+The `phonenumbers` library reads the number. The library was made to find numbers in prose, so it ignores text before a
+number, a stray letter, or a second extension. Here such text could lead to another person's record, so it is refused.
+This check comes after the library has read the number, and allows everything that the library reads as part of a
+number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
-#: Longest text that is read: longer than any number with extension and context.
+#: Longest text that is read, in characters. No number with extension and context is longer.
 MAX_LENGTH = 250
 
 #: Words that `phonenumbers` reads as the label of an extension.
@@ -47,7 +48,7 @@ class Phone:
 
 @dataclass(frozen=True, slots=True)
 class PhoneReader:
-    """Reads phone numbers. A number without a country code belongs to `region`; without a region it is refused."""
+    """Reads phone numbers. A number without a country code belongs to `region`, or is refused if `region` is None."""
 
     region: str | None = None
 
@@ -102,7 +103,7 @@ def _refuse_leftovers(plain: str, number: PhoneNumber) -> None:
     if _WORD.match(written) or (words - EXTENSION_WORDS - punctuation and not stands_for_digits):
         raise NotAPhone("the text contains words beside the number")
     if punctuation - EXTENSION_WORDS and stands_for_digits:
-        # The library reads three letters x as three digits 9; people write them for digits that they hide.
+        # The library reads three letters x as the digits 999, but people write x in place of digits that they hide.
         raise NotAPhone("the number contains x in place of digits; write all digits")
 
 

@@ -20,7 +20,7 @@ from quart_app.service import Context
 _FULL = TypeAdapter(CustomerAddress)
 _NEW = TypeAdapter(NewAddress)
 _tagged = tag(["addresses"])
-#: Bytes that Redis takes for a phone, about, beside its address.
+#: About how many bytes Redis takes for a record beside the text of its address.
 ENTRY_BYTES = 150
 
 
@@ -46,7 +46,7 @@ class AddressRoutes:
     @document_request(CustomerAddress)
     @document_response(Created, 201)
     async def create(self) -> tuple[Response, int]:
-        """Store an address for a phone that has none; 409 when it has one."""
+        """Store an address for a phone that has none; 409 if the phone has one."""
         given = await read_json(_FULL)
         phone = self._to_write(given.phone)
         self._store_room(given.address)

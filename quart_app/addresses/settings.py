@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 
 from mesh import settings_config
 
-#: One part of a path. Other characters have a meaning in a route, a query or a URL.
+#: The characters of one part of a path. Other characters have a special meaning in a route, a query or a URL.
 _SEGMENT = re.compile(r"[\w.~-]+")
 
 
@@ -21,7 +21,7 @@ class AddressSettings(BaseSettings):
 
     endpoint_prefix: str = Field("/addr_by_phone", description="the path of the address routes")
     default_region: str = Field(
-        "", description="country of a number written without one, such as RU; empty: such a number is refused"
+        "", description="country of numbers without a country code, such as RU; empty: such numbers are refused"
     )
 
     @field_validator("endpoint_prefix")

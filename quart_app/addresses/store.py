@@ -22,23 +22,23 @@ class Addresses:
         self._redis = redis
 
     async def create(self, phone: Phone, address: str) -> bool:
-        """Store an address for a phone that has none. Return False, and change nothing, when it has one."""
+        """Store an address for a phone that has none. Return False, and change nothing, if the phone has one."""
         async with _translated():
             return await self._redis.set(_key(phone), address, nx=True) is not None
 
     async def update(self, phone: Phone, address: str) -> bool:
-        """Replace the address of a phone. Return False, and change nothing, when it has none."""
+        """Replace the address of a phone. Return False, and change nothing, if the phone has none."""
         async with _translated():
             return await self._redis.set(_key(phone), address, xx=True) is not None
 
     async def read(self, phone: Phone) -> str | None:
-        """Return the address of a phone, or None when it has none."""
+        """Return the address of a phone, or None if the phone has none."""
         async with _translated():
             found = await self._redis.get(_key(phone))
         return None if found is None else str(found)
 
     async def delete(self, phone: Phone) -> bool:
-        """Delete the address of a phone. Return False when it has none."""
+        """Delete the address of a phone. Return False if the phone has none."""
         async with _translated():
             return await self._redis.delete(_key(phone)) == 1
 
@@ -49,9 +49,9 @@ def _key(phone: Phone) -> str:
 
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
-    """Raise Unavailable for a failure of Redis, which must not look like a missing record.
+    """Raise Busy if Redis is full, and Unavailable for any other failure of Redis.
 
-    The text of Redis's error is dropped, because it can contain a phone.
+    So a failure never looks like a missing record. The error text of Redis is dropped, because it can contain a phone.
     """
     try:
         yield

@@ -1,7 +1,8 @@
 """Appends to the present log what a replica knows of a lost log.
 
-Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. A state of a log that
-the present log does not continue is never used, unless this process itself followed that log.
+Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. The state that this
+process had itself is always used. A snapshot is used only if the present log continues its log, or if its writer no
+longer found its log.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from quart_app.grades.snapshot_keeper import SnapshotKeeper
 from quart_app.grades.sources import File, first_good
 from quart_app.grades.storage import difference
 
-#: Shards that are compared in one step of a thread.
+#: Shards that one step in a thread compares.
 SHARDS_PER_STEP = 64
 
 
 class CarryOver:
-    """What this process and its disk know beyond the present log."""
+    """Appends what this process and its disk know and the present log lacks."""
 
     def __init__(self, settings: GradesSettings, metrics: GradesMetrics, keeper: SnapshotKeeper) -> None:
         self._settings = settings
@@ -34,9 +35,9 @@ class CarryOver:
         self._keeper = keeper
         #: the state that this process had when it lost its log
         self.before: KnownState | None = None
-        #: states that the present log contains: its beginning, and what was carried over
+        #: positions of states that the present log contains: the state that it began with, and those carried over
         self._contained: set[Position] = set()
-        #: snapshots whose content went into the present log; the next snapshot replaces them
+        #: snapshots whose content is in the present log; they are deleted when the next snapshot is on disk
         self.carried_files: set[Path] = set()
 
     async def put_aside(self, known: KnownState | None) -> None:
@@ -51,7 +52,7 @@ class CarryOver:
         self.before = None
 
     async def carry(self, known: KnownState, grades_log: Log) -> int:
-        """Append what earlier states have beyond `known`; return the number of the last entry."""
+        """Append what earlier states have and `known` lacks. Return the number of the last entry of the log then."""
         last = known.position
         if self.before is not None:
             last = await self._append(self.before, known, grades_log, last)

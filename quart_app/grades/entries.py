@@ -5,7 +5,7 @@
     carry     {"of": "<log>", "records": [                    sets what a survivor of another log still knew,
                 {"user_id": "alice", "set": {"spp": [5, "1763700000000-0"]}}]}      each field with its own stamp
 
-Every replica reads every entry in the same way, so all of them skip an unreadable entry alike.
+All replicas read entries in the same way, so an entry that one replica cannot read is skipped by all.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def set_body(update: GradeUpdate) -> dict[str, Any]:
 
 
 def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[dict[str, Any]]:
-    """Yield bodies of entries, each of a bounded size, that carry records over from a log."""
+    """Yield bodies of entries that carry records over from the log `of`, at most CARRIED_AT_ONCE records in each."""
     batch: list[dict[str, Any]] = []
     for user_id, changes in records:
         fields = {FIELDS[at]: [value, unpack_id(stamp)] for at, (value, stamp) in changes.items()}
@@ -103,5 +103,5 @@ def _carry(entry: Entry) -> Effect:
     ]
     newest = max((stamp for _, fields in changes for _, stamp in fields.values()), default=0)
     if newest > entry.position.stamp:
-        raise ValueError("it carries a field that is newer than itself, which would win against later changes")
+        raise ValueError("a carried field is newer than the entry, and would win against later changes")
     return Effect(changes, (carried.of,))

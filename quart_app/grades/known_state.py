@@ -31,7 +31,7 @@ class KnownState:
     def describe(self, now_ms: int | None, *, orphaned: bool = False) -> tuple[Header, Frozen]:
         """Return the header of a backup and the records of this moment.
 
-        Without `now_ms` (Redis's clock) the header has the time of the last entry.
+        `now_ms` is the time of Redis's clock. If it is None, the header has the time of the last entry.
         """
         frozen = self.storage.snapshot()
         time_ms = self.position.stamp >> 16 if now_ms is None else now_ms
@@ -39,12 +39,12 @@ class KnownState:
 
 
 def union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of both, each once, and of too many the latest."""
+    """Return the names of both, each once. If there are more than LINEAGE_MAX, drop the first ones."""
     return tuple(dict.fromkeys((*first, *second)))[-LINEAGE_MAX:]
 
 
 def merge(first: KnownState, second: KnownState) -> KnownState:
-    """Return one state with the records of both, at the later position. Neither of the two can be used afterwards."""
+    """Return one state with the records of both, at the later position. Use neither of the two states afterwards."""
     older, newer = sorted((first, second), key=lambda known: known.position.stamp)
     for shard in older.storage.snapshot().shards:
         for user_id, record in shard.items():
@@ -54,7 +54,7 @@ def merge(first: KnownState, second: KnownState) -> KnownState:
 
 
 async def stream(header: Header, state: Frozen) -> AsyncGenerator[bytes, None]:
-    """Yield a backup in chunks, each made in a thread. The state cannot be used afterwards."""
+    """Yield a backup in chunks, each made in a thread. The records in `state` are freed afterwards."""
     chunks = backup.write(header, state)
     try:
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:

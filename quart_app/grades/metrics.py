@@ -30,5 +30,5 @@ class GradesMetrics:
         self.snapshots = Counter("mesh_grades_snapshots_total", "snapshots written", ["outcome"], registry=registry)
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Add a gauge whose value is computed when it is read."""
+        """Add a gauge. Its value is computed whenever the metrics are read."""
         Gauge(f"mesh_grades_{name}", meaning, registry=self._registry).set_function(value)

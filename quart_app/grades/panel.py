@@ -1,4 +1,4 @@
-"""What an operator sees of the grades: how far the log is, and which replicas are behind it."""
+"""Shows operators the grades: the newest entry of the log, and how many entries each replica is behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ POSITION = "grades"
 
 
 def panel_of(view: View | None, members: Sequence[Member]) -> Panel:
-    """Return the panel of a log and its readers. Each renewal writes a replica's position into its roster row."""
+    """Return the panel of a log and of the replicas that follow it.
+
+    A replica writes its position into its roster row whenever it renews its lease.
+    """
     newest = view.newest.position.number if view else 0
     oldest = view.oldest.position.number if view else 0
     followers = [member for member in members if member.leased and POSITION in member.load]

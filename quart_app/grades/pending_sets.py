@@ -1,4 +1,4 @@
-"""Changes that this replica has appended to the log and whose entry it has not read back yet."""
+"""Appends changes to the log. Each change waits until this replica reads and applies the entry of the change."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class PendingSet:
 
     user_id: str
     answer: asyncio.Future[UserGrade]
-    #: where its entry is; None while the append is not confirmed
+    #: position of the entry; None while Redis has not confirmed the append
     position: Position | None = None
 
 
 class PendingSets:
-    """All changes under way. A change is answered with the record as it is at the change's own entry."""
+    """All changes under way. The answer to a change is the record as it is right after the change's own entry."""
 
     def __init__(self, settings: GradesSettings) -> None:
         self._settings = settings
@@ -72,9 +72,9 @@ class PendingSets:
                 _answer(pending, known.storage)
 
     async def _append(self, update: GradeUpdate, grades_log: Log, reader_at: Position, write: str) -> Position | None:
-        """Append a change; return None when it is not known whether that was done.
+        """Append a change and return its position, or None if Redis may or may not have appended the change.
 
-        Raises Unavailable when it certainly was not.
+        Raises Unavailable if Redis certainly has not appended it.
         """
         body, within_ms = entries.set_body(update), self._settings.set_timeout_ms
         try:
@@ -82,7 +82,8 @@ class PendingSets:
         except (MeshError, ResponseError) as error:
             raise Unavailable(f"nothing was changed: {error}", retry_after=1) from error
         except (RedisError, OSError) as error:
-            # The entry may have been appended before the connection broke. Then the reader of the log will see it.
+            # Redis may have appended the entry before the connection broke. If so, this replica will read the entry
+            # from the log, and `confirm` answers the change.
             log.warning("append not confirmed", reason=str(error))
             return None
 

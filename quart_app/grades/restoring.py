@@ -1,15 +1,18 @@
-"""Finds a state to follow the log from, or founds a log when there is none.
+"""Finds a state from which a replica can follow the log, or founds a log if there is none.
 
-A replica takes the first good state of these that the log continues from:
+A replica takes the first of these states that is valid and that the log continues:
 
     1. the backup of a peer, ready ones first
     2. the empty state, when no entry was ever trimmed from the log
     3. the newest good snapshot on disk
 
-When the log is lost (an emptied or new server), the first survivor founds a new one on the best state that it knows or
-can get. If the founder dies, and with it the only copy of this state, and nothing was appended since, another survivor
-founds the log again after `founder_patience_s`. This time doubles with each log that was founded in vain: on a busy
-machine a founder may need longer to be ready, and survivors that replace each other's logs would never be ready.
+When the log is lost (Redis was emptied or replaced), the first surviving replica founds a new log. The new log begins
+with the state that this replica has, or else with one that it gets from a peer or its disk.
+
+If the founder dies, the only copy of that state may be lost. If nothing was appended to the new log since, another
+survivor founds the log again after `founder_patience_s`. This time doubles with each log for which no state was found.
+The reason is that a founder may need longer on a busy machine. Survivors that replaced each other's logs too early
+would never be ready.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: Doublings of the founder's patience, at most.
+#: How often `founder_patience_s` is doubled at most.
 MOST_DOUBLINGS = 7
 
 Peers = Callable[[], Awaitable[Sequence[Source]]]
@@ -44,14 +47,14 @@ class Restored:
     """A state from which the replica can follow the log."""
 
     known: KnownState
-    #: number of the entry from which the next snapshot is counted
+    #: the next snapshot is due `snapshot_every` entries after the entry of this number
     snapshot_from: int
-    #: whether only survivors' memory has this state, so that a snapshot must be written at once
+    #: whether a snapshot must be written at once, because perhaps no disk has this state
     must_save: bool = False
 
 
 class Restorer:
-    """One replica's search for a state."""
+    """Searches for a state for one replica."""
 
     def __init__(
         self, settings: GradesSettings, metrics: GradesMetrics, keeper: SnapshotKeeper, carry_over: CarryOver
@@ -60,9 +63,9 @@ class Restorer:
         self._metrics = metrics
         self._keeper = keeper
         self._carry_over = carry_over
-        #: the log for which no state was found, and when it may be founded again
+        #: the log for which no state was found, and the time (`time.monotonic()`) from which it may be founded again
         self._stuck: tuple[str, float] | None = None
-        #: logs for which no state was found since the grades were ready
+        #: number of logs for which no state was found since the grades were last ready
         self._in_vain = 0
 
     @property
@@ -71,7 +74,7 @@ class Restorer:
         return "" if self._stuck is None else f"no peer and no snapshot has a state of the log {self._stuck[0]}"
 
     def succeeded(self) -> None:
-        """Note that the grades are ready, so that the next founder gets the usual time."""
+        """Note that the grades are ready, so that the next founder again gets `founder_patience_s` without doubling."""
         self._in_vain = 0
 
     async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
@@ -87,7 +90,10 @@ class Restorer:
         return restored
 
     async def _found(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
-        """Found a log on a state; return None when another replica was faster."""
+        """Found a log that begins with the state `base`. Return None if another replica was faster.
+
+        `instead_of` names a log that the new log replaces.
+        """
         continues = base.lineage if base else ()
         if instead_of:
             continues = union(continues, (instead_of,))
@@ -109,7 +115,8 @@ class Restorer:
         """Take a state that the present log continues from; return None when there is none now."""
         before = self._carry_over.before
         if before is not None and view.whole and view.just_founded:
-            # Its founder knew nothing and nothing was appended: this replica's state is the better beginning.
+            # The founder of this log had no state, and nothing was appended since. So a log that begins with the state
+            # of this replica takes its place.
             return await self._found(grades_log, before, view.log)
 
         async def must_be_continued(header: Header) -> None:
@@ -126,7 +133,10 @@ class Restorer:
         return Restored(known, await self._keeper.newest_number(view.log, view.oldest.position.number))
 
     async def _found_again(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
-        """Found a log anew whose first state is lost, if nothing was appended to it since."""
+        """Found the log again, because nobody has a state of it. Return None if it must not be replaced now.
+
+        A log is not replaced if something was appended to it, or while its founder may still need time.
+        """
         now = time.monotonic()
         if self._stuck is None or self._stuck[0] != view.log:
             patience_s = self._settings.founder_patience_s * 2 ** min(self._in_vain, MOST_DOUBLINGS)

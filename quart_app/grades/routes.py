@@ -25,7 +25,7 @@ from quart_app.security.basic import BasicAuth
 _UPDATE = TypeAdapter(GradeUpdate)
 _tagged = tag(["grades"])
 _needs_password = security_scheme([{BASIC: []}])
-#: Bytes of an entry of the log, about.
+#: About how many bytes an entry of the log takes.
 ENTRY_BYTES = 300
 
 
@@ -103,7 +103,8 @@ class GradesRoutes:
         return response
 
     async def _stream(self, header: Header, state: Frozen) -> AsyncIterator[bytes]:
-        # Counted from the first step: the body of a response that is never sent is never closed either.
+        # The backup is counted from its first chunk, not earlier. If a response is never sent, its body is never
+        # closed, and its backup would count for ever.
         self._backups += 1
         try:
             async with aclosing(stream(header, state)) as chunks:

@@ -1,4 +1,4 @@
-"""Writes snapshots of the grades to disk and trims the log behind them."""
+"""Writes snapshots of the grades to disk, and trims from the log the old entries that snapshots contain."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class SnapshotKeeper:
         self._settings = settings
         self._metrics = metrics
         self.snapshots = Snapshots(settings.snapshot_dir, backup.SUFFIX)
-        #: number of the entry from which the next snapshot is counted
+        #: the next snapshot is due `snapshot_every` entries after the entry of this number
         self.counted_from = 0
         self.task: asyncio.Task[None] | None = None
 
     async def check_disk(self) -> None:
-        """Log a warning if no snapshot can be written. The peers can still give a backup."""
+        """Log an error if no snapshot can be written. Nothing is raised, because peers can still give a backup."""
         try:
             await self.snapshots.check()
         except OSError as error:
@@ -47,11 +47,11 @@ class SnapshotKeeper:
         return [File(snapshot.path) for snapshot in await self.snapshots.durable(of)]
 
     async def newest_number(self, of: str, otherwise: int) -> int:
-        """Return the entry of the newest snapshot of a log, or `otherwise` when there is none."""
+        """Return the number of the entry of a log's newest snapshot, or `otherwise` if there is no snapshot."""
         return max((snapshot.position.number for snapshot in await self.snapshots.durable(of)), default=otherwise)
 
     def is_due(self, position: Position) -> bool:
-        """Return whether enough entries were applied since the last snapshot, and none is being written."""
+        """Return whether enough entries were applied since the last snapshot, and no snapshot is being written."""
         if self.task is not None and not self.task.done():
             return False
         return position.number - self.counted_from >= self._settings.snapshot_every
@@ -59,7 +59,7 @@ class SnapshotKeeper:
     def start(
         self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
     ) -> None:
-        """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is trimmed later."""
+        """Write a snapshot in a task of this group. If it cannot be written, nothing is raised and nothing trimmed."""
         self.task = tasks.create_task(self._write_in_turn(current, grades_log, carried), name="grades-snapshot")
 
     def cancel(self) -> None:
@@ -68,7 +68,7 @@ class SnapshotKeeper:
             self.task.cancel()
 
     async def _write_in_turn(self, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]) -> None:
-        """Write a snapshot unless another replica on this disk wrote one meanwhile."""
+        """Write a snapshot, unless another replica wrote one into the same folder meanwhile."""
         try:
             async with self.snapshots.turn():
                 position = current().position
@@ -81,7 +81,7 @@ class SnapshotKeeper:
             log.warning("snapshot postponed", reason=str(error))
 
     async def save(self, known: KnownState, grades_log: Log, carried: set[Path]) -> None:
-        """Write a snapshot and trim the log behind the one before it. When the disk fails, the log is not trimmed.
+        """Write a snapshot, and trim the log so that it begins at the snapshot before. If the disk fails, do not trim.
 
         `carried` are files whose content is in this state; they are deleted once the snapshot is durable.
         """
@@ -102,7 +102,7 @@ class SnapshotKeeper:
             await grades_log.trim(kept[-1])
 
     async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
-        """Write a state whose log was not found: this replica may be the last one that knows it."""
+        """Write a state to disk whose log was not found. Perhaps no other replica has this state."""
         header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(LAST_SNAPSHOT_S):

@@ -1,4 +1,4 @@
-"""Where a replica gets a whole state from: the backup of a peer, or a snapshot on disk. Both are verified alike."""
+"""Gets a whole state from the backup of a peer or from a snapshot on disk. Both are verified in the same way."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
+#: Bytes that are read at once.
 CHUNK = 1 << 16
 
-#: Judges the header of a backup; raises BadBackup when the state is of no use.
+#: Checks the header of a backup; raises BadBackup if the state is of no use.
 Accept = Callable[[Header], Awaitable[None]]
 
 
@@ -81,7 +82,7 @@ class Peer:
                 yield response.aiter_raw(CHUNK)
 
 
-#: The errors of a source after which the next one is tried. A roster can name an address that is no URL.
+#: The errors of a source after which the next source is tried. An address in the roster may be no URL.
 FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 
@@ -114,7 +115,7 @@ async def first_good(
 
 
 async def load(source: Source, settings: GradesSettings, accept: Accept) -> tuple[Header, Storage]:
-    """Return the whole, verified state of a source. `accept` judges the header before the rest is read.
+    """Return the whole, verified state of a source. `accept` checks the header before the rest is read.
 
     Raises BadBackup, NoBackup, TimeoutError, and what opening the source raises.
     """

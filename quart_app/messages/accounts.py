@@ -44,7 +44,7 @@ class LoggedIn:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """All accounts, behind passwords, limits and the audit log. Methods raise Problem and MeshError."""
+    """All accounts, with the checks of passwords and limits, and the audit log. Methods raise Problem and MeshError."""
 
     users: Users
     sessions: Sessions
@@ -65,7 +65,7 @@ class Accounts:
         return user
 
     async def log_in(self, login: Login, origin: Origin) -> LoggedIn:
-        """Begin a session. 401 does not tell a wrong password from an unknown address or an inactive account."""
+        """Begin a session. The 401 is the same for a wrong password, an unknown address and an inactive account."""
         user = await self.users.find_by_email(login.email)
         is_right = await self._check(user, login.email, login.password, origin)
         if user is None or not is_right:
@@ -81,7 +81,7 @@ class Accounts:
         await self.audit.record("logout", user=session.user.id, source=origin.source)
 
     async def change_profile(self, session: Session, change: ProfileChange, origin: Origin) -> tuple[User, LoggedIn]:
-        """Change the own address or password, which ends all sessions, and begin a new one."""
+        """Change the user's own address or password. This ends all sessions of the user, so begin a new one."""
         user = session.user
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)
@@ -94,7 +94,7 @@ class Accounts:
         return changed, await self._begin(changed, origin)
 
     async def change_access(self, session: Session, user_id: str, changes: Mapping[str, bool], origin: Origin) -> User:
-        """Grant and revoke, as an administrator."""
+        """Change the rights of an account (`is_active`, `paid_access`). Only an administrator may do this."""
         try:
             return await self.users.change_access(user_id, changes, by=session.user, source=origin.source)
         except NotAdministrator:
@@ -107,7 +107,7 @@ class Accounts:
             raise Problem(409, detail) from None
 
     async def _hash(self, password: SecretStr) -> str:
-        """Hash the new password of somebody who has just proved who they are."""
+        """Hash a password for a user whose current password was just checked, so the user counts as known."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
     async def _begin(self, user: User, origin: Origin) -> LoggedIn:
@@ -116,7 +116,7 @@ class Accounts:
         return LoggedIn(session, None if device else await self.sessions.remember_device(user))
 
     async def _check(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
-        """Return whether this is the password of an active account. The limits are checked before it is hashed."""
+        """Return whether this is the password of an active account. The limits are checked before any hashing."""
         device = self.sessions.known_device(origin.device, user)
         attempt = await self.limiter.admit(email, origin.source, device)
         try:

@@ -1,6 +1,6 @@
-"""Which provider delivers a message: a pure decision from the allowance and the right to the paid provider.
+"""Decides which provider delivers a message, from the allowance and the account's right to the paid provider. Pure.
 
-the allowance                                      paid access        no paid access
+the free provider's allowance                      paid access        no paid access
 granted                                            free               free
 closed, and opens within the wait asked for        wait               wait
 closed for longer                                  pay                refuse until it opens
@@ -16,13 +16,13 @@ from mesh.quota import Closed, Granted, Reservation, Verdict
 
 #: Why a message is paid for.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]
-#: Retry-After while another request probes: a probe is over soon.
+#: The Retry-After, in ms, while another request probes. It is short because a probe is over soon.
 PROBE_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class SendFree:
-    """Send it to the free provider, with this reservation."""
+    """Send the message to the free provider, with this reservation."""
 
     reservation: Reservation
 
@@ -36,7 +36,7 @@ class WaitForFree:
 
 @dataclass(frozen=True, slots=True)
 class Pay:
-    """Send it to the paid provider."""
+    """Send the message to the paid provider."""
 
     reason: Reason
 

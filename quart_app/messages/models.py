@@ -1,4 +1,4 @@
-"""Bodies of requests and answers."""
+"""The bodies of requests and answers of the message service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _known_address(text: str) -> str:
 
 
 def _bounded(password: SecretStr) -> SecretStr:
-    # Before anything looks at it: a password of megabytes would hold the event loop.
+    # Checked first, because normalising a password of megabytes would hold the event loop.
     if len(password.get_secret_value()) > MAX_PASSWORD:
         raise PydanticCustomError("long_password", "a password has at most {most} characters", {"most": MAX_PASSWORD})
     return password
@@ -66,7 +66,7 @@ GivenPassword = Annotated[
 
 
 class _StrictBody(BaseModel):
-    """A body that must not have other fields. So `paid_access` in the wrong place is an error; it is not ignored."""
+    """A body in which an unknown field is an error. So `paid_access` in the wrong body is refused, not ignored."""
 
     # An error that is logged must not repeat a password.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -80,7 +80,7 @@ class Registration(_StrictBody):
 
 
 class Login(_StrictBody):
-    """A login. An invalid address becomes "", which no account has: the answer does not tell it from a wrong one."""
+    """A login. An invalid address becomes "", which no account has. So its answer is that of an unknown address."""
 
     email: Annotated[
         str,
@@ -92,7 +92,7 @@ class Login(_StrictBody):
 
 
 class ProfileChange(_StrictBody):
-    """What users may change of their own account, with the password that proves that it is theirs."""
+    """What users may change of their own account. The current password proves that the account is theirs."""
 
     email: Email | None = None
     password: NewPassword | None = None
@@ -129,7 +129,7 @@ class Profile(BaseModel):
 
 
 class IdempotencyKeyHeader(BaseModel):
-    """A name for the message: sent again with it, the message gets the same answer and is not delivered again."""
+    """A name for the message. Sent again with the same name, it gets the same answer and is not delivered twice."""
 
     key: str | None = Field(
         None, alias="Idempotency-Key", description="1 to 255 printable characters, new for each message"
@@ -149,7 +149,7 @@ class QuotaShown(BaseModel):
     limit: int
     remaining: int
     blocked_until: str | None = Field(description="when the free provider opens again, UTC; null while it is open")
-    retry_after: float | None = Field(description="seconds until then; null while it is open")
+    retry_after: float | None = Field(description="seconds until the free provider opens; null while it is open")
 
     @classmethod
     def of(cls, allowance: Allowance) -> QuotaShown:
@@ -170,4 +170,4 @@ class Delivered(BaseModel):
     id: str
     provider: Literal["free", "paid"]
     response: str
-    quota: QuotaShown | None = Field(description="null if it could not be read")
+    quota: QuotaShown | None = Field(description="the free provider's allowance; null if it could not be read")

@@ -1,4 +1,4 @@
-"""Argon2 on a few threads, behind a bounded queue in which known callers go first."""
+"""Hashes passwords with Argon2 in a few threads, behind a bounded queue in which known callers go first."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from mesh import Busy
 
 T = TypeVar("T")
 
-#: Memory in KiB, passes and lanes: the least that OWASP advises, so two hashes at once take 38 MiB.
+#: Argon2's memory in KiB, passes and lanes: the least that OWASP advises. Two hashes at once take 38 MiB.
 MEMORY_KIB, PASSES, LANES = 19_456, 2, 1
-#: Passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
+#: Most passwords that wait for each thread. With more, a login would take seconds; 503 is the better answer.
 WAITING_PER_THREAD = 16
 
 
 class Passwords:
-    """Hashes and compares passwords off the event loop; Argon2 releases the interpreter lock.
+    """Hashes and compares passwords in threads. Argon2 releases the interpreter lock, so the event loop goes on.
 
-    Callers that are not known to an account fill at most half of the queue, and wait behind those who logged in before.
-    So a flood of invented logins delays a known caller by one hash.
+    A caller is known if somebody logged in to the account before from the same device or network. Other callers fill at
+    most half of the queue, and known callers go before them. So a flood of invented logins delays a known caller by one
+    hash.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -36,7 +37,7 @@ class Passwords:
         self._bound = concurrency * (1 + WAITING_PER_THREAD)
         self._bound_of_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
         self._queued = 0
-        #: compared for an unknown address, so that the answer takes as long as for a known one
+        #: the hash that is compared if no account has the address, so that the answer takes as long as for an account
         self._decoy = self._hasher.hash("no account has this password")
 
     async def hash(self, password: str, *, is_known: bool = False) -> str:
@@ -44,7 +45,10 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(password), is_known=is_known)
 
     async def matches(self, hashed: str | None, password: str, *, is_known: bool = False) -> bool:
-        """Return whether a password has this hash; False after the same time for None. Raises Busy."""
+        """Return whether a password has this hash. If the hash is None, return False after the same time.
+
+        Raises Busy.
+        """
         fits = await self._run(lambda: self._verify(hashed or self._decoy, password), is_known=is_known)
         return fits and hashed is not None
 
@@ -74,7 +78,7 @@ class Passwords:
 
 
 class _Slots:
-    """One slot for each thread; of those who wait for one, known callers go first."""
+    """One slot for each thread. While callers wait, a free slot goes to a known caller first."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -100,7 +104,7 @@ class _Slots:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                # The slot came at the moment of the cancellation.
+                # This caller got a slot just before the cancellation, and will not use it.
                 self._give_back()
             raise
 

@@ -42,7 +42,7 @@ _MESSAGE = TypeAdapter(NewMessage)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
 _needs_session = security_scheme([{SESSION: []}])
-#: Bytes that Redis takes for a new account, and for a message that is being delivered or whose answer is kept; about.
+#: About how many bytes Redis takes for a new account, and for a message that is being delivered or has its answer kept.
 ACCOUNT_BYTES, MESSAGE_BYTES = 1200, 1000
 
 
@@ -63,7 +63,7 @@ class MessageRoutes:
     def __init__(self, settings: MessageSettings, backend: Callable[[], Backend]) -> None:
         self._settings = settings
         self._backend = backend
-        # Browsers keep a cookie with this prefix only for this host, over TLS, and for all paths.
+        # A browser sends a cookie with this prefix only to the host that set it, only over TLS, and for all paths.
         prefix = "__Host-" if settings.cookie_secure else ""
         self._session_cookie, self._device_cookie = f"{prefix}session", f"{prefix}device"
         self.blueprint = Blueprint("messages", __name__)
@@ -120,7 +120,7 @@ class MessageRoutes:
     @document_request(ProfileChange)
     @document_response(Profile)
     async def change_me(self) -> Response:
-        """Change the own address or password, with the current password. All other sessions end."""
+        """Change your own address or password; this needs the current password. All other sessions end."""
         accounts, session = self._backend().accounts, await self._session()
         change = await read_json(_PROFILE_CHANGE)
         user, logged_in = await accounts.change_profile(session, change, self._origin())
@@ -148,7 +148,8 @@ class MessageRoutes:
         """Deliver a message: through the free provider while it is open, otherwise through the paid one.
 
         With the header Idempotency-Key the same message can safely be sent again: it gets the same answer and is not
-        delivered again. 403: free is closed and this account has no paid access; Retry-After says until when.
+        delivered again. 403: the free provider is closed and this account has no paid access; Retry-After says when
+        the free provider opens.
         """
         backend, session = self._backend(), await self._session()
         backend.store_room(MESSAGE_BYTES)
@@ -198,7 +199,10 @@ class MessageRoutes:
 
 
 async def _quota_if_it_can_be_read(backend: Backend) -> dict[str, Any] | None:
-    """Return the allowance, or None. The message is delivered and maybe paid: nothing may turn that into an error."""
+    """Return the allowance, or None if it cannot be read.
+
+    The message is already delivered and perhaps paid for, so a failure here must not become an error for the client.
+    """
     try:
         return QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump()
     except MeshError:
@@ -221,5 +225,5 @@ def _key() -> str | None:
 
 
 def no_backend() -> Backend:
-    """Refuse everything, before the replica is a member and after."""
+    """Raise Unavailable, because the replica is not a member of the mesh yet, or any more."""
     raise Unavailable("this replica is not ready for messages; try again")

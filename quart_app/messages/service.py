@@ -46,7 +46,7 @@ class Messages:
 
     @asynccontextmanager
     async def lifespan(self, replica: Mesh) -> AsyncIterator[None]:
-        """Serve while the block lasts; leaving it waits for the deliveries in progress."""
+        """Serve while the block lasts. At its end, wait for the deliveries in progress."""
         redis, settings = replica.shared, self._settings
         audit = Audit(redis)
         accounts = Accounts(
@@ -86,7 +86,7 @@ class Messages:
         return panel.panel_of(await self._quota(replica).look())
 
     async def _ensure_first_admin(self, accounts: Accounts) -> None:
-        """Create the administrator that the settings name, once. No existing account is ever promoted."""
+        """Create the administrator that the settings name, once. An existing account never becomes an administrator."""
         email, password = self._settings.admin_email, self._settings.admin_password
         if not email:
             return

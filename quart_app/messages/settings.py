@@ -17,7 +17,7 @@ SHORTEST_SECRET = 32
 
 
 class MessageSettings(BaseSettings):
-    """All names begin with MESSAGES_, except the two URLs; a secret may be a file."""
+    """All names begin with MESSAGES_, except those of the two URLs. A secret may also come from a file."""
 
     model_config = settings_config("MESSAGES_")
 
@@ -32,7 +32,7 @@ class MessageSettings(BaseSettings):
         description="the URL of the paid provider",
     )
     free_limit: int = Field(10, ge=1, description="requests that the free provider accepts before it blocks")
-    free_block_seconds: float = Field(60, gt=0, description="how long the free provider then blocks")
+    free_block_seconds: float = Field(60, gt=0, description="how long the free provider blocks after these requests")
 
     connect_timeout_ms: int = Field(500, ge=10, description="longest wait for a connection to a provider")
     provider_timeout_ms: int = Field(5_000, ge=10, description="longest wait for a provider's answer")
@@ -42,16 +42,16 @@ class MessageSettings(BaseSettings):
     connect_tries: int = Field(
         3, ge=1, le=10, description="tries to reach a provider; a request that may have left is not repeated"
     )
-    probe_wait_ms: int = Field(5_000, ge=0, description="longest wait for the probe of another request before paying")
+    probe_wait_ms: int = Field(5_000, ge=0, description="longest wait while another request probes, before paying")
     max_wait_ms: int = Field(30_000, ge=0, description="the longest max_wait_ms that a client may ask for")
-    max_in_flight: int = Field(512, ge=1, description="messages in progress on one replica; beyond it 503")
+    max_in_flight: int = Field(512, ge=1, description="most messages in progress on one replica; more get 503")
     keep_answers_s: int = Field(86_400, ge=60, description="how long the answer for an Idempotency-Key is kept")
 
     jwt_secret: SecretStr | None = Field(
         None, description="signs sessions; if empty, the first replica creates one in Redis"
     )
     jwt_previous_secret: SecretStr | None = Field(
-        None, description="the signing key before, accepted during a change of keys"
+        None, description="the previous signing key, still accepted during a change of keys"
     )
     jwt_issuer: str = Field("quart-mesh", description="the issuer in session tokens")
     jwt_audience: str = Field("quart-mesh-messages", description="the audience in session tokens")
@@ -59,14 +59,16 @@ class MessageSettings(BaseSettings):
     cookie_secure: bool = Field(True, description="false only for trials by hand over plain HTTP")
     allowed_origins: str = Field("", description="origins of other sites that may use the cookies, comma separated")
     login_tries: int = Field(
-        10, ge=1, description="wrong passwords for one account from one address or device: then 429"
+        10, ge=1, description="most wrong passwords for one account from one address or device, before 429"
     )
     login_wait_s: int = Field(300, ge=1, description="how long wrong passwords are counted")
-    login_source_tries: int = Field(50, ge=1, description="wrong passwords from one address for all accounts: then 429")
-    login_account_tries: int = Field(
-        100, ge=1, description="wrong passwords for one account from all unknown addresses: then 429 for those"
+    login_source_tries: int = Field(
+        50, ge=1, description="most wrong passwords for all accounts from one address, before 429"
     )
-    registrations: int = Field(200, ge=1, description="new accounts from one address within the same time")
+    login_account_tries: int = Field(
+        100, ge=1, description="most wrong passwords for one account from all unknown addresses, before 429 for these"
+    )
+    registrations: int = Field(200, ge=1, description="most new accounts from one address within MESSAGES_LOGIN_WAIT_S")
     hash_concurrency: int = Field(
         2, ge=1, description="passwords hashed at the same time; each takes 19 MiB and a core"
     )
@@ -125,6 +127,6 @@ class MessageSettings(BaseSettings):
 
     @property
     def work_ms(self) -> int:
-        """The longest time for a message beyond the wait it asks for: a probe, then both providers at their slowest."""
+        """The longest time for a message, without the wait that it asks for: a probe, then two very slow providers."""
         reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
         return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 2_000

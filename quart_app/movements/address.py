@@ -1,8 +1,8 @@
 """Reads DATABASE_URL: which database, with which driver, and with which options.
 
-Managed PostgreSQL hands out addresses in libpq's form, with options such as `sslmode`. asyncpg reads most of them. An
-option that it does not know would become a setting of the server and fail at each connect, so every option is either
-accepted here, or refused with a sentence when the process starts.
+Managed PostgreSQL services give addresses in libpq's form, with options such as `sslmode`. The driver asyncpg reads
+most options. It passes an option that it does not know to the server as a setting, and then each connect fails. So this
+module checks every option when the process starts, and refuses an unknown one with an error text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SERVER_SETTINGS = {
     "application_name", "options", "search_path", "statement_timeout", "lock_timeout", "TimeZone", "timezone",
     "idle_in_transaction_session_timeout",
 }  # fmt: skip
-#: Options of libpq that change nothing here with one of these values; `None`: with any value.
+#: Options of libpq that change nothing here if they have one of these values. `None` means any value.
 WITHOUT_EFFECT = {
     "channel_binding": {"prefer", "disable"},
     "gssencmode": {"prefer", "disable"},
@@ -34,11 +34,11 @@ WITHOUT_EFFECT = {
     "load_balance_hosts": {"disable"},
     "sslcompression": {"0"},
     "sslsni": {"1"},
-    # A broken connection is found by a ping before it is used.
+    # Keepalives are not needed: a ping finds a broken connection before the connection is used.
     "keepalives": None, "keepalives_idle": None, "keepalives_interval": None, "keepalives_count": None,
     "tcp_user_timeout": None,
 }  # fmt: skip
-#: Handled by this service: the first one by `connect_timeout_s`.
+#: Options that this module handles itself, in `connect_timeout_s` and `_check_postgresql`.
 OURS = {"connect_timeout", "fallback_application_name"}
 SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 #: Options that name a file which must exist.
@@ -48,7 +48,7 @@ FILES = {"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"}
 def async_url(text: str) -> URL:
     """Return the address with our driver and without the options that change nothing.
 
-    Raises ValueError, with a sentence that does not contain the password.
+    Raises ValueError; its text does not contain the password.
     """
     try:
         url = make_url(text)

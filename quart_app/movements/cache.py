@@ -13,9 +13,9 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Keeps at most `size` loaded values for `ttl_s` seconds and drops the least recently used one first.
+    """Keeps at most `size` loaded values for `ttl_s` seconds. A full cache drops the least recently used value.
 
-    It keeps neither None (not found) nor a failure, because the next load may succeed.
+    The cache keeps neither None (not found) nor a failure, because the next load may succeed.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Cache(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._loading: dict[K, asyncio.Task[V | None]] = {}
         self._tasks: set[asyncio.Task[V | None]] = set()
-        #: how many calls found a value here, and how many loads were started
+        #: how many calls of `get` found a cached value, and how many loads were started
         self.hits = 0
         self.loads = 0
 
@@ -48,7 +48,7 @@ class Cache(Generic[K, V]):
         return await asyncio.shield(self._loading.get(key) or self._start(key))
 
     def forget(self, key: K) -> None:
-        """Drop a value that has changed. A load under way may return the old value, so later calls start a new one."""
+        """Drop a value that has changed. A load under way may return the old value, so later calls start a new load."""
         self._kept.pop(key, None)
         self._loading.pop(key, None)
 

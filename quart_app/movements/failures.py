@@ -1,4 +1,4 @@
-"""What an error of the database means: the data are wrong, or the database cannot be used and why."""
+"""Tells what an error of the database means: either the data are wrong, or the database cannot be used, and why."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RETRY_AFTER_S = 1
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise Unavailable for an error of the database itself. An error of the data passes."""
+    """Raise Unavailable for an error of the database itself. An error that wrong data cause is raised unchanged."""
     try:
         yield
     except (SQLAlchemyError, OSError, TimeoutError) as error:
@@ -55,7 +55,8 @@ def is_fault_of_data(error: BaseException) -> bool:
     """Return whether the same data would fail again on a healthy database."""
     if isinstance(error, IntegrityError | DataError):
         return True
-    # asyncpg's errors lose their class on the way; their SQLSTATE keeps it: 22 is data, 23 a constraint.
+    # Errors of asyncpg come here with a general class. Their SQLSTATE still says what they are: it begins with 22 for
+    # wrong data and with 23 for a violated constraint.
     return _sqlstate(error)[:2] in {"22", "23"}
 
 
@@ -63,7 +64,7 @@ def reason(error: BaseException) -> str:
     """Return why the database cannot be used, without an address or a name."""
     original = _original(error)
     if isinstance(original, sqlite3.Error):
-        # Extended names continue the plain one: SQLITE_IOERR_WRITE.
+        # An extended name begins with the plain name: SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR.
         name = getattr(original, "sqlite_errorname", "")
         return next((text for known, text in REASONS.items() if name.startswith(known)), "SQLite reports an error")
     state = _sqlstate(error)
@@ -75,7 +76,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether the connection broke under a statement, so that a new connection may serve it."""
+    """Return whether the connection broke during a statement. The statement may succeed over a new connection."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 

@@ -1,4 +1,4 @@
-"""Reads events from stream entries and stores them. An entry that is no event is refused with a reason."""
+"""Reads events from stream entries and stores them. An entry that is not an event is refused with a reason."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _content(fields: Mapping[str, str]) -> object:
 
 
 def _bytes(text: str) -> bytes:
-    """Return the bytes of the stream, also where they were not UTF-8."""
+    """Return the bytes that the stream has. They need not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
 class Intake:
-    """Handles batches of entries; calls `changed` with each movement that has a new row."""
+    """Stores batches of entries. Calls `changed` with the id of each movement that has a new row."""
 
     def __init__(self, store: MovementStore, metrics: MovementMetrics, changed: Callable[[UUID], None]) -> None:
         self._store, self._metrics, self._changed = store, metrics, changed

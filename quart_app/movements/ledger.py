@@ -1,4 +1,4 @@
-"""The movements service of one replica: it stores events while it runs and answers what they add up to."""
+"""The movements service of one replica: it stores events, and answers questions about movements and stocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GAUGES_S = 2.0
 
 
 class Ledger:
-    """Reads for the routes; while `running`, it stores the events of the stream."""
+    """Reads movements and stocks for the routes. Inside a block of `running` it also stores events of the stream."""
 
     def __init__(self, settings: MovementSettings, metrics: MovementMetrics) -> None:
         self._settings, self._metrics = settings, metrics
@@ -48,7 +48,10 @@ class Ledger:
         return self._intake.trouble or self._read_trouble
 
     async def movement(self, movement_id: UUID, product_id: UUID | None = None) -> Movement | None:
-        """Return a movement, or one product of it; None when no event names it. Raises Unavailable."""
+        """Return a movement, or only one product of it. None if no event names the movement or the product in it.
+
+        Raises Unavailable.
+        """
         steps = await self._cache.get(movement_id) or ()
         if product_id is not None:
             steps = tuple(step for step in steps if step.product_id == product_id)

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class MovementMetrics:
-    """Counters of this replica, and gauges of the shared tables and stream, which every replica measures alike."""
+    """Counters of this replica, and gauges of the shared tables and stream. The gauges are the same on all replicas."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.stored = Counter("movements_stored_counter", "rows inserted into movements", registry=registry)

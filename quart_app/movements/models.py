@@ -110,7 +110,7 @@ class Leg(BaseModel):
 
 
 class MovementId(BaseModel):
-    """The id of a movement, which comes first in an answer."""
+    """The id of a movement. A base class of its own, so that the id comes first in an answer."""
 
     movement_id: UUID
 
@@ -127,7 +127,7 @@ class Stock(BaseModel):
     warehouse_id: UUID
     product_id: UUID
     quantity: int = Field(ge=0, description="never below 0")
-    updated_at: datetime = Field(description="time of the latest movement that is counted")
+    updated_at: datetime = Field(description="time of the latest event that is counted")
 
 
 class MovementQuery(BaseModel):

@@ -1,4 +1,4 @@
-"""What an operator sees of the events of movements: how many wait, and for how long."""
+"""Shows operators the events of movements: how many wait to be stored, and how long the oldest has waited."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from mesh import Mesh
 from quart_app.panels import Panel, PanelFigure, counted, duration
 
-#: Age of the oldest event from which the panel says so in the headline.
+#: If the oldest event has waited for longer than this, the headline says how many events are not stored yet.
 OLD_MS = 5000
 
 
@@ -29,7 +29,10 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
 
 
 def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
-    """Return the panel of a stream (None: there is none yet); `oldest_ms` is the age of its first entry."""
+    """Return the panel of the event stream.
+
+    `info` is None while the stream does not exist. `oldest_ms` is the age of the first entry, or None if there is none.
+    """
     length = info["length"] if info else 0
     old = oldest_ms is not None and oldest_ms > OLD_MS
     age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"

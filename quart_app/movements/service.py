@@ -1,4 +1,4 @@
-"""Builds the movements service: durable events in, two tables, two routes."""
+"""Builds the movements service: it stores the events of a stream in two tables, and answers two routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of the movements service, read from the environment. Each default states its trade."""
+"""The settings of the movements service, read from the environment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class MovementSettings(BaseSettings):
     )
     movement_cache_size: int = Field(10_000, ge=0, description="movements kept in RAM; 0: none")
     movement_cache_expiration: float = Field(
-        5.0, gt=0, description="seconds that a cached movement may be behind another replica's writes"
+        5.0, gt=0, description="how many seconds a cached movement may be behind the writes of another replica"
     )
     movements_stream: str = Field("events:movements", pattern=r"^events:.+", description="the stream of the events")
     movements_batch: int = Field(
-        500, ge=1, le=MOST_ROWS, description="events per commit; more is faster, less is repeated after a crash"
+        500, ge=1, le=MOST_ROWS, description="events per commit; more are faster, fewer repeat less work after a crash"
     )
     movements_claim_idle_ms: int = Field(
         5000, ge=200, description="another replica takes over the events of a dead one after this time"

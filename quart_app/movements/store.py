@@ -24,9 +24,9 @@ class Stored:
 
     #: the new events; their rows are committed
     new: list[Event] = field(default_factory=list)
-    #: number of events that were stored before, or occurred twice among these
+    #: number of events that were stored before, or that repeat another event of the same call
     duplicates: int = 0
-    #: indexes of the events whose identity is stored with another content
+    #: indexes of the events that are refused, because their identity is stored with another content
     taken: set[int] = field(default_factory=set)
 
 
@@ -50,14 +50,14 @@ class MovementStore:
         )
 
     async def add(self, events: Sequence[Event]) -> Stored:
-        """Store the events in one transaction, each once however often it comes.
+        """Store the events in one transaction. An event that comes several times is stored once.
 
         An event whose identity is stored with another content changes nothing; its index is in `taken`.
         """
         stored, first = Stored(), _first_of_each(events)
         if not first:
             return stored
-        # All replicas insert in one order, so that two with the same events cannot deadlock.
+        # All replicas insert rows in the same order, so that two replicas with the same events cannot deadlock.
         rows = [_row(first[key]) for key in sorted(first)]
         async with self._database.writing() as connection:
             new = {(row.source, row.event_id) for row in await connection.execute(self._insert, rows)}
@@ -126,7 +126,8 @@ def _row(event: Event) -> dict[str, Any]:
     }
 
 
-#: The columns that make the content of an event. `sent_at` may differ when a sender sends it again.
+#: The columns that are compared between two events of one identity. `sent_at` is not among them, because it may differ
+#: when a sender repeats an event.
 _CONTENT = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
 
 

@@ -1,4 +1,4 @@
-"""Computes the summary of a movement from its events. Pure; the order of arrival does not matter."""
+"""Computes the summary of a movement from its events. Pure; the order of the events does not matter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Step:
 
 
 def movement(movement_id: UUID, steps: Sequence[Step]) -> Movement:
-    """Return the movement that consists of these steps, at least one."""
+    """Return the movement that consists of these steps. There must be at least one step."""
     by_product: dict[UUID, list[Step]] = defaultdict(list)
     for step in steps:
         by_product[step.product_id].append(step)
@@ -61,7 +61,7 @@ def _status(departed: bool, arrived: bool) -> Status:
 
 
 def status_of(parts: Sequence[Status]) -> Status:
-    """Return the status of a whole movement: completed when every product is; in transit before departure missing."""
+    """Return the status of a whole movement: in transit if a product is, else departure missing, else completed."""
     for status in (Status.IN_TRANSIT, Status.DEPARTURE_MISSING):
         if status in parts:
             return status

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time in UTC. SQLite has no time zones, so it stores the time without one."""
+    """A time in UTC. SQLite has no time zones, so the time is stored there without a zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -44,7 +44,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-#: SQLite numbers rows by itself only in a key of the type INTEGER.
+#: The type of a row's number. SQLite numbers new rows by itself only in a primary key of the type INTEGER.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
@@ -53,7 +53,7 @@ movements = Table(
     "movements",
     metadata,
     Column("id", RowNumber, primary_key=True),
-    # Source and id are the identity: the two messages of one movement may share the id, but have two sources.
+    # An event's identity is its source and id: the two messages of a movement may have one id, but have two sources.
     Column("source", String(255), nullable=False),
     Column("event_id", String(255), nullable=False),
     Column("sent_at", UtcDateTime, nullable=False),
@@ -89,7 +89,7 @@ warehouses = Table(
         Computed("CASE WHEN balance < 0 THEN -balance ELSE 0 END", persisted=True),
         nullable=False,
     ),
-    # The time of the latest movement, by its own clock: it does not depend on the order of events either.
+    # The latest `occurred_at` of all events, so it does not depend on the order of events either.
     Column("updated_at", UtcDateTime, nullable=False),
 )
 _SHORT = warehouses.c.deficit > 0

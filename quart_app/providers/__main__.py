@@ -81,9 +81,9 @@ async def _serve(provider: Provider, host: str, port: int) -> None:
 
 def _config(listener: socket.socket) -> Config:
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
+    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes this socket
     config.loglevel = "WARNING"
-    # Longer than clients keep idle connections, so that none is closed while a request is on its way.
+    # Clients close idle connections earlier than this, so the server closes none while a request is on its way.
     config.keep_alive_timeout = 75
     config.graceful_timeout = 3
     return config

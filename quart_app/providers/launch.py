@@ -1,4 +1,4 @@
-"""The command lines of both providers, and the environment that tells replicas where they are."""
+"""The command lines of both providers, and the environment that tells replicas where the providers are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAID_PORT = 2198
 
 
 def commands(free_port: int = FREE_PORT, paid_port: int = PAID_PORT) -> dict[str, list[str]]:
-    """Return one command line per provider. They take the environment of the replicas, and stop on SIGTERM."""
+    """Return one command line per provider. Run it in the environment of the replicas. It stops on SIGTERM."""
     ports = {"free": free_port, "paid": paid_port}
     return {
         kind: [sys.executable, "-P", "-m", "quart_app.providers", kind, "--host", "127.0.0.1", "--port", str(port)]

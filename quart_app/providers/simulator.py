@@ -42,7 +42,7 @@ class Call:
     at: float
     message: str
     outcome: Literal["taken", "refused"]
-    #: its Idempotency-Key
+    #: the Idempotency-Key of the request; "" without one
     id: str = ""
 
 
@@ -53,14 +53,14 @@ class Provider:
     kind: Literal["free", "paid"]
     window: Window | None = None
     latency_s: float = 0.05
-    #: the form of Retry-After (RFC 9110); both round up to whole seconds
+    #: the form of Retry-After (RFC 9110); both forms round up to whole seconds
     retry_after: Literal["seconds", "date"] = "seconds"
     taken: int = 0
     refused: int = 0
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
 
     def see(self, message: str, id: str = "") -> float | None:
-        """Count a request when it is received. Return None if it is accepted, else the seconds until the block ends."""
+        """Count a request that has just come. Return None if it is accepted, else the seconds until the block ends."""
         wait_s = self.window.take(time.monotonic()) if self.window else None
         self.calls.append(Call(time.time(), message, "taken" if wait_s is None else "refused", id))
         if wait_s is None:

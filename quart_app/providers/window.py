@@ -2,8 +2,8 @@
 
     open ──the last allowed request──> blocked ──block_s later──> open, with a count of 0
 
-A request during a block is refused. It is not counted and does not extend the block. A count below the limit never
-expires, which is the strictest reading of the task.
+A request during a block is refused. It is not counted, and does not extend the block. A count below the limit never
+expires; this is the strictest reading of the task.
 """
 
 from __future__ import annotations
