@@ -1,8 +1,8 @@
 """Appends to the present log what a replica knows of a lost log.
 
 Each field keeps the stamp of the entry that set it, so a newer change in the present log wins. The state that this
-process had itself is always used. A snapshot is used only if the present log continues its log, or if its writer no
-longer found its log.
+process had itself is always used. A snapshot is used only if the present log continues the snapshot's log, or if the
+snapshot is marked as orphaned.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class CarryOver:
         self.before = None
 
     async def carry(self, known: KnownState, grades_log: Log) -> int:
-        """Append what earlier states have and `known` lacks. Return the number of the last entry of the log then."""
+        """Append what earlier states have and `known` lacks.
+
+        Return the number of the last entry that was appended. If there is none, return the number of `known`.
+        """
         last = known.position
         if self.before is not None:
             last = await self._append(self.before, known, grades_log, last)

@@ -5,9 +5,9 @@
                   +- gap, other log
 
 `restoring` finds a state from which the replica can follow the log. The replica then applies the log up to its end. It
-appends what it knew before and the log lacks (`carry_over`), and is ready when it has applied that, too. A change is
-appended to the log, and each replica applies it from there (`pending_sets`). Snapshots on disk make it possible to trim
-the log (`snapshot_keeper`).
+appends what it knew before and the log lacks (`carry_over`), and is ready when it has applied these entries, too.
+A change is appended to the log, and each replica applies the change when it reads the log (`pending_sets`). Snapshots
+on disk make it possible to trim the log (`snapshot_keeper`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Replication:
         """Return the header of a backup and the records of this moment. Raises Unavailable while restoring."""
         return self._current().describe(self._the_log.now_ms())
 
-    # Its life
+    # Restoring and following the log
 
     @contextlib.asynccontextmanager
     async def following(self, grades_log: Log, peers: Peers) -> AsyncIterator[None]:

@@ -36,7 +36,7 @@ from quart_app.grades.storage import Storage
 
 log = structlog.get_logger(__name__)
 
-#: How often `founder_patience_s` is doubled at most.
+#: How many times `founder_patience_s` is doubled at most.
 MOST_DOUBLINGS = 7
 
 Peers = Callable[[], Awaitable[Sequence[Source]]]
@@ -82,14 +82,14 @@ class Restorer:
         view = await grades_log.view()
         if view is None:
             base = self._carry_over.before or await self._any_state(peers)
-            restored = await self._found(grades_log, base)
+            restored = await self._found_log(grades_log, base)
         else:
             restored = await self._take_up(grades_log, view, peers)
         if restored is not None:
             self._stuck = None
         return restored
 
-    async def _found(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
+    async def _found_log(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
         """Found a log that begins with the state `base`. Return None if another replica was faster.
 
         `instead_of` names a log that the new log replaces.
@@ -117,7 +117,7 @@ class Restorer:
         if before is not None and view.whole and view.just_founded:
             # The founder of this log had no state, and nothing was appended since. So a log that begins with the state
             # of this replica takes its place.
-            return await self._found(grades_log, before, view.log)
+            return await self._found_log(grades_log, before, view.log)
 
         async def must_be_continued(header: Header) -> None:
             if not await grades_log.holds(header.position):
@@ -129,10 +129,10 @@ class Restorer:
         if known is None:
             known = await self._first_good(await self._keeper.sources(view.log), must_be_continued)
         if known is None:
-            return await self._found_again(grades_log, view, peers)
+            return await self._found_log_again(grades_log, view, peers)
         return Restored(known, await self._keeper.newest_number(view.log, view.oldest.position.number))
 
-    async def _found_again(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
+    async def _found_log_again(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
         """Found the log again, because nobody has a state of it. Return None if it must not be replaced now.
 
         A log is not replaced if something was appended to it, or while its founder may still need time.
@@ -146,7 +146,7 @@ class Restorer:
         if not view.just_founded or now < self._stuck[1]:
             return None
         base = self._carry_over.before or await self._any_state(peers)
-        return await self._found(grades_log, base, view.log) if base is not None else None
+        return await self._found_log(grades_log, base, view.log) if base is not None else None
 
     async def _first_good(
         self, sources: Sequence[Source], accept: Callable[[Header], Awaitable[None]]

@@ -33,7 +33,7 @@ class GradesSettings(BaseSettings):
         description="entries between two snapshots; more make the log longer, fewer make snapshots more frequent",
     )
 
-    set_timeout_ms: int = Field(5000, ge=100, description="longest wait until a change is applied here")
+    set_timeout_ms: int = Field(5000, ge=100, description="longest wait until this replica has applied a change")
     set_in_flight: int = Field(2000, ge=1, description="most changes under way at once; more are refused")
 
     backups_at_once: int = Field(

@@ -59,7 +59,7 @@ class SnapshotKeeper:
     def start(
         self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
     ) -> None:
-        """Write a snapshot in a task of this group. If it cannot be written, nothing is raised and nothing trimmed."""
+        """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is not trimmed."""
         self.task = tasks.create_task(self._write_in_turn(current, grades_log, carried), name="grades-snapshot")
 
     def cancel(self) -> None:
@@ -81,7 +81,7 @@ class SnapshotKeeper:
             log.warning("snapshot postponed", reason=str(error))
 
     async def save(self, known: KnownState, grades_log: Log, carried: set[Path]) -> None:
-        """Write a snapshot, and trim the log so that it begins at the snapshot before. If the disk fails, do not trim.
+        """Write a snapshot, and trim the log so that it begins at the previous one. If the disk fails, do not trim.
 
         `carried` are files whose content is in this state; they are deleted once the snapshot is durable.
         """
@@ -102,7 +102,7 @@ class SnapshotKeeper:
             await grades_log.trim(kept[-1])
 
     async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
-        """Write a state to disk whose log was not found. Perhaps no other replica has this state."""
+        """Write the state of a log that was not found to disk. Perhaps no other replica has this state."""
         header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(LAST_SNAPSHOT_S):

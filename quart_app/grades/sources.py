@@ -82,7 +82,7 @@ class Peer:
                 yield response.aiter_raw(CHUNK)
 
 
-#: The errors of a source after which the next source is tried. An address in the roster may be no URL.
+#: The errors of a source after which the next source is tried; InvalidURL, because the roster may have a bad address.
 FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError)
 
 

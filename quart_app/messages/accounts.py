@@ -1,4 +1,4 @@
-"""What people do with accounts: register, log in, change their own, and administrate those of others."""
+"""What people do with accounts: register, log in, change their own account, and administrate those of others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class LoggedIn:
-    """The tokens of a login; `device` is None when the client has one already."""
+    """The tokens of a login. `device` is None if the client has a valid device token already."""
 
     session: str
     device: str | None
@@ -81,7 +81,7 @@ class Accounts:
         await self.audit.record("logout", user=session.user.id, source=origin.source)
 
     async def change_profile(self, session: Session, change: ProfileChange, origin: Origin) -> tuple[User, LoggedIn]:
-        """Change the user's own address or password. This ends all sessions of the user, so begin a new one."""
+        """Change the user's own address or password. This ends all sessions of the user, so a new session begins."""
         user = session.user
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)

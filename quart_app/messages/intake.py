@@ -61,7 +61,7 @@ class MessageIntake:
     async def open(self) -> AsyncIterator[None]:
         """Accept messages while the block lasts, and wait at its end for the deliveries in progress.
 
-        They no longer wait for the free provider then, so each of them ends within `work_ms`.
+        These deliveries no longer wait for the free provider, so each ends within `work_ms`.
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -88,7 +88,8 @@ class MessageIntake:
             case OtherBody():
                 raise Problem(409, "this Idempotency-Key was used for another message; use a new key")
             case SenderLost():
-                raise Problem(502, "the replica that sent this message died; whether a provider has it is not known")
+                detail = "the replica that sent this message died; whether a provider has the message is not known"
+                raise Problem(502, detail)
         raise Problem(503, "this message is still being delivered; retry with its key after 1 s", retry_after=1)
 
     async def _claim(
@@ -129,9 +130,9 @@ class MessageIntake:
     async def _work(
         self, message: OutgoingMessage, claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
     ) -> None:
-        """Deliver within `bound_s` seconds, and set the result. An error is set, not raised.
+        """Deliver within `bound_s` seconds, and set the reply or the error as the result.
 
-        An error that left this task would cancel the other deliveries of the task group.
+        Raises no error, because an error in one task would cancel the other deliveries of the task group.
         """
         self._metrics.in_flight.inc()
         try:
@@ -150,6 +151,7 @@ class MessageIntake:
             self._metrics.in_flight.dec()
 
     async def _deliver(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
+        """Deliver, and set what the claim records: the answer, or that no provider has the message."""
         async with claim:
             try:
                 reply = await self.delivery.deliver(message, claim)

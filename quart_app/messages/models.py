@@ -80,7 +80,7 @@ class Registration(_StrictBody):
 
 
 class Login(_StrictBody):
-    """A login. An invalid address becomes "", which no account has. So its answer is that of an unknown address."""
+    """A login. An invalid address becomes "", which no account has. So the answer is that for an unknown address."""
 
     email: Annotated[
         str,
@@ -129,7 +129,7 @@ class Profile(BaseModel):
 
 
 class IdempotencyKeyHeader(BaseModel):
-    """A name for the message. Sent again with the same name, it gets the same answer and is not delivered twice."""
+    """A name for the message. A message sent again with its name gets the same answer and is not delivered twice."""
 
     key: str | None = Field(
         None, alias="Idempotency-Key", description="1 to 255 printable characters, new for each message"

@@ -37,7 +37,7 @@ class Passwords:
         self._bound = concurrency * (1 + WAITING_PER_THREAD)
         self._bound_of_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
         self._queued = 0
-        #: the hash that is compared if no account has the address, so that the answer takes as long as for an account
+        #: compared if no account has the address, so that the answer takes as long as for an existing account
         self._decoy = self._hasher.hash("no account has this password")
 
     async def hash(self, password: str, *, is_known: bool = False) -> str:

@@ -193,12 +193,12 @@ def retry_after_ms(headers: httpx2.Headers) -> int | None:
     """
     said = headers.get("Retry-After", "").strip()
     try:
-        seconds = float(said) if said.isdecimal() else _until(said, headers.get("Date"))
+        seconds = float(said) if said.isdecimal() else _seconds_until(said, headers.get("Date"))
     except (ValueError, OverflowError):
         return None
     return round(min(max(seconds * 1000, SHORTEST_BLOCK_MS), LONGEST_BLOCK_MS))
 
 
-def _until(date: str, now: str | None) -> float:
+def _seconds_until(date: str, now: str | None) -> float:
     since = parsedate_to_datetime(now).timestamp() if now else time.time()
     return parsedate_to_datetime(date).timestamp() - since

@@ -124,8 +124,8 @@ class Sessions:
             claims = self._read(token, self._device_audience)
         except NotLoggedIn:
             return None
-        # After a change of the password no device is known. The expiry is compared with the clock of this process. If
-        # that clock is wrong, the device at worst loses the attempts of its own.
+        # A change of the password raises the generation, so no device is known afterwards. The expiry is compared with
+        # the clock of this process. If that clock is wrong, the device at worst loses its own attempts.
         is_known = (
             user is not None
             and (claims["sub"], claims.get("generation")) == (user.id, user.generation)
@@ -165,7 +165,7 @@ class Sessions:
             )
         except (jwt.PyJWTError, KeyError, ValueError):
             raise NotLoggedIn("this is not a session token; log in again") from None
-        _refuse_odd_types(claims, ("iat", "exp"))
+        _refuse_unless_integers(claims, ("iat", "exp"))
         return claims
 
     async def _now(self) -> int:
@@ -178,7 +178,7 @@ def _is_current(claims: dict[str, Any], now: int) -> bool:
     return bool(claims["iat"] - CLOCK_STEP_S <= now < claims["exp"])
 
 
-def _refuse_odd_types(claims: dict[str, Any], numbers: Sequence[str]) -> None:
+def _refuse_unless_integers(claims: dict[str, Any], numbers: Sequence[str]) -> None:
     if not all(isinstance(claims[name], int) for name in numbers):
         raise NotLoggedIn("this is not a session token; log in again")
 

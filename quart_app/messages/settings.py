@@ -48,7 +48,7 @@ class MessageSettings(BaseSettings):
     keep_answers_s: int = Field(86_400, ge=60, description="how long the answer for an Idempotency-Key is kept")
 
     jwt_secret: SecretStr | None = Field(
-        None, description="signs sessions; if empty, the first replica creates one in Redis"
+        None, description="the key that signs sessions; if empty, the first replica creates a key in Redis"
     )
     jwt_previous_secret: SecretStr | None = Field(
         None, description="the previous signing key, still accepted during a change of keys"
@@ -127,6 +127,6 @@ class MessageSettings(BaseSettings):
 
     @property
     def work_ms(self) -> int:
-        """The longest time for a message, without the wait that it asks for: a probe, then two very slow providers."""
+        """The longest time for a message, besides its `max_wait_ms`: a probe, then both providers at their slowest."""
         reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
         return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 2_000

@@ -129,7 +129,7 @@ class Users:
         keys_ = [_email_key(email), user_key(stored["id"]), FIRST_ADMIN]
         if await self._run("register", keys_, stored["id"], email, *_flat(stored)) == "taken":
             raise EmailTaken
-        return _known(User.of(stored))
+        return _must_exist(User.of(stored))
 
     async def find(self, user_id: str) -> User | None:
         async with redis_at_work():
@@ -148,7 +148,7 @@ class Users:
             raise EmailTaken
         if outcome == "changed":
             raise AccountChanged
-        return _known(await self.find(user.id))
+        return _must_exist(await self.find(user.id))
 
     async def change_access(self, user_id: str, changes: Mapping[str, bool], *, by: User, source: str | None) -> User:
         """Change `is_active`, `paid_access` or both, because the administrator `by` asks for it. Write an audit entry.
@@ -160,9 +160,9 @@ class Users:
         entry = audit.entry("access changed", **facts)
         keys_ = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
         arguments = [user_id, by.id, wanted.get("is_active", ""), wanted.get("paid_access", "")]
-        _refuse(await self._run("change_access", keys_, *arguments, keys.AUDIT_KEPT, *entry))
+        _raise_for(await self._run("change_access", keys_, *arguments, keys.AUDIT_KEPT, *entry))
         audit.say("access changed", **facts)
-        return _known(await self.find(user_id))
+        return _must_exist(await self.find(user_id))
 
     async def set_admin(self, email: str, *, is_admin: bool) -> bool:
         """Make an account an administrator, or end that. Return False if nothing had to be changed.
@@ -177,7 +177,7 @@ class Users:
         )
         keys_ = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
         outcome = await self._run("set_admin", keys_, user.id, int(is_admin), keys.AUDIT_KEPT, *entry)
-        _refuse(outcome)
+        _raise_for(outcome)
         return outcome == "done"
 
     async def first_admin_email(self) -> str | None:
@@ -233,7 +233,7 @@ def _flat(stored: Mapping[str, str]) -> list[str]:
     return [word for pair in stored.items() for word in pair]
 
 
-def _refuse(outcome: str) -> None:
+def _raise_for(outcome: str) -> None:
     match outcome:
         case "absent":
             raise NoSuchAccount
@@ -243,7 +243,7 @@ def _refuse(outcome: str) -> None:
             raise LastAdministrator
 
 
-def _known(user: User | None) -> User:
+def _must_exist(user: User | None) -> User:
     if user is None:
         raise Unavailable("the account is gone from the store; was the store emptied?")
     return user

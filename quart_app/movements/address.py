@@ -111,7 +111,7 @@ def _check_option(name: str, value: str) -> None:
     if name == "connect_timeout" and not (value.isascii() and value.isdecimal()):
         raise ValueError("DATABASE_URL has a connect_timeout that is not a number of seconds")
     if name in FILES and not Path(value).is_file():
-        raise ValueError(f"DATABASE_URL names a file in {name} that does not exist")
+        raise ValueError(f"DATABASE_URL names a file for {name} that does not exist")
 
 
 def _value(url: URL, name: str) -> str:

@@ -131,7 +131,7 @@ def _upgrade(connection: Connection) -> None:
     if revision is not None and revision not in REVISIONS:
         raise SetupError(
             f"the movements database is at revision {revision} and this release knows revisions up to {LATEST}; "
-            f"start the release that migrated it, or take it back with that release: alembic downgrade {LATEST}"
+            f"start the release that migrated the database, or run with that release: alembic downgrade {LATEST}"
         )
     # Imported only here: most starts do not migrate, and Alembic takes 0.14 s and 10 MB.
     from alembic import command
@@ -156,8 +156,8 @@ def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> A
     `command_timeout_s` bounds the wait for an answer of PostgreSQL.
     """
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
-    # A batch must be one INSERT. If it were split in two, the second one would wait for rows while the transaction
-    # keeps the rows of the first one locked, and two replicas could deadlock.
+    # A batch must be one INSERT. If it were split in two, the second INSERT would wait for rows while the transaction
+    # keeps the rows of the first INSERT locked, and two replicas could deadlock.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
         connect = {

@@ -38,7 +38,7 @@ RETRY_AFTER_S = 1
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise Unavailable for an error of the database itself. An error that wrong data cause is raised unchanged."""
+    """Raise Unavailable for an error of the database itself. An error that comes from wrong data is left unchanged."""
     try:
         yield
     except (SQLAlchemyError, OSError, TimeoutError) as error:

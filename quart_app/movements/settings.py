@@ -38,7 +38,7 @@ class MovementSettings(BaseSettings):
         500, ge=1, le=MOST_ROWS, description="events per commit; more are faster, fewer repeat less work after a crash"
     )
     movements_claim_idle_ms: int = Field(
-        5000, ge=200, description="another replica takes over the events of a dead one after this time"
+        5000, ge=200, description="after this time another replica takes over the events of a dead replica"
     )
 
     @field_validator("database_url")

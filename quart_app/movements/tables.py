@@ -70,7 +70,8 @@ movements = Table(
 )
 
 #: `balance` is the sum of all arrivals minus all departures, so it does not depend on the order of events. It is
-#: negative while the message of an arrival is late. `quantity` is its positive part, `deficit` its negative part.
+#: negative while the message of an arrival is late. `quantity` is the positive part of `balance`, and `deficit` is the
+#: amount of the negative part.
 warehouses = Table(
     "warehouses",
     metadata,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-#: The ports of the task text.
+#: The ports that the task text names.
 FREE_PORT = 2197
 PAID_PORT = 2198
 
