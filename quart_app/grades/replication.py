@@ -74,8 +74,7 @@ class Replication:
         self._log: Log | None = None
         self._peers: Peers = _no_peers
         self._known: KnownState | None = None
-        #: the replica becomes ready when it has applied the entry of this number, the last one that was carried over;
-        #: None until everything was carried over
+        #: number of the last entry that was carried over, after which the replica is ready; None before carrying over
         self._complete_at: int | None = None
         self._reachable = False
         self._ending = False

@@ -147,9 +147,9 @@ class MessageRoutes:
     async def send(self) -> Response:
         """Deliver a message: through the free provider while it is open, otherwise through the paid one.
 
-        With the header Idempotency-Key the same message can safely be sent again: it gets the same answer and is not
-        delivered again. 403: the free provider is closed and this account has no paid access; Retry-After says when
-        the free provider opens.
+        With the header Idempotency-Key the same message can safely be sent again. It then gets the same answer and is
+        not delivered again. 403: the free provider is closed and this account has no paid access. Retry-After says
+        when the free provider opens.
         """
         backend, session = self._backend(), await self._session()
         backend.store_room(MESSAGE_BYTES)

@@ -1,7 +1,8 @@
 """Sessions and known devices: signed tokens in cookies.
 
-A session's token says who logged in and when. Every request checks the token against Redis, and reads there what the
-account may do. The times in tokens are those of Redis's clock, so that no replica's clock ends a session early or late.
+A session's token says who logged in and when. With each request the replica checks the token against Redis, and reads
+there what the account may do. The times in tokens are those of Redis's clock, so that no replica's clock ends a session
+early or late.
 
 A device's token says that somebody has logged in to this account on this device before. It gives no access. While
 others guess the password of the account, it only gives the device login attempts that they cannot use up.

@@ -35,7 +35,7 @@ class MovementSettings(BaseSettings):
     )
     movements_stream: str = Field("events:movements", pattern=r"^events:.+", description="the stream of the events")
     movements_batch: int = Field(
-        500, ge=1, le=MOST_ROWS, description="events per commit; more are faster, fewer repeat less work after a crash"
+        500, ge=1, le=MOST_ROWS, description="events per commit; more are faster, with fewer a crash repeats less work"
     )
     movements_claim_idle_ms: int = Field(
         5000, ge=200, description="after this time another replica takes over the events of a dead replica"

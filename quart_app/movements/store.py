@@ -34,7 +34,9 @@ class Stored:
 class Deficit:
     """All items that departed before their arrival was known."""
 
+    #: number of pairs of warehouse and product
     products: int
+    #: number of items
     quantity: int
 
 
