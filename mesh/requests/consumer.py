@@ -1,21 +1,21 @@
 """The consumer of one request stream: it takes requests, has their handlers run, and acts on the outcome of each.
 
 A replica has two consumers. The consumer of its class works on many requests at once, in no order. The consumer of its
-database works in order: it applies the effect of one entry before the handler of the next one reads. Entries without an
-effect that follow each other run side by side.
+database works in order: it ends a request with an effect before it begins the next request. Requests without an effect
+that follow each other run side by side.
 
-    read, take over ---> task: run the handler ----> commit ----> done
+    new, taken over ---> task: run the handler ----> commit ----> done
                            ^       |                   |
                            |       |                   +--> conflict: wait for a turn, run again
                            |       |                   +--> any other answer
                            |       v                             |
-                           |    settlement decides <-------------+
+                           |    `settle` decides <---------------+
                            |       +---> redeliver: after a pause, deliver again
-                           +-------+     defer: a later try, or another replica | bury | expire | refuse | forget
-    keep alive: cancel what another consumer has taken, and what is past its deadline
+                           +-------+     or: defer, hand on, give back, bury, expire, refuse, forget
+    at each keep-alive: cancel requests that another consumer has taken, or that are past their deadline
 
-`GroupConsumer` reads, takes over and keeps alive. No task waits for a commit: the link calls the work, and for most
-requests nothing is left to do then. If something is, a new task begins.
+`GroupConsumer` reads entries, takes over those of dead consumers, and keeps them alive. No task waits for a commit.
+The link calls `committed` with the answer; after most commits nothing is left to do, otherwise a new task begins.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ from mesh.wire.failures import is_fenced
 
 log = structlog.get_logger(__name__)
 
-#: Longest pause after an error.
+#: Longest pause after reading or taking over entries failed.
 LONGEST_PAUSE_S = 0.2
-#: Most entries of one read.
+#: Most entries that one read returns.
 MOST_READ = 64
-#: How long a cancelled handler may take to end before it is left to itself.
+#: How long an ending consumer waits for its cancelled handlers to end.
 CANCEL_S = 1.0
-#: Pause before a request on a database's stream that no caller waits for runs again after memory was full.
+#: If memory is full, a request without a caller on a database's stream runs again after this pause.
 ROOM_S = 1.0
 
 
 class Consumer(GroupConsumer[Work]):
-    """The consumer of one request stream; `ordered` for the stream of a database, which no other replica reads."""
+    """The consumer of one request stream. `ordered`: it is a database's stream, which no other replica reads."""
 
     _reader: RequestReader
 
@@ -104,16 +104,16 @@ class Consumer(GroupConsumer[Work]):
 
     @property
     def took_us(self) -> Iterable[int]:
-        """How long the last requests were worked on, in microseconds."""
+        """How long this consumer worked on each of the last requests, in microseconds."""
         return self._runner.took_us
 
     @property
     def conflicts(self) -> Counter[str]:
-        """Conflicts that requests met, by key."""
+        """The number of conflicts, by key."""
         return self._turns.conflicts
 
     async def run(self) -> None:
-        """Consume until stopped. Raises LeaseLost."""
+        """Take requests and work on them until stopped. Raises LeaseLost."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 failure = tasks.create_task(self._raise_failure())
@@ -123,7 +123,7 @@ class Consumer(GroupConsumer[Work]):
             await self._end_all()
 
     async def _raise_failure(self) -> None:
-        """Raise the failure of a request's task in `run`, and so end all others."""
+        """Wait for an error that a request's task cannot handle, and raise it in `run`: so it ends all other tasks."""
         await self._failure
 
     async def stop(self, wait_s: float) -> None:
@@ -132,8 +132,8 @@ class Consumer(GroupConsumer[Work]):
         await super().stop(wait_s)
 
     def _begin(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
-        """Work on a request in a task, or settle it if its outcome is known."""
-        # The consumer keeps and cancels these tasks itself: a TaskGroup would cost a tenth more per request.
+        """Begin a task that works on a request after `after_s` seconds, or settles it if its outcome is `found`."""
+        # The consumer keeps and cancels these tasks itself. With a TaskGroup a request would cost a tenth more.
         work.task = self._loop.create_task(self._work(work, found, after_s))
 
     def _fail(self, error: Exception) -> None:
@@ -147,16 +147,16 @@ class Consumer(GroupConsumer[Work]):
             return
         _, left = await asyncio.wait(tasks, timeout=CANCEL_S)
         for task in left:
-            # Nothing can force it to end. Its transaction will be refused: the link is closed.
+            # Nothing can force the task to end. But the link is closed, so its transaction will be refused.
             log.error("handler ignores its cancellation", op=tasks[task].request.op, id=tasks[task].request.id)
 
     def _give_away(self, work: Work) -> None:
-        """Stop working on a request, because another consumer has it or will get it."""
+        """Stop working on a request: another consumer has it or will get it, or its deadline has passed."""
         work.given_away = True
         if self._turns.leave(work):
             self._forget(work)
         elif work.task is not None and work.task.cancel():
-            # A task that is cancelled before its first step does not get to its `finally`.
+            # `_work` forgets the request in its `finally`, but not if the task is cancelled before its first step.
             work.task.add_done_callback(lambda _: self._forget(work))
 
     def _free(self) -> int:
@@ -191,7 +191,7 @@ class Consumer(GroupConsumer[Work]):
             await self._in_order(works)
         else:
             self._tasks.begin(works)
-            # Let the new tasks send their first commands before the next read.
+            # Let the new tasks run and send their first commands before the next read.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
@@ -211,7 +211,7 @@ class Consumer(GroupConsumer[Work]):
         return work
 
     async def _in_order(self, works: list[Work]) -> None:
-        """Work on a database's entries: each one with an effect alone, and those between them side by side."""
+        """Work in order on requests of a database: each with an effect alone, neighbours without one side by side."""
         neighbours: list[Work] = []
         for work in works:
             if work.handler is not None and not work.handler.effect:
@@ -223,7 +223,7 @@ class Consumer(GroupConsumer[Work]):
         await self._run_together(neighbours)
 
     async def _run_together(self, works: list[Work]) -> None:
-        # Each has its own task, even if it is alone, so that a request can be cancelled when no caller waits for it.
+        # Even a single request gets a task, so that it can be cancelled when its caller no longer waits.
         for work in works:
             work.ended = self._loop.create_future()
             if work.given_away:
@@ -254,7 +254,7 @@ class Consumer(GroupConsumer[Work]):
                 self._forget(work)
 
     def committed(self, work: Work, word: str) -> None:
-        """Receive the answer of the commit script; go on in a new task if the request is not done."""
+        """Receive what commit.lua answers for a request, and go on in a new task if the request is not done."""
         work.committing = False
         if word == DONE:
             self.counters.done += 1
@@ -280,7 +280,7 @@ class Consumer(GroupConsumer[Work]):
             self._begin(work, (outcome, word))
 
     def not_committed(self, work: Work, error: BaseException) -> None:
-        """Receive the reason why there was no commit: it could not be sent, or the link is closed."""
+        """Receive the error that kept a transaction from being committed: it cannot be sent, or the link is closed."""
         work.committing = False
         if isinstance(error, redis_errors.DataError | redis_errors.ResponseError) and not work.given_away:
             self._begin(work, (Outcome.CRASHED, describe(error)))
@@ -294,7 +294,7 @@ class Consumer(GroupConsumer[Work]):
             self._turns.leave(work)
         if self._works.get(work.request.id) is work:
             del self._works[work.request.id]
-        # The reading task waits only while there was no room at all.
+        # The reading task waits only while there is no place for a request. Now the first place is free.
         if len(self._works) == self._concurrency - 1:
             self._has_room.set()
         if not self._works:
@@ -303,7 +303,7 @@ class Consumer(GroupConsumer[Work]):
             work.ended.set_result(None)
 
     async def _settle(self, work: Work, outcome: Outcome, reason: str) -> bool:
-        """End the request, or return True if it is to be delivered again."""
+        """Do what `settle` decides. Return True if the request is to be delivered again."""
         request = work.request
         match settle(outcome, request.deliveries, self._host.settings.max_deliveries, reason):
             case Bury(reason):
@@ -339,9 +339,9 @@ class Consumer(GroupConsumer[Work]):
             host.learn(due_ms)
 
     async def _redeliver(self, work: Work) -> Found | None:
-        """Deliver a request to this consumer again, after a pause; return NOT_OURS if it has ended meanwhile.
+        """Deliver a request to this consumer again, after a pause. Return an outcome if its handler must not run.
 
-        Redis counts the delivery, so that a request which kills its process is not tried without end.
+        Redis counts the deliveries, so that a request that kills its process each time is buried at last.
         """
         try:
             await asyncio.sleep(self._pause_s(work.request))
@@ -359,8 +359,8 @@ class Consumer(GroupConsumer[Work]):
     def _pause_s(self, request: Request) -> float:
         """Return the pause before the next delivery, in seconds.
 
-        All deliveries fit into the deadline, so that the caller learns the reason. On a database's stream there is no
-        pause, because the next entry waits for this one.
+        It is short enough for all deliveries before the deadline, so that the caller learns why the request fails. On
+        a database's stream there is no pause, because the next request waits until this one has ended.
         """
         if self._ordered:
             return 0
@@ -389,7 +389,7 @@ class Consumer(GroupConsumer[Work]):
 
 
 def load_of(consumers: Sequence[Consumer], loop_ms: float) -> dict[str, str]:
-    """Return what a roster row tells of a replica's work: since its start, now, and of the last requests."""
+    """Return the fields of a roster row about a replica's work. `loop_ms` is the delay of its event loop."""
     took = sorted(us for consumer in consumers for us in consumer.took_us)
     return {
         "answered": str(sum(consumer.counters.done for consumer in consumers)),

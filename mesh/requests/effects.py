@@ -1,7 +1,7 @@
-"""What a handler wants to become true: writes, sends and the reply.
+"""The effects that a handler asks for in its transaction: writes, sends and the reply.
 
-Nothing happens before the commit, which applies all of it or none. A transaction has two sides: the replica's own
-database, and (`.shared`) the keys that replicas share.
+Nothing happens before the commit, which applies all effects or none. A transaction has two sides: the keys of the
+replica's own database, and (`.shared`) the keys that all replicas share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mesh.wire.connection import Encoded, encode_words
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix.
 
-    Its methods raise ValueError or TypeError, before anything happens, for what Redis would refuse.
+    Its methods raise ValueError or TypeError at once for a command that Redis would refuse.
     """
 
     __slots__ = ("_expects", "_prefix", "_side", "_writes")
@@ -38,14 +38,14 @@ class Writer:
         self._writes = writes
 
     def expect(self, key: str, value: str | None, field: Text | None = None) -> None:
-        """Commit only if the key (or hash field) still has the value that was read; None: is absent."""
+        """Commit only if the key, or the field of a hash, still has this value. None: only if it is still absent."""
         check_words([word for word in (field, value) if word is not None])
         key = self._prefix + key
         hash, name = ("", key) if field is None else (key, str(field))
         self._expects.add(self._side, hash, name, value)
 
     def expect_each(self, values: Mapping[str, str | None]) -> None:
-        """Commit only if each key still has its value; None: is absent."""
+        """Commit only if each key still has its value. None: only if the key is still absent."""
         prefix = self._prefix
         check_words([value for value in values.values() if value is not None])
         self._expects.add_absent(self._side, "", [prefix + key for key, value in values.items() if value is None])
@@ -54,12 +54,12 @@ class Writer:
                 self._expects.add(self._side, "", prefix + key, value)
 
     def expect_answer(self, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
-        """Commit only if a reading command still has its answer; see `mesh.requests.verbs.ANSWERS`."""
+        """Commit only if a reading command still gets this answer. `mesh.requests.verbs.ANSWERS` has these commands."""
         check_words(args)
         self._expects.add_answer(self._side, verb, self._prefix + key, args, answer)
 
     def write(self, verb: str, key: str, *args: Text) -> None:
-        """Write with any verb of `mesh.verbs`; the key comes first."""
+        """Write with a command of Redis that is in `mesh.requests.verbs.VERBS`. `args` are its words after the key."""
         self._writes.write(self._side, verb, self._prefix + key, args)
 
     def _grow(self, verb: str, key: str, args: Sequence[Text]) -> None:
@@ -67,7 +67,7 @@ class Writer:
             self._writes.grow(self._side, verb, (self._prefix + key,), args)
 
     def set(self, key: str, value: Text, *options: Text) -> None:
-        """Set a key; options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number."""
+        """Set a key. The options are KEEPTTL, or one of EX, PX, EXAT, PXAT and a number, as in Redis."""
         if options:
             self.write("SET", key, value, *options)
         else:
@@ -75,11 +75,11 @@ class Writer:
             self._writes.add(self._side, "SET", (self._prefix + key,), (value,))
 
     def set_text(self, key: str, text: str) -> None:
-        """Set a key to a text: as `set` does, in less time, because a text alone needs no check."""
+        """Set a key to a text. This takes less time than `set`, because a text needs no check."""
         self._writes.add(self._side, "SET", (self._prefix + key,), (text,))
 
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
-        """Set many keys to one value; all end at that moment."""
+        """Set many keys to one value. All of them expire at `at_ms`, in ms since 1970."""
         keys = [self._prefix + key for key in names]
         if keys:
             self._writes.set_all(self._side, keys, value, at_ms)
@@ -97,9 +97,9 @@ class Writer:
         self._grow("ZADD", key, [word for member, each in scores.items() for word in (score(each), member)])
 
     def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text], lead: Sequence[Text] = ()) -> None:
-        """Write with a verb that a service has added to its worker; `names` are its keys, each another one.
+        """Write with a verb that a service has added to its worker. `names` are its keys, all different.
 
-        Many words become several commands. Each of these begins with the words of `lead`.
+        If there are too many words for one command, they become several. Each command begins with the words of `lead`.
         """
         if verb not in self._writes.verbs:
             raise ValueError(f"no service of this worker has added the verb {verb}")
@@ -112,7 +112,7 @@ class Writer:
             self._writes.add(self._side, verb, keys, [*lead, *part])
 
     def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
-        """Set the bits of these numbers, which are decimal digits, in a filter. Raises ValueError."""
+        """Set the bits of these numbers in a filter. Raises ValueError for a number that is not decimal digits."""
         for number in numbers:
             if not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
@@ -125,7 +125,7 @@ class Writer:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until then: its expiry moves later, never earlier, after all writes."""
+        """Let a key live at least until `at_ms`. After all writes, the commit moves its expiry, but never backward."""
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 
@@ -139,7 +139,7 @@ def _check(to: Address, op: str) -> None:
 
 
 class _Over(dict[str, Any]):
-    """Stands in for the verbs and the sends of a transaction that is over."""
+    """Replaces the verbs and the sends of a transaction that is over: every use of them raises UsageError."""
 
     def __missing__(self, key: str) -> Any:
         raise _is_over()
@@ -149,19 +149,19 @@ class _Over(dict[str, Any]):
 
 
 def _is_over() -> UsageError:
-    return UsageError("the transaction is over: its handler has returned; await everything that writes before that")
+    return UsageError("the transaction is over: its handler has returned; let the handler await everything that writes")
 
 
 _OVER: Any = _Over()
-#: Stands for the request of a transaction that has none.
+#: Replaces the request in a transaction that belongs to no request.
 _NO_REQUEST = Request("", "", "", "", "", "", NEVER, {})
 
 
 class Effects(Writer):
-    """What is to become true with the commit of one request (or, without one, of the replica's own doing)."""
+    """The transaction of one request. Without a request, it is a transaction of the replica itself."""
 
     __slots__ = (
-        "_answer", "_is_kept", "_keys", "_later_bound", "_level", "_replica", "_request", "_shared", "asked", "dues",
+        "_answer", "_is_kept", "_later_bound", "_level", "_replica", "_request", "_shared", "_shas", "asked", "dues",
         "expects", "forwards", "sends", "writes",
     )  # fmt: skip
 
@@ -176,38 +176,40 @@ class Effects(Writer):
         self._request = request
         self._replica = replica
         self._later_bound = later_bound
-        #: when the requests that it sends for later are due
+        #: the due times of the requests that it sends for later
         self.dues: list[Due] = []
-        #: the operations of the requests that it sends, except of those that it passes on
+        #: the operations of the requests that it sends; not of those that it forwards
         self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
         self.sends: list[Any] = []
-        #: how many more replies follow, because the request was passed on
+        #: to how many addresses it forwards the request; each of them sends a reply of its own
         self.forwards = 0
+        #: status and body of the reply
         self._answer = (OK, "{}")
+        #: whether later calls with the idempotency key of the request get the same answer
         self._is_kept = True
         self._level = 0
-        #: by operation and idempotency key: the SHA-1 of the body of the request that it sends
-        self._keys: dict[tuple[str, str], str | int] = {}
-        # What the writer of the own side has. Calling its method costs more than the rest of it.
+        #: by operation and idempotency key: the SHA-1 of the body that this transaction sends with the key
+        self._shas: dict[tuple[str, str], str | int] = {}
+        # The attributes of `Writer`, for the own side. Setting them here costs less than a call of its `__init__`.
         self._prefix, self._side, self._expects, self._writes = keys.own(database), 1, self.expects, self.writes
         self._shared: Writer | None = None
 
     @property
     def shared(self) -> Writer:
-        """The side of the keys that replicas share."""
+        """The writer for the keys that all replicas share."""
         if self._shared is None:
             self._shared = Writer(keys.SHARED, 0, self.expects, self.writes)
         return self._shared
 
     def send(self, to: Address, op: str, body: Body | bytes, *, deadline: int = NEVER, key: str = "") -> None:
-        """Send a request nobody waits for; the holder of the database gets to it however late it comes."""
+        """Send a request that no caller waits for. Without a deadline (ms of Redis's clock), it never expires."""
         self._send(to, op, body, key=key, reply_to="", deadline=deadline)
         self.asked.append(op)
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
-        """Send a request when it is due. If too many wait already, nothing of the transaction is applied."""
+        """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing."""
         _check(to, op)
         self.dues.append(due)
         self.asked.append(op)
@@ -226,17 +228,17 @@ class Effects(Writer):
         once: Once | None = None,
         due: Due | None = None,
     ) -> None:
-        """Send a request when it is due and its limit lets it, unless its idempotency key was used before.
+        """Send a request that waits until it is due and its limit lets it begin.
 
-        If it is refused, nothing of the transaction is applied. Raises KeyReused where this transaction has sent
-        another body with the key.
+        If an earlier request has the same idempotency key and body, nothing is sent. If the request is refused, the
+        commit applies nothing. Raises KeyReused if this transaction has already sent another body with the key.
         """
         _check(to, op)
         text = encode_body(body)
         options: dict[str, str | int] = {}
         if once is not None:
             options = once.options(text)
-            if self._keys.setdefault((op, once.key), options["sha"]) != options["sha"]:
+            if self._shas.setdefault((op, once.key), options["sha"]) != options["sha"]:
                 raise key_reused(once.key)
         if limit:
             options["limit"] = limit
@@ -250,11 +252,11 @@ class Effects(Writer):
 
     @property
     def level(self) -> int:
-        """The level of entries that every live replica must understand; see `mesh.discovery`."""
+        """The highest level of the options that its sends have. Every live replica must know it: `mesh.discovery`."""
         return self._level
 
     def forward(self, to: Address, body: Body | bytes | None = None) -> None:
-        """Let another replica answer this request, or the part of it that `body` says."""
+        """Forward this request to another address, which answers it. With `body`, forward only this part of it."""
         request = self._request
         if request is None:
             raise ValueError("there is no request to forward")
@@ -291,7 +293,7 @@ class Effects(Writer):
         )
 
     def reply(self, body: Body) -> None:
-        """Answer the request. Raises InvalidReply for what is no JSON object."""
+        """Answer the request. Raises InvalidReply if the body is not a JSON object."""
         if not isinstance(body, dict):
             raise InvalidReply(f"the reply cannot be sent: a handler returns a dict or None, not {type(body).__name__}")
         try:
@@ -304,10 +306,10 @@ class Effects(Writer):
         self._answer = (OK, body.decode())
 
     def answer_with(self, verb: str, names: Sequence[str], words: Sequence[Text]) -> None:
-        """Answer the request with what a verb that a service has added reads at the commit.
+        """Answer the request with data that a verb of a service reads from our own database in the commit.
 
-        The answer goes from the database to the stream of replies, and does not pass this process. `names` are the keys
-        of the verb in our own database.
+        The commit itself writes these data to the stream of replies, so they do not pass through this process. `names`
+        are the keys of the verb.
         """
         check_words(words)
         self.writes.read(verb, [self._prefix + name for name in names], words)
@@ -328,9 +330,9 @@ class Effects(Writer):
         self._is_kept = is_kept(error)
 
     def wire(self, took_us: int = 0) -> Encoded:
-        """The words that the commit script reads. `took_us` is how long the handler worked.
+        """Return the transaction as the words that commit.lua reads. `took_us` is how long the handler worked.
 
-        Raises DataError for words that cannot be encoded, or that are too many for one round trip.
+        Raises DataError if a word cannot be encoded, or if all words are too large for one round trip.
         """
         request = self._request or _NO_REQUEST
         reply_to, options = request.reply_to, request.options
@@ -348,5 +350,5 @@ class Effects(Writer):
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
-        """Refuse what comes now, such as from a task that a handler has left behind: it would be lost."""
+        """Refuse later writes and sends, such as those of a task that the handler did not await: they would be lost."""
         self.writes.verbs = self.sends = _OVER

@@ -30,21 +30,21 @@ from mesh.requests.worker import Handler, Worker
 
 log = structlog.get_logger(__name__)
 
-#: Conflicts of one request before it is given up; each means that another one got through.
+#: A request is given up after so many conflicts. Each conflict means that another request was committed.
 MOST_CONFLICTS = 100
-#: How often a request on the stream of a database looks again for room where it could wait.
+#: While too many requests wait, a request on a database's stream tries to enter its limit again after this pause.
 ROOM_LOOK_S = 0.25
-#: Longest time for which a request waits whose operation only other replicas of our class serve.
+#: Longest wait of a request that is handed on, because only other replicas of our class serve its operation.
 LONGEST_HAND_ON_MS = 250
-#: Requests whose time of work is kept.
+#: For how many requests `took_us` keeps how long they took.
 RECENT = 512
-#: A handler that keeps the event loop longer than this is named in the log.
+#: If a handler blocks the event loop for longer than this, the log names its operation.
 BLOCKED_S = 0.1
 
-#: The outcome of a request, and the reason.
+#: The outcome of an attempt at a request, and the reason.
 Found = tuple[Outcome, str]
 Attempt = Callable[[Work, float], Awaitable[Found | None]]
-#: The request is to run; it has no outcome yet.
+#: Nothing keeps the handler from running: the request has no outcome yet.
 _RUNS: Found = (Outcome.DONE, "")
 
 
@@ -55,11 +55,11 @@ class Runner:
         self._host = host
         self._worker = worker
         self._counters = counters
-        #: microseconds of work of the last requests
+        #: how long the work on each of the last requests took, in microseconds
         self.took_us: deque[int] = deque(maxlen=RECENT)
         self._store = Store(host.link, host.database, host.cls)
-        #: Runs the handler of a work after some seconds, and hands its transaction to the link, which tells the work
-        #: what came of it. Returns an outcome where there is no transaction. Raises LeaseLost.
+        #: Runs the handler of a work after some seconds, and hands its transaction to the link. Later the link passes
+        #: the answer of the commit to the work. If there is no transaction, returns the outcome. Raises LeaseLost.
         self.attempt: Attempt = self._spanning if tracing.is_on() else self._attempt
 
     async def _spanning(self, work: Work, after_s: float) -> Found | None:
@@ -89,7 +89,7 @@ class Runner:
         if request.is_late(now_ms):
             return Outcome.LATE, ""
         may_wait = handler is None or handler.limit is not None or request.op in host.paused()
-        if may_wait and (found := await self._waits_or_fails(work, handler)) is not _RUNS:
+        if may_wait and (found := await self._wait_refuse_or_fail(work, handler)) is not _RUNS:
             return found
         began = perf_counter() if may_wait else started
         begun = work.begun = work.begun or began
@@ -114,26 +114,26 @@ class Runner:
                 raise
             return self._failed(work, error)
         except BaseException as error:
-            # Handlers are foreign code: even SystemExit ends the request, not the replica.
+            # Handlers are code of services. Even if one raises SystemExit, only its request ends, not the replica.
             if isinstance(error, LeaseLost) and host.link.closed:
                 raise
             return self._failed(work, error)
-        # After a conflict it goes first, or newcomers would win again and again.
+        # After a conflict its commit goes first. Otherwise new requests would change the same keys before it each time.
         host.link.commit(words, work, first=work.conflicts > 0)
         for due in transaction.dues:
             host.learn(due.moment_ms(host.now_ms()))
         work.committing = True
         return None
 
-    async def _waits_or_fails(self, work: Work, handler: Handler | None) -> Found | None:
-        """Do what `_waits` does. An entry that its scripts cannot read ends its request, and not the replica."""
+    async def _wait_refuse_or_fail(self, work: Work, handler: Handler | None) -> Found | None:
+        """Do what `_wait_or_refuse` does. If its scripts cannot read the entry, only the request fails."""
         try:
-            return await self._waits(work, handler)
+            return await self._wait_or_refuse(work, handler)
         except (InvalidBody, redis_errors.ResponseError) as error:
             return Outcome.CRASHED, describe(error)
 
-    async def _waits(self, work: Work, handler: Handler | None) -> Found | None:
-        """Let a request wait, or refuse it, where it must not run now; return _RUNS where it may."""
+    async def _wait_or_refuse(self, work: Work, handler: Handler | None) -> Found | None:
+        """Return _RUNS if a request may run now. Otherwise let it wait, or refuse it."""
         host, request = self._host, work.request
         if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
             return found
@@ -141,31 +141,32 @@ class Runner:
             return await self._without_handler(work)
         limit = handler.limit
         if limit is not None and limit.interval_ms:
-            # The next one of its rate may be due then, and it may come from a client, which wakes nothing.
+            # The next request of this rate may be due then. If a client has sent it, only a replica can wake it.
             host.learn(host.now_ms() + limit.interval_ms)
         return _RUNS if limit is None or request.is_limited else await self._limited(work, limit)
 
     async def _without_handler(self, work: Work) -> Found | None:
-        """Hand a request on, if its operation has no handler here and one at another replica of our class.
+        """Hand a request on whose operation has no handler here, if another replica of our class has one.
 
-        On the stream of our database there is no other replica. Where nobody serves it, returns _RUNS, so that its
-        caller hears of that. A request that nobody waits for also waits for a replica that is expected back; then it
-        becomes a dead letter, which can be replayed.
+        On the stream of our database nothing is handed on, because no other replica reads it. If nobody serves the
+        operation, returns _RUNS for a request with a caller: then `_handle` refuses it, and the caller learns why. A
+        request without a caller also waits for a replica that is expected back. If there is none, it becomes a dead
+        letter, which can be replayed.
         """
         host, request = self._host, work.request
         error = _unknown(request.op, self._worker.operations)
-        patient, shared = not request.reply_to, not self._is_ordered(request)
-        if shared and await host.directory.is_served(request.op, host.cls, patient=patient):
-            # Half of its age: it is handed on at once, and then less and less often while only we read it.
+        patient, has_other_readers = not request.reply_to, not self._is_ordered(request)
+        if has_other_readers and await host.directory.is_served(request.op, host.cls, patient=patient):
+            # The pause is half of its age: short at first, then longer and longer while no other replica reads it.
             age_ms = host.now_ms() - request.at_ms
             work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))
             return Outcome.ELSEWHERE, error.detail
         return _RUNS if request.reply_to else (Outcome.HOPELESS, error.detail)
 
     async def _limited(self, work: Work, limit: Limit) -> Found | None:
-        """Let the limit of its operation decide about a request that came without it: its sender does not know it.
+        """Apply the limit of its operation to a request whose sender did not know this limit.
 
-        Returns _RUNS for a body that its operation does not take: the handler is not called, and the caller hears why.
+        Returns _RUNS if the body is not what the operation takes: then the request is refused in the handler's place.
         """
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
@@ -188,10 +189,10 @@ class Runner:
             await asyncio.sleep(ROOM_LOOK_S)
 
     async def _paused(self, work: Work) -> Found | None:
-        """Refuse a call of a paused operation; let a request that nobody waits for wait on no stream.
+        """Refuse a request of a paused operation if a caller waits for it, or else park it.
 
-        Returns _RUNS where it is to run all the same: the operation goes on by now, or the request is on the stream of
-        our database, where it is a part of another request's effect.
+        Returns _RUNS if the pause has ended meanwhile. Returns _RUNS also for a request without a caller on the stream
+        of our database: such a request completes the effect of another one.
         """
         host, request = self._host, work.request
         if request.reply_to:
@@ -212,11 +213,11 @@ class Runner:
                 return Outcome.PARKED, ""
 
     def _is_ordered(self, request: Request) -> bool:
-        """Return whether the next entries of its stream wait for the request: on the stream of our database."""
+        """Return whether a request is on the stream of our database, where the next requests wait for it."""
         return request.stream == keys.database_requests(self._host.database)
 
     async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, began: float) -> None:
-        """Fill the transaction. Raises whatever the handler raises, except a refusal."""
+        """Run the handler, which fills the transaction, and add its answer. Raises its exceptions, except refusals."""
         if handler is None:
             self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
@@ -230,8 +231,8 @@ class Runner:
             else:
                 rest = Rest(steps, waits_for, perf_counter() - began)
                 body = await rest
-            # Without a caller, nobody would hear of a refusal, and the effect of the request would be lost. So what it
-            # sends goes out; if nobody serves that, it becomes a dead letter.
+            # Without a caller, nobody would learn of a refusal, and the effect of the request would be lost. So its
+            # sends go out unchecked. If nobody serves the operation of one, that one becomes a dead letter.
             if request.is_answered:
                 _answer(handler, transaction, body)
                 if transaction.asked:
@@ -251,7 +252,7 @@ class Runner:
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
 
     def refuse(self, work: Work, error: MeshError) -> None:
-        """Answer the request with an error in place of the transaction of its handler."""
+        """Commit a transaction that only answers the request with an error."""
         transaction = Effects(self._host.database, self._host.replica, work.request)
         self._refuse(transaction, error)
         self._host.link.commit(transaction.wire(), work)
@@ -263,7 +264,7 @@ class Runner:
 
     @staticmethod
     def _crashed(work: Work, error: BaseException) -> Found:
-        """The outcome for an exception; its traceback is printed once, and not for each delivery."""
+        """Log an exception, and return its outcome. If the delivery before failed alike, log no traceback."""
         reason, request = describe(error), work.request
         facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
         if reason != work.reason:
@@ -273,9 +274,10 @@ class Runner:
         return Outcome.CRASHED, reason
 
     def _failed(self, work: Work, error: BaseException) -> Found:
-        """Return the outcome for an exception of a handler: another try later, where its operation has some left.
+        """Return the outcome for an exception of a handler: another try later, if its operation has a Retry for that.
 
-        On a database's stream the next entries wait for this one, so it is delivered again at once, as without a Retry.
+        On a database's stream the next requests wait for this one. So its Retry is ignored, and it is delivered again
+        at once.
         """
         request = work.request
         handler = work.handler
@@ -294,20 +296,20 @@ class Runner:
 
 
 def _answer(handler: Handler, transaction: Effects, body: Any) -> None:
-    """Answer with what a handler returned. Raises InvalidReply."""
+    """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
-        passed_on = body is None and transaction.forwards
-        transaction.reply_json(b"" if passed_on else handler.encode(body))
+        only_forwards = body is None and transaction.forwards
+        transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:
         transaction.reply(body)
 
 
 def _unknown(op: str, known: list[str]) -> Unserved:
-    """Return the error for an operation that another release serves, or a replica that has left meanwhile."""
+    """Return the error for an operation without a handler here: one of another release, or of a replica that left."""
     return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody has cancelled the current task; a handler may raise CancelledError by itself."""
+    """Return whether somebody has cancelled the current task. A handler may also raise CancelledError by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""What one transaction expects and writes, as the words of commit.lua."""
+"""The expectations and the writes of one transaction, as the words that commit.lua reads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from mesh.requests.verbs import (
 
 
 class Expectations:
-    """The values that must be unchanged at the commit: fields by their hash, and keys.
+    """What must be unchanged at the commit: keys, fields of hashes, and the answers of reading commands.
 
-    Names that must be absent are listed apart, without values, so that no value can be mistaken for an absent one.
+    A `side` is 1 for our own database and 0 for the shared keys. Keys and fields that must be absent have lists of
+    their own, without values, so that no value can be mistaken for an absent one.
     """
 
     __slots__ = ("_absent", "_answers", "_present")
@@ -35,7 +36,7 @@ class Expectations:
         self._answers: list[list[Text]] = []
 
     def add(self, side: int, hash: str, name: str, value: str | None) -> None:
-        """Expect that a field of a hash has this value, or (`hash` is "") a key. None: that it is absent."""
+        """Expect that a field of a hash, or a key if `hash` is "", has this value. None: that it is absent."""
         if value is None:
             self.add_absent(side, hash, [name])
             return
@@ -48,7 +49,7 @@ class Expectations:
         self._absent.setdefault((side, hash), []).extend(names)
 
     def add_answer(self, side: int, verb: str, key: str, args: Sequence[Text], answer: Any) -> None:
-        """A reading command still has this answer: a list, one element, or None. Raises ValueError for other verbs."""
+        """Expect this answer (a list, one element, or None) of a reading command. Raises ValueError for other verbs."""
         if verb not in ANSWERS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
         elements = answer if isinstance(answer, list) else [] if answer is None else [answer]
@@ -57,17 +58,17 @@ class Expectations:
 
     @property
     def are_plain(self) -> bool:
-        """Whether the plain variant of the commit script can compare them: it does so with values only."""
+        """Whether the plain variant of commit.lua can compare them: it compares values, but not answers of commands."""
         return not self._answers
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Remove all expectations."""
         self._answers.clear()
         self._present.clear()
         self._absent.clear()
 
     def groups(self) -> list[list[Text]]:
-        """All of it: side, hash, number of names, number of values, the names, the values; and the answers."""
+        """Return all groups of expectations. The head of commit.lua says which words a group has."""
         if not self._absent and not self._present:
             return self._answers
         groups: list[list[Text]] = [
@@ -84,25 +85,28 @@ class Expectations:
         return groups
 
 
+#: The word of each side: the shared keys, and our own database.
 _SIDES = ("0", "1")
-#: Stands in place of the side in a command that only reads the own database.
+#: Replaces the side in a command that only reads our own database.
 _READS = "2"
-#: Verbs whose key (or field) must hold an integer, and the word by which the script checks that.
+#: Verbs whose key or field must hold an integer, and the name of this check in commit.lua.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
+#: The check of a key whose type this transaction decides: there is nothing to check.
 _KNOWN = "any"
-#: Checks that are not of types: whether there is room, and whether options allow it. Each command needs its own.
+#: Checks of other things than a type: whether there is room, and whether a request's options allow it. They are made
+#: for each command, even if the transaction has written the key before.
 _STATES = frozenset(("bounded", "placed"))
 
 Command = list[Text]
 
-#: The first words of commands before which the plain variant of the commit script checks no more than types.
+#: The first words of commands that the plain variant of commit.lua can check: they name types only.
 _PLAIN = frozenset(
     [*_SIDES, *(f"{side} {needed}" for side in _SIDES for needed in ("string", "hash", "list", "set", "zset"))]
 )
 
 
 def are_plain(commands: Iterable[Command]) -> bool:
-    """Return whether the plain variant of the commit script has all that these commands need: no verbs of our own."""
+    """Return whether the plain variant of commit.lua can run these commands: it lacks most checks and our own verbs."""
     for command in commands:  # noqa: SIM110 - a generator costs three times as much
         if command[0] not in _PLAIN or str(command[2]).islower():
             return False
@@ -110,13 +114,14 @@ def are_plain(commands: Iterable[Command]) -> bool:
 
 
 class Sums:
-    """Bounds for the integers of one key, after the writes of one transaction so far.
+    """Bounds for the counters at one key, after the writes of one transaction so far.
 
-    A field is "" if the key itself is the counter. Magnitudes are added without their signs. This bound also holds if
-    an expiry in the past removes the key between two writes.
+    A field is "" if the key itself is the counter. A bound is the value that was set, plus all later changes, each
+    without its sign. So it also holds if an expiry in the past removes the key between two writes.
     """
 
     def __init__(self, history: Iterable[Command]) -> None:
+        #: by field; None: the transaction has written something else than an integer
         self._bounds: dict[str, int | None] = {}
         #: whether the transaction deletes or replaces the key, so that its former value does not matter
         self._replaced = False
@@ -144,7 +149,7 @@ class Sums:
             self._bounds[field] = bound + abs(by)
 
     def knows(self, field: str) -> bool:
-        """Return whether this transaction has written the field, so that the value in the database does not matter."""
+        """Return whether this transaction has written the field. Then the value in the database does not matter."""
         return self._replaced or field in self._bounds
 
     def check(self, field: str, by: int) -> None:
@@ -157,7 +162,7 @@ class Sums:
 
 
 def _magnitude(word: Text) -> int | None:
-    """Return the magnitude of an integer; None for text that is not an integer to Redis."""
+    """Return the absolute value of an integer; None for text that Redis does not read as an integer."""
     try:
         return abs(integer(word, -(2**63), 2**63 - 1))
     except ValueError:
@@ -167,11 +172,11 @@ def _magnitude(word: Text) -> int | None:
 class Writes:
     """The writing commands of a transaction, as few as possible.
 
-    Writes to one key with one verb become one command if no other command on that key (or on one of the two keys of the
-    verb) is between them. Commands on other keys do not matter.
+    If a verb takes any number of words, two writes with it to the same keys become one command. Another command on one
+    of these keys between them prevents this. Commands on other keys do not matter.
 
-    A command that Redis would not accept is refused here. The first word of a command names what depends on the
-    database (the type of a key, the value of a counter), and the script checks that before it writes.
+    A command that Redis would never accept is refused here. Other checks need the database: the type of a key, or the
+    value of a counter. The first word of a command names these, and commit.lua makes them before it writes.
     """
 
     __slots__ = ("_commands", "_histories", "_lifetimes", "_set", "_sums", "verbs")
@@ -181,13 +186,14 @@ class Writes:
         self._commands: list[Command] = []
         #: by side and key: its commands, oldest first
         self._histories: dict[tuple[int, str], list[Command]] = {}
+        #: by side and key: the moment (ms) until which it lives at least
         self._lifetimes: dict[tuple[int, str], int] = {}
-        #: by side: the keys of `set-all`
+        #: by side: the keys that `set_all` has set
         self._set: tuple[set[str], set[str]] = (set(), set())
         self._sums: dict[tuple[int, str], Sums] = {}
 
     def write(self, side: int, verb: str, key: str, args: Sequence[Text]) -> None:
-        """Add any command of one key. Raises ValueError or TypeError for one that Redis would not accept."""
+        """Add a command of Redis on one key. Raises ValueError or TypeError if Redis would not accept it."""
         args = checked(verb, args)
         if VERBS[verb].grows:
             self.grow(side, verb, (key,), args)
@@ -195,8 +201,8 @@ class Writes:
             self.add(side, verb, (key,), args)
 
     def add(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
-        """Add a command: its side and the types of its keys, its number of words, and these. Raises ValueError."""
-        command: Command = [self._how(side, verb, keys, args), len(keys) + len(args) + 1, verb, *keys, *args]
+        """Add a command. Raises ValueError if it must fail because of what this transaction has written before."""
+        command: Command = [self._first_word(side, verb, keys, args), len(keys) + len(args) + 1, verb, *keys, *args]
         self._commands.append(command)
         for key in keys:
             history = self._histories.get((side, key))
@@ -208,10 +214,10 @@ class Writes:
             self._note(side, verb, keys, args)
 
     def grow(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
-        """Add a command that takes any number of fields or members; it joins the one before it where it can.
+        """Add fields or members with a verb that takes any number of them. If possible, an earlier command takes them.
 
-        Raises ValueError or TypeError for words that cannot be sent, and for keys that this transaction makes
-        another type of.
+        Raises ValueError or TypeError for words that cannot be sent, and ValueError for a key that has another type
+        because of this transaction.
         """
         check_words(args)
         for part in parts(args):
@@ -225,13 +231,13 @@ class Writes:
                 self.add(side, verb, keys, part)
 
     def read(self, verb: str, keys: Sequence[str], args: Sequence[Text]) -> None:
-        """Add a command that only reads the own database. Raises ValueError."""
+        """Add a command that only reads our own database. Raises ValueError as `add` does."""
         self.add(1, verb, keys, args)
         command = self._commands[-1]
         command[0] = _READS + str(command[0])[1:]
 
     def set_all(self, side: int, keys: Sequence[str], value: Text, at_ms: int) -> None:
-        """Set each of these keys to one value until a moment. Raises ValueError, TypeError."""
+        """Set each of these keys to one value that expires at `at_ms` (ms since 1970). Raises ValueError, TypeError."""
         check_words((value,))
         until = str(integer(at_ms, 1, LATEST_MS))
         for part in parts(keys):
@@ -239,24 +245,24 @@ class Writes:
         self._set[side].update(keys)
 
     def keep_until(self, side: int, key: str, at_ms: int) -> None:
-        """Let a key live at least until a moment; the latest of several counts. Raises ValueError."""
+        """Let a key live at least until `at_ms`, or until a later moment of another call. Raises ValueError."""
         at_ms = integer(at_ms, 1, LATEST_MS)
         self._lifetimes[side, key] = max(at_ms, self._lifetimes.get((side, key), 0))
 
     def clear(self) -> None:
-        """Drop all commands."""
+        """Remove all commands."""
         for collected in (self._commands, self._histories, self._lifetimes, *self._set, self._sums):
             collected.clear()
 
     def commands(self) -> list[Command]:
-        """All commands; lifetimes come last, when their keys exist."""
+        """Return all commands. Those that set lifetimes come last, because their keys must exist by then."""
         if not self._lifetimes:
             return self._commands
         kept: list[Command] = [[_SIDES[side], 3, "keep", key, at_ms] for (side, key), at_ms in self._lifetimes.items()]
         return self._commands + kept
 
     def _latest(self, side: int, keys: Sequence[str]) -> Command | None:
-        """The command that was the last one on each of these keys, if it has them in this order."""
+        """Return the command that is the last one on each of these keys, if it has them in this order; else None."""
         latest: Command | None = None
         for key in keys:
             history = self._histories.get((side, key))
@@ -272,8 +278,8 @@ class Writes:
             if (side, key) in self._sums:
                 self._sums[side, key].note(verb, args)
 
-    def _how(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
-        """The command's side, and what the script has to check of its keys. Raises ValueError."""
+    def _first_word(self, side: int, verb: str, keys: Sequence[str], args: Sequence[Text]) -> str:
+        """Return a command's first word: its side, and the check of each of its keys. Raises ValueError."""
         needs = self.verbs[verb].needs
         if not needs:
             return _SIDES[side]
@@ -286,7 +292,10 @@ class Writes:
         return " ".join([_SIDES[side], *map(functools.partial(self._need, side, verb), keys, needs)])
 
     def _need(self, side: int, verb: str, key: str, needed: str) -> str:
-        """The type that the script must find; "any" where this transaction decides what it is. Raises ValueError."""
+        """Return the check of a key: the type that it needs, or "any" if this transaction decides its type.
+
+        Raises ValueError if this transaction gives the key another type.
+        """
         if needed in _STATES:
             return needed
         held = self._type(side, key)
@@ -297,7 +306,7 @@ class Writes:
         return needed
 
     def _type(self, side: int, key: str) -> str:
-        """The type that this transaction has given a key by now; "" for none."""
+        """Return the type that this transaction has given a key so far; "" if it has given none."""
         if key in self._set[side]:
             return "text by set_until()"
         for command in reversed(self._histories.get((side, key), ())):
@@ -308,7 +317,7 @@ class Writes:
         return ""
 
     def _counter(self, side: int, verb: str, key: str, args: Sequence[Text]) -> str:
-        """What the script must check of a counter. Raises ValueError if it would fail in any case."""
+        """Return the check of a counter. Raises ValueError if the command would fail whatever the database holds."""
         need = self._need(side, verb, key, VERBS[verb].needs[0])
         *names, by = args
         field = str(names[0]) if names else ""
@@ -326,10 +335,10 @@ class Writes:
 
 @functools.cache
 def _checks(side: int, needs: tuple[str, ...]) -> str:
-    """A command's side, and the types that its keys must have where nothing is known of them."""
+    """Return the first word of a command whose keys this transaction has not written: its side, and their types."""
     return " ".join([_SIDES[side], *needs])
 
 
 def parts(words: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Yield the words in parts of bounded length. Pairs stay together, because the bound is even."""
+    """Yield the words in parts of at most MOST_WORDS. Pairs stay together, because this number is even."""
     return (words[i : i + MOST_WORDS] for i in range(0, len(words), MOST_WORDS))
