@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Ask:
-    """One request to send; with an idempotency key it is asked alone."""
+    """One request to send. A request with an idempotency key is sent without others."""
 
     to: Address
     op: str
@@ -30,17 +30,17 @@ class Ask:
     once: Once | None = None
     #: its limit, as limits.lua reads it; "" for none
     limit: str = ""
-    #: The names of shared keys, without spaces and commas. The submission reads them, and the handler gets their values
-    #: in `Request.found`. Such a request is asked alone.
+    #: Names of shared keys, without spaces and commas. submit.lua reads these keys, and the handler gets their values
+    #: in `Request.found`. Such a request is sent without others.
     read: Sequence[str] = ()
 
     @property
     def level(self) -> int:
-        """The level of its entry, which all live replicas must understand: see `mesh.discovery`."""
+        """The highest level of its options. All live replicas must understand this level: see `mesh.discovery`."""
         return LIMITS if self.limit else ONCE if self.once else 0
 
     def ttl_word(self, ttl_ms: int, body: str, later_bound: int, due: Due | None = None) -> str:
-        """Return the word of submit.lua for the ttl, when the request is due, and its options."""
+        """Return the word from which submit.lua reads the ttl, the due time and the options."""
         if self.once is None and due is not None:
             return f"{later_bound} {due.word}{f' {self.limit}' if self.limit else ''}"
         if self.once is None and not self.limit:
@@ -56,7 +56,7 @@ class Ask:
 
 
 def needs(asks: Sequence[Ask]) -> tuple[list[str], int]:
-    """Return the operations of requests, and the level of entries that they need: see `mesh.discovery`."""
+    """Return the operations of requests, and the highest level of their options: see `mesh.discovery`."""
     return [ask.op for ask in asks], max((ask.level for ask in asks), default=0)
 
 
@@ -69,7 +69,7 @@ class Answer:
         self.to = to
         #: the name that the caller gave the request
         self.key = key
-        #: operation and idempotency key, where others may wait for the same answer
+        #: operation and idempotency key, with which other callers may wait for the same answer
         self.once = once
         #: its limit; "" for none
         self.limit = limit
@@ -84,13 +84,13 @@ class Answer:
 
     @property
     def options(self) -> bool | tuple[str, ...]:
-        """What end.lua is told of it, beside where it is."""
+        """What end.lua needs to end this request, beside its stream and id: the fourth item of `Ended`."""
         if self.once is not None:
             return (*self.once, self.key)
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)
 
     def take(self, status: str, forwards: str, text: str, decode: Decode) -> None:
-        """Add a reply; see `protocol.Reply`. One that cannot be read is a failure that says so."""
+        """Add a reply; see `protocol.Reply`. If it cannot be read, the answer is an error that says so."""
         try:
             more = 0 if forwards == "0" else int(forwards)
             if more and not text:
@@ -131,7 +131,7 @@ _NO_ANSWERS: Iterator[Answer] = iter(())
 
 
 class CallInProgress:
-    """A call or a gather in progress. The link passes the result of its submission to it, also after a cancellation."""
+    """A call or a gather in progress. The link passes it the result of the submission, even if it was cancelled."""
 
     __slots__ = (
         "_end", "_name", "_open", "_rest", "abandoned", "answers", "asked_at", "complete", "decode",
@@ -147,7 +147,7 @@ class CallInProgress:
         complete: asyncio.Future[None],
     ) -> None:
         self.answers = answers
-        #: reads the replies
+        #: reads the bodies of its replies
         self.decode = decode
         self.asked_at = time.monotonic()
         self.trail = tracing.TRAIL.get()
@@ -158,10 +158,10 @@ class CallInProgress:
         #: databases that hold data, are not live, and are not expected back
         self.left_out: frozenset[int] = frozenset()
         self.complete = complete
-        #: the keys of a gather's requests begin with it; "" for a call
+        #: the beginning of the keys of a gather's requests; "" for a call
         self._name = name
         self._end = end
-        #: the first answer that is still to come, and the answers after it
+        #: the first answer whose replies are not all there, and the answers after it
         self._open: Answer | None = None
         self._rest = _NO_ANSWERS
 
@@ -170,8 +170,8 @@ class CallInProgress:
         return False
 
     def set_result(self, result: Any) -> None:
-        """Receive the result of the submission script."""
-        # Lua writes an empty list as an empty object.
+        """Receive the result of submit.lua."""
+        # A refusal is an object. So is an empty list of ids, because Lua cannot tell it from an empty object.
         if result.__class__ is dict and result:
             self.fail(refusal(result["error"], result["about"]))
             return
@@ -191,11 +191,11 @@ class CallInProgress:
         self.look()
 
     def set_exception(self, error: BaseException) -> None:
-        """Receive the reason why there was no submission."""
+        """Receive the error that prevented the submission."""
         self.fail(error)
 
     def answer(self, key: str) -> Answer:
-        """Return an answer by its key. A gather learns its keys from the submission or from an early reply."""
+        """Return the answer with this key. Only submit.lua, or an early reply, tells the keys of a gather."""
         answer = self.answers.get(key)
         if answer is None:
             answer = self.answers[key] = Answer(key.rpartition(".")[2], key)
@@ -203,10 +203,11 @@ class CallInProgress:
 
     @property
     def open_answers(self) -> list[Answer]:
+        """The answers whose replies are not all there."""
         return [answer for answer in self.answers.values() if answer.outstanding > 0]
 
     def look(self) -> None:
-        """Complete the call if no answer is still to come. `_open` moves forward only, so many replies cost little."""
+        """Complete the call if all replies are there. `_open` passes each answer once, so many replies cost little."""
         if not self.submitted or self.complete.done():
             return
         while self._open is None or self._open.outstanding <= 0:

@@ -1,8 +1,8 @@
-"""The caller's side: call an address, or gather from every live database.
+"""The calls and gathers of one process: it submits their requests, and collects the replies.
 
-All requests of a call are put on their streams in one atomic step, which also reads the roster. A call is complete
-when each of its requests is. If a handler forwards a request, its reply says in `forwards` how many more replies
-follow. No call waits for an address that is no longer live: a gather goes on without it, and a call fails at once.
+One atomic step puts all requests of a call on their streams; it also reads the roster. A call is complete when all of
+its requests are answered. If a handler forwards a request, the field `forwards` of its reply says how many more replies
+follow. If an address is no longer live, no call waits for it: a gather goes on without it, and a call fails.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ from mesh.wire.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: Calls that take longer than this are checked against the roster.
+#: If a call takes longer than this, the roster is read to see whether its addresses are still live.
 LOOK_S = 0.25
+#: Pause after replies could not be read.
 PAUSE_S = 0.1
 #: Address of every live database at once.
 EVERY = "*"
-#: Most requests that wait for replies: a bound for memory, far beyond what one process can serve.
+#: Most requests of this process that wait for replies. It bounds the memory, far beyond what one process can serve.
 MOST_OUT = 50_000
 
 
 class Calls:
-    """All calls of one replica that are in progress. `run` reads replies until cancelled."""
+    """All calls in progress of one replica or client. `run` reads replies until cancelled."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class Calls:
         self._reader = reader
         self._replica = replica
         self._durability = durability
+        #: returns whether an operation is known to have no effect
         self._only_reads = only_reads
         self._later_bound = later_bound
         self._loop = asyncio.get_running_loop()
@@ -77,8 +79,8 @@ class Calls:
         self._endings: asyncio.Queue[streams.Ended] = asyncio.Queue()
         self._deadlines = Deadlines(self._expire)
         self._closed: MeshError | None = None
-        #: Sends requests, all or none, and waits for all answers, in order. An answer that is late has the error
-        #: DeadlineExceeded. Raises NoReplica, Busy, Unavailable or InvalidBody if nothing was sent.
+        #: Sends all requests or none, and returns their answers in the same order. If an answer is late, its error is
+        #: DeadlineExceeded. If nothing was sent, raises NoReplica, Busy, Unavailable or InvalidBody.
         self.ask: Callable[[Sequence[Ask], int, Decode], Coroutine[Any, Any, list[Answer]]] = (
             self._ask_in_span if tracing.is_on() else self._ask
         )
@@ -97,13 +99,13 @@ class Calls:
     def _ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> Coroutine[Any, Any, list[Answer]]:
         answers: dict[str, Answer] = {}
         if len(asks) > 1 and any(ask.once or ask.read for ask in asks):
-            raise UsageError("a request with an idempotency key, or with a key to read, is asked alone")
+            raise UsageError("a request with an idempotency key, or with a key to read, is sent without others")
         reads, plain = True, True
         group: list[str | int] = [0, tracing.about()]
         for ask in asks:
             op, once, limit = ask.op, ask.once, ask.limit
             reads = reads and self._only_reads(op)
-            key, target, text = self._name(), _target_of(ask.to), _encoded(ask.body)
+            key, target, text = self._next_name(), _target_of(ask.to), _encoded(ask.body)
             ttl = str(deadline_ms)
             if once is None and not limit:
                 answers[key] = Answer(target, key)
@@ -119,10 +121,10 @@ class Calls:
         return self._wait_for(call, answers, group, deadline_ms, plain)
 
     async def send(self, ask: Ask, key: str = "", due: Due | None = None) -> None:
-        """Send a request whose reply nobody waits for; it begins when it is `due`, and `key` names it.
+        """Send a request whose reply nobody waits for. It begins when it is `due`, and `key` is its name.
 
-        Raises NoReplica (unless it is due later), Busy, Unavailable, InvalidBody, KeyReused, or SetupError where the
-        Redis user may not send requests for later.
+        Raises NoReplica (except for a request with a due time), Busy, Unavailable, InvalidBody and KeyReused. Raises
+        SetupError if the Redis user may not send requests for later.
         """
         text = _encoded(ask.body)
         when = ask.ttl_word(0, text, self._later_bound, due)
@@ -141,10 +143,10 @@ class Calls:
         decode: Decode = decode_object,
         among: Among | None = None,
     ) -> Awaitable[Replies[Any]]:
-        """Send one request to every live database, or to those `among` them, and return the replies by database.
+        """Send one request to every live database, or only to those in `among`, and return the replies by database.
 
-        Raises Incomplete with the numbers of missing databases and the replies of the others, or the first error that
-        a database answered.
+        If databases do not answer in time, raises Incomplete with their numbers and the replies of the others. If a
+        database answers with an error, raises the first such error.
         """
         gathering = self._gather(op, body, deadline_ms, decode, EVERY if among is None else among.target)
         if not tracing.is_on():
@@ -154,7 +156,7 @@ class Calls:
     async def _gather(
         self, op: str, body: Mapping[str, Any] | bytes, deadline_ms: int, decode: Decode, to: str
     ) -> Replies[Any]:
-        key = self._name()
+        key = self._next_name()
         number = -1 if self._only_reads(op) else 1
         group: list[str | int] = [number, tracing.about(), to, op, key, str(deadline_ms), _encoded(body)]
         call = CallInProgress(key, {}, self._end, decode, self._loop.create_future())
@@ -176,7 +178,7 @@ class Calls:
             raise Incomplete(f"databases {missing} did not answer in time", partial=found, missing=missing)
         return found
 
-    def _name(self) -> str:
+    def _next_name(self) -> str:
         return f"{self._replica}-{next(self._numbers)}"
 
     async def _wait_for(
@@ -187,7 +189,7 @@ class Calls:
         deadline_ms: int,
         plain: bool = False,
     ) -> list[Answer]:
-        """Submit a call and wait until it is complete. `names` are those of its requests, which are `plain` or not."""
+        """Submit a call and wait until it is complete. `names` are those of its requests. `plain`: see `_words_of`."""
         if self._closed is not None:
             raise self._closed
         if len(self._in_progress) + len(names) > MOST_OUT:
@@ -211,7 +213,7 @@ class Calls:
                 self._in_progress.pop(name, None)
 
     def _abandon(self, call: CallInProgress) -> None:
-        """Remove the requests of a cancelled call. If they are on their way to Redis, `set_result` does it later."""
+        """Remove the requests of a cancelled call. If they are on their way to Redis, its `set_result` removes them."""
         call.abandoned = True
         if call.submitted:
             self._end(call, "cancelled")
@@ -229,7 +231,7 @@ class Calls:
         call.complete.set_result(None)
 
     def _end(self, call: CallInProgress, outcome: str) -> None:
-        """Remove unanswered requests from their streams; the worker of one in progress learns of it."""
+        """Remove unanswered requests from their streams. A replica that works on one learns of it, and stops."""
         for answer in call.open_answers:
             self._end_one(answer, outcome)
 
@@ -248,7 +250,7 @@ class Calls:
             self.close(Unavailable("this replica has left the mesh"))
 
     def close(self, error: MeshError) -> None:
-        """Raise an error in all calls, and in all later ones."""
+        """End all calls: they and all later ones raise this error."""
         self._closed = error
         for call in list(self._in_progress.values()):
             call.fail(error)
@@ -297,10 +299,11 @@ class Calls:
                     self._drop_gone(call, gone, missing)
 
     def _drop_gone(self, call: CallInProgress, gone: set[str], missing: Sequence[Missing]) -> None:
+        """Let a call no longer wait for answers of the addresses in `gone`, which are not live."""
         expected = {name for each in missing if each.cls for name in (each.cls, f"db{each.database}")}
         holding = {f"db{each.database}": each.database for each in missing if each.has_data}
         for answer in call.open_answers:
-            # The rest of a forwarded request waits for other addresses.
+            # If one reply is there, the request was forwarded, and other addresses send the further replies.
             if answer.to not in gone or answer.bodies:
                 continue
             answer.outstanding = 0
@@ -310,7 +313,7 @@ class Calls:
             elif answer.to in holding and answer.to in expected:
                 answer.error = incomplete([holding[answer.to]])
             elif answer.to in holding:
-                # A gather goes on without this database, and says so.
+                # A gather goes on without this database, and names it in `left_out`.
                 call.left_out |= {holding[answer.to]}
             self._end_one(answer, "cancelled")
         call.look()
@@ -324,14 +327,14 @@ class Calls:
 
 
 def _target_of(to: Address) -> str:
-    """What the scripts call an address. Raises UsageError for what is none."""
+    """Return the name of an address in scripts. Raises UsageError for anything else."""
     if not isinstance(to, Address):
         raise UsageError(f'a request is sent to Class("A") or Database(3), not to {to!r:.100}')
     return to.target
 
 
 def _words_of(group: Sequence[str | int], plain: bool = False) -> Encoded:
-    """A group of requests as the link takes it; `plain`: all are calls without options. Raises InvalidBody."""
+    """Return a group of requests as the link takes it. `plain`: none of them has options. Raises InvalidBody."""
     try:
         return encode_words(group, plain)
     except redis_errors.DataError as error:
@@ -339,7 +342,7 @@ def _words_of(group: Sequence[str | int], plain: bool = False) -> Encoded:
 
 
 def _encoded(body: Mapping[str, Any] | bytes) -> str:
-    """The body as JSON. Raises InvalidBody."""
+    """Return a body as JSON text. Raises InvalidBody."""
     try:
         return encode_body(body)
     except ValueError as error:

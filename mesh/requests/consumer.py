@@ -253,14 +253,14 @@ class Consumer(GroupConsumer[Work]):
             if not work.committing:
                 self._forget(work)
 
-    def committed(self, work: Work, word: str) -> None:
+    def committed(self, work: Work, answer: str) -> None:
         """Receive what commit.lua answers for a request, and go on in a new task if the request is not done."""
         work.committing = False
-        if word == DONE:
+        if answer == DONE:
             self.counters.done += 1
             self._forget(work)
             return
-        outcome = outcome_of(word, is_answered=bool(work.request.reply_to))
+        outcome = outcome_of(answer, is_answered=bool(work.request.reply_to))
         if work.given_away:
             self._forget(work)
         elif outcome is Outcome.CONFLICT:
@@ -268,16 +268,16 @@ class Consumer(GroupConsumer[Work]):
             work.conflicts += 1
             if work.request.found is not None:
                 work.request = replace(work.request, found=None)
-            work.contended = contended_key(word)
+            work.contended = contended_key(answer)
             self._turns.take(work, work.contended)
         elif outcome is Outcome.FULL and not work.request.reply_to:
             self._turns.leave(work)
             if self._ordered:
                 self._begin(work, after_s=ROOM_S)
             else:
-                self._begin(work, (Outcome.NO_ROOM, word))
+                self._begin(work, (Outcome.NO_ROOM, answer))
         else:
-            self._begin(work, (outcome, word))
+            self._begin(work, (outcome, answer))
 
     def not_committed(self, work: Work, error: BaseException) -> None:
         """Receive the error that kept a transaction from being committed: it cannot be sent, or the link is closed."""

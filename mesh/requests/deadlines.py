@@ -1,7 +1,7 @@
 """Many deadlines with few timers.
 
-Nearly everything that waits is done long before its deadline, and setting and cancelling one timer per wait costs more
-than the reply's way through the event loop. So all deadlines within one step share a timer.
+Nearly every call ends long before its deadline. To set and cancel a timer for each call would cost more than the way of
+its reply through the event loop. So time is divided into steps, and all deadlines within one step share a timer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Longest delay of a deadline, in seconds. The deadlines within one such step share a timer.
+#: Length of a step, and so the most by which `expire` is late.
 STEP_S = 0.02
 
 

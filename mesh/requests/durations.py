@@ -1,7 +1,7 @@
 """How long the requests of each operation took, as histograms.
 
-Requests are sorted into them many at a time: one alone would find all code and data of that outside of the processor's
-cache, which costs 2 µs.
+Durations are sorted into the histograms many at a time. To sort a single one costs 2 µs, because the code and the data
+for that are no longer in the processor's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_left
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-#: Requests that wait to be sorted into the histograms.
+#: How many requests are collected before their durations are sorted into the histograms.
 WAITING = 256
 
 
@@ -62,7 +62,7 @@ class Durations:
             found = self._by_op[op] = DurationHistogram(), DurationHistogram()
         total, work = found
         if total_s < work_s:
-            # The clock is an estimate; no request took less time than its handler.
+            # Redis's clock is estimated here. No request really took less time than its handler.
             total_s = work_s
         total.counts[bisect_left(BOUNDS_S, total_s)] += 1
         total.sum_s += total_s

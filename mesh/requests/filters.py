@@ -1,16 +1,16 @@
 """Filters: they say which databases may have something, so that a gather need not ask the others.
 
-A filter is a string of bits in the bus database, one for each database and subject. Each thing that the database has
-sets two of its bits, and nothing clears a bit. So a database whose filter lacks one of the two bits does not have the
-thing for certain, and one that has both may have it. (This is a Bloom filter.)
+A filter (a Bloom filter) is a string of bits in the bus database. Each database has a filter for each kind of thing.
+Each thing that the database has sets two bits of the filter, and nothing clears a bit. If one of a thing's two bits is
+missing, the database certainly does not have the thing. If both bits are set, the database may have it.
 
-The holder of the database makes the filter, and names it in its roster row once it is complete. The row ends with the
-holder, and the grant to a successor deletes it. So a filter counts only while its maker holds the database. A database
-whose row names none is always asked: its holder has just begun, or is of an earlier release. `submit.lua` reads the
-filters in the step that submits the requests.
+The holder of a database makes the filter. Once the filter is complete, the holder names it in its roster row. The row
+ends with the holder, and the grant to a successor deletes it, so a filter counts only while its maker holds the
+database. If a row names no filter, gathers always ask its database: the holder has just begun, or is of an earlier
+release. `submit.lua` reads the filters in the step that submits the requests.
 
-One more bit, the last one, is set when the filter is named. A key that has ended, or that somebody has deleted, loses
-this bit with the others, and does not get it back from what is stored later. Such a filter does not count.
+When the filter is named, its last bit is set, too. If the key of the filter expires or is deleted, this bit is lost
+with all others, and later writes do not set it again. A filter without its last bit does not count.
 
 The service sets the bits in the commit that writes the thing itself: with `transaction.shared.mark`, or with a verb of
 its own that calls `mark_numbers` of commit_verbs.lua.
@@ -27,8 +27,8 @@ from mesh import keys
 from mesh.wire.link import Link
 from mesh.wire.script import Script
 
-#: Names a filter in the roster row, or none, if the lease is held. KEYS: lease, row, and the filter if one is named.
-#: ARGV: holder, field, filter or "", its number of bits. Returns 1, or 0 if the lease or the row is gone.
+#: Names a filter in the roster row, or removes its name. KEYS: lease, row, and the filter if it is to be named. ARGV:
+#: holder, field, filter or "" to remove it, its number of bits. Returns 1, or 0 if the lease or the row is gone.
 NAME = Script(
     """#!lua flags=allow-oom
 local lease_key, row_key = KEYS[1], KEYS[2]
@@ -37,7 +37,7 @@ if ARGV[3] == '' then
   redis.call('HDEL', row_key, ARGV[2])
 else
   redis.call('HSET', row_key, ARGV[2], ARGV[3])
-  -- A filter without a key has nothing, and does not count.
+  -- If the filter has no key, its last bit stays 0, so it does not count.
   if redis.call('EXISTS', KEYS[3]) == 1 then redis.pcall('BITFIELD', KEYS[3], 'SET', 'u1', ARGV[4], 1) end
 end
 return 1
@@ -47,7 +47,7 @@ return 1
 BITS_EACH = 32
 LEAST_BITS = 4096
 
-#: Two primes below 2^31, and a factor below 2^21 for each. So a script computes with exact doubles.
+#: Two primes below 2^31, and a factor below 2^21 for each: Lua's doubles are exact for the products.
 _ONE, _ONE_TIMES = 2147483647, 1640531
 _OTHER, _OTHER_TIMES = 2147483629, 1327217
 #: Only so many last digits of a number are hashed: more would not fit in a double.
@@ -55,7 +55,7 @@ _DIGITS = 15
 
 
 class Among(NamedTuple):
-    """The live databases whose filter of this name has both bits of a pair, and those that have no such filter."""
+    """The live databases whose filter of this name has both bits of one pair, and those without such a filter."""
 
     name: str
     pairs: tuple[tuple[int, int], ...]
@@ -67,12 +67,12 @@ class Among(NamedTuple):
 
 
 def among(name: str, *numbers: str) -> Among:
-    """Return the databases that may have one of these numbers, by their filters of this name."""
+    """Return the databases that may have one of these numbers, as their filters of this name say."""
     return Among(name, tuple(map(_hashes, numbers)))
 
 
 def _hashes(number: str) -> tuple[int, int]:
-    """Return two numbers of 31 bits for a number in decimal digits, the same as `mark_numbers` of commit_verbs.lua."""
+    """Return two hashes of 31 bits for a number in decimal digits, as `mark_numbers` of commit_verbs.lua finds them."""
     last = int(number[-_DIGITS:])
     return last % _ONE * _ONE_TIMES % _ONE, last % _OTHER * _OTHER_TIMES % _OTHER
 
@@ -81,7 +81,7 @@ def _hashes(number: str) -> tuple[int, int]:
 class Filter:
     """One filter: its key among the shared ones, and its size in bits.
 
-    `below`: it has all numbers below this one for certain, so their bits need not be set again.
+    `below`: the filter certainly has all numbers below this one, so their bits need not be set again.
     """
 
     key: str
@@ -95,7 +95,7 @@ class Filter:
 
     @property
     def name(self) -> str:
-        """Its key in the bus database, and its number of bits."""
+        """The text that names it in a roster row: its key in the bus database, and its number of bits."""
         return f"{keys.SHARED}{self.key} {self.bits}"
 
 
@@ -108,14 +108,14 @@ class Filters:
         self._keys = [keys.lease(database), keys.row(database)]
 
     async def name(self, name: str, filter: Filter | None) -> bool:
-        """Name a filter, which is complete, in our roster row; None: none. Return False if the lease or row is gone."""
+        """Name a complete filter in our roster row; None: remove its name. Return False if lease or row is gone."""
         if filter is None:
             return bool(await self._link.script(NAME, self._keys, self._holder, _field(name), ""))
         words = (self._holder, _field(name), filter.name, filter.bits)
         return bool(await self._link.script(NAME, [*self._keys, keys.SHARED + filter.key], *words))
 
     async def named(self, name: str) -> Filter | None:
-        """Return the filter that our roster row names."""
+        """Return the filter of this name that our roster row names; None if there is none."""
         text = await self._link.shared("HGET", self._keys[1], _field(name))
         if text is None:
             return None
@@ -127,7 +127,7 @@ class Filters:
         return await self._number("BITCOUNT", keys.SHARED + filter.key)
 
     async def counts(self, filter: Filter) -> bool:
-        """Return whether a filter that was named still counts: its key has not ended, and nobody has deleted it."""
+        """Return whether a filter that was named still counts: its key has not expired, and nobody has deleted it."""
         return await self._number("GETBIT", keys.SHARED + filter.key, filter.bits) == 1
 
     async def _number(self, *command: str | int) -> int:

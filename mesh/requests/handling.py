@@ -1,7 +1,8 @@
 """Tools to run handlers, which may raise anything and may block the event loop.
 
-A handler runs until it waits for the first time, and many never do. `Rest` awaits what is left of it then, and measures
-how long it blocks the event loop. `describe` turns any exception into text that can be logged, sent and stored.
+A handler runs until it waits for the first time; many handlers never wait. `Rest` awaits the rest of a handler that
+does, and measures how long it blocks the event loop. `describe` turns any exception into text that can be logged, sent
+and stored.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ class HandlerMistake(Exception):
 
 
 def steps_of(awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
-    """Return the steps of an awaitable. Raises HandlerMistake for what is none."""
+    """Return the generator that runs an awaitable step by step. Raises HandlerMistake if it is not awaitable."""
     if awaitable.__class__ is CoroutineType:
-        # It has the steps itself.
+        # A coroutine can be run step by step itself.
         return awaitable  # type: ignore[return-value]
     try:
         return awaitable.__await__()
     except AttributeError as error:
         kind = type(awaitable).__name__
-        raise HandlerMistake(f"it returned {kind} at once; a handler is an async function") from error
+        raise HandlerMistake(f"the handler returned {kind}, not an awaitable; define it with async def") from error
 
 
 class Rest(Generic[T]):
-    """Awaits the rest of an awaitable. Its first step took `first_s` and ended because it waits for something.
+    """Awaits the rest of an awaitable. The first step took `first_s` seconds and ended where it waits for `waits_for`.
 
-    `longest_s` is the longest time for which it blocked the event loop.
+    `longest_s` is the longest time for which a step blocked the event loop.
     """
 
     def __init__(self, steps: Generator[Any, Any, T], waits_for: Any, first_s: float) -> None:
@@ -73,11 +74,11 @@ def exited() -> HandlerMistake:
 
     The event loop closes coroutines with this exception, so a coroutine that raises it seems closed.
     """
-    return HandlerMistake("it raised GeneratorExit")
+    return HandlerMistake("the handler raised GeneratorExit")
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's class and message, as text that can be encoded, of bounded length."""
+    """Return an exception's class and message, as text of bounded length that UTF-8 can encode."""
     try:
         text = f"{type(error).__name__}: {error}"
     except BaseException as another:

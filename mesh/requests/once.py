@@ -27,8 +27,9 @@ from mesh.errors import (
 
 #: How long the answer to a call with a key is kept.
 KEEP = timedelta(hours=24)
+#: The longest time for which an answer can be kept.
 LONGEST = timedelta(days=365)
-#: A key is one word among the arguments of scripts, and a part of a Redis key's name; people can read both.
+#: A key becomes a word for scripts and a part of a Redis key's name, and people can read it there.
 _KEY = re.compile(r"[!-~]{1,200}")
 _MS = timedelta(milliseconds=1)
 
@@ -42,7 +43,7 @@ class Once:
 
     @classmethod
     def of(cls, key: str | None, keep: timedelta) -> Once | None:
-        """Return what `key=` and `keep=` say; None without a key. Raises UsageError."""
+        """Return what the arguments `key=` and `keep=` of a call say; None if there is no key. Raises UsageError."""
         if key is None:
             return None
         if not isinstance(key, str) or not _KEY.fullmatch(key):
@@ -55,11 +56,11 @@ class Once:
         return cls(key, max(1, keep // _MS))
 
     def name(self, op: str) -> str:
-        """Return the name of the request that a send with this key makes: the same one for all such sends."""
+        """Return the name of a request that is sent with this key. It is the same for all requests with this key."""
         return hashlib.sha1(f"{op}:{self.key}".encode(), usedforsecurity=False).hexdigest()
 
     def options(self, body: str) -> dict[str, str | int]:
-        """Return the options of submit.lua for a request with this key and body."""
+        """Return the options that submit.lua gets for a request with this key and body."""
         sha = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
         return {"once": self.key, "sha": sha, "keep": self.keep_ms}
 
@@ -77,5 +78,5 @@ _PASSING = (
 
 
 def is_kept(error: MeshError) -> bool:
-    """Return whether an error is the answer to all calls with the key."""
+    """Return whether an error is kept as the answer to all calls with the key. If not, the key is free again."""
     return error.retry_after is None and not isinstance(error, _PASSING)

@@ -2,11 +2,15 @@
 
 People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
 
-    request   op request from reply_to deadline body, and call, traceparent where the caller has them,
-              once, sha, keep where it has an idempotency key, limit where it has passed a limit,
-              first where it has waited, try and error where a try has failed,
-              read, found where its sender has named a key to be read with it
-    reply     request op from status forwards body asked took_us db, and call
+    request   op request from reply_to deadline body
+              call, traceparent   if its sender has them
+              once, sha, keep     if it has an idempotency key
+              limit               if it has passed a limit
+              first               if it has waited
+              try, error          if a try has failed
+              read, found         if its sender has named shared keys that the submission reads
+    reply     request op from status forwards body asked took_us db
+              call                if the request has it
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from mesh.errors import InvalidReply, MeshError, UsageError, from_wire
 from mesh.groups.reader import fields_of
 from mesh.wire.codec import decode, encode
 
-#: The `status` of a reply that is not a failure.
+#: The `status` of a reply that carries no error.
 OK = "ok"
 #: The `deadline` of a request that has none, such as a drop.
 NEVER = 0
@@ -29,7 +33,7 @@ NEVER = 0
 _PLAIN = ["op", "request", "from", "reply_to", "deadline", "body"]
 #: The fields of a reply that its caller reads.
 _REPLY = ("request", "status", "forwards", "body")
-#: The longest body. Several must fit into one round trip.
+#: The longest body, in characters: one round trip must have room for several.
 MOST_BODY = 16 * 2**20
 
 #: The classes and the databases that a mesh can have.
@@ -43,7 +47,7 @@ Decode = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """The address of a class: any one of its replicas handles the request. Raises UsageError for what is no class."""
+    """The address of a class: any one of its replicas handles the request. Raises UsageError for any other name."""
 
     name: str
     #: the name of this address in scripts; the name of its stream ends with it
@@ -63,7 +67,7 @@ class Class:
 class Database:
     """The address of a database: the replica that holds it handles the request.
 
-    Raises UsageError for what is no database.
+    Raises UsageError for any other number.
     """
 
     number: int
@@ -84,7 +88,7 @@ Address = Class | Database
 
 
 def encode_body(body: Any) -> str:
-    """Return the JSON text of a request's or a reply's body; `bytes` are such a text. Raises ValueError."""
+    """Return the body of a request or a reply as JSON text. `bytes` are such text already. Raises ValueError."""
     is_text = body.__class__ is bytes
     if not is_text and not isinstance(body, dict):
         raise ValueError(f"a body is a dict, not {type(body).__name__}")
@@ -100,7 +104,7 @@ def encode_body(body: Any) -> str:
 
 
 def decode_object(text: str) -> Body:
-    """Return a body that is a JSON object, as a dict. Raises ValueError."""
+    """Read a body that must be a JSON object, and return it as a dict. Raises ValueError."""
     body: Body = decode(text)
     if body.__class__ is not dict:
         raise ValueError("the body is not an object")
@@ -108,22 +112,23 @@ def decode_object(text: str) -> Body:
 
 
 def operation_of(flat: Sequence[str]) -> str:
-    """Return the operation of a request; "" if its entry names none."""
+    """Return the operation that an entry (names and values in turn) names; "" if it names none."""
     return flat[1] if flat[0] == "op" else fields_of(flat).get("op", "")
 
 
 def reply_stream(fields: Mapping[str, str]) -> str:
-    """Return the stream for the reply to an entry; "" if there is none, or if another kind of key is named."""
+    """Return the stream that an entry names for its reply; "" if it names none, or a key that is no reply stream."""
     named = fields.get("reply_to", "")
     return named if named.startswith(keys.REPLIES) else ""
 
 
 @dataclass(slots=True)
 class Request:
-    """One request as its handler sees it. `body` is the text as the decoder of the operation read it.
+    """One request as its handler sees it. `body` is what the decoder of the operation has made of the entry's text.
 
-    `id` is the id of the entry, which is the same at each delivery, and begins with the time on Redis's clock. `key` is
-    the sender's name for the request. `deadline` is in ms of Redis's clock, or NEVER. `deliveries` includes this one.
+    `id` is the id of the entry. It is the same at each delivery, and begins with the time (ms of Redis's clock) at
+    which the entry was written. `key` is the sender's name for the request. `deadline` is in ms of Redis's clock, or
+    NEVER. `deliveries` includes this one.
     """
 
     stream: str
@@ -138,18 +143,20 @@ class Request:
     #: the outer call that it belongs to, and the trace; see `tracing`
     call: str = ""
     traceparent: str = ""
-    #: tries that failed before, and the id of the first one's entry
+    #: how many of its tries have failed
     failed_tries: int = 0
+    #: if it has waited: an id that begins with the time at which it was sent
     first: str = ""
-    #: What the shared key that its sender has named had when the request was sent, "" for nothing; a JSON list if there
-    #: are several keys; None: not known. The handler has to expect it unchanged. In a second run it is None.
+    #: The value that the shared key named by the sender had when the request was sent; "" if it had none. A JSON list
+    #: of values if the sender has named several keys. None if the value is not known, and in each run after the first
+    #: one. The handler has to expect the value unchanged.
     found: str | None = None
     #: names and values of its options, in turn; see options.lua
     options: tuple[str, ...] = ()
 
     @property
     def is_answered(self) -> bool:
-        """Whether its reply is needed: a caller waits, or others may ask for it."""
+        """Whether its reply is needed: a caller waits for it, or others may ask for it with the idempotency key."""
         return bool(self.reply_to or self.options[:1] == ("once",))
 
     @property
@@ -170,7 +177,7 @@ class Request:
     def from_entry(
         cls, stream: str, id: str, flat: Sequence[str], deliveries: int = 1, decode: Decode = decode_object
     ) -> Request:
-        """Read an entry, whose names and values come in turn. Raises ValueError if it is not a request."""
+        """Read an entry, which is a list of names and values in turn. Raises ValueError if it is not a request."""
         if flat[::2] == _PLAIN:
             _, op, _, key, _, sender, _, reply_to, _, until, _, text = flat
             if reply_to.startswith(keys.REPLIES):
@@ -198,23 +205,23 @@ def _options_of(fields: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def unreadable(stream: str, id: str, flat: Sequence[str], deliveries: int) -> Request:
-    """Return an entry that is not a request as one without an operation; its caller is answered if it names one."""
+    """Return a request without an operation for an entry that is not a request, so that its caller can be answered."""
     fields = fields_of(flat)
     return Request(stream, id, "", fields.get("request", ""), "", reply_stream(fields), NEVER, {}, deliveries)
 
 
-#: Request, status, forwards and body of a reply. `forwards` says how many more replies follow, because the request was
-#: forwarded. If the body is "" then, the reply has nothing but that number.
+#: Request, status, forwards and body of a reply. `forwards` is the number of further replies that follow, because the
+#: request was forwarded. If this is not "0" and the body is "", the reply only tells that number.
 Reply = tuple[str, str, str, str]
 
 
 def reply_of(flat: Sequence[str]) -> Reply | None:
-    """Read the entry of a reply, whose names and values come in turn; None if it names no request.
+    """Read the entry of a reply, which is a list of names and values in turn; None if it names no request.
 
-    If it lacks something else, the reply is a failure that says so.
+    If another field is missing, return a reply with an error that says so.
     """
     if len(flat) > 11 and (flat[0], flat[6], flat[8], flat[10]) == _REPLY:
-        # The commit has written it, as most replies, and its fields are in their places.
+        # commit.lua writes most replies, and puts these fields at these places.
         return flat[1], flat[7], flat[9], flat[11]
     fields = fields_of(flat)
     if "request" not in fields:

@@ -1,4 +1,4 @@
-"""Why a request was not submitted, as the errors that its caller gets."""
+"""The errors that callers get when submit.lua or commit.lua refuses something."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from mesh.errors import Busy, Incomplete, KeyReused, Limited, MeshError, NoRepli
 from mesh.requests.once import key_reused
 from mesh.requests.settlement import FULL, KEY_REUSED, LIMITED, TOO_MANY
 
-#: The submission's code for an address whose replica is expected back.
+#: submit.lua's code for an address whose replica is expected back.
 MISSING = "missing"
-#: Its code for a request for later that the Redis user may not send.
+#: submit.lua's code for a request for later that the Redis user may not send.
 FORBIDDEN = "forbidden"
 
 
@@ -34,31 +34,31 @@ def refusal(code: str, about: str) -> MeshError:
     if code == TOO_MANY.strip():
         return too_many()
     if code == "wrong-type":
-        return MeshError(f"{about} is not what the mesh stores there; delete it with redis-cli")
+        return MeshError(f"{about} is a key of the wrong type; delete it with redis-cli")
     name = roster.name_of(about)
     return Busy(f"the queue of {name} is full; retry after 1 s", retry_after=1, address=about)
 
 
-def not_applied(word: str) -> MeshError:
-    """Return the error for a word of commit.lua that is neither "done" nor a conflict."""
-    if word == FULL:
+def not_applied(answer: str) -> MeshError:
+    """Return the error for an answer of commit.lua that is neither "done" nor a conflict."""
+    if answer == FULL:
         return redis_is_full()
-    if word.startswith(TOO_MANY):
+    if answer.startswith(TOO_MANY):
         return too_many()
-    if word.startswith(KEY_REUSED):
-        return key_reused(word.removeprefix(KEY_REUSED))
-    if word.startswith(LIMITED):
-        return limited(word.removeprefix(LIMITED))
-    return MeshError(f"the transaction was not applied: {word}")
+    if answer.startswith(KEY_REUSED):
+        return key_reused(answer.removeprefix(KEY_REUSED))
+    if answer.startswith(LIMITED):
+        return limited(answer.removeprefix(LIMITED))
+    return MeshError(f"the transaction was not applied: {answer}")
 
 
 def too_many() -> Busy:
-    """Return the error where more requests would wait than may."""
+    """Return the error for a request that would have to wait while too many requests wait already."""
     return Busy("too many requests wait for their time; retry after 1 s", retry_after=1)
 
 
 def limited(about: str) -> Limited:
-    """Return the error of a rate; `about` has the ms until the rate allows a request, and its lane."""
+    """Return the error for a request that comes too soon. `about`: ms until its rate allows it, and its lane."""
     ms, _, lane = about.partition(" ")
     op, _, value = lane.partition(":")
     what = f"{op} for {value!r:.100}" if value else op
@@ -66,7 +66,7 @@ def limited(about: str) -> Limited:
 
 
 def incomplete(databases: list[int]) -> Incomplete:
-    """Return the error of a gather that would lack these databases, whose replicas are expected back."""
+    """Return the error of a gather that would lack the replies of these databases; their replicas are expected back."""
     return Incomplete(
         f"databases that hold data have no replica at the moment: {', '.join(map(str, databases))}; "
         f"retry after {roster.RETRY_AFTER_S} s",

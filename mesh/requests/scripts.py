@@ -1,4 +1,4 @@
-"""The atomic actions on requests: one Lua file each."""
+"""The scripts that act on requests: each does one atomic action, and has a Lua file of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mesh.later.retry import DEFER
 from mesh.requests import filters
 from mesh.wire.script import Script, Variants
 
-#: What every script has that adds, moves or ends requests which may have options.
+#: The parts that are in every script that adds, moves or ends requests with options.
 OPTIONS = ("append.lua", "options.lua", "once.lua", "limits.lua")
-#: What the plain variants of SUBMIT, COMMIT and SWEEP lack.
+#: Matches the text of SUBMIT, COMMIT and SWEEP that their plain variants lack.
 SELDOM = r"-- What few (?:batches|transactions|sweeps) need\..*-- End of what few need\.\n"
 SUBMIT = Script.beside(
     __file__,
@@ -65,7 +65,7 @@ def variants(script: Script) -> Variants:
 
 
 def when_full(script: Script) -> Script:
-    """Return the variant of a script that the server runs when memory is full; it stores nothing then."""
+    """Return the variant of a script that the server runs even when memory is full: it refuses what would add data."""
     header, flag = "#!lua\n", "local memory_is_full = false\n"
     if not script.source.startswith(header) or script.source.count(flag) != 1:
         raise ValueError("this script has no variant for a full memory")
@@ -73,8 +73,8 @@ def when_full(script: Script) -> Script:
     return Script(f"#!lua flags=allow-oom\n{source}")
 
 
-#: The scripts of a replica's link beside SUBMIT and the commit. It loads one when it needs it and the server does not
-#: know it.
+#: The scripts that a replica's link runs beside SUBMIT and the commit. If the server does not know one of them, the
+#: link loads it.
 OF_LINK = (
     roster.ROSTER, roster.MISSING, END, KEEP_ALIVE, FORGET, REDELIVER, GIVE_BACK, BURY, SWEEP, PLAIN_SWEEP, OPEN, BOOKS,
     MINUTE, *waking.SCRIPTS, DEFER, PARK, ENTER, SERVED, SERVES, PUBLISH, filters.NAME,

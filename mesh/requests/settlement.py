@@ -1,6 +1,6 @@
-"""What to do with a request after its handler has run: a pure table of outcomes and numbers of deliveries.
+"""What to do with a request after an attempt at it: a pure table of outcomes and numbers of deliveries.
 
-The outcome of a commit is a word of its script: see `outcome_of`.
+`outcome_of` reads the outcome of a commit from the answer of commit.lua.
 
     outcome                                            deliveries < most      deliveries >= most
     done, refused                                      Commit                 Commit
@@ -27,7 +27,7 @@ from enum import Enum, auto
 from mesh.errors import KeyReused
 from mesh.groups.deliveries import is_last
 
-#: The words of the commit script. All is applied:
+#: What commit.lua answers for a transaction. All of it is applied:
 DONE = "done"
 #: The request is no longer pending for this consumer.
 NOT_MINE = "not-mine"
@@ -35,17 +35,17 @@ NOT_MINE = "not-mine"
 CONFLICT = "conflict "
 #: The transaction would store something while memory is full.
 FULL = "full"
-#: The rate of a request that it sends does not allow it.
+#: The transaction sends a request that the rate of its operation does not allow now; ms and lane follow.
 LIMITED = "limited "
-#: More requests would wait for their time than may.
+#: The transaction sends a request that would have to wait, but too many requests wait already.
 TOO_MANY = "too-many "
-#: A request that it sends has an idempotency key that was used with another body.
+#: The transaction sends a request whose idempotency key was used with another body; the key follows.
 KEY_REUSED = f"{KeyReused.code} "
 
 
-def contended_key(word: str) -> str:
-    """Return the key that a conflict's word names, with its field where it has one."""
-    _, _, hash_and_name = word.removeprefix(CONFLICT).partition(" ")
+def contended_key(answer: str) -> str:
+    """Return the key that the answer of commit.lua names after a conflict. If it is a hash, its field follows."""
+    _, _, hash_and_name = answer.removeprefix(CONFLICT).partition(" ")
     return hash_and_name.strip()
 
 
@@ -99,7 +99,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class RefuseFull:
-    """Tell the caller that there is no room, or that a rate or an idempotency key does not allow what it sends."""
+    """Answer with an error: there is no room, or a rate or an idempotency key does not allow what it sends."""
 
     reason: str
 
@@ -131,17 +131,17 @@ class Leave:
 Settlement = Commit | Rerun | Redeliver | Bury | Expire | Forget | RefuseFull | Defer | GiveBack | HandOn | Leave
 
 
-def outcome_of(word: str, *, is_answered: bool) -> Outcome:
-    """Return the outcome of a commit; `is_answered` says that a caller waits for the request."""
-    if word == DONE:
+def outcome_of(answer: str, *, is_answered: bool) -> Outcome:
+    """Return the outcome of a commit from the answer of commit.lua. `is_answered`: a caller waits for the request."""
+    if answer == DONE:
         return Outcome.DONE
-    if word == NOT_MINE:
+    if answer == NOT_MINE:
         return Outcome.NOT_OURS
-    if word.startswith(CONFLICT):
+    if answer.startswith(CONFLICT):
         return Outcome.CONFLICT
-    if word == FULL or word.startswith((TOO_MANY, LIMITED)):
+    if answer == FULL or answer.startswith((TOO_MANY, LIMITED)):
         return Outcome.FULL
-    if word.startswith(KEY_REUSED):
+    if answer.startswith(KEY_REUSED):
         return Outcome.FULL if is_answered else Outcome.HOPELESS
     return Outcome.CRASHED
 

@@ -21,49 +21,49 @@ class Reader:
     """Read-only commands on keys that all begin with one prefix."""
 
     def __init__(self, link: Link, prefix: str, own: bool) -> None:
-        self._say = link.own if own else link.shared
+        self._run = link.own if own else link.shared
         self._link = link
         self._own = own
         self.prefix = prefix
 
     async def get(self, key: str) -> str | None:
-        value: str | None = await self._say("GET", self.prefix + key)
+        value: str | None = await self._run("GET", self.prefix + key)
         return value
 
     async def mget(self, *names: str) -> list[str | None]:
-        values: list[str | None] = await self._say("MGET", *(self.prefix + name for name in names)) if names else []
+        values: list[str | None] = await self._run("MGET", *(self.prefix + name for name in names)) if names else []
         return values
 
     async def exists(self, key: str) -> bool:
-        return bool(await self._say("EXISTS", self.prefix + key))
+        return bool(await self._run("EXISTS", self.prefix + key))
 
     async def hget(self, key: str, field: Text) -> str | None:
-        value: str | None = await self._say("HGET", self.prefix + key, *_sendable(field))
+        value: str | None = await self._run("HGET", self.prefix + key, *_sendable(field))
         return value
 
     async def hmget(self, key: str, *fields: Text) -> list[str | None]:
-        values: list[str | None] = await self._say("HMGET", self.prefix + key, *_sendable(*fields)) if fields else []
+        values: list[str | None] = await self._run("HMGET", self.prefix + key, *_sendable(*fields)) if fields else []
         return values
 
     async def hgetall(self, key: str) -> dict[str, str]:
-        flat = await self._say("HGETALL", self.prefix + key)
+        flat = await self._run("HGETALL", self.prefix + key)
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def read(self, verb: str, key: str, *args: Text) -> Any:
         """Read with a verb that a transaction can guard: see `mesh.requests.verbs.ANSWERS`."""
         if verb not in ANSWERS:
             raise ValueError(f"{verb} is not a verb that a transaction can guard")
-        return await self._say(verb, self.prefix + key, *_sendable(*args))
+        return await self._run(verb, self.prefix + key, *_sendable(*args))
 
     async def zrangebyscore(self, key: str, least: Text, most: Text, count: int) -> list[str]:
         """Return at most `count` members between two scores, which are written as in Redis (`-inf`, `(5`)."""
-        found: list[str] = await self._say(
+        found: list[str] = await self._run(
             "ZRANGEBYSCORE", self.prefix + key, *_sendable(least, most), "LIMIT", 0, count
         )
         return found
 
     async def zcard(self, key: str) -> int:
-        return int(await self._say("ZCARD", self.prefix + key))
+        return int(await self._run("ZCARD", self.prefix + key))
 
     async def script(self, script: Script, names: list[str], *args: Text) -> Any:
         """Run a script that only reads; `names` become its KEYS."""

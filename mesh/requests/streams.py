@@ -1,6 +1,6 @@
-"""Request and reply streams: one replica's reader of each, and the scripts that end and count requests.
+"""The readers of request and reply streams, and the scripts that end and count requests.
 
-Scripts write these streams. A reader that blocks has a connection of its own.
+Scripts write to these streams. A reader blocks its connection, so it does not share the connection with others.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from mesh.wire.codec import encode
 from mesh.wire.connection import RedisConnection
 from mesh.wire.link import Link
 
-#: Replies that stay on the stream after they were read, for people to look at; none after so many bytes of replies.
+#: So many replies stay on the stream after they were read, so that people can look at them. None stays if the replies
+#: since the last trim have more bytes than this.
 REPLIES_KEPT, REPLY_BYTES_KEPT = 256, 1 << 20
-#: How long replies are parsed before the event loop gets its turn.
+#: After parsing replies for this long, the reader lets the event loop run other tasks.
 PARSE_S = 0.004
-#: How long after its deadline a request is left to its caller and its worker.
+#: A sweep removes a request this long after its deadline. Until then its caller or its worker can end it.
 SWEEP_GRACE_MS = 2000
 
 
 class RequestReader(GroupReader):
-    """One consumer of the group of one request stream."""
+    """Reads a request stream as one consumer of its group."""
 
     def __init__(
         self, connection: RedisConnection, link: Link, stream: str, consumer: str, all_streams: Sequence[str]
@@ -56,13 +57,14 @@ class RequestReader(GroupReader):
         return bool(await self._commands.script(BURY, names, *words))
 
 
-#: A request to remove without an effect: stream, id, "expired" or "cancelled", and whether it has options; or limit and
-#: name, where it waits or has waited for its limit; or operation, idempotency key and request, where a caller leaves.
+#: A request to remove without an effect: stream, id, "expired" or "cancelled", and a fourth item. This says whether the
+#: request has options; but it is (limit, name) if the request waits or has waited for its limit, and (operation,
+#: idempotency key, request) if a caller with an idempotency key no longer waits.
 Ended = tuple[str, str, str, bool | tuple[str, ...]]
 
 
 async def end(link: Link, ended: Sequence[Ended]) -> int:
-    """Remove requests without an effect. Return how many still existed and had no other caller."""
+    """Remove requests without an effect. Return how many were removed: they existed, and no other caller waits."""
     return int(await link.script(END, [keys.BOOKS], json.dumps(ended)))
 
 
@@ -74,7 +76,7 @@ async def sweep(link: Link, streams: Sequence[str]) -> int:
 
 
 async def keep_minute(link: Link, streams: Sequence[str]) -> bool:
-    """Correct the books for what was done by hand, and keep them once a minute. Return whether this call kept them."""
+    """Correct the books for changes by hand, and store a copy once a minute. Return whether this call stored one."""
     return bool(await link.script(MINUTE, [keys.BOOKS, keys.MINUTES, *streams], keys.MINUTES_KEPT))
 
 
@@ -84,7 +86,7 @@ async def books(link: Link, streams: Sequence[str]) -> dict[str, int]:
 
 
 def to_books(values: Sequence[Any]) -> dict[str, int]:
-    """Name the numbers that the script answers."""
+    """Return the numbers that books.lua answers, by name."""
     names = ("accepted", "answered", "expired", "cancelled", "dead", "lost", "in_flight", "waiting")
     return dict(zip(names, map(int, values), strict=True))
 
@@ -95,12 +97,15 @@ class ReplyReader:
     def __init__(self, connection: RedisConnection, stream: str) -> None:
         self._connection = connection
         self._stream = stream
+        #: id of the last reply that was read
         self._last = "0"
+        #: ids of the replies that were read and are still on the stream
         self._kept: list[str] = []
+        #: bytes of the replies that were read since the last trim
         self._kept_bytes = 0
 
     async def read(self, take: Callable[[Reply, Sequence[str]], None]) -> None:
-        """Let `take` have each reply since the last read, and its words, after at most BLOCK_MS; and trim old ones."""
+        """Wait for new replies, at most BLOCK_MS; call `take` with each and the words of its entry; trim old ones."""
         started = time.monotonic()
         commands: list[tuple[Any, ...]] = [
             ("XREAD", "COUNT", 512, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)

@@ -1,8 +1,9 @@
 """The tasks in which a consumer works on its requests.
 
-A task costs as much as a tenth of a request. So requests that come together share one: they are worked on in turn as
-long as none of them waits for anything. The first one that waits keeps the task, and those after it get another one. An
-operation whose handler has waited before, or has changed context variables, has a task for each of its requests.
+A task costs a tenth of what a request costs. So requests that come together share a task, which works on one after the
+other as long as none of them waits for anything. The first request that waits keeps the task, and the requests after it
+get another task. If a handler has waited or has changed context variables, all later requests of its operation have
+tasks of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mesh.requests.work import Work
 
 
 class Tasks:
-    """Begins the coroutines that `work_on` returns, or calls `forget` for a request that was given away before that."""
+    """Runs the coroutine that `work_on` returns for a request, or calls `forget` for one that was given away before."""
 
     def __init__(self, work_on: Callable[[Work], Coroutine[Any, Any, None]], forget: Callable[[Work], None]) -> None:
         self._work_on = work_on
@@ -38,14 +39,14 @@ class Tasks:
             else:
                 together.append(work)
         if together:
-            self._begin_in_turn(together, copy_context())
+            self._begin_shared_task(together, copy_context())
 
-    def _begin_in_turn(self, works: deque[Work], context: Context) -> None:
-        # The request that keeps the task refers to it. Until then it does not wait.
+    def _begin_shared_task(self, works: deque[Work], context: Context) -> None:
+        # No reference to the task is needed here: when a request waits and keeps the task, `Work.task` refers to it.
         if works:
-            self._loop.create_task(self._in_turn(works, context), context=context.copy())
+            self._loop.create_task(self._one_after_another(works, context), context=context.copy())
 
-    async def _in_turn(self, works: deque[Work], context: Context) -> None:
+    async def _one_after_another(self, works: deque[Work], context: Context) -> None:
         task = asyncio.current_task()
         try:
             while works:
@@ -61,11 +62,11 @@ class Tasks:
                 else:
                     self._apart.add(work.request.op)
                     others, works = works, deque()
-                    self._begin_in_turn(others, context)
+                    self._begin_shared_task(others, context)
                     await Rest(steps_of(steps), waits_for, 0)
                     return
                 if copy_context() != context or (task is not None and task.cancelling()):
                     self._apart.add(work.request.op)
                     return
         finally:
-            self._begin_in_turn(works, context)
+            self._begin_shared_task(works, context)

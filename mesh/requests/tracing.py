@@ -3,11 +3,11 @@
     call         the X-Request-Id of the HTTP request, or any other name that the caller sets
     traceparent  the W3C trace context: "00-<trace id>-<span id>-<flags>"
 
-Both are fields of the entry where they are set, and cost nothing where they are not. A handler runs with those of its
-request, so its own requests and its log lines have them, too.
+If they are set, they are fields of the request's entry; if not, they cost nothing. A handler runs with those of its
+request, so the requests that it sends and its log lines have them, too.
 
-With the API of OpenTelemetry and an SDK that provides tracers (`opentelemetry-instrument python -m quart_app`), each
-step is also a span. `activate` looks for them once; without them nothing here creates a span.
+If there is OpenTelemetry with an SDK that provides tracers (`opentelemetry-instrument python -m quart_app`), each step
+is also a span. `activate` looks for it once; without it nothing here creates a span.
 
     SERVER    POST /values               quart_app.http.application
     PRODUCER  send mesh:requests:A       from the submission to the last reply; events: submitted, and each reply
@@ -35,6 +35,7 @@ TRAIL: ContextVar[list[tuple[str, Mapping[str, str]]] | None] = ContextVar("mesh
 NAME = re.compile(r"[!-~]{1,200}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
+#: the module `opentelemetry.trace`, and our tracer; None if no spans are created
 _trace: Any = None
 _tracer: Any = None
 
@@ -65,7 +66,7 @@ def trace_id() -> str:
 
 
 def about() -> str:
-    """Return the fields that tell where a request comes from, as one word of the scripts; "" for none."""
+    """Return call and traceparent as submit.lua reads them: one word "name value name value"; "" for none."""
     call, traceparent = CALL.get(), TRACEPARENT.get()
     if not call and not traceparent:
         return ""
@@ -85,7 +86,7 @@ def processing(stream: str, op: str, id: str, deliveries: int) -> tuple[str, dic
 
 
 def replying(status: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the attributes of the event that a reply is: what it says, who worked for it, in which database."""
+    """Return the attributes of a reply's event: its status, and the replica and the database that it comes from."""
     return {"mesh.status": status, "mesh.replica": fields.get("from", ""), "mesh.database": fields.get("db", "")}
 
 
@@ -101,9 +102,9 @@ async def traced(work: Awaitable[T], kind: str, name: str, attributes: Mapping[s
 
 @contextlib.contextmanager
 def span(kind: str, name: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
-    """Let a block be a span, and the parent of what happens in it. Only where `is_on`."""
+    """Run a block within a new span, the parent of all spans that begin in the block. Call this only if `is_on`."""
     started = begin(kind, name, attributes)
-    token = TRACEPARENT.set(_written(started))
+    token = TRACEPARENT.set(_traceparent_of(started))
     try:
         with _trace.use_span(started, end_on_exit=True):
             yield started
@@ -117,12 +118,12 @@ def current() -> Any:
 
 
 def begin(kind: str, name: str, attributes: Mapping[str, Any]) -> Any:
-    """Begin a span that somebody else ends with `end()`. Only where `is_on`."""
+    """Begin a span, which its caller ends with `end()`. Call this only if `is_on`."""
     return _tracer.start_span(name, _parent(), kind=_trace.SpanKind[kind], attributes=dict(attributes))
 
 
 def _parent() -> Any:
-    """Return the context of the span that is current here, or else of the one that the request names."""
+    """Return the context of a new span's parent: None for the current span, or else that of TRACEPARENT's span."""
     here, named = _trace.get_current_span().get_span_context(), TRACEPARENT.get()
     if not named or (here.is_valid and f"{here.trace_id:032x}" == named[3:35]):
         return None
@@ -131,6 +132,6 @@ def _parent() -> Any:
     return _trace.set_span_in_context(_trace.NonRecordingSpan(remote))
 
 
-def _written(span: Any) -> str:
+def _traceparent_of(span: Any) -> str:
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"

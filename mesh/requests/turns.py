@@ -11,9 +11,9 @@ run about n²/2 times. So each key has a queue of requests that wait to run agai
                       +--- conflict without the turn --+
 
 While others wait, a turn lasts at most RUNS_A_TURN times the shortest of the last runs at its key, or PATIENCE_S if
-that is longer. So a handler that waits for something else holds up nobody for long, and on a slow machine, where all
-runs take long, requests still run one after the other. If a request that lost its turn has a conflict again, it waits
-for another turn.
+that is longer. So a handler that waits for something else does not hold up the others for long. On a slow machine all
+runs take long, so turns may last longer, and requests still run one after the other. If a request that lost its turn
+has a conflict again, it waits for another turn.
 
 Turns only save time; the check in the commit makes sure that no update is lost. Requests that run for the first time
 need no turn. A request holds one turn at most, so there is no deadlock.
@@ -28,7 +28,7 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W", bound=Hashable)
 
-#: The least time that a turn may last while others wait for it.
+#: A turn may last at least this long while others wait for it.
 PATIENCE_S = 0.25
 #: A turn may last this many times the shortest of the last runs at its key.
 RUNS_A_TURN = 4
@@ -39,37 +39,37 @@ MOST_KEYS = 1000
 
 
 class _Queue(Generic[W]):
-    """The request that holds the turn at one key, and those that wait for it."""
+    """The request that holds the turn at one key, and the requests that wait for the turn."""
 
     def __init__(self) -> None:
         self.holder: W | None = None
         self.waiting: dict[W, None] = {}
         self.timer: asyncio.TimerHandle | None = None
-        #: when the current run of each request began: of the holder, and of those that ran on without the turn
+        #: when the current run of a request began, for the holder and for requests that run on without the turn
         self.began: dict[W, float] = {}
         #: how long the last runs took, in seconds
         self.runs: deque[float] = deque(maxlen=RUNS_KNOWN)
 
     @property
     def patience_s(self) -> float:
-        """How long a turn may last."""
+        """How long a turn may last while others wait, in seconds."""
         return max(PATIENCE_S, RUNS_A_TURN * min(self.runs, default=0.0))
 
     def end_run(self, work: W) -> None:
-        """Take note of how long a run took."""
+        """Remember how long the current run of a request took."""
         began = self.began.pop(work, None)
         if began is not None:
             self.runs.append(asyncio.get_running_loop().time() - began)
 
     def stop_timer(self) -> None:
-        """Let the holder keep its turn."""
+        """Cancel the timer, so that the holder keeps its turn."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class Turns(Generic[W]):
-    """The queues of one consumer; `begin` runs a request again."""
+    """The queues of one consumer, one for each key. `begin` runs a request again."""
 
     def __init__(self, begin: Callable[[W], None]) -> None:
         self._begin = begin
@@ -79,7 +79,7 @@ class Turns(Generic[W]):
         self.conflicts: Counter[str] = Counter()
 
     def take(self, work: W, key: str) -> None:
-        """Run again after a conflict at a key, at once or when it is this request's turn."""
+        """Run a request again after a conflict at a key, at once or when it gets the turn."""
         self._count(key)
         queue = self._queues.get(key)
         if queue is None:
@@ -96,9 +96,9 @@ class Turns(Generic[W]):
             self._watch(key, queue)
 
     def leave(self, work: W) -> bool:
-        """Give up the turn, or the place in the queue.
+        """Take the turn from a request, or take the request out of the queue.
 
-        Return whether the request was waiting, and so is not running.
+        Return whether the request was in the queue, so that it does not run.
         """
         queue = self._queues.get(key := self._key_of.pop(work, ""))
         if queue is None:
@@ -119,7 +119,7 @@ class Turns(Generic[W]):
         self._begin(work)
 
     def _next(self, key: str, queue: _Queue[W]) -> None:
-        """Give the turn to the one that has waited longest; end the queue if nobody waits."""
+        """Give the turn to the request that has waited longest. If none waits, delete the queue."""
         queue.stop_timer()
         queue.holder = next(iter(queue.waiting), None)
         if queue.holder is None:
@@ -130,7 +130,7 @@ class Turns(Generic[W]):
         self._watch(key, queue)
 
     def _watch(self, key: str, queue: _Queue[W]) -> None:
-        """Pass the turn on when it has lasted for too long, if somebody waits then."""
+        """If others wait, set a timer that passes the turn on when it has lasted for too long."""
         if queue.waiting:
             queue.timer = asyncio.get_running_loop().call_later(queue.patience_s, self._next, key, queue)
 

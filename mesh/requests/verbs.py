@@ -18,9 +18,10 @@ Check = Callable[[Sequence[Text]], Sequence[Text]]
 
 #: Most words of one command: Lua can pass about 8,000 to a function.
 MOST_WORDS = 4000
-#: Redis's integers have 64 bits; a counter must keep this far from their end, because Lua compares them as doubles.
+#: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which are less exact.
 MOST_INTEGER = 2**63 - 4096
-#: Latest moment of an expiry, in ms since 1970: what Lua can compare exactly. Redis refuses those that overflow.
+#: Latest moment of an expiry, in ms since 1970: Lua compares numbers up to it exactly. Redis refuses later ones that
+#: overflow.
 LATEST_MS = 2**53
 
 #: The type of a key that does not exist.
@@ -30,7 +31,7 @@ _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII 
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _PLAIN = frozenset((str,))
 _SENDABLE = (str, int, float, bytes)
-#: Longer integers are printed here first. If Python refuses to print one, the C client would end the process.
+#: `check_words` prints an integer of more bits. If Python refuses to print it, the C client would end the process.
 _MOST_BITS = 2000
 
 
@@ -48,7 +49,7 @@ def check_words(words: Sequence[Text]) -> None:
 
 
 def text_of(word: object) -> str:
-    """Return a word that passed `check_words` as the text that Redis stores. Raises ValueError for what is no text."""
+    """Return a word that passed `check_words` as the text that Redis stores. Raises ValueError for bytes of no text."""
     if word.__class__ is int or isinstance(word, int | float):
         return str(word)
     return word.decode() if isinstance(word, bytes) else str.__str__(word)
@@ -66,7 +67,7 @@ def integer(word: Text, least: int, most: int) -> int:
 
 
 def score(word: Text | float) -> Text:
-    """Return a score as Redis reads it. Raises ValueError for what is not a number."""
+    """Return a score in a form that Redis reads. Raises ValueError if it is not a number."""
     if type(word) is int and -(2**63) < word < 2**63:
         return word
     # Python reads more texts as numbers than Redis does.
@@ -168,11 +169,12 @@ def _entry(args: Sequence[Text]) -> Sequence[Text]:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb and what makes it succeed.
+    """One verb, and what must hold so that a command with it succeeds.
 
-    `needs` are the types that its leading keys must have, and then keep. A verb without needs gives its key the type
-    `makes`, or leaves the type as it is (""). `check` is for its arguments. A verb of Redis that `grows` takes any
-    number of arguments, so two such writes in a row on the same key become one command.
+    `needs` has one item for each leading key: the type that the key must have and then keeps, or another check of
+    commit.lua. A verb without `needs` gives its key the type `makes`, or leaves its type as it is if `makes` is "".
+    `check` checks the arguments. A verb of Redis that `grows` takes any number of arguments, so two writes in a row on
+    the same key become one command.
     """
 
     needs: tuple[str, ...]
@@ -185,7 +187,7 @@ def _on(kind: str, check: Check, *, grows: bool = False) -> Verb:
     return Verb((kind,), check, grows=grows)
 
 
-#: Verbs in small letters are those of commit_verbs.lua; `Writer` has a method for each.
+#: Verbs in small letters are not Redis's, but those of commit_verbs.lua. `Writer` or `Effects` has a method for each.
 VERBS: dict[str, Verb] = {
     "SET": Verb((), _set, makes="string"),
     "DEL": Verb((), _nothing, makes=ABSENT),
@@ -216,8 +218,8 @@ VERBS: dict[str, Verb] = {
 class ServiceVerbs:
     """Verbs that a service adds to those of transactions, by name in small letters.
 
-    `lua` is put into commit.lua; commit_verbs.lua says what it may use. Each verb takes the keys of the types that it
-    `needs`, and any number of words after them.
+    `lua` becomes a part of commit.lua; commit_verbs.lua says what it may use. `needs` has the types of each verb's
+    keys. After its keys, a verb takes any number of words.
     """
 
     lua: str
@@ -229,17 +231,18 @@ class ServiceVerbs:
 
 
 class Order(StrEnum):
-    """How commit.lua compares an answer with the one before."""
+    """How commit.lua compares the answer of a reading command with the answer that the handler got."""
 
     #: element by element
     LIST = "list"
-    #: in any order: that of a set may change while the content does not
+    #: in any order, because the order of a set may change while its content does not
     SET = "set"
-    #: the same for pairs of a name and a value
+    #: pairs of a name and a value, in any order
     HASH = "hash"
 
 
-#: Verbs whose answer a transaction can expect to be the same in the commit: they read one key, and change nothing.
+#: Verbs that read one key and change nothing, and how their answers are compared. A transaction can expect that such a
+#: verb has the same answer in the commit.
 ANSWERS = {
     "HGETALL": Order.HASH,
     "SMEMBERS": Order.SET,
@@ -250,7 +253,7 @@ ANSWERS = {
 
 
 def checked(verb: str, args: Sequence[Text]) -> Sequence[Text]:
-    """Return a command's arguments as Redis accepts them for certain. Raises ValueError, TypeError."""
+    """Return the arguments of a command in a form that Redis certainly accepts. Raises ValueError, TypeError."""
     spec = VERBS.get(verb)
     if spec is None or not verb.isupper():
         raise ValueError(f"{verb} is not a verb of transactions")

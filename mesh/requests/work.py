@@ -18,13 +18,13 @@ from mesh.wire.link import Link
 class Committer(Protocol):
     """Learns the results of commits."""
 
-    def committed(self, work: Work, word: str) -> None: ...
+    def committed(self, work: Work, answer: str) -> None: ...
 
     def not_committed(self, work: Work, error: BaseException) -> None: ...
 
 
 class Work:
-    """One request in progress. As the waiter of its commit it passes the result to the consumer."""
+    """One request in progress. The link gives it the result of its commit, and it passes that on to the consumer."""
 
     __slots__ = (
         "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",
@@ -42,13 +42,13 @@ class Work:
         self.contended = ""
         #: why its last attempt failed
         self.reason = ""
-        #: another consumer has it or will get it; its result no longer matters here
+        #: Its result no longer matters here: another consumer has it or will get it, or its deadline has passed.
         self.given_away = False
-        #: pause before its next try, in ms
+        #: how long it waits on no stream, before its next try or because it is handed on, in ms
         self.pause_ms = 0
         #: its deadline passed while it was in progress
         self.late = False
-        #: resolved when the work ends; set only for a request that others wait for
+        #: resolved when the work ends; only on a database's stream, where the next requests wait for that
         self.ended: asyncio.Future[None] | None = None
         #: when work on this delivery began, by `perf_counter`; 0: it has not
         self.begun = 0.0
@@ -57,17 +57,17 @@ class Work:
         self._committer = committer
 
     def done(self) -> bool:
-        """Never "done": only the link resolves it."""
+        """Return False: only the link passes a result to it, and only once."""
         return False
 
-    def set_result(self, word: str) -> None:
-        """Receive the word of the commit script."""
+    def set_result(self, answer: str) -> None:
+        """Receive what commit.lua answers for the request."""
         if self.span is not None:
             self._end_span()
-        self._committer.committed(self, word)
+        self._committer.committed(self, answer)
 
     def set_exception(self, error: BaseException) -> None:
-        """Receive the reason why there was no commit."""
+        """Receive the error that prevented the commit."""
         if self.span is not None:
             self._end_span()
         self._committer.not_committed(self, error)
@@ -103,7 +103,7 @@ class Host:
     now_ms: Callable[[], int]
     #: operations that an operator has paused
     paused: Callable[[], frozenset[str]]
-    #: is told the moment (ms) at which a request that was sent for later is due
+    #: takes the moment (ms of Redis's clock) at which a waiting request is due
     learn: Callable[[int], None]
     #: what the other replicas serve and understand
     directory: Directory

@@ -23,9 +23,9 @@ Handle = Callable[[Request, Store, Effects], Awaitable[Any]]
 class Handler:
     """One operation and its handler. Without an `effect` it only reads.
 
-    On a database's stream, operations without an effect that follow each other run side by side. `decode` reads the
-    body of a request. `encode` writes what `handle` returns; without `encode` this is a dict or None. `define` returns
-    what there is to know about the operation, for `mesh:operations`.
+    On a database's stream, requests without an effect that follow each other run side by side. `decode` reads the body
+    of a request. `encode` makes JSON of what `handle` returns; without `encode`, `handle` returns a dict or None.
+    `define` returns the description of the operation that the key `mesh:operations` gets.
     """
 
     op: str

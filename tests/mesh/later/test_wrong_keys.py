@@ -39,7 +39,7 @@ async def test_a_request_whose_lane_is_a_key_of_another_type_is_given_up_at_once
     await backend.redis().xadd(keys.class_requests(mesh.cls), ENTRY)
     letter = await _letter(backend)
     assert letter["deliveries"] == "1"
-    assert letter["reason"] == f"{keys.RUNNING}{LANE} is not what the mesh stores there; delete it with redis-cli"
+    assert letter["reason"] == f"{keys.RUNNING}{LANE} is a key of the wrong type; delete it with redis-cli"
     assert seen.order == {}
     await keep_minute(mesh.replica._link, mesh.replica._streams)
     await books(mesh, dead=1, in_flight=0)
@@ -52,7 +52,7 @@ async def test_a_request_whose_stream_takes_no_more_entries_is_not_lost(backend:
     await backend.redis().xadd(stream := keys.class_requests(mesh.cls), ENTRY, id=HIGHEST)
     letter = await _letter(backend)
     assert (letter["id"], letter["body"]) == (HIGHEST, ENTRY["body"])
-    assert letter["reason"].startswith(f"{stream} is not what the mesh stores there")
+    assert letter["reason"].startswith(f"{stream} is a key of the wrong type")
     await keep_minute(mesh.replica._link, mesh.replica._streams)
     await books(mesh, dead=1, in_flight=0)
     assert await backend.redis().exists(f"{keys.RUNNING}{LANE}") == 0

@@ -98,7 +98,7 @@ async def test_such_a_request_is_asked_alone(backend: Backend) -> None:
     """The fields of a group are those of all its requests."""
     one = await backend.join(Noting().worker, class_="A")
     asks = [Ask(Class("A"), "x.put", {}, read=[KEY]), Ask(Class("A"), "x.put", {})]
-    with pytest.raises(UsageError, match="is asked alone"):
+    with pytest.raises(UsageError, match="is sent without others"):
         await one.ask(asks)
 
 

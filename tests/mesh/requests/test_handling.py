@@ -86,7 +86,7 @@ async def test_the_reason_names_the_mistake(backend: Backend) -> None:
         with pytest.raises(GivenUp) as caught:
             await one.call(Class("A"), "mistake.make", {"mistake": mistake})
         assert says in caught.value.detail
-    with pytest.raises(GivenUp, match="it returned dict at once; a handler is an async function"):
+    with pytest.raises(GivenUp, match="the handler returned dict, not an awaitable; define it with async def"):
         await one.call(Class("A"), "mistake.plain", {})
 
 

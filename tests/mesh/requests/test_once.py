@@ -328,6 +328,6 @@ async def test_a_request_that_is_passed_on_takes_no_key(backend: Backend) -> Non
 async def test_the_key_holds_something_else(backend: Backend, bank: Paying) -> None:
     mesh = Mesh(await backend.join(bank.table.worker))
     await mesh.shared.execute_command("SET", "mesh:once:bank.pay:a", "x")
-    with pytest.raises(MeshError, match=r"mesh:once:bank\.pay:a is not what the mesh stores there"):
+    with pytest.raises(MeshError, match=r"mesh:once:bank\.pay:a is a key of the wrong type"):
         await mesh.call(bank.pay, Payment(5), key="a")
     assert await mesh.call(bank.pay, Payment(5), key="b") == 5

@@ -24,7 +24,7 @@ from mesh.requests.refusals import not_applied, refusal
         ("limited", "1500 a.do:ann", Limited, "too many requests of a.do for 'ann'; retry after 1.5 s", 1.5),
         ("limited", "20 a.do:", Limited, "too many requests of a.do; retry after 0.02 s", 0.02),
         ("too-many", "", Busy, "too many requests wait for their time; retry after 1 s", 1),
-        ("wrong-type", "mesh:lane:x", MeshError, "mesh:lane:x is not what the mesh stores there", None),
+        ("wrong-type", "mesh:lane:x", MeshError, "mesh:lane:x is a key of the wrong type", None),
     ],
 )
 def test_a_refusal_names_what_is_lacking(
