@@ -77,14 +77,14 @@ class Answer:
         self.error: MeshError | None = None
         #: its address is no longer live
         self.gone = False
-        #: replies that are still to come
+        #: how many replies are still to come
         self.outstanding = 1
         #: the id of its entry, once that is known
         self.id = ""
 
     @property
     def options(self) -> bool | tuple[str, ...]:
-        """What end.lua needs to end this request, beside its stream and id: the fourth item of `Ended`."""
+        """What end.lua needs to end this request, beside its stream and id: the last item of `streams.Ended`."""
         if self.once is not None:
             return (*self.once, self.key)
         return (self.limit, self.key) if self.id.startswith("@") else bool(self.limit)

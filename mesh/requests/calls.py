@@ -50,7 +50,7 @@ LOOK_S = 0.25
 PAUSE_S = 0.1
 #: Address of every live database at once.
 EVERY = "*"
-#: Most requests of this process that wait for replies. It bounds the memory, far beyond what one process can serve.
+#: Most requests of one process that wait for replies. This bounds the memory; no process can serve nearly as many.
 MOST_OUT = 50_000
 
 
@@ -213,7 +213,7 @@ class Calls:
                 self._in_progress.pop(name, None)
 
     def _abandon(self, call: CallInProgress) -> None:
-        """Remove the requests of a cancelled call. If they are on their way to Redis, its `set_result` removes them."""
+        """Remove the requests of a cancelled call. If they are still on their way, the call's `set_result` does it."""
         call.abandoned = True
         if call.submitted:
             self._end(call, "cancelled")
@@ -231,7 +231,7 @@ class Calls:
         call.complete.set_result(None)
 
     def _end(self, call: CallInProgress, outcome: str) -> None:
-        """Remove unanswered requests from their streams. A replica that works on one learns of it, and stops."""
+        """Remove unanswered requests from their streams. A replica that works on one notices this, and stops."""
         for answer in call.open_answers:
             self._end_one(answer, outcome)
 

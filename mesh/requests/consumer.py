@@ -14,8 +14,8 @@ that follow each other run side by side.
                            +-------+     or: defer, hand on, give back, bury, expire, refuse, forget
     at each keep-alive: cancel requests that another consumer has taken, or that are past their deadline
 
-`GroupConsumer` reads entries, takes over those of dead consumers, and keeps them alive. No task waits for a commit.
-The link calls `committed` with the answer; after most commits nothing is left to do, otherwise a new task begins.
+`GroupConsumer` reads new entries, takes over entries that nobody keeps alive, and keeps ours alive. No task waits for a
+commit. The link calls `committed` with the answer. After most commits nothing is left to do; else a new task begins.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Consumer(GroupConsumer[Work]):
             await self._end_all()
 
     async def _raise_failure(self) -> None:
-        """Wait for an error that a request's task cannot handle, and raise it in `run`: so it ends all other tasks."""
+        """Wait for an error that a request's task cannot handle. Raise it in `run`, where it ends all other tasks."""
         await self._failure
 
     async def stop(self, wait_s: float) -> None:
@@ -211,7 +211,7 @@ class Consumer(GroupConsumer[Work]):
         return work
 
     async def _in_order(self, works: list[Work]) -> None:
-        """Work in order on requests of a database: each with an effect alone, neighbours without one side by side."""
+        """Work in order on a database's requests: those with an effect run alone, neighbours without one together."""
         neighbours: list[Work] = []
         for work in works:
             if work.handler is not None and not work.handler.effect:
@@ -294,7 +294,7 @@ class Consumer(GroupConsumer[Work]):
             self._turns.leave(work)
         if self._works.get(work.request.id) is work:
             del self._works[work.request.id]
-        # The reading task waits only while there is no place for a request. Now the first place is free.
+        # The reading task waits only while this consumer is full. It was full until now.
         if len(self._works) == self._concurrency - 1:
             self._has_room.set()
         if not self._works:
@@ -359,8 +359,8 @@ class Consumer(GroupConsumer[Work]):
     def _pause_s(self, request: Request) -> float:
         """Return the pause before the next delivery, in seconds.
 
-        It is short enough for all deliveries before the deadline, so that the caller learns why the request fails. On
-        a database's stream there is no pause, because the next request waits until this one has ended.
+        The pause is so short that all deliveries happen before the deadline: then the caller learns why the request
+        fails. On a database's stream there is no pause, because the next request waits until this one has ended.
         """
         if self._ordered:
             return 0

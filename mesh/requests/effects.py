@@ -125,7 +125,7 @@ class Writer:
         self.write("INCRBY", key, by)
 
     def keep_until(self, key: str, at_ms: int) -> None:
-        """Let a key live at least until `at_ms`. After all writes, the commit moves its expiry, but never backward."""
+        """Let a key live at least until `at_ms`. After all writes, the commit moves its expiry if that is earlier."""
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 

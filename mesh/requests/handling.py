@@ -1,8 +1,8 @@
 """Tools to run handlers, which may raise anything and may block the event loop.
 
-A handler runs until it waits for the first time; many handlers never wait. `Rest` awaits the rest of a handler that
-does, and measures how long it blocks the event loop. `describe` turns any exception into text that can be logged, sent
-and stored.
+A handler runs until it waits for the first time; many handlers never wait. If one waits, `Rest` awaits the rest of the
+handler, and measures how long it blocks the event loop. `describe` turns any exception into text that can be logged,
+sent and stored.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Rest(Generic[T]):
 def exited() -> HandlerMistake:
     """Return the error for a handler that raised GeneratorExit.
 
-    The event loop closes coroutines with this exception, so a coroutine that raises it seems closed.
+    The event loop closes coroutines with this exception, so a handler that raises it would seem closed, and not failed.
     """
     return HandlerMistake("the handler raised GeneratorExit")
 

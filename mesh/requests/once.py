@@ -25,7 +25,7 @@ from mesh.errors import (
     UsageError,
 )
 
-#: How long the answer to a call with a key is kept.
+#: How long the answer to a call with a key is kept, if the call does not say.
 KEEP = timedelta(hours=24)
 #: The longest time for which an answer can be kept.
 LONGEST = timedelta(days=365)

@@ -1,6 +1,6 @@
 """Addresses, requests and replies. No other Python module knows the fields of their stream entries.
 
-People can read an entry, too: its names are plain, its values are text, and `body` is JSON.
+People can read an entry, too: its fields have plain names, their values are text, and `body` is JSON.
 
     request   op request from reply_to deadline body
               call, traceparent   if its sender has them
@@ -112,7 +112,7 @@ def decode_object(text: str) -> Body:
 
 
 def operation_of(flat: Sequence[str]) -> str:
-    """Return the operation that an entry (names and values in turn) names; "" if it names none."""
+    """Return the operation of a request from its entry, a list of names and values in turn; "" if it names none."""
     return flat[1] if flat[0] == "op" else fields_of(flat).get("op", "")
 
 
@@ -140,7 +140,7 @@ class Request:
     deadline: int
     body: Any
     deliveries: int = 1
-    #: the outer call that it belongs to, and the trace; see `tracing`
+    #: the name of the call that it belongs to, and its trace context; see `tracing`
     call: str = ""
     traceparent: str = ""
     #: how many of its tries have failed

@@ -60,9 +60,9 @@ class Runner:
         self._store = Store(host.link, host.database, host.cls)
         #: Runs the handler of a work after some seconds, and hands its transaction to the link. Later the link passes
         #: the answer of the commit to the work. If there is no transaction, returns the outcome. Raises LeaseLost.
-        self.attempt: Attempt = self._spanning if tracing.is_on() else self._attempt
+        self.attempt: Attempt = self._attempt_in_span if tracing.is_on() else self._attempt
 
-    async def _spanning(self, work: Work, after_s: float) -> Found | None:
+    async def _attempt_in_span(self, work: Work, after_s: float) -> Found | None:
         request = work.request
         tracing.TRACEPARENT.set(request.traceparent)
         name, about = tracing.processing(request.stream, request.op, request.id, request.deliveries)
@@ -118,7 +118,7 @@ class Runner:
             if isinstance(error, LeaseLost) and host.link.closed:
                 raise
             return self._failed(work, error)
-        # After a conflict its commit goes first. Otherwise new requests would change the same keys before it each time.
+        # After a conflict this commit goes first. Otherwise new requests would change the same keys first each time.
         host.link.commit(words, work, first=work.conflicts > 0)
         for due in transaction.dues:
             host.learn(due.moment_ms(host.now_ms()))
@@ -141,12 +141,12 @@ class Runner:
             return await self._without_handler(work)
         limit = handler.limit
         if limit is not None and limit.interval_ms:
-            # The next request of this rate may be due then. If a client has sent it, only a replica can wake it.
+            # A client, which wakes nothing, may have sent the next request of this rate. So look when it may be due.
             host.learn(host.now_ms() + limit.interval_ms)
         return _RUNS if limit is None or request.is_limited else await self._limited(work, limit)
 
     async def _without_handler(self, work: Work) -> Found | None:
-        """Hand a request on whose operation has no handler here, if another replica of our class has one.
+        """Hand on a request whose operation has no handler here, if another replica of our class has one.
 
         On the stream of our database nothing is handed on, because no other replica reads it. If nobody serves the
         operation, returns _RUNS for a request with a caller: then `_handle` refuses it, and the caller learns why. A
@@ -166,7 +166,7 @@ class Runner:
     async def _limited(self, work: Work, limit: Limit) -> Found | None:
         """Apply the limit of its operation to a request whose sender did not know this limit.
 
-        Returns _RUNS if the body is not what the operation takes: then the request is refused in the handler's place.
+        Returns _RUNS if the body is not what the operation takes: the handler is not called, and the caller learns why.
         """
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
@@ -217,7 +217,10 @@ class Runner:
         return request.stream == keys.database_requests(self._host.database)
 
     async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, began: float) -> None:
-        """Run the handler, which fills the transaction, and add its answer. Raises its exceptions, except refusals."""
+        """Run the handler, which fills the transaction, and add its answer.
+
+        A MeshError of the handler becomes the answer. LeaseLost and all other exceptions are raised.
+        """
         if handler is None:
             self._refuse(transaction, _unknown(request.op, self._worker.operations))
             return
@@ -264,7 +267,7 @@ class Runner:
 
     @staticmethod
     def _crashed(work: Work, error: BaseException) -> Found:
-        """Log an exception, and return its outcome. If the delivery before failed alike, log no traceback."""
+        """Log an exception, and return its outcome. Log its traceback only if the last attempt failed otherwise."""
         reason, request = describe(error), work.request
         facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
         if reason != work.reason:
@@ -274,7 +277,7 @@ class Runner:
         return Outcome.CRASHED, reason
 
     def _failed(self, work: Work, error: BaseException) -> Found:
-        """Return the outcome for an exception of a handler: another try later, if its operation has a Retry for that.
+        """Return the outcome for an exception of a handler: another try later, if a Retry of its operation allows one.
 
         On a database's stream the next requests wait for this one. So its Retry is ignored, and it is delivered again
         at once.
@@ -305,7 +308,7 @@ def _answer(handler: Handler, transaction: Effects, body: Any) -> None:
 
 
 def _unknown(op: str, known: list[str]) -> Unserved:
-    """Return the error for an operation without a handler here: one of another release, or of a replica that left."""
+    """Return the error for an operation without a handler here. Another release or a replica that left may have one."""
     return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
 
 

@@ -99,7 +99,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class RefuseFull:
-    """Answer with an error: there is no room, or a rate or an idempotency key does not allow what it sends."""
+    """Answer with an error: there is no room, or a rate or an idempotency key forbids what the request sends."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""What handlers read with: the replica's own database, and the keys that replicas share."""
+"""What handlers read with: one reader for the replica's own database, one for the keys that replicas share."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Check = Callable[[Sequence[Text]], Sequence[Text]]
 MOST_WORDS = 4000
 #: Largest value of a counter. Redis's integers have 64 bits, but Lua compares them as doubles, which are less exact.
 MOST_INTEGER = 2**63 - 4096
-#: Latest moment of an expiry, in ms since 1970: Lua compares numbers up to it exactly. Redis refuses later ones that
+#: Latest moment of an expiry, in ms since 1970: up to here Lua compares numbers exactly. Redis refuses moments that
 #: overflow.
 LATEST_MS = 2**53
 
@@ -31,7 +31,7 @@ _SCORE = re.compile(r"[-+]?([0-9.]+(e[-+]?[0-9]+)?|inf|infinity|nan)", re.ASCII 
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _PLAIN = frozenset((str,))
 _SENDABLE = (str, int, float, bytes)
-#: `check_words` prints an integer of more bits. If Python refuses to print it, the C client would end the process.
+#: `check_words` prints an integer of more bits, to see whether Python can: if not, the C client would end the process.
 _MOST_BITS = 2000
 
 
@@ -49,7 +49,7 @@ def check_words(words: Sequence[Text]) -> None:
 
 
 def text_of(word: object) -> str:
-    """Return a word that passed `check_words` as the text that Redis stores. Raises ValueError for bytes of no text."""
+    """Return the text that Redis stores for a word that passed `check_words`. Raises ValueError for other bytes."""
     if word.__class__ is int or isinstance(word, int | float):
         return str(word)
     return word.decode() if isinstance(word, bytes) else str.__str__(word)

@@ -24,7 +24,7 @@ class Committer(Protocol):
 
 
 class Work:
-    """One request in progress. The link gives it the result of its commit, and it passes that on to the consumer."""
+    """One request in progress, and the waiter of its commit: it passes the result of the commit to the consumer."""
 
     __slots__ = (
         "_committer", "begun", "committing", "conflicts", "contended", "ended", "given_away", "handler", "late",

@@ -56,13 +56,13 @@ class Worker:
         #: the verbs of transactions, and the Lua of those that services have added
         self.verbs: dict[str, Verb] = dict(VERBS)
         self.fragments: list[str] = []
-        #: when operations run by themselves
+        #: by operation: when it runs by itself
         self.schedules: dict[str, Schedule] = {}
 
     def handles(self, op: str, *, effect: bool = True) -> Callable[[Handle], Handle]:
         """Register a handler.
 
-        It returns the body of the reply; if it raises a MeshError, the caller gets that error.
+        The handler returns the body of the reply. If the handler raises a MeshError, the caller gets this error.
         """
 
         def register(handle: Handle) -> Handle:

@@ -92,7 +92,7 @@ _READS = "2"
 #: Verbs whose key or field must hold an integer, and the name of this check in commit.lua.
 _COUNTERS = {"INCRBY": "integer", "HINCRBY": "field"}
 #: The check of a key whose type this transaction decides: there is nothing to check.
-_KNOWN = "any"
+_NO_CHECK = "any"
 #: Checks of other things than a type: whether there is room, and whether a request's options allow it. They are made
 #: for each command, even if the transaction has written the key before.
 _STATES = frozenset(("bounded", "placed"))
@@ -117,7 +117,7 @@ class Sums:
     """Bounds for the counters at one key, after the writes of one transaction so far.
 
     A field is "" if the key itself is the counter. A bound is the value that was set, plus all later changes, each
-    without its sign. So it also holds if an expiry in the past removes the key between two writes.
+    without its sign. So the bound also holds if an expiry in the past removes the key between two writes.
     """
 
     def __init__(self, history: Iterable[Command]) -> None:
@@ -300,7 +300,7 @@ class Writes:
             return needed
         held = self._type(side, key)
         if held in (needed, ABSENT):
-            return _KNOWN
+            return _NO_CHECK
         if held:
             raise ValueError(f"{verb} needs a {needed}, and this transaction makes {key} a {held}")
         return needed
@@ -335,7 +335,7 @@ class Writes:
 
 @functools.cache
 def _checks(side: int, needs: tuple[str, ...]) -> str:
-    """Return the first word of a command whose keys this transaction has not written: its side, and their types."""
+    """Return the first word of a command on keys that this transaction has not written: the side, and `needs`."""
     return " ".join([_SIDES[side], *needs])
 
 
