@@ -92,7 +92,7 @@ class Runner:
         if may_wait and (found := await self._wait_refuse_or_fail(work, handler)) is not _RUNS:
             return found
         began = perf_counter() if may_wait else started
-        begun = work.begun = work.begun or began
+        first_began = work.begun = work.begun or began
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:
@@ -103,10 +103,10 @@ class Runner:
             else:
                 await self._handle(handler, request, transaction, began)
             ended = perf_counter()
-            took_us = int((ended - begun) * 1e6)
+            took_us = int((ended - first_began) * 1e6)
             self.took_us.append(took_us)
             if handler is not None:
-                host.durations.add(request.op, (now_ms - request.at_ms) / 1000 + ended - started, ended - begun)
+                host.durations.add(request.op, (now_ms - request.at_ms) / 1000 + ended - started, ended - first_began)
             words = transaction.wire(took_us)
             transaction.end()
         except asyncio.CancelledError as error:
