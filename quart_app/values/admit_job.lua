@@ -1,8 +1,11 @@
--- Stores a new job, if there is room for it beside those that are kept and those that are not finished.
+-- Stores a new job, unless there are too many unfinished jobs, or all kept jobs together take too many bytes.
 -- KEYS: job, kept, open, size   (see jobs.py)
--- ARGV: id, bytes of the job, most open jobs, most bytes, ms for which a job without work is kept, field, text, ...
--- Returns {"admitted", moment}; or {"open", moment, facts of a job, ...}, a list of facts for each open job; or
---         {"size", moment, when enough of the kept ones have expired}
+-- ARGV: id, bytes of the job, most unfinished jobs, most bytes of all kept jobs, ms for which a job without work is kept,
+--       field, text, ...
+-- Returns one of these lists, with moments in ms:
+--   {"admitted", when the job was created}
+--   {"open", now, facts of an unfinished job, ...}: there are too many; the facts are the first eight FIELDS of jobs.py
+--   {"size", now, when enough kept jobs have expired}: there is no room
 local job_key, kept_key, open_key, size_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, size, most_open, most_size, hold_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local prefix = string.sub(job_key, 1, #job_key - #id)
@@ -10,13 +13,14 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function text(number) return string.format('%.0f', number) end
 
--- The same request again: its answer was lost on the way.
+-- The job exists already if the answer to an earlier call was lost, and the replica sends the call again.
 local created = redis.call('HGET', job_key, 'created')
 if created then return {'admitted', created} end
 
 local function size_of(member) return tonumber(string.match(member, ' (%d+)$')) end
 
--- Expired jobs make room. More than this at once would hold the server; the next call takes the rest.
+-- Expired jobs make room. To remove more than 1000 of them at once would block the server for long, so the next call removes
+-- the rest.
 local kept_size = tonumber(redis.call('GET', size_key) or '0')
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', kept_key, '-inf', '(' .. text(now), 'LIMIT', 0, 1000)) do
   redis.call('ZREM', kept_key, member)
@@ -29,7 +33,8 @@ elseif redis.call('EXISTS', size_key) == 1 then
   redis.call('SET', size_key, text(kept_size), 'KEEPTTL')
 end
 
--- A finished job does not count. A job that was stored without its work, because its replica died, leaves by its score.
+-- Removes jobs from the unfinished ones: those whose time is over, and those that have finished. A job that never got its work,
+-- because its replica died, is removed by its score, too.
 redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. text(now))
 local facts = {}
 for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
@@ -39,7 +44,7 @@ for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
 end
 if #facts >= most_open then return {'open', text(now), unpack(facts)} end
 
--- A job that is larger than the bound is taken when nothing else is kept.
+-- A job that alone is larger than the bound is admitted if no other job is kept.
 local missing = kept_size > 0 and kept_size + size - most_size or 0
 if missing > 0 then
   local moment, from = now, 0

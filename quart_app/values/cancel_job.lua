@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Deletes a job that is not finished, for an operator, and says so in the audit log.
+-- Deletes an unfinished job for an operator, and adds an entry to the audit log.
 -- KEYS: job, kept, open, size (see jobs.py), audit log
 -- ARGV: id, actor, source, length of the audit log
--- Returns how many values the job has and how many of them are neither found nor failed; nothing if there is no such
--- job. With 0 left the job is finished, and it is not deleted.
+-- Returns {values of the job, how many of these are neither found nor failed}; nothing if there is no such job. If the second
+-- number is 0, the job is finished, and the script does not delete it.
 local job_key, kept_key, open_key, size_key, audit_key, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], ARGV[1]
 
 --[[ forget_job.lua ]]

@@ -1,21 +1,22 @@
--- Part of search.lua and find_verb.lua: finds the values that have a prime as a factor, ascending, as text. The time it takes
--- depends on what it returns and on how many expired records it meets, never on how many values are stored.
--- Takes the keys index, alone and records; the prime; the value above which to search, or "" (both as the index has them);
--- the moment in ms; the most values and bytes to return, and the most records to look at.
--- Returns `until` and a list of lines: everything up to the value `until`, or everything where it is "". A line is
--- "<value>=<factors>", with the value as the index has it and the factors as the record has them.
+-- A part of search.lua and find_verb.lua: finds the values that have a prime factor, in ascending order. The time of a search
+-- depends on the lines that it returns and the expired records that it meets, never on the number of stored values.
+-- Parameters: the keys index, alone and records (see store.py); the prime; the value above which to search, or "" for all; the
+-- moment in ms; the most values and bytes to return; the most records to look at. Prime and value are written as in the index.
+-- Returns a value as digits, and a list of lines. The lines are complete up to this value; if it is "", nothing follows them. A
+-- line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
 local function find_values(index_key, alone_key, records_key, prime, after, moment_text, most, most_bytes, most_looked_at)
   most, most_bytes, most_looked_at = tonumber(most), tonumber(most_bytes), tonumber(most_looked_at)
-  -- A member has a prime and a value of at most 4000 digits each, so a step of 100 reads at most 800 KB. A step over short
-  -- members may have more of them.
+  -- A step reads 100 members. A member contains two numbers of at most 4000 digits, so a step reads at most 800 KB. If the last
+  -- member of a step is short, the next step reads 1000 members.
   local STEP, SHORT, STEP_OF_SHORT = 100, 100, 1000
   local size = STEP
   local before_value = prime .. ':'
   local from, beyond = (after == '' and '[' or '(') .. before_value .. after, '(' .. prime .. ';'
   local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
-  -- One value of a rare prime is not in the index. It is put among those that are. The order does not depend on the
-  -- server's collation: a letter decides, and where the letters are equal, both texts have the same number of digits.
+  -- One value of a rare prime is in the hash `alone` instead of the index, and is put in its place among the members of the
+  -- index. Lua compares texts by the server's collation. Every collation gives the same order here: either the letters before
+  -- the numbers differ and decide, or both texts have the same number of digits.
   local alone = redis.call('HGET', alone_key, prime)
   if alone and alone > after then alone = before_value .. alone else alone = false end
   local function put_in_place(members, complete)
@@ -32,8 +33,8 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
     end
   end
 
-  -- Returns the factors of a record; nothing if it has expired. Times have 13 digits until the year 2286, and texts of
-  -- the same length are compared without making numbers of them.
+  -- Returns the factors of a record, or nothing if the record has expired. Times have 13 digits until the year 2286. Two times
+  -- of the same length are compared as texts, which saves the conversion to numbers.
   local moment, is_usual = tonumber(moment_text), #moment_text == 13
   local function factors_of(record)
     local at = find(record, ' ', 1, true)
@@ -49,12 +50,12 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
   local lines, count, bytes, looked_at = {}, 0, 0, 0
   local length, letters = 0, ''
 
-  -- Adds a line for each value that has not expired. Returns the value at which the search ends because it has found or
-  -- looked at enough; nothing if it can go on.
+  -- Adds a line for each of these members whose record has not expired. When the search has found or looked at enough, returns
+  -- the value that it looked at last. Returns nothing if the search must go on.
   local first = #before_value + 1
   local function add(members)
     local values = {}
-    -- The digits follow one letter, or "z" and four digits.
+    -- The digits of a value follow its prefix, which is one letter, or "z" and four digits.
     for i = 1, #members do
       local member = members[i]
       values[i] = sub(member, first + (byte(member, first) == 122 and 5 or 1))
@@ -62,7 +63,7 @@ local function find_values(index_key, alone_key, records_key, prime, after, mome
     local records = redis.call('HMGET', records_key, unpack(values))
     for i = 1, #records do
       looked_at = looked_at + 1
-      -- A record that has expired counts as gone, although the sweep has not removed it yet.
+      -- An expired record is skipped, even if the sweep has not removed it yet.
       local factors = records[i] and factors_of(records[i])
       if factors then
         local value = values[i]

@@ -1,18 +1,19 @@
--- A verb of transactions that answers the request with the values of a prime: {"until": "", "found": "c136=2 2 2 17;c137=137"}.
--- Lines have no character that JSON would have to escape.
---   find-values, index, alone, records, and the other words of find.lua
+-- Verbs of transactions that answer the request with searches for the values that have a prime factor.
+--   find-values, index, alone, records, and the other parameters of find.lua
+--       Make one search. The answer is, for example, {"until": "", "found": "c136=2 2 2 17;c137=137"}.
 --   find-each, index, alone, records, moment, most bytes, most looked at, prime, above, most, prime, above, most, ...
---                                 the same for several primes: {"each": [{...}, ...]}
--- It stands inside commit_verbs.lua, and uses `verbs` of that file.
+--       Make several searches. The answer is {"each": [{...}, ...]}, with one answer for each search.
+-- The text that a search finds has no character that JSON would have to escape.
+-- A part of commit_verbs.lua. From there it uses `verbs`; from the other parts of commit.lua it uses `tx` and `head`.
 
--- Most commits find nothing, and need none of these functions.
+-- Most commits make no search, so the function of find.lua is made at the first search of a commit.
 local function make_find()
 --[[ find.lua ]]
   return find_values
 end
 local find_in
 
--- Returns the answer to one question; or nil, and the error.
+-- Returns the answer to one search; or nil and the error.
 local function part_of(...)
   find_in = find_in or make_find()
   local is_done, until_value, lines = pcall(find_in, ...)

@@ -1,4 +1,4 @@
--- Part of end_job.lua and cancel_job.lua: deletes a job, so that its work stops and its room is free.
+-- A part of end_job.lua and cancel_job.lua: deletes a job, so that its work stops and its bytes no longer count.
 local function forget(job_key, kept_key, open_key, size_key, id)
   local size = redis.call('HGET', job_key, 'size')
   if not size then return 0 end

@@ -1,8 +1,9 @@
 #!lua flags=no-writes
--- Reads the primes of the index, part by part. A prime that is in the index during all parts is read at least once.
--- KEYS: index, alone
--- ARGV: where to begin ("" at first), about how many to read
--- Returns {where to go on, or "" at the end, primes as the index has them}
+-- Reads a part of the primes that the stored values have: first from `alone`, then from the index. A prime that is there from
+-- the first part to the last is read at least once.
+-- KEYS: index, alone   (see store.py)
+-- ARGV: where to begin (what the part before returned, "" at first), about how many primes to read
+-- Returns {where the next part begins ("" if there is none), list of primes, written as in the index}
 local index_key, alone_key, count = KEYS[1], KEYS[2], tonumber(ARGV[2])
 local kind, at = string.match(ARGV[1], '^(%a):(.*)$')
 local names = {}
@@ -11,7 +12,7 @@ if kind ~= 'z' then
   for i = 1, #answer[2], 2 do names[#names + 1] = answer[2][i] end
   return {answer[1] == '0' and 'z:' or 'h:' .. answer[1], names}
 end
--- From one prime to the next, past all of its values.
+-- Each read finds one member of the next prime, and skips all other values of the prime before.
 local from = at == '' and '-' or '(' .. at .. ';'
 for i = 1, count do
   local member = redis.call('ZRANGEBYLEX', index_key, from, '+', 'LIMIT', 0, 1)[1]

@@ -1,18 +1,20 @@
-"""Keys and queries of /values. A value has at most one record in the whole mesh.
+"""Keys and queries of /values. One database of the mesh has the record of a value, and `where` names this database.
 
-In the database of its holder, under db{n}:
+In the database that has the record, under db{n}:
 
-    values:records   hash   value -> "<request id> <expiry ms> <prime>^<exponent> <prime> <prime> ..."; see `notation`
-    values:index     zset   one member per distinct prime and value, "<prime>:<value>", each number after its length
-                            as a letter (b17:c136), so that lexical order is numerical order; all scores 0
-    values:alone     hash   prime -> value, in the same letters, for primes of six digits and more. Most of these primes
-                            have one value; it is here and not in the index. Further values are in the index
-    values:expiry    zset   "<value> <value> ...", by the moment (ms) at which the sweep looks at these records. No
-                            record expires before its moment; one that was refreshed gets a new moment then
+    values:records   hash   value -> "<request id> <expiry ms> <factors>"; `notation` describes the text of the factors
+    values:index     zset   a member "<prime>:<value>" for each different prime factor of each value; all scores are 0.
+                            A letter before each number says its length (b17:c136), so members sort as their numbers do
+    values:alone     hash   prime -> value, both written as in the index, for primes of at least six digits. Most of
+                            these primes divide one value only, so they need no member in the index. If such a prime
+                            divides several values, one of them is here, and the others are in the index
+    values:expiry    zset   members "<value> <value> ...", by the moment (ms) at which the sweep looks at their records.
+                            No record expires before its moment. A record that was refreshed expires later; at the
+                            moment, the sweep finds the record alive and writes a new moment for it
 
 Shared:
 
-    values:where:{value}    string, PX   "<database> <class> <request id>" of the record; expires with it
+    values:where:{value}    string, PX   "<database> <class> <request id>" of the record; expires with the record
     values:primes:{n}:{0,1} string, PX   bits: the filter of the primes in database n; see `primes`
 
 Every key expires with the last record in it, so that nothing is left even in a database without a holder. The sweep
@@ -37,15 +39,17 @@ EXPIRY = "values:expiry"
 WHERE = "values:where:"
 
 FIND = Script.beside(__file__, "search.lua", "find.lua")
-#: They write and remove records together with their index.
+#: The verbs that write and remove records together with their entries in INDEX and ALONE.
 PUT, REMOVE = "put-values", "remove-values"
+#: The keys of these verbs, and the types that these keys must have.
 _WRITTEN = (RECORDS, INDEX, ALONE)
-_NEEDS = ("hash", "zset", "hash")
-#: Answers a request with what FIND finds. It says itself what is wrong with its keys.
+_TYPES = ("hash", "zset", "hash")
+#: The verbs that answer a request with one search or several. The commit checks no types for them, because
+#: find_verb.lua itself reports an error at its keys.
 ANSWER, ANSWER_EACH = "find-values", "find-each"
 VERBS = ServiceVerbs(
     Script.beside(__file__, "index_verbs.lua").source + Script.beside(__file__, "find_verb.lua", "find.lua").source,
-    {PUT: _NEEDS, REMOVE: _NEEDS, ANSWER: (), ANSWER_EACH: ()},
+    {PUT: _TYPES, REMOVE: _TYPES, ANSWER: (), ANSWER_EACH: ()},
 )
 
 
@@ -68,7 +72,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One value as its holder keeps it: `expiry` in ms of Redis's clock, `factors` as text (see `notation`)."""
+    """The record of a value: the id of the request that wrote it, its expiry (ms of Redis's clock), and its factors."""
 
     id: str
     expiry: int
@@ -84,13 +88,13 @@ class Record:
 
 
 def _text(id: str, expiry: int, factors: str) -> str:
-    """Return a record as it is kept."""
+    """Return a record as the text in RECORDS."""
     return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
 
 
-#: The prefix of a number, by the number of its digits: "a" to "y" for 1 to 25 digits, then "z0026" and so on. One
-#: letter saves memory in the index, which is most of what is stored. A table saves time: each value needs about five
-#: prefixes.
+#: By number of digits: the prefix of a number in the index, "a" to "y" for 1 to 25 digits, then "z0026" and so on. The
+#: usual prefix is a single letter, because the index takes most of the memory. A table saves time, because each value
+#: needs about five prefixes.
 _LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
@@ -104,26 +108,26 @@ def digits(text: str) -> str:
     return text[5:] if text[0] == "z" else text[1:]
 
 
-#: Bytes that Redis takes for an entry beside its text, about: measured with many small values.
+#: About how many bytes Redis takes for an entry in addition to its text, measured with many small values.
 ENTRY_BYTES = 90
 
 
 def size(value: str, factors: str) -> int:
     """Return about how many bytes of Redis a value takes: its record, its place, and one entry for each prime.
 
-    Each of these contains the value, so 1000 digits of many different primes take 340 kB.
+    Each of these entries contains the value, so a value of 1000 digits with many different primes takes 340 kB.
     """
     primes = 1 + factors.count(" ")
     return (len(value) + ENTRY_BYTES) * (3 + primes) + 2 * len(factors)
 
 
 async def places(store: Store, values: Sequence[str]) -> list[str | None]:
-    """Return where each value's record is said to be, as text to be expected at the commit."""
+    """Return the text of each value's place, which a commit can expect; None for a value without a record."""
     return await store.shared.mget(*[WHERE + value for value in values])
 
 
 def places_found(text: str, count: int) -> list[str | None] | None:
-    """Return the places of so many values as the submission of their request has found them; None for another text."""
+    """Return the places of `count` values, as the submission of their request read them; None for any other text."""
     if count == 1:
         return [text or None]
     try:
@@ -137,7 +141,7 @@ _read_texts = json.Decoder(list[str]).decode
 
 
 async def records(store: Store, values: Sequence[str]) -> list[Record | None]:
-    """Return our own records of these values."""
+    """Return the records of these values in this replica's database; None for a value that has no record there."""
     found = await store.hmget(RECORDS, *values)
     return [None if text is None else Record.parse(text) for text in found]
 
@@ -150,9 +154,9 @@ def put(
     before: Mapping[str, Record] = MappingProxyType({}),
     filters: Sequence[Filter] = (),
 ) -> None:
-    """Write the records of one request, with their expiries and factors, and say where they are.
+    """Write the records of one request, and their places. `expiries` (ms) and `factors` are by value.
 
-    `before` are the records of these values that this database has now. `filters` get the primes of what is written.
+    `before` has the records of these values that this database has already. The primes of all values go into `filters`.
     """
     if not expiries:
         return
@@ -182,14 +186,14 @@ def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> Non
 
 
 def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
-    """Remove our records of these values. The commit fails if one of them is no longer the record given here."""
+    """Remove these records from this replica's database. The commit fails if the database has another one by then."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
     transaction.write_with(REMOVE, _WRITTEN, [word for pair in over.items() for word in map(str, pair)])
 
 
 async def due(store: Store, moment_ms: int, most: int) -> list[list[str]]:
-    """Return the values that are due for the sweep, in the groups of `schedule`, the earliest first."""
+    """Return the values that are due for the sweep, the earliest first, grouped as `schedule` was given them."""
     groups = await store.zrangebyscore(EXPIRY, "-inf", moment_ms, most)
     return [group.split() for group in groups]
 
@@ -200,23 +204,23 @@ def unschedule(transaction: Effects, values: Sequence[str]) -> None:
 
 
 class Part(Struct, frozen=True):
-    """Some values of a database that have a prime factor, ascending.
+    """A page of the values of one database that have a prime factor, ascending.
 
-    No value up to `until` is left out; `until` is "" if there are no further values. `found` is text,
-    "c136=2 2 2 17;c137=137". Each value stands there as `ordered` writes it, so a sort of the lines of several
-    databases puts the values in order. In an answer of an earlier release it is a list: a value, its record, and so on.
+    The page is complete up to the value `until`, or altogether if `until` is "". `found` is text, for example
+    "c136=2 2 2 17;c137=137". Each value has the prefix that `ordered` writes, so sorting the lines of several
+    databases sorts their values. A replica of an earlier release sends a list: a value, its record, and so on.
     """
 
     until: str
     found: str | list[str]
 
 
-#: Reads an answer. It copies the text of its values, and does not look at them.
+#: Reads the answer to one search. To save time, the text of the values is copied and not parsed.
 read_part = json.Decoder(Part).decode
 
 
 class Parts(Struct, frozen=True):
-    """The answers to several questions, in their order."""
+    """The answers to the searches of one request, in the order of the request."""
 
     each: list[Part]
 
@@ -224,7 +228,8 @@ class Parts(Struct, frozen=True):
 read_parts = json.Decoder(Parts).decode
 
 
-#: How much one search returns, and how many entries it looks at. More would hold the server or the event loop for long.
+#: The most values and bytes that one search returns, and the most records that it looks at. A longer search would block
+#: the server for long, and a longer answer the event loop.
 FOUND_VALUES = 2000
 FOUND_BYTES = 100_000
 LOOKED_AT = 4000
@@ -233,7 +238,7 @@ _SEARCHED = [INDEX, ALONE, RECORDS]
 
 
 class Conditions(NamedTuple):
-    """Values to find: those with a prime factor that are above `after` ("" for all), as of a moment, up to so many."""
+    """One search: up to `most` values above `after` ("" for all) with the factor `prime`, unexpired at `moment_ms`."""
 
     prime: str
     moment_ms: int
@@ -242,7 +247,7 @@ class Conditions(NamedTuple):
 
     @property
     def words(self) -> list[str | int]:
-        """The words of find.lua after its keys."""
+        """The words for find.lua that follow the keys."""
         return [ordered(self.prime), self.above, self.moment_ms, self.limit, FOUND_BYTES, LOOKED_AT]
 
     @property
@@ -255,26 +260,26 @@ class Conditions(NamedTuple):
 
 
 async def find(store: Store, conditions: Conditions) -> tuple[str, str]:
-    """Return values of our database: `until` and the text of a Part."""
+    """Search this replica's database; return `until` and `found` as in a Part. `found` is text."""
     until, text = await store.script(FIND, _SEARCHED, *conditions.words)
     return until, text
 
 
 def answer(transaction: Effects, conditions: Conditions) -> None:
-    """Answer the request with values of our database, as they are at the commit, which `read_part` reads."""
+    """Answer the request with a search that the commit makes in this database; `read_part` reads the answer."""
     transaction.answer_with(ANSWER, _SEARCHED, conditions.words)
 
 
 def answer_each(transaction: Effects, moment_ms: int, each: Sequence[Conditions]) -> None:
-    """Answer the request with values of our database for several conditions of one moment, which `read_parts` reads."""
+    """Answer the request with several searches that the commit makes, all as of one moment; `read_parts` reads them."""
     words = [word for one in each for word in (ordered(one.prime), one.above, one.limit)]
     transaction.answer_with(ANSWER_EACH, _SEARCHED, [moment_ms, FOUND_BYTES, LOOKED_AT, *words])
 
 
 def flat(text: str) -> list[str]:
-    """Return the values of a part's text, each with a record, as earlier releases expect them.
+    """Return a page's text as the list that earlier releases expect: a value, its record, the next value, and so on.
 
-    They use the id of a record to choose between two records of a value. Both have the same factors, so any id will do.
+    Earlier releases use the ids of two records of a value to choose one. Both have the same factors, so any id will do.
     """
     found: list[str] = []
     for line in text.split(";") if text else ():
