@@ -33,8 +33,8 @@ elseif redis.call('EXISTS', size_key) == 1 then
   redis.call('SET', size_key, text(kept_size), 'KEEPTTL')
 end
 
--- Removes jobs from the unfinished ones: those whose time is over, and those that have finished. A job that never got its work,
--- because its replica died, is removed by its score, too.
+-- Removes from the list of unfinished jobs those whose time is over, and those that have finished. The time of a job that never
+-- got its work, because its replica died, is over soon.
 redis.call('ZREMRANGEBYSCORE', open_key, '-inf', '(' .. text(now))
 local facts = {}
 for _, other in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do

@@ -13,9 +13,9 @@ from quart_app.values import notation
 from quart_app.values.budget import Budget
 from quart_app.values.pace import Pace
 
-#: A longer answer is sent in pieces of this size, and the event loop goes round between them.
+#: A longer answer is sent in pieces of about this size, and between two pieces the event loop does other work.
 PIECE_BYTES = 1 << 16
-#: Elements that are written in one piece of work.
+#: How many elements are written in one piece of work.
 ELEMENTS = 50
 #: A client has this long to read an answer of several pieces. Meanwhile its bytes count against the budget.
 SEND_S = 60.0
@@ -26,20 +26,21 @@ def element(value: str, factors: str) -> bytes:
     return f'{{"value":{value},"prime_factors":{notation.array(factors)}}}'.encode()
 
 
-#: Turns the text of a search into JSON: the length of a value is left out, and commas stand between factors.
+#: For the conversion of the text of a search to JSON: spaces between factors become commas, and the prefix of a value,
+#: which says its length, is removed.
 _COMMAS, _LENGTHS = bytes.maketrans(b" ", b","), b"abcdefghijklmnopqrstuvwxy"
 _LONG = re.compile(rb"z\d{4}")
 
 
-#: What stands between a value and its factors, and between two values.
+#: What the JSON has between a value and its factors, and between two elements.
 _FACTORS, _NEXT = b',"prime_factors":[', b']},{"value":'
 
 
 def elements(found: str) -> tuple[bytes, int]:
-    """Return the elements, with commas between them, of values as a search finds them: "c136=2 2 2 17;c137=137".
+    """Return the elements for the text of a search ("c136=2 2 2 17;c137=137"), and their number. Commas separate them.
 
-    Their factors must be without exponents. All of the work is done by few calls of C, however many values there are.
-    Their number, which is returned too, is seen by how much longer the text becomes.
+    The factors must have no exponents. A few calls of C functions do all the work, however many values there are. The
+    number of elements follows from how much longer the text becomes when each "=" is replaced.
     """
     text = found.encode()
     if b"z" in text:
@@ -60,7 +61,7 @@ class Array:
         self._pieces: list[bytes] = []
 
     def add(self, text: bytes) -> None:
-        """Append one element, or several with commas between them; they are JSON already."""
+        """Append JSON text: one element, or several with commas between them."""
         self._words.append(text)
         self._words_size += len(text) + 1
         self.size += len(text) + 1
@@ -81,7 +82,7 @@ class Array:
         self._words_size = 0
 
     def pieces(self, head: str, tail: str) -> list[bytes]:
-        """Return the array as JSON text between `head` and `tail`."""
+        """Return the array as JSON text between `head` and `tail`, in pieces."""
         if self._words:
             self._cut()
         pieces = [f"{head}[".encode(), *self._pieces, f"]{tail}\n".encode()]
@@ -89,7 +90,7 @@ class Array:
 
 
 class Answers:
-    """Makes responses. `budget` bounds the bytes of those that are not sent yet."""
+    """Makes responses. `budget` bounds the bytes of the long responses that are not sent yet."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -99,7 +100,7 @@ class Answers:
         return self.send(array.pieces(head, tail))
 
     def send(self, pieces: list[bytes]) -> Response:
-        """Return a response made of these pieces of JSON. Raises Busy if the budget has no room for several."""
+        """Return a response of these pieces of JSON. Raises Busy if the budget has no room for two or more pieces."""
         if len(pieces) == 1:
             return Response(pieces[0], content_type="application/json")
         size = sum(map(len, pieces))

@@ -1,4 +1,4 @@
-"""Puts values for a client: first all of them, and then each hard one that was left out, in its lane."""
+"""Puts values for a client: first all of them, then each hard value for which the answer was null, in its lane."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from quart_app.values.pace import Pace
 from quart_app.values.store import WHERE
 from quart_app.values.together import Together
 
-#: Most small values of different clients that share a request.
+#: The most clients whose small values share a request.
 MOST_TOGETHER = 32
-#: Hard values that are asked for at once. All of them are submitted in one step, and each takes a third of a ms of it.
+#: The most hard values that are asked for at once. One step submits all of them, and each takes a third of a ms of it.
 MOST = 32
 
 
-#: The factors of values by their text, and the answers, which say why others were not stored.
+#: The factors by value, and the answers, whose errors say why values are missing.
 Found = tuple[dict[str, str], Sequence[Answer]]
 
 
 class Small:
-    """Puts single values below 2^64, each for a client of its own. Those that come together share a request."""
+    """Puts values below 2^64, each for another client. Values that come together share a request."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._together: Together[tuple[Replica, str], ItemAsked, Found] = Together(self._put, MOST_TOGETHER)
 
     async def put(self, replica: Replica, item: ItemAsked, deadline_ms: int) -> Found:
-        """Return the factors of the value, once it is stored, and perhaps those of others. Raises MeshError."""
+        """Store a value; return its factors, and perhaps the factors of other values, too. Raises MeshError."""
         return await self._together.get((replica, item.cls), item, deadline_ms)
 
     async def _put(self, key: tuple[Replica, str], items: Sequence[ItemAsked], deadline_ms: int) -> Sequence[Found]:
         """Put values of one class. Of items with the same value the last one counts."""
         replica, cls = key
         last = {item.value: item for item in items}
-        # They are looked up when the request is sent, which saves the handler a round trip.
+        # The submission of the request reads the places of the values, which saves the handler a round trip.
         ask = hard.put(cls, [plain(item) for item in last.values()], [WHERE + value for value in last])
         factors, answers = await put(replica, [ask], last, deadline_ms, self._pace)
         given_up = next((answer.error for answer in answers if isinstance(answer.error, GivenUp)), None)
@@ -50,9 +50,9 @@ class Small:
 async def put(
     replica: Replica, asks: Sequence[Ask], items: Mapping[str, ItemAsked], deadline_ms: int, pace: Pace
 ) -> tuple[dict[str, str], list[Answer]]:
-    """Return the factors of the values that were stored, and the last answers, which say why others were not.
+    """Put values; return the factors of those that were stored, and the last answers, whose errors explain the others.
 
-    `asks` are the first requests, and `items` all items by their values. Raises MeshError.
+    `asks` are the first requests, which ask for all values. `items` are the items by value. Raises MeshError.
     """
     until_ms = replica.now_ms() + deadline_ms
     factors: dict[str, str] = {}
@@ -60,28 +60,28 @@ async def put(
     answers = await replica.ask(asks, deadline_ms=deadline_ms)
     while True:
         await pace()
-        left_out: list[str] = []
+        to_put_again: list[str] = []
         for answer in answers:
             for body in answer.bodies:
                 factors |= body
                 if None in body.values():
-                    left_out += [value for value, found in body.items() if found is None]
-        for value in left_out:
+                    to_put_again += [value for value, found in body.items() if found is None]
+        for value in to_put_again:
             del factors[value]
-        if not left_out or any(answer.error is not None for answer in answers):
+        if not to_put_again or any(answer.error is not None for answer in answers):
             return factors, answers
-        # A value that its lane left out has a record with another replica, so it is put again without one.
-        in_lanes = set(left_out) - in_lanes
+        # If the answer in the lane was null, another replica has the record, and the value is put without a lane.
+        in_lanes = set(to_put_again) - in_lanes
         answers = []
-        for first in range(0, len(left_out), MOST):
-            asked = [items[value] for value in left_out[first : first + MOST]]
+        for first in range(0, len(to_put_again), MOST):
+            asked = [items[value] for value in to_put_again[first : first + MOST]]
             answers += await _ask(asked, in_lanes, replica, until_ms)
             if any(answer.error is not None for answer in answers):
                 break
 
 
 async def _ask(items: Sequence[ItemAsked], in_lanes: set[str], replica: Replica, until_ms: int) -> list[Answer]:
-    """Ask for hard values, one by one; some of them in their lanes."""
+    """Send a request for each hard value. The values of `in_lanes` are put in their lanes."""
 
     def left_ms() -> int:
         return max(1, until_ms - replica.now_ms())
@@ -90,5 +90,5 @@ async def _ask(items: Sequence[ItemAsked], in_lanes: set[str], replica: Replica,
     try:
         return await replica.ask(asks, deadline_ms=left_ms())
     except OlderRelease:
-        # A live replica does not know lanes. Without them, each replica of a class computes a value by itself.
+        # A live replica of an earlier release does not know lanes. Without them, several replicas may compute a value.
         return await replica.ask([hard.put_at_once(item) for item in items], deadline_ms=left_ms())

@@ -1,6 +1,7 @@
-"""Divides items into chunks of one class each: so many small values, or large values up to so many bytes.
+"""Divides items into chunks of one class each. A chunk has up to so many small values, or large values up to a size.
 
-A replica works on many chunks at a time, and its memory has room for the commits of all of them.
+The size of a chunk is bounded because a replica works on many chunks at a time, and has the commits of all of them in
+memory.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.store import ENTRY_BYTES
 
-#: Items that are divided in one piece of work.
+#: How many items are divided in one piece of work.
 ITEMS = 500
 
 
 class ItemAsked(Protocol):
-    """What a client asks for: a value, its time to live in seconds, and the class that is to keep it."""
+    """An item of a client's request: a value, its time to live in seconds, and the class that keeps its record."""
 
     @property
     def value(self) -> str: ...
@@ -32,20 +33,23 @@ class ItemAsked(Protocol):
 def most_bytes(value: str) -> int:
     """Return about how many bytes the commit of a large value has at most.
 
-    It has an entry for each different prime factor, which contains the value. The product of the first primes has the
-    most of them: with two digits each at first, then with three or four.
+    The commit has an entry for each different prime factor, and each entry contains the value. The product of the first
+    primes has the most different factors. The shortest of these have one or two digits, most others three or four.
     """
     return (len(value) + ENTRY_BYTES) * (10 + len(value) // 2)
 
 
 class Chunks:
-    """Chunks in the order of their first items. A chunk of large values has at most `large_bytes`, or one value."""
+    """Chunks in the order of their first items.
+
+    A chunk of small values has at most `size` values. A chunk of large values has at most `large_bytes`, or one value.
+    """
 
     def __init__(self, size: int, large_bytes: int) -> None:
         self.all: list[tuple[str, list[dict[str, Any]]]] = []
         self._size = size
         self._large_bytes = large_bytes
-        #: by class, and whether for large values: the last chunk, and how much of it is left
+        #: by class and whether the values are large: the last chunk, and how many values or bytes it still has room for
         self._last: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         self._left: dict[tuple[str, bool], int] = {}
 

@@ -15,11 +15,12 @@ from quart_app.values.notation import is_small
 from quart_app.values.pace import Pace
 from quart_app.values.pool import FactorPool
 
-#: A value that is expected to take less time than this is not hard: a request of its own costs two round trips.
+#: A value is hard if it is expected to take at least so long. For a faster value, a request of its own is not worth the
+#: two round trips that such a request costs.
 HARD_S = 0.05
 #: A computation ends this long before the deadline, so that its answer arrives in time.
 MARGIN_S = 0.25
-#: Results kept for requests that run again after a conflict.
+#: How many results are kept. A request that runs again after a conflict takes its results from here.
 MOST_FINISHED = 256
 
 #: What clients see of a computation.
@@ -36,15 +37,15 @@ class Computing:
         self._finished: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     async def small(self, values: Sequence[str]) -> list[str]:
-        """Return the factors of values that fit in a machine word."""
+        """Return the factors of values below 2^64."""
         return await self._pool.factorise_words([int(value) for value in values])
 
     async def at_once(self, value: str) -> str | None:
-        """Return the factors of any value if a moment is enough to find them, else None."""
+        """Return the factors of a value if a quick attempt finds them, else None."""
         return await self._pool.at_once(int(value))
 
     def is_hard(self, value: str) -> bool:
-        """Return whether a value that was not found at once is expected to take long."""
+        """Return whether a value is expected to take long, if `at_once` has not found its factors."""
         return self._pool.expected_s(int(value)) >= HARD_S
 
     async def large(self, value: str, request: Request) -> str:
@@ -57,7 +58,7 @@ class Computing:
         return await self._compute(value, number, request) if found is None else found
 
     def progress(self, value: str) -> dict[str, Any] | None:
-        """Return how the factorisation of a value is going; None if none is under way here."""
+        """Return how the factorisation of a value is going; None if this replica is not factorising the value."""
         if is_small(value):
             return None
         known = self._pool.progress(int(value))

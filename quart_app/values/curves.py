@@ -1,13 +1,14 @@
 """Elliptic curves (Lenstra's method), one at a time, by FLINT. They find small factors of numbers of any size.
 
 python-flint offers curves only through `factor_smooth`. That function starts from the same seed at each call, so a
-second call repeats the curves of the first. It proves that each factor is prime, and returns only after its last curve.
-The C function below it runs one curve, with any bounds and any seed. We call it directly, in the library that
-python-flint's wheel contains. So each factor is known as soon as its curve has found it, even just before a deadline.
+second call repeats the curves of the first. It also proves that each factor is prime, and returns only after its last
+curve. FLINT's C function `fmpz_factor_ecm` runs one curve, with any bounds and any seed. This module calls it directly,
+in the library that python-flint's wheel contains. So each factor is known as soon as its curve has found it, even just
+before a deadline.
 
 The bounds need no table: the i-th curve has B1 = 50·i and B2 = 50·B1. The expected work to find a factor of 12 to 25
 digits is then at most a tenth more than with the best fixed bound for that size, by Dickman's function and the cost of
-FLINT's two stages (`bench/curves.py` computes it). With FLINT's own table it is a fifth to two fifths more.
+FLINT's two stages (`bench/curves.py` computes this). With FLINT's own table, the work is a fifth to two fifths more.
 
 GMP-ECM runs a curve two to three times faster. We do not use it: the only wheel that contains it brings a large part of
 a computer algebra system.
@@ -25,7 +26,7 @@ from importlib import metadata
 FIRST_STAGE = 50
 STAGE_TWO = 50
 
-#: The least B1. A smaller one takes as long, because the set-up of the curve takes most of the time.
+#: The least B1. A curve with a smaller B1 takes as long, because most of its time goes into the set-up of the curve.
 _LEAST_BOUND = 60
 
 #: Memory for a `flint_rand_t`, which has three words in FLINT 3.

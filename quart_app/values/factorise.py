@@ -8,20 +8,22 @@ The method depends on the size of what is still to be split. `python -m bench fa
 | below 2^64 | FLINT | 0.5 to 15 µs, 0.3 ms for two primes of 32 bits; PARI takes 4 to 900 µs, Python 40 to 600 µs |
 | small prime factors | FLINT | divides 30 digits by the first 1000 primes in 6 µs |
 | prime or perfect power | GMP (gmpy2) | 10 to 100 µs; FLINT and PARI take 1 to 40 ms to prove a large prime |
-| Carmichael number, similar | a strong test | the test that finds it composite also finds a divisor |
+| Carmichael number or similar | a strong test | the test that shows that it is composite also finds a divisor |
 | up to 140 bits | PARI | combines Pollard's rho and a sieve; takes a quarter to a half of FLINT's time |
 | up to `SIEVE_BITS` | some curves, then PARI's sieve | three quarters of FLINT's time at 40 to 75 digits |
-| larger | curves (FLINT) | no sieve would end; curves find small factors |
+| larger | curves (FLINT) | a sieve would take more than an hour; curves find small factors |
 
 PARI (`cypari`, with wheels for x86_64 and arm64, takes 7 MB of memory) is under the GPL, and this project is under the
-MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without it FLINT does its work, and takes 1.2 to 4
-times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
+MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without the extra, FLINT does PARI's work, and takes
+1.2 to 4 times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
 
-Every result is checked: the product of the factors is n, and FLINT finds every factor prime. (Below 2^81 this is a
-proof. Above, it is a BPSW test, by other code than that of GMP, which found the factor prime before.)
+Every result is checked: the product of the factors is n, and every factor passes FLINT's test for primes. Below 2^81
+the test is a proof. Above, it is a BPSW test, whose code is not the code of the test by GMP that the factor has passed
+before.
 
-The work can be done in steps (`begin`, `advance`). Each step takes a plain value and returns a plain value. So another
-process can do a step, curves can stop at a deadline, and a caller can see how far the factorisation is.
+The work can be done in steps (`begin`, `advance`). Each step takes the state of a factorisation as a plain value, and
+returns the new state. So another process can do a step, curves can stop at a deadline, and a caller can see how far the
+factorisation is.
 """
 
 from __future__ import annotations
@@ -40,28 +42,31 @@ from flint import fmpz
 from quart_app.values import estimate, notation
 from quart_app.values.curves import curve
 
-#: Every number is divided by this many of the first primes. FLINT takes 6 µs for 1000 of them at 30 digits.
+#: Every number is first divided by so many small primes. FLINT divides a number of 30 digits by 1000 primes in 6 µs.
 TRIAL_PRIMES = 1000
-#: The square of the last of them. A number below it that none of them divides is prime.
+#: The square of the last of these primes. A number below the square is prime if none of these primes divides it.
 TRIAL_SQUARE = 7919**2
 
 WORD_BITS = 64
 _WORD = 1 << WORD_BITS
-#: From here on a test comes before the search: to search a prime for factors takes twice as long as to test it.
+#: From this size on, a number is tested before the search for its factors. If the number is prime, the test takes half
+#: as long as the search.
 _TEST_FIRST = 1 << 62
-#: From here on python-flint passes a number on to FLINT as text, in 0.4 µs; without its top bit it takes 0.1 µs.
+#: From this size on, python-flint passes a number to FLINT as text, in 0.4 µs. Without its top bit a number takes
+#: 0.1 µs, so the top bit is added afterwards.
 _SIGNED = 1 << 63
 _TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
 
-#: Primes below this are looked up. That is faster than a test as long as the set fits in the processor's cache.
+#: Primes below this are looked up in a set. A test is slower as long as the set fits in the processor's cache.
 _LOOKED_UP = 1 << 8
 _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP)))
 
-#: Below this FLINT proves a prime in 4 µs; above it takes a thousand times as long.
+#: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN = 1 << 81
 
-#: Up to MIXTURE_BITS PARI may combine its methods. Up to STRAIGHT_BITS its sieve alone is faster for any number.
+#: PARI combines its methods for composites of more than STRAIGHT_BITS, up to MIXTURE_BITS. For any smaller composite
+#: its sieve alone is faster. Larger composites get curves first, and then the sieve alone.
 MIXTURE_BITS = 140
 STRAIGHT_BITS = 90
 
@@ -104,7 +109,7 @@ class Factoring:
     """How far a factorisation is: number = product of `powers` and `composites`. The smallest composite is first."""
 
     number: int
-    #: (prime, exponent); one prime may be in several of them
+    #: pairs of a prime and its exponent; a prime may be in several pairs
     powers: tuple[tuple[int, int], ...] = ()
     composites: tuple[Composite, ...] = ()
 
@@ -124,7 +129,7 @@ class Factoring:
 
 
 def factorise(number: int) -> list[int]:
-    """Return the prime factors, ascending, each as often as it divides the number; [] for 1. Nothing bounds the time.
+    """Return the prime factors, ascending, each as often as it divides the number; [] for 1. There is no time limit.
 
     Raises ValueError for a number below 1, and WrongFactors.
     """
@@ -147,7 +152,7 @@ def word_factors(number: int) -> str:
 
 
 def _word(number: int) -> list[int]:
-    """Return the factors of a number below 2^64, found and checked in one pass, of which FLINT takes nine tenths."""
+    """Return the checked prime factors of a number below 2^64. FLINT takes nine tenths of the time."""
     if number < _TEST_FIRST:
         if number < 1:
             raise ValueError(_TOO_SMALL)
@@ -173,7 +178,7 @@ def _word(number: int) -> list[int]:
 
 
 def begin(number: int) -> Factoring:
-    """Do the cheap steps, which take microseconds up to 500 bits. Raises ValueError for a number below 1."""
+    """Do the cheap steps, which take microseconds for up to 500 bits. Raises ValueError for a number below 1."""
     return _begun(number, _divided(number))
 
 
@@ -189,7 +194,7 @@ def begin_short(number: int, most_bits: int) -> Factoring | None:
 
 
 def _divided(number: int) -> list[tuple[fmpz, int]]:
-    """Divide a number by the first primes; return those that divide it, and what is left, each with its exponent."""
+    """Divide a number by the first primes; return those that divide it and the rest, each with its exponent."""
     if number < 1:
         raise ValueError(_TOO_SMALL)
     whole = fmpz(number)
@@ -213,7 +218,7 @@ def _begun(number: int, parts: list[tuple[fmpz, int]]) -> Factoring:
 
 
 def stage(factoring: Factoring, seconds_left: float = math.inf, sieve_bits: int = SIEVE_BITS) -> Stage:
-    """Return what to do next. If a sieve could not end in the time that is left, curves are run: they may be lucky."""
+    """Return what to do next. If a sieve would not end in the time that is left, curves run: they may find a factor."""
     if factoring.done:
         return Stage.DONE
     composite = factoring.composites[0]
@@ -315,7 +320,7 @@ def _smallest_first(composites: list[Composite]) -> tuple[Composite, ...]:
 
 
 def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Composite]]:
-    """Do the tests that take microseconds on a divisor; return the powers of primes in it, and the composites."""
+    """Test a divisor, which takes microseconds; return the prime powers in it, and the composites that are left."""
     value, times = composite.value, composite.times
     if value < _WORD:
         return _word_powers(value, times), []
@@ -332,7 +337,10 @@ def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Com
 
 
 def _root(value: int) -> tuple[int, int]:
-    """Return r and a prime k with r^k = value, or value and 1. k is small, because no small prime divides the value."""
+    """Return r and a prime k with r^k = value; value and 1 if there are none.
+
+    No prime up to the last of TRIAL_PRIMES divides the value, so k is small.
+    """
     if gmpy2.is_power(value):
         exponent = 2
         while exponent < value.bit_length():
@@ -344,10 +352,11 @@ def _root(value: int) -> tuple[int, int]:
 
 
 def _strong_parts(value: int) -> list[int]:
-    """Return the parts of an odd composite n that passes Fermat's test for some bases, or n alone.
+    """Return the parts into which Fermat's test splits an odd composite n; n alone if the test does not split it.
 
-    A Carmichael number passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test squares repeatedly, and a
-    square root of 1 that it meets splits n if it is neither 1 nor -1. This takes a few exponentiations, not a sieve.
+    A Carmichael number n passes the test for nearly every base b: b^(n-1) = 1 (mod n). The test computes this power by
+    repeated squaring. If it meets a square root of 1 that is neither 1 nor -1, this root splits n. So a few
+    exponentiations do the work of a sieve.
     """
     parts = [value]
     for base in (2, 3, 5, 7, 11, 13, 17):
@@ -360,7 +369,7 @@ def _strong_parts(value: int) -> list[int]:
 
 
 def _root_of_one(base: int, value: int) -> int | None:
-    """Return the square root of 1 that Fermat's test meets last before 1; None if the number does not pass the test."""
+    """Return the number whose square is the first 1 in Fermat's test; None if the value does not pass the test."""
     exponent = value - 1
     twos = gmpy2.bit_scan1(exponent)
     power = gmpy2.powmod(base, exponent >> twos, value)
@@ -373,7 +382,7 @@ def _root_of_one(base: int, value: int) -> int | None:
 
 
 def load() -> None:
-    """Load the library that takes milliseconds to load, so that no number waits for it."""
+    """Load PARI, which takes milliseconds, so that no number waits for it."""
     _pari()
 
 
@@ -389,7 +398,10 @@ def sieve(composite: int) -> list[int]:
 
 @cache
 def _pari() -> Any:
-    """Return PARI, or None if the extra is not installed. Never call it in a replica: PARI replaces signal handlers."""
+    """Return PARI, or None if the extra is not installed.
+
+    Call this in worker processes only, because PARI replaces the signal handlers of the process.
+    """
     try:
         from cypari import pari
     except ImportError:

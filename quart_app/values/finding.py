@@ -1,4 +1,4 @@
-"""Asking the databases for values with a prime factor. Questions that come together share a request."""
+"""Asking the databases for values with a prime factor. Searches that come together share a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quart_app.values.primes import NAME
 from quart_app.values.store import Part, read_part, read_parts
 from quart_app.values.together import Together
 
-#: Most questions of one request.
+#: The most searches in one request.
 MOST = 16
 
 
@@ -36,7 +36,7 @@ class Finder:
 
 
 async def _find(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Sequence[Replies[Part]]:
-    """Ask each database that may have something, in one request."""
+    """Make these searches with one request to each database that may have one of the primes."""
     where = among(NAME, *[each.prime for each in wanted])
     if len(wanted) == 1:
         body = {**wanted[0]._asdict(), "as": handlers.TEXT}

@@ -1,15 +1,18 @@
 """Requests for hard values: a put of one value, in a lane of its class and value.
 
-    a put                    leaves a hard value without a record out of its answer (null), and answers for the others
-    its caller, or the job   sends the value alone into its lane, which lets one request run at a time
-    the first in the lane    computes the value and writes its record
-    the others               find the record and refresh it
+    a put                           answers null for a hard value without a record, and does its other values
+    the caller of the put, or the   sends a request for this value alone into the value's lane, where one request runs
+    handler of a job's put          at a time
+    the first request in the lane   computes the value and writes its record
+    later requests in the lane      find the record and refresh it
 
-So a hard value is computed once in a class, however many requests wait for it. Those that wait are in `mesh:later`, and
-hold no worker. When the replica that computes dies, another takes over its request, which has kept its place.
+So a hard value is computed once in a class, however many requests wait for it. The waiting requests are in
+`mesh:later`, and occupy no worker. If the replica that computes dies, another replica takes over the request, which has
+kept its place in the lane.
 
-A request with a limit cannot be forwarded. If another replica of the class has the record by now, the request in the
-lane leaves the value out, too. Its caller then puts it again without a lane, and that put is forwarded.
+A request in a lane has a limit, and a request with a limit cannot be forwarded. If another replica of the class has the
+record by then, the request in the lane answers null, too. Its caller then puts the value without a lane, and this put
+is forwarded.
 """
 
 from __future__ import annotations
@@ -26,16 +29,17 @@ from quart_app.values.notation import is_small
 
 HARD = "values.put-hard"
 
-#: In the body of a put whose caller asks for a hard value in its lane where it is left out.
+#: In the body of a put whose caller, if the answer for a hard value is null, puts the value in its lane.
 APART = "apart"
-#: The deadline of a job (ms of Redis's clock), because the mesh gives requests that are sent into a lane none.
+#: In the body of a request of a job: the job's deadline (ms of Redis's clock). It is here because the mesh gives no
+#: deadline to a request that a handler sends into a lane.
 UNTIL = "until"
 
 _ALONE = Limit(by="of", concurrency=1)
 
 
 def put(cls: str, items: Sequence[Mapping[str, Any]], read: Sequence[str] = ()) -> Ask:
-    """Return the put of a chunk, whose answer may leave large values out that are hard."""
+    """Return the put of a chunk. If its values are large, the answer may be null for the hard ones."""
     body: dict[str, Any] = {"items": items}
     if not is_small(items[0]["value"]):
         body[APART] = True
@@ -49,28 +53,28 @@ def put_in_lane(item: ItemAsked) -> Ask:
 
 
 def put_again(item: ItemAsked) -> Ask:
-    """Return the put of a value that has a record, which its holder refreshes. It may be left out once more."""
+    """Return the put of a value whose record another replica refreshes. The answer may be null once more."""
     return put(item.cls, [plain(item)])
 
 
 def put_at_once(item: ItemAsked) -> Ask:
-    """Return the put of a hard value that is not left out: its worker computes it without a lane."""
+    """Return the put of a hard value that a worker computes at once, without a lane. The answer is never null."""
     return Ask(Class(item.cls), PUT, {"items": [plain(item)]})
 
 
 def send(transaction: Effects, cls: str, item: Mapping[str, Any], job: Mapping[str, Any], deadline: int) -> None:
-    """Send the request for a hard value of a job; `job` are the fields that say which step of the job it is."""
+    """Send a request for a hard value of a job into its lane; `job` are the fields that name the job and its step."""
     body = {**_body(cls, item), **job, UNTIL: deadline}
     transaction.place(Class(cls), HARD, body, key=secrets.token_hex(8), limit=_ALONE.words(HARD, body))
 
 
 def deadline_of(request: Request) -> int:
-    """Return the deadline of a request, or of the job for which it was sent into a lane."""
+    """Return the deadline of a request; if a job sent the request into a lane, the deadline of the job."""
     return int(request.body.get(UNTIL, request.deadline))
 
 
 def plain(item: ItemAsked) -> dict[str, Any]:
-    """Return what a request says of an item."""
+    """Return an item as the body of a request has it."""
     return {"value": item.value, "ttl": item.ttl}
 
 

@@ -1,16 +1,22 @@
-"""Jobs: a POST of values whose result is fetched later. Any replica begins, shows and ends one.
+"""Jobs: a POST of values whose result is fetched later. Any replica can begin, show and end a job.
 
-    shared:values:job:{id}      hash, PX     created, deadline (ms of Redis's clock), size (bytes, about); values (how
-                                             many different ones), left (how many of them are neither found nor
-                                             failed), failures; parts, and the values as they were given in
-                                             order:0, order:1 …; the work of each step in work:{class}:{n}, until it is
-                                             done; found:{value}, failed:{value} (JSON), stage:{class} (JSON)
-    shared:values:jobs          zset, PX     "{id} {size}" by expiry: all that are kept
-    shared:values:jobs:open     zset, PX     id by deadline: those that are not finished, and some that just have
-    shared:values:jobs:size     counter, PX  the sum of the sizes of those that are kept
+    shared:values:job:{id}      hash, PX     one job, with these fields:
+        created, deadline       ms of Redis's clock
+        size                    about how many bytes of Redis the job takes
+        values                  how many different values it has
+        left, failures          how many of these are neither found nor failed, and how many failed
+        parts                   how many fields order:{n} there are
+        order:0, order:1, …     the values in the order of the request, with spaces between them
+        work:{class}:{n}        the items of step n of a class (JSON), until this step is sent; n is at least 1
+        found:{value}           the factors of the value
+        failed:{value}          why the value has no factors (JSON)
+        stage:{class}           how the work of a class is going now (JSON)
+    shared:values:jobs          zset, PX     "{id} {size}" of all kept jobs, by expiry (ms)
+    shared:values:jobs:open     zset, PX     the ids of unfinished jobs, by deadline (ms); also of some finished jobs
+    shared:values:jobs:size     counter, PX  the sum of the sizes of all kept jobs
 
-The number of unfinished jobs has a bound, and so have the bytes of all that are kept. Nothing here reads a whole job at
-once: a step reads its own work, a look at a job reads the ten `FIELDS`, and a result is read part by part.
+The number of unfinished jobs and the bytes of all kept jobs have bounds. No command reads a whole job at once: a step
+reads its own work, a look at a job reads the ten `FIELDS`, and a result is read part by part.
 """
 
 from __future__ import annotations
@@ -35,13 +41,13 @@ KEPT = "values:jobs"
 OPEN = "values:jobs:open"
 SIZE = "values:jobs:size"
 
-#: The operation that a job's work travels as.
+#: The operation of the requests that do the work of a job.
 PUT = "values.put"
 
 ADMIT = Script.beside(__file__, "admit_job.lua")
 END = Script.beside(__file__, "end_job.lua", "forget_job.lua")
 
-#: Adds facts to a job. KEYS: job. ARGV: field, text, ... Returns 0 if the job is gone, which it stays.
+#: Sets fields of a job. KEYS: job. ARGV: field, text, ... If the job is gone, writes nothing and returns 0.
 TELL = Script(
     """
 local job = KEYS[1]
@@ -51,16 +57,16 @@ return 1
 """
 )
 
-#: A job is stored first and gets its work in a second step. If its replica dies in between, it is gone after this.
+#: A job is stored before its first steps are sent. If the replica dies in between, the job expires after this time.
 HOLD_MS = 10_000
-#: About how many bytes of Redis an item takes beside its digits and its factors.
+#: About how many bytes of Redis an item takes in addition to its digits and its factors.
 ITEM_BYTES = 250
-#: A part of the values: as many as are read and shown in one piece of work.
+#: The most values, and about the most bytes, in a field order:{n}. One piece of work reads and shows such a part.
 PART_VALUES, PART_BYTES = 100, 1 << 14
-#: A piece of a job that is sent to Redis at once.
+#: About the most words and bytes of a job that are sent to Redis at once.
 PIECE_WORDS, PIECE_BYTES = 2000, 1 << 16
 
-#: A `stage` is what a class works on. `admit_job.lua` reads the first eight, in this order.
+#: The fields that a look at a job reads. `admit_job.lua` reads the first eight, in this order.
 FIELDS = ("created", "deadline", "values", "left", "stage:A", "stage:B", "stage:C", "stage:D", "failures", "parts")
 
 
@@ -69,7 +75,7 @@ class Gone(Exception):
 
 
 class ValueOutcome(NamedTuple):
-    """What became of one value: its factors, or why there are none (JSON); neither while it is not finished."""
+    """The outcome of one value: its factors, or why it failed (JSON). Both are None while the value is not finished."""
 
     value: str
     factors: str | None
@@ -78,7 +84,7 @@ class ValueOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job without its values; times in ms of Redis's clock."""
+    """A job without the values themselves. `values`, `left` and `failures` are numbers of values."""
 
     id: str
     created_ms: int
@@ -91,7 +97,7 @@ class Job:
 
     @classmethod
     def parse(cls, id: str, fields: Sequence[str | None]) -> Job | None:
-        """Return the job of some `FIELDS`, at least up to the stages; None if it is gone, or has no work yet."""
+        """Return the job from its FIELDS (the last two may be absent); None if it is gone or has no work yet."""
         created, deadline, values, left, *rest = fields
         if created is None or deadline is None or values is None or left is None:
             return None
@@ -112,11 +118,11 @@ class Job:
         return "running" if self.stages or self.left < self.values else "waiting"
 
     def is_over(self, now_ms: int) -> bool:
-        """Return whether nothing more will come of it."""
+        """Return whether the job is done or failed."""
         return self.state(now_ms) in {"done", "failed"}
 
     def view(self, now_ms: int) -> dict[str, Any]:
-        """Return what a client sees beside the results. Times in seconds."""
+        """Return what a client sees of the job in addition to its results. Times are in seconds."""
         shown: dict[str, Any] = {
             "id": self.id,
             "state": self.state(now_ms),
@@ -127,7 +133,11 @@ class Job:
         return shown if self.is_over(now_ms) else shown | {"working_on": self.stages}
 
     def expected_s(self, now_ms: int) -> float:
-        """Return in how many seconds the job will end: by its pace, by estimates for its last values, or at worst."""
+        """Return in how many seconds the job will end, at most the time to its deadline.
+
+        The pace of the finished values tells. If there are none, the estimates of the values under way tell, provided
+        that they cover all values. Otherwise the job is expected to need all of its time.
+        """
         longest_s = max(0, self.deadline_ms - now_ms) / 1000
         finished = self.values - self.left
         if finished:
@@ -139,7 +149,7 @@ class Job:
 
 
 def size(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes: values, work and factors, each as long as the values."""
+    """Return about how many bytes of Redis a job takes. Its work and its factors are each as long as its values."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
@@ -170,7 +180,7 @@ class Jobs:
         return id
 
     async def _work(self, steps: Chunks) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the items of the first step of each class, and the fields for those of the later ones."""
+        """Return the items of the first step by class, and the fields `work` that store the items of later steps."""
         first: dict[str, Any] = {}
         fields: dict[str, str] = {}
         counts: dict[str, int] = {}
@@ -185,7 +195,7 @@ class Jobs:
         return first, fields
 
     async def _parts(self, items: Sequence[ItemAsked]) -> dict[str, str]:
-        """Return the fields for the values as they were given."""
+        """Return the fields `order`, which store the values in the order of the request."""
         parts: dict[str, str] = {}
         values: list[str] = []
         length = 0
@@ -200,7 +210,7 @@ class Jobs:
         return parts
 
     async def _admit(self, replica: Replica, id: str, size: int, fields: dict[str, int]) -> int:
-        """Store the job without its values; return when, on Redis's clock. Raises Busy if there is no room."""
+        """Store the job without its values; return when it was created (ms of Redis's clock). Raises Busy."""
         settings = self._settings
         words = [word for pair in fields.items() for word in pair]
         bounds = (settings.max_jobs, settings.jobs_bytes, HOLD_MS)
@@ -215,10 +225,10 @@ class Jobs:
                 bound = f"all jobs and their results may take {settings.jobs_bytes} bytes, and this one does not fit"
                 detail = f"{bound}; DELETE those that you have read"
                 raise Busy(f"{detail}, or retry after {retry_s} s", retry_after=retry_s)
-        raise MeshError(f"a job was answered with {answer!r:.100}")
+        raise MeshError(f"the script that admits a job returned {answer!r:.100}")
 
     async def _store(self, replica: Replica, id: str, fields: dict[str, str]) -> None:
-        """Store the values, and the work that follows the first steps, piece by piece. Raises Unavailable."""
+        """Store the values and the work of later steps, piece by piece. Raises Unavailable if the job has expired."""
         words: list[str] = []
         length = 0
         for number, (field, text) in enumerate(fields.items(), 1):
@@ -249,11 +259,11 @@ class Jobs:
             raise _too_slow()
 
     async def get(self, replica: Replica, id: str) -> Job | None:
-        """Return a job, or None if there is none of that id any more."""
+        """Return a job, or None if there is no job with this id."""
         return Job.parse(id, await replica.store().shared.hmget(JOB + id, *FIELDS))
 
     async def outcomes(self, replica: Replica, job: Job) -> AsyncIterator[list[ValueOutcome]]:
-        """Yield what became of each value, in the order of the request, part by part. Raises Gone."""
+        """Yield the outcomes of all values in the order of the request, part by part. Raises Gone."""
         shared, key = replica.store().shared, JOB + job.id
         for number in range(job.parts):
             text = await shared.hget(key, f"order:{number}")
@@ -268,7 +278,7 @@ class Jobs:
             yield list(map(ValueOutcome, values, found, failed))
 
     async def end(self, replica: Replica, id: str) -> bool:
-        """Forget a job, so that its work stops; return False if there is none."""
+        """Delete a job, so that its work stops; return False if there is no such job."""
         return bool(await replica.store().shared.script(END, _names(id), id))
 
 
@@ -285,7 +295,7 @@ def _too_slow() -> Unavailable:
 
 
 def _too_many(most: int, now_ms: int, rows: Sequence[Sequence[str | None]]) -> Busy:
-    """Return the error that says when the first of the unfinished jobs is expected to end."""
+    """Return the error for a job too many. It says when the first of the unfinished jobs is expected to end."""
     known = [job.expected_s(now_ms) for row in rows if (job := Job.parse("", row)) is not None]
     retry_s = _seconds(1000 * min(known, default=HOLD_MS / 1000))
     return Busy(f"{most} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

@@ -1,4 +1,4 @@
-"""What travels in /values: requests and answers over HTTP, and the bodies of mesh entries."""
+"""The requests and answers of /values over HTTP."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ ClassName = Literal["A", "B", "C", "D"]
 ClassesList = RootModel[list[ClassName]]
 
 
-#: Longer decimal strings for a ttl are not converted: they are beyond any limit.
+#: A ttl that is a longer decimal string is not converted to a number, because it exceeds any limit.
 _TTL_DIGITS = 20
 
 
 def _from_decimal(value: Any) -> Any:
-    """Return the number of a decimal string, which JSON readers that round large integers can send."""
+    """Return the number of a decimal string. Clients whose JSON library rounds large integers send such strings."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _TTL_DIGITS:
         return int(value)
     return value
 
 
-#: This must come last in an annotation. Pydantic's core checks a bound that stands before it; Python, which is slower,
-#: checks one that stands behind it.
+#: This must come last in an annotation. Pydantic's core checks the bounds that stand before it. Python would check
+#: bounds behind it, which is slower.
 Decimal = BeforeValidator(_from_decimal)
 
 
 def _digits(most: int) -> BeforeValidator:
-    """Return a validator that makes an integer, or a decimal string, the digits of the number."""
+    """Return a validator that turns an integer or a decimal string into digits, at most so many."""
     bound = 10**most
 
     def digits(value: Any) -> str:
@@ -97,40 +97,41 @@ class _Text(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 class PlainItem(NamedTuple):
-    """An item: the value's digits, seconds, and the class."""
+    """An item: the digits of its value, its time to live in seconds, and its class."""
 
     value: str
     ttl: int
     cls: ClassName
 
 
-#: The quotation marks of an item: three names and the class.
+#: How many quotation marks an item has: two for each of its three names, and two for the class.
 _QUOTES = 8
 
 
 class ItemsReader:
     """Reads the items of a request.
 
-    `decode` reads plain items from their text and never makes a number of a value's digits. Pydantic reads every valid
-    item and says what is wrong with the others, but takes a dozen times as long.
+    `decode` reads plain items from their text, and never converts the digits of a value to a number. Pydantic reads
+    every valid item, and says what is wrong with an invalid one, but takes a dozen times as long.
     """
 
     def __init__(self, settings: ValuesSettings) -> None:
-        #: what a request may be, as pydantic describes it
+        #: the type of a request, for pydantic
         self.type = values_request(settings)
         self._any: TypeAdapter[list[Any]] = TypeAdapter(self.type)
         self._decoder = msgspec.json.Decoder(list[_Text])
         self._settings = settings
 
     def decode(self, text: bytes) -> list[Any] | None:
-        """Return the items if all are plain; None if pydantic has to look."""
+        """Return the items if all are plain; None if pydantic has to read the text."""
         if b"\\" in text or not text.isascii():
             return None
         try:
             found = self._decoder.decode(text)
         except msgspec.DecodeError:
             return None
-        # If an item has a name twice, the decoder keeps one of them. The text then has more quotation marks.
+        # If an item has a name twice, the decoder keeps one of them and reports no error. Then the text has more
+        # quotation marks than its items need.
         if text.count(b'"') != _QUOTES * len(found) or len(found) > self._settings.max_items:
             return None
         items = [PlainItem(str(item.value, "ascii"), item.ttl, item.cls) for item in found]
@@ -146,12 +147,12 @@ class ItemsReader:
         return value.isdigit() and value[0] != "0" and len(value) <= settings.max_digits and ttl <= settings.max_ttl_s
 
 
-#: In the OpenAPI document a value is what clients mostly send.
+#: The OpenAPI document describes a value as an integer, because most clients send integers.
 _VALUE_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 1, "examples": [720720]})
 
 
 def values_request(settings: ValuesSettings) -> Any:
-    """The type of a request under these limits."""
+    """Return the type of a request under these limits."""
 
     class CreateValueEntity(BaseModel):
         """A value to be factorised and kept for `ttl` seconds by a replica of class `cls`."""

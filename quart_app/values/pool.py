@@ -7,14 +7,15 @@
                                          Lane "patient": hard numbers of jobs, for which no client waits
     helper ── curves for another replica ──> Lane "help"
 
-A computation is made in slices. Each slice is a call into a worker process: a plain value goes in, and a plain value
-comes out. So the pool always knows how far a computation is, numbers take turns, and a process that dies costs one
-slice. A sieve is one slice, however long it takes; when its last caller leaves, the pool kills its process. While only
-curves can split a number, every idle process of its lane runs curves on it, and after a second other replicas of the
-class do, too (see `help`).
+A computation is made in slices. Each slice is a call into a worker process: the state of the factorisation goes in, and
+the new state comes out. So the pool always knows how far a computation is, numbers take turns, and a process that dies
+costs one slice. A sieve is one slice, however long it takes. When the last caller of its number leaves, the pool kills
+the process. While only curves can split a number, all idle processes of its lane run curves on it. After a second,
+other replicas of the class run curves on it, too (see `help`).
 
-Worker processes run at low priority, so the event loop gets the processor first. A worker process ends when its replica
-does, even if that is killed, and some seconds after its deadline at the latest.
+Worker processes run at low priority, so the event loop gets the processor first. A worker process ends with its
+replica, even if the replica is killed. The system kills a worker process that computes until some seconds after the
+deadline.
 """
 
 from __future__ import annotations
@@ -42,24 +43,26 @@ from quart_app.values.metrics import FactorMetrics, FactorOutcome
 from quart_app.values.pace import Pace
 from quart_app.values.side_by_side import race
 
-#: The event loop tests what is left after division by small primes up to this size. A test takes less than 0.5 ms.
+#: The rest of a number after division by small primes is tested on the event loop if it has at most so many bits. The
+#: test takes less than 0.5 ms.
 INLINE_BITS = 512
-#: Word-size numbers that are done in one piece. Two primes of 32 bits cost 0.3 ms, most numbers a fiftieth of that.
+#: How many numbers below 2^64 are factored in one piece of work. A product of two primes of 32 bits takes 0.3 ms, and
+#: most numbers a fiftieth of that.
 WORDS_A_PIECE = 8
 
 #: A number that is expected to take no longer than this goes to the brisk lane.
 BRISK_S = 0.5
-#: A hard number that has been under way for so long gets help with its curves.
+#: When the computation of a hard number has taken so long, other replicas are asked to help with its curves.
 HELP_AFTER_S = 1.0
-#: How many processes a slice is tried in. A number whose slice ends all of them is given up.
+#: In how many processes a slice is tried, one after the other. If all of them die, the number is given up.
 ATTEMPTS = 2
 
 
 @lru_cache(maxsize=64)
 def _begun(number: int) -> Factoring | None:
-    """Do the cheap steps; return None if they are too long for the event loop.
+    """Do the cheap steps of a factorisation; return None if they would block the event loop for long.
 
-    The cache is for callers that ask for the estimate of a number first, and then for its factors.
+    The cache saves time for callers that ask for the estimate of a number first, and then for its factors.
     """
     return engine.begin_short(number, INLINE_BITS)
 
@@ -67,10 +70,11 @@ def _begun(number: int) -> Factoring | None:
 class FactorPool:
     """Factors numbers: `async with FactorPool() as pool: await pool.factorise(n, timeout_s=5)`.
 
-    `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts `hard_limit`
-    hard numbers, as many hard numbers of jobs, and `brisk_limit` others at once; more are refused with Busy. A number
-    with a composite of more than `sieve_bits` gets curves until its deadline. `metrics` count the outcomes. `helpers`
-    are asked for curves, on one hard number of each lane at a time; `helper` runs curves for other replicas.
+    `processes` is the number of processes of the hard lane, by default one for each core. The pool accepts at once at
+    most `hard_limit` hard numbers of clients, as many of jobs, and `brisk_limit` + `hard_limit` numbers in all. It
+    refuses more with Busy. A number with a composite of more than `sieve_bits` gets curves until its deadline.
+    `metrics` count the outcomes. `helpers` are the other replicas of the class: the pool asks them for curves on one
+    hard number of each lane at a time. The attribute `helper` runs curves for these replicas.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class FactorPool:
         self._patient = Lane(count, niceness=15, metrics=self._metrics.lane("patient"))
         self.helper = Helper(Lane(count, niceness=19, metrics=self._metrics.lane("help")), self._spare, self._again)
         self._helpers = helpers
-        #: lanes with a number that other replicas help with
+        #: the lanes in which other replicas help with a number now
         self._helped: set[Lane] = set()
         self._computations: dict[int, Computation] = {}
         self._pace = pace or Pace()
@@ -114,13 +118,13 @@ class FactorPool:
         await self._tasks.__aexit__(None, None, None)
         await asyncio.gather(self._brisk.stop(), self._hard.stop(), self._patient.stop(), self.helper.stop())
         if error is not None:
-            # The service failed or the lease was lost, and the pool will be opened again. Requests wait for that; only
-            # a replica that leaves hands them back.
+            # The service has failed or the lease was lost, so the pool will be opened again. Requests wait for that in
+            # `_ready`. If the replica leaves in order, the pool stays closed, and the requests are handed back.
             self._opened.clear()
             self._closed = False
 
     async def at_once(self, number: int) -> str | None:
-        """Return the prime factors as text if they can be found on the event loop in a moment, else None."""
+        """Return the prime factors as text if the cheap steps find them on the event loop, else None."""
         await self._pace()
         if number.bit_length() <= engine.WORD_BITS:
             return engine.word_factors(number)
@@ -128,11 +132,11 @@ class FactorPool:
         return factoring.factors() if factoring is not None and factoring.done else None
 
     async def factorise(self, number: int, timeout_s: float, *, patient: bool = False) -> str:
-        """Return the prime factors as text. `patient` is for jobs: no client waits for the factors.
+        """Return the prime factors as text. `patient` is for jobs, because no client waits for their factors.
 
-        The computation ends when its last caller leaves. Raises ValueError for a number below 1, Busy,
-        DeadlineExceeded with the facts `factors` (primes found so far) and `unfactored`, and Unavailable if every
-        process that works on the number dies.
+        The computation ends when its last caller leaves. Raises ValueError for a number below 1, and Busy. Raises
+        DeadlineExceeded with the facts `factors` (primes found so far) and `unfactored` (composites that are left).
+        Raises Unavailable if a slice failed because all processes that tried it died.
         """
         found = await self.at_once(number)
         if found is not None:
@@ -144,7 +148,7 @@ class FactorPool:
         return await self._wait(computation, timeout_s - (time.monotonic() - begun_s))
 
     async def factorise_words(self, numbers: Sequence[int]) -> list[str]:
-        """Return the prime factors, as text, of numbers below 2^64. They are found on the event loop, in pieces."""
+        """Return the prime factors of numbers below 2^64, each as text. The event loop finds them, piece by piece."""
         found: list[str] = []
         for first in range(0, len(numbers), WORDS_A_PIECE):
             await self._pace()
@@ -152,9 +156,9 @@ class FactorPool:
         return found
 
     async def _ready(self, timeout_s: float) -> None:
-        """Wait until the pool is open. Raises DeadlineExceeded, and CancelledError when the pool has ended.
+        """Wait until the pool is open. Raises DeadlineExceeded. Raises CancelledError if the pool was closed for good.
 
-        The cancelled request stays pending, and another replica of the class takes it over.
+        A request that ends with this CancelledError stays pending, and another replica of the class takes it over.
         """
         if not self._opened.is_set():
             try:
@@ -166,7 +170,7 @@ class FactorPool:
             raise asyncio.CancelledError("the pool has ended")
 
     async def is_prime(self, number: int, timeout_s: float) -> bool:
-        """Return whether a number is prime. A process tests a long one. Raises DeadlineExceeded, Unavailable."""
+        """Return whether a number is prime; a process tests a long number. Raises DeadlineExceeded, Unavailable."""
         if number.bit_length() <= INLINE_BITS:
             await self._pace()
             return engine.is_prime(number)
@@ -183,7 +187,7 @@ class FactorPool:
         return math.inf if factoring is None else engine.seconds(factoring, self.sieve_bits)
 
     def progress(self, number: int) -> Progress | None:
-        """Return how far the computation of a number is; None if there is none."""
+        """Return how far the computation of a number is; None if the number is not being computed."""
         computation = self._computations.get(number)
         return None if computation is None else computation.progress(time.monotonic(), self.sieve_bits)
 
@@ -216,7 +220,8 @@ class FactorPool:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(computation.answer)
         except TimeoutError:
-            # Requests that came together reach their deadlines together, and each answer takes its time to write.
+            # Requests that came together reach their deadlines together. Their error texts are made in turn, so that
+            # the event loop is not blocked.
             await self._pace()
             raise self._late(computation) from None
         finally:
@@ -246,22 +251,22 @@ class FactorPool:
             computation.task.cancel()
 
     def _admit(self, computation: Computation) -> None:
-        """Count a computation as hard if it is expected to take long. Raises Busy if there are too many."""
+        """Mark a computation as hard if it is expected to take long. Raises Busy if there are too many hard ones."""
         assert computation.factoring is not None
         if computation.hard or engine.seconds(computation.factoring, self.sieve_bits) <= BRISK_S:
             return
         others = [one for one in self._computations.values() if one.hard and one.patient == computation.patient]
         if len(others) >= self.hard_limit:
             self._metrics.ended(FactorOutcome.REFUSED)
-            retry_after = math.ceil(self._patience(others))
+            retry_after = math.ceil(self._first_end_s(others))
             raise Busy(
                 f"too many hard numbers ({len(others)}) are being factorised; retry after {retry_after} s",
                 retry_after=retry_after,
             )
         computation.hard = True
 
-    def _patience(self, others: list[Computation]) -> float:
-        """Return in how many seconds the first of these is expected to end: 1 to 60."""
+    def _first_end_s(self, others: list[Computation]) -> float:
+        """Return in how many seconds the first of these computations is expected to end, from 1 to 60."""
         now_s = time.monotonic()
         ends = [min(other.deadline_s - now_s, other.left_s(now_s, self.sieve_bits)) for other in others]
         return min(max(min(ends, default=1.0), 1.0), 60.0)
@@ -282,7 +287,7 @@ class FactorPool:
                 self._metrics.ended(FactorOutcome.FAILED)
             if not answer.done():
                 answer.set_exception(error)
-                answer.exception()  # or asyncio would report it, if the last caller has just left
+                answer.exception()  # otherwise asyncio would log the error if the last caller has just left
         else:
             self._metrics.ended(FactorOutcome.DONE)
             if not answer.done():
@@ -302,9 +307,9 @@ class FactorPool:
                 return factors
 
     async def _advance(self, computation: Computation) -> child.Slice:
-        """Do the next slice; while only curves can split the number, one in every idle process of the lane.
+        """Do the next slice. If only curves can split the number, do a slice in every idle process of the lane.
 
-        If other replicas help with the curves, go on until one of them splits the composite or its sieve is due.
+        If other replicas help with the curves, go on until a replica has split the composite or its sieve is due.
         """
         lane = self._lane(computation)
         before = computation.factoring
@@ -334,7 +339,7 @@ class FactorPool:
         return is_long and self._lane(computation) not in self._helped
 
     def _spare(self) -> int:
-        """Return how many processes this replica has no work of its own for."""
+        """Return how many processes this replica does not need for its own work."""
         if self._closed or not self._opened.is_set():
             return 0
         return max(0, self.processes - self._brisk.calls - self._hard.calls - self._patient.calls)
@@ -349,14 +354,17 @@ class FactorPool:
         return self._patient if computation.patient else self._hard
 
     async def _again(self, lane: Lane, call: Call) -> Any:
-        """Return the result of a call. Make it again in another process if its process dies. Raises Unavailable."""
+        """Return the result of a call. If its process dies, make the call again in another one. Raises Unavailable."""
         for _ in range(ATTEMPTS):
             with contextlib.suppress(ProcessExpired, concurrent.futures.BrokenExecutor):
                 return await lane.run(call)
         raise Unavailable("the processes that tried to factorise the number died")
 
     def _slice(self, computation: Computation) -> tuple[Any, ...]:
-        """Return the call for the next slice. It is made when a process is free, because by then less time is left."""
+        """Return the function and the arguments of the next slice.
+
+        The lane calls this when a process is free, because the arguments contain the time that is left then.
+        """
         seconds_left = computation.deadline_s - time.monotonic()
         factoring = computation.factoring
         if factoring is None:

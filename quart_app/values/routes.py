@@ -27,14 +27,14 @@ from quart_app.values.pool import FactorPool
 from quart_app.values.search import Question, Search
 from quart_app.values.settings import ValuesSettings
 
-#: Large values go together up to so many bytes of their commit; a longer one goes alone. A replica has at most
-#: `MESH_CONCURRENCY` commits in memory. Their worker leaves those out that turn out to be hard.
+#: Large values share a request if its commit has at most so many bytes. A value whose own commit is larger goes alone.
+#: The bound saves memory: a replica has up to `MESH_CONCURRENCY` commits in memory.
 LARGE_CHUNK_BYTES = 1 << 19
-#: A problem document names missing values up to this many, and up to this many digits of them.
+#: The most missing values that a problem document names, and the most digits that these values have together.
 MISSING, MISSING_DIGITS = 1000, 20_000
-#: When to ask again for an answer from databases whose replica is no longer expected back.
+#: The Retry-After of a strict GET that needs databases whose replica is no longer expected back.
 STRICT_RETRY_AFTER_S = 30
-#: A longer number is not repeated in an error.
+#: A number with more digits is shortened in an error.
 SHOWN_DIGITS = 40
 
 _tagged = tag(["values"])
@@ -132,7 +132,7 @@ class ValuesRoutes:
         return number
 
     def _argument(self, arguments: Mapping[str, str], name: str, most: int) -> str:
-        """Return a number of the query, "" if it is absent. Raises Problem."""
+        """Return a number of the query string as text, "" if the query has none of this name. Raises Problem."""
         text = arguments.get(name)
         if text is None:
             return ""
@@ -182,7 +182,7 @@ def deadline_ms(context: Context) -> int:
 
 
 def _failure(answers: Sequence[Answer], missing: list[str]) -> Problem:
-    """Return the problem that says why these values are missing: any other error before a missed deadline."""
+    """Return the problem that says why these values are missing: a missed deadline only if there is no other error."""
     errors = [answer.error for answer in answers if answer.error is not None]
     worst = next((error for error in errors if not isinstance(error, DeadlineExceeded)), None)
     problem = from_mesh(worst or (errors[0] if errors else DeadlineExceeded()))
@@ -223,5 +223,5 @@ def _incomplete(databases: list[int]) -> Problem:
 
 
 def _shown(number: str) -> str:
-    """Return a number as an error may repeat it."""
+    """Return a number for an error text, shortened if it is long."""
     return number if len(number) <= SHOWN_DIGITS else f"{number[:20]}… ({len(number)} digits)"

@@ -1,8 +1,8 @@
 """Finding the values that have a prime factor, in all live databases, part by part.
 
-One gather asks every database for its lowest values, up to a bound. A database that has more says at which value it
-stopped. Below the lowest of these values the answer is complete, and the next gather asks for the values above it. So
-one gather, at one moment, decides about each value: a value that moves between databases is found exactly once.
+One gather asks each database for its lowest values, up to a bound. A database that has more values names the value at
+which it stopped. Up to the lowest of the named values, the answer is complete; the next gather asks for the values
+above. So exactly one gather finds each value, at one moment, even if the value moves between databases.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from quart_app.values.notation import rank
 from quart_app.values.pace import Pace
 from quart_app.values.store import digits, ordered
 
-#: Values that are added to an answer at once, where not all of them can be.
+#: If not all values of a part can be added to the answer at once, they are added in blocks of at most so many.
 BLOCK = 100
-#: The length of the shortest line, with what separates it from the next one: "a2=2;".
+#: The length of the shortest line, including the separator: "a2=2;".
 LEAST_LINE = 5
 
 
 class Question(NamedTuple):
-    """What a client asks for: values above `after` with the factor `prime`, at most `most` and `most_bytes` of JSON."""
+    """What a client asks for: values above `after` with the factor `prime`, up to so many and so many bytes of JSON."""
 
     prime: str
     after: str
@@ -37,9 +37,9 @@ class Question(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Values as an answer, and the last of them; `more` says whether others follow.
+    """The values of an answer, and the last of these values; `more` says whether further values follow.
 
-    `left_out` are databases that hold data and could not be asked.
+    `left_out` are the databases that hold data and have no replica that could answer for them.
     """
 
     array: Array
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 
 class Search:
-    """One search. `run` makes it."""
+    """One search. Call `run` once."""
 
     def __init__(
         self, mesh: Replica, finder: Finder, pace: Pace, answers: Answers, question: Question, deadline_ms: int
@@ -64,11 +64,11 @@ class Search:
         self._count = 0
         self._last = ""
         self._left_out: set[int] = set()
-        #: whether the answer has as much as it may, so that others follow
+        #: whether a value was found for which the answer has no room
         self._is_full = False
 
     async def run(self) -> Result:
-        """Search until all is found, or enough. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
+        """Search until all is found or the answer is full. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
         after = await self._part(self._question.after)
         if after and not self._is_full:
             # Reserve the memory of a long answer before it is read.
@@ -78,7 +78,7 @@ class Search:
         return Result(self._array, self._last, self._is_full, sorted(self._left_out))
 
     async def _part(self, after: str) -> str:
-        """Add one part to the answer; return the value up to which it is complete, or "" if it was the last part."""
+        """Add one part; return the value up to which the answer is complete now, or "" after the last part."""
         deadline_ms = self._end_ms - self._mesh.now_ms()
         if deadline_ms <= 0:
             raise DeadlineExceeded("the search did not end in time; ask for fewer values with ?limit=")
@@ -93,10 +93,10 @@ class Search:
         return until
 
     async def _merged(self, found: Sequence[str | list[str]], until: str) -> str:
-        """Merge the texts of several databases into one, with each value once, up to a value ("" for all).
+        """Merge the texts of several databases into one, with each value once, up to the value `until` ("" for all).
 
-        Two databases may have one value while it moves between them. It does not matter which line is kept, because
-        both have the same factors.
+        While a value moves between two databases, both may have it. Either line may be kept, because both lines have
+        the same factors.
         """
         texts = [each for each in found if isinstance(each, str)]
         if len(texts) < len(found):
@@ -110,12 +110,12 @@ class Search:
         lines.sort()
         await self._pace()
         if any("^" in text for text in texts):
-            # Releases write exponents differently, so two lines of one value may differ. One line is kept for a value.
+            # Releases write exponents differently, so two lines of one value may differ. Only one of them is kept.
             lines = [*{line.partition("=")[0]: line for line in lines}.values()]
         elif len(texts) > 1 and any(map(operator.eq, lines, itertools.islice(lines, 1, None))):
             lines = [*dict.fromkeys(lines)]
         if until:
-            # ">" follows "=", with which factors begin.
+            # ">" is the character after "=", so this text sorts after the line of `until` and before all later lines.
             del lines[bisect.bisect_left(lines, f"{ordered(until)}>") :]
         return ";".join(lines)
 
@@ -126,7 +126,7 @@ class Search:
         lines = text.split(";")
         if len(lines) == 1:
             return self._add_one(text)
-        # Blocks that fit and have no exponents are still added at once. Only the others are divided further.
+        # A block that fits and has no exponents is still added at once. Only other blocks are divided further.
         size = max(1, min(BLOCK, len(lines) // 2))
         for first in range(0, len(lines), size):
             await self._pace()
@@ -137,7 +137,7 @@ class Search:
     def _add_at_once(self, text: str) -> bool:
         """Append all of these values, or return False if they do not fit or have exponents."""
         room = self._question.most - self._count
-        # Most texts are too short to have too many values, and need no count.
+        # Most texts are so short that they cannot have too many values. Then the values need not be counted.
         if "^" in text or (len(text) >= room * LEAST_LINE and text.count(";") >= room):
             return False
         json, number = elements(text)
@@ -165,7 +165,7 @@ class Search:
 
 
 def _text(answers: Sequence[list[str]]) -> str:
-    """Return the answers of earlier releases as text: their lists have a value and its record in turn.
+    """Return the answers of earlier releases as text. These answers are lists: a value, its record, the next value...
 
     If two databases have a value, the record of the newer request counts.
     """
@@ -181,6 +181,6 @@ def _text(answers: Sequence[list[str]]) -> str:
 
 
 def _order(record: str) -> tuple[int, int]:
-    """Return the id of the request that wrote a record, as numbers: the newer the record, the greater they are."""
+    """Return the id of the request that wrote a record, as two numbers. A newer record has greater numbers."""
     milliseconds, _, sequence = record.partition(" ")[0].partition("-")
     return int(milliseconds), int(sequence)
