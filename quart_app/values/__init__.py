@@ -1,1 +1,1 @@
-"""/values: factorise numbers and keep the result, with its time to live, in the database of a replica of a class."""
+"""/values: factorise numbers, and keep each result for its time to live with a replica of the class asked for."""

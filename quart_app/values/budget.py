@@ -1,4 +1,4 @@
-"""How much of something this replica takes on at once."""
+"""A bound for what all work in progress takes at once, such as bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mesh import Busy
 
 
 class Budget:
-    """An amount that work takes while it lasts; `what` says what it is an amount of.
+    """A bound (`most`) for the amounts that pieces of work take while they last; `what` is the unit in the error text.
 
-    While nothing is taken, any amount is granted, even one above the bound. Otherwise a large request could never run;
-    other code bounds the size of each request.
+    While nothing is taken, any amount is granted, even an amount above the bound. Otherwise a large request could never
+    run. Other code bounds the size of each request.
     """
 
     def __init__(self, most: int, what: str, retry_after_s: int) -> None:

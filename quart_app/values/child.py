@@ -17,19 +17,19 @@ from typing import Any
 from quart_app.values import factorise as engine
 from quart_app.values.factorise import Factoring
 
-#: The result of a slice: how far the factorisation is, and the checked factors as text if it is done.
+#: The result of a slice: how far the factorisation is, and the checked factors as text if the factorisation is done.
 Slice = tuple[Factoring, str | None]
 
-#: The length of a slice of curves.
+#: About how long a slice of curves takes.
 SLICE_S = 0.5
-#: How long after its deadline the system kills a process that the pool has not killed.
+#: How long after the deadline of its slice the system kills a process that the pool has not killed.
 GRACE_S = 5.0
 
 _PR_SET_PDEATHSIG = 1
 
 
 def prepare(niceness: int) -> None:
-    """Let signals end the process also inside of C code, lower its priority, and tie its life to the replica's."""
+    """Prepare a worker process: signals end it even inside of C code, its priority is low, it ends with its replica."""
     engine.load()
     # Python runs its signal handlers between byte codes only, and a sieve is one call that takes minutes.
     for number in (signal.SIGTERM, signal.SIGALRM):
@@ -41,10 +41,11 @@ def prepare(niceness: int) -> None:
 def _die_with_the_replica() -> None:
     """Have the system kill this process when its replica is killed.
 
-    A replica that is killed cannot tell its workers, and a worker inside of C code could not listen. The fork server is
-    the parent of the workers. It ends when the last copy of its pipe's other end is closed. Every worker inherits such
-    a copy, so each closes its own. Linux then kills the workers, because their parent has ended. On other systems their
-    alarm ends them.
+    A replica that is killed cannot tell its workers, and a worker inside of C code could not listen. The parent of the
+    workers is the fork server. The fork server ends when all copies of the other end of its pipe are closed. The
+    replica has a copy. Each worker inherits a copy, too, and closes it here. So when the replica is killed, the fork
+    server ends. Then Linux kills the workers, because their parent has ended. On other systems, the alarm of
+    `_with_alarm` ends them.
     """
     server: Any = vars(forkserver)["_forkserver"]
     alive = getattr(server, "_forkserver_alive_fd", None)
@@ -56,7 +57,7 @@ def _die_with_the_replica() -> None:
 
 
 def begin(number: int, seconds_left: float) -> Slice:
-    """Do the cheap steps for a number that is too long for the event loop."""
+    """Do the cheap steps for a number that is too long to do them on the event loop."""
     return _with_alarm(partial(engine.begin, number), seconds_left)
 
 
@@ -66,7 +67,7 @@ def advance(factoring: Factoring, seconds_left: float, sieve_bits: int) -> Slice
 
 
 def _with_alarm(work: Callable[[], Factoring], seconds_left: float) -> Slice:
-    """Do the work. An alarm makes the system kill this process some seconds after its deadline, also without a pool."""
+    """Do the work. Some seconds after its deadline, the system kills this process, even if the pool is gone by then."""
     signal.setitimer(signal.ITIMER_REAL, max(seconds_left, 0) + GRACE_S)
     try:
         factoring = work()

@@ -14,7 +14,7 @@ from quart_app.values.factorise import Factoring
 class Progress:
     """How far a computation is. Times are in seconds; `estimate_s` is None if no sieve can end the computation.
 
-    `curves` were run on the smallest composite.
+    `waiting` is the number of callers, and `curves` is the number of curves that were run on the smallest composite.
     """
 
     number: int
@@ -42,11 +42,14 @@ class Computation:
     hard: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    #: the latest estimate, and since when it holds
+    #: the latest estimate (s), and the time since which it holds (s)
     _estimated: tuple[float, float] = (math.inf, 0.0)
 
     def left_s(self, now_s: float, sieve_bits: int) -> float:
-        """Return how much longer this is expected to take; the estimate of a stage runs down while the stage lasts."""
+        """Return for how many more seconds the computation is expected to take.
+
+        While the engine's estimate stays the same, the time that has passed meanwhile is subtracted from it.
+        """
         known = self.factoring
         estimate = math.inf if known is None else engine.seconds(known, sieve_bits)
         if estimate != self._estimated[0]:

@@ -1,9 +1,9 @@
-"""The work of jobs, worker side.
+"""The work of jobs, as the replicas do it.
 
-A step of a job is a request like any other, without a caller. The commit that stores what a step has found also sends
-the next step. So a job takes one place in the queue of a class, however many values it has, and does each step once,
-whichever process dies. Every commit expects that the job is still there, and a replica that computes for it looks three
-times a second; so the work ends soon after the job is deleted.
+A step of a job is a request without a caller. The commit that stores the results of a step also sends the next step. So
+a job takes one place in the queue of a class, however many values it has, and each step takes effect once, even if a
+process dies. Every commit expects that the job still exists, and a replica that computes for a job checks this three
+times a second. So the work ends soon after the job is deleted.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from quart_app.values.jobs import JOB, PUT, TELL, Gone
 
 T = TypeVar("T")
 
-#: Between two looks whether a job is still wanted.
+#: The pause between two checks whether a job still exists.
 LOOK_S = 0.3
-#: Between two tries to find room for a hard number.
+#: The longest pause between two tries to find room for a value.
 BUSY_S = 0.5
 
-#: How the factorisation of a value is going; None if none is under way here.
+#: Returns how the factorisation of a value is going; None if this replica is not factorising the value.
 Progress = Callable[[str], dict[str, Any] | None]
 
 
 class Errands:
-    """Makes errands."""
+    """Makes the errands of requests."""
 
     def __init__(self, replica: Callable[[], Replica], progress: Progress) -> None:
         self._replica = replica
         self.progress = progress
 
     async def of(self, request: Request) -> Errand | None:
-        """Return the errand of a request; None if it belongs to no job. Raises Gone."""
+        """Return the errand of a request; None if the request belongs to no job. Raises Gone."""
         id = request.body.get("job")
         if id is None:
             return None
@@ -52,7 +52,7 @@ class Errands:
 class Errand:
     """One step of a job, or a part of a step.
 
-    `work` is what the next step has to do; it is stored in the field `following` of the job.
+    `work` are the items of the next step (JSON), from the field `following` of the job; None if there is no next step.
     """
 
     def __init__(
@@ -75,7 +75,10 @@ class Errand:
         self._progress = progress
 
     async def attended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, and store three times a second how it is going. Ends it and raises Gone once the job is gone."""
+        """Do the work, and store three times a second in the job how the work is going.
+
+        If the job is gone, cancel the work and raise Gone.
+        """
         working = asyncio.create_task(work)
         try:
             while not (await asyncio.wait([working], timeout=LOOK_S))[0]:
@@ -87,7 +90,7 @@ class Errand:
             await asyncio.wait([working])
 
     async def patiently(self, try_once: Callable[[], Awaitable[T]]) -> T:
-        """Try until there is room: nobody waits for a job's work."""
+        """Try until there is room. The time does not matter, because no client waits for the work of a job."""
         while True:
             try:
                 return await try_once()
@@ -95,7 +98,7 @@ class Errand:
                 await asyncio.sleep(min(error.retry_after or BUSY_S, BUSY_S))
 
     def found(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
-        """Store what was found, and send the next step in the same commit if this one is over."""
+        """Store factors in the job. If this step is over, send the next step in the same commit."""
         self._expect(transaction)
         if factors:
             transaction.shared.hset(self._key, {f"found:{value}": found for value, found in factors.items()})
@@ -104,7 +107,7 @@ class Errand:
             self._go_on(transaction)
 
     def failed(self, transaction: Effects, error: MeshError) -> None:
-        """Store why the values were not factorised, and send the next step."""
+        """Store in the job why the values of this request were not factorised, and send the next step."""
         self._expect(transaction)
         facts = {name: fact for name, fact in error.facts.items() if name != "value"}
         why = json.dumps({"detail": error.detail, **facts})
@@ -115,12 +118,15 @@ class Errand:
         self._go_on(transaction)
 
     def give_back(self, transaction: Effects) -> None:
-        """Let the class do this part when there is room. On a database's stream other requests wait behind it."""
+        """Send this part to the class, which does it when there is room.
+
+        On the stream of a database, the part would hold up the other requests.
+        """
         part = self.part(self._request.body["items"])
         transaction.send(Class(self._replica.cls), PUT, part, deadline=deadline_of(self._request))
 
     def labels(self, *, with_step: bool) -> dict[str, Any]:
-        """Return the fields of a body that say for which job a request works, and with which step it goes on."""
+        """Return the fields of a body that name the job and, if `with_step`, the next step."""
         names = ("job", "next") if with_step else ("job",)
         return {name: self._request.body[name] for name in names if name in self._request.body}
 
@@ -142,7 +148,7 @@ class Errand:
             transaction.send(Class(cls), PUT, body, deadline=deadline_of(self._request))
 
     async def _tell(self) -> bool:
-        """Store how the work is going; return whether the job is still there."""
+        """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
         known = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})
         text = json.dumps({**known, "replica": self._replica.id})
@@ -150,5 +156,5 @@ class Errand:
         try:
             return bool(await shared.script(TELL, [self._key], f"stage:{self._replica.cls}", text))
         except Busy:
-            # Redis is full. The job goes on when there is room, and the commit finds out whether it was deleted.
+            # Redis is full. The work goes on without this report, and the commit finds out whether the job was deleted.
             return True

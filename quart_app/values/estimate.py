@@ -1,8 +1,8 @@
 """Estimates how long a factorisation will take, from the sizes of the composites that the cheap steps leave.
 
-The figures are medians for one thread of a server core of the 2020s; `python -m bench factorise` prints them beside
-what it measures. They must be right within a factor of two, because they decide when to stop running curves, which
-lane a number goes to, whether a sieve can end before the deadline, and what `Retry-After` says.
+The figures are medians for one thread of a server core of the 2020s; `python -m bench factorise` prints them beside its
+own measurements. The figures must be right within a factor of two. They decide when to stop running curves, which lane
+a number goes to, whether a sieve can end before the deadline, and what `Retry-After` says.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SIEVE = (
 #: (bits, seconds): how long a curve takes for each unit of its bound B1.
 CURVE = ((64, 1.2e-6), (133, 1.6e-6), (200, 1.9e-6), (333, 2.7e-6), (500, 4.0e-6), (666, 5.6e-6), (1000, 1.1e-5))
 
-#: How long curves may run before the sieve, as a share of the sieve's time. A number without a small factor takes that
-#: much longer.
+#: How long curves may run before the sieve, as a share of the sieve's time. If the number has no small factor, the
+#: factorisation takes that much longer.
 CURVES_SHARE = 0.12
 
 
@@ -51,7 +51,8 @@ def curve_seconds(bits: int, index: int) -> float:
 def curves_worth(bits: int) -> int:
     """Return how many curves to run before the sieve.
 
-    The bound of the i-th curve is a·i, so k curves take about a·k²/2 units.
+    The i-th curve has B1 = a·i, and its time is proportional to B1. So k curves take about as long as a·k²/2 units of
+    B1.
     """
     units = CURVES_SHARE * sieve_seconds(bits) / _interpolated(CURVE, bits)
     return int(math.sqrt(2 * units / curves.FIRST_STAGE))

@@ -5,10 +5,11 @@ A replica that has worked on a hard number for a second asks the others of its c
     asker ── values.help, to any replica of the class: how far the number is ──> helper
     asker <── how far it is after some seconds of curves, or as soon as a divisor is found ── helper
 
-A helper computes in processes that it does not need, at the lowest priority, and stops once it needs them. It refuses
-at once if it has none. The asker keeps one request under way for each of the others, and cancels these requests when it
-no longer runs curves on the composite; the mesh then cancels the handlers, which kills the processes. A helper that
-dies costs its curves, and an asker that dies costs its helpers some seconds of computation.
+A helper computes at the lowest priority, in processes that it does not need for its own work, and stops when it needs
+them. A replica without such processes refuses at once. The asker keeps one request in flight for each of the other
+replicas. It cancels these requests when it no longer runs curves on the composite. The mesh then cancels the handlers
+of the helpers, which kills their processes. If a helper dies, its curves are lost. If the asker dies, its helpers
+compute in vain for some seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ HELP = "values.help"
 
 #: A helper begins slices for this long. A request for help has twice the time, so that the last slice can end.
 SHARE_S = 5.0
-#: Between two looks whether there is another replica that can help.
+#: The pause between two looks for replicas that can help.
 LOOK_S = 2.0
 #: A refusal takes milliseconds. A request that has no answer after this time is being worked on.
 REFUSAL_S = 0.1
@@ -49,9 +50,9 @@ MACHINE = platform.node()
 
 
 class Help:
-    """What the replicas have reached for one number, this one and its helpers.
+    """What this replica and its helpers have reached together for one number.
 
-    `factoring` counts the curves of all of them. `found` becomes the first slice that split the smallest composite.
+    `factoring` counts the curves of all of them. `found` gets the first slice that splits the smallest composite.
     """
 
     def __init__(self, factoring: Factoring) -> None:
@@ -59,7 +60,7 @@ class Help:
         self.found: asyncio.Future[Slice] = asyncio.get_running_loop().create_future()
 
     def add(self, before: Factoring, reached: Slice) -> None:
-        """Add what curves have reached that began at `before`."""
+        """Add the result of curves that began at the state `before`."""
         if not splits(before, reached):
             run = reached[0].composites[0].curves - before.composites[0].curves
             self.factoring = with_curves(self.factoring, run)
@@ -68,16 +69,16 @@ class Help:
 
 
 class Helpers:
-    """The other replicas of this one's class."""
+    """The other replicas of this replica's class."""
 
     def __init__(self, replica: Callable[[], Replica]) -> None:
         self._replica = replica
 
     @contextlib.asynccontextmanager
     async def asked(self, factoring: Factoring, processes: int) -> AsyncIterator[Help]:
-        """Let the others run curves on the smallest composite while the block lasts, until one of them splits it.
+        """Let other replicas run curves on the smallest composite, until the block ends or one of them splits it.
 
-        `processes` is how many this replica uses itself.
+        `processes` is how many processes this replica uses itself.
         """
         help = Help(factoring)
         asking = asyncio.create_task(self._ask(help, processes))
@@ -91,10 +92,10 @@ class Helpers:
                 log.error("other replicas could not be asked for curves", exc_info=error)
 
     async def _ask(self, help: Help, processes: int) -> None:
-        """Keep a request under way for each of the others that can help.
+        """Keep a request in flight for each other replica that can help.
 
-        Any replica of the class may read a request, also one that cannot help, or this one. So there are some more
-        tries, one after the other.
+        Any replica of the class may read a request: also a replica that cannot help, and even this replica. Such a
+        replica refuses at once, and the request is sent again, a limited number of times.
         """
         shares: set[asyncio.Task[bool]] = set()
         async with asyncio.TaskGroup() as tasks:
@@ -112,7 +113,7 @@ class Helpers:
                     await asyncio.sleep(LOOK_S)
 
     async def _others(self) -> int:
-        """Return how many replicas of the class, except this one, have its table of operations."""
+        """Return how many other replicas of the class serve exactly the operations of this replica."""
         replica = self._replica()
         try:
             roster = await replica.roster()
@@ -137,9 +138,9 @@ class Helpers:
 
 
 class Helper:
-    """Runs curves for other replicas in processes that this one does not need: for one number at a time.
+    """Runs curves for other replicas, for one number at a time, in processes that this replica does not need.
 
-    `spare` says how many processes that are. `run` runs a call in a process of a lane.
+    `spare` returns how many processes this replica does not need. `run` runs a call in a process of a lane.
     """
 
     def __init__(self, lane: Lane, spare: Callable[[], int], run: Callable[[Lane, Call], Awaitable[Any]]) -> None:
@@ -149,9 +150,10 @@ class Helper:
         self._share: asyncio.Task[Slice] | None = None
 
     async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
-        """Run curves in at most so many processes; begin slices for half of the time. Return None without a process.
+        """Run curves in at most so many processes. Return None if no process is free, or another share is running.
 
-        Returns early with a divisor, or when this replica needs its processes. Raises Unavailable.
+        New slices begin during the first half of `time_s`. The curves end early if one finds a divisor, or if this
+        replica needs its processes. Raises Unavailable.
         """
         if self._share is not None or self._count(most) <= 0:
             return None
@@ -165,7 +167,7 @@ class Helper:
             self._share = None
 
     async def stop(self) -> None:
-        """Kill what runs and end the processes."""
+        """Cancel the curves that are running, and end the processes."""
         if self._share is not None:
             self._share.cancel()
             await asyncio.wait([self._share])
@@ -192,14 +194,14 @@ class Helper:
 
 
 def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -> Worker:
-    """Return the operation with which a replica helps; `processes` is how many it has."""
+    """Return the operation with which a replica helps; `processes` is the number of its processes."""
     worker = Worker()
 
     @worker.handles(HELP, effect=False)
     async def help(request: Request, store: Store, transaction: Effects) -> Body:
         """Run curves for another replica; reply with an empty body if there is no process for them."""
         body, here = request.body, replica()
-        # A share must not keep this replica from its other requests.
+        # A replica that handles one request at a time does not help: its other requests would have to wait.
         if body["asker"] == here.id or here.settings.concurrency == 1:
             return {}
         left_s = (request.deadline - here.now_ms()) / 1000
@@ -210,7 +212,7 @@ def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -
 
 
 def usable(body: Mapping[str, Any], processes: int) -> int:
-    """Return how many of its processes a helper may use: on the asker's machine only those of cores that it leaves."""
+    """Return how many processes a helper may use. On the asker's machine, they must not exceed the cores it leaves."""
     return min(processes, cores() - body["processes"]) if body["machine"] == MACHINE else processes
 
 
@@ -224,7 +226,7 @@ def to_body(factoring: Factoring) -> dict[str, Any]:
 
 
 def from_body(body: Mapping[str, Any]) -> Factoring:
-    """Return the factorisation that `to_body` wrote. Raises ValueError if it has another product."""
+    """Return the factorisation that `to_body` wrote. Raises ValueError if its parts have another product."""
     powers = tuple((int(prime), times) for prime, times in body["powers"])
     composites = tuple(Composite(int(value), times, curves) for value, times, curves in body["composites"])
     number = int(body["number"])

@@ -18,9 +18,9 @@ from quart_app.values.jobs import Gone, Job, Jobs, size
 from quart_app.values.pace import Pace
 from quart_app.values.settings import ValuesSettings
 
-#: Between two looks at a job that a client waits for.
+#: The pause between two looks at a job that a client waits for.
 LOOK_S = 0.1
-#: What a result of several parts takes of the memory for answers while it is read.
+#: How many bytes of the budget for answers a result of several parts takes while it is read.
 ROOM_BYTES = 4 << 20
 #: The error of a value that was not done in time.
 LATE = '{"detail": "not done before the job\'s time was over"}'
@@ -40,7 +40,7 @@ class JobRoutes:
         self.blueprint.add_url_rule("/jobs/<id>", "end_job", self.end, methods=["DELETE"])
 
     async def begin(self, items: Sequence[ItemAsked]) -> Response:
-        """Answer 202, or 200 with the result if it is there within `Prefer: wait`."""
+        """Begin a job. Answer 202, or 200 with the result if the job is done within `Prefer: wait`."""
         mesh = self._context.mesh.replica
         classes = await mesh.classes()
         await self._pace()
@@ -74,14 +74,17 @@ class JobRoutes:
 
     @_tagged
     async def end(self, id: str) -> Response:
-        """End a job; what it has stored before stays."""
+        """End a job. The values that it has stored before stay."""
         if not await self._jobs.end(self._context.mesh.replica, id):
             raise _unknown()
         await self._context.mesh.confirm()
         return Response(status=204)
 
     async def _wait(self, id: str) -> Job | None:
-        """Wait for a job as long as `Prefer: wait` says, and return it. Return None if it is gone or nobody waits."""
+        """Wait for a job as long as `Prefer: wait` says, and return the job.
+
+        Return None if the job is gone, or if the client does not ask to wait.
+        """
         mesh, asked = self._context.mesh.replica, preferences.wait_ms()
         if asked is None:
             return None
@@ -93,7 +96,7 @@ class JobRoutes:
             await asyncio.sleep(LOOK_S)
 
     async def _finished(self, job: Job, head: str, tail: str) -> Response:
-        """Return the results between `head` and `tail`; before `tail` come the errors of a failed job."""
+        """Return the results between `head` and `tail`. The errors of a failed job come directly before `tail`."""
         results, errors = Array(), Array()
         named: set[str] = set()
         # Reserve the memory of a long answer before it is read.

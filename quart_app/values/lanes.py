@@ -1,8 +1,9 @@
 """Processes that compute for the pool: one set of them for each kind of work.
 
-A lane is a set of processes of one priority, so that a number of a few milliseconds never waits behind one of a few
-minutes, nor that one behind a job of an hour. The processes are pebble's, which restarts those that were killed. They
-are forked from a server that was started afresh, so they inherit no socket or connection of the replica.
+A lane is a set of processes of one priority. Since each kind of work has its own lane, a number of a few milliseconds
+never waits behind a number of a few minutes, and that number never waits behind a job of an hour. The library pebble
+runs the processes, and restarts those that were killed. The processes are forked from a fork server and not from the
+replica, so they inherit no socket or connection of the replica.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from pebble import ProcessExpired, ProcessPool
 from quart_app.values import child
 from quart_app.values.metrics import LaneMetrics
 
-#: Returns a function and its arguments. It is called when a process is free for them.
+#: Returns a function and its arguments. The lane calls this when a process is free.
 Call = Callable[[], tuple[Any, ...]]
 
 #: Pebble looks for cancelled work every tenth of a second. After this time it has certainly killed the process.
 _PEBBLE_CYCLE_S = 0.25
+#: The longest time to wait until pebble notices a cancellation.
 _KILL_S = 5.0
 
 
@@ -42,7 +44,7 @@ class Lane:
         self._processes = processes
         self._niceness = niceness
         self._slots = asyncio.Semaphore(processes)
-        #: calls that have a place or wait for one
+        #: the number of calls that have a slot or wait for one
         self.calls = 0
         self._starting = asyncio.Lock()
         self._pool: ProcessPool | None = None
@@ -50,13 +52,13 @@ class Lane:
 
     @property
     def idle(self) -> int:
-        """Return how many processes nobody uses or waits for."""
+        """Return how many processes no call uses or waits for."""
         return max(0, self._processes - self.calls)
 
     async def run(self, call: Call) -> Any:
-        """Run the function and arguments that `call` gives, in a process. Cancelling this kills the process.
+        """Run in a process the function that `call` returns. If the caller is cancelled, the process is killed.
 
-        Raises what the function raises; ProcessExpired when the process died.
+        Raises what the function raises, and ProcessExpired if the process died.
         """
         await self._take()
         future: concurrent.futures.Future[Any] | None = None
@@ -86,7 +88,7 @@ class Lane:
         self._slots.release()
 
     async def stop(self) -> None:
-        """Kill what runs and end the processes."""
+        """Kill the calls that are running, and end the processes."""
         for release in self._releases:
             release.cancel()
         if self._pool is not None:
@@ -94,7 +96,7 @@ class Lane:
             self._pool = None
 
     async def _running(self) -> ProcessPool:
-        """Return the pool. Start it at its first use, and again if pebble has given it up."""
+        """Return pebble's pool. Start it at its first use, and start a new one if pebble has given it up."""
         async with self._starting:
             if self._pool is None or not self._pool.active:
                 broken, self._pool = self._pool, _new_pool(self._processes, self._niceness)
@@ -104,7 +106,7 @@ class Lane:
             return self._pool
 
     def _release(self, future: concurrent.futures.Future[Any] | None) -> None:
-        """Give the place back once the process is free again, which for a cancelled call means killed."""
+        """Give the slot back once its process is free. The process of a cancelled call is free when it was killed."""
         if future is None or not future.cancelled():
             self._give_back()
             return
@@ -114,7 +116,7 @@ class Lane:
         task.add_done_callback(self._releases.discard)
 
     async def _release_when_gone(self, future: concurrent.futures.Future[Any]) -> None:
-        """Wait until the process of a cancelled call was killed, then give its place back.
+        """Wait until the process of a cancelled call was killed, then give its slot back.
 
         Pebble marks the call as done when it notices the cancellation, and kills the process within the next cycle.
         """
@@ -134,7 +136,7 @@ def _new_pool(processes: int, niceness: int) -> ProcessPool:
 
 
 def _start(pool: ProcessPool) -> None:
-    """Start the processes. This waits for the fork server's imports: not on the event loop."""
+    """Start the processes. This blocks while the fork server imports modules, so it must not run on the event loop."""
     _ = pool.active
 
 

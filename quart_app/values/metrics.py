@@ -1,4 +1,4 @@
-"""What Prometheus is told about factorisation."""
+"""The Prometheus metrics of factorisation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class FactorOutcome(StrEnum):
-    """How a computation ended, of numbers that are not done at once."""
+    """How a computation ended. A number that is done at once has no computation."""
 
     DONE = "done"
     FAILED = "failed"
-    #: the deadline of its last waiter came first
+    #: the deadline of its last caller came before the factors
     LATE = "late"
-    #: the last waiter left before its deadline
+    #: its last caller left before the deadline
     CANCELLED = "cancelled"
-    #: there was no place for it
+    #: too many other computations were in progress
     REFUSED = "refused"
 
 
@@ -36,7 +36,7 @@ class LaneMetrics:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Count a computation, and its seconds, while the block lasts."""
+        """Count a process as computing while the block lasts, and add the seconds that this takes."""
         begun_s = time.monotonic()
         with self.in_flight.track_inprogress():
             try:
@@ -50,7 +50,7 @@ class FactorMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = Counter(
-            "mesh_values_factorisations", "computations that ended, by how they did", ["outcome"], registry=registry
+            "mesh_values_factorisations", "computations that ended, by outcome", ["outcome"], registry=registry
         )
         self._in_flight = Gauge(
             "mesh_values_factorisation_in_flight", "processes that compute now", ["lane"], registry=registry
@@ -63,11 +63,11 @@ class FactorMetrics:
         )
         self._lost = Counter(
             "mesh_values_factorisation_processes_lost",
-            "processes killed because nobody waited any more, or that died by themselves",
+            "processes that were killed because no caller waited any more, or that died by themselves",
             ["lane", "reason"],
             registry=registry,
         )
-        for outcome in FactorOutcome:  # so that there is a 0 to rise from
+        for outcome in FactorOutcome:  # exports a 0 for each outcome from the start, so that the first increase shows
             self._ended.labels(outcome)
 
     def ended(self, outcome: FactorOutcome) -> None:

@@ -1,8 +1,9 @@
 """Values and their prime factors as text, from the request to the store and back into the answer.
 
-A value is its decimal digits: "144". Its factors are powers of primes, ascending: "2^8 3^2". Converting an integer of
-1000 digits to text or back costs 15 to 25 µs, and 2^3000 has 3000 factors, so nothing is converted that need not be.
-A prime that repeats is written as often ("2 2 3 3") while that is hardly longer, so most answers need no conversion.
+A value is its decimal digits: "144". Its factors are primes, ascending. A prime that occurs several times is repeated
+("2 2 2 2 3 3"), or written with an exponent ("2^3000") if the repetition would be much longer. An answer repeats each
+prime, so most answers need no conversion of the factors. All numbers stay text where that is possible, because
+converting an integer of 1000 digits to text or back takes 15 to 25 µs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _WORD = str(1 << 64)
 
 
 def is_small(value: str) -> bool:
-    """Return whether a value is below 2^64, so that its factors cost microseconds."""
+    """Return whether a value is below 2^64, so that it takes microseconds to find its factors."""
     length = len(_WORD)
     return len(value) < length or (len(value) == length and value < _WORD)
 
@@ -32,12 +33,12 @@ FEW = 8
 
 
 def powers(pairs: Iterable[tuple[int, int]]) -> str:
-    """Return the text of (prime, exponent) pairs, which are ascending and name each prime once."""
+    """Return the text of (prime, exponent) pairs, which must be ascending and name each prime once."""
     return " ".join([str(prime) if times == 1 else _power(str(prime), times) for prime, times in pairs])
 
 
 def repeated(factors: Sequence[int]) -> str:
-    """Return the text of the factors of a number below 2^64, which are ascending, each as often as it divides it."""
+    """Return the text of all prime factors of a number below 2^64; `factors` is ascending, with repetitions."""
     if len(factors) > FEW:
         return powers(Counter(factors).items())
     return " ".join(map(str, factors))

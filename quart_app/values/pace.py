@@ -1,8 +1,8 @@
-"""Sharing the event loop: long work is cut into pieces, and only so many of them run in one turn of the loop.
+"""Sharing the event loop: long work is cut into pieces, and only some of them run in one turn of the loop.
 
-A turn is one pass of the loop over what is ready. Each piece begins with `await pace()`, which costs nothing while the
-turn is young. Once the turn has lasted `most_s`, the pieces wait for later turns, the oldest first. So the loop is held
-for about `most_s` and one piece, however many requests come together.
+A turn is one pass of the loop over what is ready. Each piece begins with `await pace()`, which returns at once in the
+first `most_s` seconds of a turn. After that, pieces wait for a later turn; the oldest runs first. So the pieces block
+the loop for about `most_s` and the time of one piece, however many requests come together.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import heapq
 import itertools
 import time
 
-#: A turn may last this long before further pieces wait. The promise is 20 ms; other code runs in the same turn.
+#: When a turn has lasted so long, further pieces wait. No input may block the loop for more than 20 ms, and other code
+#: runs in the same turn.
 MOST_S = 0.004
-#: Pieces that may begin in a later turn are woken in groups of this many: waking all of a long queue costs a turn too.
+#: At most so many waiting pieces are woken in one turn, because waking a long queue at once would take too long itself.
 WOKEN = 32
 
 
@@ -23,9 +24,9 @@ class Pace:
 
     def __init__(self, most_s: float = MOST_S) -> None:
         self._most_s = most_s
-        #: when this turn is full; 0 while no piece has run in it
+        #: when this turn is full (s); 0 while no piece has run in the turn
         self._full_s = 0.0
-        #: by the number of its place; who was woken too late for a turn takes the same place again
+        #: the waiting pieces by place, a number; a piece that is woken when the turn is full keeps its place
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._places = itertools.count()
         self._is_ending = False

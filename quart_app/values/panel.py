@@ -1,4 +1,4 @@
-"""What an operator sees of jobs, and how one cancels a job that is not finished."""
+"""What an operator sees of jobs, and how an operator cancels an unfinished job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quart_app.values.jobs import FIELDS, JOB, KEPT, OPEN, SIZE, Job
 from quart_app.values.settings import ValuesSettings
 
 CANCEL = Script.beside(__file__, "cancel_job.lua", "forget_job.lua")
-#: Jobs that are shown: those that are not finished first, then the newest.
+#: The most jobs that are shown: first unfinished ones, then the newest ones.
 SHOWN_JOBS = 20
 #: Digits of a value that are shown.
 SHOWN_DIGITS = 24
@@ -68,7 +68,7 @@ class JobsPanel:
         self._settings = settings
 
     async def read(self, mesh: Mesh) -> Panel:
-        """Read the jobs: at most 20 of those that are not finished, and of the newest."""
+        """Read some of the unfinished jobs and of the newest jobs, and show at most 20 of these."""
         redis, shared = mesh.shared, keys.SHARED
         pipeline = redis.pipeline(transaction=False)
         pipeline.zrange(shared + OPEN, 0, SHOWN_JOBS - 1)
@@ -81,7 +81,7 @@ class JobsPanel:
         jobs = await self._jobs(redis, ids)
         now_ms = mesh.now_ms()
         jobs.sort(key=lambda job: (job.is_over(now_ms), -job.created_ms))
-        # A job that has just finished is still among the open ones.
+        # OPEN may still contain a job that has just finished.
         unfinished = max(0, open_count - sum(job.is_over(now_ms) for job in jobs if job.id in open_ids))
         bounds = self._settings
         return Panel(
@@ -149,7 +149,7 @@ def _item(job: Job, now_ms: int) -> PanelItem:
 
 
 def _stage(stage: dict[str, Any]) -> str:
-    """Return what a replica does for a job: value, method, time so far, time left, and the name of the replica."""
+    """Return a line about a stage: value, method, time so far, time left, and the name of the replica."""
     digits = str(stage.get("value", ""))
     if len(digits) > SHOWN_DIGITS:
         digits = f"{digits[:8]}…{digits[-8:]} ({len(digits)} digits)"

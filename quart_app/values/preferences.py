@@ -39,7 +39,7 @@ def wait_ms() -> int | None:
 
 
 def advised(problem: Problem) -> Problem:
-    """Return the problem; if a deadline was missed, it says how to ask for more time."""
+    """Return the problem. If a deadline was missed, add to its text how to ask for more time."""
     if problem.status == 504:
         problem.detail += ADVICE.get(request.method, "")
     return problem

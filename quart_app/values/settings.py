@@ -11,43 +11,47 @@ from mesh import settings_config
 
 
 class ValuesSettings(BaseSettings):
-    """Limits of what may be asked, and how answers are found."""
+    """Limits of requests, and how factors are found and records removed."""
 
     model_config = settings_config("VALUES_")
 
     max_digits: int = Field(1000, ge=1, le=4000, description="longest value")
     max_items: int = Field(10_000, ge=1, description="most values in one request")
-    max_ttl_s: int = Field(7 * 86_400, ge=1, description="longest time to live; longer fills Redis for longer")
-    max_answer: int = Field(100_000, ge=1, description="most values in one answer; more are to be paged for")
+    max_ttl_s: int = Field(7 * 86_400, ge=1, description="longest time to live; a longer one fills Redis for longer")
+    max_answer: int = Field(100_000, ge=1, description="most values in one answer; a client asks for more page by page")
     max_answer_bytes: int = Field(
-        8 << 20, ge=1024, description="longest answer of a GET; longer ones are to be paged for"
+        8 << 20, ge=1024, description="longest answer of a GET, in bytes; a client asks for more page by page"
     )
     answers_bytes: int = Field(
-        64 << 20, ge=1024, description="long answers that a replica keeps until they are sent; beyond it 503"
+        64 << 20, ge=1024, description="bytes of long answers that a replica keeps until they are sent; beyond this 503"
     )
     large_digits: int = Field(
-        2_000_000, ge=1, description="digits of values from 2^64 up that a replica's requests wait for; beyond it 503"
+        2_000_000,
+        ge=1,
+        description="digits of all values from 2^64 up that the requests to a replica wait for; beyond this 503",
     )
-    chunk: int = Field(250, ge=1, description="small values that travel in one entry; fewer spread over more replicas")
+    chunk: int = Field(
+        250, ge=1, description="small values in one request to a class; with fewer, more replicas share the work"
+    )
     processes: int | None = Field(None, ge=1, description="worker processes for hard numbers; unset: one per core")
     hard_limit: int | None = Field(
-        None, ge=1, description="hard numbers under way at once, beyond which 503; unset: four for each process"
+        None, ge=1, description="hard numbers in progress at once; beyond this 503; unset: four for each process"
     )
-    brisk_limit: int = Field(256, ge=1, description="other numbers that are not done at once")
+    brisk_limit: int = Field(256, ge=1, description="other numbers that processes compute at once; beyond this 503")
     sieve_digits: int = Field(
         95,
         ge=20,
-        description="beyond it a number without small factors is hopeless: curves until the deadline, then 504",
+        description="most digits for a sieve; a longer number that curves do not split in time gets 504",
     )
     job_s: int = Field(3600, ge=1, description="longest time that a job computes")
-    job_kept_s: int = Field(3600, ge=1, description="how much longer its result can be asked for")
+    job_kept_s: int = Field(3600, ge=1, description="how much longer the result of a job is kept")
     max_jobs: int = Field(
         64, ge=1, description="unfinished jobs at once; each takes one place in the queue of each of its classes"
     )
     jobs_bytes: int = Field(
-        64 << 20, ge=1024, description="bytes of Redis that all jobs and their results take; beyond it 503"
+        64 << 20, ge=1024, description="bytes of Redis that all jobs and their results take; beyond this 503"
     )
-    sweep_ms: int = Field(250, ge=10, description="between two looks for expired records")
+    sweep_ms: int = Field(250, ge=10, description="pause between two looks for expired records")
 
     @property
     def sieve_bits(self) -> int:

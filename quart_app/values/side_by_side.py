@@ -1,8 +1,8 @@
 """Curves on one number in several processes at once.
 
-Each process continues from the same state. Curves are random, so two processes run different ones, and it does not
-matter which of them finds a factor. The first that does ends the others. It may also be a process of another replica
-(see `help`).
+Each process continues from the same state. Curves are random, so two processes run different curves, and any of them
+may find a factor. The first process that finds a factor ends the curves of the others. This may also be a process of
+another replica (see `help`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from quart_app.values.factorise import Factoring
 async def race(
     before: Factoring, run: Callable[[], Awaitable[Slice]], count: int, elsewhere: asyncio.Future[Slice] | None = None
 ) -> Slice:
-    """Do a slice `count` times at once and return what they reached together.
+    """Do a slice `count` times at once; return the state that these slices reached together.
 
-    A slice that splits the composite cancels the others. `elsewhere` may become such a slice; nobody waits for it.
-    Raises what a slice raises, after all have ended.
+    The first slice that splits the composite cancels the others. If `elsewhere` gets such a slice, that slice cancels
+    them, too; but a race never waits for `elsewhere` alone. Raises what a slice raises, after all slices have ended.
     """
     running = {asyncio.ensure_future(run()) for _ in range(count)}
     hits = set() if elsewhere is None else {elsewhere}
@@ -46,7 +46,7 @@ def splits(before: Factoring, after: Slice) -> bool:
 
 
 def together(before: Factoring, slices: Sequence[Slice]) -> Slice:
-    """Return the first slice that found a divisor, or the state after the curves of all of them."""
+    """Return the first slice that found a divisor; if there is none, the state after the curves of all slices."""
     for one in slices:
         if splits(before, one):
             return one

@@ -17,17 +17,18 @@ from quart_app.values.store import Record
 
 log = structlog.get_logger(__name__)
 
-#: How many records a sweep looks at, and about how many bytes of the index it removes. More would hold the server for
-#: long. With less, a busy replica would remove more slowly than it writes, because each sweep takes three round trips.
+#: The most records that a sweep looks at, and about the most bytes of the index that it removes. More would block the
+#: server for long. With less, a busy replica would write records faster than it removes them, because each sweep takes
+#: three round trips.
 MOST, MOST_BYTES = 1000, 400_000
 #: How many groups of values are read at once. Most groups have many values; a large value is a group of its own.
 GROUPS = 250
-#: A record is removed this long after its expiry. By then Redis has removed its place, so nobody refreshes the record.
+#: A record is removed this long after its expiry. By then Redis has removed its place, so no put refreshes the record.
 LATER_MS = 100
 
 
 class Swept(NamedTuple):
-    """How many records a sweep has looked at, and whether more may be due."""
+    """How many records a sweep has looked at, and whether more records may be due."""
 
     looked_at: int
     is_full: bool
@@ -50,7 +51,7 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
     store = replica.store()
     moment_ms = replica.now_ms() - LATER_MS
     due = await records.due(store, moment_ms, GROUPS)
-    groups = _about(MOST, MOST_BYTES, due)
+    groups = _first_groups(MOST, MOST_BYTES, due)
     values = [value for group in groups for value in group]
     read = await records.records(store, values)
     await pace()
@@ -62,13 +63,13 @@ async def sweep(replica: Replica, pace: Pace) -> Swept:
             break
         size += _look(group, found, moment_ms, transaction)
         count += len(group)
-    # A conflict means that one of the records was written again meanwhile. The next sweep looks at it.
+    # A conflict means that one of the records was written again meanwhile. Then the next sweep does all of this again.
     await replica.commit(transaction)
     return Swept(count, len(due) == GROUPS or count < sum(map(len, due)))
 
 
-def _about(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
-    """Return the first groups, until they have more than so many values or bytes together."""
+def _first_groups(most: int, most_bytes: int, groups: list[list[str]]) -> list[list[str]]:
+    """Return the first groups, until they have at least `most` values or `most_bytes` bytes together."""
     counts = accumulate(map(len, groups), initial=0)
     sizes = accumulate((sum(map(len, group)) for group in groups), initial=0)
     return [
