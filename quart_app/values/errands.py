@@ -82,7 +82,7 @@ class Errand:
         working = asyncio.create_task(work)
         try:
             while not (await asyncio.wait([working], timeout=LOOK_S))[0]:
-                if not await self._tell():
+                if not await self._report():
                     raise Gone(self._id)
             return working.result()
         finally:
@@ -99,23 +99,23 @@ class Errand:
 
     def found(self, transaction: Effects, factors: dict[str, str], *, is_over: bool = True) -> None:
         """Store factors in the job. If this step is over, send the next step in the same commit."""
-        self._expect(transaction)
+        self._expect_job(transaction)
         if factors:
             transaction.shared.hset(self._key, {f"found:{value}": found for value, found in factors.items()})
             transaction.shared.write("HINCRBY", self._key, "left", -len(factors))
         if is_over:
-            self._go_on(transaction)
+            self._end_step(transaction)
 
     def failed(self, transaction: Effects, error: MeshError) -> None:
         """Store in the job why the values of this request were not factorised, and send the next step."""
-        self._expect(transaction)
+        self._expect_job(transaction)
         facts = {name: fact for name, fact in error.facts.items() if name != "value"}
         why = json.dumps({"detail": error.detail, **facts})
         values = [item["value"] for item in self._request.body["items"]]
         transaction.shared.hset(self._key, {f"failed:{value}": why for value in values})
         transaction.shared.write("HINCRBY", self._key, "left", -len(values))
         transaction.shared.write("HINCRBY", self._key, "failures", len(values))
-        self._go_on(transaction)
+        self._end_step(transaction)
 
     def give_back(self, transaction: Effects) -> None:
         """Send this part to the class, which does it when there is room.
@@ -134,10 +134,10 @@ class Errand:
         """Return the body of a request for some of the values."""
         return {"items": items, "job": self._id}
 
-    def _expect(self, transaction: Effects) -> None:
+    def _expect_job(self, transaction: Effects) -> None:
         transaction.shared.expect(self._key, self._created, "created")
 
-    def _go_on(self, transaction: Effects) -> None:
+    def _end_step(self, transaction: Effects) -> None:
         number = self._request.body.get("next")
         if number is None:
             return
@@ -147,7 +147,7 @@ class Errand:
             body = {"items": json.loads(self._work), "job": self._id, "next": number + 1}
             transaction.send(Class(cls), PUT, body, deadline=deadline_of(self._request))
 
-    async def _tell(self) -> bool:
+    async def _report(self) -> bool:
         """Store in the job how the work is going; return whether the job still exists."""
         values = [item["value"] for item in self._request.body["items"]]
         known = next(filter(None, map(self._progress, values)), {"value": int(values[0]), "stage": "waiting"})

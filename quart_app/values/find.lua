@@ -2,8 +2,8 @@
 -- depends on the lines that it returns and the expired records that it meets, never on the number of stored values.
 -- Parameters: the keys index, alone and records (see store.py); the prime; the value above which to search, or "" for all; the
 -- moment in ms; the most values and bytes to return; the most records to look at. Prime and value are written as in the index.
--- Returns a value as digits, and a list of lines. The lines are complete up to this value; if it is "", nothing follows them. A
--- line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
+-- Returns a value as digits, and a list of lines. The lines are complete up to this value. If the value is "", no further lines
+-- exist. A line is "<value>=<factors>", with the value as it is in the index and the factors as they are in the record.
 local function find_values(index_key, alone_key, records_key, prime, after, moment_text, most, most_bytes, most_looked_at)
   most, most_bytes, most_looked_at = tonumber(most), tonumber(most_bytes), tonumber(most_looked_at)
   -- A step reads 100 members. A member contains two numbers of at most 4000 digits, so a step reads at most 800 KB. If the last

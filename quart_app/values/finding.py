@@ -48,8 +48,8 @@ async def _find(mesh: Replica, wanted: Sequence[Wanted], deadline_ms: int) -> Se
         handlers.FIND_EACH, {"each": wanted}, deadline_ms=deadline_ms, decode=read_parts, among=where
     )
     answers = []
-    for place in range(len(wanted)):
-        answer: Replies[Part] = Replies({database: parts.each[place] for database, parts in found.items()})
+    for index in range(len(wanted)):
+        answer: Replies[Part] = Replies({database: parts.each[index] for database, parts in found.items()})
         answer.left_out = found.left_out
         answers.append(answer)
     return answers

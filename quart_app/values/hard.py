@@ -29,7 +29,7 @@ from quart_app.values.notation import is_small
 
 HARD = "values.put-hard"
 
-#: In the body of a put whose caller, if the answer for a hard value is null, puts the value in its lane.
+#: In the body of a put: the caller accepts null for a hard value, and then puts the value in its lane.
 APART = "apart"
 #: In the body of a request of a job: the job's deadline (ms of Redis's clock). It is here because the mesh gives no
 #: deadline to a request that a handler sends into a lane.

@@ -150,7 +150,7 @@ class Helper:
         self._share: asyncio.Task[Slice] | None = None
 
     async def share(self, factoring: Factoring, most: int, time_s: float) -> Slice | None:
-        """Run curves in at most so many processes. Return None if no process is free, or another share is running.
+        """Run curves in at most so many processes. Return None if no process is free, or this replica helps already.
 
         New slices begin during the first half of `time_s`. The curves end early if one finds a divisor, or if this
         replica needs its processes. Raises Unavailable.
@@ -212,7 +212,7 @@ def operations(helper: Helper, processes: int, replica: Callable[[], Replica]) -
 
 
 def usable(body: Mapping[str, Any], processes: int) -> int:
-    """Return how many processes a helper may use. On the asker's machine, they must not exceed the cores it leaves."""
+    """Return how many processes a helper may use: on the asker's machine, at most the cores that the asker leaves."""
     return min(processes, cores() - body["processes"]) if body["machine"] == MACHINE else processes
 
 

@@ -99,7 +99,7 @@ class JobRoutes:
         """Return the results between `head` and `tail`. The errors of a failed job come directly before `tail`."""
         results, errors = Array(), Array()
         named: set[str] = set()
-        # Reserve the memory of a long answer before it is read.
+        # Reserve memory before a long answer is read.
         with self._answers.budget.lent(ROOM_BYTES if job.parts > 1 else 0):
             try:
                 async for part in self._jobs.outcomes(self._context.mesh.replica, job):

@@ -133,10 +133,10 @@ class Job:
         return shown if self.is_over(now_ms) else shown | {"working_on": self.stages}
 
     def expected_s(self, now_ms: int) -> float:
-        """Return in how many seconds the job will end, at most the time to its deadline.
+        """Return in how many seconds the job is expected to end, at the latest at its deadline.
 
-        The pace of the finished values tells. If there are none, the estimates of the values under way tell, provided
-        that they cover all values. Otherwise the job is expected to need all of its time.
+        If some values are finished, their pace tells. If none is finished and each has an estimate, the longest
+        estimate counts. Otherwise the deadline counts.
         """
         longest_s = max(0, self.deadline_ms - now_ms) / 1000
         finished = self.values - self.left
@@ -149,7 +149,7 @@ class Job:
 
 
 def size(items: Sequence[ItemAsked]) -> int:
-    """Return about how many bytes of Redis a job takes. Its work and its factors are each as long as its values."""
+    """Return about how many bytes of Redis a job takes. The values, the work and the factors are about equally long."""
     return sum([3 * len(item.value) + ITEM_BYTES for item in items])
 
 
@@ -295,7 +295,7 @@ def _too_slow() -> Unavailable:
 
 
 def _too_many(most: int, now_ms: int, rows: Sequence[Sequence[str | None]]) -> Busy:
-    """Return the error for a job too many. It says when the first of the unfinished jobs is expected to end."""
+    """Return the error for a client that begins one job too many: it says when the first job is expected to end."""
     known = [job.expected_s(now_ms) for row in rows if (job := Job.parse("", row)) is not None]
     retry_s = _seconds(1000 * min(known, default=HOLD_MS / 1000))
     return Busy(f"{most} jobs are in progress; retry after {retry_s} s", retry_after=retry_s)

@@ -14,7 +14,7 @@ the process. While only curves can split a number, all idle processes of its lan
 other replicas of the class run curves on it, too (see `help`).
 
 Worker processes run at low priority, so the event loop gets the processor first. A worker process ends with its
-replica, even if the replica is killed. The system kills a worker process that computes until some seconds after the
+replica, even if the replica is killed. The system kills a worker process that still computes some seconds after its
 deadline.
 """
 

@@ -99,10 +99,10 @@ class ValuesRoutes:
     @document_querystring(Page)
     @document_response(SetValueResponse)
     async def find(self, prime: str) -> Response:
-        """Every value that has this prime as a factor, ascending; `limit` and `after` page.
+        """Every value that has this prime as a factor, ascending; `limit` and `after` choose a page.
 
-        The header `Missing-Databases` names databases that hold data and are not in the answer; with
-        `Prefer: handling=strict` such an answer is 503.
+        The header `Missing-Databases` names databases that hold data and have no replica, so that their values are not
+        in the answer. With `Prefer: handling=strict`, the answer is then 503.
         """
         deadline_ms, settings = self._deadline_ms(), self._settings
         number = await self._prime(prime, deadline_ms)

@@ -28,7 +28,10 @@ LEAST_LINE = 5
 
 
 class Question(NamedTuple):
-    """What a client asks for: values above `after` with the factor `prime`, up to so many and so many bytes of JSON."""
+    """What a client asks for: values above `after` with the factor `prime`.
+
+    The answer has at most `most` values and `most_bytes` bytes of JSON.
+    """
 
     prime: str
     after: str
@@ -71,7 +74,7 @@ class Search:
         """Search until all is found or the answer is full. Raises Incomplete, DeadlineExceeded, Busy, MeshError."""
         after = await self._part(self._question.after)
         if after and not self._is_full:
-            # Reserve the memory of a long answer before it is read.
+            # Reserve memory before a long answer is read.
             with self._answers.budget.lent(self._question.most_bytes):
                 while after and not self._is_full:
                     after = await self._part(after)

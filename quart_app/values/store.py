@@ -9,8 +9,8 @@ In the database that has the record, under db{n}:
                             these primes divide one value only, so they need no member in the index. If such a prime
                             divides several values, one of them is here, and the others are in the index
     values:expiry    zset   members "<value> <value> ...", by the moment (ms) at which the sweep looks at their records.
-                            No record expires before its moment. A record that was refreshed expires later; at the
-                            moment, the sweep finds the record alive and writes a new moment for it
+                            No record expires before its moment. A record that was refreshed expires later; the sweep
+                            finds it alive at the moment, and writes a new moment for it
 
 Shared:
 
@@ -92,14 +92,14 @@ def _text(id: str, expiry: int, factors: str) -> str:
     return f"{id} {expiry} {factors}" if factors else f"{id} {expiry}"
 
 
-#: By number of digits: the prefix of a number in the index, "a" to "y" for 1 to 25 digits, then "z0026" and so on. The
-#: usual prefix is a single letter, because the index takes most of the memory. A table saves time, because each value
-#: needs about five prefixes.
+#: By number of digits: the prefix of a number in the index, "a" to "y" for 1 to 25 digits, then "z0026" and so on. Most
+#: prefixes are a single letter. This saves memory, because most of what is stored is the index. The table saves time,
+#: because each value needs about five prefixes.
 _LENGTHS = [chr(ord("a") - 1 + length) if length < 26 else f"z{length:04d}" for length in range(4001)]
 
 
 def ordered(number: str) -> str:
-    """Return a number as text whose lexical order is the numerical one."""
+    """Return a number with its prefix. Such texts sort as their numbers do."""
     return _LENGTHS[len(number)] + number
 
 
@@ -186,7 +186,7 @@ def expect_places(transaction: Effects, places: Mapping[str, str | None]) -> Non
 
 
 def remove(transaction: Effects, over: Mapping[str, Record]) -> None:
-    """Remove these records from this replica's database. The commit fails if the database has another one by then."""
+    """Remove these records from this replica's database. The commit fails if one of them has changed by then."""
     for value, record in over.items():
         transaction.expect(RECORDS, str(record), value)
     transaction.write_with(REMOVE, _WRITTEN, [word for pair in over.items() for word in map(str, pair)])

@@ -81,16 +81,16 @@ def _look(group: list[str], found: Mapping[str, Record | None], moment_ms: int, 
     """Remove the expired records of a group and schedule the others; return about how many bytes that frees."""
     records.unschedule(transaction, group)
     living: dict[int, list[str]] = {}
-    over: dict[str, Record] = {}
+    expired: dict[str, Record] = {}
     for value in group:
         record = found[value]
         if record is None:
             transaction.expect(records.RECORDS, None, value)
         elif record.expiry <= moment_ms:
-            over[value] = record
+            expired[value] = record
         else:
             living.setdefault(record.expiry, []).append(value)
-    records.remove(transaction, over)
+    records.remove(transaction, expired)
     for expiry, values in living.items():
         records.schedule(transaction, expiry, values)
-    return sum(len(value) * (1 + record.factors.count(" ")) for value, record in over.items())
+    return sum(len(value) * (1 + record.factors.count(" ")) for value, record in expired.items())
