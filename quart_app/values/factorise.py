@@ -18,8 +18,7 @@ MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without the ex
 1.2 to 4 times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
 
 Every result is checked: the product of the factors is n, and every factor passes FLINT's test for primes. Below 2^81
-the test is a proof. Above, it is a BPSW test, whose code is not the code of the test by GMP that the factor has passed
-before.
+the test is a proof. Above, it is a BPSW test. GMP's test, which is other code, has found such a factor prime before.
 
 The work can be done in steps (`begin`, `advance`). Each step takes the state of a factorisation as a plain value, and
 returns the new state. So another process can do a step, curves can stop at a deadline, and a caller can see how far the

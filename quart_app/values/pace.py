@@ -26,7 +26,7 @@ class Pace:
         self._most_s = most_s
         #: when this turn is full (s); 0 while no piece has run in the turn
         self._full_s = 0.0
-        #: the waiting pieces by place, a number; a piece that is woken when the turn is full keeps its place
+        #: the waiting pieces, each with the number of its place; a piece that is woken in a full turn keeps its place
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._places = itertools.count()
         self._is_ending = False

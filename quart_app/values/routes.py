@@ -143,7 +143,7 @@ class ValuesRoutes:
         return text
 
     def _deadline_ms(self) -> int:
-        """Return how long this request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
+        """Return how long this request may take (ms)."""
         return deadline_ms(self._context)
 
     async def _put(self, items: Sequence[Any]) -> dict[str, str]:
@@ -174,7 +174,10 @@ class ValuesRoutes:
 
 
 def deadline_ms(context: Context) -> int:
-    """Return how long the current request may take: `Prefer: wait=N` (seconds), up to what is allowed."""
+    """Return how long the current request may take (ms).
+
+    The client asks for a time with `Prefer: wait=N` (seconds); the settings bound it, and have the usual time.
+    """
     asked = preferences.wait_ms()
     if asked is None:
         return context.mesh.settings.deadline_ms
