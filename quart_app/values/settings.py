@@ -37,7 +37,9 @@ class ValuesSettings(BaseSettings):
     hard_limit: int | None = Field(
         None, ge=1, description="hard numbers in progress at once; beyond this 503; unset: four for each process"
     )
-    brisk_limit: int = Field(256, ge=1, description="other numbers that processes compute at once; beyond this 503")
+    brisk_limit: int = Field(
+        256, ge=1, description="numbers that processes compute at once, beside the hard limit; beyond this 503"
+    )
     sieve_digits: int = Field(
         95,
         ge=20,
