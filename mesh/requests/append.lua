@@ -1,10 +1,10 @@
--- Appends an entry to a request stream, for the scripts that do so. Its id is its time on the mesh's clock: that of the
--- server, which stands still here when the server's clock steps back. So entries of different streams have ids in the
--- order in which they were appended, and no expiry that counts from one of them is over before its time.
+-- Appends entries to request streams; a part of the scripts that do so. The id of an entry is its time on the mesh's clock.
+-- The mesh's clock is the server's, except that it stands still when the server's clock steps back. So the ids of entries of
+-- different streams are in the order of their appending, and an expiry that is counted from an id does not come too early.
 local stamp
--- `time` is what TIME has answered, and `clock` what the key of the mesh's clock has.
+-- Sets the time of all ids of this script. `time` is the answer of TIME, and `clock` is the text of the key mesh:clock.
 local function begin_stamps(time, clock)
-  -- In ms. To calculate it and to format the number costs 1 µs more.
+  -- In ms, cut from the texts of the seconds and the µs: to calculate and format a number takes 1 µs longer.
   local latest = time[1] .. string.sub('00000' .. time[2], -6, -4)
   if clock and tonumber(clock) > tonumber(latest) then latest = clock end
   redis.call('SET', 'mesh:clock', latest)
@@ -16,7 +16,7 @@ local function append(stream, ...)
     begin_stamps(redis.call('TIME'), redis.call('GET', 'mesh:clock'))
   end
   local id = redis.pcall('XADD', stream, stamp, ...)
-  -- An entry that was written by hand may have a later id.
+  -- XADD fails if somebody has written an entry with a later id by hand. Then the server chooses the id.
   if type(id) == 'table' then id = redis.pcall('XADD', stream, '*', ...) end
   return id
 end

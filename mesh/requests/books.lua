@@ -1,7 +1,7 @@
 #!lua flags=allow-oom,no-writes
--- Reads the books, and the numbers of requests in flight and waiting, at one moment.
+-- Reads the books, and the numbers of requests that are in flight and that wait, at one moment.
 -- KEYS: books, stream, ...   (all possible request streams)
--- Returns what counts.lua returns
+-- Returns the counts of counts.lua
 
 --[[ counts.lua ]]
 return counts_of(KEYS[1], 2)

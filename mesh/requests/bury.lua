@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Gives a request up, in one step: dead letter, reply to the caller, acknowledgement and books. The request ends even
--- when the dead letters or the replies cannot be written, because their key holds another type.
+-- Gives a request up, in one step: writes the dead letter, answers the caller, acknowledges the request and counts it in the
+-- books. The request ends even when the dead letter or the reply cannot be written, because a key holds another type.
 -- KEYS: books, dead letters, request stream, and the reply stream if there is one
 -- ARGV: id, consumer, reason, deliveries, reply status, reply body, most dead letters kept
--- Returns 1 if it was buried, 0 if this consumer does not have it
+-- Returns 1 if the request was buried, 0 if it is not pending for this consumer
 local books_key, dead_key, stream, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, consumer, reason, deliveries, status, body, most = unpack(ARGV)
 
@@ -17,7 +17,7 @@ if pending.err or #pending == 0 then return 0 end
 local entry = redis.call('XRANGE', stream, id, id)[1]
 redis.call('XACK', stream, 'workers', id)
 if not entry then return 0 end
--- Lua can pass some 8000 words to a function; an entry written by hand may have more.
+-- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
 local fields, key, op = {unpack(entry[2], 1, 4000)}, '', ''
 for i = 1, #fields, 2 do
   if fields[i] == 'request' then key = fields[i + 1] end

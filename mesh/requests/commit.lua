@@ -1,39 +1,48 @@
 #!lua
--- Applies transactions: of each, its sends, writes, reply, acknowledgement and books. A script cannot be rolled back,
--- so everything that can make a transaction fail is checked before its first write, and one that would fail changes
--- nothing. There are three of this script. When memory is full, or a batch would exceed it, the server or room.lua refuses
--- this one. Then the second one, with `allow-oom`, applies the transactions that store nothing. They finish what was
--- accepted, and that frees memory. The third one lacks commit_seldom.lua: see submit.lua.
+-- Applies a batch of transactions. For each it makes the sends and the writes, answers the caller, acknowledges the request
+-- and counts it in the books. Redis cannot roll a script back. So the script checks all that can make a transaction fail
+-- before the first write of that transaction. A transaction that does not pass changes nothing.
+-- The script has three variants (see scripts.py). When memory is full, the server refuses the complete one. When the batch
+-- would exceed `maxmemory`, room.lua refuses it. Then the link sends the batch to the variant for a full memory
+-- (`allow-oom`). That variant applies only the transactions that store nothing more. They finish requests that were accepted
+-- before, and that frees memory. The plain variant lacks commit_seldom.lua; submit.lua says why.
 -- KEYS: lease, books, committed
--- ARGV: holder, how long to remember the batch (ms), database, bus, consumer, number of the batch, and the transactions, as
---       batch.lua reads them, because JSON costs less than each word as an argument. The words of a transaction:
---   stream, id            the request; empty: a transaction of the replica's own
---   reply stream, key, op, status, forwards, body    the reply; no stream: no caller waits
---   number of groups of expectations, of writes, of sends, microseconds of work, the call or "", and then these:
---   expectations  1 own | 0 shared, hash or "", number of names, number of values (as many, or 0: all must be absent),
---                 the names (fields or keys), the values;
---                 or 1r | 0r and the answer of a reading command, as commit_answers.lua compares it
---   write         2 own, only read | 1 own | 0 shared and, for each leading key, what to check before any write: a type,
---                 "integer" (a string that the command can increase), "field" (the same for a hash's field), "bounded"
---                 (there is room in the sorted set of waiting requests), "placed" (the options of `place` allow it), or
---                 "any"; number of words of the command, verb, key, ... A verb in small letters is one of
---                 commit_verbs.lua.
---   send          to, op, key, reply stream, deadline, body, from, and its further fields as submit.lua says
--- Returns one word per transaction, as a JSON list: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
--- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why the writes are not possible
+-- ARGV: holder, how long to keep the result of the batch (ms), database, bus database, consumer, number of the batch, and
+--       the words of all transactions, as batch.lua reads them. The words of a transaction, after their number:
+--   stream, id            of the request; both are "" for a transaction that the replica makes without a request
+--   reply stream, key, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits
+--   number of groups of expectations, number of writes, number of sends
+--   how long the handler worked (µs), and the field `call` of the request, or ""
+--   Then come the groups of expectations, the writes and the sends:
+--   expectations  "1" (own keys) or "0" (shared keys), hash, number of names, number of values, the names, the values.
+--                 The names are fields of the hash, or keys if the hash is "". There is one value for each name, or none:
+--                 then all names must be absent.
+--                 Or "1r" (own key) or "0r" (shared key), and a reading command with its answer: see commit_answers.lua.
+--   write         "1" (own keys), "0" (shared keys) or "2" (own keys that are only read), and in the same word one check for
+--                 each leading key. Then the number of words of the command, and these words: verb, key, ... A verb in small
+--                 letters is one of commit_verbs.lua. The checks are made before the first write:
+--                   a type      the key is absent or has this type
+--                   "integer"   the key is a string that the command can increase
+--                   "field"     the key is a hash with a field that the command can increase
+--                   "bounded"   the key is the sorted set of waiting requests, and has room
+--                   "placed"    a request with the options of the verb `place` can be sent now
+--                   "any"       no check
+--   send          to, op, key, reply stream, deadline, body, from, and further fields in one word: see further_fields.lua
+-- Returns a JSON list with one text per transaction: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
+-- "key-reused <idempotency key>", "conflict <side> <hash> <name>", or why a write or a send is not possible
 local lease_key, books_key, committed_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
 local memory_is_full = false
 local held, before = unpack(redis.call('MGET', lease_key, committed_key))
--- A missing lease is not yet a lost one: after the server was emptied, the next renewal decides.
+-- A missing lease may not be lost. If the server was emptied, the next renewal restores the lease or finds it lost.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
--- The same batch again: it has been applied, and only its answer was lost.
+-- A batch that comes again was applied before, and only its answer was lost on the way.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
--- SELECT costs as much as any command, so the bus database is used for all transactions together: their requests are
--- looked up before the first transaction, and replies and acknowledgements are written after the last one.
+-- SELECT costs as much as any other command, so the script changes to the bus database as seldom as it can. It looks up the
+-- requests of all transactions before the first transaction, and writes all replies and acknowledgements after the last one.
 local at = bus
 local function go_to(number)
   if at ~= number then
@@ -42,19 +51,19 @@ local function go_to(number)
   end
 end
 
--- Selects the database of an expectation or a write by its first byte: "0" stands for shared keys, "1" for own ones, "2" for
--- own ones that are only read.
+-- Selects the database of an expectation or a write. The first byte of its first word is "0" for shared keys, which are in
+-- the bus database. It is "1" for own keys, and "2" for own keys that are only read.
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
 local PLACE = 7
 --[[ batch.lua ]]
 
--- The words of all transactions, and where each begins. The one at hand begins at `head`; its expectations, writes and
--- sends begin at head + FIRST.
+-- `tx` has the words of all transactions, and `heads` the position of the first word of each. The present transaction begins
+-- at tx[head]. Its expectations, writes and sends begin at tx[head + FIRST].
 local FIRST = 14
 local tx, heads, head, total = words, {}, 1, #words
--- By stream: the first and the last request of the batch, and how many there are.
+-- By stream: the ids of the first and the last of its requests in the batch, and the number of these requests.
 local first_of, last_of, number_of = {}, {}, {}
 while head <= total do
   heads[#heads + 1] = head
@@ -70,8 +79,9 @@ end
 local stored = total - FIRST * #heads
 --[[ room.lua ]]
 
--- By stream and id: whether the request is pending for this consumer. Requests end in about the order of their arrival,
--- so one XPENDING from the first to the last request of the batch finds nearly all of them.
+-- By stream and id: true if the request is pending for this consumer, and false once this batch has ended it. Requests end
+-- nearly in the order of their arrival. So one XPENDING, from the first to the last request of the batch, finds nearly all
+-- of them. `commit` looks up each request that is not found in this way.
 local mine = {}
 local function look_up(stream, first, last, most)
   go_to(bus)
@@ -89,16 +99,17 @@ local function wrong_type(key, wanted)
   if found ~= 'none' and found ~= wanted then return key .. ' holds a ' .. found .. ', not a ' .. wanted end
 end
 
--- How many requests the batch has accepted.
+-- How many requests the sends of the batch have put on streams: the books count these as accepted.
 local accepted = 0
--- The words of the verb `ends` in the transaction that is applied now.
+-- The words of the verb `ends` of the present transaction; nil if it has no such verb.
 local ending
--- By database and key: until when the batch lets the key live. Many of its transactions name the same keys.
+-- By database and key: the latest moment (ms) until which a verb `keep` of the batch lets the key live. Many transactions of
+-- a batch name the same key, so the script sets its expiry once, after all of them.
 local kept = {}
 
--- A script pays for each of its functions at every run: to create it, for each variable of the script that it uses, and later
--- as much again to free its memory. So the functions that few transactions need are created together when the first of them is
--- needed, and what stands in one place is no function.
+-- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
+-- much again to free its memory later. So the functions that few transactions need are created together, when one of them is
+-- needed for the first time. For the same reason, code that is used in one place only is no function.
 --[[ commit_seldom.lua ]]
 local created
 local function seldom()
@@ -106,7 +117,8 @@ local function seldom()
   return created
 end
 
--- Returns where a group of expected values ends; or nil and the reason, if one of them does not hold.
+-- Compares the group of expected values that begins at tx[i]. Returns the position after the group; or nil and the reason,
+-- if a value has changed.
 local function unchanged(i)
   local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
   local last = i + 3 + names
@@ -124,12 +136,12 @@ local function unchanged(i)
   return last + values + 1
 end
 
--- By the first word of a write: what to check before it, and whether that is more than types. Read once for each such word
--- of the batch.
+-- By the first word of a write: the list of checks that this word names. `is_special` says whether a check needs more than
+-- the type of a key. Many writes begin with the same word, so it is parsed once.
 local checks = {}
--- A script cannot be rolled back, so everything that can make a write fail is checked before the first one. What can
--- be checked without the database, Python has checked (verbs.py).
--- Returns where the writes end; or nil and the reason, if one of them would fail.
+-- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. verbs.py has
+-- already checked what can be checked without the database.
+-- Returns the position after the writes; or nil and the reason, if a write would fail.
 local function possible(first, count)
   local i = first
   if created then created.begin_checks() end
@@ -157,13 +169,15 @@ local function possible(first, count)
   return i
 end
 
--- The keys of the own database that the batch writes to, and until when those live that `set-all` sets. There are more
--- keys than have names, without an end, if `is_known`: then no write changes what is known.
+-- The sorted set db<n>:written says which keys the own database holds, and until when (see lease/written.lua). For this set,
+-- `touched` collects the own keys that the batch writes. The keys of `set-all` are not collected: `unnamed` is the latest
+-- moment (ms) at which one of them ends. `is_known` is true if the set already says that the database holds data without an
+-- end, in keys that it does not name. Then nothing needs to be collected.
 local set = 'db' .. database .. ':written'
 local touched, unnamed, is_known = {}, nil, nil
 
--- Returns the reason if a write fails in spite of all checks. Then the rest of its transaction is not applied, and its
--- request is not acknowledged. The other transactions are.
+-- Makes the writes of a transaction. Returns the reason if a write fails in spite of all checks. Then the script does not
+-- make the later writes of this transaction, and does not acknowledge its request. It still applies the other transactions.
 local function write(first, count)
   local i = first
   for _ = 1, count do
@@ -178,7 +192,7 @@ local function write(first, count)
         for k = i + 3, i + 2 + (#word > 1 and #checks[word] or 1) do touched[tx[k]] = true end
       end
     end
-    -- Our own verbs have small letters.
+    -- Our own verbs begin with a small letter; "a" is byte 97.
     if string.byte(verb) >= 97 then
       result = seldom().verbs()[verb](i + 2, last)
     else
@@ -191,10 +205,10 @@ local function write(first, count)
   end
 end
 
--- The words of the verb `ends`, by the number of their transaction: only where the request has options.
+-- By number of a transaction: the words of its verb `ends`. Only transactions of requests with options have this verb.
 local endings = {}
 
--- Returns nothing, or why a transaction is not applied.
+-- Checks a transaction, and makes its writes and sends. Returns why the transaction is not applied; nothing if it is.
 local function commit(number)
   head = heads[number]
   local stream, id = tx[head + 1], tx[head + 2]
@@ -248,7 +262,7 @@ for number = 1, #heads do
     local stream = tx[head + 1]
     if tx[head + 3] ~= '' then
       local call = tx[head + 13] == '' and no_call or {'call', tx[head + 13]}
-      -- If the key is not a stream, no caller reads it; the replies of the other transactions are written all the same.
+      -- XADD fails if the key is not a stream. Then no caller can read there, and the other replies are still written.
       redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
         'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2],
         'took_us', tx[head + 12], 'db', database, unpack(call))
@@ -257,7 +271,7 @@ for number = 1, #heads do
     if stream ~= '' then
       local ids = ids_of[stream] or {}
       ids[#ids + 1], ids_of[stream] = tx[head + 2], ids
-      -- The handler itself has found that the deadline has passed.
+      -- The status is "deadline" if the handler has found that the deadline of the request has passed.
       if tx[head + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
     end
   end

@@ -1,8 +1,9 @@
--- Compares the answer of a reading command with the one that a transaction was made from. It stands inside commit.lua,
--- where `tx` has, from `at`: how to compare (list, set, hash), the number of elements, the number of words of the
--- command, these words, and the elements.
+-- Runs a reading command again, and compares its answer with the one that the handler got. A part of commit_seldom.lua.
+-- There `tx` has, from position `at`: how to compare (list, set or hash), number of elements of the handler's answer, number
+-- of words of the command, the words of the command, and the elements.
 local function make_answers()
-  -- A collection of another size is not read: it may have grown beyond all bounds.
+  -- By command: the command that counts the members of the key, and how many elements of the answer each member makes. A key
+  -- with another number of members is not read, because it may have grown beyond all bounds.
   local counts = {HGETALL = 'HLEN', SMEMBERS = 'SCARD'}
   local per_count = {HGETALL = 2, SMEMBERS = 1}
 

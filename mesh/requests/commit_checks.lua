@@ -1,8 +1,9 @@
--- What must hold before a write, where that is more than the type of its key. It stands in commit_seldom.lua.
+-- Checks before a write that look at more than the type of a key. A part of commit_seldom.lua. Each check returns the reason
+-- if the write is not possible.
 
--- Lua's numbers are exact up to 2^53 only, so a counter must stay this far from the end of 64 bits.
+-- The largest magnitude that a counter may reach. It is below 2^63, because Lua rounds numbers above 2^53.
 local MOST_INTEGER = 2 ^ 63 - 4096
--- By name of a counter: how much the transaction changes it in all, without signs. It begins with the first one.
+-- By name of a counter: by how much the transaction changes it, as the sum of magnitudes. Nil until a counter is checked.
 local changes
 local function wrong_counter(name, text, by)
   if text and text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return name .. ' does not hold an integer' end
@@ -22,7 +23,7 @@ local function wrong_field(k)
   return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
 end
 
--- A stream whose last id is the highest there is takes no more entries.
+-- A stream takes no more entries when its last id is the highest id that there can be.
 local function wrong_stream(key)
   local wrong = wrong_type(key, 'stream')
   if wrong or redis.call('EXISTS', key) == 0 then return wrong end
@@ -34,16 +35,16 @@ local function wrong_stream(key)
   end
 end
 
--- How many requests of the transaction will wait.
+-- How many of the requests that were checked so far will wait in mesh:later.
 local delayed = 0
--- The sorted set of waiting requests, which may have only so many members; the number follows the two keys.
+-- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, and tx[k + 2] its most members.
 local function wrong_size(k)
   local wrong = wrong_type(tx[k], 'zset')
   if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end
   delayed = delayed + 1
 end
 
--- By limit: how many requests of the transaction have it. It begins with the first one.
+-- By limit: how many requests with this limit were checked so far. Nil until a limit is checked.
 local limited
 local function wrong_limit(k, limit)
   limited = limited or {}
@@ -54,7 +55,7 @@ local function wrong_limit(k, limit)
   if waits then delayed = delayed + 1 end
 end
 
--- Returns why the request of the verb `place` cannot be placed now. Its words follow the first key.
+-- Checks that the request of a verb `place` can be sent now. tx[k] is the first key of the verb; its other words follow.
 local function wrong_place(k)
   options = options or make_options()
   local with = cjson.decode(tx[k + 3])
@@ -72,7 +73,7 @@ local special = {
   bounded = wrong_size, placed = wrong_place, integer = wrong_integer, field = wrong_field,
   stream = function(k) return wrong_stream(tx[k]) end, any = function() end,
 }
--- Returns the reason if the key at tx[k], or what follows it, is not as wanted.
+-- Makes the check `wanted` of the key tx[k] and of the words after it. Returns the reason if the check fails.
 function seldom.check(wanted, k)
   if special[wanted] then return special[wanted](k) end
   return wrong_type(tx[k], wanted)

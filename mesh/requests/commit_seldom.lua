@@ -1,4 +1,4 @@
--- What few transactions need. It stands in commit.lua, but not in its plain variant; see `variants` of scripts.py.
+-- What few transactions need. A part of commit.lua that its plain variant lacks; see `variants` of scripts.py.
 local function make_seldom()
   local seldom = {}
 
@@ -14,7 +14,8 @@ local options
 --[[ commit_answers.lua ]]
 
 local answers
--- Returns where a group of expectations ends; or nil and the reason, if its command has another answer now.
+-- Compares the answer of the reading command at tx[i]. Returns the position after its words; or nil and the reason, if the
+-- answer has changed.
 function seldom.unchanged_answer(i)
   answers = answers or make_answers()
   if not answers(i + 1) then return nil, 'conflict ' .. string.sub(tx[i], 1, 1) .. '  ' .. tx[i + 5] end
@@ -30,7 +31,7 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
--- Verbs that remove something; verbs of services add theirs.
+-- By verb: true if the verb removes data. Services add verbs of their own.
 local frees = {}
 
 --[[ commit_verbs.lua ]]
@@ -42,8 +43,9 @@ function seldom.verbs()
   return verbs
 end
 
--- Whether a transaction would fill memory further. It may have a reply of some size, and forward its request, whose
--- entry is removed. It may store as many bytes as it removes, so that a sweep can go on.
+-- Returns whether a transaction needs more memory than it frees. A reply of at most MOST_REPLY bytes does not count. Neither
+-- do sends in answer to a request, because the entry of that request is removed. The writes may store as many bytes as they
+-- remove, so that sweeps go on when memory is full.
 local MOST_REPLY = 256 * 1024
 function seldom.adds(first, writes, sends)
   if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
@@ -54,7 +56,8 @@ function seldom.adds(first, writes, sends)
   local added, i = 0, first
   for _ = 1, writes do
     local verb, last, bytes = tx[i + 2], i + 1 + tonumber(tx[i + 1]), 0
-    -- Of ZADD only the members count: a group that the sweep puts down anew is as long as before.
+    -- Of ZADD only the members count, not the scores. So a sweep that removes a group of values, and adds it again with a
+    -- later time, stores no more than it removes.
     for k = i + (verb == 'ZADD' and 5 or 4), last, verb == 'ZADD' and 2 or 1 do bytes = bytes + #tx[k] end
     if frees[verb] then
       added = added - bytes
@@ -68,8 +71,8 @@ function seldom.adds(first, writes, sends)
 end
 
 local SEND, sendable = 8, {}
--- Returns the reason if a send is not possible; then none was made. Sends come before writes, because they can be
--- undone.
+-- Makes the sends of a transaction, all or none. Returns the reason if one of them is not possible. Sends are made before
+-- the writes, because the script can undo a send.
 function seldom.send(first, count)
   go_to(bus)
   local last, done = first + (count - 1) * SEND, {}
@@ -92,7 +95,7 @@ function seldom.send(first, count)
   accepted = accepted + count
 end
 
--- Ends the options of the request at hand; `words` are those of the verb `ends`.
+-- Ends the options of the present request. `words` are those of the verb `ends`: names and values of fields.
 function seldom.end_options(words)
   options = options or make_options()
   local fields = options.named(words)

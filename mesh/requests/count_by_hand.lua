@@ -1,8 +1,9 @@
 --[[ counts.lua ]]
 
--- Corrects the books for what no script has counted: what was deleted with its stream (DEL, FLUSHALL) is lost; what was
--- written to a stream by hand (XADD) is accepted, and counted in `by_hand` as well.
--- Returns the corrected counts, as counts.lua names them, and how many requests the books had missed.
+-- Corrects the books for what no script has counted. Requests that somebody deleted with their stream (DEL, FLUSHALL) count
+-- as lost. Requests that somebody wrote to a stream by hand (XADD) count as accepted, and also in the field `by_hand`.
+-- Returns the corrected counts, in the order of counts.lua, and how many requests were lost; negative if some were written
+-- by hand.
 local function corrected(books_key, first)
   local counts = counts_of(books_key, first)
   local missing = counts[1]

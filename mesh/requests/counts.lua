@@ -1,5 +1,5 @@
--- Returns {accepted, answered, expired, cancelled, dead, lost, in flight, waiting for their time} of this moment. The
--- request streams are KEYS from `first` on.
+-- Returns how many requests are {accepted, answered, expired, cancelled, dead, lost, in flight, waiting} at this moment. The
+-- request streams are KEYS[first] and all later keys.
 local function counts_of(books_key, first)
   local counts = redis.call('HMGET', books_key, 'accepted', 'answered', 'expired', 'cancelled', 'dead', 'lost')
   local in_flight = 0

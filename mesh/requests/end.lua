@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- Removes requests without an effect: their callers no longer wait, or their deadlines have passed. Each counts once,
--- however many replicas try.
+-- Removes requests whose callers no longer wait, or whose deadlines have passed. They have no effect. Each is counted once,
+-- even if several replicas remove it.
 -- KEYS: books
--- ARGV: JSON list of {stream, id, outcome}; outcome is expired or cancelled. A request with options has a fourth item:
---       true. Where it has waited for its limit, the item is {limit, name}. Where a caller of an idempotency key leaves, it
---       is {op, idempotency key, request}: the request is removed only if no other caller waits for it.
--- Returns how many still existed
+-- ARGV: JSON list of {stream, id, outcome, option}. The outcome is "expired" or "cancelled". The option is:
+--         false                             the request has no options
+--         true                              it has options
+--         {limit, name}                     it has waited for its limit, so its caller does not know where it is
+--         {op, idempotency key, request}    a call with this key leaves: remove the request only if no other call waits
+-- Returns how many of the requests were removed
 local books_key, ended = KEYS[1], 0
 
 --[[ append.lua ]]
@@ -16,7 +18,7 @@ local books_key, ended = KEYS[1], 0
 
 --[[ ../later/left.lua ]]
 
--- Returns the stream and the id of a request. Its caller knows only the limit, or the idempotency key.
+-- Returns the stream and the id of a request whose caller knows only its limit and name, or its idempotency key.
 local function where(option)
   options = options or make_options()
   if #option == 2 then return options.limits().find(unpack(option)) end

@@ -1,6 +1,6 @@
--- Ends the options of a request that was removed without an effect, for the scripts that remove requests past their
--- deadline. If other callers with the same idempotency key have more time than the first one, the request goes on as
--- another entry, with the latest of their deadlines.
+-- Ends the options of a request that was removed without an effect. A part of the scripts that remove requests past their
+-- deadline. Other calls with the same idempotency key may have later deadlines than the call that made the request. Then the
+-- request is appended again, as a new entry with the latest of these deadlines.
 local options
 local function end_early(stream, id, flat, outcome)
   options = options or make_options()
@@ -10,7 +10,7 @@ local function end_early(stream, id, flat, outcome)
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local deadline = outcome == 'expired' and fields.once and options.once.latest(fields, now)
   if not deadline then return options.ended(fields) end
-  -- Lua can pass some 8000 words to a function.
+  -- Lua's `unpack` fails at about 8000 words.
   local words = {unpack(flat, 1, 4000)}
   for i = 1, #words, 2 do
     if words[i] == 'deadline' then words[i + 1] = deadline end

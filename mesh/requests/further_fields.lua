@@ -1,12 +1,12 @@
--- Returns what a shared key has, "" for nothing; nil if somebody has overwritten it with another kind of key.
+-- Returns the text of a shared key; "" if the key is absent; nil if somebody has overwritten it with another type.
 local function found_at(key)
   local found = redis.pcall('GET', key)
   if type(found) ~= 'table' then return found or '' end
 end
 
--- Returns the further fields of an entry as a list: the words of "name value name value". If the last field is
--- `read`, which names a shared key, a field `found` follows: what this key has now, "" for nothing. Where commas stand
--- between several keys, it is a JSON list.
+-- Returns the further fields of an entry as a list of names and values. `words` has them as "name value name value", or is
+-- "". If the last field is `read`, its value is a shared key, or several with commas between them. Then the list gets one
+-- more field, `found`: the text that the key has now, or a JSON list of the texts of several keys.
 local function further_fields(words)
   local fields = {}
   for word in string.gmatch(words, '%S+') do fields[#fields + 1] = word end

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Leaves a request pending that finds no room. Nobody keeps it alive then, so after a while a consumer takes it over. This
--- delivery does not count.
+-- Leaves a request pending for which there is no room. The replica no longer keeps it alive, so after a while a consumer
+-- claims it and tries again. The present delivery does not count.
 -- KEYS: stream
 -- ARGV: consumer, id
--- Returns 1; 0 when the entry is gone or another consumer has it
+-- Returns 1; 0 if the entry is gone, or pending for another consumer
 local stream, consumer, id = KEYS[1], ARGV[1], ARGV[2]
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end

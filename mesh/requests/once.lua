@@ -1,10 +1,14 @@
--- Idempotency keys: one request for all calls of an operation with one key, and one answer. Each key is a hash:
---   mesh:once:{op}:{key}   request (name of the one request for all calls), sha, state, and while that is open:
---     stream, id           where the request is; it waits for a try if the stream is "mesh:later"
---     caller:{request}     "<deadline in ms, or 0> <reply stream>" of each call that waits for the answer
---     sent                 it was sent without a caller, so it goes on when nobody waits
---   and once it is answered (state is the status of the answer):
---     body, from, asked, db   as in a reply
+-- Idempotency keys. All calls of one operation with one key share one request, and get one answer. Each key is a hash
+-- mesh:once:{op}:{key} with these fields:
+--   request                 name of the shared request
+--   sha                     SHA-1 of its body
+--   state                   "open" until the request is answered, and then the status of the answer
+--   while the state is "open":
+--   stream, id              where the request is: its entry on a stream, or "mesh:later" and its name while it waits
+--   caller:{name}           "<deadline in ms, or 0> <reply stream>" of each call that waits; {name} is that call's own name
+--   sent                    the request was also sent without a caller, so it goes on when no call waits any more
+--   later:
+--   body, from, asked, db   fields of the reply
 local once = {}
 
 local function key_of(op, key) return 'mesh:once:' .. op .. ':' .. key end
@@ -20,8 +24,8 @@ local function reply(stream, request, op, answer)
     answer.status, 'forwards', '0', 'body', answer.body, 'asked', answer.asked, 'db', answer.db or '')
 end
 
--- Returns the state of a key, the sha, and the id of its request; nothing if the key is free; or an error if it is not a
--- hash. A request that somebody has deleted by hand does not hold its key.
+-- Returns the state of a key, and the sha and the id of its request; nothing if the key is free; or the error of Redis if it
+-- is not a hash. The key is also free if somebody has deleted its open request by hand.
 function once.find(op, key)
   local found = redis.pcall('HMGET', key_of(op, key), 'state', 'sha', 'stream', 'id')
   if found.err then return found end
@@ -30,8 +34,9 @@ function once.find(op, key)
   end
 end
 
--- Looks whether the request of a key exists, or its answer, for another request with this key and this sha of its body.
--- Returns what `find` returns; and why the other request is refused, if it is.
+-- Looks for an earlier request with the key of a new one. `sha` is the SHA-1 of the new one's body. Returns what `find`
+-- returns, if the new one gets the answer of the earlier request; nothing if the key is free; or nil, a code, and what the
+-- code is about, if the new one is refused.
 function once.check(op, key, sha)
   local known = once.find(op, key)
   if not known then return end
@@ -40,22 +45,23 @@ function once.check(op, key, sha)
   return known
 end
 
--- A request holds its key until its deadline and `keep` longer; one without a deadline holds it for a year and `keep`, far
--- longer than any waits. The bound is for a request that somebody has deleted by hand: nothing else would remove its key.
+-- Sets the expiry of the key of an open request: `keep` (ms) after its deadline. A request without a deadline holds its key
+-- for a year and `keep`, which is far longer than any request waits. The key has an expiry because somebody may delete the
+-- request by hand. Then nothing else would remove the key.
 local YEAR_MS = 366 * 86400000
 local function hold(name, keep, ms, ...)
   redis.call('PEXPIRE', name, string.format('%.0f', (tonumber(keep) or 0) + (ms or YEAR_MS)), ...)
 end
 
--- Lets a request hold its key, which is on its stream or in "mesh:later". It has so many ms until its deadline; none: it
--- has no deadline, and waits for so many ms until it is due.
+-- Lets a new request hold its key. `stream` and `id` say where the request is. `ms` is the time until its deadline; nil if
+-- it has none. `wait_ms` is the time until the request is due, if it waits.
 function once.open(op, key, sha, request, stream, id, keep, ms, wait_ms)
   local name = key_of(op, key)
   redis.call('HSET', name, 'request', request, 'sha', sha, 'state', 'open', 'stream', stream, 'id', id)
   hold(name, keep, ms or YEAR_MS + (wait_ms or 0))
 end
 
--- Lets a call wait for the answer; without a reply stream it is one that nobody waits for.
+-- Notes that a call waits for the answer on its reply stream. If `stream` is "", it was a send, and nobody waits.
 function once.wait(op, key, request, deadline, stream)
   if stream == '' then
     redis.call('HSET', key_of(op, key), 'sent', '1')
@@ -64,26 +70,27 @@ function once.wait(op, key, request, deadline, stream)
   end
 end
 
--- Answers a call with what is kept.
+-- Answers a call with the stored answer.
 function once.repeat_answer(op, key, request, stream)
   local kept = redis.call('HMGET', key_of(op, key), 'state', 'body', 'from', 'asked', 'db')
   reply(stream, request, op, {status = kept[1], body = kept[2], from = kept[3], asked = kept[4], db = kept[5]})
 end
 
--- Returns the fields of a key, by name, while this request holds it; else nothing.
+-- Returns the fields of the hash of a key, by name, if the request with these `fields` holds the key; else a false value.
 local function held(fields)
   local flat = redis.pcall('HGETALL', key_of(fields.op, fields.once))
   local facts = flat.err and {} or options.named(flat)
   return facts.state == 'open' and facts.request == fields.request and facts
 end
 
--- Answers the other calls, and frees the key; or keeps the answer there.
+-- Answers the other calls that wait for a request, and frees its key. With `keeps`, the key keeps the answer for later
+-- calls.
 function once.ended(fields, answer, keeps)
   local facts, name = held(fields), key_of(fields.op, fields.once)
   if not facts then return end
   for field, caller in pairs(answer and facts or {}) do
     local request, stream = string.match(field, '^caller:(.*)$'), string.match(caller, '^%d+ (.*)$')
-    -- The script itself answers the call that made the request.
+    -- The script, not this function, answers the call that made the request.
     if request and stream and request ~= fields.request then reply(stream, request, fields.op, answer) end
   end
   redis.call('DEL', name)
@@ -94,7 +101,8 @@ function once.ended(fields, answer, keeps)
   end
 end
 
--- A request is somewhere else from now on, for at least so many ms; none: it has no deadline.
+-- Notes where a request is from now on, and lets it hold its key for `keep` after at least `ms` from now. `ms` is nil if the
+-- request has no deadline.
 function once.moved(fields, stream, id, ms)
   if not held(fields) then return end
   local name = key_of(fields.op, fields.once)
@@ -102,7 +110,7 @@ function once.moved(fields, stream, id, ms)
   hold(name, fields.keep, ms, 'GT')
 end
 
--- Lets a call leave. If no other call waits for the request, returns the stream and the id of it.
+-- Removes a call that no longer waits. Returns the stream and the id of the request if nobody else needs it; else nothing.
 function once.leave(op, key, request)
   if redis.pcall('HDEL', key_of(op, key), 'caller:' .. request) ~= 1 then return end
   local facts = options.named(redis.call('HGETALL', key_of(op, key)))
@@ -113,7 +121,8 @@ function once.leave(op, key, request)
   return facts.stream, facts.id
 end
 
--- Returns the latest deadline of the callers that still have time, "0" where nobody needs to wait; nothing if all are late.
+-- Returns the latest deadline (ms) of all calls that wait for a request; "0" if it has to go on without a deadline; nothing
+-- if all these deadlines have passed.
 function once.latest(fields, now)
   local facts = held(fields)
   if not facts then return end

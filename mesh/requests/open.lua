@@ -2,7 +2,7 @@
 -- Creates missing streams and groups, and corrects the books.
 -- KEYS: books, stream, ...   (all possible request streams)
 -- ARGV: how many of the streams, from the first, to create
--- Returns how many requests the books had missed: more than 0 are lost, less than 0 were written by hand
+-- Returns the correction: how many requests were lost; or, as a negative number, how many were written by hand
 
 --[[ count_by_hand.lua ]]
 for k = 2, 1 + tonumber(ARGV[1]) do

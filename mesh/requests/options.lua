@@ -1,9 +1,11 @@
--- The options of requests, for the scripts that add, move or end requests. Options are fields of the entry. A request
--- with options also has another key in Redis, which these functions keep up to date until the request ends:
---   once, sha, keep   its idempotency key, the SHA-1 of its body, and how long (ms) its answer is kept: see once.lua
---   limit             its place in a lane, or that a rate has let it through: see limits.lua
--- Stands in scripts after append.lua.
--- Creating functions costs as much as a command, so a script calls this for its first request with options.
+-- The options of requests. A part of the scripts that add, move or end requests; it stands after append.lua. Options are
+-- fields of a request's entry. For a request with options there is also another key in Redis, which these functions keep up
+-- to date until the request ends:
+--   once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept; the other key is in once.lua
+--   limit             a place in a lane, or the mark that a rate has let the request through; the other key is in limits.lua
+
+-- Creates the functions for options. That costs as much as a command. So scripts that seldom need these functions call this
+-- only when they meet the first request with options.
 local function make_options()
   local options = {}
 
@@ -26,16 +28,17 @@ local function make_options()
     return limits
   end
 
-  -- Frees the key and the place of a request that ends. `answer` (status, body, from, asked, db), if there is one, goes to
-  -- the other callers that wait for it. `keeps` says that later calls with the key get it, too.
+  -- Frees the idempotency key of a request that ends, and its place in its lane. `answer` has the fields status, body, from,
+  -- asked and db of the reply, and goes to all other calls that wait for it; nil: there is none. With `keeps`, later calls
+  -- with the key get the answer, too.
   function options.ended(fields, answer, keeps)
     if not options.has(fields) then return end
     if fields.once then once.ended(fields, answer, keeps) end
     if fields.limit then options.limits().ended(fields.limit) end
   end
 
-  -- A request is somewhere else from now on: an entry of a stream, or (stream "mesh:later") it waits. It stays for at least
-  -- so many ms; none: it has no deadline.
+  -- Notes where a request is from now on: the entry `id` of a stream; or, with the stream "mesh:later", the waiting request
+  -- with the name `id`. It holds its idempotency key for at least `ms` from now; nil if it has no deadline.
   function options.moved(fields, stream, id, ms)
     if not options.has(fields) then return end
     if fields.once then once.moved(fields, stream, id, ms) end

@@ -1,7 +1,9 @@
--- Accepts requests that may have to wait, for the scripts that send requests. Stands after append.lua and options.lua.
+-- Sends requests that may have to wait. A part of the scripts that send requests; it stands after append.lua and
+-- options.lua.
 
--- Lets a request wait in "mesh:later" until it is due: at "<ms>", or in "+<ms>" from now on. `words` are the fields of its
--- entry; its limit ("" for none) counts when it is due. Returns how long it waits (ms), or the error of the key.
+-- Stores a request in mesh:later until it is due: at "<ms>" (Unix time), or "+<ms>" from now. `words` are the fields of its
+-- entry. Its limit ("" for none) is applied when it is due. Returns how long it waits (ms); or the error of Redis if
+-- mesh:later is not a sorted set.
 local function delay(name, to, due, limit, words)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -13,9 +15,9 @@ local function delay(name, to, due, limit, words)
   return math.max(due - now, 0)
 end
 
--- Puts a request on its stream, or lets it wait for its time or its limit. `with` has its options, as submit.lua names
--- them, and its ttl in ms ("0": none). The ttl ends at the deadline. Returns its id, or an error of its key; nothing if it
--- waits.
+-- Puts a request on its stream, or stores it if it must wait for its time or for its limit. `with` has its options, with the
+-- names that submit.lua explains, and `ttl`: the time from now to the deadline (ms), "0" for no deadline. Returns the id of
+-- the entry; nothing if the request waits; or the error of Redis.
 local function place(options, with, op, name, to, words, deadline, reply_to)
   local stream, wait_ms, id = 'mesh:requests:' .. to, 0, nil
   local function add(field, value) words[#words + 1], words[#words + 2] = field, value end

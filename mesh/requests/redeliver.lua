@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Delivers an entry again to the consumer that has it.
+-- Delivers an entry again to the consumer for which it is pending.
 -- KEYS: stream
 -- ARGV: consumer, id
--- Returns the deliveries including this one; 0 when the entry is gone or another consumer has it
+-- Returns the number of deliveries with this one; 0 if the entry is gone, or pending for another consumer
 local stream, consumer, id = KEYS[1], ARGV[1], ARGV[2]
 local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
 if pending.err or #pending == 0 then return 0 end

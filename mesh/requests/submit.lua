@@ -1,27 +1,36 @@
 #!lua
--- Puts groups of requests on their streams: of a group all requests, or none if one of them has no live replica or a
--- full queue.
--- There are three of this script. When memory is full, or a batch would exceed it, the server or room.lua refuses this one.
--- Then the second one, with `allow-oom`, submits the groups that only read, and refuses the rest. The third one lacks
--- submit_seldom.lua. It runs for batches of calls without options, because Lua's collector walks through all functions that
--- the server has loaded, again and again.
+-- Puts groups of requests on their streams. Of each group, the script submits all requests or none. It submits none if one
+-- of them is refused, for example because its address has no live replica or a full queue.
+-- The script has three variants (see scripts.py). When memory is full, the server refuses the complete one. When the batch
+-- would exceed `maxmemory`, room.lua refuses it. Then the link sends the batch to the variant for a full memory
+-- (`allow-oom`). It submits the groups that only read, and refuses the others. The plain variant lacks submit_seldom.lua,
+-- and runs for batches of calls without options. It has fewer functions: Lua's garbage collector walks, again and again,
+-- through all functions that the server has loaded.
 -- KEYS: lease (of a client: its presence), books, submitted
--- ARGV: holder, how long to remember the batch (ms), databases, bound of a stream, sender, reply stream,
---       requests a replica works on at once, number of the batch, and the groups, as batch.lua reads
---       them. The words of a group: the number of its requests, further fields of all its entries ("name value name value", or ""), and of each
---       request: to (class, "db<n>", "*": every live database, or "* <filter> <hash> <hash> ...": those of them that
---       may have something, see filters.py), op, key, ttl (ms, 0: never), body.
---       A group's number is negative if its requests only read. It is 0 for one request that nobody waits for; instead
---       of the ttl this has "0" (it begins at once) or "<most that may wait> <due>", where due is "<ms>", or "+<ms>":
---       from now on. A request with options is a group of its own; they follow the ttl as JSON, "5000 {...}":
---         once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
---         limit, most       as limits.lua reads it, and how many requests may wait in all
---         due, most         when a request with an idempotency key begins that nobody waits for. One with a due time and
---                           without a key has no JSON; its limit is a third word, after the due time
--- Returns one item per group, as JSON: [id, ...], where every live database was asked [{"db<n>": id, ...}, [n, ...]]
---       with the databases that hold data and nobody asks; [""] for a request that waits until it is due, or
---       whose answer is on its way; or {"error": code, "about": what}. A call with an idempotency key gets the id of the
---       request that it waits for. A request that waits for its limit has its name, after an "@".
+-- ARGV: holder, how long to keep the result of the batch (ms), number of databases, most requests on a stream, sender, reply
+--       stream, how many requests a replica works on at once, number of the batch, and the words of all groups, as batch.lua
+--       reads them. The words of a group, after their number:
+--   number of requests       negative if all requests of the group only read; 0 for one request that nobody waits for
+--   further fields           of all entries of the group, in one word: see further_fields.lua
+--   to, op, key, ttl, body   of each request
+-- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last one means
+-- the live databases that may have something, by their filter of this name. Each two numbers name a pair of its bits: see
+-- filters.py.
+-- The ttl is the time until the deadline (ms), or 0 for no deadline. A request that nobody waits for has this instead:
+--   "0"                                       it begins at once
+--   "<most waiting requests> <due>"           it begins when it is due: at "<ms>" (Unix time), or "+<ms>" from now
+--   "<most waiting requests> <due> <limit>"   it has a limit, too
+-- A request with options is a group of its own. Its options follow the ttl as JSON, such as "5000 {...}":
+--   once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
+--   limit, most       limit as limits.lua reads it, and how many requests may wait in all
+--   due, most         when a request begins that nobody waits for and that has an idempotency key
+-- Returns a JSON list with one item per group:
+--   [id, ...]                         the ids of its entries
+--   [{"db<n>": id, ...}, [n, ...] ]   of a gather: the ids by database, and the databases that hold data and are left out
+--   [""]                              of a request that waits until it is due, or whose answer is on its way
+--   {"error": code, "about": what}    of a group that is refused
+-- A call whose idempotency key belongs to an earlier request has the id of that request. A request with options that has to
+-- wait has "@" and its name in place of an id.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -30,7 +39,7 @@ local WORDS, GATHER = 5, 42
 local memory_is_full = false
 
 local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
--- A missing lease may come back: after the server was emptied, the next renewal decides.
+-- A missing lease may not be lost. If the server was emptied, the next renewal restores the lease or finds it lost.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
@@ -38,20 +47,21 @@ if before and string.sub(before, 1, #batch) == batch then return string.sub(befo
 local PLACE = 9
 --[[ batch.lua ]]
 
--- The words of all groups. The requests of a group begin FIRST words after its own beginning.
+-- `groups` has the words of all groups. The requests of a group begin FIRST words after the beginning of the group.
 local FIRST = 3
 local groups, stored = words, #words
 
 --[[ room.lua ]]
 
--- The rows of the roster are read only as far as they are needed, and each of them once.
+-- By database: its class, or false if it is not live. A row of the roster is read when it is first needed, and only once.
 local classes = {}
 local function class_of(n)
   if classes[n] == nil then classes[n] = redis.call('HGET', 'mesh:replica:' .. n, 'class') end
   return classes[n]
 end
 
--- Returns why an address has no live replica: 'missing' if one is expected back, or else 'no-replica'; nothing if it has one.
+-- Returns why an address has no live replica: 'missing' if one is expected back, or else 'no-replica'. Returns nothing if
+-- the address has a live replica.
 local live = {}
 local function absence_of(to)
   if live[to] then return end
@@ -75,15 +85,15 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Returns how long the next request of a class has waited, in ms; 0 while the replicas of the class have less than half
--- of the requests that they work on at once, because then they have room or do not run.
+-- Returns how long (ms) the oldest request of a class that no replica has read has waited. Returns 0 while the replicas of
+-- the class work on less than half of the requests that they can work on at once: then they have room, or do not run.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
   local flat = not found.err and found[1] or {}
   for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
   local last, members = group['last-delivered-id'], 0
-  -- A live class has one replica at least.
+  -- A live class has at least one replica. If half of what one can do is not reached, the replicas need not be counted.
   if not last or group.pending < concurrency / 2 then return 0 end
   local next = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
   if not next then return 0 end
@@ -94,9 +104,10 @@ local function delay_of(class)
   return now - tonumber(string.match(next[1], '^%d+'))
 end
 
--- The queue of a class may be no older than a tenth of a request's deadline. The last request of a growing queue waits
--- several times the queue's age; in a queue as old as a whole deadline, every request begins just before its deadline
--- and none is finished. The stream of a database has one worker, and is bounded by its length only.
+-- Returns whether a queue is full for one more request with this ttl. The queue of a class is full when its oldest request
+-- has waited for more than a tenth of the ttl. In a growing queue, a new request waits several times as long as the oldest
+-- one has waited so far. If requests waited for a whole ttl, each would begin just before its deadline, and none would be
+-- finished. The stream of a database has one worker, so only its length is bounded.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
@@ -109,13 +120,13 @@ end
 
 --[[ append.lua ]]
 
--- The functions that few batches need are created together when the first of them is needed; see commit.lua.
+-- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- By the word of a ttl: the deadline, and the options that follow it.
+-- By the word that has a request's ttl: the deadline of the request, and its options.
 local deadlines, options = {['0'] = '0'}, {}
 
--- Returns why a group of requests is refused, as a code and what that is about; nothing if it can be submitted.
+-- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 local function refused(first, last, only_reads)
   for at = first, last, WORDS do
     local to, ttl, code, about = groups[at], groups[at + 3], nil, nil
@@ -125,7 +136,7 @@ local function refused(first, last, only_reads)
     end
     local with = options[ttl]
     if with and with.once then
-      -- Calls of several operations share `with` if their words are the same.
+      -- `known` is set for each request anew, because two operations share one table `with` if their words are equal.
       with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
@@ -133,7 +144,7 @@ local function refused(first, last, only_reads)
     if live[to] and not with then
       if is_full(to, ttl) then return 'busy', to end
     elseif with and with.due then
-      -- Its address needs no replica until it is due.
+      -- The address needs no live replica until the request is due.
       if seldom().waiting_are_full(with.most) then return 'too-many', '' end
     elseif string.byte(to) == GATHER then
       code, about = seldom().gather_refused(to)
@@ -162,7 +173,7 @@ end
 
 --[[ further_fields.lua ]]
 
--- The further fields of the entries of the group at hand.
+-- The further fields of all entries of the present group: a list of names and values.
 local no_fields = {}
 local further
 --[[ submit_seldom.lua ]]

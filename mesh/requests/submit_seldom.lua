@@ -1,8 +1,8 @@
--- What few batches need. It stands in submit.lua, but not in its plain variant; see `variants` of scripts.py.
+-- What few batches need. A part of submit.lua that its plain variant lacks; see `variants` of scripts.py.
 local function make_seldom()
   local seldom = {}
 
--- Reads the options that follow a ttl. Returns the ttl (ms).
+-- Reads a word "<ttl> <options>", and notes the options. Returns the ttl (ms).
 function seldom.read_options(word)
   local ttl, json = string.match(word, '^(%d+) (.*)$')
   options[word] = cjson.decode(json)
@@ -10,14 +10,14 @@ function seldom.read_options(word)
   return ttl
 end
 
--- The databases that hold data, as the commits that write there note.
+-- The databases that hold data. Commits write down what they hold; see lease/written.lua.
 local written
 local function holding()
   written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
   return written
 end
 
--- Databases that hold data and are not live: those whose holder is expected back, and the others.
+-- Two lists of the databases that hold data and are not live: those whose holder is expected back, and the others.
 local expected, left_out
 local function look_for_missing()
   if expected then return end
@@ -37,7 +37,7 @@ local function holds_data(n)
   return false
 end
 
--- The gathers of a batch read each row of the roster once.
+-- By name of a roster field and database: the class in the roster row, and the field. All gathers of a batch share them.
 local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
@@ -48,9 +48,9 @@ local function row_of(n, field)
   return row[1], row[2]
 end
 
--- Returns whether a database is live and may have what a gather asks for. It has nothing of it if its filter lacks a bit of
--- each pair of bits. A filter without its last bit has ended, or somebody has deleted it, and does not count. Then the
--- database is asked if it holds any data.
+-- Returns whether a gather asks a database: it is live, and may have what the gather looks for. The database has none of
+-- that if its filter lacks a bit of each pair. A live database that names no filter is asked. A filter without its last bit
+-- does not count, because its key has ended or somebody has deleted it. Then the database is asked if it holds any data.
 local function may_have(n, field, pairs_of_bits)
   local class, named = row_of(n, field)
   local key, bits = string.match(named or '', '^(%S+) (%d+)$')
@@ -62,9 +62,9 @@ local function may_have(n, field, pairs_of_bits)
   return false
 end
 
--- By what the address says: the live databases that a gather asks.
+-- By address of a gather: the live databases that the gather asks, such as "db3".
 local asked = {}
--- Returns them, and those that hold data and whose holder is expected back.
+-- Returns the live databases that a gather asks, and the databases that hold data and whose holder is expected back.
 function seldom.all(to)
   if not asked[to] then
     asked[to] = {}
@@ -79,7 +79,7 @@ function seldom.all(to)
   return asked[to], expected
 end
 
--- Returns why a gather is refused, as a code and what that is about; nothing if it can be submitted.
+-- Returns why a gather is refused: a code, and what the code is about. Returns nothing if it can be submitted.
 function seldom.gather_refused(to)
   local every, expected = seldom.all(to)
   if #expected > 0 then return 'missing', table.concat(expected, ' ') end
@@ -99,7 +99,8 @@ end
 
 function seldom.waiting_are_full(most) return redis.call('ZCARD', 'mesh:later') >= tonumber(most) end
 
--- Returns the id of a request with options; "@" and its name if it waits; or an error, if it cannot wait for its time.
+-- Submits a request with options. Returns the id of its entry; or "@" and its name if the request waits; or the error of
+-- Redis if a request that is due later cannot be stored.
 local function put_with(with, at, to, key, reply_to)
   local op, deadline = groups[at + 1], deadlines[groups[at + 3]]
   local words = {'op', op, 'request', key, 'from', sender, 'reply_to', reply_to, 'deadline', deadline, 'body',
@@ -110,15 +111,15 @@ local function put_with(with, at, to, key, reply_to)
   return id or '@' .. key
 end
 
--- Returns the ids of the requests of a gather by database, and the databases that hold data and nobody asks.
+-- Submits the requests of a gather. Returns their ids by database, and the databases that hold data and are left out.
 local function put_everywhere(at, to, key)
   local ids = {}
   for _, each in ipairs(seldom.all(to)) do ids[each] = put(at, each, key .. '.' .. each, reply_to, unpack(further)) end
   return ids, left_out
 end
 
--- Puts a request on its stream, or lets its caller have the answer to an earlier one. Returns the id of the one that is
--- answered; "" if it is over.
+-- Submits a request. If an earlier request has its idempotency key, the caller gets the answer to that one instead. Returns
+-- the id of the request whose answer the caller gets; "" if the earlier request is answered already.
 local function put_or_join(at, to, key, reply_to)
   local op, ttl = groups[at + 1], groups[at + 3]
   local with = options[ttl]
@@ -132,7 +133,7 @@ local function put_or_join(at, to, key, reply_to)
   return ''
 end
 
--- Puts any request on its stream, and adds what its caller gets to `ids`.
+-- Submits a gather, or another request, and adds to `ids` what the script returns for it.
 function seldom.put(ids, at, to, key)
   if string.byte(to) == GATHER then
     ids[#ids + 1], ids[#ids + 2] = put_everywhere(at, to, key)
@@ -143,7 +144,7 @@ end
 
 local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
 
--- Lets a request that nobody waits for wait until it is due. Its address needs no replica until then.
+-- Stores a request that nobody waits for until it is due. The address of the request needs no live replica until then.
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   if seldom.waiting_are_full(most) then return {error = 'too-many', about = ''} end
@@ -155,7 +156,7 @@ local function put_later(at, most, due, limit)
   return {''}
 end
 
--- Sends a request that nobody waits for.
+-- Submits a request that nobody waits for, and returns its item of the result.
 function seldom.send(at)
   local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end

@@ -1,14 +1,16 @@
 #!lua flags=allow-oom
--- Removes requests that are past their deadline from all streams, also from those without a reader; and frees places in
--- lanes whose requests are gone.
+-- Removes requests that are past their deadline from all streams, also from streams that no replica reads. Frees the places
+-- in lanes of requests that are gone.
 -- KEYS: books, stream, ...
--- ARGV: ms after the deadline before a request is removed, most entries to look at on one stream
--- Returns how many were removed, or -1: nothing, and the complete script has to run
+-- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
+-- Returns how many were removed; -1 if this is the plain variant, and the complete script has to run instead
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
--- In how many lanes one sweep looks for places whose requests are gone, and at how many places. Each takes about 2 µs.
+-- One sweep looks for places of requests that are gone in so many lanes, and at so many places in all. A place takes about
+-- 2 µs.
 local LANES, PLACES = 100, 1000
 
--- Where there is nothing to remove and no lane, the plain variant is enough; else it returns -1. See scripts.py.
+-- The plain variant of this script (see scripts.py) lacks the next part, and is enough if there is nothing to remove and no
+-- lane. If there is, it returns -1.
 local is_complete = false
 -- What few sweeps need.
 --[[ append.lua ]]
