@@ -1,8 +1,8 @@
 #!lua flags=allow-oom,no-writes
--- Reads which databases are not live, and hold data or have a holder that is expected back, at one moment.
+-- Reads the missing databases at one moment: they are not live, and they hold data or their holder is expected back.
 -- KEYS: written
 -- ARGV: number of databases
--- Returns one row per such database: {database, its class while it is expected back or "", 1 if it holds data else 0}
+-- Returns one row for each: {database, its class if its holder is expected back or else "", 1 if it holds data or else 0}
 local written_key = KEYS[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- Writes the presence of a client, which ends after some time, and keeps its reply stream.
+-- Writes the presence of a client, and creates its reply stream if it is missing. Both end unless this script runs again in
+-- time.
 -- KEYS: client, reply stream
--- ARGV: who it is, how long this holds (ms)
+-- ARGV: who the client is, time until both end (ms)
 local client_key, replies_key = KEYS[1], KEYS[2]
 redis.call('SET', client_key, ARGV[1], 'PX', ARGV[2])
 if redis.call('EXISTS', replies_key) == 0 then

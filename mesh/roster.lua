@@ -1,7 +1,7 @@
 #!lua flags=allow-oom,no-writes
 -- Reads every roster row at one moment.
 -- ARGV: number of databases
--- Returns one row per database that has one: {database, 1 if leased else 0, field, value, ...}
+-- Returns one list for each roster row: {database, 1 if it is leased or else 0, field, value, ...}
 local rows = {}
 for n = 0, tonumber(ARGV[1]) - 1 do
   local row = redis.call('HGETALL', 'mesh:replica:' .. n)

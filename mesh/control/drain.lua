@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
--- Asks a replica to drain and leave. It reads that with its next renewal; the request expires when it does not.
--- KEYS: audit log   (not the row: a replica may read the rows of others, and EVALSHA asks for the right to write its KEYS)
--- ARGV: replica, how long the request holds (ms), actor, source, length of the audit log, database of the replica
--- Returns 1 if the replica was asked; 0 if this row is not of the replica, or it leaves already
+-- Asks a replica to drain and leave. The replica reads this request with its next renewal. If there is no renewal in time,
+-- the request expires.
+-- KEYS: audit log. The roster row is not in KEYS: EVALSHA needs the right to write all KEYS, and a replica may only read the
+--       rows of others.
+-- ARGV: replica, time until the request expires (ms), actor, address of the actor, most entries of the audit log, database
+--       of the replica
+-- Returns 1 if the replica was asked; 0 if the roster row of the database is of another replica, or the replica leaves
+-- already
 local audit_key, replica = KEYS[1], ARGV[1]
 local row = redis.call('HMGET', 'mesh:replica:' .. ARGV[6], 'replica', 'state')
 if row[1] ~= replica or row[2] == 'draining' or row[2] == 'left' then return 0 end

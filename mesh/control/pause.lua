@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Pauses an operation, or resumes it, and says so in the audit log. Each replica learns of it with its next renewal.
--- At its end, requests that wait for it are due at once; any replica wakes them.
+-- Pauses an operation or resumes it, and adds an entry to the audit log. Each replica learns of the change with its next
+-- renewal. When an operation is resumed, its parked requests are due at once, and any replica wakes them.
 -- KEYS: paused operations, audit log, parked requests of the operation, later
--- ARGV: 1 to pause or 0 to resume, operation, actor, source, length of the audit log
--- Returns 1 if that changed something
+-- ARGV: 1 to pause or 0 to resume, operation, actor, address of the actor, most entries of the audit log
+-- Returns 1 if this changed the state of the operation, else 0
 local paused_key, audit_key, parked_key, later_key = unpack(KEYS)
 local pause, op, actor, source = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]
 local time = redis.call('TIME')

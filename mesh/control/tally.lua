@@ -1,8 +1,8 @@
 #!lua flags=allow-oom,no-writes
--- Counts the requests on a stream by operation, as far as the bounds reach.
+-- Counts the requests on a stream by operation, the oldest first, until one of two bounds is reached.
 -- KEYS: stream
 -- ARGV: most entries, most bytes of bodies
--- Returns {1 if all entries were counted, else 0, op, how many wait, how many are worked on, ...}
+-- Returns {1 if all entries were counted or else 0, and then for each operation: op, how many wait, how many are worked on}
 local stream, most, bytes = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local AT_ONCE = 16
 if redis.call('EXISTS', stream) == 0 or redis.call('TYPE', stream).ok ~= 'stream' then return {1} end

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Drops dead letters for good, all of a call in one step. Runs when memory is full, too: it frees memory.
+-- Deletes dead letters for good, all letters of a call in one step. Also runs when memory is full, because it frees memory.
 -- KEYS: dead letters, audit log
--- ARGV: 1 to 6 as walk.lua says, 7 actor, 8 source, 9 length of the audit log, then ids
--- Returns {number discarded, number gone, where to go on, why it stopped}
+-- ARGV: 1 to 6 as walk.lua says, 7 actor, 8 address of the actor, 9 most entries of the audit log, then ids of letters
+-- Returns {number of letters deleted, number of named letters that were gone, id to go on after or "", why it stopped or ""}
 local dead_key, audit_key = KEYS[1], KEYS[2]
 
 --[[ letter.lua ]]

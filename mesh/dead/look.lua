@@ -1,8 +1,10 @@
 #!lua flags=allow-oom,no-writes
--- Reads dead letters, the newest first, one by one and with the beginning of each body only: a body may be large.
+-- Reads dead letters, the newest first. A body may be large, so the script reads one letter at a time, and returns only the
+-- beginning of its body.
 -- KEYS: dead letters
 -- ARGV: newest id ("+"), oldest id ("-"), most letters, most bytes of a body
--- Returns {id, kind, stream, reason, op, deliveries, id and name of the request, bytes of the body, its beginning} of each
+-- Returns for each letter {id, kind, stream, reason, op, deliveries, id that the request or event had, name of the request,
+--       bytes of the body, beginning of the body}
 local dead_key, most_bytes = KEYS[1], tonumber(ARGV[4])
 
 --[[ letter.lua ]]

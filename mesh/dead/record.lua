@@ -1,4 +1,5 @@
--- Adds what an act did to the audit log, in the same step as the act itself.
+-- Adds an entry about an act to the audit log, in the same step as the act. From ARGV[first] on stand the actor, the actor's
+-- address, and the most entries of the audit log. ARGV[5] and ARGV[6] are the reason and the stream of walk.lua.
 local function record(first, event, ids, outcome, wrong)
   local words = {'event', event, 'actor', ARGV[first], 'source', ARGV[first + 1], 'outcome', outcome}
   if ARGV[5] ~= '' then words[#words + 1], words[#words + 2] = 'reason', string.sub(ARGV[5], 1, 200) end

@@ -1,25 +1,30 @@
--- Puts dead letters back on the streams that they came from, all of a call in one step: each leaves the dead letters in
--- the step that adds it, so a call that is repeated, or that another one overtakes, finds it gone.
--- A request comes back without its deadline, which has passed, and without a stream for its reply: nobody waits any more.
--- With an idempotency key it takes its key again, so a later call with the key gets its answer.
--- An event comes back with the fields that it had. A stream of events has one group, so the one that gave it up gets it.
--- Like every script that adds work, it does not run when memory is full.
+-- Puts dead letters back on the streams that they came from, all letters of a call in one step. The same step deletes them
+-- from the dead letters. So a call that is repeated finds its letters gone, and so does the later one of two equal calls.
+-- A request comes back without its deadline, which has passed, and without its reply stream, because its caller no longer
+-- waits. A request with an idempotency key takes this key again, so a later call with the key gets its answer.
+-- An event comes back with the fields that it had. A stream of events has one consumer group, so the group that gave the
+-- event up gets it again.
+-- Like every script that adds work, this one does not run when memory is full.
 -- KEYS: dead letters, books, audit log
--- ARGV: 1 to 6 as walk.lua says, 7 bound of a stream, 8 actor, 9 source, 10 length of the audit log, then ids
--- Returns {number replayed, number gone, where to go on, why it stopped}
+-- ARGV: 1 to 6 as walk.lua says, 7 most requests on a stream, 8 actor, 9 address of the actor, 10 most entries of the audit
+--       log, then ids of letters
+-- Returns {number of letters replayed, number of named letters that were gone, id to go on after or "", why it stopped
+--       or ""}
 local dead_key, books_key, audit_key = KEYS[1], KEYS[2], KEYS[3]
 local bound = tonumber(ARGV[7])
 
 --[[ letter.lua ]]
 --[[ walk.lua ]]
 --[[ record.lua ]]
--- Lua can pass some 8000 words to a function; bury.lua keeps 4000 of an entry.
+-- Returns the fields of the new entry of a request. bury.lua keeps at most 4000 words of an entry, and Lua's `unpack` can
+-- pass so many.
 local function request_of(fields, first)
   local words = {}
   for i = first, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     if name == 'reply_to' then value = '' elseif name == 'deadline' then value = '0' end
-    -- Its former place in its lane was freed when it was given up. The replica that reads the request gets it a new one.
+    -- The field `limit` names the place in a lane that the request had until it was given up. The replica that reads the
+    -- request gets a new place for it.
     if name ~= 'limit' then words[#words + 1], words[#words + 2] = name, value end
   end
   return words
@@ -40,7 +45,7 @@ end
 --[[ ../requests/append.lua ]]
 
 --[[ ../requests/options.lua ]]
--- A request takes its idempotency key again. It is not replayed if a later request has used the key.
+-- A request is not replayed if a later request has used its idempotency key.
 local options = make_options()
 local function later_one(id, about)
   if about.once and about.op and options.once.find(about.op, about.once) then
@@ -81,7 +86,7 @@ local function replay(id, fields)
 end
 
 local replayed, gone, after, wrong = walk(11, replay)
--- It is accepted once more; that it was given up before stays in the books.
+-- Each replayed request counts as accepted once more. Its former end still counts as dead.
 if requests > 0 then redis.call('HINCRBY', books_key, 'accepted', requests) end
 if replayed + gone > 0 or wrong ~= '' then
   record(8, 'dead letters replayed', ids, replayed .. ' replayed, ' .. gone .. ' gone', wrong)

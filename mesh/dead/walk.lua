@@ -1,8 +1,11 @@
--- Calls `act(id, fields)` for each chosen letter: those named, or all with one reason and stream between two ids, which
--- are read one by one, because a body may be large. A walk is bounded, and ends early when `act` returns a word.
--- ARGV 1 to 6: after this id ("-": from the first), up to this id, most letters to act on, most to look at, reason, stream
--- The ids of named letters begin at ARGV[`named`]; with none, the reason and the stream choose.
--- Returns how many `act` was called for, how many of the named are gone, the id to go on after ("": it is done), the word
+-- Calls `act(id, fields)` for each chosen letter. The call names the letters by their ids, or it chooses all letters with
+-- one reason and one stream between two ids. The script reads one letter at a time, because a body may be large. A walk is
+-- bounded, and ends early if `act` returns a text: why the letter cannot be dealt with.
+-- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
+--       reason, stream
+-- The ids of named letters are ARGV[named] and all later arguments. If there are none, the reason and the stream choose.
+-- Returns how many letters `act` has dealt with, how many named letters are gone, the id to go on after ("": there are no
+-- more letters), and the text of `act` or ""
 local function chosen(letter) return letter.reason == ARGV[5] and letter.stream == ARGV[6] end
 
 local function walk_named(named, act)

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Writes which operations a replica serves, and removes those that no live replica serves any more. Their schedules rest.
+-- Writes which operations a replica serves. Removes the operations that no live replica serves any more, and lets their
+-- schedules rest: no replica wakes for them.
 -- KEYS: operations, served, schedules
--- ARGV: databases, digest of the replica's table, 1 to write definitions over others, 0 to write missing ones,
---       then operation, definition, ...; without these the script only looks
--- Returns 1 if the table of this digest and the definition of each of its operations are there, else 0
+-- ARGV: number of databases, digest of the replica's table of operations, 1 to overwrite definitions or 0 to write only
+--       missing ones, then operation, definition, ... Without operations the script writes nothing of the replica's own.
+-- Returns 1 if the table of this digest and the definition of each of its operations are in Redis, else 0
 local operations_key, served_key, schedules_key = KEYS[1], KEYS[2], KEYS[3]
 local databases, digest, overwrites = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 
@@ -26,7 +27,7 @@ local live, kept, gone, all_are_known = {[digest] = true}, {}, {}, true
 for n = 0, databases - 1 do
   local replica, its = unpack(redis.call('HMGET', 'mesh:replica:' .. n, 'replica', 'serves'))
   if its then live[its] = true end
-  -- An older release does not say what it serves, and a replica that has just joined has not said it yet.
+  -- A replica of an older release does not say what it serves. A replica that has just joined has not said it yet.
   if replica and (not its or redis.call('HEXISTS', served_key, its) == 0) then all_are_known = false end
 end
 local tables = redis.call('HGETALL', served_key)
@@ -38,8 +39,8 @@ for i = 1, #tables, 2 do
     gone[#gone + 1] = tables[i + 1]
   end
 end
--- The release that is gone may have written the definition of an operation that others serve, too: they write theirs
--- again when they look next.
+-- A release that is gone may have written these definitions. If live replicas serve such an operation, too, they write their
+-- own definition when they next look.
 for _, text in ipairs(gone) do
   each_name(text, function(name) redis.call('HDEL', operations_key, name) end)
 end
@@ -47,8 +48,8 @@ for _, name in ipairs(redis.call('HKEYS', operations_key)) do
   if not kept[name] then redis.call('HDEL', operations_key, name) end
 end
 
--- Replicas that run a schedule may come back, and its missed ticks count then. Until then nobody is woken for it, and what
--- is known of it goes after a year.
+-- A schedule that no live replica runs leaves the list of next ticks, so that no replica wakes for it. Replicas that run it
+-- may come back, and then its missed ticks count. So the schedule itself is kept for a year.
 local YEAR_MS = 366 * 24 * 60 * 60 * 1000
 if all_are_known then
   for _, name in ipairs(redis.call('ZRANGE', schedules_key, 0, -1)) do

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom,no-writes
--- Reads what the live replicas serve, and the oldest release among them.
--- ARGV: databases
--- Returns {1 if every replica and what it serves is known, else 0, what the oldest release reads, its replica, database
---       and version, operation, ...}
--- The keys are not in KEYS: the user of an older client may not read all of them, and then nothing is known.
+-- Reads which operations the live replicas serve, and which release among them is the oldest.
+-- ARGV: number of databases
+-- Returns {1 if the operations of every replica are known or else 0, highest level that the oldest release reads, and of
+--       this release: replica, database and version; then each operation}
+-- The keys are not in KEYS, because the server refuses the whole script to a user that may not read one of its KEYS. The
+-- Redis user of an older client may not read `mesh:operations:served`. For such a client no operations are known.
 local known, oldest, seen, names = 1, {math.huge, '', '', ''}, {}, {}
 local tables = redis.pcall('HGETALL', 'mesh:operations:served')
 if tables.err then tables = {} end

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom,no-writes
 -- Says whether a live replica of a class serves an operation.
 -- KEYS: served
--- ARGV: databases, class, operation, 1 to ask also whether a replica of the class is expected back, which may serve it
+-- ARGV: number of databases, class, operation, 1 to count also a replica of the class that is expected back: it may serve
+--       the operation
 -- Returns 1 if so, else 0
 local databases, class, op, patient = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1'
 local function serves(digest)

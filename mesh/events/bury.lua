@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- Gives an event up, in one step: dead letter, acknowledgement and deletion. When several consumers try, one succeeds.
--- The body is copied here, so that bytes which are not text stay as they are. If an event has other fields than `body`,
--- the body of its letter is all of its fields as JSON, and `encoded` says so: a replay gets its fields from there.
+-- Gives an event up, in one step: writes a dead letter, acknowledges the event and deletes it. If several consumers try, one
+-- succeeds.
+-- The body is copied inside the server, so that bytes that are not text stay as they are. If an event has other fields than
+-- `body`, the body of its letter is a JSON object with all of its fields, and the letter's field `encoded` is "fields". A
+-- replay reads the fields of the event from this object.
 -- KEYS: stream, dead letters
 -- ARGV: group, id, reason, deliveries, most dead letters kept
--- Returns 1 if it was buried, 0 if it was settled before
+-- Returns 1 if the event was buried, 0 if it was settled before
 local stream, dead_key = KEYS[1], KEYS[2]
 local group, id, reason, deliveries, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local entry = redis.call('XRANGE', stream, id, id)[1]

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Acknowledges and deletes events in one step: an event that is only acknowledged would stay forever.
+-- Acknowledges and deletes events in one step: an event that is only acknowledged would stay on its stream forever.
 -- KEYS: stream
 -- ARGV: group, id, ...
 local stream, group = KEYS[1], ARGV[1]

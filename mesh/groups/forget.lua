@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Deletes consumers of dead processes. One with pending entries stays until those are taken over: deleting it would
--- drop them.
+-- Deletes the consumers of dead processes. A consumer with pending entries stays until others have claimed them, because its
+-- deletion would drop them.
 -- KEYS: stream
--- ARGV: group, this consumer, least silence in ms
--- Returns how many were deleted
+-- ARGV: group, this consumer, how long a consumer must have been idle (ms)
+-- Returns how many consumers were deleted
 local stream, group, own, silence, forgotten = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), 0
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local about = {}

@@ -1,10 +1,12 @@
--- Appends one entry with the next number and an id above all others. The newest entry tells everything about the log,
--- so nothing beside the stream can be lost or disagree with it.
+-- Appends one entry to a log, with the next number and an id above all others. The newest entry has the identity and the
+-- length of the log. So no key beside the stream can be lost or disagree with it.
 -- KEYS: log
--- ARGV: identity of the log that the writer follows, number it has read up to, least ms of the id, time limit in ms
---       (0: none), op, writer, write, body
--- Returns {now in ms, 'done', id, number} or {now in ms, 'missing' | 'replaced' | 'rewound' | 'late'}
--- Redis refuses it when memory is full, because it needs more.
+-- ARGV: identity of the log that the writer follows, number of the last entry that it has read, least ms of the id, last
+--       moment for the append (ms; 0: any), op, writer, the writer's name for the entry, body
+-- Returns {now in ms, 'done', id, number}, or {now in ms, reason} if nothing was appended. The reason is 'missing' (there is
+-- no log), 'replaced' (it is another log), 'rewound' (it ends before what the writer has read) or 'late' (the last moment
+-- is over).
+-- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, read_up_to = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local floor, not_after = tonumber(ARGV[3]), tonumber(ARGV[4])
 local op, writer, write, body = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -26,8 +28,8 @@ local number = tonumber(is.number)
 if number < read_up_to then return {now, 'rewound'} end
 if not_after > 0 and now > not_after then return {now, 'late'} end
 
--- The id is above the last one even if the clock stands still or goes back. Its second half stays small enough to be
--- packed into 64 bits.
+-- The id is above the last one even if the clock stands still or steps back. The second half of an id is at most 65535, so
+-- that Python can pack an id into 64 bits (position.py).
 local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
 local ms, seq = math.max(now, floor), 0
 if ms <= tonumber(last_ms) then

@@ -1,10 +1,10 @@
--- Begins a log where there is none. A log that nobody could ever restore from, because its founder died before anything
--- was appended, may be replaced by a caller that names it.
+-- Begins a log if there is none. A caller may also name a log that is to be replaced. It is replaced only if its founding is
+-- its only entry: its founder died before anything was appended, and nobody could ever restore from that log.
 -- KEYS: log
--- ARGV: identity, number of the founding entry, least ms of its id, writer, body, identity of the log that may be
---       replaced or ""
--- Returns {id}, or {} where there is a log already
--- Redis refuses it when memory is full, because it needs more.
+-- ARGV: identity of the new log, number of its founding entry, least ms of the id of this entry, writer, body, identity of
+--       the log that may be replaced or ""
+-- Returns {id}, or {} if there is a log already
+-- Redis refuses this script when memory is full, because the script stores an entry.
 local log, identity, number, floor = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local writer, body, instead_of = ARGV[4], ARGV[5], ARGV[6]
 
@@ -16,7 +16,7 @@ if newest then
 end
 redis.call('DEL', log)
 local time = redis.call('TIME')
--- The id is above all that the founder has seen, so every later entry is newer, whatever this clock says.
+-- The id is above all ids that the founder has seen, so the new log has only later ids, whatever the server's clock says.
 local ms = math.max(time[1] * 1000 + math.floor(time[2] / 1000), floor)
 return {redis.call('XADD', log, string.format('%.0f-0', ms), 'log', identity, 'number', number,
   'op', 'founded', 'from', writer, 'write', '', 'body', body)}

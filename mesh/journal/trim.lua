@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Deletes the entries that are in a snapshot. The entry that the snapshot stands at stays, so that a replica which
--- restores from the snapshot can see that it belongs to this log.
+-- Deletes the entries that are in a snapshot, except the last of them. A replica that restores from the snapshot looks for
+-- this last entry, to see that the snapshot belongs to this log.
 -- KEYS: log
 -- ARGV: identity, number and id of the snapshot's position
 -- Returns how many entries were deleted

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Removes a request that is not over yet: from those that wait, or from the stream that it is on. A replica that works on it then
--- has nothing to commit.
--- KEYS: later, books, this attempt, stream, ...   (all possible request streams)
+-- Removes a request that has not ended, from mesh:later or from its stream. If a replica works on the request, its commit is
+-- refused from now on.
+-- KEYS: later, books, key that remembers this attempt, stream, ...   (all possible request streams)
 -- ARGV: key of the request, most entries to look at on one stream, how long to remember this attempt (ms)
--- Returns 1 if it was removed, 0 if it is over
+-- Returns 1 if the request was removed, 0 if it has ended
 local books_key, attempt_key = KEYS[2], KEYS[3]
 local key, most, remembered_ms = unpack(ARGV)
--- The same attempt again: only its answer was lost on the way.
+-- If the attempt is remembered, it has removed the request before, and only its answer was lost on the way.
 if redis.call('EXISTS', attempt_key) == 1 then return 1 end
 
 --[[ ../requests/append.lua ]]

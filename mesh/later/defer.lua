@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Takes a request whose try failed from its stream, and lets it wait for the next one. It keeps the time at which it was
--- sent, and its deadline.
+-- Moves a request whose try failed from its stream to mesh:later, where it waits for its next try. The request keeps the
+-- time at which it was sent, and its deadline.
 -- KEYS: stream, later
--- ARGV: id, consumer, pause (ms), tries so far, error of the last one
--- Returns when it is due (ms), or 0 if this consumer does not have it
+-- ARGV: id, consumer, pause (ms), number of tries so far, error of the last try
+-- Returns when the request is due (ms), or 0 if it is not pending for this consumer
 local stream, later_key = KEYS[1], KEYS[2]
 local id, consumer, pause, tries, reason = unpack(ARGV)
 

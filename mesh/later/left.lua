@@ -1,4 +1,4 @@
--- Takes a request from those that wait. Returns its fields as words; nothing if it does not wait.
+-- Removes a waiting request. Returns its fields as a list of names and values; nothing if no request of this name waits.
 local function left(name)
   if redis.call('ZREM', 'mesh:later', name) == 0 then return end
   local entry_key = 'mesh:later:' .. name

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Takes a request of a paused operation from its stream, and lets it wait until the operation goes on.
+-- Moves a request of a paused operation from its stream to mesh:later, where it waits until the operation is resumed.
 -- KEYS: stream, later, paused operations, parked requests of the operation
 -- ARGV: id, consumer, operation, most requests that may wait
--- Returns parked; goes-on, if the operation is not paused any more; full, if no more may wait; not-mine
+-- Returns parked; goes-on if the operation is no longer paused; full if no more requests may wait; not-mine if the request
+--       is not pending for this consumer
 local stream, later_key, paused_key, parked_key = unpack(KEYS)
 local id, consumer, op, most = unpack(ARGV)
--- A replica learns of a pause, and of its end, some time later.
+-- The replica may not know yet that the pause has ended: it learns of this with its next renewal.
 if redis.call('HEXISTS', paused_key, op) == 0 then return 'goes-on' end
 if redis.call('ZCARD', later_key) >= tonumber(most) then return 'full' end
 

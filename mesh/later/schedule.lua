@@ -1,8 +1,8 @@
--- Records when an operation runs. If live replicas have different definitions, that of the highest epoch counts: of two
--- releases, the one that joined last.
+-- Records the schedule of an operation. If live replicas have different definitions, the one of the replica with the highest
+-- epoch counts. So of two releases, the one that joined last decides.
 -- KEYS: schedules, schedule
--- ARGV: name, epoch, definition, first tick (ms), databases
--- Returns the next tick in ms
+-- ARGV: name, epoch of the replica, definition, first tick (ms), number of databases
+-- Returns the next tick (ms)
 local schedules_key, schedule_key = KEYS[1], KEYS[2]
 local name, epoch, definition, first = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local known, by, next = unpack(redis.call('HMGET', schedule_key, 'definition', 'epoch', 'next'))
@@ -14,7 +14,7 @@ local function is_live(author)
   end
 end
 
--- It has rested, if no live replica had it.
+-- The schedule has an expiry if no live replica ran it until now: see publish.lua.
 redis.call('PERSIST', schedule_key)
 if next and (known == definition or tonumber(by) > epoch and is_live(by)) then
   if known == definition and tonumber(by) < epoch then redis.call('HSET', schedule_key, 'epoch', ARGV[2]) end

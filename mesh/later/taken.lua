@@ -1,29 +1,29 @@
--- Takes a request from its stream.
+-- Acknowledges a request, and removes it from its stream.
 local function leave(stream, id)
   redis.call('XACK', stream, 'workers', id)
   redis.call('XDEL', stream, id)
 end
 
--- Reads a request that is pending for a consumer, so that it can wait elsewhere.
--- Returns its fields as words, the same by name, and its name among those that wait; or nothing. The caller writes it
--- elsewhere, and then calls `leave`.
+-- Reads a request that is pending for a consumer and is to wait in mesh:later.
+-- Returns its fields as a list of names and values, its fields by name, and its name in mesh:later; nothing if it is not
+-- pending for this consumer. The script that uses this stores the request, and then calls `leave`.
 local function taken(stream, id, consumer)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if pending.err or #pending == 0 then return end
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if not entry then return leave(stream, id) end
-  -- Lua can pass some 8000 words to a function; an entry written by hand may have more.
+  -- Lua's `unpack` fails at about 8000 words, and an entry that was written by hand may have more.
   local fields = {unpack(entry[2], 1, 4000)}
   local named = {}
   for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
   if not string.match(named.first or '', '^%d+%-%d+$') then named.first = id end
-  -- The parts of one request have one key, so the first id tells them apart. A request without a caller has a key of its
-  -- own.
+  -- The parts of a request that was forwarded have the same key, so the first id of each becomes a part of its name. A
+  -- request without a caller needs no id in its name, because it has a key of its own.
   local name = named.request or ''
   if (named.reply_to or '') ~= '' or name == '' then name = name .. '@' .. named.first end
-  -- The field `limit` has the name as one word.
+  -- A name has no spaces, because the field `limit` has the name as one word.
   name = string.gsub(name, '%s', '_')
-  -- Requests written by hand may have one key, or a key with spaces.
+  -- Two requests may have the same name by now, if they were written by hand with one key, or with spaces in their keys.
   if redis.call('EXISTS', 'mesh:later:' .. name) == 1 then name = name .. '@' .. id end
   return fields, named, name
 end

@@ -1,11 +1,11 @@
--- Sends the requests of one tick, and sets the time of the next tick in the same step. So a tick happens once, however
--- many replicas try.
+-- Sends the requests of one tick, and sets the time of the next tick in the same step. So a tick is sent once, even if
+-- several replicas try.
 -- KEYS: schedules, schedule, books
--- ARGV: name, tick (ms) that the caller read, following tick (ms), 1 to send or 0 to pass over it, operation, sender,
---       ttl (ms after now, 0: never), body, 1 if the next tick waits for the end of this one's requests,
---       definition that the caller computed with,
---       then to (class or "db<n>"), or "*" and the number of databases: every live database
--- Returns how many requests were sent; -1 if the tick is not due, was dealt with already, or the definition has changed
+-- ARGV: name of the schedule, tick (ms) that the caller has read, following tick (ms), 1 to send or 0 to leave this tick
+--       out, operation, sender, ttl (ms; 0: no deadline), body, 1 to leave this tick out also if a request of the last tick
+--       has not ended, definition from which the caller computed the following tick, and the address: a class or "db<n>";
+--       or "*" (every live database) and the number of databases
+-- Returns how many requests were sent; -1 if the tick is not due or was dealt with already, or if the definition has changed
 local schedules_key, schedule_key, books_key = KEYS[1], KEYS[2], KEYS[3]
 local name, tick, following, sends, op, sender, ttl, body, alone, definition, to = unpack(ARGV, 1, 11)
 local time = redis.call('TIME')
@@ -13,7 +13,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next, known = unpack(redis.call('HMGET', schedule_key, 'next', 'definition'))
 if next ~= tick or known ~= definition or now < tonumber(tick) then return -1 end
 
--- A limit puts a request on its stream anew, or lets it wait. Most entries of the stream that are searched for it:
+-- A request of the last tick may have left the entry that was noted, because its limit appended it again or lets it wait. So
+-- it is also looked for by its key: in mesh:later, and in at most so many entries of its stream.
 local SEARCHED = 1000
 local function has_moved(stream, key)
   if redis.call('ZSCORE', 'mesh:later', key) then return true end
@@ -26,7 +27,8 @@ end
 
 local function key_of(moment, each) return name .. '.' .. moment .. '.' .. each end
 
--- Returns whether a request of the last tick is not over. Its entries are noted as "stream id stream id ...".
+-- Returns whether a request of the last tick has not ended. The schedule notes the entries of these requests as
+-- "stream id stream id ...".
 local function still_runs()
   local last, noted = unpack(redis.call('HMGET', schedule_key, 'last', 'entries'))
   for stream, id in string.gmatch(noted or '', '(%S+) (%S+)') do

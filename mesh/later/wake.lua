@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Moves the requests whose time has come to their streams. Any replica may run it at any moment, also twice.
--- Runs when memory is full, too: the requests were accepted before.
+-- Moves waiting requests that are due to their streams. Any replica may run this script at any moment, also twice.
+-- Also runs when memory is full, because the requests were accepted before.
 -- KEYS: later, schedules, books
 -- ARGV: most requests to move
--- Returns {how many were due, the earliest time (ms) that something is due, or "", the name of one that could not be moved,
--- and why not, or "" and "", the due schedules...}
+-- Returns {how many requests were due, when (ms) a request or a schedule is due next or "", name of a request that could not
+--       be moved or "", why not or "", and then each due schedule}
 local later_key, schedules_key, books_key, most = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 local POSTPONED_MS = 1000
--- These fields of the hash are not for the stream.
+-- Fields of a waiting request that its entry on the stream does not have.
 local OWN = {to = true, ttl = true, parked = true, wants = true, rate = true}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -20,8 +20,8 @@ local options = make_options()
 
 local GONE, WAITS, FAILED = 1, 2, 3
 
--- Ends a request whose deadline has passed while it waited for a place in its lane. If other callers with its idempotency
--- key have more time, it waits on until the latest of their deadlines.
+-- Ends a request whose deadline has passed while it waited for a place in its lane. If other calls with its idempotency key
+-- have later deadlines, the request waits on until the latest of these.
 local function expire(name, about)
   local latest = about.once and options.once.latest(about, now)
   if latest then
@@ -34,7 +34,8 @@ local function expire(name, about)
   return GONE
 end
 
--- Puts a request on its stream, if its limit lets it. Returns FAILED and why if its stream takes no entry.
+-- Puts a request on its stream, if its limit lets it begin. Returns GONE if the request is on its stream now, WAITS if it
+-- waits on, or FAILED and the reason if the stream takes no entry.
 local function put(name, about, words)
   local stream, id = 'mesh:requests:' .. about.to, nil
   local begins = about.rate and options.limits().begin(about.rate)
@@ -53,8 +54,8 @@ local function put(name, about, words)
   return GONE
 end
 
--- Returns whether the deadline of a request has passed. One that is due earlier does not wait for a place, even if somebody
--- has deleted what is known of its lane.
+-- Returns whether the deadline of a request has passed. A request that waits for a place in its lane is due at its deadline.
+-- So a request that is due earlier does not wait for a place. This holds even if somebody has deleted the keys of its lane.
 local function is_late(about)
   local deadline = tonumber(about.deadline or '0') or 0
   return deadline > 0 and deadline <= now
@@ -83,9 +84,9 @@ local failed, reason = '', ''
 local due = redis.call('ZRANGE', later_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
 for i = 1, #due, 2 do
   local name = due[i]
-  -- `more` is what has expired, or why it failed.
+  -- `more` has the fields of a request that has expired, or the reason if the request could not be moved.
   local is_done, outcome, more = pcall(wake, name, due[i + 1])
-  -- A request that cannot be moved, because a key holds another type, holds up no other one.
+  -- If a request cannot be moved, such as because a key holds another type, the other requests are still moved.
   if not is_done then outcome, more = FAILED, outcome end
   if outcome == GONE then
     redis.call('ZREM', later_key, name)

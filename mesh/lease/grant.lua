@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
--- Grants database n: a new epoch, the lease, the class, the roster row. The change of the Redis user follows, where
--- possible in the same transaction.
+-- Grants a database to a replica: writes the new epoch, the lease, the class and the roster row. The caller changes the
+-- Redis user after this script, where possible in the same transaction.
 -- KEYS: epoch, lease, roster row, reply stream, format of the bus, claim of the server (in database 0), expected
--- ARGV: bus, database, replica, lease ttl in ms, all classes, class wanted or "", random number, databases, our claim,
---       our format, how long a holder is expected back (ms), then field, value, ... of the row
--- Returns {epoch, class, now in ms}, or {} when another replica, another mesh or a newer release came first
+-- ARGV: bus database, database, replica, lease ttl (ms), all classes as one word, class wanted or "", random number for the
+--       choice of the class (0: take the class that the fewest replicas have), number of databases, our claim, our format,
+--       how long after its lease a holder is expected back (ms), then field, value, ... of the roster row
+-- Returns {epoch, class, now in ms}, or {} if another replica, another mesh or a newer release came first
 local epoch_key, lease_key, row_key, replies_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local format_key, claim_key, expected_key = KEYS[5], KEYS[6], KEYS[7]
 local bus, database, replica, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
@@ -32,7 +33,7 @@ redis.call('SET', format_key, ARGV[10])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- The epoch is never below the clock, so that an emptied server cannot repeat one.
+-- The epoch is at least the time in ms, so that a server that has lost its data does not grant the same epoch again.
 local epoch = math.max(tonumber(redis.call('GET', epoch_key) or '0') + 1, now)
 
 local function rarest()
@@ -66,8 +67,8 @@ if not class then
   redis.call('SELECT', bus)
 end
 
--- When the first replica comes back to a mesh that had none, the holders of all databases are expected back, except
--- those that had left while others stayed.
+-- If no replica is live, this replica is the first one that comes back. Then the holders of all databases are expected back,
+-- except those that had left while other replicas stayed.
 local function expect_all()
   for n = 0, databases - 1 do
     if redis.call('EXISTS', 'mesh:replica:' .. n) == 1 then return end
@@ -81,8 +82,8 @@ local function expect_all()
 end
 expect_all()
 
--- What the database holds is counted anew: an older release, or a person, may have written there without counting. The
--- bus has too many other keys for that.
+-- Notes anew which keys the database holds, as written.lua explains: an older release, or a person, may have written keys
+-- without a note. The bus database is left out, because it has too many other keys.
 local function count()
   redis.call('SELECT', database)
   local own, set = 'db' .. database .. ':', 'db' .. database .. ':written'
@@ -108,10 +109,12 @@ redis.call('SET', lease_key, text .. ' ' .. replica, 'PX', ttl)
 redis.call('DEL', row_key)
 redis.call('HSET', row_key, 'class', class, 'replica', replica, 'epoch', text, 'state', 'starting',
   'since', string.format('%.0f', now), unpack(ARGV, 12))
--- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
+-- The row ends a third of the ttl after the lease. In that time a successor may take the database, so a gather waits for the
+-- successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + missing_ms)
--- The reply stream exists before the first request. A reply to a sender that is gone does not create it again.
+-- The reply stream is created before the first request, because no reply creates it (NOMKSTREAM). So a reply to a replica
+-- that is gone does not create its stream again.
 redis.call('XDEL', replies_key, redis.call('XADD', replies_key, '*', 'op', 'open'))
 redis.call('PEXPIRE', replies_key, 10 * ttl)
 return {text, class, string.format('%.0f', now)}

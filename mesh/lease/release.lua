@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Gives a lease back. The roster row stays as "left" until it expires; requests to this class or database wait that
--- long for a successor. A mesh that goes on without this replica does not expect it back.
+-- Releases a lease. The roster row stays, with the state "left", until it expires. Until then, requests to this class or
+-- database wait for a successor. If other replicas stay, the mesh does not expect this one back.
 -- KEYS: lease, roster row, request stream of the database, reply stream, submitted, committed, expected
--- ARGV: holder, 1 to release even if requests wait, bus, database, databases
--- Returns 1 released, 0 another replica holds it or it has ended, -1 requests wait
+-- ARGV: holder, 1 to release even if requests wait, bus database, database, number of databases
+-- Returns 1 if the lease was released, 0 if it has ended or another replica holds it, -1 if requests wait
 local lease_key, row_key, requests_key = KEYS[1], KEYS[2], KEYS[3]
 local replies_key, submitted_key, committed_key, expected_key = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local bus, database, databases = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -12,7 +12,7 @@ if ARGV[2] ~= '1' and redis.call('XLEN', requests_key) > 0 then return -1 end
 redis.call('DEL', lease_key, replies_key, submitted_key, committed_key, expected_key)
 redis.call('HSET', row_key, 'state', 'left')
 
--- Whether another replica stays. When all of them leave together, the mesh ends, and expects all of them back.
+-- Returns whether another replica stays. If all replicas leave together, the mesh ends, and expects all of them back.
 local function is_outlived()
   for n = 0, databases - 1 do
     local state = n ~= database and redis.call('HGET', 'mesh:replica:' .. n, 'state')

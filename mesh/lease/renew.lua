@@ -1,14 +1,16 @@
 #!lua flags=allow-oom
--- Renews a lease that this holder still has, with its roster row and reply stream.
--- After the server was emptied the lease is restored: only the user of this epoch can run this script, so no other
--- replica was granted the database since. Without such users there is no proof, and the lease is lost. It is also lost
--- when it may have ended by itself: a renewal can lie in a buffer until its sender is long dead.
--- KEYS: lease, roster row, reply stream, expected, paused operations, the request that this replica drains, later, schedules
--- ARGV: holder ("<epoch> <replica>"), lease ttl in ms, state, 1 if the server enforces isolation, bus, database, class,
---       end of the lease (ms) as the holder knows it, how long it is expected back (ms), then field, value, ... of the
---       whole roster row
--- Returns {1 renewed | 2 restored | 0 lost, now in ms}, and unless it is lost: when (ms) a request or a schedule is due
---       next, or "", 1 if the replica should drain, else 0, and the paused operations
+-- Renews a lease, with its roster row and reply stream, if this holder still has it.
+-- If the server was emptied, the lease is missing, and this script restores it under two conditions. First, the server
+-- enforces isolation. Then only the Redis user of this epoch can run this script, so no other replica was granted the
+-- database since. Second, the lease cannot have ended by itself: a renewal may lie in a buffer until its sender is long
+-- dead. If one of the two does not hold, the lease is lost.
+-- KEYS: lease, roster row, reply stream, expected, paused operations, request that this replica drains, later, schedules
+-- ARGV: holder ("<epoch> <replica>"), lease ttl (ms), state, 1 if the server enforces isolation, bus database, database,
+--       class, end of the lease (ms) as the holder knows it, how long after its lease the holder is expected back (ms),
+--       then field, value, ... of the whole roster row
+-- Returns {outcome, now in ms}. The outcome is 1 (renewed), 2 (restored) or 0 (lost). Unless the lease is lost, more
+--       follows: when (ms) a request or a schedule is due next, or ""; 1 if the replica should drain, else 0; each paused
+--       operation
 local lease_key, row_key, replies_key, expected_key, paused_key, drain_key, later_key, schedules_key = unpack(KEYS)
 local holder, ttl, state, enforced = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local bus, database, class, known_until = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
@@ -27,7 +29,8 @@ elseif found ~= holder then
 end
 redis.call('PEXPIRE', lease_key, ttl)
 redis.call('HSET', row_key, 'state', state, unpack(ARGV, 10))
--- The row outlives the lease by a third: a gather then waits for the successor instead of leaving the database out.
+-- The row ends a third of the ttl after the lease. In that time a successor may take the database, so a gather waits for the
+-- successor instead of leaving the database out.
 redis.call('PEXPIRE', row_key, math.floor(ttl * 4 / 3))
 redis.call('SET', expected_key, class, 'PX', ttl + tonumber(ARGV[9]))
 if redis.call('EXISTS', replies_key) == 0 then

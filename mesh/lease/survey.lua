@@ -1,9 +1,9 @@
 #!lua flags=allow-oom,no-writes
--- Tells a starting replica about the mesh and every database at one moment. Runs as the shared user.
+-- Reads what a starting replica must know of the mesh and of every database, at one moment. The shared Redis user runs it.
 -- KEYS: claim of the server (in database 0), format of the bus
 -- ARGV: bus database, number of databases
--- Returns {claim or "", format of the bus or 0, rows}, one row per database:
---   {number, lease or "", its PTTL, class or "", number of keys, holder's state or "", format or 0}
+-- Returns {claim or "", format of the bus or 0, rows}, with one row for each database:
+--   {number, lease or "", remaining ms of the lease, class or "", number of keys, state of the holder or "", format or 0}
 local claim_key, format_key = KEYS[1], KEYS[2]
 local bus, databases = tonumber(ARGV[1]), tonumber(ARGV[2])
 redis.call('SELECT', 0)
@@ -20,7 +20,7 @@ for n = 0, databases - 1 do
   local class = redis.call('GET', 'db' .. n .. ':class')
   local known = redis.call('GET', 'db' .. n .. ':format')
   local size = redis.call('DBSIZE')
-  -- The claim is not a key of anybody else.
+  -- The claim is a key of the mesh. Without this line it would look as if another program used database 0.
   if n == 0 and claim then size = size - 1 end
   rows[#rows + 1] = {n, lease or '', pttl, class or '', size, state or '', tonumber(known or '0')}
 end

@@ -1,9 +1,10 @@
--- What databases hold, for the scripts that change it. Two sorted sets by the moment (ms) at which something ends:
---   db{n}:written  the keys of database n; "*" stands for keys beyond MOST_NAMED
---   mesh:written   databases; each ends with its last key
+-- Notes what the databases hold. A part of the scripts that change this. There are two sorted sets. The score of a member is
+-- the moment (ms) at which it ends:
+--   db{n}:written  at most MOST_NAMED keys of database n by their names, and "*" for all its other keys
+--   mesh:written   the databases that hold data; each ends with its last key
 local MOST_NAMED = 256
 
--- Lets such a set end with its last element. Returns that moment; nil if there is none.
+-- Sets the expiry of such a set to the moment at which its last member ends. Returns that moment; nil if the set is empty.
 local function end_with_last(set)
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   if last == 'inf' then
@@ -14,9 +15,9 @@ local function end_with_last(set)
   return last
 end
 
--- Notes these keys of the selected database. `unnamed`, unless it is nil, is the moment until which the database has keys
--- beyond these.
--- Returns the moment at which the last of all its keys ends; nil if it has none.
+-- Notes keys of the selected database; `names` is a table by key. `unnamed` is the moment at which the last of its other
+-- keys ends; nil if there are no others.
+-- Returns the moment at which the last of all keys ends; nil if the database has no keys.
 local function note_keys(set, names, unnamed, now)
   local words, n, room = {}, 0, MOST_NAMED - redis.call('ZCARD', set)
   for name in pairs(names) do
@@ -36,7 +37,7 @@ local function note_keys(set, names, unnamed, now)
   return end_with_last(set)
 end
 
--- Notes in the selected bus until when a database holds data; nil: it holds none.
+-- Notes that a database holds data until the moment `last`; nil: it holds none. The bus database must be selected.
 local function note_database(database, last)
   if last then
     redis.call('ZADD', 'mesh:written', last, database)

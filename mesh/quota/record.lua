@@ -1,15 +1,17 @@
 -- Records the outcome of a request that was granted a slot.
 -- ARGV[4]  id of the reservation
--- ARGV[5]  used       the provider took it
---          unsent     it provably never left; its slot is free again
---          uncertain  the provider may have counted it; its slot counts as used, and the next window begins carefully
---          refused    the provider blocks; closed for everybody for ARGV[6] ms
+-- ARGV[5]  used       the provider took the request
+--          unsent     the request was certainly not sent; its slot is free again
+--          uncertain  the provider may have counted the request; its slot counts as used, and the next window begins with
+--                     one request at a time
+--          refused    the provider blocks; nobody is granted a slot for ARGV[6] ms
 -- Returns {recorded, now, taken, reopens, caution}.
 local TOO_SLOW = -1
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- The first successes of a window, one more than there are doubts, prove that both counts agree, unless the provider can
--- have blocked and opened between them. Later successes prove nothing: a count that is behind may be far from full.
+-- Counts a success while there is caution. One success for each doubt, and one more, prove that both counts agree. They must
+-- be the first ones of a window, because later ones prove nothing: a count that is behind may be far from full. They also
+-- prove nothing if the provider can have blocked and opened again between them.
 local function note_success(reserved_at)
   if run == 0 then run_since = reserved_at end
   if run >= 0 then run = run + 1 end
@@ -17,7 +19,7 @@ local function note_success(reserved_at)
   if run >= caution then caution, run, run_since = 0, 0, 0 end
 end
 
--- Absent: recorded before, or its window is over.
+-- Nil if the outcome was recorded before, or if the window of the request is over.
 local send_by = tonumber(redis.call('ZSCORE', held, id) or nil)
 
 if outcome == 'refused' then

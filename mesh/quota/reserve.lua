@@ -12,7 +12,8 @@ if reopens() > 0 then
   if reopens() > now then return answer('closed') end
 end
 
--- One at a time: the others wait while it is on its way.
+-- While there is caution, requests are sent one at a time. The others wait until the present one has an outcome, or can no
+-- longer be sent.
 if caution > 0 and last_send_by() > now then return answer('probing') end
 
 taken = taken + 1

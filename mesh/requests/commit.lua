@@ -118,7 +118,7 @@ local function seldom()
 end
 
 -- Compares the group of expected values that begins at tx[i]. Returns the position after the group; or nil and the reason,
--- if a value has changed.
+-- if a value has changed or the key is not a hash.
 local function unchanged(i)
   local hash, names, values, found = tx[i + 1], tonumber(tx[i + 2]), tonumber(tx[i + 3]), nil
   local last = i + 3 + names
