@@ -1,5 +1,5 @@
 -- Reads a dead letter. Its own fields come first, and `deliveries` is the last of them. All other fields are those of the
--- request or event. A letter of an older release has no field `kind`, so its stream tells whether it is a request or an event.
+-- request or event. A letter of an older release has no field `kind`: its stream tells whether this was a request or event.
 -- Returns the letter's own fields by name, and the position of the first other field.
 local function parse(fields)
   local letter, i = {}, 1

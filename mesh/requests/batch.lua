@@ -1,8 +1,9 @@
--- Reads the words of a batch into `words`, and its length in bytes into `bytes`. A part of commit.lua and submit.lua.
--- The argument number PLACE is one JSON list with the words of all items of the batch: transactions, or groups of requests.
--- One list costs less than an argument for each word, and half as much as a list for each item.
--- The first word of an item is the number of its words, with this one. A long word is null in the list. The long words
--- follow as arguments, in the same order, because reading them as JSON takes several times as long.
+-- Reads the words of a batch into `words`, and the length of the batch in bytes into `bytes`. A part of commit.lua and
+-- submit.lua. An item of a batch is a transaction, or a group of requests.
+-- The argument number PLACE is one JSON list with the words of all items. One list costs less than an argument for each
+-- word, and half as much as a list for each item. The first word of an item is the number of its words, this word included.
+-- In place of a long word the list has null. The long words are the arguments after the list, in the same order, because
+-- reading them as JSON takes several times as long.
 local words, bytes = cjson.decode(ARGV[PLACE]), #ARGV[PLACE]
 if #ARGV > PLACE then
   local long = PLACE

@@ -1,14 +1,15 @@
 #!lua
--- Applies a batch of transactions. For each it makes the sends and the writes, answers the caller, acknowledges the request
--- and counts it in the books. Redis cannot roll a script back. So the script checks all that can make a transaction fail
--- before the first write of that transaction. A transaction that does not pass changes nothing.
--- The script has three variants (see scripts.py). When memory is full, the server refuses the complete one. When the batch
--- would exceed `maxmemory`, room.lua refuses it. Then the link sends the batch to the variant for a full memory
--- (`allow-oom`). That variant applies only the transactions that store nothing more. They finish requests that were accepted
--- before, and that frees memory. The plain variant lacks commit_seldom.lua; submit.lua says why.
+-- Applies a batch of transactions. For each transaction, the script makes the sends and the writes, answers the caller,
+-- acknowledges the request and counts it in the books. Redis cannot roll a script back. So the script checks all that can
+-- make a transaction fail before the first write of that transaction. If a check fails, the transaction changes nothing.
+-- The script has three variants (see scripts.py). When memory is full, the server refuses the complete variant. When the
+-- batch would exceed `maxmemory`, room.lua refuses the batch. Then the link sends the batch to the variant for a full memory
+-- (`allow-oom`). That variant applies only the transactions that store nothing more. Such transactions finish requests that
+-- were accepted before, and so they free memory. The plain variant lacks commit_seldom.lua; submit.lua says why.
 -- KEYS: lease, books, committed
 -- ARGV: holder, how long to keep the result of the batch (ms), database, bus database, consumer, number of the batch, and
---       the words of all transactions, as batch.lua reads them. The words of a transaction, after their number:
+--       the words of all transactions, as batch.lua reads them. The first word of a transaction is the number of its words.
+--       The others are:
 --   stream, id            of the request; both are "" for a transaction that the replica makes without a request
 --   reply stream, key, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits
 --   number of groups of expectations, number of writes, number of sends
@@ -19,11 +20,12 @@
 --                 then all names must be absent.
 --                 Or "1r" (own key) or "0r" (shared key), and a reading command with its answer: see commit_answers.lua.
 --   write         "1" (own keys), "0" (shared keys) or "2" (own keys that are only read), and in the same word one check for
---                 each leading key. Then the number of words of the command, and these words: verb, key, ... A verb in small
---                 letters is one of commit_verbs.lua. The checks are made before the first write:
+--                 each of the command's first keys, such as "1 hash zset". Then the number of words of the command, and
+--                 these words: verb, key, ... A verb in small letters is one of commit_verbs.lua.
+--                 The checks, which the script makes before the first write:
 --                   a type      the key is absent or has this type
---                   "integer"   the key is a string that the command can increase
---                   "field"     the key is a hash with a field that the command can increase
+--                   "integer"   the key is absent, or a string that the command can increase
+--                   "field"     the field is absent, or the command can increase it; the key is a hash
 --                   "bounded"   the key is the sorted set of waiting requests, and has room
 --                   "placed"    a request with the options of the verb `place` can be sent now
 --                   "any"       no check
@@ -35,10 +37,10 @@ local holder, remembered_ms, database, bus = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local consumer, batch = ARGV[5], ARGV[6] .. ' '
 local memory_is_full = false
 local held, before = unpack(redis.call('MGET', lease_key, committed_key))
--- A missing lease may not be lost. If the server was emptied, the next renewal restores the lease or finds it lost.
+-- A missing lease is not always lost: if the server was emptied, the next renewal may restore the lease.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
--- A batch that comes again was applied before, and only its answer was lost on the way.
+-- If this batch was applied before, only its answer was lost on the way: return the stored answer.
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
 -- SELECT costs as much as any other command, so the script changes to the bus database as seldom as it can. It looks up the
@@ -51,8 +53,8 @@ local function go_to(number)
   end
 end
 
--- Selects the database of an expectation or a write. The first byte of its first word is "0" for shared keys, which are in
--- the bus database. It is "1" for own keys, and "2" for own keys that are only read.
+-- Selects the database of an expectation or a write; `word` is its first word. The word begins with "0" for shared keys,
+-- which are in the bus database. It begins with "1" for own keys, and with "2" for own keys that are only read.
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
@@ -109,7 +111,7 @@ local kept = {}
 
 -- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
 -- much again to free its memory later. So the functions that few transactions need are created together, when one of them is
--- needed for the first time. For the same reason, code that is used in one place only is no function.
+-- needed for the first time. For the same reason, code that is used in one place only is not put into a function.
 --[[ commit_seldom.lua ]]
 local created
 local function seldom()
@@ -137,7 +139,7 @@ local function unchanged(i)
 end
 
 -- By the first word of a write: the list of checks that this word names. `is_special` says whether a check needs more than
--- the type of a key. Many writes begin with the same word, so it is parsed once.
+-- the type of a key. Many writes begin with the same word, so each word is parsed once.
 local checks = {}
 -- Checks all that can make a write fail, before the first write, because Redis cannot roll a script back. verbs.py has
 -- already checked what can be checked without the database.
@@ -170,9 +172,9 @@ local function possible(first, count)
 end
 
 -- The sorted set db<n>:written says which keys the own database holds, and until when (see lease/written.lua). For this set,
--- `touched` collects the own keys that the batch writes. The keys of `set-all` are not collected: `unnamed` is the latest
--- moment (ms) at which one of them ends. `is_known` is true if the set already says that the database holds data without an
--- end, in keys that it does not name. Then nothing needs to be collected.
+-- `touched` collects the own keys that the batch writes. The keys of the verb `set-all` are not collected: `unnamed` is the
+-- moment (ms) at which the last of these keys ends. `is_known` is true if the set already says that the database holds data
+-- without an end, in keys that the set does not name. Then nothing needs to be collected.
 local set = 'db' .. database .. ':written'
 local touched, unnamed, is_known = {}, nil, nil
 
@@ -262,7 +264,7 @@ for number = 1, #heads do
     local stream = tx[head + 1]
     if tx[head + 3] ~= '' then
       local call = tx[head + 13] == '' and no_call or {'call', tx[head + 13]}
-      -- XADD fails if the key is not a stream. Then no caller can read there, and the other replies are still written.
+      -- XADD fails if the key is not a stream. Then no caller can read a reply there. The other replies are still written.
       redis.pcall('XADD', tx[head + 3], 'NOMKSTREAM', '*', 'request', tx[head + 4], 'op', tx[head + 5], 'from', consumer,
         'status', tx[head + 6], 'forwards', tx[head + 7], 'body', tx[head + 8], 'asked', tx[head + 2],
         'took_us', tx[head + 12], 'db', database, unpack(call))
@@ -271,7 +273,7 @@ for number = 1, #heads do
     if stream ~= '' then
       local ids = ids_of[stream] or {}
       ids[#ids + 1], ids_of[stream] = tx[head + 2], ids
-      -- The status is "deadline" if the handler has found that the deadline of the request has passed.
+      -- The status is "deadline" if the handler has found that the deadline has passed: the request counts as expired.
       if tx[head + 6] == 'deadline' then expired = expired + 1 else answered = answered + 1 end
     end
   end

@@ -2,8 +2,8 @@
 -- There `tx` has, from position `at`: how to compare (list, set or hash), number of elements of the handler's answer, number
 -- of words of the command, the words of the command, and the elements.
 local function make_answers()
-  -- By command: the command that counts the members of the key, and how many elements of the answer each member makes. A key
-  -- with another number of members is not read, because it may have grown beyond all bounds.
+  -- By reading command: the command that counts the members of its key, and how many elements of the answer each member
+  -- makes. If the number of members has changed, the key is not read, because it may have grown beyond all bounds.
   local counts = {HGETALL = 'HLEN', SMEMBERS = 'SCARD'}
   local per_count = {HGETALL = 2, SMEMBERS = 1}
 

@@ -23,7 +23,7 @@ local function wrong_field(k)
   return wrong or wrong_counter(name, redis.call('HGET', tx[k], tx[k + 1]), tx[k + 2])
 end
 
--- A stream takes no more entries when its last id is the highest id that there can be.
+-- A stream takes no more entries when its last id is the highest possible id.
 local function wrong_stream(key)
   local wrong = wrong_type(key, 'stream')
   if wrong or redis.call('EXISTS', key) == 0 then return wrong end
@@ -37,7 +37,7 @@ end
 
 -- How many of the requests that were checked so far will wait in mesh:later.
 local delayed = 0
--- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, and tx[k + 2] its most members.
+-- Checks that one more request may wait. tx[k] is the sorted set of waiting requests, which has at most tx[k + 2] members.
 local function wrong_size(k)
   local wrong = wrong_type(tx[k], 'zset')
   if wrong or redis.call('ZCARD', tx[k]) + delayed >= tonumber(tx[k + 2]) then return wrong or 'too-many ' .. tx[k] end

@@ -31,7 +31,7 @@ local function keep(first)
   if not before or tonumber(before) < tonumber(ms) then kept[at][key] = ms end
 end
 
--- By verb: true if the verb removes data. Services add verbs of their own.
+-- By verb: true if the verb removes data. Services add their own verbs to this table.
 local frees = {}
 
 --[[ commit_verbs.lua ]]
@@ -43,9 +43,9 @@ function seldom.verbs()
   return verbs
 end
 
--- Returns whether a transaction needs more memory than it frees. A reply of at most MOST_REPLY bytes does not count. Neither
--- do sends in answer to a request, because the entry of that request is removed. The writes may store as many bytes as they
--- remove, so that sweeps go on when memory is full.
+-- Returns whether a transaction needs more memory than it frees. A reply of at most MOST_REPLY bytes does not count. If the
+-- transaction ends a request, its sends do not count, because the entry of the request is removed. The writes may store as
+-- many bytes as they remove, so that sweeps go on when memory is full.
 local MOST_REPLY = 256 * 1024
 function seldom.adds(first, writes, sends)
   if #tx[head + 8] > MOST_REPLY or (sends > 0 and tx[head + 1] == '') then return true end
@@ -72,7 +72,7 @@ end
 
 local SEND, sendable = 8, {}
 -- Makes the sends of a transaction, all or none. Returns the reason if one of them is not possible. Sends are made before
--- the writes, because the script can undo a send.
+-- the writes, because the script can undo a send, but not a write.
 function seldom.send(first, count)
   go_to(bus)
   local last, done = first + (count - 1) * SEND, {}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Removes requests whose callers no longer wait, or whose deadlines have passed. They have no effect. Each is counted once,
--- even if several replicas remove it.
+-- Removes requests before they have an effect: their callers no longer wait, or their deadlines have passed. Each request is
+-- counted once, even if several replicas try to remove it.
 -- KEYS: books
 -- ARGV: JSON list of {stream, id, outcome, option}. The outcome is "expired" or "cancelled". The option is:
 --         false                             the request has no options

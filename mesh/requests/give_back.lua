@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Leaves a request pending for which there is no room. The replica no longer keeps it alive, so after a while a consumer
--- claims it and tries again. The present delivery does not count.
+-- Leaves a request pending, because there is no room for it. The replica no longer keeps the request alive, so after a while
+-- a consumer claims it and tries again. The present delivery does not count.
 -- KEYS: stream
 -- ARGV: consumer, id
 -- Returns 1; 0 if the entry is gone, or pending for another consumer

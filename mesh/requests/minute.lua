@@ -10,7 +10,7 @@ local books_key, minutes_key = KEYS[1], KEYS[2]
 local counts = corrected(books_key, 3)
 local now = redis.call('TIME')[1]
 local id = string.format('%.0f-0', (now - now % 60) * 1000)
--- XADD refuses an id that is not higher than the last id of the stream, such as that of the same minute.
+-- XADD refuses an id that is not higher than the last id of the stream. So a second entry for the same minute is refused.
 local added = redis.pcall('XADD', minutes_key, 'MAXLEN', '~', ARGV[1], id, 'accepted', counts[1], 'answered', counts[2],
   'expired', counts[3], 'cancelled', counts[4], 'dead', counts[5], 'lost', counts[6], 'in_flight', counts[7],
   'waiting', counts[8])

@@ -7,7 +7,7 @@
 --   stream, id              where the request is: its entry on a stream, or "mesh:later" and its name while it waits
 --   caller:{name}           "<deadline in ms, or 0> <reply stream>" of each call that waits; {name} is that call's own name
 --   sent                    the request was also sent without a caller, so it goes on when no call waits any more
---   later:
+--   once the request is answered:
 --   body, from, asked, db   fields of the reply
 local once = {}
 
@@ -34,9 +34,9 @@ function once.find(op, key)
   end
 end
 
--- Looks for an earlier request with the key of a new one. `sha` is the SHA-1 of the new one's body. Returns what `find`
--- returns, if the new one gets the answer of the earlier request; nothing if the key is free; or nil, a code, and what the
--- code is about, if the new one is refused.
+-- Decides about a new request with a key; `sha` is the SHA-1 of its body. Returns nothing if the key is free. Returns what
+-- `find` returns if the new request is to get the answer of an earlier one. Returns nil, a code, and what the code is about
+-- if the new request is refused.
 function once.check(op, key, sha)
   local known = once.find(op, key)
   if not known then return end
@@ -61,7 +61,7 @@ function once.open(op, key, sha, request, stream, id, keep, ms, wait_ms)
   hold(name, keep, ms or YEAR_MS + (wait_ms or 0))
 end
 
--- Notes that a call waits for the answer on its reply stream. If `stream` is "", it was a send, and nobody waits.
+-- Notes that a call waits for the answer on its reply stream. A `stream` of "" stands for a send, for which nobody waits.
 function once.wait(op, key, request, deadline, stream)
   if stream == '' then
     redis.call('HSET', key_of(op, key), 'sent', '1')
@@ -101,7 +101,7 @@ function once.ended(fields, answer, keeps)
   end
 end
 
--- Notes where a request is from now on, and lets it hold its key for `keep` after at least `ms` from now. `ms` is nil if the
+-- Notes where a request is from now on. Its key then expires no earlier than `ms` and `keep` from now. `ms` is nil if the
 -- request has no deadline.
 function once.moved(fields, stream, id, ms)
   if not held(fields) then return end
@@ -121,8 +121,8 @@ function once.leave(op, key, request)
   return facts.stream, facts.id
 end
 
--- Returns the latest deadline (ms) of all calls that wait for a request; "0" if it has to go on without a deadline; nothing
--- if all these deadlines have passed.
+-- Returns the latest deadline (ms) of all calls that wait for a request; "0" if the request must go on without a deadline;
+-- nothing if all deadlines have passed.
 function once.latest(fields, now)
   local facts = held(fields)
   if not facts then return end

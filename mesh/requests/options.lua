@@ -29,8 +29,8 @@ local function make_options()
   end
 
   -- Frees the idempotency key of a request that ends, and its place in its lane. `answer` has the fields status, body, from,
-  -- asked and db of the reply, and goes to all other calls that wait for it; nil: there is none. With `keeps`, later calls
-  -- with the key get the answer, too.
+  -- asked and db of the reply, and goes to all other calls that wait for the request; nil if there is no answer. With
+  -- `keeps`, later calls with the key get the answer, too.
   function options.ended(fields, answer, keeps)
     if not options.has(fields) then return end
     if fields.once then once.ended(fields, answer, keeps) end
@@ -38,7 +38,8 @@ local function make_options()
   end
 
   -- Notes where a request is from now on: the entry `id` of a stream; or, with the stream "mesh:later", the waiting request
-  -- with the name `id`. It holds its idempotency key for at least `ms` from now; nil if it has no deadline.
+  -- with the name `id`. Its idempotency key then expires no earlier than `ms` from now. `ms` is nil if the request has no
+  -- deadline.
   function options.moved(fields, stream, id, ms)
     if not options.has(fields) then return end
     if fields.once then once.moved(fields, stream, id, ms) end

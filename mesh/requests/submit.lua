@@ -1,33 +1,34 @@
 #!lua
 -- Puts groups of requests on their streams. Of each group, the script submits all requests or none. It submits none if one
 -- of them is refused, for example because its address has no live replica or a full queue.
--- The script has three variants (see scripts.py). When memory is full, the server refuses the complete one. When the batch
--- would exceed `maxmemory`, room.lua refuses it. Then the link sends the batch to the variant for a full memory
--- (`allow-oom`). It submits the groups that only read, and refuses the others. The plain variant lacks submit_seldom.lua,
--- and runs for batches of calls without options. It has fewer functions: Lua's garbage collector walks, again and again,
--- through all functions that the server has loaded.
+-- The script has three variants (see scripts.py). When memory is full, the server refuses the complete variant. When the
+-- batch would exceed `maxmemory`, room.lua refuses the batch. Then the link sends the batch to the variant for a full memory
+-- (`allow-oom`). That variant submits the groups that only read, and refuses the others. The plain variant lacks
+-- submit_seldom.lua, and runs for batches of calls without options. It saves time, because Lua's garbage collector walks,
+-- again and again, through all functions that the server has loaded.
 -- KEYS: lease (of a client: its presence), books, submitted
 -- ARGV: holder, how long to keep the result of the batch (ms), number of databases, most requests on a stream, sender, reply
 --       stream, how many requests a replica works on at once, number of the batch, and the words of all groups, as batch.lua
---       reads them. The words of a group, after their number:
+--       reads them. The first word of a group is the number of its words. The others are:
 --   number of requests       negative if all requests of the group only read; 0 for one request that nobody waits for
 --   further fields           of all entries of the group, in one word: see further_fields.lua
 --   to, op, key, ttl, body   of each request
--- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last one means
--- the live databases that may have something, by their filter of this name. Each two numbers name a pair of its bits: see
--- filters.py.
--- The ttl is the time until the deadline (ms), or 0 for no deadline. A request that nobody waits for has this instead:
---   "0"                                       it begins at once
+-- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last form means
+-- the live databases whose filter of this name shows that they may have something. Each two numbers stand for two bits of
+-- the filter: see filters.py.
+-- The ttl is the time until the deadline (ms), or 0 for no deadline. A request that nobody waits for has one of these
+--   instead: "0"                                       it begins at once
 --   "<most waiting requests> <due>"           it begins when it is due: at "<ms>" (Unix time), or "+<ms>" from now
 --   "<most waiting requests> <due> <limit>"   it has a limit, too
 -- A request with options is a group of its own. Its options follow the ttl as JSON, such as "5000 {...}":
 --   once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
 --   limit, most       limit as limits.lua reads it, and how many requests may wait in all
---   due, most         when a request begins that nobody waits for and that has an idempotency key
+--   due, most         due time, and how many requests may wait in all; only for a request that nobody waits for and that has
+--                     an idempotency key
 -- Returns a JSON list with one item per group:
 --   [id, ...]                         the ids of its entries
 --   [{"db<n>": id, ...}, [n, ...] ]   of a gather: the ids by database, and the databases that hold data and are left out
---   [""]                              of a request that waits until it is due, or whose answer is on its way
+--   [""]                              of a request that waits until it is due, or whose stored answer is on its way
 --   {"error": code, "about": what}    of a group that is refused
 -- A call whose idempotency key belongs to an earlier request has the id of that request. A request with options that has to
 -- wait has "@" and its name in place of an id.
@@ -39,7 +40,7 @@ local WORDS, GATHER = 5, 42
 local memory_is_full = false
 
 local held, before, clock = unpack(redis.call('MGET', lease_key, submitted_key, 'mesh:clock'))
--- A missing lease may not be lost. If the server was emptied, the next renewal restores the lease or finds it lost.
+-- A missing lease is not always lost: if the server was emptied, the next renewal may restore the lease.
 if not held then return redis.error_reply('LEASEGONE there is no lease at the moment') end
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
@@ -85,15 +86,15 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Returns how long (ms) the oldest request of a class that no replica has read has waited. Returns 0 while the replicas of
--- the class work on less than half of the requests that they can work on at once: then they have room, or do not run.
+-- Returns how long (ms) the next unread request of a class has waited. Returns 0 while the replicas of the class work on
+-- less than half of the requests that they can work on at once: then they have room for more, or they do not run.
 local function delay_of(class)
   local stream = 'mesh:requests:' .. class
   local found, group = redis.pcall('XINFO', 'GROUPS', stream), {}
   local flat = not found.err and found[1] or {}
   for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
   local last, members = group['last-delivered-id'], 0
-  -- A live class has at least one replica. If half of what one can do is not reached, the replicas need not be counted.
+  -- A live class has at least one replica. While even one replica would have room, the replicas need not be counted.
   if not last or group.pending < concurrency / 2 then return 0 end
   local next = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
   if not next then return 0 end
@@ -104,10 +105,10 @@ local function delay_of(class)
   return now - tonumber(string.match(next[1], '^%d+'))
 end
 
--- Returns whether a queue is full for one more request with this ttl. The queue of a class is full when its oldest request
--- has waited for more than a tenth of the ttl. In a growing queue, a new request waits several times as long as the oldest
--- one has waited so far. If requests waited for a whole ttl, each would begin just before its deadline, and none would be
--- finished. The stream of a database has one worker, so only its length is bounded.
+-- Returns whether a queue is full for one more request with this ttl. The queue of a class is full when its next unread
+-- request has waited for more than a tenth of the ttl. In a growing queue, a new request waits several times as long as the
+-- next unread one has waited so far. If requests waited for a whole ttl, each would begin just before its deadline, and none
+-- would be finished. The stream of a database has one worker, so only its length is bounded.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
@@ -123,7 +124,7 @@ end
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- By the word that has a request's ttl: the deadline of the request, and its options.
+-- By ttl of a request, as the word in ARGV: the deadline of the request, and its options.
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
@@ -136,7 +137,8 @@ local function refused(first, last, only_reads)
     end
     local with = options[ttl]
     if with and with.once then
-      -- `known` is set for each request anew, because two operations share one table `with` if their words are equal.
+      -- Two requests share one table `with` if their words are equal, even if they call different operations. So `known` is
+      -- set anew for each request.
       with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end

@@ -10,7 +10,7 @@ function seldom.read_options(word)
   return ttl
 end
 
--- The databases that hold data. Commits write down what they hold; see lease/written.lua.
+-- The databases that hold data, as the commits there have noted; see lease/written.lua.
 local written
 local function holding()
   written = written or redis.call('ZRANGEBYSCORE', 'mesh:written', '(' .. now, '+inf')
@@ -37,7 +37,8 @@ local function holds_data(n)
   return false
 end
 
--- By name of a roster field and database: the class in the roster row, and the field. All gathers of a batch share them.
+-- By roster field and database: the class of the database and the value of the field, both from its roster row. All gathers
+-- of a batch share these, so that a row is read once.
 local rows = {}
 local function row_of(n, field)
   local row = rows[field .. n]
@@ -48,8 +49,8 @@ local function row_of(n, field)
   return row[1], row[2]
 end
 
--- Returns whether a gather asks a database: it is live, and may have what the gather looks for. The database has none of
--- that if its filter lacks a bit of each pair. A live database that names no filter is asked. A filter without its last bit
+-- Returns whether a gather asks a database: it is live, and may have what the gather looks for. A live database without a
+-- filter is asked. A database is not asked if its filter lacks at least one bit of each pair. A filter without its last bit
 -- does not count, because its key has ended or somebody has deleted it. Then the database is asked if it holds any data.
 local function may_have(n, field, pairs_of_bits)
   local class, named = row_of(n, field)
@@ -62,7 +63,7 @@ local function may_have(n, field, pairs_of_bits)
   return false
 end
 
--- By address of a gather: the live databases that the gather asks, such as "db3".
+-- By address of a gather: the live databases that the gather asks, as a list such as {"db3", "db5"}.
 local asked = {}
 -- Returns the live databases that a gather asks, and the databases that hold data and whose holder is expected back.
 function seldom.all(to)
@@ -118,8 +119,8 @@ local function put_everywhere(at, to, key)
   return ids, left_out
 end
 
--- Submits a request. If an earlier request has its idempotency key, the caller gets the answer to that one instead. Returns
--- the id of the request whose answer the caller gets; "" if the earlier request is answered already.
+-- Submits a request. If an earlier request has the same idempotency key, the caller gets its answer instead. Returns the id
+-- of the request whose answer the caller gets; "" if that request is answered already.
 local function put_or_join(at, to, key, reply_to)
   local op, ttl = groups[at + 1], groups[at + 3]
   local with = options[ttl]
@@ -144,7 +145,7 @@ end
 
 local function forbidden(failed) return {error = 'forbidden', about = failed.err} end
 
--- Stores a request that nobody waits for until it is due. The address of the request needs no live replica until then.
+-- Stores a request without a caller until it is due. The address of the request needs no live replica until then.
 local function put_later(at, most, due, limit)
   if memory_is_full then return {error = 'full', about = ''} end
   if seldom.waiting_are_full(most) then return {error = 'too-many', about = ''} end
@@ -156,7 +157,7 @@ local function put_later(at, most, due, limit)
   return {''}
 end
 
--- Submits a request that nobody waits for, and returns its item of the result.
+-- Submits a request without a caller, and returns its item of the result.
 function seldom.send(at)
   local most, due, limit = string.match(groups[at + 3], '^(%d+) (%+?%d+) ?(.*)$')
   if due then return put_later(at, most, due, limit) end

@@ -5,12 +5,12 @@
 -- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
 -- Returns how many were removed; -1 if this is the plain variant, and the complete script has to run instead
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
--- One sweep looks for places of requests that are gone in so many lanes, and at so many places in all. A place takes about
+-- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
 -- 2 µs.
 local LANES, PLACES = 100, 1000
 
--- The plain variant of this script (see scripts.py) lacks the next part, and is enough if there is nothing to remove and no
--- lane. If there is, it returns -1.
+-- The plain variant of this script (see scripts.py) lacks the next part. It is enough if there is nothing to remove and no
+-- lane; else it returns -1.
 local is_complete = false
 -- What few sweeps need.
 --[[ append.lua ]]
