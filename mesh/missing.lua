@@ -1,5 +1,5 @@
 #!lua flags=allow-oom,no-writes
--- Reads the missing databases at one moment: they are not live, and they hold data or their holder is expected back.
+-- Reads, at one moment, the databases that are not live, and that hold data or whose holder is expected back.
 -- KEYS: written
 -- ARGV: number of databases
 -- Returns one row for each: {database, its class if its holder is expected back or else "", 1 if it holds data or else 0}

@@ -86,7 +86,7 @@ local function replay(id, fields)
 end
 
 local replayed, gone, after, wrong = walk(11, replay)
--- Each replayed request counts as accepted once more. Its former end still counts as dead.
+-- The books count each replayed request as accepted once more. They still count it as dead, because it was given up before.
 if requests > 0 then redis.call('HINCRBY', books_key, 'accepted', requests) end
 if replayed + gone > 0 or wrong ~= '' then
   record(8, 'dead letters replayed', ids, replayed .. ' replayed, ' .. gone .. ' gone', wrong)

@@ -1,6 +1,6 @@
--- Calls `act(id, fields)` for each chosen letter. The call names the letters by their ids, or it chooses all letters with
--- one reason and one stream between two ids. The script reads one letter at a time, because a body may be large. A walk is
--- bounded, and ends early if `act` returns a text: why the letter cannot be dealt with.
+-- Calls `act(id, fields)` for each chosen letter. Letters are chosen by their own ids; or all letters between two ids that
+-- have one reason and one stream. The script reads one letter at a time, because a body may be large. The length of a walk
+-- is bounded. The walk ends early if `act` returns a text, which says why a letter cannot be dealt with.
 -- ARGV 1 to 6: id after which to begin ("-": the first letter), last id, most letters to act on, most letters to look at,
 --       reason, stream
 -- The ids of named letters are ARGV[named] and all later arguments. If there are none, the reason and the stream choose.

@@ -4,9 +4,9 @@ local function leave(stream, id)
   redis.call('XDEL', stream, id)
 end
 
--- Reads a request that is pending for a consumer and is to wait in mesh:later.
+-- Reads a request that is pending for a consumer, before the script stores it elsewhere and then calls `leave`.
 -- Returns its fields as a list of names and values, its fields by name, and its name in mesh:later; nothing if it is not
--- pending for this consumer. The script that uses this stores the request, and then calls `leave`.
+-- pending for this consumer.
 local function taken(stream, id, consumer)
   local pending = redis.pcall('XPENDING', stream, 'workers', id, id, 1, consumer)
   if pending.err or #pending == 0 then return end

@@ -2,8 +2,8 @@
 -- Renews a lease, with its roster row and reply stream, if this holder still has it.
 -- If the server was emptied, the lease is missing, and this script restores it under two conditions. First, the server
 -- enforces isolation. Then only the Redis user of this epoch can run this script, so no other replica was granted the
--- database since. Second, the lease cannot have ended by itself: a renewal may lie in a buffer until its sender is long
--- dead. If one of the two does not hold, the lease is lost.
+-- database since. Second, the lease cannot have ended by itself before now. This matters because a renewal may lie in a
+-- buffer until its sender is long dead. If a condition does not hold, the lease is lost.
 -- KEYS: lease, roster row, reply stream, expected, paused operations, request that this replica drains, later, schedules
 -- ARGV: holder ("<epoch> <replica>"), lease ttl (ms), state, 1 if the server enforces isolation, bus database, database,
 --       class, end of the lease (ms) as the holder knows it, how long after its lease the holder is expected back (ms),

@@ -1,5 +1,5 @@
--- Notes what the databases hold. A part of the scripts that change this. There are two sorted sets. The score of a member is
--- the moment (ms) at which it ends:
+-- Notes what the databases hold. A part of grant.lua and commit.lua. There are two sorted sets. The score of a member is the
+-- moment (ms) at which the member ends:
 --   db{n}:written  at most MOST_NAMED keys of database n by their names, and "*" for all its other keys
 --   mesh:written   the databases that hold data; each ends with its last key
 local MOST_NAMED = 256
@@ -15,7 +15,7 @@ local function end_with_last(set)
   return last
 end
 
--- Notes keys of the selected database; `names` is a table by key. `unnamed` is the moment at which the last of its other
+-- Notes keys of the selected database: the keys of the table `names`. `unnamed` is the moment at which the last of the other
 -- keys ends; nil if there are no others.
 -- Returns the moment at which the last of all keys ends; nil if the database has no keys.
 local function note_keys(set, names, unnamed, now)

@@ -9,9 +9,9 @@
 local TOO_SLOW = -1
 local id, outcome, retry_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- Counts a success while there is caution. One success for each doubt, and one more, prove that both counts agree. They must
--- be the first ones of a window, because later ones prove nothing: a count that is behind may be far from full. They also
--- prove nothing if the provider can have blocked and opened again between them.
+-- Counts a success while there is caution. One success for each doubt, and one more, prove that the provider's count and
+-- ours agree. Only the first successes of a window prove this: at later ones, a count that is behind may be far from full.
+-- The first ones prove nothing either if the provider can have blocked and opened again between them.
 local function note_success(reserved_at)
   if run == 0 then run_since = reserved_at end
   if run >= 0 then run = run + 1 end

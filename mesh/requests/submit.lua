@@ -16,8 +16,8 @@
 -- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last form means
 -- the live databases whose filter of this name shows that they may have something. Each two numbers stand for two bits of
 -- the filter: see filters.py.
--- The ttl is the time until the deadline (ms), or 0 for no deadline. A request that nobody waits for has one of these
---   instead: "0"                                       it begins at once
+-- The ttl is the time until the deadline (ms), or 0 for no deadline. Instead, a request that nobody waits for has one of:
+--   "0"                                       it begins at once
 --   "<most waiting requests> <due>"           it begins when it is due: at "<ms>" (Unix time), or "+<ms>" from now
 --   "<most waiting requests> <due> <limit>"   it has a limit, too
 -- A request with options is a group of its own. Its options follow the ttl as JSON, such as "5000 {...}":

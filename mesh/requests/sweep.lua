@@ -3,7 +3,7 @@
 -- in lanes of requests that are gone.
 -- KEYS: books, stream, ...
 -- ARGV: how long after its deadline a request is removed (ms), most entries to look at on one stream
--- Returns how many were removed; -1 if this is the plain variant, and the complete script has to run instead
+-- Returns how many were removed; -1 if the plain variant has found work for which the complete script has to run
 local books_key, grace, most, ended = KEYS[1], tonumber(ARGV[1]), ARGV[2], 0
 -- How many lanes one sweep searches for places of requests that are gone, and how many places in all. A place takes about
 -- 2 µs.
