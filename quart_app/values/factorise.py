@@ -17,12 +17,11 @@ PARI (`cypari`, with wheels for x86_64 and arm64, takes 7 MB of memory) is under
 MIT licence. So PARI is an extra: `pip install quart-mesh[pari]`. Without the extra, FLINT does PARI's work, and takes
 1.2 to 4 times as long between 20 and 60 digits. An image that contains the extra may be passed on under the GPL only.
 
-Every result is checked: the product of the factors is n, and every factor passes FLINT's test for primes. Below 2^81
-the test is a proof. Above, it is a BPSW test. GMP's test, which is other code, has found such a factor prime before.
+Every result is checked: the product of the factors is n, and each factor passes FLINT's test: below 2^81 a proof, above
+a BPSW test. GMP's test, which is other code, has found such a factor prime before.
 
-The work can be done in steps (`begin`, `advance`). Each step takes the state of a factorisation as a plain value, and
-returns the new state. So another process can do a step, curves can stop at a deadline, and a caller can see how far the
-factorisation is.
+The work can be done in steps (`begin`, `advance`). Each step takes and returns the state of the work as a plain value.
+So another process can do a step, curves can stop at a deadline, and a caller can see how far the work is.
 """
 
 from __future__ import annotations
@@ -48,11 +47,9 @@ TRIAL_SQUARE = 7919**2
 
 WORD_BITS = 64
 _WORD = 1 << WORD_BITS
-#: From this size on, a number is tested before the search for its factors. If the number is prime, the test takes half
-#: as long as the search.
+#: From this size on, a number is tested first. If it is prime, the test takes half as long as a search for factors.
 _TEST_FIRST = 1 << 62
-#: From this size on, python-flint passes a number to FLINT as text, in 0.4 µs. Without its top bit a number takes
-#: 0.1 µs, so the top bit is added afterwards.
+#: From here on python-flint passes a number as text, in 0.4 µs; without its top bit in 0.1 µs, so that is added later.
 _SIGNED = 1 << 63
 _TOP_BIT = fmpz(_SIGNED)
 _TOO_SMALL = "only numbers from 1 up have prime factors"
@@ -64,8 +61,7 @@ _SMALL_PRIMES = frozenset(filter(gmpy2.is_prime, range(_LOOKED_UP)))
 #: Below this, FLINT proves in 4 µs that a number is prime. Above this, a proof takes a thousand times as long.
 _PROVEN = 1 << 81
 
-#: PARI combines its methods for composites of more than STRAIGHT_BITS, up to MIXTURE_BITS. For any smaller composite
-#: its sieve alone is faster. Larger composites get curves first, and then the sieve alone.
+#: PARI combines its methods from STRAIGHT_BITS to MIXTURE_BITS. Below, its sieve alone is faster; above, curves begin.
 MIXTURE_BITS = 140
 STRAIGHT_BITS = 90
 
@@ -336,10 +332,7 @@ def _examined(composite: Composite) -> tuple[Iterable[tuple[int, int]], list[Com
 
 
 def _root(value: int) -> tuple[int, int]:
-    """Return r and a prime k with r^k = value; value and 1 if there are none.
-
-    No prime up to the last of TRIAL_PRIMES divides the value, so k is small.
-    """
+    """Return r and a prime k with r^k = value, or value and 1. k is small, because no small prime divides the value."""
     if gmpy2.is_power(value):
         exponent = 2
         while exponent < value.bit_length():
@@ -397,10 +390,7 @@ def sieve(composite: int) -> list[int]:
 
 @cache
 def _pari() -> Any:
-    """Return PARI, or None if the extra is not installed.
-
-    Call this in worker processes only, because PARI replaces the signal handlers of the process.
-    """
+    """Return PARI, or None without the extra. For worker processes only: PARI replaces signal handlers."""
     try:
         from cypari import pari
     except ImportError:
