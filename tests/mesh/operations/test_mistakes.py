@@ -164,7 +164,7 @@ async def test_an_answer_that_is_not_of_the_type_fails_its_call_alone() -> None:
         _todo.append(lambda tx: "text")
         with pytest.raises(InvalidReply, match=r"wrong\.write answers int, and its handler returned str: 'text'"):
             await kit[0].call(write)
-        with pytest.raises(InvalidReply, match=r"answers list\[.*Greet\]: Expected `object`, got `int`"):
+        with pytest.raises(InvalidReply, match=r"answers list\[.*Greet\], not this: Expected `object`, got `int`"):
             await kit[0].call(listed)
         _todo.append(lambda tx: 1)
         assert await kit[0].call(write) == 1
