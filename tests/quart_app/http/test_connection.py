@@ -234,7 +234,9 @@ async def test_two_ways_to_tell_the_end_of_a_body_are_refused(
     assert answers.startswith(b"http/1.1 400")
     assert answers.count(b"http/1.1") == 1
     assert b"connection: close" in answers
-    assert (b"application/problem+json" in answers) and (b"transfer-encoding is not allowed" in answers) == (method != b"HEAD")
+    assert (b"application/problem+json" in answers) and (b"transfer-encoding is not allowed" in answers) == (
+        method != b"HEAD"
+    )
 
 
 @pytest.mark.parametrize(
