@@ -2,16 +2,20 @@
 -- Applies a batch of transactions. For each transaction, the script makes the sends and the writes, answers the caller,
 -- acknowledges the request and counts it in the books. Redis cannot roll a script back. So the script checks all that can
 -- make a transaction fail before the first write of that transaction. If a check fails, the transaction changes nothing.
--- The script has three variants (see scripts.py). When memory is full, the server refuses the complete variant. When the
--- batch would exceed `maxmemory`, room.lua refuses the batch. Then the link sends the batch to the variant for a full memory
--- (`allow-oom`). That variant applies only the transactions that store nothing more. Such transactions finish requests that
--- were accepted before, and so they free memory. The plain variant lacks commit_seldom.lua; submit.lua says why.
+-- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
+-- variants of the script:
+--   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
+--   for a full memory   the link then sends the batch again, to this one (`allow-oom`; `memory_is_full` is true). It applies
+--                       only the transactions that store nothing more. These finish accepted requests, which frees memory.
+--   plain               lacks commit_seldom.lua. The link chooses it for batches that need nothing of that file, because it
+--                       saves time: see submit.lua.
 -- KEYS: lease, books, committed
 -- ARGV: holder, how long to keep the result of the batch (ms), database, bus database, consumer, number of the batch, and
 --       the words of all transactions, as batch.lua reads them. The first word of a transaction is the number of its words.
 --       The others are:
 --   stream, id            of the request; both are "" for a transaction that the replica makes without a request
---   reply stream, key, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits
+--   reply stream, key, op, status, forwards, body    of the reply; the reply stream is "" if no caller waits. `key` is the
+--                         caller's name of the request, and `forwards` says how many more replies follow from elsewhere.
 --   number of groups of expectations, number of writes, number of sends
 --   how long the handler worked (µs), and the field `call` of the request, or ""
 --   Then come the groups of expectations, the writes and the sends:
@@ -19,15 +23,16 @@
 --                 The names are fields of the hash, or keys if the hash is "". There is one value for each name, or none:
 --                 then all names must be absent.
 --                 Or "1r" (own key) or "0r" (shared key), and a reading command with its answer: see commit_answers.lua.
---   write         "1" (own keys), "0" (shared keys) or "2" (own keys that are only read), and in the same word one check for
---                 each of the command's first keys, such as "1 hash zset". Then the number of words of the command, and
---                 these words: verb, key, ... A verb in small letters is one of commit_verbs.lua.
+--   write         A text such as "1 hash zset", the number of words of the command, and these words: verb, key, ... The text
+--                 begins with "1" (own keys), "0" (shared keys) or "2" (own keys; the verb only reads them, for the reply).
+--                 Then it names one check for each of the command's first keys. A verb in small letters is one of
+--                 commit_verbs.lua.
 --                 The checks, which the script makes before the first write:
 --                   a type      the key is absent or has this type
 --                   "integer"   the key is absent, or a string that the command can increase
 --                   "field"     the field is absent, or the command can increase it; the key is a hash
 --                   "bounded"   the key is the sorted set of waiting requests, and has room
---                   "placed"    a request with the options of the verb `place` can be sent now
+--                   "placed"    the limit and the idempotency key of a request that the verb `place` sends allow it now
 --                   "any"       no check
 --   send          to, op, key, reply stream, deadline, body, from, and further fields in one word: see further_fields.lua
 -- Returns a JSON list with one text per transaction: done, not-mine, full, "too-many <key>", "limited <ms> <lane>",
@@ -58,6 +63,7 @@ end
 local SHARED, OWN = 48, 49
 local function go_to_side(word) go_to(string.byte(word) == SHARED and bus or database) end
 
+-- The number of the argument that has the batch, for batch.lua. That file reads it into `words`.
 local PLACE = 7
 --[[ batch.lua ]]
 
@@ -78,6 +84,7 @@ while head <= total do
   head = head + tx[head]
 end
 
+-- About how many words the batch stores, for room.lua: all but the first FIRST words of each transaction.
 local stored = total - FIRST * #heads
 --[[ room.lua ]]
 
@@ -103,10 +110,11 @@ end
 
 -- How many requests the sends of the batch have put on streams: the books count these as accepted.
 local accepted = 0
--- The words of the verb `ends` of the present transaction; nil if it has no such verb.
+-- What the verb `ends` of the present transaction says: the options of its request, which end with the request (see
+-- options.lua). It is nil if the transaction has no such verb. It is the last verb, so no write fails after it.
 local ending
--- By database and key: the latest moment (ms) until which a verb `keep` of the batch lets the key live. Many transactions of
--- a batch name the same key, so the script sets its expiry once, after all of them.
+-- By database and key: when the key is to expire at the earliest (ms). The verb `keep` of commit_verbs.lua fills it. Many
+-- transactions of a batch name the same key, so the script sets its expiry once, after all of them.
 local kept = {}
 
 -- Each function costs time at every run of the script: to create it, to bind each outer variable that it uses, and about as
@@ -172,9 +180,9 @@ local function possible(first, count)
 end
 
 -- The sorted set db<n>:written says which keys the own database holds, and until when (see lease/written.lua). For this set,
--- `touched` collects the own keys that the batch writes. The keys of the verb `set-all` are not collected: `unnamed` is the
--- moment (ms) at which the last of these keys ends. `is_known` is true if the set already says that the database holds data
--- without an end, in keys that the set does not name. Then nothing needs to be collected.
+-- `touched` collects the own keys that the batch writes, but not the many keys of the verb `set-all`. For those, `unnamed` has
+-- the moment (ms) at which the last of them expires. `is_known` is true if the set already says that the database holds data
+-- for ever ("*" has the score inf). Then no write can change what the set says.
 local set = 'db' .. database .. ':written'
 local touched, unnamed, is_known = {}, nil, nil
 
@@ -241,6 +249,7 @@ end
 
 local outcomes, ids_of, answered, expired = {}, {}, 0, 0
 for number = 1, #heads do outcomes[number] = commit(number) or 'done' end
+-- NX gives an expiry to a key that has none; GT moves an expiry that is there, but only to a later moment.
 for number, lifetimes in pairs(kept) do
   go_to(number)
   for key, ms in pairs(lifetimes) do

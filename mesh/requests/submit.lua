@@ -1,37 +1,43 @@
 #!lua
 -- Puts groups of requests on their streams. Of each group, the script submits all requests or none. It submits none if one
 -- of them is refused, for example because its address has no live replica or a full queue.
--- The script has three variants (see scripts.py). When memory is full, the server refuses the complete variant. When the
--- batch would exceed `maxmemory`, room.lua refuses the batch. Then the link sends the batch to the variant for a full memory
--- (`allow-oom`). That variant submits the groups that only read, and refuses the others. The plain variant lacks
--- submit_seldom.lua, and runs for batches of calls without options. It saves time, because Lua's garbage collector walks,
--- again and again, through all functions that the server has loaded.
+-- A line such as `[[ batch.lua ]]` in a comment stands for that file: scripts.py puts it there. scripts.py also makes three
+-- variants of the script:
+--   complete            the server refuses it when memory is full, and room.lua when the batch would exceed `maxmemory`
+--   for a full memory   the link then sends the batch again, to this one (`allow-oom`; `memory_is_full` is true). It submits
+--                       the groups that only read, and refuses the others.
+--   plain               lacks submit_seldom.lua, for batches of calls without options. Lua's garbage collector walks again
+--                       and again through all code that the server has loaded. A server that gets only such batches never
+--                       loads the other variants, so the collector takes less time.
 -- KEYS: lease (of a client: its presence), books, submitted
--- ARGV: holder, how long to keep the result of the batch (ms), number of databases, most requests on a stream, sender, reply
---       stream, how many requests a replica works on at once, number of the batch, and the words of all groups, as batch.lua
---       reads them. The first word of a group is the number of its words. The others are:
+-- ARGV: 1 holder, 2 how long to keep the result of the batch (ms), 3 number of databases, 4 most requests on a stream,
+--       5 sender, 6 reply stream, 7 how many requests a replica works on at once, 8 number of the batch, 9 the words of all
+--       groups, as batch.lua reads them. The first word of a group is the number of its words. The others are:
 --   number of requests       negative if all requests of the group only read; 0 for one request that nobody waits for
---   further fields           of all entries of the group, in one word: see further_fields.lua
---   to, op, key, ttl, body   of each request
+--   further fields           such as `call` and `traceparent`, for all entries of the group, in one word: see
+--                            further_fields.lua
+--   to, op, key, ttl, body   of each request; `key` is the sender's name of the request, the field `request` of its entry
 -- The address `to` is a class, "db<n>", "*" (every live database) or "* <filter> <number> <number> ...". The last form means
--- the live databases whose filter of this name shows that they may have something. Each two numbers stand for two bits of
--- the filter: see filters.py.
--- The ttl is the time until the deadline (ms), or 0 for no deadline. Instead, a request that nobody waits for has one of:
+-- the live databases whose filter of this name shows that they may have one of several things. Each thing is a pair of
+-- numbers, which give its two bits in a filter: see filters.py.
+-- The ttl of a call is the time until its deadline (ms), or 0 for no deadline. A request that nobody waits for has no
+-- deadline; its ttl says when it begins:
 --   "0"                                       it begins at once
 --   "<most waiting requests> <due>"           it begins when it is due: at "<ms>" (Unix time), or "+<ms>" from now
 --   "<most waiting requests> <due> <limit>"   it has a limit, too
 -- A request with options is a group of its own. Its options follow the ttl as JSON, such as "5000 {...}":
 --   once, sha, keep   idempotency key, SHA-1 of the body, how long (ms) the answer is kept
 --   limit, most       limit as limits.lua reads it, and how many requests may wait in all
---   due, most         due time, and how many requests may wait in all; only for a request that nobody waits for and that has
---                     an idempotency key
+--   due, most         due time, and how many requests may wait in all. A request with a due time and an idempotency key has
+--                     these in place of the forms above, and nobody waits for it.
 -- Returns a JSON list with one item per group:
 --   [id, ...]                         the ids of its entries
 --   [{"db<n>": id, ...}, [n, ...] ]   of a gather: the ids by database, and the databases that hold data and are left out
---   [""]                              of a request that waits until it is due, or whose stored answer is on its way
+--   [""]                              of a request that has no entry: it waits until it is due, or its answer was stored
+--                                     before and is on its way
 --   {"error": code, "about": what}    of a group that is refused
--- A call whose idempotency key belongs to an earlier request has the id of that request. A request with options that has to
--- wait has "@" and its name in place of an id.
+-- A call whose idempotency key belongs to an earlier request has the id of that request. A call that has to wait for its
+-- limit has no entry yet: "@" and its `key` stand in place of the id.
 local lease_key, books_key, submitted_key = KEYS[1], KEYS[2], KEYS[3]
 local holder, remembered_ms, databases, bound = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local sender, reply_to, concurrency, batch = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] .. ' '
@@ -45,10 +51,12 @@ if not held then return redis.error_reply('LEASEGONE there is no lease at the mo
 if held ~= holder then return redis.error_reply('LEASELOST another replica holds the lease') end
 if before and string.sub(before, 1, #batch) == batch then return string.sub(before, #batch + 1) end
 
+-- The number of the argument that has the batch, for batch.lua. That file reads it into `words`.
 local PLACE = 9
 --[[ batch.lua ]]
 
--- `groups` has the words of all groups. The requests of a group begin FIRST words after the beginning of the group.
+-- `groups` has the words of all groups, and `stored` how many these are, for room.lua. The requests of a group begin FIRST
+-- words after the beginning of the group.
 local FIRST = 3
 local groups, stored = words, #words
 
@@ -94,7 +102,7 @@ local function delay_of(class)
   local flat = not found.err and found[1] or {}
   for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
   local last, members = group['last-delivered-id'], 0
-  -- A live class has at least one replica. While even one replica would have room, the replicas need not be counted.
+  -- A live class has at least one replica. If that one alone would have room, the replicas need not be counted.
   if not last or group.pending < concurrency / 2 then return 0 end
   local next = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
   if not next then return 0 end
@@ -106,9 +114,9 @@ local function delay_of(class)
 end
 
 -- Returns whether a queue is full for one more request with this ttl. The queue of a class is full when its next unread
--- request has waited for more than a tenth of the ttl. In a growing queue, a new request waits several times as long as the
--- next unread one has waited so far. If requests waited for a whole ttl, each would begin just before its deadline, and none
--- would be finished. The stream of a database has one worker, so only its length is bounded.
+-- request has waited for more than a tenth of the ttl. This leaves time: while a queue grows, each request waits longer than
+-- the one before it, and a request that begins just before its deadline is not finished in time. The stream of a database
+-- has one worker, so only its length is bounded.
 local waiting, delays = {}, {}
 local function is_full(to, ttl)
   local number = (waiting[to] or redis.call('XLEN', 'mesh:requests:' .. to)) + 1
@@ -124,7 +132,8 @@ end
 -- The functions that few batches need are created together, when one of them is needed for the first time: see commit.lua.
 local seldom
 
--- By ttl of a request, as the word in ARGV: the deadline of the request, and its options.
+-- Two tables by the ttl of a request, as the words have it: `deadlines` has the deadline, and `options` the options that
+-- follow the ttl. `read_options` adds the options, and returns the ttl in ms.
 local deadlines, options = {['0'] = '0'}, {}
 
 -- Returns why a group of requests is refused: a code, and what the code is about. Returns nothing if it can be submitted.
@@ -137,8 +146,8 @@ local function refused(first, last, only_reads)
     end
     local with = options[ttl]
     if with and with.once then
-      -- Two requests share one table `with` if their words are equal, even if they call different operations. So `known` is
-      -- set anew for each request.
+      -- Two requests with the same ttl and options share one table `with`, even if they call different operations. So
+      -- `known` is set anew for each request.
       with.known, code, about = seldom().option().once.check(groups[at + 1], with.once, with.sha)
       if code or with.known then return code, about end
     end
