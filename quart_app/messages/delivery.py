@@ -41,14 +41,14 @@ from quart_app.messages.users import Users
 log = structlog.get_logger(__name__)
 
 #: Pause between two attempts to reserve while the probe of another message is on its way.
-ASK_AGAIN_S = 0.02
+PROBE_POLL_S = 0.02
 #: Retry-After of a failure that is over soon, or of which nobody knows how long it lasts.
-RETRY_MS = 1_000
+RETRY_AFTER_MS = 1_000
 #: How often the outcome of a reservation is sent to Redis. If all tries fail, the quota treats the reservation as that
 #: of a sender that died.
-RECORD_TRIES = 3
+MOST_RECORD_TRIES = 3
 #: How often one message may try to reserve again because the free provider has opened just before the payment.
-REOPENINGS = 3
+MOST_REOPENINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class OutgoingMessage:
     refused: bool = False
     #: whether a provider has or may have it; then no request with its idempotency key may send it again
     arrived: bool = False
-    reopenings_left: int = REOPENINGS
+    reopenings_left: int = MOST_REOPENINGS
 
     @property
     def wait_left_ms(self) -> float:
@@ -127,7 +127,7 @@ class Delivery:
     #: set when the replica leaves; then no message waits for the free provider any longer
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     #: the lock of the turns
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: whether the last request reached the free provider. While it is unreachable, a message passes its turn on as soon
     #: as it has a slot, so that the others do not wait for its time-out
     _free_is_reachable: bool = True
@@ -141,6 +141,7 @@ class Delivery:
         """Deliver one message. Raises Undelivered, MeshError."""
         while True:
             verdict, turn = await self._reserve()
+            # A granted slot needs no paid access, so the account is not read then.
             paid_access = not isinstance(verdict, Granted) and await self._has_paid_access(message)
             match next_step(verdict, message.wait_left_ms, paid_access=paid_access, refused=message.refused):
                 case SendFree(reservation):
@@ -153,7 +154,7 @@ class Delivery:
                 case WaitForFree(ms):
                     await self._sleep(ms / 1000)
                 case Pay(reason):
-                    if not await self._try_again_for_free(message, verdict, reason):
+                    if not await self._should_reserve_again(message, verdict, reason):
                         return await self._pay(message, claim, reason)
                 case Refuse(ms):
                     detail = "the free provider is closed, and this account has no paid access"
@@ -169,15 +170,16 @@ class Delivery:
 
         The caller has the turn if the slot is granted and the free provider is reachable, and must pass it on.
         """
-        until, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._lock)
-        if not await turn.take(until):
+        give_up_at, turn = asyncio.get_running_loop().time() + self.settings.probe_wait_ms / 1000, Turn(self._turn_lock)
+        if not await turn.take(give_up_at):
             # The messages before this one took too long. The decision is the same as when a probe takes too long.
+            # No reservation was tried, so the allowance is only read.
             return Probing(await self.quota.look()), turn
         verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()
-            while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < until:
-                await self._sleep(ASK_AGAIN_S)
+            while isinstance(verdict, Probing) and asyncio.get_running_loop().time() < give_up_at:
+                await self._sleep(PROBE_POLL_S)
                 verdict = await self.quota.reserve()
             return verdict, turn
         finally:
@@ -191,7 +193,9 @@ class Delivery:
                 await self.leaving.wait()
         except TimeoutError:
             return
-        raise Undelivered(503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=RETRY_MS)
+        raise Undelivered(
+            503, "this replica is leaving; retry after 1 s", reason="leaving", retry_after_ms=RETRY_AFTER_MS
+        )
 
     async def _try_free(
         self, message: OutgoingMessage, claim: KeyClaim, reservation: Reservation, on_sent: Callable[[], None]
@@ -203,36 +207,35 @@ class Delivery:
         try:
             await self._begin_sending(claim)
         except (MeshError, Undelivered):
-            await self._record(self.quota.unsent, reservation)
+            await self._record_outcome(self.quota.unsent, reservation)
             raise
         outcome = await self._send("free", self.free, message, reservation.may_send, on_sent)
         self._free_is_reachable = not isinstance(outcome, Unsent) or outcome.detail == TOO_LATE
         match outcome:
             case Answered(response):
-                await self._record(self.quota.used, reservation)
-                return self._delivered("free", "open", response)
+                await self._record_outcome(self.quota.used, reservation)
+                return self._counted_reply("free", "open", response)
+            # The provider itself says that it is closed. The next round reserves again, and waits, pays or refuses.
             case Blocked(retry_ms):
                 log.warning("the free provider refused a counted request", retry_after_ms=retry_ms)
                 message.refused = True
-                if not await self._record(lambda held: self.quota.refused(held, retry_ms), reservation):
+                if not await self._record_outcome(lambda held: self.quota.refused(held, retry_ms), reservation):
                     raise Unavailable("the shared allowance cannot be used: Redis failed; try again")
                 return None
             case Unsent(detail):
-                await self._record(self.quota.unsent, reservation)
+                await self._record_outcome(self.quota.unsent, reservation)
                 # TOO_LATE: this process was too slow, and the slot expired. That says nothing against the provider, so
                 # the message tries to get another slot.
-                return (
-                    None if detail == TOO_LATE else await self._instead_of_free(message, claim, "unreachable", detail)
-                )
+                return None if detail == TOO_LATE else await self._pay_if_allowed(message, claim, "unreachable", detail)
             case Failed(detail):
-                await self._record(self.quota.uncertain, reservation)
-                return await self._instead_of_free(message, claim, "failed", detail)
+                await self._record_outcome(self.quota.uncertain, reservation)
+                return await self._pay_if_allowed(message, claim, "failed", detail)
             case Unknown(detail):
-                await self._record(self.quota.uncertain, reservation)
-                raise _unknown("free", detail)
+                await self._record_outcome(self.quota.uncertain, reservation)
+                raise _arrival_unknown("free", detail)
         raise AssertionError("every outcome has its case")
 
-    async def _instead_of_free(
+    async def _pay_if_allowed(
         self, message: OutgoingMessage, claim: KeyClaim, reason: Reason, detail: str
     ) -> ProviderReply:
         """Pay for a message that the free provider has certainly not sent, if the account has paid access."""
@@ -240,18 +243,20 @@ class Delivery:
             return await self._pay(message, claim, reason)
         raise Undelivered(502, f"the free provider cannot be used ({detail}); try again later", reason=reason)
 
-    async def _record(self, method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation) -> bool:
+    async def _record_outcome(
+        self, quota_method: Callable[[Reservation], Awaitable[Allowance]], reservation: Reservation
+    ) -> bool:
         """Record the outcome of a reservation with a method of the quota. Return whether Redis took it."""
-        for tries in range(1, RECORD_TRIES + 1):
+        for attempt in range(1, MOST_RECORD_TRIES + 1):
             try:
-                await method(reservation)
+                await quota_method(reservation)
                 return True
             except MeshError as error:
-                log.warning("outcome of a free request not recorded", error=str(error), tries=tries)
-                await asyncio.sleep(0.1 * tries)
+                log.warning("outcome of a free request not recorded", error=str(error), tries=attempt)
+                await asyncio.sleep(0.1 * attempt)
         return False
 
-    async def _try_again_for_free(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
+    async def _should_reserve_again(self, message: OutgoingMessage, verdict: Verdict, reason: Reason) -> bool:
         """Return whether to reserve again instead of paying, because the free provider has opened in the meantime."""
         allowance = await self.quota.look()
         if allowance.remaining == 0:
@@ -270,9 +275,9 @@ class Delivery:
         await self._begin_sending(claim)
         match await self._send("paid", self.paid, message):
             case Answered(response):
-                return self._delivered("paid", reason, response)
+                return self._counted_reply("paid", reason, response)
             case Blocked(retry_ms):
-                retry_after_ms = retry_ms or RETRY_MS
+                retry_after_ms = retry_ms or RETRY_AFTER_MS
                 detail = "the free and the paid provider are closed"
                 raise Undelivered(503, detail, reason="paid-blocked", retry_after_ms=retry_after_ms)
             case Unsent(detail):
@@ -280,14 +285,14 @@ class Delivery:
             case Failed(detail):
                 raise Undelivered(502, f"the paid provider failed ({detail})", reason="failed")
             case Unknown(detail):
-                raise _unknown("paid", detail)
+                raise _arrival_unknown("paid", detail)
         raise AssertionError("every outcome has its case")
 
     async def _begin_sending(self, claim: KeyClaim) -> None:
         """Note that a provider may have the message from now on. Raises Undelivered if the claim is lost."""
         if not await claim.begin_sending():
             detail = "another request delivers this message; retry with its Idempotency-Key after 1 s"
-            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=RETRY_MS)
+            raise Undelivered(503, detail, reason="taken-over", retry_after_ms=RETRY_AFTER_MS)
 
     async def _send(
         self,
@@ -297,18 +302,20 @@ class Delivery:
         may_send: Callable[[], bool] = lambda: True,
         on_sent: Callable[[], None] = lambda: None,
     ) -> ProviderOutcome:
-        began = time.perf_counter()
+        # The defaults are for the paid provider, which needs neither a reservation nor a turn.
+        send_started_at = time.perf_counter()
         outcome = await provider.send(message.id, message.text, may_send, on_sent)
-        self.metrics.note(name, outcome, time.perf_counter() - began)
+        self.metrics.note(name, outcome, time.perf_counter() - send_started_at)
+        # `Failed` counts, too: the provider has received the request.
         message.arrived = message.arrived or isinstance(outcome, Answered | Failed | Unknown)
         return outcome
 
-    def _delivered(self, provider: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
+    def _counted_reply(self, provider: Literal["free", "paid"], reason: str, response: str) -> ProviderReply:
         self.metrics.delivered.labels(provider, reason).inc()
         return ProviderReply(provider, response)
 
 
-def _unknown(provider: str, detail: str) -> Undelivered:
+def _arrival_unknown(provider: str, detail: str) -> Undelivered:
     return Undelivered(
         502,
         f"the {provider} provider did not answer ({detail}); whether it has the message is not known",

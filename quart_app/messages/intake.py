@@ -29,8 +29,8 @@ from quart_app.messages.idempotency import (
 )
 from quart_app.messages.models import NewMessage
 
-#: While another request has claimed the key: the first and the longest pause between two looks at the key, in seconds.
-LOOK_AGAIN_S = (0.02, 0.5)
+#: While another request has claimed the key, the key is read again and again: the first and the longest pause, in s.
+POLL_PAUSES_S = (0.02, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ class MessageIntake:
     async def open(self) -> AsyncIterator[None]:
         """Accept messages while the block lasts, and wait at its end for the deliveries in progress.
 
-        These deliveries no longer wait for the free provider, so each ends within `work_ms`.
+        At its end `leaving` is set. From then on no delivery waits for the free provider, so each one ends within
+        `MessageSettings.work_ms`.
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -79,9 +80,9 @@ class MessageIntake:
         Raises Problem, MeshError.
         """
         message = OutgoingMessage(uuid.uuid4().hex, user_id, new.message, time.monotonic() + new.max_wait_ms / 1000)
-        match await self._claim(user_id, new, key, message.id):
-            case KeyClaim() as claim:
-                reply = await self._start(message, claim, new.max_wait_ms)
+        match await self._claim_key(user_id, new, key, message.id):
+            case KeyClaim() as key_claim:
+                reply = await self._start_and_wait(message, key_claim, new.max_wait_ms)
                 return Receipt(message.id, reply.provider, reply.response)
             case Finished(message_id, answer):
                 return _earlier_outcome(message_id, answer)
@@ -90,45 +91,49 @@ class MessageIntake:
             case SenderLost():
                 detail = "the replica that sent this message died; whether a provider has the message is not known"
                 raise Problem(502, detail)
+        # The case that is left is InProgress: `_claim_key` has waited as long as it may.
         raise Problem(503, "this message is still being delivered; retry with its key after 1 s", retry_after=1)
 
-    async def _claim(
+    async def _claim_key(
         self, user_id: str, new: NewMessage, key: str | None, message_id: str
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key. While another request holds the claim, wait for the outcome of that request."""
         if key is None:
+            # The message is delivered in any case: this claim is always granted and records nothing.
             return NoKey()
-        until = time.monotonic() + self._bound_s(new.max_wait_ms)
+        give_up_at = time.monotonic() + self._bound_s(new.max_wait_ms)
         body = new.model_dump_json().encode()
-        pause_s, longest_s = LOOK_AGAIN_S
+        pause_s, longest_pause_s = POLL_PAUSES_S
         while True:
-            found = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
-            if not isinstance(found, InProgress) or time.monotonic() > until or self.delivery.leaving.is_set():
-                return found
+            result = await self._keys.claim(user_id, key, body, message_id, new.max_wait_ms)
+            if not isinstance(result, InProgress) or time.monotonic() > give_up_at or self.delivery.leaving.is_set():
+                return result
             await asyncio.sleep(pause_s)
-            pause_s = min(longest_s, pause_s * 1.5)
+            pause_s = min(longest_pause_s, pause_s * 1.5)
 
-    async def _start(self, message: OutgoingMessage, claim: KeyClaim, wait_ms: int) -> ProviderReply:
+    async def _start_and_wait(self, message: OutgoingMessage, key_claim: KeyClaim, wait_ms: int) -> ProviderReply:
         """Start the delivery and wait for its result. The delivery is a task that goes on if the client hangs up."""
-        refusal = self._why_not()
+        refusal = self._reason_to_refuse()
+        # Without a refusal, `_tasks` is None only before `open`. The routes do not have this object then.
         if refusal is not None or self._tasks is None:
-            async with claim:
-                claim.outcome = UNUSED
+            async with key_claim:
+                # With this outcome the end of the block frees the key.
+                key_claim.outcome = UNUSED
             raise NotAdmitted(503, refusal or "this replica is leaving; retry after 1 s", retry_after=1)
         result: asyncio.Future[ProviderReply] = asyncio.get_running_loop().create_future()
         self._in_flight += 1
-        self._tasks.create_task(self._work(message, claim, self._bound_s(wait_ms), result))
+        self._tasks.create_task(self._run_delivery(message, key_claim, self._bound_s(wait_ms), result))
         return await result
 
-    def _why_not(self) -> str | None:
+    def _reason_to_refuse(self) -> str | None:
         if self.delivery.leaving.is_set():
             return "this replica is leaving; retry after 1 s"
         if self._in_flight >= self._settings.max_in_flight:
             return f"too many messages in progress ({self._in_flight}); retry after 1 s"
         return None
 
-    async def _work(
-        self, message: OutgoingMessage, claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
+    async def _run_delivery(
+        self, message: OutgoingMessage, key_claim: KeyClaim, bound_s: float, result: asyncio.Future[ProviderReply]
     ) -> None:
         """Deliver within `bound_s` seconds, and set the reply or the error as the result.
 
@@ -137,31 +142,38 @@ class MessageIntake:
         self._metrics.in_flight.inc()
         try:
             async with asyncio.timeout(bound_s):
-                reply = await self._deliver(message, claim)
+                reply = await self._deliver_and_set_outcome(message, key_claim)
+            # A client that has hung up has cancelled the result.
             if not result.done():
                 result.set_result(reply)
         except TimeoutError:
-            self._fail(result, Undelivered(504, f"not delivered within {bound_s:.0f} s", reason="deadline"))
+            self._fail_unless_done(result, Undelivered(504, f"not delivered within {bound_s:.0f} s", reason="deadline"))
         except Exception as error:
-            self._fail(result, error)
+            self._fail_unless_done(result, error)
         finally:
-            # Only a task that was cancelled has set no result yet.
-            self._fail(result, Unavailable("this replica has lost its lease; try again"))
+            # If there is no result yet, this task was cancelled: the replica has lost its lease.
+            self._fail_unless_done(result, Unavailable("this replica has lost its lease; try again"))
             self._in_flight -= 1
             self._metrics.in_flight.dec()
 
-    async def _deliver(self, message: OutgoingMessage, claim: KeyClaim) -> ProviderReply:
-        """Deliver, and set what the claim records: the answer, or that no provider has the message."""
-        async with claim:
+    async def _deliver_and_set_outcome(self, message: OutgoingMessage, key_claim: KeyClaim) -> ProviderReply:
+        """Deliver, and set what the claim records: the answer, or that no provider has the message.
+
+        After a cancellation, a time-out or an unexpected error nothing is set, and the claim stays as it is: see
+        `KeyClaim`.
+        """
+        async with key_claim:
             try:
-                reply = await self.delivery.deliver(message, claim)
+                reply = await self.delivery.deliver(message, key_claim)
             except (Undelivered, MeshError) as error:
-                claim.outcome = _as_answer(error) if message.arrived else UNUSED
+                # `Delivery` sets `arrived` when a provider has or may have the message.
+                key_claim.outcome = _as_answer(error) if message.arrived else UNUSED
                 raise
-            claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
+            key_claim.outcome = {"status": 200, "provider": reply.provider, "response": reply.response}
             return reply
 
-    def _fail(self, result: asyncio.Future[ProviderReply], error: Exception) -> None:
+    def _fail_unless_done(self, result: asyncio.Future[ProviderReply], error: Exception) -> None:
+        # Done: the result was set, or the client has hung up.
         if result.done():
             return
         if isinstance(error, Undelivered):
