@@ -57,9 +57,9 @@ class Accounts:
         _refuse_weak(password, email)
         await self.limiter.admit_registration(origin.source)
         if await self.users.find_by_email(email) is not None:
-            raise _taken()
+            raise _email_taken()
         hashed = await self.passwords.hash(password.get_secret_value())
-        user = await _unless_taken(self.users.register(email, hashed))
+        user = await _raising_problems(self.users.register(email, hashed))
         await self.limiter.remember(email, origin.source)
         await self.audit.record("account registered", user=user.id, source=origin.source)
         return user
@@ -67,13 +67,13 @@ class Accounts:
     async def log_in(self, login: Login, origin: Origin) -> LoggedIn:
         """Begin a session. The 401 is the same for a wrong password, an unknown address and an inactive account."""
         user = await self.users.find_by_email(login.email)
-        is_right = await self._check(user, login.email, login.password, origin)
-        if user is None or not is_right:
+        is_match = await self._is_right_password(user, login.email, login.password, origin)
+        if user is None or not is_match:
             raise Problem(401, "no active account has this address and this password")
         if self.passwords.is_outdated(user.password):
             await self.users.renew_hash(user, await self._hash(login.password))
         await self.audit.record("login", user=user.id, source=origin.source)
-        return await self._begin(user, origin)
+        return await self._begin_session(user, origin)
 
     async def log_out(self, session: Session, origin: Origin) -> None:
         """End a session on every replica."""
@@ -85,13 +85,13 @@ class Accounts:
         user = session.user
         if change.password is not None:
             _refuse_weak(change.password, change.email or user.email)
-        if not await self._check(user, user.email, change.current_password, origin):
+        if not await self._is_right_password(user, user.email, change.current_password, origin):
             raise _field_problem("/current_password", "this is not the current password")
         hashed = None if change.password is None else await self._hash(change.password)
-        changed = await _unless_taken(self.users.change_profile(user, email=change.email, password=hashed))
-        what = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
-        await self.audit.record("profile changed", user=user.id, source=origin.source, changed=what)
-        return changed, await self._begin(changed, origin)
+        changed_user = await _raising_problems(self.users.change_profile(user, email=change.email, password=hashed))
+        changed_fields = ", ".join(name for name in ("email", "password") if getattr(change, name) is not None)
+        await self.audit.record("profile changed", user=user.id, source=origin.source, changed=changed_fields)
+        return changed_user, await self._begin_session(changed_user, origin)
 
     async def change_access(self, session: Session, user_id: str, changes: Mapping[str, bool], origin: Origin) -> User:
         """Change the rights of an account (`is_active`, `paid_access`). Only an administrator may do this."""
@@ -110,22 +110,23 @@ class Accounts:
         """Hash a password for a user whose current password was just checked, so the user counts as known."""
         return await self.passwords.hash(password.get_secret_value(), is_known=True)
 
-    async def _begin(self, user: User, origin: Origin) -> LoggedIn:
+    async def _begin_session(self, user: User, origin: Origin) -> LoggedIn:
         device = self.sessions.known_device(origin.device, user)
         session = await self.sessions.begin(user)
         return LoggedIn(session, None if device else await self.sessions.remember_device(user))
 
-    async def _check(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
+    async def _is_right_password(self, user: User | None, email: str, password: SecretStr, origin: Origin) -> bool:
         """Return whether this is the password of an active account. The limits are checked before any hashing."""
         device = self.sessions.known_device(origin.device, user)
         attempt = await self.limiter.admit(email, origin.source, device)
         try:
             hashed = None if user is None else user.password
-            fits = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
+            is_match = await self.passwords.matches(hashed, password.get_secret_value(), is_known=attempt.is_known)
         except Busy:
+            # No password was compared, so the attempt must not count.
             await self.limiter.give_back(attempt)
             raise
-        if user is not None and fits and user.is_active:
+        if user is not None and is_match and user.is_active:
             await self.limiter.excuse(attempt)
             return True
         facts = {"user": None if user is None else user.id, "account": fingerprint(email), "source": origin.source}
@@ -135,11 +136,11 @@ class Accounts:
         return False
 
 
-async def _unless_taken(change: Awaitable[User]) -> User:
+async def _raising_problems(change: Awaitable[User]) -> User:
     try:
         return await change
     except EmailTaken:
-        raise _taken() from None
+        raise _email_taken() from None
     except AccountChanged:
         raise Problem(401, "this session is over; log in again") from None
 
@@ -153,5 +154,5 @@ def _field_problem(pointer: str, message: str) -> Problem:
     return Problem(422, message, errors=[{"pointer": pointer, "message": message}])
 
 
-def _taken() -> Problem:
+def _email_taken() -> Problem:
     return Problem(409, "another account has this e-mail address")

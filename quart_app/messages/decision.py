@@ -17,7 +17,7 @@ from mesh.quota import Closed, Granted, Reservation, Verdict
 #: Why a message is paid for.
 Reason = Literal["closed", "refused", "probing", "unreachable", "failed"]
 #: The Retry-After, in ms, while another request probes. It is short because a probe is over soon.
-PROBE_MS = 1_000
+PROBE_RETRY_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,9 @@ def next_step(verdict: Verdict, wait_left_ms: float, *, paid_access: bool, refus
     """Return what to do next. `refused`: the free provider itself has just refused this message."""
     if isinstance(verdict, Granted):
         return SendFree(verdict.reservation)
+    # Granted was handled above, so the verdict is Closed or Probing.
     probing = not isinstance(verdict, Closed)
-    retry_ms = PROBE_MS if probing else max(1, verdict.allowance.retry_after_ms)
+    retry_ms = PROBE_RETRY_MS if probing else max(1, verdict.allowance.retry_after_ms)
     if not probing and retry_ms <= wait_left_ms:
         return WaitForFree(retry_ms)
     if paid_access:

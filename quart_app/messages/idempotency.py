@@ -28,7 +28,8 @@ from quart_app.messages.users import redis_at_work
 log = structlog.get_logger(__name__)
 
 SCRIPTS = {name: Script.beside(__file__, f"{name}.lua") for name in ("claim", "begin_sending", "finish", "give_back")}
-FINISH_TRIES = 3
+#: How often an answer is sent to Redis. If all tries fail, the answer is not kept.
+MOST_FINISH_TRIES = 3
 #: The outcome of a message that reached no provider: its key is free again.
 UNUSED: Final = "unused"
 
@@ -59,7 +60,11 @@ class SenderLost:
 
 
 class IdempotencyKeys:
-    """All idempotency keys. Every method raises Unavailable when Redis fails."""
+    """All idempotency keys. Every method raises Unavailable when Redis fails.
+
+    An owner has `work_ms`, and the time that its message may wait, to deliver the message. Claims and answers are kept
+    for `keep_ms`.
+    """
 
     def __init__(self, redis: Redis, *, work_ms: int, keep_ms: int) -> None:
         self._work_ms = work_ms
@@ -70,18 +75,19 @@ class IdempotencyKeys:
         self, user_id: str, key: str, body: bytes, message_id: str, max_wait_ms: int
     ) -> KeyClaim | OtherBody | Finished | InProgress | SenderLost:
         """Claim the key, or return what became of an earlier request with the key. Does not wait for that request."""
-        name = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
+        redis_key = f"shared:messages:claim:{user_id}:{_digest(key.encode())}"
         work_ms = self._work_ms + max_wait_ms
-        word, *rest = await self.run("claim", name, _digest(body), message_id, work_ms, self._keep_ms)
-        match word:
+        status, *details = await self.run("claim", redis_key, _digest(body), message_id, work_ms, self._keep_ms)
+        match status:
             case "mine":
-                return KeyClaim(self, name, message_id)
+                return KeyClaim(self, redis_key, message_id)
             case "other-body":
                 return OtherBody()
             case "done":
-                return Finished(rest[0], json.loads(rest[1]))
+                return Finished(details[0], json.loads(details[1]))
             case "lost":
-                return SenderLost(rest[0])
+                return SenderLost(details[0])
+        # The status is "busy": the other request still has time to finish.
         return InProgress()
 
     async def finish(self, name: str, owner: str, answer: dict[str, Any]) -> None:
@@ -107,6 +113,7 @@ class KeyClaim:
     name: str
     #: the id of the message; the scripts change the claim only for its owner
     owner: str
+    #: what the end of the block records: an answer is kept, UNUSED frees the key, and None changes nothing
     outcome: dict[str, Any] | str | None = field(default=None, init=False)
 
     async def __aenter__(self) -> KeyClaim:
@@ -116,9 +123,9 @@ class KeyClaim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(self.outcome, dict):
-            await self._finish(self.outcome)
+            await self._keep_answer(self.outcome)
         elif self.outcome == UNUSED:
-            await self._give_back()
+            await self._free_key()
 
     async def begin_sending(self) -> bool:
         """Record that a provider may have the message from now on.
@@ -127,19 +134,19 @@ class KeyClaim:
         """
         return bool(await self.keys.run("begin_sending", self.name, self.owner))
 
-    async def _finish(self, answer: dict[str, Any]) -> None:
+    async def _keep_answer(self, answer: dict[str, Any]) -> None:
         """Keep the answer. If Redis fails, the claim stays "sending".
 
         Then no request sends the message again, and later requests with the key do not learn the answer.
         """
-        for tries in range(1, FINISH_TRIES + 1):
+        for attempt in range(1, MOST_FINISH_TRIES + 1):
             try:
                 return await self.keys.finish(self.name, self.owner, answer)
             except MeshError as error:
-                log.warning("answer not kept for its idempotency key", error=str(error), tries=tries)
-                await asyncio.sleep(0.1 * tries)
+                log.warning("answer not kept for its idempotency key", error=str(error), tries=attempt)
+                await asyncio.sleep(0.1 * attempt)
 
-    async def _give_back(self) -> None:
+    async def _free_key(self) -> None:
         """Free the key. If Redis fails, the claim stays as it is, as after the death of this replica."""
         try:
             await self.keys.run("give_back", self.name, self.owner)
@@ -151,6 +158,7 @@ class NoKey(KeyClaim):
     """The claim of a message without an idempotency key. It records nothing: each request is a message of its own."""
 
     def __init__(self) -> None:
+        # The other fields stay unset, because no method of this class reads them.
         self.outcome = None
 
     async def __aexit__(self, *_: object) -> None:

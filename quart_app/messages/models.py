@@ -19,21 +19,21 @@ from quart_app.security.identity import (
 )
 
 
-def _address(text: str) -> str:
+def _normal_or_refused(text: str) -> str:
     try:
         return normal_email(text)
     except ValueError as error:
         raise PydanticCustomError("email", "{reason}", {"reason": str(error)}) from None
 
 
-def _known_address(text: str) -> str:
+def _normal_or_empty(text: str) -> str:
     try:
         return normal_email(text)
     except ValueError:
         return ""
 
 
-def _bounded(password: SecretStr) -> SecretStr:
+def _not_too_long(password: SecretStr) -> SecretStr:
     # Checked first, because normalising a password of megabytes would hold the event loop.
     if len(password.get_secret_value()) > MAX_PASSWORD:
         raise PydanticCustomError("long_password", "a password has at most {most} characters", {"most": MAX_PASSWORD})
@@ -44,24 +44,27 @@ def _normal(password: SecretStr) -> SecretStr:
     return SecretStr(normal_password(password.get_secret_value()))
 
 
-def _strong(password: SecretStr) -> SecretStr:
+def _not_weak(password: SecretStr) -> SecretStr:
     reason = why_weak(password.get_secret_value())
     if reason is not None:
         raise PydanticCustomError("weak_password", "{reason}", {"reason": reason})
     return password
 
 
-Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_address)]
+Email = Annotated[str, StringConstraints(max_length=MAX_EMAIL), AfterValidator(_normal_or_refused)]
 NewPassword = Annotated[
     SecretStr,
-    AfterValidator(_bounded),
+    AfterValidator(_not_too_long),
     AfterValidator(_normal),
-    AfterValidator(_strong),
+    AfterValidator(_not_weak),
     Field(json_schema_extra={"minLength": MIN_PASSWORD, "maxLength": MAX_PASSWORD}),
 ]
 #: A password that is only compared. Its length is bounded, nothing else is checked.
 GivenPassword = Annotated[
-    SecretStr, AfterValidator(_bounded), AfterValidator(_normal), Field(json_schema_extra={"maxLength": MAX_PASSWORD})
+    SecretStr,
+    AfterValidator(_not_too_long),
+    AfterValidator(_normal),
+    Field(json_schema_extra={"maxLength": MAX_PASSWORD}),
 ]
 
 
@@ -85,7 +88,7 @@ class Login(_StrictBody):
     email: Annotated[
         str,
         StringConstraints(max_length=MAX_EMAIL),
-        AfterValidator(_known_address),
+        AfterValidator(_normal_or_empty),
         Field(examples=["you@example.org"]),
     ]
     password: Annotated[GivenPassword, Field(examples=["a long phrase of your own"])]
@@ -99,7 +102,7 @@ class ProfileChange(_StrictBody):
     current_password: GivenPassword
 
     @model_validator(mode="after")
-    def _something(self) -> ProfileChange:
+    def _at_least_one_change(self) -> ProfileChange:
         if self.email is None and self.password is None:
             raise ValueError("give an email, a password, or both")
         return self
@@ -112,7 +115,7 @@ class AccessChange(_StrictBody):
     is_active: bool | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> AccessChange:
+    def _at_least_one_change(self) -> AccessChange:
         if self.paid_access is None and self.is_active is None:
             raise ValueError("give paid_access, is_active, or both")
         return self

@@ -33,9 +33,10 @@ class Passwords:
     def __init__(self, concurrency: int) -> None:
         self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._slots = _Slots(concurrency)
-        self._bound = concurrency * (1 + WAITING_PER_THREAD)
-        self._bound_of_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
+        self._slots = _ThreadSlots(concurrency)
+        # One password is hashed in each thread, and the others wait.
+        self._most_queued = concurrency * (1 + WAITING_PER_THREAD)
+        self._most_queued_strangers = concurrency * (1 + WAITING_PER_THREAD // 2)
         self._queued = 0
         #: compared if no account has the address, so that the answer takes as long as for an existing account
         self._decoy = self._hasher.hash("no account has this password")
@@ -49,8 +50,8 @@ class Passwords:
 
         Raises Busy.
         """
-        fits = await self._run(lambda: self._verify(hashed or self._decoy, password), is_known=is_known)
-        return fits and hashed is not None
+        is_match = await self._run(lambda: self._verify(hashed or self._decoy, password), is_known=is_known)
+        return is_match and hashed is not None
 
     def is_outdated(self, hashed: str) -> bool:
         """Return whether a hash was made with other costs than today's."""
@@ -67,7 +68,7 @@ class Passwords:
             return False
 
     async def _run(self, work: Callable[[], T], *, is_known: bool) -> T:
-        if self._queued >= (self._bound if is_known else self._bound_of_strangers):
+        if self._queued >= (self._most_queued if is_known else self._most_queued_strangers):
             raise Busy("too many passwords are being checked; retry after 1 s", retry_after=1)
         self._queued += 1
         try:
@@ -77,42 +78,42 @@ class Passwords:
             self._queued -= 1
 
 
-class _Slots:
+class _ThreadSlots:
     """One slot for each thread. While callers wait, a free slot goes to a known caller first."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
-        self._known: deque[asyncio.Future[None]] = deque()
-        self._strangers: deque[asyncio.Future[None]] = deque()
+        self._free_count = count
+        self._known_waiters: deque[asyncio.Future[None]] = deque()
+        self._stranger_waiters: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
     async def taken(self, *, is_known: bool) -> AsyncIterator[None]:
         """Hold a slot while the block lasts."""
-        if self._free:
-            self._free -= 1
+        if self._free_count:
+            self._free_count -= 1
         else:
-            await self._wait(self._known if is_known else self._strangers)
+            await self._wait(self._known_waiters if is_known else self._stranger_waiters)
         try:
             yield
         finally:
-            self._give_back()
+            self._release()
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if not turn.cancelled():
+            if not waiter.cancelled():
                 # This caller got a slot just before the cancellation, and will not use it.
-                self._give_back()
+                self._release()
             raise
 
-    def _give_back(self) -> None:
-        for queue in (self._known, self._strangers):
+    def _release(self) -> None:
+        for queue in (self._known_waiters, self._stranger_waiters):
             while queue:
-                turn = queue.popleft()
-                if not turn.done():
-                    turn.set_result(None)
+                waiter = queue.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
                     return
-        self._free += 1
+        self._free_count += 1

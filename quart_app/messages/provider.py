@@ -30,7 +30,7 @@ MAX_ANSWER_BYTES = 1 << 20
 #: The shortest and the longest block that a Retry-After can ask for. A value beyond them is replaced by the nearer one.
 SHORTEST_BLOCK_MS, LONGEST_BLOCK_MS = 1_000, 86_400_000
 #: How long an idle connection is kept. Servers keep theirs longer, so they seldom close one while a request is sent.
-IDLE_S = 1.0
+KEEP_IDLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +80,22 @@ TOO_LATE = "the right to send had ended"
 
 
 @dataclass(slots=True)
-class _Departure:
-    """Watches one request. Stops the request if it is too late to send it, and notes whether it began to leave."""
+class _SendingWatch:
+    """Watches the sending of one request: stops it if it is too late, and notes whether it has begun."""
 
     may_leave: Callable[[], bool]
-    has_left: Callable[[], None]
-    left: bool = False
+    on_sent: Callable[[], None]
+    has_begun: bool = False
 
     async def trace(self, event: str, _: dict[str, Any]) -> None:
         """Handle an event of the HTTP client. Raises _TooLate before the first byte if the request may not leave."""
+        # The name of an event begins with the protocol, such as "http11.".
         if event.endswith("send_request_headers.started"):
             if not self.may_leave():
                 raise _TooLate
-            self.left = True
+            self.has_begun = True
         elif event.endswith("send_request_body.complete"):
-            self.has_left()
+            self.on_sent()
 
 
 class ProviderClient:
@@ -102,12 +103,12 @@ class ProviderClient:
 
     def __init__(self, url: str, settings: MessageSettings) -> None:
         self._url = url
-        self._tries = settings.connect_tries
+        self._most_tries = settings.connect_tries
         self._timeout_s = settings.provider_timeout_ms / 1000
         connect_s = settings.connect_timeout_ms / 1000
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._timeout_s, connect=connect_s, pool=connect_s),
-            limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=IDLE_S),
+            limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
             follow_redirects=False,
             trust_env=False,
             # Certificates take 17 ms to load. Without redirects, an address of plain HTTP never needs them.
@@ -133,37 +134,38 @@ class ProviderClient:
         """
         outcome = await self._send_once(message_id, message, may_leave, has_left)
         has_left()
-        for tries in range(1, self._tries):
+        for attempt in range(1, self._most_tries):
             if not isinstance(outcome, Unsent) or not may_leave():
                 break
-            await asyncio.sleep(random.uniform(0.5, 1) * 0.05 * 2**tries)
+            # Backoff: up to 100 ms before the second try, and twice as long before each further one.
+            await asyncio.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)
             outcome = await self._send_once(message_id, message, may_leave, has_left)
         return outcome
 
     async def _send_once(
-        self, message_id: str, message: str, may_leave: Callable[[], bool], has_left: Callable[[], None]
+        self, message_id: str, message: str, may_leave: Callable[[], bool], on_sent: Callable[[], None]
     ) -> ProviderOutcome:
-        departure = _Departure(may_leave, has_left)
+        watch = _SendingWatch(may_leave, on_sent)
         request = self._client.build_request(
             "POST",
             self._url,
             json={"message": message},
             headers={"Idempotency-Key": message_id},
-            extensions={"trace": departure.trace},
+            extensions={"trace": watch.trace},
         )
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True)
                 try:
-                    return _read(response, await _content(response))
+                    return _outcome_of(response, await _bounded_content(response))
                 finally:
                     await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, _TooLate) as error:
-            what = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
-            return Unknown(what) if departure.left else Unsent(what)
+            detail = TOO_LATE if isinstance(error, _TooLate) else type(error).__name__
+            return Unknown(detail) if watch.has_begun else Unsent(detail)
 
 
-async def _content(response: httpx2.Response) -> bytes:
+async def _bounded_content(response: httpx2.Response) -> bytes:
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
@@ -172,16 +174,16 @@ async def _content(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def _read(response: httpx2.Response, content: bytes) -> ProviderOutcome:
+def _outcome_of(response: httpx2.Response, content: bytes) -> ProviderOutcome:
     if response.status_code == 429:
         return Blocked(retry_after_ms(response.headers))
     if response.status_code != 200:
         return Failed(f"status {response.status_code}")
     try:
-        found = json.loads(content)
+        body = json.loads(content)
     except (ValueError, RecursionError):
         return Failed("the answer is not JSON")
-    reply = found.get("response") if isinstance(found, dict) else None
+    reply = body.get("response") if isinstance(body, dict) else None
     return Answered(reply) if isinstance(reply, str) else Failed("the answer holds no response")
 
 
@@ -191,14 +193,14 @@ def retry_after_ms(headers: httpx2.Headers) -> int | None:
     The header has a number of seconds or a date. The wait until a date is counted from the Date of the same answer, so
     that our clock and the provider's need not agree.
     """
-    said = headers.get("Retry-After", "").strip()
+    header = headers.get("Retry-After", "").strip()
     try:
-        seconds = float(said) if said.isdecimal() else _seconds_until(said, headers.get("Date"))
+        seconds = float(header) if header.isdecimal() else _seconds_until(header, headers.get("Date"))
     except (ValueError, OverflowError):
         return None
     return round(min(max(seconds * 1000, SHORTEST_BLOCK_MS), LONGEST_BLOCK_MS))
 
 
 def _seconds_until(date: str, now: str | None) -> float:
-    since = parsedate_to_datetime(now).timestamp() if now else time.time()
-    return parsedate_to_datetime(date).timestamp() - since
+    counted_from = parsedate_to_datetime(now).timestamp() if now else time.time()
+    return parsedate_to_datetime(date).timestamp() - counted_from

@@ -39,7 +39,7 @@ _LOGIN = TypeAdapter(Login)
 _PROFILE_CHANGE = TypeAdapter(ProfileChange)
 _ACCESS_CHANGE = TypeAdapter(AccessChange)
 _MESSAGE = TypeAdapter(NewMessage)
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_VALID_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _tagged = tag(["messages"])
 _needs_session = security_scheme([{SESSION: []}])
 #: About how many bytes Redis takes for a new account, and for a message that is being delivered or has its answer kept.
@@ -88,20 +88,22 @@ class MessageRoutes:
         backend = self._backend()
         accounts, given = backend.accounts, await read_json(_REGISTRATION)
         backend.store_room(ACCOUNT_BYTES)
-        return _shown(await accounts.register(given.email, given.password, self._origin())), 201
+        return _profile_answer(await accounts.register(given.email, given.password, self._request_origin())), 201
 
     @_tagged
     @document_request(Login)
     async def login(self) -> tuple[Response, int]:
         """Begin a session, kept in a cookie. 401: wrong address or password; 429: too many wrong passwords."""
         accounts = self._backend().accounts
-        return self._with_cookies(Response(""), await accounts.log_in(await read_json(_LOGIN), self._origin())), 204
+        return self._with_cookies(
+            Response(""), await accounts.log_in(await read_json(_LOGIN), self._request_origin())
+        ), 204
 
     @_tagged
     @_needs_session
     async def logout(self) -> tuple[Response, int]:
         """End the session, on every replica."""
-        await self._backend().accounts.log_out(await self._session(), self._origin())
+        await self._backend().accounts.log_out(await self._logged_in_session(), self._request_origin())
         answer = Response("")
         answer.delete_cookie(
             self._session_cookie, path="/", secure=self._settings.cookie_secure, httponly=True, samesite="Strict"
@@ -113,7 +115,7 @@ class MessageRoutes:
     @document_response(Profile)
     async def me(self) -> Response:
         """Return the account that is logged in."""
-        return _shown((await self._session()).user)
+        return _profile_answer((await self._logged_in_session()).user)
 
     @_tagged
     @_needs_session
@@ -121,10 +123,10 @@ class MessageRoutes:
     @document_response(Profile)
     async def change_me(self) -> Response:
         """Change your own address or password; this needs the current password. All other sessions end."""
-        accounts, session = self._backend().accounts, await self._session()
+        accounts, session = self._backend().accounts, await self._logged_in_session()
         change = await read_json(_PROFILE_CHANGE)
-        user, logged_in = await accounts.change_profile(session, change, self._origin())
-        return self._with_cookies(_shown(user), logged_in)
+        user, logged_in = await accounts.change_profile(session, change, self._request_origin())
+        return self._with_cookies(_profile_answer(user), logged_in)
 
     @_tagged
     @_needs_session
@@ -135,9 +137,9 @@ class MessageRoutes:
 
         409: the account is the only active administrator and cannot be deactivated.
         """
-        accounts, session = self._backend().accounts, await self._session()
+        accounts, session = self._backend().accounts, await self._logged_in_session()
         changes = (await read_json(_ACCESS_CHANGE)).model_dump(exclude_none=True)
-        return _shown(await accounts.change_access(session, user_id, changes, self._origin()))
+        return _profile_answer(await accounts.change_access(session, user_id, changes, self._request_origin()))
 
     @_tagged
     @_needs_session
@@ -151,16 +153,16 @@ class MessageRoutes:
         not delivered again. 403: the free provider is closed and this account has no paid access. Retry-After says
         when the free provider opens.
         """
-        backend, session = self._backend(), await self._session()
+        backend, session = self._backend(), await self._logged_in_session()
         backend.store_room(MESSAGE_BYTES)
-        key = _key()
+        key = _idempotency_key()
         given = await read_json(_MESSAGE)
         if given.max_wait_ms > self._settings.max_wait_ms:
             message = f"at most {self._settings.max_wait_ms}"
             raise Problem(422, message, errors=[{"pointer": "/max_wait_ms", "message": message}])
         receipt = await backend.intake.handle(session.user.id, given, key)
-        shown = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
-        return jsonify(shown | {"quota": await _quota_if_it_can_be_read(backend)})
+        delivered = {"id": receipt.id, "provider": receipt.provider, "response": receipt.response}
+        return jsonify(delivered | {"quota": await _quota_if_it_can_be_read(backend)})
 
     @_tagged
     @_needs_session
@@ -168,7 +170,7 @@ class MessageRoutes:
     async def quota(self) -> Response:
         """Return what is left of the free provider's allowance, which all replicas share."""
         backend = self._backend()
-        await self._session()
+        await self._logged_in_session()
         return jsonify(QuotaShown.of(await backend.intake.delivery.quota.look()).model_dump())
 
     async def _refuse_foreign(self) -> None:
@@ -177,13 +179,13 @@ class MessageRoutes:
             await self._backend().audit.record("origin refused", **facts, path=request.path)
             raise Problem(403, "this origin may not use the cookies of this site; see MESSAGES_ALLOWED_ORIGINS")
 
-    async def _session(self) -> Session:
+    async def _logged_in_session(self) -> Session:
         try:
             return await self._backend().accounts.sessions.check(request.cookies.get(self._session_cookie))
         except NotLoggedIn as error:
             raise Problem(401, str(error)) from None
 
-    def _origin(self) -> Origin:
+    def _request_origin(self) -> Origin:
         return Origin(request.remote_addr, request.cookies.get(self._device_cookie))
 
     def _with_cookies(self, answer: Response, logged_in: LoggedIn) -> Response:
@@ -193,9 +195,9 @@ class MessageRoutes:
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
-    def _set_cookie(self, answer: Response, name: str, token: str, for_s: int) -> None:
+    def _set_cookie(self, answer: Response, name: str, token: str, max_age_s: int) -> None:
         secure = self._settings.cookie_secure
-        answer.set_cookie(name, token, max_age=for_s, path="/", secure=secure, httponly=True, samesite="Strict")
+        answer.set_cookie(name, token, max_age=max_age_s, path="/", secure=secure, httponly=True, samesite="Strict")
 
 
 async def _quota_if_it_can_be_read(backend: Backend) -> dict[str, Any] | None:
@@ -209,17 +211,17 @@ async def _quota_if_it_can_be_read(backend: Backend) -> dict[str, Any] | None:
         return None
 
 
-def _shown(user: User) -> Response:
+def _profile_answer(user: User) -> Response:
     answer = jsonify(user.profile.model_dump())
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
 
-def _key() -> str | None:
+def _idempotency_key() -> str | None:
     keys = request.headers.getlist("Idempotency-Key")
     if not keys:
         return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+    if len(keys) > 1 or not _VALID_KEY.fullmatch(keys[0]):
         raise Problem(422, "Idempotency-Key: one value of 1 to 255 visible ASCII characters")
     return str(keys[0])
 

@@ -32,7 +32,7 @@ from quart_app.service import Context, Service
 log = structlog.get_logger(__name__)
 
 #: Prefix of the free provider's allowance: `shared:messages:free:allowance` and `shared:messages:free:held`.
-QUOTA = "shared:messages:free"
+QUOTA_PREFIX = "shared:messages:free"
 
 
 class Messages:
@@ -78,7 +78,11 @@ class Messages:
     def _quota(self, replica: Mesh) -> Quota:
         settings = self._settings
         return Quota(
-            replica.shared, QUOTA, limit=settings.free_limit, block_ms=settings.free_block_ms, hold_ms=settings.hold_ms
+            replica.shared,
+            QUOTA_PREFIX,
+            limit=settings.free_limit,
+            block_ms=settings.free_block_ms,
+            hold_ms=settings.hold_ms,
         )
 
     async def panel(self, replica: Mesh) -> Panel:
@@ -90,9 +94,9 @@ class Messages:
         email, password = self._settings.admin_email, self._settings.admin_password
         if not email:
             return
-        recorded = await accounts.users.first_admin_email()
-        if recorded is not None:
-            if recorded != email:
+        recorded_email = await accounts.users.first_admin_email()
+        if recorded_email is not None:
+            if recorded_email != email:
                 log.warning(
                     "setting ignored: the first administrator was created under another address",
                     setting="MESSAGES_ADMIN_EMAIL",

@@ -4,8 +4,8 @@ A session's token says who logged in and when. With each request the replica che
 there what the account may do. The times in tokens are those of Redis's clock, so that no replica's clock ends a session
 early or late.
 
-A device's token says that somebody has logged in to this account on this device before. It gives no access. While
-others guess the password of the account, it only gives the device login attempts that they cannot use up.
+A device's token says that somebody has logged in to this account on this device before. It gives no access. Its only
+effect is that the device has login attempts of its own. Others who guess the password cannot use these up.
 
     shared:messages:revoked:{jti}    string, PX  a session that was logged out, until it would have ended
     shared:messages:signing-key      string      the secret that signs tokens, if the settings have none
@@ -29,9 +29,10 @@ from quart_app.messages.settings import MessageSettings
 from quart_app.messages.users import User, redis_at_work, user_key
 
 ALGORITHM = "HS256"
-REQUIRED = ["exp", "iat", "aud", "iss", "jti", "sub"]
+#: The claims (fields, RFC 7519) of every token. `sub` is the id of the account, `jti` that of the session or device.
+REQUIRED_CLAIMS = ["exp", "iat", "aud", "iss", "jti", "sub"]
 #: A token may be from this far in the future: after a failover, Redis's clock may be behind that of the old master.
-CLOCK_STEP_S = 30
+MOST_CLOCK_STEP_S = 30
 #: How long a device is known after a login.
 DEVICE_S = 180 * 86_400
 REVOKE = Script.beside(__file__, "revoke.lua")
@@ -71,15 +72,15 @@ def key_id(secret: str) -> str:
 
 async def load_keys(redis: Redis, settings: MessageSettings) -> Keys:
     """Return the secrets of the settings. If these have none, use the one in Redis, which the first replica creates."""
-    previous = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
+    previous_secret = settings.jwt_previous_secret.get_secret_value() if settings.jwt_previous_secret else None
     if settings.jwt_secret:
-        return Keys(settings.jwt_secret.get_secret_value(), previous)
+        return Keys(settings.jwt_secret.get_secret_value(), previous_secret)
     async with redis_at_work():
         # Read first: when memory is full, the server refuses every SET, even one that would change nothing.
-        if not (found := await redis.get(SIGNING_KEY)):
+        if not (stored_secret := await redis.get(SIGNING_KEY)):
             await redis.set(SIGNING_KEY, secrets.token_urlsafe(48), nx=True)
-            found = await redis.get(SIGNING_KEY)
-        return Keys(str(found), previous)
+            stored_secret = await redis.get(SIGNING_KEY)
+        return Keys(str(stored_secret), previous_secret)
 
 
 class Sessions:
@@ -92,37 +93,39 @@ class Sessions:
 
     async def begin(self, user: User) -> str:
         """Return the token of a new session of this account."""
-        return self._sign(user, await self._now(), self._settings.session_s, self._settings.jwt_audience)
+        return self._sign(user, await self._redis_now_s(), self._settings.session_s, self._settings.jwt_audience)
 
     async def check(self, token: str | None) -> Session:
         """Return the session of a token. Raises NotLoggedIn."""
-        claims = self._read(token, self._settings.jwt_audience)
+        claims = self._verified_claims(token, self._settings.jwt_audience)
         async with redis_at_work():
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.time()
-            pipeline.exists(_revoked(claims["jti"]))
+            pipeline.exists(_revocation_key(claims["jti"]))
             pipeline.hgetall(user_key(claims["sub"]))
-            (now, _), revoked, stored = await pipeline.execute()
+            (redis_now_s, _), is_revoked, stored = await pipeline.execute()
         user = User.of(stored)
-        if user is None or revoked or not user.is_active or claims.get("generation") != user.generation:
+        # A change of the account that ends its sessions has raised `generation`: see `users`.
+        if user is None or is_revoked or not user.is_active or claims.get("generation") != user.generation:
             raise NotLoggedIn("log in again")
-        if not _is_current(claims, int(now)):
+        if not _is_current(claims, int(redis_now_s)):
             raise NotLoggedIn("this session is over; log in again")
         return Session(claims["jti"], claims["exp"], user)
 
     async def end(self, session: Session) -> None:
         """Make the session's token invalid on every replica."""
         async with redis_at_work():
-            await REVOKE.run(self._redis, [_revoked(session.id)], session.expires_s + 1)
+            # One second more than the token, so that a token never outlives its revocation.
+            await REVOKE.run(self._redis, [_revocation_key(session.id)], session.expires_s + 1)
 
     async def remember_device(self, user: User) -> str:
         """Return a token for a device on which somebody has just logged in to this account."""
-        return self._sign(user, await self._now(), DEVICE_S, self._device_audience)
+        return self._sign(user, await self._redis_now_s(), DEVICE_S, self._device_audience)
 
     def known_device(self, token: str | None, user: User | None) -> str | None:
         """Return the id of the device if it is known to this account, or None. This does not need Redis."""
         try:
-            claims = self._read(token, self._device_audience)
+            claims = self._verified_claims(token, self._device_audience)
         except NotLoggedIn:
             return None
         # A change of the password raises the generation, so no device is known afterwards. The expiry is compared with
@@ -138,22 +141,23 @@ class Sessions:
     def _device_audience(self) -> str:
         return f"{self._settings.jwt_audience}-device"
 
-    def _sign(self, user: User, now: int, for_s: int, audience: str) -> str:
+    def _sign(self, user: User, now_s: int, lasts_s: int, audience: str) -> str:
         claims = {
             "sub": user.id,
             "jti": uuid.uuid4().hex,
-            "iat": now,
-            "exp": now + for_s,
+            "iat": now_s,
+            "exp": now_s + lasts_s,
             "iss": self._settings.jwt_issuer,
             "aud": audience,
             "generation": user.generation,
         }
         return jwt.encode(claims, self._keys.current, ALGORITHM, headers={"kid": key_id(self._keys.current)})
 
-    def _read(self, token: str | None, audience: str) -> dict[str, Any]:
+    def _verified_claims(self, token: str | None, audience: str) -> dict[str, Any]:
         """Return the claims of a token if its signature is right. The caller checks its times. Raises NotLoggedIn."""
         if not token:
             raise NotLoggedIn("log in first")
+        # PyJWT would compare the times with the clock of this process, so it compares none of them.
         try:
             secret = self._keys.named()[str(jwt.get_unverified_header(token).get("kid"))]
             claims: dict[str, Any] = jwt.decode(
@@ -162,27 +166,27 @@ class Sessions:
                 algorithms=[ALGORITHM],
                 issuer=self._settings.jwt_issuer,
                 audience=audience,
-                options={"require": REQUIRED, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
+                options={"require": REQUIRED_CLAIMS, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
         except (jwt.PyJWTError, KeyError, ValueError):
             raise NotLoggedIn("this is not a session token; log in again") from None
         _refuse_unless_integers(claims, ("iat", "exp"))
         return claims
 
-    async def _now(self) -> int:
+    async def _redis_now_s(self) -> int:
         async with redis_at_work():
             seconds, _ = await self._redis.time()
         return int(seconds)
 
 
-def _is_current(claims: dict[str, Any], now: int) -> bool:
-    return bool(claims["iat"] - CLOCK_STEP_S <= now < claims["exp"])
+def _is_current(claims: dict[str, Any], now_s: int) -> bool:
+    return bool(claims["iat"] - MOST_CLOCK_STEP_S <= now_s < claims["exp"])
 
 
-def _refuse_unless_integers(claims: dict[str, Any], numbers: Sequence[str]) -> None:
-    if not all(isinstance(claims[name], int) for name in numbers):
+def _refuse_unless_integers(claims: dict[str, Any], claim_names: Sequence[str]) -> None:
+    if not all(isinstance(claims[name], int) for name in claim_names):
         raise NotLoggedIn("this is not a session token; log in again")
 
 
-def _revoked(session_id: str) -> str:
+def _revocation_key(session_id: str) -> str:
     return f"shared:messages:revoked:{session_id}"

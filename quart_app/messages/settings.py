@@ -10,8 +10,8 @@ from quart_app.providers.launch import environment
 from quart_app.security.credentials import Limits
 from quart_app.security.identity import normal_email, normal_password, why_weak
 
-_LOCAL = environment()
-_ADDRESS = TypeAdapter(AnyHttpUrl)
+_LOCAL_PROVIDERS = environment()
+_URL = TypeAdapter(AnyHttpUrl)
 #: The least number of bytes of a signing key for HS256 (RFC 7518, section 3.2).
 SHORTEST_SECRET = 32
 
@@ -22,12 +22,12 @@ class MessageSettings(BaseSettings):
     model_config = settings_config("MESSAGES_")
 
     free_url: str = Field(
-        _LOCAL["FREE_PROVIDER_URL"],
+        _LOCAL_PROVIDERS["FREE_PROVIDER_URL"],
         validation_alias="FREE_PROVIDER_URL",
         description="the URL of the free provider",
     )
     paid_url: str = Field(
-        _LOCAL["PAID_PROVIDER_URL"],
+        _LOCAL_PROVIDERS["PAID_PROVIDER_URL"],
         validation_alias="PAID_PROVIDER_URL",
         description="the URL of the paid provider",
     )
@@ -106,8 +106,8 @@ class MessageSettings(BaseSettings):
 
     @field_validator("free_url", "paid_url")
     @classmethod
-    def _an_address(cls, url: str) -> str:
-        _ADDRESS.validate_python(url)
+    def _valid_url(cls, url: str) -> str:
+        _URL.validate_python(url)
         return url
 
     @property
@@ -116,7 +116,7 @@ class MessageSettings(BaseSettings):
 
     @property
     def origins(self) -> frozenset[str]:
-        return frozenset(each.strip() for each in self.allowed_origins.split(",") if each.strip())
+        return frozenset(origin.strip() for origin in self.allowed_origins.split(",") if origin.strip())
 
     @property
     def limits(self) -> Limits:
@@ -128,5 +128,6 @@ class MessageSettings(BaseSettings):
     @property
     def work_ms(self) -> int:
         """The longest time for a message, besides its `max_wait_ms`: a probe, then both providers at their slowest."""
-        reach_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
-        return self.probe_wait_ms + 2 * (reach_ms + self.provider_timeout_ms) + 2_000
+        # A try may wait for `connect_timeout_ms` twice: for a place in the pool, and for the connection itself.
+        connecting_ms = self.connect_tries * (2 * self.connect_timeout_ms + 500)
+        return self.probe_wait_ms + 2 * (connecting_ms + self.provider_timeout_ms) + 2_000

@@ -101,8 +101,8 @@ async def redis_at_work() -> AsyncIterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        if isinstance(full := failures.translate(error), Busy):
-            raise full from None
+        if isinstance(busy := failures.translate(error), Busy):
+            raise busy from None
         raise Unavailable(f"the message service cannot reach its store ({type(error).__name__}); try again") from None
 
 
@@ -125,11 +125,11 @@ class Users:
 
     async def register(self, email: str, password: str) -> User:
         """Create an account without rights; `password` is a hash. Raises EmailTaken."""
-        stored = _new_account(email, password, is_admin=False)
-        keys_ = [_email_key(email), user_key(stored["id"]), FIRST_ADMIN]
-        if await self._run("register", keys_, stored["id"], email, *_flat(stored)) == "taken":
+        new_account = _new_account(email, password, is_admin=False)
+        redis_keys = [_email_key(email), user_key(new_account["id"]), FIRST_ADMIN]
+        if await self._run("register", redis_keys, new_account["id"], email, *_as_arguments(new_account)) == "taken":
             raise EmailTaken
-        return _must_exist(User.of(stored))
+        return _must_exist(User.of(new_account))
 
     async def find(self, user_id: str) -> User | None:
         async with redis_at_work():
@@ -142,8 +142,9 @@ class Users:
 
     async def change_profile(self, user: User, *, email: str | None = None, password: str | None = None) -> User:
         """Change the address, the password (a hash), or both. Raises EmailTaken, AccountChanged."""
-        keys_ = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
-        outcome = await self._run("change_profile", keys_, user.id, user.generation, email or "", password or "")
+        redis_keys = [user_key(user.id), _email_key(user.email), _email_key(email or user.email), FIRST_ADMIN]
+        # The script changes nothing if the account has another generation than the one that the caller has read.
+        outcome = await self._run("change_profile", redis_keys, user.id, user.generation, email or "", password or "")
         if outcome == "taken":
             raise EmailTaken
         if outcome == "changed":
@@ -155,12 +156,12 @@ class Users:
 
         Raises NoSuchAccount, NotAdministrator, LastAdministrator.
         """
-        wanted = {name: str(int(to)) for name, to in changes.items()}
-        facts = {"user": user_id, "actor": by.id, "source": source, **wanted}
-        entry = audit.entry("access changed", **facts)
-        keys_ = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
-        arguments = [user_id, by.id, wanted.get("is_active", ""), wanted.get("paid_access", "")]
-        _raise_for(await self._run("change_access", keys_, *arguments, keys.AUDIT_KEPT, *entry))
+        new_flags = {name: str(int(is_set)) for name, is_set in changes.items()}
+        facts = {"user": user_id, "actor": by.id, "source": source, **new_flags}
+        audit_entry = audit.entry("access changed", **facts)
+        redis_keys = [user_key(user_id), user_key(by.id), ADMINISTRATORS, keys.AUDIT]
+        arguments = [user_id, by.id, new_flags.get("is_active", ""), new_flags.get("paid_access", "")]
+        _raise_for(await self._run("change_access", redis_keys, *arguments, keys.AUDIT_KEPT, *audit_entry))
         audit.say("access changed", **facts)
         return _must_exist(await self.find(user_id))
 
@@ -172,11 +173,11 @@ class Users:
         user = await self.find_by_email(email)
         if user is None:
             raise NoSuchAccount
-        entry = audit.entry(
+        audit_entry = audit.entry(
             "administrator promoted" if is_admin else "administrator demoted", user=user.id, actor="cli"
         )
-        keys_ = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
-        outcome = await self._run("set_admin", keys_, user.id, int(is_admin), keys.AUDIT_KEPT, *entry)
+        redis_keys = [user_key(user.id), ADMINISTRATORS, keys.AUDIT]
+        outcome = await self._run("set_admin", redis_keys, user.id, int(is_admin), keys.AUDIT_KEPT, *audit_entry)
         _raise_for(outcome)
         return outcome == "done"
 
@@ -194,14 +195,16 @@ class Users:
         `password` is a hash; if it is None, the address is only reserved. An existing account with this address never
         becomes an administrator.
         """
-        holder = await self.find_by_email(email)
-        account = _new_account(email, password or "", is_admin=True)
-        user_id = holder.id if holder is not None and holder.is_admin else account["id"]
-        entry = audit.entry("first administrator recorded", user=user_id, actor="settings")
-        keys_ = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
-        fields = _flat(account) if password is not None else []
+        present_owner = await self.find_by_email(email)
+        new_account = _new_account(email, password or "", is_admin=True)
+        # An administrator who already has this address is recorded as the first one.
+        user_id = present_owner.id if present_owner is not None and present_owner.is_admin else new_account["id"]
+        audit_entry = audit.entry("first administrator recorded", user=user_id, actor="settings")
+        redis_keys = [FIRST_ADMIN, _email_key(email), user_key(user_id), ADMINISTRATORS, keys.AUDIT]
+        fields = _as_arguments(new_account) if password is not None else []
+        # The script needs the number of words in the audit entry, because the fields of the account follow them.
         outcome: Any = await self._run(
-            "first_admin", keys_, user_id, email, keys.AUDIT_KEPT, len(entry), *entry, *fields
+            "first_admin", redis_keys, user_id, email, keys.AUDIT_KEPT, len(audit_entry), *audit_entry, *fields
         )
         return outcome  # type: ignore[no-any-return]
 
@@ -212,16 +215,16 @@ class Users:
         """
         await self._run("renew_hash", [user_key(user.id)], user.password, password)
 
-    async def _run(self, name: str, keys_: list[str], *arguments: str | int) -> str:
+    async def _run(self, name: str, redis_keys: list[str], *arguments: str | int) -> str:
         async with redis_at_work():
-            return str(await SCRIPTS[name].run(self._redis, keys_, *arguments))
+            return str(await SCRIPTS[name].run(self._redis, redis_keys, *arguments))
 
 
-def _new_account(email: str, password: str, *, is_admin: bool) -> dict[str, str]:
+def _new_account(email: str, password_hash: str, *, is_admin: bool) -> dict[str, str]:
     return {
         "id": uuid.uuid4().hex,
         "email": email,
-        "password": password,
+        "password": password_hash,
         "paid_access": "0",
         "is_active": "1",
         "is_admin": str(int(is_admin)),
@@ -229,8 +232,8 @@ def _new_account(email: str, password: str, *, is_admin: bool) -> dict[str, str]
     }
 
 
-def _flat(stored: Mapping[str, str]) -> list[str]:
-    return [word for pair in stored.items() for word in pair]
+def _as_arguments(account: Mapping[str, str]) -> list[str]:
+    return [text for item in account.items() for text in item]
 
 
 def _raise_for(outcome: str) -> None:
