@@ -40,14 +40,15 @@ COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 SHARDS_PER_STEP = 16
 #: Most bytes that one step unpacks. A few packed bytes can unpack to far more.
 UNPACKED_PER_STEP = 1 << 18
-#: Most bytes of the line of a record: a quoted user id of the greatest length, and all numbers.
+#: Most bytes of the line of a record: a user id of the greatest length (4 bytes a character, and twice as many if all
+#: are quotes), and all numbers.
 LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
 #: Most bytes of the first line, which names the logs that this log continues.
 HEADER_MAX = 8192
 #: The `wbits` of zlib for its largest window and a gzip header.
 GZIP = 16 + zlib.MAX_WBITS
 #: The level of compression. Level 1 takes a third of the time of the default level, and its result is a fifth larger.
-LEVEL = 1
+COMPRESSION_LEVEL = 1
 
 
 class BadBackup(Exception):
@@ -95,22 +96,22 @@ def describe(state: Frozen, position: Position, continues: tuple[str, ...], now_
 
 def write(header: Header, state: Frozen) -> Iterator[bytes]:
     """Yield a backup in chunks, some of them empty."""
-    pack, sha = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP), hashlib.sha256()
+    packer, sha = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, GZIP), hashlib.sha256()
     for text in _lines(header, state):
         data = text.encode()
         sha.update(data)
-        yield pack.compress(data)
-    yield pack.compress(_comment({"count": state.count, "sha256": sha.hexdigest()}).encode())
-    yield pack.flush()
+        yield packer.compress(data)
+    yield packer.compress(_comment({"count": state.count, "sha256": sha.hexdigest()}).encode())
+    yield packer.flush()
 
 
 def _lines(header: Header, state: Frozen) -> Iterator[str]:
     yield f"{_comment(asdict(header))}{COLUMNS}\n"
     shards = iter(state.shards)
-    while step := list(itertools.islice(shards, SHARDS_PER_STEP)):
+    while shards_of_step := list(itertools.islice(shards, SHARDS_PER_STEP)):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        for shard in step:
+        for shard in shards_of_step:
             writer.writerows(map(_row, shard, map(RECORD.unpack, shard.values())))
         yield text.getvalue()
 
@@ -138,31 +139,33 @@ class BackupReader:
     """
 
     def __init__(self, max_records: int) -> None:
-        self._unpack = zlib.decompressobj(GZIP)
+        self._unpacker = zlib.decompressobj(GZIP)
         self._sha = hashlib.sha256()
-        self._rest = b""
+        #: the begun line at the end of the text so far
+        self._unfinished_line = b""
         self._max_records = max_records
-        self._records = 0
-        self._read_columns = False
-        self._ended = False
+        self._records_read = 0
+        self._has_columns = False
+        self._has_footer = False
         self._storage = Storage()
         self.header: Header | None = None
 
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
         while data:
-            if self._unpack.eof:
+            if self._unpacker.eof:
                 raise BadBackup("data follow the end of the backup")
             try:
-                plain = self._unpack.decompress(data, UNPACKED_PER_STEP)
+                plain = self._unpacker.decompress(data, UNPACKED_PER_STEP)
             except zlib.error as error:
                 raise BadBackup(f"the backup is not valid gzip: {error}") from error
-            data = self._unpack.unconsumed_tail or self._unpack.unused_data
-            self._take(plain)
+            # What is left of the piece: packed data of this backup, or data after its end.
+            data = self._unpacker.unconsumed_tail or self._unpacker.unused_data
+            self._take_text(plain)
 
     def result(self) -> tuple[Header, Storage]:
         """Return the header and the records of a valid backup. Call it after the last piece."""
-        if not self._unpack.eof or self._rest or not self._ended or self.header is None:
+        if not self._unpacker.eof or self._unfinished_line or not self._has_footer or self.header is None:
             raise BadBackup("the backup is truncated")
         if self._storage.count != self.header.count:
             raise BadBackup(f"the backup has {self._storage.count} users, and its first line says {self.header.count}")
@@ -174,28 +177,29 @@ class BackupReader:
         """Free what was read so far. Call it in a thread: it may take long."""
         self._storage.forget()
 
-    def _take(self, plain: bytes) -> None:
-        *lines, self._rest = (self._rest + plain).split(b"\n")
-        if len(self._rest) > max(LINE_MAX, HEADER_MAX):
+    def _take_text(self, plain: bytes) -> None:
+        *lines, self._unfinished_line = (self._unfinished_line + plain).split(b"\n")
+        if len(self._unfinished_line) > max(LINE_MAX, HEADER_MAX):
             raise BadBackup("a line of the backup is too long")
-        at = 0
-        while at < len(lines):
-            if self._ended:
+        # The index of the line that is read next.
+        next_line = 0
+        while next_line < len(lines):
+            if self._has_footer:
                 raise BadBackup("more lines follow the line with the checksum")
-            at += self._take_some(lines[at:])
+            next_line += self._take_lines_of_one_kind(lines[next_line:])
 
-    def _take_some(self, lines: list[bytes]) -> int:
+    def _take_lines_of_one_kind(self, lines: list[bytes]) -> int:
         """Read the first lines that are of one kind (header, columns, records or footer). Return how many were read."""
         if self.header is None:
             self._sha.update(lines[0] + b"\n")
             self.header = self._read_header(lines[0])
-        elif not self._read_columns:
+        elif not self._has_columns:
             self._sha.update(lines[0] + b"\n")
             if lines[0] != COLUMNS.encode():
                 raise BadBackup("the columns are not those of this format")
-            self._read_columns = True
-        elif missing := self.header.count - self._records:
-            rows = lines[:missing]
+            self._has_columns = True
+        elif records_left := self.header.count - self._records_read:
+            rows = lines[:records_left]
             self._sha.update(b"\n".join(rows) + b"\n")
             self._add_rows(rows)
             return len(rows)
@@ -206,35 +210,35 @@ class BackupReader:
     def _read_header(self, line: bytes) -> Header:
         try:
             header = _HEADER.validate_json(_uncomment(line), strict=True)
-            known = header.format == FORMAT and pack_id(header.id) < 2**63
+            is_known_format = header.format == FORMAT and pack_id(header.id) < 2**63
         except ValueError as error:
             raise BadBackup("the first line is not that of a backup") from error
-        if not known or min(header.count, header.number) < 0:
+        if not is_known_format or min(header.count, header.number) < 0:
             raise BadBackup("the first line is not that of a known format")
         if header.count > self._max_records:
             raise BadBackup(f"the backup has {header.count} records, more than the {self._max_records} allowed")
         return header
 
     def _read_footer(self, line: bytes) -> None:
-        if line != _comment({"count": self._records, "sha256": self._sha.hexdigest()}).encode().rstrip():
+        if line != _comment({"count": self._records_read, "sha256": self._sha.hexdigest()}).encode().rstrip():
             raise BadBackup("the count or the checksum in the last line does not fit the content")
-        self._ended = True
+        self._has_footer = True
 
     def _add_rows(self, lines: list[bytes]) -> None:
         assert self.header is not None
-        newest = self.header.position.stamp
+        newest_stamp = self.header.position.stamp
         try:
             for row in csv.reader([line.decode() for line in lines], strict=True):
                 user_id, *cells = row
                 stamps = [pack_id(cell) if cell else 0 for cell in cells[N:]]
                 if len(cells) != 2 * N:
-                    raise BadBackup(f"record {self._records} has {len(cells)} cells instead of {2 * N}")
-                if max(stamps) > newest:
-                    raise BadBackup(f"record {self._records} is newer than the backup")
+                    raise BadBackup(f"record {self._records_read} has {len(cells)} cells instead of {2 * N}")
+                if max(stamps) > newest_stamp:
+                    raise BadBackup(f"record {self._records_read} is newer than the backup")
                 self._storage.add(user_id, RECORD.pack(*map(int, cells[:N]), *stamps))
-                self._records += 1
+                self._records_read += 1
         except (ValueError, csv.Error, struct.error) as error:
-            raise BadBackup(f"record {self._records} cannot be read: {error}") from error
+            raise BadBackup(f"record {self._records_read} cannot be read: {error}") from error
 
 
 def _uncomment(line: bytes) -> bytes:

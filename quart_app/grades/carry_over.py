@@ -22,7 +22,7 @@ from quart_app.grades.snapshot_keeper import SnapshotKeeper
 from quart_app.grades.sources import File, first_good
 from quart_app.grades.storage import difference
 
-#: Shards that one step in a thread compares.
+#: How many shards (`storage.SHARDS`) one step in a thread compares.
 SHARDS_PER_STEP = 64
 
 
@@ -33,10 +33,11 @@ class CarryOver:
         self._settings = settings
         self._metrics = metrics
         self._keeper = keeper
-        #: the state that this process had when it lost its log
+        #: the state that this process had when it lost its log, until it is carried over; None if there is none. After
+        #: several losses it is the merged state
         self.before: KnownState | None = None
         #: positions of states that the present log contains: the state that it began with, and those carried over
-        self._contained: set[Position] = set()
+        self._contained_positions: set[Position] = set()
         #: snapshots whose content is in the present log; they are deleted when the next snapshot is on disk
         self.carried_files: set[Path] = set()
 
@@ -48,7 +49,7 @@ class CarryOver:
 
     def founded_on(self, base: KnownState | None) -> None:
         """Note that the present log begins with this state."""
-        self._contained = {base.position} if base else set()
+        self._contained_positions = {base.position} if base else set()
         self.before = None
 
     async def carry(self, known: KnownState, grades_log: Log) -> int:
@@ -56,38 +57,46 @@ class CarryOver:
 
         Return the number of the last entry that was appended. If there is none, return the number of `known`.
         """
-        last = known.position
+        # The caller is ready when it has applied the entry at this position, too.
+        last_position = known.position
         if self.before is not None:
-            last = await self._append(self.before, known, grades_log, last)
-            self._contained.add(self.before.position)
-            before, self.before = self.before, None
-            await asyncio.to_thread(before.storage.forget)
+            last_position = await self._append_difference(self.before, known, grades_log, last_position)
+            self._contained_positions.add(self.before.position)
+            lost_state, self.before = self.before, None
+            await asyncio.to_thread(lost_state.storage.forget)
         for snapshot in await self._stray_snapshots(grades_log):
-            if snapshot.position not in self._contained:
-                stray = await self._read_stray(snapshot, known)
-                if stray is None:
+            if snapshot.position not in self._contained_positions:
+                stray_state = await self._read_stray(snapshot, known)
+                if stray_state is None:
+                    # The file is damaged, or of an unrelated log. It is kept.
                     continue
-                last = await self._append(stray, known, grades_log, last)
-                await asyncio.to_thread(stray.storage.forget)
+                last_position = await self._append_difference(stray_state, known, grades_log, last_position)
+                await asyncio.to_thread(stray_state.storage.forget)
             self.carried_files.add(snapshot.path)
-        return last.number
+        return last_position.number
 
-    async def _append(self, before: KnownState, known: KnownState, grades_log: Log, last: Position) -> Position:
-        of, ours, theirs = before.position, before.storage.snapshot(), known.storage.snapshot()
-        shards = difference(ours, theirs)
-        while step := await asyncio.to_thread(lambda: list(itertools.islice(shards, SHARDS_PER_STEP))):
-            for body in entries.carry_bodies(of.log, itertools.chain.from_iterable(step)):
-                write = secrets.token_hex(8)
-                last = await grades_log.append(
-                    entries.CARRY, body, reader_at=known.position, write=write, floor=of.stamp
+    async def _append_difference(
+        self, lost_state: KnownState, known: KnownState, grades_log: Log, last_position: Position
+    ) -> Position:
+        lost_position, lost_records, present_records = (
+            lost_state.position,
+            lost_state.storage.snapshot(),
+            known.storage.snapshot(),
+        )
+        shards = difference(lost_records, present_records)
+        while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(shards, SHARDS_PER_STEP))):
+            for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
+                write_name = secrets.token_hex(8)
+                last_position = await grades_log.append(
+                    entries.CARRY, body, reader_at=known.position, write=write_name, floor=lost_position.stamp
                 )
                 self._metrics.carried.inc(len(body["records"]))
-        return last
+        return last_position
 
     async def _stray_snapshots(self, grades_log: Log) -> list[Snapshot]:
         """Return the snapshots that the present log does not continue from."""
-        found = await self._keeper.snapshots.durable()
-        return [snapshot for snapshot in found if not await grades_log.holds(snapshot.position)]
+        on_disk = await self._keeper.snapshots.durable()
+        return [snapshot for snapshot in on_disk if not await grades_log.holds(snapshot.position)]
 
     async def _read_stray(self, snapshot: Snapshot, known: KnownState) -> KnownState | None:
         async def must_be_related(header: Header) -> None:

@@ -23,7 +23,7 @@ from quart_app.grades.storage import FIELD_AT, Changes
 SET = "set"
 CARRY = "carry"
 #: Most records in one entry; they take a few dozen kilobytes.
-CARRIED_AT_ONCE = 200
+MOST_CARRIED_RECORDS = 200
 
 
 class UnreadableEntry(ValueError):
@@ -31,15 +31,18 @@ class UnreadableEntry(ValueError):
 
 
 class Founding(BaseModel):
+    #: the identities of older logs whose changes this log contains
     continues: tuple[str, ...] = ()
 
 
 class CarriedRecord(BaseModel):
     user_id: UserId
+    #: name of a field -> value, and the id of the entry that set it
     set: dict[str, tuple[Amount, str]]
 
 
 class Carried(BaseModel):
+    #: the identity of the log from which the records come
     of: str
     records: list[CarriedRecord]
 
@@ -51,7 +54,9 @@ _UPDATE = TypeAdapter(GradeUpdate)
 class Effect:
     """The changes that an entry makes."""
 
+    #: user ids, each with its changes
     changes: Sequence[tuple[str, Changes]] = ()
+    #: the identities of older logs whose changes the log contains after this entry
     continues: tuple[str, ...] = ()
 
 
@@ -64,9 +69,9 @@ def carry_bodies(of: str, records: Iterable[tuple[str, Changes]]) -> Iterator[di
     """Yield bodies of entries that carry records over from the log `of`, at most CARRIED_AT_ONCE records in each."""
     batch: list[dict[str, Any]] = []
     for user_id, changes in records:
-        fields = {FIELDS[at]: [value, unpack_id(stamp)] for at, (value, stamp) in changes.items()}
+        fields = {FIELDS[index]: [value, unpack_id(stamp)] for index, (value, stamp) in changes.items()}
         batch.append({"user_id": user_id, "set": fields})
-        if len(batch) == CARRIED_AT_ONCE:
+        if len(batch) == MOST_CARRIED_RECORDS:
             yield {"of": of, "records": batch}
             batch = []
     if batch:
@@ -78,9 +83,9 @@ def effect(entry: Entry) -> Effect:
     try:
         match entry.op:
             case "set":
-                return _set(entry)
+                return _effect_of_set(entry)
             case "carry":
-                return _carry(entry)
+                return _effect_of_carry(entry)
             case op if op == FOUNDED:
                 return Effect(continues=Founding.model_validate(entry.content()).continues)
     except (ValueError, KeyError, RecursionError) as error:
@@ -88,14 +93,14 @@ def effect(entry: Entry) -> Effect:
     raise UnreadableEntry(f"entry {entry.position.number} has the unknown operation {entry.op!r}")
 
 
-def _set(entry: Entry) -> Effect:
+def _effect_of_set(entry: Entry) -> Effect:
     update = _UPDATE.validate_python(entry.content(), strict=True)
     stamp = entry.position.stamp
     changes = {FIELD_AT[name]: (value, stamp) for name, value in update.changes().items()}
     return Effect([(update.user_id, changes)])
 
 
-def _carry(entry: Entry) -> Effect:
+def _effect_of_carry(entry: Entry) -> Effect:
     carried = Carried.model_validate(entry.content())
     changes = [
         (record.user_id, {FIELD_AT[name]: (value, pack_id(at)) for name, (value, at) in record.set.items()})

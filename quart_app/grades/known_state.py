@@ -21,6 +21,7 @@ class KnownState:
 
     storage: Storage
     position: Position
+    #: the identities of the logs that this log continues
     continues: tuple[str, ...] = ()
 
     @property
@@ -34,6 +35,7 @@ class KnownState:
         `now_ms` is the time of Redis's clock. If it is None, the header has the time of the last entry.
         """
         frozen = self.storage.snapshot()
+        # The upper bits of a stamp are the time in the entry's id.
         time_ms = self.position.stamp >> 16 if now_ms is None else now_ms
         return replace(backup.describe(frozen, self.position, self.continues, time_ms), orphaned=orphaned), frozen
 

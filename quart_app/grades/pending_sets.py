@@ -35,6 +35,7 @@ class PendingSets:
 
     def __init__(self, settings: GradesSettings) -> None:
         self._settings = settings
+        #: by the name that this replica gives to the entry of the change
         self._pending: dict[str, PendingSet] = {}
 
     def __len__(self) -> int:
@@ -47,38 +48,42 @@ class PendingSets:
                 f"{len(self._pending)} changes are already under way; nothing was changed, retry after 1 s",
                 retry_after=1,
             )
-        write = secrets.token_hex(8)
-        pending = self._pending[write] = PendingSet(update.user_id, asyncio.get_running_loop().create_future())
+        write_name = secrets.token_hex(8)
+        pending = self._pending[write_name] = PendingSet(update.user_id, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(self._settings.set_timeout_ms / 1000):
-                pending.position = await self._append(update, grades_log, reader_at, write)
+                pending.position = await self._append_change(update, grades_log, reader_at, write_name)
                 return await pending.answer
         except TimeoutError as error:
             raise _unconfirmed(pending.position) from error
         finally:
-            del self._pending[write]
+            del self._pending[write_name]
 
     def confirm(self, write: str, storage: Storage) -> None:
         """Answer a change whose entry has just been applied."""
         pending = self._pending.get(write)
         if pending is not None:
-            _answer(pending, storage)
+            _answer_with_record(pending, storage)
 
     def confirm_up_to(self, known: KnownState) -> None:
         """Answer the changes that a restored state contains."""
         for pending in self._pending.values():
-            at = pending.position
-            if at is not None and at.log == known.position.log and at.number <= known.position.number:
-                _answer(pending, known.storage)
+            position = pending.position
+            if position is not None and position.log == known.position.log and position.number <= known.position.number:
+                _answer_with_record(pending, known.storage)
 
-    async def _append(self, update: GradeUpdate, grades_log: Log, reader_at: Position, write: str) -> Position | None:
+    async def _append_change(
+        self, update: GradeUpdate, grades_log: Log, reader_at: Position, write_name: str
+    ) -> Position | None:
         """Append a change and return its position, or None if Redis may or may not have appended the change.
 
         Raises Unavailable if Redis certainly has not appended it.
         """
         body, within_ms = entries.set_body(update), self._settings.set_timeout_ms
         try:
-            return await grades_log.append(entries.SET, body, reader_at=reader_at, write=write, within_ms=within_ms)
+            return await grades_log.append(
+                entries.SET, body, reader_at=reader_at, write=write_name, within_ms=within_ms
+            )
         except (MeshError, ResponseError) as error:
             raise Unavailable(f"nothing was changed: {error}", retry_after=1) from error
         except (RedisError, OSError) as error:
@@ -88,7 +93,7 @@ class PendingSets:
             return None
 
 
-def _answer(pending: PendingSet, storage: Storage) -> None:
+def _answer_with_record(pending: PendingSet, storage: Storage) -> None:
     grade = storage.get(pending.user_id)
     if grade is not None and not pending.answer.done():
         pending.answer.set_result(grade)

@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 #: How many times `founder_patience_s` is doubled at most.
 MOST_DOUBLINGS = 7
 
+#: Returns the replicas that may give a backup; `sources.peers` in the service.
 Peers = Callable[[], Awaitable[Sequence[Source]]]
 
 
@@ -64,32 +65,36 @@ class Restorer:
         self._keeper = keeper
         self._carry_over = carry_over
         #: the log for which no state was found, and the time (`time.monotonic()`) from which it may be founded again
-        self._stuck: tuple[str, float] | None = None
+        self._stateless_log: tuple[str, float] | None = None
         #: number of logs for which no state was found since the grades were last ready
-        self._in_vain = 0
+        self._fruitless_logs = 0
 
     @property
     def explanation(self) -> str:
         """Why no state was found, or ""."""
-        return "" if self._stuck is None else f"no peer and no snapshot has a state of the log {self._stuck[0]}"
+        return (
+            ""
+            if self._stateless_log is None
+            else f"no peer and no snapshot has a state of the log {self._stateless_log[0]}"
+        )
 
     def succeeded(self) -> None:
         """Note that the grades are ready, so that the next founder again gets `founder_patience_s` without doubling."""
-        self._in_vain = 0
+        self._fruitless_logs = 0
 
     async def restore(self, grades_log: Log, peers: Peers) -> Restored | None:
         """Try once to find a state; return None if there is none now. Raises LogError and the errors of Redis."""
         view = await grades_log.view()
         if view is None:
             base = self._carry_over.before or await self._any_state(peers)
-            restored = await self._found_log(grades_log, base)
+            restored = await self._begin_log(grades_log, base)
         else:
-            restored = await self._take_up(grades_log, view, peers)
+            restored = await self._find_state_for(grades_log, view, peers)
         if restored is not None:
-            self._stuck = None
+            self._stateless_log = None
         return restored
 
-    async def _found_log(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
+    async def _begin_log(self, grades_log: Log, base: KnownState | None, instead_of: str = "") -> Restored | None:
         """Found a log that begins with the state `base`. Return None if another replica was faster.
 
         `instead_of` names a log that the new log replaces.
@@ -97,6 +102,7 @@ class Restorer:
         continues = base.lineage if base else ()
         if instead_of:
             continues = union(continues, (instead_of,))
+        # This writes the first entry of the log. Its body is what `entries.Founding` reads.
         position = await grades_log.found(
             body={"continues": continues}, after=base.position if base else None, instead_of=instead_of
         )
@@ -105,50 +111,53 @@ class Restorer:
         log.warning("log founded", log=position.log, continues=continues)
         self._carry_over.founded_on(base)
         known = KnownState(base.storage if base else Storage(), position, continues)
+        # 0: no snapshot of the new log exists yet.
         return Restored(known, 0, must_save=base is not None)
 
     async def _any_state(self, peers: Peers) -> KnownState | None:
         """Return a state of any log, to found a log on."""
-        return await self._first_good([*await peers(), *await self._keeper.sources()], _accept_all)
+        return await self._first_accepted([*await peers(), *await self._keeper.sources()], _accept_all)
 
-    async def _take_up(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
+    async def _find_state_for(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
         """Take a state that the present log continues from; return None when there is none now."""
-        before = self._carry_over.before
-        if before is not None and view.whole and view.just_founded:
+        lost_log_state = self._carry_over.before
+        if lost_log_state is not None and view.whole and view.just_founded:
             # The founder of this log had no state, and nothing was appended since. So a log that begins with the state
             # of this replica takes its place.
-            return await self._found_log(grades_log, before, view.log)
+            return await self._begin_log(grades_log, lost_log_state, view.log)
 
         async def must_be_continued(header: Header) -> None:
             if not await grades_log.holds(header.position):
                 raise BadBackup(f"the log does not continue from entry {header.number} of the log {header.log}")
 
-        known = await self._first_good(await peers(), must_be_continued)
+        known = await self._first_accepted(await peers(), must_be_continued)
         if known is None and view.whole:
+            # Every entry is still in the log, so the replica can apply the log from the first entry on.
             known = KnownState(Storage(), Position.start(view.log))
         if known is None:
-            known = await self._first_good(await self._keeper.sources(view.log), must_be_continued)
+            known = await self._first_accepted(await self._keeper.sources(view.log), must_be_continued)
         if known is None:
-            return await self._found_log_again(grades_log, view, peers)
+            return await self._replace_log(grades_log, view, peers)
+        # If the log has no snapshot, the next one is counted from the oldest entry that was not trimmed.
         return Restored(known, await self._keeper.newest_number(view.log, view.oldest.position.number))
 
-    async def _found_log_again(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
+    async def _replace_log(self, grades_log: Log, view: View, peers: Peers) -> Restored | None:
         """Found the log again, because nobody has a state of it. Return None if it must not be replaced now.
 
         A log is not replaced if something was appended to it, or while its founder may still need time.
         """
-        now = time.monotonic()
-        if self._stuck is None or self._stuck[0] != view.log:
-            patience_s = self._settings.founder_patience_s * 2 ** min(self._in_vain, MOST_DOUBLINGS)
-            self._stuck = (view.log, now + patience_s * random.uniform(1, 1.5))
-            self._in_vain += 1
+        now_s = time.monotonic()
+        if self._stateless_log is None or self._stateless_log[0] != view.log:
+            patience_s = self._settings.founder_patience_s * 2 ** min(self._fruitless_logs, MOST_DOUBLINGS)
+            self._stateless_log = (view.log, now_s + patience_s * random.uniform(1, 1.5))
+            self._fruitless_logs += 1
             log.error("no peer and no snapshot has a state of the log", log=view.log)
-        if not view.just_founded or now < self._stuck[1]:
+        if not view.just_founded or now_s < self._stateless_log[1]:
             return None
         base = self._carry_over.before or await self._any_state(peers)
-        return await self._found_log(grades_log, base, view.log) if base is not None else None
+        return await self._begin_log(grades_log, base, view.log) if base is not None else None
 
-    async def _first_good(
+    async def _first_accepted(
         self, sources: Sequence[Source], accept: Callable[[Header], Awaitable[None]]
     ) -> KnownState | None:
         return await first_good(sources, self._settings, self._metrics, accept)

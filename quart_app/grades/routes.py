@@ -45,7 +45,7 @@ class GradesRoutes:
         self._replication = replication
         self._store_room = store_room
         self._settings = settings
-        self._backups = 0
+        self._backups_in_progress = 0
         self.auth = BasicAuth("grades", settings.username, settings.password)
         self.public = Blueprint("grades", __name__)
         self.public.add_url_rule("/get", "get", self.get, methods=["GET"])
@@ -61,10 +61,10 @@ class GradesRoutes:
 
         404 for an unknown user, 503 while the grades are being restored.
         """
-        given = request.args.getlist("user_id")
-        if len(given) != 1 or not given[0]:
+        user_ids = request.args.getlist("user_id")
+        if len(user_ids) != 1 or not user_ids[0]:
             raise Problem(400, "give one user_id: /get?user_id=…")
-        grade = self._replication.get(given[0])
+        grade = self._replication.get(user_ids[0])
         if grade is None:
             raise Problem(404, "this user has no grade")
         return jsonify(grade.model_dump())
@@ -90,7 +90,7 @@ class GradesRoutes:
 
         Needs Basic authentication.
         """
-        if self._backups >= self._settings.backups_at_once and request.method != "HEAD":
+        if self._backups_in_progress >= self._settings.backups_at_once and request.method != "HEAD":
             raise Problem(
                 503,
                 "this replica is already giving as many backups as it may; ask another one, or retry after 1 s",
@@ -105,13 +105,13 @@ class GradesRoutes:
     async def _stream(self, header: Header, state: Frozen) -> AsyncIterator[bytes]:
         # The backup is counted from its first chunk, not earlier. If a response is never sent, its body is never
         # closed, and its backup would count for ever.
-        self._backups += 1
+        self._backups_in_progress += 1
         try:
             async with aclosing(stream(header, state)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            self._backups -= 1
+            self._backups_in_progress -= 1
 
     def _authenticated(self, view: Callable[[], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
         """Return the view behind Basic authentication."""

@@ -35,19 +35,19 @@ def create(context: Context) -> Service:
         log.warning("default password in use", setting="GRADES_PASSWORD")
     replication = Replication(settings, GradesMetrics(context.metrics))
 
-    def store_room(amount: int) -> None:
-        context.mesh.memory.store(amount)
+    def store_room(byte_count: int) -> None:
+        context.mesh.memory.store(byte_count)
 
     routes = GradesRoutes(replication, settings, store_room)
 
     @contextlib.asynccontextmanager
     async def lifespan(replica: Mesh) -> AsyncIterator[None]:
-        async def others() -> list[Source]:
+        async def other_replicas() -> list[Source]:
             return await peers(replica.roster, replica.id, settings)
 
         routes.auth.open(CredentialLimiter(replica.shared, Limits()), Audit(replica.shared))
         grades_log = Log(replica.shared, replica.connect, LOG_KEY, writer=replica.id)
-        async with replication.following(grades_log, others):
+        async with replication.following(grades_log, other_replicas):
             yield
 
     async def read_panel(replica: Mesh) -> Panel:

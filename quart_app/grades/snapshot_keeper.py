@@ -19,8 +19,8 @@ from quart_app.grades.sources import File, Source
 
 log = structlog.get_logger(__name__)
 
-#: Longest time for the snapshot of a replica that leaves without having found its log, in seconds.
-LAST_SNAPSHOT_S = 30
+#: Longest time, in seconds, for the snapshot of a replica that leaves and does not find its log any more.
+ORPHAN_TIMEOUT_S = 30
 
 
 class SnapshotKeeper:
@@ -32,6 +32,7 @@ class SnapshotKeeper:
         self.snapshots = Snapshots(settings.snapshot_dir, backup.SUFFIX)
         #: the next snapshot is due `snapshot_every` entries after the entry of this number
         self.counted_from = 0
+        #: the task that writes a snapshot, or the last one that did
         self.task: asyncio.Task[None] | None = None
 
     async def check_disk(self) -> None:
@@ -60,21 +61,21 @@ class SnapshotKeeper:
         self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
     ) -> None:
         """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is not trimmed."""
-        self.task = tasks.create_task(self._write_in_turn(current, grades_log, carried), name="grades-snapshot")
+        self.task = tasks.create_task(self._write_unless_done(current, grades_log, carried), name="grades-snapshot")
 
     def cancel(self) -> None:
         """Cancel the snapshot that is being written."""
         if self.task is not None:
             self.task.cancel()
 
-    async def _write_in_turn(self, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]) -> None:
+    async def _write_unless_done(self, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]) -> None:
         """Write a snapshot, unless another replica wrote one into the same folder meanwhile."""
         try:
             async with self.snapshots.turn():
                 position = current().position
-                newest = await self.newest_number(position.log, 0)
-                if position.number - newest < self._settings.snapshot_every:
-                    self.counted_from = newest
+                newest_number = await self.newest_number(position.log, 0)
+                if position.number - newest_number < self._settings.snapshot_every:
+                    self.counted_from = newest_number
                 else:
                     await self.save(current(), grades_log, carried)
         except (RedisError, MeshError, OSError) as error:
@@ -98,6 +99,7 @@ class SnapshotKeeper:
             log.error("snapshot failed; the log is not trimmed", reason=str(error))
             return
         self._metrics.snapshots.labels("done").inc()
+        # With fewer snapshots, nothing could replace a damaged one, so the log keeps all entries.
         if len(kept) == KEPT:
             await grades_log.trim(kept[-1])
 
@@ -105,7 +107,7 @@ class SnapshotKeeper:
         """Write the state of a log that was not found to disk. Perhaps no other replica has this state."""
         header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
         try:
-            async with asyncio.timeout(LAST_SNAPSHOT_S):
+            async with asyncio.timeout(ORPHAN_TIMEOUT_S):
                 await self.snapshots.save(header.position, stream(header, frozen))
             log.warning("log not found; its state was written to disk", number=header.number)
         except (OSError, TimeoutError) as error:

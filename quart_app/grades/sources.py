@@ -22,7 +22,7 @@ from quart_app.grades.storage import Storage
 log = structlog.get_logger(__name__)
 
 #: Bytes that are read at once.
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 
 #: Checks the header of a backup; raises BadBackup if the state is of no use.
 Accept = Callable[[Header], Awaitable[None]]
@@ -31,7 +31,9 @@ Accept = Callable[[Header], Awaitable[None]]
 class Source(Protocol):
     """Something that may have a backup. `open` raises NoBackup, OSError or httpx2.HTTPError."""
 
+    #: a label of the metrics: `disk` or `peer`
     kind: str
+    #: for the log
     name: str
 
     def open(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
@@ -55,7 +57,7 @@ class File:
         with await asyncio.to_thread(open, self._path, "rb") as file:
 
             async def chunks() -> AsyncIterator[bytes]:
-                while chunk := await asyncio.to_thread(file.read, CHUNK):
+                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                     yield chunk
 
             yield chunks()
@@ -79,7 +81,7 @@ class Peer:
             async with client.stream("GET", f"http://{self.name}/backup") as response:
                 if response.status_code != 200:
                     raise NoBackup(f"the peer answered {response.status_code}")
-                yield response.aiter_raw(CHUNK)
+                yield response.aiter_raw(CHUNK_BYTES)
 
 
 #: The errors of a source after which the next source is tried; InvalidURL, because the roster may have a bad address.
@@ -88,11 +90,11 @@ FAILURES = (BadBackup, NoBackup, httpx2.HTTPError, httpx2.InvalidURL, OSError, T
 
 async def peers(roster: Callable[[], Awaitable[Sequence[Member]]], own: str, settings: GradesSettings) -> list[Source]:
     """Return the other live replicas in random order, ready ones first."""
-    others = [member for member in await roster() if member.replica != own]
-    members = [member for member in others if member.leased and member.private]
-    random.shuffle(members)
-    members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
-    return [Peer(member.private, settings) for member in members]
+    other_members = [member for member in await roster() if member.replica != own]
+    reachable_members = [member for member in other_members if member.leased and member.private]
+    random.shuffle(reachable_members)
+    reachable_members.sort(key=lambda member: (member.state != "ready", "grades" in member.not_ready))
+    return [Peer(member.private, settings) for member in reachable_members]
 
 
 async def first_good(
@@ -103,10 +105,10 @@ async def first_good(
         try:
             header, storage = await load(source, settings, accept)
         except FAILURES as error:
-            refused = isinstance(error, BadBackup)
-            metrics.restores.labels(source.kind, "refused" if refused else "unavailable").inc()
-            level = log.error if refused else log.debug
-            level("source not used", source=source.name, reason=str(error) or type(error).__name__)
+            is_bad = isinstance(error, BadBackup)
+            metrics.restores.labels(source.kind, "refused" if is_bad else "unavailable").inc()
+            log_at_level = log.error if is_bad else log.debug
+            log_at_level("source not used", source=source.name, reason=str(error) or type(error).__name__)
             continue
         metrics.restores.labels(source.kind, "done").inc()
         log.info("grades restored", source=source.name, records=header.count, number=header.number)
@@ -120,15 +122,16 @@ async def load(source: Source, settings: GradesSettings, accept: Accept) -> tupl
     Raises BadBackup, NoBackup, TimeoutError, and what opening the source raises.
     """
     reader = BackupReader(settings.backup_max_records)
-    accepted = False
+    is_header_accepted = False
     try:
         async with asyncio.timeout(settings.backup_timeout_s), source.open() as chunks:
             async for chunk in chunks:
                 await asyncio.to_thread(reader.feed, chunk)
-                if reader.header is not None and not accepted:
+                if reader.header is not None and not is_header_accepted:
                     await accept(reader.header)
-                    accepted = True
+                    is_header_accepted = True
         return await asyncio.to_thread(reader.result)
+    # Also after a cancellation, because freeing many records at once would hold the event loop.
     except BaseException:
         await asyncio.to_thread(reader.give_up)
         raise

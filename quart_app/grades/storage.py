@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from quart_app.grades.models import FIELDS, UserGrade
 
+#: How many fields a record has.
 N = len(FIELDS)
 FIELD_AT = {name: at for at, name in enumerate(FIELDS)}
 #: The layout of a record: the values of all fields, then their stamps.
@@ -47,19 +48,19 @@ def present(user_id: str, record: bytes) -> UserGrade:
 def merged(record: bytes, changes: Changes) -> bytes:
     """Return the record after changes: for each field the value with the higher stamp."""
     cells = list(RECORD.unpack(record))
-    for at, (value, stamp) in changes.items():
-        if stamp > cells[N + at]:
-            cells[at], cells[N + at] = value, stamp
+    for index, (value, stamp) in changes.items():
+        if stamp > cells[N + index]:
+            cells[index], cells[N + index] = value, stamp
     return RECORD.pack(*cells)
 
 
 def newer(record: bytes, than: bytes) -> Changes:
     """Return the fields of `record` that have a higher stamp than the same fields of `than`."""
     ours, theirs = RECORD.unpack(record), RECORD.unpack(than)
-    return {at: (ours[at], ours[N + at]) for at in range(N) if ours[N + at] > theirs[N + at]}
+    return {index: (ours[index], ours[N + index]) for index in range(N) if ours[N + index] > theirs[N + index]}
 
 
-def _hashed(user_id: str, record: bytes) -> int:
+def _hash_of_record(user_id: str, record: bytes) -> int:
     digest = hashlib.blake2b(user_id.encode() + b"\0" + record, digest_size=DIGEST_BYTES)
     return int.from_bytes(digest.digest())
 
@@ -77,7 +78,7 @@ class Frozen:
 
     def forget(self) -> None:
         """Free all records in steps: see `Storage.forget`."""
-        _forget(self.shards)
+        _empty(self.shards)
 
 
 class Storage:
@@ -86,7 +87,8 @@ class Storage:
     def __init__(self) -> None:
         self._shards: list[Shard] = [{} for _ in range(SHARDS)]
         #: 1 for a shard that no snapshot shares
-        self._own = bytearray(b"\1") * SHARDS
+        self._unshared = bytearray(b"\1") * SHARDS
+        #: the sum of the hashes of all records, so it does not depend on their order
         self._digest = 0
         self.count = 0
 
@@ -106,34 +108,34 @@ class Storage:
 
     def merge(self, user_id: str, changes: Changes) -> bytes:
         """Merge changes into a user's record and return the result. An unknown user is added, even without changes."""
-        before = self.record(user_id)
-        after = merged(NEW if before is None else before, changes)
-        if after != before:
-            self._put(user_id, before, after)
-        return after
+        old_record = self.record(user_id)
+        new_record = merged(NEW if old_record is None else old_record, changes)
+        if new_record != old_record:
+            self._replace_record(user_id, old_record, new_record)
+        return new_record
 
     def add(self, user_id: str, record: bytes) -> None:
         """Merge a whole record into a user's record."""
-        before = self.record(user_id)
-        after = record if before is None else merged(before, newer(record, before))
-        if after != before:
-            self._put(user_id, before, after)
+        old_record = self.record(user_id)
+        new_record = record if old_record is None else merged(old_record, newer(record, old_record))
+        if new_record != old_record:
+            self._replace_record(user_id, old_record, new_record)
 
-    def _put(self, user_id: str, before: bytes | None, after: bytes) -> None:
-        if before is None:
+    def _replace_record(self, user_id: str, old_record: bytes | None, new_record: bytes) -> None:
+        if old_record is None:
             self.count += 1
         else:
-            self._digest -= _hashed(user_id, before)
-        self._digest = (self._digest + _hashed(user_id, after)) & _DIGEST_MASK
-        at = _shard_of(user_id)
-        if not self._own[at]:
-            self._shards[at] = self._shards[at].copy()
-            self._own[at] = 1
-        self._shards[at][user_id] = after
+            self._digest -= _hash_of_record(user_id, old_record)
+        self._digest = (self._digest + _hash_of_record(user_id, new_record)) & _DIGEST_MASK
+        shard_index = _shard_of(user_id)
+        if not self._unshared[shard_index]:
+            self._shards[shard_index] = self._shards[shard_index].copy()
+            self._unshared[shard_index] = 1
+        self._shards[shard_index][user_id] = new_record
 
     def snapshot(self) -> Frozen:
         """Return the records of this moment. Later changes do not affect them."""
-        self._own = bytearray(SHARDS)
+        self._unshared = bytearray(SHARDS)
         return Frozen(list(self._shards), self.count, self.digest)
 
     def forget(self) -> None:
@@ -141,23 +143,23 @@ class Storage:
 
         Call it in a thread: freeing a million records in one step would hold the event loop for a tenth of a second.
         """
-        _forget(self._shards)
+        _empty(self._shards)
 
 
 def difference(of: Frozen, against: Frozen) -> Iterator[list[tuple[str, Changes]]]:
     """Yield, for each shard, the users and changes that the state `of` has and the state `against` lacks."""
     for ours, theirs in zip(of.shards, against.shards, strict=True):
-        found = []
+        changed_users = []
         for user_id, record in ours.items():
-            other = theirs.get(user_id)
-            if other != record:
-                changes = newer(record, NEW if other is None else other)
-                if changes or other is None:
-                    found.append((user_id, changes))
-        yield found
+            their_record = theirs.get(user_id)
+            if their_record != record:
+                changes = newer(record, NEW if their_record is None else their_record)
+                if changes or their_record is None:
+                    changed_users.append((user_id, changes))
+        yield changed_users
 
 
-def _forget(shards: list[Shard]) -> None:
+def _empty(shards: list[Shard]) -> None:
     while shards:
         shards.pop()
 
