@@ -38,11 +38,11 @@ WITHOUT_EFFECT = {
     "keepalives": None, "keepalives_idle": None, "keepalives_interval": None, "keepalives_count": None,
     "tcp_user_timeout": None,
 }  # fmt: skip
-#: Options that this module handles itself, in `connect_timeout_s` and `_check_postgresql`.
-OURS = {"connect_timeout", "fallback_application_name"}
+#: Options that this module reads itself, in `connect_timeout_s` and `_check_postgresql`.
+READ_HERE = {"connect_timeout", "fallback_application_name"}
 SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
 #: Options that name a file which must exist.
-FILES = {"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"}
+FILE_OPTIONS = {"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"}
 
 
 def async_url(text: str) -> URL:
@@ -53,7 +53,7 @@ def async_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ValueError(_unreadable(text)) from None
+        raise ValueError(_why_unreadable(text)) from None
     driver = DRIVERS.get(url.drivername.partition("+")[0])
     if driver is None:
         raise ValueError(f"DATABASE_URL begins with {url.drivername}; it must begin with postgresql or sqlite")
@@ -66,16 +66,16 @@ def async_url(text: str) -> URL:
 
 def dsn_of(url: URL) -> str:
     """Return a PostgreSQL address as asyncpg reads it."""
-    known = url.difference_update_query(["connect_timeout"])
-    return known.set(drivername="postgresql").render_as_string(hide_password=False)
+    for_asyncpg = url.difference_update_query(["connect_timeout"])
+    return for_asyncpg.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def connect_timeout_s(url: URL, default_s: float) -> float:
     """Return how long a connect may take: the option `connect_timeout`, or the default where it is missing or 0."""
-    return float(_value(url, "connect_timeout") or 0) or default_s
+    return float(_last_value(url, "connect_timeout") or 0) or default_s
 
 
-def _unreadable(text: str) -> str:
+def _why_unreadable(text: str) -> str:
     if "," in text.partition("?")[0]:
         return "DATABASE_URL names several hosts; write them as options: ?host=one,two&port=5432,5433"
     return "DATABASE_URL cannot be read; write postgresql://user:password@host:port/database or sqlite:///path"
@@ -90,18 +90,18 @@ def _check_sqlite(url: URL) -> None:
 
 def _check_postgresql(url: URL) -> URL:
     for name in url.query:
-        _check_option(name, _value(url, name))
-    if "application_name" not in url.query and (fallback := _value(url, "fallback_application_name")):
+        _check_option(name, _last_value(url, name))
+    if "application_name" not in url.query and (fallback := _last_value(url, "fallback_application_name")):
         url = url.update_query_dict({"application_name": fallback})
     return url.difference_update_query([*WITHOUT_EFFECT, "fallback_application_name"])
 
 
 def _check_option(name: str, value: str) -> None:
     if name in WITHOUT_EFFECT:
-        harmless = WITHOUT_EFFECT[name]
-        if harmless is not None and value not in harmless:
+        harmless_values = WITHOUT_EFFECT[name]
+        if harmless_values is not None and value not in harmless_values:
             raise ValueError(f"DATABASE_URL asks for {name}={value}, which the driver asyncpg cannot do; remove it")
-    elif name not in READ_BY_ASYNCPG | SERVER_SETTINGS | OURS:
+    elif name not in READ_BY_ASYNCPG | SERVER_SETTINGS | READ_HERE:
         raise ValueError(
             f"DATABASE_URL has the unknown option {name}; remove it, or set a parameter of the server with "
             "options=-c%20name%3Dvalue"
@@ -110,10 +110,11 @@ def _check_option(name: str, value: str) -> None:
         raise ValueError(f"DATABASE_URL has sslmode={value}; it must be one of {', '.join(sorted(SSL_MODES))}")
     if name == "connect_timeout" and not (value.isascii() and value.isdecimal()):
         raise ValueError("DATABASE_URL has a connect_timeout that is not a number of seconds")
-    if name in FILES and not Path(value).is_file():
+    if name in FILE_OPTIONS and not Path(value).is_file():
         raise ValueError(f"DATABASE_URL names a file for {name} that does not exist")
 
 
-def _value(url: URL, name: str) -> str:
+def _last_value(url: URL, name: str) -> str:
+    # SQLAlchemy returns a tuple for an option that the address has several times.
     value = url.query.get(name, "")
     return value if isinstance(value, str) else value[-1]

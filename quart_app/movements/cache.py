@@ -27,29 +27,31 @@ class Cache(Generic[K, V]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load, self._size, self._ttl_s, self._clock = load, size, ttl_s, clock
-        self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        #: key -> when the value expires, and the value; the least recently used one first
+        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._loading: dict[K, asyncio.Task[V | None]] = {}
+        #: all loads under way, also those whose key was forgotten
         self._tasks: set[asyncio.Task[V | None]] = set()
         #: how many calls of `get` found a cached value, and how many loads were started
         self.hits = 0
         self.loads = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     async def get(self, key: K) -> V | None:
         """Return the value, cached or loaded. Raises what `load` raises."""
-        expires, value = self._kept.get(key, (0.0, None))
-        if value is not None and self._clock() < expires:
+        expires_at, value = self._entries.get(key, (0.0, None))
+        if value is not None and self._clock() < expires_at:
             self.hits += 1
-            self._kept.move_to_end(key)
+            self._entries.move_to_end(key)
             return value
         # Shielded: a caller that is cancelled must not cancel the load for the others.
         return await asyncio.shield(self._loading.get(key) or self._start(key))
 
     def forget(self, key: K) -> None:
         """Drop a value that has changed. A load under way may return the old value, so later calls start a new load."""
-        self._kept.pop(key, None)
+        self._entries.pop(key, None)
         self._loading.pop(key, None)
 
     async def close(self) -> None:
@@ -64,22 +66,23 @@ class Cache(Generic[K, V]):
         task = asyncio.create_task(self._load(key))
         self._tasks.add(task)
         self._loading[key] = task
-        task.add_done_callback(lambda done: self._loaded(key, done))
+        task.add_done_callback(lambda finished: self._on_loaded(key, finished))
         return task
 
-    def _loaded(self, key: K, done: asyncio.Task[V | None]) -> None:
-        self._tasks.discard(done)
-        current = self._loading.get(key) is done
-        if current:
+    def _on_loaded(self, key: K, finished: asyncio.Task[V | None]) -> None:
+        self._tasks.discard(finished)
+        # False if `forget` was called during the load: the value may be an old one.
+        is_wanted = self._loading.get(key) is finished
+        if is_wanted:
             del self._loading[key]
-        if done.cancelled() or done.exception() is not None or not current:
+        if finished.cancelled() or finished.exception() is not None or not is_wanted:
             return
-        value = done.result()
+        value = finished.result()
         if value is not None:
-            self._keep(key, value)
+            self._store_value(key, value)
 
-    def _keep(self, key: K, value: V) -> None:
-        self._kept[key] = (self._clock() + self._ttl_s, value)
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+    def _store_value(self, key: K, value: V) -> None:
+        self._entries[key] = (self._clock() + self._ttl_s, value)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)

@@ -18,16 +18,17 @@ from quart_app.movements.failures import is_lost_connection, translated
 from quart_app.movements.settings import MOST_ROWS, MovementSettings
 
 MIGRATIONS = "quart_app.movements:migrations"
-#: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py".
+#: The revisions that this release knows: each is in a file "m<revision>_<what it does>.py", and has four digits.
 REVISIONS = sorted(path.stem[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("m*.py"))
 LATEST = REVISIONS[-1]
-#: The number of the PostgreSQL lock that a process holds while it migrates. Never change it: all releases must use it.
+#: The number of the PostgreSQL lock that a process holds while it migrates (the letters "move" in ASCII). Never change
+#: it: all releases must use it.
 MIGRATION_LOCK = 0x6D6F7665
 #: Connections of one process: one for the batch that is being written, the others for reads.
 POOL_SIZE = 5
 #: Longest wait, in seconds, for the answer to a ping. A pooled connection is pinged before it is used, because the
 #: network may have dropped it while it was idle.
-PING_S = 1.0
+PING_TIMEOUT_S = 1.0
 
 
 class MovementDatabase:
@@ -36,8 +37,8 @@ class MovementDatabase:
     def __init__(self, url: URL, *, timeout_ms: int = 5000) -> None:
         self.url = url
         self._timeout_s = timeout_ms / 1000
-        self._engine = _engine(url, self._timeout_s, command_timeout_s=self._timeout_s)
-        self._writer = self._engine.execution_options(writing=True)
+        self._engine = _create_engine(url, self._timeout_s, command_timeout_s=self._timeout_s)
+        self._writing_engine = self._engine.execution_options(writing=True)
 
     @classmethod
     def of(cls, settings: MovementSettings) -> MovementDatabase:
@@ -55,13 +56,13 @@ class MovementDatabase:
         """
         with translated():
             try:
-                return await self._fetch(statement)
+                return await self._fetch_once(statement)
             except DBAPIError as error:
                 if not is_lost_connection(error):
                     raise
-            return await self._fetch(statement)
+            return await self._fetch_once(statement)
 
-    async def _fetch(self, statement: Executable) -> Sequence[Any]:
+    async def _fetch_once(self, statement: Executable) -> Sequence[Any]:
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).all()
 
@@ -76,7 +77,7 @@ class MovementDatabase:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that writes. It commits at the end and rolls back after an error. Raises Unavailable."""
         with translated():
-            async with self._writer.begin() as connection:
+            async with self._writing_engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -85,12 +86,12 @@ class MovementDatabase:
 
         Raises Unavailable, also if another process keeps its transaction for longer than the time-out.
         """
-        engine = _engine(self.url, self._timeout_s, command_timeout_s=None)
+        engine = _create_engine(self.url, self._timeout_s, command_timeout_s=None)
         try:
             with translated():
                 async with engine.execution_options(writing=True).begin() as connection:
                     if self.dialect == "postgresql":
-                        await _lock(connection, self._timeout_s)
+                        await _take_migration_lock(connection, self._timeout_s)
                     yield connection
         finally:
             await engine.dispose()
@@ -102,7 +103,7 @@ class MovementDatabase:
         SQLite file cannot be made.
         """
         if self.dialect == "sqlite":
-            _make_folder(Path(str(self.url.database)).parent)
+            _create_folder(Path(str(self.url.database)).parent)
         async with self.migrating() as connection:
             await connection.run_sync(_upgrade)
 
@@ -111,21 +112,21 @@ class MovementDatabase:
         await self._engine.dispose()
 
 
-def _make_folder(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SetupError(f"the folder of the movements database cannot be made: {error}") from error
 
 
-async def _lock(connection: AsyncConnection, timeout_s: float) -> None:
+async def _take_migration_lock(connection: AsyncConnection, timeout_s: float) -> None:
     """Wait for PostgreSQL's migration lock. SQLite waits for its own lock by itself."""
     await connection.execute(text(f"SET LOCAL lock_timeout = {round(timeout_s * 1000)}"))
     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
 
 
 def _upgrade(connection: Connection) -> None:
-    revision = _revision(connection)
+    revision = _recorded_revision(connection)
     if revision == LATEST:
         return
     if revision is not None and revision not in REVISIONS:
@@ -142,7 +143,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _revision(connection: Connection) -> str | None:
+def _recorded_revision(connection: Connection) -> str | None:
     """Return the revision that Alembic has recorded in the database, or None for a new database."""
     if not inspect(connection).has_table("alembic_version"):
         return None
@@ -150,22 +151,23 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> AsyncEngine:
+def _create_engine(url: URL, timeout_s: float, *, command_timeout_s: float | None) -> AsyncEngine:
     """Return an engine that waits at most `timeout_s` for a connection and for an SQLite lock.
 
     `command_timeout_s` bounds the wait for an answer of PostgreSQL.
     """
+    # Without overflow, POOL_SIZE is the most connections of this process.
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": timeout_s}
     # A batch must be one INSERT. If it were split in two, the second INSERT would wait for rows while the transaction
     # keeps the rows of the first INSERT locked, and two replicas could deadlock.
     options["insertmanyvalues_page_size"] = MOST_ROWS
     if url.get_backend_name() == "postgresql":
-        connect = {
+        connect_args = {
             "dsn": dsn_of(url),
             "timeout": connect_timeout_s(url, timeout_s),
             "command_timeout": command_timeout_s,
         }
-        engine = create_async_engine("postgresql+asyncpg://", connect_args=connect, **options)
+        engine = create_async_engine("postgresql+asyncpg://", connect_args=connect_args, **options)
         event.listen(engine.sync_engine, "checkout", _check_connection)
         return engine
     engine = create_async_engine(url, connect_args={"timeout": timeout_s}, **options)
@@ -187,12 +189,13 @@ def _check_connection(connection: Any, record: Any, proxy: Any) -> None:
 
 
 async def _ping(connection: Any) -> None:
-    async with asyncio.timeout(PING_S):
+    async with asyncio.timeout(PING_TIMEOUT_S):
+        # An empty statement.
         await connection.fetchrow(";")
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    # The driver must not begin transactions, because `_begin_sqlite` does.
+    # SQLAlchemy calls this for each new connection. The driver must not begin transactions: `_begin_sqlite` does.
     connection.isolation_level = None
     cursor = connection.cursor()
     # With a write-ahead log, readers and the writer do not wait for each other.

@@ -45,7 +45,7 @@ def translated() -> Iterator[None]:
         if is_fault_of_data(error):
             raise
         # The error may reach a client, so only the log says where the database is and what it answered.
-        log.warning("database cannot be used", error=_driver_sentence(error))
+        log.warning("database cannot be used", error=_driver_text(error))
         raise Unavailable(
             f"the movements database cannot be used: {reason(error)}", retry_after=RETRY_AFTER_S
         ) from error
@@ -66,10 +66,12 @@ def reason(error: BaseException) -> str:
     if isinstance(original, sqlite3.Error):
         # An extended name begins with the plain name: SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR.
         name = getattr(original, "sqlite_errorname", "")
-        return next((text for known, text in REASONS.items() if name.startswith(known)), "SQLite reports an error")
-    state = _sqlstate(error)
-    if state:
-        return REASONS.get(state) or REASONS.get(state[:2]) or f"PostgreSQL reports the error {state}"
+        return next(
+            (text for error_name, text in REASONS.items() if name.startswith(error_name)), "SQLite reports an error"
+        )
+    sqlstate = _sqlstate(error)
+    if sqlstate:
+        return REASONS.get(sqlstate) or REASONS.get(sqlstate[:2]) or f"PostgreSQL reports the error {sqlstate}"
     if isinstance(original, TimeoutError):
         return "it did not answer in time"
     return "it cannot be reached" if isinstance(original, OSError) else "it does not answer as expected"
@@ -88,7 +90,7 @@ def _sqlstate(error: BaseException) -> str:
     return str(getattr(_original(error), "sqlstate", None) or "")
 
 
-def _driver_sentence(error: BaseException) -> str:
+def _driver_text(error: BaseException) -> str:
     """Return the driver's own sentence, without our statement and its data."""
     original = _original(error)
     return f"{type(original).__name__}: {original}".splitlines()[0][:200]

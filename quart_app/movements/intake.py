@@ -29,20 +29,21 @@ def read_event(fields: Mapping[str, str]) -> Event:
     CloudEvents has two forms: the whole event as JSON in `body`, or its attributes as fields with JSON in `data`.
     """
     try:
-        return Event.model_validate(_content(fields))
+        return Event.model_validate(_attributes(fields))
     except Problem as error:
         raise UnreadableEvent(error.detail) from error
     except ValidationError as error:
-        found = (f"{pointer(each['loc']) or 'the event'}: {each['msg']}" for each in error.errors(include_url=False))
-        raise UnreadableEvent("; ".join(found)[:MAX_REASON]) from error
+        problems = (f"{pointer(each['loc']) or 'the event'}: {each['msg']}" for each in error.errors(include_url=False))
+        raise UnreadableEvent("; ".join(problems)[:MAX_REASON]) from error
 
 
-def _content(fields: Mapping[str, str]) -> object:
+def _attributes(fields: Mapping[str, str]) -> object:
     if "body" in fields:
         return parse_json(_bytes(fields["body"]))
     if "data" not in fields:
         raise UnreadableEvent("the entry has neither a field body nor a field data")
     time = fields.get("time", "")
+    # Fields of a stream are texts. A longer number is no time, so it stays a text, which `Event` refuses.
     return {
         **fields,
         "time": int(time) if time.isascii() and time.isdecimal() and len(time) < 20 else time,
@@ -59,7 +60,7 @@ class Intake:
     """Stores batches of entries. Calls `changed` with the id of each movement that has a new row."""
 
     def __init__(self, store: MovementStore, metrics: MovementMetrics, changed: Callable[[UUID], None]) -> None:
-        self._store, self._metrics, self._changed = store, metrics, changed
+        self._store, self._metrics, self._on_changed = store, metrics, changed
         #: why the last batch could not be stored; "" when it was
         self.trouble = ""
 
@@ -72,17 +73,17 @@ class Intake:
                 ids.append(entry.id)
             except UnreadableEvent as error:
                 refused[entry.id] = str(error)
-        stored = await self._add(events)
+        stored = await self._store_events(events)
         self._metrics.stored.inc(len(stored.new))
         self._metrics.duplicates.inc(stored.duplicates)
         for movement_id in {event.data.movement_id for event in stored.new}:
-            self._changed(movement_id)
+            self._on_changed(movement_id)
         for index in stored.taken:
             source, id = events[index].key
             refused[ids[index]] = f"an event of source {source!r} with id {id!r} and another content is stored already"
         return refused
 
-    async def _add(self, events: Sequence[Event]) -> Stored:
+    async def _store_events(self, events: Sequence[Event]) -> Stored:
         try:
             stored = await self._store.add(events)
         except Unavailable as error:

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 #: The consumer group of the event stream.
 GROUP = "movements"
 #: Pause between two measurements for the gauges, in seconds.
-GAUGES_S = 2.0
+MEASURE_PAUSE_S = 2.0
 
 
 class Ledger:
@@ -38,7 +38,7 @@ class Ledger:
         self._database = MovementDatabase.of(settings)
         self._store = MovementStore(self._database)
         self._cache: Cache[UUID, tuple[Step, ...]] = Cache(
-            self._load, size=settings.movement_cache_size, ttl_s=settings.movement_cache_expiration
+            self._load_steps, size=settings.movement_cache_size, ttl_s=settings.movement_cache_expiration
         )
         self._intake = Intake(self._store, metrics, self._cache.forget)
         self._read_trouble = ""
@@ -66,15 +66,15 @@ class Ledger:
         """Migrate the tables, then store events while the block lasts. Raises Unavailable, SetupError."""
         try:
             await self._database.migrate()
-            async with self._events(replica), asyncio.TaskGroup() as tasks:
-                measuring = tasks.create_task(self._measure(replica.shared))
+            async with self._event_consumer(replica), asyncio.TaskGroup() as tasks:
+                measure_task = tasks.create_task(self._measure(replica.shared))
                 yield
-                measuring.cancel()
+                measure_task.cancel()
         finally:
             await self._cache.close()
             await self._database.close()
 
-    def _events(self, replica: Mesh) -> Events:
+    def _event_consumer(self, replica: Mesh) -> Events:
         return Events(
             replica.connect,
             self._settings.movements_stream,
@@ -87,8 +87,9 @@ class Ledger:
             is_done=self._intake.is_done,
         )
 
-    async def _load(self, movement_id: UUID) -> tuple[Step, ...] | None:
+    async def _load_steps(self, movement_id: UUID) -> tuple[Step, ...] | None:
         self._metrics.loads.inc()
+        # None for a movement without events, because the cache does not keep None: the first event may come soon.
         return tuple(await self._store.steps(movement_id)) or None
 
     async def _measure(self, redis: Redis) -> None:
@@ -104,4 +105,4 @@ class Ledger:
                 self._read_trouble = str(error)
             except (RedisError, OSError) as error:
                 log.debug("stream not measured", error=str(error))
-            await asyncio.sleep(GAUGES_S)
+            await asyncio.sleep(MEASURE_PAUSE_S)

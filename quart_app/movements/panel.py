@@ -20,12 +20,13 @@ async def read(mesh: Mesh, stream: str, group: str) -> Panel:
     pipeline.xinfo_groups(stream)
     pipeline.xrange(stream, count=1)
     answers = await pipeline.execute(raise_on_error=False)
+    # While nobody has sent an event, the stream does not exist, and that is no failure.
     for answer in answers:
         if isinstance(answer, Exception) and not (isinstance(answer, ResponseError) and "no such key" in str(answer)):
             raise answer
-    info, groups, oldest = [None if isinstance(answer, Exception) else answer for answer in answers]
-    pending = next((each["pending"] for each in groups or () if each["name"] == group), 0)
-    return panel_of(info, pending, mesh.now_ms() - int(oldest[0][0].partition("-")[0]) if oldest else None)
+    stream_info, groups, oldest = [None if isinstance(answer, Exception) else answer for answer in answers]
+    pending = next((group_info["pending"] for group_info in groups or () if group_info["name"] == group), 0)
+    return panel_of(stream_info, pending, mesh.now_ms() - int(oldest[0][0].partition("-")[0]) if oldest else None)
 
 
 def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
@@ -34,15 +35,15 @@ def panel_of(info: Any, pending: int, oldest_ms: int | None) -> Panel:
     `info` is None while the stream does not exist. `oldest_ms` is the age of the first entry, or None if there is none.
     """
     length = info["length"] if info else 0
-    old = oldest_ms is not None and oldest_ms > OLD_MS
+    is_old = oldest_ms is not None and oldest_ms > OLD_MS
     age = f"the oldest came {duration(max(0, oldest_ms))} ago" if oldest_ms is not None else "all are stored"
     return Panel(
         "movements",
         "Events of movements",
         note="stored once, by any replica",
-        phrase=f"{counted(length, 'event')} of movements not stored yet" if old else "",
+        phrase=f"{counted(length, 'event')} of movements not stored yet" if is_old else "",
         figures=[
-            PanelFigure("not stored yet", f"{length:,}", age, bad=old),
+            PanelFigure("not stored yet", f"{length:,}", age, bad=is_old),
             PanelFigure("in hand", f"{pending:,}", "of those"),
             PanelFigure("ever came", f"{info['entries-added'] if info else 0:,}"),
         ],

@@ -24,7 +24,7 @@ from quart_app.movements.settings import MovementSettings
 Message = dict[str, Any]
 
 #: Messages per round trip.
-BATCH = 500
+MESSAGES_PER_TRIP = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Warehouses:
         self._random = random.Random(seed)
         self._warehouses = [Warehouse(self._uuid(), f"WH-{3000 + n}") for n in range(warehouses)]
         self._products = [self._uuid() for _ in range(products)]
-        self._start = datetime.now(UTC).replace(microsecond=0)
+        self._base_time = datetime.now(UTC).replace(microsecond=0)
 
     def movement(self) -> tuple[Message, Message]:
         """Return a departure and its arrival, with the same id. In one of ten movements some items are lost."""
         sender, receiver = self._random.sample(self._warehouses, 2)
         id, movement_id, product_id = self._uuid(), self._uuid(), self._random.choice(self._products)
-        departed = self._start - timedelta(seconds=self._random.randrange(86_400))
+        departed = self._base_time - timedelta(seconds=self._random.randrange(86_400))
         arrived = departed + timedelta(seconds=self._random.randrange(600, 36_000))
         quantity = self._random.randint(1, 200)
         received = quantity if self._random.random() < 0.9 else self._random.randint(0, quantity)
@@ -59,11 +59,11 @@ class Warehouses:
 
     def messages(self, movements: int, *, duplicates: float = 0.0, shuffle: bool = False) -> Sequence[Message]:
         """Return the messages of `movements` movements. `duplicates` is the share that is sent twice."""
-        sent = [one for _ in range(movements) for one in self.movement()]
-        sent += [one for one in sent if self._random.random() < duplicates]
+        messages = [made for _ in range(movements) for made in self.movement()]
+        messages += [made for made in messages if self._random.random() < duplicates]
         if shuffle:
-            self._random.shuffle(sent)
-        return sent
+            self._random.shuffle(messages)
+        return messages
 
     def _uuid(self) -> UUID:
         return UUID(int=self._random.getrandbits(128), version=4)
@@ -110,11 +110,11 @@ def sample() -> Sequence[Message]:
 
 async def publish(redis: Redis, stream: str, messages: Sequence[Message], *, per_second: float = 0) -> None:
     """Add messages to the stream, at most `per_second` a second. 0 means no limit."""
-    size = BATCH if not per_second else 1
-    for start in range(0, len(messages), size):
+    batch_size = MESSAGES_PER_TRIP if not per_second else 1
+    for start in range(0, len(messages), batch_size):
         async with redis.pipeline(transaction=False) as pipe:
-            for one in messages[start : start + size]:
-                pipe.xadd(stream, {"body": json.dumps(one, ensure_ascii=False)})
+            for made in messages[start : start + batch_size]:
+                pipe.xadd(stream, {"body": json.dumps(made, ensure_ascii=False)})
             await pipe.execute()
         if per_second:
             await asyncio.sleep(1 / per_second)
@@ -154,16 +154,16 @@ def main(
     seed: int | None,
     only_sample: bool,
 ) -> None:
-    trade = Warehouses(warehouses=warehouses, products=products, seed=seed)
-    messages = sample() if only_sample else trade.messages(movements, duplicates=duplicates, shuffle=shuffle)
+    simulated = Warehouses(warehouses=warehouses, products=products, seed=seed)
+    messages = sample() if only_sample else simulated.messages(movements, duplicates=duplicates, shuffle=shuffle)
     try:
         asyncio.run(run(redis_settings(redis_url, data), messages, per_second))
     except (RedisError, OSError) as error:
         raise click.ClickException(f"Redis did not accept the messages: {error}") from error
-    last = messages[-1]["data"]
+    last_data = messages[-1]["data"]
     click.echo(f"{len(messages)} messages sent; see")
-    click.echo(f"  /api/movements/{last['movement_id']}")
-    click.echo(f"  /api/warehouses/{last['warehouse_id']}/products/{last['product_id']}")
+    click.echo(f"  /api/movements/{last_data['movement_id']}")
+    click.echo(f"  /api/warehouses/{last_data['warehouse_id']}/products/{last_data['product_id']}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from quart_app.http.problems import Problem
 from quart_app.movements.ledger import Ledger
 from quart_app.movements.models import Movement, MovementQuery, Stock
 
-_ID = TypeAdapter(UUID)
+_UUID = TypeAdapter(UUID)
 _tagged = tag(["movements"])
 
 
@@ -33,27 +33,27 @@ class MovementRoutes:
     @document_response(Movement)
     async def movement(self, movement_id: str) -> Response:
         """Return a movement: its sender and receiver, how long it took, and how many items are missing."""
-        given = request.args.get("product_id")
-        product_id = None if given is None else _id(given, "product_id")
-        found = await self._ledger.movement(_id(movement_id, "movement_id"), product_id)
-        return _shown(found, "no event names this movement, or this product in it")
+        product_text = request.args.get("product_id")
+        product_id = None if product_text is None else _uuid(product_text, "product_id")
+        found = await self._ledger.movement(_uuid(movement_id, "movement_id"), product_id)
+        return _found_or_404(found, "no event names this movement, or this product in it")
 
     @_tagged
     @document_response(Stock)
     async def stock(self, warehouse_id: str, product_id: str) -> Response:
         """Return how many items of a product a warehouse has."""
-        found = await self._ledger.stock(_id(warehouse_id, "warehouse_id"), _id(product_id, "product_id"))
-        return _shown(found, "no event names this product in this warehouse")
+        found = await self._ledger.stock(_uuid(warehouse_id, "warehouse_id"), _uuid(product_id, "product_id"))
+        return _found_or_404(found, "no event names this product in this warehouse")
 
 
-def _id(text: str, name: str) -> UUID:
+def _uuid(text: str, name: str) -> UUID:
     try:
-        return _ID.validate_python(text)
+        return _UUID.validate_python(text)
     except ValidationError:
         raise Problem(422, f"{name} is not a UUID", errors=[{"pointer": f"/{name}", "message": "not a UUID"}]) from None
 
 
-def _shown(found: BaseModel | None, not_found: str) -> Response:
+def _found_or_404(found: BaseModel | None, not_found: str) -> Response:
     if found is None:
         raise Problem(404, not_found)
     return Response(found.model_dump_json(), content_type="application/json")

@@ -43,7 +43,7 @@ class MovementSettings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _known(cls, value: SecretStr | None) -> SecretStr | None:
+    def _readable(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             async_url(value.get_secret_value())
         return value

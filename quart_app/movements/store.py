@@ -56,19 +56,26 @@ class MovementStore:
 
         An event whose identity is stored with another content changes nothing; its index is in `taken`.
         """
-        stored, first = Stored(), _first_of_each(events)
-        if not first:
+        stored, first_by_key = Stored(), _first_of_each(events)
+        if not first_by_key:
             return stored
         # All replicas insert rows in the same order, so that two replicas with the same events cannot deadlock.
-        rows = [_row(first[key]) for key in sorted(first)]
+        rows = [_row(first_by_key[key]) for key in sorted(first_by_key)]
         async with self._database.writing() as connection:
-            new = {(row.source, row.event_id) for row in await connection.execute(self._insert, rows)}
-            known = await connection.execute(_contents(first.keys() - new)) if len(new) < len(first) else ()
-            kept = {(row.source, row.event_id): _content(row) for row in known}
+            new_keys = {(row.source, row.event_id) for row in await connection.execute(self._insert, rows)}
+            # Events that are not new were stored before, perhaps with another content.
+            stored_rows = (
+                await connection.execute(_contents_query(first_by_key.keys() - new_keys))
+                if len(new_keys) < len(first_by_key)
+                else ()
+            )
+            stored_contents = {(row.source, row.event_id): _row_content(row) for row in stored_rows}
         for index, event in enumerate(events):
-            if event.key in new and event is first[event.key]:
+            if event.key in new_keys and event is first_by_key[event.key]:
                 stored.new.append(event)
-            elif _content_of(event) == (_content_of(first[event.key]) if event.key in new else kept[event.key]):
+            elif _event_content(event) == (
+                _event_content(first_by_key[event.key]) if event.key in new_keys else stored_contents[event.key]
+            ):
                 stored.duplicates += 1
             else:
                 stored.taken.add(index)
@@ -76,15 +83,18 @@ class MovementStore:
 
     async def has(self, event: Event) -> bool:
         """Return whether exactly this event is stored."""
-        found = await self._database.fetch(_contents([event.key]))
-        return any(_content(row) == _content_of(event) for row in found)
+        stored_rows = await self._database.fetch(_contents_query([event.key]))
+        return any(_row_content(row) == _event_content(event) for row in stored_rows)
 
     async def steps(self, movement_id: UUID) -> list[Step]:
         """Return the events of a movement; an empty list when there are none."""
         columns = movements.c
         query = select(columns.occurred_at, columns.warehouse_id, columns.product_id, columns.event, columns.quantity)
         rows = await self._database.fetch(query.where(columns.movement_id == movement_id))
-        return [Step(at, warehouse, product, Direction(event), n) for at, warehouse, product, event, n in rows]
+        return [
+            Step(occurred_at, warehouse, product, Direction(event), quantity)
+            for occurred_at, warehouse, product, event, quantity in rows
+        ]
 
     async def stock(self, warehouse_id: UUID, product_id: UUID) -> Stock | None:
         """Return the stock of a product in a warehouse, or None when no event names both."""
@@ -100,17 +110,17 @@ class MovementStore:
 
     async def deficit(self) -> Deficit:
         """Return the deficit of all products. The query reads only the rows with a deficit."""
-        short = warehouses.c.deficit
-        query = select(func.count(), func.coalesce(func.sum(short), 0)).where(short > 0)
+        missing_items = warehouses.c.deficit
+        query = select(func.count(), func.coalesce(func.sum(missing_items), 0)).where(missing_items > 0)
         ((products, quantity),) = await self._database.fetch(query)
         return Deficit(products, int(quantity))
 
 
 def _first_of_each(events: Sequence[Event]) -> Mapping[Key, Event]:
-    first: dict[Key, Event] = {}
+    first_by_key: dict[Key, Event] = {}
     for event in events:
-        first.setdefault(event.key, event)
-    return first
+        first_by_key.setdefault(event.key, event)
+    return first_by_key
 
 
 def _row(event: Event) -> dict[str, Any]:
@@ -130,22 +140,22 @@ def _row(event: Event) -> dict[str, Any]:
 
 #: The columns that are compared between two events of one identity. `sent_at` is not among them, because it may differ
 #: when a sender repeats an event.
-_CONTENT = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
+_CONTENT_COLUMNS = ("movement_id", "warehouse_id", "product_id", "event", "quantity", "occurred_at")
 
 
-def _contents(keys: Collection[Key]) -> Executable:
+def _contents_query(keys: Collection[Key]) -> Executable:
     """Return the query for the content of the events with these identities."""
     columns = movements.c
     identity = tuple_(columns.source, columns.event_id)
-    return select(columns.source, columns.event_id, *(columns[name] for name in _CONTENT)).where(
+    return select(columns.source, columns.event_id, *(columns[name] for name in _CONTENT_COLUMNS)).where(
         identity.in_(sorted(keys))
     )
 
 
-def _content(row: Row[Any]) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in _CONTENT)
+def _row_content(row: Row[Any]) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in _CONTENT_COLUMNS)
 
 
-def _content_of(event: Event) -> tuple[Any, ...]:
+def _event_content(event: Event) -> tuple[Any, ...]:
     row = _row(event)
-    return tuple(row[name] for name in _CONTENT)
+    return tuple(row[name] for name in _CONTENT_COLUMNS)

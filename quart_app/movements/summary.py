@@ -36,25 +36,28 @@ def leg(steps: Sequence[Step]) -> Leg:
     """Return the sums of some steps. Several departures are added up, and so are several arrivals."""
     departures = [step for step in steps if step.direction is Direction.DEPARTURE]
     arrivals = [step for step in steps if step.direction is Direction.ARRIVAL]
-    first, last = min(departures, default=None), max(arrivals, default=None)
+    # `min` and `max` compare the times first.
+    departure, arrival = min(departures, default=None), max(arrivals, default=None)
     departed = sum(step.quantity for step in departures) if departures else None
     arrived = sum(step.quantity for step in arrivals) if arrivals else None
     products = {step.product_id for step in steps}
     return Leg(
-        sender=first and first.warehouse_id,
-        receiver=last and last.warehouse_id,
+        sender=departure and departure.warehouse_id,
+        receiver=arrival and arrival.warehouse_id,
         product_id=products.pop() if len(products) == 1 else None,
-        departure_time=first and first.occurred_at,
-        arrival_time=last and last.occurred_at,
-        elapsed_seconds=(last.occurred_at - first.occurred_at).total_seconds() if first and last else None,
+        departure_time=departure and departure.occurred_at,
+        arrival_time=arrival and arrival.occurred_at,
+        elapsed_seconds=(arrival.occurred_at - departure.occurred_at).total_seconds()
+        if departure and arrival
+        else None,
         departure_quantity=departed,
         arrival_quantity=arrived,
         quantity_difference=None if departed is None or arrived is None else arrived - departed,
-        status=_status(bool(departures), bool(arrivals)),
+        status=_status_of_leg(bool(departures), bool(arrivals)),
     )
 
 
-def _status(departed: bool, arrived: bool) -> Status:
+def _status_of_leg(departed: bool, arrived: bool) -> Status:
     if departed and arrived:
         return Status.COMPLETED
     return Status.IN_TRANSIT if departed else Status.DEPARTURE_MISSING
