@@ -10,7 +10,7 @@ from quart_app.addresses.phone import MAX_LENGTH
 
 
 def _no_control_characters(text: str) -> str:
-    if any((ord(each) < 32 and each not in "\n\r\t") or ord(each) == 127 for each in text):
+    if any((ord(character) < 32 and character not in "\n\r\t") or ord(character) == 127 for character in text):
         raise ValueError("an address must not contain control characters")
     return text
 

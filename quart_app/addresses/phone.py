@@ -23,8 +23,9 @@ EXTENSION_WORDS = {"ext", "extn", "extension", "extensión", "xt", "xtn", "x", "
 #: Letters that `phonenumbers` reads as punctuation: 0xx11 in Brazil (xx is any carrier), the long dash of Japan.
 PUNCTUATION_LETTERS = {"x", "ー"}
 
+#: A Cyrillic х is read as the Latin x that it looks like, because x is the label of an extension.
 _CYRILLIC_X = str.maketrans("х", "x")
-_HEAD = re.compile(r"^(?:tel|тел)(?:\.:?|:)?\s*")
+_TEL_PREFIX = re.compile(r"^(?:tel|тел)(?:\.:?|:)?\s*")
 _OTHER_EXTENSION_WORDS = re.compile(r"\b(?:добавочный|внутренний|внутр|вн)\b")
 _SUBADDRESS = re.compile(r";isub=[^;]*")
 _SECOND_NUMBER = re.compile(r"[\\/]\s*x")
@@ -54,7 +55,7 @@ class PhoneReader:
 
     def for_writing(self, text: str) -> Phone:
         """Return a number that the numbering plan of its country allows. Raises NotAPhone."""
-        number = self._number(text)
+        number = self._parsed(text)
         if not phonenumbers.is_valid_number(number):
             raise NotAPhone("no such phone number can exist; check the country code, the area code and the length")
         return _phone(number)
@@ -64,50 +65,52 @@ class PhoneReader:
 
         Numbering plans change, and a record that was written under an old plan must stay reachable.
         """
-        number = self._number(text)
+        number = self._parsed(text)
         if not phonenumbers.is_possible_number(number):
             raise NotAPhone("the number is too long or too short for its country")
         return _phone(number)
 
-    def _number(self, text: str) -> PhoneNumber:
+    def _parsed(self, text: str) -> PhoneNumber:
         if len(text) > MAX_LENGTH:
             raise NotAPhone("the text is too long for a phone number")
-        plain = _tidy(text)
+        normalised = _normalised(text)
         try:
-            number = phonenumbers.parse(plain, self.region)
+            number = phonenumbers.parse(normalised, self.region)
         except NumberParseException as error:
-            raise NotAPhone(_reason(error)) from None
-        _refuse_leftovers(plain, number)
+            raise NotAPhone(_why_unreadable(error)) from None
+        _refuse_leftovers(normalised, number)
         return number
 
 
-def _tidy(text: str) -> str:
+def _normalised(text: str) -> str:
     """Return the same notation with ASCII digits and small letters, and without invisible characters."""
-    visible = (each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
-    plain = "".join(str(unicodedata.decimal(each, each)) for each in visible).strip().lower()
+    visible = (
+        character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf"
+    )
+    plain = "".join(str(unicodedata.decimal(character, character)) for character in visible).strip().lower()
     plain = _SUBADDRESS.sub("", plain).translate(_CYRILLIC_X)
     plain = _OTHER_EXTENSION_WORDS.sub("доб", plain)
-    return plain if plain.startswith("tel:") else _HEAD.sub("", plain)
+    return plain if plain.startswith("tel:") else _TEL_PREFIX.sub("", plain)
 
 
-def _refuse_leftovers(plain: str, number: PhoneNumber) -> None:
+def _refuse_leftovers(normalised: str, number: PhoneNumber) -> None:
     """Raise NotAPhone unless every letter is punctuation, the label of an extension, or a digit (1-800-FLOWERS)."""
-    written = _HEAD.sub("", plain).partition(";")[0]
-    words = set(_WORD.findall(written))
-    punctuation = {word for word in words if set(word) <= PUNCTUATION_LETTERS}
-    stands_for_digits = phonenumbers.is_alpha_number(written)
-    if _SECOND_NUMBER.search(written):
+    number_text = _TEL_PREFIX.sub("", normalised).partition(";")[0]
+    words = set(_WORD.findall(number_text))
+    punctuation_words = {word for word in words if set(word) <= PUNCTUATION_LETTERS}
+    stands_for_digits = phonenumbers.is_alpha_number(number_text)
+    if _SECOND_NUMBER.search(number_text):
         raise NotAPhone("the text looks like two numbers; give one")
-    if not number.extension and (words & EXTENSION_WORDS - punctuation or _ENDS_WITH_LONE_X.search(written)):
+    if not number.extension and (words & EXTENSION_WORDS - punctuation_words or _ENDS_WITH_LONE_X.search(number_text)):
         raise NotAPhone("the text announces an extension, but no extension follows")
-    if _WORD.match(written) or (words - EXTENSION_WORDS - punctuation and not stands_for_digits):
+    if _WORD.match(number_text) or (words - EXTENSION_WORDS - punctuation_words and not stands_for_digits):
         raise NotAPhone("the text contains words beside the number")
-    if punctuation - EXTENSION_WORDS and stands_for_digits:
+    if punctuation_words - EXTENSION_WORDS and stands_for_digits:
         # The library reads three letters x as the digits 999, but people write x in place of digits that they hide.
         raise NotAPhone("the number contains x in place of digits; write all digits")
 
 
-def _reason(error: NumberParseException) -> str:
+def _why_unreadable(error: NumberParseException) -> str:
     if error.error_type == NumberParseException.INVALID_COUNTRY_CODE:
         return "the country code is missing or unknown; write the number with + and its country code"
     if error.error_type == NumberParseException.TOO_LONG:

@@ -13,11 +13,11 @@ from quart_app.addresses.phone import NotAPhone
 
 def phone_of(query: bytes) -> str:
     """Return the text of the one parameter `phone`. Raises NotAPhone when it is missing, repeated or not UTF-8."""
-    found = [value for name, _, value in _pairs(query) if name == "phone"]
-    if len(found) != 1:
-        raise NotAPhone("give one phone, not several" if found else "the parameter phone is missing")
+    values = [value for name, _, value in _pairs(query) if name == "phone"]
+    if len(values) != 1:
+        raise NotAPhone("give one phone, not several" if values else "the parameter phone is missing")
     try:
-        return _join([unquote(part, errors="strict") for part in found[0].split("+")])
+        return _join([unquote(part, errors="strict") for part in values[0].split("+")])
     except UnicodeDecodeError:
         raise NotAPhone("the parameter phone is not UTF-8") from None
 

@@ -17,8 +17,8 @@ from quart_app.http.body import read_json
 from quart_app.http.problems import Problem
 from quart_app.service import Context
 
-_FULL = TypeAdapter(CustomerAddress)
-_NEW = TypeAdapter(NewAddress)
+_CUSTOMER_ADDRESS = TypeAdapter(CustomerAddress)
+_NEW_ADDRESS = TypeAdapter(NewAddress)
 _tagged = tag(["addresses"])
 #: About how many bytes Redis takes for a record beside the text of its address.
 ENTRY_BYTES = 150
@@ -47,76 +47,77 @@ class AddressRoutes:
     @document_response(Created, 201)
     async def create(self) -> tuple[Response, int]:
         """Store an address for a phone that has none; 409 if the phone has one."""
-        given = await read_json(_FULL)
-        phone = self._to_write(given.phone)
+        given = await read_json(_CUSTOMER_ADDRESS)
+        phone = self._phone_to_write(given.phone)
         self._store_room(given.address)
         if not await self._addresses.create(phone, given.address):
             raise Problem(409, "this phone already has an address; use PUT to replace it")
-        return jsonify(_shown(Created, phone, given.address)), 201
+        return jsonify(_answer_body(Created, phone, given.address)), 201
 
     @_tagged
     @document_querystring(PhoneQuery)
     @document_response(CustomerAddress)
     async def read(self) -> Response:
         """Return the address of a phone."""
-        return await self._read(self._phone_in_query())
+        return await self._answer_address(self._phone_in_query())
 
     @_tagged
     @document_response(CustomerAddress)
     async def read_at(self, phone: str) -> Response:
         """Return the address of the phone in the path."""
-        return await self._read(self._to_find(phone))
+        return await self._answer_address(self._phone_to_find(phone))
 
     @_tagged
     @document_request(CustomerAddress)
     @document_response(Updated)
     async def update(self) -> Response:
         """Replace the address of a phone."""
-        given = await read_json(_FULL)
-        return await self._update(self._to_write(given.phone), given.address)
+        given = await read_json(_CUSTOMER_ADDRESS)
+        return await self._replace_address(self._phone_to_write(given.phone), given.address)
 
     @_tagged
     @document_request(NewAddress)
     @document_response(Updated)
     async def update_at(self, phone: str) -> Response:
         """Replace the address of the phone in the path."""
-        named = self._to_write(phone, pointer="")
-        given = await read_json(_NEW)
-        if given.phone is not None and self._to_write(given.phone) != named:
-            raise _invalid("/phone", "the phone in the body is not the phone in the path")
-        return await self._update(named, given.address)
+        # "" points to no field of the body.
+        phone_in_path = self._phone_to_write(phone, pointer="")
+        given = await read_json(_NEW_ADDRESS)
+        if given.phone is not None and self._phone_to_write(given.phone) != phone_in_path:
+            raise _invalid_field("/phone", "the phone in the body is not the phone in the path")
+        return await self._replace_address(phone_in_path, given.address)
 
     @_tagged
     @document_querystring(PhoneQuery)
     async def delete(self) -> tuple[str, int]:
         """Delete the address of a phone."""
-        return await self._delete(self._phone_in_query())
+        return await self._delete_address(self._phone_in_query())
 
     @_tagged
     async def delete_at(self, phone: str) -> tuple[str, int]:
         """Delete the address of the phone in the path."""
-        return await self._delete(self._to_find(phone))
+        return await self._delete_address(self._phone_to_find(phone))
 
     @property
     def _addresses(self) -> Addresses:
         return Addresses(self._context.mesh.shared)
 
-    async def _read(self, phone: Phone) -> Response:
+    async def _answer_address(self, phone: Phone) -> Response:
         address = await self._addresses.read(phone)
         if address is None:
             raise _not_found()
         return jsonify({"phone": phone.shown, "address": address})
 
-    async def _update(self, phone: Phone, address: str) -> Response:
+    async def _replace_address(self, phone: Phone, address: str) -> Response:
         self._store_room(address)
         if not await self._addresses.update(phone, address):
             raise _not_found()
-        return jsonify(_shown(Updated, phone, address))
+        return jsonify(_answer_body(Updated, phone, address))
 
     def _store_room(self, address: str) -> None:
         self._context.mesh.memory.store(ENTRY_BYTES + len(address.encode()))
 
-    async def _delete(self, phone: Phone) -> tuple[str, int]:
+    async def _delete_address(self, phone: Phone) -> tuple[str, int]:
         if not await self._addresses.delete(phone):
             raise _not_found()
         return "", 204
@@ -125,29 +126,29 @@ class AddressRoutes:
         try:
             return self._reader.for_finding(phone_of(request.query_string))
         except NotAPhone as error:
-            raise _invalid("", str(error)) from None
+            raise _invalid_field("", str(error)) from None
 
-    def _to_find(self, text: str) -> Phone:
+    def _phone_to_find(self, text: str) -> Phone:
         try:
             return self._reader.for_finding(text)
         except NotAPhone as error:
-            raise _invalid("", str(error)) from None
+            raise _invalid_field("", str(error)) from None
 
-    def _to_write(self, text: str, pointer: str = "/phone") -> Phone:
+    def _phone_to_write(self, text: str, pointer: str = "/phone") -> Phone:
         try:
             return self._reader.for_writing(text)
         except NotAPhone as error:
-            raise _invalid(pointer, str(error)) from None
+            raise _invalid_field(pointer, str(error)) from None
 
 
-def _shown(answer: type[Created] | type[Updated], phone: Phone, address: str) -> dict[str, Any]:
-    return answer(customer_addr=CustomerAddress(phone=phone.shown, address=address)).model_dump()
+def _answer_body(model: type[Created] | type[Updated], phone: Phone, address: str) -> dict[str, Any]:
+    return model(customer_addr=CustomerAddress(phone=phone.shown, address=address)).model_dump()
 
 
 def _not_found() -> Problem:
     return Problem(404, "this phone has no address")
 
 
-def _invalid(pointer: str, message: str) -> Problem:
+def _invalid_field(pointer: str, message: str) -> Problem:
     """Return a 422 for one field. The message never repeats the phone, so that no log can contain it."""
     return Problem(422, message, errors=[{"pointer": pointer, "message": message}])

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from mesh import settings_config
 
 #: The characters of one part of a path. Other characters have a special meaning in a route, a query or a URL.
-_SEGMENT = re.compile(r"[\w.~-]+")
+_PATH_SEGMENT = re.compile(r"[\w.~-]+")
 
 
 class AddressSettings(BaseSettings):
@@ -29,7 +29,7 @@ class AddressSettings(BaseSettings):
     def _plain_path(cls, prefix: str) -> str:
         path = prefix.strip().strip("/")
         for segment in path.split("/"):
-            if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
+            if not _PATH_SEGMENT.fullmatch(segment) or segment in {".", ".."}:
                 raise ValueError("the prefix is a path of letters, digits and . _ ~ -, such as /addr_by_phone")
         return f"/{path}"
 

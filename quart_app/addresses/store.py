@@ -34,8 +34,8 @@ class Addresses:
     async def read(self, phone: Phone) -> str | None:
         """Return the address of a phone, or None if the phone has none."""
         async with _translated():
-            found = await self._redis.get(_key(phone))
-        return None if found is None else str(found)
+            address = await self._redis.get(_key(phone))
+        return None if address is None else str(address)
 
     async def delete(self, phone: Phone) -> bool:
         """Delete the address of a phone. Return False if the phone has none."""
@@ -56,6 +56,6 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if isinstance(full := failures.translate(error), Busy):
-            raise full from None
+        if isinstance(busy := failures.translate(error), Busy):
+            raise busy from None
         raise Unavailable(f"the addresses cannot be reached: Redis failed ({type(error).__name__})") from None

@@ -72,8 +72,8 @@ def paid(host: str, port: int, latency_ms: int) -> None:
 
 async def _serve(provider: Provider, host: str, port: int) -> None:
     stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     listener = socket.create_server((host, port), backlog=1024)
     click.echo(f"{provider.kind} provider: http://{host}:{listener.getsockname()[1]}/")
     await serve(create_app(provider), _config(listener), shutdown_trigger=stopped.wait)

@@ -25,7 +25,7 @@ from quart_app.http.problems import Problem
 from quart_app.providers.window import Window
 
 #: Most calls that are listed. Older ones are dropped, but still counted.
-CALLS_KEPT = 10_000
+MOST_CALLS_KEPT = 10_000
 
 
 class Message(BaseModel):
@@ -57,7 +57,7 @@ class Provider:
     retry_after: Literal["seconds", "date"] = "seconds"
     taken: int = 0
     refused: int = 0
-    calls: deque[Call] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
+    calls: deque[Call] = field(default_factory=lambda: deque(maxlen=MOST_CALLS_KEPT))
 
     def see(self, message: str, id: str = "") -> float | None:
         """Count a request that has just come. Return None if it is accepted, else the seconds until the block ends."""
@@ -72,9 +72,9 @@ class Provider:
     def refusal(self, wait_s: float) -> Problem:
         """Return the 429 for a caller that is blocked."""
         seconds = max(1, math.ceil(wait_s))
-        when = str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
+        header = str(seconds) if self.retry_after == "seconds" else formatdate(time.time() + seconds, usegmt=True)
         return Problem(
-            429, "the free requests are used up; retry after the time in Retry-After", headers={"Retry-After": when}
+            429, "the free requests are used up; retry after the time in Retry-After", headers={"Retry-After": header}
         )
 
 
@@ -94,8 +94,8 @@ def create_app(provider: Provider) -> Quart:
 
     @app.get("/calls")
     async def calls() -> Response:
-        seen = [asdict(call) for call in provider.calls]
-        return jsonify({"taken": provider.taken, "refused": provider.refused, "calls": seen})
+        listed = [asdict(call) for call in provider.calls]
+        return jsonify({"taken": provider.taken, "refused": provider.refused, "calls": listed})
 
     @app.get("/health")
     async def health() -> tuple[str, int]:
