@@ -40,8 +40,8 @@ COLUMNS = ",".join(("user_id", *FIELDS, *(f"{name}_set" for name in FIELDS)))
 SHARDS_PER_STEP = 16
 #: Most bytes that one step unpacks. A few packed bytes can unpack to far more.
 UNPACKED_PER_STEP = 1 << 18
-#: Most bytes of the line of a record: a user id of the greatest length (4 bytes a character, and twice as many if all
-#: are quotes), and all numbers.
+#: Most bytes of the line of a record: a user id of the greatest length (up to 4 bytes a character, and each quote is
+#: doubled), and all numbers.
 LINE_MAX = 4 * USER_ID_MAX * 2 + 1024
 #: Most bytes of the first line, which names the logs that this log continues.
 HEADER_MAX = 8192

@@ -43,6 +43,7 @@ class CarryOver:
 
     async def put_aside(self, known: KnownState | None) -> None:
         """Keep a state that the log does not continue, to carry it over later."""
+        # Number 0: no entry was applied, so the state is empty.
         if known is None or known.position.number == 0:
             return
         self.before = known if self.before is None else await asyncio.to_thread(merge, self.before, known)
@@ -55,9 +56,9 @@ class CarryOver:
     async def carry(self, known: KnownState, grades_log: Log) -> int:
         """Append what earlier states have and `known` lacks.
 
-        Return the number of the last entry that was appended. If there is none, return the number of `known`.
+        Return the number of the last entry that was appended. The state is complete when this entry is applied, too. If
+        nothing was appended, return the number of `known`.
         """
-        # The caller is ready when it has applied the entry at this position, too.
         last_position = known.position
         if self.before is not None:
             last_position = await self._append_difference(self.before, known, grades_log, last_position)
@@ -86,6 +87,7 @@ class CarryOver:
         shards = difference(lost_records, present_records)
         while shard_changes := await asyncio.to_thread(lambda: list(itertools.islice(shards, SHARDS_PER_STEP))):
             for body in entries.carry_bodies(lost_position.log, itertools.chain.from_iterable(shard_changes)):
+                # `floor`: the entry must be newer than all fields that it carries (`entries.effect`).
                 write_name = secrets.token_hex(8)
                 last_position = await grades_log.append(
                     entries.CARRY, body, reader_at=known.position, write=write_name, floor=lost_position.stamp

@@ -93,15 +93,15 @@ class SnapshotKeeper:
             for path in carried:
                 path.unlink(missing_ok=True)
             carried.clear()
-            kept = await self.snapshots.prune(header.log)
+            kept_snapshots = await self.snapshots.prune(header.log)
         except OSError as error:
             self._metrics.snapshots.labels("failed").inc()
             log.error("snapshot failed; the log is not trimmed", reason=str(error))
             return
         self._metrics.snapshots.labels("done").inc()
         # With fewer snapshots, nothing could replace a damaged one, so the log keeps all entries.
-        if len(kept) == KEPT:
-            await grades_log.trim(kept[-1])
+        if len(kept_snapshots) == KEPT:
+            await grades_log.trim(kept_snapshots[-1])
 
     async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
         """Write the state of a log that was not found to disk. Perhaps no other replica has this state."""

@@ -28,7 +28,10 @@ from quart_app.security.identity import why_weak
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request comes from: the client's address, and the cookie of a device that may have logged in before."""
+    """Where a request comes from: the client's address, and the cookie of a device that may have logged in before.
+
+    It has nothing to do with the header Origin, which the routes check.
+    """
 
     source: str | None
     device: str | None = None

@@ -80,6 +80,7 @@ class OutgoingMessage:
     refused: bool = False
     #: whether a provider has or may have it; then no request with its idempotency key may send it again
     arrived: bool = False
+    #: how often it may still reserve again because the free provider has just opened
     reopenings_left: int = MOST_REOPENINGS
 
     @property
@@ -175,6 +176,7 @@ class Delivery:
             # The messages before this one took too long. The decision is the same as when a probe takes too long.
             # No reservation was tried, so the allowance is only read.
             return Probing(await self.quota.look()), turn
+        # None if `quota.reserve` raises an error; then the turn is passed on, too.
         verdict: Verdict | None = None
         try:
             verdict = await self.quota.reserve()
@@ -264,6 +266,7 @@ class Delivery:
             # payment was needed.
             log.info("a message is paid for", message_id=message.id, reason=reason, looked_ms=allowance.now_ms)
             return False
+        # Not after `Probing`: the wait for the probe is over, and the message is paid for.
         if isinstance(verdict, Closed) and message.reopenings_left > 0:
             message.reopenings_left -= 1
             return True

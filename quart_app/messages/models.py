@@ -158,11 +158,11 @@ class QuotaShown(BaseModel):
     def of(cls, allowance: Allowance) -> QuotaShown:
         if allowance.reopens_ms is None:
             return cls(limit=allowance.limit, remaining=allowance.remaining, blocked_until=None, retry_after=None)
-        until = datetime.fromtimestamp(allowance.reopens_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        reopens_at = datetime.fromtimestamp(allowance.reopens_ms / 1000, UTC).isoformat(timespec="milliseconds")
         return cls(
             limit=allowance.limit,
             remaining=allowance.remaining,
-            blocked_until=until.replace("+00:00", "Z"),
+            blocked_until=reopens_at.replace("+00:00", "Z"),
             retry_after=allowance.retry_after_ms / 1000,
         )
 

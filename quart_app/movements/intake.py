@@ -33,7 +33,10 @@ def read_event(fields: Mapping[str, str]) -> Event:
     except Problem as error:
         raise UnreadableEvent(error.detail) from error
     except ValidationError as error:
-        problems = (f"{pointer(each['loc']) or 'the event'}: {each['msg']}" for each in error.errors(include_url=False))
+        problems = (
+            f"{pointer(field_error['loc']) or 'the event'}: {field_error['msg']}"
+            for field_error in error.errors(include_url=False)
+        )
         raise UnreadableEvent("; ".join(problems)[:MAX_REASON]) from error
 
 
