@@ -60,7 +60,10 @@ class SnapshotKeeper:
     def start(
         self, tasks: asyncio.TaskGroup, current: Callable[[], KnownState], grades_log: Log, carried: set[Path]
     ) -> None:
-        """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is not trimmed."""
+        """Write a snapshot in a task of this group. If this fails, nothing is raised, and the log is not trimmed.
+
+        `current` returns the state as it is when the task may write. It raises Unavailable while the replica restores.
+        """
         self.task = tasks.create_task(self._write_unless_done(current, grades_log, carried), name="grades-snapshot")
 
     def cancel(self) -> None:
@@ -104,7 +107,7 @@ class SnapshotKeeper:
             await grades_log.trim(kept_snapshots[-1])
 
     async def save_orphan(self, known: KnownState, grades_log: Log) -> None:
-        """Write the state of a log that was not found to disk. Perhaps no other replica has this state."""
+        """Write a state to disk whose log was not found. Perhaps no other replica has this state."""
         header, frozen = known.describe(grades_log.now_ms(), orphaned=True)
         try:
             async with asyncio.timeout(ORPHAN_TIMEOUT_S):

@@ -110,6 +110,7 @@ class KeyClaim:
     """
 
     keys: IdempotencyKeys
+    #: the Redis key of the claim
     name: str
     #: the id of the message; the scripts change the claim only for its owner
     owner: str
