@@ -28,10 +28,10 @@ T = TypeVar("T")
 K = TypeVar("K", str, int)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_NONE: Any = object()
+_NO_DEFAULT: Any = object()
 
 
-class _Register(Protocol):
+class _CommandDecorator(Protocol):
     """The decorator that `@operations.command(name=...)` returns."""
 
     @overload
@@ -40,7 +40,7 @@ class _Register(Protocol):
     def __call__(self, handler: Callable[[Transaction, B], Awaitable[R]], /) -> Operation[B, R]: ...
 
 
-class _RegisterQuery(Protocol):
+class _QueryDecorator(Protocol):
     """The decorator that `@operations.query(name=...)` returns."""
 
     @overload
@@ -65,9 +65,10 @@ class Operations:
         self.name = name
         #: name -> operation
         self.operations: dict[str, Operation[Any, Any]] = {}
-        #: the same operations as a table of `mesh.raw`, with which `join` works
+        #: the handlers of these operations as a `mesh.raw.Worker`: `join` gives it to the replica, which runs them
         self.worker = Worker()
-        self._state: dict[tuple[bool, str], str] = {}
+        #: (is shared, name of a key) -> the description of the key, such as "set of str"
+        self._defined_as: dict[tuple[bool, str], str] = {}
 
     # State
 
@@ -75,14 +76,17 @@ class Operations:
     def value(self, name: str, kind: type[T], *, shared: bool = ...) -> Field[T]: ...
     @overload
     def value(self, name: str, kind: type[T], default: T, *, shared: bool = ...) -> Key[T]: ...
-    def value(self, name: str, kind: Any, default: Any = _NONE, *, shared: bool = False) -> Any:
-        """Define a value. Reading it while it is absent gives the `default`, or None if there is no default.
+    def value(self, name: str, kind: Any, default: Any = _NO_DEFAULT, *, shared: bool = False) -> Any:
+        """Define a value. With a `default` it is a Key, else a Field: reading an absent one gives the default or None.
 
-        A `shared` value is stored once for all replicas. Any other is stored once in each database.
+        A field of a hash is a Field, too. A `shared` value is stored once for all replicas. Any other is stored once in
+        each database.
         """
-        what = f"value of {name_of(kind)}" + ("" if default is _NONE else f" with the default {default!r:.100}")
-        key = self._key(name, what, shared)
-        if default is _NONE:
+        description = f"value of {name_of(kind)}" + (
+            "" if default is _NO_DEFAULT else f" with the default {default!r:.100}"
+        )
+        key = self._key(name, description, shared)
+        if default is _NO_DEFAULT:
             return Field(key, StoredCodec(kind), shared)
         return Key(key, StoredCodec(kind), shared, default)
 
@@ -106,12 +110,13 @@ class Operations:
         """Define a sorted set: members in the order of their scores."""
         return SortedSet(self._key(name, f"sorted set of {name_of(kind)}", shared), StoredCodec(kind), shared)
 
-    def _key(self, name: str, what: str, shared: bool) -> str:
-        if not isinstance(name, str) or not name or any(each.isspace() for each in name):
+    def _key(self, name: str, description: str, shared: bool) -> str:
+        if not isinstance(name, str) or not name or any(character.isspace() for character in name):
             raise UsageError(f"a key is named by text without spaces, not by {name!r:.100}")
-        before = self._state.setdefault((shared, name), what)
-        if before != what:
-            raise UsageError(f"{self.name}:{name} is a {before}, and cannot be a {what}, too")
+        # One key may be defined several times, as long as the definitions agree on its type and default.
+        earlier = self._defined_as.setdefault((shared, name), description)
+        if earlier != description:
+            raise UsageError(f"{self.name}:{name} is a {earlier}, and cannot be a {description}, too")
         return f"{self.name}:{name}"
 
     # Operations
@@ -121,7 +126,9 @@ class Operations:
     @overload
     def command(self, handler: Callable[[Transaction], Awaitable[R]], /) -> Operation[None, R]: ...
     @overload
-    def command(self, *, name: str = ..., retry: Retry | None = ..., limit: Limit | None = ...) -> _Register: ...
+    def command(
+        self, *, name: str = ..., retry: Retry | None = ..., limit: Limit | None = ...
+    ) -> _CommandDecorator: ...
     def command(
         self, handler: Any = None, *, name: str = "", retry: Retry | None = None, limit: Limit | None = None
     ) -> Any:
@@ -133,24 +140,24 @@ class Operations:
         if retry is not None and not isinstance(retry, Retry):
             raise UsageError(f"command(retry=) takes a Retry(...), not {retry!r:.100}")
         if handler is None:
-            return lambda handler: self._define(handler, name, Transaction, retry, limit)
-        return self._define(handler, name, Transaction, retry, limit)
+            return lambda handler: self._new_operation(handler, name, Transaction, retry, limit)
+        return self._new_operation(handler, name, Transaction, retry, limit)
 
     @overload
     def query(self, handler: Callable[[Query, B], Awaitable[R]], /) -> Operation[B, R]: ...
     @overload
     def query(self, handler: Callable[[Query], Awaitable[R]], /) -> Operation[None, R]: ...
     @overload
-    def query(self, *, name: str = ...) -> _RegisterQuery: ...
+    def query(self, *, name: str = ...) -> _QueryDecorator: ...
     def query(self, handler: Any = None, *, name: str = "") -> Any:
         """Register a handler that only reads.
 
-        A replica handles the requests to its database one after the other. But it runs queries that follow each other
-        at the same time.
+        A replica runs the commands that are sent to its database one at a time, in their order. Queries without a
+        command between them run at the same time.
         """
         if handler is None:
-            return lambda handler: self._define(handler, name, Query)
-        return self._define(handler, name, Query)
+            return lambda handler: self._new_operation(handler, name, Query)
+        return self._new_operation(handler, name, Query)
 
     def every(
         self,
@@ -174,7 +181,7 @@ class Operations:
             raise UsageError(f'write @operations.every("0 4 * * *"), with a cron expression, not {cron!r:.100}')
         schedule = Schedule(cron, tz, each, missed_of(missed), overlap)
 
-        def register(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
+        def decorate(handler: Callable[[Transaction, Tick], Awaitable[None]]) -> Operation[Tick, None]:
             op: Operation[Tick, None] = self.command(name=name, limit=limit)(handler)
             if (op.body, op.reply) != (Tick, type(None)):
                 raise UsageError(
@@ -183,7 +190,7 @@ class Operations:
             self.worker.schedules[op.name] = schedule
             return op
 
-        return register
+        return decorate
 
     @overload
     def implements(
@@ -196,43 +203,46 @@ class Operations:
     def implements(self, op: Any, /) -> Any:
         """Register the handler of an operation that was defined without a handler.
 
-        The type of the handler's first parameter decides whether the operation is a command or a query.
+        The type of the handler's first parameter decides whether the operation is a command or a query. The contract
+        names the limit. There is no `retry` here: only `command` takes one.
         """
         if not isinstance(op, Operation):
             raise UsageError(
                 f"write @operations.implements(op), where op = Operation(name, Body, Reply), not {op!r:.100}"
             )
 
-        def register(handler: Any) -> Operation[Any, Any]:
-            first, body, reply = _signature(handler)
+        def decorate(handler: Any) -> Operation[Any, Any]:
+            tx_type, body, reply = _signature(handler)
             if (body, reply) != (op.body, op.reply):
                 raise UsageError(f"the types of {_where(handler)} are not those of {op!r}")
-            self._register(op, handler, first)
+            self._add_handler(op, handler, tx_type)
             return op
 
-        return register
+        return decorate
 
-    def _define(
-        self, handler: Any, name: str, first: type, retry: Retry | None = None, limit: Limit | None = None
+    def _new_operation(
+        self, handler: Any, name: str, wanted_type: type, retry: Retry | None = None, limit: Limit | None = None
     ) -> Operation[Any, Any]:
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
-        found, body, reply = _signature(handler)
-        if found is not first:
-            kind, other = ("command", "query") if first is Transaction else ("query", "command")
+        tx_type, body, reply = _signature(handler)
+        if tx_type is not wanted_type:
+            kind, other_kind = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
-                f"{_where(handler)}: a {kind} gets a {first.__name__}, and this one asks for a {name_of(found)}; "
-                f"change the annotation, or make it a {other}"
+                f"{_where(handler)}: a {kind} gets a {wanted_type.__name__}, and this one asks for a "
+                f"{name_of(tx_type)}; change the annotation, or make it a {other_kind}"
             )
         op: Operation[Any, Any] = Operation(f"{self.name}.{name or handler.__name__}", body, reply, limit=limit)
-        self._register(op, handler, first, retry)
+        self._add_handler(op, handler, wanted_type, retry)
         return op
 
-    def _register(self, op: Operation[Any, Any], handler: Any, first: type, retry: Retry | None = None) -> None:
-        is_command = first is Transaction
+    def _add_handler(self, op: Operation[Any, Any], handler: Any, tx_type: type, retry: Retry | None = None) -> None:
+        is_command = tx_type is Transaction
         if op.limit is not None and not is_command:
             raise UsageError(f"{op.name} is a query, and only a command can have a limit")
-        handle = _command(handler, op) if is_command else _query(handler, op)
+        handle = _command_handle(handler, op) if is_command else _query_handle(handler, op)
+        # `define` makes the entry for `mesh:operations` when the replica joins. Only then are the errors of the service
+        # known, because a module may define them after its handlers.
         try:
             self.worker.add(
                 Handler(
@@ -253,6 +263,7 @@ class Operations:
 
 
 def _where(handler: Any) -> str:
+    """Return the module and name of a handler, for the texts of errors."""
     return f"{getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', repr(handler))}"
 
 
@@ -261,9 +272,9 @@ def _signature(handler: Any) -> tuple[Any, Any, Any]:
     if not inspect.iscoroutinefunction(handler):
         raise UsageError(f"{_where(handler)}: a handler is an `async def` function")
     parameters = [*inspect.signature(handler).parameters.values()]
-    names = [each.name for each in parameters]
-    usual = all(each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty for each in parameters)
-    if not usual or not 1 <= len(names) <= 2:
+    names = [parameter.name for parameter in parameters]
+    all_plain = all(each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty for each in parameters)
+    if not all_plain or not 1 <= len(names) <= 2:
         raise UsageError(f"{_where(handler)}: a handler takes (tx) or (tx, body), without defaults")
     try:
         hints = get_type_hints(handler)
@@ -271,41 +282,45 @@ def _signature(handler: Any) -> tuple[Any, Any, Any]:
         raise UsageError(
             f"{_where(handler)}: {error}; define its types at the top level of a module, before the handler"
         ) from error
-    missing = [name for name in [*names, "return"] if name not in hints]
-    if missing:
-        raise UsageError(f"{_where(handler)}: write the type of {', '.join(missing)}; the mesh needs it")
-    first, *body = (hints[name] for name in names)
-    if first not in (Transaction, Query):
+    untyped = [name for name in [*names, "return"] if name not in hints]
+    if untyped:
+        raise UsageError(f"{_where(handler)}: write the type of {', '.join(untyped)}; the mesh needs it")
+    tx_type, *body = (hints[name] for name in names)
+    if tx_type not in (Transaction, Query):
         raise UsageError(
-            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(first)}"
+            f"{_where(handler)}: the first parameter is a mesh.Transaction or a mesh.Query, not {name_of(tx_type)}"
         )
-    return first, body[0] if body else None, hints["return"]
+    return tx_type, body[0] if body else None, hints["return"]
 
 
-def _command(function: Any, op: Operation[Any, Any]) -> Handle:
-    """Return the function that the runner calls. It returns the handler's own coroutine: one more would cost time."""
+def _command_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
+    """Return the function that the runner calls for each request of a command. It returns the handler's coroutine.
+
+    It is no `async def`: a second coroutine around that of the handler would cost each request time.
+    """
     if op.body is None:
-        return lambda request, store, effects: function(Transaction(store, request, effects))
+        return lambda request, store, effects: handler(Transaction(store, request, effects))
 
     def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
         body = request.body
         if body.__class__ is InvalidBody:
             raise body
-        found: Awaitable[Any] = function(Transaction(store, request, effects), body)
-        return found
+        coroutine: Awaitable[Any] = handler(Transaction(store, request, effects), body)
+        return coroutine
 
     return handle
 
 
-def _query(function: Any, op: Operation[Any, Any]) -> Handle:
+def _query_handle(handler: Any, op: Operation[Any, Any]) -> Handle:
+    """Return the function that the runner calls for each request of a query. It returns the handler's coroutine."""
     if op.body is None:
-        return lambda request, store, effects: function(Query(store, request))
+        return lambda request, store, effects: handler(Query(store, request))
 
     def handle(request: Request, store: Store, effects: Effects) -> Awaitable[Any]:
         body = request.body
         if body.__class__ is InvalidBody:
             raise body
-        found: Awaitable[Any] = function(Query(store, request), body)
-        return found
+        coroutine: Awaitable[Any] = handler(Query(store, request), body)
+        return coroutine
 
     return handle
