@@ -44,6 +44,7 @@ class _Added:
 
 
 _ADDED = _Added()
+#: The keys and fields whose long values were logged: the warning comes once for each in a process.
 _long: set[str] = set()
 
 
@@ -86,6 +87,7 @@ class Transaction(Reads):
         unknown = [place for place in places if place.at not in known and not self._is_deleted(place)]
         for place, text in zip(unknown, await Reads._texts(self, unknown), strict=True):
             self._guard(place, text)
+        # A field of a hash that this transaction has deleted is not in `known`: its text is None.
         return [_known_text(place, known.get(place.at)) for place in places]
 
     def _guard(self, place: Slot[Any], text: str | None) -> str | None:
@@ -101,17 +103,18 @@ class Transaction(Reads):
             shared, name, field = at
             self._writer(shared).expect(name, text, field)
             if text is not None and len(text) > LONG_VALUE:
-                _warn_of(place, len(text))
+                _warn_once(place, len(text))
         return _known_text(place, known[at])
 
     async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
         if self._touched and (shared, name) in self._touched:
             raise ReadAfterWrite(f"{name} is read by {verb} after this transaction has written to it; read it first")
-        words = (shared, verb, name, *args)
+        read_id = (shared, verb, name, *args)
         if self._known is None:
             self._known = {}
-        if words not in self._known:
+        if read_id not in self._known:
             answer = await Reads._answer(self, verb, shared, name, *args)
+            # The answer to HGETALL is a list of two elements for each field: its name and its value.
             elements = len(answer) // (2 if verb == "HGETALL" else 1) if isinstance(answer, list) else 1
             if elements > MOST_ELEMENTS:
                 raise GuardTooLarge(
@@ -119,10 +122,11 @@ class Transaction(Reads):
                     "read it with tx.snapshot, and get() a version key that each of its writers changes",
                     key=name,
                 )
-            if words not in self._known:
-                self._known[words] = answer
+            # Another task of the handler may have read the same meanwhile. Then its answer is the one that is guarded.
+            if read_id not in self._known:
+                self._known[read_id] = answer
                 self._writer(shared).expect_answer(verb, name, args, answer)
-        return self._known[words]
+        return self._known[read_id]
 
     def _is_deleted(self, place: Slot[Any]) -> bool:
         shared, name, _ = place.at
@@ -199,6 +203,7 @@ class Transaction(Reads):
             raise UsageError(f"delete() takes a value, field, hash or set that Operations defined, not {key!r:.100}")
         self._writer(key.shared).delete(key.name)
         if self._known:
+            # What was read of or written to single fields does not hold any more. The commit still checks the reads.
             for at in [at for at in self._known if at[:2] == (key.shared, key.name)]:
                 del self._known[at]
         self._touched = {**(self._touched or {}), (key.shared, key.name): True}
@@ -274,7 +279,8 @@ class Transaction(Reads):
     def forward(self, op: Operation[B, Any], body: B, *, to: Address) -> None:
         """Let another replica answer this request, or a part of it. `op` must be the operation that runs now.
 
-        `body` is what the other replica is to answer. A handler that forwards the whole request returns None.
+        The other replica gets a request with this `body`. A handler that forwards the whole request returns None: then
+        it gives no reply of its own.
         """
         name, text = sendable(op, body)
         if name != self.request.op:
@@ -285,6 +291,7 @@ class Transaction(Reads):
 def _milliseconds(ttl: timedelta) -> int:
     if not isinstance(ttl, timedelta) or not timedelta(0) < ttl <= LONGEST:
         raise UsageError(f"ttl= is a time such as timedelta(minutes=5), not {ttl!r:.100}")
+    # Redis refuses a ttl of 0 ms.
     return max(1, round(ttl.total_seconds() * 1000))
 
 
@@ -301,7 +308,8 @@ def _known_text(place: Slot[Any], known: str | _Added | None) -> str | None:
     return known
 
 
-def _warn_of(place: Slot[Any], length: int) -> None:
+def _warn_once(place: Slot[Any], length: int) -> None:
+    """Log that a guarded value is long, the first time for this key or field."""
     if str(place) not in _long:
         _long.add(str(place))
         log.warning(
