@@ -21,8 +21,8 @@ class AsyncOnly:
         def __enter__(self) -> Any:
             raise UsageError(f"write `{self.usage}`: a plain `with` cannot wait")
 
-        def __exit__(self, *about: Any) -> None:
-            """Do nothing. Python wants this method before it calls `__enter__`."""
+        def __exit__(self, *exc_info: Any) -> None:
+            """Do nothing. A plain `with` calls `__enter__`, which explains the mistake, only if this method exists."""
 
         def __await__(self) -> Any:
             raise UsageError(f"write `{self.usage}`: this is a block, and there is nothing to await")

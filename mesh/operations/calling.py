@@ -31,11 +31,14 @@ class Asking(Protocol):
 
 
 class Caller:
-    """Calls operations. An operation is a value with types, so type checkers check body and reply of each call."""
+    """Calls operations. An operation is a value with types, so type checkers check body and reply of each call.
+
+    Requests without `to=` go to the address `default`; a client without a lease has none.
+    """
 
     def __init__(self, asking: Asking, default: Address | None) -> None:
         self._asking = asking
-        self._default = default
+        self._default_address = default
 
     @overload
     async def call(
@@ -80,6 +83,7 @@ class Caller:
         (answer,) = await self._asking.ask([ask], deadline_ms=milliseconds(deadline), decode=op.decode_reply)
         if answer.error is not None:
             raise answer.error
+        # More than one if a handler forwarded the request to several addresses: each of them replies.
         parts = answer.bodies
         if len(parts) != 1:
             raise ManyParts(f"{op.name} was answered in {len(parts)} parts; use mesh.parts() for it", parts=len(parts))
@@ -111,7 +115,7 @@ class Caller:
     def _ask_for(self, op: Operation[Any, Any], body: Any, to: Address | None) -> Ask:
         name, text = sendable(op, body)
         if to is None:
-            to = self._default
+            to = self._default_address
         if to is None:
             raise UsageError(f'{name} needs an address: to=Class("A") or to=Database(3)')
         return Ask(to, name, text, None, "" if op.limit is None else op.limit_of(body))
@@ -123,7 +127,7 @@ class Caller:
     async def gather(
         self, op: Operation[Any, Any], body: Any = None, *, deadline: timedelta | None = None
     ) -> Replies[Any]:
-        """Send a request to every live database at one moment; return the replies by database.
+        """Send a request to every live database in one step; return the replies by database.
 
         The replies' attribute `left_out` lists the databases that hold data, but have no replica and expect none back.
         Raises Incomplete if a database did not answer in time, or if a database with data has no replica now and
@@ -142,11 +146,11 @@ def milliseconds(deadline: timedelta | None) -> int | None:
         return None
     if not isinstance(deadline, timedelta):
         raise UsageError(f"a deadline is a timedelta, not {deadline!r:.100}; write timedelta(seconds=...)")
-    return _milliseconds(deadline)
+    return _to_ms(deadline)
 
 
 @lru_cache
-def _milliseconds(deadline: timedelta) -> int:
+def _to_ms(deadline: timedelta) -> int:
     """Return a deadline in ms. The results are cached, because the many calls of a program have few deadlines."""
     ms = deadline.days * 86_400_000 + deadline.seconds * 1000 + deadline.microseconds // 1000
     if ms <= 0:

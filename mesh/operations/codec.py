@@ -22,11 +22,12 @@ from mesh.errors import UsageError
 T = TypeVar("T")
 
 _ENCODER = msgspec.json.Encoder()
-_AT = re.compile(r" - at `(.+)`$", re.DOTALL)
-_DIGITS = re.compile(r"-?[0-9]+")
+#: How a message of msgspec ends: with the JSON path of the wrong value.
+_ERROR_PATH = re.compile(r" - at `(.+)`$", re.DOTALL)
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
-#: The exceptions that `Codec.decode` raises.
+#: The exceptions that `Codec.decode` raises; RecursionError for JSON with too many levels.
 ERRORS = (ValueError, RecursionError)
 
 
@@ -64,11 +65,11 @@ class Codec(Generic[T]):
     def explain(self, error: Exception) -> NotOfType:
         """Return the NotOfType for an error that `decode` raised."""
         if isinstance(error, ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            return NotOfType(str(first["msg"]), _path(first["loc"]))
+            first_error = error.errors(include_url=False, include_input=False)[0]
+            return NotOfType(str(first_error["msg"]), _json_path(first_error["loc"]))
         message = str(error)
-        place = _AT.search(message)
-        return NotOfType(_AT.sub("", message), place[1] if place else "")
+        path_match = _ERROR_PATH.search(message)
+        return NotOfType(_ERROR_PATH.sub("", message), path_match[1] if path_match else "")
 
     def accepts(self, value: object) -> bool:
         """Return whether the class of a value fits the type. The elements of a container are not checked."""
@@ -79,12 +80,15 @@ def _classes_of(kind: Any) -> tuple[type, ...] | None:
     """Return the classes that the values of a type have; None if the class of a value does not show whether it fits."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
-        known = [_classes_of(each) for each in get_args(kind)]
-        return None if None in known else tuple(cls for classes in known if classes for cls in classes)
+        member_classes = [_classes_of(member) for member in get_args(kind)]
+        return (
+            None if None in member_classes else tuple(cls for classes in member_classes if classes for cls in classes)
+        )
     if origin is Any or not isinstance(origin, type):
         return None
     if is_typeddict(origin):
         return (dict,)
+    # Type checkers, too, accept an int where a float is wanted.
     return (float, int) if origin is float else (origin,)
 
 
@@ -103,24 +107,25 @@ def _has_model(kind: Any) -> bool:
     """Return whether a type is a pydantic model or a container of one."""
     if any(map(_has_model, get_args(kind))):
         return True
+    # The attribute shows a dataclass of pydantic.
     return isinstance(kind, type) and (issubclass(kind, BaseModel) or hasattr(kind, "__pydantic_validator__"))
 
 
 def _check_known(kind: Any) -> None:
     """Raise UsageError for a type that msgspec does not know."""
     try:
-        found = msgspec.inspect.type_info(kind)
+        info = msgspec.inspect.type_info(kind)
     except (TypeError, NameError) as error:
         raise UsageError(f"{name_of(kind)} cannot be JSON: {error}") from error
-    if isinstance(found, msgspec.inspect.CustomType):
+    if isinstance(info, msgspec.inspect.CustomType):
         raise UsageError(
             f"{name_of(kind)} cannot be JSON; write a msgspec Struct, a dataclass, a pydantic model or a builtin type"
         )
 
 
-def _path(places: tuple[int | str, ...]) -> str:
-    steps = (f"[{place}]" if isinstance(place, int) else f".{place}" for place in places)
-    return "$" + "".join(steps) if places else ""
+def _json_path(steps: tuple[int | str, ...]) -> str:
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return "$" + "".join(parts) if steps else ""
 
 
 def is_object(kind: Any) -> bool:
@@ -153,7 +158,7 @@ def fields_of(kind: Any) -> frozenset[str]:
     if issubclass(kind, BaseModel):
         return frozenset(kind.model_fields)
     if dataclasses.is_dataclass(kind):
-        return frozenset(each.name for each in dataclasses.fields(kind))
+        return frozenset(field.name for field in dataclasses.fields(kind))
     return frozenset(get_type_hints(kind)) if is_typeddict(kind) else frozenset()
 
 
@@ -166,21 +171,23 @@ class StoredCodec(Generic[T]):
         self.decode: Callable[[str], T]
         if kind in (str, int):
             self.encode = _plain_encoder(kind)
-            self.decode = _integer if kind is int else str  # type: ignore[assignment]
+            self.decode = _decode_integer if kind is int else str  # type: ignore[assignment]
         else:
-            json: Codec[T] = Codec(kind)
-            self.encode = _json_encoder(json)
-            self.decode = _json_decoder(json)
+            codec: Codec[T] = Codec(kind)
+            self.encode = _json_encoder(codec)
+            self.decode = _json_decoder(codec)
 
 
-def _integer(text: str) -> int:
-    if not _DIGITS.fullmatch(text):
+def _decode_integer(text: str) -> int:
+    # `int` alone would also accept spaces, underscores and the digits of other scripts.
+    if not _INTEGER.fullmatch(text):
         raise NotOfType(f"expected an integer, got {text!r:.100}")
     return int(text)
 
 
 def _plain_encoder(kind: type) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
+        # `isinstance` would accept True as an int.
         if type(value) is not kind:
             raise UsageError(f"expected {kind.__name__}, got {described(value)}")
         return str(value)
@@ -188,22 +195,22 @@ def _plain_encoder(kind: type) -> Callable[[Any], str]:
     return encode
 
 
-def _json_decoder(json: Codec[Any]) -> Callable[[str], Any]:
+def _json_decoder(codec: Codec[Any]) -> Callable[[str], Any]:
     def decode(text: str) -> Any:
         try:
-            return json.decode(text)
+            return codec.decode(text)
         except ERRORS as error:
-            raise json.explain(error) from None
+            raise codec.explain(error) from None
 
     return decode
 
 
-def _json_encoder(json: Codec[Any]) -> Callable[[Any], str]:
+def _json_encoder(codec: Codec[Any]) -> Callable[[Any], str]:
     def encode(value: Any) -> str:
-        if not json.accepts(value):
-            raise UsageError(f"expected {name_of(json.kind)}, got {described(value)}")
+        if not codec.accepts(value):
+            raise UsageError(f"expected {name_of(codec.kind)}, got {described(value)}")
         try:
-            return json.encode(value).decode()
+            return codec.encode(value).decode()
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"the value cannot be written as JSON: {error}") from error
 

@@ -50,6 +50,7 @@ class Mesh(Caller):
         #: says whether the server's memory has room for new data
         self.memory: Memory = replica.memory
         self._control = Control(replica.shared, replica.settings)
+        #: the name under which `mesh:audit` notes pauses of this replica; its address is not noted
         self._actor = Actor(replica.id, "")
 
     @overload
@@ -110,11 +111,11 @@ class Mesh(Caller):
         Within a second all replicas know of the pause. Then calls of the operation raise Paused. A request without a
         caller that was sent to a class waits for the end of the pause.
         """
-        return await self._control.pause(_name_of(op), self._actor)
+        return await self._control.pause(_op_name(op), self._actor)
 
     async def resume(self, op: Operation[Any, Any] | str) -> bool:
         """End the pause of an operation, and let its parked requests begin; return False if it was not paused."""
-        return await self._control.resume(_name_of(op), self._actor)
+        return await self._control.resume(_op_name(op), self._actor)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
@@ -181,21 +182,21 @@ class Mesh(Caller):
         self.replica.drain()
 
 
-def _name_of(op: Operation[Any, Any] | str) -> str:
+def _op_name(op: Operation[Any, Any] | str) -> str:
     return op.name if isinstance(op, Operation) else op
 
 
 def worker_of(tables: Iterable[Operations | Worker]) -> Worker:
-    """Return one table with the operations of all tables. Raises UsageError if two operations have the same name."""
-    whole = Worker()
+    """Return the handlers of all tables in one Worker. Raises UsageError if two operations have the same name."""
+    merged = Worker()
     for table in tables:
         if not isinstance(table, Operations | Worker):
             raise UsageError(f'join() and MeshKit() take what Operations("...") returned, not {table!r:.100}')
         try:
-            whole.include(table if isinstance(table, Worker) else table.worker)
+            merged.include(table if isinstance(table, Worker) else table.worker)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    return whole
+    return merged
 
 
 def join(
@@ -215,7 +216,7 @@ def join(
     false the roster says `starting` until `announce` is called. Raises SetupError if the mesh cannot work with this
     server or these credentials. Raises LeaseLost if the lease was lost: join again then.
     """
-    joining = members.join(
+    replica_block = members.join(
         worker_of(operations),
         chosen(settings),
         connections=connections,
@@ -225,10 +226,10 @@ def join(
         applicant=applicant,
         ready=ready,
     )
-    return Block("async with join(operations) as mesh:", _member(joining))
+    return Block("async with join(operations) as mesh:", _yield_mesh(replica_block))
 
 
 @contextlib.asynccontextmanager
-async def _member(joining: AbstractAsyncContextManager[Replica]) -> AsyncIterator[Mesh]:
-    async with joining as replica:
+async def _yield_mesh(replica_block: AbstractAsyncContextManager[Replica]) -> AsyncIterator[Mesh]:
+    async with replica_block as replica:
         yield Mesh(replica)

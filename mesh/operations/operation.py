@@ -57,15 +57,15 @@ class Operation(Generic[B, R]):
                 "a msgspec Struct, a dataclass, a pydantic model or a TypedDict"
             )
         #: how many of its requests may run at once, or in a time
-        self.limit = _checked(limit, name, self.body)
-        self._bodies: Codec[Any] | None = None if self.body is None else Codec(self.body)
-        self._replies: Codec[Any] = Codec(self.reply)
+        self.limit = _checked_limit(limit, name, self.body)
+        self._body_codec: Codec[Any] | None = None if self.body is None else Codec(self.body)
+        self._reply_codec: Codec[Any] = Codec(self.reply)
 
     def __repr__(self) -> str:
         body = "None" if self.body is None else name_of(self.body)
         return f"<Operation {self.name}: {body} -> {name_of(self.reply)}>"
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # a type checker reports this mistake only if it does not see the method
 
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             raise UsageError(
@@ -79,15 +79,16 @@ class Operation(Generic[B, R]):
 
     def encode_body(self, body: B | None) -> bytes:
         """Return the JSON of a request's body. Raises InvalidBody."""
-        codec = self._bodies
+        codec = self._body_codec
         if codec is None:
             if body is not None:
                 raise InvalidBody(f"{self.name} takes no body, and was called with {body!r:.100}")
             return NOTHING
+        # Most bodies are of the usual class. Then `accepts`, which takes longer, is not called.
         if body.__class__ is not codec.usual and not codec.accepts(body):
-            wanted = name_of(self.body)
-            given = "and there is none" if body is None else f"not {described(body)}"
-            raise InvalidBody(f"the body of {self.name} is a {wanted}, {given}; write {wanted}(...)")
+            type_name = name_of(self.body)
+            actual = "and there is none" if body is None else f"not {described(body)}"
+            raise InvalidBody(f"the body of {self.name} is a {type_name}, {actual}; write {type_name}(...)")
         try:
             return codec.encode(body)
         except (TypeError, ValueError, RecursionError) as error:
@@ -98,17 +99,17 @@ class Operation(Generic[B, R]):
 
         The InvalidBody is raised later, where the handler would be called, so that the caller gets it as the answer.
         """
-        if self._bodies is None:
+        if self._body_codec is None:
             return None
         try:
-            return self._bodies.decode(text)
+            return self._body_codec.decode(text)
         except ERRORS as error:
-            wrong = self._bodies.explain(error)
-            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {wrong}", path=wrong.path)
+            mistake = self._body_codec.explain(error)
+            return InvalidBody(f"the body of {self.name} is not a {name_of(self.body)}: {mistake}", path=mistake.path)
 
     def encode_reply(self, reply: R) -> bytes:
         """Return the JSON of a reply. Raises InvalidReply."""
-        codec = self._replies
+        codec = self._reply_codec
         if reply.__class__ is not codec.usual and not codec.accepts(reply):
             raise InvalidReply(
                 f"{self.name} answers {name_of(self.reply)}, and its handler returned "
@@ -127,12 +128,12 @@ class Operation(Generic[B, R]):
     def decode_reply(self, text: str) -> R:
         """Return the reply that a JSON text holds. Raises ValueError if it is of another type."""
         try:
-            found: R = self._replies.decode(text)
+            reply: R = self._reply_codec.decode(text)
         except ERRORS as error:
             raise ValueError(
-                f"{self.name} answers {name_of(self.reply)}, not this: {self._replies.explain(error)}"
+                f"{self.name} answers {name_of(self.reply)}, not this: {self._reply_codec.explain(error)}"
             ) from None
-        return found
+        return reply
 
     @overload
     async def run(
@@ -145,12 +146,13 @@ class Operation(Generic[B, R]):
 
         See docs/testing.md.
         """
+        # Not at the top: `mesh.testing.alone` imports this module, and only tests need it.
         from mesh.testing.alone import run
 
         return await run(self, body, state or {}, database)
 
 
-def _checked(limit: Limit | None, name: str, body: Any) -> Limit | None:
+def _checked_limit(limit: Limit | None, name: str, body: Any) -> Limit | None:
     """Return the limit. Raises UsageError if `Limit.by` names a field that the operation's body does not have."""
     if limit is None:
         return None
@@ -158,6 +160,6 @@ def _checked(limit: Limit | None, name: str, body: Any) -> Limit | None:
         raise UsageError(f"limit= takes a Limit(...), not {limit!r:.100}")
     fields = frozenset[str]() if body is None else fields_of(body)
     if limit.by and limit.by not in fields:
-        has = ", ".join(sorted(fields)) or "no fields that are known"
-        raise UsageError(f"{name}: Limit(by={limit.by!r}) names no field of its body, which has {has}")
+        known_names = ", ".join(sorted(fields)) or "no fields that are known"
+        raise UsageError(f"{name}: Limit(by={limit.by!r}) names no field of its body, which has {known_names}")
     return limit

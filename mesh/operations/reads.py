@@ -92,6 +92,7 @@ class Reads:
         check(most, (int, float), "a range ends at a number")
         if count is not None and (type(count) is not int or count < 0):
             raise UsageError(f"count= is a number of members, not {count!r:.100}")
+        # One more than a guarded read may return, so that a longer range raises GuardTooLarge and is not cut silently.
         limit = MOST_ELEMENTS + 1 if count is None else count
         words = ("ZRANGEBYSCORE", of.shared, of.name, repr(float(least)), repr(float(most)), "LIMIT", 0, limit)
         return [of.decode(text) for text in await self._answer(*words)]
@@ -118,19 +119,21 @@ class Reads:
 
     async def _texts(self, places: Sequence[Slot[Any]]) -> list[str | None]:
         """Read several keys and fields: one command reads all own keys, one all shared keys, and one each hash."""
-        wanted: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
+        # One command reads one source: (is shared, None) are keys, (is shared, name of a hash) are fields of this hash.
+        names_of: defaultdict[tuple[bool, str | None], list[str]] = defaultdict(list)
         for shared, name, field in dict.fromkeys(place.at for place in places):
-            wanted[shared, None if field is None else name].append(name if field is None else field)
-        answers = await asyncio.gather(*(self._group(*where, names) for where, names in wanted.items()))
-        found: dict[_At, str | None] = {}
-        for (shared, hash), texts in zip(wanted, answers, strict=True):
-            for name, text in zip(wanted[shared, hash], texts, strict=True):
-                found[(shared, name, None) if hash is None else (shared, hash, name)] = text
-        return [found[place.at] for place in places]
+            names_of[shared, None if field is None else name].append(name if field is None else field)
+        answers = await asyncio.gather(*(self._read_group(*source, names) for source, names in names_of.items()))
+        text_at: dict[_At, str | None] = {}
+        for (shared, hash_name), texts in zip(names_of, answers, strict=True):
+            for name, text in zip(names_of[shared, hash_name], texts, strict=True):
+                text_at[(shared, name, None) if hash_name is None else (shared, hash_name, name)] = text
+        return [text_at[place.at] for place in places]
 
-    async def _group(self, shared: bool, hash: str | None, names: Sequence[str]) -> list[str | None]:
+    # The `names` are keys, or with `hash_name` fields of this hash.
+    async def _read_group(self, shared: bool, hash_name: str | None, names: Sequence[str]) -> list[str | None]:
         reader = self._reader(shared)
-        return await (reader.mget(*names) if hash is None else reader.hmget(hash, *names))
+        return await (reader.mget(*names) if hash_name is None else reader.hmget(hash_name, *names))
 
     async def _answer(self, verb: str, shared: bool, name: str, *args: Any) -> Any:
         return await self._reader(shared).read(verb, name, *args)

@@ -18,6 +18,8 @@ def dispatch(
     """Add a request without a caller to a transaction. Raises UsageError, InvalidBody, KeyReused."""
     name, text = sendable(op, body)
     ticket, limit = ticket_of(name, once), op.limit_of(body)
+    # With `place`, the commit looks at the idempotency key and the limit. A request for later without a key meets its
+    # limit only when it is due.
     if once is not None or (limit and due is None):
         effects.place(checked_address(to), name, text, key=ticket.key, limit=limit, once=once, due=due)
     elif due is not None:

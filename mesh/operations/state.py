@@ -75,6 +75,7 @@ class Key(Slot[T]):
         super().__init__(name, codec, shared)
         self.default = default
         text = self.encode(default)
+        #: The default as text, if readers could change the object: then each read decodes a new object from this text.
         self._default = None if isinstance(default, _IMMUTABLE) else text
 
     def read(self, text: str | None) -> T:
@@ -109,10 +110,12 @@ class Hash(_Collection, Generic[K, T]):
 
     def __init__(self, name: str, fields: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
+        #: the type of the names of its fields: str or int
         self._fields: type[K] = fields
         self._codec = codec
 
     def __getitem__(self, field: K) -> Field[T]:
+        # `isinstance` would accept True as an int, and its name in Redis would be "True".
         if type(field) is not self._fields:
             raise UsageError(f"a field of {self.name} is named by {self._fields.__name__}, not by {field!r:.100}")
         return Field(self.name, self._codec, self.shared, str(field))
@@ -132,6 +135,7 @@ class Values(_Collection, Generic[K, T]):
 
     def __init__(self, name: str, ids: type[K], codec: StoredCodec[T], shared: bool) -> None:
         super().__init__(name, shared)
+        #: the type of the ids: str or int
         self._ids: type[K] = ids
         self._codec = codec
 
@@ -142,6 +146,8 @@ class Values(_Collection, Generic[K, T]):
 
 
 class _Members(_Collection, Generic[T]):
+    """A set or a sorted set."""
+
     __slots__ = ("_codec",)
 
     def __init__(self, name: str, codec: StoredCodec[T], shared: bool) -> None:

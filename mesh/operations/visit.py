@@ -112,11 +112,11 @@ def connect(
     `connect` does not wait for Redis: while Redis cannot be reached, calls raise Unavailable. Raises SetupError if the
     server or the credentials are not those of this mesh.
     """
-    connecting = visitors.connect(url, settings=settings, connections=connections)
-    return Block("async with connect(url) as mesh:", _client(connecting))
+    client_block = visitors.connect(url, settings=settings, connections=connections)
+    return Block("async with connect(url) as mesh:", _yield_client(client_block))
 
 
 @contextlib.asynccontextmanager
-async def _client(connecting: AbstractAsyncContextManager[Client]) -> AsyncIterator[MeshClient]:
-    async with connecting as client:
+async def _yield_client(client_block: AbstractAsyncContextManager[Client]) -> AsyncIterator[MeshClient]:
+    async with client_block as client:
         yield MeshClient(client)
