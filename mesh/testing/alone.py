@@ -34,7 +34,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 #: The value of the only lease: epoch 1, and "alone" as the name of its holder.
-ALONE = "1 alone"
+ALONE_LEASE = "1 alone"
 #: Most requests that may wait for their time.
 MOST_LATER = 1000
 
@@ -51,12 +51,12 @@ class Alone:
 
     async def shared(self, *command: Any) -> Any:
         """Run a command in the bus database."""
-        return _answer(await self._connection.send([command]), 0)
+        return _answer_at(await self._connection.send([command]), 0)
 
     async def own(self, *command: Any) -> Any:
         """Run a command in the database of the handler."""
-        there, back = ("SELECT", self._database), ("SELECT", self._bus)
-        return _answer(await self._connection.send([there, command, back]), 1)
+        select_own, select_bus = ("SELECT", self._database), ("SELECT", self._bus)
+        return _answer_at(await self._connection.send([select_own, command, select_bus]), 1)
 
     async def script(self, script: Script, names: Sequence[str], *words: Any, own: bool = False) -> Any:
         """Run a script, in the bus database or (with `own`) in the database of the handler."""
@@ -64,23 +64,24 @@ class Alone:
 
     async def commit(self, effects: Effects) -> list[Any]:
         """Apply a transaction; return its words as commit.lua read them. Raises MeshError if commit.lua refuses it."""
+        # The command is the one that a replica's link sends: commit.lua names its keys and arguments.
         names = [keys.lease(self._database), keys.BOOKS, keys.committed("alone")]
-        await self.shared("SET", names[0], ALONE)
+        await self.shared("SET", names[0], ALONE_LEASE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
-        text, _, longs, _ = effects.wire()
-        fixed = (ALONE, 1000, self._database, self._bus, "alone", 1)
-        command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed, b"[%b]" % text, *longs)
-        (word,) = decode(await self.shared(*command))
-        if word != DONE:
-            raise MeshError(f"the commit was refused: {word}")
-        (words,) = transactions(command)
-        return words
+        text, _, long_words, _ = effects.wire()
+        fixed_words = (ALONE_LEASE, 1000, self._database, self._bus, "alone", 1)
+        command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed_words, b"[%b]" % text, *long_words)
+        (result,) = decode(await self.shared(*command))
+        if result != DONE:
+            raise MeshError(f"the commit was refused: {result}")
+        (transaction,) = transactions(command)
+        return transaction
 
 
-def _answer(answers: Sequence[Any], place: int) -> Any:
-    if isinstance(answers[place], Exception):
-        raise answers[place]
-    return answers[place]
+def _answer_at(answers: Sequence[Any], position: int) -> Any:
+    if isinstance(answers[position], Exception):
+        raise answers[position]
+    return answers[position]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Ran(Generic[R]):
         """Return the value that is stored after the run."""
         if not isinstance(place, Key | Field):
             raise UsageError(f"read() takes a value or the field of a hash, not {place!r:.100}")
-        found: T = read_directly(self._alone.direct, place, self._database)
-        return found
+        stored: T = read_directly(self._alone.direct, place, self._database)
+        return stored
 
 
 def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> Any:
@@ -109,6 +110,7 @@ def read_directly(direct: Any, place: Key[Any] | Field[Any], database: int) -> A
         key = (keys.SHARED if shared else keys.own(database)) + name
         return place.read(direct.get(key) if field is None else direct.hget(key, field))
     finally:
+        # Shared keys are read without a SELECT, from database 0: the bus.
         direct.select(0)
 
 
@@ -122,22 +124,25 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     if not isinstance(state, Mapping):
         raise UsageError(f"state= is a dict of stored values, such as {{total: 3}}, not {state!r:.100}")
     alone = Alone(database)
+    # `Alone` has the methods of a link that a store calls.
     store = Store(cast(Link, alone), database, "A")
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
     await _prepare(alone, state, database)
     effects = Effects(database, "alone", request, later_bound=MOST_LATER)
-    first = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
-    view = Query(store, request) if first is Query else Transaction(store, request, effects)
-    given = op.decode_body(op.encode_body(body).decode())
-    if isinstance(given, MeshError):
-        raise given
-    reply = await (op.handler(view) if op.body is None else op.handler(view, given))
-    answered = op.decode_reply(op.encode_reply(reply).decode())
-    words = await alone.commit(effects)
-    return Ran(answered, list(sent_of(words, lambda name, text: decode(text))), database, alone)
+    tx_type = get_type_hints(op.handler)[next(iter(inspect.signature(op.handler).parameters))]
+    tx = Query(store, request) if tx_type is Query else Transaction(store, request, effects)
+    # Body and reply become JSON and are read again, as on the way between two replicas.
+    decoded_body = op.decode_body(op.encode_body(body).decode())
+    if isinstance(decoded_body, MeshError):
+        raise decoded_body
+    reply = await (op.handler(tx) if op.body is None else op.handler(tx, decoded_body))
+    decoded_reply = op.decode_reply(op.encode_reply(reply).decode())
+    transaction = await alone.commit(effects)
+    return Ran(decoded_reply, list(sent_of(transaction, lambda name, text: decode(text))), database, alone)
 
 
 async def _prepare(alone: Alone, state: Mapping[Any, Any], database: int) -> None:
+    """Store the values that the test gives."""
     for place, value in state.items():
         if not isinstance(place, Slot):
             raise UsageError(f"the keys of state= are values and fields of hashes, not {place!r:.100}")

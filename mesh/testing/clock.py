@@ -28,7 +28,7 @@ from mesh.lease import holding
 
 #: The date at which a kit's clock begins: the same in each run.
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-#: How the names of threads of the event loop's own pool begin. `_count` knows when such a thread works.
+#: How the names of threads of the event loop's own pool begin. `_count_pool_call` knows when such a thread works.
 _POOL = "asyncio_"
 
 
@@ -46,6 +46,8 @@ class TaskNotThread:
         """Let the event loop call something soon."""
         asyncio.get_running_loop().call_soon(callback)
 
+    #: `LoopThread` uses the event loop of its thread for `call`, and that of its caller for `call_back`. Here both are
+    #: one loop.
     call_back = call
 
 
@@ -61,41 +63,42 @@ class Clock:
             )
         self._loop: Any = loop
         self._selector = self._loop._selector
-        self._select = self._selector.select
-        self._base = loop.time()
+        self._real_select = self._selector.select
+        self._loop_time_at_start = loop.time()
         #: seconds that have passed on this clock
-        self._passed = 0.0
-        #: the seconds of `_passed` in which the clock ran at real speed
-        self._waited = 0.0
-        #: pieces of work in a pool that have not ended
-        self._outside = 0
-        self._settled: list[asyncio.Future[None]] = []
+        self._passed_s = 0.0
+        #: the seconds of `_passed_s` in which the clock ran at real speed
+        self._real_s = 0.0
+        #: number of calls in a pool of threads or processes that have not ended
+        self._pool_calls = 0
+        self._settle_waiters: list[asyncio.Future[None]] = []
+        # Threads and connections that exist already do not count as ones that may wake a task.
         self._known_threads = set(threading.enumerate())
         self._known_files = len(self._selector.get_map())
 
     def time(self) -> float:
         """Return the date, in seconds since 1970."""
-        return BEGIN + self._passed
+        return BEGIN + self._passed_s
 
     def monotonic(self) -> float:
         """Return the time of the event loop."""
-        return self._base + self._passed
+        return self._loop_time_at_start + self._passed_s
 
     def perf_counter(self) -> float:
         """Return the real time plus the seconds that this clock has jumped over."""
-        return real_time.perf_counter() + self._passed - self._waited
+        return real_time.perf_counter() + self._passed_s - self._real_s
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_time, name)
 
     def jump(self, seconds: float) -> None:
         """Move the clock forward at once."""
-        self._passed += seconds
+        self._passed_s += seconds
 
     async def settled(self) -> None:
         """Wait until every task waits for a timer, or for something outside of the event loop."""
         waiter = self._loop.create_future()
-        self._settled.append(waiter)
+        self._settle_waiters.append(waiter)
         await waiter
 
     @contextlib.contextmanager
@@ -103,50 +106,53 @@ class Clock:
         """Let the event loop use this clock. Afterwards the loop's time runs on from there, so it never steps back."""
         in_executor = self._loop.run_in_executor
         self._loop.time = self.monotonic
-        self._selector.select = self._wait
-        self._loop.run_in_executor = lambda *arguments: self._count(in_executor(*arguments))
+        self._selector.select = self._select_or_jump
+        self._loop.run_in_executor = lambda *arguments: self._count_pool_call(in_executor(*arguments))
         try:
             yield
         finally:
             ahead = self.monotonic() - real_time.monotonic()
             self._loop.time = lambda: real_time.monotonic() + ahead
-            self._selector.select = self._select
+            self._selector.select = self._real_select
+            # The loop has the method of its class again.
             del self._loop.run_in_executor
-            for waiter in self._settled:
+            for waiter in self._settle_waiters:
                 waiter.cancel()
 
-    def _count(self, work: asyncio.Future[Any]) -> asyncio.Future[Any]:
-        self._outside += 1
-        work.add_done_callback(self._uncount)
-        return work
+    def _count_pool_call(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        """Count a call that runs in a pool until its future is done."""
+        self._pool_calls += 1
+        future.add_done_callback(self._uncount_pool_call)
+        return future
 
-    def _uncount(self, _: object) -> None:
-        self._outside -= 1
+    def _uncount_pool_call(self, _: object) -> None:
+        self._pool_calls -= 1
 
-    def _wait(self, timeout: float | None = None) -> Any:
-        events = self._select(0)
+    def _select_or_jump(self, timeout: float | None = None) -> Any:
+        """Stand in for the selector's `select`: return the events that are there, or let time pass."""
+        events = self._real_select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
-        if self._settled:
-            settled, self._settled = self._settled, []
-            for waiter in settled:
+        if self._settle_waiters:
+            waiters, self._settle_waiters = self._settle_waiters, []
+            for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             return events
         if timeout is None or self._may_be_woken():
-            began = real_time.monotonic()
-            events = self._select(timeout)
-            waited = real_time.monotonic() - began
-            self._passed += waited
-            self._waited += waited
+            select_began = real_time.monotonic()
+            events = self._real_select(timeout)
+            waited_s = real_time.monotonic() - select_began
+            self._passed_s += waited_s
+            self._real_s += waited_s
             return events
-        self._passed += timeout
+        self._passed_s += timeout
         return events
 
     def _may_be_woken(self) -> bool:
         """Return whether something outside of the event loop may wake a task: a pool, a thread, or a connection."""
         return (
-            self._outside > 0
+            self._pool_calls > 0
             or len(self._selector.get_map()) > self._known_files
             or any(
                 thread not in self._known_threads and not thread.name.startswith(_POOL)
@@ -166,9 +172,9 @@ def virtual_time() -> Iterator[Clock]:
     clock = Clock(asyncio.get_running_loop())
     with contextlib.ExitStack() as stack:
         stand_ins = {"time": (real_time, clock), "perf_counter": (real_time.perf_counter, clock.perf_counter)}
-        for package, module in list(sys.modules.items()):
+        for module_name, module in list(sys.modules.items()):
             for name, (real, stand_in) in stand_ins.items():
-                if package.partition(".")[0] in ("mesh", "fakeredis") and vars(module).get(name) is real:
+                if module_name.partition(".")[0] in ("mesh", "fakeredis") and vars(module).get(name) is real:
                     stack.enter_context(_replaced(module, name, stand_in))
         stack.enter_context(_replaced(holding, "LoopThread", TaskNotThread))
         stack.enter_context(clock.running())
@@ -178,9 +184,9 @@ def virtual_time() -> Iterator[Clock]:
 @contextlib.contextmanager
 def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """Give a name of a module another value for a while."""
-    before = getattr(module, name)
+    original = getattr(module, name)
     setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(module, name, original)

@@ -25,7 +25,7 @@ def without_flags(script: str) -> str:
     return script.partition("\n")[2] if script.startswith("#!lua") else script
 
 
-def _readable(words: tuple[Any, ...]) -> tuple[Any, ...]:
+def _for_fake_eval(words: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a command as fakeredis can read it: EVAL gets the script without its flags."""
     return ("EVAL", without_flags(words[1]), *words[2:]) if words[0] == "EVAL" else words
 
@@ -37,12 +37,12 @@ class FakeClient(fakeredis.FakeAsyncRedis):
         return {"redis_version": "7.0.0"}
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
-        return await cast(Any, super()).execute_command(*_readable(words), **options)
+        return await cast(Any, super()).execute_command(*_for_fake_eval(words), **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         pipeline = super().pipeline(transaction, shard_hint)
         execute = pipeline.execute_command
-        pipeline.execute_command = lambda *words, **options: execute(*_readable(words), **options)  # type: ignore[method-assign]
+        pipeline.execute_command = lambda *words, **options: execute(*_for_fake_eval(words), **options)  # type: ignore[method-assign]
         return pipeline
 
 
@@ -53,19 +53,21 @@ class FakeConnection(RedisConnection):
         super().__init__(client, timeout_s=5)
         self._fake = client
         self._server = server
-        self._id = 0
+        self._client_id = 0
+        # With these callbacks redis-py would turn replies into other Python objects.
         client.response_callbacks.clear()
 
     async def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        # The bytes are not used: a word that cannot be sent to a real server raises the same error here.
         pack(commands)
         try:
-            self._id = self._id or await self._fake.client_id()
+            self._client_id = self._client_id or await self._fake.client_id()
             return [await self._send_one(command) for command in commands]
         except BaseException:
             # A server ends a read that blocks when its connection is closed. fakeredis would let it go on, and the read
             # would take entries that nobody gets.
-            fakeredis.FakeRedis(server=self._server).client_unblock(self._id)
-            self._id = 0
+            fakeredis.FakeRedis(server=self._server).client_unblock(self._client_id)
+            self._client_id = 0
             raise
 
     async def _send_one(self, command: tuple[Any, ...]) -> Any:
@@ -74,7 +76,7 @@ class FakeConnection(RedisConnection):
         if command[0] == "INFO":
             return INFO
         try:
-            return await self._fake.execute_command(*_for_fakeredis(command))
+            return await self._fake.execute_command(*_for_fake_xpending(command))
         except redis.exceptions.ResponseError as error:
             # For a missing stream fakeredis gives an error that a server gives only to XGROUP. A server says NOGROUP.
             if "requires the key to exist" in str(error):
@@ -88,7 +90,7 @@ class FakeConnection(RedisConnection):
         return sha
 
 
-def _for_fakeredis(command: tuple[Any, ...]) -> tuple[Any, ...]:
+def _for_fake_xpending(command: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a command for fakeredis, whose XPENDING reads IDLE as "longer than". A server reads "at least"."""
     if command[0] != "XPENDING" or command[3:4] != ("IDLE",):
         return command

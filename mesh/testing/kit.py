@@ -40,16 +40,16 @@ from mesh.testing.workers import Runs
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
-#: Longest wait for the lease of a new replica.
-START_S = 60
+#: Longest wait for the lease of a new replica, in s of the kit's clock.
+START_TIMEOUT_S = 60
 #: While something is due and no replica has woken it, `advance` moves the clock by steps of this length, at most so
 #: many.
-OVERDUE_STEP_S, OVERDUE_STEPS = 1.0, 30
+OVERDUE_STEP_S, MOST_OVERDUE_STEPS = 1.0, 30
 #: An operation, or the name of one.
 AnyOperation = Operation[Any, Any] | str
 
 #: Longest time for which `advance` waits on a real server.
-REAL_S = 60
+LONGEST_REAL_WAIT_S = 60
 
 
 class MeshKit(AsyncOnly):
@@ -71,33 +71,34 @@ class MeshKit(AsyncOnly):
     ) -> None:
         if type(replicas) is not int or replicas < 0:
             raise UsageError(f"replicas= is a number of replicas such as 3, not {replicas!r:.100}")
+        # The result is not used: the call raises UsageError for a wrong table here, and not only in the block.
         worker_of(operations)
         self._operations = operations
-        self._count = replicas
+        self._replica_count = replicas
         self._server = fake_server() if redis is None else RealServer(redis)
-        self._settings = _defaults(
+        self._settings = _settings_without_environment(
             MeshSettings, redis=self._server.connections.settings, **{"isolation": self._server.isolation, **settings}
         )
         self._clock: Clock | None = None
-        self._virtual = redis is None
+        self._has_virtual_clock = redis is None
         self._members: list[KitReplica] = []
-        self._used = self._open = False
+        self._was_entered = self._is_open = False
         self._clients: dict[int, Redis] = {}
-        self._stack = contextlib.ExitStack()
+        self._clock_stack = contextlib.ExitStack()
         self._faults = Faults()
         self._runs = Runs()
         self._observed = Observed(self._runs)
 
     async def __aenter__(self) -> Self:
-        if self._used:
+        if self._was_entered:
             raise UsageError("a kit is for one block: make another MeshKit(...) for the next one")
-        self._used = True
+        self._was_entered = True
         await self._server.begin()
-        self._open = True
-        if self._virtual:
-            self._clock = self._stack.enter_context(virtual_time())
+        self._is_open = True
+        if self._has_virtual_clock:
+            self._clock = self._clock_stack.enter_context(virtual_time())
         try:
-            for _ in range(self._count):
+            for _ in range(self._replica_count):
                 await self.start()
         except BaseException:
             await self._close()
@@ -107,16 +108,17 @@ class MeshKit(AsyncOnly):
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is None:
-                await self._leave()
+                await self._leave_in_order()
         finally:
             await self._close()
 
-    async def _leave(self) -> None:
+    async def _leave_in_order(self) -> None:
         """Let all replicas leave in order.
 
         Raises MeshError if a replica had ended by itself, and AssertionError if the books do not balance.
         """
         for member in self._members:
+            # A frozen replica cannot release its lease.
             if member.frozen:
                 await member.kill(self._server)
         await asyncio.gather(*(member.stop() for member in self._members))
@@ -127,12 +129,12 @@ class MeshKit(AsyncOnly):
             raise AssertionError(f"the books do not balance: {books}")
 
     async def _close(self) -> None:
-        self._open = False
+        self._is_open = False
         for member in self._members:
             await member.kill(self._server)
         for client in self._clients.values():
             await client.aclose()
-        self._stack.close()
+        self._clock_stack.close()
         await self._server.end()
 
     # Replicas
@@ -142,7 +144,7 @@ class MeshKit(AsyncOnly):
         return self._member(number).mesh
 
     def _check_open(self) -> None:
-        if not self._open:
+        if not self._is_open:
             raise UsageError("a kit has replicas only inside its block: async with MeshKit(operations) as kit:")
 
     def _member(self, number: int) -> KitReplica:
@@ -163,15 +165,16 @@ class MeshKit(AsyncOnly):
         connections = KitConnections(self._server.connections, gate, self._faults, self._observed)
         chosen = self._settings.model_copy(update=settings)
         member = KitReplica(worker, chosen, connections, gate)
-        others = [] if self._virtual else list(self._members)
+        # With a virtual clock, the wait for the lease takes no real time, and the others need not renew more often.
+        other_members = [] if self._has_virtual_clock else list(self._members)
         self._members.append(member)
         try:
-            async with asyncio.timeout(START_S):
-                return await member.joined(others)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                return await member.joined(other_members)
         except TimeoutError as error:
             await member.kill(self._server)
             raise MeshError(
-                f"the replica got no lease within {START_S} s; {chosen.databases} databases exist"
+                f"the replica got no lease within {START_TIMEOUT_S} s; {chosen.databases} databases exist"
             ) from error
 
     def connect(self) -> Block[MeshClient]:
@@ -237,7 +240,7 @@ class MeshKit(AsyncOnly):
         if seconds < 0:
             raise UsageError(f"time moves forward only: advance({time}) would move it back")
         if self._clock is None:
-            if seconds > REAL_S:
+            if seconds > LONGEST_REAL_WAIT_S:
                 raise MeshError(
                     f"on a real server the kit cannot move the clock, and will not wait for {seconds:g} s: "
                     "let this test run over fakeredis only"
@@ -245,16 +248,19 @@ class MeshKit(AsyncOnly):
             await asyncio.sleep(seconds)
             return
         await self._clock.settled()
-        end, due, steps = self._clock.time() + seconds, 0.0, 0
-        while (left := end - self._clock.time()) > 0:
-            last_due, due = due, self._due()
-            steps = steps + 1 if due == last_due else 0
-            if (ahead := due - self._clock.time()) > 0:
-                await self._jump(self._clock, min(left, ahead))
+        # `overdue_steps` counts the steps since the time that is due first has changed.
+        end_s, next_due_s, overdue_steps = self._clock.time() + seconds, 0.0, 0
+        while (left_s := end_s - self._clock.time()) > 0:
+            previous_due_s, next_due_s = next_due_s, self._next_due_s()
+            overdue_steps = overdue_steps + 1 if next_due_s == previous_due_s else 0
+            if (ahead_s := next_due_s - self._clock.time()) > 0:
+                await self._jump(self._clock, min(left_s, ahead_s))
             else:
                 # Something is due, and not woken yet. A replica that cannot reach Redis now wakes it later. But what no
                 # replica can wake stays due for ever, so the number of steps has a bound.
-                await self._jump(self._clock, min(left, OVERDUE_STEP_S) if steps < OVERDUE_STEPS else left)
+                await self._jump(
+                    self._clock, min(left_s, OVERDUE_STEP_S) if overdue_steps < MOST_OVERDUE_STEPS else left_s
+                )
 
     async def _jump(self, clock: Clock, seconds: float) -> None:
         for member in self._members:
@@ -263,12 +269,15 @@ class MeshKit(AsyncOnly):
         clock.jump(seconds)
         await clock.settled()
 
-    def _due(self) -> float:
-        """Return when a replica wakes the next request or schedule, in s since 1970; infinity if nothing waits."""
+    def _next_due_s(self) -> float:
+        """Return when a replica wakes the next request or schedule, in s since 1970; infinity if nothing waits.
+
+        The replica of the highest database wakes last, and it may be the only live one: see STAGGER_MS.
+        """
         direct: Any = self._server.direct
-        firsts = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
-        found = [score for first in firsts for _, score in first]
-        return (min(found) + STAGGER_MS * self._settings.databases) / 1000 if found else math.inf
+        first_entries = (direct.zrange(key, 0, 0, withscores=True) for key in (keys.LATER, keys.SCHEDULES))
+        scores = [score for entries in first_entries for _, score in entries]
+        return (min(scores) + STAGGER_MS * self._settings.databases) / 1000 if scores else math.inf
 
     # What happened
 
@@ -313,8 +322,8 @@ class MeshKit(AsyncOnly):
             raise UsageError(f"read() takes a value or the field of a hash, not {key!r:.100}; see redis() for the rest")
         shared, name, field = key.at
         redis, prefix = (self.redis(), keys.SHARED) if shared else (self.redis(database), keys.own(database))
-        found: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
-        return key.read(found)
+        text: Any = await (redis.get(prefix + name) if field is None else redis.hget(prefix + name, field))
+        return key.read(text)
 
     def _name_of(self, op: AnyOperation) -> str:
         """Return the name of an operation. Raises UsageError for one that no replica of this kit serves."""
@@ -332,7 +341,7 @@ class MeshKit(AsyncOnly):
         return self._clients[db]
 
 
-def _defaults(kind: type[M], **chosen: Any) -> M:
+def _settings_without_environment(kind: type[M], **chosen: Any) -> M:
     """Return settings with the `chosen` fields, and the defaults of all others. No environment variable is read."""
     fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
     try:

@@ -17,7 +17,7 @@ from mesh.testing.servers import KitServer
 from mesh.testing.wire import Gate, KitConnections
 
 #: Pause between two renewals of the other replicas while a new replica waits for its lease.
-RENEW_S = 0.02
+RENEW_PAUSE_S = 0.02
 
 
 class KitReplica:
@@ -28,21 +28,22 @@ class KitReplica:
         self._settings = settings
         self._connections = connections
         self._gate = gate
-        self._leave = asyncio.Event()
-        self._joined: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+        self._leave_event = asyncio.Event()
+        #: done when this replica has its lease, or could not join
+        self._replica_future: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
         #: whether the test has killed or frozen this replica, so that its membership may end by an error
-        self._expected = False
-        self._task = asyncio.create_task(self._live(), name="kit-replica")
+        self._may_end_by_error = False
+        self._task = asyncio.create_task(self._run_membership(), name="kit-replica")
 
-    async def _live(self) -> None:
+    async def _run_membership(self) -> None:
         try:
             async with join(self._worker, self._settings, connections=self._connections) as replica:
-                self._joined.set_result(replica)
-                await self._leave.wait()
+                self._replica_future.set_result(replica)
+                await self._leave_event.wait()
         except Exception as error:
-            if self._joined.done():
+            if self._replica_future.done():
                 raise
-            self._joined.set_exception(error)
+            self._replica_future.set_exception(error)
 
     async def joined(self, others: Sequence[KitReplica] = ()) -> Mesh:
         """Wait for the lease. Raises what `join` raises.
@@ -50,22 +51,22 @@ class KitReplica:
         A new replica gets a lease only after it has seen that all leases are renewed. The `others` renew theirs often
         meanwhile, so that this takes less time.
         """
-        while others and not self._joined.done():
-            await asyncio.wait([self._joined], timeout=RENEW_S)
+        while others and not self._replica_future.done():
+            await asyncio.wait([self._replica_future], timeout=RENEW_PAUSE_S)
             for other in others:
                 other.renew()
-        await self._joined
+        await self._replica_future
         return self.mesh
 
     def renew(self) -> None:
         """Renew the lease at once, if this replica holds one and is not frozen."""
-        if self._joined.done() and self.alive and not self.frozen:
+        if self._replica_future.done() and self.alive and not self.frozen:
             self.replica._lease.renew()
 
     @property
     def replica(self) -> Replica:
         """The membership, as `mesh.raw.join` yields it."""
-        return self._joined.result()
+        return self._replica_future.result()
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -79,22 +80,27 @@ class KitReplica:
 
     async def stop(self) -> None:
         """Leave in order, as at a SIGTERM."""
-        self._leave.set()
+        self._leave_event.set()
         await asyncio.wait([self._task])
 
     async def kill(self, server: KitServer) -> None:
         """End as at a SIGKILL: nothing is handed back. The lease ends at once, and not after its ttl."""
-        self._expected = self._gate.dead = True
+        self._may_end_by_error = self._gate.dead = True
         self._task.cancel()
         await asyncio.wait([self._task])
-        if self._joined.done() and not self._joined.cancelled() and self._joined.exception() is None:
+        if (
+            self._replica_future.done()
+            and not self._replica_future.cancelled()
+            and self._replica_future.exception() is None
+        ):
+            # If the lease was lost, another replica may hold it now.
             grant = self.replica._grant
             if server.direct.get(keys.lease(grant.database)) == grant.holder:
                 server.direct.delete(keys.lease(grant.database))
 
     def freeze(self) -> None:
         """Send nothing to Redis and take no answer, so that this replica looks like one that a SIGSTOP has stopped."""
-        self._expected = self._gate.frozen = True
+        self._may_end_by_error = self._gate.frozen = True
 
     def thaw(self) -> None:
         """Let a frozen replica go on, as at a SIGCONT."""
@@ -116,10 +122,11 @@ class KitReplica:
             sent_at=lease._renewal.sent_at + seconds,
             known_until_ms=lease._renewal.known_until_ms + round(seconds * 1000),
         )
+        # Otherwise the lease would believe that the event loop was blocked while the clock jumped.
         lease._loop_ran_at += seconds
 
     def check(self) -> None:
         """Raise MeshError if an error has ended the membership, unless the test killed or froze this replica."""
         error = None if self._task.cancelled() else self._task.exception()
-        if error is not None and not self._expected:
+        if error is not None and not self._may_end_by_error:
             raise MeshError(f"a replica ended by itself: {error}") from error

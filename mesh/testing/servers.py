@@ -46,28 +46,28 @@ class RealServer:
         except ValidationError as error:
             raise SetupError(explain(error)) from error
         self.connections = Connections(settings)
-        self.direct = _direct(settings)
+        self.direct = _synchronous_client(settings)
 
     async def begin(self) -> None:
         """Raise SetupError if the server holds any key."""
-        found = self.direct.info("keyspace")
-        if found:
+        keyspace = self.direct.info("keyspace")
+        if keyspace:
             raise SetupError(
-                f"the Redis of MeshKit holds keys ({', '.join(found)}), and the kit would delete them all: "
+                f"the Redis of MeshKit holds keys ({', '.join(keyspace)}), and the kit would delete them all: "
                 "name a server that is empty, and that only tests use"
             )
 
     async def end(self) -> None:
         """Delete all keys, and the Redis users that the mesh has made."""
         self.direct.flushall()
-        names = {acl.username(database, self.connections.bus) for database in range(16)}
-        made = names & set(self.direct.acl_users())
-        if made:
-            self.direct.acl_deluser(*sorted(made))
+        possible_users = {acl.username(database, self.connections.bus) for database in range(16)}
+        mesh_users = possible_users & set(self.direct.acl_users())
+        if mesh_users:
+            self.direct.acl_deluser(*sorted(mesh_users))
         self.direct.close()
 
 
-def _direct(settings: RedisSettings) -> redis.Redis:
+def _synchronous_client(settings: RedisSettings) -> redis.Redis:
     password = None if settings.password is None else settings.password.get_secret_value()
     if settings.url is not None:
         return redis.Redis.from_url(settings.url.get_secret_value(), decode_responses=True)

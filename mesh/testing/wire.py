@@ -22,9 +22,9 @@ from mesh.wire.codec import ENCODER
 from mesh.wire.connection import Command, RedisConnection
 
 #: A frozen replica looks this often whether it has been thawed.
-LOOK_S = 0.05
+THAW_LOOK_S = 0.05
 #: The result of a transaction that `MeshKit.fail` has kept from the server. The caller's `GivenUp` repeats this text.
-FAILED = "the kit let it fail before its commit"
+FAILED_RESULT = "the kit let it fail before its commit"
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Gate:
     async def passed(self) -> None:
         """Wait while the replica is frozen. Raises ConnectionError if it is dead."""
         while self.frozen and not self.dead:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(THAW_LOOK_S)
         if self.dead:
             raise redis.exceptions.ConnectionError("the kit killed this replica")
 
@@ -89,6 +89,7 @@ class KitConnections(Connections):
         execute: Any = client.execute_command
 
         async def gated(*words: Any, **options: Any) -> Any:
+            # The second look at the gate keeps the answer from a replica that was frozen or killed meanwhile.
             await self._gate.passed()
             answer = await execute(*words, **options)
             await self._record.up_to_date()
@@ -110,9 +111,9 @@ class KitConnection(RedisConnection):
         self._gate = gate
         self._faults = faults
         self._record = record
-        #: the number of the last batch, and the places of its transactions that fail. If the batch is sent again, the
-        #: same transactions fail.
-        self._failed: tuple[int, set[int]] = (0, set())
+        #: the number of the last batch, and the positions of its transactions that fail: the same ones if the batch is
+        #: sent again
+        self._last_failed: tuple[int, set[int]] = (0, set())
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         await self._gate.passed()
@@ -126,33 +127,42 @@ class KitConnection(RedisConnection):
 
     async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
         self._faults.lose_request()
-        kept = [self._without_failed(command) if is_commit(command) else command for command in commands]
+        reduced = [self._without_failed(command) if is_commit(command) else command for command in commands]
         with self._record.trip():
-            answers = await self._inner.send(kept)
-            for place, command in enumerate(kept):
+            answers = await self._inner.send(reduced)
+            for position, command in enumerate(reduced):
                 if is_commit(command):
-                    self._record.take(command, answers[place])
-                    answers[place] = self._with_failed(answers[place])
+                    self._record.take(command, answers[position])
+                    answers[position] = self._with_failed(answers[position])
         self._faults.lose_answer()
         return answers
 
     def _without_failed(self, commit: Command) -> Command:
-        found = transactions(commit)
-        if self._failed[0] != commit[BATCH]:
-            failed = {place for place, words in enumerate(found) if self._faults.fails(op_of(words))}
-            self._failed = (commit[BATCH], failed)
-        if not self._failed[1]:
+        """Return the command without the transactions that the test lets fail, so that the server does not see them."""
+        all_transactions = transactions(commit)
+        if self._last_failed[0] != commit[BATCH]:
+            positions = {
+                position for position, words in enumerate(all_transactions) if self._faults.fails(op_of(words))
+            }
+            self._last_failed = (commit[BATCH], positions)
+        if not self._last_failed[1]:
             return commit
-        left = [words for place, words in enumerate(found) if place not in self._failed[1]]
-        return (*commit[:TRANSACTIONS], ENCODER.encode([word for words in left for word in (len(words) + 1, *words)]))
+        remaining = [words for position, words in enumerate(all_transactions) if position not in self._last_failed[1]]
+        # As in the original, a number before each transaction says how many words it has, this number included. There
+        # are no long words any more: `transactions` has put them into their places.
+        return (
+            *commit[:TRANSACTIONS],
+            ENCODER.encode([word for words in remaining for word in (len(words) + 1, *words)]),
+        )
 
     def _with_failed(self, answer: Any) -> Any:
-        if not isinstance(answer, str) or not self._failed[1]:
+        """Insert results for the transactions that were left out, so that each transaction has a result again."""
+        if not isinstance(answer, str) or not self._last_failed[1]:
             return answer
-        words = list(json.loads(answer))
-        for place in sorted(self._failed[1]):
-            words.insert(place, FAILED)
-        return json.dumps(words)
+        results = list(json.loads(answer))
+        for position in sorted(self._last_failed[1]):
+            results.insert(position, FAILED_RESULT)
+        return json.dumps(results)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
