@@ -15,10 +15,10 @@ from mesh import keys
 
 Schema = dict[str, Any]
 
-_NO_COMPONENT = re.compile(r"[^\w.-]")
-_DEFS = "#/$defs/"
+_NOT_IN_COMPONENT_NAME = re.compile(r"[^\w.-]")
+_DEFS_PREFIX = "#/$defs/"
 #: Keywords whose value is an object: name -> schema. The user chose these names, so they are not read as keywords.
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_KEYWORDS_WITH_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _TEXT: Schema = {"type": "string"}
 
 #: Fields that the entry of each request has beside its body.
@@ -56,22 +56,22 @@ def document(
     schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
     requests, replies = dict[str, Any](), dict[str, Any]()
     for key, op in _components(definitions):
-        about = definitions[op]
-        messages[f"{key}.request"] = _request(op, about, schemas)
+        definition = definitions[op]
+        messages[f"{key}.request"] = _request(op, definition, schemas)
         requests[key] = _ref("components", "messages", f"{key}.request")
-        answers = {f"{key}.reply": _reply(op, about, schemas), **_failures(about, schemas)}
+        answers = {f"{key}.reply": _reply(op, definition, schemas), **_error_messages(definition, schemas)}
         messages |= answers
         replies |= {name: _ref("components", "messages", name) for name in answers}
         for channel in ("class", "database"):
             name = key if channel == "class" else f"{key}.database"
-            operations[name] = _operation(channel, key, list(answers), about)
+            operations[name] = _operation(channel, key, list(answers), definition)
     return {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": version or "0", "description": _DESCRIPTION},
         "defaultContentType": "application/json",
         "channels": _channels(requests, replies, classes, databases),
         "operations": operations,
-        "components": {"messages": messages, "schemas": schemas.found},
+        "components": {"messages": messages, "schemas": schemas.by_name},
     }
 
 
@@ -89,10 +89,10 @@ def _components(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each operation with the name of its components, which has letters, digits, "_", "." and "-" only."""
     taken: set[str] = set()
     for op in sorted(definitions):
-        key = name = _NO_COMPONENT.sub("_", op) or "_"
+        key = base = _NOT_IN_COMPONENT_NAME.sub("_", op) or "_"
         number = 2
         while key in taken:
-            key, number = f"{name}-{number}", number + 1
+            key, number = f"{base}-{number}", number + 1
         taken.add(key)
         yield key, op
 
@@ -122,10 +122,10 @@ def _channels(requests: Schema, replies: Schema, classes: str, databases: int) -
     }
 
 
-def _operation(channel: str, key: str, answers: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(channel: str, key: str, answers: Sequence[str], definition: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "action": "receive",
-        "summary": about.get("summary", ""),
+        "summary": definition.get("summary", ""),
         "channel": _ref("channels", channel),
         "messages": [_ref("channels", channel, "messages", key)],
         "reply": {
@@ -133,42 +133,45 @@ def _operation(channel: str, key: str, answers: Sequence[str], about: Mapping[st
             "channel": _ref("channels", "replies"),
             "messages": [_ref("channels", "replies", "messages", name) for name in answers],
         },
-        "tags": [{"name": name} for name in (about.get("service"), about.get("kind")) if name],
+        "tags": [{"name": name} for name in (definition.get("service"), definition.get("kind")) if name],
     }
 
 
-def _request(op: str, about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
-    nothing = {"type": "object", "description": "no body"}
-    schema = about.get("request")
+def _request(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+    no_body = {"type": "object", "description": "no body"}
+    schema = definition.get("request")
     return _message(
         f"{op}: request",
         _headers(op, _REQUEST_FIELDS, further=_FURTHER_FIELDS),
-        nothing if schema is None else schemas.add(f"{op}.request", schema),
+        no_body if schema is None else schemas.add(f"{op}.request", schema),
     )
 
 
-def _reply(op: str, about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+def _reply(op: str, definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
     headers = _headers(op, _REPLY_FIELDS, {"const": "ok"})
-    return _message(f"{op}: reply", headers, schemas.add(f"{op}.reply", about.get("reply") or {}))
+    return _message(f"{op}: reply", headers, schemas.add(f"{op}.reply", definition.get("reply") or {}))
 
 
-def _failures(about: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
+def _error_messages(definition: Mapping[str, Any], schemas: _Schemas) -> dict[str, Any]:
     """Return the messages of the service's own errors, and one for all other failures."""
-    errors: Mapping[str, Any] = about.get("errors") or {}
-    found = {}
+    errors: Mapping[str, Any] = definition.get("errors") or {}
+    messages = {}
     for code, error in errors.items():
         facts = {name: schemas.add(f"{code}.{name}", schema) for name, schema in error["facts"].items()}
         payload = {"type": "object", "properties": {"detail": _TEXT, **facts}, "required": ["detail", *facts]}
         headers = _headers(None, _REPLY_FIELDS, {"const": code})
-        found[_NO_COMPONENT.sub("_", code)] = {**_message(code, headers, payload), "summary": error["detail"]}
-    other = {"not": {"enum": ["ok", *errors]}, **_TEXT}
+        messages[_NOT_IN_COMPONENT_NAME.sub("_", code)] = {
+            **_message(code, headers, payload),
+            "summary": error["detail"],
+        }
+    other_status = {"not": {"enum": ["ok", *errors]}, **_TEXT}
     payload = {"type": "object", "properties": {"detail": _TEXT}, "required": ["detail"]}
-    service = _NO_COMPONENT.sub("_", str(about.get("service") or "")) if errors else ""
-    found[f"{service}.failure" if service else "failure"] = {
-        **_message("another failure", _headers(None, _REPLY_FIELDS, other), payload),
+    service = _NOT_IN_COMPONENT_NAME.sub("_", str(definition.get("service") or "")) if errors else ""
+    messages[f"{service}.failure" if service else "failure"] = {
+        **_message("another failure", _headers(None, _REPLY_FIELDS, other_status), payload),
         "summary": "`status` is the code of an error, `detail` says what happened, and further fields are its facts.",
     }
-    return found
+    return messages
 
 
 def _message(title: str, headers: Schema, payload: Schema) -> dict[str, Any]:
@@ -197,8 +200,9 @@ class _Schemas:
     """The schemas of a document by name. Equal schemas are stored once, if all that they refer to is equal, too."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] = {}
-        self._origin: dict[str, str] = {}
+        self.by_name: dict[str, Any] = {}
+        #: name -> the JSON of the definition that has it, and of all definitions that this one refers to
+        self._content_of: dict[str, str] = {}
 
     def add(self, owner: str, schema: Mapping[str, Any]) -> Schema:
         """Move the definitions of a schema here, and return the rest of the schema, which refers to them.
@@ -207,51 +211,55 @@ class _Schemas:
         """
         definitions: Mapping[str, Any] = schema.get("$defs", {})
         names = {name: self._name(owner, name, definitions) for name in definitions}
-        for name, each in definitions.items():
-            self.found[names[name]] = _translated(each, names)
-        rest = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
-        found: Schema = _translated(rest, names)
-        return found
+        for name, definition in definitions.items():
+            self.by_name[names[name]] = _translated(definition, names)
+        without_defs = {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
+        rest_of_schema: Schema = _translated(without_defs, names)
+        return rest_of_schema
 
     def _name(self, owner: str, name: str, definitions: Mapping[str, Any]) -> str:
-        origin = json.dumps({each: definitions[each] for each in sorted(_reached(name, definitions))}, sort_keys=True)
-        wanted = _NO_COMPONENT.sub("_", name)
-        if self._origin.setdefault(wanted, origin) != origin:
-            wanted = f"{_NO_COMPONENT.sub('_', owner)}.{wanted}"
-            self._origin[wanted] = origin
-        return wanted
+        content = json.dumps(
+            {reached: definitions[reached] for reached in sorted(_reachable_names(name, definitions))}, sort_keys=True
+        )
+        # Two definitions are equal only if all that they refer to is equal, too.
+        new_name = _NOT_IN_COMPONENT_NAME.sub("_", name)
+        if self._content_of.setdefault(new_name, content) != content:
+            new_name = f"{_NOT_IN_COMPONENT_NAME.sub('_', owner)}.{new_name}"
+            self._content_of[new_name] = content
+        return new_name
 
 
-def _reached(name: str, definitions: Mapping[str, Any]) -> set[str]:
+def _reachable_names(name: str, definitions: Mapping[str, Any]) -> set[str]:
     """Return the names of a definition and of all that it refers to, directly or through others."""
-    found, open_ = {name}, [name]
-    while open_:
-        for each in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[open_.pop()])):
-            if each in definitions and each not in found:
-                found.add(each)
-                open_.append(each)
-    return found
+    reached, unvisited = {name}, [name]
+    while unvisited:
+        for target in re.findall(r'"#/\$defs/([^"]*)"', json.dumps(definitions[unvisited.pop()])):
+            if target in definitions and target not in reached:
+                reached.add(target)
+                unvisited.append(target)
+    return reached
 
 
 def _translated(schema: Any, names: Mapping[str, str]) -> Any:
     """Return a JSON Schema of version 2020-12 as one of draft 7. `names` are the new names of its definitions."""
     if isinstance(schema, list):
-        return [_translated(each, names) for each in schema]
+        return [_translated(part, names) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found: Schema = {}
+    translated: Schema = {}
     for keyword, value in schema.items():
-        if keyword in _NAMED and isinstance(value, dict):
-            found[keyword] = {name: _translated(each, names) for name, each in value.items()}
-        elif keyword == "$ref" and isinstance(value, str) and value.startswith(_DEFS):
-            target = value.removeprefix(_DEFS)
-            found[keyword] = f"#/components/schemas/{names.get(target, target)}"
+        if keyword in _KEYWORDS_WITH_NAMES and isinstance(value, dict):
+            translated[keyword] = {name: _translated(part, names) for name, part in value.items()}
+        elif keyword == "$ref" and isinstance(value, str) and value.startswith(_DEFS_PREFIX):
+            target = value.removeprefix(_DEFS_PREFIX)
+            translated[keyword] = f"#/components/schemas/{names.get(target, target)}"
         elif keyword in ("const", "enum", "default", "examples"):
-            found[keyword] = value
+            translated[keyword] = value
         # `discriminator` is left out: it means something else in AsyncAPI, and `anyOf` suffices without it.
         elif keyword != "discriminator":
-            found[keyword] = _translated(value, names)
-    if "prefixItems" in found:
-        rest = found.pop("items", True)
-        found["items"], found["additionalItems"] = found.pop("prefixItems"), rest
-    return found
+            translated[keyword] = _translated(value, names)
+    # Draft 7 calls the schemas of the first elements `items`, and that of all further elements `additionalItems`.
+    if "prefixItems" in translated:
+        other_items = translated.pop("items", True)
+        translated["items"], translated["additionalItems"] = translated.pop("prefixItems"), other_items
+    return translated

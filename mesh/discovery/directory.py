@@ -37,10 +37,10 @@ LIMITS = 3
 #: The highest level that this release understands.
 READS = LIMITS
 #: Level -> its options, as callers write them.
-OPTIONS = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
+OPTION_NAMES = {LATER: "after= and at=", ONCE: "key=", LIMITS: "limit="}
 
 #: For this long the result of a lookup is used. After that the roster is read again.
-FRESH_S = 1.0
+LOOKUP_FRESH_S = 1.0
 #: Longest wait for the lookup. If there is no answer by then, no request is refused here.
 WAIT_S = 1.0
 
@@ -56,18 +56,18 @@ class Directory:
         self._is_complete = False
         #: level, replica, database and version of the live replica with the lowest level
         self._oldest: tuple[int, str, str, str] = (0, "", "", "")
-        self._looked_at = float("-inf")
-        self._looking: asyncio.Future[Any] | None = None
+        self._read_at = float("-inf")
+        self._lookup: asyncio.Future[Any] | None = None
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
         """Return whether no lookup is needed: operations are known to be served, and the level to be understood."""
-        if level and (level > self._oldest[0] or time.monotonic() - self._looked_at > FRESH_S):
+        if level and (level > self._oldest[0] or time.monotonic() - self._read_at > LOOKUP_FRESH_S):
             return False
         return all(map(self.knows, ops))
 
     def knows(self, op: str) -> bool:
         """Return whether no lookup is needed: it is known that the operation is served."""
-        return op in self._own or (op in self._served and time.monotonic() - self._looked_at <= FRESH_S)
+        return op in self._own or (op in self._served and time.monotonic() - self._read_at <= LOOKUP_FRESH_S)
 
     async def check(self, ops: Iterable[str], level: int = 0) -> None:
         """Raise Unserved if one of the operations has no live replica that serves it.
@@ -75,10 +75,10 @@ class Directory:
         Raises OlderRelease if the release of a live replica does not understand the level.
         """
         names = list(ops)
-        if self.allows(names, level) or not await self._look():
+        if self.allows(names, level) or not await self._read_roster():
             return
         if level > self._oldest[0]:
-            raise _older(level, *self._oldest[1:])
+            raise _older_release(level, *self._oldest[1:])
         known = self._own | self._served
         for op in names:
             if op not in known and self._is_complete:
@@ -86,7 +86,7 @@ class Directory:
 
     async def understands(self, level: int) -> bool:
         """Return whether every live replica understands this level; False if the roster cannot be read."""
-        return self.allows((), level) or (await self._look() and level <= self._oldest[0])
+        return self.allows((), level) or (await self._read_roster() and level <= self._oldest[0])
 
     async def is_served(self, op: str, cls: str, *, patient: bool) -> bool:
         """Look up whether a live replica of a class serves an operation.
@@ -96,27 +96,28 @@ class Directory:
         """
         return bool(await self._link.script(SERVES, [keys.SERVED], keys.MOST_DATABASES, cls, op, int(patient)))
 
-    async def _look(self) -> bool:
+    async def _read_roster(self) -> bool:
         """Read the roster; calls during a lookup share its result. Return whether the roster could be read in time."""
         if self._link.down:
             return False
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._link.script(SERVED, (), keys.MOST_DATABASES))
+        if self._lookup is None or self._lookup.done():
+            self._lookup = asyncio.ensure_future(self._link.script(SERVED, (), keys.MOST_DATABASES))
             # When the link ends, perhaps no caller waits for the lookup any more. Then its error must be taken here.
-            self._looking.add_done_callback(lambda looking: looking.cancelled() or looking.exception())
-        looking = self._looking
-        await asyncio.wait([looking], timeout=WAIT_S)
-        if not looking.done() or looking.cancelled():
+            self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
+        lookup = self._lookup
+        await asyncio.wait([lookup], timeout=WAIT_S)
+        if not lookup.done() or lookup.cancelled():
             return False
-        error = looking.exception()
+        error = lookup.exception()
+        # Redis refused the script. All other errors mean that Redis could not be reached, or that the link has ended.
         if isinstance(error, redis_errors.ResponseError):
             log.warning("operations of other replicas cannot be read", error=str(error))
         if error is not None:
             return False
-        complete, level, replica, database, version, *names = looking.result()
+        complete, level, replica, database, version, *names = lookup.result()
         self._is_complete, self._served = bool(complete), frozenset(names)
         self._oldest = (int(level), replica, database, version)
-        self._looked_at = time.monotonic()
+        self._read_at = time.monotonic()
         return True
 
 
@@ -131,10 +132,10 @@ def nearest(op: str, known: Collection[str]) -> str:
     return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
-def _older(level: int, replica: str, database: str, version: str) -> OlderRelease:
+def _older_release(level: int, replica: str, database: str, version: str) -> OlderRelease:
     release = f"version {version}" if version else "an older version"
     return OlderRelease(
-        f"{OPTIONS[level]} cannot be used while {replica} (database {database}, {release}) is live, because that "
+        f"{OPTION_NAMES[level]} cannot be used while {replica} (database {database}, {release}) is live, because that "
         "release does not know them; retry when it has left",
         retry_after=5,
         replica=replica,
