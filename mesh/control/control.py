@@ -31,7 +31,7 @@ DRAIN = Script.beside(__file__, "drain.lua")
 #: A request to drain expires after this time, if its replica has not read it before.
 DRAIN_HOLDS_MS = 60_000
 #: Longest name of an operation.
-MOST_NAME = 200
+MOST_NAME_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,18 @@ class Control:
         return await self._set_paused(op, actor, pause=False)
 
     async def _set_paused(self, op: str, actor: Actor, *, pause: bool) -> bool:
-        if not op or len(op) > MOST_NAME or not op.isprintable():
+        if not op or len(op) > MOST_NAME_CHARACTERS or not op.isprintable():
             raise Refused(f"{op!r:.50} is not the name of an operation, such as values.put")
         words = (int(pause), op, actor.name, actor.source, keys.AUDIT_KEPT)
         return bool(await PAUSE.run(self._redis, [keys.PAUSED, keys.AUDIT, keys.parked(op), keys.LATER], *words))
 
     async def paused(self) -> list[PausedOperation]:
         """Return the operations that are paused."""
-        found: Any = await self._redis.hgetall(keys.PAUSED)
+        # operation -> "<ms> <actor>"
+        texts: Any = await self._redis.hgetall(keys.PAUSED)
         return [
             PausedOperation(op, int(since), actor)
-            for op, (since, _, actor) in sorted((op, text.partition(" ")) for op, text in found.items())
+            for op, (since, _, actor) in sorted((op, text.partition(" ")) for op, text in texts.items())
         ]
 
     async def cancel(self, id: str, actor: Actor) -> tuple[str, str] | None:
@@ -81,8 +82,8 @@ class Control:
             raise Refused(f"{id!r:.50} is not the id of a request, such as 1700000000000-0")
         body = encode(failure_body(Cancelled("an operator cancelled this request")))
         words = (id, actor.name, actor.source, keys.AUDIT_KEPT, Cancelled.code, body)
-        found = await CANCEL.run(self._redis, [keys.BOOKS, keys.AUDIT, *self._streams], *words)
-        return (str(found[0]), str(found[1])) if found else None
+        cancelled = await CANCEL.run(self._redis, [keys.BOOKS, keys.AUDIT, *self._streams], *words)
+        return (str(cancelled[0]), str(cancelled[1])) if cancelled else None
 
     async def drain(self, replica: str, actor: Actor) -> bool:
         """Ask a replica, by its name, to drain and leave; return False if it is not live or is leaving already."""

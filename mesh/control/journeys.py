@@ -25,7 +25,7 @@ from mesh.settings import MeshSettings
 #: A search reads this many replies to each replica, the newest ones. A stream of replies never has many more.
 SEARCHED = 512
 #: A search reads at most this many entries of each request stream, and this many dead letters.
-WAITING_SEARCHED = 200
+MOST_ENTRIES_SEARCHED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,94 +71,99 @@ class Journeys:
 
     async def newest(self, most: int) -> list[JourneyStep]:
         """Return the `most` newest replies to each replica of the roster, all of them together newest first."""
-        found = await self._replies(await roster.read_directly(self._redis), most)
-        return sorted(found, key=lambda step: step.answered_ms, reverse=True)
+        steps = await self._replies(await roster.read_directly(self._redis), most)
+        return sorted(steps, key=lambda step: step.answered_ms, reverse=True)
 
     async def find(self, reference: str) -> list[JourneyStep]:
         """Return the requests with this id, name or call (`X-Request-Id`), oldest first.
 
         If one of them is a part of a gather, return all parts of this gather.
         """
-        found = await self._matching(
+        # A call may be several ids with commas between them: one request carries the work of several HTTP requests.
+        steps = await self._matching(
             lambda step: reference in (step.id, step.key, step.group, step.call, *step.call.split(","))
         )
-        groups = {step.group for step in found if step.key != step.group}
+        groups = {step.group for step in steps if step.key != step.group}
         if groups:
-            found += await self._matching(lambda step: step.group in groups)
+            steps += await self._matching(lambda step: step.group in groups)
+        # An id can be looked up directly, while a search reads only the first entries of each stream.
         if ID.fullmatch(reference):
-            found += [step for step in await self._waiting(reference, reference, 1) if step not in found]
-        unique = {(step.stream, step.id, step.key): step for step in found}
+            steps += [step for step in await self._unanswered(reference, reference, 1) if step not in steps]
+        unique = {(step.stream, step.id, step.key): step for step in steps}
         return sorted(unique.values(), key=lambda step: (step.accepted_ms or step.answered_ms, step.key))
 
-    async def _matching(self, wanted: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
+    async def _matching(self, matches: Callable[[JourneyStep], bool]) -> list[JourneyStep]:
         members = await roster.read_directly(self._redis)
-        waiting, replies, dead = await asyncio.gather(
-            self._waiting("-", "+", WAITING_SEARCHED), self._replies(members, SEARCHED), self._dead()
+        unanswered, replies, given_up = await asyncio.gather(
+            self._unanswered("-", "+", MOST_ENTRIES_SEARCHED), self._replies(members, SEARCHED), self._given_up()
         )
-        answered = [step for step in replies if wanted(step)]
-        return [*(step for step in [*waiting, *dead] if wanted(step)), *answered]
+        answered = [step for step in replies if matches(step)]
+        return [*(step for step in [*unanswered, *given_up] if matches(step)), *answered]
 
     async def _replies(self, members: Sequence[Member], most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for member in members:
             pipeline.xrevrange(keys.replies(member.replica), count=most)
         return [
-            _reply(id, fields, member.replica)
-            for member, entries in zip(members, await _answers(pipeline), strict=True)
+            _step_of_reply(id, fields, member.replica)
+            for member, entries in zip(members, await _pipeline_answers(pipeline), strict=True)
             for id, fields in entries
             if "request" in fields
         ]
 
-    async def _waiting(self, first: str, last: str, most: int) -> list[JourneyStep]:
+    async def _unanswered(self, first_id: str, last_id: str, most: int) -> list[JourneyStep]:
         pipeline = self._redis.pipeline(transaction=False)
         for stream in self._streams:
-            pipeline.xrange(stream, first, last, count=most)
-            pipeline.xpending_range(stream, keys.GROUP, first, last, most)
-        answers = iter(await _answers(pipeline))
-        found = []
+            pipeline.xrange(stream, first_id, last_id, count=most)
+            pipeline.xpending_range(stream, keys.GROUP, first_id, last_id, most)
+        answers = iter(await _pipeline_answers(pipeline))
+        steps = []
         for stream in self._streams:
             entries, pending = next(answers), next(answers)
             workers = {row["message_id"]: row["consumer"] for row in pending}
-            found += [_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
-        return found
+            steps += [_step_of_request(stream, id, fields, workers.get(id, "")) for id, fields in entries]
+        return steps
 
-    async def _dead(self) -> list[JourneyStep]:
-        letters = await self._letters.look(WAITING_SEARCHED, body=0)
+    async def _given_up(self) -> list[JourneyStep]:
+        letters = await self._letters.look(MOST_ENTRIES_SEARCHED, body=0)
         return [
             JourneyStep(
                 key=letter.request, op=letter.op, status="given up", stream=letter.stream, id=letter.original,
-                sender="", accepted_ms=_ms(letter.original), answered_ms=letter.at_ms, reason=letter.reason,
+                sender="", accepted_ms=_moment_ms(letter.original), answered_ms=letter.at_ms, reason=letter.reason,
             )
             for letter in letters
             if letter.kind == "request"
         ]  # fmt: skip
 
 
-async def _answers(pipeline: Any) -> list[Any]:
+async def _pipeline_answers(pipeline: Any) -> list[Any]:
     """Run a pipeline and return its answers; [] stands for an error, such as that of a stream that does not exist."""
     return [[] if isinstance(answer, Exception) else answer for answer in await pipeline.execute(raise_on_error=False)]
 
 
-def _request(stream: str, id: str, fields: Mapping[str, str], worker: str) -> JourneyStep:
+def _step_of_request(stream: str, id: str, fields: Mapping[str, str], worker: str) -> JourneyStep:
     get = fields.get
     return JourneyStep(
         key=get("request", ""), op=get("op", ""), status="in hand" if worker else "waiting", stream=stream, id=id,
-        sender=get("from", ""), worker=worker, call=get("call", ""), accepted_ms=_ms(id),
+        sender=get("from", ""), worker=worker, call=get("call", ""), accepted_ms=_moment_ms(id),
     )  # fmt: skip
 
 
-def _reply(id: str, fields: Mapping[str, str], sender: str) -> JourneyStep:
+def _step_of_reply(id: str, fields: Mapping[str, str], sender: str) -> JourneyStep:
     get = fields.get
-    asked, took = get("asked", ""), get("took_us", "")
+    request_id, took_us = get("asked", ""), get("took_us", "")
+    # A reply does not name the stream of its request. But the name of a part of a gather ends with its address: ".db3".
     target = get("request", "").rpartition(".")[2] if "." in get("request", "") else ""
     return JourneyStep(
         key=get("request", ""), op=get("op", ""), status=get("status", ""), stream=target and keys.REQUESTS + target,
-        id=asked, sender=sender, worker=get("from", ""), database=get("db", ""), call=get("call", ""),
-        accepted_ms=_ms(asked), answered_ms=_ms(id), took_us=int(took) if took.isdecimal() else 0,
+        id=request_id, sender=sender, worker=get("from", ""), database=get("db", ""), call=get("call", ""),
+        accepted_ms=_moment_ms(request_id), answered_ms=_moment_ms(id),
+        took_us=int(took_us) if took_us.isdecimal() else 0,
     )  # fmt: skip
 
 
-def _ms(id: str) -> int:
+def _moment_ms(id: str) -> int:
+    """Return the time with which the id of an entry begins; 0 for a text that is no such id."""
     return int(id.partition("-")[0]) if ID.fullmatch(id) else 0
 
 

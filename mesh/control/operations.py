@@ -81,13 +81,13 @@ async def definitions(redis: Redis) -> dict[str, dict[str, Any]]:
 
     An entry that is no JSON object is left out: only a person can have written it.
     """
-    found: Any = await redis.hgetall(keys.OPERATIONS)
-    known = {}
-    for op, text in sorted(found.items()):
+    texts: Any = await redis.hgetall(keys.OPERATIONS)
+    definition_of = {}
+    for op, text in sorted(texts.items()):
         with contextlib.suppress(ValueError):
             if isinstance(definition := decode(text), dict):
-                known[op] = definition
-    return known
+                definition_of[op] = definition
+    return definition_of
 
 
 async def states(redis: Redis, settings: MeshSettings, answers: Sequence[JourneyStep]) -> OperationStates:
@@ -95,34 +95,37 @@ async def states(redis: Redis, settings: MeshSettings, answers: Sequence[Journey
 
     `redis` is a client of the bus database that decodes answers.
     """
-    found = OperationStates()
+    result = OperationStates()
     for step in answers:
-        found.of(step.op).answers.append(step)
+        result.of(step.op).answers.append(step)
     for op, definition in (await definitions(redis)).items():
-        found.of(op).definition = definition
+        result.of(op).definition = definition
+    # `serves` in a roster row is the digest of a table of operations, and a field of this hash.
     served: Any = await redis.hgetall(keys.SERVED)
     for member in await roster.read_directly(redis):
         for op in served.get(member.serves, "").split():
             if member.leased:
-                found.of(op).served_by[member.database] = member.replica
-    for each in await Control(redis, settings).paused():
-        found.of(each.op).paused = each
+                result.of(op).served_by[member.database] = member.replica
+    for paused in await Control(redis, settings).paused():
+        result.of(paused.op).paused = paused
     for stream in keys.request_streams(settings.classes, settings.databases):
+        # After the first word come three for each operation: its name, how many requests wait, how many are worked on.
         complete, *counts = await TALLY.run(redis, [stream], MOST_COUNTED, MOST_BYTES)
-        found.complete &= bool(complete)
+        result.complete &= bool(complete)
         for op, waits, runs in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
-            found.of(op).waits += waits
-            found.of(op).runs += runs
-    await _count_later(redis, found)
-    return found
+            result.of(op).waits += waits
+            result.of(op).runs += runs
+    await _count_later(redis, result)
+    return result
 
 
-async def _count_later(redis: Redis, found: OperationStates) -> None:
-    waiting: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
-    found.complete &= len(waiting) <= MOST_COUNTED
+async def _count_later(redis: Redis, result: OperationStates) -> None:
+    request_names: Any = await redis.zrange(keys.LATER, 0, MOST_COUNTED)
+    # One name more than is counted was read, to learn whether there are more.
+    result.complete &= len(request_names) <= MOST_COUNTED
     pipeline = redis.pipeline(transaction=False)
-    for key in waiting[:MOST_COUNTED]:
-        pipeline.hget(keys.later(key), "op")
+    for name in request_names[:MOST_COUNTED]:
+        pipeline.hget(keys.later(name), "op")
     for op in await pipeline.execute():
         if op is not None:
-            found.of(op).later += 1
+            result.of(op).later += 1

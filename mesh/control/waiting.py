@@ -65,21 +65,21 @@ async def read_waiting(redis: Redis, most: int) -> Waiting:
     for key in (keys.LATER, keys.SCHEDULES):
         pipeline.zcard(key)
         pipeline.zrange(key, 0, most - 1, withscores=True)
-    count, due, scheduled, ticks = await pipeline.execute()
+    count, first_requests, scheduled, first_schedules = await pipeline.execute()
     pipeline = redis.pipeline(transaction=False)
-    for key, _ in due:
+    for key, _ in first_requests:
         pipeline.hmget(keys.later(key), "op", "to", "try", "error", "parked", "limit")
-    for op, _ in ticks:
+    for op, _ in first_schedules:
         pipeline.hmget(keys.schedule(op), "definition", "last")
-    facts: list[Any] = await pipeline.execute() if due or ticks else []
-    requests = [_request(key, at, *facts.pop(0)) for key, at in due]
-    schedules = [_schedule(op, int(at), *facts.pop(0)) for op, at in ticks]
+    facts: list[Any] = await pipeline.execute() if first_requests or first_schedules else []
+    requests = [_request(key, score, *facts.pop(0)) for key, score in first_requests]
+    schedules = [_schedule(op, int(score), *facts.pop(0)) for op, score in first_schedules]
     return Waiting(count, requests, scheduled, schedules)
 
 
 def _request(
     key: str,
-    due: float,
+    score: float,
     op: str | None,
     to: str | None,
     tries: str | None,
@@ -87,10 +87,11 @@ def _request(
     parked: str | None,
     limit: str | None,
 ) -> LaterRequest:
-    # A request that waits for its next try has kept its place in the lane.
+    # "lane …" alone does not show that it waits for a place: a request that waits for its next try has kept its place.
     in_lane = (limit or "").startswith("lane ") and not tries
     waits_for = "pause" if parked else "lane" if in_lane else ""
-    due_ms = int(due) if math.isfinite(due) else None
+    # The score is infinite if the request has no deadline and waits for a pause or a lane.
+    due_ms = int(score) if math.isfinite(score) else None
     return LaterRequest(key, op or "", to or "", due_ms, int(tries or 0), error or "", waits_for)
 
 

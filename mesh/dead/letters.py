@@ -4,9 +4,9 @@
     events:movements -^               |       -------------> events:movements
                                       +--discard.lua--> gone
 
-Each act is a script. One step of it moves or drops up to `BATCH` letters, and records in `mesh:audit` what was done. An
-act on more letters is a series of such steps. If the series stops half-way, or an answer is lost, the operator can do
-the act again: it then finds only the letters that are left.
+Each act is a script. One step of it moves or drops up to `MOST_PER_STEP` letters, and records in `mesh:audit` what was
+done. An act on more letters is a series of such steps. If the series stops half-way, or an answer is lost, the operator
+can do the act again: it then finds only the letters that are left.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mesh.errors import Refused
 from mesh.later.options import OPTIONS
 from mesh.wire.script import Script
 
-_PARTS = ("letter.lua", "walk.lua", "record.lua")
-REPLAY = Script.beside(__file__, "replay.lua", *_PARTS, *OPTIONS)
-DISCARD = Script.beside(__file__, "discard.lua", *_PARTS)
+_COMMON_LUA = ("letter.lua", "walk.lua", "record.lua")
+REPLAY = Script.beside(__file__, "replay.lua", *_COMMON_LUA, *OPTIONS)
+DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
 #: Most letters that one step moves or drops. The server needs about 2 ms for so many.
-BATCH = 250
+MOST_PER_STEP = 250
 #: Most letters that one step reads, to find those of its group.
 LOOKED_AT = 1000
 #: Most bytes of each body that are read for a list.
-BODY_SHOWN = 1000
+MOST_BODY_SHOWN = 1000
 #: Most bytes of one body that are read. The body of a request is never longer; that of an event may be.
 MOST_BODY = 16 * 2**20
 #: The form of the id of a stream's entry.
@@ -99,10 +99,10 @@ class DeadLetters:
 
     def __init__(self, redis: Redis, stream_bound: int) -> None:
         self._redis = redis
-        self._bound = stream_bound
+        self._stream_bound = stream_bound
 
     async def look(
-        self, most: int, *, newest: str = "+", oldest: str = "-", body: int = BODY_SHOWN
+        self, most: int, *, newest: str = "+", oldest: str = "-", body: int = MOST_BODY_SHOWN
     ) -> list[DeadLetter]:
         """Return letters, the newest first; fewer than `most` where bodies are large. Raises redis-py's errors."""
         rows = await LOOK.run(self._redis, [keys.DEAD], newest, oldest, most, body, decode=False)
@@ -113,11 +113,11 @@ class DeadLetters:
 
         Several short steps read the letters, so that none of them keeps the server from other work for long.
         """
-        found: list[DeadLetter] = []
+        letters: list[DeadLetter] = []
         while page := await self.look(LOOKED_AT, newest=newest, body=body):
-            found += page
+            letters += page
             newest = f"({page[-1].id}"
-        return found
+        return letters
 
     async def like(self, id: str) -> LetterGroup | None:
         """Return the group of a letter: all letters with its reason and stream, up to this one. None if it is gone."""
@@ -126,8 +126,8 @@ class DeadLetters:
 
     async def find(self, id: str, *, body: int = MOST_BODY) -> DeadLetter | None:
         """Return one letter, or None if it is gone. Raises Refused if `id` is not the id of an entry."""
-        found = await self.look(1, newest=_checked(id), oldest=id, body=body)
-        return found[0] if found else None
+        letters = await self.look(1, newest=_checked(id), oldest=id, body=body)
+        return letters[0] if letters else None
 
     async def counts(self, group: LetterGroup) -> int:
         """Return how many letters a group has."""
@@ -138,36 +138,41 @@ class DeadLetters:
 
     async def replay(self, chosen: Chosen, actor: Actor) -> Report:
         """Put letters back on their streams. Raises Refused for a word that is not an id, and redis-py's errors."""
-        return await self._act(REPLAY, [keys.DEAD, keys.BOOKS, keys.AUDIT], chosen, [self._bound], actor)
+        return await self._act(REPLAY, [keys.DEAD, keys.BOOKS, keys.AUDIT], chosen, [self._stream_bound], actor)
 
     async def discard(self, chosen: Chosen, actor: Actor) -> Report:
         """Drop letters for good. Raises Refused for a word that is not an id, and redis-py's errors."""
         return await self._act(DISCARD, [keys.DEAD, keys.AUDIT], chosen, [], actor)
 
     async def _act(
-        self, script: Script, names: Sequence[str], chosen: Chosen, more: Sequence[int], actor: Actor
+        self, script: Script, key_names: Sequence[str], chosen: Chosen, script_words: Sequence[int], actor: Actor
     ) -> Report:
         report = Report()
-        about = [*more, actor.name, actor.source, keys.AUDIT_KEPT]
-        for words in await self._steps(chosen):
-            after: str = words[0]
+        common_words = [*script_words, actor.name, actor.source, keys.AUDIT_KEPT]
+        for choice in await self._steps(chosen):
+            after: str = choice[0]
             while not report.problem:
-                step = [after, *words[1:6], *about, *words[6:]]
-                done, gone, after, report.problem = await script.run(self._redis, names, *step)
+                # ARGV: the six words of walk.lua, those of the script itself, the actor, and then the named ids.
+                arguments = [after, *choice[1:6], *common_words, *choice[6:]]
+                done, gone, after, report.problem = await script.run(self._redis, key_names, *arguments)
                 report.done += done
                 report.gone += gone
+                # Each step says after which letter the next one begins; "" after the last letter.
                 if not after:
                     break
         return report
 
     async def _steps(self, chosen: Chosen) -> list[list[Any]]:
-        """Return the words of each step: ARGV 1 to 6 of walk.lua, and then the ids of named letters."""
+        """Return the words that choose letters: ARGV 1 to 6 of walk.lua, and then the ids of named letters.
+
+        For a group this is one list, with which several steps walk on. Named letters are in lists for one step each.
+        """
         if isinstance(chosen, LetterGroup):
             # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
             # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest()
-            return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
-        return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
+            return [["-", until, MOST_PER_STEP, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
+        return [["-", "+", MOST_PER_STEP, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
 
     async def _newest(self) -> str:
         newest = await self.look(1, body=0)
@@ -181,7 +186,7 @@ def _checked(id: str) -> str:
 
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
+    return (ids[i : i + MOST_PER_STEP] for i in range(0, len(ids), MOST_PER_STEP))
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:
