@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from mesh.errors import UsageError
 
-_MS = timedelta(milliseconds=1)
+_ONE_MS = timedelta(milliseconds=1)
 #: Longest delay: a hundred years of ms are exact in Lua and in a sorted set.
 LONGEST = timedelta(days=36500)
 
@@ -39,7 +39,7 @@ class Due:
         if after is not None:
             if not isinstance(after, timedelta) or not timedelta(0) <= after <= LONGEST:
                 raise UsageError(f"after= is a timedelta such as timedelta(minutes=5), not {after!r:.100}")
-            return cls(f"+{after // _MS}") if after else None
+            return cls(f"+{after // _ONE_MS}") if after else None
         if at is None:
             return None
         if not isinstance(at, datetime) or at.tzinfo is None:

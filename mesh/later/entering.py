@@ -19,5 +19,5 @@ async def enter(link: Link, stream: str, id: str, consumer: str, limit: str, mos
     The first word of the result is PLACED, NOT_MINE, or a code of submit.lua that says why the request cannot be placed
     now. The second word says what the code is about.
     """
-    word, about = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, most)
-    return str(word), str(about)
+    code, detail = await link.script(ENTER, [stream, keys.LATER], id, consumer, limit, most)
+    return str(code), str(detail)

@@ -17,10 +17,10 @@ from mesh.errors import InvalidBody, UsageError
 from mesh.wire.codec import encode
 
 #: A value with more characters is replaced by its beginning and its hash.
-MOST_CHARACTERS = 100
+MOST_VALUE_CHARACTERS = 100
 #: Longest `per` of a rate: its µs are exact in Lua.
 LONGEST = timedelta(days=366)
-_US = timedelta(microseconds=1)
+_ONE_US = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,35 +62,37 @@ class Limit:
 
     def __str__(self) -> str:
         """Return the limit as people read it: "1 at once for each customer", "10 in 60 s, others are refused"."""
-        each = f" for each {self.by}" if self.by else ""
+        for_each = f" for each {self.by}" if self.by else ""
         if self.rate is None or self.per is None:
-            return f"{self.concurrency} at once{each}"
+            return f"{self.concurrency} at once{for_each}"
         burst = "" if self.burst is None else f", {self.burst} of them at once"
         refused = ", others are refused" if self.when == "refuse" else ""
-        return f"{self.rate} in {self.per.total_seconds():g} s{each}{burst}{refused}"
+        return f"{self.rate} in {self.per.total_seconds():g} s{for_each}{burst}{refused}"
 
     @property
     def interval_ms(self) -> int:
         """The time between two requests of a rate, in ms, rounded up; 0 if the limit has no rate."""
-        return 0 if self.rate is None or self.per is None else -(-(self.per // _US) // (self.rate * 1000))
+        # -(-a // b) is a / b, rounded up.
+        return 0 if self.rate is None or self.per is None else -(-(self.per // _ONE_US) // (self.rate * 1000))
 
     def words(self, op: str, body: Any) -> str:
         """Return the limit of one request, as limits.lua reads it. Raises InvalidBody."""
-        lane = f"{op}:{self._value(body)}" if self.by else f"{op}:"
+        # limits.lua counts a rate by the same name as a lane.
+        lane = f"{op}:{self._lane_value(body)}" if self.by else f"{op}:"
         if self.concurrency is not None:
             return f"lane {self.concurrency} {lane}"
         assert self.rate is not None and self.per is not None
-        interval_us = -(-(self.per // _US) // self.rate)
+        interval_us = -(-(self.per // _ONE_US) // self.rate)
         return f"rate {interval_us} {self.burst or self.rate} {self.when} {lane}"
 
-    def _value(self, body: Any) -> str:
+    def _lane_value(self, body: Any) -> str:
         """Return the value of the field as text: text as it is, all else as JSON. Raises InvalidBody."""
-        found = body.get(self.by) if isinstance(body, Mapping) else getattr(body, self.by)
+        field_value = body.get(self.by) if isinstance(body, Mapping) else getattr(body, self.by)
         try:
-            value = msgspec.to_builtins(found)
+            value = msgspec.to_builtins(field_value)
             text = value if isinstance(value, str) else encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidBody(f"the field {self.by} cannot be the value of a limit: {error}") from error
-        if len(text) <= MOST_CHARACTERS:
+        if len(text) <= MOST_VALUE_CHARACTERS:
             return text
-        return f"{text[:MOST_CHARACTERS]}…{hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()}"
+        return f"{text[:MOST_VALUE_CHARACTERS]}…{hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()}"

@@ -16,7 +16,7 @@ from mesh.wire.script import Script
 DEFER = Script.beside(__file__, "defer.lua", "taken.lua", *OPTIONS)
 
 #: Characters of the last error that are kept with a request that waits for its next try.
-MOST_CHARACTERS = 500
+MOST_ERROR_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class Retry:
             return None
         longest_s = self.longest.total_seconds()
         try:
-            whole_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
-        except OverflowError:
-            whole_s = longest_s
-        return max(1, round(1000 * whole_s * (1 - self.jitter * chance())))
+            unreduced_s = min(self.first.total_seconds() * self.factor ** (tries - 1), longest_s)
+        except OverflowError:  # the power is too large for a float
+            unreduced_s = longest_s
+        return max(1, round(1000 * unreduced_s * (1 - self.jitter * chance())))
 
 
 async def defer(link: Link, stream: str, id: str, consumer: str, pause_ms: int, tries: int, reason: str) -> int:
     """Let a request wait for its next try; return when that is due (ms), or 0 if another consumer has the request."""
-    words = (id, consumer, pause_ms, tries, reason[:MOST_CHARACTERS])
+    words = (id, consumer, pause_ms, tries, reason[:MOST_ERROR_CHARACTERS])
     return int(await link.script(DEFER, [stream, keys.LATER], *words))

@@ -80,6 +80,7 @@ class Schedule:
         except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
             raise UsageError(f"there is no time zone {self.tz!r:.100}; write one like Europe/Berlin") from error
         try:
+            # Any moment will do: this only checks that the expression can be read, and that some moment fits it.
             next(CronSim(self.cron, datetime(2024, 1, 1, tzinfo=zone)))
         except CronSimError as error:
             raise UsageError(
@@ -95,20 +96,21 @@ class Schedule:
 
     def after(self, at_ms: int) -> int:
         """Return the first tick after a moment, both in ms of Unix time."""
-        at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zoneinfo.ZoneInfo(self.tz))
-        return int(next(CronSim(self.cron, at)).timestamp() * 1000)
+        moment = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zoneinfo.ZoneInfo(self.tz))
+        return int(next(CronSim(self.cron, moment)).timestamp() * 1000)
 
     def plan(self, due_ms: int, now_ms: int) -> Plan:
         """Decide what to do about the tick that was due at `due_ms`. Times are in ms of Unix time."""
-        following = self.after(due_ms)
+        following_ms = self.after(due_ms)
         if self.missed is Missed.ALL:
-            return Plan(True, 0, following)
-        late = 0
-        while following <= now_ms and late < MOST_COUNTED:
-            late += 1
-            following = self.after(following)
-        if following <= now_ms:
-            following = self.after(now_ms)
-        if self.missed is Missed.SKIP and (late or now_ms - due_ms > LATE_MS):
-            return Plan(False, late, following)
-        return Plan(True, late, following)
+            return Plan(True, 0, following_ms)
+        missed_count = 0
+        while following_ms <= now_ms and missed_count < MOST_COUNTED:
+            missed_count += 1
+            following_ms = self.after(following_ms)
+        # The count has reached its bound: leave out the ticks that are not counted.
+        if following_ms <= now_ms:
+            following_ms = self.after(now_ms)
+        if self.missed is Missed.SKIP and (missed_count or now_ms - due_ms > LATE_MS):
+            return Plan(False, missed_count, following_ms)
+        return Plan(True, missed_count, following_ms)

@@ -108,17 +108,19 @@ class Waking:
 
     async def _wake_due(self) -> None:
         answer = await self._link.script(WAKE, [keys.LATER, keys.SCHEDULES, keys.BOOKS], MOST_WOKEN)
-        _, following, failed, reason, *due_schedules = answer
+        # `following_ms` is when something is due next, or "".
+        _, following_ms, failed, reason, *due_schedules = answer
         if failed:
             log.warning("request cannot be put on its stream and waits on", request=failed, reason=reason)
-        own = [name for name in due_schedules if name in self._schedules]
-        if own and not await self._is_understood():
-            own = []
-        done = [await self._send_tick(name, self._schedules[name]) for name in own]
+        # Only a replica that serves an operation sends its ticks.
+        own_schedules = [name for name in due_schedules if name in self._schedules]
+        if own_schedules and not await self._is_understood():
+            own_schedules = []
+        may_send = [await self._send_tick(name, self._schedules[name]) for name in own_schedules]
         # If this replica may send no tick, the schedules stay due, and it would look again at once, without end. So it
         # waits until the next renewal says when to look. It may not send if another release has defined the schedules,
         # or if a live replica of an earlier release does not know schedules.
-        self._next_ms = int(following) if following and (any(done) or not due_schedules) else None
+        self._next_ms = int(following_ms) if following_ms and (any(may_send) or not due_schedules) else None
 
     async def _send_tick(self, name: str, schedule: Schedule) -> bool:
         """Send the tick of a schedule if it is due. Return False if Redis has another definition of the schedule."""
@@ -127,14 +129,16 @@ class Waking:
         if definition != schedule.definition:
             await self._write_schedule(name, schedule)
             return False
+        # Another replica has sent this tick meanwhile.
         if tick_ms is None or int(tick_ms) > now_ms:
             return True
         plan = schedule.plan(int(tick_ms), now_ms)
-        to: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
+        targets: Sequence[str | int] = ("*", self._databases) if schedule.each else (self._grant.cls,)
+        # tick.lua names these words. The 0 says that the request has no deadline.
         sent = await self._link.script(
             TICK, [keys.SCHEDULES, keys.schedule(name), keys.BOOKS],
             name, tick_ms, plan.following_ms, int(plan.sends), name, self._grant.replica, 0,
-            encode(asdict(Tick(int(tick_ms), plan.missed))), int(not schedule.overlap), definition, *to,
+            encode(asdict(Tick(int(tick_ms), plan.missed))), int(not schedule.overlap), definition, *targets,
         )  # fmt: skip
         if sent == 0:
             log.info("scheduled run left out", op=name, tick=tick_ms, missed=plan.missed)
