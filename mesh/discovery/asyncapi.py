@@ -55,7 +55,7 @@ def document(
     """Return the AsyncAPI document of these operations, on the streams of these classes and databases."""
     schemas, messages, operations = _Schemas(), dict[str, Any](), dict[str, Any]()
     requests, replies = dict[str, Any](), dict[str, Any]()
-    for key, op in _components(definitions):
+    for key, op in _component_names(definitions):
         definition = definitions[op]
         messages[f"{key}.request"] = _request(op, definition, schemas)
         requests[key] = _ref("components", "messages", f"{key}.request")
@@ -85,7 +85,7 @@ def _ref(*path: str) -> dict[str, str]:
     return {"$ref": "#/" + "/".join(path)}
 
 
-def _components(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _component_names(definitions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each operation with the name of its components, which has letters, digits, "_", "." and "-" only."""
     taken: set[str] = set()
     for op in sorted(definitions):

@@ -60,7 +60,10 @@ class Directory:
         self._lookup: asyncio.Future[Any] | None = None
 
     def allows(self, ops: Iterable[str], level: int = 0) -> bool:
-        """Return whether no lookup is needed: operations are known to be served, and the level to be understood."""
+        """Return whether no lookup is needed: operations are known to be served, and the level to be understood.
+
+        The level 0 stands for a request without options, which every release understands.
+        """
         if level and (level > self._oldest[0] or time.monotonic() - self._read_at > LOOKUP_FRESH_S):
             return False
         return all(map(self.knows, ops))

@@ -27,9 +27,9 @@ class Publication:
     def __init__(self, definitions: Mapping[str, str], readers: str) -> None:
         self._readers = readers
         self._definitions = dict(sorted(definitions.items()))
-        text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
+        table_text = "\n".join(f"{op} {definition}" for op, definition in self._definitions.items())
         #: names this table of operations in roster rows
-        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+        self.digest = hashlib.sha1(table_text.encode(), usedforsecurity=False).hexdigest()[:12]
 
     @property
     def row(self) -> dict[str, str]:
@@ -38,14 +38,16 @@ class Publication:
 
     async def publish(self, link: Link) -> None:
         """Write the definitions, over those of other releases. Raises MeshError, redis-py's errors."""
-        await self._run(link, 1, self._definitions)
+        await self._run_script(link, 1, self._definitions)
 
     async def keep(self, link: Link) -> None:
         """Write definitions that are missing, and remove the operations that no live replica serves."""
-        if not await self._run(link, 0, {}):
-            await self._run(link, 0, self._definitions)
+        # Most of the time nothing is missing, so the definitions themselves are sent only when something is.
+        if not await self._run_script(link, 0, {}):
+            await self._run_script(link, 0, self._definitions)
 
-    async def _run(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
+    async def _run_script(self, link: Link, overwrites: int, definitions: Mapping[str, str]) -> bool:
+        """Run publish.lua; return whether Redis has this table of operations and the definitions of all of them."""
         words = [word for pair in definitions.items() for word in pair]
         names = [keys.OPERATIONS, keys.SERVED, keys.SCHEDULES]
         return bool(await link.script(PUBLISH, names, keys.MOST_DATABASES, self.digest, overwrites, *words))

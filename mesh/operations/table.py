@@ -212,7 +212,7 @@ class Operations:
             )
 
         def decorate(handler: Any) -> Operation[Any, Any]:
-            tx_type, body, reply = _signature(handler)
+            tx_type, body, reply = _types_of(handler)
             if (body, reply) != (op.body, op.reply):
                 raise UsageError(f"the types of {_where(handler)} are not those of {op!r}")
             self._add_handler(op, handler, tx_type)
@@ -225,7 +225,7 @@ class Operations:
     ) -> Operation[Any, Any]:
         if not isinstance(name, str):
             raise UsageError(f'an operation is named by text, such as name="put", not by {name!r:.100}')
-        tx_type, body, reply = _signature(handler)
+        tx_type, body, reply = _types_of(handler)
         if tx_type is not wanted_type:
             kind, other_kind = ("command", "query") if wanted_type is Transaction else ("query", "command")
             raise UsageError(
@@ -267,7 +267,7 @@ def _where(handler: Any) -> str:
     return f"{getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', repr(handler))}"
 
 
-def _signature(handler: Any) -> tuple[Any, Any, Any]:
+def _types_of(handler: Any) -> tuple[Any, Any, Any]:
     """Return the types in a handler's signature: Transaction or Query, body or None, reply. Raises UsageError."""
     if not inspect.iscoroutinefunction(handler):
         raise UsageError(f"{_where(handler)}: a handler is an `async def` function")

@@ -69,6 +69,7 @@ class Alone:
         await self.shared("SET", names[0], ALONE_LEASE)
         await self._connection.send([("SCRIPT", "LOAD", COMMIT.source)])
         text, _, long_words, _ = effects.wire()
+        # Holder, how long Redis keeps the result (ms), database, bus, consumer, number of the batch.
         fixed_words = (ALONE_LEASE, 1000, self._database, self._bus, "alone", 1)
         command = ("EVALSHA", COMMIT.sha, len(names), *names, *fixed_words, b"[%b]" % text, *long_words)
         (result,) = decode(await self.shared(*command))
@@ -126,6 +127,7 @@ async def run(op: Operation[Any, R], body: Any, state: Mapping[Any, Any], databa
     alone = Alone(database)
     # `Alone` has the methods of a link that a store calls.
     store = Store(cast(Link, alone), database, "A")
+    # A request that was sent now and is on no stream, without key, reply stream and deadline; its body comes later.
     request = Request("", f"{round(time.time() * 1000)}-0", op.name, "", "alone", "", NEVER, None)
     await _prepare(alone, state, database)
     effects = Effects(database, "alone", request, later_bound=MOST_LATER)

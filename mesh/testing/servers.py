@@ -60,6 +60,7 @@ class RealServer:
     async def end(self) -> None:
         """Delete all keys, and the Redis users that the mesh has made."""
         self.direct.flushall()
+        # The server may have users of other programs, which stay.
         possible_users = {acl.username(database, self.connections.bus) for database in range(16)}
         mesh_users = possible_users & set(self.direct.acl_users())
         if mesh_users:

@@ -35,12 +35,12 @@ class Runs:
 
     def watch(self, tables: Sequence[Operations | Worker]) -> Worker:
         """Return one table with the operations of all tables, whose runs are counted here."""
-        watched = WatchedWorker(self)
-        watched.include(worker_of(tables))
+        merged = WatchedWorker(self)
+        merged.include(worker_of(tables))
         for table in tables:
             if isinstance(table, Operations):
                 self._typed |= table.operations
-        return watched
+        return merged
 
     def body_of(self, op: str, text: str) -> Any:
         """Read the body of a request, as the type that its operation takes; without typed operation, as JSON."""
@@ -73,11 +73,11 @@ class WatchedWorker(Worker):
     def add(self, handler: Handler) -> None:
         runs, handle, op = self._runs, handler.handle, handler.op
 
-        def watched(request: Request, store: Store, transaction: Effects) -> Awaitable[Any]:
+        def counted_handle(request: Request, store: Store, transaction: Effects) -> Awaitable[Any]:
             runs.begin(op)
             return handle(request, store, transaction)
 
         runs.known.add(op)
         if handler.effect:
             runs.effects.add(op)
-        super().add(replace(handler, handle=watched))
+        super().add(replace(handler, handle=counted_handle))
