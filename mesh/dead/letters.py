@@ -4,7 +4,7 @@
     events:movements -^               |       -------------> events:movements
                                       +--discard.lua--> gone
 
-Each act is a script. One step of it moves or drops up to `MOST_PER_STEP` letters, and records in `mesh:audit` what was
+Each act is a script. One step of it moves or drops up to `BATCH` letters, and records in `mesh:audit` what was
 done. An act on more letters is a series of such steps. If the series stops half-way, or an answer is lost, the operator
 can do the act again: it then finds only the letters that are left.
 """
@@ -29,7 +29,7 @@ DISCARD = Script.beside(__file__, "discard.lua", *_COMMON_LUA)
 LOOK = Script.beside(__file__, "look.lua", "letter.lua")
 
 #: Most letters that one step moves or drops. The server needs about 2 ms for so many.
-MOST_PER_STEP = 250
+BATCH = 250
 #: Most letters that one step reads, to find those of its group.
 LOOKED_AT = 1000
 #: Most bytes of each body that are read for a list.
@@ -171,8 +171,8 @@ class DeadLetters:
             # The act ends at the letter that is the newest now. So a letter that the act replays, and that is given up
             # again meanwhile, is not replayed twice.
             until = chosen.until if chosen.until != "+" else await self._newest()
-            return [["-", until, MOST_PER_STEP, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
-        return [["-", "+", MOST_PER_STEP, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
+            return [["-", until, BATCH, LOOKED_AT, chosen.reason, chosen.stream]] if until else []
+        return [["-", "+", BATCH, LOOKED_AT, "", "", *ids] for ids in _batches([_checked(id) for id in chosen])]
 
     async def _newest(self) -> str:
         newest = await self.look(1, body=0)
@@ -186,7 +186,7 @@ def _checked(id: str) -> str:
 
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[i : i + MOST_PER_STEP] for i in range(0, len(ids), MOST_PER_STEP))
+    return (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -77,10 +77,10 @@ class Operations:
     @overload
     def value(self, name: str, kind: type[T], default: T, *, shared: bool = ...) -> Key[T]: ...
     def value(self, name: str, kind: Any, default: Any = _NO_DEFAULT, *, shared: bool = False) -> Any:
-        """Define a value. With a `default` it is a Key, else a Field: reading an absent one gives the default or None.
+        """Define a value: a Key if it has a `default`, else a Field.
 
-        A field of a hash is a Field, too. A `shared` value is stored once for all replicas. Any other is stored once in
-        each database.
+        Reading an absent value gives the default of a Key, and None for a Field. Both are read and written in the same
+        way. A `shared` value is stored once for all replicas. Any other is stored once in each database.
         """
         description = f"value of {name_of(kind)}" + (
             "" if default is _NO_DEFAULT else f" with the default {default!r:.100}"

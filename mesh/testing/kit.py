@@ -248,7 +248,7 @@ class MeshKit(AsyncOnly):
             await asyncio.sleep(seconds)
             return
         await self._clock.settled()
-        # `overdue_steps` counts the steps since the time that is due first has changed.
+        # `overdue_steps` counts the steps during which the same request or schedule stays overdue.
         end_s, next_due_s, overdue_steps = self._clock.time() + seconds, 0.0, 0
         while (left_s := end_s - self._clock.time()) > 0:
             previous_due_s, next_due_s = next_due_s, self._next_due_s()
@@ -263,6 +263,7 @@ class MeshKit(AsyncOnly):
                 )
 
     async def _jump(self, clock: Clock, seconds: float) -> None:
+        """Move the clock, and extend all leases by the same time, except those of frozen replicas."""
         for member in self._members:
             if member.alive and not member.frozen:
                 member.hold_lease_over(seconds, self._server)

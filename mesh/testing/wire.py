@@ -79,10 +79,10 @@ class KitConnections(Connections):
         self._inner = inner
         self._gate = gate
         self._faults = faults
-        self._record = record
+        self._observed = record
 
     def as_user(self, credentials: Credentials) -> KitConnections:
-        return KitConnections(self._inner.as_user(credentials), self._gate, self._faults, self._record)
+        return KitConnections(self._inner.as_user(credentials), self._gate, self._faults, self._observed)
 
     def client(self, name: str, *, db: int | None = None, block_ms: int = 0, shared: bool = False) -> Redis:
         client = self._inner.client(name, db=db, block_ms=block_ms, shared=shared)
@@ -92,7 +92,7 @@ class KitConnections(Connections):
             # The second look at the gate keeps the answer from a replica that was frozen or killed meanwhile.
             await self._gate.passed()
             answer = await execute(*words, **options)
-            await self._record.up_to_date()
+            await self._observed.up_to_date()
             await self._gate.passed()
             return answer
 
@@ -100,7 +100,7 @@ class KitConnections(Connections):
         return client
 
     def connection(self, name: str, *, block_ms: int = 0) -> KitConnection:
-        return KitConnection(self._inner.connection(name, block_ms=block_ms), self._gate, self._faults, self._record)
+        return KitConnection(self._inner.connection(name, block_ms=block_ms), self._gate, self._faults, self._observed)
 
 
 class KitConnection(RedisConnection):
@@ -110,7 +110,7 @@ class KitConnection(RedisConnection):
         self._inner = inner
         self._gate = gate
         self._faults = faults
-        self._record = record
+        self._observed = record
         #: the number of the last batch, and the positions of its transactions that fail: the same ones if the batch is
         #: sent again
         self._last_failed: tuple[int, set[int]] = (0, set())
@@ -121,18 +121,18 @@ class KitConnection(RedisConnection):
             answers = await self._send_numbered(commands)
         else:
             answers = await self._inner.send(commands)
-            await self._record.up_to_date()
+            await self._observed.up_to_date()
         await self._gate.passed()
         return answers
 
     async def _send_numbered(self, commands: Sequence[Command]) -> list[Any]:
         self._faults.lose_request()
         reduced = [self._without_failed(command) if is_commit(command) else command for command in commands]
-        with self._record.trip():
+        with self._observed.trip():
             answers = await self._inner.send(reduced)
             for position, command in enumerate(reduced):
                 if is_commit(command):
-                    self._record.take(command, answers[position])
+                    self._observed.take(command, answers[position])
                     answers[position] = self._with_failed(answers[position])
         self._faults.lose_answer()
         return answers
