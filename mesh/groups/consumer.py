@@ -31,16 +31,19 @@ log = structlog.get_logger(__name__)
 
 W = TypeVar("W")
 
-#: Errors that mean that Redis does not answer, or refuses a command.
+#: Errors of commands: Redis cannot be reached, or it refuses the command. A consumer logs them and tries again.
 UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
 class GroupConsumer(ABC, Generic[W]):
     """Reads a stream for its group, at most `most` entries at a time.
 
-    If it is `alone` on its stream, it takes over all pending entries of the stream at its start, later only its own.
-    Otherwise it takes over entries that no consumer has kept alive for `claim_idle_ms`. `W` is the type of the object
-    that it keeps for each entry in progress.
+    At its start and after each error, it takes over the entries that are pending for itself. If it is `alone` on its
+    stream, no other consumer works on pending entries: so at its start, but only then, it takes over all of them.
+    Otherwise it takes over, again and again, entries that no consumer has kept alive for `claim_idle_ms`.
+
+    `pause_s` is the longest pause after an error; the first pauses are shorter. `W` is the type of the object that the
+    consumer keeps for each entry in progress.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class GroupConsumer(ABC, Generic[W]):
 
     @abstractmethod
     async def _abandon(self) -> bool:
-        """Stop working on the entries in progress. Return False if none can be left to hand back."""
+        """Stop working on the entries in progress. Return whether some may still be pending, to be handed back."""
 
     @abstractmethod
     def _failed(self, error: Exception) -> None:
@@ -77,7 +80,11 @@ class GroupConsumer(ABC, Generic[W]):
         return self._free()
 
     def _together(self, deliveries: int) -> int:
-        """Return how many entries may be taken over at once if each has had so many deliveries."""
+        """Return how many entries one claim may take over if each has had so many deliveries.
+
+        An entry may kill the process that works on it, and then each entry of the same claim has had one more delivery.
+        So a subclass may claim fewer at once after each delivery, until the entry that kills is alone.
+        """
         return self._most
 
     def _kept_alive(self, ids: Sequence[str], lost: set[str]) -> None:
@@ -87,9 +94,9 @@ class GroupConsumer(ABC, Generic[W]):
         """Consume entries until stopped, and finish those in progress."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                alive = tasks.create_task(self._keep_alive())
+                keep_alive_task = tasks.create_task(self._keep_alive())
                 await self._read_all()
-                alive.cancel()
+                keep_alive_task.cancel()
         finally:
             self._ended.set()
 
@@ -122,12 +129,14 @@ class GroupConsumer(ABC, Generic[W]):
         """Take over the entries that are pending for this consumer. If it is alone, take over all at its start.
 
         At the start, the entries may have killed the process that had them before, so this delivery counts. Later, only
-        an answer to a read was lost, so it does not count: otherwise a bad network could have good entries given up.
+        an answer to a read was lost, so it does not count. Otherwise lost answers alone could use up the deliveries of
+        an entry, and it would be given up.
         """
         await self._take_over(mine=self._recovered or not self._alone, idle_ms=0, count=not self._recovered)
         self._recovered = True
 
     async def _consume(self) -> None:
+        # Entries of others are taken over four times in each `claim_idle_ms`. A read must not block for longer.
         block_ms = min(BLOCK_MS, self._claim_idle_ms // 4)
         while not self._stopping.is_set():
             if not self._alone and time.monotonic() >= self._take_over_at:
@@ -139,17 +148,22 @@ class GroupConsumer(ABC, Generic[W]):
                     await self._accept(entries)
 
     async def _take_over(self, *, mine: bool, idle_ms: int, count: bool) -> None:
-        """Claim and accept pending entries, the oldest first. Those of one claim have had equally many deliveries."""
-        after = "-"
+        """Claim and accept pending entries, the oldest first. If `mine`, claim only those of this consumer.
+
+        One claim sets one number of deliveries (XCLAIM with RETRYCOUNT). So it takes only entries that have had equally
+        many deliveries, and adds one if this delivery is to `count`.
+        """
+        range_start = "-"  # as in XPENDING: from the first entry on; "(" and an id: after this id
         while room := await self._room():
-            page = await self._reader.pending(room, after, mine=mine, idle_ms=idle_ms)
+            page = await self._reader.pending(room, range_start, mine=mine, idle_ms=idle_ms)
             if not page:
                 return
-            others = [one for one in page if one.id not in self._works]
-            group = next_group(others, self._together(others[0].deliveries)) if others else page
-            after = f"({group[-1].id}"
-            if others:
-                ids, deliveries = [one.id for one in group], group[0].deliveries + count
+            claimable = [entry for entry in page if entry.id not in self._works]
+            # If all entries of the page are in progress here, it claims none of them and goes on after the page.
+            next_claim = next_group(claimable, self._together(claimable[0].deliveries)) if claimable else page
+            range_start = f"({next_claim[-1].id}"
+            if claimable:
+                ids, deliveries = [entry.id for entry in next_claim], next_claim[0].deliveries + count
                 if entries := await self._reader.claim(ids, idle_ms, deliveries):
                     await self._accept(entries)
 

@@ -64,13 +64,16 @@ class Grant:
 
 
 class Applicant:
-    """A replica that has no lease yet. It talks to Redis as the user in the settings, which all replicas share."""
+    """A replica that has no lease yet. It talks to Redis as the user in the settings, which all replicas share.
+
+    `row` has those fields of the replica's roster row that are known before the grant, such as its address.
+    """
 
     def __init__(self, settings: MeshSettings, connections: Connections, replica: str, row: Mapping[str, str]) -> None:
         self._settings = settings
         self._connections = connections
         self._replica = replica
-        self._row = row
+        self._roster_fields = row
         #: what the key `mesh:claim` must have as its value
         self._claim = f"{settings.name} {connections.bus}"
         self._reason_to_wait = ""
@@ -85,10 +88,12 @@ class Applicant:
                 try:
                     return await self._apply(client)
                 except (Unavailable, *failures.ANY) as error:
-                    why = error if isinstance(error, MeshError) else server.refusal(error)
-                    if not isinstance(why, Unavailable):
-                        raise why from error
-                    self._wait(str(why))
+                    # A SetupError is not caught here: it ends `apply`. An error of redis-py or of the network becomes
+                    # Unavailable if waiting may help, or else a SetupError.
+                    mesh_error = error if isinstance(error, MeshError) else server.refusal(error)
+                    if not isinstance(mesh_error, Unavailable):
+                        raise mesh_error from error
+                    self._wait(str(mesh_error))
                     await asyncio.sleep(2 * POLL_S)
         finally:
             await client.aclose()
@@ -101,9 +106,11 @@ class Applicant:
 
     async def _apply(self, client: Redis) -> Grant:
         version = await server.check(client)
-        dialect = None
+        # Which access rules (ACL) the server knows; None if only the names of keys isolate replicas.
+        acl_dialect = None
         if self._settings.isolation is Isolation.ACL:
-            dialect = await acl.probe(client, version)
+            acl_dialect = await acl.probe(client, version)
+        # Only a comparison with earlier surveys shows which leases are renewed.
         observation = Observation(self._settings.lease_ttl_ms)
         while True:
             rows = await self.survey(client)
@@ -112,36 +119,39 @@ class Applicant:
                 self._wait(choice.reason)
                 await asyncio.sleep(POLL_S)
                 continue
-            grant = await self._take(client, choice.database, dialect)
+            grant = await self._take(client, choice.database, acl_dialect)
             if grant is not None:
                 return grant
 
     async def survey(self, client: Redis) -> list[Row]:
-        """Return the state of every database at one moment.
+        """Return the state of every database at one moment. A `Row` is a row of this survey, not of the roster.
 
         Raises SetupError if another mesh uses the server, or a newer release has written to it.
         """
-        names = (keys.CLAIM, keys.FORMAT)
-        claim, newest_format, found = await SURVEY.run(client, names, self._connections.bus, self._settings.databases)
+        key_names = (keys.CLAIM, keys.FORMAT)
+        claim, newest_format, raw_rows = await SURVEY.run(
+            client, key_names, self._connections.bus, self._settings.databases
+        )
         server.check_claim(claim, self._claim)
         server.check_format(newest_format, "to this mesh")
-        rows = [Row(*fields) for fields in found]
+        rows = [Row(*fields) for fields in raw_rows]
         for row in rows:
             server.check_format(row.format, f"database {row.database}")
         return rows
 
-    async def _take(self, client: Redis, database: int, dialect: acl.Dialect | None) -> Grant | None:
+    async def _take(self, client: Redis, database: int, acl_dialect: acl.Dialect | None) -> Grant | None:
         """Grant this replica the database; return None if another replica was faster.
 
-        `dialect` is None if the server does not enforce isolation: then no Redis user is made.
+        `acl_dialect` says which access rules the server knows. It is None if the server does not enforce isolation:
+        then no Redis user is made.
         """
         credentials = acl.new_credentials(database, self._connections.bus)
-        granted_at = time.monotonic()
+        sent_at = time.monotonic()
         commands: list[Command] = [
             ("EVAL", GRANT.source, 7, *self._grant_keys(database), *self._grant_arguments(database))
         ]
-        if dialect is not None:
-            rules = acl.rules(database, self._connections.bus, credentials.password or "", dialect)
+        if acl_dialect is not None:
+            rules = acl.rules(database, self._connections.bus, credentials.password or "", acl_dialect)
             commands += [("ACL", "DELUSER", credentials.username), ("ACL", "SETUSER", credentials.username, *rules)]
         try:
             answers = await self._together(client, database, commands)
@@ -149,15 +159,15 @@ class Applicant:
             answers = await self._one_by_one(client, commands)
         if not answers or not answers[0]:
             return None  # another replica, another mesh or a newer release came first; the next survey shows which
-        epoch, cls, now_ms = answers[0]
+        epoch, cls, ran_at_ms = answers[0]
         return Grant(
             database=database,
             cls=cls,
             epoch=int(epoch),
             replica=self._replica,
-            credentials=credentials if dialect is not None else None,
-            granted_at=granted_at,
-            now_ms=int(now_ms),
+            credentials=credentials if acl_dialect is not None else None,
+            granted_at=sent_at,
+            now_ms=int(ran_at_ms),
         )
 
     @staticmethod
@@ -191,31 +201,34 @@ class Applicant:
         for command in commands:
             answers.append(await client.execute_command(*command))
             if not answers[0]:
-                break
+                break  # not granted, so this replica must not change the Redis user
         return answers
 
     def _grant_keys(self, database: int) -> list[str]:
+        """Return the seven KEYS of grant.lua, in its order."""
         return [
             keys.EPOCH, keys.lease(database), keys.row(database), keys.replies(self._replica), keys.FORMAT, keys.CLAIM,
             keys.expected(database),
         ]  # fmt: skip
 
     def _grant_arguments(self, database: int) -> list[str]:
+        """Return the ARGV of grant.lua, in its order; the fields of the roster row come last."""
         settings = self._settings
-        at_random = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
-        words: list[Any] = [
+        # 0 lets grant.lua choose the class that the fewest replicas have.
+        random_number = random.randrange(1, 1 << 30) if settings.class_policy == "random" else 0
+        arguments: list[Any] = [
             self._connections.bus,
             database,
             self._replica,
             settings.lease_ttl_ms,
             settings.classes,
             settings.class_ or "",
-            at_random,
+            random_number,
             settings.databases,
             self._claim,
             server.FORMAT,
             settings.missing_ms,
         ]
-        for name, value in self._row.items():
-            words += [name, value]
-        return [str(word) for word in words]
+        for name, value in self._roster_fields.items():
+            arguments += [name, value]
+        return [str(argument) for argument in arguments]
