@@ -67,13 +67,19 @@ class Link:
         self._trusted = trusted
         self._submit = submit
         self._commit = commit
-        variants = [numbered[0] for numbered in (submit, commit) if numbered]
-        self._sources = {script.sha: script.source for script in itertools.chain(scripts, *[v.all for v in variants])}
-        self._full_variants = {script.sha: each.when_full.sha for each in variants for script in each.all}
+        variant_sets = [numbered[0] for numbered in (submit, commit) if numbered]
+        self._source_by_sha = {
+            script.sha: script.source
+            for script in itertools.chain(scripts, *[variants.all for variants in variant_sets])
+        }
+        self._full_variant_by_sha = {
+            script.sha: variants.when_full.sha for variants in variant_sets for script in variants.all
+        }
         self._shared: Batch[tuple[Any, ...]] = Batch()
         self._own: Batch[tuple[Any, ...]] = Batch()
         self._submissions: Batch[Encoded] = Batch()
         self._commits: Batch[Encoded] = Batch()
+        #: in the order in which `_take` returns their items, and `_commands` and `_resolve_waiters` take them
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         self._queues = tuple(batch.items for batch in self._batches)
         self._wake: asyncio.Future[None] = self._loop.create_future()
@@ -97,7 +103,10 @@ class Link:
         return self._add(self._own if own else self._shared, command)
 
     def submit(self, group: Encoded, waiter: Waiter) -> None:
-        """Submit a group of requests. Raises Busy; Unavailable at once while Redis does not answer."""
+        """Submit a group of requests, all or none; the waiter gets its answer from submit.lua.
+
+        Raises Busy; Unavailable at once while Redis does not answer.
+        """
         if self._down:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         if self._closed is not None:
@@ -172,29 +181,40 @@ class Link:
         except redis_errors.RedisError as error:
             fail(itertools.chain(*taken), error)
         except BaseException as error:
-            gone = error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
-            fail(itertools.chain(*taken), gone)
+            # The lease is lost, or `run` is cancelled: this was the last round trip.
+            error_for_waiters = (
+                error if isinstance(error, MeshError) else Unavailable("the connection to Redis was closed")
+            )
+            fail(itertools.chain(*taken), error_for_waiters)
             raise
         else:
-            # After `_fail_unsendable` has halved it, the bound grows again with each trip that succeeds.
+            # After `_fail_unsendable` has halved it, the bound grows again with each trip that succeeds. The 1 lets it
+            # grow if it is 0.
             self._most_words = min(MOST_WORDS, 2 * self._most_words + 1)
             self._resolve_waiters(answers, *taken)
 
     async def _send_full_variants(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> None:
         """Send each batch that the server has refused for lack of memory to its variant for a full memory."""
-        refused = [n for n, answer in enumerate(answers[:2]) if self._is_refused_when_full(commands[n], answer)]
+        refused = [
+            index for index, answer in enumerate(answers[:2]) if self._is_refused_when_full(commands[index], answer)
+        ]
         if refused:
-            again = [("EVALSHA", self._full_variants[commands[n][1]], *commands[n][2:]) for n in refused]
-            for n, answer in zip(refused, await self._send(again), strict=True):
-                answers[n] = answer
+            full_commands = [
+                ("EVALSHA", self._full_variant_by_sha[commands[index][1]], *commands[index][2:]) for index in refused
+            ]
+            for index, answer in zip(refused, await self._send(full_commands), strict=True):
+                answers[index] = answer
 
     def _is_refused_when_full(self, command: tuple[Any, ...], answer: Any) -> bool:
-        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variants:
+        if not isinstance(answer, Exception) or command[0] != "EVALSHA" or command[1] not in self._full_variant_by_sha:
             return False
         return classify(answer) is Meaning.FULL
 
     def _take(self) -> list[Items[Any]]:
-        """Remove and return the items of the next trip: of each batch `_most_words`, or one item if that is 0."""
+        """Remove and return the items of the next trip: at most `_most_words` of each batch, or its first item.
+
+        If `_most_words` is 0, the trip carries one item in all.
+        """
         taken: list[Items[Any]] = []
         for batch in self._batches:
             has_room = self._most_words or not any(taken)
@@ -204,21 +224,21 @@ class Link:
     def _fail_unsendable(self, taken: Sequence[Items[Any]]) -> None:
         """Fail the items that cannot be encoded or are too large; put the others back into their batches.
 
-        If each item can be sent alone, all of them are too large for one round trip. The next one takes half as many.
+        If each item can be sent alone, only the whole trip is too large. Then the next trip takes half as many words.
         """
         all_sendable = True
         for batch, items in zip(self._batches, taken, strict=True):
             sendable = []
-            for each in items:
+            for waiting_item in items:
                 try:
                     # Submissions and commits are encoded already.
                     if batch in (self._shared, self._own):
-                        pack([each[0]])
+                        pack([waiting_item[0]])
                 except redis_errors.DataError as error:
-                    fail([each], error)
+                    fail([waiting_item], error)
                     all_sendable = False
                 else:
-                    sendable.append(each)
+                    sendable.append(waiting_item)
             batch.put_first(sendable)
         if all_sendable:
             words = max(sum(weight for _, _, weight in items) for items in taken)
@@ -227,12 +247,13 @@ class Link:
     def _commands(
         self, shared: Items[Any], own: Items[Any], submissions: Items[Any], commits: Items[Any]
     ) -> list[tuple[Any, ...]]:
+        """Return the commands of a round trip, in the order of the table at the top of this module."""
         commands = []
         # Commits come first: their sends and replies reach other replicas while the server still runs the rest.
         if commits and self._commit is not None:
-            commands.append(self._numbered(self._commit, commits))
+            commands.append(self._batch_command(self._commit, commits))
         if submissions:
-            commands.append(self._numbered(self._submit, submissions))
+            commands.append(self._batch_command(self._submit, submissions))
         commands.extend(item for item, _, _ in shared)
         if own:
             commands.append(("SELECT", self._database))
@@ -240,8 +261,9 @@ class Link:
             commands.append(("SELECT", self._bus))
         return commands
 
-    def _numbered(self, numbered: Numbered, items: Items[Encoded]) -> tuple[Any, ...]:
-        variants, words = numbered
+    def _batch_command(self, script_and_arguments: Numbered, items: Items[Encoded]) -> tuple[Any, ...]:
+        """Return the EVALSHA that runs a batch: its first arguments, the number of the trip, the items, long words."""
+        variants, first_arguments = script_and_arguments
         script = variants.plain
         texts: list[bytes] = []
         long_words: list[str] = []
@@ -251,7 +273,7 @@ class Link:
             long_words += long_words_of_item
             if not is_plain:
                 script = variants.complete
-        return "EVALSHA", script.sha, *words, self._number, b"[%b]" % b",".join(texts), *long_words
+        return "EVALSHA", script.sha, *first_arguments, self._number, b"[%b]" % b",".join(texts), *long_words
 
     def _resolve_waiters(
         self,
@@ -266,21 +288,22 @@ class Link:
             if batch:
                 self._resolve_batch(next(remaining), batch)
         for _, waiter, _ in shared:
-            _resolve(waiter, next(remaining))
+            _give_answer(waiter, next(remaining))
         if own:
-            next(remaining)  # that of SELECT
+            next(remaining)  # the answer of the SELECT before them; nobody reads that of the SELECT after them
             for _, waiter, _ in own:
-                _resolve(waiter, next(remaining))
+                _give_answer(waiter, next(remaining))
 
     @staticmethod
     def _resolve_batch(answer: Any, items: Items[Any]) -> None:
+        # A script answers with JSON: one result for each item. Any other answer is an error, for all items.
         if isinstance(answer, str):
-            for (_, waiter, _), each in zip(items, decode(answer), strict=True):
+            for (_, waiter, _), result in zip(items, decode(answer), strict=True):
                 if not waiter.done():
-                    waiter.set_result(each)
+                    waiter.set_result(result)
         else:
             for _, waiter, _ in items:
-                _resolve(waiter, answer)
+                _give_answer(waiter, answer)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Make one round trip; repeat it until it succeeds. Raises LeaseLost, and lasting errors of Redis."""
@@ -296,12 +319,12 @@ class Link:
                 if not is_passing(error):
                     raise
             except OSError:
-                pass
+                pass  # the network failed: try again
             else:
-                missing, is_refused_for_now = self._reasons_to_repeat(commands, answers)
-                if missing and await self._load(missing):
+                missing_sources, is_refused_for_now = self._reasons_to_repeat(commands, answers)
+                if missing_sources and await self._load_scripts(missing_sources):
                     continue
-                if not missing and not is_refused_for_now:
+                if not missing_sources and not is_refused_for_now:
                     self._down = False
                     return answers
             self._down = True
@@ -309,7 +332,7 @@ class Link:
 
     def _reasons_to_repeat(self, commands: list[tuple[Any, ...]], answers: list[Any]) -> tuple[list[str], bool]:
         """Return the sources of missing scripts, and whether the server cannot run a command now. Raises LeaseLost."""
-        missing, is_refused_for_now = [], False
+        missing_sources, is_refused_for_now = [], False
         # Not strict: if a faulty server sends too many answers, the replica goes on.
         for command, answer in zip(commands, answers, strict=False):
             if not isinstance(answer, Exception):
@@ -319,14 +342,14 @@ class Link:
                     raise LeaseLost(
                         "the lease is over: its Redis user was deleted, or another replica has it"
                     ) from answer
-                case Meaning.SCRIPT if command[1] in self._sources:
-                    missing.append(self._sources[command[1]])
+                case Meaning.SCRIPT if command[1] in self._source_by_sha:
+                    missing_sources.append(self._source_by_sha[command[1]])
                 case Meaning.PASSING:
                     is_refused_for_now = True
-        return missing, is_refused_for_now
+        return missing_sources, is_refused_for_now
 
-    async def _load(self, sources: Iterable[str]) -> bool:
-        """Let the server load scripts; return whether it did.
+    async def _load_scripts(self, sources: Iterable[str]) -> bool:
+        """Let the server load scripts; return whether it has loaded all.
 
         Only missing scripts are loaded: Lua's garbage collector walks through every loaded one, again and again.
         """
@@ -336,7 +359,7 @@ class Link:
         return False
 
 
-def _resolve(waiter: Waiter, answer: Any) -> None:
+def _give_answer(waiter: Waiter, answer: Any) -> None:
     if waiter.done():
         return
     if not isinstance(answer, BaseException):
