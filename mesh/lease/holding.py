@@ -83,7 +83,7 @@ class Lease:
         self.on_due: Callable[[int], None] = lambda _: None
         self._row_extras: Mapping[str, str] = {}
         self._settings = settings
-        self._row = {
+        self._fixed_row_fields = {
             **row,
             "class": grant.cls,
             "replica": grant.replica,
@@ -99,8 +99,8 @@ class Lease:
         )
         self._lost: MeshError | None = None
         self._thread = LoopThread(self._hold, name=f"lease-{grant.replica}")
-        #: set to end the pause between two renewals
-        self._nudge = asyncio.Event()
+        #: set to end the wait between two renewals
+        self._end_of_wait = asyncio.Event()
         self._loop_ran_at = time.monotonic()
         #: the operations that were paused at the last renewal
         self.paused: frozenset[str] = frozenset()
@@ -116,8 +116,8 @@ class Lease:
     @property
     def trusted(self) -> bool:
         """Whether this replica may still act as the holder."""
-        held_ms = (time.monotonic() - self._renewal.sent_at) * 1000
-        return self._lost is None and held_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
+        since_renewal_ms = (time.monotonic() - self._renewal.sent_at) * 1000
+        return self._lost is None and since_renewal_ms < self._settings.lease_ttl_ms * (1 - SAFETY)
 
     def now_ms(self) -> int:
         """Return the time in ms of Redis's clock. The last renewal told it; `time.monotonic()` counts since then."""
@@ -131,7 +131,7 @@ class Lease:
 
     def renew(self) -> None:
         """Renew now, before the next renewal is due."""
-        self._thread.call(self._nudge.set)
+        self._thread.call(self._end_of_wait.set)
 
     async def run(self) -> None:
         """Keep the lease until it is released or this task is cancelled. Raises LeaseLost."""
@@ -147,7 +147,7 @@ class Lease:
         While requests are on the database's stream, the release waits for them, but no longer than `wait_s`.
         """
         self._release_within_s = wait_s
-        self._thread.call(self._nudge.set)
+        self._thread.call(self._end_of_wait.set)
         await self._run_ended.wait()
         return self._released
 
@@ -158,7 +158,7 @@ class Lease:
         try:
             while self._release_within_s is None:
                 pause_s = await self._renew_or_lose(client)
-                await self._pause(pause_s)
+                await self._wait_until_due(pause_s)
             self._released = await self._release(client, self._release_within_s)
         finally:
             with contextlib.suppress(*failures.ANY):
@@ -178,15 +178,17 @@ class Lease:
             log.warning("lease renewal failed", database=self.grant.database, error=failures.text_of(error))
             self._check_trust()
             return min(interval_s, POLL_S)
+        # If this process was stopped after it sent the renewal, even this renewal can be too old.
         self._check_trust()
         return interval_s
 
-    async def _pause(self, pause_s: float) -> None:
-        # `asyncio.wait_for` would lose a cancellation that comes together with the nudge (Python 3.11).
+    async def _wait_until_due(self, pause_s: float) -> None:
+        """Wait until the next renewal is due, or until `renew`, `set_state` or `release` ends the wait."""
+        # `asyncio.wait_for` would lose a cancellation that comes together with the event (Python 3.11).
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._nudge.wait()
-        self._nudge.clear()
+                await self._end_of_wait.wait()
+        self._end_of_wait.clear()
 
     def _check_trust(self) -> None:
         if not self.trusted:
@@ -194,27 +196,29 @@ class Lease:
 
     def _check_loop(self) -> None:
         """Lose the lease if the replica's event loop hangs or is closed; if not, let the loop run `_loop_ran`."""
-        silent_s = time.monotonic() - self._loop_ran_at
-        if silent_s > HUNG_TTLS * self._settings.lease_ttl_ms / 1000:
-            self._lose(LeaseLost(f"the event loop of this replica has been blocked for {silent_s:.0f} s"))
+        blocked_s = time.monotonic() - self._loop_ran_at
+        if blocked_s > HUNG_TTLS * self._settings.lease_ttl_ms / 1000:
+            self._lose(LeaseLost(f"the event loop of this replica has been blocked for {blocked_s:.0f} s"))
         try:
             self._thread.call_back(functools.partial(self._loop_ran, time.monotonic()))
         except RuntimeError as error:
             self._lose(LeaseLost("the event loop of this replica is closed"), error)
 
     def _loop_ran(self, called_at: float) -> None:
+        """Note that the replica's event loop runs, and how late it ran this call."""
         self._loop_ran_at = time.monotonic()
         self.loop_ms = (self._loop_ran_at - called_at) * 1000
         self._row_extras = self.describe()
 
     def _lose(self, error: LeaseLost, cause: BaseException | None = None) -> None:
+        # The event loop reads this in `trusted`, even before the error has ended `run`.
         self._lost = error
         raise error from cause
 
     async def _renew(self, client: Redis) -> None:
         grant = self.grant
         sent_at = time.monotonic()
-        row_fields = [word for pair in {**self._row, **self._row_extras}.items() for word in pair]
+        row_fields = [word for pair in {**self._fixed_row_fields, **self._row_extras}.items() for word in pair]
         key_names = (
             keys.lease(grant.database),
             keys.row(grant.database),
@@ -233,7 +237,7 @@ class Lease:
         # A renewal without an answer is given up after a third of the ttl. Trust counts from the moment of sending, so
         # the answer to a new renewal gives more time than a late answer to this one.
         async with asyncio.timeout(self._settings.lease_ttl_ms / 3000):
-            outcome, now_ms, *news = await RENEW.run(client, key_names, *arguments, *row_fields)
+            outcome, now_ms, *rest_of_answer = await RENEW.run(client, key_names, *arguments, *row_fields)
         if outcome == _LOST:
             self._lose(LeaseLost("the lease has ended, or another replica holds it"))
         if outcome == _RESTORED:
@@ -244,7 +248,8 @@ class Lease:
             # Redis read its clock about halfway between the sending and the answer.
             clock_offset_ms=int(now_ms) - (sent_at + time.monotonic()) / 2 * 1000,
         )
-        due_ms, drain, *paused = news or ["", 0]
+        # When work is due next, whether to drain, and the paused operations, as renew.lua answers them.
+        due_ms, drain, *paused = rest_of_answer or ["", 0]
         self.paused = frozenset(paused)
         if due_ms:
             self._thread.call_back(functools.partial(self.on_due, int(due_ms)))
@@ -253,6 +258,7 @@ class Lease:
             self._thread.call_back(self.on_drain)
 
     async def _release(self, client: Redis, wait_s: float) -> bool:
+        """Release the lease; return whether it was released. Requests on the stream delay this by at most `wait_s`."""
         grant = self.grant
         key_names = (
             keys.lease(grant.database),
@@ -263,16 +269,16 @@ class Lease:
             keys.committed(grant.replica),
             keys.expected(grant.database),
         )
-        databases = (self._connections.bus, grant.database, keys.MOST_DATABASES)
+        last_arguments = (self._connections.bus, grant.database, keys.MOST_DATABASES)
         until = time.monotonic() + wait_s
         while self.trusted:
             force = time.monotonic() >= until
             try:
-                released = await RELEASE.run(client, key_names, grant.holder, int(force), *databases)
+                outcome = await RELEASE.run(client, key_names, grant.holder, int(force), *last_arguments)
             except failures.ANY as error:
                 log.warning("lease release failed", database=grant.database, error=failures.text_of(error))
                 return False
-            if released != _REQUESTS_WAIT:
-                return bool(released)
+            if outcome != _REQUESTS_WAIT:
+                return bool(outcome)
             await asyncio.sleep(RELEASE_POLL_S)
         return False

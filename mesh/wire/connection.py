@@ -21,24 +21,24 @@ from mesh.wire.codec import ENCODER
 Command = tuple[Any, ...]
 
 #: What the parser returns while no further reply has arrived completely.
-_MORE = object()
-_CLOSED = "the connection to Redis was closed"
+_NO_REPLY_YET = object()
+_CLOSED_TEXT = "the connection to Redis was closed"
 
 
 #: Most bytes that one round trip sends. Redis closes a connection that sends a gigabyte at once, and the next trips
 #: must not wait for long.
 MOST_BYTES = 64 * 2**20
-#: Bytes left for the rest of the command, beside the JSON text of its words.
-_REST = 2**16
+#: Bytes left for the other arguments of the script, beside the JSON text of an item.
+_BYTES_FOR_COMMAND = 2**16
 
 _ENCODE = ENCODER.encode
-_NONE: Sequence[str] = ()
+_NO_LONG_WORDS: Sequence[str] = ()
 
-#: The length of words counts, too: each 2^5 bytes of them count for one more word.
+#: Long words use up more of a round trip: each 2**WORD_BITS bytes of an item count for one more word.
 WORD_BITS = 5
 
 #: A word of more characters is sent as an argument of its own, which the server reads faster than JSON.
-LONG = 65536
+LONG_WORD = 65536
 
 #: An item of a batch, in four values: the elements of a JSON list, without the brackets (how many elements there are,
 #: then the words of the item); for how many words the item counts in a round trip; its long words, which are null in
@@ -67,48 +67,48 @@ def encode_words(words: Sequence[Any], plain: bool = False) -> Encoded:
     `batch.lua` reads the JSON. `plain` says whether the plain variant of the script can run the item.
     Raises DataError for text that cannot be encoded, TooLarge for too many bytes.
     """
-    number = len(words) + 1
+    element_count = len(words) + 1
     try:
-        text = _ENCODE([number, *words])[1:-1]
+        text = _ENCODE([element_count, *words])[1:-1]
     except (TypeError, ValueError) as error:
         raise redis_errors.DataError(f"a value cannot be sent to Redis: {error}") from error
     size = len(text)
-    if size > MOST_BYTES - _REST:
+    if size > MOST_BYTES - _BYTES_FOR_COMMAND:
         raise _too_large(size)
-    if size <= LONG:
-        return text, number + (size >> WORD_BITS), _NONE, plain
-    places = [at for at, word in enumerate(words) if word.__class__ is str and len(word) > LONG]
-    if places:
-        kept: list[Any] = [number, *words]
-        for at in places:
-            kept[at + 1] = None
-        text = _ENCODE(kept)[1:-1]
-    return text, number + (size >> WORD_BITS), [words[at] for at in places], plain
+    if size <= LONG_WORD:
+        return text, element_count + (size >> WORD_BITS), _NO_LONG_WORDS, plain
+    long_indexes = [index for index, word in enumerate(words) if word.__class__ is str and len(word) > LONG_WORD]
+    if long_indexes:
+        elements: list[Any] = [element_count, *words]
+        for index in long_indexes:
+            elements[index + 1] = None  # after the number of elements; batch.lua puts the long word there
+        text = _ENCODE(elements)[1:-1]
+    return text, element_count + (size >> WORD_BITS), [words[index] for index in long_indexes], plain
 
 
 def _too_large(size: int) -> TooLarge:
     return TooLarge(f"the command cannot be sent to Redis: {size} bytes, and at most {MOST_BYTES} fit in one trip")
 
 
-class _Answers(asyncio.Protocol):
+class _ReplyProtocol(asyncio.Protocol):
     """Collects the replies of one round trip at a time. Each new connection gets a new one.
 
     One timer serves all round trips. If the timer fires before the present round trip is overdue, it is set again.
     """
 
     def __init__(self, former: Any, parse_error: Any, timeout_s: float, errors: str) -> None:
-        self._former = former
+        self._former_protocol = former
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader(
+        self._reply_parser = hiredis.Reader(
             protocolError=redis_errors.InvalidResponse,
             replyError=parse_error,
             encoding="utf-8",
             errors=errors,
-            notEnoughData=_MORE,
+            notEnoughData=_NO_REPLY_YET,
         )
-        self._count = 0
-        self._answers: list[Any] = []
+        self._expected_count = 0
+        self._replies: list[Any] = []
         self._waiter: asyncio.Future[list[Any]] | None = None
         #: when the present round trip has taken too long, on the clock of the event loop
         self._overdue_at = 0.0
@@ -116,8 +116,8 @@ class _Answers(asyncio.Protocol):
 
     def expect(self, count: int) -> asyncio.Future[list[Any]]:
         """Return a future of the next `count` replies. Its exceptions are those of redis-py."""
-        self._count = count
-        self._answers = []
+        self._expected_count = count
+        self._replies = []
         self._overdue_at = self._loop.time() + self._timeout_s
         if self._timer is None:
             self._timer = self._loop.call_at(self._overdue_at, self._check_time)
@@ -125,16 +125,16 @@ class _Answers(asyncio.Protocol):
         return waiter
 
     def data_received(self, data: bytes) -> None:
-        reader, answers = self._reader, self._answers
+        parser, replies = self._reply_parser, self._replies
         try:
-            reader.feed(data)
-            while (answer := reader.gets()) is not _MORE:
-                answers.append(answer)
+            parser.feed(data)
+            while (reply := parser.gets()) is not _NO_REPLY_YET:
+                replies.append(reply)
         except (redis_errors.RedisError, ValueError) as error:
-            self._fail(redis_errors.InvalidResponse(f"Redis sent a reply that cannot be parsed: {error}"))
+            self._fail_if_waiting(redis_errors.InvalidResponse(f"Redis sent a reply that cannot be parsed: {error}"))
             return
-        if len(answers) >= self._count and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(answers)
+        if len(replies) >= self._expected_count and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(replies)
 
     def _check_time(self) -> None:
         self._timer = None
@@ -143,18 +143,18 @@ class _Answers(asyncio.Protocol):
         if self._loop.time() < self._overdue_at:
             self._timer = self._loop.call_at(self._overdue_at, self._check_time)
         else:
-            self._fail(redis_errors.TimeoutError(f"Redis did not answer within {self._timeout_s:g} s"))
+            self._fail_if_waiting(redis_errors.TimeoutError(f"Redis did not answer within {self._timeout_s:g} s"))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail_if_waiting(self, error: Exception) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._fail(redis_errors.ConnectionError(f"{_CLOSED}: {error}" if error else _CLOSED))
+        self._fail_if_waiting(redis_errors.ConnectionError(f"{_CLOSED_TEXT}: {error}" if error else _CLOSED_TEXT))
         # When redis-py closes the connection, it waits until its own protocol, the former one, gets this call.
-        self._former.connection_lost(error)
+        self._former_protocol.connection_lost(error)
 
 
 class RedisConnection:
@@ -167,10 +167,10 @@ class RedisConnection:
     def __init__(self, client: Redis, timeout_s: float, errors: str = "replace") -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._errors = errors
+        self._decode_errors = errors
         self._connection: Any = None
         self._transport: Any = None
-        self._answers: _Answers | None = None
+        self._protocol: _ReplyProtocol | None = None
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Make one round trip and return the replies; an error reply is returned, not raised.
@@ -180,7 +180,7 @@ class RedisConnection:
         """
         packed = pack(commands)
         try:
-            if self._answers is None:
+            if self._protocol is None:
                 await self._connect()
             return await self._write(packed, len(commands))
         except BaseException:
@@ -188,10 +188,11 @@ class RedisConnection:
             raise
 
     def _write(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
-        answers = self._answers
-        if answers is None or self._transport.is_closing():
-            raise redis_errors.ConnectionError(_CLOSED)
-        waiter = answers.expect(count)
+        """Send the bytes of some commands, and return a future of their `count` replies."""
+        protocol = self._protocol
+        if protocol is None or self._transport.is_closing():
+            raise redis_errors.ConnectionError(_CLOSED_TEXT)
+        waiter = protocol.expect(count)
         self._transport.write(packed)
         return waiter
 
@@ -210,13 +211,13 @@ class RedisConnection:
                 await self._connection.connect()
         connection = self._connection
         self._transport = connection._writer.transport
-        self._answers = _Answers(
-            self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._errors
+        self._protocol = _ReplyProtocol(
+            self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._decode_errors
         )
-        self._transport.set_protocol(self._answers)
+        self._transport.set_protocol(self._protocol)
 
     async def _disconnect(self) -> None:
-        self._answers = None
+        self._protocol = None
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
 
