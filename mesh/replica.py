@@ -88,8 +88,8 @@ class Replica:
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._directory = Directory(self._link, worker.operations)
         self._publication = publication
-        all_know = functools.partial(self._directory.understands, LATER)
-        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, all_know)
+        later_known = functools.partial(self._directory.understands, LATER)  # whether all replicas know delays
+        self._waking = Waking(self._link, grant, settings.databases, self._lease.now_ms, worker.schedules, later_known)
         self._lease.on_due = self._waking.learn
         self.durations = Durations()
         self._class_consumer = self._make_consumer(Class(self.cls), worker, ordered=False)
@@ -99,8 +99,8 @@ class Replica:
         self.memory = Memory(self._link, settings.memory_reserve)
         self._durability = self._make_durability()
         replies = ReplyReader(self._connection("replies", block_ms=BLOCK_MS), keys.replies(self.id))
-        reads = worker.readers.__contains__
-        self._calls = Calls(self._link, replies, self.id, self._durability, reads, settings.later_bound)
+        only_reads = worker.readers.__contains__
+        self._calls = Calls(self._link, replies, self.id, self._durability, only_reads, settings.later_bound)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: a client for what services share: `shared:*` and `events:*` in the bus database
         self.shared: Redis = self._client("shared", shared=True)
@@ -119,10 +119,10 @@ class Replica:
         deadline_ms = deadline_ms or self.settings.deadline_ms
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
-                return self._look_and_ask(asks, deadline_ms, decode)
+                return self._check_and_ask(asks, deadline_ms, decode)
         return self._calls.ask(asks, deadline_ms, decode)
 
-    async def _look_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
+    async def _check_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
         await self._directory.check(*needs(asks))
         return await self._calls.ask(asks, deadline_ms, decode)
 
@@ -213,12 +213,12 @@ class Replica:
 
     def statistics(self) -> dict[str, float]:
         """Return the counters of this membership, for metrics."""
-        found: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
+        counters: dict[str, float] = {"waiting": self._calls.waiting, "round_trips": self._link.trips}
         for name, consumer in (("class", self._class_consumer), ("database", self._database_consumer)):
-            found[f"{name}_in_progress"] = consumer.in_progress
+            counters[f"{name}_in_progress"] = consumer.in_progress
             for counter in consumer.counters.__slots__:
-                found[f"{name}_{counter}"] = getattr(consumer.counters, counter)
-        return found
+                counters[f"{name}_{counter}"] = getattr(consumer.counters, counter)
+        return counters
 
     def conflicts(self, most: int = 10) -> dict[str, int]:
         """Return how many conflicts requests met at each key, for the `most` keys with the highest numbers."""
@@ -237,16 +237,16 @@ class Replica:
         self._clients.append(connection)
         return connection
 
-    def _make_link(self, commit_script: Script, others: list[Script]) -> Link:
+    def _make_link(self, commit_script: Script, other_scripts: list[Script]) -> Link:
         grant, settings = self._grant, self.settings
         # Redis keeps the result of a batch for 10 lease ttls: the link sends a batch again only while the lease holds.
-        common = (grant.holder, 10 * settings.lease_ttl_ms)
+        common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
-            3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common,
+            3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: the number of keys
             keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit = (
-            3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common,
+            3, keys.lease(self.database), keys.BOOKS, keys.committed(self.id), *common_arguments,
             self.database, self._connections.bus, self.id,
         )  # fmt: skip
         return Link(
@@ -256,7 +256,7 @@ class Replica:
             trusted=lambda: self._lease.trusted,
             submit=(scripts.variants(scripts.SUBMIT), submit),
             commit=(scripts.variants(commit_script), commit),
-            scripts=others,
+            scripts=other_scripts,
         )
 
     def _make_consumer(self, address: Address, worker: Worker, *, ordered: bool) -> Consumer:
@@ -337,7 +337,7 @@ class Replica:
                     await asyncio.sleep(0.01)
         released = await self._lease.release(RELEASE_WAIT_S)
         log.info("lease released" if released else "lease not released", database=self.database)
-        await self._database_consumer.stop(0)
+        await self._database_consumer.stop(0)  # without a wait: the lease is over
 
     async def _close(self) -> None:
         for task in self._tasks.values():
@@ -368,15 +368,15 @@ async def join(
     settings = chosen(settings)
     connections = connections or Connections(settings.redis)
     tracing.activate()
-    name = f"replica-{secrets.token_hex(4)}"
+    replica_id = f"replica-{secrets.token_hex(4)}"
     publication = Publication(worker.definitions(version), " ".join(sorted(worker.readers)))
-    row = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
-    applying = Applicant(settings, connections, name, row)
+    row_fields = {"pid": str(os.getpid()), "public": public, "private": private, "version": version, **publication.row}
+    waiting_applicant = Applicant(settings, connections, replica_id, row_fields)
     if applicant is not None:
-        applicant(applying)
-    grant = await applying.apply()
-    log.info("lease granted", replica=name, database=grant.database, cls=grant.cls, epoch=grant.epoch)
-    replica = Replica(grant, worker, settings, connections, row, publication)
+        applicant(waiting_applicant)
+    grant = await waiting_applicant.apply()
+    log.info("lease granted", replica=replica_id, database=grant.database, cls=grant.cls, epoch=grant.epoch)
+    replica = Replica(grant, worker, settings, connections, row_fields, publication)
     try:
         async with asyncio.TaskGroup() as tasks:
             replica._start(tasks)
@@ -388,13 +388,13 @@ async def join(
             finally:
                 await replica._close()
     except BaseExceptionGroup as group:
-        raise _one_of(group) from group
+        raise _most_telling_error(group) from group
 
 
-def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _most_telling_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error of a group that explains most: LeaseLost if there is one, else the first error."""
-    lost, others = group.split(LeaseLost)
-    found: BaseException | None = lost or others
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found or group
+    lease_lost, other_errors = group.split(LeaseLost)
+    error: BaseException | None = lease_lost or other_errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error or group
