@@ -242,7 +242,7 @@ class Replica:
         # Redis keeps the result of a batch for 10 lease ttls: the link sends a batch again only while the lease holds.
         common_arguments = (grant.holder, 10 * settings.lease_ttl_ms)
         submit = (
-            3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: the number of keys
+            3, keys.lease(self.database), keys.BOOKS, keys.submitted(self.id), *common_arguments,  # 3: number of keys
             keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id), settings.concurrency,
         )  # fmt: skip
         commit = (
