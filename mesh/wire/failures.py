@@ -130,33 +130,36 @@ PASSING = (
 #: All errors that a command to Redis can raise, for an `except` clause; `classify` then tells them apart.
 ANY = (redis_errors.RedisError, *PASSING)
 
-_FENCED = (
+_FENCED_EXCEPTIONS = (
     redis_errors.AuthenticationError,
     redis_errors.AuthenticationWrongNumberOfArgsError,
     redis_errors.NoPermissionError,
 )
 
-_CODE = re.compile(r"^-?([A-Z]{3,})(?: |$)")
-_IN_A_PIPELINE = re.compile(r"Command # \d+ .* of pipeline caused error: \(?['\"]?(.*?)['\"]?,?\)?$", re.DOTALL)
-_ABORTED = re.compile(r"discarded because of: (?:-)?([A-Z]{3,}) ")
+#: The code at the start of an error's text.
+_CODE_PATTERN = re.compile(r"^-?([A-Z]{3,})(?: |$)")
+#: What redis-py puts around the text of an error in a pipeline.
+_PIPELINE_PATTERN = re.compile(r"Command # \d+ .* of pipeline caused error: \(?['\"]?(.*?)['\"]?,?\)?$", re.DOTALL)
+#: The code of the error for which the server discarded a transaction, in the text of EXECABORT.
+_ABORT_PATTERN = re.compile(r"discarded because of: (?:-)?([A-Z]{3,}) ")
 
 
 def code_of(error: BaseException) -> str:
     """Return the code of an error that the server answered, or "" for an error of the connection."""
     # If redis-py knows an error, it removes the code from the text and keeps it in `status_code`.
     code, text = getattr(error, "status_code", None), text_of(error)
-    if not code and (found := _CODE.match(text)):
-        code = found[1]
-    if code == "EXECABORT" and (found := _ABORTED.search(text)):
-        code = found[1]
+    if not code and (code_match := _CODE_PATTERN.match(text)):
+        code = code_match[1]
+    if code == "EXECABORT" and (code_match := _ABORT_PATTERN.search(text)):
+        code = code_match[1]
     return str(code or "")
 
 
 def text_of(error: BaseException) -> str:
     """Return what the server answered, without the command that redis-py puts in front of errors of a pipeline."""
     text = str(error)
-    found = _IN_A_PIPELINE.match(text)
-    return found[1] if found else text or type(error).__name__
+    pipeline_match = _PIPELINE_PATTERN.match(text)
+    return pipeline_match[1] if pipeline_match else text or type(error).__name__
 
 
 def classify(error: BaseException) -> Meaning:
@@ -164,6 +167,7 @@ def classify(error: BaseException) -> Meaning:
     if isinstance(error, Unavailable):
         return Meaning.PASSING
     code = code_of(error)
+    # The code ERR says nothing by itself; only the text does.
     if code not in {"", "ERR"} and code in CODES:
         return CODES[code]
     text = str(error)
@@ -173,7 +177,7 @@ def classify(error: BaseException) -> Meaning:
     if isinstance(error, redis_errors.OutOfMemoryError):
         return Meaning.FULL
     # Before PASSING, because an AuthenticationError is a ConnectionError, too.
-    if isinstance(error, _FENCED):
+    if isinstance(error, _FENCED_EXCEPTIONS):
         return Meaning.FENCED
     return Meaning.PASSING if isinstance(error, PASSING) else Meaning.OURS
 
@@ -199,7 +203,9 @@ def eviction(policy: str) -> str:
 def remedy(error: BaseException) -> str:
     """Return what to do about a fatal error, or "" if nobody knows."""
     code, text = code_of(error), str(error)
-    return next((advice for key, advice in REMEDIES.items() if key == code or key in text), "")
+    return next(
+        (advice for code_or_phrase, advice in REMEDIES.items() if code_or_phrase == code or code_or_phrase in text), ""
+    )
 
 
 def translate(error: BaseException) -> MeshError | None:
