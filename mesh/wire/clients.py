@@ -42,8 +42,8 @@ class QuickConnection(Connection):
 
 def _packed(command: Iterable[Any]) -> bytes:
     """Return the bytes of one command. redis-py gives some a name of two words, such as "XINFO STREAM"."""
-    name, *words = command
-    packed: bytes = hiredis.pack_command((*name.split(), *words))
+    name, *arguments = command
+    packed: bytes = hiredis.pack_command((*name.split(), *arguments))
     return packed
 
 
@@ -109,14 +109,14 @@ class _HeedsCancellation:
 
 
 def heeding_cancellation(client: Redis) -> Redis:
-    """Let the connections of a client lose no cancellation; return the client."""
+    """Change a client so that its connections lose no cancellation (`_HeedsCancellation`); return it."""
     pool = client.connection_pool
-    usual = pool.connection_class
-    pool.connection_class = type(f"Heeding{usual.__name__}", (_HeedsCancellation, usual), {})
+    usual_class = pool.connection_class
+    pool.connection_class = type(f"Heeding{usual_class.__name__}", (_HeedsCancellation, usual_class), {})
     return client
 
 
-def _login(username: str, password: SecretStr | None) -> dict[str, Any]:
+def _login_options(username: str, password: SecretStr | None) -> dict[str, Any]:
     """Return redis-py's options for logging in; without a password there are none."""
     return {} if password is None else {"username": username, "password": password.get_secret_value()}
 
@@ -143,21 +143,24 @@ class Connections:
         Its commands may block for `block_ms`; the time-out of the socket is longer by `timeout_ms` of the settings.
         """
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
-        connections = SHARED_CONNECTIONS if shared else 1
-        return self._open(name, self.bus if db is None else db, connections, timeout_s, socket_timeout_s=timeout_s)
+        pool_size = SHARED_CONNECTIONS if shared else 1
+        return self._make_client(name, self.bus if db is None else db, pool_size, timeout_s, socket_timeout_s=timeout_s)
 
     def connection(self, name: str, *, block_ms: int = 0) -> RedisConnection:
         """Return one fast connection to the bus database, for commands that run all the time."""
         timeout_s = (self.settings.timeout_ms + block_ms) / 1000
-        return RedisConnection(self._open(name, self.bus, 1, timeout_s, socket_timeout_s=None), timeout_s)
+        # The socket has no time-out: `RedisConnection` has a timer of its own.
+        return RedisConnection(self._make_client(name, self.bus, 1, timeout_s, socket_timeout_s=None), timeout_s)
 
-    def _open(self, name: str, db: int, connections: int, timeout_s: float, *, socket_timeout_s: float | None) -> Redis:
+    def _make_client(
+        self, name: str, db: int, pool_size: int, connection_wait_s: float, *, socket_timeout_s: float | None
+    ) -> Redis:
         settings = self.settings
         options: dict[str, Any] = {
             **self._server(),
             "db": db,
-            "max_connections": connections,
-            "timeout": timeout_s,  # longest wait for a free connection of the pool
+            "max_connections": pool_size,
+            "timeout": connection_wait_s,  # longest wait for a free connection of the pool
             "socket_timeout": socket_timeout_s,
             "socket_connect_timeout": settings.connect_timeout_ms / 1000,
             "socket_keepalive": True,
@@ -165,7 +168,7 @@ class Connections:
             "decode_responses": True,
             "encoding_errors": "replace",
             "encoder_class": _TolerantEncoder,
-            "protocol": 2,
+            "protocol": 2,  # RESP2
             "client_name": name,
         }
         if settings.sentinels:
@@ -179,29 +182,30 @@ class Connections:
         The URL overrides the other settings, and the user of an epoch overrides both.
         """
         settings = self.settings
-        named: dict[str, Any] = {"host": settings.host, "port": settings.port}
+        options: dict[str, Any] = {"host": settings.host, "port": settings.port}
         if settings.url is not None:
-            named = dict(parse_url(settings.url.get_secret_value()))
+            options = dict(parse_url(settings.url.get_secret_value()))
         if self._credentials is not None:
-            return named | {"username": self._credentials.username, "password": self._credentials.password}
-        return named if "password" in named else _login(settings.username, settings.password) | named
+            return options | {"username": self._credentials.username, "password": self._credentials.password}
+        return options if "password" in options else _login_options(settings.username, settings.password) | options
 
     def _sentinel_client(self, options: dict[str, Any]) -> Redis:
         settings = self.settings
-        # TLS applies to the sentinels, too.
+        # For an address with rediss://, redis-py's `parse_url` names SSLConnection. TLS applies to the sentinels, too.
         options["ssl"] = options.pop("connection_class", None) is SSLConnection
-        tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-        options_of_each = {
-            "socket_timeout": 0.5,
+        tls_options = {name: value for name, value in options.items() if name.startswith("ssl")}
+        sentinel_options = {
+            "socket_timeout": 0.5,  # seconds; after this, redis-py asks the next sentinel
             "socket_connect_timeout": 0.5,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
-            **_login(settings.sentinel_username, settings.sentinel_password),
-            **tls,
+            **_login_options(settings.sentinel_username, settings.sentinel_password),
+            **tls_options,
         }
+        # The constructor would make clients of the class Redis, which errors name with all their options.
         sentinel = Sentinel([])
         sentinel.sentinels = [
-            _SentinelClient(host=host, port=port, **options_of_each) for host, port in settings.sentinel_addresses
+            _SentinelClient(host=host, port=port, **sentinel_options) for host, port in settings.sentinel_addresses
         ]
         client: Redis = sentinel.master_for(
             settings.sentinel_master, redis_class=Redis, connection_pool_class=_SentinelPool, **options
