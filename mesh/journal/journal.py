@@ -85,7 +85,8 @@ class Late(MeshError):
     code: ClassVar[str] = "log-late"
 
 
-_REFUSALS: dict[str, type[MeshError]] = {"missing": NoLog, "replaced": Replaced, "rewound": Gap, "late": Late}
+#: The reason for which append.lua refuses -> the error of the caller.
+_ERROR_OF_REFUSAL: dict[str, type[MeshError]] = {"missing": NoLog, "replaced": Replaced, "rewound": Gap, "late": Late}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Log:
     def __init__(self, redis: Redis, connect: Callable[[], Redis], key: str, *, writer: str) -> None:
         self._redis = redis
         self._connect = connect
-        self._reader: Redis | None = None
+        self._reader_client: Redis | None = None
         #: how far Redis's clock is ahead of the clock of the event loop; None before the first answer
         self._clock_ahead_ms: float | None = None
         self.key = key
@@ -172,7 +173,8 @@ class Log:
         of a log that may be replaced if the founding is its only entry.
         """
         identity = new_identity()
-        number = 1 if after is None else 2
+        number = 1 if after is None else 2  # a founder with a state founds with number 2, see the top of this module
+        # above the ms of the founder's last entry
         floor_ms = 0 if after is None else (after.stamp >> SEQUENCE_BITS) + 1
         text = json.dumps(body, ensure_ascii=False)
         answer = await self._run(FOUND, identity, number, floor_ms, self.writer, text, instead_of)
@@ -188,15 +190,16 @@ class Log:
         ms after this call. So a command that is still on its way when its sender gives up appends nothing. Raises
         NoLog, Replaced, Gap (the writer has read entries that the log does not have), Late, and redis-py's errors.
         """
+        # the first ms after the stream id `floor`
         floor_ms = (floor >> SEQUENCE_BITS) + 1 if floor else 0
-        not_after = await self._not_after(within_ms)
+        not_after = await self._last_moment(within_ms)
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         answer = await self._run(
             APPEND, reader_at.log, reader_at.number, floor_ms, not_after, op, self.writer, write, text
         )
         self._note_clock(answer[0])
         if answer[1] != "done":
-            raise _REFUSALS[answer[1]]()
+            raise _ERROR_OF_REFUSAL[answer[1]]()
         return Position(reader_at.log, int(answer[3]), answer[2])
 
     async def trim(self, snapshot: Snapshot) -> int:
@@ -210,20 +213,20 @@ class Log:
     @contextlib.asynccontextmanager
     async def follow(self, position: Position) -> AsyncIterator[Tail]:
         """Open a reader that begins after `position`. Open only one at a time: all use the same connection."""
-        if self._reader is None:
-            self._reader = self._connect()
+        if self._reader_client is None:
+            self._reader_client = self._connect()
         try:
-            yield Tail(self, self._reader, position)
+            yield Tail(self, self._reader_client, position)
         finally:
             # The answer to a cancelled read may still come, and must not reach the next reader. So the connection is
             # closed. An error of closing must not hide the error or the cancellation that ended this reader.
             with contextlib.suppress(RedisError, OSError):
-                await self._reader.connection_pool.disconnect()
+                await self._reader_client.connection_pool.disconnect()
 
     async def close(self) -> None:
         """Close the client of the reader."""
-        if self._reader is not None:
-            await self._reader.aclose()
+        if self._reader_client is not None:
+            await self._reader_client.aclose()
 
     def now_ms(self) -> int | None:
         """Return the server's clock in ms as estimated since the last answer, or None before the first one."""
@@ -231,22 +234,23 @@ class Log:
             return None
         return round(_loop_ms() + self._clock_ahead_ms)
 
-    async def _not_after(self, within_ms: int) -> int:
+    async def _last_moment(self, within_ms: int) -> int:
+        """Return until when (ms of Redis's clock) append.lua may append; 0 if there is no limit."""
         if not within_ms:
             return 0
         if self._clock_ahead_ms is None:
-            await self.view()
+            await self.view()  # for the time in its answer
         return cast(int, self.now_ms()) + within_ms
 
     def _note_clock(self, now_ms: Any) -> None:
         self._clock_ahead_ms = int(now_ms) - _loop_ms()
 
-    async def _look(self, redis: Redis, from_id: str, most: int) -> tuple[View | None, list[Entry]]:
-        now, oldest, newest, entries = await self._run(VIEW, from_id, most, redis=redis)
-        self._note_clock(now)
+    async def _look(self, redis: Redis, from_id: str, most_entries: int) -> tuple[View | None, list[Entry]]:
+        now_ms, oldest, newest, entries = await self._run(VIEW, from_id, most_entries, redis=redis)
+        self._note_clock(now_ms)
         if not newest:
             return None, []
-        return View(read_entry(oldest), read_entry(newest)), [read_entry(raw) for raw in entries]
+        return View(read_entry(oldest), read_entry(newest)), [read_entry(raw_entry) for raw_entry in entries]
 
     async def _run(self, script: Script, *args: Any, redis: Redis | None = None) -> Any:
         return await script.run(redis or self._redis, [self.key], *args)
@@ -257,7 +261,7 @@ class Tail:
 
     def __init__(self, log: Log, connection: Redis, position: Position) -> None:
         self._log = log
-        self._connection = connection
+        self._reader_client = connection
         self.position = position
         #: whether the last read has reached the newest entry
         self.at_end = False
@@ -267,24 +271,25 @@ class Tail:
 
         Raises NoLog, Gap, Replaced, UnreadableLog, and redis-py's errors. After an error, do not use the tail again.
         """
-        entries = await self._wait() if self.at_end else []
+        entries = await self._read_new() if self.at_end else []
         if not entries:
-            entries = await self._check()
+            entries = await self._read_and_check()
         check_numbers(entries, self.position)
         if entries:
             self.position = entries[-1].position
         return entries
 
-    async def _wait(self) -> list[Entry]:
-        answer = await self._connection.xread({self._log.key: self.position.id}, count=MOST, block=BLOCK_MS)
-        streams = list(answer.values()) if isinstance(answer, dict) else [part[1] for part in answer or []]
-        entries = [read_entry(raw) for part in streams for raw in _flat(part)]
+    async def _read_new(self) -> list[Entry]:
+        """Wait for new entries, for at most BLOCK_MS, without a check of the log."""
+        reply = await self._reader_client.xread({self._log.key: self.position.id}, count=MOST, block=BLOCK_MS)
+        entry_lists = list(reply.values()) if isinstance(reply, dict) else [pair[1] for pair in reply or []]
+        entries = [read_entry(raw_entry) for raw_entries in entry_lists for raw_entry in _without_wrapping(raw_entries)]
         self.at_end = len(entries) < MOST
         return entries
 
-    async def _check(self) -> list[Entry]:
+    async def _read_and_check(self) -> list[Entry]:
         """Read without waiting, and check the log: a blocked XREAD does not notice that the stream was trimmed."""
-        view, entries = await self._log._look(self._connection, self.position.id, MOST)
+        view, entries = await self._log._look(self._reader_client, self.position.id, MOST)
         following = check_continuity(view, entries, self.position)
         last = following[-1].position if following else self.position
         self.at_end = view is not None and last.number == view.newest.position.number
@@ -297,7 +302,7 @@ def check_continuity(view: View | None, entries: Sequence[Entry], position: Posi
         raise NoLog()
     if view.log != position.log:
         raise Replaced(f"the log is {view.log} now, not {position.log}")
-    if position.number == 0:
+    if position.number == 0:  # before the first entry, so no entry is at this position
         if not view.whole:
             raise Gap(f"the log begins at {view.oldest.position.number}, not at 1")
         return list(entries)
@@ -328,10 +333,10 @@ def read_entry(raw: Sequence[Any]) -> Entry:
         raise UnreadableLog(f"entry {stream_id} is not an entry of a log; remove it with XDEL to go on") from error
 
 
-def _flat(part: Any) -> Any:
+def _without_wrapping(entries: Any) -> Any:
     """Remove the list that redis-py puts around the entries of a stream under RESP3."""
-    wrapped = bool(part) and isinstance(part[0], list) and bool(part[0]) and isinstance(part[0][0], tuple)
-    return part[0] if wrapped else part
+    wrapped = bool(entries) and isinstance(entries[0], list) and bool(entries[0]) and isinstance(entries[0][0], tuple)
+    return entries[0] if wrapped else entries
 
 
 def _loop_ms() -> float:

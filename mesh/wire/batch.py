@@ -65,11 +65,11 @@ class Batch(Generic[T]):
             items.clear()
             self._weight = 0
             return taken
-        taken, left = [], most_words
-        while items and (items[0][2] <= left or not taken):
+        taken, words_left = [], most_words  # the third value of an item is its weight in words
+        while items and (items[0][2] <= words_left or not taken):
             taken.append(items.popleft())
-            left -= taken[-1][2]
-        self._weight -= most_words - left
+            words_left -= taken[-1][2]
+        self._weight -= most_words - words_left
         return taken
 
     def put_first(self, items: Items[T]) -> None:

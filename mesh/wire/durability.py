@@ -25,13 +25,13 @@ class Durability:
             ("WAIT", copies, timeout_ms),
         )
         self._copies = copies
-        self._lost = False
-        self._asked = asyncio.Event()
-        #: the result of the next round: why the writes are not confirmed, or ""
-        self._next = self._round()
+        self._connection_lost = False
+        self._round_wanted = asyncio.Event()
+        #: the result of the next round that begins: why the writes are not confirmed, or ""
+        self._next_result = self._new_result()
 
     @staticmethod
-    def _round() -> asyncio.Future[str]:
+    def _new_result() -> asyncio.Future[str]:
         return asyncio.get_running_loop().create_future()
 
     async def confirm(self) -> None:
@@ -39,25 +39,26 @@ class Durability:
 
         Raises Unavailable if they do not confirm in time.
         """
-        self._asked.set()
+        self._round_wanted.set()
         # Shielded, because other callers wait for the same future when this one is cancelled.
-        why_not = await asyncio.shield(self._next)
+        why_not = await asyncio.shield(self._next_result)
         if why_not:
             raise Unavailable(f"done, but {why_not}")
 
     async def run(self) -> None:
         """Make a round whenever somebody waits for one, until cancelled."""
-        current = self._next
+        present_result = self._next_result
         try:
             while True:
-                await self._asked.wait()
-                self._asked.clear()
-                current, self._next = self._next, self._round()
-                current.set_result(await self._wait())
+                await self._round_wanted.wait()
+                self._round_wanted.clear()
+                # Callers that come during this round have written after its WAIT, so they wait for the next result.
+                present_result, self._next_result = self._next_result, self._new_result()
+                present_result.set_result(await self._wait())
         finally:
-            for each in (current, self._next):
-                if not each.done():
-                    each.set_result("this replica left the mesh before copies of Redis confirmed it")
+            for result in (present_result, self._next_result):
+                if not result.done():
+                    result.set_result("this replica left the mesh before copies of Redis confirmed it")
 
     async def _wait(self) -> str:
         """Make one round; return why the writes are not confirmed, or "".
@@ -66,16 +67,17 @@ class Durability:
         never got the writes.
         """
         try:
-            if self._lost:
+            if self._connection_lost:
                 await self._connection.execute("PING")
-                self._lost = False
+                self._connection_lost = False
                 return "the connection to Redis was lost before a copy confirmed it"
-            wrote, reached = await self._connection.send(self._commands)
+            expiry_set, confirming_copies = await self._connection.send(self._commands)
         except (redis_errors.RedisError, OSError) as error:
-            self._lost = True
+            self._connection_lost = True
             return f"no copy of Redis could confirm it: {error}"
-        if wrote != 1 or not isinstance(reached, int):
-            return f"Redis cannot say whether copies have it: {wrote}, {reached}"
-        if reached < self._copies:
-            return f"only {reached} of {self._copies} copies of Redis confirmed it"
+        # PEXPIRE answers 1 if it has written. Otherwise, or after an error, WAIT says nothing about the writes.
+        if expiry_set != 1 or not isinstance(confirming_copies, int):
+            return f"Redis cannot say whether copies have it: {expiry_set}, {confirming_copies}"
+        if confirming_copies < self._copies:
+            return f"only {confirming_copies} of {self._copies} copies of Redis confirmed it"
         return ""
