@@ -69,12 +69,12 @@ class Presence:
         self._settings = settings
         self._connections = connections
         self._ttl_ms = PRESENCE_TTLS * settings.lease_ttl_ms
-        self._who = f"{socket.gethostname()}:{os.getpid()}"
+        self._host_and_pid = f"{socket.gethostname()}:{os.getpid()}"
         self._renewed_at = 0.0
         #: names of operations that only read, from the roster: they can be called even while Redis is full
         self._readers: frozenset[str] = frozenset()
-        self._open: list[Redis | RedisConnection] = []
-        self._keeper = self._opened(connections.client(f"keeper-{self.id}"))
+        self._clients_to_close: list[Redis | RedisConnection] = []
+        self._presence_client = self._close_at_end(connections.client(f"keeper-{self.id}"))
         self.link = self._make_link()
         self._durability = self._make_durability()
         reader = ReplyReader(self._connection("replies", BLOCK_MS), keys.replies(self.id))
@@ -84,25 +84,28 @@ class Presence:
     def _only_reads(self, op: str) -> bool:
         return op in self._readers
 
-    def _opened(self, made: Any) -> Any:
-        self._open.append(made)
-        return made
+    def _close_at_end(self, client: Any) -> Any:
+        """Return a client or connection, which `end` will close."""
+        self._clients_to_close.append(client)
+        return client
 
     def _connection(self, name: str, block_ms: int = 0) -> RedisConnection:
-        made: RedisConnection = self._opened(self._connections.connection(f"{name}-{self.id}", block_ms=block_ms))
-        return made
+        connection: RedisConnection = self._close_at_end(
+            self._connections.connection(f"{name}-{self.id}", block_ms=block_ms)
+        )
+        return connection
 
     def _make_link(self) -> Link:
         settings = self._settings
         submit = (
-            3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._who,
+            3, keys.client(self.id), keys.BOOKS, keys.submitted(self.id), self._host_and_pid,  # 3: number of keys
             self._ttl_ms, keys.MOST_DATABASES, settings.stream_bound, self.id, keys.replies(self.id),
             settings.concurrency,
         )  # fmt: skip
         return Link(
             self._connection("link"),
             bus=self._connections.bus,
-            database=self._connections.bus,
+            database=self._connections.bus,  # a client has no database of its own, so it runs nothing there
             trusted=lambda: self.trusted,
             submit=(scripts.variants(scripts.SUBMIT), submit),
             commit=None,
@@ -128,7 +131,7 @@ class Presence:
 
     async def begin(self) -> None:
         """Check the server, and that no other mesh uses it; write the presence. Raises MeshError, redis-py's errors."""
-        await server.check(self._keeper)
+        await server.check(self._presence_client)
         await self._check_mesh()
         await self._renew()
 
@@ -139,27 +142,29 @@ class Presence:
             server.check_claim(str(await client.get(keys.CLAIM) or ""), f"{self._settings.name} {bus}")
         finally:
             await client.aclose()
-        server.check_format(int(await self._keeper.get(keys.FORMAT) or 0), "to this mesh")
+        server.check_format(int(await self._presence_client.get(keys.FORMAT) or 0), "to this mesh")
 
     async def _renew(self) -> None:
         sent_at = time.monotonic()
-        await PRESENT.run(self._keeper, [keys.client(self.id), keys.replies(self.id)], self._who, self._ttl_ms)
+        await PRESENT.run(
+            self._presence_client, [keys.client(self.id), keys.replies(self.id)], self._host_and_pid, self._ttl_ms
+        )
         self._renewed_at = sent_at
-        members = await roster.read_directly(self._keeper)
+        members = await roster.read_directly(self._presence_client)
         self._readers = frozenset().union(*[member.readers for member in members])
 
     async def run(self) -> None:
         """Stay present until cancelled. Raises an exception group; it has LeaseLost if the presence has ended."""
         async with asyncio.TaskGroup() as tasks:
             for loop in (
-                self._keep,
+                self._keep_presence,
                 self.link.run,
                 self.calls.run,
                 *([self._durability.run] if self._durability else []),
             ):
                 tasks.create_task(loop())
 
-    async def _keep(self) -> None:
+    async def _keep_presence(self) -> None:
         while True:
             await asyncio.sleep(self._settings.lease_ttl_ms / 1000)
             try:
@@ -172,10 +177,10 @@ class Presence:
     async def end(self) -> None:
         """Remove what Redis keeps of this client, and close its connections."""
         with contextlib.suppress(*failures.ANY):
-            await self._keeper.delete(keys.client(self.id), keys.replies(self.id), keys.submitted(self.id))
-        for each in self._open:
+            await self._presence_client.delete(keys.client(self.id), keys.replies(self.id), keys.submitted(self.id))
+        for client in self._clients_to_close:
             with contextlib.suppress(*failures.PASSING):
-                await each.aclose()
+                await client.aclose()
 
 
 class Client:
@@ -189,21 +194,22 @@ class Client:
         self._connections = connections
         self._streams = keys.request_streams(settings.classes, settings.databases)
         self._presence: Presence | None = None
-        self._why_not: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
+        #: why there is no presence, for every call until there is one
+        self._absence_error: MeshError = Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         #: set when the first attempt to become present has ended
-        self._tried = asyncio.Event()
+        self._first_attempt_ended = asyncio.Event()
 
     @property
     def id(self) -> str:
         """The name under which Redis knows this client now. Each new presence has a new name."""
-        return self._present().id
+        return self._require_presence().id
 
     async def ask(
         self, asks: Sequence[Ask], *, deadline_ms: int | None = None, decode: Decode = decode_object
     ) -> list[Answer]:
         """Send several requests, all or none, and wait for every reply, which `decode` reads. Raises MeshError."""
-        with _interrupted():
-            presence = await self._serving(*needs(asks))
+        with _lease_lost_as_unavailable():
+            presence = await self._presence_for(*needs(asks))
             return await presence.calls.ask(asks, deadline_ms or self.settings.deadline_ms, decode)
 
     async def call(self, to: Address, op: str, body: Mapping[str, Any], *, deadline_ms: int | None = None) -> Body:
@@ -223,8 +229,8 @@ class Client:
 
         Raises Incomplete if a holder is expected back or did not answer in time; also MeshError.
         """
-        with _interrupted():
-            presence = await self._serving([op])
+        with _lease_lost_as_unavailable():
+            presence = await self._presence_for([op])
             return await presence.calls.gather(op, body, deadline_ms or self.settings.deadline_ms, decode)
 
     async def send(
@@ -243,63 +249,64 @@ class Client:
         `key` names the request, for `cancel`. A request that is `due` later, or that has an idempotency key or a limit,
         needs such a name.
         """
-        with _interrupted():
+        with _lease_lost_as_unavailable():
             ask = Ask(to, op, body, once, limit)
             ops, level = needs([ask])
-            presence = await self._serving(ops, level if due is None else max(level, LATER))
+            presence = await self._presence_for(ops, level if due is None else max(level, LATER))
             await presence.calls.send(ask, key, due)
 
     async def cancel(self, key: str) -> bool:
         """Remove the request with this key. Return False if it has ended already."""
-        with _interrupted():
-            return await waking.cancel(self._present().link, self._streams, key)
+        with _lease_lost_as_unavailable():
+            return await waking.cancel(self._require_presence().link, self._streams, key)
 
     async def roster(self) -> list[Member]:
         """Return the rows of the roster at this moment."""
-        return await roster.read(self._present().link)
+        return await roster.read(self._require_presence().link)
 
     async def books(self) -> dict[str, int]:
         """Return how many requests had each outcome in the mesh; `accepted` is the sum of all other counts."""
-        return await streams.books(self._present().link, self._streams)
+        return await streams.books(self._require_presence().link, self._streams)
 
-    async def _serving(self, ops: Sequence[str], level: int = 0) -> Presence:
+    async def _presence_for(self, ops: Sequence[str], level: int = 0) -> Presence:
         """Return the presence. Raises Unserved if no live replica serves one of the operations, and OlderRelease."""
-        presence = self._present()
+        presence = self._require_presence()
         await presence.directory.check(ops, level)
         return presence
 
-    def _present(self) -> Presence:
+    def _require_presence(self) -> Presence:
+        """Return the presence. Raises the reason why there is none."""
         if self._presence is None:
-            raise self._why_not
+            raise self._absence_error
         return self._presence
 
     async def run(self) -> None:
         """Become present, and again whenever a presence has ended, until cancelled or until a SetupError."""
-        while not isinstance(self._why_not, SetupError):
+        while not isinstance(self._absence_error, SetupError):
             presence = Presence(self.settings, self._connections)
             try:
                 await presence.begin()
                 self._presence = presence
-                self._tried.set()
+                self._first_attempt_ended.set()
                 await presence.run()
             except Exception as error:
-                self._why_not = _meaning(error)
-                log.warning("the client is absent", client=presence.id, reason=str(self._why_not))
+                self._absence_error = _error_of_absence(error)
+                log.warning("the client is absent", client=presence.id, reason=str(self._absence_error))
             finally:
                 self._presence = None
-                self._tried.set()
+                self._first_attempt_ended.set()
                 await presence.end()
             await asyncio.sleep(PAUSE_S)
 
     async def begun(self) -> None:
         """Wait until the first attempt to become present has ended. Raises SetupError."""
-        await self._tried.wait()
-        if self._presence is None and isinstance(self._why_not, SetupError):
-            raise self._why_not
+        await self._first_attempt_ended.wait()
+        if self._presence is None and isinstance(self._absence_error, SetupError):
+            raise self._absence_error
 
     def close(self) -> None:
         """Let every later call raise Unavailable."""
-        self._why_not = Unavailable("this client has left the mesh: the block of connect() is over")
+        self._absence_error = Unavailable("this client has left the mesh: the block of connect() is over")
 
     async def leave(self) -> None:
         """Wait until the calls in progress are answered, but no longer than the default deadline."""
@@ -310,7 +317,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def _interrupted() -> Iterator[None]:
+def _lease_lost_as_unavailable() -> Iterator[None]:
     """Raise Unavailable if the block raises LeaseLost, because the presence ended during a call."""
     try:
         yield
@@ -321,7 +328,7 @@ def _interrupted() -> Iterator[None]:
         ) from error
 
 
-def _meaning(error: BaseException) -> MeshError:
+def _error_of_absence(error: BaseException) -> MeshError:
     """Return the error for calls after a presence has ended: Unavailable if a new one may succeed, else SetupError."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

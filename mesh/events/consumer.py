@@ -134,17 +134,17 @@ class Events(GroupConsumer[DeliveredEvent]):
         self._works = {event.id: event for event in events}
         try:
             if not is_overdelivered(events[0].deliveries, self._max_deliveries):
-                await self._handle(events)
+                await self._settle(events)
                 return
             for event in events:
-                await self._give_up(event)
+                await self._bury_unless_done(event)
         finally:
             self._works = {}
 
     async def _abandon(self) -> bool:
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=self._drain_s)
-        return True
+        return True  # the cancelled task may have left events pending
 
     async def _hand_back(self) -> None:
         try:
@@ -159,61 +159,63 @@ class Events(GroupConsumer[DeliveredEvent]):
         else:
             log.exception("events consumer failed, starting again", stream=self.stream, exc_info=error)
 
-    async def _give_up(self, entry: DeliveredEvent) -> None:
+    async def _bury_unless_done(self, event: DeliveredEvent) -> None:
         """Bury an event whose consumers died, unless its effect exists. Check once only: the check may kill, too."""
-        if entry.deliveries == self._max_deliveries + 1:
+        if event.deliveries == self._max_deliveries + 1:
             async with asyncio.timeout(self._handle_timeout_s):
-                if await self._is_done(entry):
-                    await self._reader.finish([entry.id])
+                if await self._is_done(event):
+                    await self._reader.finish([event.id])
                     return
-        await self._bury(entry, f"{self._max_deliveries} consumers had it and none of them finished it")
+        await self._bury(event, f"{self._max_deliveries} consumers had it and none of them finished it")
 
     # What becomes of the events of a batch.
 
-    async def _handle(self, entries: Sequence[DeliveredEvent]) -> None:
+    async def _settle(self, events: Sequence[DeliveredEvent]) -> None:
+        """Call the handler for these events; then acknowledge those that are done, and bury those that are refused."""
         try:
-            refused = await self._attempt(entries)
+            refusals = await self._attempt(events)
         except Exception as error:
-            await self._isolate(entries, error)
+            await self._isolate(events, error)
             return
-        if refused is None:
-            return
-        await self._reader.finish([entry.id for entry in entries if entry.id not in refused])
-        for entry in entries:
-            if entry.id in refused:
-                await self._bury(entry, refused[entry.id])
+        if refusals is None:
+            return  # the consumer stops; the events stay pending
+        await self._reader.finish([event.id for event in events if event.id not in refusals])
+        for event in events:
+            if event.id in refusals:
+                await self._bury(event, refusals[event.id])
 
-    async def _attempt(self, entries: Sequence[DeliveredEvent]) -> Mapping[str, str] | None:
+    async def _attempt(self, events: Sequence[DeliveredEvent]) -> Mapping[str, str] | None:
         """Call the handler until it does not raise Unavailable. Return None if this consumer stops before that."""
         for attempt, delay in enumerate(pauses()):
             try:
                 async with asyncio.timeout(self._handle_timeout_s):
-                    return await self._handler(entries)
+                    return await self._handler(events)
             except (Unavailable, TimeoutError) as error:
-                say = log.debug if attempt else log.warning
-                say("events wait for their handler", stream=self.stream, error=told(error))
+                write_log = log.debug if attempt else log.warning
+                write_log("events wait for their handler", stream=self.stream, error=told(error))
             if await self._stopped_within(delay):
                 break
         return None
 
-    async def _isolate(self, entries: Sequence[DeliveredEvent], error: Exception) -> None:
+    async def _isolate(self, events: Sequence[DeliveredEvent], error: Exception) -> None:
         """Find the event that fails, by halving the batch, and settle the others."""
-        if len(entries) > 1:
-            middle = len(entries) // 2
-            await self._handle(entries[:middle])
-            await self._handle(entries[middle:])
+        if len(events) > 1:
+            middle = len(events) // 2
+            await self._settle(events[:middle])
+            await self._settle(events[middle:])
             return
-        entry = entries[0]
+        event = events[0]
         reason = told(error)
-        log.warning("event failed", stream=self.stream, id=entry.id, deliveries=entry.deliveries, error=reason)
-        if is_last(entry.deliveries, self._max_deliveries):
-            await self._bury(entry, reason)
+        log.warning("event failed", stream=self.stream, id=event.id, deliveries=event.deliveries, error=reason)
+        # Unless this was its last delivery, the event stays pending. Later a consumer takes it over and tries again.
+        if is_last(event.deliveries, self._max_deliveries):
+            await self._bury(event, reason)
 
-    async def _bury(self, entry: DeliveredEvent, reason: str) -> None:
+    async def _bury(self, event: DeliveredEvent, reason: str) -> None:
         printable = reason.encode("utf-8", "backslashreplace").decode()
-        if await self._reader.bury(entry, printable):
-            log.warning("event is a dead letter", stream=self.stream, id=entry.id, reason=printable)
-            self._on_buried(entry, printable)
+        if await self._reader.bury(event, printable):
+            log.warning("event is a dead letter", stream=self.stream, id=event.id, reason=printable)
+            self._on_buried(event, printable)
 
 
 def told(error: BaseException) -> str:
