@@ -138,22 +138,22 @@ class Refused(MeshError):
         super().__init_subclass__(**options)
         if not code:
             return
-        known = _BY_CODE.get(code)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"the code {code!r} belongs to {known.__qualname__}; give {cls.__qualname__} another one")
+        owner = _BY_CODE.get(code)
+        if owner is not None and (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"the code {code!r} belongs to {owner.__qualname__}; give {cls.__qualname__} another one")
         cls.code = code
         _BY_CODE[code] = cls
 
     def __init__(self, detail: str | None = None, /, **facts: Any) -> None:
         super().__init__(detail, **facts)
-        names = _facts_of(type(self))
-        if missing := sorted(names - facts.keys()):
+        fact_names = _fact_names_of(type(self))
+        if missing := sorted(fact_names - facts.keys()):
             raise UsageError(f"{type(self).__qualname__} needs {', '.join(f'{name}=' for name in missing)}")
-        for name in names:
+        for name in fact_names:
             setattr(self, name, facts[name])
 
 
-def _facts_of(cls: type[Refused]) -> set[str]:
+def _fact_names_of(cls: type[Refused]) -> set[str]:
     """Return the facts that an error of this class must have: the names that it and its bases annotate."""
     return {
         name for base in cls.__mro__ if issubclass(base, Refused) and base is not Refused
@@ -253,6 +253,7 @@ class IsolationUnavailable(SetupError):
     """
 
 
+#: The class for each code that can be the status of a reply; subclasses of Refused with a code add themselves.
 _BY_CODE: dict[str, type[MeshError]] = {
     cls.code: cls
     for cls in (
@@ -284,15 +285,15 @@ _BY_CODE: dict[str, type[MeshError]] = {
 
 def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
     """Return the program's own refusals whose code begins with the name of a service, and the types of their facts."""
-    found: list[tuple[type[MeshError], dict[str, Any]]] = []
+    refusals: list[tuple[type[MeshError], dict[str, Any]]] = []
     for code, cls in sorted(_BY_CODE.items()):
         if issubclass(cls, Refused) and code.startswith(f"{service}."):
             try:
                 hints = get_type_hints(cls)
             except NameError:  # the class is defined in a function, with types that only this function knows
                 hints = {}
-            found.append((cls, {name: hints.get(name, Any) for name in sorted(_facts_of(cls))}))
-    return found
+            refusals.append((cls, {name: hints.get(name, Any) for name in sorted(_fact_names_of(cls))}))
+    return refusals
 
 
 def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
@@ -302,26 +303,26 @@ def from_wire(code: str, detail: str, facts: dict[str, Any]) -> MeshError:
     """
     cls = _BY_CODE.get(code)
     if cls is not None and issubclass(cls, Refused) and cls is not Refused:
-        facts = _typed(cls, facts)
-        if not _facts_of(cls) <= facts.keys():
+        facts = _with_types(cls, facts)
+        if not _fact_names_of(cls) <= facts.keys():
             cls = None
     if cls is not None:
         return cls(detail, **facts)
     error = Refused(detail, **facts)
-    vars(error)["code"] = code
+    vars(error)["code"] = code  # of this error alone, not of the class
     return error
 
 
-def _typed(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
+def _with_types(cls: type[Refused], facts: dict[str, Any]) -> dict[str, Any]:
     """Convert facts to the types that the class annotates. Leave out facts that another release wrote differently."""
     try:
-        hints = get_type_hints(cls)
+        types = get_type_hints(cls)
     except NameError:  # the class is defined in a function, with types that only this function knows
         return facts
-    found = dict(facts)
-    for name in _facts_of(cls) & facts.keys():
+    typed_facts = dict(facts)
+    for name in _fact_names_of(cls) & facts.keys():
         try:
-            found[name] = msgspec.convert(facts[name], hints[name], strict=False)
+            typed_facts[name] = msgspec.convert(facts[name], types[name], strict=False)
         except (msgspec.ValidationError, TypeError):
-            del found[name]
-    return found
+            del typed_facts[name]
+    return typed_facts

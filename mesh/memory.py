@@ -58,7 +58,7 @@ class Memory:
         #: why the server may delete acknowledged data to make room; "" if it does not
         self.evicting = ""
         #: how many keys the server had deleted to make room at the last look
-        self._evicted: int | None = None
+        self._evicted_keys: int | None = None
         self._evicted_at = -EVICTING_S
 
     async def run(self) -> None:
@@ -69,7 +69,7 @@ class Memory:
                 await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        stored_before = self._stored
+        stored_until_now = self._stored
         try:
             text = str(await self._link.shared("INFO", "memory", "stats"))
         except redis_errors.ResponseError as error:
@@ -78,32 +78,35 @@ class Memory:
         except MeshError:
             # If the error ends the membership, the link raises it, too.
             return
-        used, limit = _USED.search(text), _LIMIT.search(text)
+        used_match, limit_match = _USED.search(text), _LIMIT.search(text)
         was_full = self.is_full
-        self.used = int(used[1]) if used else 0
-        self.limit = int(limit[1]) if limit else 0
-        self._stored_before = stored_before
-        self._stored -= stored_before
+        self.used = int(used_match[1]) if used_match else 0
+        self.limit = int(limit_match[1]) if limit_match else 0
+        # `_stored` keeps what was stored since the question. What was stored before it counts until the next look.
+        self._stored_before = stored_until_now
+        self._stored -= stored_until_now
         self._look_for_eviction(text)
         if self.is_full != was_full:
             log.warning("Redis is full" if self.is_full else "Redis has room again", used=self.used, limit=self.limit)
 
     def _look_for_eviction(self, text: str) -> None:
         """Note whether the server may delete keys to make room (its policy), or has done so (its counter)."""
-        policy, evicted = _POLICY.search(text), _EVICTED.search(text)
-        count = int(evicted[1]) if evicted else 0
-        if self._evicted is not None and count > self._evicted:
+        policy, evicted_match = _POLICY.search(text), _EVICTED.search(text)
+        evicted_keys = int(evicted_match[1]) if evicted_match else 0
+        if self._evicted_keys is not None and evicted_keys > self._evicted_keys:
             self._evicted_at = time.monotonic()
-            log.error("the server has deleted keys to make room", keys=count - self._evicted)
-        self._evicted = count
-        why = ""
+            log.error("the server has deleted keys to make room", keys=evicted_keys - self._evicted_keys)
+        self._evicted_keys = evicted_keys
+        reason = ""
         if policy and policy[1] != KEEPS_KEYS:
-            why = eviction(policy[1])
+            reason = eviction(policy[1])
         elif not policy and time.monotonic() - self._evicted_at < EVICTING_S:
-            why = "the server deletes keys to make room; set maxmemory-policy noeviction, and restore what is missing"
-        if why and not self.evicting:
-            log.error("the server may delete acknowledged data", reason=why)
-        self.evicting = why
+            reason = (
+                "the server deletes keys to make room; set maxmemory-policy noeviction, and restore what is missing"
+            )
+        if reason and not self.evicting:
+            log.error("the server may delete acknowledged data", reason=reason)
+        self.evicting = reason
 
     @property
     def room(self) -> int | None:

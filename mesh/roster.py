@@ -22,7 +22,7 @@ RETRY_AFTER_S = 1
 
 
 #: Fields of a row that are not part of `Member.load`. Each of them but `reads` is an attribute of `Member`.
-_NOT_LOAD = {
+_FIELDS_BESIDE_LOAD = {
     "class", "epoch", "replica", "pid", "public", "private", "state", "since", "version", "not_ready", "readers",
     "serves", "reads",
 }  # fmt: skip
@@ -61,8 +61,8 @@ class Member:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Member:
         """Return the member for one row of the answer of roster.lua."""
-        database, leased, *flat = row
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        database, leased, *names_and_values = row
+        fields = dict(zip(names_and_values[::2], names_and_values[1::2], strict=True))
         return cls(
             database=int(database),
             cls=fields.get("class", ""),
@@ -78,7 +78,7 @@ class Member:
             not_ready=tuple(name for name in fields.get("not_ready", "").split(",") if name),
             readers=frozenset(fields.get("readers", "").split()),
             serves=fields.get("serves", ""),
-            load={name: value for name, value in fields.items() if name not in _NOT_LOAD},
+            load={name: value for name, value in fields.items() if name not in _FIELDS_BESIDE_LOAD},
         )
 
 
@@ -138,16 +138,16 @@ async def read_directly(client: Redis) -> list[Member]:
 
 async def read_missing(link: Link) -> list[Missing]:
     """Return the databases that are missing at one moment, read over a link."""
-    found = await link.script(MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
-    return [_missing(row) for row in found]
+    raw_rows = await link.script(MISSING, (keys.WRITTEN,), keys.MOST_DATABASES)
+    return [_missing_from_row(row) for row in raw_rows]
 
 
 async def read_missing_directly(client: Redis) -> list[Missing]:
     """Return the databases that are missing at one moment, read over a client such as `read_directly` takes."""
-    found = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
-    return [_missing(row) for row in found]
+    raw_rows = await MISSING.run(client, (keys.WRITTEN,), keys.MOST_DATABASES)
+    return [_missing_from_row(row) for row in raw_rows]
 
 
-def _missing(row: Sequence[Any]) -> Missing:
+def _missing_from_row(row: Sequence[Any]) -> Missing:
     database, cls, has_data = row
     return Missing(int(database), str(cls), bool(has_data))

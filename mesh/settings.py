@@ -46,14 +46,19 @@ def _is_there(folder: str) -> bool:
 
 def explain(error: ValidationError) -> str:
     """Return which settings are invalid, by their names in the environment, and why."""
-    prefixes = {kind.__name__: kind.model_config.get("env_prefix", "") for kind in BaseSettings.__subclasses__()}
+    prefixes = {
+        settings_class.__name__: settings_class.model_config.get("env_prefix", "")
+        for settings_class in BaseSettings.__subclasses__()
+    }
     prefix = prefixes.get(error.title, "")
-    wrong = []
-    for one in error.errors():
-        name = ".".join(map(str, one["loc"]))
+    complaints = []
+    for details in error.errors():
+        name = ".".join(map(str, details["loc"]))
         # A field with a name of its own in the environment, such as MESH_CLASS, is reported by this name already.
-        wrong.append(f"{name if name.isupper() else prefix + name.upper()}: {one['msg'].removeprefix('Value error, ')}")
-    return "; ".join(wrong)
+        complaints.append(
+            f"{name if name.isupper() else prefix + name.upper()}: {details['msg'].removeprefix('Value error, ')}"
+        )
+    return "; ".join(complaints)
 
 
 def chosen(settings: MeshSettings | None, url: str | None = None) -> MeshSettings:
@@ -68,14 +73,14 @@ def chosen(settings: MeshSettings | None, url: str | None = None) -> MeshSetting
         raise SetupError(explain(error)) from error
 
 
-def _number(text: str) -> int | None:
+def _number_or_none(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _database_of(url: str) -> int | None:
     """Return the database at the end of an address, or None. Raises ValueError when it is not a number."""
     path = urlsplit(url).path.strip("/")
-    number = _number(path)
+    number = _number_or_none(path)
     if path and number is None:
         raise ValueError("the address must end with the number of a database, or after the port")
     return number
@@ -83,14 +88,14 @@ def _database_of(url: str) -> int | None:
 
 def _sentinels(text: str) -> list[tuple[str, int]]:
     """Return hosts and ports. Raises ValueError when the text is not a list of host:port."""
-    found = []
+    addresses = []
     for address in text.split(",") if text else ():
         host, _, port = address.strip().rpartition(":")
-        number = _number(port)
+        number = _number_or_none(port)
         if not host or number is None:
             raise ValueError("write sentinels as host:port, separated by commas")
-        found.append((host, number))
-    return found
+        addresses.append((host, number))
+    return addresses
 
 
 def _check_address(url: str) -> None:
@@ -111,6 +116,7 @@ def _check_address(url: str) -> None:
         if not option.startswith("ssl_"):
             raise ValueError(f"the address may only have options for TLS, such as ssl_ca_certs; remove {option}")
     try:
+        # This makes a connection without opening it: redis-py then checks the options of the address.
         pool = ConnectionPool.from_url(url)
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, RedisError) as error:
@@ -158,8 +164,8 @@ class RedisSettings(BaseSettings):
     @property
     def bus(self) -> int:
         """The number of the bus database."""
-        named = None if self.url is None else _database_of(self.url.get_secret_value())
-        return self.db if named is None else named
+        database_in_url = None if self.url is None else _database_of(self.url.get_secret_value())
+        return self.db if database_in_url is None else database_in_url
 
     @property
     def sentinel_addresses(self) -> list[tuple[str, int]]:

@@ -46,6 +46,8 @@ class OneAtATime:
         """Return an object that runs commands over a client's only connection. Nobody else may use the client."""
         return cls(RedisConnection(client, BLOCK_MS / 1000 + READ_GRACE_S, errors="surrogateescape"))
 
+    # With these three methods it is an `Executor` for scripts, and a `CommandRunner` for the GroupReader.
+
     async def execute_command(self, *command: Any) -> Any:
         async with self._lock:
             return await self._connection.execute(*command)
@@ -69,5 +71,5 @@ class EventReader(GroupReader):
 
     async def bury(self, event: DeliveredEvent, reason: str) -> bool:
         """Make an event a dead letter. Return False if the event is no longer on the stream."""
-        about = (self.group, event.id, reason, event.deliveries, DEAD_KEPT)
-        return bool(await self._commands.script(BURY, [self.stream, DEAD], *about))
+        arguments = (self.group, event.id, reason, event.deliveries, DEAD_KEPT)
+        return bool(await self._commands.script(BURY, [self.stream, DEAD], *arguments))

@@ -29,6 +29,9 @@ def is_overdelivered(deliveries: int, most: int) -> bool:
 
 
 def next_group(pending: Sequence[Pending], most: int) -> list[Pending]:
-    """Return the entries to claim next: the oldest, and those right after it with the same number of deliveries."""
-    alike = takewhile(lambda one: one.deliveries == pending[0].deliveries, pending)
-    return list(alike)[:most]
+    """Return the entries to claim next: the oldest, and those right after it with the same number of deliveries.
+
+    They are at most `most` entries.
+    """
+    same_deliveries = takewhile(lambda entry: entry.deliveries == pending[0].deliveries, pending)
+    return list(same_deliveries)[:most]

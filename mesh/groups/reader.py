@@ -53,6 +53,7 @@ class GroupReader:
         await self._commands.script(FORGET, [self.stream], self.group, self.consumer, SILENCE_MS)
 
     async def _create(self) -> None:
+        # With "0", the group gets all entries of the stream, also those that came before the group.
         try:
             await self._commands.shared("XGROUP", "CREATE", self.stream, self.group, "0", "MKSTREAM")
         except ResponseError as error:
@@ -61,21 +62,21 @@ class GroupReader:
 
     async def read(self, count: int, block_ms: int = BLOCK_MS) -> list[Delivered]:
         """Return new entries in order, or an empty list if none came within `block_ms`."""
-        started = time.monotonic()
+        sent_at = time.monotonic()
         answer = await self._execute(
             "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, "BLOCK", block_ms,
             "STREAMS", self.stream, ">",
         )  # fmt: skip
         if not answer:
-            await not_too_fast(started, block_ms)
+            await not_too_fast(sent_at, block_ms)
             return []
         return [(id, 1, flat) for id, flat in answer[0][1]]
 
     async def pending(self, count: int, after: str = "-", *, mine: bool = False, idle_ms: int = 0) -> list[Pending]:
         """Return pending entries of this consumer (`mine`) or of all, that nobody kept alive for `idle_ms`."""
-        own = [self.consumer] if mine else []
+        consumer_argument = [self.consumer] if mine else []
         rows = await self._commands.shared(
-            "XPENDING", self.stream, self.group, "IDLE", idle_ms, after, "+", count, *own
+            "XPENDING", self.stream, self.group, "IDLE", idle_ms, after, "+", count, *consumer_argument
         )
         return [Pending(id, deliveries) for id, _, _, deliveries in rows]
 
@@ -92,22 +93,29 @@ class GroupReader:
         return lost
 
     async def hand_back(self, idle_ms: int) -> None:
-        """Let other consumers claim the entries of this one at once. Their delivery to this consumer does not count."""
-        mine = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
-        for deliveries, alike in itertools.groupby(mine, key=attrgetter("deliveries")):
+        """Let other consumers claim the entries of this one at once. Their delivery to this consumer does not count.
+
+        It claims its own entries once more, because XCLAIM can set their idle time and their number of deliveries.
+        """
+        own_entries = sorted(await self.pending(MOST_HANDED_BACK, mine=True), key=attrgetter("deliveries"))
+        for deliveries, same_deliveries in itertools.groupby(own_entries, key=attrgetter("deliveries")):
             await self._commands.shared(
-                "XCLAIM", self.stream, self.group, self.consumer, 0, *(one.id for one in alike),
+                "XCLAIM", self.stream, self.group, self.consumer, 0, *(entry.id for entry in same_deliveries),
                 "IDLE", idle_ms, "RETRYCOUNT", max(0, deliveries - 1), "JUSTID",
             )  # fmt: skip
 
 
 def fields_of(flat: Sequence[str]) -> Fields:
     """Return an entry's fields as a dict. Redis sends their names and values in turn."""
-    words = iter(flat)
-    return dict(zip(words, words))  # noqa: B905 - one iterator twice: a name, its value, the next name
+    # `zip` reads the one iterator twice for each pair: a name, then its value.
+    names_and_values = iter(flat)
+    return dict(zip(names_and_values, names_and_values))  # noqa: B905
 
 
 async def not_too_fast(started: float, block_ms: int = BLOCK_MS) -> None:
-    """Pause if a read returned nothing and did not block either, so that its loop does not use the whole processor."""
+    """Pause if a read returned nothing and did not block either, so that its loop does not use the whole processor.
+
+    A read counts as one that did not block if it took less than a quarter of its BLOCK time.
+    """
     if time.monotonic() - started < block_ms / 4000:
         await asyncio.sleep(0.01)

@@ -30,7 +30,7 @@ STALE_PART_S = 3600
 #: Pause between two attempts to lock the folder.
 TURN_S = 0.1
 
-_NAME = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
+_NAME_PATTERN = re.compile(r"(?P<log>[0-9a-f]{16})-(?P<number>\d{12,})-(?P<id>\d+-\d+)\.")
 
 
 class Snapshots:
@@ -42,12 +42,12 @@ class Snapshots:
 
     async def durable(self, log: str | None = None) -> list[Snapshot]:
         """Return the snapshots of one log or of all, the newest first."""
-        found = await asyncio.to_thread(self._list)
-        return [snapshot for snapshot in found if log is None or snapshot.position.log == log]
+        snapshots = await asyncio.to_thread(self._list)
+        return [snapshot for snapshot in snapshots if log is None or snapshot.position.log == log]
 
     async def check(self) -> None:
         """Raise OSError if no snapshot could be written now."""
-        await asyncio.to_thread(self._try)
+        await asyncio.to_thread(self._try_to_write)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -57,54 +57,56 @@ class Snapshots:
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                while (lock := await asyncio.to_thread(self._lock)) is None:
+                while (lock_file := await asyncio.to_thread(self._lock)) is None:
                     await asyncio.sleep(TURN_S)
-                stack.enter_context(lock)
+                stack.enter_context(lock_file)
             yield
 
     async def save(self, position: Position, content: AsyncIterable[bytes]) -> Snapshot:
         """Write a snapshot; it is durable when this returns. If it fails or is cancelled, no unfinished file stays."""
         await asyncio.to_thread(self._prepare)
-        part = self._part()
+        part = self._new_part_path()
         try:
             with await asyncio.to_thread(open, part, "xb") as file:
                 async for chunk in content:
                     await asyncio.to_thread(file.write, chunk)
-                await asyncio.to_thread(_force, file)
+                await asyncio.to_thread(_flush_to_disk, file)
             return await asyncio.to_thread(self._publish, part, position)
         finally:
             part.unlink(missing_ok=True)
 
     async def prune(self, log: str, keep: int = KEPT) -> list[Snapshot]:
         """Delete all snapshots of a log but the newest `keep`; return those that stay, the newest first."""
-        found = await self.durable(log)
-        for snapshot in found[keep:]:
+        snapshots = await self.durable(log)
+        for snapshot in snapshots[keep:]:
             snapshot.path.unlink(missing_ok=True)
-        return found[:keep]
+        return snapshots[:keep]
 
     def _list(self) -> list[Snapshot]:
+        """Return all snapshots in the folder, the newest first. Files with other names are no snapshots."""
         if not self.folder.is_dir():
             return []
-        found = [self._snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
-        return sorted(filter(None, found), key=lambda snapshot: snapshot.position.stamp, reverse=True)
+        snapshots = [self._snapshot(path) for path in self.folder.iterdir() if path.name.endswith(f".{self.suffix}")]
+        return sorted(filter(None, snapshots), key=lambda snapshot: snapshot.position.stamp, reverse=True)
 
     @staticmethod
     def _snapshot(path: Path) -> Snapshot | None:
-        name = _NAME.match(path.name)
-        if name is None:
+        name_match = _NAME_PATTERN.match(path.name)
+        if name_match is None:
             return None
-        return Snapshot(Position(name["log"], int(name["number"]), name["id"]), path)
+        return Snapshot(Position(name_match["log"], int(name_match["number"]), name_match["id"]), path)
 
-    def _part(self) -> Path:
+    def _new_part_path(self) -> Path:
         return self.folder / f".{secrets.token_hex(8)}.part"
 
-    def _try(self) -> None:
+    def _try_to_write(self) -> None:
         self._prepare()
-        part = self._part()
+        part = self._new_part_path()
         part.touch(exist_ok=False)
         part.unlink()
 
     def _prepare(self) -> None:
+        """Make the folder, and delete the unfinished files of writers that have died."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob(".*.part"):
             with contextlib.suppress(FileNotFoundError):
@@ -114,28 +116,29 @@ class Snapshots:
     def _lock(self) -> BinaryIO | None:
         """Lock the folder; return the lock file, or None if another process has the lock. Closing the file unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / ".turn").open("ab")
+        lock_file = (self.folder / ".turn").open("ab")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.close()
+            lock_file.close()
             if isinstance(error, BlockingIOError):
                 return None
             raise
-        return lock
+        return lock_file
 
     def _publish(self, part: Path, position: Position) -> Snapshot:
+        """Give a complete file its final name, durably, and return the snapshot."""
         name = f"{position.log}-{position.number:012d}-{position.id}.{self.suffix}"
         path = self.folder / name
         os.replace(part, path)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder_descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(folder_descriptor)
         finally:
-            os.close(folder)
+            os.close(folder_descriptor)
         return Snapshot(position, path)
 
 
-def _force(file: BinaryIO) -> None:
+def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

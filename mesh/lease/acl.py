@@ -69,17 +69,17 @@ def new_credentials(database: int, bus: int) -> Credentials:
 
 def rules(database: int, bus: int, password: str, dialect: Dialect) -> list[str]:
     """Return the arguments of ACL SETUSER that follow the user's name."""
-    words = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION.split()]
+    arguments = ["reset", "on", f">{password}", "resetchannels", "-@all", *CONNECTION.split()]
     if dialect.since_7_2:
-        words += SINCE_7_2.split()
-    own, shared = [f"~{keys.own(database)}*"], _shared_patterns(database)
+        arguments += SINCE_7_2.split()
+    own_patterns, bus_patterns = [f"~{keys.own(database)}*"], _bus_patterns(database)
     if not dialect.databases:
-        words += COMMANDS.split()
-        words += [f"+select|{number}" for number in sorted({bus, database})]
-        return words + own + shared
+        arguments += COMMANDS.split()
+        arguments += [f"+select|{number}" for number in sorted({bus, database})]
+        return arguments + own_patterns + bus_patterns
     if database == bus:
-        return [*words, _selector(bus, own + shared)]
-    return [*words, _selector(bus, shared), _selector(database, own)]
+        return [*arguments, _selector(bus, own_patterns + bus_patterns)]
+    return [*arguments, _selector(bus, bus_patterns), _selector(database, own_patterns)]
 
 
 def _selector(database: int, patterns: list[str]) -> str:
@@ -90,7 +90,7 @@ def _selector(database: int, patterns: list[str]) -> str:
     return f"(-@all {COMMANDS} +select {' '.join(patterns)} db={database})"
 
 
-def _shared_patterns(database: int) -> list[str]:
+def _bus_patterns(database: int) -> list[str]:
     """Return the patterns of the keys in the bus database that the holder of this database uses.
 
     The server compares each key of a command with one pattern after the other. So the patterns for keys that every call
@@ -106,7 +106,7 @@ def _shared_patterns(database: int) -> list[str]:
         f"~{keys.CLOCK}",
         f"%R~{keys.ROWS}*",
     ]
-    written = (
+    read_and_written = (
         f"{keys.SHARED}*",
         f"{keys.EVENTS}*",
         keys.DEAD,
@@ -129,26 +129,29 @@ def _shared_patterns(database: int) -> list[str]:
         keys.expected(database),
         keys.WRITTEN,
     )
-    read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
-    return [*every_call, *(f"~{pattern}" for pattern in written), *(f"%R~{pattern}" for pattern in read)]
+    # %R~ in a rule allows reads of the keys, and no writes.
+    only_read = (f"{keys.LEASES}*", f"{keys.EXPECTED}*")
+    return [*every_call, *(f"~{pattern}" for pattern in read_and_written), *(f"%R~{pattern}" for pattern in only_read)]
 
 
 async def probe(client: Redis, version: tuple[int, ...]) -> Dialect:
     """Find out which rules the server knows. Raises IsolationUnavailable if these credentials may not manage users."""
     # Not a transaction, because Redis 7 allows none when its memory is full.
     async with client.pipeline(transaction=False) as pipeline:
+        # A server without selectors for one database refuses "(db=0)".
         pipeline.execute_command("ACL", "SETUSER", PROBE, "reset", "off", "(db=0)")
         pipeline.execute_command("ACL", "DELUSER", PROBE)
-        made, deleted = await pipeline.execute(raise_on_error=False)
-    if isinstance(deleted, redis_errors.ResponseError):
-        _refuse(deleted)
+        answer_to_setuser, answer_to_deluser = await pipeline.execute(raise_on_error=False)
+    if isinstance(answer_to_deluser, redis_errors.ResponseError):
+        _raise_refusal(answer_to_deluser)
     return Dialect(
-        databases=not isinstance(made, redis_errors.ResponseError),
+        databases=not isinstance(answer_to_setuser, redis_errors.ResponseError),
         since_7_2=version >= (7, 2),
     )
 
 
-def _refuse(error: redis_errors.ResponseError) -> NoReturn:
+def _raise_refusal(error: redis_errors.ResponseError) -> NoReturn:
+    """Raise the error of a probe: as it is if a later try may succeed, else as IsolationUnavailable."""
     if failures.classify(error) in {Meaning.PASSING, Meaning.FULL}:
         raise error
     raise IsolationUnavailable(

@@ -86,22 +86,25 @@ class Observation:
 
     def __init__(self, ttl_ms: int) -> None:
         self._ttl_ms = ttl_ms
-        self._seen: dict[int, Row] = {}
+        #: database -> its row in the survey before
+        self._last_rows: dict[int, Row] = {}
+        #: database -> the lease that was seen to be granted or renewed
         self._alive: dict[int, str] = {}
 
     def update(self, rows: Sequence[Row]) -> set[int]:
         """Note one more survey and return the databases whose leases are alive."""
         for row in rows:
-            before = self._seen.get(row.database)
-            granted = before is not None and before.lease != row.lease
-            renewed = before is not None and before.lease == row.lease and row.pttl > before.pttl
+            last_row = self._last_rows.get(row.database)
+            granted = last_row is not None and last_row.lease != row.lease
+            renewed = last_row is not None and last_row.lease == row.lease and row.pttl > last_row.pttl
+            # A holder that drains leaves soon, so its database counts as one that may become free.
             if row.lease and row.state != "draining" and (renewed or granted):
                 self._alive[row.database] = row.lease
-            elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._overdue(row):
+            elif self._alive.get(row.database) != row.lease or row.state == "draining" or self._has_missed_renewal(row):
                 self._alive.pop(row.database, None)
-            self._seen[row.database] = row
+            self._last_rows[row.database] = row
         return set(self._alive)
 
-    def _overdue(self, row: Row) -> bool:
+    def _has_missed_renewal(self, row: Row) -> bool:
         # A holder renews six times in a ttl. If it has missed a renewal, it may have died since the last survey.
         return row.pttl < self._ttl_ms * 3 // 4

@@ -24,10 +24,10 @@ async def check(client: Redis) -> tuple[int, ...]:
         info = await client.info()
     except failures.ANY as error:
         raise refusal(error) from error
-    text = str(info.get("redis_version", "0"))
-    version = tuple(int(part) for part in text.split(".")[:3])
+    version_text = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in version_text.split(".")[:3])
     if version < MINIMUM_VERSION:
-        raise ServerTooOld(f"the server is {text}; the mesh needs 7.0 or later")
+        raise ServerTooOld(f"the server is {version_text}; the mesh needs 7.0 or later")
     policy = str(info.get("maxmemory_policy", failures.KEEPS_KEYS))
     if policy != failures.KEEPS_KEYS:
         raise SetupError(failures.eviction(policy))
@@ -60,6 +60,7 @@ def refusal(error: BaseException) -> MeshError:
     code, text = failures.code_of(error), failures.text_of(error)
     match failures.classify(error):
         case Meaning.PASSING | Meaning.FULL:
+            # An error with a code is an answer of Redis; one without a code is an error of the connection.
             return Unavailable(f"Redis cannot be {'used' if code else 'reached'}: {text}")
         case Meaning.OVERWRITTEN:
             return Unavailable(f"{failures.OVERWRITTEN}: {text}")

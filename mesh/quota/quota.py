@@ -38,15 +38,15 @@ from mesh.errors import Unavailable
 from mesh.wire.script import Script
 
 
-def _with_common(name: str) -> Script:
+def _with_common_part(name: str) -> Script:
     """Return a script of the quota. It begins with common.lua, the part that all of them share."""
     return Script(Script.beside(__file__, "common.lua").source + Script.beside(__file__, name).source)
 
 
-RESERVE = _with_common("reserve.lua")
+RESERVE = _with_common_part("reserve.lua")
 #: The server runs it even when its memory is full, so that reservations can be settled.
-RECORD = Script(f"#!lua flags=allow-oom\n{_with_common('record.lua').source}")
-LOOK = _with_common("look.lua")
+RECORD = Script(f"#!lua flags=allow-oom\n{_with_common_part('record.lua').source}")
+LOOK = _with_common_part("look.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,36 +126,37 @@ class Quota:
     async def reserve(self) -> Verdict:
         """Ask for one slot; do not wait for one."""
         reservation = Reservation(uuid.uuid4().hex, time.monotonic() + self.hold_ms / 1000)
-        verdict, allowance = await self._run_surely(RESERVE, reservation.id)
+        verdict, allowance = await self._run_with_one_retry(RESERVE, reservation.id)
         if verdict == "granted":
             return Granted(reservation, allowance)
         return Probing(allowance) if verdict == "probing" else Closed(allowance)
 
     async def used(self, reservation: Reservation) -> Allowance:
         """Record that the provider took the request."""
-        return await self._record(reservation, "used")
+        return await self._record_outcome(reservation, "used")
 
     async def unsent(self, reservation: Reservation) -> Allowance:
         """Record that the request was certainly never sent; its slot is free again."""
-        return await self._record(reservation, "unsent")
+        return await self._record_outcome(reservation, "unsent")
 
     async def uncertain(self, reservation: Reservation) -> Allowance:
         """Record that the provider may have counted the request; its slot counts as used."""
-        return await self._record(reservation, "uncertain")
+        return await self._record_outcome(reservation, "uncertain")
 
     async def refused(self, reservation: Reservation, retry_after_ms: int | None = None) -> Allowance:
         """Record that the provider refused the request. It is closed to all for `retry_after_ms`, or for `block_ms`."""
         retry_ms = self.block_ms if retry_after_ms is None else retry_after_ms
-        return await self._record(reservation, "refused", retry_ms)
+        return await self._record_outcome(reservation, "refused", retry_ms)
 
     async def look(self) -> Allowance:
         """Return the allowance as it is now."""
         return (await self._run(LOOK))[1]
 
-    async def _record(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
-        return (await self._run_surely(RECORD, reservation.id, outcome, retry_ms))[1]
+    async def _record_outcome(self, reservation: Reservation, outcome: str, retry_ms: int = 0) -> Allowance:
+        """Record an outcome, and return the allowance. Only the outcome `refused` uses `retry_ms`."""
+        return (await self._run_with_one_retry(RECORD, reservation.id, outcome, retry_ms))[1]
 
-    async def _run_surely(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
+    async def _run_with_one_retry(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
         """Run a script; run it again if its answer was lost. The id of the reservation makes a second run harmless."""
         try:
             return await self._run(script, *arguments)
@@ -167,14 +168,15 @@ class Quota:
     async def _run(self, script: Script, *arguments: str | int) -> tuple[str, Allowance]:
         keys = [f"{self.prefix}:allowance", f"{self.prefix}:held"]
         try:
-            found = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)
+            answer = await script.run(self.redis, keys, self.limit, self.block_ms, self.hold_ms, *arguments)
         except (RedisError, OSError) as error:
             raise Unavailable("the shared allowance cannot be used: Redis failed; try again") from error
-        return self._read(found)
+        return self._verdict_and_allowance(answer)
 
-    def _read(self, found: Sequence[Any]) -> tuple[str, Allowance]:
-        verdict = found[0].decode() if isinstance(found[0], bytes) else str(found[0])
-        now, taken, reopens, caution = (int(each) for each in found[1:])
-        closed = reopens > now
+    def _verdict_and_allowance(self, answer: Sequence[Any]) -> tuple[str, Allowance]:
+        """Read what each script of the quota answers. The verdict matters only after reserve.lua."""
+        verdict = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+        now_ms, taken, reopens_ms, caution = (int(number) for number in answer[1:])
+        closed = reopens_ms > now_ms
         remaining = 0 if closed else max(0, self.limit - taken)
-        return verdict, Allowance(self.limit, remaining, reopens if closed else None, now, caution)
+        return verdict, Allowance(self.limit, remaining, reopens_ms if closed else None, now_ms, caution)
