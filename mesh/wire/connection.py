@@ -170,7 +170,7 @@ class RedisConnection:
         self._decode_errors = errors
         self._connection: Any = None
         self._transport: Any = None
-        self._protocol: _ReplyProtocol | None = None
+        self._answers: _ReplyProtocol | None = None
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Make one round trip and return the replies; an error reply is returned, not raised.
@@ -180,7 +180,7 @@ class RedisConnection:
         """
         packed = pack(commands)
         try:
-            if self._protocol is None:
+            if self._answers is None:
                 await self._connect()
             return await self._write(packed, len(commands))
         except BaseException:
@@ -189,7 +189,7 @@ class RedisConnection:
 
     def _write(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         """Send the bytes of some commands, and return a future of their `count` replies."""
-        protocol = self._protocol
+        protocol = self._answers
         if protocol is None or self._transport.is_closing():
             raise redis_errors.ConnectionError(_CLOSED_TEXT)
         waiter = protocol.expect(count)
@@ -211,13 +211,13 @@ class RedisConnection:
                 await self._connection.connect()
         connection = self._connection
         self._transport = connection._writer.transport
-        self._protocol = _ReplyProtocol(
+        self._answers = _ReplyProtocol(
             self._transport.get_protocol(), connection._parser.parse_error, self._timeout_s, self._decode_errors
         )
-        self._transport.set_protocol(self._protocol)
+        self._transport.set_protocol(self._answers)
 
     async def _disconnect(self) -> None:
-        self._protocol = None
+        self._answers = None
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
 
