@@ -119,7 +119,7 @@ class Replica:
         deadline_ms = deadline_ms or self.settings.deadline_ms
         for ask in asks:
             if ask.level or not self._directory.knows(ask.op):
-                return self._check_and_ask(asks, deadline_ms, decode)
+                return self._check_and_ask(asks, deadline_ms, decode)  # perhaps no live replica knows it
         return self._calls.ask(asks, deadline_ms, decode)
 
     async def _check_and_ask(self, asks: Sequence[Ask], deadline_ms: int, decode: Decode) -> list[Answer]:
@@ -299,7 +299,7 @@ class Replica:
             self._tasks[name] = tasks.create_task(loop(), name=f"mesh-{name}")
 
     async def _sweep(self) -> None:
-        await self._publication.publish(self._link)
+        await self._publication.publish(self._link)  # the definitions of this replica's operations
         while True:
             await asyncio.sleep(SWEEP_S)
             await self._publication.keep(self._link)

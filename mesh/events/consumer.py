@@ -133,6 +133,7 @@ class Events(GroupConsumer[DeliveredEvent]):
         events = [DeliveredEvent(id, fields_of(flat), deliveries) for id, deliveries, flat in entries]
         self._works = {event.id: event for event in events}
         try:
+            # All entries of one read or claim have had equally many deliveries.
             if not is_overdelivered(events[0].deliveries, self._max_deliveries):
                 await self._settle(events)
                 return

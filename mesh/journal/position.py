@@ -13,11 +13,11 @@ SEQUENCE_BITS = 16
 
 def pack_id(stream_id: str) -> int:
     """Pack a stream id of a log into an integer below 2**63; these sort as the ids do. Raises ValueError."""
-    ms, _, sequence = stream_id.partition("-")
-    high, low = int(ms), int(sequence)
-    if not (0 <= high < 1 << 63 - SEQUENCE_BITS and 0 <= low < 1 << SEQUENCE_BITS):
+    ms_text, _, sequence_text = stream_id.partition("-")
+    ms, sequence = int(ms_text), int(sequence_text)
+    if not (0 <= ms < 1 << 63 - SEQUENCE_BITS and 0 <= sequence < 1 << SEQUENCE_BITS):
         raise ValueError(f"{stream_id[:50]} is not the id of an entry of a log")
-    return high << SEQUENCE_BITS | low
+    return ms << SEQUENCE_BITS | sequence
 
 
 def unpack_id(stamp: int) -> str:

@@ -82,8 +82,11 @@ class Link:
         #: in the order in which `_take` returns their items, and `_commands` and `_resolve_waiters` take them
         self._batches: tuple[Batch[Any], ...] = (self._shared, self._own, self._submissions, self._commits)
         self._queues = tuple(batch.items for batch in self._batches)
+        #: done when an item waits to be sent
         self._wake: asyncio.Future[None] = self._loop.create_future()
+        #: the number of the last trip; a trip that is sent again keeps its number
         self._number = 0
+        #: most words in each batch of the next trip: smaller than MOST_WORDS after a trip that was too large
         self._most_words = MOST_WORDS
         self._down = False
         self._closed: MeshError | None = None
@@ -111,7 +114,7 @@ class Link:
             raise Unavailable("Redis cannot be reached; retry after 1 s", retry_after=1)
         if self._closed is not None:
             raise self._closed
-        self._submissions.add(group, waiter, group[1])
+        self._submissions.add(group, waiter, group[1])  # the second value of `Encoded` is the weight
         self._send_soon()
 
     def commit(self, transaction: Encoded, waiter: Waiter, *, first: bool = False) -> None:

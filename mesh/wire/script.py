@@ -46,8 +46,8 @@ class Script:
         source = (folder / name).read_text("utf-8")
         for part in parts:
             text = (folder / part).read_text("utf-8")
-            for called in {part, Path(part).name}:
-                source = source.replace(f"--[[ {called} ]]", text)
+            for name_in_comment in {part, Path(part).name}:
+                source = source.replace(f"--[[ {name_in_comment} ]]", text)
         return cls(source)
 
     def without(self, part: str) -> Script:
@@ -62,12 +62,12 @@ class Script:
 
         Without `decode` the answer is bytes, for answers that may be no text.
         """
-        words = (len(keys), *keys, *args)
+        keys_and_arguments = (len(keys), *keys, *args)
         options = {} if decode else {"NEVER_DECODE": True}
         try:
-            return await client.execute_command("EVALSHA", self.sha, *words, **options)
+            return await client.execute_command("EVALSHA", self.sha, *keys_and_arguments, **options)
         except NoScriptError:
-            return await client.execute_command("EVAL", self.source, *words, **options)
+            return await client.execute_command("EVAL", self.source, *keys_and_arguments, **options)
 
 
 @dataclass(frozen=True)
