@@ -289,10 +289,10 @@ def refusals_of(service: str) -> list[tuple[type[MeshError], dict[str, Any]]]:
     for code, cls in sorted(_BY_CODE.items()):
         if issubclass(cls, Refused) and code.startswith(f"{service}."):
             try:
-                hints = get_type_hints(cls)
+                types = get_type_hints(cls)
             except NameError:  # the class is defined in a function, with types that only this function knows
-                hints = {}
-            refusals.append((cls, {name: hints.get(name, Any) for name in sorted(_fact_names_of(cls))}))
+                types = {}
+            refusals.append((cls, {name: types.get(name, Any) for name in sorted(_fact_names_of(cls))}))
     return refusals
 
 
