@@ -112,7 +112,7 @@ class Node:
 
     async def kill(self) -> None:
         """End as after kill -9: nothing is written at the end."""
-        self.replication._farewell = _nothing  # type: ignore[method-assign]
+        self.replication._save_orphans = _nothing  # type: ignore[method-assign]
         await self.leave()
 
     async def set(self, user_id: str, **fields: int) -> UserGrade:
