@@ -32,20 +32,21 @@ log = structlog.get_logger(__name__)
 
 #: A request is given up after so many conflicts. Each conflict means that another request was committed.
 MOST_CONFLICTS = 100
-#: While too many requests wait, a request on a database's stream tries to enter its limit again after this pause.
-ROOM_LOOK_S = 0.25
+#: A request on a database's stream that finds no room among the waiting requests asks for room again after this pause.
+ENTER_AGAIN_S = 0.25
 #: Longest wait of a request that is handed on, because only other replicas of our class serve its operation.
 LONGEST_HAND_ON_MS = 250
-#: For how many requests `took_us` keeps how long they took.
-RECENT = 512
+#: How many durations `Runner.took_us` keeps: those of the last requests.
+DURATIONS_KEPT = 512
 #: If a handler blocks the event loop for longer than this, the log names its operation.
 BLOCKED_S = 0.1
 
-#: The outcome of an attempt at a request, and the reason.
+#: The outcome of an attempt at a request, and its reason as text: for the log, for a dead letter, or "".
 Found = tuple[Outcome, str]
 Attempt = Callable[[Work, float], Awaitable[Found | None]]
-#: Nothing keeps the handler from running: the request has no outcome yet.
-_RUNS: Found = (Outcome.DONE, "")
+#: The result of a check that does not end the attempt: `_handle` comes next. It runs the handler or, if the request
+#: cannot be handled, makes the error the answer. Code compares with `is`; the content does not matter.
+_GO_ON: Found = (Outcome.DONE, "")
 
 
 class Runner:
@@ -56,129 +57,139 @@ class Runner:
         self._worker = worker
         self._counters = counters
         #: how long the work on each of the last requests took, in microseconds
-        self.took_us: deque[int] = deque(maxlen=RECENT)
+        self.took_us: deque[int] = deque(maxlen=DURATIONS_KEPT)
         self._store = Store(host.link, host.database, host.cls)
-        #: Runs the handler of a work after some seconds, and hands its transaction to the link. Later the link passes
-        #: the answer of the commit to the work. If there is no transaction, returns the outcome. Raises LeaseLost.
+        #: Makes one attempt at a request, after a pause of so many seconds: runs the handler, hands the transaction to
+        #: the link, and returns None. Later the link passes the answer of the commit to the work. If the attempt ends
+        #: without a transaction, returns the outcome and its reason. Raises LeaseLost.
         self.attempt: Attempt = self._attempt_in_span if tracing.is_on() else self._attempt
 
     async def _attempt_in_span(self, work: Work, after_s: float) -> Found | None:
         request = work.request
         tracing.TRACEPARENT.set(request.traceparent)
-        name, about = tracing.processing(request.stream, request.op, request.id, request.deliveries)
-        with tracing.span("CONSUMER", name, about) as span:
-            found = await self._attempt(work, after_s, tracing.TRACEPARENT.get())
-            if found is None:
+        name, attributes = tracing.processing(request.stream, request.op, request.id, request.deliveries)
+        with tracing.span("CONSUMER", name, attributes) as span:
+            outcome_and_reason = await self._attempt(work, after_s, tracing.TRACEPARENT.get())
+            if outcome_and_reason is None:
                 work.span = tracing.begin("INTERNAL", "commit", {})
             else:
-                span.set_attribute("error.type", found[0].name.lower())
-        return found
+                span.set_attribute("error.type", outcome_and_reason[0].name.lower())
+        return outcome_and_reason
 
-    async def _attempt(self, work: Work, after_s: float, traceparent: str = "") -> Found | None:
+    # `request.call` is the X-Request-Id of the HTTP request that caused this request, or another name that the sender
+    # has set. If the sender creates spans and has set no name, the request has a traceparent alone.
+    # `delivery_traceparent` is the context of the span of this delivery.
+    async def _attempt(self, work: Work, after_s: float, delivery_traceparent: str = "") -> Found | None:
         host, request, handler = self._host, work.request, work.handler
         if after_s:
             await asyncio.sleep(after_s)
         if request.call or request.traceparent:
             tracing.CALL.set(request.call)
-            tracing.TRACEPARENT.set(traceparent or request.traceparent)
-        started, now_ms = perf_counter(), host.now_ms()
+            tracing.TRACEPARENT.set(delivery_traceparent or request.traceparent)
+        attempt_began, now_ms = perf_counter(), host.now_ms()
         if request.deliveries > 1 and is_overdelivered(request.deliveries, host.settings.max_deliveries):
             return Outcome.CRASHED, f"{request.deliveries - 1} deliveries, and none was finished"
         if not request.op:
             return Outcome.HOPELESS, "the entry is not a request"
         if request.is_late(now_ms):
             return Outcome.LATE, ""
-        may_wait = handler is None or handler.limit is not None or request.op in host.paused()
-        if may_wait and (found := await self._wait_refuse_or_fail(work, handler)) is not _RUNS:
-            return found
-        began = perf_counter() if may_wait else started
-        first_began = work.begun = work.begun or began
+        needs_checks = handler is None or handler.limit is not None or request.op in host.paused()
+        if needs_checks and (outcome_and_reason := await self._wait_refuse_or_fail(work, handler)) is not _GO_ON:
+            return outcome_and_reason
+        run_began = perf_counter() if needs_checks else attempt_began
+        first_run_began = work.begun = work.begun or run_began
         transaction = Effects(host.database, host.replica, request, self._worker.verbs, host.settings.later_bound)
         try:
             if work.conflicts >= MOST_CONFLICTS:
                 error = Contended.at(work.contended, work.conflicts)
                 if not request.reply_to:
                     return Outcome.HOPELESS, error.detail
-                self._refuse(transaction, error)
+                self._turn_into_refusal(transaction, error)
             else:
-                await self._handle(handler, request, transaction, began)
-            ended = perf_counter()
-            took_us = int((ended - first_began) * 1e6)
+                await self._handle(handler, request, transaction, run_began)
+            run_ended = perf_counter()
+            took_us = int((run_ended - first_run_began) * 1e6)
             self.took_us.append(took_us)
-            if handler is not None:
-                host.durations.add(request.op, (now_ms - request.at_ms) / 1000 + ended - started, ended - first_began)
-            words = transaction.wire(took_us)
+            if handler is not None:  # the time since it was sent, and the time of all runs in this delivery
+                host.durations.add(
+                    request.op, (now_ms - request.at_ms) / 1000 + run_ended - attempt_began, run_ended - first_run_began
+                )
+            encoded = transaction.wire(took_us)
             transaction.end()
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            return self._failed(work, error)
-        except BaseException as error:
-            # Handlers are code of services. Even if one raises SystemExit, only its request ends, not the replica.
+            return self._outcome_of_exception(work, error)
+        except BaseException as error:  # even if a handler raises SystemExit, only its request ends, not the replica
             if isinstance(error, LeaseLost) and host.link.closed:
-                raise
-            return self._failed(work, error)
-        # After a conflict this commit goes first. Otherwise new requests would change the same keys first each time.
-        host.link.commit(words, work, first=work.conflicts > 0)
+                raise  # the membership is over; while the link is open, the handler itself has raised LeaseLost
+            return self._outcome_of_exception(work, error)
+        host.link.commit(encoded, work, first=work.conflicts > 0)  # else new requests cause its next conflict
         for due in transaction.dues:
-            host.learn(due.moment_ms(host.now_ms()))
+            host.learn(due.moment_ms(host.now_ms()))  # at this time our replica wakes what is due
         work.committing = True
         return None
 
     async def _wait_refuse_or_fail(self, work: Work, handler: Handler | None) -> Found | None:
-        """Do what `_wait_or_refuse` does. If its scripts cannot read the entry, only the request fails."""
+        """Do what `_wait_or_refuse` does. If its scripts cannot read the entry, return CRASHED for the request."""
         try:
             return await self._wait_or_refuse(work, handler)
         except (InvalidBody, redis_errors.ResponseError) as error:
             return Outcome.CRASHED, describe(error)
 
     async def _wait_or_refuse(self, work: Work, handler: Handler | None) -> Found | None:
-        """Return _RUNS if a request may run now. Otherwise let it wait, or refuse it."""
+        """Return _GO_ON if a request may run now. Otherwise let it wait, or refuse it.
+
+        Returns None if a refusal is with the link already.
+        """
         host, request = self._host, work.request
-        if request.op in host.paused() and (found := await self._paused(work)) is not _RUNS:
-            return found
+        if request.op in host.paused() and (outcome_and_reason := await self._refuse_or_park(work)) is not _GO_ON:
+            return outcome_and_reason
         if handler is None:
             return await self._without_handler(work)
         limit = handler.limit
         if limit is not None and limit.interval_ms:
-            # A client, which wakes nothing, may have sent the next request of this rate. So look when it may be due.
+            # The next request of this rate may wait already. If a client has sent it, no replica knows when it is due,
+            # because clients do not wake requests. So this replica looks when one interval of the rate has passed.
             host.learn(host.now_ms() + limit.interval_ms)
-        return _RUNS if limit is None or request.is_limited else await self._limited(work, limit)
+        return _GO_ON if limit is None or request.is_limited else await self._apply_limit(work, limit)
 
     async def _without_handler(self, work: Work) -> Found | None:
         """Hand on a request whose operation has no handler here, if another replica of our class has one.
 
         On the stream of our database nothing is handed on, because no other replica reads it. If nobody serves the
-        operation, returns _RUNS for a request with a caller: then `_handle` refuses it, and the caller learns why. A
+        operation, returns _GO_ON for a request with a caller: then `_handle` refuses it, and the caller learns why. A
         request without a caller also waits for a replica that is expected back. If there is none, it becomes a dead
         letter, which can be replayed.
         """
         host, request = self._host, work.request
-        error = _unknown(request.op, self._worker.operations)
-        patient, has_other_readers = not request.reply_to, not self._is_ordered(request)
-        if has_other_readers and await host.directory.is_served(request.op, host.cls, patient=patient):
+        error = _unserved(request.op, self._worker.operations)
+        has_no_caller, has_other_readers = not request.reply_to, not self._is_ordered(request)
+        if has_other_readers and await host.directory.is_served(request.op, host.cls, patient=has_no_caller):
             # The pause is half of its age: short at first, then longer and longer while no other replica reads it.
             age_ms = host.now_ms() - request.at_ms
             work.pause_ms = max(1, min(age_ms // 2, LONGEST_HAND_ON_MS))
             return Outcome.ELSEWHERE, error.detail
-        return _RUNS if request.reply_to else (Outcome.HOPELESS, error.detail)
+        return _GO_ON if request.reply_to else (Outcome.HOPELESS, error.detail)
 
-    async def _limited(self, work: Work, limit: Limit) -> Found | None:
+    async def _apply_limit(self, work: Work, limit: Limit) -> Found | None:
         """Apply the limit of its operation to a request whose sender did not know this limit.
 
-        Returns _RUNS if the body is not what the operation takes: the handler is not called, and the caller learns why.
+        If the decoder could not read the body, the limit cannot be applied. Then this returns _GO_ON, and the caller
+        gets the InvalidBody that stands in place of the body.
         """
         host, request = self._host, work.request
         if request.body.__class__ is InvalidBody:
-            return _RUNS
-        words, most = limit.words(request.op, request.body), host.settings.later_bound
+            return _GO_ON
+        limit_text, most_waiting = limit.words(request.op, request.body), host.settings.later_bound
+        # If there is no room, the loop ends when the consumer cancels this task: after the deadline, or when it stops.
         while True:
-            code, about = await enter(host.link, request.stream, request.id, host.replica, words, most)
+            code, subject = await enter(host.link, request.stream, request.id, host.replica, limit_text, most_waiting)
             if code == PLACED:
                 return Outcome.PARKED, ""
-            if code == NOT_MINE:
+            if code == NOT_MINE:  # the script's word for our outcome NOT_OURS
                 return Outcome.NOT_OURS, ""
-            error = refusal(code, about)
+            error = refusal(code, subject)
             if request.reply_to:
                 self.refuse(work, error)
                 return None
@@ -186,13 +197,14 @@ class Runner:
                 return Outcome.HOPELESS, error.detail
             if not self._is_ordered(request):
                 return Outcome.NO_ROOM, ""
-            await asyncio.sleep(ROOM_LOOK_S)
+            # Our database's next requests must not run before this one, so it cannot be given back.
+            await asyncio.sleep(ENTER_AGAIN_S)
 
-    async def _paused(self, work: Work) -> Found | None:
+    async def _refuse_or_park(self, work: Work) -> Found | None:
         """Refuse a request of a paused operation if a caller waits for it, or else park it.
 
-        Returns _RUNS if the pause has ended meanwhile. Returns _RUNS also for a request without a caller on the stream
-        of our database: such a request completes the effect of another one.
+        Returns _GO_ON if the pause has ended meanwhile. Returns _GO_ON also for a request without a caller on the
+        stream of our database: it is a part of another request's effect, and the next requests wait for it.
         """
         host, request = self._host, work.request
         if request.reply_to:
@@ -200,11 +212,11 @@ class Runner:
             self.refuse(work, error)
             return None
         if self._is_ordered(request):
-            return _RUNS
-        most = host.settings.later_bound
-        match await park(host.link, request.stream, request.id, host.replica, request.op, most):
+            return _GO_ON
+        most_waiting = host.settings.later_bound
+        match await park(host.link, request.stream, request.id, host.replica, request.op, most_waiting):
             case Parked.GOES_ON:
-                return _RUNS
+                return _GO_ON
             case Parked.NOT_MINE:
                 return Outcome.NOT_OURS, ""
             case Parked.FULL:
@@ -216,15 +228,15 @@ class Runner:
         """Return whether a request is on the stream of our database, where the next requests wait for it."""
         return request.stream == keys.database_requests(self._host.database)
 
-    async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, began: float) -> None:
+    async def _handle(self, handler: Handler | None, request: Request, transaction: Effects, run_began: float) -> None:
         """Run the handler, which fills the transaction, and add its answer.
 
         A MeshError of the handler becomes the answer. LeaseLost and all other exceptions are raised.
         """
         if handler is None:
-            self._refuse(transaction, _unknown(request.op, self._worker.operations))
+            self._turn_into_refusal(transaction, _unserved(request.op, self._worker.operations))
             return
-        rest = None
+        rest_of_handler = None
         try:
             steps = steps_of(handler.handle(request, self._store, transaction))
             try:
@@ -232,24 +244,26 @@ class Runner:
             except StopIteration as end:
                 body = end.value
             else:
-                rest = Rest(steps, waits_for, perf_counter() - began)
-                body = await rest
-            # Without a caller, nobody would learn of a refusal, and the effect of the request would be lost. So its
-            # sends go out unchecked. If nobody serves the operation of one, that one becomes a dead letter.
+                rest_of_handler = Rest(steps, waits_for, perf_counter() - run_began)
+                body = await rest_of_handler
+            # `asked` are the operations of the transaction's sends, and `level` is the highest level of their options.
+            # The check raises an error if nobody serves an operation, or if a live replica does not know the level.
+            # Without a caller, nobody would learn of this error, and the effect of the request would be lost. So then
+            # the sends go out unchecked, and a send whose operation nobody serves becomes a dead letter.
             if request.is_answered:
-                _answer(handler, transaction, body)
+                _add_answer(handler, transaction, body)
                 if transaction.asked:
                     await self._host.directory.check(transaction.asked, transaction.level)
-        except LeaseLost:
+        except LeaseLost:  # is a MeshError, but not an answer
             raise
-        except GeneratorExit as exit:
-            raise exited() from exit
+        except GeneratorExit as generator_exit:  # the event loop would take it for the end of the task
+            raise exited() from generator_exit
         except MeshError as error:
             if isinstance(error, InvalidReply):
                 log.error("reply cannot be sent", op=request.op, id=request.id, reason=printable(error.detail))
-            self._refuse(transaction, error)
+            self._turn_into_refusal(transaction, error)
         finally:
-            blocked_s = perf_counter() - began if rest is None else rest.longest_s
+            blocked_s = perf_counter() - run_began if rest_of_handler is None else rest_of_handler.longest_s
             if blocked_s > BLOCKED_S:
                 blocked_ms = round(blocked_s * 1000)
                 log.warning("handler blocked the event loop", op=request.op, id=request.id, blocked_ms=blocked_ms)
@@ -257,17 +271,20 @@ class Runner:
     def refuse(self, work: Work, error: MeshError) -> None:
         """Commit a transaction that only answers the request with an error."""
         transaction = Effects(self._host.database, self._host.replica, work.request)
-        self._refuse(transaction, error)
+        self._turn_into_refusal(transaction, error)
         self._host.link.commit(transaction.wire(), work)
         work.committing = True
 
-    def _refuse(self, transaction: Effects, error: MeshError) -> None:
+    def _turn_into_refusal(self, transaction: Effects, error: MeshError) -> None:
         self._counters.refused += 1
         transaction.refuse(error)
 
     @staticmethod
-    def _crashed(work: Work, error: BaseException) -> Found:
-        """Log an exception, and return its outcome. Log its traceback only if the last attempt failed otherwise."""
+    def _log_crash(work: Work, error: BaseException) -> Found:
+        """Log an exception, and return its outcome.
+
+        The log gets no traceback if the last attempt at this request failed for the same reason.
+        """
         reason, request = describe(error), work.request
         facts = {"op": request.op, "id": request.id, "deliveries": request.deliveries, "reason": reason}
         if reason != work.reason:
@@ -276,38 +293,39 @@ class Runner:
         work.reason = reason
         return Outcome.CRASHED, reason
 
-    def _failed(self, work: Work, error: BaseException) -> Found:
+    def _outcome_of_exception(self, work: Work, error: BaseException) -> Found:
         """Return the outcome for an exception of a handler: another try later, if a Retry of its operation allows one.
 
-        On a database's stream the next requests wait for this one. So its Retry is ignored, and it is delivered again
-        at once.
+        On a database's stream the next requests wait for this one. So the Retry is ignored there, and the request is
+        delivered again at once.
         """
         request = work.request
         handler = work.handler
         retry = None if handler is None else handler.retry
         if retry is None or not isinstance(error, retry.on) or self._is_ordered(request):
-            return self._crashed(work, error)
-        tries = request.failed_tries + 1
-        pause_ms = retry.pause_ms(tries)
-        late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
-        if pause_ms is None or late:
-            return Outcome.HOPELESS, self._crashed(work, error)[1]
+            return self._log_crash(work, error)
+        failed_tries = request.failed_tries + 1
+        pause_ms = retry.pause_ms(failed_tries)
+        is_too_late = request.deadline != NEVER and self._host.now_ms() + (pause_ms or 0) >= request.deadline
+        if pause_ms is None or is_too_late:
+            return Outcome.HOPELESS, self._log_crash(work, error)[1]
         work.pause_ms = pause_ms
         reason = describe(error)
-        log.warning("try failed", op=request.op, id=request.id, tries=tries, pause_ms=pause_ms, reason=reason)
+        log.warning("try failed", op=request.op, id=request.id, tries=failed_tries, pause_ms=pause_ms, reason=reason)
         return Outcome.TRY_FAILED, reason
 
 
-def _answer(handler: Handler, transaction: Effects, body: Any) -> None:
+def _add_answer(handler: Handler, transaction: Effects, body: Any) -> None:
     """Make what a handler returned the answer of its transaction. Raises InvalidReply."""
     if handler.encode is not None:
+        # An empty text tells the caller only how many replies follow.
         only_forwards = body is None and transaction.forwards
         transaction.reply_json(b"" if only_forwards else handler.encode(body))
     elif body is not None:
         transaction.reply(body)
 
 
-def _unknown(op: str, known: list[str]) -> Unserved:
+def _unserved(op: str, known: list[str]) -> Unserved:
     """Return the error for an operation without a handler here. Another release or a replica that left may have one."""
     return Unserved(f"no replica here knows the operation {op!r:.100}{nearest(op, known)}", op=op)
 
