@@ -26,7 +26,8 @@ from mesh.wire.connection import Encoded, encode_words
 class Writer:
     """Collects writes and expectations on keys that all begin with one prefix.
 
-    Its methods raise ValueError or TypeError at once for a command that Redis would refuse.
+    Its methods raise ValueError or TypeError at once for a command that Redis would refuse. `side` is 1 for the keys of
+    the replica's own database, and 0 for the shared keys.
     """
 
     __slots__ = ("_expects", "_prefix", "_side", "_writes")
@@ -80,9 +81,9 @@ class Writer:
 
     def set_until(self, names: Iterable[str], value: Text, at_ms: int) -> None:
         """Set many keys to one value. All of them expire at `at_ms`, in ms since 1970."""
-        keys = [self._prefix + key for key in names]
-        if keys:
-            self._writes.set_all(self._side, keys, value, at_ms)
+        full_keys = [self._prefix + key for key in names]
+        if full_keys:
+            self._writes.set_all(self._side, full_keys, value, at_ms)
 
     def delete(self, key: str) -> None:
         self.write("DEL", key)
@@ -94,12 +95,12 @@ class Writer:
         self._grow("HDEL", key, fields)
 
     def zadd(self, key: str, scores: Mapping[str, Text]) -> None:
-        self._grow("ZADD", key, [word for member, each in scores.items() for word in (score(each), member)])
+        self._grow("ZADD", key, [word for member, value in scores.items() for word in (score(value), member)])
 
     def write_with(self, verb: str, names: Sequence[str], words: Sequence[Text], lead: Sequence[Text] = ()) -> None:
         """Write with a verb that a service has added to its worker. `names` are its keys, all different.
 
-        If there are too many words for one command, they become several. Each command begins with the words of `lead`.
+        Too many words for one command become several commands. After its keys, each command begins with `lead`.
         """
         if verb not in self._writes.verbs:
             raise ValueError(f"no service of this worker has added the verb {verb}")
@@ -107,15 +108,16 @@ class Writer:
             raise ValueError(f"{verb} takes different keys, not {names}")
         check_words(lead)
         check_words(words)
-        keys = [self._prefix + name for name in names]
+        full_keys = [self._prefix + name for name in names]
         for part in parts(words):
-            self._writes.add(self._side, verb, keys, [*lead, *part])
+            self._writes.add(self._side, verb, full_keys, [*lead, *part])
 
     def mark(self, filter: Filter, numbers: Sequence[str]) -> None:
         """Set the bits of these numbers in a filter. Raises ValueError for a number that is not decimal digits."""
         for number in numbers:
             if not (number.isascii() and number.isdecimal()):
                 raise ValueError(f"a filter has numbers of decimal digits, not {number!r:.100}")
+        # Each command of the verb must know the size of the filter, and which numbers the filter has already.
         self.write_with("mark", [filter.key], numbers, [filter.bits, filter.below])
 
     def zrem(self, key: str, *members: Text) -> None:
@@ -129,7 +131,7 @@ class Writer:
         self._writes.keep_until(self._side, self._prefix + key, at_ms)
 
 
-def _check(to: Address, op: str) -> None:
+def _check_address_and_op(to: Address, op: str) -> None:
     if not isinstance(to, Class | Database):
         raise TypeError(f"a request is sent to Class(...) or Database(...), not to {to!r:.100}")
     if not isinstance(op, str):
@@ -138,21 +140,21 @@ def _check(to: Address, op: str) -> None:
         raise ValueError(f"an operation's name has printable characters only, not {op!r:.100}")
 
 
-class _Over(dict[str, Any]):
+class _AfterEnd(dict[str, Any]):
     """Replaces the verbs and the sends of a transaction that is over: every use of them raises UsageError."""
 
     def __missing__(self, key: str) -> Any:
-        raise _is_over()
+        raise _used_after_end()
 
     def append(self, item: Any) -> None:
-        raise _is_over()
+        raise _used_after_end()
 
 
-def _is_over() -> UsageError:
+def _used_after_end() -> UsageError:
     return UsageError("the transaction is over: its handler has returned; let the handler await everything that writes")
 
 
-_OVER: Any = _Over()
+_AFTER_END: Any = _AfterEnd()
 #: Replaces the request in a transaction that belongs to no request.
 _NO_REQUEST = Request("", "", "", "", "", "", NEVER, {})
 
@@ -175,13 +177,16 @@ class Effects(Writer):
     ) -> None:
         self._request = request
         self._replica = replica
+        #: how many requests may wait in `mesh:later`; the commit refuses to add more
         self._later_bound = later_bound
-        #: the due times of the requests that it sends for later
+        #: the due times of the requests that it sends for later: after the commit the replica wakes them then
         self.dues: list[Due] = []
-        #: the operations of the requests that it sends; not of those that it forwards
+        #: The operations of the requests that it sends, but not of those that it forwards. Before the commit the runner
+        #: checks that a live replica serves each.
         self.asked: list[str] = []
         self.expects = Expectations()
         self.writes = Writes(verbs)
+        #: the words of each request that it sends or forwards without options, as commit.lua reads them
         self.sends: list[Any] = []
         #: to how many addresses it forwards the request; each of them sends a reply of its own
         self.forwards = 0
@@ -189,6 +194,7 @@ class Effects(Writer):
         self._answer = (OK, "{}")
         #: whether later calls with the idempotency key of the request get the same answer
         self._is_kept = True
+        #: the highest level of the options of its sends
         self._level = 0
         #: by operation and idempotency key: the SHA-1 of the body that this transaction sends with the key
         self._shas: dict[tuple[str, str], str | int] = {}
@@ -210,9 +216,10 @@ class Effects(Writer):
 
     def send_later(self, to: Address, op: str, body: Body | bytes, due: Due, *, key: str, limit: str = "") -> None:
         """Send a request that waits until it is due. If too many requests wait already, the commit applies nothing."""
-        _check(to, op)
+        _check_address_and_op(to, op)
         self.dues.append(due)
         self.asked.append(op)
+        # commit_verbs.lua says in which order the verbs `later` and `place` read their words.
         words = (self._later_bound, due.word, key, to.target, op, self._replica, NEVER, encode_body(body))
         self._level = max(self._level, LIMITS if limit else LATER)
         self.writes.add(0, "later", (keys.LATER, keys.later(key)), (*words, limit) if limit else words)
@@ -233,7 +240,7 @@ class Effects(Writer):
         If an earlier request has the same idempotency key and body, nothing is sent. If the request is refused, the
         commit applies nothing. Raises KeyReused if this transaction has already sent another body with the key.
         """
-        _check(to, op)
+        _check_address_and_op(to, op)
         text = encode_body(body)
         options: dict[str, str | int] = {}
         if once is not None:
@@ -286,8 +293,8 @@ class Effects(Writer):
         deadline: int,
         sender: str | None = None,
     ) -> None:
-        _check(to, op)
-        integer(deadline, NEVER, LATEST_MS)
+        _check_address_and_op(to, op)
+        integer(deadline, NEVER, LATEST_MS)  # raises ValueError for a deadline that is out of range
         self.sends.append(
             (to.target, op, key, reply_to, deadline, encode_body(body), sender or self._replica, tracing.about())
         )
@@ -324,9 +331,11 @@ class Effects(Writer):
         self.forwards = 0
         try:
             self._answer = (error.code, encode_body(failure_body(error)))
-        except ValueError as why:
-            wrong = InvalidReply(f"the handler raised {type(error).__name__}, which cannot be sent: {why}")
-            self._answer = (wrong.code, encode_body(failure_body(wrong)))
+        except ValueError as encode_error:
+            replacement = InvalidReply(
+                f"the handler raised {type(error).__name__}, which cannot be sent: {encode_error}"
+            )
+            self._answer = (replacement.code, encode_body(failure_body(replacement)))
         self._is_kept = is_kept(error)
 
     def wire(self, took_us: int = 0) -> Encoded:
@@ -337,18 +346,29 @@ class Effects(Writer):
         request = self._request or _NO_REQUEST
         reply_to, options = request.reply_to, request.options
         status, body = self._answer
-        expects, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
+        expectations, writes, sends = self.expects.groups(), self.writes.commands(), self.sends
         if options:
-            ends: list[Text] = ["ends", "op", request.op, "request", request.key, "kept", int(self._is_kept), *options]
-            writes = [*writes, ["0", len(ends), *ends]]
+            # The verb `ends` tells commit.lua how to end a request with options, such as to keep the answer.
+            ends_command: list[Text] = [
+                "ends",
+                "op",
+                request.op,
+                "request",
+                request.key,
+                "kept",
+                int(self._is_kept),
+                *options,
+            ]
+            writes = [*writes, ["0", len(ends_command), *ends_command]]
         words: list[Text] = [
             request.stream, request.id, reply_to, request.key, request.op, status, self.forwards,
-            body if reply_to or options else "", len(expects), len(writes), len(sends), took_us, request.call,
+            body if reply_to or options else "", len(expectations), len(writes), len(sends), took_us, request.call,
         ]  # fmt: skip
-        groups = [*expects, *writes, *sends]
+        groups = [*expectations, *writes, *sends]
         words += [word if word.__class__ is str else text_of(word) for group in groups for word in group]
+        # The second argument says whether the plain variant of commit.lua can run this transaction: it lacks sends.
         return encode_words(words, not sends and self.expects.are_plain and are_plain(writes))
 
     def end(self) -> None:
         """Refuse later writes and sends, such as those of a task that the handler did not await: they would be lost."""
-        self.writes.verbs = self.sends = _OVER
+        self.writes.verbs = self.sends = _AFTER_END
