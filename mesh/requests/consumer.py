@@ -69,9 +69,9 @@ LONGEST_PAUSE_S = 0.2
 #: Most entries that one read returns.
 MOST_READ = 64
 #: How long an ending consumer waits for its cancelled handlers to end.
-CANCEL_S = 1.0
+CANCELLED_WAIT_S = 1.0
 #: If memory is full, a request without a caller on a database's stream runs again after this pause.
-ROOM_S = 1.0
+FULL_PAUSE_S = 1.0
 
 
 class Consumer(GroupConsumer[Work]):
@@ -95,7 +95,7 @@ class Consumer(GroupConsumer[Work]):
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self.counters = Counters()
         self._runner = Runner(host, worker, self.counters)
-        self._tasks = Tasks(self._work, self._forget)
+        self._tasks = Tasks(self._work, self._remove_work)
 
     @property
     def in_progress(self) -> int:
@@ -131,33 +131,33 @@ class Consumer(GroupConsumer[Work]):
         self._has_room.set()
         await super().stop(wait_s)
 
-    def _begin(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
-        """Begin a task that works on a request after `after_s` seconds, or settles it if its outcome is `found`."""
+    def _begin(self, work: Work, known_outcome: Found | None = None, after_s: float = 0) -> None:
+        """Begin a task that runs a request after `after_s` seconds, or only settles it, as `known_outcome` says."""
         # The consumer keeps and cancels these tasks itself. With a TaskGroup a request would cost a tenth more.
-        work.task = self._loop.create_task(self._work(work, found, after_s))
+        work.task = self._loop.create_task(self._work(work, known_outcome, after_s))
 
-    def _fail(self, error: Exception) -> None:
+    def _end_run_with(self, error: Exception) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
 
     async def _end_all(self) -> None:
         await self._abandon()
-        tasks = {work.task: work for work in self._works.values() if work.task is not None}
-        if not tasks:
+        work_of = {work.task: work for work in self._works.values() if work.task is not None}
+        if not work_of:
             return
-        _, left = await asyncio.wait(tasks, timeout=CANCEL_S)
-        for task in left:
+        _, unended = await asyncio.wait(work_of, timeout=CANCELLED_WAIT_S)
+        for task in unended:
             # Nothing can force the task to end. But the link is closed, so its transaction will be refused.
-            log.error("handler ignores its cancellation", op=tasks[task].request.op, id=tasks[task].request.id)
+            log.error("handler ignores its cancellation", op=work_of[task].request.op, id=work_of[task].request.id)
 
     def _give_away(self, work: Work) -> None:
         """Stop working on a request: another consumer has it or will get it, or its deadline has passed."""
         work.given_away = True
         if self._turns.leave(work):
-            self._forget(work)
+            self._remove_work(work)
         elif work.task is not None and work.task.cancel():
-            # `_work` forgets the request in its `finally`, but not if the task is cancelled before its first step.
-            work.task.add_done_callback(lambda _: self._forget(work))
+            # `_work` removes the request in its `finally`, but not if the task is cancelled before its first step.
+            work.task.add_done_callback(lambda _: self._remove_work(work))
 
     def _free(self) -> int:
         return min(super()._free(), max(0, self._concurrency - len(self._works)))
@@ -191,7 +191,7 @@ class Consumer(GroupConsumer[Work]):
             await self._in_order(works)
         else:
             self._tasks.begin(works)
-            # Let the new tasks run and send their first commands before the next read.
+            # In the first turn of the loop the new tasks run; in the second the link sends their first commands.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
@@ -202,7 +202,7 @@ class Consumer(GroupConsumer[Work]):
             request = Request.from_entry(self._reader.stream, id, flat, deliveries, decode)
         except ValueError as error:
             log.error("the entry is not a request", id=id, reason=printable(str(error)))
-            request = unreadable(self._reader.stream, id, flat, deliveries)
+            request = unreadable(self._reader.stream, id, flat, deliveries)  # becomes a dead letter
         if deliveries > 1:
             self.counters.reclaimed += 1
         if not self._works:
@@ -212,68 +212,68 @@ class Consumer(GroupConsumer[Work]):
 
     async def _in_order(self, works: list[Work]) -> None:
         """Work in order on a database's requests: those with an effect run alone, neighbours without one together."""
-        neighbours: list[Work] = []
+        without_effect: list[Work] = []
         for work in works:
             if work.handler is not None and not work.handler.effect:
-                neighbours.append(work)
+                without_effect.append(work)
                 continue
-            await self._run_together(neighbours)
-            neighbours = []
-            await self._run_together([work])
-        await self._run_together(neighbours)
+            await self._run_side_by_side(without_effect)
+            without_effect = []
+            await self._run_side_by_side([work])
+        await self._run_side_by_side(without_effect)
 
-    async def _run_together(self, works: list[Work]) -> None:
+    async def _run_side_by_side(self, works: list[Work]) -> None:
         # Even a single request gets a task, so that it can be cancelled when its caller no longer waits.
         for work in works:
             work.ended = self._loop.create_future()
             if work.given_away:
-                self._forget(work)
+                self._remove_work(work)
             else:
                 self._begin(work)
         for work in works:
             if work.ended is not None:
                 await work.ended
 
-    async def _work(self, work: Work, found: Found | None = None, after_s: float = 0) -> None:
+    async def _work(self, work: Work, outcome_and_reason: Found | None = None, after_s: float = 0) -> None:
         try:
             while True:
                 try:
-                    found = found or await self._runner.attempt(work, after_s)
+                    outcome_and_reason = outcome_and_reason or await self._runner.attempt(work, after_s)
                 except asyncio.CancelledError:
                     if not work.late:
                         raise
-                    found = Outcome.LATE, ""
-                if found is None or not await self._settle(work, *found):
+                    outcome_and_reason = Outcome.LATE, ""
+                if outcome_and_reason is None or not await self._settle(work, *outcome_and_reason):
                     return
                 self._turns.leave(work)
-                found = await self._redeliver(work)
+                outcome_and_reason = await self._redeliver(work)
         except Exception as error:
-            self._fail(error)
+            self._end_run_with(error)
         finally:
             if not work.committing:
-                self._forget(work)
+                self._remove_work(work)
 
     def committed(self, work: Work, answer: str) -> None:
         """Receive what commit.lua answers for a request, and go on in a new task if the request is not done."""
         work.committing = False
         if answer == DONE:
             self.counters.done += 1
-            self._forget(work)
+            self._remove_work(work)
             return
         outcome = outcome_of(answer, is_answered=bool(work.request.reply_to))
         if work.given_away:
-            self._forget(work)
+            self._remove_work(work)
         elif outcome is Outcome.CONFLICT:
             self.counters.conflicts += 1
             work.conflicts += 1
-            if work.request.found is not None:
+            if work.request.found is not None:  # the value of a shared key at the submission: it may be out of date
                 work.request = replace(work.request, found=None)
             work.contended = contended_key(answer)
             self._turns.take(work, work.contended)
-        elif outcome is Outcome.FULL and not work.request.reply_to:
+        elif outcome is Outcome.FULL and not work.request.reply_to:  # nobody would get a refusal: wait for room
             self._turns.leave(work)
             if self._ordered:
-                self._begin(work, after_s=ROOM_S)
+                self._begin(work, after_s=FULL_PAUSE_S)
             else:
                 self._begin(work, (Outcome.NO_ROOM, answer))
         else:
@@ -286,10 +286,10 @@ class Consumer(GroupConsumer[Work]):
             self._begin(work, (Outcome.CRASHED, describe(error)))
             return
         if isinstance(error, LeaseLost | redis_errors.RedisError):
-            self._fail(error)
-        self._forget(work)
+            self._end_run_with(error)
+        self._remove_work(work)
 
-    def _forget(self, work: Work) -> None:
+    def _remove_work(self, work: Work) -> None:
         if work.conflicts:
             self._turns.leave(work)
         if self._works.get(work.request.id) is work:
@@ -303,7 +303,7 @@ class Consumer(GroupConsumer[Work]):
             work.ended.set_result(None)
 
     async def _settle(self, work: Work, outcome: Outcome, reason: str) -> bool:
-        """Do what `settle` decides. Return True if the request is to be delivered again."""
+        """Do what `settle` decides. Return True if the caller must deliver the request again."""
         request = work.request
         match settle(outcome, request.deliveries, self._host.settings.max_deliveries, reason):
             case Bury(reason):
@@ -353,14 +353,14 @@ class Consumer(GroupConsumer[Work]):
         if not deliveries:
             return Outcome.NOT_OURS, ""
         work.request = replace(work.request, deliveries=deliveries, found=None)
-        work.conflicts, work.begun = 0, 0.0
+        work.conflicts, work.begun = 0, 0.0  # both count from the beginning of a delivery
         return None
 
     def _pause_s(self, request: Request) -> float:
         """Return the pause before the next delivery, in seconds.
 
-        The pause is so short that all deliveries happen before the deadline: then the caller learns why the request
-        fails. On a database's stream there is no pause, because the next request waits until this one has ended.
+        The pause is at most an eighth of the time until the deadline. So all deliveries happen before the deadline, and
+        the caller learns why the request fails. On a database's stream the next request waits, so there is no pause.
         """
         if self._ordered:
             return 0
@@ -390,11 +390,11 @@ class Consumer(GroupConsumer[Work]):
 
 def load_of(consumers: Sequence[Consumer], loop_ms: float) -> dict[str, str]:
     """Return the fields of a roster row about a replica's work. `loop_ms` is the delay of its event loop."""
-    took = sorted(us for consumer in consumers for us in consumer.took_us)
+    durations_us = sorted(us for consumer in consumers for us in consumer.took_us)
     return {
         "answered": str(sum(consumer.counters.done for consumer in consumers)),
         "in_hand": str(sum(consumer.in_progress for consumer in consumers)),
         "loop_ms": f"{loop_ms:.1f}",
-        "p50_us": str(took[len(took) // 2]) if took else "",
-        "p99_us": str(took[len(took) * 99 // 100]) if took else "",
+        "p50_us": str(durations_us[len(durations_us) // 2]) if durations_us else "",
+        "p99_us": str(durations_us[len(durations_us) * 99 // 100]) if durations_us else "",
     }
